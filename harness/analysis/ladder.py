@@ -1,0 +1,139 @@
+"""Ladder samples -> the ladder table: rate, speed-up and error of each stage of each case."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.stats import Interval, median_interval
+from harness.collect.runs import Record
+
+# Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
+TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
+APPROXIMATE = ("branch_skip",)
+COLUMNS = (
+    "case", "suite", "model", "workload", "precision", "stage", "verdict", "structures_per_s", "ci_low", "ci_high",
+    "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s", "end_to_end_low",
+    "end_to_end_high", "max_energy_error_ev_per_atom", "max_force_error_ev_per_a", "force_error_relative",
+    "energy_error_relative", "peak_bytes", "matrix_gflop", "matrix_gflop_per_s", "share_of_matrix_peak", "first_call_s",
+    "samples", "structures_timed", "structures", "atoms", "edges", "threads", "device", "case_state", "folder",
+)  # fmt: skip
+
+
+def ladder_table(records: list[Record]) -> pd.DataFrame:
+    """One row per case and stage, in the order of the ladder, columns as in COLUMNS; missing values are NaN.
+
+    verdict: "ok" (agrees with the baseline to rounding), "approximate" (not meant to agree), "WRONG" (meant to and
+    does not: its speed-up is withheld), "unchecked" (no baseline in the run), "not available: why", "not run".
+    """
+    rows = [row for r in records if r.case.get("program") == "ladder" for row in _rows(r)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _rows(record: Record) -> list[dict[str, Any]]:
+    parameters = record.case["parameters"]
+    samples = pd.DataFrame(record.samples)
+    known = list(dict.fromkeys([*record.stages, *(samples["stage"] if len(samples) else [])]))
+    wanted = parameters.get("stages") or known
+    return [_row(record, stage, samples) for stage in wanted]
+
+
+def _row(record: Record, stage: str, samples: pd.DataFrame) -> dict[str, Any]:
+    parameters, facts = record.case["parameters"], record.facts
+    workload, observed = facts.get("workload", {}), facts.get("observed", {})
+    own = samples[samples["stage"] == stage] if len(samples) else samples
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan)
+    row |= {
+        "case": record.case["name"],
+        "suite": record.case["suite"],
+        "model": model_label(facts.get("model", {})),
+        "workload": parameters["workload"],
+        "precision": parameters["precision"],
+        "stage": stage,
+        "samples": len(own),
+        "structures": workload.get("structures", math.nan),
+        "atoms": workload.get("atoms", math.nan),
+        "edges": workload.get("edges", math.nan),
+        "threads": observed.get("threads", math.nan),
+        "device": observed.get("device_name") or record.provenance.get("cpu"),
+        "case_state": record.state,
+        "folder": str(record.folder),
+    }
+    event = record.stages.get(stage, {})
+    if event.get("event") == "unavailable":
+        return row | {"verdict": f"not available: {event['reason']}"}
+    if own.empty:
+        return row | {"verdict": "not run"}
+    return (
+        row | _rates(own) | _speedup(own, samples) | _errors(own, stage, parameters["precision"]) | _work(record, own)
+    )
+
+
+def _rates(own: pd.DataFrame) -> dict[str, Any]:
+    device = median_interval((own["structures"] / own["device_s"]).tolist())
+    host_s = own["neighbours_s"] + own["collate_s"] + own["transfer_s"]
+    end_to_end = median_interval((own["structures"] / (own["device_s"] + host_s)).tolist())
+    return {
+        "structures_per_s": device.median,
+        "ci_low": device.low,
+        "ci_high": device.high,
+        "coverage": device.coverage,
+        "end_to_end_structures_per_s": end_to_end.median,
+        "end_to_end_low": end_to_end.low,
+        "end_to_end_high": end_to_end.high,
+        "structures_timed": int(own["structures"].sum()),
+    }
+
+
+def _speedup(own: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Any]:
+    """Ratios to the baseline of the same round, hence of the same batch at the same time."""
+    ratio = paired_ratio(samples[samples["stage"] == "baseline"], own)
+    return {"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high}
+
+
+def paired_ratio(slow: pd.DataFrame, fast: pd.DataFrame) -> Interval:
+    """How many times faster, from the rounds that both have."""
+    both = slow.merge(fast, on="round", suffixes=("_slow", "_fast"))
+    return median_interval((both["device_s_slow"] / both["device_s_fast"]).tolist())
+
+
+def _errors(own: pd.DataFrame, stage: str, precision: str) -> dict[str, Any]:
+    if "force_error_ev_per_a" not in own or own["force_error_ev_per_a"].isna().all():
+        return {"verdict": "unchecked", "speedup": math.nan}
+    force = float((own["force_error_ev_per_a"] / own["force_scale_ev_per_a"]).max())
+    energy = float((own["energy_error_ev_per_atom"] / own["energy_scale_ev_per_atom"]).max())
+    errors: dict[str, Any] = {
+        "max_energy_error_ev_per_atom": float(own["energy_error_ev_per_atom"].max()),
+        "max_force_error_ev_per_a": float(own["force_error_ev_per_a"].max()),
+        "force_error_relative": force,
+        "energy_error_relative": energy,
+    }
+    if stage in APPROXIMATE:
+        return errors | {"verdict": "approximate"}
+    if max(force, energy) <= TOLERANCE[precision]:
+        return errors | {"verdict": "ok"}
+    withheld = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), math.nan)
+    return errors | {"verdict": "WRONG"} | withheld
+
+
+def _work(record: Record, own: pd.DataFrame) -> dict[str, Any]:
+    """Arithmetic and memory of one call on the case's first batch; compiled code does the work of batched_heads."""
+    stage = own["stage"].iloc[0]
+    event = record.stages.get(stage, {})
+    flops = event.get("matrix_flops") or record.stages.get("batched_heads", {}).get("matrix_flops")
+    work: dict[str, Any] = {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
+    first = own[own["batch"] == 0]
+    if flops and len(first):
+        rate = flops / 1e9 / median_interval(first["device_s"].tolist()).median
+        peak = record.facts.get("ceilings", {}).get("matrix_product_gflop_per_s", math.nan)
+        work |= {"matrix_gflop": flops / 1e9, "matrix_gflop_per_s": rate, "share_of_matrix_peak": rate / peak}
+    return work
+
+
+def model_label(about: dict[str, Any]) -> str:
+    """`width 64, trained`, from the model's own facts."""
+    if not about:
+        return "unknown"
+    return f"width {about['config']['width']}, {'trained' if about['trained'] else 'untrained'}"

@@ -1,0 +1,55 @@
+"""The event log of a case: JSON lines, appended one whole line at a time. All that harness and reference share.
+
+Every line holds `event` (what it is) and `time_s` (Unix time). Kinds in use:
+    start      case, program, pid              progress  done, total, what
+    sample     a raw measurement, never summarised
+    fact       name, value: something true of the whole case (workload, model, machine ceilings, ...)
+    done       the case ended well             error     message: it did not
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "events.jsonl"
+Event = dict[str, Any]
+
+
+class EventLog:
+    """An append-only event log; each line reaches the file in one write, so that a kill tears at most the last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event; fields must be plain JSON data."""
+        line = json.dumps({"event": event, "time_s": round(time.time(), 6), **fields}, allow_nan=False)
+        os.write(self._handle, (line + "\n").encode())
+
+    def fact(self, name: str, value: Any) -> None:
+        """Append something true of the whole case."""
+        self.write("fact", name=name, value=value)
+
+
+def parse(lines: Iterable[str]) -> Iterator[Event]:
+    """The events among the lines; a torn or foreign line is passed over."""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            yield event
+
+
+def read(path: Path) -> Iterator[Event]:
+    """The events of a log, oldest first; none if there is no file."""
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            yield from parse(lines)

@@ -1,0 +1,95 @@
+"""What a case may ask of each program of the reference implementation: names, types and bounds, without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+StageName = Literal["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSizes(Strict):
+    """Sizes of an untrained model; lengths in angstrom."""
+
+    width: Count | None = None
+    layers: Count | None = None
+    n_radial: Count | None = None
+    cutoff: Positive | None = None
+    max_neighbours: Count | None = None
+    head_hidden: list[Count] | None = None
+    readout: Literal["sum", "extensive"] | None = None
+
+
+class LadderParameters(Strict):
+    """One case of the inference ladder."""
+
+    workload: Literal["random", "crystals"]
+    precision: Literal["fp64", "fp32"]
+    stages: list[StageName] | None = None
+    checkpoint: str | None = None
+    model: ModelSizes | None = None
+    open_heads: Annotated[int, Field(ge=1, le=16)] | None = None
+    batch_size: Count | None = None
+    batches: Count | None = None
+    rounds: Count | None = None
+    atoms: tuple[Count, Count] | None = None
+    max_neighbours: Count | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    seed: int | None = None
+
+
+class TrainingOptions(Strict):
+    """One training run."""
+
+    sets: list[str] | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    force_weight: Positive | None = None
+    clip_norm: Positive | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    gate_steps: Count | None = None
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
+    seed: int | None = None
+    limit: Count | None = None
+    compile: bool | None = None
+
+
+class TrainParameters(Strict):
+    """Training of model and gate."""
+
+    model: ModelSizes | None = None
+    training: TrainingOptions | None = None
+
+
+PROGRAMS: dict[str, type[Strict]] = {"ladder": LadderParameters, "train": TrainParameters}
+
+
+def partial(program: str) -> type[BaseModel]:
+    """The program's parameters with none required: what a suite's `parameters` may hold."""
+    fields: dict[str, Any] = {n: (_of(f), None) for n, f in PROGRAMS[program].model_fields.items()}
+    return create_model(f"{program}_parameters", __base__=Strict, **fields)
+
+
+def lists(program: str) -> type[BaseModel]:
+    """A list of values for each of the program's parameters: what a suite's `matrix` may hold."""
+    fields: dict[str, Any] = {
+        n: (Annotated[list[_of(f)], Field(min_length=1)], None)  # type: ignore[misc]
+        for n, f in PROGRAMS[program].model_fields.items()
+    }
+    return create_model(f"{program}_matrix", __base__=Strict, **fields)
+
+
+def _of(field: Any) -> Any:
+    """A field's type with its bounds."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation

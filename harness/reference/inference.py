@@ -1,0 +1,142 @@
+"""Energies and forces, six ways: the paper's optimization ladder (Table XV), one function per stage.
+
+Every stage takes the same model and batch and returns the gated energy and its forces. Stages marked exact give the
+baseline's numbers up to rounding; branch_skip leaves out the forces of branches that the gate hardly uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.reference.graphs import Batch
+from harness.reference.models.foundation import FoundationModel
+
+SKIP_THRESHOLD = 0.01
+
+
+class Prediction(NamedTuple):
+    """energy [g] in eV, forces [n, 3] in eV/angstrom, detached."""
+
+    energy: Tensor
+    forces: Tensor
+
+
+Predict = Callable[[FoundationModel, Batch, Tensor], Prediction]
+
+
+def gradient(energy: Tensor, positions: Tensor, *, keep_graph: bool = False) -> Tensor:
+    """d(sum of energy)/d(positions)."""
+    return torch.autograd.grad(energy.sum(), positions, retain_graph=keep_graph)[0]
+
+
+def baseline(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
+    """Each branch on its own: encoder, head and gradient, then the weighted mean of energies and forces."""
+    energy = torch.zeros_like(weights[:, 0])
+    forces = torch.zeros_like(batch.positions)
+    for head in range(model.config.heads):
+        positions = batch.positions.detach().requires_grad_()
+        of_head = model.head_energy(head, model.encode(batch, positions, batch.shift), batch)
+        weight = weights[:, head]
+        forces -= weight[batch.graph].unsqueeze(-1) * gradient(of_head, positions)
+        energy += weight * of_head.detach()
+    return Prediction(energy, forces)
+
+
+def encoder_reuse(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
+    """The encoder runs once; every branch still has its own gradient through it."""
+    return _per_head(model, batch, weights, threshold=0.0)
+
+
+def branch_skip(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
+    """Branches whose mean weight over the batch is under the threshold get no gradient; their energy counts."""
+    return _per_head(model, batch, weights, threshold=SKIP_THRESHOLD)
+
+
+def live_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
+    """Branches that branch_skip takes gradients of."""
+    return torch.nonzero(weights.mean(0) >= threshold).flatten().tolist()
+
+
+def _per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshold: float) -> Prediction:
+    positions = batch.positions.detach().requires_grad_()
+    pooled = model.encode(batch, positions, batch.shift)
+    live = set(live_heads(weights, threshold))
+    energy = torch.zeros_like(weights[:, 0])
+    forces = torch.zeros_like(batch.positions)
+    for head in range(model.config.heads):
+        weight = weights[:, head]
+        if head in live:
+            of_head = model.head_energy(head, pooled, batch)
+            forces -= weight[batch.graph].unsqueeze(-1) * gradient(of_head, positions, keep_graph=True)
+        else:
+            of_head = model.head_energy(head, pooled.detach(), batch)
+        energy += weight * of_head.detach()
+    return Prediction(energy, forces)
+
+
+def fused_gradient(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
+    """The weighted sum of energies comes first; one gradient gives the forces of all branches."""
+    positions = batch.positions.detach().requires_grad_()
+    pooled = model.encode(batch, positions, batch.shift)
+    heads = range(model.config.heads)
+    energies = torch.stack([model.head_energy(head, pooled, batch) for head in heads], dim=-1)
+    energy = (weights * energies).sum(-1)
+    return Prediction(energy.detach(), -gradient(energy, positions))
+
+
+def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
+    """As fused_gradient, with the sixteen heads as one batched product a layer."""
+    with torch.enable_grad():
+        positions = batch.positions.detach().requires_grad_()
+        pooled = model.encode(batch, positions, batch.shift)
+        energy = (weights * model.all_energies(pooled, batch)).sum(-1)
+        return Prediction(energy.detach(), -gradient(energy, positions))
+
+
+def compiled() -> Predict:
+    """batched_heads through torch.compile: energy and gradient in one graph, dynamic shapes, inductor."""
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(batched_heads, dynamic=True, fullgraph=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rung: how it is made, and whether it must agree with the baseline to rounding."""
+
+    name: str
+    title: str
+    make: Callable[[], Predict]
+    exact: bool = True
+
+
+LADDER: tuple[Stage, ...] = (
+    Stage("baseline", "baseline", lambda: baseline),
+    Stage("encoder_reuse", "+ encoder reuse", lambda: encoder_reuse),
+    Stage("branch_skip", "+ branch skip", lambda: branch_skip, exact=False),
+    Stage("fused_gradient", "+ fused gradient", lambda: fused_gradient),
+    Stage("batched_heads", "+ batched heads", lambda: batched_heads),
+    Stage("torch_compile", "+ torch.compile", compiled),
+)
+
+
+def stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:
+    """Energy, forces, and stress [g, 3, 3] in eV/angstrom^3 (tension positive; NaN where there is no volume).
+
+    The stress is the derivative of the energy by a symmetric strain of positions and periodic images, over the
+    volume (Knuth et al., Comput. Phys. Commun. 190, 33 (2015)).
+    """
+    positions = batch.positions.detach().requires_grad_()
+    strain = torch.zeros_like(batch.cell).requires_grad_()
+    symmetric = 0.5 * (strain + strain.transpose(1, 2))
+    moved = positions + torch.einsum("ni,nij->nj", positions, symmetric[batch.graph])
+    shift = batch.shift + torch.einsum("ei,eij->ej", batch.shift, symmetric[batch.edge_graph])
+    energy = (weights * model.all_energies(model.encode(batch, moved, shift), batch)).sum(-1)
+    by_position, by_strain = torch.autograd.grad(energy.sum(), (positions, strain))
+    volume = torch.linalg.det(batch.cell).abs()
+    volume = torch.where(volume > 0, volume, torch.full_like(volume, torch.nan))
+    return Prediction(energy.detach(), -by_position), by_strain / volume[:, None, None]

@@ -1,0 +1,270 @@
+"""Measure the optimization ladder: all stages in turn on the same batches in one process, raw samples kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.events import EventLog
+from harness.reference import checkpoints, measure
+from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.mini import load_mini, mini_set
+from harness.reference.datasets.random_box import random_structures
+from harness.reference.errors import InputError
+from harness.reference.graphs import Batch, collate, neighbour_graph
+from harness.reference.inference import LADDER, SKIP_THRESHOLD, Predict, Prediction, Stage, live_heads
+from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.options import build
+from harness.reference.structures import Structure
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
+CRYSTAL_SETS = ("mptrj-random", "alexandria-random")
+CLOSED = -7.0
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """One case of the ladder.
+
+    checkpoint: the model's file, or the name of a shipped one; None makes an untrained model of `model`'s sizes,
+    with a gate fixed by hand so that open_heads branches share the weight.
+    """
+
+    workload: str
+    precision: str
+    stages: tuple[str, ...] = tuple(s.name for s in LADDER)
+    checkpoint: str | None = None
+    model: dict[str, object] = field(default_factory=dict)
+    open_heads: int = 4
+    batch_size: int = 16
+    batches: int = 4
+    rounds: int = 8
+    atoms: tuple[int, int] = (2, 100)
+    max_neighbours: int | None = 20
+    device: str = "cpu"
+    seed: int = 0
+
+
+def make_model(config: LadderConfig) -> tuple[FoundationModel, dict[str, object]]:
+    """The model in double precision on the CPU, frozen, and what the report must say of it."""
+    if config.checkpoint is not None:
+        path = Path(config.checkpoint)
+        shipped = checkpoints.SHIPPED / f"{config.checkpoint}.pt"
+        model, notes = checkpoints.load(shipped if shipped.exists() else path)
+        about = {"checkpoint": config.checkpoint, "held_out": notes.get("held_out"), "trained": True}
+    else:
+        torch.manual_seed(config.seed)
+        model = FoundationModel(build(ModelConfig, config.model))
+        model.elements[1:] = True
+        fix_gate(model, config.open_heads)
+        about = {"checkpoint": None, "trained": False, "open_heads_by_hand": config.open_heads}
+    about["untrained_heads"] = [name for name, seen in zip(HEADS, model.trained.tolist(), strict=True) if not seen]
+    about["config"] = model.config.asdict()
+    about["parameters"] = sum(p.numel() for p in model.parameters())
+    return model.double().requires_grad_(False).eval(), about
+
+
+def fix_gate(model: FoundationModel, open_heads: int) -> None:
+    """Give the first open_heads branches equal weight and all others next to none, whatever the composition."""
+    with torch.no_grad():
+        model.gate.last.weight.zero_()
+        model.gate.last.bias.fill_(CLOSED)
+        model.gate.last.bias[:open_heads] = 0.0
+
+
+def make_structures(config: LadderConfig) -> list[Structure]:
+    """batches x batch_size structures of the workload."""
+    count = config.batches * config.batch_size
+    if config.workload == "random":
+        return random_structures(count, atoms=config.atoms)
+    if config.workload == "crystals":
+        pool = [s for name in CRYSTAL_SETS for s in load_mini(mini_set(name))]
+        order = np.random.default_rng(config.seed).permutation(len(pool))
+        return [pool[k] for k in order[:count]]
+    raise InputError(f"unknown workload {config.workload!r}; there are random, crystals")
+
+
+def prepare(
+    structures: Sequence[Structure], model: FoundationModel, config: LadderConfig
+) -> tuple[Batch, dict[str, float]]:
+    """Structures -> batch on the device, and the seconds that each step took."""
+    device = torch.device(config.device)
+    limit = config.max_neighbours if config.workload == "random" else model.config.max_neighbours
+    t0 = time.perf_counter()
+    graphs = [neighbour_graph(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
+    t1 = time.perf_counter()
+    batch = collate(graphs)
+    t2 = time.perf_counter()
+    batch = batch.to(device, DTYPES[config.precision])
+    measure.synchronize(device)
+    t3 = time.perf_counter()
+    return batch, {"neighbours_s": t1 - t0, "collate_s": t2 - t1, "transfer_s": t3 - t2}
+
+
+@dataclass
+class Rung:
+    """A stage at work."""
+
+    stage: Stage
+    predict: Predict
+
+    def __call__(self, model: FoundationModel, batch: Batch) -> Prediction:
+        """Gate and stage, as timed."""
+        return self.predict(model, batch, model.gate(batch.composition))
+
+
+def warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: EventLog, device: torch.device) -> bool:
+    """First calls, arithmetic and memory of a stage, untimed; False, with the reason on record, if it cannot run."""
+    is_compiled = rung.stage.name == "torch_compile"
+    began = time.perf_counter()
+    try:
+        rung(model, batches[0])
+        first_s = time.perf_counter() - began
+        for batch in batches[1:] if is_compiled else []:
+            rung(model, batch)
+        flops = None if is_compiled else measure.matrix_flops(lambda: rung(model, batches[0]))
+        peak = measure.peak_bytes(lambda: rung(model, batches[0]), device)
+    except (RuntimeError, ImportError, OSError, MemoryError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        log.write("unavailable", stage=rung.stage.name, reason=reason.strip()[:300])
+        return False
+    log.write("warm_up", stage=rung.stage.name, first_s=first_s, matrix_flops=flops, peak_bytes=peak)
+    return True
+
+
+def difference(got: Prediction, expected: Prediction, batch: Batch) -> dict[str, float]:
+    """Largest errors of a prediction, and the scales they are to be held against."""
+    energy_error = ((got.energy - expected.energy).double().abs() / batch.atoms.double()).max()
+    return {
+        "energy_error_ev_per_atom": float(energy_error),
+        "force_error_ev_per_a": float((got.forces - expected.forces).double().abs().max()),
+        "energy_scale_ev_per_atom": float((expected.energy.double().abs() / batch.atoms.double()).max()),
+        "force_scale_ev_per_a": float(expected.forces.double().abs().max()),
+    }
+
+
+def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
+    """The program: warm every stage up, then time them in turn, round after round, each round on one batch."""
+    config = configure(parameters)
+    device = torch.device(config.device)
+    model, about = make_model(config)
+    log.fact("model", about)
+    structures = make_structures(config)
+    groups = [structures[k : k + config.batch_size] for k in range(0, len(structures), config.batch_size)]
+    model = model.to(device, DTYPES[config.precision])
+    batches = [prepare(group, model, config)[0] for group in groups]
+    describe(batches, model, config, log)
+    log.fact("ceilings", measure.ceilings(device, DTYPES[config.precision]))
+    rungs = []
+    for k, stage in enumerate(s for s in LADDER if s.name in config.stages):
+        log.write("progress", done=k, total=len(config.stages) * (config.rounds + 1), what=f"warm-up: {stage.name}")
+        rung = Rung(stage, stage.make())
+        if warm_up(rung, model, batches, log, device):
+            rungs.append(rung)
+    for number in range(config.rounds):
+        one_round(number, rungs, groups, model, config, log)
+    if rungs:
+        last, batch = rungs[-1], batches[0]
+        log.write("profile", stage=last.stage.name, rows=measure.hot_spots(lambda: last(model, batch), device))
+
+
+def one_round(
+    number: int,
+    rungs: Sequence[Rung],
+    groups: Sequence[Sequence[Structure]],
+    model: FoundationModel,
+    config: LadderConfig,
+    log: EventLog,
+) -> None:
+    """Every stage once on one batch, starting with another stage each round; samples are written at its end."""
+    device = torch.device(config.device)
+    group = groups[number % len(groups)]
+    batch, prepared = prepare(group, model, config)
+    start = number % len(rungs)
+    timed: dict[str, float] = {}
+    outputs: dict[str, Prediction] = {}
+    load = os.getloadavg()[0]
+    for k, rung in enumerate([*rungs[start:], *rungs[:start]]):
+        total = len(rungs) * (config.rounds + 1)
+        log.write("progress", done=len(rungs) * (number + 1) + k, total=total, what=f"round {number + 1}")
+        name = rung.stage.name
+
+        def call(name: str = name, rung: Rung = rung) -> None:
+            outputs[name] = rung(model, batch)
+
+        timed[name] = measure.seconds(call, device)
+    reference = outputs.get("baseline")
+    for name, device_s in timed.items():
+        errors = difference(outputs[name], reference, batch) if reference is not None else {}
+        dtypes = {"energy_dtype": str(outputs[name].energy.dtype), "force_dtype": str(outputs[name].forces.dtype)}
+        log.write(
+            "sample",
+            stage=name,
+            round=number,
+            batch=number % len(groups),
+            structures=len(group),
+            device_s=device_s,
+            load_1min=load,
+            **prepared,
+            **errors,
+            **dtypes,
+        )
+
+
+def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderConfig, log: EventLog) -> None:
+    """Facts of the workload and of what the model makes of it, read off the tensors."""
+    weights = [model.gate(b.composition) for b in batches]
+    numbers = torch.cat([b.numbers for b in batches]).unique()
+    encoded = model.encode(batches[0], batches[0].positions, batches[0].shift)
+    log.fact(
+        "workload",
+        {
+            "name": config.workload,
+            "structures": sum(len(b.head) for b in batches),
+            "atoms": sum(len(b.numbers) for b in batches),
+            "edges": sum(len(b.receiver) for b in batches),
+            "batches": len(batches),
+            "batch_size": config.batch_size,
+            "elements": len(numbers),
+            "elements_not_trained": numbers[~model.elements[numbers]].tolist(),
+        },
+    )
+    log.fact(
+        "gate",
+        {
+            "threshold": SKIP_THRESHOLD,
+            "live_heads": [[HEADS[h] for h in live_heads(w)] for w in weights],
+            "mean_weight": dict(zip(HEADS, torch.cat(weights).mean(0).double().tolist(), strict=True)),
+        },
+    )
+    log.fact(
+        "observed",
+        {
+            "requested": config.precision,
+            "parameters": sorted({str(p.dtype) for p in model.parameters()}),
+            "positions": str(batches[0].positions.dtype),
+            "encoder_output": str(encoded.dtype),
+            "device": config.device,
+            "device_name": torch.cuda.get_device_name() if config.device == "cuda" else None,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def configure(parameters: dict[str, object]) -> LadderConfig:
+    """The case's parameters, checked; raises InputError for what the ladder does not know."""
+    config = build(LadderConfig, parameters)
+    if config.precision not in DTYPES:
+        raise InputError(f"unknown precision {config.precision!r}; there are {', '.join(DTYPES)}")
+    known = [s.name for s in LADDER]
+    for name in config.stages:
+        if name not in known:
+            raise InputError(f"unknown stage {name!r}; there are {', '.join(known)}")
+    return config

@@ -1,0 +1,59 @@
+"""An atomistic structure with its labels, checked on the way in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.errors import InputError
+
+MAX_ATOMIC_NUMBER = 118
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Atoms in a box (or in vacuum) and what is known about them.
+
+    numbers: [n] atomic numbers. positions: [n, 3] angstrom. cell: [3, 3] rows are lattice vectors, angstrom.
+    periodic: along each lattice vector. head: branch id of the dataset it comes from, or -1.
+    energy: eV. forces: [n, 3] eV/angstrom. stress: [3, 3] eV/angstrom^3, tension positive. None: not labelled.
+    """
+
+    name: str
+    numbers: NDArray[np.int64]
+    positions: Array
+    cell: Array = field(default_factory=lambda: np.zeros((3, 3)))
+    periodic: tuple[bool, bool, bool] = (False, False, False)
+    head: int = -1
+    energy: float | None = None
+    forces: Array | None = None
+    stress: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def check(self) -> Structure:
+        """Return itself, or raise InputError naming the structure and the first thing wrong with it."""
+        n = len(self.numbers)
+        if n == 0:
+            raise InputError(f"structure {self.name!r} has no atoms")
+        if self.positions.shape != (n, 3):
+            raise InputError(f"structure {self.name!r}: positions have shape {self.positions.shape}, expected ({n}, 3)")
+        if not np.isfinite(self.positions).all():
+            atom = int(np.flatnonzero(~np.isfinite(self.positions).all(axis=1))[0])
+            raise InputError(f"structure {self.name!r}: position of atom {atom} is not finite")
+        outside = (self.numbers < 1) | (self.numbers > MAX_ATOMIC_NUMBER)
+        if outside.any():
+            raise InputError(
+                f"structure {self.name!r}: {self.numbers[outside][0]} is not an atomic number (1..{MAX_ATOMIC_NUMBER})"
+            )
+        if self.cell.shape != (3, 3) or not np.isfinite(self.cell).all():
+            raise InputError(f"structure {self.name!r}: the cell is not a finite 3x3 matrix")
+        if all(self.periodic) and abs(np.linalg.det(self.cell)) < 1e-6:
+            raise InputError(f"structure {self.name!r}: periodic, but its cell has no volume")
+        if self.forces is not None and self.forces.shape != (n, 3):
+            raise InputError(f"structure {self.name!r}: forces have shape {self.forces.shape}, expected ({n}, 3)")
+        return self

@@ -1,0 +1,280 @@
+"""Result tables -> what the report says, as plain tables and sentences; HTML and Markdown are two prints of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis.ladder import APPROXIMATE, TOLERANCE
+from harness.collect.runs import Record
+from harness.report.figures import Figure, ladder_bars
+from harness.report.paper import Paper
+from harness.report.scorecard import Score
+
+STAGES = ["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class View:
+    """A table to print: a title, column heads, rows of text, and a note under it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, figures and tables."""
+
+    title: str
+    anchor: str
+    paragraphs: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+
+
+def build(
+    records: list[Record], ladder: pd.DataFrame, scores: list[Score], paper: Paper, figures: Path
+) -> list[Section]:
+    """All sections of the report, in reading order; draws the figures into the folder."""
+    sections = [scorecard_section(scores, paper)]
+    for (model, workload), rows in ladder.groupby(["model", "workload"], sort=False):
+        own = [r for r in records if r.case.get("name") in set(rows["case"])]
+        sections.append(ladder_section(str(model), str(workload), rows, own, paper, figures))
+    for maker in (model_section, unfinished_section):
+        sections += [s for s in [maker(records)] if s is not None]
+    return [*sections, provenance_section(records)]
+
+
+def scorecard_section(scores: list[Score], paper: Paper) -> Section:
+    """The paper's claims, our values, the verdicts and why."""
+    rows = [
+        [
+            s.statement,
+            f"{s.paper_value:g} {s.unit}",
+            interval(s.measured_value, s.ci_low, s.ci_high) + (f" {s.unit}" if s.measured_value is not None else ""),
+            s.verdict,
+            s.basis or DASH,
+            s.reason,
+            ", ".join(s.evidence) or DASH,
+        ]
+        for s in scores
+    ]
+    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "raw samples"]
+    return Section("Scorecard", "scorecard", [f"Claims of {paper.source}."], views=[View("Claims", columns, rows)])
+
+
+def ladder_section(
+    model: str, workload: str, rows: pd.DataFrame, records: list[Record], paper: Paper, figures: Path
+) -> Section:
+    """One model on one workload: paper beside ours, the figure, and the details of each precision."""
+    slug = "".join(ch if ch.isalnum() else "-" for ch in f"ladder-{model}-{workload}".lower()).replace("--", "-")
+    views = [beside_paper(rows, paper)]
+    for precision, own in rows.groupby("precision", sort=False):
+        views.append(details(str(precision), own))
+    views += [v for r in records for v in [profile_view(r)] if v is not None]
+    drawn = [ladder_bars(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
+    return Section(f"Ladder: {model}, {workload} workload", slug, notes(records), drawn, views)
+
+
+def beside_paper(rows: pd.DataFrame, paper: Paper) -> View:
+    """Table XV's four columns and ours; each cell a rate and the speed-up over its own baseline."""
+    table = paper.table_xv
+    precisions = list(dict.fromkeys(rows["precision"]))
+    first = rows.iloc[0]
+    columns = ["stage", *(f"paper, {c}" for c in table.columns), *(f"here, {p.upper()}" for p in precisions)]
+    body = []
+    for stage in STAGES:
+        line = [stage.replace("_", " ")]
+        for k in range(len(table.columns)):
+            value = table.rows.get(stage)
+            line.append(f"{value[k]:g} ({value[k] / table.rows['baseline'][k]:.1f}x)" if value else "not printed")
+        for precision in precisions:
+            line.append(our_cell(rows[(rows["precision"] == precision) & (rows["stage"] == stage)]))
+        body.append(line)
+    note = (
+        f"Structures/s (speed-up over the column's own baseline). Paper: {table.source}, one GPU. Here:"
+        f" {first['device']}, {number(first['threads'], '.0f')} thread(s), device work only. * differs from the baseline on purpose."
+    )
+    return View("The paper's Table XV beside this machine", columns, body, note)
+
+
+def our_cell(row: pd.DataFrame) -> str:
+    """`12.3 (4.5x)`, or why there is no number."""
+    if row.empty:
+        return "not run"
+    r = row.iloc[0]
+    if math.isnan(r["structures_per_s"]):
+        return str(r["verdict"])
+    star = "*" if r["stage"] in APPROXIMATE else ""
+    speedup = f"{r['speedup']:.1f}x{star}" if not math.isnan(r["speedup"]) else str(r["verdict"])
+    return f"{number(r['structures_per_s'])} ({speedup})"
+
+
+def details(precision: str, rows: pd.DataFrame) -> View:
+    """Everything measured of one case, with intervals and errors."""
+    columns = [
+        "stage", "verdict", "structures/s [95%]", "speed-up [95%]", "end to end, structures/s [95%]",
+        "max |dE| (eV/atom)", "max |dF| (eV/\N{ANGSTROM SIGN})", "max |dF| / largest force", "peak memory (MiB)",
+        "matrix GFLOP/batch", "matrix GFLOP/s", "of matrix peak", "first call (s)", "n",
+    ]  # fmt: skip
+    body = [
+        [
+            r["stage"].replace("_", " "),
+            r["verdict"],
+            interval(r["structures_per_s"], r["ci_low"], r["ci_high"]),
+            interval(r["speedup"], r["speedup_low"], r["speedup_high"]),
+            interval(r["end_to_end_structures_per_s"], r["end_to_end_low"], r["end_to_end_high"]),
+            number(r["max_energy_error_ev_per_atom"], ".1e"),
+            number(r["max_force_error_ev_per_a"], ".1e"),
+            number(r["force_error_relative"], ".1e"),
+            number(r["peak_bytes"] / 2**20, ".0f"),
+            number(r["matrix_gflop"]),
+            number(r["matrix_gflop_per_s"]),
+            number(100 * r["share_of_matrix_peak"], ".0f") + ("%" if r["share_of_matrix_peak"] > 0 else ""),
+            number(r["first_call_s"], ".1f"),
+            str(r["samples"]),
+        ]
+        for _, r in rows.iterrows()
+    ]
+    first = rows.iloc[0]
+    state = (
+        "" if first["case_state"] == "done" else f" The case is not complete ({first['case_state']}): what there is."
+    )
+    note = (
+        f"{number(first['structures'], '.0f')} structures, {number(first['atoms'], '.0f')} atoms,"
+        f" {number(first['edges'], '.0f')} edges. Medians with order-statistic intervals; speed-ups from pairs of the"
+        f" same round. An exact stage is ok within {TOLERANCE[precision]:g} of the largest force and energy. End to end"
+        f" adds neighbour lists, collation and transfer. Matrix products only are counted as arithmetic.{state}"
+    )
+    return View(f"{precision.upper()} in detail", columns, body, note)
+
+
+def notes(records: list[Record]) -> list[str]:
+    """What must be known to read a ladder: what kind of model, what the gate leaves live, what is untrained."""
+    for record in records:
+        about, workload, gate = (record.facts.get(k) for k in ("model", "workload", "gate"))
+        if not about or not workload or not gate:
+            continue
+        live = sorted({h for batch in gate["live_heads"] for h in batch})
+        counts = sorted({len(batch) for batch in gate["live_heads"]})
+        said = [
+            f"{workload['structures']} structures in {workload['batches']} batches of {workload['batch_size']}."
+            f" {about['parameters']:,} parameters, readout: {about['config']['readout']}.",
+            f"Branches with a mean weight of at least {gate['threshold']:g}: {' or '.join(map(str, counts))} of"
+            f" {len(gate['mean_weight'])} per batch ({', '.join(live)}).",
+        ]
+        if not about["trained"]:
+            said.append(
+                "The weights are untrained and the gate is fixed by hand: rates and rounding errors are real, what"
+                " branch skip costs in accuracy is not."
+            )
+        if workload["elements_not_trained"]:
+            said.append(
+                "Atomic numbers in this workload that no training set holds:"
+                f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
+                " chemistry."
+            )
+        return said
+    return ["No complete case."]
+
+
+def profile_view(record: Record) -> View | None:
+    """Where the last stage spends its time."""
+    if record.profile is None:
+        return None
+    rows = [
+        [r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{100 * r['share']:.1f}%"] for r in record.profile["rows"]
+    ]
+    precision = record.case["parameters"]["precision"].upper()
+    title = f"Where the time of {record.profile['stage'].replace('_', ' ')} goes, {precision}"
+    note = "One profiled call; own time. Compiled element-wise and gather/scatter kernels show as CompiledFxGraph."
+    return View(title, ["operation", "calls", "ms", "share"], rows, note)
+
+
+def model_section(records: list[Record]) -> Section | None:
+    """What the trained model has learnt, and from which data."""
+    about = next((r.facts["model"] for r in records if r.facts.get("model", {}).get("held_out")), None)
+    if about is None:
+        return None
+    rows = [
+        [
+            r["head"], r["role"], r["level"], str(r["structures"]),
+            number(r["energy_mae_ev_per_atom"], ".3f"), number(r["composition_only_ev_per_atom"], ".3f"),
+            number(r["force_mae_ev_per_a"], ".3f"), number(r["zero_force_ev_per_a"], ".3f"),
+        ]
+        for r in about["held_out"]
+    ]  # fmt: skip
+    columns = [
+        "head", "data", "level of theory", "held-out structures", "MAE E (eV/atom)", "composition only",
+        "MAE F (eV/\N{ANGSTROM SIGN})", "zero forces",
+    ]  # fmt: skip
+    paragraphs = [
+        "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"
+        " they train; samples are drawn from the dataset itself. Sources and licences:"
+        " harness/reference/datasets/mini/README.md.",
+        f"Untrained heads (no data yet): {', '.join(about['untrained_heads']) or 'none'}.",
+    ]
+    note = "Held-out structures of the shipped sets. A dash: the set has no force labels."
+    return Section("The trained model", "model", paragraphs, views=[View("Held-out errors", columns, rows, note)])
+
+
+def unfinished_section(records: list[Record]) -> Section | None:
+    """Cases that did not end well, with what is known of why."""
+    rows = [
+        [r.case.get("name", r.folder.name), r.state, r.error or "no message; see stderr", str(r.folder)]
+        for r in records
+        if r.state != "done"
+    ]
+    if not rows:
+        return None
+    return Section("Not complete", "unfinished", views=[View("Cases", ["case", "state", "message", "folder"], rows)])
+
+
+def provenance_section(records: list[Record]) -> Section:
+    """Code, environment and machine of every case."""
+    rows = []
+    for r in records:
+        p, seen = r.provenance, r.facts.get("observed", {})
+        changed = " + changes" if p.get("changed_since_commit") else ""
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else DASH
+        load = max((s["load_1min"] for s in r.samples if "load_1min" in s), default=math.nan)
+        rows.append(
+            [
+                r.case.get("name", ""), when, (p.get("commit") or "not a clone")[:12] + changed,
+                f"{p.get('cpu', DASH)}, {p.get('cores', DASH)} cores, {p.get('memory_bytes', 0) / 2**30:.0f} GiB",
+                f"{seen.get('device', DASH)}, {seen.get('threads', DASH)} thread(s)", number(load, ".1f"),
+                ", ".join(seen.get("parameters", [])) or DASH,
+                ", ".join(f"{k} {v}" for k, v in p.get("packages", {}).items()),
+            ]
+        )  # fmt: skip
+    columns = ["case", "submitted", "commit", "machine", "device", "highest load", "dtype of weights", "packages"]
+    note = (
+        "Load: the highest one-minute load average at the start of a round; well above the thread count, others were"
+        " at work."
+    )
+    return Section("Provenance", "provenance", views=[View("Cases", columns, rows, note)])
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """`12.3 [11.9, 12.8]`."""
+    if value is None or math.isnan(value) or low is None or high is None:
+        return DASH
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def number(value: Any, spec: str = ".3g") -> str:
+    """A number as text, a dash where there is none; three digits without an exponent by default."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return DASH
+    if spec == ".3g" and abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:{spec}}"

@@ -1,0 +1,51 @@
+"""Run folders -> <out>/index.html, report.md, tables/, figures/, scorecard.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import jinja2
+
+from harness import __version__, shipped
+from harness.analysis.ladder import ladder_table
+from harness.collect.runs import load, samples_table
+from harness.errors import UsageError
+from harness.jobs.files import write_text
+from harness.report import content, paper
+from harness.report.scorecard import Score, score
+
+
+def report(out: Path) -> list[Score]:
+    """Rebuild every product from out/runs; raises UsageError if there are no runs."""
+    records = load(out / "runs")
+    if not records:
+        raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
+    ladder = ladder_table(records)
+    quoted = paper.load()
+    scores = score(quoted.claims, ladder, out)
+    for name in ("tables", "figures"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    write_text(out / "tables" / "ladder.csv", ladder.to_csv(index=False))
+    write_text(out / "tables" / "samples.csv", samples_table(records).to_csv(index=False))
+    write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
+    sections = content.build(records, ladder, scores, quoted, out / "figures")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(shipped.folder("reports")),
+        undefined=jinja2.StrictUndefined,
+        autoescape=jinja2.select_autoescape(["html", "html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|")
+    known = {
+        "sections": sections,
+        "version": __version__,
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "source": quoted.source,
+    }
+    for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
+        write_text(out / name, environment.get_template(template).render(known))
+    return scores

@@ -1,0 +1,101 @@
+"""A verdict on each claim of the paper, with the evidence it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from harness.report.paper import Claim
+
+Verdict = Literal["reproduced", "deviates", "not run", "out of reach here", "projected"]
+Basis = Literal["measured", "stand-in", "emulated", "projected"]
+LAST_STAGE = "torch_compile"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the scorecard; measured_value and its interval are None where nothing was measured."""
+
+    id: str
+    statement: str
+    source: str
+    unit: str
+    paper_value: float
+    measured_value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    verdict: Verdict
+    basis: Basis | None
+    reason: str
+    evidence: list[str]
+
+
+def score(claims: Sequence[Claim], ladder: pd.DataFrame, root: Path) -> list[Score]:
+    """Judge every claim by the ladder table; evidence paths are relative to root."""
+    return [_score(claim, ladder, root) for claim in claims]
+
+
+def _score(claim: Claim, ladder: pd.DataFrame, root: Path) -> Score:
+    rows = ladder[
+        (ladder["precision"] == claim.precision) & (ladder["workload"] == "random") & (ladder["stage"] == LAST_STAGE)
+    ]
+    usable = rows[rows["speedup"].notna()]
+    if usable.empty:
+        why = "; ".join(rows["verdict"].unique()) if len(rows) else f"no {claim.precision} ladder has been run"
+        return _result(claim, None, "not run", None, why, [])
+    # The widest model is nearest to the paper's.
+    best = usable.iloc[int(usable["model"].map(_width).argmax())]
+    low = float(best["speedup_low"])
+    high = float(best["speedup_high"])
+    value = float(best["speedup"])
+    where = f"{best['model']}, {best['workload']} workload, {best['device']}, {best['threads']:.0f} thread(s)"
+    note = f"measured on {where}; the paper's figure is for one GPU"
+    if high >= claim.paper_low:
+        verdict: Verdict = "reproduced"
+        reason = f"the interval reaches {claim.paper_low:g}x, the paper's smallest; {note}"
+    else:
+        verdict = "deviates"
+        reason = (
+            f"{100 * (value / claim.paper_low - 1):+.0f}% against {claim.paper_low:g}x, the paper's smallest; {note}"
+        )
+    try:
+        evidence = str(Path(best["folder"]).relative_to(root))
+    except ValueError:
+        evidence = str(best["folder"])
+    return _result(claim, (value, low, high), verdict, "measured", reason, [f"{evidence}/events.jsonl"])
+
+
+def _width(model: str) -> int:
+    digits = "".join(ch for ch in model if ch.isdigit())
+    return int(digits) if digits else -1
+
+
+def _result(
+    claim: Claim,
+    value: tuple[float, float, float] | None,
+    verdict: Verdict,
+    basis: Basis | None,
+    reason: str,
+    evidence: list[str],
+) -> Score:
+    measured, low, high = value if value is not None else (None, None, None)
+    assert measured is None or math.isfinite(measured)
+    return Score(
+        id=claim.id,
+        statement=claim.statement,
+        source=claim.source,
+        unit=claim.unit,
+        paper_value=claim.paper_value,
+        measured_value=measured,
+        ci_low=low,
+        ci_high=high,
+        verdict=verdict,
+        basis=basis,
+        reason=reason,
+        evidence=evidence,
+    )

@@ -1,0 +1,38 @@
+"""Where the suites, systems and report files that come with the harness are: in a clone, or in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import UsageError, did_you_mean
+
+PACKAGE = Path(__file__).parent
+CLONE = PACKAGE.parent
+
+
+def folder(kind: str) -> Path:
+    """The folder of that kind: suites, systems or reports."""
+    in_wheel = PACKAGE / "shipped_files" / kind
+    return in_wheel if in_wheel.is_dir() else CLONE / kind
+
+
+def find(kind: str, name: str) -> Path:
+    """A suite or system by name or path; the user's own ./suites or ./systems come first.
+
+    Raises UsageError with the nearest known name.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise UsageError(f"{path}: no such file")
+    places = [Path(kind), folder(kind)]
+    for place in places:
+        if (place / f"{name}.yaml").is_file():
+            return place / f"{name}.yaml"
+    raise UsageError(f"no {kind.removesuffix('s')} named {name!r}{did_you_mean(name, names(kind))}")
+
+
+def names(kind: str) -> list[str]:
+    """Known suites or systems, the user's own included."""
+    return sorted({p.stem for place in (Path(kind), folder(kind)) for p in place.glob("*.yaml")})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from typing import Any
 
@@ -14,8 +16,8 @@ from harness.collect.runs import Record
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
 APPROXIMATE = ("branch_skip",)
 COLUMNS = (
-    "case", "suite", "model", "workload", "precision", "stage", "verdict", "structures_per_s", "ci_low", "ci_high",
-    "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s", "end_to_end_low",
+    "case", "suite", "experiment", "model", "workload", "precision", "stage", "verdict", "structures_per_s", "ci_low",
+    "ci_high", "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s", "end_to_end_low",
     "end_to_end_high", "max_energy_error_ev_per_atom", "max_force_error_ev_per_a", "force_error_relative",
     "energy_error_relative", "peak_bytes", "matrix_gflop", "matrix_gflop_per_s", "share_of_matrix_peak", "first_call_s",
     "samples", "structures_timed", "structures", "atoms", "edges", "threads", "device", "case_state", "folder",
@@ -48,6 +50,7 @@ def _row(record: Record, stage: str, samples: pd.DataFrame) -> dict[str, Any]:
     row |= {
         "case": record.case["name"],
         "suite": record.case["suite"],
+        "experiment": experiment(record.case),
         "model": model_label(facts.get("model", {})),
         "workload": parameters["workload"],
         "precision": parameters["precision"],
@@ -130,6 +133,13 @@ def _work(record: Record, own: pd.DataFrame) -> dict[str, Any]:
         peak = record.facts.get("ceilings", {}).get("matrix_product_gflop_per_s", math.nan)
         work |= {"matrix_gflop": flops / 1e9, "matrix_gflop_per_s": rate, "share_of_matrix_peak": rate / peak}
     return work
+
+
+def experiment(case: dict[str, Any]) -> str:
+    """What cases that differ in precision alone have in common, as ten hexadecimal digits."""
+    parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
+    content = [case["suite"], case.get("system"), parameters, case.get("settings")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def model_label(about: dict[str, Any]) -> str:

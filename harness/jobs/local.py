@@ -12,6 +12,9 @@ import psutil
 
 from harness.jobs.scheduler import Scheduler
 
+# Start times come from the kernel's clock ticks.
+SAME_START_S = 0.1
+
 
 class LocalScheduler(Scheduler):
     """A job's id is its process id and start time, so that a reused process id is not taken for it."""
@@ -34,21 +37,28 @@ class LocalScheduler(Scheduler):
         return job
 
     def is_alive(self, job: str) -> bool:
-        """Whether that very process still runs."""
+        """Whether any process of the job's session still runs, should its shell be gone already."""
         if job in self._children:
-            return self._children[job].poll() is None
-        return self._process(job) is not None
+            self._children[job].poll()
+        return bool(self._members(job))
 
     def cancel(self, job: str) -> None:
-        """SIGTERM to the whole process group."""
-        if self._process(job) is not None:
+        """SIGTERM to every process of the job's session."""
+        for pid in self._members(job):
             with suppress(ProcessLookupError):
-                os.killpg(int(job.split("@", maxsplit=1)[0]), signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
 
-    def _process(self, job: str) -> psutil.Process | None:
-        pid, _, started = job.partition("@")
-        with suppress(psutil.NoSuchProcess, ValueError):
-            process = psutil.Process(int(pid))
-            if abs(process.create_time() - float(started)) < 0.1 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
+    def _members(self, job: str) -> list[int]:
+        leader, _, started = job.partition("@")
+        session = int(leader)
+        with suppress(psutil.NoSuchProcess):
+            if abs(psutil.Process(session).create_time() - float(started)) > SAME_START_S:
+                return []
+        return [pid for pid in psutil.pids() if _runs_in(pid, session)]
+
+
+def _runs_in(pid: int, session: int) -> bool:
+    """Whether a process belongs to the session and is neither gone nor a zombie."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        return os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

@@ -25,6 +25,7 @@ from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.options import build
 
 RANK_CUTOFF = 1e-6
+SCALE_FLOOR_EV = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def fit_references(graphs: Sequence[Graph], model: FoundationModel) -> None:
         coefficients = np.linalg.lstsq(per_atom, energy / atoms, rcond=RANK_CUTOFF)[0]
         residual = energy / atoms - per_atom @ coefficients
         model.reference_energy[head] = torch.from_numpy(coefficients)
-        model.scale[head] = float(np.abs(residual).mean())
+        model.scale[head] = max(float(np.abs(residual).mean()), SCALE_FLOOR_EV)
         model.trained[head] = True
         model.elements |= torch.from_numpy(composition.sum(0) > 0)
 

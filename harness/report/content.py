@@ -46,9 +46,9 @@ def build(
 ) -> list[Section]:
     """All sections of the report, in reading order; draws the figures into the folder."""
     sections = [scorecard_section(scores, paper)]
-    for (model, workload), rows in ladder.groupby(["model", "workload"], sort=False):
-        own = [r for r in records if r.case.get("name") in set(rows["case"])]
-        sections.append(ladder_section(str(model), str(workload), rows, own, paper, figures))
+    for _, rows in ladder.groupby("experiment", sort=False):
+        own = [r for r in records if str(r.folder) in set(rows["folder"])]
+        sections.append(ladder_section(rows, own, paper, figures))
     for maker in (model_section, unfinished_section):
         sections += [s for s in [maker(records)] if s is not None]
     return [*sections, provenance_section(records)]
@@ -72,17 +72,16 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
     return Section("Scorecard", "scorecard", [f"Claims of {paper.source}."], views=[View("Claims", columns, rows)])
 
 
-def ladder_section(
-    model: str, workload: str, rows: pd.DataFrame, records: list[Record], paper: Paper, figures: Path
-) -> Section:
+def ladder_section(rows: pd.DataFrame, records: list[Record], paper: Paper, figures: Path) -> Section:
     """One model on one workload: paper beside ours, the figure, and the details of each precision."""
-    slug = "".join(ch if ch.isalnum() else "-" for ch in f"ladder-{model}-{workload}".lower()).replace("--", "-")
+    first = rows.iloc[0]
+    slug = f"{first['suite']}-{first['workload']}-{first['experiment']}"
     views = [beside_paper(rows, paper)]
     for precision, own in rows.groupby("precision", sort=False):
         views.append(details(str(precision), own))
     views += [v for r in records for v in [profile_view(r)] if v is not None]
     drawn = [ladder_bars(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
-    return Section(f"Ladder: {model}, {workload} workload", slug, notes(records), drawn, views)
+    return Section(f"Ladder: {first['model']}, {first['workload']} workload", slug, notes(records), drawn, views)
 
 
 def beside_paper(rows: pd.DataFrame, paper: Paper) -> View:
@@ -102,7 +101,8 @@ def beside_paper(rows: pd.DataFrame, paper: Paper) -> View:
         body.append(line)
     note = (
         f"Structures/s (speed-up over the column's own baseline). Paper: {table.source}, one GPU. Here:"
-        f" {first['device']}, {number(first['threads'], '.0f')} thread(s), device work only. * differs from the baseline on purpose."
+        f" {first['device']}, {number(first['threads'], '.0f')} thread(s), device work only. * differs from the"
+        " baseline on purpose."
     )
     return View("The paper's Table XV beside this machine", columns, body, note)
 

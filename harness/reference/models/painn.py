@@ -18,16 +18,17 @@ from harness.reference.structures import MAX_ATOMIC_NUMBER
 class RadialBasis(nn.Module):
     """sin(k pi r / r_cut) / r for k = 1..K, and the cosine cutoff (section 3.2)."""
 
-    frequencies: Tensor
+    orders: Tensor
 
     def __init__(self, cutoff: float, n_radial: int) -> None:
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer("frequencies", torch.arange(1, n_radial + 1) * math.pi / cutoff, persistent=False)
+        # whole numbers, exact in any type: pi / cutoff rounded once to single precision would stay so in double
+        self.register_buffer("orders", torch.arange(1.0, n_radial + 1), persistent=False)
 
     def forward(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """r: [e, 1] angstrom -> basis [e, K] in 1/angstrom, envelope [e, 1], 0 at and beyond the cutoff."""
-        basis = torch.sin(r * self.frequencies) / r
+        basis = torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
         envelope = 0.5 * (torch.cos(r * (math.pi / self.cutoff)) + 1.0)
         return basis, torch.where(r < self.cutoff, envelope, torch.zeros_like(envelope))
 

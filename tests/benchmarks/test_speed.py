@@ -1,0 +1,56 @@
+"""Guards on the parts whose speed the results rest on; `pytest tests/benchmarks --benchmark-only` prints the figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from harness import shipped, suites, systems
+from harness.plan import expand
+from harness.reference.datasets.random_box import random_structures
+from harness.reference.graphs import Graph, collate, neighbour_graph
+from harness.reference.inference import batched_heads
+from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.suites import Suite
+
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def graphs() -> list[Graph]:
+    structures = random_structures(BATCH, atoms=(2, 100))
+    return [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures]
+
+
+def test_neighbour_lists_are_no_bottleneck(benchmark: BenchmarkFixture) -> None:
+    """At least 2,000 random structures a second on one core; the fastest stage does some hundreds."""
+    structures = random_structures(BATCH, atoms=(2, 100))
+    benchmark(lambda: [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures])
+    assert BATCH / benchmark.stats.stats.median > 2000
+
+
+def test_collation_is_no_bottleneck(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+    benchmark(lambda: collate(graphs))
+    assert BATCH / benchmark.stats.stats.median > 5000
+
+
+def test_energy_and_forces(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+    """The eager stage at width 64 in single precision: above 20 structures a second even on a busy core."""
+    torch.manual_seed(0)
+    model = FoundationModel(ModelConfig()).requires_grad_(False)
+    batch = collate(graphs).to("cpu", torch.float32)
+    weights = model.gate(batch.composition)
+    benchmark(lambda: batched_heads(model, batch, weights))
+    assert BATCH / benchmark.stats.stats.median > 20
+
+
+def test_ten_thousand_cases_expand_in_two_seconds(benchmark: BenchmarkFixture) -> None:
+    site = systems.load(shipped.find("systems", "local"), {})
+    suite = Suite(
+        name="big", title="Big", program="ladder", matrix={"seed": list(range(100)), "rounds": list(range(100))}
+    )
+    plan = benchmark.pedantic(lambda: expand(suite, site), rounds=3)
+    assert len(plan.cases) == 10_000
+    assert benchmark.stats.stats.median < 2.0
+    assert suites.load(shipped.find("suites", "ladder")).name == "ladder"

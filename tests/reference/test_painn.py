@@ -1,0 +1,93 @@
+"""The encoder against the paper's equations written out plainly, atom by atom."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from harness.reference.models.painn import Message, PaiNN, Update
+from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+
+
+def plain_painn(net: PaiNN, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> Tensor:
+    """Equations 7 to 10 with zero initial vectors, one edge and one atom at a time, no shortcut for any layer."""
+    f = net.width
+    s = net.embedding.weight[numbers].clone()
+    v = torch.zeros(len(numbers), 3, f, dtype=s.dtype)
+    for message, update in zip(net.messages, net.updates, strict=True):
+        assert isinstance(message, Message)
+        assert isinstance(update, Update)
+        ds, dv = torch.zeros_like(s), torch.zeros_like(v)
+        for i, j, r_ij in zip(receiver.tolist(), sender.tolist(), vector, strict=True):
+            r = r_ij.norm()
+            basis = torch.stack([torch.sin(n * math.pi * r / SMALL.cutoff) / r for n in range(1, SMALL.n_radial + 1)])
+            cut = 0.5 * (torch.cos(math.pi * r / SMALL.cutoff) + 1)
+            w = (message.filter.weight @ basis + message.filter.bias) * cut
+            phi = (
+                message.phi.weight @ silu(message.phi_hidden.weight @ s[j] + message.phi_hidden.bias) + message.phi.bias
+            )
+            x = phi * w
+            ds[i] += x[:f]
+            dv[i] += torch.outer(r_ij / r, x[f : 2 * f]) + v[j] * x[2 * f :]
+        s, v = s + ds, v + dv
+        new_s, new_v = s.clone(), v.clone()
+        for i in range(len(s)):
+            mixed = v[i] @ update.mix.weight.T
+            vv, uv = mixed[:, :f], mixed[:, f:]
+            norm = torch.sqrt((vv**2).sum(0) + update.epsilon)
+            a = update.a.weight @ silu(update.a_hidden.weight @ torch.cat([s[i], norm]) + update.a_hidden.bias)
+            a = a + update.a.bias
+            new_s[i] = s[i] + a[:f] + a[2 * f :] * (vv * uv).sum(0)
+            new_v[i] = v[i] + a[f : 2 * f] * uv
+        s, v = new_s, new_v
+    return s
+
+
+def test_encoder_follows_the_equations() -> None:
+    model = make_model()
+    batch = batch_of([molecule(5), crystal(3)])
+    vector = batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]
+    arguments = (batch.numbers, batch.receiver, batch.sender, vector)
+    assert torch.allclose(model.encoder(*arguments), plain_painn(model.encoder, *arguments), rtol=1e-10, atol=1e-11)
+
+
+def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
+    model = make_model().requires_grad_(True)
+    batch = batch_of([molecule(), crystal()])
+    positions = batch.positions.clone().requires_grad_()
+    energies = model.all_energies(model.encode(batch, positions, batch.shift), batch)
+    forces = torch.autograd.grad(energies.sum(), positions, create_graph=True)[0]
+    (energies.pow(2).sum() + forces.pow(2).sum()).backward()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("gate"):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_every_parameter_of_the_gate_receives_a_gradient() -> None:
+    model = make_model().requires_grad_(True)
+    weights = model.gate(batch_of([molecule(), crystal()]).composition)
+    assert torch.allclose(weights.sum(1), torch.ones(2, dtype=weights.dtype))
+    weights[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.gate.parameters())
+
+
+def test_heads_one_by_one_are_the_heads_at_once() -> None:
+    model = make_model()
+    batch = batch_of([molecule(), crystal()])
+    pooled = model.encode(batch, batch.positions, batch.shift)
+    singly = torch.stack([model.head_energy(h, pooled, batch) for h in range(16)], dim=1)
+    assert torch.allclose(model.all_energies(pooled, batch), singly, rtol=1e-12)
+
+
+def test_single_precision_holds_end_to_end() -> None:
+    model = make_model().float()
+    batch = batch_of([molecule(), crystal()]).to("cpu", torch.float32)
+    positions = batch.positions.clone().requires_grad_()
+    pooled = model.encode(batch, positions, batch.shift)
+    energies = model.all_energies(pooled, batch)
+    forces = torch.autograd.grad(energies.sum(), positions)[0]
+    assert {t.dtype for t in (pooled, energies, forces, model.gate(batch.composition))} == {torch.float32}

@@ -1,0 +1,202 @@
+"""Real jobs on this machine: failures, resumption, a killed harness, two at once, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from harness import events
+from harness.jobs.journal import Journal
+from tests.conftest import ROOT, Harness
+
+EAGER = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
+TINY = f"""\
+name: tiny
+title: A tiny ladder
+program: ladder
+parameters:
+  model: {{width: 8, layers: 2, head_hidden: [4]}}
+  stages: {EAGER}
+  batch_size: 2
+  batches: 2
+  rounds: 6
+  atoms: [2, 6]
+matrix:
+  workload: [random, crystals]
+  precision: [fp64]
+minutes: 5
+"""
+
+
+def suite(folder: Path, text: str = TINY) -> None:
+    (folder / "tiny.yaml").write_text(text)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def processes_of(session: int) -> list[int]:
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                found.append(pid)
+    return found
+
+
+def wait_for(path: Path, word: str, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not (path.exists() and word in path.read_text()):
+        assert time.monotonic() < deadline, f"{path} never held {word}"
+        time.sleep(0.05)
+
+
+def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path)
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    for name in ("index.html", "report.md", "tables/ladder.csv", "tables/samples.csv", "scorecard.json"):
+        assert (out / name).stat().st_size > 0
+    table = pd.read_csv(out / "tables" / "ladder.csv")
+    assert set(table["workload"]) == {"random", "crystals"}
+    assert set(table.loc[table["stage"] != "branch_skip", "verdict"]) == {"ok"}
+    assert (table["samples"] == 6).all()
+    assert (table["ci_low"] <= table["structures_per_s"]).all()
+    assert (table["end_to_end_structures_per_s"] < table["structures_per_s"]).all()
+    assert (table["peak_bytes"] > 0).all()
+    assert (table["matrix_gflop"] > 0).all()
+    assert len(list((out / "figures").glob("*.svg"))) == len(list((out / "figures").glob("*.png"))) == 2
+
+    folders = sorted((out / "runs").glob("*/*/case.json"))
+    before = [(f.parent / "events.jsonl").read_bytes() for f in folders]
+    again = harness("run", "tiny.yaml", "--out", "out")
+    assert again.returncode == 0
+    assert again.stderr.count("done before") == 2
+    assert before == [(f.parent / "events.jsonl").read_bytes() for f in folders]
+
+
+def test_a_case_folder_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path)
+    harness("run", "tiny.yaml", "--out", "out", "-n", "random")
+    folder = next((tmp_path / "out" / "runs").glob("*/*/")).rename(tmp_path / "elsewhere")
+    (folder / "events.jsonl").unlink()
+    subprocess.run(["bash", str(folder / "job.sh")], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert [e["event"] for e in events.read(folder / "events.jsonl")][-1] == "done"
+    assert (folder / "exit_code").read_text() == "0\n"
+
+
+def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
+    model = "  model: {width: 8, layers: 2, head_hidden: [4]}\n"
+    broken = tmp_path / "broken.pt"
+    broken.write_text("not a checkpoint")
+    text = TINY.replace(model, "").replace("  precision", f"  checkpoint: [painn-64, {broken}]\n  precision")
+    suite(tmp_path, text.replace("workload: [random, crystals]", "workload: [random]"))
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 3
+    assert "failed with exit code 2" in done.stderr
+    assert f"error: {broken}: not a readable checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Not complete" in page
+    assert "not a readable checkpoint" in page
+    assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
+
+    broken.write_bytes((ROOT / "harness" / "reference" / "checkpoints" / "painn-64.pt").read_bytes())
+    again = harness("run", "tiny.yaml", "--out", "out")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("done before") == 1
+    assert len(list((tmp_path / "out" / "runs").glob("*/*/attempt-1/stderr"))) == 1
+
+
+def test_a_killed_harness_leaves_a_job_that_the_next_one_joins(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 150").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
+    wait_for(log, "sample")
+    first.kill()
+    first.wait()
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    lines = list(events.read(log))
+    assert sum(e["event"] == "start" for e in lines) == 1
+    assert sum(e["event"] == "sample" for e in lines) == 150 * 5
+    assert journal.read_text().count('"submitted"') == 1
+    assert not Journal(journal.parent).open_jobs()
+
+
+def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
+    wait_for(log, "sample")
+    session = int(Journal(journal.parent).open_jobs().popitem()[1].split("@")[0])
+    for pid in processes_of(session):
+        os.kill(pid, signal.SIGKILL)
+    assert first.wait(60) == 3
+    assert first.stderr is not None
+    assert "vanished without an exit code" in first.stderr.read()
+    table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
+    assert set(table["case_state"]) == {"failed"}
+    assert (table["samples"] > 0).all()
+
+
+def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    second = harness("run", "tiny.yaml", "--out", "out")
+    assert second.returncode == 2
+    assert "another harness is running this campaign" in second.stderr
+    assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    deadline = time.monotonic() + 30
+    while "running" in (status := harness("status", "tiny.yaml", "--out", "out").stdout):
+        assert time.monotonic() < deadline, status
+    assert "failed" in status
+    log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
+    size = log.stat().st_size
+    time.sleep(1.0)
+    assert log.stat().st_size == size, "the interrupted job goes on"
+
+
+def test_a_stage_that_cannot_run_is_shown_and_the_others_stay(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a C++ compiler torch.compile has nothing to compile with."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty-cache"))
+    text = TINY.replace("batched_heads]", "batched_heads, torch_compile]").replace("[random, crystals]", "[random]")
+    suite(tmp_path, text)
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv").set_index("stage")
+    assert table.loc["torch_compile", "verdict"].startswith("not available: ")
+    assert table.loc["batched_heads", "verdict"] == "ok"
+    score = json.loads((tmp_path / "out" / "scorecard.json").read_text())[0]
+    assert score["verdict"] == "not run"
+    assert "not available" in score["reason"]

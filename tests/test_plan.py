@@ -1,0 +1,119 @@
+"""Suites expand to cases whose ids depend on their content alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import shipped, suites, systems
+from harness.plan import expand, select
+from harness.suites import Suite
+from tests.conftest import ROOT, Harness, needs
+
+LOCAL = systems.load(shipped.find("systems", "local"), {})
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(0, 9), min_size=1, unique=True), max_size=4),
+    st.randoms(),
+)
+def test_ids_do_not_depend_on_order(matrix: dict[str, list[int]], random: st.Random) -> None:  # type: ignore[name-defined]
+    keys = list(matrix)
+    random.shuffle(keys)
+    shuffled = {k: random.sample(matrix[k], len(matrix[k])) for k in keys}
+    one, two = (expand(Suite(name="s", title="S", program="ladder", matrix=m), LOCAL) for m in (matrix, shuffled))
+    count = 1
+    for values in matrix.values():
+        count *= len(values)
+    assert len({c.id for c in one.cases}) == len(one.cases) == count
+    assert {c.id for c in one.cases} == {c.id for c in two.cases}
+
+
+def test_equal_work_has_one_case() -> None:
+    suite = Suite(name="s", title="S", program="ladder", matrix={"seed": [1, 2, 1]})
+    assert [c.parameters["seed"] for c in expand(suite, LOCAL).cases] == [1, 2]
+
+
+def test_settings_are_part_of_the_work() -> None:
+    suite = Suite(name="s", title="S", program="ladder")
+    two_threads = systems.load(shipped.find("systems", "local"), {"threads": "2"})
+    assert expand(suite, LOCAL).cases[0].id != expand(suite, two_threads).cases[0].id
+
+
+def test_selection_by_name_and_tag() -> None:
+    plan = expand(suites.load(shipped.find("suites", "ladder")), LOCAL)
+    assert [c.name for c in select(plan, ["random"], [], ["fp32"]).cases] == ["ladder-random-fp64"]
+    assert select(plan, [], ["inference"], []).cases == plan.cases
+    assert not select(plan, [], ["benchmark"], []).cases
+
+
+def test_every_shipped_suite_and_system_is_valid(harness: Harness) -> None:
+    done = harness("list")
+    assert done.returncode == 0
+    for name in ("ladder", "ladder-337", "checkpoint", "local"):
+        assert f" {name} " in done.stdout
+        assert done.stdout.count("\n") == len(shipped.names("suites")) + len(shipped.names("systems"))
+
+
+def test_shipped_job_scripts_pass_shellcheck(tmp_path: Path) -> None:
+    needs("shellcheck")
+    from harness.jobs.script import render
+
+    for name in shipped.names("suites"):
+        plan = expand(suites.load(shipped.find("suites", name)), LOCAL)
+        (tmp_path / "job.sh").write_text(render(plan, plan.cases[0]))
+        subprocess.run(["shellcheck", str(tmp_path / "job.sh")], check=True)
+
+
+def test_help_answers_fast_and_without_torch() -> None:
+    best = min(_seconds([sys.executable, "-m", "harness", "--help"]) for _ in range(5))
+    assert best < 0.3
+    script = "import sys; from harness.cli import main; main(['plan', 'ladder']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+RANKS = (
+    "cli",
+    "report",
+    "analysis",
+    "collect",
+    "jobs",
+    "plan",
+    "suites systems",
+    "yamlfile programs provenance shipped",
+)
+FREE = ("errors", "events")
+
+
+def test_arrows_point_down_the_list() -> None:
+    """Every module imports only what stands lower in the house; the reference only events."""
+    rank = {name: k for k, names in enumerate(RANKS) for name in names.split()}
+    for path in (ROOT / "harness").rglob("*.py"):
+        room = path.relative_to(ROOT / "harness").with_suffix("").parts[0]
+        for target in _imports(path):
+            if room == "reference":
+                assert target in ("reference", "events"), f"{path} imports {target}"
+            elif room in rank and target not in FREE and target != room:
+                assert target != "reference", f"{path} imports the reference"
+                assert rank.get(target, 99) >= rank[room], f"{path} imports {target}"
+
+
+def _imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "harness":
+            parts = node.module.split(".")[1:]
+            found += [parts[0]] if parts else [a.name for a in node.names if a.name[0] != "_"]
+    return found

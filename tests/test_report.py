@@ -1,0 +1,151 @@
+"""From raw events to tables and pages: the arithmetic redone by hand, wrong stages withheld, pages self-contained."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.analysis.ladder import ladder_table
+from harness.collect.runs import load
+from harness.events import EventLog
+from harness.report import paper
+from harness.report.render import report
+from harness.report.scorecard import score
+
+STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
+
+
+def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, error: float = 1e-12) -> None:
+    """A finished case of six rounds: the last stage faster by speedup, off by error times the force scale."""
+    folder = out / "runs" / "ladder-local" / f"case-{precision}"
+    folder.mkdir(parents=True)
+    parameters = {"workload": "random", "precision": precision, "stages": STAGES}
+    case = {"id": "1", "name": f"case-{precision}", "suite": "ladder", "program": "ladder", "parameters": parameters}
+    (folder / "case.json").write_text(json.dumps(case))
+    (folder / "provenance.json").write_text(json.dumps({"cpu": "A <CPU> & co", "time_s": 0.0, "commit": "c" * 40}))
+    log = EventLog(folder / "events.jsonl")
+    log.fact(
+        "model", {"config": {"width": 64, "readout": "sum"}, "trained": False, "parameters": 9, "untrained_heads": []}
+    )
+    log.fact("ceilings", {"matrix_product_gflop_per_s": 50.0})
+    for stage in STAGES:
+        log.write("warm_up", stage=stage, first_s=1.0, matrix_flops=4e9, peak_bytes=2**20)
+    for number in range(6):
+        for stage, factor in zip(STAGES, (1.0, 4.0, 10.0, speedup), strict=True):
+            wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]
+            log.write(
+                "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
+                neighbours_s=0.1, collate_s=0.05, transfer_s=0.05, load_1min=0.5,
+                force_error_ev_per_a=wrong * 20.0, force_scale_ev_per_a=20.0,
+                energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
+            )  # fmt: skip
+    log.write("done")
+    (folder / "exit_code").write_text("0\n")
+
+
+def test_the_table_is_the_arithmetic_of_the_samples(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    table = ladder_table(load(tmp_path / "runs")).set_index("stage")
+    last = table.loc["torch_compile"]
+    assert last["structures_per_s"] == pytest.approx((16 * 40 / 10 + 16 * 40 / 11) / 2)
+    assert (last["ci_low"], last["ci_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
+    assert last["speedup"] == last["speedup_low"] == pytest.approx(40)
+    assert table.loc["baseline", "end_to_end_structures_per_s"] == pytest.approx((16 / 10.2 + 16 / 11.2) / 2)
+    assert last["max_force_error_ev_per_a"] == pytest.approx(2e-11)
+    assert last["matrix_gflop_per_s"] == pytest.approx(4 / (10.5 / 40))
+    assert last["share_of_matrix_peak"] == pytest.approx(4 / (10.5 / 40) / 50)
+    assert table["verdict"].to_dict() == {
+        "baseline": "ok", "branch_skip": "approximate", "batched_heads": "ok", "torch_compile": "ok",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "counts"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
+)
+def test_a_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, counts: bool) -> None:
+    write_run(tmp_path, precision=precision, error=error)
+    last = ladder_table(load(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    assert (last["verdict"] == "ok") == counts
+    assert (not pd.isna(last["speedup"])) == counts
+    claim = next(c for c in paper.load().claims if c.precision == precision)
+    verdict = score([claim], ladder_table(load(tmp_path / "runs")), tmp_path)[0].verdict
+    assert verdict == ("reproduced" if counts else "not run")
+
+
+@pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
+def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
+    write_run(tmp_path, speedup=speedup)
+    scores = {s.id: s for s in report(tmp_path)}
+    assert scores["ladder-speedup-fp64"].verdict == verdict
+    assert scores["ladder-speedup-fp64"].measured_value == pytest.approx(speedup)
+    assert scores["ladder-speedup-fp32"].verdict == "not run"
+    rows = json.loads((tmp_path / "scorecard.json").read_text())
+    keys = [
+        "id",
+        "statement",
+        "paper_value",
+        "unit",
+        "measured_value",
+        "ci_low",
+        "ci_high",
+        "verdict",
+        "basis",
+        "evidence",
+    ]
+    assert all(set(keys) <= set(row) for row in rows)
+    assert (tmp_path / rows[0]["evidence"][0]).is_file()
+
+
+class Links(HTMLParser):
+    """Everything a page would fetch, its anchors, and the deepest table row widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.anchors: set[str] = set()
+        self.targets: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if tag in ("script", "link", "img", "iframe"):
+            self.fetched.append(tag)
+        if "id" in known:
+            self.anchors.add(str(known["id"]))
+        if tag == "a":
+            self.targets.add(str(known["href"]).removeprefix("#"))
+
+
+def test_the_page_stands_alone_and_escapes_what_it_quotes(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    report(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert not links.fetched
+    assert links.targets <= links.anchors
+    assert "A &lt;CPU&gt; &amp; co" in page
+    assert "A <CPU>" not in page
+    text = (tmp_path / "report.md").read_text()
+    assert "A <CPU> & co" in text
+    for image in text.split("](")[1:]:
+        assert (tmp_path / image.split(")")[0]).is_file()
+
+
+def test_the_papers_table_is_quoted_right() -> None:
+    """The printed speed-ups follow from the printed rates, up to their rounding."""
+    table = paper.load().table_xv
+    for k, printed in enumerate(table.printed_speedup):
+        assert table.rows["torch_compile"][k] / table.rows["baseline"][k] == pytest.approx(printed, abs=1.0)
+
+
+def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    before = len(load(tmp_path / "runs")[0].samples)
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-2]) + lines[-2][:25] + b"\n\xff\xfe not json\n")
+    assert len(load(tmp_path / "runs")[0].samples) == before - 1

@@ -32,8 +32,9 @@ class ModelSizes(Strict):
 class LadderParameters(Strict):
     """One case of the inference ladder."""
 
-    workload: Literal["random", "crystals"]
+    workload: Literal["random", "crystals", "file"]
     precision: Literal["fp64", "fp32"]
+    structures: str | None = None
     stages: list[StageName] | None = None
     checkpoint: str | None = None
     model: ModelSizes | None = None

@@ -16,19 +16,21 @@ from harness.collect.runs import Record
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
 APPROXIMATE = ("branch_skip",)
 COLUMNS = (
-    "case", "suite", "experiment", "model", "workload", "precision", "stage", "verdict", "structures_per_s", "ci_low",
-    "ci_high", "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s", "end_to_end_low",
-    "end_to_end_high", "max_energy_error_ev_per_atom", "max_force_error_ev_per_a", "force_error_relative",
-    "energy_error_relative", "peak_bytes", "matrix_gflop", "matrix_gflop_per_s", "share_of_matrix_peak", "first_call_s",
-    "samples", "structures_timed", "structures", "atoms", "edges", "threads", "device", "case_state", "folder",
+    "case", "suite", "experiment", "model", "workload", "precision", "stage", "verdict", "structures_per_s",
+    "ci_low", "ci_high", "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s",
+    "end_to_end_low", "end_to_end_high", "max_energy_error_ev_per_atom", "max_force_error_ev_per_a", "counts",
+    "force_error_relative", "energy_error_relative", "peak_bytes", "matrix_gflop", "matrix_gflop_per_s",
+    "share_of_matrix_peak", "first_call_s", "samples", "structures_timed", "structures", "atoms", "edges", "threads",
+    "device", "case_state", "folder",
 )  # fmt: skip
 
 
 def ladder_table(records: list[Record]) -> pd.DataFrame:
     """One row per case and stage, in the order of the ladder, columns as in COLUMNS; missing values are NaN.
 
-    verdict: "ok" (agrees with the baseline to rounding), "approximate" (not meant to agree), "WRONG" (meant to and
-    does not: its speed-up is withheld), "unchecked" (no baseline in the run), "not available: why", "not run".
+    counts: whether the speed-up does. verdict: "ok" (agrees with the baseline to rounding), "approximate" (not meant
+    to agree), "WRONG" (meant to and does not: its speed-up is withheld), "unchecked" (no baseline in the run),
+    "not available: why", "not run".
     """
     rows = [row for r in records if r.case.get("program") == "ladder" for row in _rows(r)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -62,6 +64,7 @@ def _row(record: Record, stage: str, samples: pd.DataFrame) -> dict[str, Any]:
         "threads": observed.get("threads", math.nan),
         "device": observed.get("device_name") or record.provenance.get("cpu"),
         "case_state": record.state,
+        "counts": False,
         "folder": str(record.folder),
     }
     event = record.stages.get(stage, {})
@@ -114,9 +117,9 @@ def _errors(own: pd.DataFrame, stage: str, precision: str) -> dict[str, Any]:
         "energy_error_relative": energy,
     }
     if stage in APPROXIMATE:
-        return errors | {"verdict": "approximate"}
+        return errors | {"verdict": "approximate", "counts": True}
     if max(force, energy) <= TOLERANCE[precision]:
-        return errors | {"verdict": "ok"}
+        return errors | {"verdict": "ok", "counts": True}
     withheld = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), math.nan)
     return errors | {"verdict": "WRONG"} | withheld
 

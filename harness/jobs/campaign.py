@@ -22,7 +22,7 @@ from harness.plan import Case, Plan
 State = Literal["not run", "running", "done", "failed"]
 SCHEDULERS = {"local": LocalScheduler}
 POLL_S = 0.5
-RECORDS = (events.FILE_NAME, "stdout", "stderr", "exit_code", "provenance.json")
+RECORDS = (events.FILE_NAME, "stdout", "stderr", "exit_code", "provenance.json", "traceback.txt")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`python -m harness.reference CASE_FOLDER`: run the program that the folder's case.json asks for.
 
-Exit codes: 0 done, 2 bad input (one line on stderr, the same in the event log), 1 anything else.
+Exit codes: 0 done, 2 bad input, 1 anything else. What went wrong is one line on stderr and in the event log.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from harness.events import FILE_NAME, EventLog
 from harness.reference.errors import InputError
 
+TRACEBACK = "traceback.txt"
 PROGRAMS = {"ladder": "harness.reference.ladder", "train": "harness.reference.training"}
 
 
@@ -35,14 +37,22 @@ def main(arguments: list[str]) -> int:
     try:
         importlib.import_module(module_name).run(parameters, log, folder)
     except InputError as error:
-        log.write("error", message=str(error))
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(log, str(error), 2)
+    except ModuleNotFoundError as error:
+        return tell(log, f"{error}; the jobs need what `pip install 'gfm-harness[reference]'` brings", 2)
     except Exception as error:
-        log.write("error", message=f"{type(error).__name__}: {error}"[:2000])
-        raise
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        first = (str(error).strip().splitlines() or [""])[0][:500]
+        return tell(log, f"{type(error).__name__}: {first} (where it happened: {TRACEBACK})", 1)
     log.write("done")
     return 0
+
+
+def tell(log: EventLog, message: str, exit_code: int) -> int:
+    """Put what went wrong into the event log and on stderr, in one line."""
+    log.write("error", message=message)
+    print(f"error: {message}", file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":

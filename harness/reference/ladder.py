@@ -13,6 +13,7 @@ import torch
 
 from harness.events import EventLog
 from harness.reference import checkpoints, measure
+from harness.reference.datasets.files import read_file
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.mini import load_mini, mini_set
 from harness.reference.datasets.random_box import random_structures
@@ -34,10 +35,12 @@ class LadderConfig:
 
     checkpoint: the model's file, or the name of a shipped one; None makes an untrained model of `model`'s sizes,
     with a gate fixed by hand so that open_heads branches share the weight.
+    workload: "random" (the paper's), "crystals" (shipped), or "file": the first structures of a file that ASE reads.
     """
 
     workload: str
     precision: str
+    structures: str | None = None
     stages: tuple[str, ...] = tuple(s.name for s in LADDER)
     checkpoint: str | None = None
     model: dict[str, object] = field(default_factory=dict)
@@ -87,7 +90,11 @@ def make_structures(config: LadderConfig) -> list[Structure]:
         pool = [s for name in CRYSTAL_SETS for s in load_mini(mini_set(name))]
         order = np.random.default_rng(config.seed).permutation(len(pool))
         return [pool[k] for k in order[:count]]
-    raise InputError(f"unknown workload {config.workload!r}; there are random, crystals")
+    if config.workload == "file":
+        if config.structures is None:
+            raise InputError("workload 'file' needs 'structures', the path of a file")
+        return read_file(Path(config.structures), count)
+    raise InputError(f"unknown workload {config.workload!r}; there are random, crystals, file")
 
 
 def prepare(
@@ -157,6 +164,9 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
     log.fact("model", about)
     structures = make_structures(config)
     groups = [structures[k : k + config.batch_size] for k in range(0, len(structures), config.batch_size)]
+    if config.workload != "random":
+        for structure in structures:
+            model.check_elements(structure)
     model = model.to(device, DTYPES[config.precision])
     batches = [prepare(group, model, config)[0] for group in groups]
     describe(batches, model, config, log)

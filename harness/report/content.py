@@ -17,6 +17,8 @@ from harness.report.paper import Paper
 from harness.report.scorecard import Score
 
 STAGES = ["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
+# What the load average may exceed the threads by before the report speaks of it.
+BUSY = 0.7
 DASH = "\N{EN DASH}"
 
 
@@ -182,6 +184,12 @@ def notes(records: list[Record]) -> list[str]:
                 "Atomic numbers in this workload that no training set holds:"
                 f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
                 " chemistry."
+            )
+        busy = max((s["load_1min"] for r in records for s in r.samples), default=0.0)
+        threads = record.facts["observed"]["threads"]
+        if busy > threads + BUSY:
+            said.append(
+                f"Other work was running beside this (load {busy:.1f} for {threads} thread(s)): read the intervals."
             )
         return said
     return ["No complete case."]

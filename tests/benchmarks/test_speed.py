@@ -1,4 +1,4 @@
-"""Guards on the parts whose speed the results rest on; `pytest tests/benchmarks --benchmark-only` prints the figures."""
+"""Guards on the parts whose speed the results rest on (`pytest tests/benchmarks` prints the figures)."""
 
 from __future__ import annotations
 

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from harness.reference.errors import InputError
 from harness.reference.graphs import Batch
 from harness.reference.models.gate import Gate
 from harness.reference.models.heads import Heads
 from harness.reference.models.painn import PaiNN
-from harness.reference.structures import MAX_ATOMIC_NUMBER
+from harness.reference.structures import MAX_ATOMIC_NUMBER, Structure
 
 Readout = Literal["sum", "extensive"]
 
@@ -58,6 +59,15 @@ class FoundationModel(nn.Module):
         self.register_buffer("scale", torch.ones(config.heads))
         self.register_buffer("trained", torch.zeros(config.heads, dtype=torch.bool))
         self.register_buffer("elements", torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool))
+
+    def check_elements(self, structure: Structure) -> None:
+        """Raise InputError if the structure holds an element that no training set of this model had."""
+        known = self.elements.cpu().numpy()
+        for atom, number in enumerate(structure.numbers.tolist()):
+            if not known[number]:
+                raise InputError(
+                    f"structure {structure.name!r}: atom {atom} is element {number}, which the model has not seen"
+                )
 
     def encode(self, batch: Batch, positions: Tensor, shift: Tensor) -> Tensor:
         """positions [n, 3], shift [e, 3] -> sum over each structure's atoms of s, [g, F]."""

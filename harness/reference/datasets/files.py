@@ -1,0 +1,34 @@
+"""Structures from a user's own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+
+from harness.reference.errors import InputError
+from harness.reference.structures import Structure
+
+
+def read_file(path: Path, count: int) -> list[Structure]:
+    """The first structures of a file in any format that ASE reads, checked; raises InputError naming what is wrong."""
+    try:
+        frames = ase.io.read(path, f":{count}")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # each of ASE's parsers fails in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as structures ({reason[:120]})") from None
+    if not frames:
+        raise InputError(f"{path}: holds no structures")
+    return [
+        Structure(
+            name=f"{path.name}/{k}",
+            numbers=atoms.numbers.astype(np.int64),
+            positions=atoms.positions,
+            cell=np.array(atoms.cell),
+            periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        ).check()
+        for k, atoms in enumerate(frames)
+    ]

@@ -76,13 +76,13 @@ def report(arguments: Arguments) -> int:
 
 
 def check(arguments: Arguments) -> int:
-    """Judge the claims again; 1 if one that was measured deviates."""
+    """Judge the claims again; 1 if one that was measured deviates or rests on a wrong stage."""
     from harness.report.render import report as render
 
     scores = render(arguments.out)
     for s in scores:
         print(f"{s.id}: {s.verdict} ({s.reason})")
-    return FAILED if any(s.verdict == "deviates" for s in scores) else DONE
+    return FAILED if any(s.verdict in ("deviates", "wrong") for s in scores) else DONE
 
 
 def list_known(arguments: Arguments) -> int:
@@ -151,6 +151,8 @@ def parser() -> Parser:
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
         if command.takes_suites:
             add_suite_options(sub)
+        if command.name == "run":
+            sub.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return top
 
 
@@ -164,7 +166,6 @@ def add_suite_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("-n", "--name", action="append", default=[], help="only cases whose name holds this")
     sub.add_argument("-x", "--exclude", action="append", default=[], help="no cases whose name holds this")
     sub.add_argument("-t", "--tag", action="append", default=[], help="only cases with this tag")
-    sub.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -182,6 +183,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except UsageError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command carries on from here", file=sys.stderr)

@@ -25,7 +25,10 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if torn:
+            os.write(self._handle, b"\n")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; fields must be plain JSON data."""
@@ -46,6 +49,16 @@ def parse(lines: Iterable[str]) -> Iterator[Event]:
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             yield event
+
+
+def last_run(path: Path) -> list[Event]:
+    """The events since the last `start`: a case run again by hand appends to the same log."""
+    found: list[Event] = []
+    for event in read(path):
+        if event["event"] == "start":
+            found.clear()
+        found.append(event)
+    return found
 
 
 def read(path: Path) -> Iterator[Event]:

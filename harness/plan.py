@@ -7,17 +7,20 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.suites import Suite
 from harness.systems import Site
+
+LABEL_LENGTH = 32
 
 
 @dataclass(frozen=True)
 class Case:
     """One run of one program with everything decided.
 
-    id: hash of program, parameters, system and settings: equal work has equal ids, whatever it is called.
+    id: hash of program, parameters, system, environment and settings: equal work has equal ids, whatever it is called.
     """
 
     id: str
@@ -76,13 +79,13 @@ def select(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequ
 
 def label(value: Any) -> str:
     """A matrix value as part of a case's name."""
-    text = str(value).lower()
-    return "".join(ch if ch.isalnum() else "_" for ch in text)
+    text = Path(value).stem if isinstance(value, str) else str(value)
+    return "".join(ch if ch.isalnum() else "_" for ch in text.lower())[:LABEL_LENGTH]
 
 
 def _case(name: str, suite: Suite, site: Site, parameters: dict[str, Any]) -> Case:
     settings = dict(site.settings)
-    content = [suite.program, parameters, site.system.name, settings]
+    content = [suite.program, parameters, site.system.name, site.system.environment, settings]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Case(
         id=digest[:16],

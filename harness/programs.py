@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 StageName = Literal["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
+
+
+def without_repeats(words: list[str]) -> list[str]:
+    """The list as it is; raises ValueError if a word stands in it twice."""
+    if len(set(words)) < len(words):
+        raise ValueError("a stage stands in the list twice")
+    return words
 
 
 class Strict(BaseModel):
@@ -35,7 +42,7 @@ class LadderParameters(Strict):
     workload: Literal["random", "crystals", "file"]
     precision: Literal["fp64", "fp32"]
     structures: str | None = None
-    stages: list[StageName] | None = None
+    stages: Annotated[list[StageName], AfterValidator(without_repeats)] | None = None
     checkpoint: str | None = None
     model: ModelSizes | None = None
     open_heads: Annotated[int, Field(ge=1, le=16)] | None = None

@@ -33,6 +33,11 @@ def find(kind: str, name: str) -> Path:
     raise UsageError(f"no {kind.removesuffix('s')} named {name!r}{did_you_mean(name, names(kind))}")
 
 
+def checkpoints() -> list[str]:
+    """Names of the shipped models."""
+    return sorted(p.stem for p in (PACKAGE / "reference" / "checkpoints").glob("*.pt"))
+
+
 def names(kind: str) -> list[str]:
     """Known suites or systems, the user's own included."""
     return sorted({p.stem for place in (Path(kind), folder(kind)) for p in place.glob("*.yaml")})

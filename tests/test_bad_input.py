@@ -47,6 +47,12 @@ settings:
         ("  workload: random\n", "", "suite.yaml:1:1: program 'ladder' needs 'workload'"),
         ("checkpoint: painn-64", "precision: fp64", "suite.yaml:8:3: 'precision' stands in both parameters and matrix"),
         ("name: mine", "name: My Suite", "suite.yaml:1:1: name: String should match pattern"),
+        ("painn-64", "painn-46", "suite.yaml:6:3: painn-46: no such file (did you mean 'painn-64'?)"),
+        (
+            "workload: random",
+            "stages: [baseline, baseline]\n  workload: random",
+            "suite.yaml:5:3: parameters.stages: V",
+        ),
         ("[fp64, fp32]", "[]", "suite.yaml:8:3: matrix.precision: List should have at least 1 item"),
         ("[fp64, fp32]", "[fp64, fp32", "suite.yaml:9:1: expected ',' or ']'"),
         ("title: A suite", "name: mine", 'suite.yaml:2:1: found duplicate key "name"'),

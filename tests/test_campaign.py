@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -12,11 +11,11 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from harness import events
 from harness.jobs.journal import Journal
+from harness.jobs.local import LocalScheduler
 from tests.conftest import ROOT, Harness
 
 EAGER = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
@@ -51,15 +50,6 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         text=True,
     )
-
-
-def processes_of(session: int) -> list[int]:
-    found = []
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(pid) == session:
-                found.append(pid)
-    return found
 
 
 def wait_for(path: Path, word: str, timeout: float = 60) -> None:
@@ -140,7 +130,7 @@ def test_a_killed_harness_leaves_a_job_that_the_next_one_joins(harness: Harness,
     assert done.returncode == 0, done.stderr
     lines = list(events.read(log))
     assert sum(e["event"] == "start" for e in lines) == 1
-    assert sum(e["event"] == "sample" for e in lines) == 150 * 5
+    assert sum(e["event"] == "sample" for e in lines) == 150 * 5 * 2
     assert journal.read_text().count('"submitted"') == 1
     assert not Journal(journal.parent).open_jobs()
 
@@ -152,9 +142,7 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     wait_for(journal, "submitted")
     log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
     wait_for(log, "sample")
-    session = int(Journal(journal.parent).open_jobs().popitem()[1].split("@")[0])
-    for pid in processes_of(session):
-        os.kill(pid, signal.SIGKILL)
+    LocalScheduler().cancel(Journal(journal.parent).open_jobs().popitem()[1], force=True)
     assert first.wait(60) == 3
     assert first.stderr is not None
     assert "vanished without an exit code" in first.stderr.read()
@@ -174,10 +162,7 @@ def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path)
     assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
-    deadline = time.monotonic() + 30
-    while "running" in (status := harness("status", "tiny.yaml", "--out", "out").stdout):
-        assert time.monotonic() < deadline, status
-    assert "failed" in status
+    assert "failed" in harness("status", "tiny.yaml", "--out", "out").stdout
     log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
     size = log.stat().st_size
     time.sleep(1.0)

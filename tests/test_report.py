@@ -11,11 +11,12 @@ import pytest
 
 from harness.analysis.ladder import ladder_table
 from harness.collect.runs import load
-from harness.events import EventLog
+from harness.events import EventLog, read
 from harness.report import paper
 from harness.report.render import report
 from harness.report.scorecard import score
 
+DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
 STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
 
 
@@ -28,6 +29,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "provenance.json").write_text(json.dumps({"cpu": "A <CPU> & co", "time_s": 0.0, "commit": "c" * 40}))
     log = EventLog(folder / "events.jsonl")
+    log.write("start")
     log.fact(
         "model", {"config": {"width": 64, "readout": "sum"}, "trained": False, "parameters": 9, "untrained_heads": []}
     )
@@ -39,7 +41,8 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
             wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]
             log.write(
                 "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
-                neighbours_s=0.1, collate_s=0.05, transfer_s=0.05, load_1min=0.5,
+                energy_dtype=DTYPES[precision], force_dtype=DTYPES[precision], finite=True, neighbours_s=0.1,
+                collate_s=0.05, transfer_s=0.05, load_1min=0.5,
                 force_error_ev_per_a=wrong * 20.0, force_scale_ev_per_a=20.0,
                 energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
             )  # fmt: skip
@@ -73,7 +76,7 @@ def test_a_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: flo
     assert (not pd.isna(last["speedup"])) == counts
     claim = next(c for c in paper.load().claims if c.precision == precision)
     verdict = score([claim], ladder_table(load(tmp_path / "runs")), tmp_path)[0].verdict
-    assert verdict == ("reproduced" if counts else "not run")
+    assert verdict == ("reproduced" if counts else "wrong")
 
 
 @pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
@@ -142,10 +145,49 @@ def test_the_papers_table_is_quoted_right() -> None:
         assert table.rows["torch_compile"][k] / table.rows["baseline"][k] == pytest.approx(printed, abs=1.0)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("finite", False), ("energy_dtype", "torch.float32"), ("force_dtype", "torch.float32")]
+)
+def test_one_bad_sample_makes_a_stage_wrong(tmp_path: Path, field: str, value: object) -> None:
+    """Not a number, or computed in less precision than asked for."""
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    victim = next(e for e in lines if e.get("stage") == "batched_heads" and e.get("round") == 3)
+    victim[field] = value
+    log.write_text("".join(json.dumps(e) + "\n" for e in lines))
+    table = ladder_table(load(tmp_path / "runs")).set_index("stage")
+    assert table.loc["batched_heads", "verdict"] == "WRONG"
+    assert pd.isna(table.loc["batched_heads", "speedup"])
+    assert not table.loc["batched_heads", "counts"]
+    assert table.loc["torch_compile", "counts"]
+
+
+def test_a_case_run_again_by_hand_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    log.write_bytes(2 * log.read_bytes())
+    assert (ladder_table(load(tmp_path / "runs"))["samples"] == 6).all()
+
+
+def test_too_few_rounds_or_an_unfinished_case_judge_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
+    (folder / "exit_code").write_text("1\n")
+    assert report(tmp_path)[0].verdict == "not run"
+    (folder / "exit_code").write_text("0\n")
+    assert report(tmp_path)[0].verdict == "reproduced"
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(x for x in lines if '"round": 5' not in x))
+    assert report(tmp_path)[0].verdict == "not run"
+
+
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     before = len(load(tmp_path / "runs")[0].samples)
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(lines[:-2]) + lines[-2][:25] + b"\n\xff\xfe not json\n")
+    log.write_bytes(b"".join(lines[:-2]) + b"\xff\xfe not json\n" + lines[-2][:25])
+    EventLog(log).write("done")
+    assert [e["event"] for e in read(log)][-1] == "done"
     assert len(load(tmp_path / "runs")[0].samples) == before - 1

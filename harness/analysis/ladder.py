@@ -14,7 +14,10 @@ from harness.collect.runs import Record
 
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
+# Below these (eV/angstrom, eV/atom) a scale says nothing: forces vanish in an ideal crystal.
+FORCE_FLOOR, ENERGY_FLOOR = 1e-3, 1e-3
 APPROXIMATE = ("branch_skip",)
+DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
 COLUMNS = (
     "case", "suite", "experiment", "model", "workload", "precision", "stage", "verdict", "structures_per_s",
     "ci_low", "ci_high", "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s",
@@ -29,7 +32,8 @@ def ladder_table(records: list[Record]) -> pd.DataFrame:
     """One row per case and stage, in the order of the ladder, columns as in COLUMNS; missing values are NaN.
 
     counts: whether the speed-up does. verdict: "ok" (agrees with the baseline to rounding), "approximate" (not meant
-    to agree), "WRONG" (meant to and does not: its speed-up is withheld), "unchecked" (no baseline in the run),
+    to agree), "WRONG" (meant to and does not, not finite, or not in the precision asked for: its
+    speed-up is withheld), "unchecked" (no baseline in the run),
     "not available: why", "not run".
     """
     rows = [row for r in records if r.case.get("program") == "ladder" for row in _rows(r)]
@@ -52,12 +56,12 @@ def _row(record: Record, stage: str, samples: pd.DataFrame) -> dict[str, Any]:
     row |= {
         "case": record.case["name"],
         "suite": record.case["suite"],
-        "experiment": experiment(record.case),
+        "experiment": experiment(record),
         "model": model_label(facts.get("model", {})),
         "workload": parameters["workload"],
         "precision": parameters["precision"],
         "stage": stage,
-        "samples": len(own),
+        "samples": int(own["round"].nunique()) if len(own) else 0,
         "structures": workload.get("structures", math.nan),
         "atoms": workload.get("atoms", math.nan),
         "edges": workload.get("edges", math.nan),
@@ -78,9 +82,10 @@ def _row(record: Record, stage: str, samples: pd.DataFrame) -> dict[str, Any]:
 
 
 def _rates(own: pd.DataFrame) -> dict[str, Any]:
-    device = median_interval((own["structures"] / own["device_s"]).tolist())
     host_s = own["neighbours_s"] + own["collate_s"] + own["transfer_s"]
-    end_to_end = median_interval((own["structures"] / (own["device_s"] + host_s)).tolist())
+    rounds = own.assign(whole_s=own["device_s"] + host_s).groupby("round")[["structures", "device_s", "whole_s"]].sum()
+    device = median_interval((rounds["structures"] / rounds["device_s"]).tolist())
+    end_to_end = median_interval((rounds["structures"] / rounds["whole_s"]).tolist())
     return {
         "structures_per_s": device.median,
         "ci_low": device.low,
@@ -94,22 +99,26 @@ def _rates(own: pd.DataFrame) -> dict[str, Any]:
 
 
 def _speedup(own: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Any]:
-    """Ratios to the baseline of the same round, hence of the same batch at the same time."""
+    """Ratios to the baseline of the same round, hence of the same batches at the same time."""
     ratio = paired_ratio(samples[samples["stage"] == "baseline"], own)
     return {"speedup": ratio.median, "speedup_low": ratio.low, "speedup_high": ratio.high}
 
 
 def paired_ratio(slow: pd.DataFrame, fast: pd.DataFrame) -> Interval:
-    """How many times faster, from the rounds that both have."""
-    both = slow.merge(fast, on="round", suffixes=("_slow", "_fast"))
-    return median_interval((both["device_s_slow"] / both["device_s_fast"]).tolist())
+    """How many times faster, round by round, from the batches that both have."""
+    both = slow.merge(fast, on=["round", "batch"], suffixes=("_slow", "_fast"), validate="one_to_one")
+    rounds = both.groupby("round")[["device_s_slow", "device_s_fast"]].sum()
+    return median_interval((rounds["device_s_slow"] / rounds["device_s_fast"]).tolist())
 
 
 def _errors(own: pd.DataFrame, stage: str, precision: str) -> dict[str, Any]:
-    if "force_error_ev_per_a" not in own or own["force_error_ev_per_a"].isna().all():
-        return {"verdict": "unchecked", "speedup": math.nan}
-    force = float((own["force_error_ev_per_a"] / own["force_scale_ev_per_a"]).max())
-    energy = float((own["energy_error_ev_per_atom"] / own["energy_scale_ev_per_atom"]).max())
+    withheld = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), math.nan)
+    if "finite" not in own or own["finite"].isna().any():
+        return {"verdict": "unchecked"} | withheld
+    if not own["finite"].all() or not (own[["energy_dtype", "force_dtype"]] == DTYPES[precision]).all(axis=None):
+        return {"verdict": "WRONG"} | withheld
+    force = float((own["force_error_ev_per_a"] / own["force_scale_ev_per_a"].clip(lower=FORCE_FLOOR)).max())
+    energy = float((own["energy_error_ev_per_atom"] / own["energy_scale_ev_per_atom"].clip(lower=ENERGY_FLOOR)).max())
     errors: dict[str, Any] = {
         "max_energy_error_ev_per_atom": float(own["energy_error_ev_per_atom"].max()),
         "max_force_error_ev_per_a": float(own["force_error_ev_per_a"].max()),
@@ -120,7 +129,6 @@ def _errors(own: pd.DataFrame, stage: str, precision: str) -> dict[str, Any]:
         return errors | {"verdict": "approximate", "counts": True}
     if max(force, energy) <= TOLERANCE[precision]:
         return errors | {"verdict": "ok", "counts": True}
-    withheld = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), math.nan)
     return errors | {"verdict": "WRONG"} | withheld
 
 
@@ -138,10 +146,11 @@ def _work(record: Record, own: pd.DataFrame) -> dict[str, Any]:
     return work
 
 
-def experiment(case: dict[str, Any]) -> str:
+def experiment(record: Record) -> str:
     """What cases that differ in precision alone have in common, as ten hexadecimal digits."""
+    case, machine = record.case, [record.provenance.get(k) for k in ("host", "cpu")]
     parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
-    content = [case["suite"], case.get("system"), parameters, case.get("settings")]
+    content = [case["suite"], record.folder.parent.name, parameters, case.get("settings"), machine]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -41,7 +41,7 @@ def _record(folder: Path) -> Record:
     samples: list[events.Event] = []
     stages: dict[str, events.Event] = {}
     profile = error = None
-    for event in events.read(folder / events.FILE_NAME):
+    for event in events.last_run(folder / events.FILE_NAME):
         match event["event"]:
             case "fact":
                 facts[event["name"]] = event["value"]

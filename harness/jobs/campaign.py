@@ -22,6 +22,7 @@ from harness.plan import Case, Plan
 State = Literal["not run", "running", "done", "failed"]
 SCHEDULERS = {"local": LocalScheduler}
 POLL_S = 0.5
+CANCEL_S = 10.0
 RECORDS = (events.FILE_NAME, "stdout", "stderr", "exit_code", "provenance.json", "traceback.txt")
 
 
@@ -42,7 +43,7 @@ def state_of(folder: Path) -> tuple[State, int | None]:
     except (OSError, ValueError):
         exit_code = None
     log = folder / events.FILE_NAME
-    if exit_code == 0 and any(e["event"] == "done" for e in events.read(log)):
+    if exit_code == 0 and any(e["event"] == "done" for e in events.last_run(log)):
         return "done", 0
     if exit_code is not None:
         return "failed", exit_code
@@ -67,7 +68,8 @@ class Campaign:
         outcomes = []
         for case in self.plan.cases:
             state, exit_code = state_of(self.case_folder(case))
-            if case.id in jobs and self.scheduler.is_alive(jobs[case.id]):
+            job = jobs.get(case.id) or self.scheduler.find(self.case_folder(case))
+            if job is not None and self.scheduler.is_alive(job):
                 state, exit_code = "running", None
             outcomes.append(Outcome(case, state, exit_code, self.case_folder(case)))
         return outcomes
@@ -88,9 +90,8 @@ class Campaign:
 
     def _carry_out(self, outcome: Outcome, journal: Journal, progress: Progress, label: str) -> None:
         case, folder = outcome.case, outcome.folder
-        if outcome.state == "running":
-            job = journal.open_jobs()[case.id]
-        else:
+        job = journal.open_jobs().get(case.id) or self.scheduler.find(folder)
+        if outcome.state != "running" or job is None:
             set_aside(folder)
             script.write(self.plan, case, folder)
             job = self.scheduler.submit(folder)
@@ -101,7 +102,7 @@ class Campaign:
                     show(last_progress(folder))
                     time.sleep(POLL_S)
         except KeyboardInterrupt:
-            self.scheduler.cancel(job)
+            self._end(job)
             journal.ended(case.id, None)
             raise
         state, exit_code = state_of(folder)
@@ -110,6 +111,14 @@ class Campaign:
             progress.done(case.name)
         else:
             progress.failed(case.name, exit_code, folder, last_lines(folder / "stderr"))
+
+    def _end(self, job: str) -> None:
+        """Cancel a job, and do not come back before it is gone."""
+        for force in (False, True):
+            self.scheduler.cancel(job, force=force)
+            deadline = time.monotonic() + CANCEL_S
+            while self.scheduler.is_alive(job) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,53 +13,45 @@ import psutil
 
 from harness.jobs.scheduler import Scheduler
 
-# Start times come from the kernel's clock ticks.
-SAME_START_S = 0.1
+LOCK = "job.lock"
 
 
 class LocalScheduler(Scheduler):
-    """A job's id is its process id and start time, so that a reused process id is not taken for it."""
+    """A job is alive while its processes hold the lock that job.sh takes on its folder; the id is that folder.
+
+    The kernel drops the lock with the last of them, however they end, so no process id can be mistaken for another's.
+    """
 
     def __init__(self) -> None:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, folder: Path) -> str:
         """Start bash on the script, in a process session of its own."""
+        job = str(folder.resolve())
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-            child = subprocess.Popen(
-                ["bash", str((folder / "job.sh").resolve())],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
+            self._children[job] = subprocess.Popen(
+                ["bash", f"{job}/job.sh"], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
             )
-        job = f"{child.pid}@{psutil.Process(child.pid).create_time():.2f}"
-        self._children[job] = child
         return job
 
     def is_alive(self, job: str) -> bool:
-        """Whether any process of the job's session still runs, should its shell be gone already."""
-        if job in self._children:
-            self._children[job].poll()
-        return bool(self._members(job))
+        """Whether its shell, if it is our child, or any holder of its lock still runs."""
+        child = self._children.get(job)
+        return (child is not None and child.poll() is None) or self.find(Path(job)) is not None
 
-    def cancel(self, job: str) -> None:
-        """SIGTERM to every process of the job's session."""
-        for pid in self._members(job):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+    def find(self, folder: Path) -> str | None:
+        """The folder itself, if its lock is held."""
+        with suppress(FileNotFoundError), (folder / LOCK).open("rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return str(folder.resolve())
+        return None
 
-    def _members(self, job: str) -> list[int]:
-        leader, _, started = job.partition("@")
-        session = int(leader)
-        with suppress(psutil.NoSuchProcess):
-            if abs(psutil.Process(session).create_time() - float(started)) > SAME_START_S:
-                return []
-        return [pid for pid in psutil.pids() if _runs_in(pid, session)]
-
-
-def _runs_in(pid: int, session: int) -> bool:
-    """Whether a process belongs to the session and is neither gone nor a zombie."""
-    with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        return os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+    def cancel(self, job: str, *, force: bool = False) -> None:
+        """Signal every process that has the job's lock file open."""
+        lock = os.path.join(job, LOCK)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and any(f.path == lock for f in process.open_files()):
+                    process.send_signal(signal.SIGKILL if force else signal.SIGTERM)

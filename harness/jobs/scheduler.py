@@ -18,5 +18,9 @@ class Scheduler(ABC):
         """Whether the job is waiting or running; an unknown job is not. Holds for jobs of an earlier harness too."""
 
     @abstractmethod
-    def cancel(self, job: str) -> None:
-        """End the job and all its processes."""
+    def find(self, folder: Path) -> str | None:
+        """The id of a live job in the folder that nobody has on record, if there is one and it can be told."""
+
+    @abstractmethod
+    def cancel(self, job: str, *, force: bool = False) -> None:
+        """Ask the job and all its processes to end; with force, do not ask."""

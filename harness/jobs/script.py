@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 
 from harness import __version__, provenance
+from harness.errors import UsageError
 from harness.jobs.files import write_json, write_text
 from harness.plan import Case, Plan
 
@@ -22,10 +23,11 @@ def render(plan: Plan, case: Case) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    template = environment.get_template(plan.site.system.template)
-    return template.render(
-        suite=plan.suite, case=case, system=plan.site.system, python=sys.executable, version=__version__
-    )
+    known = {"suite": plan.suite, "case": case, "system": plan.site.system, "python": sys.executable}
+    try:
+        return environment.get_template(plan.site.system.template).render(known, version=__version__)
+    except jinja2.TemplateError as error:
+        raise UsageError(f"{plan.site.folder / plan.site.system.template}: {error}") from None
 
 
 def write(plan: Plan, case: Case, folder: Path) -> None:

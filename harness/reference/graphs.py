@@ -35,8 +35,8 @@ class Graph:
 def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> Graph:
     """All pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
 
-    A shell of equal distances that does not fit under max_neighbours is left out whole, so that the graph never
-    depends on the order or orientation of the atoms; only a first shell that does not fit is cut.
+    A shell of equal distances that does not fit under max_neighbours is left out whole, so that the graph does not
+    depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut.
 
     Raises InputError for an unusable structure, coincident atoms included.
     """

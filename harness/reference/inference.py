@@ -109,23 +109,22 @@ class Stage:
     """One rung: how it is made, and whether it must agree with the baseline to rounding."""
 
     name: str
-    title: str
     make: Callable[[], Predict]
     exact: bool = True
 
 
 LADDER: tuple[Stage, ...] = (
-    Stage("baseline", "baseline", lambda: baseline),
-    Stage("encoder_reuse", "+ encoder reuse", lambda: encoder_reuse),
-    Stage("branch_skip", "+ branch skip", lambda: branch_skip, exact=False),
-    Stage("fused_gradient", "+ fused gradient", lambda: fused_gradient),
-    Stage("batched_heads", "+ batched heads", lambda: batched_heads),
-    Stage("torch_compile", "+ torch.compile", compiled),
+    Stage("baseline", lambda: baseline),
+    Stage("encoder_reuse", lambda: encoder_reuse),
+    Stage("branch_skip", lambda: branch_skip, exact=False),
+    Stage("fused_gradient", lambda: fused_gradient),
+    Stage("batched_heads", lambda: batched_heads),
+    Stage("torch_compile", compiled),
 )
 
 
 def stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:
-    """Energy, forces, and stress [g, 3, 3] in eV/angstrom^3 (tension positive; NaN where there is no volume).
+    """Energy, forces, and stress [g, 3, 3] in eV/angstrom^3 (tension positive; NaN where the cell has no volume).
 
     The stress is the derivative of the energy by a symmetric strain of positions and periodic images, over the
     volume (Knuth et al., Comput. Phys. Commun. 190, 33 (2015)).

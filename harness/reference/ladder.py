@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ class LadderConfig:
 
     checkpoint: the model's file, or the name of a shipped one; None makes an untrained model of `model`'s sizes,
     with a gate fixed by hand so that open_heads branches share the weight.
+    max_neighbours holds for the random workload alone; elsewhere the model's own limit does. A round is one pass of
+    every stage over all batches.
     workload: "random" (the paper's), "crystals" (shipped), or "file": the first structures of a file that ASE reads.
     """
 
@@ -46,8 +49,8 @@ class LadderConfig:
     model: dict[str, object] = field(default_factory=dict)
     open_heads: int = 4
     batch_size: int = 16
-    batches: int = 4
-    rounds: int = 8
+    batches: int = 2
+    rounds: int = 6
     atoms: tuple[int, int] = (2, 100)
     max_neighbours: int | None = 20
     device: str = "cpu"
@@ -97,12 +100,17 @@ def make_structures(config: LadderConfig) -> list[Structure]:
     raise InputError(f"unknown workload {config.workload!r}; there are random, crystals, file")
 
 
+def neighbour_limit(model: FoundationModel, config: LadderConfig) -> int | None:
+    """At most so many neighbours an atom: the workload's own where it is the paper's, else the model's."""
+    return config.max_neighbours if config.workload == "random" else model.config.max_neighbours
+
+
 def prepare(
     structures: Sequence[Structure], model: FoundationModel, config: LadderConfig
 ) -> tuple[Batch, dict[str, float]]:
     """Structures -> batch on the device, and the seconds that each step took."""
     device = torch.device(config.device)
-    limit = config.max_neighbours if config.workload == "random" else model.config.max_neighbours
+    limit = neighbour_limit(model, config)
     t0 = time.perf_counter()
     graphs = [neighbour_graph(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
     t1 = time.perf_counter()
@@ -127,7 +135,10 @@ class Rung:
 
 
 def warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: EventLog, device: torch.device) -> bool:
-    """First calls, arithmetic and memory of a stage, untimed; False, with the reason on record, if it cannot run."""
+    """First calls, arithmetic and memory of a stage, untimed.
+
+    False, with the reason on record, if compiled code is not to be had here; an error of any other stage is the case's.
+    """
     is_compiled = rung.stage.name == "torch_compile"
     began = time.perf_counter()
     try:
@@ -137,7 +148,9 @@ def warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: E
             rung(model, batch)
         flops = None if is_compiled else measure.matrix_flops(lambda: rung(model, batches[0]))
         peak = measure.peak_bytes(lambda: rung(model, batches[0]), device)
-    except (RuntimeError, ImportError, OSError, MemoryError) as error:
+    except (RuntimeError, ImportError, OSError) as error:
+        if not is_compiled:
+            raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         log.write("unavailable", stage=rung.stage.name, reason=reason.strip()[:300])
         return False
@@ -145,10 +158,13 @@ def warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: E
     return True
 
 
-def difference(got: Prediction, expected: Prediction, batch: Batch) -> dict[str, float]:
-    """Largest errors of a prediction, and the scales they are to be held against."""
+def difference(got: Prediction, expected: Prediction, batch: Batch) -> dict[str, object]:
+    """Largest errors of a prediction and the scales they are to be held against; only finite=False if it is not."""
+    if not all(bool(t.isfinite().all()) for t in (*got, *expected)):
+        return {"finite": False}
     energy_error = ((got.energy - expected.energy).double().abs() / batch.atoms.double()).max()
     return {
+        "finite": True,
         "energy_error_ev_per_atom": float(energy_error),
         "force_error_ev_per_a": float((got.forces - expected.forces).double().abs().max()),
         "energy_scale_ev_per_atom": float((expected.energy.double().abs() / batch.atoms.double()).max()),
@@ -177,6 +193,8 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
         rung = Rung(stage, stage.make())
         if warm_up(rung, model, batches, log, device):
             rungs.append(rung)
+    if not rungs:
+        raise InputError("none of the stages can run here")
     for number in range(config.rounds):
         one_round(number, rungs, groups, model, config, log)
     if rungs:
@@ -192,39 +210,39 @@ def one_round(
     config: LadderConfig,
     log: EventLog,
 ) -> None:
-    """Every stage once on one batch, starting with another stage each round; samples are written at its end."""
+    """Every stage once on every batch, starting with another stage each round; samples follow each batch."""
     device = torch.device(config.device)
-    group = groups[number % len(groups)]
-    batch, prepared = prepare(group, model, config)
     start = number % len(rungs)
-    timed: dict[str, float] = {}
-    outputs: dict[str, Prediction] = {}
-    load = os.getloadavg()[0]
-    for k, rung in enumerate([*rungs[start:], *rungs[:start]]):
-        total = len(rungs) * (config.rounds + 1)
-        log.write("progress", done=len(rungs) * (number + 1) + k, total=total, what=f"round {number + 1}")
-        name = rung.stage.name
+    total = len(rungs) * (config.rounds + 1)
+    log.write("progress", done=len(rungs) * (number + 1), total=total, what=f"round {number + 1}")
+    for index, group in enumerate(groups):
+        timed: dict[str, float] = {}
+        outputs: dict[str, Prediction] = {}
+        load = os.getloadavg()[0]
+        batch, prepared = prepare(group, model, config)
+        for rung in [*rungs[start:], *rungs[:start]]:
+            timed[rung.stage.name] = measure.seconds(partial(keep, outputs, rung, model, batch), device)
+        reference = outputs.get("baseline")
+        for name, device_s in timed.items():
+            errors = difference(outputs[name], reference, batch) if reference is not None else {}
+            log.write(
+                "sample",
+                stage=name,
+                round=number,
+                batch=index,
+                structures=len(group),
+                device_s=device_s,
+                load_1min=load,
+                energy_dtype=str(outputs[name].energy.dtype),
+                force_dtype=str(outputs[name].forces.dtype),
+                **prepared,
+                **errors,
+            )
 
-        def call(name: str = name, rung: Rung = rung) -> None:
-            outputs[name] = rung(model, batch)
 
-        timed[name] = measure.seconds(call, device)
-    reference = outputs.get("baseline")
-    for name, device_s in timed.items():
-        errors = difference(outputs[name], reference, batch) if reference is not None else {}
-        dtypes = {"energy_dtype": str(outputs[name].energy.dtype), "force_dtype": str(outputs[name].forces.dtype)}
-        log.write(
-            "sample",
-            stage=name,
-            round=number,
-            batch=number % len(groups),
-            structures=len(group),
-            device_s=device_s,
-            load_1min=load,
-            **prepared,
-            **errors,
-            **dtypes,
-        )
+def keep(outputs: dict[str, Prediction], rung: Rung, model: FoundationModel, batch: Batch) -> None:
+    """Run a stage and keep what it gives."""
+    outputs[rung.stage.name] = rung(model, batch)
 
 
 def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderConfig, log: EventLog) -> None:
@@ -241,6 +259,7 @@ def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderCon
             "edges": sum(len(b.receiver) for b in batches),
             "batches": len(batches),
             "batch_size": config.batch_size,
+            "max_neighbours": neighbour_limit(model, config),
             "elements": len(numbers),
             "elements_not_trained": numbers[~model.elements[numbers]].tolist(),
         },
@@ -273,6 +292,8 @@ def configure(parameters: dict[str, object]) -> LadderConfig:
     config = build(LadderConfig, parameters)
     if config.precision not in DTYPES:
         raise InputError(f"unknown precision {config.precision!r}; there are {', '.join(DTYPES)}")
+    if not 1 <= config.atoms[0] <= config.atoms[1]:
+        raise InputError(f"atoms: expected a range such as 2..100, got {config.atoms[0]}..{config.atoms[1]}")
     known = [s.name for s in LADDER]
     for name in config.stages:
         if name not in known:

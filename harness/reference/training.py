@@ -1,4 +1,4 @@
-"""Train the multi-task model on the shipped labelled sets, then its gate (`python -m harness.reference train`)."""
+"""Train the multi-task model on the shipped labelled sets, then its gate (the program of suites/checkpoint.yaml)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from harness.events import EventLog
 from harness.reference import checkpoints
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.mini import MINI_SETS, load_mini
+from harness.reference.datasets.mini import MINI_SETS, load_mini, mini_set
 from harness.reference.errors import InputError
 from harness.reference.graphs import Batch, Graph, collate, neighbour_graph
 from harness.reference.models.foundation import FoundationModel, ModelConfig
@@ -105,7 +105,7 @@ def loss_parts(
 
 
 def split(graphs: Sequence[Graph], held_out: float, seed: int) -> tuple[list[Graph], list[Graph]]:
-    """Training and held-out graphs, the same share of every head."""
+    """Training and held-out graphs, the same share of every head; frames of one trajectory may fall on both sides."""
     rng = np.random.default_rng(seed)
     train: list[Graph] = []
     test: list[Graph] = []
@@ -233,7 +233,7 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     model_config = build(ModelConfig, parameters.get("model", {}))
     config = build(TrainingConfig, parameters.get("training", {}))
     torch.manual_seed(config.seed)
-    structures = [s for e in MINI_SETS if e.name in config.sets for s in load_mini(e)[: config.limit]]
+    structures = [s for name in config.sets for s in load_mini(mini_set(name))[: config.limit]]
     graphs = [
         neighbour_graph(s, cutoff=model_config.cutoff, max_neighbours=model_config.max_neighbours) for s in structures
     ]

@@ -52,7 +52,7 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
             values = [paper.rows[s][k] / paper.rows["baseline"][k] if s in paper.rows else np.nan for s in stages]
             _bars(axes, k, width, values, None, f"paper, {column}", PAPER_COLOURS[k])
         for j, precision in enumerate(precisions):
-            own = rows[rows["precision"] == precision].set_index("stage").reindex(stages)
+            own = rows[rows["precision"] == precision].drop_duplicates("stage").set_index("stage").reindex(stages)
             span = np.array([own["speedup"] - own["speedup_low"], own["speedup_high"] - own["speedup"]])
             place = len(paper.columns) + j
             label = f"here, {precision.upper()}"

@@ -12,8 +12,9 @@ import pandas as pd
 
 from harness.report.paper import Claim
 
-Verdict = Literal["reproduced", "deviates", "not run", "out of reach here", "projected"]
-Basis = Literal["measured", "stand-in", "emulated", "projected"]
+Verdict = Literal["reproduced", "deviates", "inconclusive", "wrong", "not run"]
+Basis = Literal["measured"]
+CONFIDENCE = 0.95
 LAST_STAGE = "torch_compile"
 
 
@@ -44,9 +45,15 @@ def _score(claim: Claim, ladder: pd.DataFrame, root: Path) -> Score:
     rows = ladder[
         (ladder["precision"] == claim.precision) & (ladder["workload"] == "random") & (ladder["stage"] == LAST_STAGE)
     ]
-    usable = rows[rows["speedup"].notna()]
+    if (rows["verdict"] == "WRONG").any():
+        return _result(claim, None, "wrong", "measured", "the last stage does not give the baseline's numbers", [])
+    usable = rows[rows["speedup"].notna() & (rows["case_state"] == "done") & (rows["coverage"] >= CONFIDENCE)]
     if usable.empty:
-        why = "; ".join(rows["verdict"].unique()) if len(rows) else f"no {claim.precision} ladder has been run"
+        why = (
+            f"no complete case of six rounds ({'; '.join(rows['verdict'].unique())})"
+            if len(rows)
+            else f"no {claim.precision} ladder has been run"
+        )
         return _result(claim, None, "not run", None, why, [])
     # The widest model is nearest to the paper's.
     best = usable.iloc[int(usable["model"].map(_width).argmax())]
@@ -55,14 +62,10 @@ def _score(claim: Claim, ladder: pd.DataFrame, root: Path) -> Score:
     value = float(best["speedup"])
     where = f"{best['model']}, {best['workload']} workload, {best['device']}, {best['threads']:.0f} thread(s)"
     note = f"measured on {where}; the paper's figure is for one GPU"
-    if high >= claim.paper_low:
-        verdict: Verdict = "reproduced"
-        reason = f"the interval reaches {claim.paper_low:g}x, the paper's smallest; {note}"
-    else:
-        verdict = "deviates"
-        reason = (
-            f"{100 * (value / claim.paper_low - 1):+.0f}% against {claim.paper_low:g}x, the paper's smallest; {note}"
-        )
+    verdict: Verdict = "reproduced" if value >= claim.paper_low else "deviates"
+    if value < claim.paper_low <= high:
+        verdict = "inconclusive"
+    reason = f"{100 * (value / claim.paper_low - 1):+.0f}% against {claim.paper_low:g}x, the paper's smallest; {note}"
     try:
         evidence = str(Path(best["folder"]).relative_to(root))
     except ValueError:

@@ -24,10 +24,10 @@ def graphs() -> list[Graph]:
 
 
 def test_neighbour_lists_are_no_bottleneck(benchmark: BenchmarkFixture) -> None:
-    """At least 2,000 random structures a second on one core; the fastest stage does some hundreds."""
+    """At least 800 random structures a second on one core; the fastest stage does some hundreds."""
     structures = random_structures(BATCH, atoms=(2, 100))
     benchmark(lambda: [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures])
-    assert BATCH / benchmark.stats.stats.median > 2000
+    assert BATCH / benchmark.stats.stats.median > 800
 
 
 def test_collation_is_no_bottleneck(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:

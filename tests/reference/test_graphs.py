@@ -59,7 +59,7 @@ def test_the_cap_keeps_the_nearest(seed: int, limit: int) -> None:
         assert np.allclose(lengths(capped, atom), lengths(free, atom)[:limit])
 
 
-def test_the_cap_never_cuts_a_shell_of_equals() -> None:
+def test_the_cap_leaves_out_a_shell_of_equals_that_does_not_fit() -> None:
     copper = bulk("Cu", "fcc", a=3.6)
     structure = Structure("Cu", copper.numbers, copper.positions, np.array(copper.cell), (True, True, True))
     assert len(neighbour_graph(structure, cutoff=5.0).receiver) == 12 + 6 + 24
@@ -97,8 +97,8 @@ def test_the_random_workload_is_the_papers() -> None:
     sizes = [len(s) for s in structures]
     numbers = np.concatenate([s.numbers for s in structures])
     positions = np.concatenate([s.positions for s in structures])
-    assert (min(sizes), max(sizes)) >= (2, 450)
-    assert max(sizes) <= 500
+    assert 2 <= min(sizes) < 20
+    assert 450 < max(sizes) <= 500
     assert (numbers.min(), numbers.max()) == (1, 94)
     assert 0 <= positions.min() < positions.max() <= 10
     assert not any(any(s.periodic) for s in structures)

@@ -55,6 +55,8 @@ def test_encoder_follows_the_equations() -> None:
 
 
 def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
+    """Row by row; without one are only the rows that nothing can read: elements absent from the batch, the first
+    message's term in v (v is zero there), and the last update of v (the energy reads s alone)."""
     model = make_model().requires_grad_(True)
     batch = batch_of([molecule(), crystal()])
     positions = batch.positions.clone().requires_grad_()
@@ -64,7 +66,16 @@ def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
     for name, parameter in model.named_parameters():
         if not name.startswith("gate"):
             assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() > 0, name
+            rows = parameter.grad.reshape(parameter.shape[0], -1).abs().amax(1) > 0
+            f = SMALL.width
+            if name == "encoder.embedding.weight":
+                assert set(rows.nonzero().flatten().tolist()) == set(batch.numbers.tolist())
+            elif name.startswith(("encoder.messages.0.phi.", "encoder.messages.0.filter.")):
+                assert rows.tolist() == [k < 2 * f for k in range(3 * f)], name
+            elif name.startswith("encoder.updates.2.a."):
+                assert rows.tolist() == [not f <= k < 2 * f for k in range(3 * f)], name
+            else:
+                assert rows.all(), name
 
 
 def test_every_parameter_of_the_gate_receives_a_gradient() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness import shipped, suites
 from harness.events import EventLog, read
 from harness.reference import checkpoints, training
 from harness.reference.datasets.heads import HEADS
@@ -128,11 +129,20 @@ def test_unusable_checkpoints_are_told_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
+    _, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
+    wanted = suites.load(shipped.find("suites", "checkpoint")).parameters["training"]
+    made = notes["training"]
+    assert isinstance(made, dict)
+    assert {k: made[k] for k in wanted} == wanted
+
+
 def test_the_shipped_checkpoint_has_learnt_forces() -> None:
     """Its own held-out record, and the model's readiness: heads with data are marked, the others are not."""
     model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
     held_out = json.loads(json.dumps(notes["held_out"]))
     assert {HEADS[h] for h in range(16) if model.trained[h]} == {r["head"] for r in held_out}
+    assert all(r["energy_mae_ev_per_atom"] < r["composition_only_ev_per_atom"] for r in held_out), held_out
     with_forces = [r for r in held_out if r["force_mae_ev_per_a"] is not None]
     assert len(with_forces) >= 6
     better = [r["head"] for r in with_forces if r["force_mae_ev_per_a"] < 0.5 * r["zero_force_ev_per_a"]]

@@ -1,4 +1,4 @@
-"""The paper's screening workload: atoms thrown at random into a box (figures in reports/paper.yaml)."""
+"""The paper's screening workload: atoms thrown at random into a box (arXiv 2604.15380, public screening script)."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ class ModelSizes(Strict):
     n_radial: Count | None = None
     cutoff: Positive | None = None
     max_neighbours: Count | None = None
+    norm_epsilon: Positive | None = None
     head_hidden: list[Count] | None = None
     readout: Literal["sum", "extensive"] | None = None
 

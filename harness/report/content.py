@@ -187,7 +187,7 @@ def notes(records: list[Record]) -> list[str]:
             said.append(
                 "Atomic numbers in this workload that no training set holds:"
                 f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
-                " chemistry."
+                " chemistry: its atoms overlap, and a trained model answers with forces without meaning or bound."
             )
         busy = max((s["load_1min"] for r in records for s in r.samples), default=0.0)
         threads = record.facts["observed"]["threads"]

@@ -130,11 +130,13 @@ def test_unusable_checkpoints_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
-    _, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
-    wanted = suites.load(shipped.find("suites", "checkpoint")).parameters["training"]
+    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
+    wanted = suites.load(shipped.find("suites", "checkpoint")).parameters
     made = notes["training"]
     assert isinstance(made, dict)
-    assert {k: made[k] for k in wanted} == wanted
+    assert {k: made[k] for k in wanted["training"]} == wanted["training"]
+    sizes = model.config.asdict()
+    assert {k: sizes[k] for k in wanted["model"]} == wanted["model"]
 
 
 def test_the_shipped_checkpoint_has_learnt_forces() -> None:

@@ -31,6 +31,7 @@ class ModelConfig:
     n_radial: int = 6
     cutoff: float = 5.0
     max_neighbours: int | None = None
+    norm_epsilon: float = 1e-8
     heads: int = 16
     head_hidden: tuple[int, ...] = (50, 50, 128, 128)
     readout: Readout = "extensive"
@@ -51,7 +52,13 @@ class FoundationModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = PaiNN(width=config.width, layers=config.layers, n_radial=config.n_radial, cutoff=config.cutoff)
+        self.encoder = PaiNN(
+            width=config.width,
+            layers=config.layers,
+            n_radial=config.n_radial,
+            cutoff=config.cutoff,
+            epsilon=config.norm_epsilon,
+        )
         self.heads = Heads(config.heads, config.width, config.head_hidden)
         self.gate = Gate(config.heads)
         # eV per atom of each element, eV per unit of head output, which heads have seen data, which elements

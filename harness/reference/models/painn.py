@@ -66,7 +66,11 @@ class Message(nn.Module):
 
 
 class Update(nn.Module):
-    """Eqs. 9 and 10: an atom mixes its own scalars and vectors."""
+    """Eqs. 9 and 10: an atom mixes its own scalars and vectors.
+
+    epsilon keeps the norm of a vanishing vector differentiable. On symmetric sites v is rounding noise, which the norm
+    passes on enlarged by 1/sqrt(epsilon): 1e-8 costs single precision 6e-4 of the largest force in crystals, 1e-5 3e-5.
+    """
 
     def __init__(self, width: int, epsilon: float = 1e-8) -> None:
         super().__init__()
@@ -97,13 +101,13 @@ class Update(nn.Module):
 class PaiNN(nn.Module):
     """The encoder: atoms and edges -> scalar features per atom, invariant to rotation, translation, permutation."""
 
-    def __init__(self, *, width: int, layers: int, n_radial: int, cutoff: float) -> None:
+    def __init__(self, *, width: int, layers: int, n_radial: int, cutoff: float, epsilon: float = 1e-8) -> None:
         super().__init__()
         self.width = width
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
         self.radial = RadialBasis(cutoff, n_radial)
         self.messages = nn.ModuleList(Message(width, n_radial) for _ in range(layers))
-        self.updates = nn.ModuleList(Update(width) for _ in range(layers))
+        self.updates = nn.ModuleList(Update(width, epsilon) for _ in range(layers))
 
     def forward(self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> Tensor:
         """numbers [n], edges [e], vector [e, 3] from receiver to sender in angstrom -> s [n, F]."""

@@ -146,15 +146,25 @@ def warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: E
         first_s = time.perf_counter() - began
         for batch in batches[1:] if is_compiled else []:
             rung(model, batch)
-        flops = None if is_compiled else measure.matrix_flops(lambda: rung(model, batches[0]))
-        peak = measure.peak_bytes(lambda: rung(model, batches[0]), device)
+        flops: list[int] = []
+
+        def counted() -> None:
+            """Compiled code hides its arithmetic from the counter."""
+            if is_compiled:
+                rung(model, batches[0])
+            else:
+                flops.append(measure.matrix_flops(lambda: rung(model, batches[0])))
+
+        peak = measure.peak_bytes(counted, device)
     except (RuntimeError, ImportError, OSError) as error:
         if not is_compiled:
             raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         log.write("unavailable", stage=rung.stage.name, reason=reason.strip()[:300])
         return False
-    log.write("warm_up", stage=rung.stage.name, first_s=first_s, matrix_flops=flops, peak_bytes=peak)
+    log.write(
+        "warm_up", stage=rung.stage.name, first_s=first_s, matrix_flops=flops[0] if flops else None, peak_bytes=peak
+    )
     return True
 
 

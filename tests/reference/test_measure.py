@@ -1,0 +1,37 @@
+"""Memory and arithmetic of a call, against what can be counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.reference import measure
+
+CPU = torch.device("cpu")
+
+
+def test_peak_memory_is_what_is_held_at_once() -> None:
+    def call() -> None:
+        a = torch.zeros(1 << 20, dtype=torch.float64)
+        del a
+        b = torch.zeros(1 << 19, dtype=torch.float64)
+        c = torch.zeros(1 << 18, dtype=torch.float64)
+        del b, c
+
+    assert measure.peak_bytes(call, CPU) == pytest.approx(8 << 20, rel=0.01)
+
+
+def test_products_count_two_operations_a_multiply_add_backward_included() -> None:
+    a, b = torch.randn(30, 40), torch.randn(40, 50, requires_grad=True)
+    assert measure.matrix_flops(lambda: a @ b) == 2 * 30 * 40 * 50
+    assert measure.matrix_flops(lambda: (a @ b).sum().backward()) == 2 * (2 * 30 * 40 * 50)
+
+
+def test_ceilings_and_hot_spots_are_numbers_of_this_machine() -> None:
+    ceilings = measure.ceilings(CPU, torch.float32)
+    assert 0.1 < ceilings["matrix_product_gflop_per_s"] < 1e6
+    assert 0.1 < ceilings["copy_gb_per_s"] < 1e5
+    a = torch.randn(300, 300)
+    rows = measure.hot_spots(lambda: a @ a, CPU)
+    assert rows[0]["operation"] in ("aten::mm", "aten::matmul")
+    assert sum(float(str(r["share"])) for r in rows) <= 1.001

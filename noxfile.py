@@ -29,11 +29,8 @@ def environment(session: nox.Session) -> str:
     programs = SHARED / ("Scripts" if sys.platform == "win32" else "bin")
     if not stamp.exists() or stamp.read_text() != digest:
         session.run(sys.executable, "-m", "venv", "--clear", str(SHARED), silent=True)
-        # pip for torch, because it also looks where a CPU build may lie; uv for the rest, because it is faster.
-        pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        session.run(*pip, "--constraint", "constraints.txt", "torch", "uv")
         session.run(
-            str(programs / "uv"), "pip", "install", "--quiet", "--python", str(programs / "python"),
+            str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
             "--constraint", "constraints.txt", "--editable", f".[{EXTRAS}]",
         )  # fmt: skip
         stamp.write_text(digest)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from harness.analysis.ladder import ladder_table
+from harness.cli import main
 from harness.collect.runs import load
 from harness.events import EventLog, read
 from harness.report import paper
@@ -101,6 +102,12 @@ def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdic
     ]
     assert all(set(keys) <= set(row) for row in rows)
     assert (tmp_path / rows[0]["evidence"][0]).is_file()
+
+
+@pytest.mark.parametrize(("speedup", "error", "code"), [(40.0, 1e-12, 0), (20.0, 1e-12, 1), (40.0, 1e-3, 1)])
+def test_check_fails_for_a_deviation_or_a_wrong_stage(tmp_path: Path, speedup: float, error: float, code: int) -> None:
+    write_run(tmp_path, speedup=speedup, error=error)
+    assert main(["check", "--out", str(tmp_path)]) == code
 
 
 class Links(HTMLParser):

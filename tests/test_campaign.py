@@ -41,9 +41,18 @@ def suite(folder: Path, text: str = TINY) -> None:
     (folder / "tiny.yaml").write_text(text)
 
 
+# A shell that starts the tests in the background has interrupts ignored; the harness under test must hear them.
+HEARING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from harness.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", *words],
+        [sys.executable, "-c", HEARING, *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

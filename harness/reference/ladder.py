@@ -183,7 +183,7 @@ def difference(got: Prediction, expected: Prediction, batch: Batch) -> dict[str,
 
 
 def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
-    """The program: warm every stage up, then time them in turn, round after round, each round on one batch."""
+    """The program: warm every stage up, then time them in turn, round after round, each over all batches."""
     config = configure(parameters)
     device = torch.device(config.device)
     model, about = make_model(config)
@@ -207,9 +207,8 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
         raise InputError("none of the stages can run here")
     for number in range(config.rounds):
         one_round(number, rungs, groups, model, config, log)
-    if rungs:
-        last, batch = rungs[-1], batches[0]
-        log.write("profile", stage=last.stage.name, rows=measure.hot_spots(lambda: last(model, batch), device))
+    last, batch = rungs[-1], batches[0]
+    log.write("profile", stage=last.stage.name, rows=measure.hot_spots(lambda: last(model, batch), device))
 
 
 def one_round(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+from ase import Atoms
 
 from harness.reference.errors import InputError
 from harness.reference.structures import Structure
@@ -22,13 +23,15 @@ def read_file(path: Path, count: int) -> list[Structure]:
         raise InputError(f"{path}: cannot be read as structures ({reason[:120]})") from None
     if not frames:
         raise InputError(f"{path}: holds no structures")
-    return [
-        Structure(
-            name=f"{path.name}/{k}",
-            numbers=atoms.numbers.astype(np.int64),
-            positions=atoms.positions,
-            cell=np.array(atoms.cell),
-            periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
-        ).check()
-        for k, atoms in enumerate(frames)
-    ]
+    return [from_ase(atoms, f"{path.name}/{k}").check() for k, atoms in enumerate(frames)]
+
+
+def from_ase(atoms: Atoms, name: str) -> Structure:
+    """The geometry of an ASE object, without labels."""
+    return Structure(
+        name=name,
+        numbers=atoms.numbers.astype(np.int64),
+        positions=atoms.positions,
+        cell=np.array(atoms.cell),
+        periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+    )

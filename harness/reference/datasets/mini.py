@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ase.io
-import numpy as np
 
+from harness.reference.datasets.files import from_ase
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
 from harness.reference.structures import Structure
@@ -176,12 +176,8 @@ def load_mini(entry: MiniSet) -> list[Structure]:
     for k, atoms in enumerate(frames):
         labels = atoms.calc.results
         structures.append(
-            Structure(
-                name=f"{entry.name}/{k}",
-                numbers=atoms.numbers.astype(np.int64),
-                positions=atoms.positions,
-                cell=np.array(atoms.cell),
-                periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+            replace(
+                from_ase(atoms, f"{entry.name}/{k}"),
                 head=entry.branch,
                 energy=float(labels["energy"]),
                 forces=labels.get("forces"),

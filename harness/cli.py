@@ -6,134 +6,51 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 jobs incomplete, 1
 from __future__ import annotations
 
 import argparse
+import errno
+import importlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from harness import __version__
-from harness.errors import UsageError, did_you_mean
+from harness.errors import Interrupted, UsageError, did_you_mean
 
-if TYPE_CHECKING:
-    from harness.jobs.campaign import Campaign
-
-DONE, FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
-Arguments = argparse.Namespace
+DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command's name, what it does, its function, and whether it takes suites."""
+    """A command's name (that of its function in harness.commands too), what it does, and the options it takes.
+
+    suites: how many it takes, as argparse counts; system: whether it takes one.
+    """
 
     name: str
     help: str
-    run: Callable[[Arguments], int]
-    takes_suites: bool = False
-
-
-def run(arguments: Arguments) -> int:
-    """Run what is missing of the suites, then collect and report."""
-    from harness.jobs.progress import Progress
-
-    if arguments.dry_run:
-        return plan(arguments)
-    progress = Progress(quiet=arguments.quiet)
-    missing = 0
-    for campaign in campaigns(arguments):
-        missing += sum(o.state != "done" for o in campaign.run(progress))
-    return max(report(arguments), INCOMPLETE if missing else DONE)
-
-
-def plan(arguments: Arguments) -> int:
-    """Print the cases that the suites expand to."""
-    for campaign in campaigns(arguments):
-        print(f"{campaign.plan.suite.name} on {campaign.plan.site.system.name}: {len(campaign.plan.cases)} cases")
-        for case in campaign.plan.cases:
-            print(f"  {case.name}  {case.id}  at most {case.minutes:g} min")
-    return DONE
-
-
-def status(arguments: Arguments) -> int:
-    """Print where every case stands; 3 if any is not done."""
-    incomplete = False
-    for campaign in campaigns(arguments):
-        for outcome in campaign.status():
-            incomplete |= outcome.state != "done"
-            print(f"{outcome.state:<8}  {outcome.case.name}  {outcome.folder}")
-    return INCOMPLETE if incomplete else DONE
-
-
-def report(arguments: Arguments) -> int:
-    """Rebuild tables, figures, scorecard and pages from the run folders."""
-    from harness.report.render import report as render
-
-    for s in render(arguments.out):
-        value = "" if s.measured_value is None else f": {s.measured_value:.1f} {s.unit} (paper {s.paper_value:g})"
-        print(f"{s.id}: {s.verdict}{value}")
-    print(f"report: {arguments.out / 'index.html'}")
-    return DONE
-
-
-def check(arguments: Arguments) -> int:
-    """Judge the claims again; 1 if one that was measured deviates or rests on a wrong stage."""
-    from harness.report.render import report as render
-
-    scores = render(arguments.out)
-    for s in scores:
-        print(f"{s.id}: {s.verdict} ({s.reason})")
-    return FAILED if any(s.verdict in ("deviates", "wrong") for s in scores) else DONE
-
-
-def list_known(arguments: Arguments) -> int:
-    """Print the suites and systems there are."""
-    from harness import shipped, suites, systems
-
-    for name in shipped.names("suites"):
-        print(f"suite   {name:<14} {suites.load(shipped.find('suites', name)).title}")
-    for name in shipped.names("systems"):
-        print(f"system  {name:<14} {systems.load(shipped.find('systems', name), {}).system.title}")
-    return DONE
+    suites: str | None = None
+    system: bool = False
+    runs: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("list", "the suites and systems there are", list_known),
-    Command("plan", "the cases that suites expand to", plan, takes_suites=True),
-    Command("run", "run what is missing of suites, then report", run, takes_suites=True),
-    Command("status", "where every case of suites stands", status, takes_suites=True),
-    Command("report", "tables, figures and pages from what has been run", report),
-    Command("check", "judge the paper's claims; exit code 1 if one deviates", check),
-)
-
-
-def campaigns(arguments: Arguments) -> list[Campaign]:
-    """Every suite on the system, all checked before the first is run."""
-    from harness import shipped, suites, systems
-    from harness.jobs.campaign import Campaign
-    from harness.plan import expand, select
-
-    site = systems.load(shipped.find("systems", arguments.system), settings(arguments.setting))
-    found = []
-    for name in arguments.suites:
-        expanded = expand(suites.load(shipped.find("suites", name)), site)
-        chosen = select(expanded, arguments.name, arguments.tag, arguments.exclude)
-        if not chosen.cases:
-            known = ", ".join(c.name for c in expanded.cases)
-            raise UsageError(f"suite {name!r}: no case is left by -n, -t and -x (there are: {known})")
-        found.append(Campaign(chosen, arguments.out / "runs"))
-    return found
-
-
-def settings(pairs: Sequence[str]) -> dict[str, str]:
-    """`key=value` words as a mapping."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise UsageError(f"-S {pair}: expected key=value")
-    return dict(pair.split("=", 1) for pair in pairs)
+    Command("list", "suites and systems, or the cases of suites", suites="*", system=True),
+    Command("plan", "the jobs of suites on a system, and what they cost", suites="+", system=True),
+    Command("run", "run what is missing of suites, or write its jobs; report", suites="+", system=True, runs=True),
+    Command("status", "where every case of suites stands", suites="+", system=True),
+    Command("collect", "gather what has ended, submit nothing; then report", suites="+", system=True),
+    Command("cancel", "take the jobs of suites out of the queue", suites="+", system=True),
+    Command("setup", "print the commands that make a system's Python environment", system=True),
+    Command("report", "tables, figures and pages from what has been run"),
+    Command("check", "judge claims and figures of merit; exit code 1 if one is off"),
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that tells usage errors in one line, with the nearest command."""
+    """argparse that tells usage errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Leave the printing to main."""
@@ -149,23 +66,58 @@ def parser() -> Parser:
         sub = commands.add_parser(command.name, help=command.help, description=command.help)
         sub.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where runs and report go")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
-        if command.takes_suites:
-            add_suite_options(sub)
-        if command.name == "run":
-            sub.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        sub.add_argument("-v", "--verbose", action="store_true", help="say more")
+        if command.suites is not None:
+            add_suite_options(sub, command.suites)
+        if command.system:
+            sub.add_argument("--system", default="local", metavar="NAME", help="name or YAML file (local)")
+            sub.add_argument(
+                "-S", "--setting", action="append", default=[], metavar="KEY=VALUE", help="a setting of the system"
+            )
+        if command.name in ("plan", "run"):
+            sub.add_argument("--max-node-hours", type=positive, metavar="H", help="submit nothing that may cost more")
+            sub.add_argument("--retry", action="store_true", help="run failed cases again")
+        if command.runs:
+            add_run_options(sub)
     return top
 
 
-def add_suite_options(sub: argparse.ArgumentParser) -> None:
+def add_suite_options(sub: argparse.ArgumentParser, count: str) -> None:
     """What the commands that expand suites have in common."""
-    sub.add_argument("suites", nargs="+", metavar="SUITE", help="name or YAML file")
-    sub.add_argument("--system", default="local", metavar="NAME", help="name or YAML file (local)")
-    sub.add_argument(
-        "-S", "--setting", action="append", default=[], metavar="KEY=VALUE", help="a setting of the system"
-    )
+    sub.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file")
+    sub.add_argument("--suites", dest="folder", type=Path, metavar="DIR", help="a folder of suites of your own")
     sub.add_argument("-n", "--name", action="append", default=[], help="only cases whose name holds this")
     sub.add_argument("-x", "--exclude", action="append", default=[], help="no cases whose name holds this")
     sub.add_argument("-t", "--tag", action="append", default=[], help="only cases with this tag")
+    sub.add_argument("--repeat", type=count_of, metavar="N", help="run every case N times")
+
+
+def add_run_options(sub: argparse.ArgumentParser) -> None:
+    """What `run` alone takes."""
+    sub.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    sub.add_argument("--submit", action="store_true", help="hand the jobs to the scheduler (this machine: always)")
+    sub.add_argument("--wait", action="store_true", help="submit and stay until all have ended (this machine: always)")
+    sub.add_argument("--max-jobs", type=count_of, metavar="N", help="jobs in the queue at once")
+
+
+def count_of(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+count_of.__name__ = "whole number"
+positive.__name__ = "positive number"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -179,14 +131,23 @@ def main(words: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             parser().print_help()
             return DONE
-        return next(c for c in COMMANDS if c.name == arguments.command).run(arguments)
+        return int(getattr(importlib.import_module("harness.commands"), f"do_{arguments.command}")(arguments))
     except UsageError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return BAD_INPUT
+        tell(str(error))
+        return INCOMPLETE if isinstance(error, Interrupted) else BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        full = error.errno in FULL_DISK
+        tell(f"{error}; nothing is lost, the same command carries on" if full else str(error))
+        return INCOMPLETE if full else BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command carries on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+def tell(message: str) -> None:
+    """`error: ` before every line but those that belong to the one above."""
+    for line in message.splitlines():
+        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)

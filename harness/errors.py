@@ -5,9 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 12
+
 
 class UsageError(Exception):
-    """One or more lines for the user, each complete in itself; the command ends with exit code 2."""
+    """What is wrong, one line a problem (an indented line belongs to the one above); the command ends with code 2."""
+
+
+class Interrupted(UsageError):
+    """The scheduler could not be reached: nothing is lost, and the same command carries on; exit code 3."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -16,4 +22,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1)
     if close:
         return f" (did you mean {close[0]!r}?)"
-    return f" (there are: {', '.join(names)})" if names else ""
+    if not names:
+        return ""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f" (there are: {', '.join(names[:SHOWN])}{more})"

@@ -9,12 +9,15 @@ Every line holds `event` (what it is) and `time_s` (Unix time). Kinds in use:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 FILE_NAME = "events.jsonl"
 Event = dict[str, Any]
@@ -25,33 +28,38 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        if torn:
-            os.write(self._handle, b"\n")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; fields must be plain JSON data."""
         line = json.dumps({"event": event, "time_s": round(time.time(), 6), **fields}, allow_nan=False)
-        os.write(self._handle, (line + "\n").encode())
+        whole = ("\n" * self._torn + line + "\n").encode()
+        self._torn = os.write(self._handle, whole) < len(whole)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def sync(self) -> None:
+        """Have the disk hold what was written."""
+        os.fsync(self._handle)
 
     def fact(self, name: str, value: Any) -> None:
         """Append something true of the whole case."""
         self.write("fact", name=name, value=value)
 
 
-def parse(lines: Iterable[str]) -> Iterator[Event]:
+def parse(lines: Iterable[str | bytes]) -> Iterator[Event]:
     """The events among the lines; a torn or foreign line is passed over."""
     for line in lines:
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             yield event
 
 
-def last_run(path: Path) -> list[Event]:
+def last_run(path: Path | str) -> list[Event]:
     """The events since the last `start`: a case run again by hand appends to the same log."""
     found: list[Event] = []
     for event in read(path):
@@ -61,8 +69,11 @@ def last_run(path: Path) -> list[Event]:
     return found
 
 
-def read(path: Path) -> Iterator[Event]:
+def read(path: Path | str) -> Iterator[Event]:
     """The events of a log, oldest first; none if there is no file."""
-    if path.exists():
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            yield from parse(lines)
+    try:
+        with open(path, "rb") as handle:
+            content = handle.read()
+    except FileNotFoundError:
+        return
+    yield from parse(content.splitlines())

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.suites import Suite
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from harness.cases import Case
+from harness.dependencies import with_after
+from harness.errors import UsageError
+from harness.language import validation
+from harness.language.consistency import axes_of
+from harness.language.templates import Template, Templates
+from harness.language.yamlfile import Loc
+from harness.programs import PROGRAMS
+from harness.suites import Resources, Suite
 from harness.systems import Site
 
 LABEL_LENGTH = 32
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run of one program with everything decided.
-
-    id: hash of program, parameters, system, environment and settings: equal work has equal ids, whatever it is called.
-    """
-
-    id: str
-    name: str
-    suite: str
-    system: str
-    program: str
-    parameters: dict[str, Any]
-    settings: dict[str, Any]
-    minutes: float
-    tags: tuple[str, ...]
-
-    @property
-    def folder_name(self) -> str:
-        """Its folder inside the campaign's."""
-        return f"{self.name}-{self.id[:8]}"
+NAME_LENGTH = 120
 
 
 @dataclass(frozen=True)
@@ -53,16 +43,16 @@ class Plan:
         return f"{self.suite.name}-{self.site.system.name}"
 
 
-def expand(suite: Suite, site: Site) -> Plan:
-    """Every combination of the suite's matrix, in the order of the file, the last key running fastest."""
-    keys = list(suite.matrix)
-    cases = []
-    for values in itertools.product(*suite.matrix.values()):
-        chosen = dict(zip(keys, values, strict=True))
-        parameters = {**suite.parameters, **chosen}
-        name = "-".join([suite.name, *(label(v) for v in values)])
-        cases.append(_case(name, suite, site, parameters))
-    return Plan(suite, site, tuple({case.id: case for case in cases}.values()))
+def expand(suite: Suite, site: Site, repeats: int | None = None) -> Plan:
+    """Every point of the suite's axes, in the order of the file, the last axis running fastest; raises UsageError."""
+    with _no_garbage():
+        cases = list(_Expansion(suite, site).cases(repeats or suite.repeats))
+    by_id: dict[str, Case] = {}
+    for case in cases:
+        twin = by_id.setdefault(case.id, case)
+        if twin is not case:
+            raise suite.document.error((), f"cases {twin.name} and {case.name} are the same work")
+    return Plan(suite, site, with_after(suite, tuple(cases)))
 
 
 def select(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequence[str]) -> Plan:
@@ -77,24 +67,157 @@ def select(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequ
     return Plan(plan.suite, plan.site, cases)
 
 
-def label(value: Any) -> str:
-    """A matrix value as part of a case's name."""
+def label(name: str, value: Any) -> str:
+    """An axis and its value as part of a case's name: words speak for themselves, numbers need the axis."""
     text = Path(value).stem if isinstance(value, str) else str(value)
-    return "".join(ch if ch.isalnum() else "_" for ch in text.lower())[:LABEL_LENGTH]
+    short = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:LABEL_LENGTH]
+    return short if isinstance(value, str) else f"{name}_{short}"
 
 
-def _case(name: str, suite: Suite, site: Site, parameters: dict[str, Any]) -> Case:
-    settings = dict(site.settings)
-    content = [suite.program, parameters, site.system.name, site.system.environment, settings]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Case(
-        id=digest[:16],
-        name=name,
-        suite=suite.name,
-        system=site.system.name,
-        program=suite.program,
-        parameters=parameters,
-        settings=settings,
-        minutes=suite.minutes,
-        tags=tuple(suite.tags),
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing that an expansion makes is garbage; looking for some would cost more than the rest."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+class _Expansion:
+    """A suite on a site, made ready to be filled in point by point."""
+
+    def __init__(self, suite: Suite, site: Site) -> None:
+        self.suite = suite
+        self.model: type[BaseModel] = PROGRAMS[suite.program]
+        self.known = {"system": site.facts, "settings": dict(site.settings)}
+        spaces = {"system": list(site.facts), "settings": list(site.system.settings)}
+        templates = Templates(suite.document, spaces)
+        self.variables = templates.of(suite.variables, ("variables",))
+        self.parameters = templates.of(suite.parameters, ("parameters",))
+        self.resources = templates.of(suite.resources, ("resources",))
+        self.checks = {
+            kind: [
+                templates.of(row.model_dump(exclude_unset=True), (kind, k))
+                for k, row in enumerate(getattr(suite, kind))
+            ]
+            for kind in ("sanity", "performance")
+        }
+        self.where = [templates.condition(text, ("where", k)) for k, text in enumerate(suite.where)]
+        self.exclude = [{n: v if isinstance(v, list) else [v] for n, v in row.items()} for row in suite.exclude]
+        self.axes = axes_of({"matrix": suite.matrix, "zips": suite.zips})
+        self.shared: dict[str, Any] = {
+            "program": suite.program,
+            "system": site.system.name,
+            "environment": dict(site.system.environment),
+            "settings": site.identity,
+        }
+        self.settings = dict(site.settings)
+        self.needed: dict[str, Resources] = {}
+        self.labels: dict[Any, str] = {}
+
+    def cases(self, repeats: int) -> Iterator[Case]:
+        for point in self.points():
+            for repeat in range(repeats):
+                case = self.case(point, repeat, repeats)
+                if case is not None:
+                    yield case
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """All combinations of matrix axes and zip rows."""
+        rows: list[list[dict[str, Any]]] = [[{n: v} for v in values] for n, values in self.suite.matrix.items()]
+        for axes in self.suite.zips.values():
+            rows.append([dict(zip(axes, row, strict=True)) for row in zip(*axes.values(), strict=True)])
+        for parts in itertools.product(*rows):
+            point: dict[str, Any] = {}
+            for part in parts:
+                point.update(part)
+            yield point
+
+    def case(self, point: dict[str, Any], repeat: int, repeats: int) -> Case | None:
+        """The case at a point, or None if the suite leaves it out."""
+        if any(all(point.get(n) in values for n, values in row.items()) for row in self.exclude):
+            return None
+        values = {**self.known, "repeat": repeat, **point, **self.parameters.fixed, **self.variables.fixed}
+        for name, fill in self.variables.fills:
+            values[name] = fill(values)
+        if not all(condition(values) for condition in self.where):
+            return None
+        parameters = {**self.parameters.fixed, **{n: v for n, v in point.items() if n in self.model.model_fields}}
+        for name, fill in self.parameters.fills:
+            values[name] = parameters[name] = fill(values)
+        name = self.name(point, repeat, repeats)
+        parameters = self.checked(parameters, name)
+        resources = self.resources_of(values, name)
+        free = {n: v for n, v in point.items() if n not in self.model.model_fields}
+        content: dict[str, Any] = {**self.shared, "parameters": parameters, "point": free}
+        content |= {"nodes": resources.nodes, "ranks_per_node": resources.ranks_per_node}
+        if repeat:
+            content["repeat"] = repeat
+        return Case(
+            id=hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16],
+            name=name,
+            suite=self.suite.name,
+            system=self.shared["system"],
+            program=self.suite.program,
+            parameters=parameters,
+            point=point,
+            settings=self.settings,
+            nodes=resources.nodes,
+            ranks_per_node=resources.ranks_per_node,
+            minutes=resources.minutes,
+            expected_minutes=resources.expected_minutes or resources.minutes,
+            repeat=repeat,
+            tags=tuple(self.suite.tags),
+            sanity=tuple(_filled(row, values) for row in self.checks["sanity"]),
+            performance=tuple(_filled(row, values) for row in self.checks["performance"]),
+        )
+
+    def name(self, point: Mapping[str, Any], repeat: int, repeats: int) -> str:
+        words = [self.suite.name]
+        for axis, value in point.items():
+            key = (axis, value) if isinstance(value, (str, int, float)) else (axis, repr(value))
+            if key not in self.labels:
+                self.labels[key] = label(axis, value)
+            words.append(self.labels[key])
+        if repeats > 1:
+            words.append(f"repeat_{repeat}")
+        return "-".join(words)[:NAME_LENGTH].rstrip("-")
+
+    def checked(self, parameters: dict[str, Any], name: str) -> dict[str, Any]:
+        """The parameters as the program takes them; raises UsageError."""
+        try:
+            model = self.model.model_validate(parameters)
+        except ValidationError as error:
+            raise self.complaint(error, self.model, ("parameters",), name) from None
+        return model.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+
+    def resources_of(self, values: Mapping[str, Any], name: str) -> Resources:
+        asked = _filled(self.resources, values)
+        key = repr(asked)
+        if key not in self.needed:
+            try:
+                self.needed[key] = Resources.model_validate(asked)
+            except ValidationError as error:
+                raise self.complaint(error, Resources, ("resources",), name) from None
+        return self.needed[key]
+
+    def complaint(self, error: ValidationError, model: type[BaseModel], at: Loc, name: str) -> UsageError:
+        """What is wrong with a value that only came to be at a point."""
+        document, lines = self.suite.document, []
+        for e in error.errors():
+            loc = (*at, *e["loc"])
+            if e["loc"] and e["loc"][0] in self.axes:
+                loc = self.axes[str(e["loc"][0])][0]
+            lines.append(document.problem(loc, f"{validation.describe(e, model)} (in case {name})"))
+        return UsageError("\n".join(lines))
+
+
+def _filled(template: Template, values: Mapping[str, Any]) -> dict[str, Any]:
+    return (
+        {**template.fixed, **{name: fill(values) for name, fill in template.fills}}
+        if template.fills
+        else template.fixed
     )

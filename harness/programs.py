@@ -81,7 +81,29 @@ class TrainParameters(Strict):
     training: TrainingOptions | None = None
 
 
-PROGRAMS: dict[str, type[Strict]] = {"ladder": LadderParameters, "train": TrainParameters}
+class DataParallelParameters(Strict):
+    """Data-parallel training steps, one process per rank; batch_size counts the graphs of one rank and step."""
+
+    batch_size: Count
+    precision: Literal["fp64", "fp32"]
+    backend: Literal["gloo", "nccl", "xccl"] | None = None
+    device: Literal["cpu", "cuda", "xpu"] | None = None
+    model: ModelSizes | None = None
+    sets: list[str] | None = None
+    steps: Count | None = None
+    epochs: Annotated[int, Field(ge=2)] | None = None
+    learning_rate: Positive | None = None
+    force_weight: Positive | None = None
+    max_neighbours: Count | None = None
+    seed: int | None = None
+    timeout_s: Positive | None = None
+
+
+PROGRAMS: dict[str, type[Strict]] = {
+    "ladder": LadderParameters,
+    "train": TrainParameters,
+    "data_parallel": DataParallelParameters,
+}
 
 
 def partial(program: str) -> type[BaseModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -75,3 +76,7 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or sys.platform
+
+
+if __name__ == "__main__":
+    print(json.dumps(collect(), indent=2, sort_keys=True))

@@ -8,6 +8,7 @@ from harness.errors import UsageError, did_you_mean
 
 PACKAGE = Path(__file__).parent
 CLONE = PACKAGE.parent
+OWN: dict[str, list[Path]] = {"suites": [Path("suites")], "systems": [Path("systems")]}
 
 
 def folder(kind: str) -> Path:
@@ -16,8 +17,15 @@ def folder(kind: str) -> Path:
     return in_wheel if in_wheel.is_dir() else CLONE / kind
 
 
+def add(kind: str, place: Path) -> None:
+    """Look in this folder before all others; raises UsageError if there is none."""
+    if not place.is_dir():
+        raise UsageError(f"{place}: no such folder")
+    OWN[kind].insert(0, place)
+
+
 def find(kind: str, name: str) -> Path:
-    """A suite or system by name or path; the user's own ./suites or ./systems come first.
+    """A suite or system by name or path; those of the current folder, or its ./suites or ./systems, come first.
 
     Raises UsageError with the nearest known name.
     """
@@ -26,8 +34,7 @@ def find(kind: str, name: str) -> Path:
         if path.is_file():
             return path
         raise UsageError(f"{path}: no such file")
-    places = [Path(kind), folder(kind)]
-    for place in places:
+    for place in [*OWN[kind], folder(kind)]:
         if (place / f"{name}.yaml").is_file():
             return place / f"{name}.yaml"
     raise UsageError(f"no {kind.removesuffix('s')} named {name!r}{did_you_mean(name, names(kind))}")
@@ -40,4 +47,4 @@ def checkpoints() -> list[str]:
 
 def names(kind: str) -> list[str]:
     """Known suites or systems, the user's own included."""
-    return sorted({p.stem for place in (Path(kind), folder(kind)) for p in place.glob("*.yaml")})
+    return sorted({p.stem for place in (*OWN[kind], folder(kind)) for p in place.glob("*.yaml")})

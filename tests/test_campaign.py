@@ -33,7 +33,7 @@ parameters:
 matrix:
   workload: [random, crystals]
   precision: [fp64]
-minutes: 5
+resources: {minutes: 5}
 """
 
 
@@ -93,14 +93,20 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     assert before == [(f.parent / "events.jsonl").read_bytes() for f in folders]
 
 
-def test_a_case_folder_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
+def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path)
     harness("run", "tiny.yaml", "--out", "out", "-n", "random")
-    folder = next((tmp_path / "out" / "runs").glob("*/*/")).rename(tmp_path / "elsewhere")
+    campaign = (tmp_path / "out" / "runs" / "tiny-local").rename(tmp_path / "elsewhere")
+    folder = next(campaign.glob("tiny-random*"))
     (folder / "events.jsonl").unlink()
-    subprocess.run(["bash", str(folder / "job.sh")], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CAMPAIGN": str(campaign)}
+    by_hand = ["bash", str(folder / "job.sh")]
+    passed_over = subprocess.run(by_hand, check=True, env=environment, capture_output=True, text=True)
+    assert "has ended before" in passed_over.stdout
+    assert not (folder / "events.jsonl").exists()
+    subprocess.run([*by_hand, "again"], check=True, env=environment)
     assert [e["event"] for e in events.read(folder / "events.jsonl")][-1] == "done"
-    assert (folder / "exit_code").read_text() == "0\n"
+    assert (folder / "exit_code").read_text().startswith("0\n")
 
 
 def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
@@ -120,7 +126,10 @@ def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_pat
     assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
 
     broken.write_bytes((ROOT / "harness" / "reference" / "checkpoints" / "painn-64.pt").read_bytes())
-    again = harness("run", "tiny.yaml", "--out", "out")
+    untouched = harness("run", "tiny.yaml", "--out", "out")
+    assert untouched.returncode == 3
+    assert "--retry" in untouched.stderr
+    again = harness("run", "tiny.yaml", "--out", "out", "--retry")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("done before") == 1
     assert len(list((tmp_path / "out" / "runs").glob("*/*/attempt-1/stderr"))) == 1
@@ -141,7 +150,7 @@ def test_a_killed_harness_leaves_a_job_that_the_next_one_joins(harness: Harness,
     assert sum(e["event"] == "start" for e in lines) == 1
     assert sum(e["event"] == "sample" for e in lines) == 150 * 5 * 2
     assert journal.read_text().count('"submitted"') == 1
-    assert not Journal(journal.parent).open_jobs()
+    assert not Journal(journal.parent).open
 
 
 def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, tmp_path: Path) -> None:
@@ -149,15 +158,19 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, "submitted")
-    log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
-    wait_for(log, "sample")
-    LocalScheduler().cancel(Journal(journal.parent).open_jobs().popitem()[1], force=True)
+    folder = next(journal.parent.glob("tiny-*"))
+    for attempt in (1, 2):
+        wait_for(folder / "events.jsonl", "sample")
+        LocalScheduler(journal.parent).cancel(list(Journal(journal.parent).open), force=True)
+        if attempt == 1:
+            wait_for(journal, '"lost"')
     assert first.wait(60) == 3
     assert first.stderr is not None
-    assert "vanished without an exit code" in first.stderr.read()
+    assert "lost (its job is gone and left no exit code; tried 2 times)" in first.stderr.read()
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
-    assert set(table["case_state"]) == {"failed"}
+    assert set(table["case_state"]) == {"lost"}
     assert (table["samples"] > 0).all()
+    assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
 
 def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path) -> None:
@@ -171,7 +184,7 @@ def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path)
     assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
-    assert "failed" in harness("status", "tiny.yaml", "--out", "out").stdout
+    assert "lost" in harness("status", "tiny.yaml", "--out", "out").stdout
     log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
     size = log.stat().st_size
     time.sleep(1.0)

@@ -8,15 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import shipped, suites, systems
+from harness.errors import UsageError
 from harness.plan import expand, select
 from harness.suites import Suite
-from tests.conftest import ROOT, Harness, needs
+from tests.conftest import ROOT, Harness
 
 LOCAL = systems.load(shipped.find("systems", "local"), {})
+BASE = {"workload": "random", "precision": "fp64"}
 
 
 @given(
@@ -27,7 +30,10 @@ def test_ids_do_not_depend_on_order(matrix: dict[str, list[int]], random: st.Ran
     keys = list(matrix)
     random.shuffle(keys)
     shuffled = {k: random.sample(matrix[k], len(matrix[k])) for k in keys}
-    one, two = (expand(Suite(name="s", title="S", program="ladder", matrix=m), LOCAL) for m in (matrix, shuffled))
+    one, two = (
+        expand(Suite(name="s", title="S", program="ladder", parameters=BASE, matrix=m), LOCAL)
+        for m in (matrix, shuffled)
+    )
     count = 1
     for values in matrix.values():
         count *= len(values)
@@ -35,13 +41,14 @@ def test_ids_do_not_depend_on_order(matrix: dict[str, list[int]], random: st.Ran
     assert {c.id for c in one.cases} == {c.id for c in two.cases}
 
 
-def test_equal_work_has_one_case() -> None:
-    suite = Suite(name="s", title="S", program="ladder", matrix={"seed": [1, 2, 1]})
-    assert [c.parameters["seed"] for c in expand(suite, LOCAL).cases] == [1, 2]
+def test_equal_work_is_refused() -> None:
+    suite = Suite(name="s", title="S", program="ladder", parameters=BASE, matrix={"seed": [1, 2, 1]})
+    with pytest.raises(UsageError, match="are the same work"):
+        expand(suite, LOCAL)
 
 
 def test_settings_are_part_of_the_work() -> None:
-    suite = Suite(name="s", title="S", program="ladder")
+    suite = Suite(name="s", title="S", program="ladder", parameters=BASE)
     two_threads = systems.load(shipped.find("systems", "local"), {"threads": "2"})
     assert expand(suite, LOCAL).cases[0].id != expand(suite, two_threads).cases[0].id
 
@@ -56,19 +63,9 @@ def test_selection_by_name_and_tag() -> None:
 def test_every_shipped_suite_and_system_is_valid(harness: Harness) -> None:
     done = harness("list")
     assert done.returncode == 0
-    for name in ("ladder", "ladder-337", "checkpoint", "local"):
+    for name in ("ladder", "ladder-337", "checkpoint", "scaling", "local", "slurm", "frontier", "perlmutter", "aurora"):
         assert f" {name} " in done.stdout
         assert done.stdout.count("\n") == len(shipped.names("suites")) + len(shipped.names("systems"))
-
-
-def test_shipped_job_scripts_pass_shellcheck(tmp_path: Path) -> None:
-    needs("shellcheck")
-    from harness.jobs.script import render
-
-    for name in shipped.names("suites"):
-        plan = expand(suites.load(shipped.find("suites", name)), LOCAL)
-        (tmp_path / "job.sh").write_text(render(plan, plan.cases[0]))
-        subprocess.run(["shellcheck", str(tmp_path / "job.sh")], check=True)
 
 
 def test_help_answers_fast_and_without_torch() -> None:
@@ -86,15 +83,20 @@ def _seconds(command: list[str]) -> float:
 
 RANKS = (
     "cli",
+    "commands",
     "report",
     "analysis",
     "collect",
     "jobs",
+    "packing",
     "plan",
-    "suites systems",
-    "yamlfile programs provenance shipped",
+    "dependencies",
+    "cases systems",
+    "suites",
+    "settings language",
+    "programs provenance shipped",
 )
-FREE = ("errors", "events")
+FREE = ("errors", "events", "checks")
 
 
 def test_arrows_point_down_the_list() -> None:

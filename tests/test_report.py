@@ -83,7 +83,7 @@ def test_a_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: flo
 @pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
 def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
     write_run(tmp_path, speedup=speedup)
-    scores = {s.id: s for s in report(tmp_path)}
+    scores = {s.id: s for s in report(tmp_path).scores}
     assert scores["ladder-speedup-fp64"].verdict == verdict
     assert scores["ladder-speedup-fp64"].measured_value == pytest.approx(speedup)
     assert scores["ladder-speedup-fp32"].verdict == "not run"
@@ -181,12 +181,12 @@ def test_too_few_rounds_or_an_unfinished_case_judge_nothing(tmp_path: Path) -> N
     write_run(tmp_path)
     folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
     (folder / "exit_code").write_text("1\n")
-    assert report(tmp_path)[0].verdict == "not run"
+    assert report(tmp_path).scores[0].verdict == "not run"
     (folder / "exit_code").write_text("0\n")
-    assert report(tmp_path)[0].verdict == "reproduced"
+    assert report(tmp_path).scores[0].verdict == "reproduced"
     lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
     (folder / "events.jsonl").write_text("".join(x for x in lines if '"round": 5' not in x))
-    assert report(tmp_path)[0].verdict == "not run"
+    assert report(tmp_path).scores[0].verdict == "not run"
 
 
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 
-from harness import events
-from harness.jobs.campaign import State, state_of
+from harness import checks, events
+from harness.checks import State
+from harness.jobs.outcome import exit_of
 
 
 @dataclass(frozen=True)
@@ -22,54 +26,71 @@ class Record:
 
     folder: Path
     case: dict[str, Any]
-    provenance: dict[str, Any]
     state: State
+    error: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     samples: list[events.Event] = field(default_factory=list)
     stages: dict[str, events.Event] = field(default_factory=dict)
     profile: events.Event | None = None
-    error: str | None = None
+    merits: list[checks.Merit] = field(default_factory=list)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What the numbers rest on, as the job recorded it."""
+        return _json(f"{self.folder}/provenance.json")
 
 
 def load(root: Path) -> list[Record]:
     """The records of every case under root/<campaign>/<case>/, sorted by path."""
-    return [_record(path.parent) for path in sorted(root.glob("*/*/case.json"))]
+    found = []
+    for campaign in _folders(root):
+        for case in _folders(campaign):
+            parameters = _json(f"{case}/case.json")
+            if parameters:
+                found.append(_record(case, parameters))
+    return found
 
 
-def _record(folder: Path) -> Record:
+def _folders(place: str | Path) -> list[str]:
+    try:
+        with os.scandir(place) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _record(folder: str, case: dict[str, Any]) -> Record:
     facts: dict[str, Any] = {}
     samples: list[events.Event] = []
     stages: dict[str, events.Event] = {}
     profile = error = None
-    for event in events.last_run(folder / events.FILE_NAME):
+    log = _last_run(folder)
+    for event in log:
         match event["event"]:
-            case "fact":
-                facts[event["name"]] = event["value"]
             case "sample":
                 samples.append(event)
+            case "fact":
+                facts[event["name"]] = event["value"]
             case "warm_up" | "unavailable":
                 stages[event["stage"]] = event
             case "profile":
                 profile = event
             case "error":
                 error = event["message"]
-    state, _ = state_of(folder)
-    return Record(
-        folder,
-        _json(folder / "case.json"),
-        _json(folder / "provenance.json"),
-        state,
-        facts,
-        samples,
-        stages,
-        profile,
-        error,
-    )
+    ended = exit_of(folder)
+    state, reason = checks.judge(case, log, ended[0] if ended else None)
+    merits = [checks.merit(row, log) for row in case.get("performance", ())] if state == "done" else []
+    return Record(Path(folder), case, state, error or reason or None, facts, samples, stages, profile, merits)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _last_run(folder: str) -> list[events.Event]:
+    return events.last_run(f"{folder}/{events.FILE_NAME}")
+
+
+def _json(path: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as handle:
+            value = orjson.loads(handle.read())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -77,15 +98,25 @@ def _json(path: Path) -> dict[str, Any]:
 
 def samples_table(records: list[Record]) -> pd.DataFrame:
     """One row per raw sample, beside the suite, case, id and folder it comes from."""
-    rows = [
-        {
-            "suite": record.case.get("suite"),
-            "case": record.case.get("name"),
-            "id": record.case.get("id"),
-            "folder": str(record.folder),
-            **{k: v for k, v in sample.items() if k != "event"},
-        }
-        for record in records
-        for sample in record.samples
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{**_origin(r), **{k: v for k, v in s.items() if k != "event"}} for r, s in _samples(records)])
+
+
+def merits_table(records: list[Record]) -> pd.DataFrame:
+    """One row per figure of merit, with its reference and verdict."""
+    columns = ["suite", "case", "id", "folder", *checks.Merit.__dataclass_fields__]
+    rows = [{**_origin(r), **{k: getattr(m, k) for k in columns[4:]}} for r in records for m in r.merits]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _samples(records: list[Record]) -> Iterator[tuple[Record, events.Event]]:
+    return ((record, sample) for record in records for sample in record.samples)
+
+
+def _origin(record: Record) -> dict[str, Any]:
+    case = record.case
+    return {
+        "suite": case.get("suite"),
+        "case": case.get("name"),
+        "id": case.get("id"),
+        "folder": str(record.folder),
+    }

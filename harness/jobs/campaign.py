@@ -3,166 +3,306 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from harness import events
-from harness.errors import UsageError
-from harness.jobs import script
-from harness.jobs.journal import Journal
+from harness.cases import Case
+from harness.checks import State
+from harness.errors import Interrupted, UsageError
+from harness.jobs import outcome
+from harness.jobs.commands import CommandFailed, Pauses, SchedulerBusy
+from harness.jobs.journal import Ended, Journal, OpenJob
 from harness.jobs.local import LocalScheduler
+from harness.jobs.outcome import Outcome
+from harness.jobs.pbs import PbsScheduler
 from harness.jobs.progress import Progress
-from harness.jobs.scheduler import Scheduler
-from harness.plan import Case, Plan
+from harness.jobs.scheduler import Queued, Scheduler
+from harness.jobs.script import JOBS
+from harness.jobs.slurm import SlurmScheduler
+from harness.jobs.submission import Orders, Submission
+from harness.packing import Job, pack
+from harness.plan import Plan
 
-State = Literal["not run", "running", "done", "failed"]
-SCHEDULERS = {"local": LocalScheduler}
-POLL_S = 0.5
 CANCEL_S = 10.0
-RECORDS = (events.FILE_NAME, "stdout", "stderr", "exit_code", "provenance.json", "traceback.txt")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where a case stands: state, exit code of its job if it ended, and the folder with its files."""
-
-    case: Case
-    state: State
-    exit_code: int | None
-    folder: Path
-
-
-def state_of(folder: Path) -> tuple[State, int | None]:
-    """What the files of a case say, without asking a scheduler."""
-    try:
-        exit_code = int((folder / "exit_code").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        exit_code = None
-    log = folder / events.FILE_NAME
-    if exit_code == 0 and any(e["event"] == "done" for e in events.last_run(log)):
-        return "done", 0
-    if exit_code is not None:
-        return "failed", exit_code
-    return ("failed", None) if log.exists() or (folder / "stderr").exists() else ("not run", None)
+# A submission whose command was cut off by a kill may still be on its way for so long.
+IN_FLIGHT_S = 10.0
 
 
 class Campaign:
-    """The cases of one plan under root/<suite>-<system>/<case>/."""
+    """The cases of one plan under root/<suite>-<system>/<case>/, their jobs under .../jobs/."""
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
         self.folder = root / plan.campaign_name
-        self.scheduler: Scheduler = SCHEDULERS[plan.site.system.scheduler]()
+        self.scheduler = _scheduler(plan.site.system.scheduler, self.folder)
+        self._by_id = {case.id: case for case in plan.cases}
+        self._id_of_folder = {case.folder_name: case.id for case in plan.cases}
 
     def case_folder(self, case: Case) -> Path:
         """Where the case's files are."""
         return self.folder / case.folder_name
 
+    def jobs_left(self, retry: bool = False) -> list[Job]:
+        """The jobs that a run would submit."""
+        journal = Journal(self.folder)
+        if retry:
+            journal.ended = {case: e for case, e in journal.ended.items() if e.state == "done"}
+        return self._left(journal)
+
     def status(self) -> list[Outcome]:
-        """Where every case stands now."""
-        jobs = Journal(self.folder).open_jobs() if self.folder.is_dir() else {}
-        outcomes = []
-        for case in self.plan.cases:
-            state, exit_code = state_of(self.case_folder(case))
-            job = jobs.get(case.id) or self.scheduler.find(self.case_folder(case))
-            if job is not None and self.scheduler.is_alive(job):
-                state, exit_code = "running", None
-            outcomes.append(Outcome(case, state, exit_code, self.case_folder(case)))
-        return outcomes
+        """Where every case stands now; reads only, so that it may be asked at any time."""
+        journal = Journal(self.folder)
+        try:
+            queue = self._queue(journal)
+        except (SchedulerBusy, CommandFailed):
+            queue = {}
+        return self._outcomes(journal, queue)
 
-    def run(self, progress: Progress) -> list[Outcome]:
-        """Run every case that is not done, one at a time, joining any that still runs; return where all stand.
+    def run(self, orders: Orders, progress: Progress) -> list[Outcome]:
+        """Gather what has ended, submit what is missing, and stay if told to; return where all cases stand.
 
-        A case that fails does not stop the others. KeyboardInterrupt cancels the running job and is raised again.
+        A case that fails does not stop the others. KeyboardInterrupt ends jobs of this machine and leaves those of a
+        queue; raises UsageError if a job is refused, Interrupted if the scheduler does not answer.
         """
         with self._alone():
             journal = Journal(self.folder)
-            for number, outcome in enumerate(self.status()):
-                if outcome.state == "done":
-                    progress.already_done(outcome.case.name)
-                    continue
-                self._carry_out(outcome, journal, progress, f"[{number + 1}/{len(self.plan.cases)}]")
-            return self.status()
+            try:
+                return self._run(orders, journal, progress)
+            except SchedulerBusy as error:
+                raise Interrupted(f"{error}; nothing is lost, and the same command carries on from here") from None
+            except CommandFailed as error:
+                raise UsageError(str(error)) from None
+            except KeyboardInterrupt:
+                if not self.scheduler.waits:
+                    self._end(journal, list(journal.open.values()), "interrupted")
+                raise
 
-    def _carry_out(self, outcome: Outcome, journal: Journal, progress: Progress, label: str) -> None:
-        case, folder = outcome.case, outcome.folder
-        job = journal.open_jobs().get(case.id) or self.scheduler.find(folder)
-        if outcome.state != "running" or job is None:
-            set_aside(folder)
-            script.write(self.plan, case, folder)
-            job = self.scheduler.submit(folder)
-            journal.submitted(case.id, job)
-        try:
-            with progress.case(f"{label} {case.name}") as show:
-                while self.scheduler.is_alive(job):
-                    show(last_progress(folder))
-                    time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            self._end(job)
-            journal.ended(case.id, None)
-            raise
-        state, exit_code = state_of(folder)
-        journal.ended(case.id, exit_code)
-        if state == "done":
-            progress.done(case.name)
-        else:
-            progress.failed(case.name, exit_code, folder, last_lines(folder / "stderr"))
+    def collect(self, progress: Progress) -> list[Outcome]:
+        """Gather what has ended, and submit nothing; return where all cases stand."""
+        with self._alone():
+            journal = Journal(self.folder)
+            try:
+                self._recover(journal)
+                self._settle(journal, progress)
+                return self._outcomes(journal, self._queue(journal))
+            except SchedulerBusy as error:
+                raise Interrupted(f"{error}; nothing is lost") from None
 
-    def _end(self, job: str) -> None:
-        """Cancel a job, and do not come back before it is gone."""
+    def cancel(self) -> int:
+        """Take every job of the campaign out of the queue; return how many there were."""
+        with self._alone():
+            journal = Journal(self.folder)
+            jobs = list(journal.open.values())
+            try:
+                self._end(journal, jobs, "cancelled")
+            except (SchedulerBusy, CommandFailed) as error:
+                raise Interrupted(f"{error}; the jobs are as they were") from None
+            return len(jobs)
+
+    def _run(self, orders: Orders, journal: Journal, progress: Progress) -> list[Outcome]:
+        if not orders.submit and not journal.open:
+            return self._written(orders, journal, progress)
+        self._recover(journal)
+        if orders.retry:
+            for failed in [i for i, e in journal.ended.items() if e.state != "done" and i in self._by_id]:
+                journal.retried(failed)
+        self._settle(journal, progress)
+        for case in self.plan.cases:
+            if self._is_done(journal, case):
+                progress.already_done(case.name)
+        if not orders.submit:
+            return self._written(orders, journal, progress)
+        left = self._adopt(journal, self._left(journal))
+        submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
+        submission.check_cost(left)
+        pauses = Pauses(*self.scheduler.poll_s)
+        while True:
+            left = submission.submit(left)
+            if not journal.open or not orders.wait:
+                break
+            progress.watch(self._running(journal))
+            pauses.sleep()
+            lost = self._settle(journal, progress)
+            left += pack(self.plan, [self._by_id[i] for i in lost], self.folder, journal.seconds())
+        progress.close()
+        return self._outcomes(journal, self._queue(journal))
+
+    def _written(self, orders: Orders, journal: Journal, progress: Progress) -> list[Outcome]:
+        """Make the scripts of what is left, without a word to the scheduler."""
+        submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
+        left = self._left(journal)
+        submission.check_cost(left)
+        submission.write_only(left)
+        return self._outcomes(journal, {})
+
+    def _left(self, journal: Journal) -> list[Job]:
+        cases = [case for case in self.plan.cases if self._is_left(journal, case)]
+        return pack(self.plan, cases, self.folder, journal.seconds())
+
+    def _recover(self, journal: Journal) -> None:
+        """Find out what became of submissions that were cut off between asking and knowing."""
+        unknown = [job for job in journal.open.values() if job.id is None]
+        if not unknown:
+            return
+        if self.scheduler.waits:
+            newest = max(job.time_s for job in unknown)
+            time.sleep(min(IN_FLIGHT_S, max(0.0, newest + IN_FLIGHT_S - time.time())))
+        names = {job.submission for job in unknown}
+        there = {queued.name: queued.id for queued in self.scheduler.queue(names)}
+        for name in names:
+            if name in there:
+                journal.submitted(name, there[name].split("_")[0])
+        for job in [j for j in unknown if j.id is None and j.submission not in there]:
+            began = [i for i in job.cases if i in self._by_id and outcome.was_begun(self.case_folder(self._by_id[i]))]
+            if not began:
+                journal.released(job.submission, "never reached the scheduler")
+
+    def _adopt(self, journal: Journal, jobs: Sequence[Job]) -> list[Job]:
+        """Leave out the jobs that somebody submitted by hand, and put them on record."""
+        there = {queued.name: queued.id for queued in self.scheduler.queue({job.name for job in jobs})}
+        for job in jobs:
+            if job.name in there:
+                journal.submitting(job.name, {job.name: [case.id for case in job.cases]}, array=False)
+                journal.submitted(job.name, there[job.name])
+        return [job for job in jobs if job.name not in there]
+
+    def _settle(self, journal: Journal, progress: Progress) -> list[str]:
+        """Put on record what has ended; return the cases that were lost and may be submitted again."""
+        if not journal.open:
+            return []
+        queue = self._queue(journal)
+        self._look(journal, progress)
+        if all(name in queue for name in journal.open):
+            return []
+        time.sleep(self.scheduler.settle_s)
+        queue = self._queue(journal)
+        self._look(journal, progress)
+        gone = [job for name, job in journal.open.items() if name not in queue]
+        endings = self.scheduler.endings([job.id for job in gone if job.id])
+        lost: list[str] = []
+        for job in gone:
+            ending = endings.get(job.id or "")
+            reason = ending.reason if ending else "its job is gone and left no exit code"
+            for case in list(job.cases):
+                if ending is not None and not ending.again:
+                    self._give_up(journal, progress, case, "failed", reason)
+                elif journal.losses[case] >= self.plan.suite.retries:
+                    self._give_up(journal, progress, case, "lost", f"{reason}; tried {journal.losses[case] + 1} times")
+                else:
+                    journal.lost(case, reason)
+                    lost.append(case)
+        return [case for case in lost if case in self._by_id]
+
+    def _look(self, journal: Journal, progress: Progress) -> None:
+        """Put on record the open cases that have an exit code."""
+        for case_id in list(journal.open_cases):
+            case = self._by_id.get(case_id)
+            ended = outcome.ended(case, self.case_folder(case)) if case else None
+            if case is not None and ended is not None:
+                journal.end(case_id, ended)
+                progress.ended(case.name, ended, self.case_folder(case))
+
+    def _give_up(self, journal: Journal, progress: Progress, case_id: str, state: State, reason: str) -> None:
+        ended = Ended(state, None, None, reason)
+        journal.end(case_id, ended)
+        case = self._by_id.get(case_id)
+        if case is not None:
+            progress.ended(case.name, ended, self.case_folder(case))
+
+    def _end(self, journal: Journal, jobs: Sequence[OpenJob], reason: str) -> None:
+        """Cancel jobs, and do not come back before they are gone or refuse to go."""
         for force in (False, True):
-            self.scheduler.cancel(job, force=force)
+            self.scheduler.cancel([job.id or job.name for job in jobs], force=force)
             deadline = time.monotonic() + CANCEL_S
-            while self.scheduler.is_alive(job) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
+            while self._queue(journal) and time.monotonic() < deadline:
+                time.sleep(0.2)
+        for name in {job.submission for job in jobs}:
+            journal.released(name, reason)
+
+    def _queue(self, journal: Journal) -> dict[str, Queued]:
+        """Job name -> what the scheduler says, of the open jobs that it still has."""
+        by_id = {job.id: name for name, job in journal.open.items() if job.id}
+        names = {job.submission for job in journal.open.values()}
+        return {by_id[q.id]: q for q in (self.scheduler.queue(names) if names else ()) if q.id in by_id}
+
+    def _is_done(self, journal: Journal, case: Case) -> bool:
+        ended = journal.ended.get(case.id)
+        return ended is not None and ended.state == "done" and os.path.isdir(self.case_folder(case))
+
+    def _is_left(self, journal: Journal, case: Case) -> bool:
+        """Whether a run would submit it: it is neither open nor ended, by the journal or, run by hand, by its files."""
+        if case.id in journal.open_cases:
+            return False
+        folder = f"{self.folder}/{case.folder_name}"
+        if case.id in journal.ended:
+            return not os.path.isdir(folder)
+        if case.after and self._failed_needs(journal, case):
+            return False
+        ended = outcome.ended(case, Path(folder))
+        return ended is None or ended.state != "done"
+
+    def _running(self, journal: Journal) -> list[tuple[str, Path]]:
+        """Name and folder of open cases that have begun; some of them, where there are many."""
+        found = []
+        for case_id in list(journal.open_cases)[:50]:
+            case = self._by_id.get(case_id)
+            if case is not None and outcome.was_begun(self.case_folder(case)):
+                found.append((case.name, self.case_folder(case)))
+        return found[:4]
+
+    def _outcomes(self, journal: Journal, queue: dict[str, Queued]) -> list[Outcome]:
+        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return [self._outcome(journal, queue, there, case) for case in self.plan.cases]
+
+    def _outcome(self, journal: Journal, queue: dict[str, Queued], there: set[str], case: Case) -> Outcome:
+        folder = self.case_folder(case)
+        if case.folder_name not in there:
+            failed = self._failed_needs(journal, case)
+            said = f"needs {failed[0]}" if failed else ""
+            return Outcome(case, "blocked" if failed else "not run", None, said, folder)
+        ended = journal.ended.get(case.id) or outcome.ended(case, folder)
+        if ended is not None:
+            return Outcome(case, ended.state, ended.exit_code, ended.reason, folder)
+        job = queue.get(journal.open_cases.get(case.id, ""))
+        begun = outcome.was_begun(folder)
+        if job is not None:
+            state: State = "running" if begun and job.state == "running" else "waiting"
+            return Outcome(case, state, None, job.reason if state == "waiting" else "", folder)
+        if begun:
+            return Outcome(case, "lost", None, "", folder)
+        failed = self._failed_needs(journal, case)
+        return Outcome(case, "blocked" if failed else "not run", None, f"needs {failed[0]}" if failed else "", folder)
+
+    def _failed_needs(self, journal: Journal, case: Case) -> list[str]:
+        """The cases that it needs and that ended otherwise than well."""
+        ends = {name: journal.ended.get(i) for name in case.after if (i := self._id_of_folder.get(name))}
+        return [name for name, ended in ends.items() if ended is not None and ended.state != "done"]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the campaign's lock; raises UsageError if another harness has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as handle:
+        (self.folder / JOBS).mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UsageError(f"{self.folder}: another harness is running this campaign") from None
+                handle.seek(0)
+                who = handle.read(200).strip()
+                raise UsageError(f"{self.folder}: another harness is running this campaign ({who})") from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}\n")
+            handle.flush()
             yield
 
 
-def set_aside(folder: Path) -> None:
-    """Keep what an earlier, failed attempt recorded, in attempt-1, attempt-2, ..."""
-    old = [folder / name for name in RECORDS if (folder / name).exists()]
-    if not (folder / events.FILE_NAME).exists() and not (folder / "stderr").exists():
-        return
-    number = 1 + sum(1 for _ in folder.glob("attempt-*"))
-    place = folder / f"attempt-{number}"
-    place.mkdir()
-    for path in old:
-        path.rename(place / path.name)
-
-
-def last_progress(folder: Path) -> events.Event | None:
-    """The newest progress event of a case, read from the end of its log."""
-    path = folder / events.FILE_NAME
-    if not path.exists():
-        return None
-    with path.open("rb") as handle:
-        handle.seek(max(0, path.stat().st_size - 65536))
-        lines = handle.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
-        if '"progress"' in line:
-            event = next(iter(events.parse([line])), None)
-            if event is not None and event["event"] == "progress":
-                return event
-    return None
-
-
-def last_lines(path: Path, count: int = 12) -> list[str]:
-    """The end of a text file."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
-    except OSError:
-        return []
+def _scheduler(kind: str, folder: Path) -> Scheduler:
+    match kind:
+        case "slurm":
+            return SlurmScheduler()
+        case "pbs":
+            return PbsScheduler()
+    return LocalScheduler(folder)

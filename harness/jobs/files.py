@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+import orjson
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside, flush to disk, then rename into place."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
+INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write beside, then rename into place: a kill or a full disk leaves the old file or none."""
+    part = f"{path}.part"
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        written = os.write(handle, content)
+        while written < len(content):
+            written += os.write(handle, content[written:])
+    finally:
+        os.close(handle)
     os.replace(part, path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """The value as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_text(path: Path | str, text: str) -> None:
+    """The text as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """The value, or dataclass, as indented JSON, atomically."""
+    write_bytes(path, orjson.dumps(value, option=INDENTED))

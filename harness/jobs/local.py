@@ -6,52 +6,64 @@ import fcntl
 import os
 import signal
 import subprocess
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from harness.jobs.scheduler import Scheduler
+from harness.jobs.scheduler import Queued, Scheduler
 
-LOCK = "job.lock"
+JOBS = "jobs"
 
 
 class LocalScheduler(Scheduler):
-    """A job is alive while its processes hold the lock that job.sh takes on its folder; the id is that folder.
+    """A job is alive while its processes hold the lock that its script takes; its id is its name.
 
     The kernel drops the lock with the last of them, however they end, so no process id can be mistaken for another's.
     """
 
-    def __init__(self) -> None:
+    command = "bash"
+    waits = False
+    settle_s = 0.0
+    poll_s = (0.2, 0.5)
+
+    def __init__(self, campaign: Path) -> None:
+        self._jobs = campaign.resolve() / JOBS
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def submit(self, folder: Path) -> str:
+    def queue(self, names: Collection[str]) -> list[Queued]:
+        """Those whose shell, if it is our child, or any holder of their lock still runs."""
+        return [Queued(name, name, "running") for name in names if self._is_child(name) or self._is_locked(name)]
+
+    def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
         """Start bash on the script, in a process session of its own."""
-        job = str(folder.resolve())
-        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-            self._children[job] = subprocess.Popen(
-                ["bash", f"{job}/job.sh"], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        del after
+        with (self._jobs / f"{name}.log").open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                ["bash", str(script)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        return job
+        return name
 
-    def is_alive(self, job: str) -> bool:
-        """Whether its shell, if it is our child, or any holder of its lock still runs."""
-        child = self._children.get(job)
-        return (child is not None and child.poll() is None) or self.find(Path(job)) is not None
+    def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
+        """Signal every process that has the lock file of one of the jobs open."""
+        locks = {str(self._lock(name)) for name in ids}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and any(f.path in locks for f in process.open_files()):
+                    process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
 
-    def find(self, folder: Path) -> str | None:
-        """The folder itself, if its lock is held."""
-        with suppress(FileNotFoundError), (folder / LOCK).open("rb") as handle:
+    def _lock(self, name: str) -> Path:
+        return self._jobs / f"{name}.lock"
+
+    def _is_child(self, name: str) -> bool:
+        child = self._children.get(name)
+        return child is not None and child.poll() is None
+
+    def _is_locked(self, name: str) -> bool:
+        with suppress(FileNotFoundError), self._lock(name).open("rb") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return str(folder.resolve())
-        return None
-
-    def cancel(self, job: str, *, force: bool = False) -> None:
-        """Signal every process that has the job's lock file open."""
-        lock = os.path.join(job, LOCK)
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.pid != os.getpid() and any(f.path == lock for f in process.open_files()):
-                    process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
+                return True
+        return False

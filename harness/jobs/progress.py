@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from harness.events import Event
+from harness.jobs import outcome
+from harness.jobs.journal import Ended
 
 PLAIN_EVERY_S = 20.0
-Show = Callable[[Event | None], None]
+SHOWN = 5
 
 
 class Progress:
@@ -23,60 +22,78 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, int] = {}
+        self._told: dict[str, float] = {}
 
     def already_done(self, name: str) -> None:
         """A case that needs no running."""
-        self._say(f"{name}: done before")
+        self.say(f"{name}: done before")
 
-    def done(self, name: str) -> None:
-        """A case that has just ended well."""
-        self._say(f"{name}: done")
+    def submitted(self, jobs: Sequence[str], job_id: str, cases: int) -> None:
+        """Jobs that the scheduler has just taken."""
+        if job_id != jobs[0]:
+            what = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs as one array"
+            self.say(f"submitted {what} ({cases} case{'s' * (cases > 1)}) as {job_id}")
 
-    def failed(self, name: str, exit_code: int | None, folder: Path, stderr: Sequence[str]) -> None:
-        """A case that has just ended badly, with the end of its stderr."""
-        how = "vanished without an exit code" if exit_code is None else f"failed with exit code {exit_code}"
-        self._say(f"{name}: {how}; its files are in {folder}; the end of its stderr:")
-        for line in stderr:
-            self._say(f"    {line}")
+    def written(self, folder: Path, scripts: Sequence[Path]) -> None:
+        """Scripts that wait for somebody to submit them."""
+        self.say(f"{len(scripts)} job script{'s' * (len(scripts) != 1)} in {folder}")
 
-    @contextmanager
-    def case(self, name: str) -> Iterator[Show]:
-        """Show one case until it ends; the value shown is its newest progress event."""
-        if self.console.is_terminal and not self.console.quiet:
-            with self._bar(name) as show:
-                yield show
+    def ended(self, name: str, ended: Ended, folder: Path) -> None:
+        """A case that has just ended."""
+        self._forget(name)
+        if ended.state == "done":
+            self.say(f"{name}: done")
+        elif ended.exit_code is None:
+            self.say(f"{name}: {ended.state} ({ended.reason}); its files are in {folder}")
         else:
-            yield self._lines(name)
+            how = f"failed with exit code {ended.exit_code}" if ended.exit_code else f"failed ({ended.reason})"
+            self.say(f"{name}: {how}; its files are in {folder}; the end of its stderr:")
+            for line in outcome.last_lines(folder / "stderr"):
+                self.say(f"    {line}")
 
-    @contextmanager
-    def _bar(self, name: str) -> Iterator[Show]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[what]}"),
-            TimeElapsedColumn(),
-        )
-        with Bars(*columns, console=self.console, transient=True) as bars:
-            task = bars.add_task(name, total=None, what="starting")
+    def watch(self, running: Sequence[tuple[str, Path]]) -> None:
+        """Show the newest progress event of cases that run."""
+        for name, folder in running:
+            event = outcome.last_progress(folder)
+            done, total, what = (event["done"], event["total"], event["what"]) if event else (None, None, "starting")
+            if self.console.is_terminal and not self.console.quiet:
+                bars, task = self._bar(name)
+                bars.update(task, completed=done, total=total, what=str(what))  # type: ignore[arg-type]
+            elif name not in self._told:
+                self._told[name] = time.monotonic()
+                self.say(f"{name}: started")
+            elif event and time.monotonic() - self._told[name] >= PLAIN_EVERY_S:
+                self._told[name] = time.monotonic()
+                self.say(f"{name}: {what} ({done} of {total})")
 
-            def show(event: Event | None) -> None:
-                if event is not None:
-                    bars.update(task, completed=event["done"], total=event["total"], what=str(event["what"]))
+    def close(self) -> None:
+        """No more bars."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
-            yield show
-
-    def _lines(self, name: str) -> Show:
-        self._say(f"{name}: started")
-        last = time.monotonic()
-
-        def show(event: Event | None) -> None:
-            nonlocal last
-            if event is not None and time.monotonic() - last >= PLAIN_EVERY_S:
-                last = time.monotonic()
-                self._say(f"{name}: {event['what']} ({event['done']} of {event['total']})")
-
-        return show
-
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """One line."""
         self.console.print(text, markup=False)
-        sys.stderr.flush()
+
+    def _bar(self, name: str) -> tuple[Bars, int]:
+        if self._bars is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[what]}"),
+                TimeElapsedColumn(),
+            )
+            self._bars = Bars(*columns, console=self.console, transient=True)
+            self._bars.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=None, what="starting")
+        return self._bars, self._tasks[name]
+
+    def _forget(self, name: str) -> None:
+        self._told.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if self._bars is not None and task is not None:
+            self._bars.remove_task(task)  # type: ignore[arg-type]

@@ -3,24 +3,70 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that is still to end. The tasks of an array share their name; their ids end in `_<task>`."""
+
+    id: str
+    name: str
+    state: Literal["waiting", "running"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a job is gone, in the scheduler's words; again: it was none of the job's doing, and may be tried again."""
+
+    reason: str
+    again: bool
 
 
 class Scheduler(ABC):
-    """Takes job scripts and says which of them are still to end."""
+    """Takes job scripts and says which of them are still to end.
+
+    Every method but cancel may raise SchedulerBusy (harness.jobs.commands) when the scheduler does not answer.
+    command: what a person submits a script with. waits: jobs go on without the harness. arrays: submit_array works.
+    settle_s: how long after a job's end its files may take to show. poll_s: pause between two looks at the queue,
+    first and longest.
+    """
+
+    command: ClassVar[str]
+    waits: ClassVar[bool] = True
+    arrays: ClassVar[bool] = False
+    settle_s: ClassVar[float] = 5.0
+    poll_s: ClassVar[tuple[float, float]] = (2.0, 60.0)
 
     @abstractmethod
-    def submit(self, folder: Path) -> str:
-        """Submit folder/job.sh with its output to folder/stdout and folder/stderr; return the job's id."""
+    def queue(self, names: Collection[str]) -> list[Queued]:
+        """The jobs with these names that are still to end, in one question; those of an earlier harness too."""
 
     @abstractmethod
-    def is_alive(self, job: str) -> bool:
-        """Whether the job is waiting or running; an unknown job is not. Holds for jobs of an earlier harness too."""
+    def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
+        """Submit a script, to start when these jobs have ended; return its id. Raises Refused if it is never taken."""
+
+    def submit_array(self, script: Path, name: str) -> str:
+        """Submit the script of an array; return the id without the `_<task>`."""
+        raise NotImplementedError
 
     @abstractmethod
-    def find(self, folder: Path) -> str | None:
-        """The id of a live job in the folder that nobody has on record, if there is one and it can be told."""
+    def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
+        """Ask jobs and all their processes to end; with force, do not ask."""
 
-    @abstractmethod
-    def cancel(self, job: str, *, force: bool = False) -> None:
-        """Ask the job and all its processes to end; with force, do not ask."""
+    def endings(self, ids: Sequence[str]) -> Mapping[str, Ending]:
+        """Why these jobs are gone, as far as the scheduler still knows."""
+        del ids
+        return {}
+
+
+class Refused(Exception):
+    """The scheduler will not take this job, now or later; the message is its own."""
+
+
+class QueueFull(Exception):
+    """The scheduler takes no more jobs of this user for now."""

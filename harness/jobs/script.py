@@ -1,38 +1,152 @@
-"""A case as a folder that can be run by hand: case.json, provenance.json and the rendered job.sh."""
+"""Jobs as files: jobs/<job>.sh for the scheduler, and a folder with case.json for each case."""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import orjson
 
-from harness import __version__, provenance
+from harness import __version__, shipped
+from harness.cases import Case
 from harness.errors import UsageError
-from harness.jobs.files import write_json, write_text
-from harness.plan import Case, Plan
+from harness.jobs.files import INDENTED, write_bytes, write_text
+from harness.packing import Job
+from harness.plan import Plan
+
+JOBS = "jobs"
+ARRAY = """\
+#!/usr/bin/env bash
+{directives}
+# {count} jobs of one shape, each with a script of its own in this folder: task N runs the N-th line of {name}.txt.
+# Made by gfm-harness {version}. By hand: `sbatch {script}`.
+set -euo pipefail
+cd {folder}
+job=$(sed -n "${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}}p" {name}.txt)
+exec bash "$job.sh" "$@" >> "$job.log" 2>&1
+"""
 
 
-def render(plan: Plan, case: Case) -> str:
-    """The job script of a case on its system."""
+class Scripts:
+    """Renders and writes the jobs of one plan in its campaign's folder."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder.resolve()
+        self.jobs = self.folder / JOBS
+        self._template = _environment(plan.site.folder).get_template(plan.site.system.template)
+        self._known = self._constants()
+
+    def path(self, job: str) -> Path:
+        """Where a job's script is."""
+        return self.jobs / f"{job}.sh"
+
+    def render(self, job: Job) -> str:
+        """The script of a job; raises UsageError for what is wrong with its template."""
+        try:
+            text = self._template.render(
+                self._known, job=job, cases=job.cases, script=self.path(job.name), log=self.jobs / f"{job.name}.log"
+            )
+        except jinja2.TemplateError as error:
+            site = self.plan.site
+            raise UsageError(f"{site.folder / site.system.template}: {error}") from None
+        return re.sub(r"\n{3,}", "\n\n", text)
+
+    def write(self, job: Job) -> Path:
+        """Make the job and the folders of its cases ready to be submitted; return its script."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        for case in job.cases:
+            write_case(self.folder, case)
+        write_text(self.path(job.name), self.render(job))
+        return self.path(job.name)
+
+    def write_array(self, name: str, jobs: list[Job]) -> Path:
+        """One script that the scheduler starts once for each of these jobs, which are of one shape."""
+        text = self.render(jobs[0])
+        directives = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
+        own = {"--job-name=": f"#SBATCH --job-name={name}", "--output=": "#SBATCH --output=/dev/null"}
+        kept = [next((own[key] for key in own if key in line), line) for line in directives]
+        write_text(self.jobs / f"{name}.txt", "".join(f"{job.name}\n" for job in jobs))
+        script = ARRAY.format(
+            directives="\n".join([*kept, f"#SBATCH --array=1-{len(jobs)}"]),
+            count=len(jobs),
+            name=name,
+            version=__version__,
+            script=self.path(name),
+            folder=shlex.quote(str(self.jobs)),
+        )
+        write_text(self.path(name), script)
+        return self.path(name)
+
+    def _constants(self) -> dict[str, Any]:
+        site = self.plan.site
+        prefix = Path(sys.executable).parent
+        return {
+            "suite": self.plan.suite,
+            "system": site.system,
+            "version": __version__,
+            "folder": self.folder,
+            "python": site.system.python or sys.executable,
+            "bin": prefix,
+            "environment": site.environment,
+            "directives": site.lines("directives"),
+            "prepare": site.lines("prepare"),
+            "stage": site.lines("stage"),
+            "launch": self._launcher(),
+        }
+
+    def _launcher(self) -> Callable[[Case], list[str]]:
+        known: dict[tuple[int, int], list[str]] = {}
+
+        def launch(case: Case) -> list[str]:
+            shape = (case.nodes, case.ranks_per_node)
+            if shape not in known:
+                facts = {"nodes": case.nodes, "ranks_per_node": case.ranks_per_node, "ranks": case.ranks}
+                known[shape] = self.plan.site.lines("launch", case=facts)
+            return known[shape]
+
+        return launch
+
+
+def write_case(campaign: Path, case: Case) -> None:
+    """The case's folder with its case.json."""
+    folder = f"{campaign}/{case.folder_name}"
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    write_bytes(f"{folder}/case.json", _json(case))
+
+
+def _json(case: Case) -> bytes:
+    plain = {field.name: getattr(case, field.name) for field in fields(case)} | {"ranks": case.ranks}
+    return orjson.dumps(plain, option=INDENTED)
+
+
+def _environment(folder: Path) -> jinja2.Environment:
+    """Templates of the system's own folder, then those that are shipped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(plan.site.folder),
+        loader=jinja2.FileSystemLoader([folder, shipped.folder("systems")]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=False,
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    known = {"suite": plan.suite, "case": case, "system": plan.site.system, "python": sys.executable}
-    try:
-        return environment.get_template(plan.site.system.template).render(known, version=__version__)
-    except jinja2.TemplateError as error:
-        raise UsageError(f"{plan.site.folder / plan.site.system.template}: {error}") from None
+    environment.filters["double_quote"] = _double_quote
+    return environment
 
 
-def write(plan: Plan, case: Case, folder: Path) -> None:
-    """Make the case's folder ready to be submitted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "case.json", asdict(case))
-    write_json(folder / "provenance.json", provenance.collect())
-    write_text(folder / "job.sh", render(plan, case))
+def _double_quote(value: Any) -> str:
+    """As one word of bash in which $NAME still stands for its value."""
+    text = str(value)
+    if re.fullmatch(r"[\w./:@%+=,~-]*", text, re.ASCII):
+        return text or '""'
+    for special in ("\\", '"', "`"):
+        text = text.replace(special, "\\" + special)
+    return f'"{text}"'

@@ -1,6 +1,7 @@
 """`python -m harness.reference CASE_FOLDER`: run the program that the folder's case.json asks for.
 
-Exit codes: 0 done, 2 bad input, 1 anything else. What went wrong is one line on stderr and in the event log.
+Exit codes: 0 done, 2 bad input, 1 anything else. What went wrong is one line on stderr and in the event log. Of a
+program that is started once per rank, rank 0 alone writes the event log.
 """
 
 from __future__ import annotations
@@ -9,14 +10,26 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from harness.events import FILE_NAME, EventLog
+from harness.reference import ranks
 from harness.reference.errors import InputError
+from harness.reference.ranks import LostRank, Place
 
 TRACEBACK = "traceback.txt"
-PROGRAMS = {"ladder": "harness.reference.ladder", "train": "harness.reference.training"}
+PROGRAMS = {
+    "ladder": "harness.reference.ladder",
+    "train": "harness.reference.training",
+    "data_parallel": "harness.reference.data_parallel",
+}
+# Started once per rank; of the others a launcher's variables in the environment say nothing.
+PARALLEL = {"data_parallel"}
+# A launcher ends all ranks as soon as one has failed: the others leave rank 0 this long to put it on record.
+LINGER_S = 3.0
 
 
 def main(arguments: list[str]) -> int:
@@ -32,19 +45,38 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"error: {folder / 'case.json'}: not a case that can be run ({error!r})", file=sys.stderr)
         return 2
-    log = EventLog(folder / FILE_NAME)
+    try:
+        place = ranks.find(os.environ) if program in PARALLEL else Place()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    log = EventLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull))
     log.write("start", case=case.get("id"), program=program, pid=os.getpid())
+    exit_code = attempt(module_name, parameters, log, folder, place)
+    if exit_code == 0:
+        log.write("done")
+    elif place.rank > 0:
+        time.sleep(LINGER_S)
+    return exit_code
+
+
+def attempt(module_name: str, parameters: dict[str, Any], log: EventLog, folder: Path, place: Place) -> int:
+    """Run the program and return the exit code, what went wrong being told."""
+    prefix = f"rank {place.rank} of {place.size}: " if place.rank > 0 else ""
     try:
         importlib.import_module(module_name).run(parameters, log, folder)
     except InputError as error:
-        return tell(log, str(error), 2)
+        return tell(log, f"{prefix}{error}", 2)
+    except LostRank as error:
+        return tell(log, f"{prefix}{error}", 1)
     except ModuleNotFoundError as error:
-        return tell(log, f"{error}; the jobs need what `pip install 'gfm-harness[reference]'` brings", 2)
+        return tell(log, f"{prefix}{error}; the jobs need what `pip install 'gfm-harness[reference]'` brings", 2)
     except Exception as error:
+        if place.rank > 0:
+            return tell(log, f"{prefix}{ranks.told(error)}", 1)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        first = (str(error).strip().splitlines() or [""])[0][:500]
-        return tell(log, f"{type(error).__name__}: {first} (where it happened: {TRACEBACK})", 1)
-    log.write("done")
+        message = f"{type(error).__name__}: {ranks.first_line(error)} (where it happened: {TRACEBACK})"
+        return tell(log, message, 1)
     return 0
 
 

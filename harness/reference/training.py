@@ -23,6 +23,7 @@ from harness.reference.errors import InputError
 from harness.reference.graphs import Batch, Graph, collate, neighbour_graph
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.options import build
+from harness.reference.structures import MAX_ATOMIC_NUMBER, Structure
 
 RANK_CUTOFF = 1e-6
 SCALE_FLOOR_EV = 0.05
@@ -56,13 +57,13 @@ class Labels:
     known: Tensor
 
 
-def fit_references(graphs: Sequence[Graph], model: FoundationModel) -> None:
+def fit_references(structures: Sequence[Structure], model: FoundationModel) -> None:
     """Set each head's reference energies (least squares on composition, small singular values cut) and scale."""
-    for head in {g.structure.head for g in graphs}:
-        own = [g for g in graphs if g.structure.head == head]
-        composition = collate(own).composition.numpy()
+    for head in {s.head for s in structures}:
+        own = [s for s in structures if s.head == head]
+        composition = np.stack([np.bincount(s.numbers, minlength=MAX_ATOMIC_NUMBER + 1) for s in own])
         atoms = composition.sum(1)
-        energy = np.array([g.structure.energy for g in own])
+        energy = np.array([s.energy for s in own])
         per_atom = composition / atoms[:, None]
         coefficients = np.linalg.lstsq(per_atom, energy / atoms, rcond=RANK_CUTOFF)[0]
         residual = energy / atoms - per_atom @ coefficients
@@ -239,7 +240,7 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     ]
     train, test = split(graphs, config.held_out, config.seed)
     model = FoundationModel(model_config)
-    fit_references(train, model)
+    fit_references([g.structure for g in train], model)
     log.fact("untrained_heads", [h for k, h in enumerate(HEADS) if not model.trained[k]])
     train_model(model, train, config, log)
     gate_error = train_gate(model, train, config)

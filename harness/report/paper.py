@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harness import shipped, yamlfile
+from harness import shipped
+from harness.language import validation, yamlfile
 from harness.programs import Strict
 
 
@@ -39,4 +40,4 @@ class Paper(Strict):
 def load() -> Paper:
     """Read the shipped file."""
     path = shipped.folder("reports") / "paper.yaml"
-    return yamlfile.validate(path, yamlfile.parse(path), Paper)
+    return validation.validate(yamlfile.parse(path), Paper)

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 
 from harness import __version__, shipped
 from harness.analysis.ladder import ladder_table
-from harness.collect.runs import load, samples_table
+from harness.collect.runs import load, merits_table, samples_table
 from harness.errors import UsageError
 from harness.jobs.files import write_text
 from harness.report import content, paper
 from harness.report.scorecard import Score, score
 
 
-def report(out: Path) -> list[Score]:
+@dataclass(frozen=True)
+class Found:
+    """What the report says in short: verdicts on claims, and figures of merit beside their references."""
+
+    scores: list[Score]
+    merits: pd.DataFrame
+
+
+def report(out: Path) -> Found:
     """Rebuild every product from out/runs; raises UsageError if there are no runs."""
     records = load(out / "runs")
     if not records:
@@ -30,6 +39,8 @@ def report(out: Path) -> list[Score]:
         (out / name).mkdir(parents=True, exist_ok=True)
     write_text(out / "tables" / "ladder.csv", ladder.to_csv(index=False))
     write_text(out / "tables" / "samples.csv", samples_table(records).to_csv(index=False))
+    merits = merits_table(records)
+    write_text(out / "tables" / "merits.csv", merits.to_csv(index=False))
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
     sections = content.build(records, ladder, scores, quoted, out / "figures")
     environment = jinja2.Environment(
@@ -48,4 +59,4 @@ def report(out: Path) -> list[Score]:
     }
     for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
         write_text(out / name, environment.get_template(template).render(known))
-    return scores
+    return Found(scores, merits)

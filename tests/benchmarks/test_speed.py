@@ -6,13 +6,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness import shipped, suites, systems
-from harness.plan import expand
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import Graph, collate, neighbour_graph
 from harness.reference.inference import batched_heads
 from harness.reference.models.foundation import FoundationModel, ModelConfig
-from harness.suites import Suite
 
 BATCH = 16
 
@@ -43,14 +40,3 @@ def test_energy_and_forces(benchmark: BenchmarkFixture, graphs: list[Graph]) -> 
     weights = model.gate(batch.composition)
     benchmark(lambda: batched_heads(model, batch, weights))
     assert BATCH / benchmark.stats.stats.median > 20
-
-
-def test_ten_thousand_cases_expand_in_two_seconds(benchmark: BenchmarkFixture) -> None:
-    site = systems.load(shipped.find("systems", "local"), {})
-    suite = Suite(
-        name="big", title="Big", program="ladder", matrix={"seed": list(range(100)), "rounds": list(range(100))}
-    )
-    plan = benchmark.pedantic(lambda: expand(suite, site), rounds=3)
-    assert len(plan.cases) == 10_000
-    assert benchmark.stats.stats.median < 2.0
-    assert suites.load(shipped.find("suites", "ladder")).name == "ladder"

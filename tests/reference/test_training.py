@@ -41,7 +41,7 @@ def test_a_single_batch_is_learnt_by_heart(tmp_path: Path) -> None:
     graphs = labelled_graphs(4, head=3)
     torch.manual_seed(0)
     model = FoundationModel(TINY)
-    training.fit_references(graphs, model)
+    training.fit_references([g.structure for g in graphs], model)
     config = TrainingConfig(epochs=400, batch_size=4, force_weight=1.0, ema_decay=0.9, compile=False, weight_decay=0)
     log = EventLog(tmp_path / "events.jsonl")
     training.train_model(model, graphs, config, log)
@@ -53,7 +53,7 @@ def test_reference_energies_of_absent_elements_are_zero() -> None:
     graphs = labelled_graphs(30, head=2)
     model = make_model(TINY).float()
     model.reference_energy.zero_()
-    training.fit_references(graphs, model)
+    training.fit_references([g.structure for g in graphs], model)
     present = {int(z) for g in graphs for z in g.structure.numbers}
     for z in range(119):
         assert bool(model.elements[z]) == (z in present)
@@ -74,7 +74,7 @@ def test_the_gate_reproduces_the_right_branch() -> None:
             graphs.append(neighbour_graph(label, cutoff=4.0))
     torch.manual_seed(0)
     model = FoundationModel(TINY).requires_grad_(False)
-    training.fit_references(graphs, model)
+    training.fit_references([g.structure for g in graphs], model)
     model.gate.requires_grad_(True)
     error = training.train_gate(model, graphs, TrainingConfig(gate_steps=400))
     assert error < 0.5

@@ -1,0 +1,229 @@
+"""What each command of the command line does; do_NAME is COMMAND NAME of harness.cli, and returns the exit code."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.jobs.campaign import Campaign
+    from harness.jobs.outcome import Outcome
+    from harness.packing import Job
+    from harness.plan import Plan
+    from harness.systems import Site
+
+DONE, FAILED, INCOMPLETE = 0, 1, 3
+CASES_SHOWN = 3
+
+
+def do_list(arguments: Namespace) -> int:
+    """Print the suites and systems there are, or the cases of the suites named."""
+    from harness import shipped, suites, systems
+
+    if arguments.suites:
+        for plan in plans(arguments):
+            sys.stdout.write("".join(f"{case.name}  {case.id}\n" for case in plan.cases))
+        return DONE
+    for name in shipped.names("suites"):
+        print(f"suite   {name:<14} {suites.load(shipped.find('suites', name)).title}")
+    for name in shipped.names("systems"):
+        print(f"system  {name:<14} {systems.load(shipped.find('systems', name), {}).system.title}")
+    return DONE
+
+
+def do_plan(arguments: Namespace) -> int:
+    """Print the jobs that a run would submit, and what they cost; with -v, their cases too."""
+    from harness.packing import node_hours
+
+    total = 0.0
+    for campaign in campaigns(arguments):
+        jobs = campaign.jobs_left(arguments.retry)
+        most, expected = node_hours(jobs)
+        total += most
+        cases, left = len(campaign.plan.cases), sum(len(job.cases) for job in jobs)
+        print(
+            f"{campaign.plan.campaign_name}: {cases} cases, {left} to run, in {len(jobs)} jobs;"
+            f" at most {most:.4g} node-hours, expected {expected:.4g}"
+        )
+        print_jobs(jobs, arguments.verbose)
+    if arguments.max_node_hours is not None and total > arguments.max_node_hours:
+        raise UsageError(f"up to {total:.4g} node-hours, and --max-node-hours is {arguments.max_node_hours:g}")
+    return DONE
+
+
+def do_run(arguments: Namespace) -> int:
+    """Run what is missing, or write its jobs; then report on what has ended."""
+    from harness.jobs.progress import Progress
+    from harness.jobs.submission import Orders
+
+    if arguments.dry_run:
+        return do_plan(arguments)
+    progress = Progress(quiet=arguments.quiet)
+    outcomes: list[Outcome] = []
+    for campaign in campaigns(arguments):
+        campaign.plan.site.require_settings()
+        here = not campaign.scheduler.waits
+        submit = here or arguments.submit or arguments.wait
+        orders = Orders(
+            submit=submit,
+            wait=here or arguments.wait,
+            retry=arguments.retry,
+            max_jobs=arguments.max_jobs,
+            max_node_hours=arguments.max_node_hours,
+        )
+        found = campaign.run(orders, progress)
+        outcomes += found
+        if not here:
+            tell_how_to_go_on(campaign, found, submit)
+    return concluded(arguments, outcomes)
+
+
+def do_collect(arguments: Namespace) -> int:
+    """Gather what has ended and report on it."""
+    from harness.jobs.progress import Progress
+
+    progress = Progress(quiet=arguments.quiet)
+    outcomes: list[Outcome] = []
+    for campaign in campaigns(arguments):
+        if campaign.folder.is_dir():
+            outcomes += campaign.collect(progress)
+    return concluded(arguments, outcomes) or (INCOMPLETE if any(o.state != "done" for o in outcomes) else DONE)
+
+
+def do_status(arguments: Namespace) -> int:
+    """Print where every case stands; 3 if any is not done."""
+    outcomes = [o for campaign in campaigns(arguments) for o in campaign.status()]
+    width = max(len(o.case.name) for o in outcomes)
+    for o in outcomes:
+        print(f"{o.state:<8}  {o.case.name:<{width}}  {o.reason or o.folder}")
+    counts = Counter(o.state for o in outcomes)
+    print(", ".join(f"{number} {state}" for state, number in counts.most_common()))
+    return DONE if set(counts) == {"done"} else INCOMPLETE
+
+
+def do_cancel(arguments: Namespace) -> int:
+    """Take the campaigns' jobs out of the queue."""
+    for campaign in campaigns(arguments):
+        count = campaign.cancel() if campaign.folder.is_dir() else 0
+        print(f"{campaign.plan.campaign_name}: {count} jobs cancelled")
+    return DONE
+
+
+def do_setup(arguments: Namespace) -> int:
+    """Print the commands that make the environment of a system's jobs."""
+    from harness.jobs.setup import commands
+
+    print(commands(site(arguments)), end="")
+    return DONE
+
+
+def do_report(arguments: Namespace) -> int:
+    """Rebuild tables, figures, scorecard and pages from the run folders."""
+    from harness.report.render import report
+
+    for s in report(arguments.out).scores:
+        value = "" if s.measured_value is None else f": {s.measured_value:.1f} {s.unit} (paper {s.paper_value:g})"
+        print(f"{s.id}: {s.verdict}{value}")
+    print(f"report: {arguments.out / 'index.html'}")
+    return DONE
+
+
+def do_check(arguments: Namespace) -> int:
+    """Judge claims and figures of merit again; 1 if one that was measured is off."""
+    from harness.report.render import report
+
+    found = report(arguments.out)
+    for s in found.scores:
+        print(f"{s.id}: {s.verdict} ({s.reason})")
+    for merit in found.merits.itertuples():
+        print(f"{merit.case} {merit.name}: {merit.verdict} ({merit.measured:.4g} {merit.unit}, {merit.reference:g})")
+    off = any(s.verdict in ("deviates", "wrong") for s in found.scores) or (found.merits["verdict"] == "worse").any()
+    return FAILED if off else DONE
+
+
+def plans(arguments: Namespace) -> list[Plan]:
+    """Every suite on the system, all checked before anything is done with the first."""
+    from harness import shipped, suites
+    from harness.plan import expand, select
+
+    if arguments.folder is not None:
+        shipped.add("suites", arguments.folder)
+    where = site(arguments)
+    found = []
+    for name in arguments.suites:
+        suite = suites.load(shipped.find("suites", name), where.system.scale or where.system.name)
+        expanded = expand(suite, where, arguments.repeat)
+        chosen = select(expanded, arguments.name, arguments.tag, arguments.exclude)
+        if not chosen.cases:
+            known = ", ".join(c.name for c in expanded.cases[:12])
+            raise UsageError(f"suite {name!r}: no case is left by -n, -t and -x (there are: {known})")
+        found.append(chosen)
+    return found
+
+
+def campaigns(arguments: Namespace) -> list[Campaign]:
+    """The plans as campaigns under --out."""
+    from harness.jobs.campaign import Campaign
+
+    return [Campaign(plan, arguments.out / "runs") for plan in plans(arguments)]
+
+
+def site(arguments: Namespace) -> Site:
+    """The system with its settings."""
+    from harness import shipped, systems
+
+    return systems.load(shipped.find("systems", arguments.system), settings(arguments.setting))
+
+
+def settings(pairs: Sequence[str]) -> dict[str, str]:
+    """`key=value` words as a mapping."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"-S {pair}: expected key=value")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def concluded(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
+    """Report if there is anything to report on; 3 if a case ended badly or will not end by itself."""
+    states = Counter(o.state for o in outcomes)
+    if any(states[s] for s in ("done", "failed", "lost")):
+        do_report(arguments)
+    failed = states["failed"] + states["lost"]
+    if failed:
+        said = f"{failed} case{'s' * (failed > 1)} did not end well; with --retry the same command runs them again"
+        print(said, file=sys.stderr)
+    return INCOMPLETE if failed + states["blocked"] else DONE
+
+
+def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
+    """A table of jobs; the first cases of each, or all."""
+    width = max([3, *(len(job.name) for job in jobs)])
+    if jobs:
+        print(f"  {'job':<{width}}  nodes  walltime  node-hours  cases")
+    for job in jobs:
+        names = [case.name for case in job.cases]
+        shown = names if verbose else names[:CASES_SHOWN]
+        more = f", and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        nodes = f"{job.nodes}" + (f"+{job.spares}" if job.spares else "")
+        cases = ", ".join(shown) + more
+        print(f"  {job.name:<{width}}  {nodes:>5}  {job.walltime:>8}  {job.node_hours:>10.4g}  {cases}")
+
+
+def tell_how_to_go_on(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
+    """What to type next, on stdout."""
+    counts = Counter(o.state for o in outcomes)
+    print(f"{campaign.plan.campaign_name}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
+    if not counts["not run"] and not counts["waiting"] and not counts["running"]:
+        return
+    if submitted:
+        print("later, the same command gathers what has ended and submits what is left")
+    else:
+        jobs = campaign.folder.resolve() / "jobs"
+        print("to submit the jobs, and later to gather them: the same command with --submit")
+        print(f"or by hand, one by one: {campaign.scheduler.command} {shlex.quote(str(jobs))}/JOB.sh")

@@ -1,0 +1,26 @@
+"""The commands that make the Python environment in which the jobs of a system run."""
+
+from __future__ import annotations
+
+from harness import __version__, shipped
+from harness.errors import UsageError
+from harness.systems import Site
+
+HEAD = """\
+#!/usr/bin/env bash
+# The Python environment of gfm-harness {version} on {title}; run it once, on a login node.
+# {source}
+# shellcheck disable=SC1091
+set -eo pipefail
+"""
+
+
+def commands(site: Site) -> str:
+    """A bash script; raises UsageError if the system's file has no `install` lines."""
+    package = str(shipped.CLONE) if (shipped.CLONE / "pyproject.toml").is_file() else f"gfm-harness=={__version__}"
+    lines = site.lines("install", setup={"package": package})
+    if not lines:
+        raise UsageError(f"system {site.system.name!r} has no `install` lines, so nothing is known of how to set it up")
+    source = f"See {site.system.source}" if site.system.source else "From the system's `modules` and `install` lines."
+    head = HEAD.format(version=__version__, title=site.system.title, source=source)
+    return "\n".join([head, *site.lines("modules"), *lines]) + "\n"

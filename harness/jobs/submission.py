@@ -1,0 +1,166 @@
+"""Handing jobs to the scheduler: in order, within the limits of site and user, never one twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import UsageError
+from harness.jobs import outcome
+from harness.jobs.commands import CommandFailed
+from harness.jobs.journal import Journal
+from harness.jobs.progress import Progress
+from harness.jobs.scheduler import QueueFull, Refused, Scheduler
+from harness.jobs.script import Scripts
+from harness.packing import Job, node_hours
+from harness.plan import Plan
+
+FEWEST_FOR_ARRAY = 3
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the user wants of a run: whether to submit, to stay until all has ended, to try failed cases again.
+
+    max_jobs: jobs in the queue at once; None: what the site allows. max_node_hours: what may be spent at most.
+    """
+
+    submit: bool = True
+    wait: bool = True
+    retry: bool = False
+    max_jobs: int | None = None
+    max_node_hours: float | None = None
+
+
+class Submission:
+    """The submitting half of a run."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, scheduler: Scheduler, journal: Journal, orders: Orders, progress: Progress
+    ) -> None:
+        self.plan, self.folder = plan, folder
+        self.scheduler, self.journal = scheduler, journal
+        self.orders, self.progress = orders, progress
+        self.scripts = Scripts(plan, folder)
+        self.most = orders.max_jobs or plan.site.system.limits.jobs
+        self.budget = orders.max_node_hours
+        self.spent = 0.0
+        self.id_of = {case.folder_name: case.id for case in plan.cases}
+        self.in_plan = set(self.id_of.values())
+
+    def check_cost(self, jobs: Sequence[Job]) -> None:
+        """Raise UsageError if the jobs may cost more than the user allows; nothing has been submitted then."""
+        most, expected = node_hours(jobs)
+        if self.budget is not None and most > self.budget:
+            said = f"{len(jobs)} jobs would take up to {most:.1f} node-hours (expected {expected:.1f})"
+            raise UsageError(f"{said}, and --max-node-hours is {self.budget:g}; nothing was submitted")
+
+    def write_only(self, jobs: Sequence[Job]) -> None:
+        """Make the scripts and say how to submit them."""
+        for job in jobs:
+            self._prepare(job)
+        self.progress.written(self.scripts.jobs, [self.scripts.path(job.name) for job in jobs])
+
+    def submit(self, jobs: Sequence[Job]) -> list[Job]:
+        """Submit what is ready and fits; return the jobs that are to wait."""
+        waiting = list(jobs)
+        while True:
+            ready, later = self._sorted(waiting)
+            try:
+                self._submit_all(ready)
+            except QueueFull as error:
+                self.progress.say(f"the queue takes no more jobs for now ({error})")
+                return [job for job, _ in ready if job.name not in self.journal.open] + later
+            waiting = later
+            if not ready or not waiting:
+                return waiting
+
+    def _sorted(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
+        """The jobs to submit now, each with the open cases it starts after, and those for later."""
+        ready: list[tuple[Job, list[str]]] = []
+        later = []
+        cost = 0.0
+        room = self.most - len(self.journal.open)
+        for job in jobs:
+            when, after = self._readiness(job)
+            affordable = self.budget is None or self.spent + cost + job.node_hours <= self.budget
+            if when == "now" and affordable and len(ready) < room:
+                ready.append((job, after))
+                cost += job.node_hours
+            elif when != "never":
+                later.append(job)
+        return ready, later
+
+    def _readiness(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
+        """Whether what its cases need is done, and which of that is still under way in other jobs."""
+        inside = {case.folder_name for case in job.cases}
+        under_way = []
+        for folder in dict.fromkeys(f for case in job.cases for f in case.after if f not in inside):
+            need = self.id_of.get(folder, "")
+            found = outcome.exit_of(self.folder / folder)
+            if need in self.journal.open_cases:
+                under_way.append(need)
+            elif need in self.journal.ended or need not in self.in_plan:
+                if found is None or found[0] != 0:
+                    return "never", []
+            elif found is None or found[0] != 0:
+                return "later", []
+        return ("later", []) if under_way and not self.scheduler.waits else ("now", under_way)
+
+    def _submit_all(self, ready: Sequence[tuple[Job, list[str]]]) -> None:
+        by_shape: dict[object, list[Job]] = defaultdict(list)
+        for job, after in ready:
+            by_shape[("alone", job.name) if after else job.shape].append(job)
+        afters = {job.name: after for job, after in ready}
+        limit = self.plan.site.system.limits.array
+        for jobs in by_shape.values():
+            if self.scheduler.arrays and limit > 1 and len(jobs) >= FEWEST_FOR_ARRAY:
+                for k in range(0, len(jobs), limit):
+                    self._submit_array(jobs[k : k + limit])
+            else:
+                for job in jobs:
+                    self._submit_one(job, afters[job.name])
+
+    def _submit_one(self, job: Job, after: Sequence[str]) -> None:
+        script = self._prepare(job)
+        ids = [self.journal.open[self.journal.open_cases[case]].id for case in after]
+        self.journal.submitting(job.name, {job.name: [case.id for case in job.cases]}, array=False)
+        job_id = self._ask(job.name, script, lambda: self.scheduler.submit(script, job.name, _known(ids)))
+        self.spent += job.node_hours
+        self.progress.submitted([job.name], job_id, len(job.cases))
+
+    def _submit_array(self, jobs: list[Job]) -> None:
+        digest = hashlib.sha256("\n".join(job.name for job in jobs).encode()).hexdigest()[:8]
+        name = f"{self.plan.suite.name}-array-{digest}"
+        for job in jobs:
+            self._prepare(job)
+        script = self.scripts.write_array(name, jobs)
+        self.journal.submitting(name, {job.name: [case.id for case in job.cases] for job in jobs}, array=True)
+        job_id = self._ask(name, script, lambda: self.scheduler.submit_array(script, name))
+        self.spent += sum(job.node_hours for job in jobs)
+        self.progress.submitted([job.name for job in jobs], job_id, sum(len(job.cases) for job in jobs))
+
+    def _ask(self, name: str, script: Path, submit: Callable[[], str]) -> str:
+        try:
+            job_id = submit()
+        except QueueFull as error:
+            self.journal.released(name, str(error))
+            raise
+        except (Refused, CommandFailed) as error:
+            self.journal.released(name, str(error))
+            raise UsageError(f"{script}: {error}") from None
+        self.journal.submitted(name, job_id)
+        return job_id
+
+    def _prepare(self, job: Job) -> Path:
+        for case in job.cases:
+            outcome.set_aside(self.folder / case.folder_name)
+        return self.scripts.write(job)
+
+
+def _known(ids: Sequence[str | None]) -> list[str]:
+    return list(dict.fromkeys(i for i in ids if i))

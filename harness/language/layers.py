@@ -1,0 +1,38 @@
+"""Files that extend others: a suite or system is laid over its base, and that over its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import shipped
+from harness.errors import UsageError
+from harness.language import yamlfile
+from harness.language.yamlfile import Document
+
+MAX_CHAIN = 10
+
+
+def layered(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> Document:
+    """The file over the file it `extends`, and so on; raises UsageError for a circle or a base that is not there."""
+    document = yamlfile.parse(path)
+    if "extends" not in document.data:
+        return document
+    named = document.data["extends"]
+    if not isinstance(named, str):
+        raise document.error(("extends",), f"extends: expected the name or file of another, got {named!r}")
+    here = (*seen, path.resolve())
+    try:
+        base = base_of(path, kind, named)
+    except UsageError as error:
+        raise document.error(("extends",), str(error)) from None
+    if base.resolve() in here or len(here) > MAX_CHAIN:
+        raise document.error(("extends",), f"extends: {named} leads back to itself")
+    return document.without("extends").over(layered(base, kind, here))
+
+
+def base_of(path: Path, kind: str, named: str) -> Path:
+    """The file that another names as its base: a path beside it, a file beside it, or one that is shipped."""
+    if named.endswith((".yaml", ".yml")):
+        return shipped.find(kind, str(path.parent / named))
+    beside = path.parent / f"{named}.yaml"
+    return beside if beside.is_file() and beside.resolve() != path.resolve() else shipped.find(kind, named)

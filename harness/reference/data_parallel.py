@@ -1,0 +1,291 @@
+"""Data-parallel training steps of the multi-task model, one process per rank: a point of weak or strong scaling.
+
+Each epoch is prepared whole (neighbour lists, batches, transfer), then trained through without a barrier, each rank
+keeping its own step times; the first epoch is discarded, as in the paper. One more pass over the last epoch's batches
+without exchange of gradients tells computing from communicating: 1 - sum of `compute_only` seconds / sum of `sample`
+seconds of the last epoch is the share of communication.
+
+Events besides those of every program:
+    sample        one step: seconds (slowest rank), seconds_mean; graphs, atoms, edges of all ranks; loss, their mean
+    epoch         train_s and data_s (slowest rank), and their means; data_s is the preparation, not part of train_s
+    compute_only  one step of the last pass: seconds (slowest rank), seconds_mean
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from harness.events import EventLog
+from harness.reference import ranks
+from harness.reference.datasets.mini import MINI_SETS, load_mini, mini_set
+from harness.reference.errors import InputError
+from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.options import build
+from harness.reference.steps import GraphLoss, Labelled, Pass, Pool, flat, one_pass, replicate
+from harness.reference.team import Team, joined, own_device, synchronize
+from harness.reference.training import fit_references
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
+CHECKED_RANKS = 64
+CHECKED_GRAPHS = 2
+
+
+@dataclass(frozen=True)
+class DataParallelConfig:
+    """One scaling point; weights as in GraphLoss.
+
+    batch_size: graphs per rank and step. steps: per epoch. max_neighbours holds in place of the model's own limit.
+    timeout_s: how long a rank waits for the others before it gives the run up.
+    """
+
+    batch_size: int
+    precision: str
+    backend: str = "gloo"
+    device: str = "cpu"
+    model: dict[str, object] = field(default_factory=dict)
+    sets: tuple[str, ...] = tuple(s.name for s in MINI_SETS)
+    steps: int = 20
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    force_weight: float = 10.0
+    max_neighbours: int | None = 20
+    seed: int = 0
+    timeout_s: float = 600.0
+
+
+def gradient_error(replica: DistributedDataParallel, pool: Pool, team: Team) -> tuple[float, int, int]:
+    """How far the exchanged gradient of one small batch is from the one that rank 0 computes alone over all its graphs.
+
+    Largest difference relative to the largest gradient (meaningful on rank 0), over how many ranks and graphs; of more
+    than CHECKED_RANKS ranks, the others take part with weight 0.
+    """
+    place = team.place
+    counted = min(place.size, CHECKED_RANKS)
+    parts = [pool.dealt(0, replace(place, rank=r))[:CHECKED_GRAPHS] for r in range(counted)]
+    own = parts[place.rank] if place.rank < counted else parts[0]
+    weight = place.size / counted if place.rank < counted else 0.0
+    parameters = [p for p in replica.parameters() if p.requires_grad]
+    (weight * replica(*pool.batch(own, team.device))).backward()
+    exchanged = flat([p.grad for p in parameters if p.grad is not None])
+    if place.rank > 0:
+        return 0.0, 0, 0
+    together = [s for part in parts for s in part]
+    # Straight from the loss, not by backward(): the wrapper's hooks would wait for the other ranks.
+    loss = replica.module(*pool.batch(together, team.device))
+    alone = flat(torch.autograd.grad(loss, parameters))
+    error = float((exchanged - alone).abs().max() / alone.abs().max())
+    if not math.isfinite(error):
+        raise InputError(f"the gradient of the untrained model is not finite, or 0, over {len(together)} graphs")
+    return error, counted, len(together)
+
+
+def parameter_divergence(model: nn.Module, team: Team) -> float:
+    """How far the parameters of any rank are from those of rank 0, relative to the largest of them.
+
+    Raises InputError if a rank's parameters are no longer finite.
+    """
+    own = flat([p.detach() for p in model.parameters()])
+    first = team.from_first(own)
+    # A maximum over ranks may pass over what is not a number, never over an infinity.
+    difference = ((own - first).abs().max() / first.abs().max()).nan_to_num(nan=math.inf)
+    divergence = float(team.largest(difference.reshape(1)))
+    if not math.isfinite(divergence):
+        raise InputError("the parameters are no longer finite after training")
+    return divergence
+
+
+class Scaling:
+    """One run: a model on every rank, its optimizer, and the passes over the pool."""
+
+    def __init__(
+        self, model: FoundationModel, pool: Pool, config: DataParallelConfig, team: Team, log: EventLog
+    ) -> None:
+        self.pool, self.config, self.team, self.log = pool, config, team, log
+        self.replica = replicate(GraphLoss(model, config.force_weight))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
+        self.throughput: list[float] = []
+
+    def epoch(self, number: int) -> list[Labelled]:
+        """Prepare and train one epoch, write its samples, and return its batches."""
+        config, team = self.config, self.team
+        self.log.write(
+            "progress", done=number * config.steps, total=config.epochs * config.steps, what="training steps"
+        )
+        began = time.perf_counter()
+        first = number * config.steps
+        batches = [
+            self.pool.batch(self.pool.dealt(step, team.place), team.device)
+            for step in range(first, first + config.steps)
+        ]
+        synchronize(team.device)
+        data_s = time.perf_counter() - began
+        team.meet()
+        own = one_pass(self.replica, self.optimizer, batches, team.device)
+        times = torch.tensor([own.seconds, data_s], dtype=torch.float64)
+        slowest, mean = team.largest(times).tolist(), team.mean(times).tolist()
+        graphs = team.place.size * config.batch_size * config.steps
+        discarded = number == 0
+        self.log.write(
+            "epoch",
+            epoch=number,
+            discarded=discarded,
+            graphs=graphs,
+            train_s=slowest[0],
+            train_s_mean=mean[0],
+            data_s=slowest[1],
+            data_s_mean=mean[1],
+        )
+        if not discarded:
+            self.throughput.append(graphs / slowest[0])
+        self._samples(number, own, batches)
+        return batches
+
+    def _samples(self, epoch: int, own: Pass, batches: Sequence[Labelled]) -> None:
+        """Write what the ranks have measured of each step of an epoch; raise InputError if a loss is not finite."""
+        sizes = torch.tensor([[len(b.numbers), len(b.receiver)] for b, _ in batches])
+        columns = zip(
+            self.team.largest(own.steps).tolist(),
+            self.team.mean(own.steps).tolist(),
+            self.team.mean(own.losses).tolist(),
+            self.team.total(sizes).long().tolist(),
+            strict=True,
+        )
+        for step, (slowest, mean, loss, (atoms, edges)) in enumerate(columns):
+            if not math.isfinite(loss):
+                raise InputError(f"the loss is {loss} at epoch {epoch}, step {step}")
+            self.log.write(
+                "sample",
+                epoch=epoch,
+                step=step,
+                discarded=epoch == 0,
+                seconds=slowest,
+                seconds_mean=mean,
+                graphs=self.team.place.size * self.config.batch_size,
+                atoms=atoms,
+                edges=edges,
+                loss=loss,
+            )
+
+    def compute_only(self, batches: Sequence[Labelled]) -> None:
+        """The same steps without exchange; the ranks' parameters part, so this comes last."""
+        self.team.meet()
+        seconds = one_pass(self.replica, self.optimizer, batches, self.team.device, exchange=False).steps
+        slowest, mean = self.team.largest(seconds).tolist(), self.team.mean(seconds).tolist()
+        for step in range(len(batches)):
+            self.log.write("compute_only", step=step, seconds=slowest[step], seconds_mean=mean[step])
+
+
+def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
+    """The program: check the exchanged gradient, train, check that the ranks agree, and time steps on their own."""
+    config = configure(parameters)
+    place = ranks.find(os.environ)
+    device = own_device(config.device, config.backend, place)
+    model_config = replace(build(ModelConfig, config.model), max_neighbours=config.max_neighbours)
+    structures = tuple(s for name in config.sets for s in load_mini(mini_set(name)))
+    dtype = DTYPES[config.precision]
+    pool = Pool(structures, config.batch_size, model_config.cutoff, config.max_neighbours, dtype, config.seed)
+    torch.manual_seed(config.seed)
+    model = FoundationModel(model_config).to(dtype)
+    model.gate.requires_grad_(False)
+    fit_references(structures, model)
+    with joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        scale(model.to(device), pool, config, team, log)
+
+
+def scale(model: FoundationModel, pool: Pool, config: DataParallelConfig, team: Team, log: EventLog) -> None:
+    """Everything that the ranks do together."""
+    for fitted in (model.reference_energy, model.scale):
+        fitted.copy_(team.from_first(fitted))
+    describe(model, pool, config, team, log)
+    scaling = Scaling(model, pool, config, team, log)
+    error, counted, graphs = gradient_error(scaling.replica, pool, team)
+    log.fact("gradient_error", error)
+    log.fact("gradient_check", {"ranks": counted, "graphs": graphs})
+    batches: list[Labelled] = []
+    for number in range(config.epochs):
+        batches = scaling.epoch(number)
+    log.fact("throughput_graphs_per_s", scaling.throughput)
+    log.fact("parameter_divergence", parameter_divergence(model, team))
+    scaling.compute_only(batches)
+
+
+def describe(model: FoundationModel, pool: Pool, config: DataParallelConfig, team: Team, log: EventLog) -> None:
+    """Facts of model and workload, and of the ranks as each one finds itself."""
+    place, device = team.place, team.device
+    log.fact(
+        "model",
+        {
+            "config": model.config.asdict(),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+    )
+    heads = Counter(s.head for s in pool.structures)
+    log.fact(
+        "workload",
+        {
+            "sets": [
+                {"set": s.name, "role": s.role, "level": s.level, "structures": heads[s.branch]}
+                for s in (mini_set(name) for name in config.sets)
+            ],
+            "structures": len(pool.structures),
+            "batch_size": config.batch_size,
+            "global_batch_size": config.batch_size * place.size,
+            "steps": config.steps,
+            "epochs": config.epochs,
+            "passes": config.epochs * config.steps * config.batch_size * place.size / len(pool.structures),
+            "max_neighbours": config.max_neighbours,
+            "seed": config.seed,
+        },
+    )
+    on_accelerator = device.type != "cpu"
+    log.fact(
+        "observed",
+        {
+            "requested": config.precision,
+            "parameters": sorted({str(p.dtype) for p in model.parameters()}),
+            "world_size": place.size,
+            "backend": config.backend,
+            "device": config.device,
+            "device_name": torch.get_device_module(device).get_device_name(device) if on_accelerator else None,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+    )
+    host = platform.node()
+    own = {
+        "rank": place.rank,
+        "host": host,
+        "node": os.environ.get("SLURMD_NODENAME", host),
+        "local_rank": place.local_rank,
+        "device": str(device),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    log.fact("ranks", team.gathered(own))
+
+
+def configure(parameters: dict[str, Any]) -> DataParallelConfig:
+    """The case's parameters, checked; raises InputError for what the program does not know."""
+    config = build(DataParallelConfig, parameters)
+    if config.precision not in DTYPES:
+        raise InputError(f"unknown precision {config.precision!r}; there are {', '.join(DTYPES)}")
+    if min(config.batch_size, config.steps) < 1:
+        raise InputError(f"batch_size {config.batch_size}, steps {config.steps}: expected at least 1 of each")
+    if config.epochs < 2:
+        raise InputError(f"epochs: the first is discarded, so at least 2 are needed, got {config.epochs}")
+    if not config.sets or len(set(config.sets)) < len(config.sets):
+        raise InputError("sets: expected at least one name, and none twice")
+    return config

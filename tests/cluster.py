@@ -1,0 +1,331 @@
+"""A real Slurm on this machine: one controller and several emulated nodes on loopback, in a folder of its own.
+
+Nothing outside the folder is read or written: a munge key, the configuration, state and logs lie in it, and the ports
+are free ones, so several clusters may run at once. A guard process ends all that belongs to the folder as soon as the
+program that started it stops or dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import secrets
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"  # where daemons lie, which a user's own often lacks
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
+CONFIGURATION = """\
+ClusterName=local
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/log/jobcomp.txt
+ReturnToService=2
+SlurmctldParameters=config_overrides
+SlurmdParameters=config_overrides
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+GresTypes=gpu
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] {hardware} State=UNKNOWN
+"""
+SETTINGS = {
+    "MessageTimeout": "5",  # seconds until a command gives up on a controller that is down
+    "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0,bf_interval=1",
+}
+
+
+def available() -> str | None:
+    """What a cluster needs and this machine lacks: a program, or root's rights (its daemons trust only root here)."""
+    if os.geteuid() != 0:
+        return "root"
+    return next((program for program in PROGRAMS if shutil.which(program, path=PATH) is None), None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job or array task as squeue or the completion log has it."""
+
+    id: str
+    name: str
+    state: str
+    nodes: str
+    reason: str = ""
+    start: str = ""
+    end: str = ""
+
+
+@dataclass
+class Cluster:
+    """A Slurm with `nodes` nodes that run jobs, and `planned_nodes` more that only `sbatch --test-only` can use."""
+
+    folder: Path
+    nodes: int = 8
+    cpus: int = 4
+    gpus: int = 4
+    features: tuple[str, ...] = ()
+    partition: str = "debug"
+    planned_nodes: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    has_gpu_devices: bool = field(default=True, init=False)
+    _keeper: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the nodes that run jobs."""
+        return [f"n{i}" for i in range(1, self.nodes + 1)]
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, with which Slurm's commands talk to this cluster."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
+        return kept | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are idle."""
+        self._write_files()
+        self._keeper = subprocess.Popen(
+            [sys.executable, __file__, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed")]
+        self._spawn("munged", "--foreground", "--force", *files, f"--socket={self.folder}/munge.socket")
+        self._wait_for("munged", (self.folder / "munge.socket").exists)
+        self.start_controller()
+        for name in self.names:
+            self._spawn_node(name)
+        self._wait_for("idle nodes", lambda: all(self.states().get(name) == "idle" for name in self.names), 60)
+
+    def stop(self) -> None:
+        """End every process of the cluster, its jobs' included."""
+        if self._keeper is None:
+            return
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        for process in self._daemons.values():
+            process.wait(30)
+        self._keeper.wait(30)
+        self._keeper = None
+        self._daemons.clear()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the cluster's folder."""
+        return subprocess.run(
+            words, env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def call(self, *words: str) -> str:
+        """What a Slurm command printed; an error if it failed."""
+        done = self.run(*words)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def states(self) -> dict[str, str]:
+        """The state of each node, in sinfo's words."""
+        try:
+            lines = self.call("sinfo", "-h", "-N", "-o", "%N %t").splitlines()
+        except RuntimeError:
+            return {}
+        return {line.split()[0]: line.split()[1] for line in lines}
+
+    def down(self, name: str) -> None:
+        """A node dies: first all of its processes, then the controller notices (SlurmdTimeout would take minutes)."""
+        log = f"{self.folder}/log/slurmd-{name}.log"
+        _kill(lambda process: _log(process) == log)
+        self._daemons.pop(name).wait(10)
+        self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=died")
+
+    def resume(self, name: str) -> None:
+        """The node comes back and waits for work."""
+        self._spawn_node(name)
+        self._wait_for(f"{name} to be back", lambda: self.states().get(name) in ("idle", "mix", "alloc"))
+
+    def hasten(self, job: str) -> None:
+        """Start a requeued job at once: Slurm makes it wait for two minutes, and no setting shortens that."""
+        self._wait_for(f"{job} to be pending", lambda: any(j.id == job and j.state == "PENDING" for j in self.jobs()))
+        self.call("scontrol", "update", f"jobid={job}", "starttime=now")
+
+    def stop_controller(self) -> None:
+        """The controller saves its state and ends: squeue, sbatch and the like fail until it is started."""
+        process = self._daemons.pop("slurmctld")
+        process.terminate()
+        process.wait(30)
+
+    def start_controller(self) -> None:
+        """Start the controller, with the state that it saved, and wait until it has heard of all living nodes."""
+        self._spawn("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
+        alive = self._daemons.keys() & set(self.names)
+        self._wait_for("slurmctld", lambda: bool(states := self.states()) and all(states[n] != "unk" for n in alive))
+
+    def restart(self) -> None:
+        """Stop and start the controller."""
+        self.stop_controller()
+        self.start_controller()
+
+    def jobs(self) -> list[Job]:
+        """What squeue shows: pending, running and completing jobs, and those that ended within MinJobAge seconds."""
+        lines = self.call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%r|%S|%e|%j").splitlines()
+        rows = (line.split("|", 6) for line in lines)
+        return [Job(i, name, state, nodes, reason, start, end) for i, state, nodes, reason, start, end, name in rows]
+
+    def history(self) -> list[Job]:
+        """The completion log: one entry for each run of a job, so several for a requeued one."""
+        path = self.folder / "log" / "jobcomp.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        jobs = []
+        for row in (dict(re.findall(r"(\w+)=(.*?)(?= \w+=|\s*$)", line)) for line in lines):
+            job = f"{row['ArrayJobId']}_{row['ArrayTaskId']}" if "ArrayJobId" in row else row["JobId"]
+            start, end = row["StartTime"], row["EndTime"]
+            jobs.append(Job(job, row["Name"], row["JobState"], row["NodeList"], start=start, end=end))
+        return jobs
+
+    def _write_files(self) -> None:
+        self.folder = self.folder.resolve()
+        for name in ("state", "spool", "run", "log", *(f"spool/{node}" for node in self.names)):
+            (self.folder / name).mkdir(parents=True)
+        key = self.folder / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(128))
+        (self.folder / "gres.conf").write_text(self._fake_gpus())
+        (self.folder / "slurm.conf").write_text(self._configuration())
+
+    def _fake_gpus(self) -> str:
+        """Character devices that stand for GPUs, so that tasks see CUDA_VISIBLE_DEVICES; else only a number of them."""
+        which = f"Count={self.gpus}"
+        try:
+            for i in range(self.gpus):
+                os.mknod(self.folder / f"gpu{i}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+            which = f"File={self.folder}/gpu[0-{self.gpus - 1}]"
+        except PermissionError:
+            self.has_gpu_devices = False
+        return f"AutoDetect=off\nName=gpu {which}\n" if self.gpus else ""
+
+    def _configuration(self) -> str:
+        port = _free_ports(self.nodes + 1)
+        hardware = f"CPUs={self.cpus} RealMemory=2000" + f" Gres=gpu:{self.gpus}" * bool(self.gpus)
+        hardware += f" Features={','.join(self.features)}" * bool(self.features)
+        text = CONFIGURATION.format(
+            host=socket.gethostname(), port=port, folder=self.folder,
+            nodes=self.nodes, first=port + 1, last=port + self.nodes, hardware=hardware,
+        )  # fmt: skip
+        members = f"n[1-{self.nodes}]"
+        if self.planned_nodes:
+            # powered-down cloud nodes count as free without a slurmd; the weight keeps real jobs away from them
+            text += f"NodeName=planned[1-{self.planned_nodes}] {hardware} Weight=1000 State=CLOUD\n"
+            text += "SuspendProgram=/bin/true\nResumeProgram=/bin/true\nSuspendTime=INFINITE\n"
+            members += f",planned[1-{self.planned_nodes}]"
+        text += f"PartitionName={self.partition} Nodes={members} Default=YES MaxTime=INFINITE State=UP\n"
+        return text + "".join(f"{key}={value}\n" for key, value in (SETTINGS | dict(self.settings)).items())
+
+    def _spawn_node(self, name: str) -> None:
+        self._spawn("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", name, name=name)
+
+    def _spawn(self, program: str, *words: str, name: str = "") -> None:
+        path = shutil.which(program, path=PATH) or program
+        with (self.folder / "log" / f"{name or program}.out").open("ab") as out:
+            self._daemons[name or program] = subprocess.Popen(
+                [path, *words], env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True, cwd=self.folder,
+            )  # fmt: skip
+
+    def _wait_for(self, what: str, done: Callable[[], bool], timeout_s: float = 30) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            dead = [name for name, process in self._daemons.items() if process.poll() is not None]
+            if dead or time.monotonic() > deadline:
+                why = f"{', '.join(dead)} ended" if dead else f"not there after {timeout_s:.0f} s"
+                raise RuntimeError(f"waiting for {what}: {why}\n{self._logs()}")
+            time.sleep(0.05)
+
+    def _logs(self, lines: int = 15) -> str:
+        texts = {file.name: file.read_text(errors="replace") for file in sorted((self.folder / "log").iterdir())}
+        return "\n".join(f"--- {name}\n" + "\n".join(text.splitlines()[-lines:]) for name, text in texts.items())
+
+
+def _free_ports(count: int) -> int:
+    """The first of `count` free ports in a row, below those that the system gives to outgoing connections."""
+    while True:
+        first = random.randrange(10_000, 32_000 - count)
+        try:
+            for port in range(first, first + count):
+                with socket.create_server(("127.0.0.1", port)):
+                    pass
+        except OSError:
+            continue
+        return first
+
+
+def _processes(belongs: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """The living processes that belong, and all below them, but this one."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if belongs(process):
+                found |= {process, *process.children(recursive=True)}
+    return [process for process in found if process.pid != os.getpid() and _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _log(process: psutil.Process) -> str:
+    """The log that a Slurm daemon writes: all that ties a step's manager, whose environment is blank, to its node."""
+    files = process.open_files() if process.name().startswith("slurm") else []
+    return next((file.path for file in files if "/log/slurm" in file.path), "")
+
+
+def _kill(belongs: Callable[[psutil.Process], bool]) -> None:
+    """Kill until none is left: what starts meanwhile is met in the next round."""
+    deadline = time.monotonic() + 20
+    while (alive := _processes(belongs)) and time.monotonic() < deadline:
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=0.2)
+
+
+if __name__ == "__main__":  # the guard: it waits until its parent closes the pipe or dies, then ends the cluster
+    sys.stdin.buffer.read()
+    mark, logs = f"{sys.argv[1]}/slurm.conf", f"{sys.argv[1]}/log/"
+    _kill(lambda process: process.environ().get("SLURM_CONF") == mark or _log(process).startswith(logs))

@@ -1,0 +1,277 @@
+"""Data-parallel training: ranks find their place, share one gradient, and never wait for the dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import events
+from harness.programs import PROGRAMS
+from harness.reference import __main__ as program
+from harness.reference.data_parallel import DataParallelConfig, configure
+from harness.reference.datasets.mini import load_mini, mini_set
+from harness.reference.errors import InputError
+from harness.reference.ranks import LostRank, Place
+from harness.reference.steps import GraphLoss, Pool
+from harness.reference.team import joined
+from tests.conftest import ROOT
+from tests.reference.conftest import SMALL, make_model
+
+BATCH, STEPS, EPOCHS = 4, 3, 2
+TINY: dict[str, Any] = {
+    "precision": "fp64",
+    "model": {"width": 16, "layers": 2, "cutoff": 4.0, "head_hidden": [8, 8]},
+    "sets": ["alexandria-random", "qm9"],
+    "steps": STEPS,
+    "epochs": EPOCHS,
+    "timeout_s": 20,
+}
+LAUNCHERS = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "MASTER_", "WORLD_SIZE")
+CPU = torch.device("cpu")
+Log = list[events.Event]
+
+
+def mpiexec() -> str:
+    """The one beside this Python; skips where there is none, fails in CI."""
+    found = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
+    return str(found)
+
+
+def environment(rank: int | None = None, size: int = 1, port: int = 0) -> dict[str, str]:
+    """What a job script exports; with a rank, as Open MPI would start it."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
+    plain |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
+    plain["MASTER_PORT"] = str(port or free_port())
+    if rank is None:
+        return plain
+    return plain | {f"OMPI_COMM_WORLD_{k}": str(v) for k, v in (("RANK", rank), ("SIZE", size), ("LOCAL_RANK", rank))}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def case(folder: Path, **parameters: object) -> Path:
+    content = {"id": "1", "program": "data_parallel", "parameters": TINY | {"batch_size": BATCH} | parameters}
+    (folder / "case.json").write_text(json.dumps(content))
+    return folder
+
+
+def launch(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+    """Run a case with so many ranks, without a launcher if it is one."""
+    words = [sys.executable, "-m", "harness.reference", str(folder)]
+    if count > 1:
+        words = [mpiexec(), "-n", str(count), *words]
+    return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+
+
+def completed(folder: Path, count: int, **parameters: object) -> Log:
+    done = launch(case(folder, **parameters), count)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    log = list(events.read(folder / "events.jsonl"))
+    assert [e["event"] for e in log if e["event"] in ("start", "done", "error")] == ["start", "done"]
+    return log
+
+
+def fact(log: Log, name: str) -> Any:
+    (value,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == name]
+    return value
+
+
+def of_kind(log: Log, kind: str) -> Log:
+    return [e for e in log if e["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return completed(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return completed(tmp_path_factory.mktemp("two"), 2, batch_size=BATCH // 2)
+
+
+def test_suites_may_ask_for_exactly_what_there_is() -> None:
+    assert set(PROGRAMS["data_parallel"].model_fields) == {f.name for f in fields(DataParallelConfig)}
+
+
+def test_without_a_launcher_there_is_one_rank(one: Log) -> None:
+    assert [r["rank"] for r in fact(one, "ranks")] == [0]
+    assert fact(one, "observed")["world_size"] == 1
+    assert fact(one, "gradient_error") < 1e-12
+
+
+def test_two_ranks_are_two_processes_with_the_gradient_of_one(two: Log) -> None:
+    found = fact(two, "ranks")
+    assert [(r["rank"], r["local_rank"]) for r in found] == [(0, 0), (1, 1)]
+    assert all(r["node"] and r["host"] and r["cores"] >= 1 for r in found)
+    assert fact(two, "observed")["world_size"] == 2
+    assert fact(two, "gradient_check") == {"ranks": 2, "graphs": 4}
+    assert 0 < fact(two, "gradient_error") < 1e-10
+    assert fact(two, "parameter_divergence") == 0.0
+
+
+def test_every_step_is_a_sample_and_the_first_epoch_is_discarded(two: Log) -> None:
+    samples = of_kind(two, "sample")
+    assert [(s["epoch"], s["step"]) for s in samples] == [(e, k) for e in range(EPOCHS) for k in range(STEPS)]
+    assert all(s["discarded"] == (s["epoch"] == 0) for s in samples)
+    assert all(0 < s["seconds_mean"] <= s["seconds"] for s in samples)
+    assert all(s["graphs"] == BATCH and s["atoms"] > BATCH and s["edges"] > s["atoms"] for s in samples)
+    assert len(of_kind(two, "compute_only")) == STEPS
+
+
+def test_throughput_is_graphs_over_the_time_of_the_slowest_rank(two: Log) -> None:
+    kept = [e for e in of_kind(two, "epoch") if not e["discarded"]]
+    assert fact(two, "throughput_graphs_per_s") == [BATCH * STEPS / e["train_s"] for e in kept]
+    for epoch in kept:
+        steps = [s["seconds_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
+        assert sum(steps) == pytest.approx(epoch["train_s_mean"], rel=0.2)
+
+
+def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) -> None:
+    """The same graphs at every step; the loss to rounding, which training passes on."""
+    for a, b in zip(of_kind(one, "sample"), of_kind(two, "sample"), strict=True):
+        assert (a["atoms"], a["edges"]) == (b["atoms"], b["edges"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-7)
+    assert of_kind(one, "sample")[0]["loss"] == pytest.approx(of_kind(two, "sample")[0]["loss"], rel=1e-12)
+
+
+def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
+    log = completed(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"layers": 1})
+    assert sorted(r["rank"] for r in fact(log, "ranks")) == [0, 1, 2]
+    assert fact(log, "observed")["parameters"] == ["torch.float32"]
+    assert fact(log, "gradient_error") < 1e-4
+    assert fact(log, "parameter_divergence") == 0.0
+
+
+def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = launch(case(tmp_path, sets=["nowhere"]), 2)
+    assert time.monotonic() - began < 30
+    assert done.returncode == 2
+    assert sorted(line.split("no mini set")[0] for line in done.stderr.splitlines()) == [
+        "error: ",
+        "error: rank 1 of 2: ",
+    ]
+    (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
+    assert told["message"].startswith("no mini set 'nowhere'")
+
+
+def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
+    """By our own means: there is no launcher here that would clean up."""
+    case(tmp_path, steps=50, epochs=10000, batch_size=1)
+    words, port = [sys.executable, "-m", "harness.reference", str(tmp_path)], free_port()
+    started = [subprocess.Popen(words, env=environment(r, 2, port), stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    try:
+        wait_for(lambda: bool(of_kind(list(events.read(tmp_path / "events.jsonl")), "epoch")))
+        started[1].send_signal(signal.SIGKILL)
+        said = started[0].communicate(timeout=30)[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert started[0].returncode == 1
+    (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
+    assert told["message"].startswith("another rank has ended or no longer answers (")
+    assert said == f"error: {told['message']}\n"
+
+
+def wait_for(happened: Any) -> None:
+    limit = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def meet_twice(place: Place) -> None:
+    with joined(place, backend="gloo", device=CPU, timeout_s=20) as team:
+        team.meet()
+        team.meet()
+
+
+def test_a_failing_rank_tells_the_others_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+from harness.reference import team, ranks
+import os, torch
+with team.joined(ranks.find(os.environ), backend="gloo", device=torch.device("cpu"), timeout_s=20) as t:
+    t.meet()
+    raise ZeroDivisionError("one\\ntwo")
+"""
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    other = subprocess.Popen([sys.executable, "-c", body], env=environment(1, 2, port), stderr=subprocess.DEVNULL)
+    with pytest.raises(LostRank, match=r"^rank 1 failed: ZeroDivisionError: one \("):
+        meet_twice(Place(0, 2, 0))
+    assert other.wait(timeout=20) == 1
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    with (
+        pytest.raises(LostRank, match=r"the 2 ranks did not all meet within 1 s"),
+        joined(Place(0, 2, 0), backend="gloo", device=CPU, timeout_s=1),
+    ):
+        pass
+
+
+def test_other_ranks_leave_the_folder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "LINGER_S", 0.0)
+    for name, value in environment(rank=1, size=2).items():
+        monkeypatch.setenv(name, value)
+    assert program.main([str(case(tmp_path, sets=["nowhere"]))]) == 2
+    assert capsys.readouterr().err.startswith("error: rank 1 of 2: no mini set 'nowhere'")
+    assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
+
+
+@pytest.mark.parametrize("wrong", [{"precision": "fp16"}, {"epochs": 1}, {"steps": 0}, {"sets": []}, {"width": 3}])
+def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        configure({"batch_size": 1, "precision": "fp64"} | wrong)
+
+
+def pool(batch_size: int) -> Pool:
+    structures = tuple(load_mini(mini_set("qm9"))[:30] + load_mini(mini_set("alexandria-random"))[:30])
+    return Pool(structures, batch_size, SMALL.cutoff, None, torch.float64, seed=0)
+
+
+def test_ranks_share_out_what_one_rank_would_take() -> None:
+    alone, shared = pool(6), pool(2)
+    names: list[str] = []
+    for step in range(12):
+        dealt = [s.name for rank in range(3) for s in shared.dealt(step, Place(rank, 3))]
+        assert dealt == [s.name for s in alone.dealt(step, Place())]
+        names += dealt
+    assert len(set(names[:60])) == 60
+    assert names[:60] != names[60:]
+    assert sorted(names[:12]) != sorted(names[60:])
+
+
+def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
+    """Graphs of different sizes, some without forces."""
+    drawn, loss = pool(8), GraphLoss(make_model(SMALL), force_weight=10.0)
+    structures = drawn.dealt(0, Place())
+    assert {s.forces is None for s in structures} == {True, False}
+    assert len({len(s) for s in structures}) > 1
+    parts = [loss(*drawn.batch(structures[k : k + 2], CPU)) for k in range(0, 8, 2)]
+    torch.testing.assert_close(torch.stack(parts).mean(), loss(*drawn.batch(structures, CPU)), rtol=1e-12, atol=0)

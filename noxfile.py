@@ -1,7 +1,8 @@
 """Everything a user runs, one session each: `python3 -m nox -s reproduce`, `-s tests`, ... (`nox -l`).
 
 All sessions share one environment, .nox/shared, made on first use from pyproject.toml and constraints.txt, so that
-torch is installed once. Words after `--` go to the harness or to pytest.
+torch is installed once. Only for machines whose jobs bring an environment of their own, as on a login node, a small one
+without torch does: .nox/plan. Words after `--` go to the harness or to pytest.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests"]
 
 ROOT = Path(__file__).parent
-SHARED = ROOT / ".nox" / "shared"
-EXTRAS = "reference,mpi,dev"
+SHARED, PLAN = (ROOT / ".nox" / name for name in ("shared", "plan"))
+EXTRAS = {SHARED: "[reference,mpi,dev]", PLAN: ""}
+WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
-def environment(session: nox.Session) -> str:
-    """The folder of the shared environment's programs, made or renewed if what defines it has changed."""
+def environment(session: nox.Session, folder: Path = SHARED) -> str:
+    """The folder of an environment's programs, made or renewed if what defines it has changed."""
     definition = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     digest = hashlib.sha256(b"".join([*definition, sys.version.encode(), str(ROOT).encode()])).hexdigest()
-    stamp = SHARED / "made-from"
-    programs = SHARED / ("Scripts" if sys.platform == "win32" else "bin")
+    stamp = folder / "made-from"
+    programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
     if not stamp.exists() or stamp.read_text() != digest:
-        session.run(sys.executable, "-m", "venv", "--clear", str(SHARED), silent=True)
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), silent=True)
         session.run(
             str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            "--constraint", "constraints.txt", "--editable", f".[{EXTRAS}]",
+            "--constraint", "constraints.txt", "--editable", f".{EXTRAS[folder]}",
         )  # fmt: skip
         stamp.write_text(digest)
     return str(programs)
@@ -39,19 +41,26 @@ def environment(session: nox.Session) -> str:
 
 def harness(session: nox.Session, *words: str) -> None:
     """Run the harness command with the session's own words after those given."""
-    session.run(f"{environment(session)}/harness", *words, *session.posargs)
+    folder = PLAN if WITH_OWN_ENVIRONMENT.intersection(session.posargs) else SHARED
+    session.run(f"{environment(session, folder)}/harness", *words, *session.posargs)
 
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Every suite at laptop scale on this machine, then the report: results/index.html."""
-    harness(session, "run", "ladder")
+    harness(session, "run", "ladder", "scaling")
 
 
 @nox.session
 def ladder(session: nox.Session) -> None:
     """The inference ladder, at laptop scale and at the paper's width."""
     harness(session, "run", "ladder", "ladder-337")
+
+
+@nox.session
+def scaling(session: nox.Session) -> None:
+    """Weak and strong scaling: here, or `-- --system aurora -S account=...` to write its jobs, `--submit` to submit."""
+    harness(session, "run", "scaling")
 
 
 @nox.session

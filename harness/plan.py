@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,20 @@ from pydantic import BaseModel, ValidationError
 
 from harness.cases import Case
 from harness.dependencies import with_after
-from harness.errors import UsageError
+from harness.errors import UsageError, shortened
+from harness.garbage import without_garbage
 from harness.language import validation
-from harness.language.consistency import axes_of
+from harness.language.consistency import MAX_CASES, axes_of
+from harness.language.document import Loc
 from harness.language.templates import Template, Templates
-from harness.language.yamlfile import Loc
 from harness.programs import PROGRAMS
 from harness.suites import Resources, Suite
 from harness.systems import Site
 
 LABEL_LENGTH = 32
 NAME_LENGTH = 120
+# Fields of sanity checks and figures of merit that are numbers by the time there is a case.
+NUMBERS = ("above", "below", "reference")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,16 @@ class Plan:
 
 def expand(suite: Suite, site: Site, repeats: int | None = None) -> Plan:
     """Every point of the suite's axes, in the order of the file, the last axis running fastest; raises UsageError."""
-    with _no_garbage():
-        cases = list(_Expansion(suite, site).cases(repeats or suite.repeats))
+    each = repeats or suite.repeats
+    points = math.prod(len(values) for values in suite.matrix.values())
+    points *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
+    if points * each > MAX_CASES:
+        raise suite.document.error(("repeats",), f"{points * each} cases, where at most {MAX_CASES} can be handled")
+    with without_garbage():
+        cases = list(_Expansion(suite, site).cases(each))
+    if not cases:
+        at = "where" if suite.where else "exclude"
+        raise suite.document.error((at,), f"no case: exclude and where leave none of {points} combinations")
     by_id: dict[str, Case] = {}
     for case in cases:
         twin = by_id.setdefault(case.id, case)
@@ -72,18 +82,6 @@ def label(name: str, value: Any) -> str:
     text = Path(value).stem if isinstance(value, str) else str(value)
     short = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:LABEL_LENGTH]
     return short if isinstance(value, str) else f"{name}_{short}"
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Nothing that an expansion makes is garbage; looking for some would cost more than the rest."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 class _Expansion:
@@ -171,14 +169,24 @@ class _Expansion:
             expected_minutes=resources.expected_minutes or resources.minutes,
             repeat=repeat,
             tags=tuple(self.suite.tags),
-            sanity=tuple(_filled(row, values) for row in self.checks["sanity"]),
-            performance=tuple(_filled(row, values) for row in self.checks["performance"]),
+            sanity=self.rows("sanity", values, name),
+            performance=self.rows("performance", values, name),
         )
+
+    def rows(self, kind: str, values: Mapping[str, Any], name: str) -> tuple[dict[str, Any], ...]:
+        """What the events of the case must show."""
+        found = tuple(_filled(row, values) for row in self.checks[kind])
+        for k, (template, row) in enumerate(zip(self.checks[kind], found, strict=True)):
+            for field, _ in template.fills:
+                if field in NUMBERS and (isinstance(row[field], bool) or not isinstance(row[field], (int, float))):
+                    said = f"{kind}.{k}.{field}: expected a number, got {shortened(row[field])} (in case {name})"
+                    raise self.suite.document.error((kind, k, field), said)
+        return found
 
     def name(self, point: Mapping[str, Any], repeat: int, repeats: int) -> str:
         words = [self.suite.name]
         for axis, value in point.items():
-            key = (axis, value) if isinstance(value, (str, int, float)) else (axis, repr(value))
+            key = (axis, type(value), value if isinstance(value, (str, int, float)) else repr(value))
             if key not in self.labels:
                 self.labels[key] = label(axis, value)
             words.append(self.labels[key])
@@ -207,11 +215,12 @@ class _Expansion:
     def complaint(self, error: ValidationError, model: type[BaseModel], at: Loc, name: str) -> UsageError:
         """What is wrong with a value that only came to be at a point."""
         document, lines = self.suite.document, []
-        for e in error.errors():
+        for e in error.errors(include_url=False):
             loc = (*at, *e["loc"])
             if e["loc"] and e["loc"][0] in self.axes:
                 loc = self.axes[str(e["loc"][0])][0]
-            lines.append(document.problem(loc, f"{validation.describe(e, model)} (in case {name})"))
+            said = validation.describe([e], model, (*at, *e["loc"]))
+            lines.append(document.problem(loc, f"{said} (in case {name})").told())
         return UsageError("\n".join(lines))
 
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from harness.errors import UsageError, did_you_mean
-from harness.language import yamlfile
+from harness.errors import UsageError, did_you_mean, shortened
+from harness.language import validation, yamlfile
+from harness.language.document import Loc, gather
 from harness.programs import Strict
 
 PREFIX = "HARNESS_"
 # Values become words of job scripts: nothing that a shell reads as more than a variable.
 SAFE = re.compile(r"^[\w./:@%+=,~-]*(?:\$\{?\w+\}?[\w./:@%+=,~-]*)*$", re.ASCII)
+
+
+WHOLE = re.compile(r"^[-+]?[0-9]{1,18}$", re.ASCII)
+EXPECTED = {int: "a whole number", float: "a number"}
+SAFE_LETTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
+
+
+def _safe(value: str | int | float | None) -> str | int | float | None:
+    if isinstance(value, str) and not SAFE.match(value):
+        raise ValueError(f"expected {SAFE_LETTERS}, got {shortened(value)}")
+    return value
 
 
 class Setting(Strict):
@@ -25,8 +38,8 @@ class Setting(Strict):
     identity: it changes what is measured, so cases that differ in it are different cases.
     """
 
-    help: Annotated[str, Field(pattern=r"^[^\n\r]*$")]
-    default: str | int | float | None = None
+    help: Annotated[str, Field(pattern=validation.ONE_LINE)]
+    default: Annotated[str | int | float | None, AfterValidator(_safe)] = None
     identity: bool = False
 
 
@@ -40,25 +53,32 @@ def decide(
     system: str, declared: Mapping[str, Setting], given: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings that have a value, and for each of the others what to tell the user; raises UsageError."""
-    for name in given:
-        if name not in declared:
-            raise UsageError(f"-S {name}: no such setting of system {system!r}{did_you_mean(name, declared)}")
+    wrong = [
+        f"-S {name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
+        for name in given
+        if name not in declared
+    ]
     own = _from_file(system, declared)
     decided: dict[str, Any] = {}
     missing = {}
     for name, setting in declared.items():
         variable = PREFIX + name.upper()
-        if name in given:
-            decided[name] = _typed(f"-S {name}={given[name]}", setting, given[name])
-        elif variable in os.environ:
-            decided[name] = _typed(f"{variable}={os.environ[variable]}", setting, os.environ[variable])
-        elif name in own:
-            decided[name] = own[name]
-        elif setting.default is not None:
-            decided[name] = setting.default
-        else:
-            ways = f"-S {name}=..., {variable}, or `{system}: {{{name}: ...}}` in {user_file()}"
-            missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {ways}"
+        try:
+            if name in given:
+                decided[name] = _typed(f"-S {name}", setting, given[name])
+            elif variable in os.environ:
+                decided[name] = _typed(variable, setting, os.environ[variable])
+            elif name in own:
+                decided[name] = own[name]
+            elif setting.default is not None:
+                decided[name] = setting.default
+            else:
+                ways = f"-S {name}=..., {variable}, or `{system}: {{{name}: ...}}` in {user_file()}"
+                missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {ways}"
+        except UsageError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UsageError("\n".join(wrong))
     return decided, missing
 
 
@@ -66,30 +86,42 @@ def _from_file(system: str, declared: Mapping[str, Setting]) -> dict[str, Any]:
     path = user_file()
     if not path.is_file():
         return {}
-    document = yamlfile.parse(path)
-    common: dict[tuple[str, ...], Any] = {(k,): v for k, v in document.data.items() if not isinstance(v, dict)}
+    document = yamlfile.parse(path, may_be_empty=True)
     special = document.data.get(system, {})
-    own: dict[tuple[str, ...], Any] = {(system, k): v for k, v in special.items()} if isinstance(special, dict) else {}
-    found = {}
-    for loc, value in {**common, **own}.items():
+    places: dict[Loc, Any] = {(k,): v for k, v in document.data.items() if k in declared and k not in special}
+    wrong, found = [], {}
+    if not isinstance(special, dict):
+        wrong.append(document.problem((system,), f"{system}: expected a mapping from settings to values"))
+        special = {}
+    places |= {(system, k): v for k, v in special.items()}
+    for loc, value in places.items():
         name = str(loc[-1])
         if name not in declared:
-            if loc in own:
-                said = f"no such setting of system {system!r}{did_you_mean(name, declared)}"
-                raise document.error(loc, f"{name}: {said}")
-            continue
-        try:
-            found[name] = _typed(f"{name}: {value}", declared[name], str(value))
-        except UsageError as error:
-            raise document.error(loc, str(error)) from None
+            said = f"no such setting of system {system!r}{did_you_mean(name, declared)}"
+            wrong.append(document.problem(loc, f"{name}: {said}"))
+        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            wrong.append(document.problem(loc, f"{name}: expected text or a number, got {shortened(value)}"))
+        else:
+            try:
+                found[name] = _typed(name, declared[name], str(value))
+            except UsageError as error:
+                wrong.append(document.problem(loc, str(error)))
+    gather([wrong])
     return found
 
 
 def _typed(said: str, setting: Setting, text: str) -> str | int | float:
+    """The text as the setting's type; said: where it is from."""
     kind = str if setting.default is None else type(setting.default)
-    if kind is str and not SAFE.match(text):
-        raise UsageError(f"{said}: expected letters, digits, $NAME and any of ./:@%+=,~_-")
+    if kind is str:
+        if not SAFE.match(text):
+            raise UsageError(f"{said}: expected {SAFE_LETTERS}, got {shortened(text)}")
+        return text
     try:
-        return kind(text)
+        value = int(text) if kind is int and WHOLE.match(text) else float(text) if kind is float else None
     except ValueError:
-        raise UsageError(f"{said}: expected {kind.__name__}, as {setting.default!r}") from None
+        value = None
+    if value is None or not math.isfinite(value):
+        said = f"{said}: expected {EXPECTED[kind]}, as {setting.default!r}, got {shortened(text)}"
+        raise UsageError(said)
+    return value

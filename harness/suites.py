@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from harness import shipped
-from harness.errors import did_you_mean
-from harness.language import consistency, expressions, validation, yamlfile
+from harness.errors import did_you_mean, shortened
+from harness.language import consistency, expressions, validation
+from harness.language.document import MOST_TOLD, Document, Loc, Problem, gather
 from harness.language.layers import layered
-from harness.language.yamlfile import Document
-from harness.programs import PROGRAMS, Count, Positive, Strict, lists, partial
+from harness.programs import PROGRAMS, Count, Strict, lists, partial
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
-Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+
+def _number(value: str | int | float) -> str | int | float:
+    if isinstance(value, str) and not expressions.is_expression(value):
+        raise ValueError(f"expected a number, got {shortened(value)}")
+    return value
+
+
+Name = Annotated[str, Field(pattern=validation.NAME, max_length=60)]
+Word = Annotated[str, Field(pattern=validation.WORD, max_length=60)]
 Scalar = bool | int | float | str
 Axis = Annotated[list[Scalar], Field(min_length=1)]
-Text = str | int | float
+Number = Annotated[str | int | float, AfterValidator(_number)]
+# More is a slip of the pen on any machine.
+Many = Annotated[int, Field(ge=1, le=1_000_000)]
+Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
 
 # Parameters that hold the path of a file, or the name of a shipped checkpoint.
 FILES = ("checkpoint", "structures")
@@ -30,10 +42,10 @@ class Resources(Strict):
     minutes: wall time after which the case is stopped. expected_minutes: what it should take, for cost estimates.
     """
 
-    nodes: Count = 1
-    ranks_per_node: Count = 1
-    minutes: Positive = 60.0
-    expected_minutes: Positive | None = None
+    nodes: Many = 1
+    ranks_per_node: Many = 1
+    minutes: Minutes = 60.0
+    expected_minutes: Minutes | None = None
 
 
 class After(Strict):
@@ -60,13 +72,15 @@ class Check(Observation):
     at_least: Annotated[int, Field(ge=0)] = 1
     at_most: Annotated[int, Field(ge=0)] | None = None
     equals: Any = None
-    above: Text | None = None
-    below: Text | None = None
+    above: Number | None = None
+    below: Number | None = None
 
     @model_validator(mode="after")
     def _has_field(self) -> Check:
         if self.field is None and (self.equals, self.above, self.below) != (None, None, None):
             raise ValueError("equals, above and below need the field that they are about")
+        if self.at_most is not None and self.at_most < self.at_least:
+            raise ValueError(f"at_most {self.at_most} is below at_least {self.at_least}")
         return self
 
 
@@ -75,7 +89,7 @@ class Reference(Observation):
 
     name: Name
     field: str
-    reference: Text
+    reference: Number
     tolerance: Annotated[float, Field(gt=0)]
     direction: Literal["higher_is_better", "lower_is_better", "equal"]
     unit: str
@@ -91,7 +105,7 @@ class Suite(Strict):
     """
 
     name: Name
-    title: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\n\r]*$")]
+    title: Annotated[str, Field(min_length=1, max_length=200, pattern=validation.ONE_LINE)]
     description: str = ""
     program: str
     variables: dict[Word, Any] = Field(default_factory=dict)
@@ -123,11 +137,10 @@ def load(path: Path, scale_for: str | None = None) -> Suite:
     All overlays are checked, whichever is asked for; raises UsageError with every problem.
     """
     document = layered(path, "suites")
-    scale = _scale(document)
-    base = document.without("scale")
-    validation.gather([problems(base), *(problems(part.over(base)) for part in scale.values())])
-    if scale_for in scale:
-        base = scale[scale_for].over(base)
+    base, overlays = document.without("scale"), _scale(document)
+    gather([problems(base), *_scale_problems(document, base, overlays)])
+    if scale_for in overlays:
+        base = overlays[scale_for].over(base)
     suite = Suite.model_validate(_with_files(base))
     suite._document = base
     return suite
@@ -135,28 +148,41 @@ def load(path: Path, scale_for: str | None = None) -> Suite:
 
 def _scale(document: Document) -> dict[str, Document]:
     """The overlays by system."""
+    scale = document.data.get("scale")
+    parts = scale.items() if isinstance(scale, dict) else ()
+    return {name: document.part(("scale", name)) for name, part in parts if isinstance(part, dict)}
+
+
+def _scale_problems(document: Document, base: Document, overlays: dict[str, Document]) -> Iterator[list[Problem]]:
+    """What is wrong in `scale`, and what is wrong with the suite on a system and not without its overlay."""
     scale = document.data.get("scale", {})
     if not isinstance(scale, dict):
-        raise document.error(("scale",), "scale: expected a mapping from systems to what differs there")
+        yield [document.problem(("scale",), "scale: expected a mapping from systems to what differs there")]
+        return
     known = shipped.names("systems")
-    for name, part in scale.items():
+    without = {problem.message for problem in problems(base)}
+    for name in scale:
+        at = ("scale", name)
         if name not in known:
-            raise document.error(("scale", name), f"scale: unknown system {name!r}{did_you_mean(name, known)}")
-        if not isinstance(part, dict):
-            raise document.error(("scale", name), f"scale.{name}: expected a mapping of what differs there")
-        for key in ("name", "scale", "extends", "program"):
-            if key in part:
-                raise document.error(("scale", name, key), f"scale.{name}: {key!r} cannot differ by system")
-    return {name: document.part(("scale", name)) for name in scale}
+            yield [document.problem(at, f"scale: unknown system {shortened(name)}{did_you_mean(name, known)}")]
+        elif name not in overlays:
+            yield [document.problem(at, f"scale.{name}: expected a mapping of what differs there")]
+        else:
+            part = overlays[name]
+            fixed = [key for key in ("name", "scale", "extends", "program") if key in part.data]
+            yield [document.problem((*at, key), f"scale.{name}: {key!r} cannot differ by system") for key in fixed]
+            part = part.without(*fixed)
+            found = [*part.takes_nothing(base), *problems(part.over(base))]
+            yield [Problem(p.mark, f"{p.message} (scale.{name})") for p in found if p.message not in without]
 
 
-def problems(document: Document) -> list[str]:
-    """Everything that is wrong with a suite's document."""
+def problems(document: Document) -> list[Problem]:
+    """What is wrong with a suite's document."""
     program = document.data.get("program")
-    if program not in PROGRAMS:
-        said = f"unknown program {program!r}" if "program" in document.data else "'program' is missing"
+    if not isinstance(program, str) or program not in PROGRAMS:
+        said = f"unknown program {shortened(program)}" if "program" in document.data else "'program' is missing"
         found = [document.problem(("program",), f"{said}{did_you_mean(str(program), PROGRAMS)}")]
-        return found + _model_problems(document, Suite)
+        return found + _model_problems(document.without("program"), Suite, {("program",): found[0]})
     axes = partial(program), lists(program)
     typed = create_model(
         "SuiteFile",
@@ -168,22 +194,31 @@ def problems(document: Document) -> list[str]:
     )
     expressions_found, wrong = consistency.expressions_of(document)
     used = consistency.names_used(document, expressions_found)
-    pruned = consistency.without_expressions(document, set(expressions_found), used)
-    found = wrong + _model_problems(pruned, typed)
-    return found or consistency.problems(document, program, expressions_found, used) + _file_problems(document)
+    pruned = consistency.without_expressions(document, {*expressions_found, *wrong}, used)
+    found = [*wrong.values(), *consistency.name_problems(document, expressions_found, used)]
+    types = _model_problems(pruned, typed, wrong)
+    if types or wrong:
+        return found + types
+    return found + list(islice(consistency.problems(document, program), MOST_TOLD + 1)) + _file_problems(document)
 
 
-def _model_problems(document: Document, model: type[Suite]) -> list[str]:
+def _model_problems(document: Document, model: type[Suite], told: dict[Loc, Problem]) -> list[Problem]:
+    """What the model says, but nothing of the places of which something is told already."""
     try:
         model.model_validate(document.data)
     except ValidationError as error:
-        return validation.problems(document, model, error)
+        found = validation.problems(document, model, error)
+        missing = {f"{'.'.join(map(str, loc))!r} is missing" for loc in told}
+        return [p for p in found if p.mark not in {t.mark for t in told.values()} and p.message not in missing]
     return []
 
 
-def _file_problems(document: Document) -> list[str]:
+def _file_problems(document: Document) -> list[Problem]:
     return [
-        document.problem(loc, f"{value}: no such file{did_you_mean(str(value), shipped.checkpoints())}")
+        document.problem(
+            loc,
+            f"{'.'.join(map(str, loc))}: no file {shortened(value)}{did_you_mean(str(value), shipped.checkpoints())}",
+        )
         for loc, value in _files(document)
         if not expressions.is_expression(value) and _placed(document, loc, value) is None
     ]
@@ -199,27 +234,30 @@ def _with_files(document: Document) -> dict[str, Any]:
     return data
 
 
-def _files(document: Document) -> list[tuple[yamlfile.Loc, Any]]:
+def _files(document: Document) -> list[tuple[Loc, Any]]:
     """Every place of the document that names a file."""
-    found: list[tuple[yamlfile.Loc, Any]] = []
+    found: list[tuple[Loc, Any]] = []
     for name in FILES:
-        if name in document.data.get("parameters", {}):
+        if document.data.get("parameters", {}).get(name) is not None:
             found.append((("parameters", name), document.data["parameters"][name]))
-        lists_here: list[tuple[yamlfile.Loc, Any]] = [(("matrix",), document.data.get("matrix", {}))]
+        lists_here: list[tuple[Loc, Any]] = [(("matrix",), document.data.get("matrix", {}))]
         lists_here += [(("zips", zipped), axes) for zipped, axes in document.data.get("zips", {}).items()]
         for at, axes in lists_here:
             found += [((*at, name, k), value) for k, value in enumerate(axes.get(name, []))]
     return found
 
 
-def _placed(document: Document, loc: yamlfile.Loc, value: Any) -> str | None:
+def _placed(document: Document, loc: Loc, value: Any) -> str | None:
     if value in shipped.checkpoints():
         return str(value)
-    found = (document.mark(loc).path.parent / str(value)).resolve()
-    return str(found) if found.is_file() else None
+    try:
+        found = (document.mark(loc).path.parent / str(value)).resolve()
+        return str(found) if found.is_file() else None
+    except OSError:
+        return None
 
 
-def _replaced(data: Any, loc: yamlfile.Loc, value: Any) -> Any:
+def _replaced(data: Any, loc: Loc, value: Any) -> Any:
     if not loc:
         return value
     copy: Any = dict(data) if isinstance(data, dict) else list(data)

@@ -8,29 +8,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from harness import settings
-from harness.errors import UsageError
-from harness.language import expressions, validation, yamlfile
+from harness import settings, shipped
+from harness.errors import UsageError, did_you_mean, shortened
+from harness.language import expressions, validation
+from harness.language.document import Document, Loc, Problem, gather
 from harness.language.expressions import ExpressionError
 from harness.language.layers import layered
-from harness.language.yamlfile import Document
 from harness.programs import Count, Positive, Strict
 from harness.settings import Setting
-from harness.suites import Name
+from harness.suites import Minutes, Name, Word
 
-Line = Annotated[str, Field(pattern=r"^[^\n\r]*$")]
+Line = Annotated[str, Field(pattern=validation.ONE_LINE)]
+FileName = Annotated[str, Field(pattern=validation.FILE, max_length=100)]
 # What the lines of a system may read besides `settings`.
 CASE_FACTS = ("nodes", "ranks", "ranks_per_node")
 SETUP_FACTS = ("package",)
+# Where expressions may stand, and which of these are known before there is a case.
+EARLY = ("directives", "modules", "prepare", "stage")
+PLACES = ("node", "environment", "install", "launch", *EARLY)
 
 
 class WalltimeLimit(Strict):
     """Jobs of up to so many nodes may run so many minutes."""
 
     nodes: Count
-    minutes: Positive
+    minutes: Minutes
 
 
 class Limits(Strict):
@@ -75,7 +79,7 @@ class System(Strict):
     title: Line
     source: str = ""
     scheduler: Literal["local", "slurm", "pbs"]
-    template: Line
+    template: FileName
     node: Node
     backend: Literal["gloo", "nccl", "xccl"] = "gloo"
     device: Literal["cpu", "cuda", "xpu"] = "cpu"
@@ -85,21 +89,21 @@ class System(Strict):
     prepare: list[Line] = Field(default_factory=list)
     stage: list[Line] = Field(default_factory=list)
     install: list[Line] = Field(default_factory=list)
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Line] = Field(default_factory=dict)
+    environment: dict[Annotated[str, Field(pattern=validation.IDENTIFIER)], Line] = Field(default_factory=dict)
     check: Line = ""
     probe: Line = ""
     launch: list[Line]
     python: Line = ""
-    overhead_minutes: Annotated[float, Field(ge=0)] = 0.0
-    settings: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Setting] = Field(default_factory=dict)
+    overhead_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
+    settings: dict[Word, Setting] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Site:
     """A system with its settings decided.
 
-    settings: those that have a value. missing: what to say
-    about those that have none, by name. folder: where its job template is.
+    settings: those that have a value. missing: what to say about those that have none, by name. folder: where its
+    job template is.
     """
 
     system: System
@@ -115,7 +119,8 @@ class Site:
         if isinstance(value, str):
             value = self._expression(value, ("node", "ranks_per_node"), {})
         if not isinstance(value, int) or value < 1:
-            raise self.document.error(("node", "ranks_per_node"), f"expected a number of at least 1, got {value!r}")
+            said = f"node.ranks_per_node: expected a whole number of at least 1, got {shortened(value)}"
+            raise self.document.error(("node", "ranks_per_node"), said)
         return value
 
     @cached_property
@@ -146,9 +151,16 @@ class Site:
         if self.missing:
             raise UsageError("\n".join(self.missing.values()))
 
-    def text(self, text: str, loc: yamlfile.Loc, **known: Any) -> str:
+    def text(self, text: str, loc: Loc, **known: Any) -> str:
         """A line of the system with its expressions evaluated; raises UsageError."""
-        return str(self._expression(text, loc, known)) if expressions.is_expression(text) else text
+        if not expressions.is_expression(text):
+            return text
+        line = str(self._expression(text, loc, known))
+        if "\n" in line:
+            raise self.document.error(
+                loc, f"{'.'.join(map(str, loc))}: expected one line, came to be {shortened(line)}"
+            )
+        return line
 
     def lines(self, name: str, **known: Any) -> list[str]:
         """One of the system's lists of lines, evaluated, without those that come out empty."""
@@ -166,18 +178,18 @@ class Site:
         """Nodes that each job asks for beyond those needed."""
         return max(0, int(self.settings.get("spares", 0)))
 
-    def _expression(self, text: str, loc: yamlfile.Loc, known: Mapping[str, Any]) -> Any:
+    def _expression(self, text: str, loc: Loc, known: Mapping[str, Any]) -> Any:
         try:
             return expressions.parse(text)({"settings": self.settings, **known})
         except ExpressionError as error:
-            raise self.document.error(loc, str(error)) from None
+            raise self.document.error(loc, f"{'.'.join(map(str, loc))}: {error}") from None
 
 
 def load(path: Path, given: Mapping[str, str]) -> Site:
     """Read and check a system and decide its settings, by -S, HARNESS_* variables or the user's file."""
     document = layered(path, "systems")
-    system = validation.validate(document, System)
-    validation.gather([_expression_problems(document, system)])
+    gather([_model_problems(document), _expression_problems(document), _scale_problems(document)])
+    system = System.model_validate(document.data)
     template_folder = document.mark(("template",)).path.parent
     if not (template_folder / system.template).is_file():
         said = f"template {system.template!r} is not beside {document.mark(('template',)).path.name}"
@@ -185,12 +197,30 @@ def load(path: Path, given: Mapping[str, str]) -> Site:
     decided, missing = settings.decide(system.name, system.settings, given)
     site = Site(system, decided, missing, template_folder, document)
     _ = site.ranks_per_node
+    if not missing:
+        _ = site.environment, [site.lines(name) for name in EARLY]
     return site
 
 
-def _expression_problems(document: Document, system: System) -> list[str]:
+def _model_problems(document: Document) -> list[Problem]:
+    try:
+        System.model_validate(document.data)
+    except ValidationError as error:
+        return validation.problems(document, System, error)
+    return []
+
+
+def _scale_problems(document: Document) -> list[Problem]:
+    name, known = document.data.get("scale"), shipped.names("systems")
+    if not isinstance(name, str) or name in known or name == document.data.get("name"):
+        return []
+    return [document.problem(("scale",), f"scale: unknown system {shortened(name)}{did_you_mean(name, known)}")]
+
+
+def _expression_problems(document: Document) -> list[Problem]:
     """Names and attributes in the system's lines that nothing gives a value to."""
-    own = {"settings": list(system.settings)}
+    given = document.data.get("settings")
+    own = {"settings": list(given) if isinstance(given, dict) else []}
     allowed = {"launch": {**own, "case": CASE_FACTS}, "install": {**own, "setup": SETUP_FACTS}}
     found = []
     for loc, text in _texts(document.data, ()):
@@ -201,12 +231,14 @@ def _expression_problems(document: Document, system: System) -> list[str]:
             said = expressions.parse(text).unknown((), here)
         except ExpressionError as error:
             said = str(error)
+        if loc[0] not in PLACES:
+            said = f"expressions have no meaning here, but under {', '.join(PLACES)}"
         if said:
             found.append(document.problem(loc, f"{'.'.join(map(str, loc))}: {said}"))
     return found
 
 
-def _texts(node: Any, loc: yamlfile.Loc) -> list[tuple[yamlfile.Loc, str]]:
+def _texts(node: Any, loc: Loc) -> list[tuple[Loc, str]]:
     if isinstance(node, dict):
         return [found for key, value in node.items() for found in _texts(value, (*loc, key))]
     if isinstance(node, list):

@@ -33,7 +33,7 @@ parameters:
 matrix:
   workload: [random, crystals]
   precision: [fp64]
-resources: {minutes: 5}
+resources: {{minutes: 5}}
 """
 
 

@@ -96,7 +96,7 @@ RANKS = (
     "settings language",
     "programs provenance shipped",
 )
-FREE = ("errors", "events", "checks")
+FREE = ("errors", "events", "checks", "garbage")
 
 
 def test_arrows_point_down_the_list() -> None:

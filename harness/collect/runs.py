@@ -14,6 +14,7 @@ import pandas as pd
 
 from harness import checks, events
 from harness.checks import State
+from harness.garbage import without_garbage
 from harness.jobs.outcome import exit_of
 
 
@@ -21,7 +22,8 @@ from harness.jobs.outcome import exit_of
 class Record:
     """All that a case left behind.
 
-    facts: name -> value. samples: raw measurements. stages: per stage, its warm_up or unavailable event.
+    facts: name -> value. samples: raw measurements. stages: per stage, its warm_up or unavailable event. others: the
+    events of kinds that a program has of its own, by kind.
     """
 
     folder: Path
@@ -33,6 +35,7 @@ class Record:
     stages: dict[str, events.Event] = field(default_factory=dict)
     profile: events.Event | None = None
     merits: list[checks.Merit] = field(default_factory=list)
+    others: dict[str, list[events.Event]] = field(default_factory=dict)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -43,11 +46,12 @@ class Record:
 def load(root: Path) -> list[Record]:
     """The records of every case under root/<campaign>/<case>/, sorted by path."""
     found = []
-    for campaign in _folders(root):
-        for case in _folders(campaign):
-            parameters = _json(f"{case}/case.json")
-            if parameters:
-                found.append(_record(case, parameters))
+    with without_garbage():
+        for campaign in _folders(root):
+            for case in _folders(campaign):
+                parameters = _json(f"{case}/case.json")
+                if parameters:
+                    found.append(_record(case, parameters))
     return found
 
 
@@ -63,6 +67,7 @@ def _record(folder: str, case: dict[str, Any]) -> Record:
     facts: dict[str, Any] = {}
     samples: list[events.Event] = []
     stages: dict[str, events.Event] = {}
+    others: dict[str, list[events.Event]] = {}
     profile = error = None
     log = _last_run(folder)
     for event in log:
@@ -77,10 +82,12 @@ def _record(folder: str, case: dict[str, Any]) -> Record:
                 profile = event
             case "error":
                 error = event["message"]
+            case "epoch" | "compute_only":
+                others.setdefault(event["event"], []).append(event)
     ended = exit_of(folder)
     state, reason = checks.judge(case, log, ended[0] if ended else None)
     merits = [checks.merit(row, log) for row in case.get("performance", ())] if state == "done" else []
-    return Record(Path(folder), case, state, error or reason or None, facts, samples, stages, profile, merits)
+    return Record(Path(folder), case, state, error or reason or None, facts, samples, stages, profile, merits, others)
 
 
 def _last_run(folder: str) -> list[events.Event]:

@@ -164,11 +164,22 @@ class Campaign:
     def _adopt(self, journal: Journal, jobs: Sequence[Job]) -> list[Job]:
         """Leave out the jobs that somebody submitted by hand, and put them on record."""
         there = {queued.name: queued.id for queued in self.scheduler.queue({job.name for job in jobs})}
+        held = self._held([case.id for job in jobs for case in job.cases])
+        free = []
         for job in jobs:
-            if job.name in there:
+            if job.name in there or any(case.id in held for case in job.cases):
                 journal.submitting(job.name, {job.name: [case.id for case in job.cases]}, array=False)
-                journal.submitted(job.name, there[job.name])
-        return [job for job in jobs if job.name not in there]
+                journal.submitted(job.name, there.get(job.name, "by hand"))
+            else:
+                free.append(job)
+        return free
+
+    def _held(self, cases: Sequence[str]) -> set[str]:
+        """Those of the cases that a living job has taken up, whatever job they are on record for."""
+        claims = {i: outcome.claim_of(self.case_folder(self._by_id[i])) for i in cases if i in self._by_id}
+        ids = {claim for claim in claims.values() if claim}
+        alive = {queued.id for queued in self.scheduler.queue((), ids)} if ids else set()
+        return {case for case, claim in claims.items() if claim in alive}
 
     def _settle(self, journal: Journal, progress: Progress) -> list[str]:
         """Put on record what has ended; return the cases that were lost and may be submitted again."""
@@ -182,12 +193,13 @@ class Campaign:
         queue = self._queue(journal)
         self._look(journal, progress)
         gone = [job for name, job in journal.open.items() if name not in queue]
+        held = self._held([case for job in gone for case in job.cases])
         endings = self.scheduler.endings([job.id for job in gone if job.id])
         lost: list[str] = []
         for job in gone:
             ending = endings.get(job.id or "")
             reason = ending.reason if ending else "its job is gone and left no exit code"
-            for case in list(job.cases):
+            for case in job.cases - held:
                 if ending is not None and not ending.again:
                     self._give_up(journal, progress, case, "failed", reason)
                 elif journal.losses[case] >= self.plan.suite.retries:
@@ -195,7 +207,8 @@ class Campaign:
                 else:
                     journal.lost(case, reason)
                     lost.append(case)
-        return [case for case in lost if case in self._by_id]
+        again = set(lost)
+        return [case for case in self._by_id if case in again]
 
     def _look(self, journal: Journal, progress: Progress) -> None:
         """Put on record the open cases that have an exit code."""
@@ -227,7 +240,12 @@ class Campaign:
         """Job name -> what the scheduler says, of the open jobs that it still has."""
         by_id = {job.id: name for name, job in journal.open.items() if job.id}
         names = {job.submission for job in journal.open.values()}
-        return {by_id[q.id]: q for q in (self.scheduler.queue(names) if names else ()) if q.id in by_id}
+        found: dict[str, Queued] = {}
+        for queued in self.scheduler.queue(names) if names else ():
+            job = by_id.get(queued.id, queued.name if queued.name in journal.open else "")
+            if job and (job not in found or queued.state == "running"):
+                found[job] = queued
+        return found
 
     def _is_done(self, journal: Journal, case: Case) -> bool:
         ended = journal.ended.get(case.id)

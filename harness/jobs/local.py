@@ -32,8 +32,9 @@ class LocalScheduler(Scheduler):
         self._jobs = campaign.resolve() / JOBS
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def queue(self, names: Collection[str]) -> list[Queued]:
+    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
         """Those whose shell, if it is our child, or any holder of their lock still runs."""
+        del ids
         return [Queued(name, name, "running") for name in names if self._is_child(name) or self._is_locked(name)]
 
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:

@@ -55,6 +55,15 @@ def was_begun(folder: Path | str) -> bool:
     return os.path.exists(f"{folder}/{CLAIM}") or os.path.exists(f"{folder}/{events.FILE_NAME}")
 
 
+def claim_of(folder: Path | str) -> str | None:
+    """The id of the job that took the case up, or None."""
+    try:
+        with open(f"{folder}/{CLAIM}", encoding="utf-8") as handle:
+            return handle.read().strip()
+    except OSError:
+        return None
+
+
 def set_aside(folder: Path) -> None:
     """Keep what an earlier attempt recorded, in attempt-1, attempt-2, ..."""
     old = [folder / name for name in RECORDS if (folder / name).exists()]

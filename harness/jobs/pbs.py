@@ -31,16 +31,17 @@ class PbsScheduler(Scheduler):
 
     command = "qsub"
 
-    def queue(self, names: Collection[str]) -> list[Queued]:
-        """This user's jobs with these names that are still to end."""
-        if not names:
+    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
+        """This user's jobs with these names or ids that are still to end."""
+        if not names and not ids:
             return []
         found = []
         for job, fields in self._jobs().items():
             letter = str(fields.get("job_state", ""))
-            if fields.get("Job_Name") in names and letter in WAITING + RUNNING and _is_ours(fields):
-                state = Queued(job, fields["Job_Name"], "waiting" if letter in WAITING else "running", "")
-                found.append(Queued(state.id, state.name, state.state, str(fields.get("comment", ""))))
+            name = str(fields.get("Job_Name", ""))
+            if (name in names or job in ids) and letter in WAITING + RUNNING and _is_ours(fields):
+                comment = str(fields.get("comment", ""))
+                found.append(Queued(job, name, "waiting" if letter in WAITING else "running", comment))
         return found
 
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:

@@ -43,8 +43,8 @@ class Scheduler(ABC):
     poll_s: ClassVar[tuple[float, float]] = (2.0, 60.0)
 
     @abstractmethod
-    def queue(self, names: Collection[str]) -> list[Queued]:
-        """The jobs with these names that are still to end, in one question; those of an earlier harness too."""
+    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
+        """The jobs with these names or ids that are still to end, in one question; whoever submitted them."""
 
     @abstractmethod
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:

@@ -33,15 +33,15 @@ class SlurmScheduler(Scheduler):
     command = "sbatch"
     arrays = True
 
-    def queue(self, names: Collection[str]) -> list[Queued]:
-        """This user's jobs with these names."""
-        if not names:
+    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
+        """This user's jobs with these names or ids."""
+        if not names and not ids:
             return []
         text = commands.patiently(["squeue", "--me", "--noheader", "--array", f"--format={FORMAT}"])
         found = []
         for line in text.splitlines():
             job, name, state, reason = f"{line}|||".split("|")[:4]
-            if name in names:
+            if name in names or job in ids:
                 running: Literal["running", "waiting"] = "running" if state in RUNNING else "waiting"
                 found.append(Queued(job, name, running, "" if reason == "None" else reason))
         return found

@@ -6,37 +6,40 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from harness.errors import did_you_mean
+from harness.errors import did_you_mean, shortened
 from harness.language import expressions
+from harness.language.document import Document, Loc, Problem
 from harness.language.expressions import Expression, ExpressionError
-from harness.language.yamlfile import Document, Loc
 from harness.programs import PROGRAMS
 
 # Where expressions may stand, and what they may read besides axes, variables and parameters.
 PLACES = ("variables", "parameters", "resources", "sanity", "performance")
 SYSTEM_FACTS = ("name", "nodes", "ranks_per_node", "cores_per_node", "accelerators_per_node", "backend", "device")
 NAMESPACES: Mapping[str, Collection[str] | None] = {"system": SYSTEM_FACTS, "settings": None}
+# Words that Jinja2 reads as something else than a name, and a name of the language's own.
+RESERVED = ("and", "else", "false", "if", "in", "is", "none", "not", "or", "true", "repeat")
 MAX_CASES = 1_000_000
 
 Found = dict[Loc, Expression]
 
 
-def expressions_of(document: Document) -> tuple[Found, list[str]]:
+def expressions_of(document: Document) -> tuple[Found, dict[Loc, Problem]]:
     """The compiled expressions of a suite by place, and what is wrong with the others."""
     found: Found = {}
-    wrong = []
+    wrong = {}
     conditions = document.data.get("where", [])
     leaves = list(_leaves(document.data, ()))
     if isinstance(conditions, list):
         leaves += [(("where", k), text) for k, text in enumerate(conditions) if isinstance(text, str)]
     for loc, text in leaves:
         if loc[0] not in (*PLACES, "where"):
-            wrong.append(document.problem(loc, f"expressions have no meaning under {loc[0]!r}, but under {PLACES}"))
+            said = f"expressions have no meaning under {str(loc[0])!r}, but under {', '.join(PLACES)}"
+            wrong[loc] = document.problem(loc, said)
             continue
         try:
             found[loc] = expressions.condition(text) if loc[0] == "where" else expressions.parse(text)
         except ExpressionError as error:
-            wrong.append(document.problem(loc, f"{'.'.join(map(str, loc))}: {error}"))
+            wrong[loc] = document.problem(loc, f"{'.'.join(map(str, loc))}: {error}")
     return found, wrong
 
 
@@ -87,25 +90,28 @@ def _axis_tables(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [t for t in tables if isinstance(t, dict)]
 
 
-def problems(document: Document, program: str, found: Found, used: set[str]) -> list[str]:
+def problems(document: Document, program: str) -> Iterator[Problem]:
     """What does not agree in a suite whose parts are each well-formed."""
-    return [
-        *_axes_problems(document),
-        *_missing_parameters(document, program),
-        *_name_problems(document, found, used),
-        *_choice_problems(document),
-    ]
+    yield from _axes_problems(document)
+    yield from _missing_parameters(document, program)
+    yield from _choice_problems(document)
 
 
 def axes_of(data: Mapping[str, Any]) -> dict[str, tuple[Loc, list[Any]]]:
     """Axis -> its place and values, of matrix and zips."""
-    found: dict[str, tuple[Loc, list[Any]]] = {n: (("matrix", n), v) for n, v in data.get("matrix", {}).items()}
-    for zipped, axes in data.get("zips", {}).items():
-        found.update({n: (("zips", zipped, n), v) for n, v in axes.items()})
+    found: dict[str, tuple[Loc, list[Any]]] = {n: (("matrix", n), v) for n, v in _mapping(data, "matrix").items()}
+    for zipped in _mapping(data, "zips"):
+        found.update({n: (("zips", zipped, n), v) for n, v in _mapping(data["zips"], zipped).items()})
     return found
 
 
-def _axes_problems(document: Document) -> Iterator[str]:
+def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What stands there if it is a mapping: the names in it are known even where other things are wrong."""
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _axes_problems(document: Document) -> Iterator[Problem]:
     data, count = document.data, 1
     homes: dict[str, Loc] = {}
     for kind in ("parameters", "variables", "matrix"):
@@ -120,20 +126,20 @@ def _axes_problems(document: Document) -> Iterator[str]:
     for name, (loc, values) in axes_of(data).items():
         for k, value in enumerate(values):
             if name not in parameters and isinstance(value, (dict, list)):
-                yield document.problem((*loc, k), f"{name}: expected a number or a word, got {value!r}")
+                yield document.problem((*loc, k), f"{name}: expected a number or a word, got {shortened(value)}")
     for name, values in data.get("matrix", {}).items():
         seen: set[str] = set()
         for k, value in enumerate(values):
             if json.dumps(value) in seen:
-                yield document.problem(("matrix", name, k), f"matrix.{name}: {value!r} stands in it twice")
+                yield document.problem(("matrix", name, k), f"matrix.{name}: {shortened(value)} stands in it twice")
             seen.add(json.dumps(value))
         count *= len(values)
-    count *= data.get("repeats", 1)
+    count *= int(data.get("repeats", 1))
     if count > MAX_CASES:
-        yield document.problem(("matrix",), f"{count} combinations, where at most {MAX_CASES} can be handled")
+        yield document.problem(("matrix",), f"{count} cases, where at most {MAX_CASES} can be handled")
 
 
-def _zip_problems(document: Document, zipped: str, axes: Mapping[str, list[Any]]) -> Iterator[str]:
+def _zip_problems(document: Document, zipped: str, axes: Mapping[str, list[Any]]) -> Iterator[Problem]:
     lengths = {name: len(values) for name, values in axes.items()}
     rows = [json.dumps(row) for row in zip(*axes.values(), strict=False)]
     if len(set(lengths.values())) > 1:
@@ -145,40 +151,43 @@ def _zip_problems(document: Document, zipped: str, axes: Mapping[str, list[Any]]
         yield document.problem(("zips", zipped), f"zips.{zipped}: a row stands in it twice")
 
 
-def _placed_once(document: Document, homes: dict[str, Loc], name: str, loc: Loc) -> Iterator[str]:
+def _placed_once(document: Document, homes: dict[str, Loc], name: str, loc: Loc) -> Iterator[Problem]:
     if name in homes:
         both = f"{homes[name][0]} and {loc[0]}"
         yield document.problem(loc, f"{name!r} stands in both {both}")
-    elif name in NAMESPACES or name == "repeat":
+    elif name in NAMESPACES or name in RESERVED:
         yield document.problem(loc, f"{name!r} already has a meaning in expressions")
     homes.setdefault(name, loc)
 
 
-def _missing_parameters(document: Document, program: str) -> Iterator[str]:
+def _missing_parameters(document: Document, program: str) -> Iterator[Problem]:
     given = {*document.data.get("parameters", {}), *axes_of(document.data)}
     for name, field in PROGRAMS[program].model_fields.items():
         if field.is_required() and name not in given:
-            yield document.problem((), f"program {program!r} needs {name!r} under parameters or matrix")
+            said = f"program {program!r} needs {name!r} under parameters or matrix"
+            yield document.problem(("parameters", name), said)
 
 
-def _name_problems(document: Document, found: Found, used: set[str]) -> Iterator[str]:
+def name_problems(document: Document, found: Found, used: set[str]) -> Iterator[Problem]:
+    """Names that expressions read and nothing gives, and variables that none reads."""
     data = document.data
-    given = [*axes_of(data), *data.get("variables", {}), *data.get("parameters", {}), "repeat"]
+    given = [*axes_of(data), *_mapping(data, "variables"), *_mapping(data, "parameters"), "repeat"]
     for loc, expression in found.items():
         said = expression.unknown(given, NAMESPACES)
         if said:
             yield document.problem(loc, f"{'.'.join(map(str, loc))}: {said}")
-    for name in data.get("variables", {}):
-        if name not in used:
+    for name in _mapping(data, "variables"):
+        if name not in used and name not in RESERVED:
             yield document.problem(("variables", name), f"variable {name!r} is used by no expression")
 
 
-def _choice_problems(document: Document) -> Iterator[str]:
+def _choice_problems(document: Document) -> Iterator[Problem]:
     axes = {name: values for name, (_, values) in axes_of(document.data).items()}
     choices: list[tuple[Loc, Mapping[str, Any]]] = []
     choices += [(("exclude", k), row) for k, row in enumerate(document.data.get("exclude", []))]
     for k, rule in enumerate(document.data.get("after", [])):
         choices += [(("after", k, part), rule.get(part, {})) for part in ("cases", "needs")]
+    known = {name: {json.dumps(value) for value in values} for name, values in axes.items()}
     for loc, row in choices:
         for name, value in row.items():
             if name not in axes:
@@ -186,6 +195,6 @@ def _choice_problems(document: Document) -> Iterator[str]:
                 yield document.problem((*loc, name), f"{loc[0]}: {said}")
                 continue
             for one in value if isinstance(value, list) and loc[0] == "exclude" else [value]:
-                if one not in axes[name]:
+                if json.dumps(one) not in known[name] and one not in axes[name]:
                     near = did_you_mean(str(one), map(str, axes[name]))
-                    yield document.problem((*loc, name), f"{loc[0]}: axis {name!r} has no value {one!r}{near}")
+                    yield document.problem((*loc, name), f"{loc[0]}: axis {name!r} has no value {shortened(one)}{near}")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, nodes
+from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from harness.errors import did_you_mean
+from harness.errors import CONTROL, VALUE_SHOWN, did_you_mean, shortened
 
 Values = Mapping[str, Any]
 ALLOWED = (
@@ -29,6 +29,10 @@ FILTERS = ("abs", "float", "int", "length", "lower", "max", "min", "round", "sum
 MAX_LENGTH = 2000
 MAX_EXPONENT = 64
 WHOLE = re.compile(r"^\s*\{\{((?:(?!\{\{|\}\}).)*)\}\}\s*$", re.DOTALL)
+SAID_PLAINLY = (
+    (re.compile("unexpected 'end of|Expected an expression"), "it ends before its end"),
+    (re.compile("expected token 'end of"), "two values with no operator between them"),
+)
 SAID = re.compile(r"^'?(?P<name>[\w.]+)'? is undefined$")
 
 
@@ -44,29 +48,32 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Refuse repeated text and powers without end."""
         for value in (left, right):
-            if isinstance(value, StrictUndefined):
+            if isinstance(value, Undefined):
                 str(value)
             if not isinstance(value, (int, float)):
-                raise SecurityError(f"{operator} is for numbers, got {value!r}")
+                raise SecurityError(f"{operator} is for numbers, got {shortened(value)}")
         if operator == "**" and (abs(right) > MAX_EXPONENT or abs(left) > 2**32):
-            raise SecurityError(f"power {left} ** {right} is too large")
+            raise SecurityError("a power too large")
         return super().call_binop(context, operator, left, right)
 
 
 SANDBOX = Sandbox(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
 SANDBOX.globals.clear()
+# Jinja2's own make 0 of what is no number.
+SANDBOX.filters |= {"int": int, "float": float}
 
 
 @dataclass(frozen=True)
 class Expression:
     """Text with `{{ }}`, ready to be evaluated.
 
-    names: what it reads. attributes: (namespace, attribute) pairs that it reads.
+    names: what it reads. attributes: (namespace, attribute) pairs that it reads. bare: names read as values.
     """
 
     text: str
     names: frozenset[str]
     attributes: frozenset[tuple[str, str]]
+    bare: frozenset[str]
     function: Callable[[Values], Any]
 
     def __call__(self, values: Values) -> Any:
@@ -76,21 +83,25 @@ class Expression:
         except TemplateError as error:
             said = SAID.match(error.message or "")
             what = f"unknown name {said['name']!r}{did_you_mean(said['name'], values)}" if said else error.message
-            raise ExpressionError(f"{what} in {self.text!r}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise ExpressionError(f"{error} in {self.text!r}") from None
+            raise ExpressionError(f"{str(what).rstrip('.')} in {_quoted(self.text)}") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+            raise ExpressionError(f"{error} in {_quoted(self.text)}") from None
 
     def unknown(self, known: Collection[str], namespaces: Mapping[str, Collection[str] | None]) -> str | None:
         """What is wrong with the names it reads, if anything is; a namespace of None may hold any attribute."""
+        said = _quoted(self.text)
         for name in sorted(self.names):
             if name not in known and name not in namespaces:
-                return f"unknown name {name!r}{did_you_mean(name, [*known, *namespaces])} in {self.text!r}"
+                return f"unknown name {name!r}{did_you_mean(name, [*known, *namespaces])} in {said}"
+        for name in sorted(self.bare & set(namespaces)):
+            there = namespaces[name]
+            return f"{name} is no value, but {name}.{sorted(there)[0] if there else 'NAME'} is one, in {said}"
         for space, attribute in sorted(self.attributes):
             if space not in namespaces:
-                return f"attributes are for {', '.join(namespaces)}, got {space}.{attribute} in {self.text!r}"
+                return f"attributes are for {', '.join(namespaces)}, got {space}.{attribute} in {said}"
             there = namespaces[space]
             if there is not None and attribute not in there:
-                return f"{space} has no {attribute!r}{did_you_mean(attribute, there)} in {self.text!r}"
+                return f"{space} has no {attribute!r}{did_you_mean(attribute, there)} in {said}"
         return None
 
 
@@ -102,57 +113,85 @@ def is_expression(value: Any) -> bool:
 @cache
 def parse(text: str) -> Expression:
     """Check and compile text that holds `{{ }}`; raises ExpressionError."""
-    names, attributes = _checked(text)
-    whole = WHOLE.match(text)
-    if whole:
-        compiled = SANDBOX.compile_expression(whole[1].strip(), undefined_to_none=False)
-        return Expression(text, names, attributes, lambda values: _plain(compiled(**values)))
-    template = SANDBOX.from_string(text)
-    return Expression(text, names, attributes, template.render)
+    return _compiled(text, text)
 
 
 @cache
 def condition(text: str) -> Expression:
     """Check and compile a bare expression, as `where` has it; raises ExpressionError."""
-    bare = text.strip()
-    inner = WHOLE.match(bare)
-    expression = parse("{{ " + (inner[1] if inner else bare) + " }}")
-    return Expression(text, expression.names, expression.attributes, expression.function)
+    inner = WHOLE.match(text.strip())
+    bare = inner[1] if inner else text
+    if is_expression(bare) or "}}" in bare:
+        raise ExpressionError(f"expected one expression without {{{{ }}}}, got {_quoted(text)}")
+    return _compiled("{{ " + bare + " }}", text)
 
 
-def _checked(text: str) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:
-    if len(text) > MAX_LENGTH:
-        raise ExpressionError(f"an expression of more than {MAX_LENGTH} letters")
+def _compiled(code: str, text: str) -> Expression:
+    """text: what the user wrote."""
     try:
-        tree = SANDBOX.parse(text)
+        names, attributes, bare = _checked(code, text)
+        whole = WHOLE.match(code)
+        if whole:
+            compiled = SANDBOX.compile_expression(whole[1].strip(), undefined_to_none=False)
+            return Expression(text, names, attributes, bare, lambda values: _plain(compiled(**values)))
+        template = SANDBOX.from_string(code)
+        return Expression(text, names, attributes, bare, lambda values: _plain(template.render(values)))
     except TemplateError as error:
-        raise ExpressionError(f"{error.message} in {text!r}") from None
-    except RecursionError:
-        raise ExpressionError("an expression nested too deep") from None
-    names, attributes = set(), set()
-    for node in tree.find_all(nodes.Node):
+        said = error.message or "not an expression"
+        said = next((plain for jinja, plain in SAID_PLAINLY if jinja.match(said)), said)
+        raise ExpressionError(f"{said.rstrip('.')} in {_quoted(text)}") from None
+    except (RecursionError, SyntaxError, MemoryError):
+        raise ExpressionError(f"nested too deep: {_quoted(text)}") from None
+
+
+def _quoted(text: str) -> str:
+    """As the user wrote it, or its beginning."""
+    return shortened(text) if len(text) > 2 * VALUE_SHOWN else repr(text)
+
+
+def _checked(code: str, text: str) -> tuple[frozenset[str], frozenset[tuple[str, str]], frozenset[str]]:
+    said = _quoted(text)
+    if len(code) > MAX_LENGTH:
+        raise ExpressionError(f"an expression of more than {MAX_LENGTH} letters")
+    if "{%" in code or "{#" in code:
+        raise ExpressionError(f"only {{{{ }}}} has a meaning, not {{% %}} or {{# #}}, in {said}")
+    names, attributes, spaces = set(), set(), set()
+    for node in SANDBOX.parse(code).find_all(nodes.Node):
         if not isinstance(node, ALLOWED):
-            raise ExpressionError(f"{type(node).__name__.lower()} is not allowed in {text!r}")
+            raise ExpressionError(f"{type(node).__name__.lower()} is not allowed in {said}")
         if isinstance(node, nodes.Filter) and node.name not in FILTERS:
-            raise ExpressionError(f"unknown filter {node.name!r}{did_you_mean(node.name, FILTERS)} in {text!r}")
+            raise ExpressionError(f"unknown filter {node.name!r}{did_you_mean(node.name, FILTERS)} in {said}")
         if isinstance(node, nodes.Getattr):
             if not isinstance(node.node, nodes.Name) or node.attr.startswith("_"):
-                raise ExpressionError(f"attribute {node.attr!r} is not allowed in {text!r}")
+                raise ExpressionError(f"attribute {node.attr!r} is not allowed in {said}")
             attributes.add((node.node.name, node.attr))
+            spaces.add(node.node)
         if isinstance(node, nodes.Getitem) and not isinstance(node.arg, (nodes.Const, nodes.Name)):
-            raise ExpressionError(f"only a single item may be taken by [...] in {text!r}")
+            raise ExpressionError(f"only a single item may be taken by [...] in {said}")
+        if isinstance(node, nodes.CondExpr) and node.expr2 is None:
+            raise ExpressionError(f"an if needs an else in {said}")
+        if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
+            raise ExpressionError(f"{node.value} is no finite number in {said}")
         if isinstance(node, nodes.Name):
-            names.add(node.name)
-    return frozenset(names), frozenset(attributes)
+            names.add(node)
+    bare = {node.name for node in names if not any(node is space for space in spaces)}
+    return frozenset(node.name for node in names), frozenset(attributes), frozenset(bare)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, StrictUndefined):
+    """The value, if plain data can hold it; raises ValueError or what Jinja2 has to say of an unknown name."""
+    if isinstance(value, Undefined):
         str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"expected a number, text, a list or a mapping, came to be {shortened(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no finite number")
     if isinstance(value, int) and value.bit_length() > 63:
         raise ValueError("a number of more than 63 bits")
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return {str(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, str) and CONTROL.search(value):
+        raise ValueError("text with control characters")
+    return value

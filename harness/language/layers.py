@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import shipped
-from harness.errors import UsageError
+from harness.errors import UsageError, shortened
 from harness.language import yamlfile
-from harness.language.yamlfile import Document
+from harness.language.document import Document, gather
 
 MAX_CHAIN = 10
 
@@ -19,15 +19,21 @@ def layered(path: Path, kind: str, seen: tuple[Path, ...] = ()) -> Document:
         return document
     named = document.data["extends"]
     if not isinstance(named, str):
-        raise document.error(("extends",), f"extends: expected the name or file of another, got {named!r}")
+        raise document.error(("extends",), f"extends: expected the name or file of another, got {shortened(named)}")
     here = (*seen, path.resolve())
     try:
         base = base_of(path, kind, named)
     except UsageError as error:
-        raise document.error(("extends",), str(error)) from None
-    if base.resolve() in here or len(here) > MAX_CHAIN:
-        raise document.error(("extends",), f"extends: {named} leads back to itself")
-    return document.without("extends").over(layered(base, kind, here))
+        raise document.error(("extends",), f"extends: {error}") from None
+    except OSError as error:
+        raise document.error(("extends",), f"extends: {shortened(named)}: {error.strerror}") from None
+    if base.resolve() in here:
+        raise document.error(("extends",), f"extends: {named!r} leads back to itself")
+    if len(here) > MAX_CHAIN:
+        raise document.error(("extends",), f"extends: more than {MAX_CHAIN} files, one over the other")
+    top, below = document.without("extends"), layered(base, kind, here)
+    gather([top.takes_nothing(below)])
+    return top.over(below)
 
 
 def base_of(path: Path, kind: str, named: str) -> Path:

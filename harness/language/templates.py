@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from harness.errors import shortened
 from harness.language import expressions
+from harness.language.document import Document, Loc
 from harness.language.expressions import Expression, ExpressionError
-from harness.language.yamlfile import Document, Loc
 
 NAMED: tuple[Loc, ...] = (("variables",), ("parameters",))
 Values = Mapping[str, Any]
@@ -75,7 +76,9 @@ class Templates:
                 try:
                     memory[key] = expression(values)
                 except ExpressionError as error:
-                    raise self.document.error(at, f"{'.'.join(map(str, at))}: {error}") from None
+                    read = ", ".join(f"{name} = {shortened(values.get(name))}" for name in names)
+                    said = f"{'.'.join(map(str, at))}: {error}" + (f" (where {read})" if read else "")
+                    raise self.document.error(at, said) from None
             return memory[key]
 
         return fill

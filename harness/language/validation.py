@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import UsageError, did_you_mean
-from harness.language.yamlfile import Document, Loc
+from harness.errors import did_you_mean, shortened
+from harness.language.document import Document, Loc, Problem, gather
 
 Model = TypeVar("Model", bound=BaseModel)
+# Problems of one model that are put into words.
+MOST = 200
+
+NAME = r"^[a-z0-9][a-z0-9_-]*$"
+WORD = r"^[a-z][a-z0-9_]*$"
+IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]*$"
+FILE = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+ONE_LINE = r"^[^\n\r]*$"
+PATTERNS = {
+    NAME: "lower-case letters, digits, - and _",
+    WORD: "a word of lower-case letters, digits and _",
+    IDENTIFIER: "a name of letters, digits and _",
+    FILE: "the name of a file, without a folder",
+    ONE_LINE: "text of one line",
+}
+EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping of keys"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    "string_type": "text",
+    "too_short": "at least {min_length} value in it",
+    "too_long": "at most {max_length} values in it",
+    "string_too_short": "text of at least {min_length} letters",
+    "string_too_long": "text of at most {max_length} letters",
+    "greater_than": "a number above {gt:.12g}",
+    "greater_than_equal": "a number of at least {ge:.12g}",
+    "less_than": "a number below {lt:.12g}",
+    "less_than_equal": "a number of at most {le:.12g}",
+}
 
 
 def validate(document: Document, model: type[Model]) -> Model:
@@ -18,31 +51,28 @@ def validate(document: Document, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        raise UsageError("\n".join(problems(document, model, error))) from None
+        found = problems(document, model, error)
+    gather([found])
+    raise AssertionError("a model that does not fit has problems")
 
 
-def problems(document: Document, model: type[BaseModel], error: ValidationError, at: Loc = ()) -> list[str]:
-    """One entry a problem, in the order of the file; at: where in the document the model's data stands."""
-    told = {}
-    for e in error.errors():
-        loc = (*at, *_known(document, at, e["loc"]))
-        told[document.problem(loc, describe(e, model))] = document.mark(loc)
-    return sorted(told, key=lambda text: told[text])
+def problems(document: Document, model: type[BaseModel], error: ValidationError) -> list[Problem]:
+    """One entry a problem; what no member of a union takes is one problem."""
+    by_place: dict[Any, list[Any]] = defaultdict(list)
+    for e in islice(error.errors(include_url=False), MOST):
+        known = _known(document, e["loc"])
+        alone = e["type"] in ("missing", "extra_forbidden", "value_error")
+        by_place[(known, e["loc"] if alone else None)].append(e)
+    return [
+        document.problem((*loc, es[0]["loc"][-1]) if es[0]["type"] == "missing" else loc, describe(es, model, loc))
+        for (loc, _), es in by_place.items()
+    ]
 
 
-def gather(checks: Iterable[list[str]]) -> None:
-    """Raise one UsageError with all the problems, each told once."""
-    found = list(dict.fromkeys(problem for check in checks for problem in check))
-    if found:
-        raise UsageError("\n".join(found))
-
-
-def _known(document: Document, at: Loc, loc: Loc) -> Loc:
-    """loc without the names that pydantic puts in for members of a union."""
+def _known(document: Document, loc: Loc) -> Loc:
+    """loc without the names that pydantic puts in for keys and for members of a union."""
     kept: list[int | str] = []
     node: Any = document.data
-    for step in at:
-        node = node.get(step) if isinstance(node, dict) else None
     for part in loc:
         inside = isinstance(node, list) and isinstance(part, int) and part < len(node)
         if inside or (isinstance(node, dict) and part in node):
@@ -51,49 +81,44 @@ def _known(document: Document, at: Loc, loc: Loc) -> Loc:
     return tuple(kept)
 
 
-def describe(error: Any, model: type[BaseModel]) -> str:
-    """One problem in the user's words."""
-    loc = error["loc"]
+def describe(errors: list[Any], model: type[BaseModel], loc: Loc) -> str:
+    """What is wrong at one place, in the user's words."""
+    error = errors[0]
     name = ".".join(str(part) for part in loc)
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown key {loc[-1]!r}{did_you_mean(str(loc[-1]), siblings(model, loc[:-1]))}"
+            return f"unknown key {shortened(loc[-1])}{did_you_mean(str(loc[-1]), siblings(model, loc[:-1]))}"
         case "missing":
-            return f"{name!r} is missing"
+            return f"{'.'.join(str(part) for part in (*loc, error['loc'][-1]))!r} is missing"
         case "literal_error":
             known = [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            return f"{name}: unknown {error['input']!r}{did_you_mean(str(error['input']), known)}"
+            return f"{name}: unknown {shortened(error['input'])}{did_you_mean(str(error['input']), known)}"
         case "value_error":
-            return f"{name}: {error['ctx']['error']}"
-    return f"{name}: {_expected(error)}, got {shortened(error['input'])}"
+            return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+    kinds = dict.fromkeys(_expected(e) for e in errors)
+    if "a number" in kinds:
+        kinds.pop("a whole number", None)
+    expected = " or ".join(kinds)
+    value = error["input"]
+    quotes = " (in quotes it is text)" if expected == "text" and not isinstance(value, (dict, list, type(None))) else ""
+    return f"{name}: expected {expected}, got {shortened(value)}{quotes}"
 
 
 def _expected(error: Any) -> str:
-    match error["type"]:
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "expected a mapping of keys"
-        case "string_pattern_mismatch":
-            return f"expected text that matches {error['ctx']['pattern']}"
-    said: str = error["msg"]
-    return said.replace("Input should be", "expected").replace("a valid ", "a ")
-
-
-def shortened(value: Any) -> str:
-    """The value as written, or its beginning."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if error["type"] == "string_pattern_mismatch":
+        pattern = error["ctx"]["pattern"]
+        return PATTERNS.get(pattern, f"text that matches {pattern}")
+    said: str = EXPECTED.get(error["type"], "")
+    return said.format(**error.get("ctx", {})) if said else error["msg"].replace("Input should be ", "")
 
 
 def siblings(model: type[BaseModel], loc: Loc) -> list[str]:
     """The keys that are allowed beside an unknown one."""
     current: Any = model
     for part in loc:
-        if isinstance(part, int):
-            continue
-        fields = getattr(current, "model_fields", {})
-        field = fields.get(part)
-        if field is None:
-            # a name of the user's own choosing, inside a mapping of models
+        field = getattr(current, "model_fields", {}).get(part)
+        if isinstance(part, int) or field is None:
+            # a place in a list, or a name of the user's own choosing inside a mapping of models
             continue
         current = next((a for a in _members(field.annotation) if hasattr(a, "model_fields")), None)
         if current is None:
@@ -101,9 +126,8 @@ def siblings(model: type[BaseModel], loc: Loc) -> list[str]:
     return list(current.model_fields)
 
 
-def _members(annotation: Any) -> list[Any]:
+def _members(annotation: Any) -> Iterator[Any]:
     """A type and all the types it is made of."""
-    found = [annotation]
+    yield annotation
     for argument in getattr(annotation, "__args__", ()):
-        found += _members(argument)
-    return found
+        yield from _members(argument)

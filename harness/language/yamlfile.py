@@ -2,202 +2,138 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.scalarbool import ScalarBoolean
 
-from harness.errors import UsageError
+from harness.errors import CONTROL, UsageError, shortened
+from harness.language.document import Document, Loc, Mark, offending_line, remember
+from harness.language.nodes import Node, NodeError, compose, scalar
 
-Loc = tuple[int | str, ...]
-MAX_BYTES = 2_000_000
-MAX_VALUES = 200_000
-MAX_DEPTH = 40
-LINE_SHOWN = 120
-
-
-class Mark(NamedTuple):
-    """Where something stands; line and column count from 1."""
-
-    path: Path
-    line: int
-    column: int
+MAX_BYTES = 150_000
+MAX_VALUES = 100_000
+MERGE = "<<"
 
 
-@dataclass(frozen=True)
-class Document:
-    """A mapping and the places of all its parts."""
-
-    path: Path
-    data: dict[str, Any]
-    marks: Mapping[Loc, Mark]
-
-    def mark(self, loc: Loc) -> Mark:
-        """The place of the deepest part of loc that a file has."""
-        for depth in range(len(loc), 0, -1):
-            if loc[:depth] in self.marks:
-                return self.marks[loc[:depth]]
-        return Mark(self.path, 1, 1)
-
-    def problem(self, loc: Loc, message: str) -> str:
-        """`file:line:column: message`, and below it the line of the file."""
-        path, line, column = self.mark(loc)
-        return f"{path}:{line}:{column}: {message}" + offending_line(path, line)
-
-    def error(self, loc: Loc, message: str) -> UsageError:
-        """The problem as an exception."""
-        return UsageError(self.problem(loc, message))
-
-    def part(self, loc: Loc) -> Document:
-        """What stands at loc, as a document of its own."""
-        data: Any = self.data
-        for step in loc:
-            data = data[step]
-        return Document(self.path, data, {k[len(loc) :]: m for k, m in self.marks.items() if k[: len(loc)] == loc})
-
-    def without(self, *keys: str) -> Document:
-        """The same without some of its top-level keys."""
-        return Document(
-            self.path,
-            {k: v for k, v in self.data.items() if k not in keys},
-            {loc: m for loc, m in self.marks.items() if not loc or loc[0] not in keys},
-        )
-
-    def over(self, base: Document) -> Document:
-        """This laid over a base: mappings are merged key by key, null takes a key away, all else is replaced."""
-        marks = dict(base.marks)
-        data = _merge(base.data, self.data, (), marks, self.marks)
-        return Document(self.path, data, marks)
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any], at: Loc, marks: dict[Loc, Mark], new: Any) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        loc = (*at, key)
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        if not both:
-            for old in [k for k in marks if k[: len(loc)] == loc]:
-                del marks[old]
-            marks.update({k: m for k, m in new.items() if k[: len(loc)] == loc})
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = _merge(merged[key], value, loc, marks, new) if both else value
-    return merged
-
-
-@cache
-def _lines(path: Path) -> Sequence[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-
-
-def offending_line(path: Path, line: int) -> str:
-    """`\\n    7 | the line`, or nothing if it is empty."""
-    lines = _lines(path)
-    text = lines[line - 1].rstrip() if line <= len(lines) else ""
-    shown = "".join(ch if ch.isprintable() else "?" for ch in text)
-    return f"\n    {line} | {shown[:LINE_SHOWN]}" if shown.strip() else ""
-
-
-def parse(path: Path) -> Document:
+def parse(path: Path, may_be_empty: bool = False) -> Document:
     """The file's top-level mapping as plain data; raises UsageError with file:line:column."""
+    text = _read(path)
+    remember(path, text)
+    bad = CONTROL.search(text)
+    if bad:
+        line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
+        raise _wrong(path, line, column, f"expected plain text, got the invisible character {bad[0]!r}")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which no suite or system needs")
-        tree = YAML(typ="rt").load(path.read_text(encoding="utf-8-sig"))
-    except UsageError:
-        raise
+        tree = compose(YAML(typ="safe", pure=True).parse(text))
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        said = (error.problem or error.context or "not YAML").splitlines()[0]
-        raise UsageError(f"{_place(path, mark)}: {said}{_text_at(path, mark)}") from None
+        raise _not_yaml(path, text, error) from None
+    except NodeError as error:
+        raise _wrong(path, error.line, error.column, str(error)) from None
+    # A YAML library answers what is no YAML with exceptions of every kind.
+    except Exception as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({shortened(str(error))})") from None
+    if tree is None and may_be_empty:
+        return Document(path, {}, {})
+    if tree is None or tree.kind != "mapping":
+        raise _wrong(path, 1, 1, "expected a mapping of keys at the top of the file")
+    try:
+        return _Reader(path).document(tree)
+    except NodeError as error:
+        raise _wrong(path, error.line, error.column, str(error)) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: nested too deep") from None
-    # A YAML library answers bytes that are no YAML with exceptions of every kind.
-    except Exception as error:
-        said = (str(error).splitlines() or ["not YAML"])[0]
-        raise UsageError(f"{path}: cannot be read as YAML ({said})") from None
-    if not isinstance(tree, CommentedMap):
-        raise UsageError(f"{path}:1:1: expected a mapping of keys at the top of the file{offending_line(path, 1)}")
-    return _Reader(path).document(tree)
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path}: larger than {MAX_BYTES // 1000} kB, which no suite or system needs")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        said = f"expected UTF-8 text, got the byte 0x{data[error.start]:02x}"
+        raise UsageError(f"{path}:{line}:{column}: {said}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _place(path: Path, mark: Any) -> str:
-    return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+def _wrong(path: Path, line: int, column: int, message: str) -> UsageError:
+    return UsageError(f"{path}:{line}:{column}: {message}{offending_line(path, line)}")
 
 
-def _text_at(path: Path, mark: Any) -> str:
-    return offending_line(path, mark.line + 1) if mark else ""
+def _not_yaml(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
+    """What is wrong at the place where it can be mended: for what never ends, where it begins."""
+    said = (error.problem or error.context or "not YAML").splitlines()[0]
+    mark = error.problem_mark or error.context_mark
+    endless = mark is not None and mark.index >= len(text.rstrip())
+    if error.context_mark and (endless or "could not find expected ':'" in said):
+        mark = error.context_mark
+        said = f"{error.context}: {said}"
+    said = said.replace("'<stream end>'", "the end of the file").replace("end of stream", "end of the file")
+    if "'\\t'" in said:
+        said += " (indent with spaces, not with tabs)"
+    elif mark is not None and "{{" in text[mark.index - 1 : mark.index + 2]:
+        said += " (quote text that holds {{ }})"
+    return _wrong(path, mark.line + 1, mark.column + 1, said) if mark else UsageError(f"{path}: {said}")
 
 
 class _Reader:
-    """ruamel's tree -> plain data and marks, refusing what has no place in plain data."""
+    """Nodes -> plain data and marks, refusing what has no place in plain data."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.marks: dict[Loc, Mark] = {}
         self.values = 0
 
-    def document(self, tree: CommentedMap) -> Document:
-        return Document(self.path, self.plain(tree, ()), self.marks)
+    def document(self, tree: Node) -> Document:
+        data = self.plain(tree, ())
+        return Document(self.path, data, self.marks)
 
-    def plain(self, node: Any, loc: Loc) -> Any:
+    def plain(self, node: Node, loc: Loc) -> Any:
         self.values += 1
-        if self.values > MAX_VALUES or len(loc) > MAX_DEPTH:
-            what = f"more than {MAX_VALUES} values" if self.values > MAX_VALUES else f"deeper than {MAX_DEPTH} levels"
-            raise self.refuse(loc[:1], f"{what}, aliases written out")
-        if isinstance(node, (CommentedMap, CommentedSeq)):
-            if node.tag.value is not None and not str(node.tag.value).startswith("tag:yaml.org,2002:"):
-                raise self.refuse(loc, f"tags have no meaning here, got {node.tag.value}")
-            return dict(self.items(node, loc)) if isinstance(node, CommentedMap) else self.sequence(node, loc)
-        return self.scalar(node, loc)
-
-    def items(self, node: CommentedMap, loc: Loc) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if not isinstance(key, str):
-                raise self.refuse(loc, f"keys are words, got {key!r}")
-            try:
-                line, column = node.lc.key(key)
-            except (KeyError, TypeError):  # a key that `<<` brought in
-                line, column = node.lc.line, node.lc.col
-            self.marks[(*loc, key)] = Mark(self.path, line + 1, column + 1)
-            yield str(key), self.plain(value, (*loc, str(key)))
-
-    def sequence(self, node: CommentedSeq, loc: Loc) -> list[Any]:
+        if self.values > MAX_VALUES:
+            raise NodeError(f"more than {MAX_VALUES} values, aliases written out", node.line, node.column)
+        if node.kind == "scalar":
+            return scalar(node)
+        if node.kind == "mapping":
+            return self.mapping(node, loc)
         found = []
-        for index, value in enumerate(node):
-            line, column = node.lc.item(index)
-            self.marks[(*loc, index)] = Mark(self.path, line + 1, column + 1)
-            found.append(self.plain(value, (*loc, index)))
+        for index, item in enumerate(node.items):
+            self.marks[(*loc, index)] = Mark(self.path, item.line, item.column)
+            found.append(self.plain(item, (*loc, index)))
         return found
 
-    def scalar(self, node: Any, loc: Loc) -> Any:
-        if node is None or isinstance(node, bool):
-            return node
-        if isinstance(node, ScalarBoolean):
-            return bool(node)
-        for kind in (int, float, str):
-            if isinstance(node, kind):
-                value = kind(node)
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise self.refuse(loc, f"expected a finite number, got {value}")
-                if isinstance(value, int) and value.bit_length() > 63:
-                    raise self.refuse(loc, "expected a number of at most 63 bits")
-                return value
-        said = getattr(getattr(node, "tag", None), "value", None) or type(node).__name__
-        raise self.refuse(loc, f"expected a number, a word, a list or a mapping, got {said} (quote it if it is a word)")
+    def mapping(self, node: Node, loc: Loc) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: list[Node] = []
+        for key, value in zip(node.items[::2], node.items[1::2], strict=True):
+            if key.plain and key.text == MERGE:
+                merged += value.items if value.kind == "sequence" else [value]
+                continue
+            name = scalar(key) if key.kind == "scalar" else None
+            if not isinstance(name, str):
+                got = shortened(key.text) if key.kind == "scalar" else f"a {key.kind} (quote text that holds {{{{ }}}})"
+                raise NodeError(f"keys are words (or in quotes), got {got}", key.line, key.column)
+            if name in found:
+                raise NodeError(f"key {shortened(name)} stands in it twice", key.line, key.column)
+            self.marks[(*loc, name)] = Mark(self.path, key.line, key.column)
+            found[name] = self.plain(value, (*loc, name))
+        for other in merged:
+            self.merge(found, other, loc)
+        return found
 
-    def refuse(self, loc: Loc, message: str) -> UsageError:
-        return Document(self.path, {}, self.marks).error(loc, message)
+    def merge(self, found: dict[str, Any], other: Node, loc: Loc) -> None:
+        """Add what `<<` brings in, below the mapping's own keys."""
+        if other.kind != "mapping":
+            raise NodeError(f"{MERGE} takes mappings", other.line, other.column)
+        marks, self.marks = self.marks, {}
+        for name, value in self.mapping(other, ()).items():
+            if name not in found:
+                found[name] = value
+                marks.update({(*loc, *at): mark for at, mark in self.marks.items() if at[0] == name})
+        self.marks = marks

@@ -4,55 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pandas as pd
 
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
 from harness.collect.runs import Record
 from harness.programs import StageName
-from harness.report.figures import Figure, ladder_bars
+from harness.report.blocks import DASH, Section, View, interval, number
+from harness.report.figures import ladder_bars
 from harness.report.paper import Paper
+from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
 
 STAGES = list(get_args(StageName))
 # What the load average may exceed the threads by before the report speaks of it.
 BUSY = 0.7
-DASH = "\N{EN DASH}"
-
-
-@dataclass(frozen=True)
-class View:
-    """A table to print: a title, column heads, rows of text, and a note under it."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with paragraphs, figures and tables."""
-
-    title: str
-    anchor: str
-    paragraphs: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    views: list[View] = field(default_factory=list)
 
 
 def build(
-    records: list[Record], ladder: pd.DataFrame, scores: list[Score], paper: Paper, figures: Path
+    records: list[Record],
+    ladder: pd.DataFrame,
+    scaling: pd.DataFrame,
+    scores: list[Score],
+    paper: Paper,
+    figures: Path,
 ) -> list[Section]:
     """All sections of the report, in reading order; draws the figures into the folder."""
     sections = [scorecard_section(scores, paper)]
     for _, rows in ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))
-    for maker in (model_section, unfinished_section):
+    sections += [scaling_section(rows, figures) for _, rows in scaling.groupby("campaign", sort=False)]
+    for maker in (model_section, merits_section, unfinished_section):
         sections += [s for s in [maker(records)] if s is not None]
     return [*sections, provenance_section(records)]
 
@@ -243,6 +228,22 @@ def model_section(records: list[Record]) -> Section | None:
     return Section("The trained model", "model", paragraphs, views=[View("Held-out errors", columns, rows, note)])
 
 
+def merits_section(records: list[Record]) -> Section | None:
+    """Figures of merit beside the references that the suites give."""
+    rows = [
+        [
+            *(r.case.get("name", ""), m.name, f"{number(m.measured)} {m.unit}"),
+            *(f"{m.reference:g}", f"{m.tolerance:.0%}", m.verdict),
+        ]
+        for r in records
+        for m in r.merits
+    ]
+    if not rows:
+        return None
+    columns = ["case", "figure", "measured", "reference", "tolerance", "verdict"]
+    return Section("Figures of merit", "merits", views=[View("Beside their references", columns, rows)])
+
+
 def unfinished_section(records: list[Record]) -> Section | None:
     """Cases that did not end well, with what is known of why."""
     rows = [
@@ -278,19 +279,3 @@ def provenance_section(records: list[Record]) -> Section:
         " at work."
     )
     return Section("Provenance", "provenance", views=[View("Cases", columns, rows, note)])
-
-
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """`12.3 [11.9, 12.8]`."""
-    if value is None or math.isnan(value) or low is None or high is None:
-        return DASH
-    return f"{number(value)} [{number(low)}, {number(high)}]"
-
-
-def number(value: Any, spec: str = ".3g") -> str:
-    """A number as text, a dash where there is none; three digits without an exponent by default."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return DASH
-    if spec == ".3g" and abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:{spec}}"

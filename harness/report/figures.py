@@ -69,10 +69,40 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
             f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads. A cross marks a stage"
             " that is wrong or did not run."
         )
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        plt.close(figure)
+        return _kept(figure, folder, name, caption)
+
+
+def scaling_lines(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Throughput over ranks for each mode, beside the line of perfect scaling, as <name>.svg and .png in folder."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        for (mode, own), colour in zip(rows.groupby("mode"), ("#0072b2", "#e69f00", "#009e73"), strict=False):
+            low, high = own["graphs_per_s"] - own["lowest"], own["highest"] - own["graphs_per_s"]
+            style: Any = {"marker": "o", "capsize": 3, "color": colour, "label": mode}
+            axes.errorbar(own["ranks"], own["graphs_per_s"], yerr=np.array([low, high]), **style)
+            first = own.iloc[0]
+            ideal = first["graphs_per_s"] * own["ranks"] / first["ranks"]
+            axes.plot(own["ranks"], ideal, ":", color=colour, linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted(set(rows["ranks"]))
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.set_xlabel("ranks")
+        axes.set_ylabel("graphs/s")
+        axes.legend(frameon=False)
+        caption = (
+            f"Training throughput on {rows['system'].iloc[0]}: median of the kept epochs, lowest and highest as bars;"
+            " dotted: perfect scaling from the smallest run."
+        )
+        return _kept(figure, folder, name, caption)
+
+
+def _kept(figure: Any, folder: Path, name: str, caption: str) -> Figure:
+    """The figure written as PNG and SVG, and closed."""
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
     svg = text.getvalue()
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     return Figure(name, caption, svg[svg.index("<svg") :])

@@ -1,0 +1,48 @@
+"""What a report is made of: sections of paragraphs, figures and tables, and numbers as text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.report.figures import Figure
+
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class View:
+    """A table to print: a title, column heads, rows of text, and a note under it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, figures and tables."""
+
+    title: str
+    anchor: str
+    paragraphs: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """`12.3 [11.9, 12.8]`."""
+    if value is None or math.isnan(value) or low is None or high is None:
+        return DASH
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def number(value: Any, spec: str = ".3g") -> str:
+    """A number as text, a dash where there is none; three digits without an exponent by default."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return DASH
+    if spec == ".3g" and abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:{spec}}"

@@ -31,7 +31,7 @@ class Interrupted(UsageError):
 
 def printable(text: str) -> str:
     """The text with a ? for every character that a terminal would obey or hide."""
-    return CONTROL.sub("?", text)
+    return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
 
 
 def shortened(value: object) -> str:

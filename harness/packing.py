@@ -28,6 +28,11 @@ class Job:
     expected_minutes: float
 
     @property
+    def folders(self) -> dict[str, str]:
+        """Case id -> its folder in the campaign's."""
+        return {case.id: case.folder_name for case in self.cases}
+
+    @property
     def walltime(self) -> str:
         """hh:mm:ss."""
         minutes = math.ceil(self.minutes)

@@ -18,16 +18,16 @@ from harness.programs import Strict
 
 PREFIX = "HARNESS_"
 # Values become words of job scripts: nothing that a shell reads as more than a variable.
-SAFE = re.compile(r"^[\w./:@%+=,~-]*(?:\$\{?\w+\}?[\w./:@%+=,~-]*)*$", re.ASCII)
+SAFE = re.compile(r"(?:[\w./:@%+=,~-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*", re.ASCII)
 
 
-WHOLE = re.compile(r"^[-+]?[0-9]{1,18}$", re.ASCII)
+WHOLE = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
 EXPECTED = {int: "a whole number", float: "a number"}
 SAFE_LETTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
 
 
 def _safe(value: str | int | float | None) -> str | int | float | None:
-    if isinstance(value, str) and not SAFE.match(value):
+    if isinstance(value, str) and not SAFE.fullmatch(value):
         raise ValueError(f"expected {SAFE_LETTERS}, got {shortened(value)}")
     return value
 
@@ -114,11 +114,11 @@ def _typed(said: str, setting: Setting, text: str) -> str | int | float:
     """The text as the setting's type; said: where it is from."""
     kind = str if setting.default is None else type(setting.default)
     if kind is str:
-        if not SAFE.match(text):
+        if not SAFE.fullmatch(text):
             raise UsageError(f"{said}: expected {SAFE_LETTERS}, got {shortened(text)}")
         return text
     try:
-        value = int(text) if kind is int and WHOLE.match(text) else float(text) if kind is float else None
+        value = int(text) if kind is int and WHOLE.fullmatch(text) else float(text) if kind is float else None
     except ValueError:
         value = None
     if value is None or not math.isfinite(value):

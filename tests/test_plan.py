@@ -83,7 +83,7 @@ def _seconds(command: list[str]) -> float:
 
 RANKS = (
     "cli",
-    "commands",
+    "commands schema",
     "report",
     "analysis",
     "collect",

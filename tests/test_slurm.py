@@ -148,7 +148,7 @@ def test_thirty_cases_while_everything_dies(
     def progress() -> str:
         return "".join(p.read_text() for p in odd_ones.glob("*steps_4000*/events.jsonl"))
 
-    until("the long case has begun", lambda: '"sample"' in progress())
+    until("the long case has begun", lambda: '"ranks"' in progress())
     until("some cases are done", lambda: len(list(fleet.glob("*/exit_code"))) >= 3)
     first.kill()
     first.communicate()
@@ -272,11 +272,11 @@ def test_a_packed_job_put_back_into_the_queue_goes_on_where_it_was(
     call: Call, cluster: Cluster, tmp_path: Path
 ) -> None:
     text = FLEET.replace("resources", "pack: 3\nresources").replace("  steps: 1\n", "")
-    text = text.replace("matrix:\n  seed: [1, 2, 3, 4]", "zips: {one: {seed: [1, 2, 3], steps: [1, 1000, 1]}}")
+    text = text.replace("matrix:\n  seed: [1, 2, 3, 4]", "zips: {one: {seed: [1, 2, 3], steps: [1, 2000, 1]}}")
     campaign = write(tmp_path, text)
     assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
     second = next(campaign.glob("*seed_2*"))
-    until("the second case runs", (second / "events.jsonl").exists)
+    until("the second case runs", lambda: any(e.get("name") == "ranks" for e in events.read(second / "events.jsonl")))
     job = next(job for job in cluster.jobs() if job.state == "RUNNING")
     cluster.call("scontrol", "requeue", job.id)
     time.sleep(3)  # Slurm refuses to start a job again within the second
@@ -294,7 +294,8 @@ def test_cancel_takes_jobs_out_and_run_puts_them_back(call: Call, cluster: Clust
     until("one runs", lambda: any(job.state == "RUNNING" for job in cluster.jobs()))
     cancelled = call("cancel", "fleet.yaml", "--system", "slurm")
     assert "4 jobs cancelled" in cancelled.stdout, cancelled.stderr
-    assert not [job for job in cluster.jobs() if job.state in ("RUNNING", "PENDING")]
+    alive = [job for job in cluster.jobs() if job.state in ("RUNNING", "PENDING")]
+    assert not [job for job in alive if job.name.startswith("fleet")]
     write(tmp_path)
     assert call("run", "fleet.yaml", "--system", "slurm", "--wait").returncode == 0
     assert len(list(campaign.glob("*/exit_code"))) == 4

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.cases import Case
-from harness.checks import State
 from harness.errors import Interrupted, UsageError
 from harness.jobs import outcome
 from harness.jobs.commands import CommandFailed, Pauses, SchedulerBusy
 from harness.jobs.journal import Ended, Journal, OpenJob
 from harness.jobs.local import LocalScheduler
+from harness.jobs.lock import alone
 from harness.jobs.outcome import Outcome
 from harness.jobs.pbs import PbsScheduler
 from harness.jobs.progress import Progress
 from harness.jobs.scheduler import Queued, Scheduler
-from harness.jobs.script import JOBS
 from harness.jobs.slurm import SlurmScheduler
+from harness.jobs.standing import Standing
 from harness.jobs.submission import Orders, Submission
 from harness.packing import Job, pack
 from harness.plan import Plan
@@ -40,7 +36,6 @@ class Campaign:
         self.folder = root / plan.campaign_name
         self.scheduler = _scheduler(plan.site.system.scheduler, self.folder)
         self._by_id = {case.id: case for case in plan.cases}
-        self._id_of_folder = {case.folder_name: case.id for case in plan.cases}
 
     def case_folder(self, case: Case) -> Path:
         """Where the case's files are."""
@@ -60,7 +55,7 @@ class Campaign:
             queue = self._queue(journal)
         except (SchedulerBusy, CommandFailed):
             queue = {}
-        return self._outcomes(journal, queue)
+        return self._standing(journal).outcomes(queue)
 
     def run(self, orders: Orders, progress: Progress) -> list[Outcome]:
         """Gather what has ended, submit what is missing, and stay if told to; return where all cases stand.
@@ -68,7 +63,7 @@ class Campaign:
         A case that fails does not stop the others. KeyboardInterrupt ends jobs of this machine and leaves those of a
         queue; raises UsageError if a job is refused, Interrupted if the scheduler does not answer.
         """
-        with self._alone():
+        with alone(self.folder):
             journal = Journal(self.folder)
             try:
                 return self._run(orders, journal, progress)
@@ -83,18 +78,18 @@ class Campaign:
 
     def collect(self, progress: Progress) -> list[Outcome]:
         """Gather what has ended, and submit nothing; return where all cases stand."""
-        with self._alone():
+        with alone(self.folder):
             journal = Journal(self.folder)
             try:
                 self._recover(journal)
                 self._settle(journal, progress)
-                return self._outcomes(journal, self._queue(journal))
+                return self._standing(journal).outcomes(self._queue(journal))
             except SchedulerBusy as error:
                 raise Interrupted(f"{error}; nothing is lost") from None
 
     def cancel(self) -> int:
         """Take every job of the campaign out of the queue; return how many there were."""
-        with self._alone():
+        with alone(self.folder):
             journal = Journal(self.folder)
             jobs = list(journal.open.values())
             try:
@@ -111,8 +106,9 @@ class Campaign:
             for failed in [i for i, e in journal.ended.items() if e.state != "done" and i in self._by_id]:
                 journal.retried(failed)
         self._settle(journal, progress)
+        standing = self._standing(journal)
         for case in self.plan.cases:
-            if self._is_done(journal, case):
+            if standing.is_done(case):
                 progress.already_done(case.name)
         if not orders.submit:
             return self._written(orders, journal, progress)
@@ -129,7 +125,7 @@ class Campaign:
             lost = self._settle(journal, progress)
             left += pack(self.plan, [self._by_id[i] for i in lost], self.folder, journal.seconds())
         progress.close()
-        return self._outcomes(journal, self._queue(journal))
+        return self._standing(journal).outcomes(self._queue(journal))
 
     def _written(self, orders: Orders, journal: Journal, progress: Progress) -> list[Outcome]:
         """Make the scripts of what is left, without a word to the scheduler."""
@@ -137,10 +133,14 @@ class Campaign:
         left = self._left(journal)
         submission.check_cost(left)
         submission.write_only(left)
-        return self._outcomes(journal, {})
+        return self._standing(journal).outcomes({})
+
+    def _standing(self, journal: Journal) -> Standing:
+        return Standing(self.plan, self.folder, journal)
 
     def _left(self, journal: Journal) -> list[Job]:
-        cases = [case for case in self.plan.cases if self._is_left(journal, case)]
+        standing = self._standing(journal)
+        cases = [case for case in self.plan.cases if standing.is_left(case)]
         return pack(self.plan, cases, self.folder, journal.seconds())
 
     def _recover(self, journal: Journal) -> None:
@@ -157,26 +157,25 @@ class Campaign:
             if name in there:
                 journal.submitted(name, there[name].split("_")[0])
         for job in [j for j in unknown if j.id is None and j.submission not in there]:
-            began = [i for i in job.cases if i in self._by_id and outcome.was_begun(self.case_folder(self._by_id[i]))]
-            if not began:
+            if not any(outcome.was_begun(self.folder / folder) for folder in job.cases.values()):
                 journal.released(job.submission, "never reached the scheduler")
 
     def _adopt(self, journal: Journal, jobs: Sequence[Job]) -> list[Job]:
         """Leave out the jobs that somebody submitted by hand, and put them on record."""
         there = {queued.name: queued.id for queued in self.scheduler.queue({job.name for job in jobs})}
-        held = self._held([case.id for job in jobs for case in job.cases])
+        held = self._held({i: folder for job in jobs for i, folder in job.folders.items()})
         free = []
         for job in jobs:
             if job.name in there or any(case.id in held for case in job.cases):
-                journal.submitting(job.name, {job.name: [case.id for case in job.cases]}, array=False)
+                journal.submitting(job.name, {job.name: job.folders}, array=False)
                 journal.submitted(job.name, there.get(job.name, "by hand"))
             else:
                 free.append(job)
         return free
 
-    def _held(self, cases: Sequence[str]) -> set[str]:
-        """Those of the cases that a living job has taken up, whatever job they are on record for."""
-        claims = {i: outcome.claim_of(self.case_folder(self._by_id[i])) for i in cases if i in self._by_id}
+    def _held(self, cases: Mapping[str, str]) -> set[str]:
+        """Those of the cases (id -> folder) that a living job has taken up, whatever job they are on record for."""
+        claims = {case: outcome.claim_of(self.folder / folder) for case, folder in cases.items()}
         ids = {claim for claim in claims.values() if claim}
         alive = {queued.id for queued in self.scheduler.queue((), ids)} if ids else set()
         return {case for case, claim in claims.items() if claim in alive}
@@ -193,17 +192,20 @@ class Campaign:
         queue = self._queue(journal)
         self._look(journal, progress)
         gone = [job for name, job in journal.open.items() if name not in queue]
-        held = self._held([case for job in gone for case in job.cases])
+        held = self._held({case: folder for job in gone for case, folder in job.cases.items()})
         endings = self.scheduler.endings([job.id for job in gone if job.id])
         lost: list[str] = []
         for job in gone:
             ending = endings.get(job.id or "")
             reason = ending.reason if ending else "its job is gone and left no exit code"
-            for case in job.cases - held:
+            for case, folder in list(job.cases.items()):
+                if case in held:
+                    continue
                 if ending is not None and not ending.again:
-                    self._give_up(journal, progress, case, "failed", reason)
+                    self._ended(journal, progress, case, folder, Ended("failed", None, None, reason))
                 elif journal.losses[case] >= self.plan.suite.retries:
-                    self._give_up(journal, progress, case, "lost", f"{reason}; tried {journal.losses[case] + 1} times")
+                    said = f"{reason}; tried {journal.losses[case] + 1} times"
+                    self._ended(journal, progress, case, folder, Ended("lost", None, None, said))
                 else:
                     journal.lost(case, reason)
                     lost.append(case)
@@ -212,19 +214,16 @@ class Campaign:
 
     def _look(self, journal: Journal, progress: Progress) -> None:
         """Put on record the open cases that have an exit code."""
-        for case_id in list(journal.open_cases):
-            case = self._by_id.get(case_id)
-            ended = outcome.ended(case, self.case_folder(case)) if case else None
-            if case is not None and ended is not None:
-                journal.end(case_id, ended)
-                progress.ended(case.name, ended, self.case_folder(case))
+        for job in list(journal.open.values()):
+            for case, folder in list(job.cases.items()):
+                ended = outcome.ended(self.folder / folder)
+                if ended is not None:
+                    self._ended(journal, progress, case, folder, ended)
 
-    def _give_up(self, journal: Journal, progress: Progress, case_id: str, state: State, reason: str) -> None:
-        ended = Ended(state, None, None, reason)
-        journal.end(case_id, ended)
-        case = self._by_id.get(case_id)
-        if case is not None:
-            progress.ended(case.name, ended, self.case_folder(case))
+    def _ended(self, journal: Journal, progress: Progress, case: str, folder: str, ended: Ended) -> None:
+        journal.end(case, ended)
+        known = self._by_id.get(case)
+        progress.ended(known.name if known else folder, ended, self.folder / folder)
 
     def _end(self, journal: Journal, jobs: Sequence[OpenJob], reason: str) -> None:
         """Cancel jobs, and do not come back before they are gone or refuse to go."""
@@ -247,22 +246,6 @@ class Campaign:
                 found[job] = queued
         return found
 
-    def _is_done(self, journal: Journal, case: Case) -> bool:
-        ended = journal.ended.get(case.id)
-        return ended is not None and ended.state == "done" and os.path.isdir(self.case_folder(case))
-
-    def _is_left(self, journal: Journal, case: Case) -> bool:
-        """Whether a run would submit it: it is neither open nor ended, by the journal or, run by hand, by its files."""
-        if case.id in journal.open_cases:
-            return False
-        folder = f"{self.folder}/{case.folder_name}"
-        if case.id in journal.ended:
-            return not os.path.isdir(folder)
-        if case.after and self._failed_needs(journal, case):
-            return False
-        ended = outcome.ended(case, Path(folder))
-        return ended is None or ended.state != "done"
-
     def _running(self, journal: Journal) -> list[tuple[str, Path]]:
         """Name and folder of open cases that have begun; some of them, where there are many."""
         found = []
@@ -271,50 +254,6 @@ class Campaign:
             if case is not None and outcome.was_begun(self.case_folder(case)):
                 found.append((case.name, self.case_folder(case)))
         return found[:4]
-
-    def _outcomes(self, journal: Journal, queue: dict[str, Queued]) -> list[Outcome]:
-        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
-        return [self._outcome(journal, queue, there, case) for case in self.plan.cases]
-
-    def _outcome(self, journal: Journal, queue: dict[str, Queued], there: set[str], case: Case) -> Outcome:
-        folder = self.case_folder(case)
-        if case.folder_name not in there:
-            failed = self._failed_needs(journal, case)
-            said = f"needs {failed[0]}" if failed else ""
-            return Outcome(case, "blocked" if failed else "not run", None, said, folder)
-        ended = journal.ended.get(case.id) or outcome.ended(case, folder)
-        if ended is not None:
-            return Outcome(case, ended.state, ended.exit_code, ended.reason, folder)
-        job = queue.get(journal.open_cases.get(case.id, ""))
-        begun = outcome.was_begun(folder)
-        if job is not None:
-            state: State = "running" if begun and job.state == "running" else "waiting"
-            return Outcome(case, state, None, job.reason if state == "waiting" else "", folder)
-        if begun:
-            return Outcome(case, "lost", None, "", folder)
-        failed = self._failed_needs(journal, case)
-        return Outcome(case, "blocked" if failed else "not run", None, f"needs {failed[0]}" if failed else "", folder)
-
-    def _failed_needs(self, journal: Journal, case: Case) -> list[str]:
-        """The cases that it needs and that ended otherwise than well."""
-        ends = {name: journal.ended.get(i) for name in case.after if (i := self._id_of_folder.get(name))}
-        return [name for name, ended in ends.items() if ended is not None and ended.state != "done"]
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the campaign's lock; raises UsageError if another harness has it."""
-        (self.folder / JOBS).mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                who = handle.read(200).strip()
-                raise UsageError(f"{self.folder}: another harness is running this campaign ({who})") from None
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {platform.node()}\n")
-            handle.flush()
-            yield
 
 
 def _scheduler(kind: str, folder: Path) -> Scheduler:

@@ -19,6 +19,9 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         written = os.write(handle, content)
         while written < len(content):
             written += os.write(handle, content[written:])
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(handle)
     os.replace(part, path)

@@ -1,7 +1,8 @@
 """The append-only record of a campaign: what was submitted as which job, and how every case ended.
 
 Lines, of which a replay gives the present state:
-    submitting  name, jobs {job: [case ids]}, array    about to be handed to the scheduler: on disk before it is asked
+    submitting  name, jobs {job: {case: folder}}, array
+                                                       about to be handed over: on disk before the scheduler is asked
     submitted   name, id                               the scheduler has it
     released    name, reason                           its cases that are still open are free again: it never was, or
                                                        was stopped on purpose
@@ -27,12 +28,15 @@ FILE_NAME = "journal.jsonl"
 
 @dataclass
 class OpenJob:
-    """A job that is not known to have ended. id: None while it is not known whether the scheduler has it."""
+    """A job that is not known to have ended. id: None while it is not known whether the scheduler has it.
+
+    cases: those of its cases that have not ended, with their folders.
+    """
 
     name: str
     submission: str
     id: str | None
-    cases: set[str]
+    cases: dict[str, str]
     time_s: float
 
 
@@ -60,9 +64,9 @@ class Journal:
         for line in events.read(self._path):
             self._apply(line)
 
-    def submitting(self, name: str, jobs: Mapping[str, Sequence[str]], array: bool) -> None:
+    def submitting(self, name: str, jobs: Mapping[str, Mapping[str, str]], array: bool) -> None:
         """On disk before the scheduler is asked, so that no job can be forgotten."""
-        self._write("submitting", name=name, jobs={job: list(cases) for job, cases in jobs.items()}, array=array)
+        self._write("submitting", name=name, jobs={job: dict(cases) for job, cases in jobs.items()}, array=array)
         assert self._log is not None
         self._log.sync()
 
@@ -103,7 +107,7 @@ class Journal:
             case "submitting":
                 self._arrays[line["name"]] = list(line["jobs"]) if line["array"] else []
                 for job, cases in line["jobs"].items():
-                    self.open[job] = OpenJob(job, line["name"], None, set(cases), line["time_s"])
+                    self.open[job] = OpenJob(job, line["name"], None, dict(cases), line["time_s"])
                     self.open_cases.update(dict.fromkeys(cases, job))
                     for case in cases:
                         self.ended.pop(case, None)
@@ -134,6 +138,6 @@ class Journal:
     def _close(self, case: str) -> None:
         job = self.open.get(self.open_cases.pop(case, ""))
         if job is not None:
-            job.cases.discard(case)
+            job.cases.pop(case, None)
             if not job.cases:
                 del self.open[job.name]

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from harness import checks, events
 from harness.cases import Case
 from harness.checks import State
@@ -41,12 +43,16 @@ def exit_of(folder: Path | str) -> tuple[int, float | None] | None:
         os.close(handle)
 
 
-def ended(case: Case, folder: Path) -> Ended | None:
-    """How a case ended, if it did."""
+def ended(folder: Path) -> Ended | None:
+    """How the case of a folder ended, if it did."""
     found = exit_of(folder)
     if found is None:
         return None
-    state, reason = checks.judge({"sanity": case.sanity}, events.last_run(folder / events.FILE_NAME), found[0])
+    try:
+        case = orjson.loads((folder / "case.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        case = {}
+    state, reason = checks.judge(case, events.last_run(folder / events.FILE_NAME), found[0])
     return Ended(state, found[0], found[1], reason)
 
 

@@ -36,9 +36,9 @@ class Progress:
             what = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs as one array"
             self.say(f"submitted {what} ({cases} case{'s' * (cases > 1)}) as {job_id}")
 
-    def written(self, folder: Path, scripts: Sequence[Path]) -> None:
+    def written(self, folder: Path, jobs: int, node_hours: float) -> None:
         """Scripts that wait for somebody to submit them."""
-        self.say(f"{len(scripts)} job script{'s' * (len(scripts) != 1)} in {folder}")
+        self.say(f"{jobs} job script{'s' * (jobs != 1)}, at most {node_hours:,.4g} node-hours, in {folder}")
 
     def ended(self, name: str, ended: Ended, folder: Path) -> None:
         """A case that has just ended."""

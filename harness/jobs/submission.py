@@ -63,7 +63,7 @@ class Submission:
         """Make the scripts and say how to submit them."""
         for job in jobs:
             self._prepare(job)
-        self.progress.written(self.scripts.jobs, [self.scripts.path(job.name) for job in jobs])
+        self.progress.written(self.scripts.jobs, len(jobs), node_hours(jobs)[0])
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
         """Submit what is ready and fits; return the jobs that are to wait."""
@@ -128,7 +128,7 @@ class Submission:
     def _submit_one(self, job: Job, after: Sequence[str]) -> None:
         script = self._prepare(job)
         ids = [self.journal.open[self.journal.open_cases[case]].id for case in after]
-        self.journal.submitting(job.name, {job.name: [case.id for case in job.cases]}, array=False)
+        self.journal.submitting(job.name, {job.name: job.folders}, array=False)
         job_id = self._ask(job.name, script, lambda: self.scheduler.submit(script, job.name, _known(ids)))
         self.spent += job.node_hours
         self.progress.submitted([job.name], job_id, len(job.cases))
@@ -139,7 +139,7 @@ class Submission:
         for job in jobs:
             self._prepare(job)
         script = self.scripts.write_array(name, jobs)
-        self.journal.submitting(name, {job.name: [case.id for case in job.cases] for job in jobs}, array=True)
+        self.journal.submitting(name, {job.name: job.folders for job in jobs}, array=True)
         job_id = self._ask(name, script, lambda: self.scheduler.submit_array(script, name))
         self.spent += sum(job.node_hours for job in jobs)
         self.progress.submitted([job.name for job in jobs], job_id, sum(len(job.cases) for job in jobs))

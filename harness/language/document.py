@@ -137,5 +137,5 @@ def remember(path: Path, text: str) -> None:
 def offending_line(path: Path, line: int) -> str:
     """`\\n    7 | the line`, or nothing if it is empty."""
     lines = _texts.get(path, "").split("\n")
-    text = lines[line - 1].rstrip() if line <= len(lines) else ""
-    return f"\n    {line} | {printable(text[:LINE_SHOWN])}" if text.strip() else ""
+    text = lines[line - 1].rstrip()[:LINE_SHOWN] if line <= len(lines) else ""
+    return f"\n    {line} | {printable(text)}" if text.strip() else ""

@@ -116,7 +116,7 @@ class _Reader:
                 merged += value.items if value.kind == "sequence" else [value]
                 continue
             name = scalar(key) if key.kind == "scalar" else None
-            if not isinstance(name, str):
+            if not isinstance(name, str) or not name.isprintable():
                 got = shortened(key.text) if key.kind == "scalar" else f"a {key.kind} (quote text that holds {{{{ }}}})"
                 raise NodeError(f"keys are words (or in quotes), got {got}", key.line, key.column)
             if name in found:

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+#PBS -N scaling-weak-nodes_512-88cf1ef7
+#PBS -S /bin/bash
+#PBS -l select=1024
+#PBS -l place=scatter
+#PBS -l walltime=01:03:00
+#PBS -j oe
+#PBS -o "/campaign/jobs/scaling-weak-nodes_512-88cf1ef7.log"
+#PBS -r y
+#PBS -A abc123
+#PBS -q prod
+#PBS -l filesystems=home:flare
+#PBS -k doe
+#
+# Weak and strong scaling of data-parallel training
+# 2 cases, one after another, on Aurora (ALCF):
+#   scaling-weak-nodes_512 (id 1cb5dd2b5673991a): 512 nodes x 12 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id ec8ed1005c0058ba): 1024 nodes x 12 ranks, 30 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system aurora`.
+# By hand: `qsub jobs/scaling-weak-nodes_512-88cf1ef7.sh`. Cases that have ended are passed over; with the word
+# `again` after it they run anew. Each case leaves events.jsonl, stdout, stderr and exit_code in its folder.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${CAMPAIGN:-/campaign}
+job=scaling-weak-nodes_512-88cf1ef7
+
+# A job that PBS runs again keeps its id, and goes on where it stopped; PBS does not tell it, so each run leaves a line.
+job_id=${PBS_JOBID:?this script is for qsub}
+script=$(realpath "${BASH_SOURCE[0]}")
+runs=$campaign/jobs/$job.runs
+restarts=$(grep -Fcx "$job_id" "$runs" 2> /dev/null || true)
+restarts=${restarts:-0}
+echo "$job_id" >> "$runs"
+# qsub hands no words to a script: the word comes by `qsub -v again=again jobs/scaling-weak-nodes_512-88cf1ef7.sh`.
+set -- "${1:-${again:-}}"
+again=${1:-}
+worst=0
+cd "$campaign"
+
+set +u
+module reset
+module load frameworks
+set -u
+
+export OMP_NUM_THREADS=8
+export PYTHONNOUSERSITE=1
+export CCL_KVS_MODE=mpi
+export CCL_KVS_CONNECTION_TIMEOUT=900
+export FI_MR_CACHE_MONITOR=userfaultfd
+export FI_CXI_RX_MATCH_MODE=hybrid
+export TORCH_DISTRIBUTED_USE_TORCHCOMMS=1
+
+# check_nodes: the nodes that answer and pass the check. A case takes the first ones.
+nodes=$campaign/jobs/$job.nodes
+sort -u "$PBS_NODEFILE" > "$nodes.asked"
+there=$(wc -l < "$nodes.asked")
+# shellcheck disable=SC2016  # expanded on the nodes
+check='test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 6'
+check_nodes() {
+    local name
+    timeout --kill-after=10 "$1" mpiexec -n "$there" --ppn 1 --hostfile "$nodes.asked" bash -c \
+        "if { $check; } > /dev/null 2>&1; then hostname; fi" | cut -d . -f 1 | sort -u > "$nodes.answered" || true
+    while read -r name; do
+        if grep -Fqx "${name%%.*}" "$nodes.answered"; then echo "$name"; fi
+    done < "$nodes.asked" > "$nodes"
+    healthy=$(wc -l < "$nodes")
+    echo "$healthy of $there nodes passed the check"
+}
+check_nodes 300
+
+# same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
+same_nodes() {
+    local before=$healthy
+    sleep 2
+    check_nodes 60
+    [ "$healthy" -ge "$before" ]
+}
+
+# first N: the file that names the first N healthy nodes, as mpiexec takes it.
+first() {
+    head -n "$1" "$nodes" > "$nodes.$1"
+    echo "$nodes.$1"
+}
+MASTER_ADDR=$(head -n 1 "$nodes")
+number=${PBS_JOBID%%[!0-9]*}
+export MASTER_ADDR MASTER_PORT=$((20000 + number % 10000))
+
+source "$HOME/gfm-harness-aurora/bin/activate"
+python=python
+"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && [ "$restarts" -eq 0 ]; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over.
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && ! same_nodes; then
+        echo "$case: lost with a node, and left for another job" >&2
+        worst=75
+        return
+    fi
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-nodes_512-1cb5dd2b56 '' 512 1800 \
+    env WORLD_SIZE=6144 mpiexec -n 6144 --ppn 12 --hostfile "$(first 512)" \
+    --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
+    "$python" -m harness.reference .
+
+run_case scaling-weak-nodes_1024-ec8ed1005c '' 1024 1800 \
+    env WORLD_SIZE=12288 mpiexec -n 12288 --ppn 12 --hostfile "$(first 1024)" \
+    --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
+    "$python" -m harness.reference .
+
+exit "$worst"

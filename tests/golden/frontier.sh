@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=scaling-weak-nodes_512-959ec790
+#SBATCH --nodes=1024
+#SBATCH --time=01:05:00
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-959ec790.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --account=abc123
+#SBATCH --partition=batch
+#SBATCH --constraint=nvme
+#
+# Weak and strong scaling of data-parallel training
+# 2 cases, one after another, on Frontier (OLCF):
+#   scaling-weak-nodes_512 (id 5ba6200365de1bc3): 512 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 23d9d5152aeb7c0e): 1024 nodes x 8 ranks, 30 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system frontier`.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-959ec790.sh`. Cases that have ended are passed over; with the word
+# `again` after it they run anew. Each case leaves events.jsonl, stdout, stderr and exit_code in its folder.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${CAMPAIGN:-/campaign}
+job=scaling-weak-nodes_512-959ec790
+
+# A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
+job_id=${SLURM_JOB_ID:?this script is for sbatch}
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+script=$(realpath "${BASH_SOURCE[0]}")
+restarts=${SLURM_RESTART_COUNT:-0}
+again=${1:-}
+worst=0
+cd "$campaign"
+
+set +u
+module reset
+module load cpe/24.07 cce/18.0.0 rocm/7.1.1 amd-mixed/7.1.1 craype-accel-amd-gfx90a PrgEnv-gnu miniforge3/23.11.0-0
+module unload darshan-runtime
+set -u
+
+venv=$HOME/gfm-harness-frontier
+archive=
+plugin=
+if [ -n "$plugin" ]; then
+    export NCCL_NET_PLUGIN="$plugin" NCCL_NET="AWS Libfabric"
+else
+    echo "warning: without the setting nccl_plugin RCCL talks over sockets" >&2
+fi
+export OMP_NUM_THREADS=7
+export PYTHONNOUSERSITE=1
+export FI_MR_CACHE_MONITOR=kdreg2
+export FI_CXI_DEFAULT_CQ_SIZE=131072
+export FI_CXI_DEFAULT_TX_SIZE=2048
+export FI_CXI_RX_MATCH_MODE=hybrid
+export FI_CXI_RDV_PROTO=alt_read
+export FI_CXI_DISABLE_HOST_REGISTER=1
+export FI_CXI_RDZV_EAGER_SIZE=0
+export FI_CXI_RDZV_GET_MIN=0
+export FI_CXI_RDZV_THRESHOLD=0
+export NCCL_NET_GDR_LEVEL=PHB
+export NCCL_CROSS_NIC=1
+export NCCL_SOCKET_IFNAME=hsn0
+export TORCH_NCCL_HIGH_PRIORITY=1
+export GPU_MAX_HW_QUEUES=2
+export HSA_FORCE_FINE_GRAIN_PCIE=1
+export MPICH_ENV_DISPLAY=0
+export MIOPEN_DISABLE_CACHE=1
+export MIOPEN_USER_DB_PATH=/tmp
+
+# check_nodes: the nodes that answer and pass the check, one `name host` a line. A case takes the first ones.
+nodes=$campaign/jobs/$job.nodes
+# shellcheck disable=SC2016  # expanded on the nodes
+check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
+check_nodes() {
+    timeout --kill-after=10 "$1" \
+        srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c \
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
+    healthy=$(wc -l < "$nodes")
+    echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
+}
+check_nodes 300
+
+# same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
+same_nodes() {
+    local before=$healthy
+    sleep 2
+    check_nodes 60
+    [ "$healthy" -ge "$before" ]
+}
+
+# first N: the file that names the first N healthy nodes, as srun takes it.
+first() {
+    head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
+    echo "$nodes.$1"
+}
+MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))
+
+if [ -n "$archive" ]; then
+    local_env=/mnt/bb/$USER/gfm-harness
+    sbcast --force "$archive" "$local_env.tar.gz" || { echo "error: sbcast of $archive failed" >&2; exit 75; }
+    srun --nodes="$healthy" --ntasks="$healthy" --ntasks-per-node=1 --nodelist="$(first "$healthy")" bash -c \
+        "mkdir -p $local_env && tar -xzf $local_env.tar.gz -C $local_env" ||
+        { echo "error: unpacking $archive on the nodes failed" >&2; exit 75; }
+    venv=$local_env
+fi
+VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
+python=python
+"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && [ "$restarts" -eq 0 ]; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over.
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && ! same_nodes; then
+        echo "$case: lost with a node, and left for another job" >&2
+        worst=75
+        return
+    fi
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-nodes_512-5ba6200365 '' 512 1800 \
+    srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
+    --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
+    --kill-on-bad-exit=1 --label \
+    "$python" -m harness.reference .
+
+run_case scaling-weak-nodes_1024-23d9d5152a '' 1024 1800 \
+    srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
+    --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
+    --kill-on-bad-exit=1 --label \
+    "$python" -m harness.reference .
+
+exit "$worst"

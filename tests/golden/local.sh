@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+#
+# Weak and strong scaling of data-parallel training
+# 1 case on This machine:
+#   scaling-weak-per_node_2 (id ca1c90857ab82212): 1 node x 2 ranks, 10 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system local`.
+# By hand: `bash jobs/scaling-weak-per_node_2-a7acc45e.sh`. Cases that have ended are passed over; with the word
+# `again` after it they run anew. Each case leaves events.jsonl, stdout, stderr and exit_code in its folder.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${CAMPAIGN:-/campaign}
+job=scaling-weak-per_node_2-a7acc45e
+
+job_id="$(hostname)-$$"
+restarts=0
+script=$(realpath "${BASH_SOURCE[0]}")
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 40000))
+again=${1:-}
+worst=0
+cd "$campaign"
+
+export OMP_NUM_THREADS=1
+export MALLOC_MMAP_MAX_=0
+export MALLOC_TRIM_THRESHOLD_=1000000000000
+export MALLOC_TOP_PAD_=268435456
+
+# One run of this job at a time; the lock lives as long as any process of the job. (Who asks for the state of the
+# job holds it for an instant: hence the wait.)
+exec 9>> "jobs/$job.lock"
+flock --wait 2 9 || { echo "error: this job is already running here" >&2; exit 3; }
+healthy=1
+same_nodes() { true; }
+PATH=/environment/bin:$PATH
+python=/environment/bin/python
+"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && [ "$restarts" -eq 0 ]; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over.
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && ! same_nodes; then
+        echo "$case: lost with a node, and left for another job" >&2
+        worst=75
+        return
+    fi
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-per_node_2-ca1c90857a '' 1 600 \
+    mpiexec -n 2 \
+    "$python" -m harness.reference .
+
+exit "$worst"

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=scaling-weak-nodes_4-82956517
+#SBATCH --nodes=8
+#SBATCH --time=00:22:00
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_4-82956517.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --account=abc123
+#SBATCH --exclusive
+#
+# Weak and strong scaling of data-parallel training
+# 2 cases, one after another, on A Slurm cluster:
+#   scaling-weak-nodes_4 (id 46855685ff10a137): 4 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_8 (id f3b3337d2ca276de): 8 nodes x 2 ranks, 10 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system slurm`.
+# By hand: `sbatch jobs/scaling-weak-nodes_4-82956517.sh`. Cases that have ended are passed over; with the word
+# `again` after it they run anew. Each case leaves events.jsonl, stdout, stderr and exit_code in its folder.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${CAMPAIGN:-/campaign}
+job=scaling-weak-nodes_4-82956517
+
+# A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
+job_id=${SLURM_JOB_ID:?this script is for sbatch}
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+script=$(realpath "${BASH_SOURCE[0]}")
+restarts=${SLURM_RESTART_COUNT:-0}
+again=${1:-}
+worst=0
+cd "$campaign"
+
+export OMP_NUM_THREADS=1
+export PYTHONNOUSERSITE=1
+
+# check_nodes: the nodes that answer and pass the check, one `name host` a line. A case takes the first ones.
+nodes=$campaign/jobs/$job.nodes
+# shellcheck disable=SC2016  # expanded on the nodes
+check='test -w "${TMPDIR:-/tmp}"'
+check_nodes() {
+    timeout --kill-after=10 "$1" \
+        srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c \
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
+    healthy=$(wc -l < "$nodes")
+    echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
+}
+check_nodes 300
+
+# same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
+same_nodes() {
+    local before=$healthy
+    sleep 2
+    check_nodes 60
+    [ "$healthy" -ge "$before" ]
+}
+
+# first N: the file that names the first N healthy nodes, as srun takes it.
+first() {
+    head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
+    echo "$nodes.$1"
+}
+MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))
+python=/environment/bin/python
+"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && [ "$restarts" -eq 0 ]; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over.
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && ! same_nodes; then
+        echo "$case: lost with a node, and left for another job" >&2
+        worst=75
+        return
+    fi
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-nodes_4-46855685ff '' 4 600 \
+    srun --nodes=4 --ntasks=8 --ntasks-per-node=2 \
+    --cpus-per-task=1 --nodelist="$(first 4)" --kill-on-bad-exit=1 --label \
+    "$python" -m harness.reference .
+
+run_case scaling-weak-nodes_8-f3b3337d2c '' 8 600 \
+    srun --nodes=8 --ntasks=16 --ntasks-per-node=2 \
+    --cpus-per-task=1 --nodelist="$(first 8)" --kill-on-bad-exit=1 --label \
+    "$python" -m harness.reference .
+
+exit "$worst"

@@ -1,0 +1,64 @@
+"""What the pages for users show works as shown."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from tests.conftest import ROOT
+
+
+def block(page: str) -> str:
+    """The YAML example of a page."""
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_example_suite_has_every_key_and_expands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.suites import Suite
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.yaml").write_text(block("suites/README.md"))
+    assert main(["list", "example.yaml", "--system", "slurm"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert len(names) == 2 * (3 * 2 * 2 - 2)
+    assert main(["plan", "example.yaml"]) == 0
+    text = block("suites/README.md")
+    for key in set(Suite.model_fields) - {"description"} | {"scale"}:
+        assert re.search(rf"^{key}:", text, re.MULTILINE), f"the example does not show {key}"
+
+
+def test_the_example_system_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "systems").mkdir()
+    (tmp_path / "systems" / "mine.yaml").write_text(block("systems/README.md"))
+    assert main(["plan", "scaling", "--system", "mine"]) == 0
+    assert main(["run", "scaling", "--system", "mine"]) == 2
+    assert "needs the setting 'account'" in capsys.readouterr().err
+    assert main(["run", "scaling", "--system", "mine", "-S", "account=abc"]) == 0
+
+
+def test_every_command_of_the_readme_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that would run or submit something are parsed and planned."""
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^    harness (.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "run":
+            words = ["plan", *(w for w in words[1:] if w not in ("--submit", "--wait"))]
+        if words[0] in ("report", "check", "collect"):
+            continue
+        assert main(words) in (0, 3), line
+    capsys.readouterr()

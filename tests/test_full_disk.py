@@ -1,0 +1,71 @@
+"""A disk that fills up under a campaign: told in one line, nothing lost, and carried on once there is room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.events import EventLog, read
+from tests.conftest import Harness
+
+SUITE = """\
+name: small
+title: Small cases
+program: data_parallel
+parameters:
+  {precision: fp32, batch_size: 1, model: {width: 4, layers: 1, head_hidden: [4]}, sets: [random-tp], epochs: 2, steps: 1}
+matrix: {seed: [1, 2, 3]}
+resources: {minutes: 5}
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filling").write_bytes(b"x" * (room - leave))
+    return disk / "filling"
+
+
+@pytest.mark.parametrize("leave", [4096, 24576, 40960])
+def test_a_campaign_goes_on_when_there_is_room_again(harness: Harness, tmp_path: Path, disk: Path, leave: int) -> None:
+    (tmp_path / "small.yaml").write_text(SUITE)
+    filling = fill(disk, leave)
+    full = harness("run", "small.yaml", "--out", str(disk / "out"))
+    assert full.returncode == 3, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "No space left on device" in full.stderr or "lost" in full.stderr
+    filling.unlink()
+    again = harness("run", "small.yaml", "--out", str(disk / "out"), "--retry")
+    assert again.returncode == 0, again.stderr
+    for log in (disk / "out").glob("runs/*/small-*/events.jsonl"):
+        assert [e["event"] for e in read(log)].count("start") == 1
+
+
+def test_an_event_that_does_not_fit_is_an_error_and_spoils_no_other(disk: Path) -> None:
+    log = EventLog(disk / "events.jsonl")
+    log.write("start", case="a")
+    filling = fill(disk, 0)
+    with pytest.raises(OSError, match="No space left"):
+        for k in range(1000):
+            log.write("sample", text="y" * 100, k=k)
+    kept = [e["k"] for e in read(disk / "events.jsonl") if e["event"] == "sample"]
+    filling.unlink()
+    log.write("done")
+    found = list(read(disk / "events.jsonl"))
+    assert [e["k"] for e in found if e["event"] == "sample"] == kept == list(range(len(kept)))
+    assert found[-1]["event"] == "done"

@@ -102,22 +102,20 @@ def add_run_options(sub: argparse.ArgumentParser) -> None:
 
 def count_of(text: str) -> int:
     """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def positive(text: str) -> float:
     """A number above 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
-
-
-count_of.__name__ = "whole number"
-positive.__name__ = "positive number"
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@ name: small
 title: Small cases
 program: data_parallel
 parameters:
-  {precision: fp32, batch_size: 1, model: {width: 4, layers: 1, head_hidden: [4]}, sets: [random-tp], epochs: 2, steps: 1}
+  {precision: fp32, batch_size: 1, sets: [random-tp], epochs: 2, steps: 1,
+   model: {width: 4, layers: 1, head_hidden: [4]}}
 matrix: {seed: [1, 2, 3]}
 resources: {minutes: 5}
 """
@@ -56,13 +57,17 @@ def test_a_campaign_goes_on_when_there_is_room_again(harness: Harness, tmp_path:
         assert [e["event"] for e in read(log)].count("start") == 1
 
 
+def write_many(log: EventLog) -> None:
+    for k in range(1000):
+        log.write("sample", text="y" * 100, k=k)
+
+
 def test_an_event_that_does_not_fit_is_an_error_and_spoils_no_other(disk: Path) -> None:
     log = EventLog(disk / "events.jsonl")
     log.write("start", case="a")
     filling = fill(disk, 0)
     with pytest.raises(OSError, match="No space left"):
-        for k in range(1000):
-            log.write("sample", text="y" * 100, k=k)
+        write_many(log)
     kept = [e["k"] for e in read(disk / "events.jsonl") if e["event"] == "sample"]
     filling.unlink()
     log.write("done")

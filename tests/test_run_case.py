@@ -56,6 +56,7 @@ case $* in
     *) echo "$OMP_NUM_THREADS $MASTER_PORT" >> ran; if [ -e do ]; then . ./do; fi ;;
 esac
 """
+SINFO = "#!/bin/sh\necho 'n1 alloc\nn2 mix\nn3 down*'\n"
 SYSTEMS = {
     "local": "extends: local\n",
     "slurm": "extends: slurm\n",
@@ -99,7 +100,8 @@ def make(folder: Path, kind: str, title: str = "Three", system: str = "", spares
     tools = folder / "bin"
     tools.mkdir()
     hostname = '#!/bin/sh\necho "${SLURMD_NODENAME:-login}"\n'
-    for name, text in {"srun": LAUNCHER, "mpiexec": LAUNCHER, "python": PROGRAM, "hostname": hostname}.items():
+    stand_ins = {"srun": LAUNCHER, "mpiexec": LAUNCHER, "python": PROGRAM, "hostname": hostname, "sinfo": SINFO}
+    for name, text in stand_ins.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     system = system if "check:" in system else f"check: test -w /tmp\n{system}"
@@ -116,6 +118,7 @@ def make(folder: Path, kind: str, title: str = "Three", system: str = "", spares
     environment = kept | {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "n[1-3]",
         "PBS_NODEFILE": str(folder / "asked"),
     }
     return Made(script, [campaign / case.folder_name for case in job.cases], environment)

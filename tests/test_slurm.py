@@ -125,7 +125,7 @@ def test_thirty_cases_while_everything_dies(
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
     odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
     odd = odd.replace("  sets: [random-tp]\n", "").replace("  steps: 1\n", "")
-    odd += "zips: {kinds: {sets: [[random-tp], [no-such-set]], steps: [4000, 1]}}\nresources: {minutes: 5}\n"
+    odd += "zips: {kinds: {sets: [[random-tp], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
     fleet, odd_ones = write(tmp_path, text), write(tmp_path, odd, "odd")
     words = ["run", "odd.yaml", "--system", "slurm", "--submit"]
     assert call(*words).returncode == 0
@@ -146,13 +146,13 @@ def test_thirty_cases_while_everything_dies(
     first = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
 
     def progress() -> str:
-        return "".join(p.read_text() for p in odd_ones.glob("*steps_4000*/events.jsonl"))
+        return "".join(p.read_text() for p in odd_ones.glob("*steps_2500*/events.jsonl"))
 
     until("the long case has begun", lambda: '"ranks"' in progress())
     until("some cases are done", lambda: len(list(fleet.glob("*/exit_code"))) >= 3)
     first.kill()
     first.communicate()
-    long_job = next(job for job in cluster.jobs() if "steps_4000" in job.name and job.state == "RUNNING")
+    long_job = next(job for job in cluster.jobs() if "steps_2500" in job.name and job.state == "RUNNING")
     cluster.down(long_job.nodes)
     cluster.restart()
     two = [subprocess.Popen(command, **quiet) for _ in range(2)]  # type: ignore[call-overload]
@@ -266,6 +266,26 @@ def test_sick_nodes_are_left_out_and_spares_step_in(call: Call, tmp_path: Path) 
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
     assert "n1 " not in next(campaign.glob("jobs/*.nodes")).read_text()
+
+
+def test_a_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    """Both ranks of a case on two nodes; the second node dies; the job goes on with the spare one."""
+    text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
+    campaign = write(tmp_path, text.replace("{minutes: 5}", "{minutes: 5, nodes: 2}"))
+    words = ["run", "fleet.yaml", "--system", "slurm", "-S", "spares=1"]
+    assert call(*words, "--submit").returncode == 0
+    log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
+    until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
+    ranks = next(e["value"] for e in events.read(log) if e.get("name") == "ranks")
+    dead = ranks[1]["node"]
+    cluster.down(dead)
+    done = call(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "started again on others" in next(campaign.glob("jobs/*.log")).read_text()
+    assert starts(campaign) == {"fleet-seed_1": 2}
+    last = [e["value"] for e in events.read(log) if e.get("name") == "ranks"][-1]
+    assert len({rank["node"] for rank in last} - {dead}) == 2
+    cluster.resume(dead)
 
 
 def test_a_packed_job_put_back_into_the_queue_goes_on_where_it_was(

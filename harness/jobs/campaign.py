@@ -228,7 +228,7 @@ class Campaign:
     def _end(self, journal: Journal, jobs: Sequence[OpenJob], reason: str) -> None:
         """Cancel jobs, and do not come back before they are gone or refuse to go."""
         for force in (False, True):
-            self.scheduler.cancel([job.id or job.name for job in jobs], force=force)
+            self.scheduler.cancel([queued.id for queued in self._queue(journal).values()], force=force)
             deadline = time.monotonic() + CANCEL_S
             while self._queue(journal) and time.monotonic() < deadline:
                 time.sleep(0.2)

@@ -41,6 +41,8 @@ class Scripts:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = folder.resolve()
+        if set(str(self.folder)) & set('"\\\n'):
+            raise UsageError(f"{self.folder}: job scripts cannot name a folder with a quote, backslash or line break")
         self.jobs = self.folder / JOBS
         self._template = _environment(plan.site.folder).get_template(plan.site.system.template)
         self._known = self._constants()

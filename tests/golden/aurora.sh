@@ -17,22 +17,17 @@
 #   scaling-weak-nodes_512 (id 1cb5dd2b5673991a): 512 nodes x 12 ranks, 30 min at most
 #   scaling-weak-nodes_1024 (id ec8ed1005c0058ba): 1024 nodes x 12 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system aurora`.
-# By hand: `qsub jobs/scaling-weak-nodes_512-88cf1ef7.sh`. Cases that have ended are passed over; with the word
-# `again` after it they run anew. Each case leaves events.jsonl, stdout, stderr and exit_code in its folder.
+# By hand: `qsub jobs/scaling-weak-nodes_512-88cf1ef7.sh`, or with `-v again=again` to have ended cases run anew.
+# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
 job=scaling-weak-nodes_512-88cf1ef7
 
-# A job that PBS runs again keeps its id, and goes on where it stopped; PBS does not tell it, so each run leaves a line.
+# A job that PBS runs again keeps its id, and goes on where it stopped.
 job_id=${PBS_JOBID:?this script is for qsub}
 script=$(realpath "${BASH_SOURCE[0]}")
-runs=$campaign/jobs/$job.runs
-restarts=$(grep -Fcx "$job_id" "$runs" 2> /dev/null || true)
-restarts=${restarts:-0}
-echo "$job_id" >> "$runs"
-# qsub hands no words to a script: the word comes by `qsub -v again=again jobs/scaling-weak-nodes_512-88cf1ef7.sh`.
 set -- "${1:-${again:-}}"
 again=${1:-}
 worst=0
@@ -65,8 +60,11 @@ check_nodes() {
         if grep -Fqx "${name%%.*}" "$nodes.answered"; then echo "$name"; fi
     done < "$nodes.asked" > "$nodes"
     healthy=$(wc -l < "$nodes")
+    MASTER_ADDR=$(head -n 1 "$nodes")
     echo "$healthy of $there nodes passed the check"
 }
+number=${PBS_JOBID%%[!0-9]*}
+export MASTER_ADDR MASTER_PORT=$((20000 + number % 10000))
 check_nodes 300
 
 # same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
@@ -82,9 +80,6 @@ first() {
     head -n "$1" "$nodes" > "$nodes.$1"
     echo "$nodes.$1"
 }
-MASTER_ADDR=$(head -n 1 "$nodes")
-number=${PBS_JOBID%%[!0-9]*}
-export MASTER_ADDR MASTER_PORT=$((20000 + number % 10000))
 
 source "$HOME/gfm-harness-aurora/bin/activate"
 python=python
@@ -95,7 +90,7 @@ run_case() {
     local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
     shift 4
     cd "$campaign/$case"
-    if [ "$again" = again ] && [ "$restarts" -eq 0 ]; then rm -f exit_code claim; fi
+    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
         echo "$case: has ended before"
         return
@@ -112,20 +107,28 @@ run_case() {
         worst=75
         return
     fi
-    # Whoever makes this file runs the case; a second job that holds it too passes it over.
+    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
     if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
         echo "$case: not run, since job $(cat claim) has it" >&2
+        worst=75
         return
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
     cp "$campaign/jobs/$job.provenance.json" provenance.json
     echo "$case: started $(date '+%F %T')"
-    timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
-    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && ! same_nodes; then
-        echo "$case: lost with a node, and left for another job" >&2
-        worst=75
-        return
-    fi
+    while true; do
+        status=0
+        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$wanted" -gt "$healthy" ]; then
+            echo "$case: lost with a node, and left for another job" >&2
+            worst=75
+            return
+        fi
+        echo "$case: lost with a node, and started again on others"
+        first "$wanted" > /dev/null
+    done
     if [ "$status" -eq 124 ]; then
         echo "stopped after $limit s, the time this case may take" >> stderr
     fi

@@ -14,8 +14,8 @@
 #   scaling-weak-nodes_512 (id 5ba6200365de1bc3): 512 nodes x 8 ranks, 30 min at most
 #   scaling-weak-nodes_1024 (id 23d9d5152aeb7c0e): 1024 nodes x 8 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system frontier`.
-# By hand: `sbatch jobs/scaling-weak-nodes_512-959ec790.sh`. Cases that have ended are passed over; with the word
-# `again` after it they run anew. Each case leaves events.jsonl, stdout, stderr and exit_code in its folder.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-959ec790.sh`, or with the word `again` to have ended cases run anew.
+# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
@@ -26,7 +26,6 @@ job=scaling-weak-nodes_512-959ec790
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 script=$(realpath "${BASH_SOURCE[0]}")
-restarts=${SLURM_RESTART_COUNT:-0}
 again=${1:-}
 worst=0
 cd "$campaign"
@@ -66,17 +65,23 @@ export MPICH_ENV_DISPLAY=0
 export MIOPEN_DISABLE_CACHE=1
 export MIOPEN_USER_DB_PATH=/tmp
 
-# check_nodes: the nodes that answer and pass the check, one `name host` a line. A case takes the first ones.
+# check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
 nodes=$campaign/jobs/$job.nodes
 # shellcheck disable=SC2016  # expanded on the nodes
 check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
 check_nodes() {
+    local up
+    sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
+        cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
+    up=$(wc -l < "$nodes.up")
     timeout --kill-after=10 "$1" \
-        srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c \
+        srun --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
         "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
     healthy=$(wc -l < "$nodes")
+    MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
     echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
 }
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 check_nodes 300
 
 # same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
@@ -92,8 +97,6 @@ first() {
     head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
     echo "$nodes.$1"
 }
-MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
-export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))
 
 if [ -n "$archive" ]; then
     local_env=/mnt/bb/$USER/gfm-harness
@@ -112,7 +115,7 @@ run_case() {
     local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
     shift 4
     cd "$campaign/$case"
-    if [ "$again" = again ] && [ "$restarts" -eq 0 ]; then rm -f exit_code claim; fi
+    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
         echo "$case: has ended before"
         return
@@ -129,20 +132,28 @@ run_case() {
         worst=75
         return
     fi
-    # Whoever makes this file runs the case; a second job that holds it too passes it over.
+    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
     if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
         echo "$case: not run, since job $(cat claim) has it" >&2
+        worst=75
         return
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
     cp "$campaign/jobs/$job.provenance.json" provenance.json
     echo "$case: started $(date '+%F %T')"
-    timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
-    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && ! same_nodes; then
-        echo "$case: lost with a node, and left for another job" >&2
-        worst=75
-        return
-    fi
+    while true; do
+        status=0
+        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$wanted" -gt "$healthy" ]; then
+            echo "$case: lost with a node, and left for another job" >&2
+            worst=75
+            return
+        fi
+        echo "$case: lost with a node, and started again on others"
+        first "$wanted" > /dev/null
+    done
     if [ "$status" -eq 124 ]; then
         echo "stopped after $limit s, the time this case may take" >> stderr
     fi

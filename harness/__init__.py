@@ -4,13 +4,14 @@ A suite says WHAT to measure, a system says WHERE; together they expand into a p
 that run the bundled reference implementation; its event logs become tidy tables; tables become figures, a report and
 a verdict on each claim of the paper.
 
-    suites/*.yaml --+                                                         reports/
-                    +- plan -- jobs -- runs/<campaign>/<case>/ -- collect -- analysis -- report
-    systems/*.yaml -+           |             ^   events.jsonl
-                                +- reference -+
+    suites/*.yaml --+                                                                    reports/
+                    +- plan -- packing -- jobs -- runs/<campaign>/<case>/ -- collect -- analysis -- report
+    systems/*.yaml -+                      |             ^   events.jsonl
+                                           +- reference -+
 
-Arrows point down one list: cli > report > analysis > collect > jobs > plan > suites, systems. The reference is a
-program of its own: it imports nothing of the harness but events, and nothing else of the harness imports torch.
+Arrows point down one list: cli > commands > report > analysis > collect > jobs > packing > plan > systems > suites >
+language. The reference is a program of its own: it imports nothing of the harness but events, and nothing else of the
+harness imports torch.
 """
 
 __version__ = "0.1.0"

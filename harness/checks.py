@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from harness.errors import did_you_mean
 from harness.events import Event
 
 State = Literal["not run", "waiting", "running", "done", "failed", "lost", "blocked"]
@@ -59,15 +60,16 @@ def sanity(row: Mapping[str, Any], events: Iterable[Event]) -> str | None:
     if row.get("field") is None:
         return None
     for event in found:
-        wrong = _wrong_value(row, field_of(event, row["field"]))
+        value = field_of(event, row["field"])
+        if value is None:
+            return f"{what} has no field {row['field']!r}{did_you_mean(row['field'], event)}"
+        wrong = _wrong_value(row, value)
         if wrong:
             return f"{what}: {row['field']} {wrong}"
     return None
 
 
 def _wrong_value(row: Mapping[str, Any], value: Any) -> str | None:
-    if value is None:
-        return "is missing"
     if "equals" in row and row["equals"] is not None and value != row["equals"]:
         return f"is {value!r}, expected {row['equals']!r}"
     if isinstance(value, float) and not math.isfinite(value):

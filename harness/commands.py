@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -41,19 +42,17 @@ def do_plan(arguments: Namespace) -> int:
     """Print the jobs that a run would submit, and what they cost; with -v, their cases too."""
     from harness.packing import node_hours
 
-    total = 0.0
-    for campaign in campaigns(arguments):
+    found = campaigns(arguments)
+    for campaign in found:
         jobs = campaign.jobs_left(arguments.retry)
         most, expected = node_hours(jobs)
-        total += most
         cases, left = len(campaign.plan.cases), sum(len(job.cases) for job in jobs)
         print(
             f"{campaign.plan.campaign_name}: {cases} cases, {left} to run, in {len(jobs)} jobs;"
             f" at most {most:.4g} node-hours, expected {expected:.4g}"
         )
         print_jobs(jobs, arguments.verbose)
-    if arguments.max_node_hours is not None and total > arguments.max_node_hours:
-        raise UsageError(f"up to {total:.4g} node-hours, and --max-node-hours is {arguments.max_node_hours:g}")
+    check_cost(arguments, found)
     return DONE
 
 
@@ -66,7 +65,9 @@ def do_run(arguments: Namespace) -> int:
         return do_plan(arguments)
     progress = Progress(quiet=arguments.quiet)
     outcomes: list[Outcome] = []
-    for campaign in campaigns(arguments):
+    found_campaigns = campaigns(arguments)
+    check_cost(arguments, found_campaigns)
+    for campaign in found_campaigns:
         campaign.plan.site.require_settings()
         here = not campaign.scheduler.waits
         submit = here or arguments.submit or arguments.wait
@@ -98,6 +99,7 @@ def do_collect(arguments: Namespace) -> int:
 
 def do_status(arguments: Namespace) -> int:
     """Print where every case stands; 3 if any is not done."""
+    os.environ.setdefault("HARNESS_PATIENCE_S", "5")  # a look does not wait for a scheduler that is away
     outcomes = [o for campaign in campaigns(arguments) for o in campaign.status()]
     width = max(len(o.case.name) for o in outcomes)
     for o in outcomes:
@@ -199,6 +201,18 @@ def concluded(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
         said = f"{failed} case{'s' * (failed > 1)} did not end well; with --retry the same command runs them again"
         print(said, file=sys.stderr)
     return INCOMPLETE if failed + states["blocked"] else DONE
+
+
+def check_cost(arguments: Namespace, found: Sequence[Campaign]) -> None:
+    """Raise UsageError if all that is left may cost more than --max-node-hours."""
+    from harness.packing import node_hours
+
+    allowed = arguments.max_node_hours
+    if allowed is None:
+        return
+    most = sum(node_hours(campaign.jobs_left(arguments.retry))[0] for campaign in found)
+    if most > allowed:
+        raise UsageError(f"up to {most:,.4g} node-hours, and --max-node-hours is {allowed:g}; nothing was submitted")
 
 
 def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:

@@ -207,3 +207,48 @@ def test_a_stage_that_cannot_run_is_shown_and_the_others_stay(
     score = json.loads((tmp_path / "out" / "scorecard.json").read_text())[0]
     assert score["verdict"] == "not run"
     assert "not available" in score["reason"]
+
+
+def test_no_job_is_begun_that_may_cost_more_than_allowed(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path)
+    dear = harness("run", "tiny.yaml", "--out", "out", "--max-node-hours", "0.16")
+    assert dear.returncode == 2
+    assert dear.stderr.startswith("error: up to 0.1667 node-hours, and --max-node-hours is 0.16; nothing was submitted")
+    assert not (tmp_path / "out").exists()
+    assert harness("plan", "tiny.yaml", "--max-node-hours", "0.16").returncode == 2
+    assert harness("plan", "tiny.yaml", "--max-node-hours", "0.17").returncode == 0
+
+
+def test_what_another_selection_submitted_is_gathered_rightly(harness: Harness, tmp_path: Path) -> None:
+    """A harness killed in a run of all cases; the next runs only one: the other's end is not taken for a loss."""
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    first.kill()
+    first.wait()
+    log = next(journal.parent.glob("tiny-random-*")) / "events.jsonl"
+    wait_for(log, '"done"')
+    assert harness("run", "tiny.yaml", "--out", "out", "-n", "crystals").returncode == 0
+    assert '"lost"' not in journal.read_text()
+    assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("2 done\n")
+
+
+def test_sanity_and_figures_of_merit_judge_a_case(harness: Harness, tmp_path: Path) -> None:
+    checks = """\
+sanity:
+  - {event: sample, at_least: 12}
+  - {event: sample, field: device_s, above: LIMIT}
+performance:
+  - {name: time, event: sample, field: device_s, reference: 1.0e-9, tolerance: 0.5, direction: lower_is_better, unit: s}
+"""
+    suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "1000"))
+    failed = harness("run", "tiny.yaml", "--out", "out")
+    assert failed.returncode == 3
+    assert "failed (sanity: sample: device_s is" in failed.stderr
+    suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "0"))
+    assert harness("run", "tiny.yaml", "--out", "out", "--retry").returncode == 0
+    checked = harness("check", "--out", "out")
+    assert checked.returncode == 1
+    assert "tiny-random-fp64 time: worse" in checked.stdout
+    assert "Figures of merit" in (tmp_path / "out" / "index.html").read_text()

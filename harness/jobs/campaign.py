@@ -52,9 +52,9 @@ class Campaign:
         """Where every case stands now; reads only, so that it may be asked at any time."""
         journal = Journal(self.folder)
         try:
-            queue = self._queue(journal)
+            queue: dict[str, Queued] | None = self._queue(journal)
         except (SchedulerBusy, CommandFailed):
-            queue = {}
+            queue = None
         return self._standing(journal).outcomes(queue)
 
     def run(self, orders: Orders, progress: Progress) -> list[Outcome]:
@@ -107,14 +107,11 @@ class Campaign:
                 journal.retried(failed)
         self._settle(journal, progress)
         standing = self._standing(journal)
-        for case in self.plan.cases:
-            if standing.is_done(case):
-                progress.already_done(case.name)
+        progress.already_done([case.name for case in self.plan.cases if standing.is_done(case)])
         if not orders.submit:
             return self._written(orders, journal, progress)
         left = self._adopt(journal, self._left(journal))
         submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
-        submission.check_cost(left)
         pauses = Pauses(*self.scheduler.poll_s)
         while True:
             left = submission.submit(left)
@@ -122,7 +119,10 @@ class Campaign:
                 break
             progress.watch(self._running(journal))
             pauses.sleep()
+            before = len(journal.open_cases)
             lost = self._settle(journal, progress)
+            if len(journal.open_cases) < before:
+                pauses.reset()
             left += pack(self.plan, [self._by_id[i] for i in lost], self.folder, journal.seconds())
         progress.close()
         return self._standing(journal).outcomes(self._queue(journal))
@@ -131,9 +131,8 @@ class Campaign:
         """Make the scripts of what is left, without a word to the scheduler."""
         submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
         left = self._left(journal)
-        submission.check_cost(left)
         submission.write_only(left)
-        return self._standing(journal).outcomes({})
+        return self._standing(journal).outcomes(None)
 
     def _standing(self, journal: Journal) -> Standing:
         return Standing(self.plan, self.folder, journal)
@@ -182,6 +181,10 @@ class Campaign:
 
     def _settle(self, journal: Journal, progress: Progress) -> list[str]:
         """Put on record what has ended; return the cases that were lost and may be submitted again."""
+        for failed in [c for c in self.plan.cases if c.id in journal.ended and journal.ended[c.id].state != "done"]:
+            ended = outcome.ended(self.case_folder(failed))
+            if ended is not None and ended.state == "done":  # somebody ran it again by hand
+                journal.end(failed.id, ended)
         if not journal.open:
             return []
         queue = self._queue(journal)

@@ -14,7 +14,7 @@ from harness.jobs import outcome
 from harness.jobs.journal import Ended
 
 PLAIN_EVERY_S = 20.0
-SHOWN = 5
+SHOWN = 20
 
 
 class Progress:
@@ -26,9 +26,13 @@ class Progress:
         self._tasks: dict[str, int] = {}
         self._told: dict[str, float] = {}
 
-    def already_done(self, name: str) -> None:
-        """A case that needs no running."""
-        self.say(f"{name}: done before")
+    def already_done(self, names: Sequence[str]) -> None:
+        """Cases that need no running."""
+        if len(names) > SHOWN:
+            self.say(f"{len(names):,} cases: done before")
+            return
+        for name in names:
+            self.say(f"{name}: done before")
 
     def submitted(self, jobs: Sequence[str], job_id: str, cases: int) -> None:
         """Jobs that the scheduler has just taken."""
@@ -45,10 +49,10 @@ class Progress:
         self._forget(name)
         if ended.state == "done":
             self.say(f"{name}: done")
-        elif ended.exit_code is None:
+        elif not ended.exit_code:
             self.say(f"{name}: {ended.state} ({ended.reason}); its files are in {folder}")
         else:
-            how = f"failed with exit code {ended.exit_code}" if ended.exit_code else f"failed ({ended.reason})"
+            how = f"failed with exit code {ended.exit_code}"
             self.say(f"{name}: {how}; its files are in {folder}; the end of its stderr:")
             for line in outcome.last_lines(folder / "stderr"):
                 self.say(f"    {line}")

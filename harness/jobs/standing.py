@@ -22,8 +22,8 @@ class Standing:
         self.plan, self.folder, self.journal = plan, folder, journal
         self._id_of_folder = {case.folder_name: case.id for case in plan.cases}
 
-    def outcomes(self, queue: Mapping[str, Queued]) -> list[Outcome]:
-        """Every case; queue: what the scheduler says of the open jobs, by name."""
+    def outcomes(self, queue: Mapping[str, Queued] | None) -> list[Outcome]:
+        """Every case; queue: what the scheduler says of the open jobs, by name; None: it was not asked."""
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [self._outcome(case, queue, case.folder_name in there) for case in self.plan.cases]
 
@@ -49,13 +49,15 @@ class Standing:
         ends = {name: self.journal.ended.get(i) for name in case.after if (i := self._id_of_folder.get(name))}
         return [name for name, ended in ends.items() if ended is not None and ended.state != "done"]
 
-    def _outcome(self, case: Case, queue: Mapping[str, Queued], is_there: bool) -> Outcome:
+    def _outcome(self, case: Case, queue: Mapping[str, Queued] | None, is_there: bool) -> Outcome:
         folder = self.folder / case.folder_name
         ended = (self.journal.ended.get(case.id) or outcome.ended(folder)) if is_there else None
         if ended is not None:
             return Outcome(case, ended.state, ended.exit_code, ended.reason, folder)
         begun = is_there and outcome.was_begun(folder)
-        job = queue.get(self.journal.open_cases.get(case.id, ""))
+        if queue is None and case.id in self.journal.open_cases:
+            return Outcome(case, "running" if begun else "waiting", None, "when the scheduler was last asked", folder)
+        job = (queue or {}).get(self.journal.open_cases.get(case.id, ""))
         if job is not None:
             state: State = "running" if begun and job.state == "running" else "waiting"
             return Outcome(case, state, None, job.reason if state == "waiting" else "", folder)

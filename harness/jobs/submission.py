@@ -49,15 +49,9 @@ class Submission:
         self.most = orders.max_jobs or plan.site.system.limits.jobs
         self.budget = orders.max_node_hours
         self.spent = 0.0
+        self._too_dear: set[str] = set()
         self.id_of = {case.folder_name: case.id for case in plan.cases}
         self.in_plan = set(self.id_of.values())
-
-    def check_cost(self, jobs: Sequence[Job]) -> None:
-        """Raise UsageError if the jobs may cost more than the user allows; nothing has been submitted then."""
-        most, expected = node_hours(jobs)
-        if self.budget is not None and most > self.budget:
-            said = f"{len(jobs)} jobs would take up to {most:.1f} node-hours (expected {expected:.1f})"
-            raise UsageError(f"{said}, and --max-node-hours is {self.budget:g}; nothing was submitted")
 
     def write_only(self, jobs: Sequence[Job]) -> None:
         """Make the scripts and say how to submit them."""
@@ -88,6 +82,9 @@ class Submission:
         for job in jobs:
             when, after = self._readiness(job)
             affordable = self.budget is None or self.spent + cost + job.node_hours <= self.budget
+            if not affordable and job.name not in self._too_dear:
+                self._too_dear.add(job.name)
+                self.progress.say(f"{job.name}: not submitted, since it may take the campaign over --max-node-hours")
             if when == "now" and affordable and len(ready) < room:
                 ready.append((job, after))
                 cost += job.node_hours

@@ -65,7 +65,12 @@ check_nodes() {
 }
 number=${PBS_JOBID%%[!0-9]*}
 export MASTER_ADDR MASTER_PORT=$((20000 + number % 10000))
-check_nodes 300
+# A scheduler that has just started a job may not be ready for its steps.
+for _ in 1 2 3; do
+    check_nodes 300
+    if [ "$healthy" -gt 0 ]; then break; fi
+    sleep 5
+done
 
 # same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
 same_nodes() {

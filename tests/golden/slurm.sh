@@ -49,7 +49,12 @@ check_nodes() {
     echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
 }
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-check_nodes 300
+# A scheduler that has just started a job may not be ready for its steps.
+for _ in 1 2 3; do
+    check_nodes 300
+    if [ "$healthy" -gt 0 ]; then break; fi
+    sleep 5
+done
 
 # same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
 same_nodes() {

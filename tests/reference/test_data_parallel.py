@@ -167,10 +167,9 @@ def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> 
     done = launch(case(tmp_path, sets=["nowhere"]), 2)
     assert time.monotonic() - began < 30
     assert done.returncode == 2
-    assert sorted(line.split("no mini set")[0] for line in done.stderr.splitlines()) == [
-        "error: ",
-        "error: rank 1 of 2: ",
-    ]
+    # mpiexec may run the lines of two ranks together
+    assert done.stderr.count("error: ") == done.stderr.count("no mini set") == 2
+    assert done.stderr.count("rank 1 of 2: ") == 1
     (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
     assert told["message"].startswith("no mini set 'nowhere'")
 

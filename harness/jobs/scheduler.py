@@ -52,7 +52,7 @@ class Scheduler(ABC):
 
     def submit_array(self, script: Path, name: str) -> str:
         """Submit the script of an array; return the id without the `_<task>`."""
-        raise NotImplementedError
+        raise Refused(f"{script}: this scheduler has no arrays, for {name}")
 
     @abstractmethod
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:

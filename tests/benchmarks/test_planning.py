@@ -120,10 +120,25 @@ def test_scripts_within_three_seconds(tmp_path: Path) -> None:
     assert seconds <= max(3.0, floor + 2.0)
 
 
+def bare_reads_s(campaign: Campaign) -> float:
+    """CPU seconds that reading and parsing the same files takes, as plainly as can be."""
+
+    def read() -> None:
+        for case in campaign.plan.cases[:-10]:
+            folder = f"{campaign.folder}/{case.folder_name}"
+            with open(f"{folder}/case.json", "rb") as handle:
+                orjson.loads(handle.read())
+            with open(f"{folder}/events.jsonl", "rb") as handle:
+                [orjson.loads(line) for line in handle]
+
+    return cpu_s(read)
+
+
 def test_results_load_within_half_a_second(finished: Campaign) -> None:
-    seconds = cpu_s(lambda: load(finished.folder.parent))
-    print(f"10,000 results loaded in {seconds:.2f} CPU s")
-    assert seconds <= 0.5
+    """Half a second, or on a slower machine no more than three times the bare reads."""
+    seconds, floor = cpu_s(lambda: load(finished.folder.parent)), bare_reads_s(finished)
+    print(f"10,000 results loaded in {seconds:.2f} CPU s; the bare reads: {floor:.2f}")
+    assert seconds <= max(0.5, 3 * floor)
     records = load(finished.folder.parent)
     assert len(records) == 10_000
     assert sum(r.state == "done" for r in records) == 9_990

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -32,12 +32,13 @@ def with_after(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, ...]:
 def _apply(suite: Suite, rule: After, number: int, cases: tuple[Case, ...], needs: dict[str, list[Case]]) -> None:
     """Add to needs what one rule says."""
     there: dict[Any, list[Case]] = defaultdict(list)
+    named = {*rule.needs, *rule.across}
     for case in cases:
         if _matches(case, rule.needs):
-            there[_others(case, rule.needs)].append(case)
+            there[_others(case, named)].append(case)
     for case in cases:
         if _matches(case, rule.cases) and not _matches(case, rule.needs):
-            found = there[_others(case, rule.needs)]
+            found = there[_others(case, named)]
             if not found:
                 said = ", ".join(f"{axis}: {value}" for axis, value in rule.needs.items())
                 raise suite.document.error(("after", number), f"after: no case with {said} for {case.name} to wait for")
@@ -48,7 +49,7 @@ def _matches(case: Case, values: Mapping[str, Any]) -> bool:
     return all(case.point[axis] == value for axis, value in values.items())
 
 
-def _others(case: Case, named: Mapping[str, Any]) -> Any:
+def _others(case: Case, named: Set[str]) -> Any:
     """Its place on the axes that a rule does not name."""
     return (case.repeat, *((axis, repr(value)) for axis, value in sorted(case.point.items()) if axis not in named))
 

@@ -49,10 +49,14 @@ class Resources(Strict):
 
 
 class After(Strict):
-    """Cases that match `cases` start after the cases that match `needs` and agree with them on every other axis."""
+    """Cases that match `cases` start after the cases that match `needs` and agree with them on every other axis.
+
+    across: axes on which they need not agree.
+    """
 
     cases: dict[Word, Scalar] = Field(default_factory=dict)
     needs: Annotated[dict[Word, Scalar], Field(min_length=1)]
+    across: list[Word] = Field(default_factory=list)
 
 
 class Observation(Strict):

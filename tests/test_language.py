@@ -179,6 +179,16 @@ def test_after_makes_the_matching_cases_wait_for_those_that_differ_only_there() 
         assert found.index(first) < found.index(second)
 
 
+def test_after_across_an_axis_waits_for_every_value_of_it() -> None:
+    rule = {"cases": {"rounds": 2, "seed": 3}, "needs": {"rounds": 1}, "across": ["seed"]}
+    found = cases(matrix={"rounds": [2, 1], "seed": [1, 2, 3]}, after=[rule])
+    needed = {c.folder_name for c in found if c.point["rounds"] == 1}
+    (waiting,) = (c for c in found if c.after)
+    assert waiting.point == {"rounds": 2, "seed": 3}
+    assert set(waiting.after) == needed
+    assert len(needed) == 3
+
+
 def test_after_without_cases_makes_all_others_wait_and_rules_form_chains() -> None:
     found = cases(matrix={"rounds": [3, 2, 1]}, after=[{"needs": {"rounds": 1}}])
     first = next(c for c in found if c.point["rounds"] == 1)

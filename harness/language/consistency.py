@@ -187,6 +187,10 @@ def _choice_problems(document: Document) -> Iterator[Problem]:
     choices += [(("exclude", k), row) for k, row in enumerate(document.data.get("exclude", []))]
     for k, rule in enumerate(document.data.get("after", [])):
         choices += [(("after", k, part), rule.get(part, {})) for part in ("cases", "needs")]
+        for place, name in enumerate(rule.get("across", [])):
+            if name not in axes:
+                said = f"after: {name!r} is no axis of matrix or zips{did_you_mean(name, axes)}"
+                yield document.problem(("after", k, "across", place), said)
     known = {name: {json.dumps(value) for value in values} for name, values in axes.items()}
     for loc, row in choices:
         for name, value in row.items():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.reference.graphs import Batch
+from harness.reference.batches import Batch
 from harness.reference.models.foundation import FoundationModel
 
 SKIP_THRESHOLD = 0.01

@@ -20,6 +20,7 @@ class Structure:
     numbers: [n] atomic numbers. positions: [n, 3] angstrom. cell: [3, 3] rows are lattice vectors, angstrom.
     periodic: along each lattice vector. head: branch id of the dataset it comes from, or -1.
     energy: eV. forces: [n, 3] eV/angstrom. stress: [3, 3] eV/angstrom^3, tension positive. None: not labelled.
+    charge: elementary charges. multiplicity: 2S + 1, 0 where not known. group: what a split must not part.
     """
 
     name: str
@@ -31,6 +32,9 @@ class Structure:
     energy: float | None = None
     forces: Array | None = None
     stress: Array | None = None
+    charge: int = 0
+    multiplicity: int = 0
+    group: str = ""
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from harness.reference.batches import Batch
 from harness.reference.errors import InputError
-from harness.reference.graphs import Batch
 from harness.reference.models.gate import Gate
 from harness.reference.models.heads import Heads
 from harness.reference.models.painn import PaiNN

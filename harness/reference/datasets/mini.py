@@ -1,29 +1,39 @@
-"""The small labelled sets that ship with the harness, and which branch each one stands in for."""
+"""The small labelled sets that ship with the harness, one for each branch; mini/sets.yaml describes them."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
-import lzma
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import ase.io
+import numpy as np
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
 
-from harness.reference.datasets.files import from_ase
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
-from harness.reference.structures import Structure
+from harness.reference.frames import Frames
+from harness.reference.structures import Array, Structure
+
+if TYPE_CHECKING:
+    import h5py
 
 FOLDER = Path(__file__).parent / "mini"
+TABLE = "sets.yaml"
+# branches that hold the frames of another one's set: the charges they keep
+VIEWS = {"omol25-neutral": ("omol25", True), "omol25-non-neutral": ("omol25", False)}
 
 
 @dataclass(frozen=True)
 class MiniSet:
-    """One shipped file: mini/<name>.extxyz.xz, in eV, angstrom, eV/angstrom, eV/angstrom^3 (ASE's stress sign).
+    """One shipped set: mini/<name>.h5, or the frames of another one's file by their charge.
 
-    sample: the file is a sample of the branch's own dataset; otherwise it is a stand-in with other chemistry or
-    another level of theory. package, member, source_sha256: the PyPI archive and the file in it.
+    name: the head's name in lower case. sample: drawn from the branch's own dataset; otherwise a stand-in, with other
+    chemistry or another level of theory. labels: of E, F, stress. count: structures. sha256: of the file. rejected:
+    structures made but left out, and why. provenance: package, version and digest of the archive, or what computed it.
     """
 
     name: str
@@ -31,11 +41,11 @@ class MiniSet:
     sample: bool
     level: str
     labels: str
+    chemistry: str
     count: int
+    rejected: str
     sha256: str
-    package: str
-    member: str
-    source_sha256: str
+    provenance: str
     licence: str
     attribution: str
 
@@ -49,141 +59,87 @@ class MiniSet:
         """How the set is to be called wherever its numbers are shown."""
         return f"sample of {self.head}" if self.sample else f"stand-in for {self.head}"
 
+    @property
+    def file(self) -> Path:
+        """Where its frames are."""
+        return FOLDER / f"{VIEWS[self.name][0] if self.name in VIEWS else self.name}.h5"
 
-_MATTERSIM = "mattersim==1.2.3 (sdist)"
-_MATTERSIM_SHA = "04bc55dd97bc1170c744ae93d30d773f3d8c07d35ad3efbeb817314ec0ecb16b"
-_BENCHMARKS = "data/benchmarks/"
-_MATTERSIM_BY = "Yang et al., MatterSim, arXiv 2405.04967; (c) Microsoft Corporation"
 
-MINI_SETS: tuple[MiniSet, ...] = (
-    MiniSet(
-        name="alexandria-random",
-        head="Alexandria",
-        sample=True,
-        level="PBE (VASP), near relaxed",
-        labels="E, F, stress",
-        count=1000,
-        sha256="642f260ef83ed6b06115efb3f3f19e4d5f6597d655295faca57c02e293ea3722",
-        package=_MATTERSIM,
-        member=_BENCHMARKS + "alexandria-random-1k.xyz",
-        source_sha256=_MATTERSIM_SHA,
-        licence="CC-BY-4.0",
-        attribution="Schmidt et al., Alexandria, Adv. Mater. 35, 2210788 (2023); selection: " + _MATTERSIM_BY,
-    ),
-    MiniSet(
-        name="mptrj-random",
-        head="MPTrj",
-        sample=True,
-        level="PBE / PBE+U (VASP), uncorrected energies",
-        labels="E, F, stress",
-        count=1000,
-        sha256="5b071feb94fbd2db346828a01ebcf755e9f21d90fa97c283093a8bdd6b3617f1",
-        package=_MATTERSIM,
-        member=_BENCHMARKS + "mptrj-random-1k.xyz",
-        source_sha256=_MATTERSIM_SHA,
-        licence="CC-BY-4.0",
-        attribution="Deng et al., MPtrj (CHGNet), Nat. Mach. Intell. 5, 1031 (2023); selection: " + _MATTERSIM_BY,
-    ),
-    MiniSet(
-        name="mlearn",
-        head="OC2020",
-        sample=False,
-        level="PBE (VASP), bulk, strained, slabs, vacancies and molecular dynamics of Ni Cu Li Ge Si Mo",
-        labels="E, F",
-        count=300,
-        sha256="edf0aa0f4d5581b7e8b7fcc66ca61b56be294ef2d2e8453ffcbce0db73da3d4c",
-        package="alignn==2026.8.11 (sdist)",
-        member="alignn/examples/sample_data_ff/mlearn_data/all/id_prop.json",
-        source_sha256="b5354495a782fa0e2589cb1d20f3eb1ad1d6694464278fcba49d9715a8d935da",
-        licence="BSD-3-Clause (mlearn), NIST public domain (packaging)",
-        attribution="Zuo et al., J. Phys. Chem. A 124, 731 (2020); packaging: Choudhary, ALIGNN, NIST",
-    ),
-    MiniSet(
-        name="mpf-tp",
-        head="OC2022",
-        sample=False,
-        level="PBE / PBE+U, Materials Project compositions at high temperature and pressure",
-        labels="E, F, stress",
-        count=1069,
-        sha256="daf74be3c7b3aff497ece0516db230d84d86614ba862dc82c845d91db16431c1",
-        package=_MATTERSIM,
-        member=_BENCHMARKS + "mpf-TP.xyz",
-        source_sha256=_MATTERSIM_SHA,
-        licence="MIT",
-        attribution=_MATTERSIM_BY,
-    ),
-    MiniSet(
-        name="mpf-alkali-tp",
-        head="OC25",
-        sample=False,
-        level="PBE / PBE+U, alkali and alkaline-earth compounds at high temperature and pressure",
-        labels="E, F, stress",
-        count=460,
-        sha256="e23a6007d75c8ec6caf24696765e9c71ae02fb5f1f2a4b11edf394d8d2fbc602",
-        package=_MATTERSIM,
-        member=_BENCHMARKS + "mpf-alkali-TP.xyz",
-        source_sha256=_MATTERSIM_SHA,
-        licence="MIT",
-        attribution=_MATTERSIM_BY,
-    ),
-    MiniSet(
-        name="random-tp",
-        head="OMat24",
-        sample=False,
-        level="PBE / PBE+U, random compositions at high temperature and pressure",
-        labels="E, F, stress",
-        count=693,
-        sha256="36f4ba71296ca4348c20c6db785612ef67e0a52a1a32f7b3845b16c940408aac",
-        package=_MATTERSIM,
-        member=_BENCHMARKS + "random-TP.xyz",
-        source_sha256=_MATTERSIM_SHA,
-        licence="MIT",
-        attribution=_MATTERSIM_BY,
-    ),
-    MiniSet(
-        name="qm9",
-        head="QM7X",
-        sample=False,
-        level="B3LYP/6-31G(2df,p), relaxed molecules, energy at 0 K without zero-point energy",
-        labels="E",
-        count=1000,
-        sha256="c5bdaaec8370af6322ca07ca8a7fef27ce93902656d19609f05615ce8050057c",
-        package="qm9pack==1.0.3 (wheel)",
-        member="qm9pack/data/qm9_part1.csv, qm9_part2.csv, qm9_part3.csv",
-        source_sha256="1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0",
-        licence="CC0 (QM9), MIT (packaging)",
-        attribution="Ramakrishnan et al., Sci. Data 1, 140022 (2014); packaging: R. Ramakrishnan, qm9pack",
-    ),
-)
+def read_table(path: Path) -> tuple[MiniSet, ...]:
+    """The sets that a table describes, in the order of the branches; raises InputError naming what is missing."""
+    rows = YAML(typ="safe").load(path)
+    sets = []
+    for head in HEADS:
+        row = rows.get(head.lower())
+        if row is None:
+            raise InputError(f"{path}: no entry {head.lower()!r}")
+        missing = [f.name for f in fields(MiniSet) if f.name not in {"name", "head", "sample", *row}]
+        if missing:
+            raise InputError(f"{path}: {head.lower()} lacks {', '.join(missing)}")
+        words = {f.name: row[f.name] for f in fields(MiniSet) if f.name not in {"name", "head", "sample"}}
+        sets.append(MiniSet(name=head.lower(), head=head, sample=row["role"] == "sample", **words))
+    return tuple(sets)
+
+
+MINI_SETS: tuple[MiniSet, ...] = read_table(FOLDER / TABLE)
 
 
 def mini_set(name: str) -> MiniSet:
-    """The set of that name; raises InputError with the known names."""
+    """The set of that name; raises InputError with the known names and the closest."""
     for entry in MINI_SETS:
         if entry.name == name:
             return entry
-    raise InputError(f"no mini set {name!r}; there are {', '.join(s.name for s in MINI_SETS)}")
+    names = [s.name for s in MINI_SETS]
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise InputError(f"no mini set {name!r}{hint}; there are {', '.join(names)}")
+
+
+def load_frames(entry: MiniSet) -> Frames:
+    """Read a shipped set after checking its digest; raises InputError if the file is not the one described."""
+    try:
+        data = entry.file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{entry.file}: cannot be read ({error.strerror})") from None
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise InputError(f"{entry.file}: sha256 differs from the one recorded for {entry.name!r}")
+    import h5py  # not where suites are only planned
+
+    with h5py.File(io.BytesIO(data), "r") as file:
+        frames = columns(file)
+    if entry.name in VIEWS:
+        frames = frames[(frames.charge == 0) == VIEWS[entry.name][1]]
+    if len(frames) != entry.count:
+        raise InputError(f"{entry.file}: {len(frames)} structures, expected {entry.count}")
+    return frames
 
 
 def load_mini(entry: MiniSet) -> list[Structure]:
-    """Read a shipped set after checking its digest; raises InputError if the file is not the one described."""
-    path = FOLDER / f"{entry.name}.extxyz.xz"
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise InputError(f"{path}: sha256 differs from the one recorded for {entry.name!r}")
-    frames = ase.io.read(io.StringIO(lzma.decompress(data).decode()), ":", format="extxyz")
-    structures = []
-    for k, atoms in enumerate(frames):
-        labels = atoms.calc.results
-        structures.append(
-            replace(
-                from_ase(atoms, f"{entry.name}/{k}"),
-                head=entry.branch,
-                energy=float(labels["energy"]),
-                forces=labels.get("forces"),
-                stress=atoms.get_stress(voigt=False) if "stress" in labels else None,
-            ).check()
-        )
-    if len(structures) != entry.count:
-        raise InputError(f"{path}: {len(structures)} structures, expected {entry.count}")
-    return structures
+    """The structures of a shipped set, each checked; InputError as from load_frames."""
+    return [s.check() for s in load_frames(entry).structures(head=entry.branch)]
+
+
+def columns(file: h5py.File) -> Frames:
+    """All columns of a shipped file, the fixed-point ones as numbers."""
+    sizes = file["natoms"][:].astype(np.int64)
+    return Frames(
+        ids=np.array([f"{file.attrs['slug']}/{k}" for k in range(len(sizes))]),
+        groups=np.char.decode(file["group"][:], "utf-8"),
+        sizes=sizes,
+        numbers=file["numbers"][:],
+        positions=_decimal(file, "positions"),
+        energy=_decimal(file, "energy"),
+        cell=_decimal(file, "cell"),
+        periodic=file["periodic"][:].astype(bool),
+        charge=file["charge"][:].astype(np.int64),
+        multiplicity=file["multiplicity"][:].astype(np.int64),
+        forces=_decimal(file, "forces"),
+        stress=_decimal(file, "stress") if "stress" in file else None,
+    )
+
+
+def _decimal(file: h5py.File, name: str) -> Array:
+    """A column of fixed-point numbers; the division gives the double nearest to each decimal."""
+    column = file[name]
+    integers: NDArray[np.int64] = column[:]
+    return np.asarray(integers / 10.0 ** int(column.attrs["decimals"]))

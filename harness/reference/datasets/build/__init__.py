@@ -1,0 +1,1 @@
+"""How the shipped mini sets are made."""

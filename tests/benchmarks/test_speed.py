@@ -6,8 +6,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from harness.reference.batches import collate
 from harness.reference.datasets.random_box import random_structures
-from harness.reference.graphs import Graph, collate, neighbour_graph
+from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.inference import batched_heads
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 

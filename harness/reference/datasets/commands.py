@@ -1,0 +1,163 @@
+"""What each command of `harness data` does; do_NAME is COMMAND NAME, and returns the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from argparse import Namespace
+from pathlib import Path
+
+from harness.reference.datasets.mini import mini_set
+from harness.reference.datasets.sources import SOURCES, Source, source
+from harness.reference.datasets.splits import SPLITS
+from harness.reference.errors import InputError
+
+DONE, FAILED = 0, 1
+STORE_ENDING = ".bp"
+
+
+def do_list(arguments: Namespace) -> int:
+    """Print the datasets in a table, or all that is known of those named."""
+    if arguments.datasets:
+        for name in arguments.datasets:
+            print(described(source(name)))
+        return DONE
+    print(f"{'dataset':<20} {'published':>11}  {'level of theory':<36} {'shipped':>7}  as")
+    for entry in SOURCES:
+        mini = mini_set(entry.slug)
+        count = f"{entry.count:,}" if entry.count else "a part"
+        print(f"{entry.slug:<20} {count:>11}  {entry.level:<36} {mini.count:>7,}  {mini.role}, {mini.level}")
+    return DONE
+
+
+def described(entry: Source) -> str:
+    """All that is known of a dataset."""
+    mini = mini_set(entry.slug)
+    facts = {
+        "format": entry.format,
+        "files": entry.files,
+        "units": entry.units,
+        "level": entry.level,
+        "energies": f"{entry.label}; zero: {entry.zero}",
+        "structures": f"{entry.count:,}" if entry.count else f"those of {entry.head.split('-')[0]} by charge",
+        "licence": entry.licence,
+        "citation": entry.citation,
+        "page": entry.url,
+        "to fetch": entry.fetch,
+        "shipped": f"{mini.count:,} structures, {mini.role}: {mini.chemistry}; {mini.level}; {mini.licence}",
+    }
+    lines = [f"{entry.slug} (branch {entry.branch}, {entry.head})"]
+    for name, text in facts.items():
+        lines.append(textwrap.fill(text, 116, initial_indent=f"  {name:<11}", subsequent_indent=" " * 13))
+    return "\n".join(lines)
+
+
+def do_fetch(arguments: Namespace) -> int:
+    """Download files that can be had by address alone; of others say what to do."""
+    from harness.reference.datasets.fetch import DOWNLOADS, chosen, fetch
+
+    entry = source(arguments.dataset)
+    known = DOWNLOADS.get(entry.slug, ())
+    if not known:
+        raise InputError(f"{entry.slug} cannot be fetched by address alone; by hand: {entry.fetch} ({entry.url})")
+    names = arguments.files or [d.name for d in known if len(known) == 1]
+    if not names:
+        raise InputError(f"{entry.slug}: say which of {', '.join(d.name for d in known)}")
+    for download in chosen(entry.slug, names):
+        path = fetch(download, arguments.to / entry.slug, progress(arguments.quiet))
+        print(f"{path}{' (unpack it with tar -xf before it is converted)' if '.tar' in path.name else ''}")
+    return DONE
+
+
+def do_convert(arguments: Namespace) -> int:
+    """Make a store and say what is in it."""
+    from harness.reference.datasets.conversion import convert
+    from harness.reference.datasets.inputs import conversion
+    from harness.reference.datasets.reading import Rules
+
+    if arguments.max_neighbours is not None and arguments.cutoff is None:
+        raise InputError("--max-neighbours needs --cutoff")
+    for name in ("cutoff", "max_neighbours", "max_force", "workers"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
+    entry = source(arguments.dataset)
+    rules = Rules(
+        cutoff=arguments.cutoff,
+        max_neighbours=arguments.max_neighbours,
+        max_force=arguments.max_force,
+        split_seed=arguments.seed,
+        strict=arguments.strict,
+    )
+    workers = arguments.workers or len(os.sched_getaffinity(0))
+    store = arguments.to / (entry.slug + STORE_ENDING)
+    found = convert(conversion(entry, arguments.paths, store, rules, workers), progress(arguments.quiet))
+    print(f"{store}: {concluded(found)}")
+    for text in found["conversion"]["examples"]:
+        print(f"  left out: {text}")
+    return DONE
+
+
+def concluded(found: dict[str, object]) -> str:
+    """A conversion in one line."""
+    about, c = found["dataset"], found["conversion"]
+    assert isinstance(about, dict)
+    assert isinstance(c, dict)
+    splits = ", ".join(f"{n:,} {name}" for name, n in c["splits"].items())
+    left = ", ".join(f"{n:,} {kind}" for kind, n in c["left_out"].items())
+    rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
+    others = f"; {c['other_charges']:,} of other charges passed over" if c["other_charges"] else ""
+    if c["stress_dropped"]:
+        others += f"; the stress of {c['stress_dropped']:,} is left out, not all have one"
+    empty = [name for name in SPLITS if name not in c["splits"]]
+    if empty:
+        others += f"; no {' and no '.join(empty)}, too few groups to part"
+    return (
+        f"{c['written']:,} structures ({splits}) of {about['role']} {about['level']};"
+        f" {'left out: ' + left if left else 'none left out'}{others}{rate}"
+    )
+
+
+def do_check(arguments: Namespace) -> int:
+    """Go through files or a store; 1 if anything in them cannot be used."""
+    from harness.reference.datasets import inspection
+
+    if arguments.dataset.rstrip("/").endswith(STORE_ENDING) and not arguments.paths:
+        report = inspection.of_store(Path(arguments.dataset), progress(arguments.quiet))
+    else:
+        entry = source(arguments.dataset)
+        report = inspection.of_files(entry, arguments.paths, progress(arguments.quiet))
+    print(report.told)
+    return FAILED if report.faults else DONE
+
+
+def do_stats(arguments: Namespace) -> int:
+    """Print what stores hold, one line each."""
+    from harness.reference.datasets import inspection
+
+    for path in stores(arguments.stores):
+        print(inspection.statistics_line(path))
+    return DONE
+
+
+def stores(paths: list[Path]) -> list[Path]:
+    """Stores as named and those in folders; raises InputError where there is none."""
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob(f"*{STORE_ENDING}")) if path.suffix != STORE_ENDING else [path]
+        if not inside:
+            raise InputError(f"{path}: no store (*{STORE_ENDING}) in this folder")
+        found += inside
+    return found
+
+
+def progress(quiet: bool):  # type: ignore[no-untyped-def]
+    """A line that is written over, on a terminal; nothing elsewhere."""
+    shown = not quiet and sys.stderr.isatty()
+
+    def tell(done: int, total: int, what: str) -> None:
+        if shown:
+            print(f"\r{done:,} of {total:,} {what} ", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,79 @@
+"""Transition1x: one HDF5 file, /data/<formula>/<reaction> with the points of its nudged elastic band runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.reference.datasets.formats import h5
+from harness.reference.datasets.formats.gather import Unfit, blocked
+from harness.reference.datasets.formats.paths import bounds, files, ranges
+from harness.reference.datasets.formats.reader import Format, Part
+from harness.reference.errors import InputError
+from harness.reference.frames import Fault, Frames
+
+KEYS = ("positions", "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces")
+SPLITS = ("test", "train", "val")
+
+
+def parts(paths: Sequence[Path]) -> list[Part]:
+    """Ranges of each file's reactions, in the order of formula and name."""
+    found = []
+    for path, label in files(paths, (".h5", ".hdf5"), "HDF5 files"):
+        with h5.opened(path) as root:
+            sizes = [_size(root, reaction) for reaction in _reactions(root, path)]
+            if not any(sizes):
+                raise InputError(f"{path}: not Transition1x, no reaction in it has {KEYS[1]!r}")
+        found += ranges(path, label, sizes)
+    return found
+
+
+def _reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
+    """(split, formula, reaction): of `data`, which holds all of them, or else of the splits."""
+    there = h5.names(root, str(path))
+    splits = ["data"] if "data" in there else [name for name in SPLITS if name in there]
+    if not splits:
+        named = ", ".join(there[:6]) or "none"
+        raise InputError(f"{path}: not Transition1x, its groups are {named}; expected data, or train, val and test")
+    found = []
+    for split in splits:
+        try:
+            group = h5.child(root, split)
+            for formula in h5.names(group, f"{path}:{split}"):
+                reactions = h5.names(h5.child(group, formula), f"{path}:{split}/{formula}")
+                found += [(split, formula, reaction) for reaction in reactions]
+        except Unfit as error:
+            raise InputError(f"{path}:{split}: not Transition1x, {error}") from None
+    return found
+
+
+def _size(root: h5.Group, reaction: tuple[str, str, str]) -> int:
+    try:
+        return h5.rows(h5.dataset(h5.child(root, "/".join(reaction)), KEYS[1]))
+    except Unfit:
+        return 0
+
+
+def read(part: Part) -> Iterator[Frames | Fault]:
+    """Points of reactions; the reactant, product and transition state of each are among them, so kept apart copies
+    of those three are not read.
+    """
+    yield from blocked(_pieces(part))
+
+
+def _pieces(part: Part) -> Iterator[Frames | Fault]:
+    label, first, stop = bounds(part)
+    with h5.opened(part.path) as root:
+        for reaction in _reactions(root, part.path)[first:stop]:
+            where = "/".join((label, *reaction[1:]))
+            try:
+                group = h5.child(root, "/".join(reaction))
+                numbers = h5.atomic_numbers(group, "atomic_numbers")
+                for start, positions, energy, forces in h5.conformations(group, numbers, KEYS):
+                    ids = [f"{where}/{k}" for k in range(start, start + len(energy))]
+                    yield h5.same_molecule(ids, reaction[1], numbers, positions, energy, forces)
+            except Unfit as error:
+                yield Fault(where, error.kind, str(error))
+
+
+FORMAT = Format("transition1x", "Transition1x.h5", parts, read)

@@ -1,0 +1,225 @@
+"""Writing BP files that HydraGNN reads: one step, in constant memory, whole or not there at all.
+
+With an ADIOS2 built with MPI, ranks write one file together, each its own consecutive samples.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import adios2
+import numpy as np
+from adios2 import bindings
+
+from harness.reference.errors import InputError
+from harness.reference.store import together
+from harness.reference.store.bp_folder import PART, seal
+from harness.reference.store.bp_read import OWN, BPFile, reason
+from harness.reference.store.bp_split import Split
+from harness.reference.store.layout import FORMAT_VERSION
+
+__all__ = ["BPFile", "BPWriter", "Split"]
+
+RESERVE_BYTES = 1 << 20  # room to end in when the disk is full
+ORIGINAL_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
+
+
+class BPWriter:
+    """A BP file on its way: written beside its place, checked at the end and only then put there.
+
+    attributes: facts of the file, read back from BPFile.attributes; `dataset` is needed, None is left out, mappings
+    are kept as JSON. comm: an mpi4py communicator whose ranks write together; it needs an ADIOS2 built with MPI, and
+    every rank must then announce its samples and rows (`split`).
+
+        with BPWriter(path, {"dataset": "qm9", "cutoff": 5.0}) as writer:
+            for frames, edges in batches:
+                writer.split("trainset").put(frames_block(frames, edges))
+            writer.note("left_out", 12)
+
+    Raises InputError for bad blocks and an existing path, OSError when the disk is full; neither leaves anything.
+    """
+
+    def __init__(self, path: Path | str, attributes: Mapping[str, Any], *, comm: Any = None) -> None:
+        self.path = Path(path)
+        self.comm = comm if comm is not None and comm.Get_size() > 1 else None
+        if not attributes.get("dataset"):
+            raise InputError(f"{self.path}: the attribute 'dataset' is missing")
+        if self.comm is not None and not adios2.is_built_with_mpi:
+            raise InputError("this ADIOS2 is built without MPI: one rank writes a file")
+        if self.path.exists():
+            raise InputError(f"{self.path}: exists already")
+        self._part = self.path.with_name(self.path.name + PART)
+        self._reserve = self.path.with_name(self.path.name + ".reserve")
+        if self._first_rank:
+            shutil.rmtree(self._part, ignore_errors=True)
+        self._splits: dict[str, Split] = {}
+        self._notes = dict(attributes)
+        self.written = 0
+        self._open = False
+        try:
+            self._begin()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _begin(self) -> None:
+        if self._first_rank:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._reserve.write_bytes(b" " * RESERVE_BYTES)
+        self._adios = bindings.ADIOS()  # the engine dies with it
+        self.io = self._adios.DeclareIO(str(self.path))
+        self.io.SetParameter("StatsLevel", "0")
+        with plain_errors(self._part):
+            where = (str(self._part), bindings.Mode.Write)
+            if self.comm is None:
+                self.engine = self.io.Open(*where)
+            else:
+                self.comm.Barrier()
+                self.engine = self.io.Open(*where, self.comm)
+            self._open = True
+            self.engine.BeginStep()
+
+    def __enter__(self) -> BPWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._discard()
+            raise
+
+    @property
+    def _first_rank(self) -> bool:
+        return self.comm is None or self.comm.Get_rank() == 0
+
+    def split(self, label: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
+        """The split of this name, to which blocks are put in any order among splits.
+
+        samples and totals (rows of each key along its axis) are what this rank announces of itself: checked at the
+        end, and needed where ranks write together.
+        """
+        if label not in self._splits:
+            if not label or "/" in label:
+                raise InputError(f"{self.path}: {label!r} is not the name of a split")
+            self._splits[label] = Split(self, label, samples, totals)
+        return self._splits[label]
+
+    def note(self, name: str, value: Any) -> None:
+        """Set an attribute of the file; pna_deg and energy_linear_regression_coeff go where HydraGNN looks for them."""
+        self._notes[name] = value
+
+    def put_rows(self, variable: Any, values: np.ndarray[Any, Any], start: list[int], shape: list[int] | None) -> None:
+        """Write values at `start` of a variable; shape: of the whole so far, None where it was known beforehand."""
+        with plain_errors(self._part):
+            if shape is not None:
+                variable.SetShape(shape)
+            variable.SetSelection([start, list(values.shape)])
+            self.engine.Put(variable, np.ascontiguousarray(values), bindings.Mode.Sync)
+        self.written += values.nbytes
+
+    def flush(self) -> None:
+        """Have what was put leave memory; all ranks would have to do so together, so they wait for the end."""
+        if self.comm is None:
+            with plain_errors(self._part):
+                self.engine.PerformDataWrite()
+
+    def _finish(self) -> None:
+        splits = [split for split in self._splits.values() if split.finish()]
+        if not splits:
+            raise InputError(f"{self.path}: nothing was written")
+        self.attribute("dataset_name", str(self._notes["dataset"]).lower())
+        self.attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
+        for name, value in {**self._notes, "format": FORMAT_VERSION, "complete": 1}.items():
+            self._note(name, value)
+        with plain_errors(self._part):
+            self.engine.EndStep()
+            self.engine.Close()
+        self._open = False
+        if self.comm is not None:
+            self.comm.Barrier()
+        together.each(self.comm, lambda: self._settle(splits) if self._first_rank else None)
+
+    def _settle(self, splits: Sequence[Split]) -> None:
+        """Check what was written, and put it in its place."""
+        self._reserve.unlink()
+        seal(self._part)
+        _verify(self._part, splits)
+        os.rename(self._part, self.path)
+
+    def _note(self, name: str, value: Any) -> None:
+        if value is None:
+            return
+        if isinstance(value, Mapping):
+            value = json.dumps(value)
+        elif isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
+            value = np.array(value)
+        self.attribute(name if name in ORIGINAL_ATTRIBUTES else OWN + name, value)
+
+    def attribute(self, name: str, value: Any) -> None:
+        """Define an attribute under its full name."""
+        if isinstance(value, np.ndarray):
+            value = np.array(value, order="C")  # a copy: ADIOS2 takes no views, and keeps zero dimensions
+        elif not isinstance(value, str | list):
+            value = np.array(int(value) if isinstance(value, bool) else value)
+        try:
+            self.io.DefineAttribute(name, value)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{self.path}: the attribute {name!r} cannot be stored: {value!r:.80}") from None
+
+    def _discard(self) -> None:
+        """Leave nothing. ADIOS2 ends the process if it cannot write the rest at the end, so room is made for that."""
+        for _ in range(20 if self._open else 0):
+            for found in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
+                with suppress(FileNotFoundError):
+                    os.truncate(found, 0)
+            try:
+                self.engine.Close()
+            except (RuntimeError, OSError, ValueError):
+                continue
+            self._open = False
+            break
+        if self._open:  # others took the room: never let go of it, rather than be ended
+            for kept in (self._adios, self.io, self.engine):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        if self._first_rank:
+            shutil.rmtree(self._part, ignore_errors=True)
+            with suppress(OSError):
+                self._reserve.unlink()
+
+
+def _verify(part: Path, splits: Sequence[Split]) -> None:
+    """Raise OSError unless the file reads back as written: all totals, the first and the last sample of each split."""
+    with BPFile(part, unfinished=True) as file:
+        for split in splits:
+            if file.samples(split.label) != split.all_samples or not split.reads_back(file):
+                raise OSError(errno.EIO, f"{split.label} does not read back as it was written", str(part))
+
+
+@contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """ADIOS2's errors, pages long, as OSError with the system's own reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        if not number and os.statvfs(path.parent).f_bavail == 0:
+            code = errno.ENOSPC
+        text = os.strerror(code) if code != errno.EIO else f"ADIOS2 failed: {reason(error)}"
+        raise OSError(code, text, str(path)) from None

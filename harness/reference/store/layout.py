@@ -1,0 +1,166 @@
+"""What a store holds of a structure: names, types and shapes, as HydraGNN's own BP files have them.
+
+A key k of a split L is one array `L/k`, the samples one after the other along one axis, with how many rows each sample
+has in `L/k/variable_count`. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.errors import InputError
+
+ELEMENTS = 118
+FORMAT_VERSION = 1
+Record = dict[str, NDArray[Any]]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One quantity. dtype: "real" is that of the store, float64 or float32.
+
+    per: what the rows along `axis` follow. rows: how many a structure has; None where it varies. rest: the other axes.
+    listed: whether `L/keys` names it; HydraGNN does not look at others.
+    """
+
+    name: str
+    dtype: str
+    per: Literal["structure", "atom", "edge", "text"]
+    rows: int | None
+    rest: tuple[int, ...]
+    meaning: str
+    axis: int = 0
+    listed: bool = True
+
+
+KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        Key("pos", "real", "atom", None, (3,), "position, angstrom"),
+        Key("atomic_numbers", "real", "atom", None, (1,), "atomic number"),
+        Key("x", "real", "atom", None, (7,), "atomic number, position and, where known, force side by side"),
+        Key("forces", "real", "atom", None, (3,), "eV/angstrom"),
+        Key("energy", "real", "structure", 1, (), "eV"),
+        Key("energy_per_atom", "real", "structure", 1, (), "eV"),
+        Key("y", "real", "structure", 1, (), "the graph's target: energy, or energy per atom"),
+        Key("cell", "real", "structure", 3, (3,), "rows are lattice vectors, angstrom"),
+        Key("pbc", "int32", "structure", 3, (), "1 where periodic along a lattice vector"),
+        Key("natoms", "int32", "structure", 1, (), "atoms"),
+        Key("chemical_composition", "real", "structure", ELEMENTS, (1,), "atoms of each element, from hydrogen on"),
+        Key("graph_attr", "real", "structure", 2, (), "charge and spin multiplicity, 1 where not known"),
+        Key("stress", "real", "structure", 3, (3,), "eV/angstrom^3, tension positive"),
+        Key("edge_index", "int64", "edge", None, (2,), "sender and receiver, counted within the structure", axis=1),
+        Key("edge_attr", "real", "edge", None, (1,), "distance, angstrom"),
+        Key("edge_shifts", "real", "edge", None, (3,), "receiver - sender + shift is the edge's vector, angstrom"),
+        Key("id", "uint8", "text", None, (), "name within the dataset, UTF-8", listed=False),
+        Key("group", "uint8", "text", None, (), "what a split must not part, UTF-8", listed=False),
+    )
+}
+# Types that ADIOS2 writes and the original reads; bool and float16 it rejects.
+DTYPES = frozenset(np.dtype(t) for t in ("float64", "float32", "int64", "int32", "uint8"))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of consecutive samples.
+
+    values: all rows of all samples along `axis`. counts: [samples] rows of each, or one number where all have as many.
+    """
+
+    values: NDArray[Any]
+    counts: Counts | int
+    axis: int = 0
+
+    def rows(self, samples: int) -> Counts:
+        """Rows of each sample, [samples]."""
+        if isinstance(self.counts, int):
+            return np.full(samples, self.counts, dtype=np.int64)
+        return self.counts
+
+    def ends(self, samples: int) -> Counts:
+        """Where each sample begins and the last one ends along the axis, [samples + 1]."""
+        if isinstance(self.counts, int):
+            return np.arange(samples + 1, dtype=np.int64) * self.counts
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def cut(self, first: int, stop: int) -> NDArray[Any]:
+        """A view of the rows first..stop along the axis."""
+        return self.values[(slice(None),) * self.axis + (slice(first, stop),)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive samples of a split, key by key."""
+
+    samples: int
+    columns: Mapping[str, Column]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values."""
+        return sum(column.values.nbytes for column in self.columns.values())
+
+    def pieces(self, size: int) -> Iterator[Block]:
+        """The block in parts of at most `size` samples, without a copy."""
+        if self.samples <= size:
+            yield self
+            return
+        ends = {name: column.ends(self.samples) for name, column in self.columns.items()}
+        for first in range(0, self.samples, size):
+            stop = min(first + size, self.samples)
+            yield Block(
+                stop - first,
+                {
+                    name: Column(
+                        c.cut(int(ends[name][first]), int(ends[name][stop])),
+                        c.counts if isinstance(c.counts, int) else c.counts[first:stop],
+                        c.axis,
+                    )
+                    for name, c in self.columns.items()
+                },
+            )
+
+    def records(self) -> Iterator[Record]:
+        """Each sample by itself, as views."""
+        ends = {name: column.ends(self.samples).tolist() for name, column in self.columns.items()}
+        for k in range(self.samples):
+            yield {name: c.cut(ends[name][k], ends[name][k + 1]) for name, c in self.columns.items()}
+
+    def check(self, first: int = 0) -> Block:
+        """Return itself, or raise InputError naming the first thing wrong and the sample, counted from `first`."""
+        if self.samples < 1 or not self.columns:
+            raise InputError("a block without samples or without keys")
+        for name, column in self.columns.items():
+            _check(name, column, self.samples, first)
+        return self
+
+
+def may_be_empty(name: str) -> bool:
+    """Whether a sample may have no rows of this: an atom out of reach of all others has no edges."""
+    return name in KEYS and KEYS[name].per == "edge"
+
+
+def _check(name: str, column: Column, samples: int, first: int) -> None:
+    values = column.values
+    if values.dtype not in DTYPES or not values.dtype.isnative:
+        raise InputError(f"{name}: cannot be stored as {values.dtype}; use {', '.join(sorted(map(str, DTYPES)))}")
+    if values.ndim <= column.axis:
+        raise InputError(f"{name}: shape {values.shape} has no axis {column.axis}")
+    counts = column.rows(samples)
+    if len(counts) != samples or counts.sum() != values.shape[column.axis] or (counts < 0).any():
+        raise InputError(
+            f"{name}: {len(counts)} samples with {counts.sum()} rows are announced,"
+            f" {samples} with {values.shape[column.axis]} are there"
+        )
+    if not may_be_empty(name) and not counts.all():
+        raise InputError(f"{name} of sample {first + int(np.flatnonzero(counts == 0)[0])} is empty")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0][column.axis])
+        sample = int(np.searchsorted(column.ends(samples), row, side="right")) - 1
+        raise InputError(f"{name} of sample {first + sample} is not finite")

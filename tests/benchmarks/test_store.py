@@ -1,0 +1,132 @@
+"""Guards on the store: each against a floor that is measured in the same run (`pytest tests/benchmarks`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from harness.reference.store.blocks import frames_block
+from harness.reference.store.bp import BPFile
+from harness.reference.store.layout import Block, Column
+from harness.reference.store.modes import open_samples
+from tests.reference.store.examples import random_edges, random_frames, run_ranks, write
+
+KEYS = ("pos", "atomic_numbers", "energy", "forces", "cell")
+COUNT, BATCH, SAMPLE_BYTES, ROUNDS = 5000, 256, 8192, 40
+
+
+def median_s(work: Callable[[], object], rounds: int = 15) -> float:
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+@pytest.fixture(scope="module")
+def block() -> Block:
+    frames = random_frames(COUNT, atoms=(3, 20))
+    return frames_block(frames, random_edges(frames))
+
+
+@pytest.fixture(scope="module")
+def path(block: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("bp") / "a.bp", block)
+
+
+def test_blocks_are_made_quickly(benchmark: BenchmarkFixture) -> None:
+    """At least 100,000 molecules a second."""
+    frames = random_frames(COUNT, atoms=(3, 20))
+    benchmark(frames_block, frames)
+    assert COUNT / benchmark.stats.stats.median > 100_000
+
+
+def test_writing_is_near_that_of_a_plain_file(benchmark: BenchmarkFixture, block: Block, tmp_path: Path) -> None:
+    """Within 20 times a plain write of the same bytes; checks, checksums and reading back included."""
+    places = (tmp_path / f"{k}.bp" for k in range(1000))
+    benchmark.pedantic(lambda: write(next(places), block), rounds=7, warmup_rounds=1)
+    content = bytes(block.nbytes)
+
+    def plain() -> None:
+        with open(tmp_path / "plain", "wb") as handle:
+            handle.write(content)
+
+    assert benchmark.stats.stats.median < 20 * median_s(plain) + 0.1
+
+
+def test_a_sample_on_demand_is_read_in_no_time(benchmark: BenchmarkFixture, path: Path) -> None:
+    """Below a millisecond for five variables."""
+    order = iter(np.random.default_rng(0).integers(0, COUNT, 100_000).tolist())
+    with BPFile(path) as file:
+        benchmark.pedantic(lambda: file.record("trainset", next(order), KEYS), rounds=300, warmup_rounds=5)
+    assert benchmark.stats.stats.median < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["preload", "shared"])
+def test_a_sample_in_memory_is_a_few_views(benchmark: BenchmarkFixture, path: Path, mode: str) -> None:
+    """Within three times the slicing of five arrays; 2 microseconds on a quiet core."""
+    order = np.random.default_rng(0).integers(0, COUNT, BATCH)
+    with open_samples(path, "trainset", mode, keys=KEYS) as samples:  # type: ignore[arg-type]
+        benchmark(samples.get, order)
+        arrays = list(samples.get([0])[0].values())
+        floor = median_s(lambda: [[a[0:1] for a in arrays] for _ in range(BATCH)])
+    assert benchmark.stats.stats.median < 3 * floor
+
+
+def test_a_sample_of_another_rank_costs_little_more_than_the_access(tmp_path: Path) -> None:
+    """Batches of 256 samples of 8 kB, 2 ranks: 5 microseconds each; within 6 times the bare accesses."""
+    rows = SAMPLE_BYTES // 8
+    path = write(tmp_path / "a.bp", Block(2000, {"v": Column(np.random.default_rng(0).random(2000 * rows), rows)}))
+    done = run_ranks(2, str(Path(__file__).resolve()), str(path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["get_us"] < 6 * found["floor_us"]
+
+
+def measured(path: str) -> None:
+    """By each rank: the store's batches and bare ones, turn by turn; rank 0 prints medians in microseconds a sample."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    other = (comm.Get_rank() + 1) % comm.Get_size()
+    window = MPI.Win.Allocate(1000 * SAMPLE_BYTES, 1, comm=comm)
+    np.asarray(window.tomemory())[:] = 1
+    window.Lock_all(MPI.MODE_NOCHECK)
+    target = memoryview(np.zeros(BATCH * SAMPLE_BYTES, np.uint8))
+    rng = np.random.default_rng(comm.Get_rank())
+
+    def bare(wanted: list[int]) -> None:
+        for k, i in enumerate(wanted):
+            at = (i * SAMPLE_BYTES, SAMPLE_BYTES, MPI.BYTE)
+            window.Get((target[k * SAMPLE_BYTES : (k + 1) * SAMPLE_BYTES], MPI.BYTE), other, at)
+        window.Flush_all()
+
+    taken: dict[str, list[float]] = {"floor_us": [], "get_us": []}
+    with open_samples(path, "trainset", "distributed", comm=comm, keys=["v"]) as samples:
+        for _ in range(ROUNDS):
+            for name, work, wanted in (
+                ("floor_us", bare, rng.integers(0, 1000, BATCH).tolist()),
+                ("get_us", samples.get, rng.integers(0, len(samples), BATCH).tolist()),
+            ):
+                comm.Barrier()
+                began = time.perf_counter()
+                work(wanted)
+                taken[name].append((time.perf_counter() - began) / BATCH * 1e6)
+        comm.Barrier()
+    window.Unlock_all()
+    window.Free()
+    if comm.Get_rank() == 0:
+        print(json.dumps({name: round(float(np.median(values)), 2) for name, values in taken.items()}))
+
+
+if __name__ == "__main__":
+    measured(sys.argv[1])

@@ -48,7 +48,13 @@ def harness(session: nox.Session, *words: str) -> None:
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Every suite at laptop scale on this machine, then the report: results/index.html."""
-    harness(session, "run", "ladder", "scaling")
+    harness(session, "run", "data", "ladder", "scaling")
+
+
+@nox.session
+def data(session: nox.Session) -> None:
+    """The sixteen datasets to stores, and reading them: the shipped sets, or your files with `-- -S data=DIR`."""
+    harness(session, "run", "data")
 
 
 @nox.session

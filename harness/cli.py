@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("cancel", "take the jobs of suites out of the queue", suites="+", system=True),
     Command("setup", "print the commands that make a system's Python environment", system=True),
     Command("report", "tables, figures and pages from what has been run"),
+    Command("data", "the sixteen datasets: list, fetch, convert, check, stats (harness data --help)"),
     Command("check", "judge claims and figures of merit; exit code 1 if one is off"),
 )  # fmt: skip
 
@@ -118,18 +120,37 @@ def positive(text: str) -> float:
     return value
 
 
+def carried_out(words: Sequence[str]) -> int:
+    """Run one command and return its exit code; raises UsageError."""
+    if words[:1] == ["data"]:  # a program of its own, with what jobs need
+        return handed_over([sys.executable, "-P", "-m", "harness.reference.datasets", *words[1:]])
+    known = [c.name for c in COMMANDS]
+    if words and not words[0].startswith("-") and words[0] not in known:
+        raise UsageError(f"unknown command {words[0]!r}{did_you_mean(words[0], known)}")
+    arguments = parser().parse_args(words)
+    if arguments.command is None:
+        parser().print_help()
+        return DONE
+    return int(getattr(importlib.import_module("harness.commands"), f"do_{arguments.command}")(arguments))
+
+
+def handed_over(command: Sequence[str]) -> int:
+    """Run a program to its end, however long it takes after an interrupt, and return its exit code."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # the program has it too, and tells of it
+                continue
+            if code < 0:
+                raise UsageError(f"ended by signal {-code}; a file that was damaged, or no memory left")
+            return code
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    words = sys.argv[1:] if words is None else list(words)
+    """Run one command and return its exit code, whatever goes wrong."""
     try:
-        known = [c.name for c in COMMANDS]
-        if words and not words[0].startswith("-") and words[0] not in known:
-            raise UsageError(f"unknown command {words[0]!r}{did_you_mean(words[0], known)}")
-        arguments = parser().parse_args(words)
-        if arguments.command is None:
-            parser().print_help()
-            return DONE
-        return int(getattr(importlib.import_module("harness.commands"), f"do_{arguments.command}")(arguments))
+        return carried_out(sys.argv[1:] if words is None else list(words))
     except UsageError as error:
         tell(str(error))
         return INCOMPLETE if isinstance(error, Interrupted) else BAD_INPUT

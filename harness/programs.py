@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
+ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 StageName = Literal["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
 
 
@@ -61,6 +63,8 @@ class TrainingOptions(Strict):
 
     sets: list[str] | None = None
     epochs: Count | None = None
+    epoch_length: Count | None = None
+    temperature: Positive | None = None
     batch_size: Count | None = None
     learning_rate: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
@@ -70,6 +74,7 @@ class TrainingOptions(Strict):
     gate_steps: Count | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     seed: int | None = None
+    split_seed: int | None = None
     limit: Count | None = None
     compile: bool | None = None
 
@@ -90,6 +95,14 @@ class DataParallelParameters(Strict):
     device: Literal["cpu", "cuda", "xpu"] | None = None
     model: ModelSizes | None = None
     sets: list[str] | None = None
+    atoms: tuple[Count, Count] | None = None
+    stores: str | None = None
+    read: ReadMode | None = None
+    width: Count | None = None
+    store_backend: StoreBackend | None = None
+    sampling: Literal["mixed", "assigned"] | None = None
+    temperature: Positive | None = None
+    ahead: Annotated[int, Field(ge=0)] | None = None
     steps: Count | None = None
     epochs: Annotated[int, Field(ge=2)] | None = None
     learning_rate: Positive | None = None
@@ -99,10 +112,34 @@ class DataParallelParameters(Strict):
     timeout_s: Positive | None = None
 
 
+class DataParameters(Strict):
+    """Conversion of one dataset to a store, or reading of all stores that the cases before it have made.
+
+    source: a folder with one folder of official files a dataset; a dataset that is not there is stood in for.
+    """
+
+    task: Literal["convert", "read"]
+    dataset: str
+    source: str | None = None
+    cutoff: Positive | None = None
+    max_neighbours: Count | None = None
+    max_force: Positive | None = None
+    strict: bool | None = None
+    workers: Count | None = None
+    modes: list[ReadMode] | None = None
+    width: Count | None = None
+    store_backend: StoreBackend | None = None
+    batch_size: Count | None = None
+    batches: Count | None = None
+    rounds: Count | None = None
+    seed: int | None = None
+
+
 PROGRAMS: dict[str, type[Strict]] = {
     "ladder": LadderParameters,
     "train": TrainParameters,
     "data_parallel": DataParallelParameters,
+    "data": DataParameters,
 }
 
 

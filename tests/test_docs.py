@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
+from harness.reference.datasets import __main__ as data
+from harness.reference.datasets.sources import source
 from tests.conftest import ROOT
 
 
@@ -56,6 +58,10 @@ def test_every_command_of_the_readme_is_understood(
     assert len(lines) >= 8
     for line in lines:
         words = shlex.split(line)
+        if words[0] == "data":
+            data.parser().parse_args(words[1:])
+            source(next((w for w in words[2:] if w != "stores"), "ani1x"))
+            continue
         if words[0] == "run":
             words = ["plan", *(w for w in words[1:] if w not in ("--submit", "--wait"))]
         if words[0] in ("report", "check", "collect"):

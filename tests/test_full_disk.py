@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ name: small
 title: Small cases
 program: data_parallel
 parameters:
-  {precision: fp32, batch_size: 1, sets: [random-tp], epochs: 2, steps: 1,
+  {precision: fp32, batch_size: 1, sets: [mptrj], epochs: 2, steps: 1,
    model: {width: 4, layers: 1, head_hidden: [4]}}
 matrix: {seed: [1, 2, 3]}
 resources: {minutes: 5}
@@ -27,13 +28,20 @@ resources: {minutes: 5}
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 300 kB."""
-    place = tmp_path / "disk"
+    with mounted(tmp_path / "disk", "300k") as place:
+        yield place
+
+
+@contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], check=False)
-    if mounted.returncode:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], check=False)
+    if done.returncode:
         pytest.skip("a small disk cannot be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(disk: Path, leave: int) -> Path:
@@ -74,3 +82,20 @@ def test_an_event_that_does_not_fit_is_an_error_and_spoils_no_other(disk: Path) 
     found = list(read(disk / "events.jsonl"))
     assert [e["k"] for e in found if e["event"] == "sample"] == kept == list(range(len(kept)))
     assert found[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize("leave", [4096, 200_000, 1_000_000, 3_000_000])
+def test_a_conversion_goes_on_when_there_is_room_again(harness: Harness, tmp_path: Path, leave: int) -> None:
+    """Full while parts are read, and while the store is written."""
+    with mounted(tmp_path / "disk", "24m") as disk:
+        words = ("data", "convert", "alexandria", "--to", str(disk / "stores"), "--cutoff", "3", "--workers", "1")
+        filling = fill(disk, leave)
+        full = harness(*words)
+        assert full.returncode == 3, full.stderr
+        assert full.stderr.splitlines()[0].startswith("error: [Errno 28] No space left on device")
+        assert "the same command carries on" in full.stderr
+        assert "Traceback" not in full.stderr
+        filling.unlink()
+        again = harness(*words)
+        assert again.returncode == 0, again.stderr
+        assert "1,000 structures" in again.stdout

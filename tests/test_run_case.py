@@ -20,7 +20,7 @@ SUITE = """\
 name: three
 title: TITLE
 program: data_parallel
-parameters: {precision: fp32, batch_size: 1, sets: [random-tp]}
+parameters: {precision: fp32, batch_size: 1, sets: [mptrj]}
 matrix:
   seed: [1, 2, 3]
 after: [{cases: {seed: 3}, needs: {seed: 2}}]

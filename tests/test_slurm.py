@@ -27,7 +27,7 @@ parameters:
   precision: fp32
   batch_size: 1
   model: {width: 4, layers: 1, head_hidden: [4]}
-  sets: [random-tp]
+  sets: [mptrj]
   epochs: 2
   steps: 1
 matrix:
@@ -124,8 +124,8 @@ def test_thirty_cases_while_everything_dies(
     """One case fails, a node dies under another, the harness is killed, started twice, the controller restarted."""
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
     odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
-    odd = odd.replace("  sets: [random-tp]\n", "").replace("  steps: 1\n", "")
-    odd += "zips: {kinds: {sets: [[random-tp], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
+    odd = odd.replace("  sets: [mptrj]\n", "").replace("  steps: 1\n", "")
+    odd += "zips: {kinds: {sets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
     fleet, odd_ones = write(tmp_path, text), write(tmp_path, odd, "odd")
     words = ["run", "odd.yaml", "--system", "slurm", "--submit"]
     assert call(*words).returncode == 0
@@ -244,7 +244,7 @@ def test_cases_start_after_those_they_need(call: Call, tmp_path: Path) -> None:
 
 
 def test_what_needs_a_failed_case_is_blocked(call: Call, tmp_path: Path) -> None:
-    text = FLEET.replace("random-tp", "no-such-set")
+    text = FLEET.replace("[mptrj]", "[no-such-set]")
     text = text.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "1, 2"
     )

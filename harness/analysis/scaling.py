@@ -11,8 +11,8 @@ from harness.collect.runs import Record
 
 COLUMNS = (
     "campaign", "suite", "system", "case", "id", "mode", "nodes", "hosts", "cores", "ranks", "batch_size",
-    "global_batch", "graphs_per_s", "lowest", "highest", "epochs", "efficiency", "communication", "gradient_error",
-    "divergence", "precision", "device", "data", "folder",
+    "global_batch", "graphs_per_s", "lowest", "highest", "epochs", "efficiency", "communication", "waiting",
+    "gradient_error", "divergence", "precision", "device", "data", "folder",
 )  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def scaling_table(records: list[Record]) -> pd.DataFrame:
 
     graphs_per_s: ranks x batch x steps over the time of the train region, median of the kept epochs. efficiency:
     throughput per rank over that of the smallest run of the same mode and campaign. communication: the part of the
-    step that goes away when the ranks do not exchange gradients.
+    step that goes away when the ranks do not exchange gradients. waiting: for data, of the time of the kept epochs.
     """
     rows = [_row(r) for r in records if r.case.get("program") == "data_parallel" and r.state == "done"]
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -51,6 +51,7 @@ def _row(record: Record) -> dict[str, Any]:
         "highest": max(throughput),
         "epochs": len(throughput),
         "communication": _communication(record),
+        "waiting": _waiting(record),
         "gradient_error": facts.get("gradient_error"),
         "divergence": facts.get("parameter_divergence"),
         "precision": seen["requested"],
@@ -64,7 +65,13 @@ def _communication(record: Record) -> float | None:
     """From the last epoch's steps and the same steps done once more without an exchange."""
     alone = record.others.get("compute_only", [])
     last = max((s["epoch"] for s in record.samples), default=None)
-    together = [s["seconds"] for s in record.samples if s["epoch"] == last]
+    together = [s["busy" if "busy" in s else "seconds"] for s in record.samples if s["epoch"] == last]
     if not alone or len(alone) != len(together):
         return None
     return max(0.0, 1.0 - sum(s["seconds"] for s in alone) / sum(together))
+
+
+def _waiting(record: Record) -> float | None:
+    """Of the mean rank."""
+    kept = [e for e in record.others.get("epoch", []) if not e["discarded"] and "wait_s_mean" in e]
+    return sum(e["wait_s_mean"] for e in kept) / sum(e["train_s_mean"] for e in kept) if kept else None

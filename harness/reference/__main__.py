@@ -25,9 +25,10 @@ PROGRAMS = {
     "ladder": "harness.reference.ladder",
     "train": "harness.reference.training",
     "data_parallel": "harness.reference.data_parallel",
+    "data": "harness.reference.data",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
-PARALLEL = {"data_parallel"}
+PARALLEL = {"data_parallel", "data"}
 # A launcher ends all ranks as soon as one has failed: the others leave rank 0 this long to put it on record.
 LINGER_S = 3.0
 

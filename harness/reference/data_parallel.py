@@ -1,13 +1,14 @@
 """Data-parallel training steps of the multi-task model, one process per rank: a point of weak or strong scaling.
 
-Each epoch is prepared whole (neighbour lists, batches, transfer), then trained through without a barrier, each rank
-keeping its own step times; the first epoch is discarded, as in the paper. One more pass over the last epoch's batches
-without exchange of gradients tells computing from communicating: 1 - sum of `compute_only` seconds / sum of `sample`
-seconds of the last epoch is the share of communication.
+Batches come from shipped sets or from stores, made ready in a thread while the one before is trained on. Epochs are
+trained through without a barrier, each rank keeping its own step times; the first is discarded, as in the paper. One
+more pass over the last epoch's batches without exchange of gradients tells computing from communicating: 1 - sum of
+`compute_only` seconds / sum of `busy` seconds of the last epoch's samples is the share of communication.
 
 Events besides those of every program:
-    sample        one step: seconds (slowest rank), seconds_mean; graphs, atoms, edges of all ranks; loss, their mean
-    epoch         train_s and data_s (slowest rank), and their means; data_s is the preparation, not part of train_s
+    sample        one step: seconds (slowest rank), seconds_mean; busy: without the wait for data, on a device with it
+                  (slowest rank); wait_mean: of the host for data; graphs, atoms, edges of all ranks; loss, their mean
+    epoch         train_s and wait_s (slowest rank), and their means; wait_s is part of train_s
     compute_only  one step of the last pass: seconds (slowest rank), seconds_mean
 """
 
@@ -16,26 +17,32 @@ from __future__ import annotations
 import math
 import os
 import platform
-import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
 from harness.reference import ranks
-from harness.reference.datasets.mini import MINI_SETS, load_mini, mini_set
+from harness.reference.corpus import Corpus, Neighbourhood, shipped, stored, stores_in
+from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.options import build
-from harness.reference.steps import GraphLoss, Labelled, Pass, Pool, flat, one_pass, replicate
-from harness.reference.team import Team, joined, own_device, synchronize
-from harness.reference.training import fit_references
+from harness.reference.ranks import Place
+from harness.reference.steps import Feed, GraphLoss, Labelled, Pass, flat, one_pass, replicate
+from harness.reference.store.modes import Mode
+from harness.reference.store.prefetch import Prefetch
+from harness.reference.store.sampling import Drawn, Recipe, Sampler
+from harness.reference.store.together import world
+from harness.reference.team import Team, joined, own_device
+from harness.reference.training import set_references
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 CHECKED_RANKS = 64
@@ -46,8 +53,12 @@ CHECKED_GRAPHS = 2
 class DataParallelConfig:
     """One scaling point; weights as in GraphLoss.
 
-    batch_size: graphs per rank and step. steps: per epoch. max_neighbours holds in place of the model's own limit.
-    timeout_s: how long a rank waits for the others before it gives the run up.
+    sets: shipped sets, of which only structures of atoms[0]..atoms[1] atoms; or stores: a folder of them, read in
+    one of the modes, if distributed with one copy for every `width` ranks, by DDStore or by MPI
+    (store_backend; auto: DDStore where it is installed). sampling: all ranks draw from all datasets
+    (mixed) or each from its own (assigned), weighed by count ** (1 / temperature). batch_size: graphs per rank and
+    step. steps: per epoch. ahead: batches made ready beforehand. max_neighbours holds in place of the model's own
+    limit. timeout_s: how long a rank waits for the others before it gives the run up.
     """
 
     batch_size: int
@@ -56,6 +67,14 @@ class DataParallelConfig:
     device: str = "cpu"
     model: dict[str, object] = field(default_factory=dict)
     sets: tuple[str, ...] = tuple(s.name for s in MINI_SETS)
+    atoms: tuple[int, int] | None = None
+    stores: str = ""
+    read: Mode = "preload"
+    width: int | None = None
+    store_backend: str = "auto"
+    sampling: Literal["mixed", "assigned"] = "mixed"
+    temperature: float = 1.0
+    ahead: int = 2
     steps: int = 20
     epochs: int = 4
     learning_rate: float = 1e-3
@@ -65,7 +84,7 @@ class DataParallelConfig:
     timeout_s: float = 600.0
 
 
-def gradient_error(replica: DistributedDataParallel, pool: Pool, team: Team) -> tuple[float, int, int]:
+def gradient_error(replica: DistributedDataParallel, feed: Feed, team: Team) -> tuple[float, int, int]:
     """How far the exchanged gradient of one small batch is from the one that rank 0 computes alone over all its graphs.
 
     Largest difference relative to the largest gradient (meaningful on rank 0), over how many ranks and graphs; of more
@@ -73,17 +92,17 @@ def gradient_error(replica: DistributedDataParallel, pool: Pool, team: Team) -> 
     """
     place = team.place
     counted = min(place.size, CHECKED_RANKS)
-    parts = [pool.dealt(0, replace(place, rank=r))[:CHECKED_GRAPHS] for r in range(counted)]
+    parts = [feed.dealt(0, rank)[:CHECKED_GRAPHS] for rank in range(counted)]
     own = parts[place.rank] if place.rank < counted else parts[0]
     weight = place.size / counted if place.rank < counted else 0.0
     parameters = [p for p in replica.parameters() if p.requires_grad]
-    (weight * replica(*pool.batch(own, team.device))).backward()
+    (weight * replica(*feed.batch(own, team.device))).backward()
     exchanged = flat([p.grad for p in parameters if p.grad is not None])
     if place.rank > 0:
         return 0.0, 0, 0
-    together = [s for part in parts for s in part]
+    together = Drawn(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
     # Straight from the loss, not by backward(): the wrapper's hooks would wait for the other ranks.
-    loss = replica.module(*pool.batch(together, team.device))
+    loss = replica.module(*feed.batch(together, team.device))
     alone = flat(torch.autograd.grad(loss, parameters))
     error = float((exchanged - alone).abs().max() / alone.abs().max())
     if not math.isfinite(error):
@@ -107,34 +126,31 @@ def parameter_divergence(model: nn.Module, team: Team) -> float:
 
 
 class Scaling:
-    """One run: a model on every rank, its optimizer, and the passes over the pool."""
+    """One run: a model on every rank, its optimizer, and the batches that come to it."""
 
     def __init__(
-        self, model: FoundationModel, pool: Pool, config: DataParallelConfig, team: Team, log: EventLog
+        self,
+        replica: DistributedDataParallel,
+        batches: Iterator[Labelled],
+        config: DataParallelConfig,
+        team: Team,
+        log: EventLog,
     ) -> None:
-        self.pool, self.config, self.team, self.log = pool, config, team, log
-        self.replica = replicate(GraphLoss(model, config.force_weight))
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.replica, self.batches, self.config, self.team, self.log = replica, batches, config, team, log
+        trained = [p for p in replica.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
         self.throughput: list[float] = []
 
     def epoch(self, number: int) -> list[Labelled]:
-        """Prepare and train one epoch, write its samples, and return its batches."""
+        """Train one epoch, write its samples, and return its batches."""
         config, team = self.config, self.team
         self.log.write(
             "progress", done=number * config.steps, total=config.epochs * config.steps, what="training steps"
         )
-        began = time.perf_counter()
-        first = number * config.steps
-        batches = [
-            self.pool.batch(self.pool.dealt(step, team.place), team.device)
-            for step in range(first, first + config.steps)
-        ]
-        synchronize(team.device)
-        data_s = time.perf_counter() - began
+        batches: list[Labelled] = []
         team.meet()
-        own = one_pass(self.replica, self.optimizer, batches, team.device)
-        times = torch.tensor([own.seconds, data_s], dtype=torch.float64)
+        own = one_pass(self.replica, self.optimizer, kept(islice(self.batches, config.steps), batches), team.device)
+        times = torch.tensor([own.seconds, own.waits.sum()], dtype=torch.float64)
         slowest, mean = team.largest(times).tolist(), team.mean(times).tolist()
         graphs = team.place.size * config.batch_size * config.steps
         discarded = number == 0
@@ -145,8 +161,8 @@ class Scaling:
             graphs=graphs,
             train_s=slowest[0],
             train_s_mean=mean[0],
-            data_s=slowest[1],
-            data_s_mean=mean[1],
+            wait_s=slowest[1],
+            wait_s_mean=mean[1],
         )
         if not discarded:
             self.throughput.append(graphs / slowest[0])
@@ -159,11 +175,13 @@ class Scaling:
         columns = zip(
             self.team.largest(own.steps).tolist(),
             self.team.mean(own.steps).tolist(),
+            self.team.largest(own.busy).tolist(),
+            self.team.mean(own.waits).tolist(),
             self.team.mean(own.losses).tolist(),
             self.team.total(sizes).long().tolist(),
             strict=True,
         )
-        for step, (slowest, mean, loss, (atoms, edges)) in enumerate(columns):
+        for step, (slowest, mean, busy, wait, loss, (atoms, edges)) in enumerate(columns):
             if not math.isfinite(loss):
                 raise InputError(f"the loss is {loss} at epoch {epoch}, step {step}")
             self.log.write(
@@ -173,6 +191,8 @@ class Scaling:
                 discarded=epoch == 0,
                 seconds=slowest,
                 seconds_mean=mean,
+                busy=busy,
+                wait_mean=wait,
                 graphs=self.team.place.size * self.config.batch_size,
                 atoms=atoms,
                 edges=edges,
@@ -188,41 +208,66 @@ class Scaling:
             self.log.write("compute_only", step=step, seconds=slowest[step], seconds_mean=mean[step])
 
 
+def kept(batches: Iterable[Labelled], there: list[Labelled]) -> Iterator[Labelled]:
+    """The batches, which are also put there."""
+    for batch in batches:
+        there.append(batch)
+        yield batch
+
+
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     """The program: check the exchanged gradient, train, check that the ranks agree, and time steps on their own."""
     config = configure(parameters)
     place = ranks.find(os.environ)
     device = own_device(config.device, config.backend, place)
     model_config = replace(build(ModelConfig, config.model), max_neighbours=config.max_neighbours)
-    structures = tuple(s for name in config.sets for s in load_mini(mini_set(name)))
+    corpus = assembled(config, Neighbourhood(model_config.cutoff, config.max_neighbours), place)
     dtype = DTYPES[config.precision]
-    pool = Pool(structures, config.batch_size, model_config.cutoff, config.max_neighbours, dtype, config.seed)
+    recipe = Recipe(corpus.counts, config.sampling, config.temperature, config.seed)
+    feed = Feed(corpus, Sampler(recipe, place.size, config.batch_size), dtype)
     torch.manual_seed(config.seed)
     model = FoundationModel(model_config).to(dtype)
     model.gate.requires_grad_(False)
-    fit_references(structures, model)
-    with joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        scale(model.to(device), pool, config, team, log)
+    for dataset in corpus.datasets:
+        set_references(model, dataset.head, dataset.references)
+    with corpus.samples, joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        scale(model.to(device), feed, config, team, log)
 
 
-def scale(model: FoundationModel, pool: Pool, config: DataParallelConfig, team: Team, log: EventLog) -> None:
+def assembled(config: DataParallelConfig, reach: Neighbourhood, place: Place) -> Corpus:
+    """The datasets that the case asks for; those of stores are opened by all ranks together."""
+    if not config.stores:
+        return Corpus([shipped(name, config.atoms) for name in config.sets], reach)
+    comm = world(place) if place.size > 1 and config.read in ("shared", "distributed") else None
+    found = stores_in(Path(config.stores).expanduser())
+    return Corpus([stored(path, reach, config.read, comm, config.width, config.store_backend) for path in found], reach)
+
+
+def scale(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: Team, log: EventLog) -> None:
     """Everything that the ranks do together."""
     for fitted in (model.reference_energy, model.scale):
         fitted.copy_(team.from_first(fitted))
-    describe(model, pool, config, team, log)
-    scaling = Scaling(model, pool, config, team, log)
-    error, counted, graphs = gradient_error(scaling.replica, pool, team)
+    describe(model, feed, config, team, log)
+    replica = replicate(GraphLoss(model, config.force_weight))
+    error, counted, graphs = gradient_error(replica, feed, team)
     log.fact("gradient_error", error)
     log.fact("gradient_check", {"ranks": counted, "graphs": graphs})
-    batches: list[Labelled] = []
-    for number in range(config.epochs):
-        batches = scaling.epoch(number)
+
+    def made(step: int) -> Labelled:
+        return feed.batch(feed.dealt(step, team.place.rank), team.device)
+
+    steps = range(config.epochs * config.steps)
+    with Prefetch(made, steps, depth=config.ahead, samples=feed.corpus.samples) as ahead:
+        scaling = Scaling(replica, ahead, config, team, log)
+        batches: list[Labelled] = []
+        for number in range(config.epochs):
+            batches = scaling.epoch(number)
     log.fact("throughput_graphs_per_s", scaling.throughput)
     log.fact("parameter_divergence", parameter_divergence(model, team))
     scaling.compute_only(batches)
 
 
-def describe(model: FoundationModel, pool: Pool, config: DataParallelConfig, team: Team, log: EventLog) -> None:
+def describe(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: Team, log: EventLog) -> None:
     """Facts of model and workload, and of the ranks as each one finds itself."""
     place, device = team.place, team.device
     log.fact(
@@ -233,20 +278,24 @@ def describe(model: FoundationModel, pool: Pool, config: DataParallelConfig, tea
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
     )
-    heads = Counter(s.head for s in pool.structures)
+    corpus = feed.corpus
     log.fact(
         "workload",
         {
             "sets": [
-                {"set": s.name, "role": s.role, "level": s.level, "structures": heads[s.branch]}
-                for s in (mini_set(name) for name in config.sets)
+                {"set": d.name, "role": d.role, "level": d.level, "structures": len(d.samples), "drawn": n}
+                for d, n in zip(corpus.datasets, feed.sampler.draws.tolist(), strict=True)
             ],
-            "structures": len(pool.structures),
+            "structures": sum(corpus.counts),
+            "atoms": config.atoms,
+            "read": config.read if config.stores else "preload",
+            "sampling": config.sampling,
+            "temperature": config.temperature,
             "batch_size": config.batch_size,
             "global_batch_size": config.batch_size * place.size,
             "steps": config.steps,
             "epochs": config.epochs,
-            "passes": config.epochs * config.steps * config.batch_size * place.size / len(pool.structures),
+            "passes": config.epochs * config.steps * config.batch_size * place.size / sum(corpus.counts),
             "max_neighbours": config.max_neighbours,
             "seed": config.seed,
         },
@@ -286,6 +335,8 @@ def configure(parameters: dict[str, Any]) -> DataParallelConfig:
         raise InputError(f"batch_size {config.batch_size}, steps {config.steps}: expected at least 1 of each")
     if config.epochs < 2:
         raise InputError(f"epochs: the first is discarded, so at least 2 are needed, got {config.epochs}")
+    if config.stores and config.atoms is not None:
+        raise InputError("atoms: only shipped sets can be limited to some sizes, not stores")
     if not config.sets or len(set(config.sets)) < len(config.sets):
         raise InputError("sets: expected at least one name, and none twice")
     return config

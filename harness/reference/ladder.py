@@ -14,19 +14,20 @@ import torch
 
 from harness.events import EventLog
 from harness.reference import checkpoints, measure
+from harness.reference.batches import Batch, collate
 from harness.reference.datasets.files import read_file
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.mini import load_mini, mini_set
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.errors import InputError
-from harness.reference.graphs import Batch, collate, neighbour_graph
+from harness.reference.graphs import neighbour_graph
 from harness.reference.inference import LADDER, SKIP_THRESHOLD, Predict, Prediction, Stage, live_heads
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.options import build
 from harness.reference.structures import Structure
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
-CRYSTAL_SETS = ("mptrj-random", "alexandria-random")
+CRYSTAL_SETS = ("mptrj", "alexandria")
 CLOSED = -7.0
 
 

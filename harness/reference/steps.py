@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.reference.graphs import Batch, neighbour_graph
+from harness.reference.batches import Batch
+from harness.reference.corpus import Corpus
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.ranks import Place
-from harness.reference.structures import Structure
+from harness.reference.store.sampling import Drawn, Sampler
 from harness.reference.team import synchronize
 from harness.reference.training import Labels, labelled, own_head
 
@@ -27,39 +24,22 @@ Labelled = tuple[Batch, Labels]
 
 
 @dataclass(frozen=True)
-class Pool:
-    """All structures, and how they are dealt out and made into batches; cutoff in angstrom.
+class Feed:
+    """Batches for every rank: what the sampler deals out, with neighbours and labels, on the device."""
 
-    Step by step each rank takes the next batch_size structures of an endless sequence of shuffled passes: one comes
-    again only after all others have, and what all ranks take together depends on their total batch alone.
-    """
-
-    structures: tuple[Structure, ...]
-    batch_size: int
-    cutoff: float
-    max_neighbours: int | None
+    corpus: Corpus
+    sampler: Sampler
     dtype: torch.dtype
-    seed: int
 
-    def dealt(self, step: int, place: Place) -> list[Structure]:
-        """The structures of one rank at one step, counted from the start of training."""
-        first = (step * place.size + place.rank) * self.batch_size
-        count = len(self.structures)
-        numbers = range(first, first + self.batch_size)
-        return [self.structures[shuffled(count, self.seed, k // count)[k % count]] for k in numbers]
+    def dealt(self, step: int, rank: int) -> Drawn:
+        """What one rank takes at one step, counted from the start of training."""
+        return self.sampler.batch(step, rank)
 
-    def batch(self, structures: Sequence[Structure], device: torch.device) -> Labelled:
-        """Structures with their neighbours and labels, on the device."""
-        graphs = [neighbour_graph(s, cutoff=self.cutoff, max_neighbours=self.max_neighbours) for s in structures]
-        batch, labels = labelled(graphs, self.dtype)
+    def batch(self, drawn: Drawn, device: torch.device) -> Labelled:
+        """What was drawn, as one batch."""
+        batch, labels = labelled(self.corpus.graphs(drawn), self.dtype)
         there = (t.to(device) for t in (labels.energy, labels.forces, labels.known))
         return batch.to(device, self.dtype), Labels(*there)
-
-
-@lru_cache(maxsize=4)
-def shuffled(count: int, seed: int, turn: int) -> NDArray[np.int64]:
-    """The order of the structures in one pass over them, [count]."""
-    return np.random.default_rng((seed, turn)).permutation(count)
 
 
 class GraphLoss(nn.Module):
@@ -125,29 +105,48 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one rank keeps of one pass: its time in seconds, that of each step, [steps], and their losses, [steps]."""
+    """What one rank keeps of one pass: its time in seconds; of each step its time, its wait for data, its loss.
+
+    busy: time without the wait; on a device, whose work goes on while the host waits, the whole time.
+    """
 
     seconds: float
     steps: Tensor
+    busy: Tensor
+    waits: Tensor
     losses: Tensor
+
+
+def waiting(batches: Iterable[Labelled], waits: list[float]) -> Iterator[Labelled]:
+    """The batches, the seconds that each let itself be waited for being noted."""
+    source = iter(batches)
+    while True:
+        began = time.perf_counter()
+        try:
+            batch = next(source)
+        except StopIteration:
+            return
+        waits.append(time.perf_counter() - began)
+        yield batch
 
 
 def one_pass(
     replica: DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Labelled],
+    batches: Iterable[Labelled],
     device: torch.device,
     *,
     exchange: bool = True,
 ) -> Pass:
     """Train through the batches; without exchange each rank follows its own gradients."""
     watch = Stopwatch(device)
-    losses = []
+    losses: list[Tensor] = []
+    waits: list[float] = []
     synchronize(device)
     began = time.perf_counter()
     watch.mark()
     with nullcontext() if exchange else replica.no_sync():
-        for batch, labels in batches:
+        for batch, labels in waiting(batches, waits):
             optimizer.zero_grad()
             loss = replica(batch, labels)
             loss.backward()
@@ -155,4 +154,7 @@ def one_pass(
             losses.append(loss.detach())
             watch.mark()
     synchronize(device)
-    return Pass(time.perf_counter() - began, torch.tensor(watch.laps(), dtype=torch.float64), torch.stack(losses))
+    seconds = time.perf_counter() - began
+    steps, waited = (torch.tensor(times, dtype=torch.float64) for times in (watch.laps(), waits))
+    busy = steps - waited if device.type == "cpu" else steps
+    return Pass(seconds, steps, busy, waited, torch.stack(losses))

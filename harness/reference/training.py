@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,35 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from harness.events import EventLog
 from harness.reference import checkpoints
+from harness.reference.batches import Batch, collate
+from harness.reference.datasets import references
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.mini import MINI_SETS, load_mini, mini_set
+from harness.reference.datasets.references import References, State
+from harness.reference.datasets.splits import SEED, split_of
 from harness.reference.errors import InputError
-from harness.reference.graphs import Batch, Graph, collate, neighbour_graph
+from harness.reference.frames import from_structures
+from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.options import build
-from harness.reference.structures import MAX_ATOMIC_NUMBER, Structure
+from harness.reference.store.sampling import Recipe, Sampler
+from harness.reference.structures import Structure
 
-RANK_CUTOFF = 1e-6
 SCALE_FLOOR_EV = 0.05
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One short training run; rates per step, weights as in loss = MAE(E/atom) + force_weight MAE(F)."""
+    """One short training run; rates per step, weights as in loss = MAE(E/atom) + force_weight MAE(F).
+
+    Structures are drawn from all sets, weighed by count ** (1 / temperature); epoch_length of them, or as many as there
+    are, make an epoch. limit: only the first structures of each set.
+    """
 
     sets: tuple[str, ...] = tuple(s.name for s in MINI_SETS)
     epochs: int = 20
+    epoch_length: int | None = None
+    temperature: float = 1.0
     batch_size: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -44,6 +55,7 @@ class TrainingConfig:
     gate_steps: int = 3000
     held_out: float = 0.1
     seed: int = 0
+    split_seed: int = SEED
     limit: int | None = None
     compile: bool = True
 
@@ -58,19 +70,18 @@ class Labels:
 
 
 def fit_references(structures: Sequence[Structure], model: FoundationModel) -> None:
-    """Set each head's reference energies (least squares on composition, small singular values cut) and scale."""
+    """Set each head's reference energies and scale from its structures."""
     for head in {s.head for s in structures}:
-        own = [s for s in structures if s.head == head]
-        composition = np.stack([np.bincount(s.numbers, minlength=MAX_ATOMIC_NUMBER + 1) for s in own])
-        atoms = composition.sum(1)
-        energy = np.array([s.energy for s in own])
-        per_atom = composition / atoms[:, None]
-        coefficients = np.linalg.lstsq(per_atom, energy / atoms, rcond=RANK_CUTOFF)[0]
-        residual = energy / atoms - per_atom @ coefficients
-        model.reference_energy[head] = torch.from_numpy(coefficients)
-        model.scale[head] = max(float(np.abs(residual).mean()), SCALE_FLOOR_EV)
-        model.trained[head] = True
-        model.elements |= torch.from_numpy(composition.sum(0) > 0)
+        own = from_structures([s for s in structures if s.head == head])
+        set_references(model, head, references.fit(partial(iter, [own])))
+
+
+def set_references(model: FoundationModel, head: int, found: References) -> None:
+    """Give a head its reference energies and scale; elements that its data lacks get 0."""
+    model.reference_energy[head] = torch.from_numpy(np.nan_to_num(found.energy_ev))
+    model.scale[head] = max(found.mae_ev_per_atom, SCALE_FLOOR_EV)
+    model.trained[head] = True
+    model.elements |= torch.from_numpy(found.state != State.ABSENT)
 
 
 def labelled(graphs: Sequence[Graph], dtype: torch.dtype) -> tuple[Batch, Labels]:
@@ -106,17 +117,13 @@ def loss_parts(
 
 
 def split(graphs: Sequence[Graph], held_out: float, seed: int) -> tuple[list[Graph], list[Graph]]:
-    """Training and held-out graphs, the same share of every head; frames of one trajectory may fall on both sides."""
-    rng = np.random.default_rng(seed)
-    train: list[Graph] = []
-    test: list[Graph] = []
-    for head in sorted({g.structure.head for g in graphs}):
-        own = [g for g in graphs if g.structure.head == head]
-        order = rng.permutation(len(own))
-        cut = max(1, round(held_out * len(own)))
-        test += [own[k] for k in order[:cut]]
-        train += [own[k] for k in order[cut:]]
-    return train, test
+    """Training and held-out graphs; all frames of a molecule, material, reaction or trajectory fall on one side."""
+    groups = np.array([g.structure.group or g.structure.name for g in graphs])
+    test = split_of(groups, shares=(1.0 - held_out, held_out), seed=seed) == 1
+    return (
+        [g for g, out in zip(graphs, test, strict=True) if not out],
+        [g for g, out in zip(graphs, test, strict=True) if out],
+    )
 
 
 def train_model(model: FoundationModel, graphs: Sequence[Graph], config: TrainingConfig, log: EventLog) -> None:
@@ -124,10 +131,16 @@ def train_model(model: FoundationModel, graphs: Sequence[Graph], config: Trainin
 
     Raises InputError when the loss is no longer finite.
     """
-    rng = np.random.default_rng(config.seed)
+    by_head: dict[int, list[Graph]] = {}
+    for graph in graphs:
+        by_head.setdefault(graph.structure.head, []).append(graph)
+    sets = list(by_head.values())
+    recipe = Recipe(tuple(map(len, sets)), "mixed", config.temperature, config.seed, config.epoch_length)
+    sampler = Sampler(recipe, 1, config.batch_size)
     parameters = [*model.encoder.parameters(), *model.heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * math.ceil(len(graphs) / config.batch_size)
+    each = sampler.steps
+    steps = config.epochs * each
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.1)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     parts: Callable[..., tuple[Tensor, Tensor]] = loss_parts
@@ -138,9 +151,9 @@ def train_model(model: FoundationModel, graphs: Sequence[Graph], config: Trainin
     for epoch in range(config.epochs):
         began = time.perf_counter()
         totals: NDArray[np.float64] = np.zeros(2)
-        order = rng.permutation(len(graphs))
-        for first in range(0, len(graphs), config.batch_size):
-            picked = [graphs[k] for k in order[first : first + config.batch_size]]
+        for step in range(each):
+            drawn = sampler.batch(step, 0)
+            picked = [sets[d][k] for d, k in zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True)]
             batch, labels = labelled(picked, torch.float32)
             energy_mae, force_mae = parts(model, batch, labels.energy, labels.forces, labels.known)
             loss = energy_mae + config.force_weight * force_mae
@@ -158,7 +171,8 @@ def train_model(model: FoundationModel, graphs: Sequence[Graph], config: Trainin
             totals += [energy_mae.item(), force_mae.item()]
             if done % 20 == 0:
                 log.write("progress", done=done, total=steps, what="training steps")
-        means = totals / math.ceil(len(graphs) / config.batch_size)
+        sampler.advance(each)
+        means = totals / each
         log.write(
             "sample",
             epoch=epoch,
@@ -172,19 +186,23 @@ def train_model(model: FoundationModel, graphs: Sequence[Graph], config: Trainin
 def train_gate(model: FoundationModel, graphs: Sequence[Graph], config: TrainingConfig) -> float:
     """Fit the gate, all else frozen, so that the weighted sum of energies is that of the right branch.
 
+    Energies count beyond the references, whose zeros lie a thousand eV/atom apart. Graphs are drawn as in training.
     Returns the mean absolute difference in eV/atom over the graphs.
     """
     batches = [collate(graphs[k : k + 64]).to("cpu", torch.float32) for k in range(0, len(graphs), 64)]
     with torch.no_grad():
         energies = torch.cat([model.all_energies(model.encode(b, b.positions, b.shift), b) for b in batches])
     composition = torch.cat([b.composition for b in batches])
-    per_atom = energies / composition.sum(1, keepdim=True)
-    right = per_atom.gather(1, torch.cat([b.head for b in batches]).unsqueeze(1))
+    head = torch.cat([b.head for b in batches])
+    beyond = energies - composition @ model.reference_energy.T.to(energies.dtype)
+    per_atom = beyond / composition.sum(1, keepdim=True)
+    right = per_atom.gather(1, head.unsqueeze(1))
+    chance = head.bincount(minlength=len(HEADS)).float()[head] ** (1.0 / config.temperature - 1.0)
     optimizer = torch.optim.AdamW(model.gate.parameters(), lr=2e-3, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.gate_steps)
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.gate_steps):
-        picked = torch.randint(len(graphs), (256,), generator=generator)
+        picked = torch.multinomial(chance, 256, replacement=True, generator=generator)
         mixed = (model.gate(composition[picked]) * per_atom[picked]).sum(1, keepdim=True)
         loss = (mixed - right[picked]).abs().mean()
         optimizer.zero_grad()
@@ -196,10 +214,15 @@ def train_gate(model: FoundationModel, graphs: Sequence[Graph], config: Training
 
 
 def evaluate(model: FoundationModel, graphs: Sequence[Graph]) -> list[dict[str, object]]:
-    """Per head on held-out structures: errors, beside those of composition alone and of zero forces."""
+    """Per head on held-out structures: errors, beside those of composition alone and of zero forces.
+
+    Structures with elements that the head was not trained on are counted and left out: nothing is known of them.
+    """
     rows: list[dict[str, object]] = []
     for entry in MINI_SETS:
-        own = [g for g in graphs if g.structure.head == entry.branch]
+        held_out = [g for g in graphs if g.structure.head == entry.branch]
+        known = model.reference_energy[entry.branch] != 0
+        own = [g for g in held_out if known[g.structure.numbers].all()]
         if not own:
             continue
         energy_error, plain_error, force_error, plain_force = [], [], [], []
@@ -220,6 +243,7 @@ def evaluate(model: FoundationModel, graphs: Sequence[Graph]) -> list[dict[str, 
                 "role": entry.role,
                 "level": entry.level,
                 "structures": len(own),
+                "unseen_elements": len(held_out) - len(own),
                 "energy_mae_ev_per_atom": float(torch.cat(energy_error).mean()),
                 "composition_only_ev_per_atom": float(torch.cat(plain_error).mean()),
                 "force_mae_ev_per_a": float(torch.cat(force_error).mean()) if has_forces else None,
@@ -238,7 +262,7 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     graphs = [
         neighbour_graph(s, cutoff=model_config.cutoff, max_neighbours=model_config.max_neighbours) for s in structures
     ]
-    train, test = split(graphs, config.held_out, config.seed)
+    train, test = split(graphs, config.held_out, config.split_seed)
     model = FoundationModel(model_config)
     fit_references([g.structure for g in train], model)
     log.fact("untrained_heads", [h for k, h in enumerate(HEADS) if not model.trained[k]])

@@ -9,10 +9,12 @@ from typing import get_args
 
 import pandas as pd
 
+from harness.analysis.data import DataTables
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
 from harness.collect.runs import Record
 from harness.programs import StageName
 from harness.report.blocks import DASH, Section, View, interval, number
+from harness.report.data import data_section
 from harness.report.figures import ladder_bars
 from harness.report.paper import Paper
 from harness.report.scaling import scaling_section
@@ -27,12 +29,13 @@ def build(
     records: list[Record],
     ladder: pd.DataFrame,
     scaling: pd.DataFrame,
+    data: DataTables,
     scores: list[Score],
     paper: Paper,
     figures: Path,
 ) -> list[Section]:
     """All sections of the report, in reading order; draws the figures into the folder."""
-    sections = [scorecard_section(scores, paper)]
+    sections = [scorecard_section(scores, paper), *data_section(data, figures)]
     for _, rows in ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))
@@ -217,13 +220,12 @@ def model_section(records: list[Record]) -> Section | None:
     paragraphs = [
         "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"
         " they train; samples are drawn from the dataset itself. Sources and licences:"
-        " harness/reference/datasets/mini/README.md.",
+        " harness/reference/datasets/mini/sets.yaml.",
         f"Untrained heads (no data yet): {', '.join(about['untrained_heads']) or 'none'}.",
     ]
     note = (
-        "Held-out frames of the shipped sets, split frame by frame: in the high-temperature sets and mlearn other"
-        " frames of the same material are in training, so that their errors are those of interpolation. A dash: no"
-        " force labels."
+        "Held-out structures of the shipped sets; of their molecules, materials, reactions and trajectories none is in"
+        " training. Left out are those with elements that the head was not trained on. A dash: no force labels."
     )
     return Section("The trained model", "model", paragraphs, views=[View("Held-out errors", columns, rows, note)])
 

@@ -69,7 +69,7 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
             f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads. A cross marks a stage"
             " that is wrong or did not run."
         )
-        return _kept(figure, folder, name, caption)
+        return kept(figure, folder, name, caption)
 
 
 def scaling_lines(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
@@ -94,10 +94,10 @@ def scaling_lines(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
             f"Training throughput on {rows['system'].iloc[0]}: median of the kept epochs, lowest and highest as bars;"
             " dotted: perfect scaling from the smallest run."
         )
-        return _kept(figure, folder, name, caption)
+        return kept(figure, folder, name, caption)
 
 
-def _kept(figure: Any, folder: Path, name: str, caption: str) -> Figure:
+def kept(figure: Any, folder: Path, name: str, caption: str) -> Figure:
     """The figure written as PNG and SVG, and closed."""
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     text = io.StringIO()

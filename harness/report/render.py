@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from harness import __version__, shipped
+from harness.analysis.data import data_tables
 from harness.analysis.ladder import ladder_table
 from harness.analysis.scaling import scaling_table
 from harness.collect.runs import load, merits_table, samples_table
@@ -33,7 +34,7 @@ def report(out: Path) -> Found:
     records = load(out / "runs")
     if not records:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
-    ladder, scaling = ladder_table(records), scaling_table(records)
+    ladder, scaling, data = ladder_table(records), scaling_table(records), data_tables(records)
     quoted = paper.load()
     scores = score(quoted.claims, ladder, out)
     for name in ("tables", "figures"):
@@ -41,10 +42,12 @@ def report(out: Path) -> Found:
     write_text(out / "tables" / "ladder.csv", ladder.to_csv(index=False))
     write_text(out / "tables" / "samples.csv", samples_table(records).to_csv(index=False))
     write_text(out / "tables" / "scaling.csv", scaling.to_csv(index=False))
+    for name in ("datasets", "elements", "distributions", "reading"):
+        write_text(out / "tables" / f"{name}.csv", getattr(data, name).to_csv(index=False))
     merits = merits_table(records)
     write_text(out / "tables" / "merits.csv", merits.to_csv(index=False))
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    sections = content.build(records, ladder, scaling, scores, quoted, out / "figures")
+    sections = content.build(records, ladder, scaling, data, scores, quoted, out / "figures")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
         undefined=jinja2.StrictUndefined,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.reference.graphs import Batch, collate, neighbour_graph
+from harness.reference.batches import Batch, collate
+from harness.reference.graphs import neighbour_graph
 from harness.reference.inference import Prediction, batched_heads
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.structures import Structure

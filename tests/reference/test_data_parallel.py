@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ import torch
 from harness import events
 from harness.programs import PROGRAMS
 from harness.reference import __main__ as program
+from harness.reference.corpus import Corpus, Dataset, Neighbourhood, shipped
 from harness.reference.data_parallel import DataParallelConfig, configure
-from harness.reference.datasets.mini import load_mini, mini_set
+from harness.reference.datasets.__main__ import main as data
 from harness.reference.errors import InputError
 from harness.reference.ranks import LostRank, Place
-from harness.reference.steps import GraphLoss, Pool
+from harness.reference.steps import Feed, GraphLoss
+from harness.reference.store.layout import Record
+from harness.reference.store.modes import Samples
+from harness.reference.store.sampling import Drawn, Recipe, Sampler
 from harness.reference.team import joined
 from tests.conftest import ROOT
 from tests.reference.conftest import SMALL, make_model
@@ -33,7 +37,7 @@ BATCH, STEPS, EPOCHS = 4, 3, 2
 TINY: dict[str, Any] = {
     "precision": "fp64",
     "model": {"width": 16, "layers": 2, "cutoff": 4.0, "head_hidden": [8, 8]},
-    "sets": ["alexandria-random", "qm9"],
+    "sets": ["alexandria", "ani1x"],
     "steps": STEPS,
     "epochs": EPOCHS,
     "timeout_s": 20,
@@ -243,34 +247,96 @@ def test_other_ranks_leave_the_folder_alone(
     assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
 
 
-@pytest.mark.parametrize("wrong", [{"precision": "fp16"}, {"epochs": 1}, {"steps": 0}, {"sets": []}, {"width": 3}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"precision": "fp16"}, {"epochs": 1}, {"steps": 0}, {"sets": []}, {"widht": 3}, {"stores": "x", "atoms": (1, 2)}],
+)
 def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         configure({"batch_size": 1, "precision": "fp64"} | wrong)
 
 
-def pool(batch_size: int) -> Pool:
-    structures = tuple(load_mini(mini_set("qm9"))[:30] + load_mini(mini_set("alexandria-random"))[:30])
-    return Pool(structures, batch_size, SMALL.cutoff, None, torch.float64, seed=0)
+def without_forces(dataset: Dataset) -> Dataset:
+    blind = [{k: v for k, v in r.items() if k != "forces"} for r in dataset.samples.get(range(len(dataset.samples)))]
+    return replace(dataset, samples=Listed(blind))
+
+
+class Listed(Samples):
+    """Records as they are."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def get(self, indices: Any) -> list[Record]:
+        return [self.records[int(k)] for k in indices]
+
+
+def feed(ranks: int, batch_size: int) -> Feed:
+    corpus = Corpus([shipped("mptrj"), without_forces(shipped("ani1x"))], Neighbourhood(SMALL.cutoff, None))
+    return Feed(corpus, Sampler(Recipe(corpus.counts), ranks, batch_size), torch.float64)
 
 
 def test_ranks_share_out_what_one_rank_would_take() -> None:
-    alone, shared = pool(6), pool(2)
-    names: list[str] = []
+    alone, shared = feed(1, 6), feed(3, 2)
     for step in range(12):
-        dealt = [s.name for rank in range(3) for s in shared.dealt(step, Place(rank, 3))]
-        assert dealt == [s.name for s in alone.dealt(step, Place())]
-        names += dealt
-    assert len(set(names[:60])) == 60
-    assert names[:60] != names[60:]
-    assert sorted(names[:12]) != sorted(names[60:])
+        dealt = [pair for rank in range(3) for pair in pairs(shared.dealt(step, rank))]
+        assert dealt == pairs(alone.dealt(step, 0))
+
+
+def pairs(drawn: Drawn) -> list[tuple[int, int]]:
+    return list(zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True))
 
 
 def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
     """Graphs of different sizes, some without forces."""
-    drawn, loss = pool(8), GraphLoss(make_model(SMALL), force_weight=10.0)
-    structures = drawn.dealt(0, Place())
+    given, loss = feed(1, 8), GraphLoss(make_model(SMALL), force_weight=10.0)
+    drawn = given.dealt(0, 0)
+    structures = [g.structure for g in given.corpus.graphs(drawn)]
     assert {s.forces is None for s in structures} == {True, False}
     assert len({len(s) for s in structures}) > 1
-    parts = [loss(*drawn.batch(structures[k : k + 2], CPU)) for k in range(0, 8, 2)]
-    torch.testing.assert_close(torch.stack(parts).mean(), loss(*drawn.batch(structures, CPU)), rtol=1e-12, atol=0)
+    parts = [loss(*given.batch(drawn[k : k + 2], CPU)) for k in range(0, 8, 2)]
+    torch.testing.assert_close(torch.stack(parts).mean(), loss(*given.batch(drawn, CPU)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["preload", "on_demand", "shared", "distributed"])
+def test_stores_are_trained_on_in_every_mode_alike(tmp_path: Path, mode: str, stores: Path, plain: Log) -> None:
+    log = completed(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read=mode)
+    assert fact(log, "workload")["read"] == mode
+    assert {s["set"]: s["role"] for s in fact(log, "workload")["sets"]} == {
+        "mptrj": "sample of MPTrj",
+        "ani1x": "stand-in for ANI1x",
+    }
+    for a, b in zip(of_kind(plain, "sample"), of_kind(log, "sample"), strict=True):
+        assert (a["atoms"], a["edges"]) == (b["atoms"], b["edges"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-7)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with neighbour lists as the model wants them, one without."""
+    folder = tmp_path_factory.mktemp("stores")
+    assert data(["convert", "mptrj", "--to", str(folder), "--cutoff", "4", "--max-neighbours", "20", "-q"]) == 0
+    assert data(["convert", "ani1x", "--to", str(folder), "-q"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, stores: Path) -> Log:
+    """One rank that has read all into memory."""
+    return completed(tmp_path_factory.mktemp("plain"), 1, stores=str(stores))
+
+
+def test_a_rank_that_serves_one_dataset_repeats_it(tmp_path: Path, stores: Path) -> None:
+    log = completed(tmp_path, 2, stores=str(stores), sampling="assigned")
+    assert fact(log, "workload")["sampling"] == "assigned"
+    assert fact(log, "parameter_divergence") == 0.0
+
+
+def test_waiting_for_data_is_part_of_a_step(two: Log) -> None:
+    for epoch in of_kind(two, "epoch"):
+        waits = [s["wait_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
+        assert sum(waits) == pytest.approx(epoch["wait_s_mean"])
+        assert 0 < epoch["wait_s_mean"] < epoch["train_s_mean"]

@@ -10,9 +10,10 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.reference.batches import collate
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.errors import InputError
-from harness.reference.graphs import Graph, collate, neighbour_graph
+from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.structures import Structure
 from tests.reference.conftest import crystal, molecule
 

@@ -7,7 +7,7 @@ import torch
 
 from harness.programs import StageName
 from harness.reference import inference
-from harness.reference.graphs import Batch
+from harness.reference.batches import Batch
 from harness.reference.inference import LADDER, Stage, baseline, branch_skip, live_heads
 from harness.reference.ladder import fix_gate
 from harness.reference.models.foundation import FoundationModel

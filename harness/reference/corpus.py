@@ -1,0 +1,138 @@
+"""What ranks train on: the datasets of some branches, from the shipped sets or from stores, as graphs with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.reference.datasets import references
+from harness.reference.datasets.mini import load_frames, mini_set
+from harness.reference.datasets.references import References
+from harness.reference.datasets.sources import source
+from harness.reference.errors import InputError
+from harness.reference.graphs import Graph, neighbour_graph
+from harness.reference.store.blocks import frames_block
+from harness.reference.store.bp import BPFile
+from harness.reference.store.layout import Record
+from harness.reference.store.modes import Merged, Mode, Preloaded, Samples, merged, open_samples
+from harness.reference.store.sampling import Drawn
+from harness.reference.structures import Structure
+
+NEEDED = ("pos", "atomic_numbers", "energy", "cell", "pbc", "graph_attr")
+EDGES = ("edge_index", "edge_shifts")
+SPLIT = "trainset"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too."""
+
+    name: str
+    head: int
+    role: str
+    level: str
+    samples: Samples
+    references: References
+    edges: bool = False
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Who is a neighbour: closer than cutoff (angstrom), at most so many."""
+
+    cutoff: float
+    max_neighbours: int | None
+
+
+class Corpus:
+    """Datasets side by side."""
+
+    def __init__(self, datasets: Sequence[Dataset], reach: Neighbourhood) -> None:
+        self.datasets = tuple(datasets)
+        self.reach = reach
+        self.samples: Merged = merged([d.samples for d in datasets])
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples of each dataset."""
+        return tuple(len(d.samples) for d in self.datasets)
+
+    def graphs(self, drawn: Drawn) -> list[Graph]:
+        """The samples drawn, with their neighbours."""
+        starts = np.array(self.samples.starts)
+        records = self.samples.get(starts[drawn.dataset] + drawn.index)
+        names = zip(drawn.dataset.tolist(), drawn.index.tolist(), records, strict=True)
+        return [self._graph(self.datasets[d], k, record) for d, k, record in names]
+
+    def _graph(self, dataset: Dataset, index: int, record: Record) -> Graph:
+        charge, multiplicity = record["graph_attr"].tolist()
+        structure = Structure(
+            name=f"{dataset.name}/{index}",
+            numbers=record["atomic_numbers"][:, 0].astype(np.int64),
+            positions=record["pos"],
+            cell=record["cell"],
+            periodic=tuple((record["pbc"] != 0).tolist()),
+            head=dataset.head,
+            energy=float(record["energy"][0]),
+            forces=record.get("forces"),
+            charge=int(charge),
+            multiplicity=int(multiplicity),
+        )
+        if dataset.edges:
+            sender, receiver = record["edge_index"]
+            return Graph(structure, receiver, sender, -record["edge_shifts"])
+        return neighbour_graph(structure, cutoff=self.reach.cutoff, max_neighbours=self.reach.max_neighbours)
+
+
+def shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
+    """A shipped set in memory, or its structures of atoms[0] to atoms[1] atoms; raises InputError if there are none."""
+    entry = mini_set(name)
+    frames = load_frames(entry)
+    if atoms is not None:
+        frames = frames[(frames.sizes >= atoms[0]) & (frames.sizes <= atoms[1])]
+        if not len(frames):
+            raise InputError(f"set {name!r} has no structure of {atoms[0]} to {atoms[1]} atoms")
+    block = frames_block(frames, keys=(*NEEDED, "forces"))
+    found = references.fit(lambda: iter([frames]))
+    return Dataset(name, entry.branch, entry.role, entry.level, Preloaded.of_block(block), found)
+
+
+def stored(
+    path: Path,
+    reach: Neighbourhood,
+    mode: Mode,
+    comm: Any = None,
+    width: int | None = None,
+    backend: str = "auto",
+) -> Dataset:
+    """The training set of a store that `harness data convert` has made; collective over comm, where there is one."""
+    with BPFile(path) as file:
+        about, fitted = (file.attributes.get(name) for name in ("about", "references"))
+        if not isinstance(about, dict) or not isinstance(fitted, dict):
+            raise InputError(f"{path}: says neither its level of theory nor its reference energies; convert it anew")
+        limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
+        edges = limits == (reach.cutoff, reach.max_neighbours)
+        keys: Collection[str] = [*NEEDED, *(k for k in ("forces", *EDGES * edges) if k in file.keys(SPLIT))]
+    samples = open_samples(path, SPLIT, mode, comm=comm, width=width, keys=keys, backend=backend)
+    branch = source(about["slug"]).branch
+    return Dataset(about["slug"], branch, about["role"], about["level"], samples, references.from_json(fitted), edges)
+
+
+def stores_in(folder: Path) -> list[Path]:
+    """The stores in a folder, or one a case below it, in the order of the branches; raises InputError if none."""
+    found = [*folder.glob("*.bp"), *folder.glob("*/store/*.bp")]
+    if not found:
+        raise InputError(f"{folder}: no stores (*.bp) here; `harness data convert` and `harness run data` make them")
+    by_slug: dict[str, Path] = {}
+    for path in sorted(found):
+        try:
+            slug = source(path.stem).slug
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if by_slug.setdefault(slug, path) is not path:
+            raise InputError(f"{path}: {by_slug[slug]} holds the same dataset; keep one of them in this folder")
+    return sorted(by_slug.values(), key=lambda path: source(path.stem).branch)

@@ -84,7 +84,7 @@ def test_an_event_that_does_not_fit_is_an_error_and_spoils_no_other(disk: Path) 
     assert found[-1]["event"] == "done"
 
 
-@pytest.mark.parametrize("leave", [4096, 200_000, 1_000_000, 3_000_000])
+@pytest.mark.parametrize("leave", [200_000, 3_000_000])
 def test_a_conversion_goes_on_when_there_is_room_again(harness: Harness, tmp_path: Path, leave: int) -> None:
     """Full while parts are read, and while the store is written."""
     with mounted(tmp_path / "disk", "24m") as disk:

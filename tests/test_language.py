@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from harness import shipped, suites, systems
 from harness.cases import Case
 from harness.errors import UsageError
+from harness.language import expressions
+from harness.language.expressions import ExpressionError
 from harness.plan import expand
 from harness.suites import Suite
 
@@ -296,3 +299,14 @@ def test_ids_tell_values_apart_whatever_their_order(values: list[Any], random: A
     one, two = cases(matrix={"a": values}), cases(matrix={"a": shuffled})
     assert len({c.id for c in one}) == len(values)
     assert {c.id for c in one} == {c.id for c in two}
+
+
+def test_a_library_that_raises_the_recursion_limit_changes_nothing() -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        with pytest.raises(ExpressionError, match="nested too deep"):
+            expressions.parse("{{ " + "not " * 451 + "1 }}")
+        assert sys.getrecursionlimit() == 20_000
+    finally:
+        sys.setrecursionlimit(before)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,6 +30,7 @@ ALLOWED = (
 FILTERS = ("abs", "float", "int", "length", "lower", "max", "min", "round", "sum", "upper")
 MAX_LENGTH = 2000
 MAX_EXPONENT = 64
+DEEPEST = 1000
 WHOLE = re.compile(r"^\s*\{\{((?:(?!\{\{|\}\}).)*)\}\}\s*$", re.DOTALL)
 SAID_PLAINLY = (
     (re.compile("unexpected 'end of|Expected an expression"), "it ends before its end"),
@@ -126,22 +129,38 @@ def condition(text: str) -> Expression:
     return _compiled("{{ " + bare + " }}", text)
 
 
+@contextmanager
+def _usual_depth() -> Iterator[None]:
+    """Let nothing go deeper than Python's own limit, which other libraries raise."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(before, DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
 def _compiled(code: str, text: str) -> Expression:
     """text: what the user wrote."""
     try:
-        names, attributes, bare = _checked(code, text)
-        whole = WHOLE.match(code)
-        if whole:
-            compiled = SANDBOX.compile_expression(whole[1].strip(), undefined_to_none=False)
-            return Expression(text, names, attributes, bare, lambda values: _plain(compiled(**values)))
-        template = SANDBOX.from_string(code)
-        return Expression(text, names, attributes, bare, lambda values: _plain(template.render(values)))
+        with _usual_depth():
+            return _understood(code, text)
     except TemplateError as error:
         said = error.message or "not an expression"
         said = next((plain for jinja, plain in SAID_PLAINLY if jinja.match(said)), said)
         raise ExpressionError(f"{said.rstrip('.')} in {_quoted(text)}") from None
     except (RecursionError, SyntaxError, MemoryError):
         raise ExpressionError(f"nested too deep: {_quoted(text)}") from None
+
+
+def _understood(code: str, text: str) -> Expression:
+    names, attributes, bare = _checked(code, text)
+    whole = WHOLE.match(code)
+    if whole:
+        compiled = SANDBOX.compile_expression(whole[1].strip(), undefined_to_none=False)
+        return Expression(text, names, attributes, bare, lambda values: _plain(compiled(**values)))
+    template = SANDBOX.from_string(code)
+    return Expression(text, names, attributes, bare, lambda values: _plain(template.render(values)))
 
 
 def _quoted(text: str) -> str:

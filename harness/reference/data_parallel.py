@@ -200,9 +200,13 @@ class Scaling:
             )
 
     def compute_only(self, batches: Sequence[Labelled]) -> None:
-        """The same steps without exchange; the ranks' parameters part, so this comes last."""
+        """The same steps without exchange; the ranks' parameters part, so this comes last.
+
+        Others are made ready meanwhile, as in training, where that takes part of the cores.
+        """
         self.team.meet()
-        seconds = one_pass(self.replica, self.optimizer, batches, self.team.device, exchange=False).steps
+        again = (batch for batch, _ in zip(batches, self.batches, strict=False))
+        seconds = one_pass(self.replica, self.optimizer, again, self.team.device, exchange=False).busy
         slowest, mean = self.team.largest(seconds).tolist(), self.team.mean(seconds).tolist()
         for step in range(len(batches)):
             self.log.write("compute_only", step=step, seconds=slowest[step], seconds_mean=mean[step])
@@ -256,15 +260,15 @@ def scale(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: 
     def made(step: int) -> Labelled:
         return feed.batch(feed.dealt(step, team.place.rank), team.device)
 
-    steps = range(config.epochs * config.steps)
+    steps = range((config.epochs + 1) * config.steps)
     with Prefetch(made, steps, depth=config.ahead, samples=feed.corpus.samples) as ahead:
         scaling = Scaling(replica, ahead, config, team, log)
         batches: list[Labelled] = []
         for number in range(config.epochs):
             batches = scaling.epoch(number)
-    log.fact("throughput_graphs_per_s", scaling.throughput)
-    log.fact("parameter_divergence", parameter_divergence(model, team))
-    scaling.compute_only(batches)
+        log.fact("throughput_graphs_per_s", scaling.throughput)
+        log.fact("parameter_divergence", parameter_divergence(model, team))
+        scaling.compute_only(batches)
 
 
 def describe(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: Team, log: EventLog) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from harness.reference.datasets.conversion import Conversion, convert
-from harness.reference.datasets.formats.free_atoms import ENERGIES_EV
 from harness.reference.datasets.formats.table import named
 from harness.reference.datasets.inputs import about_official
 from harness.reference.datasets.reading import Rules
@@ -60,21 +59,21 @@ def test_hdf5(benchmark: Any, tmp_path: Path, rules: Rules, target: float) -> No
 @pytest.mark.slow
 def test_aselmdb(benchmark: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = {k: molecule(rng) for k in range(1, 2001)}
+    rows = {k: crystal(rng) for k in range(1, 2001)}
     file = tmp_path / "data.aselmdb"
     write_aselmdb(file, dict(rows))
-    judge(benchmark, "omol25", file, Rules(), 2_000)
+    judge(benchmark, "omat24", file, Rules(), 2_000)
 
 
-def molecule(rng: np.random.Generator) -> dict[str, Any]:
-    """Neon atoms on a lattice, thrown about; as many as a molecule of OMol25 has."""
-    lattice = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)[:ATOMS] * 3.0
+def crystal(rng: np.random.Generator) -> dict[str, Any]:
+    """Fifty atoms of a metal, thrown about."""
+    lattice = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)[:ATOMS] * 2.7
     return {
-        "numbers": array(np.full(ATOMS, 10)),
+        "numbers": array(np.full(ATOMS, 29)),
         "positions": array(lattice + rng.normal(0, 0.1, (ATOMS, 3))),
-        "cell": array(np.zeros((3, 3))),
-        "pbc": array(np.zeros(3, dtype=bool)),
-        "energy": float(ENERGIES_EV[10] * ATOMS + rng.normal()),
+        "cell": array(10.8 * np.eye(3)),
+        "pbc": array(np.ones(3, dtype=bool)),
+        "energy": float(-3.7 * ATOMS + rng.normal()),
         "forces": array(rng.normal(0, 0.1, (ATOMS, 3))),
-        "data": {"charge": 0, "spin": 1, "source": f"s{rng.integers(1 << 40)}", "data_id": "x", "num_atoms": ATOMS},
+        "data": {"sid": f"s{rng.integers(1 << 40)}"},
     }

@@ -15,7 +15,7 @@ from harness.reference import ladder
 from harness.reference.datasets.files import read_file
 from harness.reference.errors import InputError
 
-UNSEEN = Atoms("Po2", positions=[[0, 0, 0], [3, 0, 0]])
+UNSEEN = Atoms("Fr2", positions=[[0, 0, 0], [3, 0, 0]])
 COINCIDENT = Atoms("H2", positions=[[1, 1, 1], [1, 1, 1]])
 NOT_FINITE = Atoms("H2", positions=[[1, 1, 1], [np.nan, 1, 1]])
 EMPTY = Atoms()
@@ -36,7 +36,7 @@ def test_structures_come_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (UNSEEN, "'mine.extxyz/1': atom 0 is element 84, which the model has not seen"),
+        (UNSEEN, "'mine.extxyz/1': atom 0 is element 87, which the model has not seen"),
         (COINCIDENT, "'mine.extxyz/1': atoms 0 and 1 coincide"),
         (NOT_FINITE, "'mine.extxyz/1': position of atom 1 is not finite"),
         (EMPTY, "'mine.extxyz/1' has no atoms"),

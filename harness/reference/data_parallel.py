@@ -23,30 +23,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
 from harness.reference import ranks
+from harness.reference.agreement import gradient_error, parameter_divergence
 from harness.reference.corpus import Corpus, Neighbourhood, shipped, stored, stores_in
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel, ModelConfig
 from harness.reference.options import build
 from harness.reference.ranks import Place
-from harness.reference.steps import Feed, GraphLoss, Labelled, Pass, flat, one_pass, replicate
+from harness.reference.steps import Feed, GraphLoss, Labelled, Pass, one_pass, replicate
 from harness.reference.store.modes import Mode
 from harness.reference.store.prefetch import Prefetch
-from harness.reference.store.sampling import Drawn, Recipe, Sampler
+from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
 from harness.reference.training import set_references
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
-CHECKED_RANKS = 64
-CHECKED_GRAPHS = 2
 
 
 @dataclass(frozen=True)
@@ -82,47 +79,6 @@ class DataParallelConfig:
     max_neighbours: int | None = 20
     seed: int = 0
     timeout_s: float = 600.0
-
-
-def gradient_error(replica: DistributedDataParallel, feed: Feed, team: Team) -> tuple[float, int, int]:
-    """How far the exchanged gradient of one small batch is from the one that rank 0 computes alone over all its graphs.
-
-    Largest difference relative to the largest gradient (meaningful on rank 0), over how many ranks and graphs; of more
-    than CHECKED_RANKS ranks, the others take part with weight 0.
-    """
-    place = team.place
-    counted = min(place.size, CHECKED_RANKS)
-    parts = [feed.dealt(0, rank)[:CHECKED_GRAPHS] for rank in range(counted)]
-    own = parts[place.rank] if place.rank < counted else parts[0]
-    weight = place.size / counted if place.rank < counted else 0.0
-    parameters = [p for p in replica.parameters() if p.requires_grad]
-    (weight * replica(*feed.batch(own, team.device))).backward()
-    exchanged = flat([p.grad for p in parameters if p.grad is not None])
-    if place.rank > 0:
-        return 0.0, 0, 0
-    together = Drawn(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
-    # Straight from the loss, not by backward(): the wrapper's hooks would wait for the other ranks.
-    loss = replica.module(*feed.batch(together, team.device))
-    alone = flat(torch.autograd.grad(loss, parameters))
-    error = float((exchanged - alone).abs().max() / alone.abs().max())
-    if not math.isfinite(error):
-        raise InputError(f"the gradient of the untrained model is not finite, or 0, over {len(together)} graphs")
-    return error, counted, len(together)
-
-
-def parameter_divergence(model: nn.Module, team: Team) -> float:
-    """How far the parameters of any rank are from those of rank 0, relative to the largest of them.
-
-    Raises InputError if a rank's parameters are no longer finite.
-    """
-    own = flat([p.detach() for p in model.parameters()])
-    first = team.from_first(own)
-    # A maximum over ranks may pass over what is not a number, never over an infinity.
-    difference = ((own - first).abs().max() / first.abs().max()).nan_to_num(nan=math.inf)
-    divergence = float(team.largest(difference.reshape(1)))
-    if not math.isfinite(divergence):
-        raise InputError("the parameters are no longer finite after training")
-    return divergence
 
 
 class Scaling:

@@ -111,7 +111,7 @@ def measured(path: str) -> None:
         window.Flush_all()
 
     taken: dict[str, list[float]] = {"floor_us": [], "get_us": []}
-    with open_samples(path, "trainset", "distributed", comm=comm, keys=["v"]) as samples:
+    with open_samples(path, "trainset", "distributed", comm=comm, keys=["v"], backend="rma") as samples:
         for _ in range(ROUNDS):
             for name, work, wanted in (
                 ("floor_us", bare, rng.integers(0, 1000, BATCH).tolist()),

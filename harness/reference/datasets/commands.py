@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.reference.datasets.mini import mini_set
@@ -152,7 +153,7 @@ def stores(paths: list[Path]) -> list[Path]:
     return found
 
 
-def progress(quiet: bool):  # type: ignore[no-untyped-def]
+def progress(quiet: bool) -> Callable[[int, int, str], None]:
     """A line that is written over, on a terminal; nothing elsewhere."""
     shown = not quiet and sys.stderr.isatty()
 

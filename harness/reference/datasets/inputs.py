@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets.conversion import Conversion
+from harness.reference.datasets.formats.paths import below_folder
 from harness.reference.datasets.formats.reader import BLOCK, Format, Part
 from harness.reference.datasets.formats.table import named
 from harness.reference.datasets.mini import load_frames, mini_set
@@ -47,11 +48,11 @@ def conversion(entry: Source, paths: Sequence[Path], store: Path, rules: Rules, 
 
 def format_of(entry: Source, paths: Sequence[Path]) -> Format:
     """The format of a dataset's files; OC22 and ODAC23 are handed out both as LMDB and as text."""
-    found = [p for path in paths for p in (path.rglob("*") if path.is_dir() else (path,))]
-    as_text = any(".extxyz" in p.name or ".tar" in p.name for p in found)
-    if entry.format == "s2ef_lmdb" and as_text and not any(p.suffix == ".lmdb" for p in found):
-        return named("s2ef_text")
-    return named(entry.format)
+    if entry.format != "s2ef_lmdb":
+        return named(entry.format)
+    names = [p.name for path in paths for p in (below_folder(path) if path.is_dir() else (path,))]
+    as_text = any(".extxyz" in name or ".tar" in name for name in names)
+    return named("s2ef_text" if as_text and not any(name.endswith(".lmdb") for name in names) else entry.format)
 
 
 def official_files(root: str, entry: Source) -> tuple[Path, ...]:

@@ -258,3 +258,15 @@ def test_a_title_stays_in_its_comment(tmp_path: Path) -> None:
 def test_a_title_of_two_lines_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="title"):
         make(tmp_path, "local", title='"x\\nrm -rf here"')
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+def test_two_jobs_of_one_script_keep_their_nodes_apart(tmp_path: Path, kind: str) -> None:
+    """A second job, submitted by hand while the first one runs, must not send the first to the second's nodes."""
+    made = make(tmp_path, kind)
+    made.does(0, 'SLURM_JOB_ID=8 PBS_JOBID=8 bash "$SCRIPT" || true')
+    first = made.run(job="7", SCRIPT=str(made.script))
+    assert (made.ends, made.runs, first.returncode) == (["0", "0", "0"], [1, 1, 1], 0), first
+    assert "job 7 has it" in (made.cases[0] / "stderr").read_text()
+    kept = sorted(path.name for path in made.script.parent.glob("*.nodes"))
+    assert [name.split(".")[-2] for name in kept] == ["7", "8"]

@@ -47,7 +47,8 @@ export FI_CXI_RX_MATCH_MODE=hybrid
 export TORCH_DISTRIBUTED_USE_TORCHCOMMS=1
 
 # check_nodes: the nodes that answer and pass the check. A case takes the first ones.
-nodes=$campaign/jobs/$job.nodes
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
 sort -u "$PBS_NODEFILE" > "$nodes.asked"
 there=$(wc -l < "$nodes.asked")
 # shellcheck disable=SC2016  # expanded on the nodes

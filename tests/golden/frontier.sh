@@ -66,7 +66,8 @@ export MIOPEN_DISABLE_CACHE=1
 export MIOPEN_USER_DB_PATH=/tmp
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
-nodes=$campaign/jobs/$job.nodes
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016  # expanded on the nodes
 check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
 check_nodes() {

@@ -49,7 +49,8 @@ export MPICH_ENV_DISPLAY=0
 export NCCL_SOCKET_IFNAME=hsn
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
-nodes=$campaign/jobs/$job.nodes
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016  # expanded on the nodes
 check='test "$(nvidia-smi --list-gpus | wc -l)" -eq 4'
 check_nodes() {

@@ -33,7 +33,8 @@ export OMP_NUM_THREADS=1
 export PYTHONNOUSERSITE=1
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
-nodes=$campaign/jobs/$job.nodes
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016  # expanded on the nodes
 check='test -w "${TMPDIR:-/tmp}"'
 check_nodes() {

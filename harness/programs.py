@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
@@ -29,14 +30,32 @@ class Strict(BaseModel):
 class ModelSizes(Strict):
     """Sizes of an untrained model; lengths in angstrom."""
 
-    width: Count | None = None
-    layers: Count | None = None
-    n_radial: Count | None = None
+    backbone: Literal["painn", "pnaeq", "egnn", "schnet", "dimenet", "mace"] | None = None
+    hidden_dim: Count | None = None
+    num_conv_layers: Count | None = None
     cutoff: Positive | None = None
     max_neighbours: Count | None = None
-    norm_epsilon: Positive | None = None
-    head_hidden: list[Count] | None = None
+    num_sharedlayers: NotNegative | None = None
+    dim_sharedlayers: Count | None = None
+    num_headlayers: NotNegative | None = None
+    dim_headlayers: Count | None = None
     readout: Literal["sum", "extensive"] | None = None
+    num_radial: Count | None = None
+    norm_epsilon: Positive | None = None
+    num_filters: Count | None = None
+    num_gaussians: Annotated[int, Field(ge=2)] | None = None
+    num_spherical: Annotated[int, Field(ge=2)] | None = None
+    envelope_exponent: Count | None = None
+    basis_emb_size: Count | None = None
+    int_emb_size: Count | None = None
+    out_emb_size: Count | None = None
+    num_before_skip: NotNegative | None = None
+    num_after_skip: NotNegative | None = None
+    radial_type: Literal["bessel", "gaussian", "chebyshev"] | None = None
+    distance_transform: Literal["none", "Agnesi", "Soft"] | None = None
+    max_ell: Count | None = None
+    node_max_ell: NotNegative | None = None
+    correlation: Count | None = None
 
 
 class LadderParameters(Strict):

@@ -24,7 +24,7 @@ name: tiny
 title: A tiny ladder
 program: ladder
 parameters:
-  model: {{width: 8, layers: 2, head_hidden: [4]}}
+  model: {{hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}}
   stages: {EAGER}
   batch_size: 2
   batches: 2
@@ -110,7 +110,7 @@ def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> 
 
 
 def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
-    model = "  model: {width: 8, layers: 2, head_hidden: [4]}\n"
+    model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
     broken = tmp_path / "broken.pt"
     broken.write_text("not a checkpoint")
     text = TINY.replace(model, "").replace("  precision", f"  checkpoint: [painn-64, {broken}]\n  precision")

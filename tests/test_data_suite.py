@@ -103,7 +103,8 @@ def test_stores_of_a_campaign_can_be_trained_on(out: Path) -> None:
 name: on-stores
 title: On stores
 program: data_parallel
-parameters: {precision: fp32, batch_size: 2, steps: 2, epochs: 2, model: {width: 8, layers: 1, head_hidden: [8]},
+parameters: {precision: fp32, batch_size: 2, steps: 2, epochs: 2,
+  model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8},
   stores: "{{ settings.stores }}", read: distributed, sampling: assigned}
 resources: {ranks_per_node: 2, minutes: 5}
 """

@@ -19,7 +19,7 @@ title: Small cases
 program: data_parallel
 parameters:
   {precision: fp32, batch_size: 1, sets: [mptrj], epochs: 2, steps: 1,
-   model: {width: 4, layers: 1, head_hidden: [4]}}
+   model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4}}
 matrix: {seed: [1, 2, 3]}
 resources: {minutes: 5}
 """

@@ -32,7 +32,8 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     log = EventLog(folder / "events.jsonl")
     log.write("start")
     log.fact(
-        "model", {"config": {"width": 64, "readout": "sum"}, "trained": False, "parameters": 9, "untrained_heads": []}
+        "model",
+        {"config": {"hidden_dim": 64, "readout": "sum"}, "trained": False, "parameters": 9, "untrained_heads": []},
     )
     log.fact("ceilings", {"matrix_product_gflop_per_s": 50.0})
     for stage in STAGES:

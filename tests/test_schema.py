@@ -41,7 +41,8 @@ GOOD_SUITES = [
     OTHER + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
     OTHER + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
     OTHER + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
-    OTHER + 'parameters: {workload: random, precision: fp64, model: {width: "{{ 8 * 2 }}", layers: 2}, seed: null}',
+    OTHER
+    + 'parameters: {workload: random, precision: fp64, model: {hidden_dim: "{{ 8 * 2 }}", num_radial: 2}, seed: null}',
     OTHER + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
     OVER,
     OVER + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
@@ -149,7 +150,7 @@ CASES = [
 ]
 # A suite with every key, and values of which few fit anywhere in it.
 RICH = (
-    SUITE.replace("fp64}", 'fp64, rounds: "{{ n * 2 }}", atoms: [2, 9], model: {width: 8, head_hidden: [4]}}')
+    SUITE.replace("fp64}", 'fp64, rounds: "{{ n * 2 }}", atoms: [2, 9], model: {hidden_dim: 8, dim_headlayers: 4}}')
     + """
 description: Long
 variables: {n: "{{ repeat + 1 }}"}

@@ -26,7 +26,7 @@ program: data_parallel
 parameters:
   precision: fp32
   batch_size: 1
-  model: {width: 4, layers: 1, head_hidden: [4]}
+  model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4}
   sets: [mptrj]
   epochs: 2
   steps: 1

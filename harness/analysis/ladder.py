@@ -155,7 +155,9 @@ def experiment(record: Record) -> str:
 
 
 def model_label(about: dict[str, Any]) -> str:
-    """`width 64, trained`, from the model's own facts."""
+    """`width 64, trained`, from the model's own facts; runs of early versions have another word for the width."""
     if not about:
         return "unknown"
-    return f"width {about['config']['width']}, {'trained' if about['trained'] else 'untrained'}"
+    config = about["config"]
+    width = config.get("hidden_dim", config.get("width"))
+    return f"width {width}, {'trained' if about['trained'] else 'untrained'}"

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from harness.reference.errors import InputError
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).parent / "checkpoints"
 
 
@@ -39,9 +40,7 @@ def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this harness (format {FORMAT} expected)")
     try:
-        config = dict(content["config"])
-        config["head_hidden"] = tuple(config["head_hidden"])
-        model = FoundationModel(ModelConfig(**config))
+        model = FoundationModel(ModelConfig(**content["config"]))
         model.load_state_dict(content["state"], strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(

@@ -32,7 +32,8 @@ from harness.reference.agreement import gradient_error, parameter_divergence
 from harness.reference.corpus import Corpus, Neighbourhood, shipped, stored, stores_in
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.errors import InputError
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.ranks import Place
 from harness.reference.steps import Feed, GraphLoss, Labelled, Pass, one_pass, replicate

@@ -66,3 +66,19 @@ def nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_atoms: i
     keep = distance < bound[receiver]
     nothing_left = np.bincount(receiver, weights=keep, minlength=n_atoms) == 0
     return (keep | nothing_left[receiver]) & (rank < limit)
+
+
+def triplets(graph: Graph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of edges k -> j and j -> i, [t] each, but not an edge with its own way back.
+
+    An image of i is an atom like any other: only the very edge i -> j, by the same image, is left out.
+    """
+    degree = np.bincount(graph.receiver, minlength=len(graph.structure))
+    first = np.cumsum(degree) - degree
+    count = degree[graph.sender]
+    outgoing = np.repeat(np.arange(len(graph.receiver)), count)
+    turn = np.arange(len(outgoing)) - np.repeat(np.cumsum(count) - count, count)
+    incoming = first[graph.sender[outgoing]] + turn
+    there_and_back = graph.shift[incoming] + graph.shift[outgoing]
+    back = (graph.sender[incoming] == graph.receiver[outgoing]) & (np.abs(there_and_back).max(1) < SAME_SHELL_ANGSTROM)
+    return incoming[~back], outgoing[~back]

@@ -22,7 +22,8 @@ from harness.reference.datasets.random_box import random_structures
 from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
 from harness.reference.inference import LADDER, SKIP_THRESHOLD, Predict, Prediction, Stage, live_heads
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.structures import Structure
 

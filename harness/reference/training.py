@@ -26,7 +26,8 @@ from harness.reference.datasets.splits import SEED, split_of
 from harness.reference.errors import InputError
 from harness.reference.frames import from_structures
 from harness.reference.graphs import Graph, neighbour_graph
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.structures import Structure

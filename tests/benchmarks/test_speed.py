@@ -10,7 +10,8 @@ from harness.reference.batches import collate
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.inference import batched_heads
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 
 BATCH = 16
 

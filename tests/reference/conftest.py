@@ -9,10 +9,11 @@ import torch
 from harness.reference.batches import Batch, collate
 from harness.reference.graphs import neighbour_graph
 from harness.reference.inference import Prediction, batched_heads
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure
 
-SMALL = ModelConfig(width=16, layers=3, cutoff=4.0, head_hidden=(8, 8, 12, 12))
+SMALL = ModelConfig(hidden_dim=16, num_conv_layers=3, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=12)
 
 
 def make_model(config: ModelConfig = SMALL, seed: int = 0) -> FoundationModel:

@@ -36,7 +36,7 @@ from tests.reference.conftest import SMALL, make_model
 BATCH, STEPS, EPOCHS = 4, 3, 2
 TINY: dict[str, Any] = {
     "precision": "fp64",
-    "model": {"width": 16, "layers": 2, "cutoff": 4.0, "head_hidden": [8, 8]},
+    "model": {"hidden_dim": 16, "num_conv_layers": 2, "cutoff": 4.0, "num_sharedlayers": 0, "dim_headlayers": 8},
     "sets": ["alexandria", "ani1x"],
     "steps": STEPS,
     "epochs": EPOCHS,

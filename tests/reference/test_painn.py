@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from harness.reference.batches import Batch
 from harness.reference.models.painn import Message, PaiNN, Update
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
 
 
-def plain_painn(net: PaiNN, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> Tensor:
+def plain_painn(net: PaiNN, batch: Batch, vector: Tensor) -> Tensor:
     """Equations 7 to 10 with zero initial vectors, one edge and one atom at a time, no shortcut for any layer."""
     f = net.width
-    s = net.embedding.weight[numbers].clone()
-    v = torch.zeros(len(numbers), 3, f, dtype=s.dtype)
+    n_radial = len(net.radial.orders)
+    s = net.embedding.weight[batch.numbers].clone()
+    v = torch.zeros(len(s), 3, f, dtype=s.dtype)
     for message, update in zip(net.messages, net.updates, strict=True):
         assert isinstance(message, Message)
         assert isinstance(update, Update)
         ds, dv = torch.zeros_like(s), torch.zeros_like(v)
-        for i, j, r_ij in zip(receiver.tolist(), sender.tolist(), vector, strict=True):
+        for i, j, r_ij in zip(batch.receiver.tolist(), batch.sender.tolist(), vector, strict=True):
             r = r_ij.norm()
-            basis = torch.stack([torch.sin(n * math.pi * r / SMALL.cutoff) / r for n in range(1, SMALL.n_radial + 1)])
+            basis = torch.stack([torch.sin(n * math.pi * r / SMALL.cutoff) / r for n in range(1, n_radial + 1)])
             cut = 0.5 * (torch.cos(math.pi * r / SMALL.cutoff) + 1)
             w = (message.filter.weight @ basis + message.filter.bias) * cut
             phi = (
@@ -50,15 +53,17 @@ def test_encoder_follows_the_equations() -> None:
     model = make_model()
     batch = batch_of([molecule(5), crystal(3)])
     vector = batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]
-    arguments = (batch.numbers, batch.receiver, batch.sender, vector)
-    assert torch.allclose(model.encoder(*arguments), plain_painn(model.encoder, *arguments), rtol=1e-10, atol=1e-11)
+    assert isinstance(model.encoder, PaiNN)
+    assert torch.allclose(
+        model.encoder(batch, vector), plain_painn(model.encoder, batch, vector), rtol=1e-10, atol=1e-11
+    )
 
 
 def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
     """Row by row; without one are only the rows that nothing can read: elements absent from the batch, the first
     message's term in v (v is zero there), and the last update of v (the energy reads s alone)."""
     model = make_model().requires_grad_(True)
-    batch = batch_of([molecule(), crystal()])
+    batch = batch_of([replace(molecule(), charge=1, multiplicity=2), crystal()])
     positions = batch.positions.clone().requires_grad_()
     energies = model.all_energies(model.encode(batch, positions, batch.shift), batch)
     forces = torch.autograd.grad(energies.sum(), positions, create_graph=True)[0]
@@ -67,7 +72,7 @@ def test_every_parameter_of_encoder_and_heads_receives_a_gradient() -> None:
         if not name.startswith("gate"):
             assert parameter.grad is not None, name
             rows = parameter.grad.reshape(parameter.shape[0], -1).abs().amax(1) > 0
-            f = SMALL.width
+            f = SMALL.hidden_dim
             if name == "encoder.embedding.weight":
                 assert set(rows.nonzero().flatten().tolist()) == set(batch.numbers.tolist())
             elif name.startswith(("encoder.messages.0.phi.", "encoder.messages.0.filter.")):

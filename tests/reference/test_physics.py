@@ -10,7 +10,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from harness.reference.inference import stress
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule, predict
 
@@ -144,7 +145,9 @@ def test_two_far_molecules_have_the_sum_of_their_features(model: FoundationModel
 
 @pytest.mark.parametrize("readout", ["sum", "extensive"])
 def test_both_readouts_have_right_forces(readout: str) -> None:
-    model = make_model(ModelConfig(width=8, layers=2, cutoff=4.0, head_hidden=(6,), readout=readout))  # type: ignore[arg-type]
+    model = make_model(
+        ModelConfig(hidden_dim=8, num_conv_layers=2, cutoff=4.0, num_sharedlayers=0, dim_headlayers=6, readout=readout)
+    )  # type: ignore[arg-type]
     structure = molecule(6)
     h = np.zeros_like(structure.positions)
     h[2, 1] = 1e-4

@@ -15,12 +15,13 @@ from harness.reference import checkpoints, training
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
-from harness.reference.models.foundation import FoundationModel, ModelConfig
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure
 from harness.reference.training import TrainingConfig
 from tests.reference.conftest import make_model, molecule
 
-TINY = ModelConfig(width=16, layers=2, cutoff=4.0, head_hidden=(8, 16))
+TINY = ModelConfig(hidden_dim=16, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=16)
 
 
 def labelled_graphs(count: int, head: int) -> list[training.Graph]:
@@ -121,7 +122,7 @@ def test_unusable_checkpoints_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
     content = torch.load(good, weights_only=True)
-    torch.save(content | {"config": content["config"] | {"width": 8}}, tmp_path / "misfit.pt")
+    torch.save(content | {"config": content["config"] | {"hidden_dim": 8}}, tmp_path / "misfit.pt")
     del content["state"]["gate.last.bias"]
     torch.save(content, tmp_path / "missing-weight.pt")
     for name in ("cut", "text", "empty", "foreign", "misfit", "missing-weight", "absent"):

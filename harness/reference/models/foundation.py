@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+import importlib
 
 import torch
 from torch import Tensor, nn
 
 from harness.reference.batches import Batch
 from harness.reference.errors import InputError
+from harness.reference.models.config import ModelConfig
 from harness.reference.models.gate import Gate
 from harness.reference.models.heads import Heads
-from harness.reference.models.painn import PaiNN
 from harness.reference.structures import MAX_ATOMIC_NUMBER, Structure
 
-Readout = Literal["sum", "extensive"]
+# Backbone -> where it stands. Each takes a ModelConfig, and (batch, vector [e, 3]) to features [n, hidden_dim].
+BACKBONES: dict[str, tuple[str, str]] = {
+    "painn": ("harness.reference.models.painn", "PaiNN"),
+    "pnaeq": ("harness.reference.models.pnaeq", "PNAEq"),
+    "egnn": ("harness.reference.models.egnn", "EGNN"),
+    "schnet": ("harness.reference.models.schnet", "SchNet"),
+    "dimenet": ("harness.reference.models.dimenet", "DimeNetPlusPlus"),
+    "mace": ("harness.reference.models.mace", "MACE"),
+}
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a model is made of; lengths in angstrom.
-
-    readout: "sum" feeds the pooled sum P to the head, E = f(P), as the original does; "extensive" takes
-    E = n f(P / n), the same arithmetic, so that a supercell has exactly the energy of its cells.
-    """
-
-    width: int = 64
-    layers: int = 3
-    n_radial: int = 6
-    cutoff: float = 5.0
-    max_neighbours: int | None = None
-    norm_epsilon: float = 1e-8
-    heads: int = 16
-    head_hidden: tuple[int, ...] = (50, 50, 128, 128)
-    readout: Readout = "extensive"
-
-    def asdict(self) -> dict[str, object]:
-        """Plain data, as stored beside the weights."""
-        return asdict(self)
+def backbone(config: ModelConfig) -> nn.Module:
+    """The encoder asked for; the others, and the libraries that they need, are not imported."""
+    module, name = BACKBONES[config.backbone]
+    made: nn.Module = getattr(importlib.import_module(module), name)(config)
+    return made
 
 
 class FoundationModel(nn.Module):
@@ -52,14 +43,8 @@ class FoundationModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = PaiNN(
-            width=config.width,
-            layers=config.layers,
-            n_radial=config.n_radial,
-            cutoff=config.cutoff,
-            epsilon=config.norm_epsilon,
-        )
-        self.heads = Heads(config.heads, config.width, config.head_hidden)
+        self.encoder = backbone(config)
+        self.heads = Heads(config.heads, config.hidden_dim, config.head_sizes)
         self.gate = Gate(config.heads)
         # eV per atom of each element, eV per unit of head output, which heads have seen data, which elements
         self.register_buffer("reference_energy", torch.zeros(config.heads, MAX_ATOMIC_NUMBER + 1))
@@ -79,7 +64,7 @@ class FoundationModel(nn.Module):
     def encode(self, batch: Batch, positions: Tensor, shift: Tensor) -> Tensor:
         """positions [n, 3], shift [e, 3] -> sum over each structure's atoms of s, [g, F]."""
         vector = positions[batch.sender] + shift - positions[batch.receiver]
-        s: Tensor = self.encoder(batch.numbers, batch.receiver, batch.sender, vector)
+        s: Tensor = self.encoder(batch, vector)
         return s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
 
     def head_energy(self, head: int, pooled: Tensor, batch: Batch) -> Tensor:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from harness.reference.batches import Batch
+from harness.reference.models.condition import Condition, State
+from harness.reference.models.config import ModelConfig
 from harness.reference.structures import MAX_ATOMIC_NUMBER
 
 
@@ -101,26 +104,33 @@ class Update(nn.Module):
 class PaiNN(nn.Module):
     """The encoder: atoms and edges -> scalar features per atom, invariant to rotation, translation, permutation."""
 
-    def __init__(self, *, width: int, layers: int, n_radial: int, cutoff: float, epsilon: float = 1e-8) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        assert config.num_radial is not None
+        assert config.norm_epsilon is not None
+        width, layers = config.hidden_dim, config.num_conv_layers
         self.width = width
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
-        self.radial = RadialBasis(cutoff, n_radial)
-        self.messages = nn.ModuleList(Message(width, n_radial) for _ in range(layers))
-        self.updates = nn.ModuleList(Update(width, epsilon) for _ in range(layers))
+        self.radial = RadialBasis(config.cutoff, config.num_radial)
+        self.messages = nn.ModuleList(Message(width, config.num_radial) for _ in range(layers))
+        self.updates = nn.ModuleList(Update(width, config.norm_epsilon) for _ in range(layers))
+        self.state = State()
+        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
 
-    def forward(self, numbers: Tensor, receiver: Tensor, sender: Tensor, vector: Tensor) -> Tensor:
-        """numbers [n], edges [e], vector [e, 3] from receiver to sender in angstrom -> s [n, F]."""
+    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
+        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]."""
+        receiver, sender = batch.receiver, batch.sender
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         unit = (vector / r).unsqueeze(-1)
         basis, envelope = self.radial(r)
-        s: Tensor = self.embedding(numbers)
+        state = self.state(batch.charge, batch.multiplicity)
+        s: Tensor = self.embedding(batch.numbers)
         v = s.new_zeros(s.shape[0], 3, self.width)
         last = len(self.messages) - 1
         for k, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
             assert isinstance(message, Message)
             if k == 0:
-                to_s, along = message.first(self.embedding.weight, numbers, sender, basis, envelope)
+                to_s, along = message.first(self.embedding.weight, batch.numbers, sender, basis, envelope)
                 to_v = along.unsqueeze(1) * unit
             else:
                 to_s, along, of_v = message(s, sender, basis, envelope)
@@ -128,4 +138,5 @@ class PaiNN(nn.Module):
             s = s.index_add(0, receiver, to_s)
             v = v.index_add(0, receiver, to_v)
             s, v = update(s, v, scalars_only=k == last)
+            s = self.conditions[k](s, state, batch.graph)
         return s

@@ -48,7 +48,7 @@ def harness(session: nox.Session, *words: str) -> None:
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Every suite at laptop scale on this machine, then the report: results/index.html."""
-    harness(session, "run", "data", "ladder", "scaling")
+    harness(session, "run", "data", "ladder", "scaling", "pretrain-short")
 
 
 @nox.session
@@ -70,9 +70,15 @@ def scaling(session: nox.Session) -> None:
 
 
 @nox.session
-def checkpoint(session: nox.Session) -> None:
-    """Train the shipped model anew (about 25 minutes on two cores)."""
-    harness(session, "run", "checkpoint", "-S", "threads=2")
+def pretrain(session: nox.Session) -> None:
+    """Multi-task pretraining at laptop scale (30 minutes on two cores), or `-- --system frontier -S account=...`."""
+    harness(session, "run", "pretrain")
+
+
+@nox.session
+def multitask(session: nox.Session) -> None:
+    """One model on all datasets against one on each (hours on two cores; part of it with `-- -n cases`)."""
+    harness(session, "run", "multitask")
 
 
 @nox.session
@@ -88,4 +94,10 @@ def tests(session: nox.Session) -> None:
     session.run(f"{programs}/ruff", "check", ".")
     session.run(f"{programs}/ruff", "format", "--check", ".")
     session.run(f"{programs}/mypy")
-    session.run(f"{programs}/python", "-m", "pytest", *session.posargs)
+    pytest = (f"{programs}/python", "-m", "pytest")
+    if session.posargs:
+        session.run(*pytest, *session.posargs)
+        return
+    # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks.
+    session.run(*pytest, "-n", "2", "--dist", "loadfile", "--ignore", "tests/benchmarks", env={"OMP_NUM_THREADS": "1"})
+    session.run(*pytest, "tests/benchmarks")

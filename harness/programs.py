@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+PrecisionName = Literal["fp64", "fp32", "bf16"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 StageName = Literal["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
@@ -62,7 +63,7 @@ class LadderParameters(Strict):
     """One case of the inference ladder."""
 
     workload: Literal["random", "crystals", "file"]
-    precision: Literal["fp64", "fp32"]
+    precision: PrecisionName
     structures: str | None = None
     stages: Annotated[list[StageName], AfterValidator(without_repeats)] | None = None
     checkpoint: str | None = None
@@ -77,39 +78,54 @@ class LadderParameters(Strict):
     seed: int | None = None
 
 
-class TrainingOptions(Strict):
-    """One training run."""
+class TrainParameters(Strict):
+    """Training of model and gate, one process per rank; batch_size counts the graphs of one rank and step."""
 
+    precision: PrecisionName | None = None
+    model: ModelSizes | None = None
     sets: list[str] | None = None
-    epochs: Count | None = None
-    epoch_length: Count | None = None
-    temperature: Positive | None = None
-    batch_size: Count | None = None
-    learning_rate: Positive | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    force_weight: Positive | None = None
-    clip_norm: Positive | None = None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    gate_steps: Count | None = None
-    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
-    seed: int | None = None
+    stores: str | None = None
+    read: ReadMode | None = None
+    width: Count | None = None
+    store_backend: StoreBackend | None = None
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] | None = None
     split_seed: int | None = None
     limit: Count | None = None
+    sampling: Literal["mixed", "assigned"] | None = None
+    temperature: Positive | None = None
+    balance: Literal["none", "atoms"] | None = None
+    batch_size: Count | None = None
+    epochs: Count | None = None
+    epoch_length: Count | None = None
+    ahead: NotNegative | None = None
+    force_weight: Positive | None = None
+    units: Literal["plain", "head"] | None = None
+    learning_rate: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    schedule: Literal["plateau", "cosine"] | None = None
+    factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    patience: NotNegative | None = None
+    warmup_steps: NotNegative | None = None
+    clip_norm: Positive | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    stop_after: Count | None = None
+    validation_limit: Count | None = None
+    heads: Literal["replicated", "parallel"] | None = None
     compile: bool | None = None
-
-
-class TrainParameters(Strict):
-    """Training of model and gate."""
-
-    model: ModelSizes | None = None
-    training: TrainingOptions | None = None
+    deterministic: bool | None = None
+    gate_steps: NotNegative | None = None
+    checkpoint_s: Positive | None = None
+    backend: Literal["gloo", "nccl", "xccl"] | None = None
+    device: Literal["cpu", "cuda", "xpu"] | None = None
+    seed: int | None = None
+    timeout_s: Positive | None = None
 
 
 class DataParallelParameters(Strict):
     """Data-parallel training steps, one process per rank; batch_size counts the graphs of one rank and step."""
 
     batch_size: Count
-    precision: Literal["fp64", "fp32"]
+    precision: PrecisionName
     backend: Literal["gloo", "nccl", "xccl"] | None = None
     device: Literal["cpu", "cuda", "xpu"] | None = None
     model: ModelSizes | None = None

@@ -28,7 +28,7 @@ PROGRAMS = {
     "data": "harness.reference.data",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
-PARALLEL = {"data_parallel", "data"}
+PARALLEL = {"train", "data_parallel", "data"}
 # A launcher ends all ranks as soon as one has failed: the others leave rank 0 this long to put it on record.
 LINGER_S = 3.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.reference.errors import InputError
+from harness.reference.losses import Objective
 from harness.reference.steps import Feed, flat
 from harness.reference.store.sampling import Drawn
 from harness.reference.team import Team
@@ -18,7 +20,9 @@ CHECKED_RANKS = 64
 CHECKED_GRAPHS = 2
 
 
-def gradient_error(replica: DistributedDataParallel, feed: Feed, team: Team) -> tuple[float, int, int]:
+def gradient_error(
+    replica: DistributedDataParallel, objective: Objective, feed: Feed, team: Team
+) -> tuple[float, int, int]:
     """How far the exchanged gradient of one small batch is from the one that rank 0 computes alone over all its graphs.
 
     Largest difference relative to the largest gradient (meaningful on rank 0), over how many ranks and graphs; of more
@@ -30,13 +34,15 @@ def gradient_error(replica: DistributedDataParallel, feed: Feed, team: Team) -> 
     own = parts[place.rank] if place.rank < counted else parts[0]
     weight = place.size / counted if place.rank < counted else 0.0
     parameters = [p for p in replica.parameters() if p.requires_grad]
-    (weight * replica(*feed.batch(own, team.device))).backward()
+    batch, labels = feed.batch(own, team.device)
+    (weight * replace(objective, graphs=len(own))(replica(batch, labels), batch.head)).backward()
     exchanged = flat([p.grad for p in parameters if p.grad is not None])
     if place.rank > 0:
         return 0.0, 0, 0
     together = Drawn(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
     # Straight from the loss, not by backward(): the wrapper's hooks would wait for the other ranks.
-    loss = replica.module(*feed.batch(together, team.device))
+    batch, labels = feed.batch(together, team.device)
+    loss = replace(objective, graphs=len(together))(replica.module(batch, labels), batch.head)
     alone = flat(torch.autograd.grad(loss, parameters))
     error = float((exchanged - alone).abs().max() / alone.abs().max())
     if not math.isfinite(error):

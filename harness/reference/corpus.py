@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.reference.datasets import references
 from harness.reference.datasets.mini import load_frames, mini_set
 from harness.reference.datasets.references import References
 from harness.reference.datasets.sources import source
+from harness.reference.datasets.splits import SPLITS, split_of
 from harness.reference.errors import InputError
+from harness.reference.frames import Frames
 from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.store.blocks import frames_block
 from harness.reference.store.bp import BPFile
@@ -24,7 +28,7 @@ from harness.reference.structures import Structure
 
 NEEDED = ("pos", "atomic_numbers", "energy", "cell", "pbc", "graph_attr")
 EDGES = ("edge_index", "edge_shifts")
-SPLIT = "trainset"
+TRAINING = SPLITS[0]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,18 @@ class Corpus:
         names = zip(drawn.dataset.tolist(), drawn.index.tolist(), records, strict=True)
         return [self._graph(self.datasets[d], k, record) for d, k, record in names]
 
+    def atoms(self, drawn: Drawn) -> NDArray[np.int64]:
+        """How many atoms each of the samples drawn has."""
+        return np.array([self._sizes[d][k] for d, k in zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True)])
+
+    @cached_property
+    def _sizes(self) -> list[NDArray[np.int64]]:
+        """Atoms of every sample of each dataset; all of them are looked at once."""
+        return [
+            np.array([len(r["atomic_numbers"]) for r in d.samples.get(np.arange(len(d.samples)))])
+            for d in self.datasets
+        ]
+
     def _graph(self, dataset: Dataset, index: int, record: Record) -> Graph:
         charge, multiplicity = record["graph_attr"].tolist()
         structure = Structure(
@@ -96,9 +112,32 @@ def shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
         frames = frames[(frames.sizes >= atoms[0]) & (frames.sizes <= atoms[1])]
         if not len(frames):
             raise InputError(f"set {name!r} has no structure of {atoms[0]} to {atoms[1]} atoms")
-    block = frames_block(frames, keys=(*NEEDED, "forces"))
     found = references.fit(lambda: iter([frames]))
-    return Dataset(name, entry.branch, entry.role, entry.level, Preloaded.of_block(block), found)
+    return Dataset(name, entry.branch, entry.role, entry.level, _in_memory(frames), found)
+
+
+def parted(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
+    """A shipped set, or its first `limit` structures, by split: `held_out` of it for tests, half of that to validate.
+
+    All frames of a molecule, material, reaction or trajectory fall into one split; references are of the training
+    split alone. Raises InputError if that is empty.
+    """
+    entry = mini_set(name)
+    frames = load_frames(entry)
+    frames = frames[np.arange(len(frames)) < (limit or len(frames))]
+    of = split_of(frames.groups, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
+    train = frames[of == 0]
+    if not len(train):
+        raise InputError(f"set {name!r}: no structure is left for training")
+    found = references.fit(lambda: iter([train]))
+    return {
+        split: Dataset(name, entry.branch, entry.role, entry.level, _in_memory(frames[of == k]), found)
+        for k, split in enumerate(SPLITS)
+    }
+
+
+def _in_memory(frames: Frames) -> Samples:
+    return Preloaded.of_block(frames_block(frames, keys=(*NEEDED, "forces")))
 
 
 def stored(
@@ -108,16 +147,17 @@ def stored(
     comm: Any = None,
     width: int | None = None,
     backend: str = "auto",
+    split: str = TRAINING,
 ) -> Dataset:
-    """The training set of a store that `harness data convert` has made; collective over comm, where there is one."""
+    """One split of a store that `harness data convert` has made; collective over comm, where there is one."""
     with BPFile(path) as file:
         about, fitted = (file.attributes.get(name) for name in ("about", "references"))
         if not isinstance(about, dict) or not isinstance(fitted, dict):
             raise InputError(f"{path}: says neither its level of theory nor its reference energies; convert it anew")
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
         edges = limits == (reach.cutoff, reach.max_neighbours)
-        keys: Collection[str] = [*NEEDED, *(k for k in ("forces", *EDGES * edges) if k in file.keys(SPLIT))]
-    samples = open_samples(path, SPLIT, mode, comm=comm, width=width, keys=keys, backend=backend)
+        keys: Collection[str] = [*NEEDED, *(k for k in ("forces", *EDGES * edges) if k in file.keys(split))]
+    samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
     branch = source(about["slug"]).branch
     return Dataset(about["slug"], branch, about["role"], about["level"], samples, references.from_json(fitted), edges)
 

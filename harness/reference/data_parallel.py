@@ -32,24 +32,23 @@ from harness.reference.agreement import gradient_error, parameter_divergence
 from harness.reference.corpus import Corpus, Neighbourhood, shipped, stored, stores_in
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.errors import InputError
+from harness.reference.losses import GraphErrors, Objective
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
+from harness.reference.precision import precision
 from harness.reference.ranks import Place
-from harness.reference.steps import Feed, GraphLoss, Labelled, Pass, one_pass, replicate
+from harness.reference.steps import Feed, Labelled, Pass, adopted, one_pass, replicate
 from harness.reference.store.modes import Mode
 from harness.reference.store.prefetch import Prefetch
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
-from harness.reference.training import set_references
-
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class DataParallelConfig:
-    """One scaling point; weights as in GraphLoss.
+    """One scaling point; weights as in Objective.
 
     sets: shipped sets, of which only structures of atoms[0]..atoms[1] atoms; or stores: a folder of them, read in
     one of the modes, if distributed with one copy for every `width` ranks, by DDStore or by MPI
@@ -94,6 +93,7 @@ class Scaling:
         log: EventLog,
     ) -> None:
         self.replica, self.batches, self.config, self.team, self.log = replica, batches, config, team, log
+        self.objective = Objective(config.force_weight, config.batch_size)
         trained = [p for p in replica.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
         self.throughput: list[float] = []
@@ -106,7 +106,9 @@ class Scaling:
         )
         batches: list[Labelled] = []
         team.meet()
-        own = one_pass(self.replica, self.optimizer, kept(islice(self.batches, config.steps), batches), team.device)
+        own = one_pass(
+            self.replica, self.objective, self.optimizer, kept(islice(self.batches, config.steps), batches), team.device
+        )
         times = torch.tensor([own.seconds, own.waits.sum()], dtype=torch.float64)
         slowest, mean = team.largest(times).tolist(), team.mean(times).tolist()
         graphs = team.place.size * config.batch_size * config.steps
@@ -163,7 +165,7 @@ class Scaling:
         """
         self.team.meet()
         again = (batch for batch, _ in zip(batches, self.batches, strict=False))
-        seconds = one_pass(self.replica, self.optimizer, again, self.team.device, exchange=False).busy
+        seconds = one_pass(self.replica, self.objective, self.optimizer, again, self.team.device, exchange=False).busy
         slowest, mean = self.team.largest(seconds).tolist(), self.team.mean(seconds).tolist()
         for step in range(len(batches)):
             self.log.write("compute_only", step=step, seconds=slowest[step], seconds_mean=mean[step])
@@ -183,14 +185,13 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     device = own_device(config.device, config.backend, place)
     model_config = replace(build(ModelConfig, config.model), max_neighbours=config.max_neighbours)
     corpus = assembled(config, Neighbourhood(model_config.cutoff, config.max_neighbours), place)
-    dtype = DTYPES[config.precision]
+    kind = precision(config.precision)
     recipe = Recipe(corpus.counts, config.sampling, config.temperature, config.seed)
-    feed = Feed(corpus, Sampler(recipe, place.size, config.batch_size), dtype)
     torch.manual_seed(config.seed)
-    model = FoundationModel(model_config).to(dtype)
+    model = kind.of(FoundationModel(model_config))
     model.gate.requires_grad_(False)
-    for dataset in corpus.datasets:
-        set_references(model, dataset.head, dataset.references)
+    sampler = Sampler(recipe, place.size, config.batch_size)
+    feed = Feed(corpus, sampler, kind.dtype, adopted(model, corpus), model_config.needs_triplets)
     with corpus.samples, joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
         scale(model.to(device), feed, config, team, log)
 
@@ -209,8 +210,8 @@ def scale(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: 
     for fitted in (model.reference_energy, model.scale):
         fitted.copy_(team.from_first(fitted))
     describe(model, feed, config, team, log)
-    replica = replicate(GraphLoss(model, config.force_weight))
-    error, counted, graphs = gradient_error(replica, feed, team)
+    replica = replicate(GraphErrors(model))
+    error, counted, graphs = gradient_error(replica, Objective(config.force_weight, config.batch_size), feed, team)
     log.fact("gradient_error", error)
     log.fact("gradient_check", {"ranks": counted, "graphs": graphs})
 
@@ -290,8 +291,7 @@ def describe(model: FoundationModel, feed: Feed, config: DataParallelConfig, tea
 def configure(parameters: dict[str, Any]) -> DataParallelConfig:
     """The case's parameters, checked; raises InputError for what the program does not know."""
     config = build(DataParallelConfig, parameters)
-    if config.precision not in DTYPES:
-        raise InputError(f"unknown precision {config.precision!r}; there are {', '.join(DTYPES)}")
+    precision(config.precision)
     if min(config.batch_size, config.steps) < 1:
         raise InputError(f"batch_size {config.batch_size}, steps {config.steps}: expected at least 1 of each")
     if config.epochs < 2:

@@ -25,9 +25,9 @@ from harness.reference.inference import LADDER, SKIP_THRESHOLD, Predict, Predict
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
+from harness.reference.precision import precision
 from harness.reference.structures import Structure
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 CRYSTAL_SETS = ("mptrj", "alexandria")
 CLOSED = -7.0
 
@@ -116,9 +116,9 @@ def prepare(
     t0 = time.perf_counter()
     graphs = [neighbour_graph(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
     t1 = time.perf_counter()
-    batch = collate(graphs)
+    batch = collate(graphs, with_triplets=model.config.needs_triplets)
     t2 = time.perf_counter()
-    batch = batch.to(device, DTYPES[config.precision])
+    batch = batch.to(device, precision(config.precision).dtype)
     measure.synchronize(device)
     t3 = time.perf_counter()
     return batch, {"neighbours_s": t1 - t0, "collate_s": t2 - t1, "transfer_s": t3 - t2}
@@ -195,10 +195,10 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
     if config.workload != "random":
         for structure in structures:
             model.check_elements(structure)
-    model = model.to(device, DTYPES[config.precision])
+    model = precision(config.precision).of(model).to(device)
     batches = [prepare(group, model, config)[0] for group in groups]
     describe(batches, model, config, log)
-    log.fact("ceilings", measure.ceilings(device, DTYPES[config.precision]))
+    log.fact("ceilings", measure.ceilings(device, precision(config.precision).dtype))
     rungs = []
     for k, stage in enumerate(s for s in LADDER if s.name in config.stages):
         log.write("progress", done=k, total=len(config.stages) * (config.rounds + 1), what=f"warm-up: {stage.name}")
@@ -301,8 +301,7 @@ def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderCon
 def configure(parameters: dict[str, object]) -> LadderConfig:
     """The case's parameters, checked; raises InputError for what the ladder does not know."""
     config = build(LadderConfig, parameters)
-    if config.precision not in DTYPES:
-        raise InputError(f"unknown precision {config.precision!r}; there are {', '.join(DTYPES)}")
+    precision(config.precision)
     if not 1 <= config.atoms[0] <= config.atoms[1]:
         raise InputError(f"atoms: expected a range such as 2..100, got {config.atoms[0]}..{config.atoms[1]}")
     known = [s.name for s in LADDER]

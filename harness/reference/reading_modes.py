@@ -19,7 +19,7 @@ import psutil
 from mpi4py import MPI
 
 from harness.events import EventLog
-from harness.reference.corpus import EDGES, NEEDED, SPLIT
+from harness.reference.corpus import EDGES, NEEDED, TRAINING
 from harness.reference.errors import InputError
 from harness.reference.ranks import Place, told
 from harness.reference.store.bp import BPFile
@@ -68,7 +68,7 @@ def _measure(config: DataConfig, stores: Sequence[Path], log: EventLog, comm: MP
         "nodes": len(set(comm.allgather(MPI.Get_processor_name()))),
         "sets": [s.stem for s in stores],
         "roles": [_role(s) for s in stores],
-        "split": SPLIT,
+        "split": TRAINING,
         "samples": len(opened[modes[0]]),
         "bytes_per_sample_mean": size,
         "floor": {"us_per_sample": _copying_us(size, config.batch_size), "what": "copying as many bytes in memory"},
@@ -88,7 +88,7 @@ def _measure(config: DataConfig, stores: Sequence[Path], log: EventLog, comm: MP
 
 def within_reach(modes: Sequence[Mode], stores: Sequence[Path], comm: MPI.Comm) -> tuple[list[Mode], list[str]]:
     """The modes for which a node has memory, one after the other, and what to say of the others."""
-    sizes = [BPFile(store).nbytes(SPLIT, wanted(store)) for store in stores]
+    sizes = [BPFile(store).nbytes(TRAINING, wanted(store)) for store in stores]
     whole, here = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
     copies = {"on_demand": 0.0, "preload": here, "shared": 1.0, "distributed": here / comm.size}
     room = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * SHARE_OF_MEMORY
@@ -116,14 +116,14 @@ def _role(store: Path) -> str:
 
 def _opened(store: Path, mode: Mode, config: DataConfig, comm: MPI.Comm) -> Samples:
     return open_samples(
-        store, SPLIT, mode, comm=comm, width=config.width, keys=wanted(store), backend=config.store_backend
+        store, TRAINING, mode, comm=comm, width=config.width, keys=wanted(store), backend=config.store_backend
     )
 
 
 def wanted(store: Path) -> list[str]:
     """What training reads of a sample, as far as the store has it."""
     with BPFile(store) as file:
-        return [key for key in (*NEEDED, "forces", *EDGES) if key in file.keys(SPLIT)]
+        return [key for key in (*NEEDED, "forces", *EDGES) if key in file.keys(TRAINING)]
 
 
 def _round(mode: str, number: int, samples: Merged, config: DataConfig, comm: MPI.Comm, log: EventLog) -> None:

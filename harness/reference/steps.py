@@ -1,4 +1,4 @@
-"""What one rank does in data-parallel training: its share of the structures, its loss, and its steps, timed."""
+"""What one rank does in data-parallel training: its share of the structures, and its steps, timed."""
 
 from __future__ import annotations
 
@@ -9,59 +9,61 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.reference.batches import Batch
 from harness.reference.corpus import Corpus
+from harness.reference.datasets.references import ELEMENTS, State
+from harness.reference.losses import Labels, Objective, labelled
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.ranks import Place
 from harness.reference.store.sampling import Drawn, Sampler
 from harness.reference.team import synchronize
-from harness.reference.training import Labels, labelled, own_head
 
 Labelled = tuple[Batch, Labels]
+SCALE_FLOOR_EV = 0.05
+EVERY_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Batches for every rank: what the sampler deals out, with neighbours and labels, on the device."""
+    """Batches for every rank: what the sampler deals out, with neighbours and labels, on the device.
+
+    references [heads, 119] eV, in double precision on the CPU: what comes off the energies.
+    """
 
     corpus: Corpus
     sampler: Sampler
     dtype: torch.dtype
+    references: Tensor
+    with_triplets: bool = False
+    balance: str = "none"
 
     def dealt(self, step: int, rank: int) -> Drawn:
-        """What one rank takes at one step, counted from the start of training."""
-        return self.sampler.batch(step, rank)
+        """What one rank takes at one step, counted from where the sampler stands: as many graphs, or as many atoms."""
+        return self.sampler.batch(step, rank, self._atoms if self.balance == "atoms" else None)
+
+    def _atoms(self, drawn: Drawn) -> NDArray[np.float64]:
+        return self.corpus.atoms(drawn).astype(np.float64)
+
+    def every(self, limit: int, device: torch.device, share: Place | None = None) -> Iterator[Labelled]:
+        """The first `limit` structures of every set, or the share of one rank, in batches of one set each."""
+        share = share or Place()
+        for k, dataset in enumerate(self.corpus.datasets):
+            mine = np.arange(share.rank, min(len(dataset.samples), limit), share.size)
+            for first in range(0, len(mine), EVERY_BATCH):
+                own = mine[first : first + EVERY_BATCH]
+                yield self.batch(Drawn(np.full(len(own), k), own), device)
 
     def batch(self, drawn: Drawn, device: torch.device) -> Labelled:
         """What was drawn, as one batch."""
-        batch, labels = labelled(self.corpus.graphs(drawn), self.dtype)
-        there = (t.to(device) for t in (labels.energy, labels.forces, labels.known))
-        return batch.to(device, self.dtype), Labels(*there)
-
-
-class GraphLoss(nn.Module):
-    """The mean over graphs of |error of E/atom| + force_weight x mean |error of a force component|.
-
-    Every graph weighs the same, whatever its size and whether its forces are known (if not, that term is 0). With as
-    many graphs on every rank, the mean over ranks, which is what is exchanged, is therefore exactly the loss of all
-    their graphs in one batch. The force gradient is taken here, inside what DistributedDataParallel wraps.
-    """
-
-    def __init__(self, model: FoundationModel, force_weight: float) -> None:
-        super().__init__()
-        self.model = model
-        self.force_weight = force_weight
-
-    def forward(self, batch: Batch, labels: Labels) -> Tensor:
-        """The loss of a batch, a scalar; eV and angstrom."""
-        energy, forces = own_head(self.model, batch, create_graph=True)
-        energy_term = ((energy - labels.energy) / batch.atoms).abs()
-        per_atom = ((forces - labels.forces) * labels.known).abs().mean(1)
-        force_term = torch.zeros_like(energy).index_add(0, batch.graph, per_atom) / batch.atoms
-        return (energy_term + self.force_weight * force_term).mean()
+        graphs = self.corpus.graphs(drawn)
+        batch, labels = labelled(graphs, self.references, self.dtype, with_triplets=self.with_triplets)
+        return batch.to(device, self.dtype), Labels(*(t.to(device) for t in labels))
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -77,6 +79,18 @@ def replicate(module: nn.Module) -> DistributedDataParallel:
         # Newer torch has another word for this option, older only this one.
         warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def adopted(model: FoundationModel, corpus: Corpus) -> Tensor:
+    """Give each head its dataset's references; returns them, [heads, 119] eV in double precision."""
+    table = torch.zeros(model.config.heads, ELEMENTS, dtype=torch.float64)
+    for dataset in corpus.datasets:
+        found = dataset.references
+        model.adopt(
+            dataset.head, found.energy_ev, max(found.mae_ev_per_atom, SCALE_FLOOR_EV), found.state > State.ABSENT
+        )
+        table[dataset.head] = torch.from_numpy(np.nan_to_num(found.energy_ev))
+    return table
 
 
 class Stopwatch:
@@ -132,6 +146,7 @@ def waiting(batches: Iterable[Labelled], waits: list[float]) -> Iterator[Labelle
 
 def one_pass(
     replica: DistributedDataParallel,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Labelled],
     device: torch.device,
@@ -148,7 +163,7 @@ def one_pass(
     with nullcontext() if exchange else replica.no_sync():
         for batch, labels in waiting(batches, waits):
             optimizer.zero_grad()
-            loss = replica(batch, labels)
+            loss = objective(replica(batch, labels), batch.head)
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())

@@ -1,276 +1,277 @@
-"""Train the multi-task model on the shipped labelled sets, then its gate (the program of suites/checkpoint.yaml)."""
+"""Train the multi-task model and its gate on shipped sets or stores, one process per rank (suites/pretrain.yaml).
+
+Events besides those of every program:
+    epoch     means over an epoch's training graphs and over the validation sets, and how fast it went
+    head      the same for each head and split
+    resumed   the run goes on from a state on disk; what it had told before is told again above
+    stopped   why a run ended before its last epoch
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
-from harness.reference import checkpoints
-from harness.reference.batches import Batch, collate
-from harness.reference.datasets import references
-from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.mini import MINI_SETS, load_mini, mini_set
-from harness.reference.datasets.references import References, State
-from harness.reference.datasets.splits import SEED, split_of
+from harness.reference import checkpoints, ranks
+from harness.reference.compiling import Compiled, compiled_errors
+from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, stored, stores_in
+from harness.reference.datasets.mini import MINI_SETS
+from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.errors import InputError
-from harness.reference.frames import from_structures
-from harness.reference.graphs import Graph, neighbour_graph
+from harness.reference.evaluation import held_out
+from harness.reference.gating import train_gate
+from harness.reference.head_groups import HeadGroups
+from harness.reference.learning import Learning, Length
+from harness.reference.losses import GraphErrors, Objective
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.optimization import Optimization, OptimizerConfig, Schedule
 from harness.reference.options import build
+from harness.reference.precision import precision
+from harness.reference.ranks import Place
+from harness.reference.steps import Feed, adopted, replicate
+from harness.reference.store.modes import Mode
 from harness.reference.store.sampling import Recipe, Sampler
-from harness.reference.structures import Structure
+from harness.reference.store.together import world
+from harness.reference.team import Team, joined, own_device
+from harness.reference.training_facts import as_run, describe, identity
 
-SCALE_FLOOR_EV = 0.05
+FORCE_FLOOR_EV_PER_A = 0.05
+GATE_LIMIT = 1000
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One short training run; rates per step, weights as in loss = MAE(E/atom) + force_weight MAE(F).
+    """One training run; weights as in Objective, rates and schedules as in OptimizerConfig.
 
-    Structures are drawn from all sets, weighed by count ** (1 / temperature); epoch_length of them, or as many as there
-    are, make an epoch. limit: only the first structures of each set.
+    sets: shipped sets, a share `held_out` of each for the test and half of it for validation, only the first `limit`
+    structures; or stores: a folder of them with splits of their own, read as in scaling. batch_size: graphs per rank
+    and step. epoch_length: graphs an epoch draws, by default as many as there are; sampling and temperature as in
+    scaling. units: errors count in eV and eV/angstrom ("plain", as in the paper), or each head's in what composition
+    and zero forces miss on its training set ("head"). heads: on every rank ("replicated"), or only those of the
+    rank's own datasets ("parallel", with assigned sampling). balance: ranks get batches of as many
+    atoms instead of as many graphs.
+    validation_limit: structures of each set that are looked at after an epoch. stop_after: epochs without a better
+    validation loss. gate_steps: 0 leaves the gate untrained.
     """
 
+    precision: str = "fp32"
+    model: dict[str, object] = field(default_factory=dict)
     sets: tuple[str, ...] = tuple(s.name for s in MINI_SETS)
-    epochs: int = 20
-    epoch_length: int | None = None
-    temperature: float = 1.0
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    force_weight: float = 10.0
-    clip_norm: float = 10.0
-    ema_decay: float = 0.999
-    gate_steps: int = 3000
+    stores: str = ""
+    read: Mode = "preload"
+    width: int | None = None
+    store_backend: str = "auto"
     held_out: float = 0.1
-    seed: int = 0
     split_seed: int = SEED
     limit: int | None = None
+    sampling: Literal["mixed", "assigned"] = "mixed"
+    temperature: float = 1.0
+    balance: Literal["none", "atoms"] = "none"
+    batch_size: int = 16
+    epochs: int = 20
+    epoch_length: int | None = None
+    ahead: int = 2
+    force_weight: float = 10.0
+    units: Literal["plain", "head"] = "plain"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule: Schedule = "plateau"
+    factor: float = 0.5
+    patience: int = 5
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    stop_after: int | None = None
+    validation_limit: int = 64
+    heads: Literal["replicated", "parallel"] = "replicated"
     compile: bool = True
+    deterministic: bool = True
+    gate_steps: int = 3000
+    checkpoint_s: float = 300.0
+    backend: str = "gloo"
+    device: str = "cpu"
+    seed: int = 0
+    timeout_s: float = 600.0
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The part about the optimizer."""
+        return OptimizerConfig(**{f.name: getattr(self, f.name) for f in fields(OptimizerConfig)})
 
 
-@dataclass(frozen=True)
-class Labels:
-    """energy [g] eV, forces [n, 3] eV/angstrom, known [n, 1] 1 where forces are labelled."""
-
-    energy: Tensor
-    forces: Tensor
-    known: Tensor
-
-
-def fit_references(structures: Sequence[Structure], model: FoundationModel) -> None:
-    """Set each head's reference energies and scale from its structures."""
-    for head in {s.head for s in structures}:
-        own = from_structures([s for s in structures if s.head == head])
-        set_references(model, head, references.fit(partial(iter, [own])))
-
-
-def set_references(model: FoundationModel, head: int, found: References) -> None:
-    """Give a head its reference energies and scale; elements that its data lacks get 0."""
-    model.reference_energy[head] = torch.from_numpy(np.nan_to_num(found.energy_ev))
-    model.scale[head] = max(found.mae_ev_per_atom, SCALE_FLOOR_EV)
-    model.trained[head] = True
-    model.elements |= torch.from_numpy(found.state != State.ABSENT)
-
-
-def labelled(graphs: Sequence[Graph], dtype: torch.dtype) -> tuple[Batch, Labels]:
-    """A batch and its labels in one type."""
-    structures = [g.structure for g in graphs]
-    forces = [np.zeros_like(s.positions) if s.forces is None else s.forces for s in structures]
-    known = [np.full((len(s), 1), s.forces is not None, dtype=float) for s in structures]
-    labels = Labels(
-        torch.tensor([s.energy for s in structures], dtype=dtype),
-        torch.from_numpy(np.concatenate(forces)).to(dtype),
-        torch.from_numpy(np.concatenate(known)).to(dtype),
-    )
-    return collate(graphs).to("cpu", dtype), labels
-
-
-def own_head(model: FoundationModel, batch: Batch, *, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """Energy [g] and forces [n, 3] of each structure from the head of its own dataset."""
-    positions = batch.positions.detach().requires_grad_()
-    energies = model.all_energies(model.encode(batch, positions, batch.shift), batch)
-    energy = energies.gather(1, batch.head.unsqueeze(1)).squeeze(1)
-    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=create_graph)
-    return energy, -slope
-
-
-def loss_parts(
-    model: FoundationModel, batch: Batch, energy_label: Tensor, forces_label: Tensor, known: Tensor
-) -> tuple[Tensor, Tensor]:
-    """MAE of energy per atom in eV and of force components in eV/angstrom over the batch."""
-    energy, forces = own_head(model, batch, create_graph=True)
-    energy_mae = ((energy - energy_label) / batch.atoms).abs().mean()
-    force_mae = ((forces - forces_label) * known).abs().sum() / (3.0 * known.sum()).clamp(min=1.0)
-    return energy_mae, force_mae
-
-
-def split(graphs: Sequence[Graph], held_out: float, seed: int) -> tuple[list[Graph], list[Graph]]:
-    """Training and held-out graphs; all frames of a molecule, material, reaction or trajectory fall on one side."""
-    groups = np.array([g.structure.group or g.structure.name for g in graphs])
-    test = split_of(groups, shares=(1.0 - held_out, held_out), seed=seed) == 1
-    return (
-        [g for g, out in zip(graphs, test, strict=True) if not out],
-        [g for g, out in zip(graphs, test, strict=True) if out],
-    )
-
-
-def train_model(model: FoundationModel, graphs: Sequence[Graph], config: TrainingConfig, log: EventLog) -> None:
-    """Fit encoder and heads; the model ends with the moving average of its weights.
-
-    Raises InputError when the loss is no longer finite.
-    """
-    by_head: dict[int, list[Graph]] = {}
-    for graph in graphs:
-        by_head.setdefault(graph.structure.head, []).append(graph)
-    sets = list(by_head.values())
-    recipe = Recipe(tuple(map(len, sets)), "mixed", config.temperature, config.seed, config.epoch_length)
-    sampler = Sampler(recipe, 1, config.batch_size)
-    parameters = [*model.encoder.parameters(), *model.heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    each = sampler.steps
-    steps = config.epochs * each
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.1)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    parts: Callable[..., tuple[Tensor, Tensor]] = loss_parts
-    if config.compile:
-        torch._dynamo.config.trace_autograd_ops = True
-        parts = torch.compile(loss_parts, dynamic=True)
-    done = 0
-    for epoch in range(config.epochs):
-        began = time.perf_counter()
-        totals: NDArray[np.float64] = np.zeros(2)
-        for step in range(each):
-            drawn = sampler.batch(step, 0)
-            picked = [sets[d][k] for d, k in zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True)]
-            batch, labels = labelled(picked, torch.float32)
-            energy_mae, force_mae = parts(model, batch, labels.energy, labels.forces, labels.known)
-            loss = energy_mae + config.force_weight * force_mae
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss.item()} at step {done}, batch {[g.structure.name for g in picked]}"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(model)
-            done += 1
-            totals += [energy_mae.item(), force_mae.item()]
-            if done % 20 == 0:
-                log.write("progress", done=done, total=steps, what="training steps")
-        sampler.advance(each)
-        means = totals / each
-        log.write(
-            "sample",
-            epoch=epoch,
-            energy_mae_ev_per_atom=means[0],
-            force_mae_ev_per_a=means[1],
-            epoch_s=time.perf_counter() - began,
-        )
-    model.load_state_dict(average.module.state_dict())
-
-
-def train_gate(model: FoundationModel, graphs: Sequence[Graph], config: TrainingConfig) -> float:
-    """Fit the gate, all else frozen, so that the weighted sum of energies is that of the right branch.
-
-    Energies count beyond the references, whose zeros lie a thousand eV/atom apart. Graphs are drawn as in training.
-    Returns the mean absolute difference in eV/atom over the graphs.
-    """
-    batches = [collate(graphs[k : k + 64]).to("cpu", torch.float32) for k in range(0, len(graphs), 64)]
-    with torch.no_grad():
-        energies = torch.cat([model.all_energies(model.encode(b, b.positions, b.shift), b) for b in batches])
-    composition = torch.cat([b.composition for b in batches])
-    head = torch.cat([b.head for b in batches])
-    beyond = energies - composition @ model.reference_energy.T.to(energies.dtype)
-    per_atom = beyond / composition.sum(1, keepdim=True)
-    right = per_atom.gather(1, head.unsqueeze(1))
-    chance = head.bincount(minlength=len(HEADS)).float()[head] ** (1.0 / config.temperature - 1.0)
-    optimizer = torch.optim.AdamW(model.gate.parameters(), lr=2e-3, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.gate_steps)
-    generator = torch.Generator().manual_seed(config.seed)
-    for _ in range(config.gate_steps):
-        picked = torch.multinomial(chance, 256, replacement=True, generator=generator)
-        mixed = (model.gate(composition[picked]) * per_atom[picked]).sum(1, keepdim=True)
-        loss = (mixed - right[picked]).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        return float(((model.gate(composition) * per_atom).sum(1, keepdim=True) - right).abs().mean())
-
-
-def evaluate(model: FoundationModel, graphs: Sequence[Graph]) -> list[dict[str, object]]:
-    """Per head on held-out structures: errors, beside those of composition alone and of zero forces.
-
-    Structures with elements that the head was not trained on are counted and left out: nothing is known of them.
-    """
-    rows: list[dict[str, object]] = []
-    for entry in MINI_SETS:
-        held_out = [g for g in graphs if g.structure.head == entry.branch]
-        known = model.reference_energy[entry.branch] != 0
-        own = [g for g in held_out if known[g.structure.numbers].all()]
-        if not own:
-            continue
-        energy_error, plain_error, force_error, plain_force = [], [], [], []
-        for first in range(0, len(own), 32):
-            batch, labels = labelled(own[first : first + 32], torch.float32)
-            energy, forces = own_head(model, batch, create_graph=False)
-            reference = (batch.composition * model.reference_energy[batch.head]).sum(1)
-            energy_error.append(((energy.detach() - labels.energy) / batch.atoms).abs())
-            plain_error.append(((reference - labels.energy) / batch.atoms).abs())
-            there = labels.known.squeeze(1) > 0
-            force_error.append((forces - labels.forces)[there].abs().flatten())
-            plain_force.append(labels.forces[there].abs().flatten())
-        has_forces = sum(len(f) for f in plain_force) > 0
-        rows.append(
-            {
-                "head": entry.head,
-                "set": entry.name,
-                "role": entry.role,
-                "level": entry.level,
-                "structures": len(own),
-                "unseen_elements": len(held_out) - len(own),
-                "energy_mae_ev_per_atom": float(torch.cat(energy_error).mean()),
-                "composition_only_ev_per_atom": float(torch.cat(plain_error).mean()),
-                "force_mae_ev_per_a": float(torch.cat(force_error).mean()) if has_forces else None,
-                "zero_force_ev_per_a": float(torch.cat(plain_force).mean()) if has_forces else None,
-            }
-        )
-    return rows
+Splits = dict[str, Corpus]
 
 
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     """The program: train, train the gate, evaluate, and leave model.pt in the run folder."""
-    model_config = build(ModelConfig, parameters.get("model", {}))
-    config = build(TrainingConfig, parameters.get("training", {}))
+    config = configure(parameters)
+    place = ranks.find(os.environ)
+    device = own_device(config.device, config.backend, place)
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    model_config = build(ModelConfig, config.model)
+    splits = assembled(config, Neighbourhood(model_config.cutoff, model_config.max_neighbours), place)
     torch.manual_seed(config.seed)
-    structures = [s for name in config.sets for s in load_mini(mini_set(name))[: config.limit]]
-    graphs = [
-        neighbour_graph(s, cutoff=model_config.cutoff, max_neighbours=model_config.max_neighbours) for s in structures
-    ]
-    train, test = split(graphs, config.held_out, config.split_seed)
-    model = FoundationModel(model_config)
-    fit_references([g.structure for g in train], model)
-    log.fact("untrained_heads", [h for k, h in enumerate(HEADS) if not model.trained[k]])
-    train_model(model, train, config, log)
-    gate_error = train_gate(model, train, config)
-    held_out = evaluate(model, test)
-    log.fact("held_out", held_out)
-    log.fact("gate_error_ev_per_atom", gate_error)
-    notes = {"training": config.__dict__, "held_out": held_out, "gate_error_ev_per_atom": gate_error}
-    checkpoints.save(model, folder / "model.pt", notes)
+    kind = precision(config.precision)
+    model = kind.of(FoundationModel(model_config))
+    model.gate.requires_grad_(False)
+    training = splits[SPLITS[0]]
+    recipe = Recipe(training.counts, config.sampling, config.temperature, config.seed, config.epoch_length)
+    sampler = Sampler(recipe, place.size, config.batch_size)
+    feed = Feed(training, sampler, kind.dtype, adopted(model, training), model_config.needs_triplets, config.balance)
+    with joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        train(model.to(device), feed, splits, config, team, log, folder)
+        for corpus in splits.values():
+            corpus.samples.close()
+
+
+def assembled(config: TrainingConfig, reach: Neighbourhood, place: Place) -> Splits:
+    """The datasets that the case asks for, by split; those of stores are opened by all ranks together."""
+    datasets: list[dict[str, Dataset]]
+    if config.stores:
+        comm = world(place) if place.size > 1 and config.read in ("shared", "distributed") else None
+        opened = partial(
+            stored, reach=reach, mode=config.read, comm=comm, width=config.width, backend=config.store_backend
+        )
+        found = stores_in(Path(config.stores).expanduser())
+        datasets = [{split: opened(path, split=split) for split in SPLITS} for path in found]
+    else:
+        datasets = [
+            parted(name, held_out=config.held_out, seed=config.split_seed, limit=config.limit) for name in config.sets
+        ]
+    return {split: Corpus([d[split] for d in datasets if len(d[split].samples)], reach) for split in SPLITS}
+
+
+def train(
+    model: FoundationModel,
+    feed: Feed,
+    splits: Splits,
+    config: TrainingConfig,
+    team: Team,
+    log: EventLog,
+    folder: Path,
+) -> None:
+    """Everything that the ranks do together."""
+    for fitted in (model.reference_energy, model.scale):
+        fitted.copy_(team.from_first(fitted))
+    groups = None
+    complete = model
+    if config.heads == "parallel":
+        complete = FoundationModel(model.config).to(feed.dtype)
+        complete.load_state_dict(model.state_dict())
+        heads = [d.head for d in feed.corpus.datasets]
+        groups = HeadGroups(feed.sampler.assignment, heads, team)
+        model.keep(groups.heads)
+    example = next(feed.every(1000, team.device))
+    module, compiled = GraphErrors(model), Compiled(False, "not asked for")
+    if config.compile:
+        compiled = compiled_errors(module, example)
+    described = describe(model, feed, {s: c.datasets for s, c in splits.items()}, asdict(config), team)
+    for name, value in described.items():
+        log.fact(name, value)
+    log.fact("observed", as_run(model, example[0], compiled, config.precision, team))
+    parameters = [*model.encoder.parameters(), *model.heads.parameters()]
+    steps = config.epochs * feed.sampler.steps
+    seen = Corpus(
+        [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads], splits[SPLITS[1]].reach
+    )
+    validation = replace(feed, corpus=seen)
+    learning = Learning(
+        exchanged(module, model, team, whole=groups is None),
+        model,
+        Optimization(model, parameters, config.optimizer, steps),
+        objective(feed, config, team),
+        feed,
+        partial(validation.every, config.validation_limit, team.device, share=None if groups else team.place),
+        team,
+        log,
+        folder,
+        Length(config.epochs, config.stop_after, config.checkpoint_s),
+        groups,
+        identity(model, asdict(config), team),
+    )
+    learning.resume()
+    learning.run(config.ahead)
+    if groups is not None:
+        groups.whole(model, complete)
+        complete = precision(config.precision).of(complete)
+    finish(complete.to(team.device), feed, splits, config, team, log, folder)
+
+
+def exchanged(module: nn.Module, model: FoundationModel, team: Team, *, whole: bool) -> nn.Module:
+    """The module with gradients averaged over ranks; not those of heads, if each rank keeps its own."""
+    if team.place.size == 1:
+        return module
+    if not whole:
+        own = {id(p) for p in model.heads.parameters()}
+        left_out = [name for name, p in module.named_parameters() if id(p) in own]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, left_out)
+    return replicate(module)
+
+
+def objective(feed: Feed, config: TrainingConfig, team: Team) -> Objective:
+    """The loss, in the units asked for."""
+    if config.units == "plain":
+        return Objective(config.force_weight, config.batch_size)
+    units = torch.ones(2, feed.references.shape[0], dtype=feed.dtype)
+    for dataset in feed.corpus.datasets:
+        records = dataset.samples.get(np.arange(min(len(dataset.samples), 2000)))
+        forces = [np.abs(r["forces"]).mean() for r in records if "forces" in r]
+        units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, FORCE_FLOOR_EV_PER_A)
+        units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, FORCE_FLOOR_EV_PER_A)
+    shared = team.from_first(units.to(team.device))
+    return Objective(config.force_weight, config.batch_size, shared[0], shared[1])
+
+
+def finish(
+    model: FoundationModel,
+    feed: Feed,
+    splits: Splits,
+    config: TrainingConfig,
+    team: Team,
+    log: EventLog,
+    folder: Path,
+) -> None:
+    """Train the gate, evaluate on the test sets, and write the model; all ranks evaluate, rank 0 does the rest."""
+    notes: dict[str, Any] = {"training": asdict(config)}
+    model.eval().requires_grad_(False)
+    if config.gate_steps and len(feed.corpus.datasets) > 1 and team.place.rank == 0:
+        model.gate.requires_grad_(True)
+        batches = (batch for batch, _ in feed.every(GATE_LIMIT, team.device))
+        found = train_gate(model, batches, temperature=config.temperature, steps=config.gate_steps, seed=config.seed)
+        log.fact("gate", asdict(found))
+        notes["gate"] = asdict(found)
+        model.gate.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.copy_(team.from_first(parameter))
+    notes["held_out"] = held_out(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
+    log.fact("held_out", notes["held_out"])
+    if team.place.rank == 0:
+        checkpoints.save(model, folder / "model.pt", notes)
+
+
+def configure(parameters: dict[str, Any]) -> TrainingConfig:
+    """The case's parameters, checked; raises InputError for what the program does not know."""
+    config = build(TrainingConfig, parameters)
+    precision(config.precision)
+    if not config.sets or len(set(config.sets)) < len(config.sets):
+        raise InputError("sets: expected at least one name, and none twice")
+    if min(config.batch_size, config.epochs, config.validation_limit) < 1:
+        raise InputError(
+            f"batch_size {config.batch_size}, epochs {config.epochs}, validation_limit {config.validation_limit}:"
+            " expected at least 1 of each"
+        )
+    if not 0 < config.held_out < 0.5:
+        raise InputError(f"held_out is {config.held_out}, expected a share above 0 and below 0.5")
+    if config.heads == "parallel" and config.sampling != "assigned":
+        raise InputError("heads: only with assigned sampling can a rank do with the heads of its own datasets")
+    return config

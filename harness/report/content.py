@@ -9,16 +9,20 @@ from typing import get_args
 
 import pandas as pd
 
+from harness.analysis.ablation import AblationTables
 from harness.analysis.data import DataTables
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
+from harness.analysis.training import TrainingTables
 from harness.collect.runs import Record
 from harness.programs import StageName
+from harness.report.ablation import ablation_sections
 from harness.report.blocks import DASH, Section, View, interval, number
 from harness.report.data import data_section
 from harness.report.figures import ladder_bars
 from harness.report.paper import Paper
 from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
+from harness.report.training import training_sections
 
 STAGES = list(get_args(StageName))
 # What the load average may exceed the threads by before the report speaks of it.
@@ -30,12 +34,15 @@ def build(
     ladder: pd.DataFrame,
     scaling: pd.DataFrame,
     data: DataTables,
+    training: TrainingTables,
+    ablation: AblationTables,
     scores: list[Score],
     paper: Paper,
     figures: Path,
 ) -> list[Section]:
     """All sections of the report, in reading order; draws the figures into the folder."""
     sections = [scorecard_section(scores, paper), *data_section(data, figures)]
+    sections += training_sections(training, ablation, figures) + ablation_sections(training, ablation, figures)
     for _, rows in ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))
@@ -51,7 +58,7 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
         [
             s.statement,
             f"{s.paper_value:g} {s.unit}",
-            interval(s.measured_value, s.ci_low, s.ci_high) + (f" {s.unit}" if s.measured_value is not None else ""),
+            measured(s),
             s.verdict,
             s.basis or DASH,
             s.reason,
@@ -61,6 +68,15 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
     ]
     columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "raw samples"]
     return Section("Scorecard", "scorecard", [f"Claims of {paper.source}."], views=[View("Claims", columns, rows)])
+
+
+def measured(score: Score) -> str:
+    """`26.5 [25.7, 28.9] x`; what was counted has no interval."""
+    if score.measured_value is None:
+        return DASH
+    counted = score.ci_low is None
+    found = number(score.measured_value) if counted else interval(score.measured_value, score.ci_low, score.ci_high)
+    return f"{found} {score.unit}"
 
 
 def ladder_section(rows: pd.DataFrame, records: list[Record], paper: Paper, figures: Path) -> Section:
@@ -208,8 +224,8 @@ def model_section(records: list[Record]) -> Section | None:
     rows = [
         [
             r["head"], r["role"], r["level"], str(r["structures"]),
-            number(r["energy_mae_ev_per_atom"], ".3f"), number(r["composition_only_ev_per_atom"], ".3f"),
-            number(r["force_mae_ev_per_a"], ".3f"), number(r["zero_force_ev_per_a"], ".3f"),
+            number(r["energy_mae_ev_per_atom"], ".3f"), number(r["composition_mae_ev_per_atom"], ".3f"),
+            number(r["force_mae_ev_per_a"], ".3f"), number(r["zero_force_mae_ev_per_a"], ".3f"),
         ]
         for r in about["held_out"]
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from harness import shipped
 from harness.language import validation, yamlfile
 from harness.programs import Strict
@@ -18,7 +20,10 @@ class Table(Strict):
 
 
 class Claim(Strict):
-    """A claim on the ladder's whole speed-up; paper_low is the smallest of the paper's values for it."""
+    """A claim; paper_low is the smallest of the paper's values for it.
+
+    precision: of a claim on the ladder's whole speed-up. counts: what is counted, of a claim on joint training.
+    """
 
     id: str
     statement: str
@@ -26,7 +31,8 @@ class Claim(Strict):
     unit: str
     paper_value: float
     paper_low: float
-    precision: str
+    precision: str | None = None
+    counts: Literal["sets", "elements"] | None = None
 
 
 class Paper(Strict):

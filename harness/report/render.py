@@ -11,9 +11,11 @@ import jinja2
 import pandas as pd
 
 from harness import __version__, shipped
+from harness.analysis.ablation import ablation_tables
 from harness.analysis.data import data_tables
 from harness.analysis.ladder import ladder_table
 from harness.analysis.scaling import scaling_table
+from harness.analysis.training import training_tables
 from harness.collect.runs import load, merits_table, samples_table
 from harness.errors import UsageError
 from harness.jobs.files import write_text
@@ -35,8 +37,10 @@ def report(out: Path) -> Found:
     if not records:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
     ladder, scaling, data = ladder_table(records), scaling_table(records), data_tables(records)
+    training = training_tables(records)
+    ablation = ablation_tables(training.held_out)
     quoted = paper.load()
-    scores = score(quoted.claims, ladder, out)
+    scores = score(quoted.claims, ladder, out, training.runs)
     for name in ("tables", "figures"):
         (out / name).mkdir(parents=True, exist_ok=True)
     write_text(out / "tables" / "ladder.csv", ladder.to_csv(index=False))
@@ -44,10 +48,14 @@ def report(out: Path) -> Found:
     write_text(out / "tables" / "scaling.csv", scaling.to_csv(index=False))
     for name in ("datasets", "elements", "distributions", "reading"):
         write_text(out / "tables" / f"{name}.csv", getattr(data, name).to_csv(index=False))
+    for name in ("runs", "held_out", "epochs", "heads", "errors"):
+        write_text(out / "tables" / f"training_{name}.csv", getattr(training, name).to_csv(index=False))
+    for name in ("pairs", "heads", "overall"):
+        write_text(out / "tables" / f"ablation_{name}.csv", getattr(ablation, name).to_csv(index=False))
     merits = merits_table(records)
     write_text(out / "tables" / "merits.csv", merits.to_csv(index=False))
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    sections = content.build(records, ladder, scaling, data, scores, quoted, out / "figures")
+    sections = content.build(records, ladder, scaling, data, training, ablation, scores, quoted, out / "figures")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
         undefined=jinja2.StrictUndefined,

@@ -20,7 +20,7 @@ LAST_STAGE = "torch_compile"
 
 @dataclass(frozen=True)
 class Score:
-    """One row of the scorecard; measured_value and its interval are None where nothing was measured."""
+    """One row of the scorecard; measured_value is None where nothing was measured, its interval also for a count."""
 
     id: str
     statement: str
@@ -36,9 +36,38 @@ class Score:
     evidence: list[str]
 
 
-def score(claims: Sequence[Claim], ladder: pd.DataFrame, root: Path) -> list[Score]:
-    """Judge every claim by the ladder table; evidence paths are relative to root."""
-    return [_score(claim, ladder, root) for claim in claims]
+def score(
+    claims: Sequence[Claim], ladder: pd.DataFrame, root: Path, training: pd.DataFrame | None = None
+) -> list[Score]:
+    """Judge every claim by the ladder table, or by that of training runs; evidence paths are relative to root."""
+    return [_counted(c, training, root) if c.counts else _score(c, ladder, root) for c in claims]
+
+
+def _counted(claim: Claim, training: pd.DataFrame | None, root: Path) -> Score:
+    """A claim on joint training, by the run with most heads; stand-ins leave it open, whatever their number."""
+    joint = None if training is None else training[training["task"] == "multi-task"]
+    if joint is None or joint.empty:
+        return _result(claim, None, "not run", None, "no multi-task training has been run", [])
+    best = joint.iloc[int(joint["judged_heads"].astype(int).argmax())]
+    value, stand_ins = float(best["judged_heads" if claim.counts == "sets" else "elements"]), int(best["stand_ins"])
+    where = f"{best['judged_heads']} heads trained jointly and judged on held-out structures"
+    if claim.counts == "elements":
+        where = f"elements in the training structures of {best['sets']} datasets"
+    reproduced = value >= claim.paper_low and not stand_ins
+    return _result(
+        claim,
+        (value, None, None),
+        "reproduced" if reproduced else "inconclusive",
+        "measured",
+        where + (f"; {stand_ins} of the {best['sets']} datasets are stand-ins for the paper's" if stand_ins else ""),
+        [_evidence(best["folder"], root)],
+    )
+
+
+def _evidence(folder: str, root: Path) -> str:
+    """The event log of a case, from root where it lies below it."""
+    path = Path(folder)
+    return f"{path.relative_to(root) if path.is_relative_to(root) else path}/events.jsonl"
 
 
 def _score(claim: Claim, ladder: pd.DataFrame, root: Path) -> Score:
@@ -66,11 +95,7 @@ def _score(claim: Claim, ladder: pd.DataFrame, root: Path) -> Score:
     if value < claim.paper_low <= high:
         verdict = "inconclusive"
     reason = f"{100 * (value / claim.paper_low - 1):+.0f}% against {claim.paper_low:g}x, the paper's smallest; {note}"
-    try:
-        evidence = str(Path(best["folder"]).relative_to(root))
-    except ValueError:
-        evidence = str(best["folder"])
-    return _result(claim, (value, low, high), verdict, "measured", reason, [f"{evidence}/events.jsonl"])
+    return _result(claim, (value, low, high), verdict, "measured", reason, [_evidence(best["folder"], root)])
 
 
 def _width(model: str) -> int:
@@ -80,7 +105,7 @@ def _width(model: str) -> int:
 
 def _result(
     claim: Claim,
-    value: tuple[float, float, float] | None,
+    value: tuple[float, float | None, float | None] | None,
     verdict: Verdict,
     basis: Basis | None,
     reason: str,

@@ -24,8 +24,9 @@ from harness.reference.corpus import Corpus, Dataset, Neighbourhood, shipped
 from harness.reference.data_parallel import DataParallelConfig, configure
 from harness.reference.datasets.__main__ import main as data
 from harness.reference.errors import InputError
+from harness.reference.losses import GraphErrors, Objective
 from harness.reference.ranks import LostRank, Place
-from harness.reference.steps import Feed, GraphLoss
+from harness.reference.steps import Feed, Labelled
 from harness.reference.store.layout import Record
 from harness.reference.store.modes import Samples
 from harness.reference.store.sampling import Drawn, Recipe, Sampler
@@ -159,7 +160,7 @@ def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) ->
 
 
 def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
-    log = completed(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"layers": 1})
+    log = completed(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"num_conv_layers": 1})
     assert sorted(r["rank"] for r in fact(log, "ranks")) == [0, 1, 2]
     assert fact(log, "observed")["parameters"] == ["torch.float32"]
     assert fact(log, "gradient_error") < 1e-4
@@ -276,7 +277,8 @@ class Listed(Samples):
 
 def feed(ranks: int, batch_size: int) -> Feed:
     corpus = Corpus([shipped("mptrj"), without_forces(shipped("ani1x"))], Neighbourhood(SMALL.cutoff, None))
-    return Feed(corpus, Sampler(Recipe(corpus.counts), ranks, batch_size), torch.float64)
+    references = torch.zeros(16, 119, dtype=torch.float64)
+    return Feed(corpus, Sampler(Recipe(corpus.counts), ranks, batch_size), torch.float64, references)
 
 
 def test_ranks_share_out_what_one_rank_would_take() -> None:
@@ -292,13 +294,20 @@ def pairs(drawn: Drawn) -> list[tuple[int, int]]:
 
 def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
     """Graphs of different sizes, some without forces."""
-    given, loss = feed(1, 8), GraphLoss(make_model(SMALL), force_weight=10.0)
+    given, module = feed(1, 8), GraphErrors(make_model(SMALL))
+
+    def loss(labelled: Labelled, graphs: int) -> torch.Tensor:
+        return Objective(10.0, graphs)(module(*labelled), labelled[0].head)
+
     drawn = given.dealt(0, 0)
     structures = [g.structure for g in given.corpus.graphs(drawn)]
     assert {s.forces is None for s in structures} == {True, False}
     assert len({len(s) for s in structures}) > 1
-    parts = [loss(*given.batch(drawn[k : k + 2], CPU)) for k in range(0, 8, 2)]
-    torch.testing.assert_close(torch.stack(parts).mean(), loss(*given.batch(drawn, CPU)), rtol=1e-12, atol=0)
+    together = loss(given.batch(drawn, CPU), 8)
+    parts = [loss(given.batch(drawn[k : k + 2], CPU), 2) for k in range(0, 8, 2)]
+    torch.testing.assert_close(torch.stack(parts).mean(), together, rtol=1e-12, atol=0)
+    uneven = [loss(given.batch(drawn[first:last], CPU), 2) for first, last in ((0, 1), (1, 2), (2, 3), (3, 8))]
+    torch.testing.assert_close(torch.stack(uneven).mean(), together, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["preload", "on_demand", "shared", "distributed"])

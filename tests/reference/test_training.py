@@ -1,106 +1,329 @@
-"""Training learns, the gate finds the right branch, reference energies invent nothing, checkpoints are strict."""
+"""Training learns, stops and goes on as promised; the gate finds the right branch; checkpoints are strict."""
 
 from __future__ import annotations
 
 import json
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from harness import shipped, suites
-from harness.events import EventLog, read
-from harness.reference import checkpoints, training
+from harness.events import EventLog, last_run
+from harness.programs import PROGRAMS
+from harness.reference import checkpoints, resuming, training
+from harness.reference.batches import collate
+from harness.reference.corpus import parted
 from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
+from harness.reference.gating import train_gate
 from harness.reference.graphs import neighbour_graph
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.optimization import Optimization, OptimizerConfig
 from harness.reference.structures import Structure
-from harness.reference.training import TrainingConfig
 from tests.reference.conftest import make_model, molecule
+from tests.reference.test_data_parallel import environment, launch, wait_for
 
-TINY = ModelConfig(hidden_dim=16, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=16)
+SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "cutoff": 4.0, "dim_sharedlayers": 8, "dim_headlayers": 8}
+TINY = ModelConfig(**SIZES)  # type: ignore[arg-type]
+SHORT: dict[str, Any] = {
+    "precision": "fp64",
+    "model": SIZES,
+    "sets": ["qm7x", "transition1x", "oc2022"],
+    "batch_size": 8,
+    "epochs": 2,
+    "epoch_length": 64,
+    "validation_limit": 8,
+    "gate_steps": 5,
+    "clip_norm": 1.0,
+    "ema_decay": 0.9,
+    "compile": False,
+    "timeout_s": 30,
+}
+Log = list[dict[str, Any]]
 
 
-def labelled_graphs(count: int, head: int) -> list[training.Graph]:
+def trained(folder: Path, **parameters: object) -> Log:
+    """What a run in this process has told."""
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    training.run(SHORT | parameters, log, folder)
+    return last_run(log.path)
+
+
+def launched(folder: Path, count: int, **parameters: object) -> Log:
+    """What a run of so many ranks has told."""
+    folder.mkdir(exist_ok=True)
+    content = {"id": "1", "program": "train", "parameters": SHORT | parameters}
+    (folder / "case.json").write_text(json.dumps(content))
+    done = launch(folder, count)
+    assert done.returncode == 0, done.stderr
+    return last_run(folder / "events.jsonl")
+
+
+def of(log: Log, kind: str, field: str) -> list[Any]:
+    return [e[field] for e in log if e["event"] == kind]
+
+
+def fact(log: Log, name: str) -> Any:
+    (value,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == name]
+    return value
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
+    folder = tmp_path_factory.mktemp("one")
+    return folder, trained(folder)
+
+
+def test_suites_may_ask_for_exactly_what_there_is() -> None:
+    assert set(PROGRAMS["train"].model_fields) == {f.name for f in fields(training.TrainingConfig)}
+    sizes = PROGRAMS["train"].model_fields["model"].annotation.__args__[0]  # type: ignore[union-attr]
+    assert set(sizes.model_fields) == {f.name for f in fields(ModelConfig)} - {"heads"}
+
+
+def test_errors_fall_and_are_told_epoch_by_epoch_and_head_by_head(tmp_path: Path) -> None:
+    options = {"learning_rate": 5e-3, "schedule": "cosine", "force_weight": 1.0, "clip_norm": 10.0}
+    sizes = SIZES | {"hidden_dim": 24}
+    log = trained(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=4, epoch_length=320, **options)
+    loss = of(log, "epoch", "loss")
+    assert len(loss) == 4
+    assert loss[-1] < 0.6 * loss[0]
+    assert of(log, "epoch", "validation_loss")[-1] < 0.6 * loss[0]
+    rows = [e for e in log if e["event"] == "head" and e["epoch"] == 3]
+    assert {(r["head"], r["split"]) for r in rows} == {
+        (h, s) for h in ("QM7X", "ANI1x") for s in ("train", "validation")
+    }
+    assert sum(r["structures"] for r in rows if r["split"] == "train") == 320
+    assert [r["head"] for r in fact(log, "held_out")] == ["QM7X", "ANI1x"]
+
+
+def test_the_model_that_is_left_is_the_one_with_the_best_validation_loss(one: tuple[Path, Log]) -> None:
+    folder, log = one
+    model, notes = checkpoints.load(folder / "model.pt")
+    assert of(log, "epoch", "best")[0]
+    assert {HEADS[k] for k in range(16) if model.trained[k]} == {"QM7X", "transition1x", "OC2022"}
+    assert notes["held_out"] == fact(log, "held_out")
+
+
+def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> None:
+    """Composition and zero forces by numpy alone, from the shipped files."""
+    row = next(r for r in fact(one[1], "held_out") if r["set"] == "qm7x")
+    parts = parted("qm7x", held_out=0.1, seed=17)
+    records = parts[SPLITS[2]].samples.get(range(len(parts[SPLITS[2]].samples)))
+    assert row["structures"] == len(records)
+    forces = np.concatenate([r["forces"].ravel() for r in records])
+    assert row["zero_force_mae_ev_per_a"] == pytest.approx(np.abs(forces).mean(), rel=1e-9)
+    assert row["zero_force_rmse_ev_per_a"] == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
+    reference = parts[SPLITS[0]].references.energy_ev
+    errors = [
+        abs(r["energy"][0] - reference[r["atomic_numbers"][:, 0].astype(int)].sum()) / len(r["pos"]) for r in records
+    ]
+    assert row["composition_mae_ev_per_atom"] == pytest.approx(np.mean(errors), rel=1e-6)
+
+
+def test_splits_part_no_group() -> None:
+    parts = parted("transition1x", held_out=0.1, seed=17)
+    sizes = [len(parts[s].samples) for s in SPLITS]
+    assert sum(sizes) == 239
+    assert min(sizes) > 0
+
+
+def test_two_ranks_with_the_same_total_batch_lose_as_one(one: tuple[Path, Log], tmp_path: Path) -> None:
+    two = launched(tmp_path, 2, batch_size=4)
+    assert of(two, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-10)
+    assert of(two, "epoch", "validation_loss") == pytest.approx(of(one[1], "epoch", "validation_loss"), rel=1e-10)
+    assert [r["energy_mae_ev_per_atom"] for r in fact(two, "held_out")] == pytest.approx(
+        [r["energy_mae_ev_per_atom"] for r in fact(one[1], "held_out")], rel=1e-9
+    )
+
+
+def test_batches_of_equal_atoms_lose_as_those_of_equal_graphs(one: tuple[Path, Log], tmp_path: Path) -> None:
+    """Ranks take more or fewer graphs of the same step, each weighing the same."""
+    two = launched(tmp_path, 2, batch_size=4, balance="atoms")
+    assert of(two, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-10)
+
+
+def test_heads_kept_by_their_ranks_alone_learn_as_those_on_every_rank(tmp_path: Path) -> None:
+    logs = [
+        launched(tmp_path / kind, 2, batch_size=4, sampling="assigned", heads=kind)
+        for kind in ("replicated", "parallel")
+    ]
+    for kind, field in (("epoch", "loss"), ("epoch", "energy_mae_ev_per_atom")):
+        assert of(logs[1], kind, field) == pytest.approx(of(logs[0], kind, field), rel=1e-10)
+    errors = [[r["force_mae_ev_per_a"] for r in fact(log, "held_out")] for log in logs]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-9)
+    models = [checkpoints.load(tmp_path / kind / "model.pt")[0].state_dict() for kind in ("replicated", "parallel")]
+    for name, value in models[0].items():
+        kept = [4, 14, 15] if name.startswith("heads.") else slice(None)  # the others, without data, only decay
+        if not name.startswith("gate."):
+            assert torch.allclose(value[kept], models[1][name][kept], rtol=1e-8, atol=1e-12), name
+
+
+def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    options = {"epochs": 3, "checkpoint_s": 1e-6, "precision": "fp32"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = launched(whole, 1, **options)
+    killed.mkdir()
+    content = {"id": "1", "program": "train", "parameters": SHORT | options}
+    (killed / "case.json").write_text(json.dumps(content))
+    words = [sys.executable, "-m", "harness.reference", str(killed)]
+    process = subprocess.Popen(words, env=environment())
+    try:
+        wait_for(lambda: (killed / resuming.FILE_NAME).exists() and _step(killed) >= 11)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert _step(killed) < 24
+    resumed = launched(killed, 1, **options)
+    (at,) = of(resumed, "resumed", "step")
+    assert at >= 11
+    assert of(resumed, "epoch", "loss") == of(expected, "epoch", "loss")
+    states = [checkpoints.load(folder / "model.pt")[0].state_dict() for folder in (whole, killed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def _step(folder: Path) -> int:
+    return int(torch.load(folder / resuming.FILE_NAME, weights_only=True)["state"]["progress"]["step"])
+
+
+def test_a_run_that_has_ended_tells_the_same_again(one: tuple[Path, Log]) -> None:
+    again = trained(one[0])
+    assert of(again, "epoch", "loss") == of(one[1], "epoch", "loss")
+    assert fact(again, "held_out") == fact(one[1], "held_out")
+
+
+def test_the_state_of_another_run_is_refused_by_what_differs(one: tuple[Path, Log], tmp_path: Path) -> None:
+    (tmp_path / resuming.FILE_NAME).write_bytes((one[0] / resuming.FILE_NAME).read_bytes())
+    with pytest.raises(
+        InputError, match=r"training.pt: the state of another run, whose learning_rate is 0.001, not 0.1"
+    ):
+        trained(tmp_path, learning_rate=0.1)
+    (tmp_path / resuming.FILE_NAME).write_bytes(b"half")
+    with pytest.raises(InputError, match=r"training.pt: not a readable state of training"):
+        trained(tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_its_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss is no longer a number at step \d+ \(rank 0\): \S+/\d+") as caught:
+        trained(tmp_path, learning_rate=1e30, clip_norm=None)
+    batch = torch.load(tmp_path / "bad-batch.pt", weights_only=True)
+    named = str(caught.value).split("): ")[1].split(";")[0].split(", ")
+    assert set(named) <= set(batch["names"])
+    assert len(batch["names"]) == 8
+    assert batch["batch"]["positions"].shape[1] == 3
+
+
+def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
+    log = trained(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
+    (stopped,) = [e for e in log if e["event"] == "stopped"]
+    assert stopped["why"] == "no better for 2 epochs"
+    assert len(of(log, "epoch", "loss")) < 9
+
+
+def test_the_rate_halves_when_the_validation_loss_stays() -> None:
+    model = torch.nn.Linear(1, 1)
+    optimization = Optimization(model, list(model.parameters()), OptimizerConfig(1e-2, patience=2, warmup_steps=4), 100)
+    rates = []
+    for epoch in range(9):
+        for _ in range(2):
+            rates.append(optimization.learning_rate)
+            optimization.step()
+        optimization.epoch(1.0 if epoch else 2.0)
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert rates[4:10] == pytest.approx([0.01] * 6)
+    assert rates[10] == pytest.approx(0.005)
+    assert optimization.learning_rate == pytest.approx(0.0025)
+
+
+def test_the_cosine_ends_at_a_hundredth() -> None:
+    model = torch.nn.Linear(1, 1)
+    optimization = Optimization(model, list(model.parameters()), OptimizerConfig(1.0, schedule="cosine"), 50)
+    for _ in range(25):
+        optimization.step()
+    assert optimization.learning_rate == pytest.approx(0.505)
+    for _ in range(25):
+        optimization.step()
+    assert optimization.learning_rate == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("fp64", "float64"), ("fp32", "float32"), ("bf16", "bfloat16")])
+def test_precision_is_told_as_it_really_is(tmp_path: Path, name: str, layers: str) -> None:
+    log = trained(tmp_path, precision=name, epochs=1, epoch_length=16)
+    seen = fact(log, "observed")
+    kept = "float64" if name == "fp64" else "float32"
+    assert seen["requested"] == name
+    assert seen["matrix_layers"] == [f"torch.{layers}"]
+    assert {*seen["parameters"], seen["energies"], seen["forces"], seen["pooled"]} == {f"torch.{kept}"}
+    assert math.isfinite(of(log, "epoch", "loss")[0])
+
+
+@pytest.mark.slow
+def test_compiled_training_is_that_of_plain_code(one: tuple[Path, Log], tmp_path: Path) -> None:
+    log = trained(tmp_path, compile=True)
+    assert fact(log, "observed")["compiled"], fact(log, "observed")["why_eager"]
+    assert of(log, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sets": []}, "sets: expected at least one name"),
+        ({"sets": ["qm7x", "qm7x"]}, "none twice"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; there are fp64, fp32, bf16"),
+        ({"held_out": 0.5}, "held_out is 0.5"),
+        ({"heads": "parallel"}, "only with assigned sampling"),
+        ({"model": {"num_gaussians": 9}}, "num_gaussians is no hyperparameter of the backbone 'painn'"),
+        ({"model": {"backbone": "paint"}}, r"did you mean 'painn'\?"),
+        ({"model": {"hidden_dim": 0}}, "hidden_dim is 0, expected at least 1"),
+        ({"batch_size": 0}, "expected at least 1 of each"),
+        ({"limit": 1, "sets": ["qm7x"], "held_out": 0.49, "split_seed": 1}, "no structure is left for training"),
+        ({"rate": 1}, "unknown option 'rate'"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        trained(tmp_path, **options)
+
+
+def labelled_graphs(count: int, head: int) -> list[Any]:
     """Molecules labelled by a pair potential."""
     graphs = []
     for seed in range(count):
         s = molecule(5, seed)
-        d = s.positions[:, None] - s.positions[None]
-        r = np.linalg.norm(d, axis=2) + np.eye(5)
-        energy = float((np.exp(-r) * (1 - np.eye(5))).sum() / 2)
-        forces = (d * (np.exp(-r) / r)[..., None]).sum(1)
-        labelled = Structure(s.name, s.numbers, s.positions, head=head, energy=energy, forces=forces)
+        labelled = Structure(s.name, s.numbers, s.positions, head=head, energy=float(seed), forces=0 * s.positions)
         graphs.append(neighbour_graph(labelled, cutoff=4.0))
     return graphs
-
-
-def test_a_single_batch_is_learnt_by_heart(tmp_path: Path) -> None:
-    graphs = labelled_graphs(4, head=3)
-    torch.manual_seed(0)
-    model = FoundationModel(TINY)
-    training.fit_references([g.structure for g in graphs], model)
-    config = TrainingConfig(epochs=400, batch_size=4, force_weight=1.0, ema_decay=0.9, compile=False, weight_decay=0)
-    log = EventLog(tmp_path / "events.jsonl")
-    training.train_model(model, graphs, config, log)
-    curve = [e["force_mae_ev_per_a"] for e in read(log.path) if e["event"] == "sample"]
-    assert curve[-1] < 0.1 * curve[0]
-
-
-def test_reference_energies_of_absent_elements_are_zero() -> None:
-    graphs = labelled_graphs(30, head=2)
-    model = make_model(TINY).float()
-    model.reference_energy.zero_()
-    training.fit_references([g.structure for g in graphs], model)
-    present = {int(z) for g in graphs for z in g.structure.numbers}
-    for z in range(119):
-        assert bool(model.elements[z]) == (z in present)
-        if z not in present:
-            assert abs(float(model.reference_energy[2, z])) < 1e-6
-    assert model.trained.tolist() == [h == 2 for h in range(16)]
 
 
 def test_the_gate_reproduces_the_right_branch() -> None:
     """Two datasets of different elements, whose heads differ most: the gate must tell them apart."""
     graphs = []
-    for head, element, energy in ((0, 6, -50.0), (15, 29, 20.0)):
+    for head, element in ((0, 6), (15, 29)):
         for seed in range(20):
             s = molecule(4, seed)
-            label = Structure(
-                s.name, np.full(4, element), s.positions, head=head, energy=energy, forces=np.zeros((4, 3))
-            )
-            graphs.append(neighbour_graph(label, cutoff=4.0))
+            graphs.append(neighbour_graph(Structure(s.name, np.full(4, element), s.positions, head=head), cutoff=4.0))
     torch.manual_seed(0)
     model = FoundationModel(TINY).requires_grad_(False)
-    training.fit_references([g.structure for g in graphs], model)
-    model.scale.fill_(1.0)
     model.heads.layers[-1].bias.copy_(torch.arange(16.0).reshape(16, 1, 1))  # type: ignore[operator]
     model.gate.requires_grad_(True)
-    error = training.train_gate(model, graphs, TrainingConfig(gate_steps=400))
-    assert error < 0.5
-    weights = model.gate(training.collate(graphs).composition.float())
+    batch = collate(graphs).to("cpu", torch.float32)
+    found = train_gate(model, [batch], temperature=1.0, steps=400, seed=0)
+    assert found.energy_error_ev_per_atom < 0.5
+    assert found.right_branch == 1.0
+    weights = model.gate(batch.composition)
     assert (weights[:20, 0] > 0.9).all()
     assert (weights[20:, 15] > 0.9).all()
-
-
-def test_a_loss_that_is_not_a_number_names_the_batch(tmp_path: Path) -> None:
-    graphs = labelled_graphs(2, head=0)
-    model = FoundationModel(TINY)
-    model.encoder.embedding.weight.data.fill_(float("nan"))
-    config = TrainingConfig(epochs=1, batch_size=2, compile=False)
-    with pytest.raises(InputError, match=r"the loss is nan at step 0, batch \['molecule-"):
-        training.train_model(model, graphs, config, EventLog(tmp_path / "events.jsonl"))
-
-
-def test_the_split_is_disjoint_and_holds_every_head() -> None:
-    graphs = labelled_graphs(20, head=1) + labelled_graphs(10, head=7)
-    train, test = training.split(graphs, 0.1, seed=0)
-    assert len(train) + len(test) == 30
-    assert not {id(g) for g in train} & {id(g) for g in test}
-    assert {g.structure.head for g in test} == {1, 7}
 
 
 def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
@@ -122,10 +345,11 @@ def test_unusable_checkpoints_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
     content = torch.load(good, weights_only=True)
-    torch.save(content | {"config": content["config"] | {"hidden_dim": 8}}, tmp_path / "misfit.pt")
+    torch.save(content | {"config": content["config"] | {"hidden_dim": 9}}, tmp_path / "misfit.pt")
+    torch.save(content | {"config": content["config"] | {"backbone": "egnn"}}, tmp_path / "other-backbone.pt")
     del content["state"]["gate.last.bias"]
     torch.save(content, tmp_path / "missing-weight.pt")
-    for name in ("cut", "text", "empty", "foreign", "misfit", "missing-weight", "absent"):
+    for name in ("cut", "text", "empty", "foreign", "misfit", "other-backbone", "missing-weight", "absent"):
         with pytest.raises(InputError) as caught:
             checkpoints.load(tmp_path / f"{name}.pt")
         assert f"{name}.pt: " in str(caught.value)
@@ -134,21 +358,22 @@ def test_unusable_checkpoints_are_told_in_one_line(tmp_path: Path) -> None:
 
 def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
     model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
-    wanted = suites.load(shipped.find("suites", "checkpoint")).parameters
+    wanted = suites.load(shipped.find("suites", "pretrain"), "local").parameters
     made = notes["training"]
     assert isinstance(made, dict)
-    assert {k: made[k] for k in wanted["training"]} == wanted["training"]
     sizes = model.config.asdict()
     assert {k: sizes[k] for k in wanted["model"]} == wanted["model"]
+    fixed = {k: v for k, v in wanted.items() if k != "model" and "{{" not in str(v)}
+    assert {k: made[k] for k in fixed} == fixed
 
 
-def test_the_shipped_checkpoint_has_learnt_forces() -> None:
-    """Its own held-out record, and the model's readiness: heads with data are marked, the others are not."""
+def test_the_shipped_checkpoint_has_learnt() -> None:
+    """Its own held-out record, and the model's readiness: all heads are trained."""
     model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
     held_out = json.loads(json.dumps(notes["held_out"]))
-    assert {HEADS[h] for h in range(16) if model.trained[h]} == {r["head"] for r in held_out}
-    assert all(r["energy_mae_ev_per_atom"] < r["composition_only_ev_per_atom"] for r in held_out), held_out
-    with_forces = [r for r in held_out if r["force_mae_ev_per_a"] is not None]
-    assert len(with_forces) >= 6
-    better = [r["head"] for r in with_forces if r["force_mae_ev_per_a"] < 0.5 * r["zero_force_ev_per_a"]]
-    assert len(better) >= 4, held_out
+    assert [r["head"] for r in held_out] == list(HEADS)
+    assert model.trained.all()
+    forces = [r["head"] for r in held_out if r["force_mae_ev_per_a"] <= r["zero_force_mae_ev_per_a"] / 2]
+    energies = [r["head"] for r in held_out if r["energy_mae_ev_per_atom"] <= r["composition_mae_ev_per_atom"] / 3]
+    assert len(forces) >= 12, held_out
+    assert len(energies) >= 6, held_out

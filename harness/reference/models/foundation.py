@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.reference.batches import Batch
@@ -12,7 +15,7 @@ from harness.reference.errors import InputError
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.gate import Gate
 from harness.reference.models.heads import Heads
-from harness.reference.structures import MAX_ATOMIC_NUMBER, Structure
+from harness.reference.structures import MAX_ATOMIC_NUMBER, Array, Structure
 
 # Backbone -> where it stands. Each takes a ModelConfig, and (batch, vector [e, 3]) to features [n, hidden_dim].
 BACKBONES: dict[str, tuple[str, str]] = {
@@ -39,10 +42,14 @@ class FoundationModel(nn.Module):
     scale: Tensor
     trained: Tensor
     elements: Tensor
+    kept: Tensor
+    place: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # the type of the encoder's matrix products where it is not that of the parameters; no part of the weights
+        self.autocast: torch.dtype | None = None
         self.encoder = backbone(config)
         self.heads = Heads(config.heads, config.hidden_dim, config.head_sizes)
         self.gate = Gate(config.heads)
@@ -51,6 +58,22 @@ class FoundationModel(nn.Module):
         self.register_buffer("scale", torch.ones(config.heads))
         self.register_buffer("trained", torch.zeros(config.heads, dtype=torch.bool))
         self.register_buffer("elements", torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool))
+        # which heads are kept here, and where each head stands among them
+        self.register_buffer("kept", torch.arange(config.heads), persistent=False)
+        self.register_buffer("place", torch.arange(config.heads), persistent=False)
+
+    def adopt(self, head: int, energy_ev: Array, scale: float, known: NDArray[np.bool_]) -> None:
+        """Give a head its reference energies [119] in eV (0 where not known) and the eV per unit of its output."""
+        self.reference_energy[head] = torch.from_numpy(np.nan_to_num(energy_ev))
+        self.scale[head] = scale
+        self.trained[head] = True
+        self.elements |= torch.from_numpy(known).to(self.elements.device)
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Let go of all other heads; energies of all of them can then no longer be had, only of these."""
+        self.heads = self.heads.only(heads)
+        self.kept = torch.tensor(heads, device=self.kept.device)
+        self.place = torch.full_like(self.place, -1).index_copy(0, self.kept, torch.arange(len(heads)).to(self.place))
 
     def check_elements(self, structure: Structure) -> None:
         """Raise InputError if the structure holds an element that no training set of this model had."""
@@ -64,7 +87,10 @@ class FoundationModel(nn.Module):
     def encode(self, batch: Batch, positions: Tensor, shift: Tensor) -> Tensor:
         """positions [n, 3], shift [e, 3] -> sum over each structure's atoms of s, [g, F]."""
         vector = positions[batch.sender] + shift - positions[batch.receiver]
-        s: Tensor = self.encoder(batch, vector)
+        kind = self.autocast or torch.get_autocast_dtype(positions.device.type)
+        with torch.autocast(positions.device.type, kind, enabled=self.autocast is not None):
+            s: Tensor = self.encoder(batch, vector)
+        s = s.to(positions.dtype)
         return s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
 
     def head_energy(self, head: int, pooled: Tensor, batch: Batch) -> Tensor:
@@ -75,9 +101,12 @@ class FoundationModel(nn.Module):
         atoms = batch.atoms
         return self.scale[head] * (atoms * self.heads.one(head, pooled / atoms.unsqueeze(-1))) + reference
 
-    def all_energies(self, pooled: Tensor, batch: Batch) -> Tensor:
-        """pooled [g, F] -> energies [g, heads] in eV, batched over heads."""
-        reference = batch.composition @ self.reference_energy.T
+    def beyond_references(self, pooled: Tensor, batch: Batch) -> Tensor:
+        """pooled [g, F] -> energies [g, kept heads] in eV without the references, batched over heads."""
         atoms = batch.atoms.unsqueeze(-1)
         raw: Tensor = self.heads(pooled) if self.config.readout == "sum" else atoms * self.heads(pooled / atoms)
-        return self.scale * raw + reference
+        return self.scale[self.kept] * raw
+
+    def all_energies(self, pooled: Tensor, batch: Batch) -> Tensor:
+        """pooled [g, F] -> energies [g, heads] in eV, batched over heads."""
+        return self.beyond_references(pooled, batch) + batch.composition @ self.reference_energy.T

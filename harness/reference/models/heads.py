@@ -38,6 +38,13 @@ class Heads(nn.Module):
         sizes = [width, *hidden, 1]
         self.layers = nn.ModuleList(StackedLinear(heads, a, b) for a, b in pairwise(sizes))
 
+    def only(self, heads: Sequence[int]) -> Heads:
+        """These heads with their weights, as a module of its own."""
+        sizes = [layer.weight.shape[1] for layer in self.layers]
+        fewer = Heads(len(heads), sizes[0], sizes[1:])
+        fewer.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
+        return fewer.to(self.layers[0].weight)
+
     def one(self, head: int, pooled: Tensor) -> Tensor:
         """pooled: [g, F] -> [g] from one head."""
         x = pooled

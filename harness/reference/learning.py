@@ -1,0 +1,297 @@
+"""One rank's way through a training run: steps, what is kept of them, validation, and stopping and going on."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.events import EventLog
+from harness.reference import resuming
+from harness.reference.batches import Batch
+from harness.reference.datasets.heads import HEADS
+from harness.reference.errors import InputError
+from harness.reference.head_groups import HeadGroups
+from harness.reference.losses import Errors, Labels, Objective, compared, own_head
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.optimization import Optimization
+from harness.reference.steps import Feed, Labelled
+from harness.reference.store.prefetch import Prefetch
+from harness.reference.store.sampling import Drawn
+from harness.reference.team import Team
+
+PROGRESS_S = 2.0
+ASKED_EVERY = 50
+BAD_BATCH = "bad-batch.pt"
+
+
+@dataclass(frozen=True)
+class Length:
+    """epochs: at most. stop_after: epochs without a better validation loss that end the run, or None.
+    checkpoint_s: seconds between states on disk, besides the one after every epoch."""
+
+    epochs: int
+    stop_after: int | None = None
+    checkpoint_s: float = 300.0
+
+
+@dataclass
+class Means:
+    """Sums over the graphs of each head, over what has been seen: errors of energy and force, and how many."""
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(HEADS), 3, dtype=torch.float64))
+
+    def add(self, of_graphs: Errors, head: Tensor) -> None:
+        """Count a batch in."""
+        energy, force = (e.detach().double().cpu() for e in of_graphs)
+        self.sums.index_add_(0, head.cpu(), torch.stack([energy, force, torch.ones_like(energy)], dim=1))
+
+    def rows(self) -> dict[int, tuple[float, float, int]]:
+        """Head -> mean errors of energy and force, structures."""
+        seen = self.sums[:, 2].nonzero().flatten().tolist()
+        return {h: (*(self.sums[h, :2] / self.sums[h, 2]).tolist(), int(self.sums[h, 2])) for h in seen}
+
+    def overall(self, shares: Tensor | None = None) -> tuple[float, float]:
+        """Mean errors of energy and force, every head counting by its share [heads], or by its graphs."""
+        means, weights, _ = self._of_heads(shares)
+        energy, force = (weights @ means).tolist()
+        return energy, force
+
+    def loss(self, objective: Objective, shares: Tensor | None = None) -> float:
+        """The objective, every head counting by its share [heads], or by its graphs."""
+        means, weights, heads = self._of_heads(shares)
+        return float(weights @ objective.each(Errors(means[:, 0], means[:, 1]), heads))
+
+    def _of_heads(self, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the heads that were seen: mean errors [h, 2], weights [h] that sum to 1, and which they are [h]."""
+        heads = self.sums[:, 2].nonzero().flatten()
+        weights = (self.sums[:, 2] if shares is None else shares)[heads]
+        return self.sums[heads, :2] / self.sums[heads, 2:], weights / weights.sum(), heads
+
+
+@dataclass
+class Progress:
+    """Where a run stands. history: the events of the epochs behind it, which a run that goes on writes again."""
+
+    step: int = 0
+    epoch: int = 0
+    best: float = math.inf
+    since_best: int = 0
+    seconds: float = 0.0
+    means: Tensor = field(default_factory=lambda: Means().sums)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Learning:
+    """Training of one model by all ranks together; every method must be called by all of them.
+
+    replica: (batch, labels) -> Errors, whose gradients are exchanged. validation: batches of this rank's share, made
+    anew on every call.
+    """
+
+    def __init__(
+        self,
+        replica: nn.Module,
+        model: FoundationModel,
+        optimization: Optimization,
+        objective: Objective,
+        feed: Feed,
+        validation: Callable[[], Iterator[Labelled]],
+        team: Team,
+        log: EventLog,
+        folder: Path,
+        length: Length,
+        groups: HeadGroups | None = None,
+        of: dict[str, Any] | None = None,
+    ) -> None:
+        self.replica, self.model, self.optimization, self.objective = replica, model, optimization, objective
+        self.feed, self.validation, self.team, self.log = feed, validation, team, log
+        self.folder, self.length, self.groups, self.of = folder, length, groups, of or {}
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.waited_s = 0.0
+        self._told = self._saved = time.monotonic()
+
+    @property
+    def shares(self) -> Tensor:
+        """Of each head in what is trained on, [heads]: how much its validation set counts."""
+        shares = torch.zeros(len(HEADS), dtype=torch.float64)
+        for dataset, drawn in zip(self.feed.corpus.datasets, self.feed.sampler.draws.tolist(), strict=True):
+            shares[dataset.head] += drawn
+        return shares
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        sampler = self.feed.sampler
+        return self.length.epochs * math.ceil(sampler.length / (sampler.ranks * sampler.batch_size))
+
+    def run(self, ahead: int) -> None:
+        """Train to the end, from wherever this run stands; the model ends with its best weights."""
+        while self.progress.epoch < self.length.epochs and not self.stale:
+            self.epoch(ahead)
+        self.model.load_state_dict(self.best)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the validation loss has not got better for so long that the run is over."""
+        return self.length.stop_after is not None and self.progress.since_best >= self.length.stop_after
+
+    def write(self, event: str, **fields: Any) -> None:
+        """To the log, and to what a run that goes on tells again."""
+        self.log.write(event, **fields)
+        self.progress.history.append({"event": event} | fields)
+
+    def epoch(self, ahead: int) -> None:
+        """The rest of the epoch in which the run stands, its validation, and what follows from it."""
+        sampler, progress = self.feed.sampler, self.progress
+        steps, first = sampler.steps, progress.step
+        began, waited = time.monotonic(), self.waited_s
+        means = Means(progress.means)
+
+        def made(step: int) -> tuple[Drawn, Labelled]:
+            drawn = self.feed.dealt(step, self.team.place.rank)
+            return drawn, self.feed.batch(drawn, self.team.device)
+
+        with Prefetch(made, range(steps), depth=ahead, samples=self.feed.corpus.samples) as batches:
+            for drawn, (batch, labels) in batches:
+                self.step(drawn, batch, labels, means)
+                progress.step += 1
+                self._between(progress.step - first, began)
+            self.waited_s += batches.waited_s
+        sampler.advance(steps)
+        progress.seconds += time.monotonic() - began
+        self._end(means, self.waited_s - waited)
+        self.save(0)
+
+    def step(self, drawn: Drawn, batch: Batch, labels: Labels, means: Means) -> None:
+        """One step; raises InputError, the batch put on disk, where an error is no longer a number."""
+        self.optimization.optimizer.zero_grad()
+        leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
+        of_graphs: Errors = self.replica(leaf, labels)
+        loss = self.objective(of_graphs, batch.head)
+        if not math.isfinite(loss.item()):
+            self._dump(drawn, batch, labels, of_graphs)
+        loss.backward()
+        squared = None
+        if self.groups is not None:
+            self.groups.reduce(self.model.heads)
+            if self.optimization.config.clip_norm is not None:
+                squared = self.groups.squared_norm(self.model.encoder, self.model.heads)
+        self.optimization.step(squared)
+        means.add(of_graphs, batch.head)
+
+    def _dump(self, drawn: Drawn, batch: Batch, labels: Labels, of_graphs: Errors) -> None:
+        names = [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(drawn.dataset, drawn.index, strict=True)]
+        sick = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
+        path = self.folder / BAD_BATCH
+        torch.save({"names": names, "batch": dict(batch._asdict()), "labels": dict(labels._asdict())}, path)
+        which = ", ".join(np.array(names)[sick if sick.any() else ~sick][:5].tolist())
+        raise InputError(
+            f"the loss is no longer a number at step {self.progress.step} (rank {self.team.place.rank}): {which};"
+            f" the batch is in {path.name}"
+        )
+
+    def _between(self, taken: int, began: float) -> None:
+        """What comes between steps: word of the progress, and now and then a state on disk."""
+        now = time.monotonic()
+        if now - self._told > PROGRESS_S:
+            self.log.write("progress", done=self.progress.step, total=self.total, what="training steps")
+            self._told = now
+        due = now - self._saved > self.length.checkpoint_s
+        if self.team.place.size > 1:
+            # All ranks must save at the same step; to ask after each would cost more than to save late.
+            if self.progress.step % ASKED_EVERY:
+                return
+            due = bool(self.team.largest(torch.tensor([float(due)])))
+        if due and taken < self.feed.sampler.steps:
+            self.save(taken, extra_s=now - began)
+
+    def _end(self, means: Means, waited_s: float) -> None:
+        """Validate, write what the epoch came to, and let the schedule know."""
+        progress, team = self.progress, self.team
+        trained, seen = self._shared(means), self._validated()
+        shares = self.shares
+        loss, validation_loss = trained.loss(self.objective), seen.loss(self.objective, shares)
+        better = validation_loss < progress.best
+        if better:
+            self.best = {k: v.detach().clone() for k, v in self.optimization.evaluated.state_dict().items()}
+            progress.best = validation_loss
+        progress.since_best = 0 if better else progress.since_best + 1
+        graphs = trained.sums[:, 2].sum().item()
+        for split, of in (("train", trained), ("validation", seen)):
+            for head, (energy, force, count) in of.rows().items():
+                self.write(
+                    "head", epoch=progress.epoch, head=HEADS[head], set=self._set(head), split=split,
+                    energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force, structures=count,
+                )  # fmt: skip
+        (energy, force), (v_energy, v_force) = trained.overall(), seen.overall(shares)
+        self.write(
+            "epoch", epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
+            force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
+            validation_force_mae_ev_per_a=v_force, learning_rate=self.optimization.learning_rate,
+            seconds=progress.seconds, wait_s=float(team.largest(torch.tensor([waited_s]))),
+            graphs_per_s=graphs / progress.seconds, best=better,
+        )  # fmt: skip
+        if self.stale:
+            self.write("stopped", why=f"no better for {self.length.stop_after} epochs", epoch=progress.epoch)
+        self.optimization.epoch(validation_loss)
+        progress.epoch, progress.seconds, progress.means = progress.epoch + 1, 0.0, Means().sums
+
+    def _shared(self, means: Means) -> Means:
+        """The sums of all ranks."""
+        return Means(self.team.total(means.sums))
+
+    def _validated(self) -> Means:
+        """Errors of the validation sets by the weights that count."""
+        model, means = self.optimization.evaluated, Means()
+        assert isinstance(model, FoundationModel)
+        for batch, labels in self.validation():
+            means.add(compared(*own_head(model, batch, create_graph=False), batch, labels), batch.head)
+        return self._shared(means)
+
+    def _set(self, head: int) -> str:
+        return next(d.name for d in self.feed.corpus.datasets if d.head == head)
+
+    def save(self, taken: int, extra_s: float = 0.0) -> None:
+        """Put the state of all ranks on disk: `taken` steps into what the sampler has left."""
+        sampler = copy.copy(self.feed.sampler)
+        sampler.advance(taken)
+        own: dict[str, Any] = {"optimization": self.optimization.state(), "best": self.best}
+        own |= {"random": resuming.random_state(), "means": self.progress.means}
+        states = [own] if self.groups is None else self.groups.states(own)
+        if self.groups is None and self.team.place.size > 1:
+            # replicas are alike but for their random state and their sums
+            small = {"random": own["random"], "means": own["means"]}
+            states = [own, *self.team.gathered(small)[1:]]
+        if self.team.place.rank == 0:
+            progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "means"}
+            progress["seconds"] += extra_s
+            whole = {"progress": progress, "sampler": sampler.state(), "ranks": states}
+            resuming.save(self.folder, whole, of=self.of)
+        self._saved = time.monotonic()
+
+    def resume(self) -> bool:
+        """Go on from the state in the folder, if there is one, and tell what came before."""
+        state = resuming.load(self.folder, of=self.of)
+        if not all(self.team.gathered(state is not None)) or state is None:
+            return False
+        ranks = state["ranks"]
+        own = ranks[self.team.place.rank]
+        self.optimization.load((own if "optimization" in own else ranks[0])["optimization"])
+        self.best = (own if "best" in own else ranks[0])["best"]
+        resuming.set_random_state(own["random"])
+        self.progress = Progress(**state["progress"], means=own["means"])
+        self.feed.sampler.resume(state["sampler"])
+        for event in self.progress.history:
+            self.log.write(**event)
+        self.log.write("resumed", step=self.progress.step, epoch=self.progress.epoch)
+        return True

@@ -1,0 +1,62 @@
+"""A training run on disk: all that its next step depends on, so that it goes on as if it had not been stopped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.reference.errors import InputError
+
+FORMAT = 1
+FILE_NAME = "training.pt"
+
+
+def random_state() -> dict[str, Any]:
+    """Of torch's generator on the CPU; nothing else is drawn from while training."""
+    return {"cpu": torch.get_rng_state()}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Draw on as from where the state was taken."""
+    torch.set_rng_state(state["cpu"])
+
+
+def save(folder: Path, state: dict[str, Any], *, of: dict[str, Any]) -> None:
+    """Write atomically and wait for the disk, so that a kill at any moment leaves this state or the one before.
+
+    of: what the state belongs to, as plain data: another model or recipe cannot go on from it.
+    """
+    part = folder / f"{FILE_NAME}.part"
+    with part.open("wb") as file:
+        torch.save({"format": FORMAT, "of": of, "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, folder / FILE_NAME)
+
+
+def load(folder: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
+    """The state in a folder, or None if there is none.
+
+    Raises InputError for a damaged file and for the state of another run, naming the first thing that differs.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found, state = dict(content["of"]), dict(content["state"])
+        known = content["format"] == FORMAT
+    except Exception as error:  # the unpickler meets damaged bytes with whatever its opcodes lead to
+        raise InputError(f"{path}: not a readable state of training ({type(error).__name__}); delete it") from None
+    if not known:
+        raise InputError(f"{path}: the state of another version of this program; delete it to start anew")
+    for name in sorted(of.keys() | found.keys()):
+        if of.get(name) != found.get(name):
+            raise InputError(
+                f"{path}: the state of another run, whose {name} is {found.get(name)!r}, not {of.get(name)!r};"
+                " delete it to start anew"
+            )
+    return state

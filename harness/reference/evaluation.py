@@ -12,7 +12,6 @@ from torch import Tensor
 from harness.reference.batches import Batch
 from harness.reference.corpus import Corpus, Dataset
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.references import State
 from harness.reference.graphs import Graph
 from harness.reference.losses import labelled, own_head
 from harness.reference.models.foundation import FoundationModel
@@ -64,13 +63,12 @@ def held_out(
     rows = []
     for k, dataset in enumerate(test.datasets):
         mean = mean_energy(training.datasets[[d.head for d in training.datasets].index(dataset.head)])
-        known = dataset.references.state > State.ABSENT
         tally = Tally()
         mine = np.arange(team.place.rank, len(dataset.samples), team.place.size)
         for first in range(0, len(mine), BATCH):
             own = mine[first : first + BATCH]
             graphs = test.graphs(Drawn(np.full(len(own), k), own))
-            kept = [g for g in graphs if known[g.structure.numbers].all()]
+            kept = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
             tally.add(unseen_elements=len(graphs) - len(kept))
             if kept:
                 tally.add(**sums_of(model, kept, references, mean, team))

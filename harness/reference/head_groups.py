@@ -8,7 +8,6 @@ the others have none. The step is therefore that of heads on every rank, with le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +33,11 @@ class HeadGroups:
     def heads(self) -> list[int]:
         """The heads that this rank keeps."""
         return self.kept[self.own]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is the first of its group."""
+        return self.team.place.rank == self.members[self.own][0]
 
     def reduce(self, heads: nn.Module) -> None:
         """Share the gradients of the heads within the group."""
@@ -61,10 +65,6 @@ class HeadGroups:
                 state[f"heads.{name}"][kept] = value
         state |= {n: v for n, v in model.state_dict().items() if n.startswith("encoder.")}
         complete.load_state_dict(state)
-
-    def states(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """The states of all ranks, in their order."""
-        return self.team.gathered(state)
 
 
 def _squared(module: nn.Module) -> Tensor:

@@ -262,21 +262,20 @@ class Learning:
         return next(d.name for d in self.feed.corpus.datasets if d.head == head)
 
     def save(self, taken: int, extra_s: float = 0.0) -> None:
-        """Put the state of all ranks on disk: `taken` steps into what the sampler has left."""
+        """Put the state on disk, `taken` steps into what the sampler has left; in parts where ranks have own heads."""
         sampler = copy.copy(self.feed.sampler)
         sampler.advance(taken)
-        own: dict[str, Any] = {"optimization": self.optimization.state(), "best": self.best}
-        own |= {"random": resuming.random_state(), "means": self.progress.means}
-        states = [own] if self.groups is None else self.groups.states(own)
-        if self.groups is None and self.team.place.size > 1:
-            # replicas are alike but for their random state and their sums
-            small = {"random": own["random"], "means": own["means"]}
-            states = [own, *self.team.gathered(small)[1:]]
+        means = self._shared(Means(self.progress.means)).sums
+        own = {"optimization": self.optimization.state(), "best": self.best, "random": resuming.random_state()}
+        if self.groups is not None:
+            if self.groups.leads:
+                resuming.save_part(self.folder, self.groups.own, self.progress.step, own)
+            self.team.meet()
         if self.team.place.rank == 0:
             progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "means"}
             progress["seconds"] += extra_s
-            whole = {"progress": progress, "sampler": sampler.state(), "ranks": states}
-            resuming.save(self.folder, whole, of=self.of)
+            whole = {"progress": progress, "means": means, "sampler": sampler.state()}
+            resuming.save(self.folder, whole | ({"own": own} if self.groups is None else {}), of=self.of)
         self._saved = time.monotonic()
 
     def resume(self) -> bool:
@@ -284,12 +283,14 @@ class Learning:
         state = resuming.load(self.folder, of=self.of)
         if not all(self.team.gathered(state is not None)) or state is None:
             return False
-        ranks = state["ranks"]
-        own = ranks[self.team.place.rank]
-        self.optimization.load((own if "optimization" in own else ranks[0])["optimization"])
-        self.best = (own if "best" in own else ranks[0])["best"]
+        step = state["progress"]["step"]
+        own = state["own"] if self.groups is None else resuming.load_part(self.folder, self.groups.own, step)
+        self.optimization.load(own["optimization"])
+        self.best = own["best"]
         resuming.set_random_state(own["random"])
-        self.progress = Progress(**state["progress"], means=own["means"])
+        # sums of all ranks so far: rank 0 carries them on
+        means = state["means"] if self.team.place.rank == 0 else Means().sums
+        self.progress = Progress(**state["progress"], means=means)
         self.feed.sampler.resume(state["sampler"])
         for event in self.progress.history:
             self.log.write(**event)

@@ -29,12 +29,37 @@ def save(folder: Path, state: dict[str, Any], *, of: dict[str, Any]) -> None:
 
     of: what the state belongs to, as plain data: another model or recipe cannot go on from it.
     """
-    part = folder / f"{FILE_NAME}.part"
+    _write(folder / FILE_NAME, {"format": FORMAT, "of": of, "state": state})
+
+
+def save_part(folder: Path, part: int, step: int, state: dict[str, Any]) -> None:
+    """Write the part of a state that some ranks alone hold, and let go of those before the last whole state."""
+    _write(_part(folder, part, step), {"format": FORMAT, "of": {}, "state": state})
+    held = sorted(folder.glob(f"training-{part}-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    for path in held[:-2]:
+        path.unlink()
+
+
+def load_part(folder: Path, part: int, step: int) -> dict[str, Any]:
+    """What save_part has written; raises InputError if it is damaged or gone."""
+    path = _part(folder, part, step)
+    found = _read(path, of={})
+    if found is None:
+        raise InputError(f"{path}: missing, and the state of training is not whole without it; delete {FILE_NAME}")
+    return found
+
+
+def _part(folder: Path, part: int, step: int) -> Path:
+    return folder / f"training-{part}-{step}.pt"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
-        torch.save({"format": FORMAT, "of": of, "state": state}, file)
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, folder / FILE_NAME)
+    os.replace(part, path)
 
 
 def load(folder: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
@@ -42,7 +67,10 @@ def load(folder: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises InputError for a damaged file and for the state of another run, naming the first thing that differs.
     """
-    path = folder / FILE_NAME
+    return _read(folder / FILE_NAME, of=of)
+
+
+def _read(path: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:

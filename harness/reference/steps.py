@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.reference.batches import Batch
 from harness.reference.corpus import Corpus
 from harness.reference.datasets.references import ELEMENTS, State
+from harness.reference.graphs import Graph
 from harness.reference.losses import Labels, Objective, labelled
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ranks import Place
@@ -51,17 +52,26 @@ class Feed:
         return self.corpus.atoms(drawn).astype(np.float64)
 
     def every(self, limit: int, device: torch.device, share: Place | None = None) -> Iterator[Labelled]:
-        """The first `limit` structures of every set, or the share of one rank, in batches of one set each."""
+        """The first `limit` structures of every set, or the share of one rank, in batches of one set each.
+
+        Without those that hold an element which the training set lacks: nothing is known of it.
+        """
         share = share or Place()
         for k, dataset in enumerate(self.corpus.datasets):
             mine = np.arange(share.rank, min(len(dataset.samples), limit), share.size)
             for first in range(0, len(mine), EVERY_BATCH):
                 own = mine[first : first + EVERY_BATCH]
-                yield self.batch(Drawn(np.full(len(own), k), own), device)
+                graphs = self.corpus.graphs(Drawn(np.full(len(own), k), own))
+                known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
+                if known:
+                    yield self.collated(known, device)
 
     def batch(self, drawn: Drawn, device: torch.device) -> Labelled:
         """What was drawn, as one batch."""
-        graphs = self.corpus.graphs(drawn)
+        return self.collated(self.corpus.graphs(drawn), device)
+
+    def collated(self, graphs: Sequence[Graph], device: torch.device) -> Labelled:
+        """Graphs as one batch with their labels."""
         batch, labels = labelled(graphs, self.references, self.dtype, with_triplets=self.with_triplets)
         return batch.to(device, self.dtype), Labels(*(t.to(device) for t in labels))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.optimization import Optimization, OptimizerConfig
 from harness.reference.structures import Structure
 from tests.reference.conftest import make_model, molecule
-from tests.reference.test_data_parallel import environment, launch, wait_for
+from tests.reference.test_data_parallel import environment, launch, mpiexec, wait_for
 
 SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "cutoff": 4.0, "dim_sharedlayers": 8, "dim_headlayers": 8}
 TINY = ModelConfig(**SIZES)  # type: ignore[arg-type]
@@ -191,6 +192,29 @@ def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert of(resumed, "epoch", "loss") == of(expected, "epoch", "loss")
     states = [checkpoints.load(folder / "model.pt")[0].state_dict() for folder in (whole, killed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_killed_run_whose_ranks_keep_their_heads_goes_on(tmp_path: Path) -> None:
+    """The state is in parts, one for each group of ranks; saved at every fiftieth step and after every epoch."""
+    options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "epoch_length": 480}
+    options |= {"checkpoint_s": 1e-6}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = launched(whole, 2, **options)
+    killed.mkdir()
+    content = {"id": "1", "program": "train", "parameters": SHORT | options}
+    (killed / "case.json").write_text(json.dumps(content))
+    words = [mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(killed)]
+    process = subprocess.Popen(words, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (killed / resuming.FILE_NAME).exists() and _step(killed) >= 50)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert _step(killed) < 180
+    resumed = launched(killed, 2, **options)
+    assert of(resumed, "resumed", "step")[0] >= 50
+    assert of(resumed, "epoch", "loss") == pytest.approx(of(expected, "epoch", "loss"), rel=1e-12)
+    assert fact(resumed, "held_out") == fact(expected, "held_out")
 
 
 def _step(folder: Path) -> int:

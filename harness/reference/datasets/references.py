@@ -62,6 +62,10 @@ class References:
         """Energy per atom beyond the references, [g], eV/atom; NaN where there is no energy or no reference."""
         return (frames.energy - self.of(frames)) / frames.sizes
 
+    def knows(self, numbers: NDArray[np.int64]) -> bool:
+        """Whether the dataset holds all of these elements."""
+        return bool((self.state[numbers] > State.ABSENT).all())
+
     def elements(self, state: State) -> list[str]:
         """Symbols of the elements in a state, by atomic number."""
         return [chemical_symbols[z] for z in np.flatnonzero(self.state[1:] == state) + 1]

@@ -7,15 +7,18 @@ spectra", ICML 2021 (arXiv 2102.03150). Equation numbers are that paper's. F is 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, pad, silu
 
 from harness.reference.batches import Batch
 from harness.reference.models.condition import Condition, State
 from harness.reference.models.config import ModelConfig
 from harness.reference.structures import MAX_ATOMIC_NUMBER
+
+COLUMNS = 8
 
 
 class RadialBasis(nn.Module):
@@ -36,8 +39,34 @@ class RadialBasis(nn.Module):
         return basis, torch.where(r < self.cutoff, envelope, torch.zeros_like(envelope))
 
 
+class Edges(NamedTuple):
+    """What every message needs of the edges.
+
+    sender, receiver [e]; radial [e, C] as of `columns`; unit: x, y and z of the direction to the sender, [e, 1] each.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    radial: Tensor
+    unit: tuple[Tensor, ...]
+
+
+def columns(basis: Tensor, envelope: Tensor) -> Tensor:
+    """basis [e, K], envelope [e, 1] -> [basis envelope, envelope, 0 ...] [e, C].
+
+    Its product with the weights and the bias of a filter, one under the other, is the filter with its cutoff. Zeros
+    make C a multiple of eight, for which matrix libraries are up to twice as fast.
+    """
+    spare = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % COLUMNS)
+    return torch.cat([basis * envelope, envelope, spare], dim=-1)
+
+
 class Message(nn.Module):
-    """Eqs. 7 and 8: what an atom hears from its neighbours."""
+    """Eqs. 7 and 8: what an atom hears from its neighbours.
+
+    Each part of a filter, and each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit here, and
+    so nothing is split, joined or held three times over on edges, nor in their gradients.
+    """
 
     def __init__(self, width: int, n_radial: int) -> None:
         super().__init__()
@@ -46,26 +75,39 @@ class Message(nn.Module):
         self.phi = nn.Linear(width, 3 * width)
         self.filter = nn.Linear(n_radial, 3 * width)
 
-    def first(
-        self, table: Tensor, numbers: Tensor, sender: Tensor, basis: Tensor, envelope: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The message of the first layer, where v = 0 and s depends on the element alone.
+    def filters(self, radial: Tensor, parts: int) -> list[Tensor]:
+        """radial [e, C] -> the first parts of W, [e, F] each, in the type of radial under autocast too."""
+        rows = slice(0, parts * self.width)
+        weight = torch.cat([self.filter.weight[rows].T, self.filter.bias[rows].unsqueeze(0)])
+        weight = pad(weight, (0, 0, 0, radial.shape[1] - weight.shape[0]))
+        return [(radial @ part).to(radial.dtype) for part in weight.split(self.width, dim=1)]
+
+    def first(self, s: Tensor, table: Tensor, numbers: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """The first layer's, where v = 0 and s [n, F] depends on the element alone -> s, v as of forward.
 
         phi is evaluated once per element (table: [z, F]) and the term in v, the last third, is absent.
-        Returns messages [e, F] for s and [e, F] for the direction to the sender.
         """
         two = 2 * self.width
         phi = linear(silu(self.phi_hidden(table)), self.phi.weight[:two], self.phi.bias[:two])
-        weight = linear(basis, self.filter.weight[:two], self.filter.bias[:two]) * envelope
-        to_s, along = (phi[numbers[sender]] * weight).split(self.width, dim=-1)
-        return to_s, along
+        phi_s, phi_r = phi.split(self.width, dim=-1)
+        w_s, w_r = self.filters(edges.radial, 2)
+        element = numbers[edges.sender]
+        along = phi_r.index_select(0, element) * w_r
+        v = [torch.zeros_like(s).index_add(0, edges.receiver, along * u) for u in edges.unit]
+        return s.index_add(0, edges.receiver, phi_s.index_select(0, element) * w_s), torch.stack(v)
 
-    def forward(self, s: Tensor, sender: Tensor, basis: Tensor, envelope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s: [n, F] -> messages [e, F] for s, for the direction to the sender, and for the sender's v."""
-        phi = self.phi(silu(self.phi_hidden(s)))
-        weight = self.filter(basis) * envelope
-        to_s, along, of_v = (phi[sender] * weight).split(self.width, dim=-1)
-        return to_s, along, of_v
+    def forward(self, s: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """s [n, F], v [3, n, F] -> the same with the messages of the neighbours."""
+        phi_s, phi_r, phi_v = self.phi(silu(self.phi_hidden(s))).split(self.width, dim=-1)
+        w_s, w_r, w_v = self.filters(edges.radial, 3)
+        along = phi_r.index_select(0, edges.sender) * w_r
+        # phi_v v is made on atoms, which are far fewer than edges
+        parts = zip(v, phi_v * v, edges.unit, strict=True)
+        new_v = [
+            of.index_add(0, edges.receiver, along * u + w_v * sent.index_select(0, edges.sender))
+            for of, sent, u in parts
+        ]
+        return s.index_add(0, edges.receiver, phi_s.index_select(0, edges.sender) * w_s), torch.stack(new_v)
 
 
 class Update(nn.Module):
@@ -84,21 +126,21 @@ class Update(nn.Module):
         self.a = nn.Linear(width, 3 * width)
 
     def forward(self, s: Tensor, v: Tensor, *, scalars_only: bool = False) -> tuple[Tensor, Tensor]:
-        """s: [n, F], v: [n, 3, F] -> the same, updated.
+        """s: [n, F], v: [3, n, F] -> the same, updated.
 
         scalars_only leaves v as it is: what reads only s need not pay for the last v.
         """
         vv, uv = self.mix(v).split(self.width, dim=-1)
-        norm = torch.sqrt((vv * vv).sum(1) + self.epsilon)
+        norm = torch.sqrt((vv * vv).sum(0) + self.epsilon)
         hidden = silu(self.a_hidden(torch.cat([s, norm], dim=-1)))
-        dot = (vv * uv).sum(1)
+        dot = (vv * uv).sum(0)
         if scalars_only:
             rows = torch.cat([self.a.weight[: self.width], self.a.weight[2 * self.width :]])
             bias = torch.cat([self.a.bias[: self.width], self.a.bias[2 * self.width :]])
             a_ss, a_sv = linear(hidden, rows, bias).split(self.width, dim=-1)
             return s + a_ss + a_sv * dot, v
         a_ss, a_vv, a_sv = self.a(hidden).split(self.width, dim=-1)
-        return s + a_ss + a_sv * dot, v + a_vv.unsqueeze(1) * uv
+        return s + a_ss + a_sv * dot, v + a_vv * uv
 
 
 class PaiNN(nn.Module):
@@ -119,24 +161,17 @@ class PaiNN(nn.Module):
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """vector [e, 3] from receiver to sender in angstrom -> s [n, F]."""
-        receiver, sender = batch.receiver, batch.sender
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        unit = (vector / r).unsqueeze(-1)
-        basis, envelope = self.radial(r)
+        edges = Edges(batch.sender, batch.receiver, columns(*self.radial(r)), (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)
-        v = s.new_zeros(s.shape[0], 3, self.width)
         last = len(self.messages) - 1
         for k, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
             assert isinstance(message, Message)
             if k == 0:
-                to_s, along = message.first(self.embedding.weight, batch.numbers, sender, basis, envelope)
-                to_v = along.unsqueeze(1) * unit
+                s, v = message.first(s, self.embedding.weight, batch.numbers, edges)
             else:
-                to_s, along, of_v = message(s, sender, basis, envelope)
-                to_v = along.unsqueeze(1) * unit + of_v.unsqueeze(1) * v[sender]
-            s = s.index_add(0, receiver, to_s)
-            v = v.index_add(0, receiver, to_v)
+                s, v = message(s, v, edges)
             s, v = update(s, v, scalars_only=k == last)
             s = self.conditions[k](s, state, batch.graph)
         return s

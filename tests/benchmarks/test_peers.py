@@ -1,0 +1,198 @@
+"""Our backbones against other people's of the same sizes: `pytest -s tests/benchmarks/test_peers.py` prints the ratios.
+
+Both get the same structures, lists of neighbours and readout, and a round times one after the other. Times are those of
+the processor, on one thread: what else runs on the machine counts for neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.reference.batches import Batch, collate
+from harness.reference.datasets.random_box import random_structures
+from harness.reference.graphs import neighbour_graph
+from harness.reference.measure import matrix_flops
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import backbone
+from tests.peers import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
+
+pytestmark = pytest.mark.slow
+ROUNDS = 5
+WIDTH = 64
+
+
+class Energy(nn.Module):
+    """An encoder and a small readout of each atom, as schnetpack's Atomwise: energy [g]."""
+
+    def __init__(self, encoder: nn.Module, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.readout = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1))
+
+    def forward(self, batch: Batch, positions: Tensor) -> Tensor:
+        vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
+        of_atom = self.readout(self.encoder(batch, vector)).squeeze(-1)
+        return of_atom.new_zeros(len(batch.atoms)).index_add(0, batch.graph, of_atom)
+
+
+def energy_and_forces(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    positions = batch.positions.detach().requires_grad_()
+    energy = model(batch, positions)
+    return energy.detach(), -torch.autograd.grad(energy.sum(), positions)[0]
+
+
+def loss(model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
+    """Of energies per atom and forces, against zero: the value does not matter here."""
+    energy = model(batch, positions)
+    forces = torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
+    return (energy / batch.atoms).pow(2).mean() + forces.pow(2).mean()
+
+
+Call = Callable[[], object]
+
+
+def inference(model: nn.Module, batch: Batch, *, compiled: bool = False) -> Call:
+    frozen = model.eval().requires_grad_(False)
+    function = torch.compile(energy_and_forces, dynamic=True, fullgraph=True) if compiled else energy_and_forces
+    return lambda: function(frozen, batch)
+
+
+def training(model: nn.Module, batch: Batch) -> Call:
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model, batch, batch.positions.clone().requires_grad_()).backward()
+        optimizer.step()
+
+    return step
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Seconds of one call of theirs over ours, one number a round."""
+
+    rounds: tuple[float, ...]
+    ours_s: float
+    theirs_s: float
+
+    def __str__(self) -> str:
+        low, high = min(self.rounds), max(self.rounds)
+        times = f"{1e3 * self.ours_s:7.1f} ms, theirs {1e3 * self.theirs_s:7.1f} ms"
+        return f"{times}: {median(self.rounds):.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def interleaved(ours: Call, theirs: Call, rounds: int = ROUNDS) -> Ratio:
+    """Both once to warm up, then in turn."""
+    seconds: dict[Call, list[float]] = {ours: [], theirs: []}
+    for k in range(rounds + 1):
+        for call, times in seconds.items():
+            began = time.process_time()
+            call()
+            if k > 0:
+                times.append(time.process_time() - began)
+    mine, their = seconds[ours], seconds[theirs]
+    return Ratio(tuple(b / a for a, b in zip(mine, their, strict=True)), median(mine), median(their))
+
+
+def boxes(count: int, *, with_triplets: bool = False) -> Batch:
+    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in random_structures(count, atoms=(2, 100))]
+    return collate(graphs, with_triplets=with_triplets).to("cpu", torch.get_default_dtype())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tuned_allocator() -> Iterator[None]:
+    """What systems/local.yaml asks of glibc, from within: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; then defaults."""
+    mallopt = ctypes.CDLL(None).mallopt if sys.platform == "linux" else lambda _name, _value: None
+    for name, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):
+        mallopt(name, value)
+    yield
+    for name, value in ((-4, 65536), (-1, 2**17), (-2, 2**17)):
+        mallopt(name, value)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """schnetpack makes some of its tensors in the default type: tests set it."""
+    threads, tracing = torch.get_num_threads(), torch._dynamo.config.trace_autograd_ops
+    torch.set_num_threads(1)
+    torch._dynamo.config.trace_autograd_ops = True
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch._dynamo.config.trace_autograd_ops = tracing
+
+
+def report(what: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: Batch, target: float) -> None:
+    """One line of the table; matrix products of energy and forces, in GFLOP, of both."""
+
+    def forces(model: nn.Module) -> None:
+        model.requires_grad_(False)(batch, batch.positions.clone().requires_grad_()).sum().backward()
+
+    flops = [matrix_flops(lambda model=model: forces(model)) / 1e9 for model in (ours, theirs)]
+    print(f"\n{what:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")
+
+
+def painns(dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Batch]:
+    """Ours and schnetpack's with the same weights: three layers, twenty radial functions."""
+    torch.set_default_dtype(dtype)
+    config = ModelConfig(hidden_dim=WIDTH, num_radial=20)
+    ours, theirs = backbone(config), SchNetPackPaiNN(config)
+    theirs.take_weights(ours)
+    models = Energy(ours, WIDTH).to(dtype), Energy(theirs, WIDTH).to(dtype)
+    models[1].readout.load_state_dict(models[0].readout.state_dict())
+    return *models, boxes(16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
+def test_painn_infers_faster_than_that_of_schnetpack(dtype: torch.dtype) -> None:
+    ours, theirs, batch = painns(dtype)
+    mine, their = inference(ours, batch), inference(theirs, batch)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(mine(), their(), strict=True))
+    ratio = interleaved(mine, their)
+    report(f"PaiNN, inference, eager, {dtype}", ratio, ours, theirs, batch, 2)
+    assert median(ratio.rounds) > 1.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
+def test_painn_trains_faster_than_that_of_schnetpack(dtype: torch.dtype) -> None:
+    ours, theirs, batch = painns(dtype)
+    ratio = interleaved(training(ours, batch), training(theirs, batch))
+    report(f"PaiNN, training, eager, {dtype}", ratio, ours, theirs, batch, 2)
+    assert median(ratio.rounds) > 1.3
+
+
+def test_painn_infers_faster_than_that_of_schnetpack_compiled() -> None:
+    ours, theirs, batch = painns(torch.float32)
+    ratio = interleaved(inference(ours, batch, compiled=True), inference(theirs, batch, compiled=True), rounds=15)
+    report("PaiNN, inference, compiled, FP32", ratio, ours, theirs, batch, 2)
+    assert median(ratio.rounds) > 1.25
+
+
+@pytest.mark.parametrize("make", [inference, training])
+def test_schnet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
+    config, batch = ModelConfig(backbone="schnet", hidden_dim=WIDTH), boxes(16)
+    ours, theirs = Energy(backbone(config), WIDTH), TorchGeometricSchNet(config)
+    ratio = interleaved(make(ours, batch), make(theirs, batch))
+    report(f"SchNet, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
+    assert median(ratio.rounds) > 0.8
+
+
+@pytest.mark.parametrize("make", [inference, training])
+def test_dimenet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
+    config, batch = ModelConfig(backbone="dimenet", hidden_dim=WIDTH), boxes(4, with_triplets=True)
+    ours, theirs = Energy(backbone(config), WIDTH), TorchGeometricDimeNet(config)
+    ratio = interleaved(make(ours, batch), make(theirs, batch), rounds=3)
+    report(f"DimeNet++, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
+    assert median(ratio.rounds) > 0.8

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
 from harness.reference import checkpoints, ranks
-from harness.reference.compiling import Compiled, compiled_errors
+from harness.reference.compiling import Compiled, compiled_errors, times_compiled
 from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, stored, stores_in
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
@@ -201,6 +201,7 @@ def train(
     )
     learning.resume()
     learning.run(config.ahead)
+    log.fact("graphs_compiled", times_compiled())
     if groups is not None:
         groups.whole(model, complete)
         complete = precision(config.precision).of(complete)

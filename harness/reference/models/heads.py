@@ -35,15 +35,15 @@ class Heads(nn.Module):
     def __init__(self, heads: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.count = heads
-        sizes = [width, *hidden, 1]
-        self.layers = nn.ModuleList(StackedLinear(heads, a, b) for a, b in pairwise(sizes))
+        self.sizes = (width, *hidden, 1)
+        self.layers = nn.ModuleList(StackedLinear(heads, a, b) for a, b in pairwise(self.sizes))
 
     def only(self, heads: Sequence[int]) -> Heads:
         """These heads with their weights, as a module of its own."""
-        sizes = [layer.weight.shape[1] for layer in self.layers]
-        fewer = Heads(len(heads), sizes[0], sizes[1:])
+        fewer = Heads(len(heads), self.sizes[0], self.sizes[1:-1])
         fewer.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
-        return fewer.to(self.layers[0].weight)
+        weight = next(self.parameters())
+        return fewer.to(weight.device, weight.dtype)
 
     def one(self, head: int, pooled: Tensor) -> Tensor:
         """pooled: [g, F] -> [g] from one head."""

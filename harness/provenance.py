@@ -16,7 +16,8 @@ from typing import Any
 from harness import __version__
 
 PACKAGES = (
-    "torch", "torch_geometric", "vesin", "ase", "numpy", "scipy", "pandas", "matplotlib", "adios2", "mpi4py", "mpich",
+    "torch", "torch_geometric", "vesin", "e3nn", "ase", "numpy", "scipy", "pandas", "matplotlib", "adios2", "mpi4py",
+    "mpich",
 )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Mix(nn.Module):
 
 
 class SelfConnection(nn.Module):
-    """The second term of eq. 11: what an atom keeps of its features, depending on its element."""
+    """The second term of the update: what an atom keeps of its features, depending on its element."""
 
     def __init__(self, highest: int, width: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class SelfConnection(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Eqs. 8 and 9: features of the neighbours times radial functions and spherical harmonics, summed."""
+    """The atomic basis A: features of neighbours times radial functions and spherical harmonics, summed, and mixed."""
 
     def __init__(self, l_in: int, l_edge: int, width: int, n_radial: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Interaction(nn.Module):
 
 
 class Product(nn.Module):
-    """Eqs. 10 and 11, first term: products of up to correlation features of one atom, and their mixing."""
+    """Eqs. 10 and 11: products of up to correlation factors A, weighed by element; and the first term of the update."""
 
     component: Tensor
     coupling: Tensor
@@ -195,7 +195,7 @@ class Product(nn.Module):
 
 
 class MACE(nn.Module):
-    """The encoder: atoms and edges -> scalar features per atom, a linear mixture of those of every layer (eq. 13).
+    """The encoder: atoms and edges -> scalar features per atom, a linear mixture of those of every layer.
 
     Raises InputError where no product of features has the degree node_max_ell, and for degrees beyond e3nn's tables.
     """

@@ -15,9 +15,10 @@ from torch import Tensor
 from harness.reference.batches import Batch
 from harness.reference.errors import InputError
 from harness.reference.inference import batched_heads
-from harness.reference.models.angular import Table, edge_couplings, factors, paths, symmetric_couplings
+from harness.reference.models.angular import edge_couplings, factors, paths, symmetric_couplings
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.mace import MACE, Radial
+from harness.reference.models.tables import Table
 from harness.reference.structures import Structure
 from tests.reference import mace_torch
 from tests.reference.conftest import batch_of, crystal, make_model, molecule

@@ -11,24 +11,7 @@ from itertools import combinations_with_replacement, groupby
 
 import torch
 from e3nn import o3
-from torch import Tensor, nn
-
-
-class Table(nn.Module):
-    """Constants that stay exact to double precision whatever types the module has been through.
-
-    A floating buffer that was single once stays rounded in double; the bits of a double, held as integers, do not.
-    """
-
-    bits: Tensor
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("bits", values.double().contiguous().view(torch.int64), persistent=False)
-
-    def forward(self, dtype: torch.dtype) -> Tensor:
-        """The constants in this type, in their own shape."""
-        return self.bits.view(torch.float64).to(dtype)
+from torch import Tensor
 
 
 def paths(l_in: int, l_edge: int, l_out: int) -> list[tuple[int, int]]:

@@ -22,9 +22,10 @@ from torch.nn.functional import silu
 
 from harness.reference.batches import Batch
 from harness.reference.errors import InputError
-from harness.reference.models.angular import Table, edge_couplings, factors, paths, symmetric_couplings
+from harness.reference.models.angular import edge_couplings, factors, paths, symmetric_couplings
 from harness.reference.models.condition import Condition, State
 from harness.reference.models.config import DistanceTransform, ModelConfig, RadialType
+from harness.reference.models.tables import Table
 from harness.reference.structures import MAX_ATOMIC_NUMBER
 
 # What sums over neighbours are divided by, a constant of the model: the paper's graphs have at most 20 neighbours.

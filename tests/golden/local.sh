@@ -2,15 +2,15 @@
 #
 # Weak and strong scaling of data-parallel training
 # 1 case on This machine:
-#   scaling-weak-per_node_2 (id 8bbe04e13ffb7b25): 1 node x 2 ranks, 10 min at most
+#   scaling-weak-per_node_2 (id f93327a71ab56a66): 1 node x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system local`.
-# By hand: `bash jobs/scaling-weak-per_node_2-67639b61.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `bash jobs/scaling-weak-per_node_2-91988de9.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-per_node_2-67639b61
+job=scaling-weak-per_node_2-91988de9
 
 job_id="$(hostname)-$$"
 script=$(realpath "${BASH_SOURCE[0]}")
@@ -88,7 +88,7 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-per_node_2-8bbe04e13f '' 1 600 \
+run_case scaling-weak-per_node_2-f93327a71a '' 1 600 \
     mpiexec -n 2 \
     "$python" -m harness.reference .
 

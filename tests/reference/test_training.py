@@ -95,16 +95,16 @@ def test_suites_may_ask_for_exactly_what_there_is() -> None:
 def test_errors_fall_and_are_told_epoch_by_epoch_and_head_by_head(tmp_path: Path) -> None:
     options = {"learning_rate": 5e-3, "schedule": "cosine", "force_weight": 1.0, "clip_norm": 10.0}
     sizes = SIZES | {"hidden_dim": 24}
-    log = trained(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=4, epoch_length=320, **options)
+    log = trained(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=5, epoch_length=400, **options)
     loss = of(log, "epoch", "loss")
-    assert len(loss) == 4
+    assert len(loss) == 5
     assert loss[-1] < 0.6 * loss[0]
-    assert of(log, "epoch", "validation_loss")[-1] < 0.6 * loss[0]
-    rows = [e for e in log if e["event"] == "head" and e["epoch"] == 3]
+    assert of(log, "epoch", "validation_loss")[-1] < 0.75 * loss[0]
+    rows = [e for e in log if e["event"] == "head" and e["epoch"] == 4]
     assert {(r["head"], r["split"]) for r in rows} == {
         (h, s) for h in ("QM7X", "ANI1x") for s in ("train", "validation")
     }
-    assert sum(r["structures"] for r in rows if r["split"] == "train") == 320
+    assert sum(r["structures"] for r in rows if r["split"] == "train") == 400
     assert [r["head"] for r in fact(log, "held_out")] == ["QM7X", "ANI1x"]
 
 

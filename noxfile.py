@@ -98,6 +98,9 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run(*pytest, *session.posargs)
         return
-    # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks.
-    session.run(*pytest, "-n", "2", "--dist", "loadfile", "--ignore", "tests/benchmarks", env={"OMP_NUM_THREADS": "1"})
-    session.run(*pytest, "tests/benchmarks")
+    # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks, nor beside a
+    # cluster of eight nodes on one machine.
+    alone = ["tests/test_slurm.py", "tests/benchmarks"]
+    left_out = [word for path in alone for word in ("--ignore", path)]
+    session.run(*pytest, "-n", "2", "--dist", "loadfile", *left_out, env={"OMP_NUM_THREADS": "1"})
+    session.run(*pytest, *alone)

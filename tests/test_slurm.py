@@ -68,7 +68,7 @@ def call(environment: dict[str, str], tmp_path: Path) -> Call:
             env=environment | more,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=400,
             check=False,
         )
 
@@ -90,7 +90,7 @@ def starts(campaign: Path) -> dict[str, int]:
     return count
 
 
-def until(what: str, holds: Callable[[], bool], timeout_s: float = 150) -> None:
+def until(what: str, holds: Callable[[], bool], timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, f"never: {what}"

@@ -98,7 +98,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run(*pytest, *session.posargs)
         return
-    # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks, nor beside a
+    # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks or beside a
     # cluster of eight nodes on one machine.
     alone = ["tests/test_slurm.py", "tests/benchmarks"]
     left_out = [word for path in alone for word in ("--ignore", path)]

@@ -1,11 +1,10 @@
 """DimeNet++: directional messages between edges.
 
 Gasteiger, Giri, Margraf, Guennemann, "Fast and uncertainty-aware directional message passing for non-equilibrium
-molecules" (arXiv 2011.14115), after "Directional message passing for molecular graphs", ICLR 2020 (arXiv 2003.03123),
-whose equation numbers are used. F is the width, D the width between triplets, n atoms, e edges j -> i, t pairs of edges
-k -> j -> i. Layers and their initial weights are torch_geometric's, and so are the names of the parameters; the
-arithmetic is written out here: angles enter by their cosine, what all blocks share is computed once, and sums over
-neighbours keep the precision of the distances when products are done in a lower one.
+molecules" (arXiv 2011.14115), after "Directional message passing for molecular graphs", ICLR 2020 (arXiv 2003.03123).
+F is the width, N radial and L angular functions, n atoms, e edges j -> i, t pairs of edges k -> j -> i. Layers, their
+names and initial weights are torch_geometric's; the arithmetic is written out here: angles enter by their cosine, what
+all blocks share is computed once, and sums over neighbours keep the precision of distances when products have less.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ OUTPUT_LAYERS = 3
 
 
 class Basis(nn.Module):
-    """Eqs. 6 to 8: distances and angles as Bessel functions and Legendre polynomials.
+    """Distances and angles as Bessel functions and Legendre polynomials: e_RBF and a_SBF of arXiv 2003.03123.
 
     The paper's angle at j is between the edges to k and to i; here, as in torch_geometric, between the directions of
     k -> j and j -> i, its supplement: odd orders change sign, which the weights absorb.
@@ -63,7 +62,7 @@ class Basis(nn.Module):
 
 
 class Embedding(EmbeddingBlock):  # type: ignore[misc]
-    """Eq. 5, m_ji = silu(W [h_j, h_i, e_ji] + b), with W cut in three: two parts act on atoms, not on edges."""
+    """m_ji = silu(W [h_i, h_j, silu(e_ji)] + b) with W cut in three, so that two parts act on atoms, not on edges."""
 
     def forward(self, h: Tensor, radial: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
         """h [n, F], radial [e, N] -> messages [e, F]."""
@@ -74,7 +73,7 @@ class Embedding(EmbeddingBlock):  # type: ignore[misc]
 
 
 class Interaction(InteractionPPBlock):  # type: ignore[misc]
-    """A message hears from those that arrive where it starts (DimeNet++, fig. 1)."""
+    """A message hears from those that arrive where it starts (the interaction block)."""
 
     def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
         """m [e, F], radial [e, N], spherical [t, L * N] -> [e, F]."""
@@ -92,7 +91,7 @@ class Interaction(InteractionPPBlock):  # type: ignore[misc]
 
 
 class Output(OutputPPBlock):  # type: ignore[misc]
-    """Messages summed on the atoms that they reach, and dense layers upon them (DimeNet++, fig. 1)."""
+    """Messages summed on the atoms that they reach, and dense layers upon them (the output block)."""
 
     def forward(self, m: Tensor, radial: Tensor, receiver: Tensor, n: int) -> Tensor:
         """m [e, F], radial [e, N] -> [n, F]."""
@@ -112,7 +111,7 @@ class DimeNetPlusPlus(nn.Module):
         self.basis = Basis(config)
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
         self.emb = Embedding(config.num_radial, width, silu)
-        del self.emb.emb  # an embedding of fewer elements
+        del self.emb.emb  # of 95 elements only
         self.interaction_blocks = nn.ModuleList(
             Interaction(
                 width,

@@ -22,7 +22,7 @@ REACH = 1.1
 def cosine_cutoff(r: Tensor, cutoff: float) -> Tensor:
     """(cos(pi r / r_cut) + 1) / 2, and 0 at and beyond the cutoff: value and slope vanish there.
 
-    r: any shape, in the unit of cutoff. Source: Behler, J. Chem. Phys. 134, 074106 (2011), eq. 4.
+    r: any shape, in the unit of cutoff. Source: Behler, J. Chem. Phys. 134, 074106 (2011).
     """
     envelope = 0.5 * (torch.cos(r * (math.pi / cutoff)) + 1.0)
     return torch.where(r < cutoff, envelope, torch.zeros_like(envelope))
@@ -32,7 +32,7 @@ def polynomial_cutoff(x: Tensor, p: int) -> Tensor:
     """1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), and 0 from x = 1 on: smooth to the second slope.
 
     Computed as (1 - x)^3 sum_(k<p) (k+1)(k+2)/2 x^k, which is the same without differences of large numbers.
-    x: any shape, distance over cutoff. Source: DimeNet (arXiv 2003.03123), eq. 8.
+    x: any shape, distance over cutoff. Source: the envelope of DimeNet (arXiv 2003.03123).
     """
     total = torch.full_like(x, 0.5 * p * (p + 1))
     for k in reversed(range(p - 1)):

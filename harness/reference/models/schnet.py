@@ -25,7 +25,7 @@ LEAST_EXPONENT = -60.0
 
 
 def ssp(x: Tensor) -> Tensor:
-    """Shifted softplus, ln(e^x / 2 + 1 / 2) (section 4.1); linear from where doubles cannot tell the difference."""
+    """Shifted softplus, ln(e^x / 2 + 1 / 2); linear from where doubles cannot tell the difference."""
     return softplus(x, threshold=40.0) - math.log(2.0)
 
 
@@ -47,11 +47,15 @@ class Gaussians(nn.Module):
 
 
 class Interaction(InteractionBlock):  # type: ignore[misc]
-    """Figure 2: atom-wise layer, convolution with filters generated from distances (eq. 2), two atom-wise layers.
+    """Interaction block: atom-wise layer, convolution with filters made from distances, two atom-wise layers.
 
     Layers, their names and initial weights are torch_geometric's. The convolution is written out: its class computes
     the cutoff anew in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.
     """
+
+    def __init__(self, width: int, n_gaussians: int, n_filters: int, cutoff: float) -> None:
+        super().__init__(width, n_gaussians, n_filters, cutoff)
+        del self.conv.nn  # the filters once more, which are in mlp
 
     def forward(self, x: Tensor, receiver: Tensor, sender: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
         """x [n, F], basis [e, G], envelope [e, 1] -> what is added to x, [n, F]."""
@@ -82,9 +86,7 @@ class SchNet(nn.Module):
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """vector [e, 3] from receiver to sender in angstrom -> x [n, F]."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        # one tensor, so that compiled code keeps the cutoff instead of computing a cosine for every filter
-        radial = torch.cat([self.gaussians(r), cosine_cutoff(r, self.cutoff)], dim=-1)
-        basis, envelope = radial[:, :-1], radial[:, -1:]
+        basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
         state = self.state(batch.charge, batch.multiplicity)
         x: Tensor = self.embedding(batch.numbers)
         for interaction, condition in zip(self.interactions, self.conditions, strict=True):

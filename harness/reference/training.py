@@ -45,7 +45,8 @@ from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
 from harness.reference.training_facts import as_run, describe, identity
 
-FORCE_FLOOR_EV_PER_A = 0.05
+# the least unit of an error, eV/atom and eV/angstrom: what a set hardly varies in would drown all else
+LEAST_UNIT = 0.05
 GATE_LIMIT = 1000
 
 
@@ -227,8 +228,8 @@ def objective(feed: Feed, config: TrainingConfig, team: Team) -> Objective:
     for dataset in feed.corpus.datasets:
         records = dataset.samples.get(np.arange(min(len(dataset.samples), 2000)))
         forces = [np.abs(r["forces"]).mean() for r in records if "forces" in r]
-        units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, FORCE_FLOOR_EV_PER_A)
-        units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, FORCE_FLOOR_EV_PER_A)
+        units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, LEAST_UNIT)
+        units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, LEAST_UNIT)
     shared = team.from_first(units.to(team.device))
     return Objective(config.force_weight, config.batch_size, shared[0], shared[1])
 

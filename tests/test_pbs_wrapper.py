@@ -92,7 +92,7 @@ def test_a_script_submitted_with_qsub_is_joined_by_the_harness(call: Call, clust
     [by_hand] = campaign.glob("fleet-seed_1-*")
     assert (by_hand / "job.sh").read_text() == script.read_text()
     assert (by_hand / "claim").read_text() == f"{job}\n"
-    assert (campaign / "jobs" / f"{script.stem}.nodes").read_text() == "n1\nn2\n"
+    assert (campaign / "jobs" / f"{script.stem}.{job}.nodes").read_text() == "n1\nn2\n"
     log = events.read(by_hand / "events.jsonl")
     [ranks] = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "ranks"]
     assert [rank["rank"] for rank in ranks] == [0, 1]

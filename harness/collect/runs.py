@@ -82,7 +82,7 @@ def _record(folder: str, case: dict[str, Any]) -> Record:
                 profile = event
             case "error":
                 error = event["message"]
-            case "epoch" | "head" | "compute_only" | "resumed" | "stopped":
+            case "epoch" | "head" | "compute_only" | "resumed" | "skipped" | "stopped" | "trial":
                 others.setdefault(event["event"], []).append(event)
     ended = exit_of(folder)
     state, reason = checks.judge(case, log, ended[0] if ended else None)

@@ -66,10 +66,8 @@ def attempt(module_name: str, parameters: dict[str, Any], log: EventLog, folder:
     prefix = f"rank {place.rank} of {place.size}: " if place.rank > 0 else ""
     try:
         importlib.import_module(module_name).run(parameters, log, folder)
-    except InputError as error:
-        return tell(log, f"{prefix}{error}", 2)
-    except LostRank as error:
-        return tell(log, f"{prefix}{error}", 1)
+    except (InputError, LostRank) as error:
+        return tell(log, f"{prefix}{error}", 2 if isinstance(error, InputError) else 1, type(error).__name__)
     except ModuleNotFoundError as error:
         return tell(log, f"{prefix}{error}; the jobs need what `pip install 'gfm-harness[reference]'` brings", 2)
     except Exception as error:
@@ -81,9 +79,9 @@ def attempt(module_name: str, parameters: dict[str, Any], log: EventLog, folder:
     return 0
 
 
-def tell(log: EventLog, message: str, exit_code: int) -> int:
+def tell(log: EventLog, message: str, exit_code: int, kind: str | None = None) -> int:
     """Put what went wrong into the event log and on stderr, in one line."""
-    log.write("error", message=message)
+    log.write("error", message=message, kind=kind)
     print(f"error: {message}", file=sys.stderr)
     return exit_code
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from harness.events import EventLog
 from harness.reference import resuming
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, NotFinite
 from harness.reference.head_groups import HeadGroups
 from harness.reference.losses import Errors, Labels, Objective, compared, own_head
 from harness.reference.models.foundation import FoundationModel
@@ -30,6 +30,8 @@ from harness.reference.team import Team
 
 PROGRESS_S = 2.0
 ASKED_EVERY = 50
+# One structure far from all others can overflow a gradient now and then; so many in a row are a diverged model.
+MOST_SKIPPED = 10
 BAD_BATCH = "bad-batch.pt"
 
 
@@ -79,12 +81,14 @@ class Means:
 
 @dataclass
 class Progress:
-    """Where a run stands. history: the events of the epochs behind it, which a run that goes on writes again."""
+    """Where a run stands. skipped: steps in a row whose gradient was no number. history: the events of the epochs
+    behind it, which a run that goes on writes again."""
 
     step: int = 0
     epoch: int = 0
     best: float = math.inf
     since_best: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     means: Tensor = field(default_factory=lambda: Means().sums)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -173,30 +177,43 @@ class Learning:
         self.save(0)
 
     def step(self, drawn: Drawn, batch: Batch, labels: Labels, means: Means) -> None:
-        """One step; raises InputError, the batch put on disk, where an error is no longer a number."""
+        """One step; raises NotFinite, the batch put on disk, where the loss is no longer a number.
+
+        Where the gradient alone is none, the step is left out and told of, but not MOST_SKIPPED times in a row.
+        """
         self.optimization.optimizer.zero_grad()
         leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
         of_graphs: Errors = self.replica(leaf, labels)
         loss = self.objective(of_graphs, batch.head)
         if not math.isfinite(loss.item()):
-            self._dump(drawn, batch, labels, of_graphs)
+            self._dump("loss", drawn, batch, labels, of_graphs)
         loss.backward()
         squared = None
         if self.groups is not None:
             self.groups.reduce(self.model.heads)
-            if self.optimization.config.clip_norm is not None:
-                squared = self.groups.squared_norm(self.model.encoder, self.model.heads)
-        self.optimization.step(squared)
-        means.add(of_graphs, batch.head)
+            squared = self.groups.squared_norm(self.model.encoder, self.model.heads)
+        if self.optimization.step(squared):
+            self.progress.skipped = 0
+            means.add(of_graphs, batch.head)
+            return
+        self.progress.skipped += 1
+        if self.progress.skipped == MOST_SKIPPED:
+            self._dump("gradient", drawn, batch, labels, of_graphs)
+        worst = int(self.objective.each(of_graphs, batch.head).argmax())
+        self.write("skipped", step=self.progress.step, worst=self._names(drawn)[worst])
 
-    def _dump(self, drawn: Drawn, batch: Batch, labels: Labels, of_graphs: Errors) -> None:
-        names = [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(drawn.dataset, drawn.index, strict=True)]
+    def _names(self, drawn: Drawn) -> list[str]:
+        """What was drawn, as set/number."""
+        return [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(drawn.dataset, drawn.index, strict=True)]
+
+    def _dump(self, what: str, drawn: Drawn, batch: Batch, labels: Labels, of_graphs: Errors) -> NoReturn:
+        names = self._names(drawn)
         sick = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
         path = self.folder / BAD_BATCH
         torch.save({"names": names, "batch": dict(batch._asdict()), "labels": dict(labels._asdict())}, path)
         which = ", ".join(np.array(names)[sick if sick.any() else ~sick][:5].tolist())
-        raise InputError(
-            f"the loss is no longer a number at step {self.progress.step} (rank {self.team.place.rank}): {which};"
+        raise NotFinite(
+            f"the {what} is no longer a number at step {self.progress.step} (rank {self.team.place.rank}): {which};"
             f" the batch is in {path.name}"
         )
 

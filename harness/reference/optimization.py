@@ -75,11 +75,16 @@ class Optimization:
         """The rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, squared_norm: Tensor | None = None) -> None:
-        """Use the gradients; squared_norm: theirs, where more than this rank's parameters count."""
+    def step(self, squared_norm: Tensor | None = None) -> bool:
+        """Use the gradients, or leave all as it is and return False where their norm is no number.
+
+        squared_norm: theirs, where more than this rank's parameters count.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if squared_norm is None else squared_norm.sqrt()
+        if not norm.isfinite():
+            return False
         if self.config.clip_norm is not None:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients) if squared_norm is None else squared_norm.sqrt()
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         self.optimizer.step()
         self.ramp.step()
@@ -87,6 +92,7 @@ class Optimization:
             group["lr"] *= self.reduced
         if self.average is not None:
             self.average.update_parameters(self.model)
+        return True
 
     def epoch(self, validation_loss: float) -> None:
         """What an epoch's end changes."""

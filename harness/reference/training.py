@@ -4,6 +4,7 @@ Events besides those of every program:
     epoch     means over an epoch's training graphs and over the validation sets, and how fast it went
     head      the same for each head and split
     resumed   the run goes on from a state on disk; what it had told before is told again above
+    skipped   a step was left out, as its gradient was no number; worst: the structure of rank 0 with the largest error
     stopped   why a run ended before its last epoch
 """
 

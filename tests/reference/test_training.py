@@ -19,12 +19,12 @@ import torch
 from harness import shipped, suites
 from harness.events import EventLog, last_run
 from harness.programs import PROGRAMS
-from harness.reference import checkpoints, resuming, training
+from harness.reference import checkpoints, learning, optimization, resuming, training
 from harness.reference.batches import collate
 from harness.reference.corpus import parted
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.splits import SPLITS
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, NotFinite
 from harness.reference.gating import train_gate
 from harness.reference.graphs import neighbour_graph
 from harness.reference.models.config import ModelConfig
@@ -248,6 +248,30 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_its_batch(tmp_path: Path)
     assert batch["batch"]["positions"].shape[1] == 3
 
 
+def test_a_gradient_that_is_no_number_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, steps = learning.Learning.step, iter(range(1000))
+
+    def overflowing(self: learning.Learning, *given: Any) -> None:
+        if next(steps) in (1, 4):
+            weight = self.model.encoder.embedding.weight
+            handle = weight.register_hook(lambda g: g * math.inf)
+            plain(self, *given)
+            handle.remove()
+        else:
+            plain(self, *given)
+
+    monkeypatch.setattr(learning.Learning, "step", overflowing)
+    log = trained(tmp_path)
+    told = [e for e in log if e["event"] == "skipped"]
+    assert [e["step"] for e in told] == [1, 4]
+    assert all("/" in e["worst"] for e in told)
+    assert all(math.isfinite(value) for value in of(log, "epoch", "loss"))
+    monkeypatch.setattr(optimization.nn.utils, "get_total_norm", lambda _: torch.tensor(math.nan))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(NotFinite, match="the gradient is no longer a number at step 9"):
+        trained(tmp_path / "again", epochs=4)
+
+
 def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
     log = trained(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
     (stopped,) = [e for e in log if e["event"] == "stopped"]
@@ -257,28 +281,28 @@ def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
 
 def test_the_rate_halves_when_the_validation_loss_stays() -> None:
     model = torch.nn.Linear(1, 1)
-    optimization = Optimization(model, list(model.parameters()), OptimizerConfig(1e-2, patience=2, warmup_steps=4), 100)
+    steps = Optimization(model, list(model.parameters()), OptimizerConfig(1e-2, patience=2, warmup_steps=4), 100)
     rates = []
     for epoch in range(9):
         for _ in range(2):
-            rates.append(optimization.learning_rate)
-            optimization.step()
-        optimization.epoch(1.0 if epoch else 2.0)
+            rates.append(steps.learning_rate)
+            steps.step()
+        steps.epoch(1.0 if epoch else 2.0)
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert rates[4:10] == pytest.approx([0.01] * 6)
     assert rates[10] == pytest.approx(0.005)
-    assert optimization.learning_rate == pytest.approx(0.0025)
+    assert steps.learning_rate == pytest.approx(0.0025)
 
 
 def test_the_cosine_ends_at_a_hundredth() -> None:
     model = torch.nn.Linear(1, 1)
-    optimization = Optimization(model, list(model.parameters()), OptimizerConfig(1.0, schedule="cosine"), 50)
+    steps = Optimization(model, list(model.parameters()), OptimizerConfig(1.0, schedule="cosine"), 50)
     for _ in range(25):
-        optimization.step()
-    assert optimization.learning_rate == pytest.approx(0.505)
+        steps.step()
+    assert steps.learning_rate == pytest.approx(0.505)
     for _ in range(25):
-        optimization.step()
-    assert optimization.learning_rate == pytest.approx(0.01)
+        steps.step()
+    assert steps.learning_rate == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("fp64", "float64"), ("fp32", "float32"), ("bf16", "bfloat16")])

@@ -48,7 +48,7 @@ def harness(session: nox.Session, *words: str) -> None:
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Every suite at laptop scale on this machine, then the report: results/index.html."""
-    harness(session, "run", "data", "ladder", "scaling", "pretrain-short")
+    harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "hpo")
 
 
 @nox.session
@@ -67,6 +67,12 @@ def ladder(session: nox.Session) -> None:
 def scaling(session: nox.Session) -> None:
     """Weak and strong scaling: here, or `-- --system aurora -S account=...` to write its jobs, `--submit` to submit."""
     harness(session, "run", "scaling")
+
+
+@nox.session
+def hpo(session: nox.Session) -> None:
+    """Hyperparameter search for six backbones (minutes here), or `-- --system frontier -S account=...`."""
+    harness(session, "run", "hpo")
 
 
 @nox.session
@@ -100,7 +106,7 @@ def tests(session: nox.Session) -> None:
         return
     # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks or beside a
     # cluster of eight nodes on one machine.
-    alone = ["tests/test_slurm.py", "tests/benchmarks"]
+    alone = ["tests/test_slurm.py", "tests/test_hpo_slurm.py", "tests/benchmarks"]
     left_out = [word for path in alone for word in ("--ignore", path)]
     session.run(*pytest, "-n", "2", "--dist", "loadfile", *left_out, env={"OMP_NUM_THREADS": "1"})
     session.run(*pytest, *alone)

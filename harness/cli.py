@@ -27,7 +27,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 class Command:
     """A command's name (that of its function in harness.commands too), what it does, and the options it takes.
 
-    suites: how many it takes, as argparse counts; system: whether it takes one.
+    suites: how many it takes, as argparse counts; system, campaign: whether it takes one.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Command:
     suites: str | None = None
     system: bool = False
     runs: bool = False
+    campaign: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -46,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("cancel", "take the jobs of suites out of the queue", suites="+", system=True),
     Command("setup", "print the commands that make a system's Python environment", system=True),
     Command("report", "tables, figures and pages from what has been run"),
+    Command("promote", "write a suite that pretrains with the best points of a search", campaign=True),
     Command("data", "the sixteen datasets: list, fetch, convert, check, stats (harness data --help)"),
     Command("check", "judge claims and figures of merit; exit code 1 if one is off"),
 )  # fmt: skip
@@ -69,6 +71,8 @@ def parser() -> Parser:
         sub.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where runs and report go")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
         sub.add_argument("-v", "--verbose", action="store_true", help="say more")
+        if command.campaign:
+            sub.add_argument("campaign", help="folder of a search below DIR/runs, for example hpo-frontier")
         if command.suites is not None:
             add_suite_options(sub, command.suites)
         if command.system:

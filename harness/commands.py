@@ -136,6 +136,15 @@ def do_report(arguments: Namespace) -> int:
     return DONE
 
 
+def do_promote(arguments: Namespace) -> int:
+    """Write the best points of a search as a suite of pretraining."""
+    from harness.promote import promote
+
+    path = promote(arguments.out, arguments.campaign)
+    print(f"written: {path}; for example `harness run {path} --system frontier -S account=...`")
+    return DONE
+
+
 def do_check(arguments: Namespace) -> int:
     """Judge claims and figures of merit again; 1 if one that was measured is off."""
     from harness.report.render import report

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from harness.errors import did_you_mean
+
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -170,12 +172,65 @@ class DataParameters(Strict):
     seed: int | None = None
 
 
+class Range(Strict):
+    """What a hyperparameter is searched between; log: every decade alike."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+
+class Halving(Strict):
+    """Successive halving: after least_epochs, eta times as many, ... the best 1/eta of trials go on."""
+
+    eta: Annotated[int, Field(ge=2)]
+    least_epochs: Count
+
+
+def searchable(space: dict[str, Any]) -> dict[str, Any]:
+    """The space as it is; raises ValueError for a name that training does not know, and for an empty range."""
+    known = {*ModelSizes.model_fields, *TrainParameters.model_fields} - {"model", "sets", "stores"}
+    for name, of in space.items():
+        if name not in known:
+            raise ValueError(f"unknown hyperparameter {name!r}{did_you_mean(name, known)}")
+        if isinstance(of, Range) and (of.low >= of.high or (of.log and of.low <= 0)):
+            raise ValueError(f"{name}: from {of.low:g} to {of.high:g} is no range{' of a logarithm' * of.log}")
+    return space
+
+
+Space = Annotated[
+    dict[str, Range | Annotated[list[int | float | str], Field(min_length=1)]], AfterValidator(searchable)
+]
+
+
+class HpoParameters(Strict):
+    """A search for hyperparameters, whose trials are runs of `train`; own_space: over space, for one search alone."""
+
+    space: Space
+    own_space: Space | None = None
+    backbone: Literal["painn", "pnaeq", "egnn", "schnet", "dimenet", "mace"] | None = None
+    trial: TrainParameters | None = None
+    evaluations: Count | None = None
+    nodes_per_trial: Count | None = None
+    at_once: Count | None = None
+    trial_minutes: Positive | None = None
+    minutes: Positive | None = None
+    initial_points: Count | None = None
+    objectives: list[Literal["accuracy", "throughput"]] | None = None
+    warm_start: list[str] | None = None
+    halving: Halving | None = None
+    seed: int | None = None
+
+
 PROGRAMS: dict[str, type[Strict]] = {
     "ladder": LadderParameters,
     "train": TrainParameters,
     "data_parallel": DataParallelParameters,
     "data": DataParameters,
+    "hpo": HpoParameters,
 }
+# Programs that run as one process and start others on the nodes of their job.
+DRIVERS = {"hpo"}
 
 
 def partial(program: str) -> type[BaseModel]:

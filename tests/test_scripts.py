@@ -17,10 +17,12 @@ import pytest
 
 import harness
 from harness import shipped, suites, systems
+from harness.cases import Case
 from harness.jobs import setup
 from harness.jobs.script import Scripts
 from harness.packing import Job, pack
 from harness.plan import Plan, expand
+from harness.programs import DRIVERS
 from tests.cluster import Cluster, available
 from tests.conftest import needs
 from tests.test_run_case import make
@@ -85,6 +87,8 @@ def test_every_script_and_setup_is_sound_bash(every: dict[Path, tuple[Plan, Job]
     # scripts of one campaign differ in cases alone, and a check of each takes a while
     campaigns = {of.campaign_name: [p for p, (o, _) in every.items() if o is of] for of, _ in every.values()}
     looked_at = [str(path) for paths in campaigns.values() for path in [*paths[:3], *paths[3:][-3:]]]
+    files += [str(launch_of(path, c)) for path, (_, job) in every.items() for c in job.cases if c.program in DRIVERS]
+    looked_at += [name for name in files if name.endswith("launch.sh")]
     for system in SYSTEMS:
         path = tmp_path / f"setup-{system}.sh"
         path.write_text(setup.commands(site(system)))
@@ -121,16 +125,32 @@ def test_every_case_is_started_on_its_nodes_with_its_ranks(every: dict[Path, tup
         assert [line.split()[1] for line in runs] == [case.folder_name for case in job.cases]
         for line, case in zip(runs, job.cases, strict=True):
             n, ranks, each = case.nodes, case.ranks, case.ranks_per_node
+            if case.program in DRIVERS:
+                n = case.parameters["nodes_per_trial"]
+                ranks = n * each
             assert line.split("'")[2].split()[:2] == [str(n), str(round(case.minutes * 60))]
             assert line.endswith('"$python" -m harness.reference .')
+            started = line
+            if case.program in DRIVERS:
+                assert "srun" not in line
+                assert "mpiexec" not in line
+                assert not case.nodes % n
+                started = launch_of(path, case).read_text().replace(" \\\n", " ")
             match of.site.system.scheduler:
                 case "slurm":
-                    assert f"srun --nodes={n} --ntasks={ranks} --ntasks-per-node={each} " in line
-                    assert f'--nodelist="$(first {n})"' in line
+                    assert f"srun --nodes={n} --ntasks={ranks} --ntasks-per-node={each} " in started
+                    assert f'--nodelist="$(first {n})"' in started
                 case "pbs":
-                    assert f'env WORLD_SIZE={ranks} mpiexec -n {ranks} --ppn {each} --hostfile "$(first {n})" ' in line
+                    assert (
+                        f'env WORLD_SIZE={ranks} mpiexec -n {ranks} --ppn {each} --hostfile "$(first {n})" ' in started
+                    )
                 case _:
-                    assert ("mpiexec -n" in line) == (ranks > 1)
+                    assert ("mpiexec -n" in started) == (ranks > 1)
+
+
+def launch_of(script: Path, case: Case) -> Path:
+    """What a driver starts its runs with."""
+    return script.parent.parent / case.folder_name / "launch.sh"
 
 
 def test_the_nodes_asked_for_are_those_of_the_largest_case_and_the_spares(

@@ -21,8 +21,20 @@ from harness.errors import UsageError
 from harness.jobs.files import INDENTED, write_bytes, write_text
 from harness.packing import Job
 from harness.plan import Plan
+from harness.programs import DRIVERS
 
-JOBS = "jobs"
+JOBS, LAUNCH = "jobs", "launch.sh"
+# A driver starts each of its runs with this.
+RUN_LAUNCH = """\
+#!/usr/bin/env bash
+# launch.sh NODES COMMAND...: one run of this case, {nodes} node{s} x {ranks_per_node} ranks, on the file NODES.
+set -euo pipefail
+nodes=$1
+shift
+first() {{ echo "$nodes"; }}
+exec \\
+{launch}    "$@"
+"""
 ARRAY = """\
 #!/usr/bin/env bash
 {directives}
@@ -55,7 +67,12 @@ class Scripts:
         """The script of a job; raises UsageError for what is wrong with its template."""
         try:
             text = self._template.render(
-                self._known, job=job, cases=job.cases, script=self.path(job.name), log=self.jobs / f"{job.name}.log"
+                self._known,
+                job=job,
+                cases=job.cases,
+                drivers=any(is_driver(case) for case in job.cases),
+                script=self.path(job.name),
+                log=self.jobs / f"{job.name}.log",
             )
         except jinja2.TemplateError as error:
             site = self.plan.site
@@ -67,6 +84,8 @@ class Scripts:
         self.jobs.mkdir(parents=True, exist_ok=True)
         for case in job.cases:
             write_case(self.folder, case)
+            if is_driver(case):
+                write_text(self.folder / case.folder_name / LAUNCH, self.launch_of_runs(case))
         write_text(self.path(job.name), self.render(job))
         return self.path(job.name)
 
@@ -103,12 +122,22 @@ class Scripts:
             "prepare": site.lines("prepare"),
             "stage": site.lines("stage"),
             "launch": self._launcher(),
+            "least_nodes": least_nodes,
         }
+
+    def launch_of_runs(self, case: Case) -> str:
+        """The script by which a driver starts each of its runs on some of the job's nodes."""
+        shape = {"nodes": least_nodes(case), "ranks_per_node": case.ranks_per_node}
+        lines = self.plan.site.lines("launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]})
+        launch = "".join(f"    {line} \\\n" for line in lines if line)
+        return RUN_LAUNCH.format(**shape, s="s" * (shape["nodes"] > 1), launch=launch)
 
     def _launcher(self) -> Callable[[Case], list[str]]:
         known: dict[tuple[int, int], list[str]] = {}
 
         def launch(case: Case) -> list[str]:
+            if is_driver(case):
+                return []
             shape = (case.nodes, case.ranks_per_node)
             if shape not in known:
                 facts = {"nodes": case.nodes, "ranks_per_node": case.ranks_per_node, "ranks": case.ranks}
@@ -116,6 +145,16 @@ class Scripts:
             return known[shape]
 
         return launch
+
+
+def is_driver(case: Case) -> bool:
+    """Whether the case runs as one process that starts others on the job's nodes."""
+    return case.program in DRIVERS
+
+
+def least_nodes(case: Case) -> int:
+    """The nodes without which the case cannot run: all, or those of one run of a driver."""
+    return int(case.parameters.get("nodes_per_trial", 1)) if is_driver(case) else case.nodes
 
 
 def write_case(campaign: Path, case: Case) -> None:

@@ -26,6 +26,7 @@ PROGRAMS = {
     "train": "harness.reference.training",
     "data_parallel": "harness.reference.data_parallel",
     "data": "harness.reference.data",
+    "hpo": "harness.reference.hpo.search",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
 PARALLEL = {"train", "data_parallel", "data"}

@@ -18,7 +18,7 @@ from harness.events import EventLog
 from harness.reference import resuming
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
-from harness.reference.errors import InputError, NotFinite
+from harness.reference.errors import NotFinite
 from harness.reference.head_groups import HeadGroups
 from harness.reference.losses import Errors, Labels, Objective, compared, own_head
 from harness.reference.models.foundation import FoundationModel

@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.analysis.ablation import AblationTables
 from harness.analysis.data import DataTables
+from harness.analysis.hpo import SearchTables
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
 from harness.analysis.training import TrainingTables
 from harness.collect.runs import Record
@@ -19,6 +20,7 @@ from harness.report.ablation import ablation_sections
 from harness.report.blocks import DASH, Section, View, interval, number
 from harness.report.data import data_section
 from harness.report.figures import ladder_bars
+from harness.report.hpo import search_sections
 from harness.report.paper import Paper
 from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
@@ -36,6 +38,7 @@ def build(
     data: DataTables,
     training: TrainingTables,
     ablation: AblationTables,
+    searches: SearchTables,
     scores: list[Score],
     paper: Paper,
     figures: Path,
@@ -43,6 +46,7 @@ def build(
     """All sections of the report, in reading order; draws the figures into the folder."""
     sections = [scorecard_section(scores, paper), *data_section(data, figures)]
     sections += training_sections(training, ablation, figures) + ablation_sections(training, ablation, figures)
+    sections += search_sections(searches, figures)
     for _, rows in ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))

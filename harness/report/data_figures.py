@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from harness.analysis.data import wholes
+from harness.report.axes import short
 from harness.report.figures import STYLE, Figure, kept
 from harness.report.periodic import SYMBOLS, cell_of
 
@@ -247,12 +248,3 @@ def reading_lines(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
             f" n = {reading['batches'].min()} or more; points of one number of ranks are set side by side.{floor}"
         )
         return kept(figure, folder, name, caption)
-
-
-def short(count: float) -> str:
-    """`134M`, `9.8M`, `69k`, `460`: three digits at most."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * size:
-            scaled = count / size
-            return f"{scaled:.0f}{letter}" if scaled >= 9.95 else f"{scaled:.1f}{letter}"
-    return f"{count:.0f}" if count >= 9.95 else f"{count:.2g}"

@@ -13,6 +13,7 @@ import pandas as pd
 from harness import __version__, shipped
 from harness.analysis.ablation import ablation_tables
 from harness.analysis.data import data_tables
+from harness.analysis.hpo import search_tables
 from harness.analysis.ladder import ladder_table
 from harness.analysis.scaling import scaling_table
 from harness.analysis.training import training_tables
@@ -39,6 +40,7 @@ def report(out: Path) -> Found:
     ladder, scaling, data = ladder_table(records), scaling_table(records), data_tables(records)
     training = training_tables(records)
     ablation = ablation_tables(training.held_out)
+    searches = search_tables(records)
     quoted = paper.load()
     scores = score(quoted.claims, ladder, out, training.runs)
     for name in ("tables", "figures"):
@@ -52,10 +54,14 @@ def report(out: Path) -> Found:
         write_text(out / "tables" / f"training_{name}.csv", getattr(training, name).to_csv(index=False))
     for name in ("pairs", "heads", "overall"):
         write_text(out / "tables" / f"ablation_{name}.csv", getattr(ablation, name).to_csv(index=False))
+    for name in ("searches", "trials", "best", "points", "importance"):
+        write_text(out / "tables" / f"hpo_{name}.csv", getattr(searches, name).to_csv(index=False))
     merits = merits_table(records)
     write_text(out / "tables" / "merits.csv", merits.to_csv(index=False))
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    sections = content.build(records, ladder, scaling, data, training, ablation, scores, quoted, out / "figures")
+    sections = content.build(
+        records, ladder, scaling, data, training, ablation, searches, scores, quoted, out / "figures"
+    )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
         undefined=jinja2.StrictUndefined,

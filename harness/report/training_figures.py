@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from harness.analysis.ablation import TOLERANCE
 from harness.analysis.data import ROLES
 from harness.analysis.training import ENERGY, FORCES, QUANTITIES
-from harness.report.data_figures import ROLE_COLOURS, short
+from harness.report.axes import plain_ticks
+from harness.report.data_figures import ROLE_COLOURS
 from harness.report.figures import STYLE, Figure, kept
 
 COLOURS = {"forces": "#0072b2", "energy": "#e69f00", "training": "#0072b2", "validation": "#e69f00"}
@@ -86,7 +84,7 @@ def _dots(axes: Axes, own: pd.DataFrame, colours: list[str], mark: float) -> Non
     axes.grid(axis="y", color="#eef0f2", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
-    _plain_ticks(axes.xaxis, left, right)
+    plain_ticks(axes.xaxis, left, right)
     told: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
     for place, verdict in zip(y[~np.isfinite(found)], own["verdict"][~np.isfinite(found)], strict=True):
         colour = WORSE if verdict == "not finite" else SOFT
@@ -100,25 +98,13 @@ def _span(values: NDArray[np.float64]) -> tuple[float, float]:
     return max(min(0.8 * least, 0.8), 1e-3), max(1.25 * most, 1.25)
 
 
-def _plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """Numbers without exponents, few enough to be read, between the ends of a logarithmic axis."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,), (0.1,)):
-        ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(ticks) <= 6:
-            break
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: short(x) if x >= 1000 else f"{x:g}"))
-
-
 def _log_log(axes: Axes, steps: pd.Series[float]) -> None:
     """Both axes logarithmic, over the steps that there are."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.9 * steps.min(), 1.1 * steps.max())
     for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        _plain_ticks(axis, *ends)
+        plain_ticks(axis, *ends)
 
 
 def _above(axes: Axes, place: float, said: str, side: str = "center") -> None:

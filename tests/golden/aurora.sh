@@ -51,7 +51,7 @@ export TORCH_DISTRIBUTED_USE_TORCHCOMMS=1
 nodes=$campaign/jobs/$job.$job_id.nodes
 sort -u "$PBS_NODEFILE" > "$nodes.asked"
 there=$(wc -l < "$nodes.asked")
-# shellcheck disable=SC2016  # expanded on the nodes
+# shellcheck disable=SC2016,SC2089  # expanded on the nodes
 check='test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 6'
 check_nodes() {
     local name

@@ -68,7 +68,7 @@ export MIOPEN_USER_DB_PATH=/tmp
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
 # The files are of this job alone: a second job of the same script may run beside it.
 nodes=$campaign/jobs/$job.$job_id.nodes
-# shellcheck disable=SC2016  # expanded on the nodes
+# shellcheck disable=SC2016,SC2089  # expanded on the nodes
 check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
 check_nodes() {
     local up
@@ -76,7 +76,7 @@ check_nodes() {
         cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
     up=$(wc -l < "$nodes.up")
     timeout --kill-after=10 "$1" \
-        srun --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
+        srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
         "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
     healthy=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)

@@ -1,0 +1,263 @@
+"""The search (suites/hpo.yaml): trials handed out as nodes come free, until as many have ended as were asked for.
+
+It runs as one process, beside the ranks of its trials and not as one of them. Events besides those of every program:
+    trial     one has ended, done or not: point, state, objective, errors, rate, nodes and times
+Started again in the same folder it tells all trials of before again, lets those in flight end, and goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.events import EventLog
+from harness.reference.errors import InputError
+from harness.reference.hpo import trial as trials
+from harness.reference.hpo.halving import Halving
+from harness.reference.hpo.nodes import Pool
+from harness.reference.hpo.optimizer import Aim, Optimizer, objective_columns
+from harness.reference.hpo.space import BACKBONE, Space, active, space_of
+from harness.reference.hpo.trial import Interrupted, Result, Trial
+from harness.reference.options import build
+
+TRIALS, RESULTS = "trials", "results.csv"
+FIRST_PORT, PORTS = 20000, 40000
+TRIES = 2
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One search. space, own_space: as of space_of, the second over the first. trial: parameters of every run.
+
+    evaluations: trials that are to end, in whatever way. nodes_per_trial: on a cluster; at_once: trials at a time on a
+    machine without a scheduler. trial_minutes: after which a trial counts as hung. minutes: of the whole search; none
+    is begun that might not end in time. initial_points: tried at random first. warm_start: tables of earlier results.
+    halving: {eta, least_epochs}. objectives: what is maximised.
+    """
+
+    space: dict[str, Any]
+    own_space: dict[str, Any] = field(default_factory=dict)
+    backbone: str = "painn"
+    trial: dict[str, Any] = field(default_factory=dict)
+    evaluations: int = 200
+    nodes_per_trial: int = 1
+    at_once: int = 1
+    trial_minutes: float = 60.0
+    minutes: float | None = None
+    initial_points: int = 10
+    objectives: tuple[Aim, ...] = ("accuracy",)
+    warm_start: tuple[str, ...] = ()
+    halving: dict[str, int] | None = None
+    seed: int = 42
+
+
+def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
+    """The program: search, and leave every trial's run in trials/, and results.csv as DeepHyper writes it."""
+    config = build(SearchConfig, parameters)
+    space = space_of(config.space, config.own_space)
+    if config.evaluations < 1 or config.nodes_per_trial < 1 or config.at_once < 1:
+        raise InputError("evaluations, nodes_per_trial, at_once: expected at least 1 of each")
+    pool = Pool.of_job(config.nodes_per_trial, config.at_once)
+    optimizer = Optimizer.of(
+        space, config.objectives, seed=config.seed, initial_points=config.initial_points, folder=folder / "deephyper"
+    )
+    warmth = optimizer.warm_up([Path(path).expanduser() for path in config.warm_start])
+    log.fact("warm_start", {"files": list(config.warm_start), **asdict(warmth)})
+    log.fact("search", {"space": _plain(space), **{k: v for k, v in asdict(config).items() if "space" not in k}})
+    search = Search(config, space, pool, optimizer, log, folder.resolve())
+    with _stoppable(search.stop):
+        search.run()
+
+
+def _plain(space: Space) -> dict[str, Any]:
+    return {name: asdict(of) for name, of in space.items()}
+
+
+@contextmanager
+def _stoppable(stop: threading.Event) -> Iterator[None]:
+    """On SIGTERM and SIGINT, trials end, and the search with them."""
+    before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@dataclass
+class Search:
+    """A search at work."""
+
+    config: SearchConfig
+    space: Space
+    pool: Pool
+    optimizer: Optimizer
+    log: EventLog
+    folder: Path
+    stop: threading.Event = field(default_factory=threading.Event)
+    ended: dict[int, tuple[Trial, Result]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        asked = self.config.halving
+        self.halving = Halving(asked["eta"], asked["least_epochs"]) if asked else None
+        self.left_over: list[Trial] = []
+        self.next_number = 0
+
+    def run(self) -> None:
+        """Hand out trials until enough have ended, time is up, or the search is told to end."""
+        self._recall()
+        running: dict[Future[Result], Trial] = {}
+        with ThreadPoolExecutor(max(1, self.pool.capacity)) as threads:
+            while True:
+                while len(running) < self.pool.capacity and (trial := self._next(len(running))) is not None:
+                    running[threads.submit(self._carry_out, trial)] = trial
+                if not running:
+                    break
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._end(running.pop(future), future)
+        if self.stop.is_set():
+            raise InputError("told to end; the same job goes on from here")
+        states = [result.state for _, result in self.ended.values()]
+        if len(states) < self.config.evaluations and not self._time_left():
+            self.log.fact("ended_early", f"{self.config.minutes:g} minutes are up")
+        elif len(states) < self.config.evaluations:
+            raise InputError(
+                f"{self.pool.capacity} trials can run on the nodes that are left; {len(states)} have ended"
+            )
+        if not any(state in ("done", "stopped") for state in states):
+            reasons = {result.reason for _, result in self.ended.values()}
+            raise InputError(f"none of {len(states)} trials came to an objective: {'; '.join(map(str, reasons))[:300]}")
+        self.log.fact("overhead", {"optimizer_s": self.optimizer.seconds, "search_s": time.monotonic() - self.began})
+
+    def _recall(self) -> None:
+        """Tell what an earlier attempt of this search has come to."""
+        found = sorted((self.folder / TRIALS).glob("*/configuration.json"), key=lambda p: int(p.parent.name))
+        for path in found:
+            configuration, result = trials.known(path.parent)
+            trial = self._trial(int(path.parent.name), configuration)
+            self.next_number = trial.number + 1
+            if result is None:
+                self.left_over.append(trial)
+            else:
+                self._tell(trial, result)
+
+    def _trial(self, number: int, configuration: dict[str, Any]) -> Trial:
+        folder = self.folder / TRIALS / f"{number:04d}"
+        return Trial(number, configuration, folder, 60.0 * self.config.trial_minutes)
+
+    def _time_left(self) -> bool:
+        """Whether a trial that is begun now would end in time."""
+        if self.config.minutes is None:
+            return True
+        spent = (time.monotonic() - self.began) / 60.0
+        return spent + self.config.trial_minutes <= self.config.minutes
+
+    def _next(self, running: int) -> Trial | None:
+        """The next trial, or None if none is to be begun now."""
+        if self.stop.is_set() or not self._time_left():
+            return None
+        if self.left_over:
+            return self.left_over.pop(0)
+        if len(self.ended) + running >= self.config.evaluations:
+            return None
+        trial = self._trial(self.next_number, self.optimizer.ask())
+        self.next_number += 1
+        chosen = active(trial.configuration, self.config.backbone)
+        fixed = {**self.config.trial, "model": {**self.config.trial.get("model", {}), BACKBONE: self.config.backbone}}
+        trials.write(trial, fixed, chosen, of=self.folder.name)
+        return trial
+
+    def _carry_out(self, trial: Trial) -> Result:
+        """On nodes of its own; again on others where a node of it was lost."""
+        for attempt in range(TRIES):
+            nodes = self.pool.take()
+            try:
+                port = FIRST_PORT + (os.getpid() * 64 + trial.number * TRIES + attempt) % PORTS
+                result = trials.carry_out(trial, nodes, port, self.halving, self.stop)
+                lost = self.pool.lost(nodes) if result.state == "failed" else []
+            finally:
+                self.pool.give_back(nodes)
+            if not lost:
+                return result
+            result = Result("lost", f"lost with {', '.join(lost)}", None, result.began_s, result.ended_s, result.nodes)
+            if self.pool.capacity < 1:
+                return result
+        return result
+
+    def _end(self, trial: Trial, future: Future[Result]) -> None:
+        try:
+            result = future.result()
+        except Interrupted:
+            return
+        trials.keep(trial, result)
+        self._tell(trial, result)
+
+    def _tell(self, trial: Trial, result: Result) -> None:
+        """Count a trial as ended: to the optimizer, to the event log, to results.csv."""
+        self.ended[trial.number] = (trial, result)
+        self.optimizer.tell(trial.configuration, values(result))
+        measured = asdict(result.measured) if result.measured else {}
+        share = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.at_once
+        self.log.write(
+            "trial",
+            trial=trial.number,
+            configuration=active(trial.configuration, self.config.backbone),
+            backbone=trial.configuration.get(BACKBONE, self.config.backbone),
+            state=result.state,
+            reason=result.reason,
+            objective=result.measured.accuracy if result.measured else None,
+            **measured,
+            began_s=result.began_s,
+            ended_s=result.ended_s,
+            nodes=result.nodes,
+            node_hours=share * (result.ended_s - result.began_s) / 3600.0,
+            folder=str(trial.folder.relative_to(self.folder)),
+        )
+        self.log.write("progress", done=len(self.ended), total=self.config.evaluations, what="trials")
+        self._write_table()
+
+    def _write_table(self) -> None:
+        """results.csv, so that any DeepHyper search can start from this one."""
+        names = list(self.space)
+        columns = [f"p:{n}" for n in names] + objective_columns(len(self.config.objectives))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow([*columns, "job_id", "job_status", "m:timestamp_submit", "m:timestamp_gather", "m:reason"])
+        first = min(result.began_s for _, result in self.ended.values())
+        for trial, result in self.ended.values():
+            found = values(result)
+            word = f"F_{result.state.replace(' ', '_')}"
+            objectives = [found[aim] if found else word for aim in self.config.objectives]
+            times = (result.began_s - first, result.ended_s - first)
+            status = "DONE" if found else "FAILED"
+            writer.writerow(
+                [*(trial.configuration[n] for n in names), *objectives, trial.number, status, *times, result.reason]
+            )
+        part = self.folder / f"{RESULTS}.part"
+        part.write_text(text.getvalue(), encoding="utf-8")
+        os.replace(part, self.folder / RESULTS)
+
+
+MEASURES: Mapping[Aim, Callable[[trials.Measured], float]] = {
+    "accuracy": lambda m: m.accuracy,
+    "throughput": lambda m: m.graphs_per_s,
+}
+
+
+def values(result: Result) -> dict[str, float] | None:
+    """Each aim's value, or None for a trial that came to none."""
+    if result.measured is None:
+        return None
+    return {aim: of(result.measured) for aim, of in MEASURES.items()}

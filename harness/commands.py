@@ -130,7 +130,7 @@ def do_report(arguments: Namespace) -> int:
     from harness.report.render import report
 
     for s in report(arguments.out).scores:
-        value = "" if s.measured_value is None else f": {s.measured_value:.1f} {s.unit} (paper {s.paper_value:g})"
+        value = "" if s.measured_value is None else f": {s.measured_value:.3g} {s.unit} (paper {s.paper_value:.10g})"
         print(f"{s.id}: {s.verdict}{value}")
     print(f"report: {arguments.out / 'index.html'}")
     return DONE
@@ -148,13 +148,15 @@ def do_promote(arguments: Namespace) -> int:
 def do_check(arguments: Namespace) -> int:
     """Judge claims and figures of merit again; 1 if one that was measured is off."""
     from harness.report.render import report
+    from harness.report.scorecard import is_off
 
     found = report(arguments.out)
     for s in found.scores:
-        print(f"{s.id}: {s.verdict} ({s.reason})")
+        before = "; it was reproduced before" if s.reproduced_before and s.verdict != "reproduced" else ""
+        print(f"{s.id}: {s.verdict} ({s.reason}){before}")
     for merit in found.merits.itertuples():
         print(f"{merit.case} {merit.name}: {merit.verdict} ({merit.measured:.4g} {merit.unit}, {merit.reference:g})")
-    off = any(s.verdict in ("deviates", "wrong") for s in found.scores) or (found.merits["verdict"] == "worse").any()
+    off = any(is_off(s) for s in found.scores) or (found.merits["verdict"] == "worse").any()
     return FAILED if off else DONE
 
 

@@ -53,6 +53,8 @@ def searched(out: Path, search: str, trials: list[dict[str, Any]], exit_code: in
     log.fact("search", {"space": SPACE, "backbone": search, "evaluations": 6, "trial": {}})
     for one in trials:
         log.write("trial", **one)
+        (folder / one["folder"]).mkdir(parents=True)
+        EventLog(folder / one["folder"] / "events.jsonl").write("start")
     if exit_code == 0:
         log.fact("overhead", {"optimizer_s": 5.0, "search_s": 400.0})
         log.write("done")

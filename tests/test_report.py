@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 
 from harness.analysis.ladder import ladder_table
+from harness.analysis.results import results
 from harness.cli import main
 from harness.collect.runs import load
 from harness.events import EventLog, read
 from harness.report import paper
+from harness.report.judges import score
 from harness.report.render import report
-from harness.report.scorecard import score
 
 DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
 STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
@@ -77,7 +78,7 @@ def test_a_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: flo
     assert (last["verdict"] == "ok") == counts
     assert (not pd.isna(last["speedup"])) == counts
     claim = next(c for c in paper.load().claims if c.precision == precision)
-    verdict = score([claim], ladder_table(load(tmp_path / "runs")), tmp_path)[0].verdict
+    verdict = score([claim], results(load(tmp_path / "runs")), tmp_path)[0].verdict
     assert verdict == ("reproduced" if counts else "wrong")
 
 
@@ -102,7 +103,8 @@ def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdic
         "evidence",
     ]
     assert all(set(keys) <= set(row) for row in rows)
-    assert (tmp_path / rows[0]["evidence"][0]).is_file()
+    (evidence,) = [row["evidence"] for row in rows if row["id"] == "ladder-speedup-fp64"]
+    assert (tmp_path / evidence[0]).is_file()
 
 
 @pytest.mark.parametrize(("speedup", "error", "code"), [(40.0, 1e-12, 0), (20.0, 1e-12, 1), (40.0, 1e-3, 1)])
@@ -178,16 +180,20 @@ def test_a_case_run_again_by_hand_counts_once(tmp_path: Path) -> None:
     assert (ladder_table(load(tmp_path / "runs"))["samples"] == 6).all()
 
 
+def verdict_of(claim: str, out: Path) -> str:
+    return next(s.verdict for s in report(out).scores if s.id == claim)
+
+
 def test_too_few_rounds_or_an_unfinished_case_judge_nothing(tmp_path: Path) -> None:
     write_run(tmp_path)
     folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
     (folder / "exit_code").write_text("1\n")
-    assert report(tmp_path).scores[0].verdict == "not run"
+    assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
     (folder / "exit_code").write_text("0\n")
-    assert report(tmp_path).scores[0].verdict == "reproduced"
+    assert verdict_of("ladder-speedup-fp64", tmp_path) == "reproduced"
     lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
     (folder / "events.jsonl").write_text("".join(x for x in lines if '"round": 5' not in x))
-    assert report(tmp_path).scores[0].verdict == "not run"
+    assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
 
 
 def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ import pandas as pd
 import pytest
 
 from harness.analysis.ablation import AblationTables, ablation_tables
-from harness.analysis.ladder import ladder_table
+from harness.analysis.results import results
 from harness.analysis.seeds import geometric_interval, mean_interval, t_quantile
 from harness.analysis.training import TrainingTables, training_tables
 from harness.collect.runs import load
 from harness.events import EventLog
 from harness.report import paper
 from harness.report.content import measured
+from harness.report.judges import score
 from harness.report.render import report
-from harness.report.scorecard import score
 from harness.report.training import remarks
 
 HEADS = (
@@ -414,7 +414,7 @@ def test_claims_on_joint_training_are_judged_by_what_ran(
 ) -> None:
     rows = [held_out(h, 0.01, 0.1, role=f"{role} {h}") for h in HEADS[:heads]]
     write_run(tmp_path, "run", rows, workload={"elements": list(range(1, elements + 1))})
-    scores = {s.id: s for s in score(paper.load().claims, ladder_table([]), tmp_path, tables(tmp_path)[0].runs)}
+    scores = {s.id: s for s in score(paper.load().claims, results(load(tmp_path / "runs")), tmp_path)}
     assert (scores["datasets"].verdict, scores["elements"].verdict) == verdicts
     if heads > 1:
         assert scores["datasets"].measured_value == heads

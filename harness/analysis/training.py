@@ -21,9 +21,9 @@ from harness.collect.runs import Record
 
 RUNS = (
     "campaign", "suite", "system", "case", "id", "experiment", "recipe", "task", "seed", "split_seed", "sets", "data",
-    "stand_ins", "judged_heads", "elements", "backbone", "hidden_dim", "num_conv_layers", "parameters", "precision",
-    "found", "as_asked", "compiled", "why_eager", "epochs", "epochs_done", "steps",
-    "batch_size", "global_batch", "budget", "best_epoch", "validation_loss", "stopped", "resumed", "train_s",
+    "stand_ins", "judged_heads", "structures", "elements", "backbone", "hidden_dim", "num_conv_layers", "parameters",
+    "precision", "found", "as_asked", "compiled", "why_eager", "epochs", "epochs_done", "steps",
+    "batch_size", "global_batch", "budget", "best_epoch", "validation_loss", "stopped", "resumed", "skipped", "train_s",
     "graphs_per_s", "waiting", "gate_energy_error_ev_per_atom", "gate_right_branch", "world_size", "device", "threads",
     "torch", "folder",
 )  # fmt: skip
@@ -158,6 +158,7 @@ def _run(record: Record) -> dict[str, Any]:
         "data": ", ".join(f"{s['set']} ({s['role']})" for s in workload["sets"]),
         "stand_ins": sum(role.startswith("stand-in") for role in roles),
         "judged_heads": sum(row.get(ENERGY.mae) is not None for row in facts["held_out"]),
+        "structures": sum(s.get("train") or 0 for s in workload["sets"]),
         "elements": len(workload.get("elements", [])),
         **{k: about.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
         "parameters": about.get("parameters"),
@@ -174,6 +175,7 @@ def _run(record: Record) -> dict[str, Any]:
         "validation_loss": best.get("validation_loss"),
         "stopped": next((e["why"] for e in record.others.get("stopped", [])), None),
         "resumed": len(record.others.get("resumed", [])),
+        "skipped": len(record.others.get("skipped", [])),
         "train_s": facts.get("train_s", sum(e["seconds"] for e in epochs)),
         "graphs_per_s": statistics.median(rates) if (rates := [e["graphs_per_s"] for e in epochs]) else None,
         "waiting": sum(waits) / seconds if waits and (seconds := sum(e["seconds"] for e in epochs)) else None,

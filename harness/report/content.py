@@ -9,11 +9,8 @@ from typing import get_args
 
 import pandas as pd
 
-from harness.analysis.ablation import AblationTables
-from harness.analysis.data import DataTables
-from harness.analysis.hpo import SearchTables
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
-from harness.analysis.training import TrainingTables
+from harness.analysis.results import Results
 from harness.collect.runs import Record
 from harness.programs import StageName
 from harness.report.ablation import ablation_sections
@@ -31,26 +28,17 @@ STAGES = list(get_args(StageName))
 BUSY = 0.7
 
 
-def build(
-    records: list[Record],
-    ladder: pd.DataFrame,
-    scaling: pd.DataFrame,
-    data: DataTables,
-    training: TrainingTables,
-    ablation: AblationTables,
-    searches: SearchTables,
-    scores: list[Score],
-    paper: Paper,
-    figures: Path,
-) -> list[Section]:
+def build(found: Results, scores: list[Score], paper: Paper, figures: Path) -> list[Section]:
     """All sections of the report, in reading order; draws the figures into the folder."""
-    sections = [scorecard_section(scores, paper), *data_section(data, figures)]
-    sections += training_sections(training, ablation, figures) + ablation_sections(training, ablation, figures)
-    sections += search_sections(searches, figures)
-    for _, rows in ladder.groupby("experiment", sort=False):
+    records = found.records
+    sections = [scorecard_section(scores, paper), *data_section(found.data, figures)]
+    sections += training_sections(found.training, found.ablation, figures)
+    sections += ablation_sections(found.training, found.ablation, figures)
+    sections += search_sections(found.searches, figures)
+    for _, rows in found.ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))
-    sections += [scaling_section(rows, figures) for _, rows in scaling.groupby("campaign", sort=False)]
+    sections += [scaling_section(rows, figures) for _, rows in found.scaling.groupby("campaign", sort=False)]
     for maker in (model_section, merits_section, unfinished_section):
         sections += [s for s in [maker(records)] if s is not None]
     return [*sections, provenance_section(records)]
@@ -66,12 +54,17 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
             s.verdict,
             s.basis or DASH,
             s.reason,
-            ", ".join(s.evidence) or DASH,
+            s.how,
+            ", ".join(s.evidence[:3]) + (f" and {len(s.evidence) - 3} more" if len(s.evidence) > 3 else "") or DASH,
         ]
         for s in scores
     ]
-    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "raw samples"]
-    return Section("Scorecard", "scorecard", [f"Claims of {paper.source}."], views=[View("Claims", columns, rows)])
+    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "how it is measured", "raw samples"]
+    said = [
+        f"Claims of {paper.source}. Basis: what the value rests on. Stand-in: data or sizes that stand for the paper's;"
+        " emulated: nodes that share a machine. Neither reproduces a claim about a supercomputer.",
+    ]
+    return Section("Scorecard", "scorecard", said, views=[View("Claims", columns, rows)])
 
 
 def measured(score: Score) -> str:

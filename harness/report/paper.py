@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from harness import shipped
 from harness.language import validation, yamlfile
@@ -19,10 +21,16 @@ class Table(Strict):
     printed_speedup: list[float]
 
 
-class Claim(Strict):
-    """A claim; paper_low is the smallest of the paper's values for it.
+JudgeName = Literal[
+    "ladder", "heads", "elements", "structures", "campaigns", "nodes", "lead", "machines", "precisions", "unmeasured"
+]
 
-    precision: of a claim on the ladder's whole speed-up. counts: what is counted, of a claim on joint training.
+
+class Claim(Strict):
+    """A claim; paper_low is the smallest of the paper's values for it, and of these tolerance a share less will do.
+
+    how: what is measured for it. judge: the function of harness.report.judges that decides. precision: of a claim on
+    the ladder's whole speed-up.
     """
 
     id: str
@@ -30,9 +38,16 @@ class Claim(Strict):
     source: str
     unit: str
     paper_value: float
-    paper_low: float
+    paper_low: float | None = None
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    how: str
+    judge: JudgeName
     precision: str | None = None
-    counts: Literal["sets", "elements"] | None = None
+
+    @property
+    def low(self) -> float:
+        """The least value that bears the claim out."""
+        return (self.paper_value if self.paper_low is None else self.paper_low) * (1.0 - self.tolerance)
 
 
 class Paper(Strict):

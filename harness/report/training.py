@@ -209,4 +209,6 @@ def runs_view(runs: pd.DataFrame) -> View:
         for r in lines(runs)
     ]  # fmt: skip
     note = "Graphs/s: median over epochs. Waiting for data: share of the time of the epochs."
+    if runs["skipped"].sum():
+        note += f" Steps left out, since their gradient was no number: {listed(runs['skipped'])}."
     return View("Runs", columns, body, note)

@@ -48,7 +48,7 @@ def harness(session: nox.Session, *words: str) -> None:
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Every suite at laptop scale on this machine, then the report: results/index.html."""
-    harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "hpo")
+    harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo")
 
 
 @nox.session
@@ -73,6 +73,12 @@ def scaling(session: nox.Session) -> None:
 def hpo(session: nox.Session) -> None:
     """Hyperparameter search for six backbones (minutes here), or `-- --system frontier -S account=...`."""
     harness(session, "run", "hpo")
+
+
+@nox.session
+def precision(session: nox.Session) -> None:
+    """BF16, FP32 and FP64 side by side for six backbones: rates, memory, and both kinds of error."""
+    harness(session, "run", "precision")
 
 
 @nox.session

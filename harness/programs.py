@@ -20,7 +20,7 @@ StageName = Literal["baseline", "encoder_reuse", "branch_skip", "fused_gradient"
 def without_repeats(words: list[str]) -> list[str]:
     """The list as it is; raises ValueError if a word stands in it twice."""
     if len(set(words)) < len(words):
-        raise ValueError("a stage stands in the list twice")
+        raise ValueError("a value stands in the list twice")
     return words
 
 
@@ -222,12 +222,36 @@ class HpoParameters(Strict):
     seed: int | None = None
 
 
+class PrecisionParameters(Strict):
+    """One backbone in several precisions side by side, fp64 first."""
+
+    precisions: Annotated[list[PrecisionName], AfterValidator(without_repeats)] | None = None
+    model: ModelSizes | None = None
+    checkpoint: str | None = None
+    sets: list[str] | None = None
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    split_seed: int | None = None
+    limit: Count | None = None
+    temperature: Positive | None = None
+    batch_size: Count | None = None
+    steps: Count | None = None
+    discard: NotNegative | None = None
+    rounds: Count | None = None
+    predictions: Count | None = None
+    force_weight: Positive | None = None
+    learning_rate: Positive | None = None
+    backend: Literal["gloo", "nccl", "xccl"] | None = None
+    device: Literal["cpu", "cuda", "xpu"] | None = None
+    seed: int | None = None
+
+
 PROGRAMS: dict[str, type[Strict]] = {
     "ladder": LadderParameters,
     "train": TrainParameters,
     "data_parallel": DataParallelParameters,
     "data": DataParameters,
     "hpo": HpoParameters,
+    "precision": PrecisionParameters,
 }
 # Programs that run as one process and start others on the nodes of their job.
 DRIVERS = {"hpo"}

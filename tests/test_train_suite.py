@@ -82,6 +82,7 @@ def test_twins_differ_in_their_data_alone() -> None:
     """Else a ratio of their errors would not be one of multi-task to single-task training."""
     suite = suites.load(shipped.find("suites", "multitask"), "local")
     assert suite.parameters["sets"] == "{{ everything if dataset == 'all' else [dataset] }}"
-    others = {name: value for name, value in suite.parameters.items() if name != "sets"}
+    assert suite.parameters["epoch_length"] == "{{ each * (16 if dataset == 'all' else 1) }}"
+    others = {name: value for name, value in suite.parameters.items() if name not in ("sets", "epoch_length")}
     assert "dataset" not in str(others)
     assert set(suite.matrix) == {"dataset"}

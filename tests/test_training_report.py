@@ -307,8 +307,14 @@ def test_a_multi_task_error_that_is_no_number_shows(tmp_path: Path) -> None:
 def test_unequal_budgets_are_told(tmp_path: Path) -> None:
     both: Errors = {"A": (0.01, 0.1), "B": (0.01, 0.1)}
     write_ablation(tmp_path / "equal", {0: both}, {0: both})
-    write_ablation(tmp_path / "unequal", {0: both}, {0: both}, workload={"epochs": 6})
-    for name, said in (("equal", "Equal budgets: 240 structures"), ("unequal", "WRONG: budgets")):
+    write_ablation(tmp_path / "each", {0: both}, {0: both}, workload={"epochs": 6})
+    write_ablation(tmp_path / "unequal", {0: both}, {0: both}, workload={"epochs": 9})
+    told = {
+        "equal": "Equal budgets: 240 structures drawn in training by every run",
+        "each": "Equal budgets: 240 structures of each set drawn in training",
+        "unequal": "WRONG: budgets",
+    }
+    for name, said in told.items():
         report(tmp_path / name)
         assert said in (tmp_path / name / "report.md").read_text()
 

@@ -10,6 +10,7 @@ from harness.analysis.ablation import AblationTables, ablation_tables
 from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
 from harness.analysis.ladder import ladder_table
+from harness.analysis.precision import PrecisionTables, precision_tables
 from harness.analysis.scaling import scaling_table
 from harness.analysis.training import TrainingTables, training_tables
 from harness.collect.runs import Record, merits_table, samples_table
@@ -28,12 +29,19 @@ class Results:
     training: TrainingTables
     ablation: AblationTables
     searches: SearchTables
+    precision: PrecisionTables
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name -> table, as they are written."""
         found = {name: getattr(self, name) for name in ("samples", "merits", "ladder", "scaling")}
         found |= {name: table for name, table in vars(self.data).items() if isinstance(table, pd.DataFrame)}
-        for prefix, own in (("training", self.training), ("ablation", self.ablation), ("hpo", self.searches)):
+        named = {
+            "training": self.training,
+            "ablation": self.ablation,
+            "hpo": self.searches,
+            "precision": self.precision,
+        }
+        for prefix, own in named.items():
             found |= {f"{prefix}_{name}": table for name, table in vars(own).items()}
         return found
 
@@ -51,4 +59,5 @@ def results(records: list[Record]) -> Results:
         training,
         ablation_tables(training.held_out),
         search_tables(records),
+        precision_tables(records),
     )

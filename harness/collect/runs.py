@@ -17,6 +17,11 @@ from harness.checks import State
 from harness.garbage import without_garbage
 from harness.jobs.outcome import exit_of
 
+# Events of kinds that a program has of its own.
+OTHERS = {
+    "epoch", "head", "compute_only", "resumed", "skipped", "stopped", "trial", "prediction", "trained", "module",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Record:
@@ -82,8 +87,8 @@ def _record(folder: str, case: dict[str, Any]) -> Record:
                 profile = event
             case "error":
                 error = event["message"]
-            case "epoch" | "head" | "compute_only" | "resumed" | "skipped" | "stopped" | "trial":
-                others.setdefault(event["event"], []).append(event)
+            case kind if kind in OTHERS:
+                others.setdefault(kind, []).append(event)
     ended = exit_of(folder)
     state, reason = checks.judge(case, log, ended[0] if ended else None)
     merits = [checks.merit(row, log) for row in case.get("performance", ())] if state == "done" else []

@@ -27,6 +27,7 @@ PROGRAMS = {
     "data_parallel": "harness.reference.data_parallel",
     "data": "harness.reference.data",
     "hpo": "harness.reference.hpo.search",
+    "precision": "harness.reference.precision_study",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
 PARALLEL = {"train", "data_parallel", "data"}

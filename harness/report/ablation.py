@@ -50,10 +50,16 @@ def ablation_section(experiment: str, training: TrainingTables, ablation: Ablati
 
 
 def budget(runs: pd.DataFrame) -> str:
-    """Whether all runs were allowed the same number of structures."""
+    """Whether all runs were allowed the same number of structures, or of structures of each set."""
     found = sorted(set(runs["budget"]))
     if len(found) == 1:
         return f"Equal budgets: {found[0]:,} structures drawn in training by every run, of one set or of all."
+    each = sorted(set(runs["budget"] // runs["sets"]))
+    if len(each) == 1:
+        return (
+            f"Equal budgets: {each[0]:,} structures of each set drawn in training, by the model that learns it alone or"
+            f" by that of all; the models of one set together cost what the other costs ({found[-1]:,})."
+        )
     return f"WRONG: budgets differ, from {found[0]:,} to {found[-1]:,} structures drawn in training by a run."
 
 

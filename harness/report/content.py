@@ -19,6 +19,7 @@ from harness.report.data import data_section
 from harness.report.figures import ladder_bars
 from harness.report.hpo import search_sections
 from harness.report.paper import Paper
+from harness.report.precision import precision_sections
 from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
 from harness.report.training import training_sections
@@ -35,6 +36,7 @@ def build(found: Results, scores: list[Score], paper: Paper, figures: Path) -> l
     sections += training_sections(found.training, found.ablation, figures)
     sections += ablation_sections(found.training, found.ablation, figures)
     sections += search_sections(found.searches, figures)
+    sections += precision_sections(found.precision, figures)
     for _, rows in found.ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))

@@ -176,6 +176,25 @@ def machines(claim: Claim, results: Results) -> Found:
     return Found("out of reach here", reason, (value, None, None), "measured", table["folder"].tolist())
 
 
+def precisions(claim: Claim, results: Results) -> Found:
+    """Precisions whose throughput and accuracy, in training and inference, were measured side by side."""
+    costs, inference, training = (getattr(results.precision, k) for k in ("costs", "inference", "training"))
+    counts = {
+        case: len(set(own["precision"]) & set(inference[inference["case"] == case]["precision"])
+                  & set(training[training["case"] == case]["precision"]))
+        for case, own in costs.groupby("case")
+    }  # fmt: skip
+    if not counts:
+        return Found("not run", "no precision suite has been run")
+    value = float(max(counts.values()))
+    full = costs[costs["case"].isin([c for c, n in counts.items() if n == value])]
+    verdict: Verdict = "reproduced" if value >= claim.low else "deviates"
+    where = (
+        f"{full['backbone'].nunique()} backbones on {full['device'].iloc[0]}, on shipped sets, most of them stand-ins"
+    )
+    return Found(verdict, where, (value, None, None), "stand-in", sorted(set(full["folder"])))
+
+
 def unmeasured(_claim: Claim, _results: Results) -> Found:
     """A claim for which there is no suite yet."""
     return Found("not run", "no suite measures it yet")
@@ -199,5 +218,6 @@ JUDGES: dict[JudgeName, Judge] = {
     "nodes": nodes,
     "lead": lead,
     "machines": machines,
+    "precisions": precisions,
     "unmeasured": unmeasured,
 }

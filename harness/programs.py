@@ -123,6 +123,13 @@ class TrainParameters(Strict):
     timeout_s: Positive | None = None
 
 
+class Network(Strict):
+    """What a projection assumes: time of a message between nodes, and what a node can send."""
+
+    latency_us: Annotated[float, Field(ge=0)]
+    bandwidth_gb_s: Positive
+
+
 class DataParallelParameters(Strict):
     """Data-parallel training steps, one process per rank; batch_size counts the graphs of one rank and step."""
 
@@ -147,6 +154,7 @@ class DataParallelParameters(Strict):
     max_neighbours: Count | None = None
     seed: int | None = None
     timeout_s: Positive | None = None
+    network: Network | None = None
 
 
 class DataParameters(Strict):

@@ -11,6 +11,7 @@ from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
 from harness.analysis.ladder import ladder_table
 from harness.analysis.precision import PrecisionTables, precision_tables
+from harness.analysis.projection import projection_table
 from harness.analysis.scaling import scaling_table
 from harness.analysis.training import TrainingTables, training_tables
 from harness.collect.runs import Record, merits_table, samples_table
@@ -25,6 +26,7 @@ class Results:
     merits: pd.DataFrame
     ladder: pd.DataFrame
     scaling: pd.DataFrame
+    projection: pd.DataFrame
     data: DataTables
     training: TrainingTables
     ablation: AblationTables
@@ -33,7 +35,7 @@ class Results:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name -> table, as they are written."""
-        found = {name: getattr(self, name) for name in ("samples", "merits", "ladder", "scaling")}
+        found = {name: getattr(self, name) for name in ("samples", "merits", "ladder", "scaling", "projection")}
         found |= {name: table for name, table in vars(self.data).items() if isinstance(table, pd.DataFrame)}
         named = {
             "training": self.training,
@@ -55,6 +57,7 @@ def results(records: list[Record]) -> Results:
         merits_table(records),
         ladder_table(records),
         scaling_table(records),
+        projection_table(records),
         data_tables(records),
         training,
         ablation_tables(training.held_out),

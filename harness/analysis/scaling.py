@@ -9,9 +9,13 @@ import pandas as pd
 
 from harness.collect.runs import Record
 
+# The kinds of work that steps are cut into, harness.reference.regions.
+REGIONS = ("data", "neighbour_lists", "collation", "forward", "gradient", "backward", "optimizer")
 COLUMNS = (
     "campaign", "suite", "system", "case", "id", "mode", "nodes", "hosts", "cores", "ranks", "batch_size",
-    "global_batch", "graphs_per_s", "lowest", "highest", "epochs", "efficiency", "communication", "waiting",
+    "global_batch", "graphs_per_s", "lowest", "highest", "epochs", "efficiency", "efficiency_low", "efficiency_high",
+    "communication", "waiting",
+    "atoms_imbalance", "edges_imbalance", *(f"{name}_s" for name in REGIONS),
     "gradient_error", "divergence", "precision", "device", "data", "folder",
 )  # fmt: skip
 
@@ -20,14 +24,20 @@ def scaling_table(records: list[Record]) -> pd.DataFrame:
     """One row per finished run, smallest first within each mode.
 
     graphs_per_s: ranks x batch x steps over the time of the train region, median of the kept epochs. efficiency:
-    throughput per rank over that of the smallest run of the same mode and campaign. communication: the part of the
+    throughput per rank over that of the smallest run of the same mode and campaign; low and high: of the slowest and
+    fastest epochs of both. imbalance: atoms and edges of the rank that has most, over the mean rank, mean over steps.
+    <region>_s: median over cut-up steps of the slowest rank. communication: the part of the
     step that goes away when the ranks do not exchange gradients. waiting: for data, of the time of the kept epochs.
     """
     rows = [_row(r) for r in records if r.case.get("program") == "data_parallel" and r.state == "done"]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
     per_rank = table["graphs_per_s"] / table["ranks"]
-    table["efficiency"] = per_rank / per_rank.groupby([table["campaign"], table["mode"]]).transform("first")
+    keys = [table["campaign"], table["mode"]]
+    table["efficiency"] = per_rank / per_rank.groupby(keys).transform("first")
+    low, high = table["lowest"] / table["ranks"], table["highest"] / table["ranks"]
+    table["efficiency_low"] = low / high.groupby(keys).transform("first")
+    table["efficiency_high"] = high / low.groupby(keys).transform("first")
     return table
 
 
@@ -52,6 +62,8 @@ def _row(record: Record) -> dict[str, Any]:
         "epochs": len(throughput),
         "communication": _communication(record),
         "waiting": _waiting(record),
+        **_imbalance(record),
+        **_regions(record),
         "gradient_error": facts.get("gradient_error"),
         "divergence": facts.get("parameter_divergence"),
         "precision": seen["requested"],
@@ -69,6 +81,22 @@ def _communication(record: Record) -> float | None:
     if not alone or len(alone) != len(together):
         return None
     return max(0.0, 1.0 - sum(s["seconds"] for s in alone) / sum(together))
+
+
+def _imbalance(record: Record) -> dict[str, float]:
+    ranks = len(record.facts["ranks"])
+    kept = [s for s in record.samples if not s["discarded"] and s.get("edges_most")]
+    return {
+        f"{what}_imbalance": statistics.fmean(ranks * s[f"{what}_most"] / s[what] for s in kept)
+        for what in ("atoms", "edges")
+        if kept
+    }
+
+
+def _regions(record: Record) -> dict[str, float]:
+    cut = record.others.get("region", [])
+    each = {name: [e["seconds"] for e in cut if e["name"] == name] for name in REGIONS}
+    return {f"{name}_s": statistics.median(seconds) for name, seconds in each.items() if seconds}
 
 
 def _waiting(record: Record) -> float | None:

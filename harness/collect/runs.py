@@ -19,7 +19,8 @@ from harness.jobs.outcome import exit_of
 
 # Events of kinds that a program has of its own.
 OTHERS = {
-    "epoch", "head", "compute_only", "resumed", "skipped", "stopped", "trial", "prediction", "trained", "module",
+    "epoch", "head", "compute_only", "own_step", "region", "exchange", "resumed", "skipped", "stopped", "trial",
+    "prediction", "trained", "module",
 }  # fmt: skip
 
 

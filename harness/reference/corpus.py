@@ -67,8 +67,14 @@ class Corpus:
 
     def graphs(self, drawn: Drawn) -> list[Graph]:
         """The samples drawn, with their neighbours."""
-        starts = np.array(self.samples.starts)
-        records = self.samples.get(starts[drawn.dataset] + drawn.index)
+        return self.graphs_of(drawn, self.records(drawn))
+
+    def records(self, drawn: Drawn) -> list[Record]:
+        """The samples drawn, as they are stored."""
+        return self.samples.get(np.array(self.samples.starts)[drawn.dataset] + drawn.index)
+
+    def graphs_of(self, drawn: Drawn, records: Sequence[Record]) -> list[Graph]:
+        """Records of what was drawn, with their neighbours."""
         names = zip(drawn.dataset.tolist(), drawn.index.tolist(), records, strict=True)
         return [self._graph(self.datasets[d], k, record) for d, k, record in names]
 

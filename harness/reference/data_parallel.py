@@ -9,7 +9,11 @@ Events besides those of every program:
     sample        one step: seconds (slowest rank), seconds_mean; busy: without the wait for data, on a device with it
                   (slowest rank); wait_mean: of the host for data; graphs, atoms, edges of all ranks; loss, their mean
     epoch         train_s and wait_s (slowest rank), and their means; wait_s is part of train_s
+    own_step      one step of rank 0: busy seconds, graphs, atoms and edges of its own batch; exchanged: whether a
+                  gradient was exchanged meanwhile
     compute_only  one step of the last pass: seconds (slowest rank), seconds_mean
+    exchange      one all-reduce of so many bytes, on its own: seconds (slowest rank)
+    region        seconds of one kind of work in one step, cut up (slowest rank), and their mean; see regions.py
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
@@ -38,12 +43,17 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.precision import precision
 from harness.reference.ranks import Place
+from harness.reference.regions import REGIONS, cut_step
 from harness.reference.steps import Feed, Labelled, Pass, adopted, one_pass, replicate
 from harness.reference.store.modes import Mode
 from harness.reference.store.prefetch import Prefetch
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
+
+MOST_SIZES = 2000
+CUT_STEPS = 11
+EXCHANGES = 7
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ class DataParallelConfig:
     (store_backend; auto: DDStore where it is installed). sampling: all ranks draw from all datasets
     (mixed) or each from its own (assigned), weighed by count ** (1 / temperature). batch_size: graphs per rank and
     step. steps: per epoch. ahead: batches made ready beforehand. max_neighbours holds in place of the model's own
-    limit. timeout_s: how long a rank waits for the others before it gives the run up.
+    limit. timeout_s: how long a rank waits for the others before it gives the run up. network: what a projection to
+    other numbers of ranks assumes of the machine; nothing here reads it.
     """
 
     batch_size: int
@@ -79,6 +90,7 @@ class DataParallelConfig:
     max_neighbours: int | None = 20
     seed: int = 0
     timeout_s: float = 600.0
+    network: dict[str, float] | None = None
 
 
 class Scaling:
@@ -126,7 +138,15 @@ class Scaling:
         if not discarded:
             self.throughput.append(graphs / slowest[0])
         self._samples(number, own, batches)
+        self._own_steps(number, own.busy, batches, exchanged=team.place.size > 1)
         return batches
+
+    def _own_steps(self, epoch: int, busy: Tensor, batches: Sequence[Labelled], *, exchanged: bool) -> None:
+        """Write rank 0's own steps with the size of what it worked on."""
+        for step, (seconds, (batch, _)) in enumerate(zip(busy.tolist(), batches, strict=False)):
+            size = {"graphs": len(batch.head), "atoms": len(batch.numbers), "edges": len(batch.receiver)}
+            about = {"epoch": epoch, "step": step, "discarded": epoch == 0, "exchanged": exchanged}
+            self.log.write("own_step", **about, busy=seconds, **size)
 
     def _samples(self, epoch: int, own: Pass, batches: Sequence[Labelled]) -> None:
         """Write what the ranks have measured of each step of an epoch; raise InputError if a loss is not finite."""
@@ -138,9 +158,10 @@ class Scaling:
             self.team.mean(own.waits).tolist(),
             self.team.mean(own.losses).tolist(),
             self.team.total(sizes).long().tolist(),
+            self.team.largest(sizes).long().tolist(),
             strict=True,
         )
-        for step, (slowest, mean, busy, wait, loss, (atoms, edges)) in enumerate(columns):
+        for step, (slowest, mean, busy, wait, loss, (atoms, edges), most) in enumerate(columns):
             if not math.isfinite(loss):
                 raise InputError(f"the loss is {loss} at epoch {epoch}, step {step}")
             self.log.write(
@@ -155,6 +176,8 @@ class Scaling:
                 graphs=self.team.place.size * self.config.batch_size,
                 atoms=atoms,
                 edges=edges,
+                atoms_most=most[0],
+                edges_most=most[1],
                 loss=loss,
             )
 
@@ -169,6 +192,43 @@ class Scaling:
         slowest, mean = self.team.largest(seconds).tolist(), self.team.mean(seconds).tolist()
         for step in range(len(batches)):
             self.log.write("compute_only", step=step, seconds=slowest[step], seconds_mean=mean[step])
+        self._own_steps(self.config.epochs, seconds, batches, exchanged=False)
+
+    def exchange(self) -> None:
+        """All-reduces on their own: of the whole gradient, and of one number, for what a message costs."""
+        if self.team.place.size == 1:
+            return
+        trained = [p for p in self.replica.parameters() if p.requires_grad]
+        for count in (sum(p.numel() for p in trained), 1):
+            content = torch.zeros(count, dtype=trained[0].dtype, device=self.team.device)
+            for repeat in range(EXCHANGES + 1):
+                self.team.meet()
+                seconds = self.team.reduce_s(content)
+                if repeat:  # the first one pays for what comes once
+                    self.log.write("exchange", bytes=content.nbytes, seconds=seconds)
+
+    def regions(self, model: FoundationModel, feed: Feed) -> None:
+        """As many steps once more, cut up; after the first, which pays for what comes once."""
+        times = []
+        for step in range(min(self.config.steps, CUT_STEPS)):
+            self.team.meet()
+            drawn = feed.dealt(step, self.team.place.rank)
+            times.append(cut_step(model, self.objective, self.optimizer, feed, drawn, self.team.device))
+        slowest, mean = self.team.largest(torch.stack(times)), self.team.mean(torch.stack(times))
+        for step in range(1, len(times)):
+            for k, name in enumerate(REGIONS):
+                self.log.write("region", step=step, name=name, seconds=slowest[step, k].item(),
+                               seconds_mean=mean[step, k].item())  # fmt: skip
+
+
+def sizes_of(batches: Sequence[Labelled]) -> list[list[int]]:
+    """Atoms and edges of graphs that rank 0 was dealt, at most MOST_SIZES of them."""
+    found: list[list[int]] = []
+    for batch, _ in batches:
+        count = len(batch.head)
+        atoms, edges = (torch.bincount(of, minlength=count).tolist() for of in (batch.graph, batch.edge_graph))
+        found += [[a, e] for a, e in zip(atoms, edges, strict=True)]
+    return found[:MOST_SIZES]
 
 
 def kept(batches: Iterable[Labelled], there: list[Labelled]) -> Iterator[Labelled]:
@@ -227,6 +287,9 @@ def scale(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: 
         log.fact("throughput_graphs_per_s", scaling.throughput)
         log.fact("parameter_divergence", parameter_divergence(model, team))
         scaling.compute_only(batches)
+        scaling.exchange()
+        scaling.regions(model, feed)
+    log.fact("graph_sizes", sizes_of(batches))
 
 
 def describe(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: Team, log: EventLog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ class Team:
         found: list[Value] = [value] * self.place.size
         dist.all_gather_object(found, value)
         return found
+
+    def reduce_s(self, content: Tensor) -> float:
+        """Seconds that a sum of the content over all ranks takes, on the slowest; content is overwritten."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        dist.all_reduce(content)
+        synchronize(self.device)
+        return float(self.largest(torch.tensor([time.perf_counter() - began])))
 
     def meet(self) -> None:
         """Wait until all ranks are here and their devices idle."""

@@ -40,7 +40,8 @@ def build(found: Results, scores: list[Score], paper: Paper, figures: Path) -> l
     for _, rows in found.ladder.groupby("experiment", sort=False):
         own = [r for r in records if str(r.folder) in set(rows["folder"])]
         sections.append(ladder_section(rows, own, paper, figures))
-    sections += [scaling_section(rows, figures) for _, rows in found.scaling.groupby("campaign", sort=False)]
+    for _, rows in found.scaling.groupby("campaign", sort=False):
+        sections.append(scaling_section(rows, found.projection, figures))
     for maker in (model_section, merits_section, unfinished_section):
         sections += [s for s in [maker(records)] if s is not None]
     return [*sections, provenance_section(records)]

@@ -72,8 +72,8 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
         return kept(figure, folder, name, caption)
 
 
-def scaling_lines(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Throughput over ranks for each mode, beside the line of perfect scaling, as <name>.svg and .png in folder."""
+def scaling_lines(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Throughput over ranks for each mode, beside perfect scaling and what is projected, as <name>.svg and .png."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         for (mode, own), colour in zip(rows.groupby("mode"), ("#0072b2", "#e69f00", "#009e73"), strict=False):
@@ -81,18 +81,21 @@ def scaling_lines(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
             style: Any = {"marker": "o", "capsize": 3, "color": colour, "label": mode}
             axes.errorbar(own["ranks"], own["graphs_per_s"], yerr=np.array([low, high]), **style)
             first = own.iloc[0]
-            ideal = first["graphs_per_s"] * own["ranks"] / first["ranks"]
-            axes.plot(own["ranks"], ideal, ":", color=colour, linewidth=1)
+            further = projection[(projection["mode"] == mode) & (projection["basis"] == "projected")]
+            axes.plot(further["ranks"], further["graphs_per_s"], "x--", color=colour, linewidth=0.9, ms=4)
+            ranks = np.array([*own["ranks"], *further["ranks"]], dtype=float)
+            axes.plot(ranks, first["graphs_per_s"] * ranks / first["ranks"], ":", color=colour, linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        ticks = sorted(set(rows["ranks"]))
+        ticks = sorted({*rows["ranks"], *projection["ranks"]})
         axes.set_xticks(ticks, [str(t) for t in ticks])
         axes.set_xlabel("ranks")
         axes.set_ylabel("graphs/s")
         axes.legend(frameon=False)
         caption = (
             f"Training throughput on {rows['system'].iloc[0]}: median of the kept epochs, lowest and highest as bars;"
-            " dotted: perfect scaling from the smallest run."
+            " dotted: perfect scaling from the smallest run"
+            + ("; crosses, dashed: projected, not measured." if len(projection) else ".")
         )
         return kept(figure, folder, name, caption)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_512-8bf7c18b
+#SBATCH --job-name=scaling-weak-nodes_512-7d2a2023
 #SBATCH --nodes=1024
 #SBATCH --time=01:05:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-8bf7c18b.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-7d2a2023.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --account=abc123
@@ -11,16 +11,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Frontier (OLCF):
-#   scaling-weak-nodes_512 (id ba649dbeceed60bc): 512 nodes x 8 ranks, 30 min at most
-#   scaling-weak-nodes_1024 (id 6ff715fd2399fef4): 1024 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_512 (id 4e3f1654f43b57aa): 512 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 968124209d91c950): 1024 nodes x 8 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system frontier`.
-# By hand: `sbatch jobs/scaling-weak-nodes_512-8bf7c18b.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-7d2a2023.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_512-8bf7c18b
+job=scaling-weak-nodes_512-7d2a2023
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
@@ -169,13 +169,13 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-nodes_512-ba649dbece '' 512 1800 \
+run_case scaling-weak-nodes_512-4e3f1654f4 '' 512 1800 \
     srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
     --kill-on-bad-exit=1 --label \
     "$python" -m harness.reference .
 
-run_case scaling-weak-nodes_1024-6ff715fd23 '' 1024 1800 \
+run_case scaling-weak-nodes_1024-968124209d '' 1024 1800 \
     srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
     --kill-on-bad-exit=1 --label \

@@ -121,6 +121,8 @@ class TrainParameters(Strict):
     device: Literal["cpu", "cuda", "xpu"] | None = None
     seed: int | None = None
     timeout_s: Positive | None = None
+    minutes: Positive | None = None
+    continues: bool | None = None
 
 
 class Network(Strict):

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +22,7 @@ from harness.reference.head_groups import HeadGroups
 from harness.reference.losses import Errors, Labels, Objective, compared, own_head
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.optimization import Optimization
+from harness.reference.progress import Length, Means, Progress
 from harness.reference.steps import Feed, Labelled
 from harness.reference.store.prefetch import Prefetch
 from harness.reference.store.sampling import Drawn
@@ -33,65 +33,6 @@ ASKED_EVERY = 50
 # One structure far from all others can overflow a gradient now and then; so many in a row are a diverged model.
 MOST_SKIPPED = 10
 BAD_BATCH = "bad-batch.pt"
-
-
-@dataclass(frozen=True)
-class Length:
-    """epochs: at most. stop_after: epochs without a better validation loss that end the run, or None.
-    checkpoint_s: seconds between states on disk, besides the one after every epoch."""
-
-    epochs: int
-    stop_after: int | None = None
-    checkpoint_s: float = 300.0
-
-
-@dataclass
-class Means:
-    """Sums over the graphs of each head, over what has been seen: errors of energy and force, and how many."""
-
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(HEADS), 3, dtype=torch.float64))
-
-    def add(self, of_graphs: Errors, head: Tensor) -> None:
-        """Count a batch in."""
-        energy, force = (e.detach().double().cpu() for e in of_graphs)
-        self.sums.index_add_(0, head.cpu(), torch.stack([energy, force, torch.ones_like(energy)], dim=1))
-
-    def rows(self) -> dict[int, tuple[float, float, int]]:
-        """Head -> mean errors of energy and force, structures."""
-        seen = self.sums[:, 2].nonzero().flatten().tolist()
-        return {h: (*(self.sums[h, :2] / self.sums[h, 2]).tolist(), int(self.sums[h, 2])) for h in seen}
-
-    def overall(self, shares: Tensor | None = None) -> tuple[float, float]:
-        """Mean errors of energy and force, every head counting by its share [heads], or by its graphs."""
-        means, weights, _ = self._of_heads(shares)
-        energy, force = (weights @ means).tolist()
-        return energy, force
-
-    def loss(self, objective: Objective, shares: Tensor | None = None) -> float:
-        """The objective, every head counting by its share [heads], or by its graphs."""
-        means, weights, heads = self._of_heads(shares)
-        return float(weights @ objective.each(Errors(means[:, 0], means[:, 1]), heads))
-
-    def _of_heads(self, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the heads that were seen: mean errors [h, 2], weights [h] that sum to 1, and which they are [h]."""
-        heads = self.sums[:, 2].nonzero().flatten()
-        weights = (self.sums[:, 2] if shares is None else shares)[heads]
-        return self.sums[heads, :2] / self.sums[heads, 2:], weights / weights.sum(), heads
-
-
-@dataclass
-class Progress:
-    """Where a run stands. skipped: steps in a row whose gradient was no number. history: the events of the epochs
-    behind it, which a run that goes on writes again."""
-
-    step: int = 0
-    epoch: int = 0
-    best: float = math.inf
-    since_best: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    means: Tensor = field(default_factory=lambda: Means().sums)
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Learning:
@@ -122,7 +63,8 @@ class Learning:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.waited_s = 0.0
-        self._told = self._saved = time.monotonic()
+        self.out_of_time = False
+        self._began = self._told = self._saved = time.monotonic()
 
     @property
     def shares(self) -> Tensor:
@@ -139,10 +81,22 @@ class Learning:
         return self.length.epochs * math.ceil(sampler.length / (sampler.ranks * sampler.batch_size))
 
     def run(self, ahead: int) -> None:
-        """Train to the end, from wherever this run stands; the model ends with its best weights."""
-        while self.progress.epoch < self.length.epochs and not self.stale:
+        """Train to the end, from wherever this run stands; the model ends with its best weights.
+
+        Or until time is up: then the state is on disk, and `finished` says no.
+        """
+        while not self.finished and not self.out_of_time:
             self.epoch(ahead)
-        self.model.load_state_dict(self.best)
+        if self.finished:
+            self.model.load_state_dict(self.best)
+        else:
+            why = f"{self.length.minutes:g} minutes are up"
+            self.log.write("stopped", why=why, epoch=self.progress.epoch, step=self.progress.step)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are behind this run, or more would be of no use."""
+        return self.progress.epoch >= self.length.epochs or self.stale
 
     @property
     def stale(self) -> bool:
@@ -170,6 +124,8 @@ class Learning:
                 self.step(drawn, batch, labels, means)
                 progress.step += 1
                 self._between(progress.step - first, began)
+                if self.out_of_time and progress.step - first < steps:
+                    return
             self.waited_s += batches.waited_s
         sampler.advance(steps)
         progress.seconds += time.monotonic() - began
@@ -224,12 +180,14 @@ class Learning:
             self.log.write("progress", done=self.progress.step, total=self.total, what="training steps")
             self._told = now
         due = now - self._saved > self.length.checkpoint_s
+        up = self.length.minutes is not None and now - self._began > 60.0 * self.length.minutes
         if self.team.place.size > 1:
             # All ranks must save at the same step; to ask after each would cost more than to save late.
             if self.progress.step % ASKED_EVERY:
                 return
-            due = bool(self.team.largest(torch.tensor([float(due)])))
-        if due and taken < self.feed.sampler.steps:
+            due, up = (bool(flag) for flag in self.team.largest(torch.tensor([float(due), float(up)])))
+        self.out_of_time = up
+        if (due or up) and taken < self.feed.sampler.steps:
             self.save(taken, extra_s=now - began)
 
     def _end(self, means: Means, waited_s: float) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
-from harness.reference import checkpoints, ranks
+from harness.reference import chain, checkpoints, ranks
 from harness.reference.compiling import Compiled, compiled_errors, times_compiled
 from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, stored, stores_in
 from harness.reference.datasets.mini import MINI_SETS
@@ -31,13 +31,14 @@ from harness.reference.errors import InputError
 from harness.reference.evaluation import held_out
 from harness.reference.gating import train_gate
 from harness.reference.head_groups import HeadGroups
-from harness.reference.learning import Learning, Length
+from harness.reference.learning import Learning
 from harness.reference.losses import GraphErrors, Objective
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.optimization import Optimization, OptimizerConfig, Schedule
 from harness.reference.options import build
 from harness.reference.precision import precision
+from harness.reference.progress import Length
 from harness.reference.ranks import Place
 from harness.reference.steps import Feed, adopted, replicate
 from harness.reference.store.modes import Mode
@@ -63,7 +64,8 @@ class TrainingConfig:
     rank's own datasets ("parallel", with assigned sampling). balance: ranks get batches of as many
     atoms instead of as many graphs.
     validation_limit: structures of each set that are looked at after an epoch. stop_after: epochs without a better
-    validation loss. gate_steps: 0 leaves the gate untrained.
+    validation loss. gate_steps: 0 leaves the gate untrained. minutes: after which the run leaves its state and ends,
+    one link of a chain; continues: it goes on from the state of the case before it.
     """
 
     precision: str = "fp32"
@@ -104,6 +106,8 @@ class TrainingConfig:
     device: str = "cpu"
     seed: int = 0
     timeout_s: float = 600.0
+    minutes: float | None = None
+    continues: bool = False
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -118,6 +122,8 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     """The program: train, train the gate, evaluate, and leave model.pt in the run folder."""
     config = configure(parameters)
     place = ranks.find(os.environ)
+    if config.continues and chain.ended_before(folder, log):
+        return
     device = own_device(config.device, config.backend, place)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     model_config = build(ModelConfig, config.model)
@@ -131,6 +137,9 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     sampler = Sampler(recipe, place.size, config.batch_size)
     feed = Feed(training, sampler, kind.dtype, adopted(model, training), model_config.needs_triplets, config.balance)
     with joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        if config.continues and place.rank == 0:
+            chain.take_over(folder)
+        team.meet()
         train(model.to(device), feed, splits, config, team, log, folder)
         for corpus in splits.values():
             corpus.samples.close()
@@ -197,12 +206,14 @@ def train(
         team,
         log,
         folder,
-        Length(config.epochs, config.stop_after, config.checkpoint_s),
+        Length(config.epochs, config.stop_after, config.checkpoint_s, config.minutes),
         groups,
         identity(model, asdict(config), team),
     )
     learning.resume()
     learning.run(config.ahead)
+    if not learning.finished:
+        return
     log.fact("graphs_compiled", times_compiled())
     if groups is not None:
         groups.whole(model, complete)

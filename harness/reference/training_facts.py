@@ -20,7 +20,10 @@ from harness.reference.steps import Feed
 from harness.reference.team import Team
 
 # Options that change neither model nor sequence of steps: a run may go on under others.
-PASSING = {"ahead", "checkpoint_s", "timeout_s", "validation_limit", "gate_steps", "read", "width", "store_backend"}
+PASSING = {
+    "ahead", "checkpoint_s", "timeout_s", "validation_limit", "gate_steps", "read", "width", "store_backend", "minutes",
+    "continues",
+}  # fmt: skip
 TOLD = ("batch_size", "epochs", "temperature", "seed", "sampling", "split_seed", "units", "heads", "balance")
 
 

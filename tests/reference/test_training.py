@@ -272,6 +272,37 @@ def test_a_gradient_that_is_no_number_is_left_out_and_told(tmp_path: Path, monke
         trained(tmp_path / "again", epochs=4)
 
 
+def link(root: Path, name: str, after: list[str]) -> Path:
+    """The folder of one link of a chain."""
+    (root / name).mkdir(parents=True)
+    (root / name / "case.json").write_text(json.dumps({"id": name, "program": "train", "after": after}))
+    return root / name
+
+
+def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    trained(whole)
+    first = trained(link(tmp_path, "a", []), minutes=1e-9)
+    (stopped,) = [e for e in first if e["event"] == "stopped"]
+    assert (stopped["why"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
+    assert not (tmp_path / "a" / "model.pt").exists()
+    second = trained(link(tmp_path, "b", ["a"]), continues=True)
+    assert [e["step"] for e in second if e["event"] == "resumed"] == [1]
+    third = trained(link(tmp_path, "c", ["b"]), continues=True)
+    assert fact(third, "ended_before") == "b"
+    assert not [e for e in third if e["event"] == "epoch"]
+    expected, _ = checkpoints.load(whole / "model.pt")
+    for name in "bc":
+        model, _ = checkpoints.load(tmp_path / name / "model.pt")
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    with pytest.raises(InputError, match="expected one case before this one"):
+        trained(link(tmp_path, "d", []), continues=True)
+    (tmp_path / "e").mkdir()
+    with pytest.raises(InputError, match="no state to go on from"):
+        trained(link(tmp_path, "f", ["e"]), continues=True)
+
+
 def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
     log = trained(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
     (stopped,) = [e for e in log if e["event"] == "stopped"]

@@ -20,6 +20,14 @@ nox.options.sessions = ["tests"]
 ROOT = Path(__file__).parent
 SHARED, PLAN = (ROOT / ".nox" / name for name in ("shared", "plan"))
 EXTRAS = {SHARED: "[reference,mpi,dev]", PLAN: ""}
+# What `reproduce -- --quick` runs: one case of most suites.
+QUICK = (
+    ("ladder", "-n", "random-fp32"),
+    ("scaling", "-n", "weak"),
+    ("precision", "-n", "painn"),
+    ("hpo", "-n", "painn"),
+    ("pretrain-short",),
+)
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
@@ -47,7 +55,12 @@ def harness(session: nox.Session, *words: str) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Every suite at laptop scale on this machine, then the report: results/index.html."""
+    """Every suite at laptop scale on this machine, then the report: results/index.html. `-- --quick`: a part of each."""
+    if "--quick" in session.posargs:
+        session.posargs.remove("--quick")
+        for words in QUICK:
+            harness(session, "run", *words)
+        return
     harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo")
 
 

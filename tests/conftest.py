@@ -37,6 +37,11 @@ def harness(tmp_path: Path) -> Harness:
     return call
 
 
+def pages_of(out: Path) -> str:
+    """All pages of a report, one after another."""
+    return "".join(path.read_text() for path in sorted(out.glob("*.html")))
+
+
 def needs(program: str) -> None:
     """Skip where a system program is absent; in CI that is a failure."""
     import shutil

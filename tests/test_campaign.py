@@ -16,7 +16,7 @@ import pytest
 from harness import events
 from harness.jobs.journal import Journal
 from harness.jobs.local import LocalScheduler
-from tests.conftest import ROOT, Harness
+from tests.conftest import ROOT, Harness, pages_of
 
 EAGER = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
 TINY = f"""\
@@ -120,7 +120,7 @@ def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_pat
     assert "failed with exit code 2" in done.stderr
     assert f"error: {broken}: not a readable checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
-    page = (tmp_path / "out" / "index.html").read_text()
+    page = pages_of(tmp_path / "out")
     assert "Not complete" in page
     assert "not a readable checkpoint" in page
     assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
@@ -251,4 +251,4 @@ performance:
     checked = harness("check", "--out", "out")
     assert checked.returncode == 1
     assert "tiny-random-fp64 time: worse" in checked.stdout
-    assert "Figures of merit" in (tmp_path / "out" / "index.html").read_text()
+    assert "Figures of merit" in pages_of(tmp_path / "out")

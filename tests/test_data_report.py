@@ -18,6 +18,7 @@ from harness.events import EventLog
 from harness.report.data_figures import short
 from harness.report.periodic import SYMBOLS, cell_of
 from harness.report.render import report
+from tests.conftest import pages_of
 
 HEADS = (
     ("Alexandria", 4_500_000, True), ("ANI1x", 5_000_000, False), ("MPTrj", 1_580_000, True),
@@ -164,7 +165,7 @@ def test_official_files_are_called_that(tmp_path: Path) -> None:
     log = tmp_path / "runs" / "data-local" / "convert-oc2020" / "events.jsonl"
     log.write_text(log.read_text().replace('"stand-in"', '"official"'))
     report(tmp_path)
-    page = (tmp_path / "index.html").read_text()
+    page = pages_of(tmp_path)
     assert "official files of OC2020" in page
     assert "stand-in" not in page
 
@@ -180,7 +181,7 @@ def test_the_latest_finished_conversion_counts(tmp_path: Path) -> None:
 def test_the_section_shows_every_dataset_and_calls_stand_ins_by_name(tmp_path: Path) -> None:
     everything(tmp_path)
     report(tmp_path)
-    page = (tmp_path / "index.html").read_text()
+    page = pages_of(tmp_path)
     assert 'id="data"' in page
     assert "PBE &lt;&amp; co&gt;" in page
     for head, _, sample in HEADS:
@@ -196,7 +197,7 @@ def test_the_section_shows_every_dataset_and_calls_stand_ins_by_name(tmp_path: P
 def test_no_data_no_section(tmp_path: Path) -> None:
     folder_of(tmp_path, "ladder-local", "none", "ladder").write("done")
     report(tmp_path)
-    assert 'id="data"' not in (tmp_path / "index.html").read_text()
+    assert 'id="data"' not in pages_of(tmp_path)
     assert (tmp_path / "tables" / "datasets.csv").read_text().startswith("campaign,")
     assert not list((tmp_path / "figures").glob("data-*"))
 
@@ -212,7 +213,7 @@ def test_either_half_stands_alone(tmp_path: Path, facts: str) -> None:
         lines = [line for line in log.read_text().splitlines(keepends=True) if '"statistics"' not in line]
         log.write_text("".join(lines))
     report(tmp_path)
-    page = (tmp_path / "index.html").read_text()
+    page = pages_of(tmp_path)
     assert 'id="data"' in page
     assert ("data-reading-local.svg" in (tmp_path / "report.md").read_text()) == (facts == "reading")
 

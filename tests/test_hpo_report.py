@@ -18,6 +18,7 @@ from harness.collect.runs import load
 from harness.events import EventLog
 from harness.plan import expand
 from harness.report.render import report
+from tests.conftest import pages_of
 
 SPACE = {
     "hidden_dim": {"low": 16, "high": 64, "log": False},
@@ -113,7 +114,7 @@ def test_importance_finds_what_decides_and_nothing_else() -> None:
 
 def test_the_report_shows_searches_for_what_they_are(out: Path) -> None:
     report(out)
-    page = (out / "index.html").read_text()
+    page = pages_of(out)
     assert "2 searches by Bayesian optimization (DeepHyper), 8 trials: 6 done, 1 timeout, 1 lost" in page
     assert "Not complete, and read as far as they went: hpo-painn (failed, 2 of 6)." in page
     assert "lost with n1" in page

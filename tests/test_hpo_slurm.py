@@ -12,6 +12,7 @@ import pytest
 
 from harness import events
 from tests.cluster import Cluster
+from tests.conftest import pages_of
 from tests.test_slurm import call, cluster, environment, until  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,7 @@ def test_a_search_outlives_a_node(call: Call, cluster: Cluster, tmp_path: Path) 
             assert one["ended_s"] <= other["began_s"] or other["ended_s"] <= one["began_s"]
     starts = [e for e in events.read(running[1] / "events.jsonl") if e["event"] == "start"]
     assert len(starts) == 2
-    assert "5 trials: 5 done" in (tmp_path / "results" / "index.html").read_text()
+    assert "5 trials: 5 done" in pages_of(tmp_path / "results")
     cluster.resume(dead)
 
 

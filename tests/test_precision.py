@@ -19,6 +19,7 @@ from harness.reference.errors import InputError
 from harness.report import paper
 from harness.report.judges import score
 from harness.report.render import report
+from tests.conftest import pages_of
 
 MODEL = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 8, "max_neighbours": 8}
 SMALL: dict[str, Any] = {
@@ -95,7 +96,7 @@ def test_types_are_those_that_occurred(out: Path) -> None:
 
 def test_the_report_and_the_verdict(out: Path) -> None:
     report(out)
-    page = (out / "index.html").read_text()
+    page = pages_of(out)
     assert "Precision: FP64, FP32, BF16" in page
     assert "FP32 in inference: on 2 of 2 backbones and heads it adds at most 10% of the error" in page
     for name in ("costs", "inference", "training", "losses", "modules", "types"):
@@ -112,10 +113,7 @@ def test_a_precision_that_diverges_takes_no_further_part_and_is_told(tmp_path: P
     assert [e for e in log if e["event"] == "sample" and e["task"] == "training" and e["loss"] is None]
     assert set(tables.inference["verdict"]) <= {"reference", "not finite"}
     report(tmp_path)
-    assert (
-        "Training came to a loss that is no number: PaiNN in FP64, PaiNN in FP32."
-        in (tmp_path / "index.html").read_text()
-    )
+    assert "Training came to a loss that is no number: PaiNN in FP64, PaiNN in FP32." in pages_of(tmp_path)
 
 
 def test_what_counts_as_harmless() -> None:

@@ -14,6 +14,7 @@ from harness.analysis.scaling import scaling_table
 from harness.collect.runs import load
 from harness.events import EventLog
 from harness.report.render import report
+from tests.conftest import pages_of
 
 PER_STEP, PER_ATOM, PER_EDGE = 4e-3, 2e-5, 3e-6
 LINK = Network(2e-6, 1e9, "the truth")
@@ -142,6 +143,6 @@ def test_the_report_tells_projected_from_measured(tmp_path: Path) -> None:
     assert (table["efficiency_low"] <= table["efficiency"]).all()
     assert table["backward_s"].tolist() == [2.0] * 3
     report(tmp_path)
-    page = (tmp_path / "index.html").read_text()
+    page = pages_of(tmp_path)
     assert "on 2 measured runs. What it says of more ranks is a projection, and no measurement." in page
     assert "Where a step&#39;s time goes" in page

@@ -14,7 +14,7 @@ import pytest
 
 from harness import events, shipped, suites
 from harness.cli import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, pages_of
 
 pytestmark = pytest.mark.slow
 SUITE = """\
@@ -57,7 +57,7 @@ def test_a_killed_job_of_a_suite_goes_on_and_is_reported(tmp_path: Path) -> None
     (resumed,) = [e for e in log if e["event"] == "resumed"]
     assert 0 < resumed["step"] < 900
     assert [e["epoch"] for e in log if e["event"] == "epoch"] == [0, 1, 2]
-    page = (tmp_path / "results" / "index.html").read_text()
+    page = pages_of(tmp_path / "results")
     assert "stand-in for QM7X" in page
 
 

@@ -19,10 +19,11 @@ from harness.analysis.training import TrainingTables, training_tables
 from harness.collect.runs import load
 from harness.events import EventLog
 from harness.report import paper
-from harness.report.content import measured
 from harness.report.judges import score
+from harness.report.overview import measured
 from harness.report.render import report
 from harness.report.training import remarks
+from tests.conftest import pages_of
 
 HEADS = (
     "Alexandria", "ANI1x", "MPTrj", "OC2020", "OC2022", "OC25", "ODAC23", "OMat24", "OMol25", "OMol25-neutral",
@@ -433,7 +434,7 @@ def test_claims_on_joint_training_are_judged_by_what_ran(
 def test_the_sections_show_every_dataset_and_call_stand_ins_by_name(tmp_path: Path) -> None:
     everything(tmp_path)
     report(tmp_path)
-    page = (tmp_path / "index.html").read_text()
+    page = pages_of(tmp_path)
     assert "PBE &lt;&amp; co&gt;" in page
     for head in HEADS:
         assert page.count(f"{'sample of' if head in SAMPLES else 'stand-in for'} {head}<") == 3

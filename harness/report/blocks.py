@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,26 @@ DASH = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
+class Link:
+    """Text that leads to a file of the report."""
+
+    text: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | Link | tuple[Link, ...]
+
+
+@dataclass(frozen=True)
 class View:
-    """A table to print: a title, column heads, rows of text, and a note under it."""
+    """A table to print: a title, column heads, rows of text and links, and a note under it."""
 
     title: str
     columns: list[str]
-    rows: list[list[str]]
+    rows: Sequence[Sequence[Cell]]
     note: str = ""
 
 

@@ -113,7 +113,7 @@ def campaigns(claim: Claim, results: Results) -> Found:
     trials = int(own["trials"].sum())
     there = system == "frontier" and not own["stand_ins"].any()
     verdict: Verdict = ("reproduced" if value >= claim.low else "deviates") if there else "out of reach here"
-    reason = f"{value:.0f} searches, {trials} trials, on {system}"
+    reason = f"{count(value, 'search', 'searches')}, {trials} trials, on {system}"
     if not there:
         reason += ": the machinery, shrunk; the paper's are 200 trials of 256 nodes of Frontier each"
     return Found(verdict, reason, (value, None, None), _basis(not there), own["folder"].tolist())
@@ -129,7 +129,8 @@ def nodes(claim: Claim, results: Results) -> Found:
     hosts = len({rank["host"] for rank in largest.facts["ranks"]})
     emulated = hosts < value
     reached = value >= claim.low and not emulated
-    reason = f"{value:.0f} nodes, {len(largest.facts['ranks'])} ranks, on {largest.case.get('system')}"
+    ranks = len(largest.facts["ranks"])
+    reason = f"{count(value, 'node')}, {count(ranks, 'rank')}, on {largest.case.get('system')}"
     reason += f", emulated on {hosts}" if emulated else ""
     return Found(
         "reproduced" if reached else "out of reach here",
@@ -203,6 +204,11 @@ def unmeasured(_claim: Claim, _results: Results) -> Found:
 def score(claims: Sequence[Claim], results: Results, root: Path) -> list[Score]:
     """Judge every claim by the tables of the runs below root."""
     return [scored(claim, JUDGES[claim.judge](claim, results), root) for claim in claims]
+
+
+def count(number: float, one: str, more: str = "") -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number:,.0f} {one if number == 1 else more or one + 's'}"
 
 
 def _basis(stand_in: bool) -> Basis:

@@ -1,4 +1,4 @@
-"""Run folders -> <out>/index.html, report.md, tables/, figures/, scorecard.json."""
+"""Run folders -> <out>/index.html and its pages, report.md, tables/, figures/, scorecard.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from harness.analysis.results import results
 from harness.collect.runs import load
 from harness.errors import UsageError
 from harness.jobs.files import write_text
-from harness.report import content, paper
+from harness.report import paper, site
+from harness.report.blocks import Cell, Link
 from harness.report.judges import score
 from harness.report.scorecard import Score, remembered
 
@@ -41,7 +42,7 @@ def report(out: Path) -> Made:
     for name, table in found.tables().items():
         write_text(out / "tables" / f"{name}.csv", table.to_csv(index=False))
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    sections = content.build(found, scores, quoted, out / "figures")
+    made = site.pages(found, scores, quoted, out)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
         undefined=jinja2.StrictUndefined,
@@ -49,13 +50,27 @@ def report(out: Path) -> Made:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|")
+    environment.filters["cell"] = markdown
     known = {
-        "sections": sections,
+        "pages": made,
+        "links": lambda cell: cell if isinstance(cell, tuple) else (cell,),
         "version": __version__,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "source": quoted.source,
     }
-    for template, name in (("report.html.j2", "index.html"), ("report.md.j2", "report.md")):
-        write_text(out / name, environment.get_template(template).render(known))
+    for page in made:
+        text = environment.get_template("page.html.j2").render(known, page=page)
+        write_text(out / f"{page.name}.html", text)
+    for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in made}:
+        (out / stale).unlink(missing_ok=True)
+    write_text(out / "report.md", environment.get_template("report.md.j2").render(known))
     return Made(scores, found.merits)
+
+
+def markdown(cell: Cell) -> str:
+    """A cell of a table in Markdown."""
+    if isinstance(cell, Link):
+        return f"[{cell.text}]({cell.href})"
+    if isinstance(cell, tuple):
+        return ", ".join(map(markdown, cell))
+    return cell.replace("|", "\\|")

@@ -1,82 +1,23 @@
-"""Result tables -> what the report says, as plain tables and sentences; HTML and Markdown are two prints of it."""
+"""The sections of the report on the inference ladder, and on the trained model that climbs it."""
 
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
-from harness.analysis.results import Results
 from harness.collect.runs import Record
 from harness.programs import StageName
-from harness.report.ablation import ablation_sections
-from harness.report.blocks import DASH, Section, View, interval, number
-from harness.report.data import data_section
+from harness.report.blocks import Section, View, interval, number
 from harness.report.figures import ladder_bars
-from harness.report.hpo import search_sections
 from harness.report.paper import Paper
-from harness.report.precision import precision_sections
-from harness.report.scaling import scaling_section
-from harness.report.scorecard import Score
-from harness.report.training import training_sections
 
 STAGES = list(get_args(StageName))
 # What the load average may exceed the threads by before the report speaks of it.
 BUSY = 0.7
-
-
-def build(found: Results, scores: list[Score], paper: Paper, figures: Path) -> list[Section]:
-    """All sections of the report, in reading order; draws the figures into the folder."""
-    records = found.records
-    sections = [scorecard_section(scores, paper), *data_section(found.data, figures)]
-    sections += training_sections(found.training, found.ablation, figures)
-    sections += ablation_sections(found.training, found.ablation, figures)
-    sections += search_sections(found.searches, figures)
-    sections += precision_sections(found.precision, figures)
-    for _, rows in found.ladder.groupby("experiment", sort=False):
-        own = [r for r in records if str(r.folder) in set(rows["folder"])]
-        sections.append(ladder_section(rows, own, paper, figures))
-    for _, rows in found.scaling.groupby("campaign", sort=False):
-        sections.append(scaling_section(rows, found.projection, figures))
-    for maker in (model_section, merits_section, unfinished_section):
-        sections += [s for s in [maker(records)] if s is not None]
-    return [*sections, provenance_section(records)]
-
-
-def scorecard_section(scores: list[Score], paper: Paper) -> Section:
-    """The paper's claims, our values, the verdicts and why."""
-    rows = [
-        [
-            s.statement,
-            f"{s.paper_value:g} {s.unit}",
-            measured(s),
-            s.verdict,
-            s.basis or DASH,
-            s.reason,
-            s.how,
-            ", ".join(s.evidence[:3]) + (f" and {len(s.evidence) - 3} more" if len(s.evidence) > 3 else "") or DASH,
-        ]
-        for s in scores
-    ]
-    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "how it is measured", "raw samples"]
-    said = [
-        f"Claims of {paper.source}. Basis: what the value rests on. Stand-in: data or sizes that stand for the paper's;"
-        " emulated: nodes that share a machine. Neither reproduces a claim about a supercomputer.",
-    ]
-    return Section("Scorecard", "scorecard", said, views=[View("Claims", columns, rows)])
-
-
-def measured(score: Score) -> str:
-    """`26.5 [25.7, 28.9] x`; what was counted has no interval."""
-    if score.measured_value is None:
-        return DASH
-    counted = score.ci_low is None
-    found = number(score.measured_value) if counted else interval(score.measured_value, score.ci_low, score.ci_high)
-    return f"{found} {score.unit}"
 
 
 def ladder_section(rows: pd.DataFrame, records: list[Record], paper: Paper, figures: Path) -> Section:
@@ -224,8 +165,8 @@ def model_section(records: list[Record]) -> Section | None:
     rows = [
         [
             r["head"], r["role"], r["level"], str(r["structures"]),
-            number(r["energy_mae_ev_per_atom"], ".3f"), number(r["composition_mae_ev_per_atom"], ".3f"),
-            number(r["force_mae_ev_per_a"], ".3f"), number(r["zero_force_mae_ev_per_a"], ".3f"),
+            number(r.get("energy_mae_ev_per_atom"), ".3f"), number(r.get("composition_mae_ev_per_atom"), ".3f"),
+            number(r.get("force_mae_ev_per_a"), ".3f"), number(r.get("zero_force_mae_ev_per_a"), ".3f"),
         ]
         for r in about["held_out"]
     ]  # fmt: skip
@@ -244,56 +185,3 @@ def model_section(records: list[Record]) -> Section | None:
         " training. Left out are those with elements that the head was not trained on. A dash: no force labels."
     )
     return Section("The trained model", "model", paragraphs, views=[View("Held-out errors", columns, rows, note)])
-
-
-def merits_section(records: list[Record]) -> Section | None:
-    """Figures of merit beside the references that the suites give."""
-    rows = [
-        [
-            *(r.case.get("name", ""), m.name, f"{number(m.measured)} {m.unit}"),
-            *(f"{m.reference:g}", f"{m.tolerance:.0%}", m.verdict),
-        ]
-        for r in records
-        for m in r.merits
-    ]
-    if not rows:
-        return None
-    columns = ["case", "figure", "measured", "reference", "tolerance", "verdict"]
-    return Section("Figures of merit", "merits", views=[View("Beside their references", columns, rows)])
-
-
-def unfinished_section(records: list[Record]) -> Section | None:
-    """Cases that did not end well, with what is known of why."""
-    rows = [
-        [r.case.get("name", r.folder.name), r.state, r.error or "no message; see stderr", str(r.folder)]
-        for r in records
-        if r.state != "done"
-    ]
-    if not rows:
-        return None
-    return Section("Not complete", "unfinished", views=[View("Cases", ["case", "state", "message", "folder"], rows)])
-
-
-def provenance_section(records: list[Record]) -> Section:
-    """Code, environment and machine of every case."""
-    rows = []
-    for r in records:
-        p, seen = r.provenance, r.facts.get("observed", {})
-        changed = " + changes" if p.get("changed_since_commit") else ""
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else DASH
-        load = max((s["load_1min"] for s in r.samples if "load_1min" in s), default=math.nan)
-        rows.append(
-            [
-                r.case.get("name", ""), when, (p.get("commit") or "not a clone")[:12] + changed,
-                f"{p.get('cpu', DASH)}, {p.get('cores', DASH)} cores, {p.get('memory_bytes', 0) / 2**30:.0f} GiB",
-                f"{seen.get('device', DASH)}, {seen.get('threads', DASH)} thread(s)", number(load, ".1f"),
-                ", ".join(seen.get("parameters", [])) or DASH,
-                ", ".join(f"{k} {v}" for k, v in p.get("packages", {}).items()),
-            ]
-        )  # fmt: skip
-    columns = ["case", "submitted", "commit", "machine", "device", "highest load", "dtype of weights", "packages"]
-    note = (
-        "Load: the highest one-minute load average at the start of a round; well above the thread count, others were"
-        " at work."
-    )
-    return Section("Provenance", "provenance", views=[View("Cases", columns, rows, note)])

@@ -1,0 +1,101 @@
+"""The report as pages: which sections stand on which, with the tables and raw records that they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.analysis.results import Results
+from harness.collect.runs import Record
+from harness.report.ablation import ablation_sections
+from harness.report.blocks import Link, Section
+from harness.report.data import data_section
+from harness.report.hpo import search_sections
+from harness.report.ladder import ladder_section, model_section
+from harness.report.overview import merits_section, runs_section, scorecard_section, unfinished_section
+from harness.report.paper import Paper
+from harness.report.precision import precision_sections
+from harness.report.provenance import provenance_section
+from harness.report.scaling import scaling_section
+from harness.report.scorecard import Score
+from harness.report.training import training_sections
+
+# Program -> the page on its runs.
+PAGE_OF = {
+    "data": "data", "train": "training", "hpo": "search", "data_parallel": "scaling", "precision": "precision",
+    "ladder": "ladder",
+}  # fmt: skip
+TITLES = {
+    "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",
+    "scaling": "Scaling", "precision": "Precision", "ladder": "Inference ladder", "provenance": "Provenance",
+}  # fmt: skip
+# Page -> how the names of its tables begin.
+TABLES = {
+    "index": ("merits",), "data": ("datasets", "elements", "distributions", "reading"),
+    "training": ("training_", "ablation_"), "search": ("hpo_",), "scaling": ("scaling", "projection"),
+    "precision": ("precision_",), "ladder": ("ladder", "samples"), "provenance": (),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: its file's name without ending, title, sections, and links to CSV tables and folders of raw records."""
+
+    name: str
+    title: str
+    sections: list[Section]
+    tables: list[Link]
+    raw: list[Link]
+
+
+def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[Page]:
+    """Every page with anything on it, in reading order; draws the figures into out/figures."""
+    figures, records = out / "figures", found.records
+    ladder: list[Section] = []
+    for _, rows in found.ladder.groupby("experiment", sort=False):
+        own = [r for r in records if str(r.folder) in set(rows["folder"])]
+        ladder.append(ladder_section(rows, own, paper, figures))
+    sections = {
+        "data": data_section(found.data, figures),
+        "training": [
+            *training_sections(found.training, found.ablation, figures),
+            *ablation_sections(found.training, found.ablation, figures),
+        ],
+        "search": search_sections(found.searches, figures),
+        "scaling": [
+            scaling_section(rows, found.projection, figures)
+            for _, rows in found.scaling.groupby("campaign", sort=False)
+        ],
+        "precision": precision_sections(found.precision, figures),
+        "ladder": [*ladder, *present(model_section(records))],
+        "provenance": [provenance_section(records, out)],
+    }
+    there = {name for name, own in sections.items() if own}
+    first = [
+        scorecard_section(scores, paper),
+        runs_section(records, {p: (page, TITLES[page]) for p, page in PAGE_OF.items() if page in there}),
+        *present(merits_section(records), unfinished_section(records, out)),
+    ]
+    return [
+        Page(name, TITLES[name], own, tables_of(name, found), raw_of(name, records, out))
+        for name, own in {"index": first, **sections}.items()
+        if own
+    ]
+
+
+def present(*sections: Section | None) -> list[Section]:
+    """Those that there are."""
+    return [s for s in sections if s is not None]
+
+
+def tables_of(page: str, found: Results) -> list[Link]:
+    """The CSV tables that a page prints from; those without a row are left out."""
+    own = [name for name, table in found.tables().items() if name.startswith(TABLES[page]) and len(table)]
+    return [Link(f"{name}.csv", f"tables/{name}.csv") for name in own] if TABLES[page] else []
+
+
+def raw_of(page: str, records: Sequence[Record], out: Path) -> list[Link]:
+    """The campaigns whose runs a page tells of."""
+    campaigns = {r.folder.parent for r in records if PAGE_OF.get(r.case.get("program", "")) == page}
+    return [Link(place.name, f"{place.relative_to(out)}/") for place in sorted(campaigns) if place.is_relative_to(out)]

@@ -55,7 +55,7 @@ def harness(session: nox.Session, *words: str) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Every suite at laptop scale on this machine, then the report: results/index.html. `-- --quick`: a part of each."""
+    """Every suite at laptop scale here, then the report: results/index.html. With `-- --quick` a part of each."""
     if "--quick" in session.posargs:
         session.posargs.remove("--quick")
         for words in QUICK:

@@ -85,6 +85,9 @@ def parser() -> Parser:
             sub.add_argument("--retry", action="store_true", help="run failed cases again")
         if command.runs:
             add_run_options(sub)
+        if command.name == "collect":
+            said = "SUITE is a folder of logs of the original code, which are taken in"
+            sub.add_argument("--format", choices=["hydragnn"], help=said)
     return top
 
 

@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
@@ -89,12 +90,24 @@ def do_collect(arguments: Namespace) -> int:
     """Gather what has ended and report on it."""
     from harness.jobs.progress import Progress
 
+    if arguments.format is not None:
+        return taken_in(arguments)
     progress = Progress(quiet=arguments.quiet)
     outcomes: list[Outcome] = []
     for campaign in campaigns(arguments):
         if campaign.folder.is_dir():
             outcomes += campaign.collect(progress)
     return concluded(arguments, outcomes) or (INCOMPLETE if any(o.state != "done" for o in outcomes) else DONE)
+
+
+def taken_in(arguments: Namespace) -> int:
+    """Logs of the original code as run folders; then report."""
+    from harness.collect.hydragnn import take_in
+
+    for place in arguments.suites:
+        for folder in take_in(Path(place), arguments.out):
+            print(f"taken in: {folder}")
+    return do_report(arguments)
 
 
 def do_status(arguments: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The pages of a report in a real browser: links that lead somewhere, a silent console, nothing wider than the screen."""
+"""The pages of a report in a real browser: links lead somewhere, the console is silent, nothing is too wide."""
 
 from __future__ import annotations
 

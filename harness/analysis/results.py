@@ -10,6 +10,7 @@ from harness.analysis.ablation import AblationTables, ablation_tables
 from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
 from harness.analysis.ladder import ladder_table
+from harness.analysis.original import OriginalTables, original_tables
 from harness.analysis.precision import PrecisionTables, precision_tables
 from harness.analysis.projection import projection_table
 from harness.analysis.scaling import scaling_table
@@ -32,6 +33,7 @@ class Results:
     ablation: AblationTables
     searches: SearchTables
     precision: PrecisionTables
+    original: OriginalTables
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name -> table, as they are written."""
@@ -42,6 +44,7 @@ class Results:
             "ablation": self.ablation,
             "hpo": self.searches,
             "precision": self.precision,
+            "original": self.original,
         }
         for prefix, own in named.items():
             found |= {f"{prefix}_{name}": table for name, table in vars(own).items()}
@@ -63,4 +66,5 @@ def results(records: list[Record]) -> Results:
         ablation_tables(training.held_out),
         search_tables(records),
         precision_tables(records),
+        original_tables(records),
     )

@@ -20,7 +20,7 @@ from harness.jobs.outcome import exit_of
 # Events of kinds that a program has of its own.
 OTHERS = {
     "epoch", "head", "compute_only", "own_step", "region", "exchange", "resumed", "skipped", "stopped", "trial",
-    "prediction", "trained", "module",
+    "prediction", "trained", "module", "tasks", "timer", "energy",
 }  # fmt: skip
 
 

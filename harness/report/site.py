@@ -13,6 +13,7 @@ from harness.report.blocks import Link, Section
 from harness.report.data import data_section
 from harness.report.hpo import search_sections
 from harness.report.ladder import ladder_section, model_section
+from harness.report.original import original_sections
 from harness.report.overview import merits_section, runs_section, scorecard_section, unfinished_section
 from harness.report.paper import Paper
 from harness.report.precision import precision_sections
@@ -24,17 +25,18 @@ from harness.report.training import training_sections
 # Program -> the page on its runs.
 PAGE_OF = {
     "data": "data", "train": "training", "hpo": "search", "data_parallel": "scaling", "precision": "precision",
-    "ladder": "ladder",
+    "ladder": "ladder", "hydragnn": "original",
 }  # fmt: skip
 TITLES = {
     "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",
-    "scaling": "Scaling", "precision": "Precision", "ladder": "Inference ladder", "provenance": "Provenance",
+    "scaling": "Scaling", "precision": "Precision", "ladder": "Inference ladder",
+    "original": "Original runs", "provenance": "Provenance",
 }  # fmt: skip
 # Page -> how the names of its tables begin.
 TABLES = {
     "index": ("merits",), "data": ("datasets", "elements", "distributions", "reading"),
     "training": ("training_", "ablation_"), "search": ("hpo_",), "scaling": ("scaling", "projection"),
-    "precision": ("precision_",), "ladder": ("ladder", "samples"), "provenance": (),
+    "precision": ("precision_",), "ladder": ("ladder", "samples"), "original": ("original_",), "provenance": (),
 }  # fmt: skip
 
 
@@ -69,6 +71,7 @@ def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[
         ],
         "precision": precision_sections(found.precision, figures),
         "ladder": [*ladder, *present(model_section(records))],
+        "original": original_sections(found.original, figures),
         "provenance": [provenance_section(records, out)],
     }
     there = {name for name, own in sections.items() if own}

@@ -7,6 +7,7 @@ difference: `python -m tests.test_scripts`.
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ def test_every_case_is_started_on_its_nodes_with_its_ranks(every: dict[Path, tup
             if case.program in DRIVERS:
                 n = case.parameters["nodes_per_trial"]
                 ranks = n * each
-            assert line.split("'")[2].split()[:2] == [str(n), str(round(case.minutes * 60))]
+            assert shlex.split(line)[3:5] == [str(n), str(round(case.minutes * 60))]
             assert line.endswith('"$python" -m harness.reference .')
             started = line
             if case.program in DRIVERS:

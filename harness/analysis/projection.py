@@ -26,6 +26,7 @@ COLUMNS = (
 )  # fmt: skip
 DRAWS = 4000
 FURTHER = 6
+MOST_STEPS = 5000
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
 
 
@@ -116,10 +117,10 @@ def projection_table(records: Sequence[Record]) -> pd.DataFrame:
     """
     runs = [run for r in records if (run := _run(r)) is not None]
     rows: list[dict[str, Any]] = []
-    for campaign in dict.fromkeys(r.record.folder.parent.name for r in runs):
-        own = [r for r in runs if r.record.folder.parent.name == campaign]
-        for mode in dict.fromkeys(r.mode for r in own):
-            rows += _of_mode(campaign, mode, own)
+    for name in dict.fromkeys(r.record.folder.parent.name for r in runs):
+        campaign = Campaign(name, [r for r in runs if r.record.folder.parent.name == name])
+        for mode in dict.fromkeys(r.mode for r in campaign.runs):
+            rows += campaign.of_mode(mode)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -143,46 +144,56 @@ def _run(record: Record) -> Run | None:
     )
 
 
-def _of_mode(campaign: str, mode: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    own = sorted((r for r in runs if r.mode == mode), key=lambda r: r.ranks)
-    largest = own[-1]
-    rows = [
-        _row(campaign, mode, r.ranks, r.batch, smaller, runs, measured_s=r.step_s)
-        for r in own
-        if (smaller := [s for s in runs if s.ranks < r.ranks])
-    ]
-    for k in range(1, FURTHER + 1):
-        ranks = largest.ranks * 2**k
-        batch = largest.batch if mode != "strong" else own[0].batch * own[0].ranks // ranks
-        if batch < 1:
-            break
-        rows.append(_row(campaign, mode, ranks, batch, runs, runs))
-    return rows
+@dataclass
+class Campaign:
+    """What projections of one campaign share: its runs, its network and gradient, and models fitted once each."""
 
+    name: str
+    runs: Sequence[Run]
 
-def _row(
-    campaign: str,
-    mode: str,
-    ranks: int,
-    batch: int,
-    known: Sequence[Run],
-    runs: Sequence[Run],
-    measured_s: float | None = None,
-) -> dict[str, Any]:
-    """A projection from the steps of `known`; the network is that of any run, since it is measured on its own."""
-    model = fitted(np.concatenate([r.own for r in known]), np.concatenate([r.sizes for r in known]))
-    compute, link, size = model.slowest(ranks, batch), network(runs), gradient_bytes(runs[0].record)
-    exchange = link.all_reduce(ranks, size) if link else math.nan
-    hidden = min(exchange, backward_share(runs) * compute)
-    total = compute + (exchange if link else 0.0)
-    return {
-        "campaign": campaign, "system": runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
-        "batch_size": batch, "basis": "projected" if measured_s is None else "held out", "measured_s": measured_s,
-        "compute_s": compute, "communication_s": exchange, "projected_s": total,
-        "overlapped_s": total - hidden if link else total, "graphs_per_s": ranks * batch / total,
-        "error": math.nan if measured_s is None else total / measured_s - 1,
-        "from_ranks": max(r.ranks for r in known), "network": link.source if link else "none: computing alone",
-    }  # fmt: skip
+    def __post_init__(self) -> None:
+        self.link = network(self.runs)
+        self.bytes = gradient_bytes(self.runs[0].record)
+        self.share = backward_share(self.runs)
+        self._models: dict[float, StepModel] = {}
+
+    def below(self, ranks: float) -> StepModel:
+        """The model of steps of all runs with fewer ranks; of more steps than MOST_STEPS a part, drawn at random."""
+        if ranks not in self._models:
+            known = [r for r in self.runs if r.ranks < ranks]
+            steps, sizes = (np.concatenate([getattr(r, k) for r in known]) for k in ("own", "sizes"))
+            picked = np.random.default_rng(0).permutation(len(steps))[:MOST_STEPS]
+            self._models[ranks] = fitted(steps[picked], sizes)
+        return self._models[ranks]
+
+    def row(self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None) -> dict[str, Any]:
+        """A projection from the steps of runs with fewer ranks than `bound`; the network is measured on its own."""
+        compute = self.below(bound).slowest(ranks, batch)
+        exchange = self.link.all_reduce(ranks, self.bytes) if self.link else math.nan
+        total = compute + (exchange if self.link else 0.0)
+        return {
+            "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
+            "batch_size": batch, "basis": "projected" if measured_s is None else "held out", "measured_s": measured_s,
+            "compute_s": compute, "communication_s": exchange, "projected_s": total,
+            "overlapped_s": total - min(exchange, self.share * compute) if self.link else total,
+            "graphs_per_s": ranks * batch / total,
+            "error": math.nan if measured_s is None else total / measured_s - 1,
+            "from_ranks": max(r.ranks for r in self.runs if r.ranks < bound),
+            "network": self.link.source if self.link else "none: computing alone",
+        }  # fmt: skip
+
+    def of_mode(self, mode: str) -> list[dict[str, Any]]:
+        """Runs that smaller ones predict, and what lies beyond the largest."""
+        own = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
+        least, largest = min(r.ranks for r in self.runs), own[-1]
+        rows = [self.row(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in own if r.ranks > least]
+        for k in range(1, FURTHER + 1):
+            ranks = largest.ranks * 2**k
+            batch = largest.batch if mode != "strong" else own[0].batch * own[0].ranks // ranks
+            if batch < 1:
+                break
+            rows.append(self.row(mode, ranks, batch, math.inf))
+        return rows
 
 
 def network(runs: Sequence[Run]) -> Network | None:

@@ -189,6 +189,18 @@ def test_the_optimizer_beats_chance(tmp_path: Path) -> None:
     assert max(heights) > -0.5
 
 
+def test_two_objectives_are_sought_at_once(tmp_path: Path) -> None:
+    """Accuracy falls and throughput rises with the width: what is found lies along the front, a failure among it."""
+    aims: list[Any] = ["accuracy", "throughput"]
+    optimizer = Optimizer.of(space_of(SPACE), aims, seed=1, initial_points=4, folder=tmp_path)
+    for k in range(10):
+        point = optimizer.ask()
+        assert holds(space_of(SPACE), point)
+        found = {"accuracy": -1.0 / point["hidden_dim"], "throughput": -float(point["hidden_dim"])}
+        optimizer.tell(point, None if k in (0, 6) else found)
+    assert optimizer.seconds > 0
+
+
 def test_ranges_and_choices() -> None:
     space = space_of({"a": {"low": 1, "high": 4}, "b": {"low": 1, "high": 2.0}, "c": ["x", "y"]}, {"a": [7]})
     assert space["a"] == Choices((7,))

@@ -202,6 +202,9 @@ class Search:
         except Interrupted:
             return
         trials.keep(trial, result)
+        if result.measured is not None:  # nobody goes on from there, and two hundred such states fill a disk
+            for state in trial.folder.glob("training*.pt"):
+                state.unlink()
         self._tell(trial, result)
 
     def _tell(self, trial: Trial, result: Result) -> None:

@@ -13,10 +13,11 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ class Search:
         asked = self.config.halving
         self.halving = Halving(asked["eta"], asked["least_epochs"]) if asked else None
         self.left_over: list[Trial] = []
+        self.losses: Counter[int] = Counter()
         self.next_number = 0
 
     def run(self) -> None:
@@ -180,26 +182,25 @@ class Search:
         return trial
 
     def _carry_out(self, trial: Trial) -> Result:
-        """On nodes of its own; again on others where a node of it was lost."""
-        for attempt in range(TRIES):
-            nodes = self.pool.take()
-            try:
-                port = FIRST_PORT + (os.getpid() * 64 + trial.number * TRIES + attempt) % PORTS
-                result = trials.carry_out(trial, nodes, port, self.halving, self.stop)
-                lost = self.pool.lost(nodes) if result.state == "failed" else []
-            finally:
-                self.pool.give_back(nodes)
-            if not lost:
-                return result
-            result = Result("lost", f"lost with {', '.join(lost)}", None, result.began_s, result.ended_s, result.nodes)
-            if self.pool.capacity < 1:
-                return result
-        return result
+        """On nodes of its own; a failure on a node that is no longer well is laid to the node."""
+        nodes = self.pool.take()
+        try:
+            port = FIRST_PORT + (os.getpid() * 64 + trial.number * TRIES + self.losses[trial.number]) % PORTS
+            result = trials.carry_out(trial, nodes, port, self.halving, self.stop)
+            lost = self.pool.lost(nodes) if result.state == "failed" else []
+        finally:
+            self.pool.give_back(nodes)
+        return replace(result, state="lost", reason=f"lost with {', '.join(lost)}") if lost else result
 
     def _end(self, trial: Trial, future: Future[Result]) -> None:
+        """Keep and tell a result; a trial that was lost with a node waits for another instead, but not for ever."""
         try:
             result = future.result()
         except Interrupted:
+            return
+        self.losses[trial.number] += result.state == "lost"
+        if result.state == "lost" and self.losses[trial.number] < TRIES:
+            self.left_over.append(trial)
             return
         trials.keep(trial, result)
         if result.measured is not None:  # nobody goes on from there, and two hundred such states fill a disk

@@ -261,3 +261,9 @@ def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
     assert unreachable.lost(unreachable.take()) == []
     with pytest.raises(InputError, match="0 healthy nodes"):
         Pool.of_job(1, 1, {"HEALTHY_NODES": str(listed)})
+
+
+def test_the_optimizer_leaves_mpi_alone() -> None:
+    """Imported but not started, it would end the process as soon as ASE asks who else is there."""
+    script = "import harness.reference.hpo.optimizer, ase.parallel; assert ase.parallel.world.size == 1"
+    subprocess.run([sys.executable, "-c", script], check=True)

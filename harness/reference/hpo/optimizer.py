@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from deephyper.hpo import CBO  # type: ignore[import-untyped]
 
 from harness.reference.errors import InputError
+from harness.reference.hpo.library import CBO
 from harness.reference.hpo.space import Space, holds, problem
 
 Aim = Literal["accuracy", "throughput"]

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deephyper.hpo import HpProblem  # type: ignore[import-untyped]
-
 from harness.reference.errors import InputError
+from harness.reference.hpo.library import HpProblem
 from harness.reference.models.config import OWN
 
 BACKBONE = "backbone"

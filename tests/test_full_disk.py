@@ -27,8 +27,8 @@ resources: {minutes: 5}
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 300 kB."""
-    with mounted(tmp_path / "disk", "300k") as place:
+    """A disk of 400 kB."""
+    with mounted(tmp_path / "disk", "400k") as place:
         yield place
 
 

@@ -167,11 +167,11 @@ def test_a_wrong_search_is_refused_in_one_line(
     assert said in told
 
 
-def test_every_system_has_its_size_of_search(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_system_has_its_size_of_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 4, "local": 1}
     for system, count in nodes.items():
         given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
-        assert main(["plan", "hpo", "--system", system, *given]) == 0
+        assert main(["plan", "hpo", "--system", system, "--out", str(tmp_path), *given]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2 + 7
         assert f" {count} " in lines[2]

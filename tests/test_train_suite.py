@@ -69,10 +69,12 @@ def _folder(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("system", ["frontier", "perlmutter", "aurora", "slurm", "local"])
-def test_every_system_has_its_size_of_pretraining(system: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_system_has_its_size_of_pretraining(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
     nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 2, "local": 1}[system]
-    assert main(["plan", "pretrain", "--system", system, *given]) == 0
+    assert main(["plan", "pretrain", "--system", system, "--out", str(tmp_path), *given]) == 0
     assert f" {nodes} " in capsys.readouterr().out.splitlines()[2]
     assert main(["list", "multitask", "--system", system, *given]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 17 * 3

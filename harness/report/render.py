@@ -40,7 +40,11 @@ def report(out: Path) -> Made:
     for name in ("tables", "figures"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for name, table in found.tables().items():
-        write_text(out / "tables" / f"{name}.csv", table.to_csv(index=False))
+        path = out / "tables" / f"{name}.csv"
+        if len(table):
+            write_text(path, table.to_csv(index=False))
+        else:
+            path.unlink(missing_ok=True)
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
     made = site.pages(found, scores, quoted, out)
     environment = jinja2.Environment(

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.reference.errors import InputError
-from harness.reference.hpo.library import CBO
 from harness.reference.hpo.space import Space, holds, problem
+from harness.reference.hpo.without_mpi import CBO
 
 Aim = Literal["accuracy", "throughput"]
 FAILED = "F"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.reference.errors import InputError
-from harness.reference.hpo.library import HpProblem
+from harness.reference.hpo.without_mpi import HpProblem
 from harness.reference.models.config import OWN
 
 BACKBONE = "backbone"

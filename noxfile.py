@@ -102,7 +102,7 @@ def pretrain(session: nox.Session) -> None:
 
 @nox.session
 def multitask(session: nox.Session) -> None:
-    """One model on all datasets against one on each (hours on two cores; part of it with `-- -n cases`)."""
+    """One model on all datasets against one on each (45 minutes on two cores with `-- --max-jobs 2`)."""
     harness(session, "run", "multitask")
 
 

@@ -125,7 +125,7 @@ def tests(session: nox.Session) -> None:
         return
     # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks or beside a
     # cluster of eight nodes on one machine.
-    alone = ["tests/test_slurm.py", "tests/test_hpo_slurm.py", "tests/benchmarks"]
+    alone = ["tests/test_slurm.py", "tests/test_slurm_suites.py", "tests/benchmarks"]
     left_out = [word for path in alone for word in ("--ignore", path)]
     session.run(*pytest, "-n", "2", "--dist", "loadfile", *left_out, env={"OMP_NUM_THREADS": "1"})
     session.run(*pytest, *alone)

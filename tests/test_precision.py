@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,24 @@ def test_all_precisions_start_from_the_same_weights_and_batches(out: Path) -> No
     assert 0 < first["fp32"] < 1e-5
     assert first["fp32"] < first["bf16"] < 0.1
     assert (losses.groupby("precision")["step"].nunique() == 8).all()
+
+
+def test_a_study_killed_and_run_again_has_the_tables_of_one_that_was_not(out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "precision-local" / "precision-painn-1"
+    shutil.copytree(out / "runs" / "precision-local" / "precision-painn-1", folder)
+    (folder / "events.jsonl").unlink()
+    words = [sys.executable, "-m", "harness.reference", str(folder)]
+    first = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not any(e["event"] == "sample" for e in last_run(folder / "events.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()
+    assert first.wait(60) != 0
+    subprocess.run(words, check=True, capture_output=True, timeout=400)
+    whole, torn = (precision_tables(load(place / "runs")) for place in (out, tmp_path))
+    for name in ("inference", "training", "losses", "modules", "types"):
+        pd.testing.assert_frame_equal(getattr(whole, name), getattr(torn, name))
 
 
 def test_errors_grow_as_digits_go(out: Path) -> None:

@@ -21,7 +21,7 @@ def before(folder: Path) -> Path:
     needed = case.get("after") or []
     if len(needed) != 1:
         raise InputError(f"continues: expected one case before this one (`after`), got {len(needed)}")
-    return folder.parent / str(needed[0])
+    return folder.resolve().parent / str(needed[0])
 
 
 def ended_before(folder: Path, log: EventLog) -> bool:

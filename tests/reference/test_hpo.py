@@ -147,6 +147,32 @@ def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path, kind: sign
     assert len(starts) == (1 if kind == signal.SIGKILL else 2)
 
 
+def test_a_search_that_is_killed_comes_to_the_points_and_objectives_of_one_that_is_not(tmp_path: Path) -> None:
+    """Random points and the optimizer's: five trials, killed after the second and in the midst of the fourth."""
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "evaluations": 5, "at_once": 1, "initial_points": 2}}
+    words = [sys.executable, "-m", "harness.reference"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for folder in (whole, torn):
+        folder.mkdir()
+        (folder / "case.json").write_text(json.dumps(case))
+    for is_time in (
+        (torn / "trials" / "0001" / "trial.json").exists,
+        lambda: has_begun(torn / "trials" / "0003"),
+    ):
+        first = subprocess.Popen([*words, str(torn)], env=environment, stderr=subprocess.DEVNULL)
+        until(is_time)
+        first.kill()
+        first.wait(60)
+    for folder in (whole, torn):
+        subprocess.run([*words, str(folder)], env=environment, capture_output=True, timeout=400, check=True)
+    tables = [pd.read_csv(folder / "results.csv", index_col="job_id").sort_index() for folder in (whole, torn)]
+    same = [c for c in tables[0] if not c.startswith("m:timestamp")]
+    pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
+    assert len(tables[0]) == 5
+    assert (torn / "order").read_text().split() == (whole / "order").read_text().split()
+
+
 def events_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
@@ -223,11 +249,12 @@ def test_what_other_backbones_have_is_left_out() -> None:
 def test_halving_stops_those_that_lag() -> None:
     halving = Halving(eta=2, least_epochs=1)
     assert [e for e in range(1, 20) if halving.is_rung(e)] == [1, 2, 4, 8, 16]
-    assert halving.goes_on(1, -5.0)
-    assert halving.goes_on(1, -4.0)
-    assert not halving.goes_on(1, -6.0)
-    assert halving.goes_on(1, -1.0)
-    assert halving.goes_on(3, -100.0)
+    assert halving.goes_on(0, 1, -5.0)
+    assert halving.goes_on(1, 1, -4.0)
+    assert not halving.goes_on(2, 1, -6.0)
+    assert not halving.goes_on(2, 1, -6.0), "come again after a kill, it is one trial still"
+    assert halving.goes_on(3, 1, -1.0)
+    assert halving.goes_on(4, 3, -100.0)
 
 
 def test_a_lagging_trial_is_stopped_and_keeps_its_objective(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 class Halving:
     """Rungs after least_epochs, eta least_epochs, eta^2 least_epochs, ... epochs; the best 1/eta of each go on.
 
-    A trial is held against those that came to the rung before it, so that the first ones always go on.
+    A trial is held against those that came to the rung before it, so that the first ones always go on. One that comes
+    to a rung again, as after a kill, takes its own place there.
     """
 
     eta: int
     least_epochs: int
-    _rungs: dict[int, list[float]] = field(default_factory=dict, init=False)
+    _rungs: dict[int, dict[int, float]] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def is_rung(self, epochs: int) -> bool:
@@ -30,12 +31,12 @@ class Halving:
             rung *= self.eta
         return rung == epochs
 
-    def goes_on(self, epochs: int, objective: float) -> bool:
-        """Whether a trial that has come to this many epochs, with this objective, is worth more."""
+    def goes_on(self, trial: int, epochs: int, objective: float) -> bool:
+        """Whether the trial of that number, come to so many epochs with this objective, is worth more."""
         if not self.is_rung(epochs):
             return True
         with self._lock:
-            here = self._rungs.setdefault(epochs, [])
-            here.append(objective)
+            here = self._rungs.setdefault(epochs, {})
+            here[trial] = objective
             allowed = max(1, math.ceil(len(here) / self.eta))
-            return len(here) < self.eta or sum(other > objective for other in here) < allowed
+            return len(here) < self.eta or sum(other > objective for other in here.values()) < allowed

@@ -2,7 +2,8 @@
 
 It runs as one process, beside the ranks of its trials and not as one of them. Events besides those of every program:
     trial     one has ended, done or not: point, state, objective, errors, rate, nodes and times
-Started again in the same folder it tells all trials of before again, lets those in flight end, and goes on.
+Started again in the same folder it asks and tells all over again in the order of before, which stands in the file
+`order`, so that the optimizer knows what it knew; it lets trials in flight end, and goes on.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.events import EventLog
+from harness.events import FILE_NAME, EventLog
 from harness.reference.errors import InputError
 from harness.reference.hpo import trial as trials
 from harness.reference.hpo.halving import Halving
 from harness.reference.hpo.nodes import Pool
 from harness.reference.hpo.optimizer import Aim, Optimizer, objective_columns
+from harness.reference.hpo.order import ASKED, TOLD, Order
 from harness.reference.hpo.space import BACKBONE, Space, active, space_of
 from harness.reference.hpo.trial import Interrupted, Result, Trial
 from harness.reference.options import build
 
-TRIALS, RESULTS = "trials", "results.csv"
+TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"
 FIRST_PORT, PORTS = 20000, 40000
 TRIES = 2
 
@@ -110,6 +112,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
+        self.order = Order(self.folder / ORDER)
         asked = self.config.halving
         self.halving = Halving(asked["eta"], asked["least_epochs"]) if asked else None
         self.left_over: list[Trial] = []
@@ -144,16 +147,33 @@ class Search:
         self.log.fact("overhead", {"optimizer_s": self.optimizer.seconds, "search_s": time.monotonic() - self.began})
 
     def _recall(self) -> None:
-        """Tell what an earlier attempt of this search has come to."""
-        found = sorted((self.folder / TRIALS).glob("*/configuration.json"), key=lambda p: int(p.parent.name))
-        for path in found:
+        """Ask and tell what an earlier attempt of this search has asked and told, in its order."""
+        found: dict[int, tuple[Trial, Result | None]] = {}
+        for path in sorted((self.folder / TRIALS).glob("*/configuration.json"), key=lambda p: int(p.parent.name)):
+            number = int(path.parent.name)
             configuration, result = trials.known(path.parent)
-            trial = self._trial(int(path.parent.name), configuration)
-            self.next_number = trial.number + 1
+            found[number] = (self._trial(number, configuration), result)
+            self._recall_epochs(number, path.parent)
+        for word, number in self.order.read():
+            if word == ASKED:
+                point = self.optimizer.ask()
+                if number not in found:
+                    found[number] = (self._written(self._trial(number, point)), None)
+            elif number in found and (result := found[number][1]) is not None:
+                self._tell(found[number][0], result)
+        for number, (trial, result) in sorted(found.items()):
             if result is None:
                 self.left_over.append(trial)
-            else:
+            elif number not in self.ended:
+                self.order.note(TOLD, number)
                 self._tell(trial, result)
+        self.next_number = max(found, default=-1) + 1
+
+    def _recall_epochs(self, number: int, folder: Path) -> None:
+        """What the trial had come to at the rungs of the halving."""
+        if self.halving is not None:
+            for epochs, accuracy in trials.after_epochs(folder / FILE_NAME):
+                self.halving.goes_on(number, epochs, accuracy)
 
     def _trial(self, number: int, configuration: dict[str, Any]) -> Trial:
         folder = self.folder / TRIALS / f"{number:04d}"
@@ -176,6 +196,11 @@ class Search:
             return None
         trial = self._trial(self.next_number, self.optimizer.ask())
         self.next_number += 1
+        self.order.note(ASKED, trial.number)
+        return self._written(trial)
+
+    def _written(self, trial: Trial) -> Trial:
+        """The trial, its folder made."""
         chosen = active(trial.configuration, self.config.backbone)
         fixed = {**self.config.trial, "model": {**self.config.trial.get("model", {}), BACKBONE: self.config.backbone}}
         trials.write(trial, fixed, chosen, of=self.folder.name)
@@ -206,6 +231,7 @@ class Search:
         if result.measured is not None:  # nobody goes on from there, and two hundred such states fill a disk
             for state in trial.folder.glob("training*.pt"):
                 state.unlink()
+        self.order.note(TOLD, trial.number)
         self._tell(trial, result)
 
     def _tell(self, trial: Trial, result: Result) -> None:

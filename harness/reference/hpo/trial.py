@@ -110,6 +110,13 @@ def measured(log: Sequence[events.Event]) -> Measured | None:
     return Measured(best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_a"], rate, len(epochs))
 
 
+def after_epochs(path: Path) -> list[tuple[int, float]]:
+    """Accuracy that the run of a log had come to after each of its epochs."""
+    epochs = [e for e in events.last_run(path) if e["event"] == "epoch"]
+    found = [(k, measured(epochs[:k])) for k in range(1, len(epochs) + 1)]
+    return [(k, of.accuracy) for k, of in found if of is not None]
+
+
 def carry_out(trial: Trial, nodes: list[Node], port: int, halving: Halving | None, stop: threading.Event) -> Result:
     """Start the trial, or wait for the one that an earlier search left running, and say how it ended.
 
@@ -187,12 +194,12 @@ class Watch:
         if size == self._size:
             return None
         self._size = size
-        log = [e for e in events.last_run(path) if e["event"] in ("epoch", "start")]
-        while self._epochs < sum(e["event"] == "epoch" for e in log):
-            self._epochs += 1
-            found = measured(log[: self._epochs + 1])
-            if found is not None and not halving.goes_on(self._epochs, found.accuracy):
-                return f"not among the best 1/{halving.eta} after {self._epochs} epochs"
+        for epochs, accuracy in after_epochs(path):
+            if epochs <= self._epochs:
+                continue
+            self._epochs = epochs
+            if not halving.goes_on(self.trial.number, epochs, accuracy):
+                return f"not among the best 1/{halving.eta} after {epochs} epochs"
         return None
 
 

@@ -1,4 +1,4 @@
-"""A search on a real Slurm: every trial on a node of its own, and a node that goes down in the middle."""
+"""Suites on a real Slurm: a search of which a node goes down in the middle, and a training longer than its jobs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ scale:
     resources: {nodes: 3, minutes: 20}
 """
 
+CHAIN = """\
+name: links
+title: A chain of jobs
+extends: pretrain-chain
+parameters: {sets: [qm7x], limit: 60, validation_limit: 8}
+matrix: {link: [1, 2, 3, 4]}
+scale:
+  slurm:
+    parameters:
+      model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4, max_neighbours: 8}
+      minutes: 0.15
+      batch_size: 4
+      epochs: 3
+      epoch_length: 4000
+      gate_steps: 10
+      compile: false
+    resources: {nodes: 2, ranks_per_node: 1, minutes: 10}
+"""
+
 
 def trials(case: Path) -> list[dict[str, Any]]:
     return [e for e in events.last_run(case / "events.jsonl") if e["event"] == "trial"]
@@ -62,6 +81,26 @@ def test_a_search_outlives_a_node(call: Call, cluster: Cluster, tmp_path: Path) 
     assert len(starts) == 2
     assert "5 trials: 5 done" in pages_of(tmp_path / "results")
     cluster.resume(dead)
+
+
+def test_a_training_outlives_its_jobs(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    """Each job begins when the one before has ended; no step is taken twice; the last ones do no more than is left."""
+    (tmp_path / "links.yaml").write_text(CHAIN)
+    done = call("run", "links.yaml", "--system", "slurm", "--submit", "--wait")
+    assert done.returncode == 0, done.stderr
+    campaign = tmp_path / "results" / "runs" / "links-slurm"
+    links = [log(next(campaign.glob(f"*_{k}-*"))) for k in (1, 2, 3, 4)]
+    began, ended = ([at[where]["time_s"] for at in links] for where in (0, -1))
+    assert all(end < start for end, start in zip(ended, began[1:], strict=False))
+    stopped = [[e["step"] for e in link if e["event"] == "stopped"] for link in links]
+    resumed = [[e["step"] for e in link if e["event"] == "resumed"] for link in links]
+    assert stopped[0], "the first link runs out of time"
+    assert resumed[0] == []
+    for before, after in zip(stopped, resumed[1:], strict=False):
+        assert after == before[-1:]
+    for link in links:
+        told = [e["epoch"] for e in link if e["event"] == "epoch"]
+        assert told == list(range(len(told)))
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,12 @@ def save(model: FoundationModel, path: Path, notes: Mapping[str, object]) -> Non
     os.replace(part, path)
 
 
+def named(word: str) -> tuple[FoundationModel, dict[str, object]]:
+    """As `load`, of a shipped model's name or a path."""
+    shipped = SHIPPED / f"{word}.pt"
+    return load(shipped if shipped.exists() else Path(word))
+
+
 def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
     """The model, in double or single precision as saved, and its notes.
 

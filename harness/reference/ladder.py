@@ -62,9 +62,7 @@ class LadderConfig:
 def make_model(config: LadderConfig) -> tuple[FoundationModel, dict[str, object]]:
     """The model in double precision on the CPU, frozen, and what the report must say of it."""
     if config.checkpoint is not None:
-        path = Path(config.checkpoint)
-        shipped = checkpoints.SHIPPED / f"{config.checkpoint}.pt"
-        model, notes = checkpoints.load(shipped if shipped.exists() else path)
+        model, notes = checkpoints.named(config.checkpoint)
         about = {"checkpoint": config.checkpoint, "held_out": notes.get("held_out"), "trained": True}
     else:
         torch.manual_seed(config.seed)

@@ -193,8 +193,7 @@ def predicting(trained: Contender, config: StudyConfig, log: EventLog) -> Founda
     log.fact("predicting", {"checkpoint": config.checkpoint, "steps": None if config.checkpoint else config.steps})
     if config.checkpoint is None:
         return trained.model
-    path = checkpoints.SHIPPED / f"{config.checkpoint}.pt"
-    model, _ = checkpoints.load(path if path.exists() else Path(config.checkpoint))
+    model, _ = checkpoints.named(config.checkpoint)
     return model.eval().requires_grad_(False).to(next(trained.model.parameters()).device)
 
 

@@ -27,11 +27,13 @@ def read_file(path: Path, count: int) -> list[Structure]:
 
 
 def from_ase(atoms: Atoms, name: str) -> Structure:
-    """The geometry of an ASE object, without labels."""
+    """The geometry of an ASE object, without labels; charge and multiplicity as in its info, where they are."""
     return Structure(
         name=name,
         numbers=atoms.numbers.astype(np.int64),
         positions=atoms.positions,
         cell=np.array(atoms.cell),
         periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        charge=int(atoms.info.get("charge", 0)),
+        multiplicity=int(atoms.info.get("multiplicity", 0)),
     )

@@ -28,9 +28,11 @@ PROGRAMS = {
     "data": "harness.reference.data",
     "hpo": "harness.reference.hpo.search",
     "precision": "harness.reference.precision_study",
+    "screening": "harness.reference.screening.program",
+    "transfer": "harness.reference.transfer.study",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
-PARALLEL = {"train", "data_parallel", "data"}
+PARALLEL = {"train", "data_parallel", "data", "screening"}
 # A launcher ends all ranks as soon as one has failed: the others leave rank 0 this long to put it on record.
 LINGER_S = 3.0
 

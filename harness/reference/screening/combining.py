@@ -1,0 +1,72 @@
+"""The results of all ranks put together: one file a node, a proof that nothing is missing, and a table of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.reference.errors import InputError
+from harness.reference.screening import segments
+from harness.reference.screening.keeping import Keeping
+from harness.reference.screening.parts import MASK, Parts, checksum_of_range, share
+from harness.reference.screening.scores import Scores, joined
+from harness.reference.screening.segments import Covered
+from harness.reference.team import Team
+
+AT_ONCE = 64  # parts
+
+
+def results_files(folder: Path) -> list[Path]:
+    """The files that a finished screening leaves, one a node."""
+    return sorted(folder.glob("results-*.bp"))
+
+
+def proven(files: dict[Path, dict[int, Covered]], parts: Parts, team: Team) -> dict[str, object]:
+    """That the files cover every part that was to be screened, once; raises InputError saying what is amiss.
+
+    The checksum over what the files say is held against one over the indices themselves, made anew by all ranks.
+    """
+    covered = [number for of in files.values() for number in of]
+    twice = len(covered) - len(set(covered))
+    missing = sorted(set(parts.numbers) - set(covered))
+    found = sum(c.checksum for of in files.values() for c in of.values()) & MASK
+    own = [checksum_of_range(*parts.bounds(k)) for k in share(parts.numbers, team.place.rank, team.place.size)]
+    expected = sum(team.gathered(sum(own) & MASK)) & MASK
+    if twice or missing or found != expected:
+        raise InputError(
+            f"results: {len(missing)} parts are missing, {twice} are there twice,"
+            f" checksum {found:016x} for {expected:016x}"
+        )
+    everything = [c for of in files.values() for c in of.values()]
+    return {
+        "parts": len(covered),
+        "candidates": sum(c.candidates for c in everything),
+        "evaluated": sum(c.evaluated for c in everything),
+        "checksum": f"{found:016x}",
+        "expected": f"{expected:016x}",
+    }
+
+
+def combine(
+    folder: Path, files: Sequence[Path], number: int, names: tuple[str, ...], keeping: Keeping, identity: str
+) -> Scores:
+    """Put segments into this node's one file, piece by piece; returns the best of them."""
+    best = joined(names, [])
+    path = folder / f"results-{number:05d}.bp"
+
+    def pieces() -> Iterator[list[Covered]]:
+        nonlocal best
+        for segment in files:
+            covered = segments.read(segment)
+            for first in range(0, len(covered), AT_ONCE):
+                piece = covered[first : first + AT_ONCE]
+                best = top(joined(names, [best, *(c.kept for c in piece if c.kept is not None)]), keeping)
+                yield piece
+
+    segments.write(path, pieces(), names, identity)
+    return best
+
+
+def top(scores: Scores, keeping: Keeping) -> Scores:
+    """The best by the column that counts, as many as are asked for; all of them where that is what is kept."""
+    return keeping.ranked(scores)[: keeping.count] if len(scores) > keeping.count else keeping.ranked(scores)

@@ -1,0 +1,261 @@
+"""Screening: candidates by the million through the model, on every rank, in constant memory (suites/screening.yaml).
+
+Events besides those of every program:
+    found      parts that an earlier attempt has finished, and files of its that were of no use
+    rank       what one rank has done: counts, seconds by what they went to, memory
+    proof      that every candidate was taken once: counts, and the checksum over the indices
+    best       one of the best candidates
+Results stand in results-<node>.bp: candidates and scores, part by part; best.csv holds the best of all.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.events import EventLog
+from harness.reference import checkpoints, ranks
+from harness.reference.errors import InputError
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.options import build
+from harness.reference.precision import precision
+from harness.reference.screening import segments
+from harness.reference.screening.combining import combine, proven, results_files, top
+from harness.reference.screening.familiarity import embedded, training_structures
+from harness.reference.screening.familiarity import familiar as familiar_of
+from harness.reference.screening.keeping import Keeping
+from harness.reference.screening.parts import Parts, share
+from harness.reference.screening.scores import Familiar, Scores, columns, energies_only, joined, with_forces
+from harness.reference.screening.stream import Evaluator, Rank, Score
+from harness.reference.screening.workload import Workload
+from harness.reference.screening.workloads import WorkloadConfig, workload_of
+from harness.reference.team import Team, own_device
+from harness.reference.team import joined as joined_team
+
+BEST = "best.csv"
+SHOWN = 20
+PROGRESS = "progress"
+FAMILIAR = "familiar.pt"
+
+
+@dataclass(frozen=True)
+class ScreeningConfig:
+    """One screening. workload: as WorkloadConfig. checkpoint: of a model, or `model`, the sizes of an untrained one.
+
+    candidates: about how many, in parts evenly spread over the space; all by default. part: candidates of a part.
+    keep: as Keeping. energy_only: no forces. distance: of each candidate from the training sets, of which known_limit
+    structures each are looked at. edges: of a batch, about. ahead: batches made ahead, 0 for none.
+    """
+
+    workload: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = "painn-64"
+    model: dict[str, Any] = field(default_factory=dict)
+    candidates: int | None = None
+    part: int = 4096
+    keep: dict[str, Any] = field(default_factory=dict)
+    energy_only: bool = False
+    distance: bool = False
+    known_limit: int = 200
+    edges: int = 20_000
+    ahead: int = 2
+    commit_s: float = 60.0
+    precision: str = "fp32"
+    compile: bool = True
+    backend: str = "gloo"
+    device: str = "cpu"
+    seed: int = 0
+    timeout_s: float = 3600.0
+
+
+def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
+    """The program: screen what no earlier attempt has, prove that nothing is missing, and put it together."""
+    config = build(ScreeningConfig, parameters)
+    place = ranks.find(os.environ)
+    device = own_device(config.device, config.backend, place)
+    model = model_of(config)
+    workload = workload_of(build(WorkloadConfig, config.workload), model)
+    keeping = build(Keeping, config.keep)
+    parts = Parts.about(workload.total, config.part, config.candidates)
+    with joined_team(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        evaluator = evaluator_of(model, config, device, team, folder)
+        if keeping.by not in evaluator.names:
+            raise InputError(f"keep by {keeping.by!r}: told are {', '.join(evaluator.names)}")
+        identity = identity_of(model, workload, parts, evaluator.names, keeping)
+        describe(config, workload, parts, evaluator, log)
+        screen(Screening(config, workload, parts, evaluator, keeping, folder, identity, team, log))
+
+
+def model_of(config: ScreeningConfig) -> FoundationModel:
+    """The model in its precision, frozen, on the CPU."""
+    if config.checkpoint is not None:
+        model = checkpoints.named(config.checkpoint)[0]
+    else:
+        torch.manual_seed(config.seed)
+        model = FoundationModel(build(ModelConfig, config.model))
+        model.elements[1:] = True
+    return precision(config.precision).of(model).eval().requires_grad_(False)
+
+
+def evaluator_of(
+    model: FoundationModel, config: ScreeningConfig, device: torch.device, team: Team, folder: Path
+) -> Evaluator:
+    """The model at work on the rank's device."""
+    score: Score = energies_only if config.energy_only else with_forces
+    torch._dynamo.config.trace_autograd_ops = True
+    compiled = torch.compile(score, dynamic=True) if config.compile else None
+    familiar = distance_of(model, config, team, folder) if config.distance else None
+    names = columns(forces=not config.energy_only, distance=config.distance)
+    kind = precision(config.precision).dtype
+    if familiar is not None:
+        familiar = familiar.to(device, kind)
+    return Evaluator(model.to(device), score, names, familiar, device, kind, compiled)
+
+
+def distance_of(model: FoundationModel, config: ScreeningConfig, team: Team, folder: Path) -> Familiar:
+    """What the model was trained on, as embeddings; rank 0 looks at it for all."""
+    path = folder / FAMILIAR
+    if team.place.rank == 0:
+        known = [s for of in training_structures(0, config.known_limit).values() for s in of]
+        found = familiar_of(embedded(model, known))
+        part = path.with_suffix(".part")
+        torch.save({"mean": found.mean, "whitening": found.whitening}, part)
+        os.replace(part, path)
+    team.meet()
+    return Familiar(**torch.load(path, weights_only=True))
+
+
+def identity_of(model: nn.Module, workload: Workload, parts: Parts, names: Sequence[str], keeping: Keeping) -> str:
+    """What results must have in common to stand in one file."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    plain = [workload.name, workload.total, parts.size, parts.wanted, list(names), str(asdict(keeping))]
+    digest.update(json.dumps(plain).encode())
+    return digest.hexdigest()[:32]
+
+
+def describe(config: ScreeningConfig, workload: Workload, parts: Parts, evaluator: Evaluator, log: EventLog) -> None:
+    """Facts of the whole case."""
+    log.fact("workload", {"name": workload.name, "total": workload.total, **workload.facts})
+    log.fact("screened", {"parts": len(parts.numbers), "part": parts.size, "candidates": parts.candidates})
+    model = evaluator.model
+    log.fact(
+        "model",
+        {
+            "checkpoint": config.checkpoint, "config": model.config.asdict(), "precision": config.precision,
+            "parameters": sum(p.numel() for p in model.parameters()), "columns": list(evaluator.names),
+            "compiled": config.compile, "device": str(evaluator.device), "threads": torch.get_num_threads(),
+        },
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Screening:
+    """All that a rank needs."""
+
+    config: ScreeningConfig
+    workload: Workload
+    parts: Parts
+    evaluator: Evaluator
+    keeping: Keeping
+    folder: Path
+    identity: str
+    team: Team
+    log: EventLog
+
+
+def screen(at: Screening) -> None:
+    """Everything that the ranks do together."""
+    place, folder = at.team.place, at.folder / segments.FOLDER
+    if at.team.gathered(not folder.exists() and bool(results_files(at.folder)))[0]:
+        at.log.write("proof", **proven(in_results(at), at.parts, at.team), before=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    before = found_before(at, folder)
+    covered = {number for of in before.values() for number in of}
+    left = [number for number in at.parts.numbers if number not in covered]
+    total = at.parts.candidates
+    done = sum(c.candidates for of in before.values() for c in of.values())
+
+    def told(candidates: int) -> None:
+        nonlocal done
+        done += candidates * place.size
+        at.log.write(PROGRESS, done=min(done, total), total=total, what="candidates")
+
+    rank = Rank(
+        at.workload, at.parts, at.evaluator, at.keeping, folder, at.identity, place.rank, at.config.edges,
+        at.config.ahead, at.config.commit_s, told,
+    )  # fmt: skip
+    tally = rank.run(share(left, place.rank, place.size))
+    for number, plain in enumerate(at.team.gathered(tally.plain())):
+        at.log.write("rank", rank=number, **plain)
+    at.team.meet()
+    files, useless = segments.found_in(folder, at.identity)
+    if useless:
+        raise InputError(f"results: {useless[0]}")
+    at.log.write("proof", **proven(files, at.parts, at.team))
+    together(at, sorted(files))
+
+
+def in_results(at: Screening) -> dict[Path, dict[int, segments.Covered]]:
+    """What the files of a finished screening cover."""
+    return {path: segments.summary(path, at.identity) for path in results_files(at.folder)}
+
+
+def found_before(at: Screening, folder: Path) -> dict[Path, dict[int, segments.Covered]]:
+    """What earlier attempts have left; rank 0 alone clears away what is of no use."""
+    parts: dict[Path, dict[int, segments.Covered]] = {}
+    useless: list[str] = []
+    if at.team.place.rank == 0:
+        segments.remove(results_files(at.folder))  # put together from segments that are all there still
+        parts, useless = segments.found_in(folder, at.identity)
+        if parts or useless:
+            counts = sum(map(len, parts.values()))
+            at.log.write("found", parts=counts, files=len(parts), useless=useless)
+    return at.team.gathered(parts)[0]
+
+
+def together(at: Screening, files: list[Path]) -> None:
+    """One file a node in place of the segments, and the best of all."""
+    hosts = at.team.gathered(platform.node())
+    leaders = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    best = joined(at.evaluator.names, [])
+    if at.team.place.rank in leaders:
+        number = leaders.index(at.team.place.rank)
+        mine = share(files, number, len(leaders))
+        if mine:
+            best = combine(at.folder, mine, number, at.evaluator.names, at.keeping, at.identity)
+    every = joined(at.evaluator.names, at.team.gathered(top(best, at.keeping)))
+    if at.team.place.rank == 0:
+        write_best(at, top(every, at.keeping))
+        gone = at.folder / f"{segments.FOLDER}.done"
+        os.replace(at.folder / segments.FOLDER, gone)  # all at once: half of them would say that more is to do
+        segments.remove([gone])
+
+
+def write_best(at: Screening, best: Scores) -> None:
+    """best.csv, and the first of it as events."""
+    part = at.folder / f"{BEST}.part"
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = None
+        for k, (index, values) in enumerate(zip(best.index.tolist(), best.values.tolist(), strict=True)):
+            told = dict(zip(best.names, values, strict=True))
+            row = {"candidate": index, **at.workload.described(index), **told}
+            if writer is None:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+            writer.writerow(row)
+            if k < SHOWN:
+                at.log.write("best", place=k + 1, **row)
+    os.replace(part, at.folder / BEST)

@@ -1,0 +1,224 @@
+"""A screening of real candidates: what it tells, that kills and damage lose nothing, and that the proof is one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.events import EventLog, last_run
+from harness.reference import checkpoints
+from harness.reference.errors import InputError
+from harness.reference.graphs import neighbour_graph
+from harness.reference.inference import batched_heads
+from harness.reference.screening import program, segments
+from harness.reference.screening.combining import results_files
+from harness.reference.screening.keeping import Keeping
+from harness.reference.screening.parts import Parts, checksum, checksum_of_range
+from harness.reference.screening.scores import COLUMNS, Scores
+from harness.reference.screening.workloads import WorkloadConfig, workload_of
+
+FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
+SMALL: dict[str, Any] = {
+    "workload": FEW, "part": 64, "candidates": 640, "keep": {"what": "all"}, "compile": False, "edges": 5000,
+}  # fmt: skip
+
+
+def screened(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    program.run(SMALL | parameters, log, folder)
+    return last_run(log.path)
+
+
+def kept_in(folder: Path) -> Scores:
+    covered = [c for path in results_files(folder) for c in segments.read(path)]
+    kept = [c.kept for c in sorted(covered, key=lambda c: c.part) if c.kept is not None]
+    return Scores(kept[0].names, np.concatenate([k.index for k in kept]), np.concatenate([k.values for k in kept]))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    screened(folder)
+    return folder
+
+
+def test_what_is_told_is_what_the_model_says(whole: Path) -> None:
+    """Energies and largest forces of some candidates against the inference stages, structure by structure."""
+    from harness.reference.batches import collate
+
+    model = checkpoints.named("painn-64")[0].float().requires_grad_(False).eval()
+    workload = workload_of(WorkloadConfig(elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
+    kept = kept_in(whole)
+    assert kept.names == ("energy_ev_per_atom", "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a")
+    for place in (0, 101, 333, len(kept) - 1):
+        structure = workload.structure(int(kept.index[place]))
+        graph = neighbour_graph(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
+        import torch
+
+        batch = collate([graph]).to("cpu", torch.float32)
+        found = batched_heads(model, batch, model.gate(batch.composition))
+        told = dict(zip(kept.names, kept.values[place].tolist(), strict=True))
+        assert told["energy_ev_per_atom"] == pytest.approx(float(found.energy[0]) / len(structure), rel=2e-5, abs=1e-3)
+        assert told["force_max_ev_per_a"] == pytest.approx(float(found.forces.norm(dim=1).max()), rel=1e-3, abs=1e-3)
+
+
+def test_every_candidate_is_taken_once_and_that_is_proven(whole: Path) -> None:
+    (proof,) = [e for e in last_run(whole / "events.jsonl") if e["event"] == "proof"]
+    kept = kept_in(whole)
+    assert len(kept) == proof["evaluated"] == proof["candidates"] == 640
+    assert f"{checksum(kept.index):016x}" == proof["checksum"] == proof["expected"]
+    assert len(set(kept.index.tolist())) == 640
+    assert not (whole / "segments").exists()
+
+
+@pytest.mark.parametrize("kind", ["left out", "twice", "another"])
+def test_the_checksum_tells(kind: str) -> None:
+    index = np.arange(1000, 5000)
+    wrong = {
+        "left out": np.delete(index, 17),
+        "twice": np.append(index, 1003),
+        "another": np.where(index == 1003, 999, index),
+    }
+    assert checksum(index) == checksum_of_range(1000, 5000)
+    assert checksum(wrong[kind]) != checksum_of_range(1000, 5000)
+
+
+def test_the_best_of_parts_are_the_best_of_all(whole: Path, tmp_path: Path) -> None:
+    screened(tmp_path / "top", keep={"what": "top", "by": "spread_ev_per_atom", "count": 9, "highest": True})
+    every = kept_in(whole)
+    order = np.lexsort((every.index, -every.column("spread_ev_per_atom")))[:9]
+    with (tmp_path / "top" / "best.csv").open() as file:
+        best = [int(row["candidate"]) for row in csv.DictReader(file)]
+    assert best == every.index[order].tolist()
+
+
+def test_a_predicate_keeps_what_is_within(whole: Path, tmp_path: Path) -> None:
+    screened(tmp_path / "in", keep={"what": "within", "by": "beyond_ev_per_atom", "low": -0.2, "high": 0.0})
+    every = kept_in(whole)
+    values = every.column("beyond_ev_per_atom")
+    assert kept_in(tmp_path / "in").index.tolist() == every.index[(values >= -0.2) & (values <= 0.0)].tolist()
+    screened(tmp_path / "none", keep={"what": "within", "by": "beyond_ev_per_atom", "low": 1e30})
+    assert len(kept_in(tmp_path / "none")) == 0
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_lose_nothing(whole: Path, tmp_path: Path) -> None:
+    """Two ranks, killed twice in mid-course, go on to the very results of one that was left in peace."""
+    case = {"id": "1", "program": "screening", "parameters": SMALL | {"commit_s": 0.0}}
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    words = ["mpiexec", "-n", "2", sys.executable, "-m", "harness.reference", str(tmp_path)]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": programs, "MASTER_ADDR": "127.0.0.1"}
+    for files, port in ((2, 21871), (5, 21872)):
+        environment["MASTER_PORT"] = str(port)
+        run = subprocess.Popen(
+            words, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 200
+        while len(list((tmp_path / "segments").glob("*.bp"))) < files:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait(60)
+    time.sleep(1.0)
+    environment["MASTER_PORT"] = "21873"
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    log = last_run(tmp_path / "events.jsonl")
+    (found,) = [e for e in log if e["event"] == "found"]
+    assert 5 <= found["parts"] < 10
+    assert [e["candidates"] for e in log if e["event"] == "proof"] == [640]
+    one, other = kept_in(whole), kept_in(tmp_path)
+    assert one.index.tolist() == other.index.tolist()
+    assert np.abs(one.values - other.values).max() < 1e-3
+
+
+def test_a_damaged_file_is_made_again_and_a_foreign_one_is_not_thrown_away(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "segments").mkdir()
+    identity = identity_in(whole)
+    covered = [c for path in results_files(whole) for c in segments.read(path)]
+    names = covered[0].kept.names if covered[0].kept else ()
+    for k in range(3):
+        segments.write(tmp_path / "segments" / f"{k}.bp", [covered[2 * k : 2 * k + 2]], names, identity)
+    data = tmp_path / "segments" / "1.bp" / "data.0"
+    data.write_bytes(data.read_bytes()[:-100])
+    shutil.copytree(tmp_path / "segments" / "2.bp", tmp_path / "segments" / "9.bp.part")
+    log = screened(tmp_path)
+    (found,) = [e for e in log if e["event"] == "found"]
+    assert (found["parts"], found["files"], len(found["useless"])) == (4, 2, 2)
+    assert kept_in(tmp_path).index.tolist() == kept_in(whole).index.tolist()
+    other = tmp_path / "other"
+    (other / "segments").mkdir(parents=True)
+    segments.write(other / "segments" / "0.bp", [covered[:1]], names, "another")
+    with pytest.raises(InputError, match="results of another screening"):
+        screened(other)
+    assert (other / "segments" / "0.bp").exists()
+
+
+def identity_in(folder: Path) -> str:
+    from harness.reference.store.bp import BPFile
+
+    with BPFile(results_files(folder)[0]) as file:
+        return str(file.attributes["identity"])
+
+
+def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp_path: Path) -> None:
+    place = tmp_path / "again"
+    shutil.copytree(whole, place)
+    log = screened(place)
+    (proof,) = [e for e in log if e["event"] == "proof"]
+    assert proof["before"] is True
+    assert proof["candidates"] == 640
+
+
+def test_random_streams_go_through_too(tmp_path: Path) -> None:
+    workload = {"kind": "random", "streams": 2, "per_stream": 12, "atoms": [2, 20]}
+    log = screened(tmp_path, workload=workload, part=12, candidates=None, energy_only=True)
+    (proof,) = [e for e in log if e["event"] == "proof"]
+    assert proof["candidates"] == 24
+    (rank,) = [e for e in log if e["event"] == "rank"]
+    assert rank["evaluated"] + rank["left_out"].get("not finite", 0) == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"workload": FEW | {"elements": ["H", "Oo"]}}, r"element 'Oo': no such symbol"),
+        ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model has not seen it"),
+        ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
+        ({"keep": {"what": "top", "by": "energy"}}, "by 'energy': there are energy_ev_per_atom"),
+        ({"keep": {"what": "top", "by": "distance"}}, "keep by 'distance': told are energy_ev_per_atom"),
+        ({"workload": FEW | {"kind": "crystals"}}, "expected prototypes or random"),
+        ({"part": 0}, "expected at least one of each"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, given: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        screened(tmp_path, **given)
+
+
+def test_parts_are_spread_over_the_space() -> None:
+    parts = Parts(total=1003, size=10, wanted=7)
+    assert parts.all == 101
+    assert list(parts.numbers) == [0, 14, 28, 43, 57, 72, 86]
+    assert Parts(1003, 10).candidates == 1003
+    assert Parts(1003, 10).bounds(100) == (1000, 1003)
+
+
+def test_ties_go_to_the_first() -> None:
+    values = np.zeros((6, len(COLUMNS)), dtype=np.float32)
+    scores = Scores(tuple(COLUMNS), np.array([9, 3, 5, 1, 7, 2]), values)
+    assert Keeping(count=3).ranked(Keeping(count=3).of(scores)).index.tolist() == [1, 2, 3]

@@ -196,7 +196,7 @@ def test_random_streams_go_through_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"workload": FEW | {"elements": ["H", "Oo"]}}, r"element 'Oo': no such symbol"),
+        ({"workload": FEW | {"elements": ["H", "Oo"]}}, "'Oo' is not the symbol of an element"),
         ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model has not seen it"),
         ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
         ({"keep": {"what": "top", "by": "energy"}}, "by 'energy': there are energy_ev_per_atom"),

@@ -1,228 +1,235 @@
-"""Candidates by number: a bijection with prototypes, elements and volumes; filters; neighbour lists."""
+"""Candidates by number: every one once, in order, from any place on; and what their geometry promises."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
-from itertools import pairwise
+from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.data import covalent_radii
-from ase.utils.structure_comparator import SymmetryEquivalenceCheck
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.reference.batches import collate
-from harness.reference.datasets.random_box import random_structures
 from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
-from harness.reference.screening.crystals import Crystals, cut
-from harness.reference.screening.filters import TIGHT, ChargeBalance, OncePerSymmetry, exchanges
+from harness.reference.screening import prototypes as shipped
 from harness.reference.screening.prototypes import Prototype, about, prototypes
-from harness.reference.screening.random_stream import RandomStreams
-from harness.reference.screening.space import CandidateSpace, Run, ranked, unranked
+from harness.reference.screening.space import SCALES, CandidateSpace, element_numbers, ranked, unranked
 
-FEW = (1, 3, 8, 11, 17, 26, 55)
-NAMED = {p.like: p for p in prototypes()}
-SPACE = CandidateSpace(prototypes(), tuple(range(1, 86)))
-
-
-def runs_of(space: CandidateSpace, rng: np.random.Generator, each: int) -> Iterator[Run]:
-    """Some candidates of every prototype."""
-    for number in range(len(space.prototypes)):
-        first, stop = int(space.starts[number]), int(space.starts[number + 1])
-        at = int(rng.integers(first, max(first + 1, stop - each)))
-        yield from space.blocks(at, min(stop, at + each))
+# As many as the paper has.
+MANY = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
+FULL = CandidateSpace(prototypes(), MANY)
 
 
-def test_the_prototypes_are_those_of_the_library() -> None:
-    assert len(prototypes()) == 250
-    assert about()["left_out"] == {"more than 20 atoms": 38}
-    assert max(len(p.slots) for p in prototypes()) == 20
-    assert {p.species for p in prototypes()} == {1, 2, 3, 4}
-    salt = NAMED["Halite, Rock Salt"]
-    assert salt.counts.tolist() == [1, 1]
-    assert np.linalg.det(salt.cell) == pytest.approx(5.64**3 / 4, rel=0.01)
+def few(*species: int) -> tuple[Prototype, ...]:
+    """The first prototype with each number of species."""
+    return tuple(next(p for p in prototypes() if p.species == k) for k in species)
 
 
-def test_the_space_is_that_of_the_billion() -> None:
-    choices = sum(math.perm(85, p.species) for p in prototypes())
-    assert len(SPACE) == 4 * choices
-    assert len(SPACE) > 1_129_000_000
+spaces = st.builds(
+    lambda species, elements, scales: CandidateSpace(few(*species), tuple(elements), tuple(scales)),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.lists(st.sampled_from(MANY), min_size=4, max_size=6, unique=True),
+    st.lists(st.sampled_from([0.9, 1.0, 1.1, 1.5]), min_size=1, max_size=3, unique=True),
+)
 
 
-@given(st.integers(2, 9), st.integers(1, 4))
-def test_choices_are_numbered_in_lexical_order(n: int, k: int) -> None:
-    if k > n:
-        return
-    chosen = unranked(np.arange(math.perm(n, k)), n, k)
-    assert chosen.tolist() == sorted(chosen.tolist())
-    assert len({tuple(c) for c in chosen.tolist()}) == math.perm(n, k)
-    assert all(len(set(c)) == k for c in chosen.tolist())
-    assert [ranked(c, n) for c in chosen.tolist()] == list(range(len(chosen)))
+@given(spaces)
+@settings(max_examples=25, deadline=None)
+def test_every_candidate_comes_once_and_in_the_promised_order(space: CandidateSpace) -> None:
+    expected = [
+        (k, species, scale)
+        for k, prototype in enumerate(space.prototypes)
+        for species, scale in product(permutations(space.elements, prototype.species), space.scales)
+    ]
+    runs = space.block(0, len(space))
+    rows = [zip(map(tuple, r.species.tolist()), r.scale.tolist(), strict=True) for r in runs]
+    found = [(r.prototype, *row) for r, part in zip(runs, rows, strict=True) for row in part]
+    assert found == expected
+    assert len(space) == len(expected)
+    assert np.array_equal(np.concatenate([r.index for r in runs]), np.arange(len(space)))
 
 
-@given(st.data())
-def test_a_number_is_its_candidate_and_back(data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, len(SPACE) - 1))
-    (run,) = SPACE.blocks(index, index + 1)
-    volume = SPACE.scales.index(run.scale[0])
-    assert SPACE.index_of(run.prototype, run.species[0].tolist(), volume) == index
+@given(spaces, st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_block_is_a_stretch_of_the_whole(space: CandidateSpace, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(space)))
+    stop = data.draw(st.integers(start, len(space)))
+    parts, whole = space.block(start, stop), space.block(0, len(space))
+    assert sum(map(len, parts)) == stop - start
+    for part in parts:
+        assert len(part)
+        run = whole[[r.prototype for r in whole].index(part.prototype)]
+        rows = slice(int(part.index[0] - run.index[0]), int(part.index[-1] - run.index[0]) + 1)
+        for name in ("index", "species", "scale", "stretch"):
+            assert np.array_equal(getattr(part, name), getattr(run[rows], name)), name
 
 
-@given(st.integers(0, 3000), st.integers(0, 3000))
-def test_blocks_join_without_a_seam(a: int, b: int) -> None:
-    space = CandidateSpace(prototypes()[:40], FEW, (1.0, 1.2))
-    first, stop = sorted((min(a, len(space)), min(b, len(space))))
-    index = np.concatenate([np.zeros(0), *(run.index for run in space.blocks(first, stop))])
-    assert index.tolist() == list(range(first, stop))
+def test_a_billion_candidates() -> None:
+    assert len(MANY) == 85
+    assert len(FULL) > 1_265_000_000
+    assert FULL.starts.dtype == np.int64
 
 
-def test_the_closest_atoms_just_touch() -> None:
+@given(st.integers(0, len(FULL) - 1))
+@settings(max_examples=200, deadline=None)
+def test_a_number_leads_to_a_candidate_and_back(index: int) -> None:
+    (run,) = FULL.block(index, index + 1)
+    assert run.index.dtype == np.int64
+    assert FULL.index_of(run.prototype, run.species[0].tolist(), float(run.scale[0])) == index
+
+
+@given(st.integers(1, 20), st.data())
+def test_ranks_of_choices(n: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, min(n, 6)))]
+    rank = ranked(chosen, n)
+    assert unranked(np.array([rank]), n, len(chosen))[0].tolist() == chosen
+
+
+def test_the_closest_pair_just_touches_and_volumes_scale() -> None:
     rng = np.random.default_rng(0)
-    space = CandidateSpace(prototypes(), FEW, (1.0,))
-    for run in runs_of(space, rng, 2):
-        atoms = space.structure(int(run.index[0]))
-        graph = neighbour_graph(atoms, cutoff=7.0)
-        vector = atoms.positions[graph.sender] + graph.shift - atoms.positions[graph.receiver]
-        radii = covalent_radii[atoms.numbers]
-        ratio = np.linalg.norm(vector, axis=1) / (radii[graph.sender] + radii[graph.receiver])
-        assert ratio.min() == pytest.approx(1.0, abs=1e-6)
+    for number in range(0, len(FULL.prototypes), 7):
+        first = int(rng.integers(FULL.starts[number], FULL.starts[number + 1])) // len(SCALES) * len(SCALES)
+        volumes = []
+        for index, scale in enumerate(SCALES, first):
+            found = FULL.structure(index)
+            graph = neighbour_graph(found, cutoff=6.0)
+            apart = found.positions[graph.sender] + graph.shift - found.positions[graph.receiver]
+            radii = covalent_radii[found.numbers]
+            ratio = np.linalg.norm(apart, axis=1) / (radii[graph.receiver] + radii[graph.sender])
+            assert ratio.min() == pytest.approx(np.cbrt(scale), abs=1e-9)
+            volumes.append(abs(np.linalg.det(found.cell)) / scale)
+        assert np.allclose(volumes, volumes[0])
 
 
-@pytest.mark.parametrize("limit", [20, None])
-def test_a_reused_topology_is_a_fresh_neighbour_list(limit: int | None) -> None:
-    """Of every prototype, the same edges; pairs within rounding of the cutoff count as either."""
-    rng = np.random.default_rng(1)
-    space = CandidateSpace(prototypes(), FEW)
-    crystals = Crystals(space, (), cutoff=5.0, limit=limit)
-    for run in runs_of(space, rng, 3):
-        topology = crystals.topology(run.prototype)
-        batch = topology.batch(run.species, run.stretch, topology.mask(run.stretch))
-        fresh = collate(
-            [neighbour_graph(space.structure(i), cutoff=5.0, max_neighbours=limit) for i in run.index.tolist()]
-        )
-        assert batch.numbers.tolist() == fresh.numbers.tolist()
-        assert np.abs(batch.positions.numpy() - fresh.positions.numpy()).max() < 1e-9
-        assert np.abs(batch.cell.numpy() - fresh.cell.numpy()).max() < 1e-9
-        assert batch.composition.tolist() == fresh.composition.tolist()
-        assert batch.graph.tolist() == fresh.graph.tolist()
-        edges = [
-            {
-                (r, s, *np.round(shift, 5).tolist())
-                for r, s, shift in zip(b.receiver.tolist(), b.sender.tolist(), b.shift.numpy() + 0.0, strict=True)
-            }
-            for b in (batch, fresh)
-        ]
-        odd = edges[0] ^ edges[1]
-        lengths = [np.linalg.norm(fresh.positions.numpy()[e[1]] + e[2:] - fresh.positions.numpy()[e[0]]) for e in odd]
-        assert all(abs(length - 5.0) < 1e-4 for length in lengths), (run.prototype, len(odd))
-        assert (batch.edge_graph.numpy() == batch.graph.numpy()[batch.receiver.numpy()]).all()
+def test_a_candidate_in_full_is_the_one_of_its_number() -> None:
+    index = len(FULL) // 3
+    (run,) = FULL.block(index, index + 1)
+    prototype, found = FULL.prototypes[run.prototype], FULL.structure(index).check()
+    assert found.numbers.tolist() == [run.species[0][slot] for slot in prototype.slots]
+    assert np.allclose(found.positions, prototype.fractions @ found.cell)
+    assert found.group == FULL.formula(run)[0]
+    (salt,) = (k for k, p in enumerate(FULL.prototypes) if p.name == "CsCl")
+    row = FULL.block(FULL.index_of(salt, (55, 17), 1.0), FULL.index_of(salt, (55, 17), 1.0) + 1)[0]
+    assert FULL.formula(row) == ["CsCl"]
+    touching = covalent_radii[55] + covalent_radii[17]
+    assert np.linalg.norm(FULL.structure(int(row.index[0])).cell[0]) == pytest.approx(
+        max(2 / np.sqrt(3) * touching, 2 * covalent_radii[55])
+    )
 
 
-def test_a_filtered_stretch_loses_no_candidate() -> None:
-    space = CandidateSpace(prototypes(), FEW)
-    crystals = Crystals(space, (ChargeBalance(), OncePerSymmetry()), cutoff=5.0, limit=20)
-    first = int(space.starts[44])
-    made = list(crystals.batches(first, first + 5000, 3000))
-    left_out = sum(sum(m.left_out.values()) for m in made)
-    assert left_out + sum(len(m.index) for m in made) == 5000
-    assert len({i for m in made for i in m.index.tolist()}) == 5000 - left_out
-    sizes = [len(m.batch.receiver) for m in made if len(m.index) > 1]
-    assert max(sizes) <= 3000
+def test_no_stretch_is_under_the_bound() -> None:
+    for number in range(0, len(FULL.prototypes), 11):
+        (run,) = FULL.block(int(FULL.starts[number]), int(FULL.starts[number]) + 300)[:1]
+        assert run.stretch.min() >= FULL.smallest_stretch(number)
 
 
-@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
-def test_cuts_hold_as_much_as_fits(counts: list[int], most: int) -> None:
-    pieces = list(cut(np.array(counts, dtype=np.int64), most))
-    assert [k for piece in pieces for k in range(piece.start, piece.stop)] == list(range(len(counts)))
-    for piece, after in pairwise(pieces):
-        assert sum(counts[piece]) <= most or piece.stop - piece.start == 1
-        assert sum(counts[piece]) + counts[after.start] > most
-
-
-def single(prototype: Prototype, *species: int) -> Run:
-    one = np.ones(1)
-    return Run(0, np.zeros(1, dtype=np.int64), np.array([species]), one, one)
+def test_the_shipped_prototypes_are_what_their_file_says() -> None:
+    found = prototypes()
+    assert len(found) == about()["entries"] - sum(about()["left_out"].values()) == 250
+    assert about()["licence"].startswith("MIT")
+    assert len({(p.tag, p.name, p.fractions.tobytes(), p.cell.tobytes()) for p in found}) == len(found)
+    for p in found:
+        assert 1 <= len(p) <= 20
+        assert 1 <= p.species <= 4
+        assert list(dict.fromkeys(p.slots.tolist())) == list(range(p.species))
+        assert p.closest.min() > 0.5
+    # Two have the free coordinates of their tag at values of higher symmetry.
+    tagged = {p.tag: (p.spacegroup, int(p.tag.split("_")[2])) for p in found}
+    assert {tag: g for tag, g in tagged.items() if g[0] != g[1]} == {
+        "A2B_oC12_38_de_ab": (63, 38),
+        "AB3_tI16_140_b_ah": (123, 140),
+    }
 
 
 @pytest.mark.parametrize(
-    ("like", "species", "passes"),
+    ("name", "strukturbericht", "spacegroup", "counts"),
+    [("CsCl", "B2", 221, [1, 1]), ("Halite, Rock Salt", "B1", 225, [1, 1]), ("Corundum", "D5_1", 167, [4, 6])],
+)
+def test_prototypes_that_everyone_knows(name: str, strukturbericht: str, spacegroup: int, counts: list[int]) -> None:
+    found = next(p for p in prototypes() if p.name == name)
+    assert (found.strukturbericht, found.spacegroup, sorted(found.counts.tolist())) == (
+        strukturbericht,
+        spacegroup,
+        counts,
+    )
+
+
+def entry(sites: list[tuple[str, float, list[float]]]) -> dict:
+    """One of the archive, in a cubic cell of 5 angstrom."""
+    listed = [{"species": [{"element": e, "occu": occupied}], "abc": abc} for e, occupied, abc in sites]
+    tags = {"aflow": "AB_cP2_221_b_a", "mineral": "", "strukturbericht": "None", "pearson": "cP2"}
+    return {"snl": {"sites": listed, "lattice": {"matrix": (5.0 * np.eye(3)).tolist()}}, "tags": tags}
+
+
+def test_what_is_no_prototype_is_left_out_with_its_reason() -> None:
+    made = pytest.importorskip("harness.reference.screening.build_prototypes").prototype
+    middle = [0.5, 0.5, 0.5]
+    kept = made(entry([("Cs", 1.0, [0.0, 0.0, 1.0]), ("Cl", 1.0, middle)]))
+    assert (kept.name, kept.spacegroup, kept.slots.tolist(), kept.fractions[0].tolist()) == (
+        "CsCl",
+        221,
+        [0, 1],
+        [0] * 3,
+    )
+    assert made(entry([("Cs", 0.5, [0.0] * 3)])) == "partly occupied sites"
+    assert made(entry([("Cs", 1.0, [0.0] * 3), ("Cl", 1.0, [0.99, 0.0, 0.0])])) == "coincident sites"
+    assert made(entry([("Cs", 1.0, [k / 21, 0.0, 0.0]) for k in range(21)])) == "more than 20 atoms"
+    assert made(entry([(e, 1.0, [k / 5, 0.0, 0.0]) for k, e in enumerate("HBCNO")])) == "more than 4 species"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
     [
-        ("Halite, Rock Salt", (11, 17), True),  # Na+ Cl-
-        ("Halite, Rock Salt", (17, 11), True),
-        ("Halite, Rock Salt", (11, 12), False),  # two metals
-        ("Halite, Rock Salt", (20, 9), False),  # CaF
-        ("Fluorite", (20, 9), True),
-        ("Fluorite", (9, 20), False),  # Ca2F
-        ("Copper", (29,), True),
-        ("Halite, Rock Salt", (2, 17), False),  # helium has no states
+        (((), (1, 2)), "0 candidates of 0 prototypes, 2 elements, 4 scales"),
+        ((few(4), (1, 6, 8)), "0 candidates of 1 prototypes, 3 elements"),
+        ((few(1), (1, 97)), "element 97: no covalent radius is known of it, expected 1 to 96"),
+        ((few(1), (0,)), "element 0: no covalent radius"),
+        ((few(1), (6, 6)), "expected each once"),
+        ((few(1), (6,), (1.0, -1.0)), "scales [1.0, -1.0]: expected different volumes above 0"),
+        ((few(1), (6,), (1.0, 1.0)), "expected different volumes"),
+        ((few(1), (6,), (float("nan"),)), "expected different volumes"),
     ],
 )
-def test_charges_balance(like: str, species: tuple[int, ...], passes: bool) -> None:
-    prototype = NAMED[like]
-    assert ChargeBalance().passes(prototype, single(prototype, *species)).tolist() == [passes]
+def test_a_space_with_nothing_in_it_is_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CandidateSpace(*arguments)
+    assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("like", ["Halite, Rock Salt", "CsCl", "Fluorite", "Zincblende, Sphalerite", "Copper"])
-def test_one_of_each_class_of_equal_crystals_is_kept(like: str) -> None:
-    """By brute force: every pair of candidates of a prototype compared as crystals."""
-    prototype = NAMED.get(like) or next(p for p in prototypes() if p.tag.startswith("AB_cP2_221"))
-    space = CandidateSpace((prototype,), (3, 8, 11, 17), (1.0,))
-    (run,) = space.blocks(0, len(space))
-    kept = OncePerSymmetry().passes(prototype, run)
-    check = SymmetryEquivalenceCheck(**TIGHT)
-    classes: list[int] = []
-    for i in range(len(run)):
-        mine = to_ase(space, i)
-        if not any(check.compare(mine, to_ase(space, j)) for j in classes):
-            classes.append(i)
-    assert np.flatnonzero(kept).tolist() == classes
+def test_a_space_too_large_to_count_is_refused() -> None:
+    many = Prototype("", "", "", 1, np.arange(36).reshape(12, 3) / 40, np.eye(3) * 9, np.arange(12))
+    with pytest.raises(InputError, match="to be counted in 64 bits"):
+        CandidateSpace([many], MANY)
 
 
-def to_ase(space: CandidateSpace, index: int):  # type: ignore[no-untyped-def]
-    from ase import Atoms
-
-    s = space.structure(index)
-    return Atoms(s.numbers, s.positions, cell=s.cell, pbc=True)
-
-
-def test_rock_salt_may_change_its_ions_and_fluorite_may_not() -> None:
-    assert exchanges(NAMED["Halite, Rock Salt"]) == ((1, 0),)
-    assert exchanges(NAMED["Fluorite"]) == ()
-
-
-def test_random_streams_are_the_papers_structures() -> None:
-    streams = RandomStreams(3, 7, (2, 30), cutoff=5.0, limit=20)
-    expected = [s for rank in range(3) for s in random_structures(7, atoms=(2, 30), rank=rank)]
-    for index in (0, 6, 7, 20):
-        found = streams.structure(index)
-        assert found.positions.tolist() == expected[index].positions.tolist()
-        assert found.numbers.tolist() == expected[index].numbers.tolist()
-    made = list(streams.batches(5, 16, 2000))
-    assert [i for m in made for i in m.index.tolist()] == list(range(5, 16))
-    whole = collate([neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in expected[5:16]])
-    assert sum(len(m.batch.receiver) for m in made) == len(whole.receiver)
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda s: s.block(5, 4), "candidates 5 to 4: expected 0 to"),
+        (lambda s: s.block(-1, 4), "candidates -1 to 4"),
+        (lambda s: s.structure(len(s)), "expected 0 to"),
+        (lambda s: s.index_of(250, (1,), 1.0), "prototype 250: expected 0 to 249"),
+        (lambda s: s.index_of(0, (1, 2), 1.0), "expected 1, different and among the 85 elements"),
+        (lambda s: s.index_of(0, (43,), 1.0), "species [43] of prototype"),
+        (lambda s: s.index_of(0, (1,), 1.01), "scale 1.01: expected one of 0.94, 1.0, 1.06, 1.12"),
+    ],
+)
+def test_a_candidate_that_is_not_there_is_refused(ask, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ask(FULL)
+    assert message in str(caught.value)
 
 
-def test_what_is_no_space_is_refused() -> None:
-    with pytest.raises(InputError, match="no candidate"):
-        CandidateSpace([p for p in prototypes() if p.species == 4], (1, 8))
-    with pytest.raises(InputError, match="element 118: no covalent radius"):
-        CandidateSpace(prototypes(), (1, 118))
-    with pytest.raises(InputError, match=r"candidates 5\.\.9: there are 0\.\.3"):
-        list(CandidateSpace([NAMED["Copper"]], (29,)).blocks(5, 10))
-    with pytest.raises(InputError, match="not all among"):
-        SPACE.index_of(0, [94], 0)
+def test_elements_by_symbol() -> None:
+    assert element_numbers(["H", "Cl", "Og"]) == (1, 17, 118)
+    with pytest.raises(InputError, match="'cl' is not the symbol of an element; did you mean Cl"):
+        element_numbers(["cl"])
 
 
-def test_candidates_are_made_a_million_a_second() -> None:
-    """The promise for one core, with a margin for a busy machine: half of it at least."""
-    at = len(SPACE) // 2
-    began = time.process_time()
-    made = sum(len(run) for first in range(at, at + 2**21, 2**16) for run in SPACE.blocks(first, first + 2**16))
-    seconds = time.process_time() - began
-    assert made == 2**21
-    assert made / seconds > 500_000
+def test_a_broken_file_of_prototypes_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "prototypes.json.gz"
+    file.write_bytes(shipped.FILE.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not the file of prototypes"):
+        shipped._read(file)

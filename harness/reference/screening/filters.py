@@ -1,130 +1,113 @@
-"""What candidates may be asked to pass: charges that can balance, and not being another candidate turned round."""
+"""What can be asked of candidates before any model: whether charges balance, and whether they are there twice."""
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import permutations
-from typing import Protocol
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import product
 
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols
-from ase.utils.structure_comparator import SymmetryEquivalenceCheck
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.screening.prototypes import Prototype
 from harness.reference.screening.space import Run
-from harness.reference.screening.topology import closest
 from harness.reference.structures import MAX_ATOMIC_NUMBER, Array
 
-STAND_INS = ("H", "He", "Li", "Be")  # for species 0 to 3 when structures are compared
-TIGHT = {"angle_tol": 0.1, "ltol": 0.005, "stol": 0.005, "vol_tol": 0.01}
-SAME_ANGSTROM = 1e-3
+ELEMENTS = MAX_ATOMIC_NUMBER + 1
+LARGEST_STATE = 9
+WORD_BITS = 64
+KEPT_TABLES = 64  # of up to 0.7 MB; a prototype of four species needs eight
 
 
-class Filter(Protocol):
-    """One question to candidates."""
+def duplicate(prototype: Prototype, run: Run) -> NDArray[np.bool_]:
+    """Whether a candidate is the same crystal as one with its elements in an earlier order, [m].
 
-    name: str
-
-    def passes(self, prototype: Prototype, run: Run) -> NDArray[np.bool_]:
-        """[m], of each candidate of a run."""
-        ...
-
-
-class ChargeBalance:
-    """Oxidation states that occur in the ICSD can sum to zero, no cation being more electronegative than an anion.
-
-    States and Pauling electronegativities are smact's (Davies et al., J. Open Source Softw. 4, 1361 (2019)); raises
-    InputError where smact is not installed. A single element passes.
+    Of each set of equals just one, the first by atomic numbers, is no duplicate.
     """
+    found = np.zeros(len(run), dtype=bool)
+    for order in prototype.exchanges:
+        other = run.species[:, order]
+        place = (other != run.species).argmax(axis=1)[:, None]
+        found |= (np.take_along_axis(other, place, 1) < np.take_along_axis(run.species, place, 1))[:, 0]
+    return found
 
-    name = "charge_balance"
 
-    def __init__(self) -> None:
-        self.states, self.electronegativity = _smact_tables()
+def charge_balanced(prototype: Prototype, run: Run) -> NDArray[np.bool_]:
+    """Whether oxidation states known of the elements can sum to zero, cations less electronegative than anions, [m].
 
-    def passes(self, prototype: Prototype, run: Run) -> NDArray[np.bool_]:
-        """[m]; elements without known states balance nothing."""
-        if prototype.species == 1:
-            return np.ones(len(run), dtype=bool)
-        chosen, back = np.unique(run.species, axis=0, return_inverse=True)
-        return self._balanced(prototype.counts, chosen)[back.reshape(-1)]
+    One state an element; a single element balances itself. States (ICSD, 2024) and Pauling electronegativities are
+    those of smact; an element without either balances nothing. Raises InputError if smact is not installed. Source:
+    Davies et al., Chem 1, 617 (2016); smact, J. Open Source Softw. 4, 1361 (2019).
+    """
+    if prototype.species == 1:
+        return np.ones(len(run), dtype=bool)
+    # Volumes of one choice of elements stand side by side.
+    new = np.ones(len(run), dtype=bool)
+    new[1:] = (run.species[1:] != run.species[:-1]).any(axis=1)
+    counts = prototype.counts // np.gcd.reduce(prototype.counts)
+    return _balanced(tuple(counts.tolist()), run.species[new])[np.cumsum(new) - 1]
 
-    def _balanced(self, counts: NDArray[np.int64], species: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """counts [k], species [m, k] -> [m]: whether any choice of states will do."""
-        m, k = species.shape
-        shape = (m,) + (1,) * k
-        total = np.zeros(shape)
-        cation, anion = np.full(shape, -np.inf), np.full(shape, np.inf)
-        for j in range(k):
-            states = self.states[species[:, j]]  # [m, S], NaN where there are fewer
-            along = (m,) + (1,) * j + (states.shape[1],) + (1,) * (k - j - 1)
-            charge = states.reshape(along)
-            strength = np.broadcast_to(self.electronegativity[species[:, j], None], states.shape).reshape(along)
-            total = total + counts[j] * charge
-            cation = np.maximum(cation, np.where(charge > 0, strength, -np.inf))
-            anion = np.minimum(anion, np.where(charge < 0, strength, np.inf))
-        found = (total == 0) & (cation <= anion) & np.isfinite(cation) & np.isfinite(anion)
-        return np.asarray(found.reshape(m, -1).any(axis=1))
+
+def _balanced(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Meet in the middle: the sums that half of the slots can have against what the others need, as sets of bits."""
+    half = len(counts) // 2
+    reach = LARGEST_STATE * max(sum(counts[:half]), sum(counts[half:]))
+    electronegativity = _ions().electronegativity[species]
+    found = np.zeros(len(species), dtype=bool)
+    for signs in product((1, -1), repeat=len(counts)):
+        cation = np.array(signs) > 0
+        if cation.all() or not cation.any():
+            continue
+        # NaN, where one is not known, is less than nothing.
+        ordered = electronegativity[:, cation].max(axis=1) < electronegativity[:, ~cation].min(axis=1)
+        rows = np.flatnonzero(ordered & ~found)
+        here = _sums(counts[:half], signs[:half], 1, reach)[tuple(species[rows, :half].T)]
+        there = _sums(counts[half:], signs[half:], -1, reach)[tuple(species[rows, half:].T)]
+        found[rows] = (here & there).any(axis=1)
+    return found
+
+
+@lru_cache(maxsize=KEPT_TABLES)
+def _sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
+    """The charges, times sense, that one or two slots with ions of given signs can have, for any elements on them.
+
+    [119, words] or [119, 119, words]; bit `charge + reach` is set of the charges that occur.
+    """
+    ions = _ions()
+    table = np.zeros((ELEMENTS,) * len(counts) + (2 * reach // WORD_BITS + 1,), dtype=np.uint64)
+    for states in product(range(1, LARGEST_STATE + 1), repeat=len(counts)):
+        charges = np.multiply(signs, states)
+        elements = [np.flatnonzero(ions.has(charge)) for charge in charges.tolist()]
+        word, bit = divmod(sense * int(charges @ counts) + reach, WORD_BITS)
+        table[..., word][np.ix_(*elements)] |= np.uint64(1 << bit)
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Ions:
+    """states: [119, 19] whether an element is known with -9 .. 9. electronegativity: [119] Pauling's, or NaN."""
+
+    states: NDArray[np.bool_]
+    electronegativity: Array
+
+    def has(self, state: int) -> NDArray[np.bool_]:
+        """[119] by atomic number."""
+        return self.states[:, state + LARGEST_STATE]
 
 
 @cache
-def _smact_tables() -> tuple[Array, Array]:
-    """Oxidation states [119, S], NaN where an element has fewer, and electronegativities [119], NaN where unknown."""
+def _ions() -> Ions:
     try:
         import smact
     except ImportError:
-        raise InputError("the filter charge_balance needs smact: pip install 'gfm-harness[screening]'") from None
-    known = smact.element_dictionary()
-    listed = {z: known[s].oxidation_states or [] for z, s in enumerate(chemical_symbols) if s in known}
-    states = np.full((MAX_ATOMIC_NUMBER + 1, max(map(len, listed.values()))), np.nan)
-    strength = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
-    for z, values in listed.items():
-        states[z, : len(values)] = values
-        value = known[chemical_symbols[z]].pauling_eneg
-        strength[z] = np.nan if value is None else value
-    return states, strength
-
-
-class OncePerSymmetry:
-    """Of candidates that are the same crystal, their species having changed places, the first in order passes."""
-
-    name = "duplicates"
-
-    def passes(self, prototype: Prototype, run: Run) -> NDArray[np.bool_]:
-        """[m]."""
-        first = np.ones(len(run), dtype=bool)
-        for exchange in exchanges(prototype):
-            other = run.species[:, exchange]
-            differs = other != run.species
-            place = differs.argmax(axis=1)
-            rows = np.arange(len(run))
-            first &= ~differs.any(axis=1) | (run.species[rows, place] < other[rows, place])
-        return first
-
-
-@cache
-def exchanges(prototype: Prototype) -> tuple[tuple[int, ...], ...]:
-    """Exchanges of species that leave the crystal as it is, up to a motion of space; without the trivial one."""
-    least, counts = closest(prototype), prototype.counts
-    found = []
-    for exchange in permutations(range(prototype.species)):
-        places = list(exchange)
-        if places == sorted(places) or (counts[places] != counts).any():
-            continue
-        if not np.allclose(least[np.ix_(places, places)], least, atol=SAME_ANGSTROM):
-            continue
-        check = SymmetryEquivalenceCheck(**TIGHT)
-        if check.compare(_atoms(prototype, prototype.slots), _atoms(prototype, np.array(places)[prototype.slots])):
-            found.append(exchange)
-    return tuple(found)
-
-
-def _atoms(prototype: Prototype, slots: NDArray[np.int64]) -> Atoms:
-    symbols = [STAND_INS[k] for k in slots]
-    return Atoms(symbols, scaled_positions=prototype.fractions, cell=prototype.cell, pbc=True)
-
-
-FILTERS: dict[str, type[ChargeBalance | OncePerSymmetry]] = {f.name: f for f in (ChargeBalance, OncePerSymmetry)}
+        raise InputError("the charge-balance filter needs smact (pip install 'gfm-harness[screening]')") from None
+    states = np.zeros((ELEMENTS, 2 * LARGEST_STATE + 1), dtype=bool)
+    electronegativity = np.full(ELEMENTS, np.nan)
+    for symbol, element in smact.element_dictionary().items():
+        number = chemical_symbols.index(symbol)
+        states[number, np.array(element.oxidation_states or [], dtype=int) + LARGEST_STATE] = True
+        if element.pauling_eneg is not None:
+            electronegativity[number] = element.pauling_eneg
+    return Ions(states, electronegativity)

@@ -1,32 +1,33 @@
-"""Candidates by number: prototypes x ordered choices of elements x volumes, none of them ever listed.
+"""Candidates by number, none of them ever listed: prototypes x ordered choices of elements x volumes.
 
-Candidate numbers run over the prototypes, within a prototype over the choices of elements, within these over volumes.
+Numbers run over the prototypes; within one over the choices of elements in lexical order; within these over volumes.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from ase.data import chemical_symbols, covalent_radii, missing
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.screening.prototypes import Prototype
-from harness.reference.screening.topology import closest
-from harness.reference.structures import MAX_ATOMIC_NUMBER, Array, Structure
+from harness.reference.structures import Array, Structure
 
-SCALES = (0.95, 1.05, 1.15, 1.25)
+SCALES = (0.94, 1.0, 1.06, 1.12)
+LAST_RADIUS = 96  # ASE fills in the elements that Cordero et al. do not have
 
 
 @dataclass(frozen=True)
 class Run:
-    """Candidates of one prototype. index: [m]. species: [m, k] atomic numbers. scale: [m] of the volume.
+    """m candidates of one prototype. index: [m]. species: [m, k] atomic numbers. scale: [m] of the volume.
 
-    stretch: [m], from the named compound's lengths to the candidate's.
+    stretch: [m] angstrom to a unit of the prototype's geometry.
     """
 
     prototype: int
@@ -42,12 +43,12 @@ class Run:
         return Run(self.prototype, self.index[picked], self.species[picked], self.scale[picked], self.stretch[picked])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CandidateSpace:
-    """All candidates. elements: atomic numbers. scales: volumes, 1 where the closest pair of atoms just touches, their
-    radii being covalent (Cordero et al., Dalton Trans. 2832 (2008), as in ASE).
+    """All candidates. elements: atomic numbers. scales: volumes; at 1 the closest pair of atoms just touches.
 
-    Raises InputError where there is nothing to choose from.
+    Radii are covalent (Cordero et al., Dalton Trans. 2832 (2008), as in ASE). Raises InputError for an element without
+    one, for elements or scales that are not distinct, and where there is nothing to choose from.
     """
 
     prototypes: Sequence[Prototype]
@@ -56,74 +57,86 @@ class CandidateSpace:
 
     def __post_init__(self) -> None:
         for z in self.elements:
-            if not 1 <= z <= MAX_ATOMIC_NUMBER or covalent_radii[z] == missing:
-                raise InputError(f"element {z}: no covalent radius is known of it")
-        if list(self.elements) != sorted(set(self.elements)):
-            raise InputError("elements: expected each once, by atomic number")
-        if not self.scales or min(self.scales) <= 0:
-            raise InputError(f"scales {list(self.scales)}: expected volumes above 0")
-        if not len(self):
-            raise InputError(f"no candidate: {len(self.prototypes)} prototypes, {len(self.elements)} elements")
+            if not 1 <= z <= LAST_RADIUS:
+                raise InputError(f"element {z}: no covalent radius is known of it, expected 1 to {LAST_RADIUS}")
+        if len(set(self.elements)) < len(self.elements):
+            raise InputError("elements of the candidates: expected each once")
+        if len(set(self.scales)) < len(self.scales) or not all(0 < s < math.inf for s in self.scales):
+            raise InputError(f"scales {list(self.scales)}: expected different volumes above 0")
+        total = sum(self._sizes)
+        if not 0 < total <= np.iinfo(np.int64).max:
+            parts = f"{len(self.prototypes)} prototypes, {len(self.elements)} elements, {len(self.scales)} scales"
+            raise InputError(f"{total} candidates of {parts}: expected 1 or more, to be counted in 64 bits")
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [math.perm(len(self.elements), p.species) * len(self.scales) for p in self.prototypes]
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where the candidates of each prototype begin, and those of the last one end, [prototypes + 1]."""
+        return np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @cached_property
-    def starts(self) -> NDArray[np.int64]:
-        """Where the candidates of each prototype begin, and where the last one's end, [prototypes + 1]."""
-        each = [math.perm(len(self.elements), p.species) * len(self.scales) for p in self.prototypes]
-        return np.concatenate([[0], np.cumsum(np.array(each, dtype=np.int64))])
+    def block(self, start: int, stop: int) -> list[Run]:
+        """The candidates start, ..., stop - 1, a run for each prototype; raises InputError if not all exist."""
+        if not 0 <= start <= stop <= len(self):
+            raise InputError(f"candidates {start} to {stop}: expected 0 to {len(self)}, in this order")
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        last = int(np.searchsorted(self.starts, stop, side="left"))
+        found = []
+        for number in range(first, last):
+            low, high = max(start, int(self.starts[number])), min(stop, int(self.starts[number + 1]))
+            if low < high:
+                found.append(self._run(number, low, high))
+        return found
 
-    @cached_property
-    def _closest(self) -> dict[int, Array]:
-        return {}
-
-    def closest(self, number: int) -> Array:
-        """The smallest distance between sites of two species of a prototype, [k, k], angstrom; inf: beyond others."""
-        if number not in self._closest:
-            self._closest[number] = closest(self.prototypes[number])
-        return self._closest[number]
-
-    def blocks(self, first: int, stop: int) -> Iterator[Run]:
-        """The candidates from first to before stop, a run for each prototype among them."""
-        if not 0 <= first <= stop <= len(self):
-            raise InputError(f"candidates {first}..{stop - 1}: there are 0..{len(self) - 1}")
-        number = int(np.searchsorted(self.starts, first, side="right")) - 1
-        while first < stop:
-            end = min(stop, int(self.starts[number + 1]))
-            if end > first:
-                yield self._run(number, np.arange(first, end, dtype=np.int64))
-            first, number = end, number + 1
-
-    def _run(self, number: int, index: NDArray[np.int64]) -> Run:
-        prototype = self.prototypes[number]
-        within, volume = np.divmod(index - self.starts[number], len(self.scales))
-        species = np.array(self.elements)[unranked(within, len(self.elements), prototype.species)]
+    def _run(self, number: int, start: int, stop: int) -> Run:
+        """All volumes of a choice of elements share their radii: these are looked at once."""
+        volumes, before = len(self.scales), int(self.starts[number])
+        index = np.arange(start, stop, dtype=np.int64)
+        first, last = (start - before) // volumes, (stop - 1 - before) // volumes
+        chosen = unranked(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
+        species = np.array(self.elements)[chosen]
+        choice, volume = np.divmod(index - (before + first * volumes), volumes)
         scale = np.array(self.scales)[volume]
-        return Run(number, index, species, scale, self.stretch(number, species, scale))
+        touching = self.touching(number, species)
+        return Run(number, index, species[choice], scale, touching[choice] * np.cbrt(self.scales)[volume])
 
-    def stretch(self, number: int, species: NDArray[np.int64], scale: Array) -> Array:
-        """Species [m, k], scale [m] -> [m]: the closest pair just touches at a scale of 1."""
-        radii = covalent_radii[species]
-        least = self.closest(number)
-        pairs = [(a, b) for a in range(len(least)) for b in range(a, len(least)) if np.isfinite(least[a, b])]
-        touching = np.max([(radii[:, a] + radii[:, b]) / least[a, b] for a, b in pairs], axis=0)
-        return np.asarray(touching * np.cbrt(scale))
+    def touching(self, number: int, species: NDArray[np.int64]) -> Array:
+        """The stretch at which the closest pair of atoms touches, of species [m, k] in a prototype, [m]."""
+        radii = covalent_radii[species].T
+        closest = self.prototypes[number].closest
+        largest = np.zeros(len(species))
+        for a, b in zip(*np.triu_indices(len(closest)), strict=True):
+            np.maximum(largest, (radii[a] + radii[b]) / closest[a, b], out=largest)
+        return largest
 
-    def index_of(self, number: int, species: Sequence[int], volume: int) -> int:
-        """The candidate with these species (atomic numbers) and the volume of that place; raises InputError if none."""
-        try:
-            places = [self.elements.index(z) for z in species]
-        except ValueError:
-            raise InputError(f"species {list(species)}: not all among the {len(self.elements)} elements") from None
-        if len(set(places)) < len(places) or len(places) != self.prototypes[number].species:
-            raise InputError(f"species {list(species)}: expected {self.prototypes[number].species} different ones")
-        rank = ranked(places, len(self.elements))
-        return int(self.starts[number]) + rank * len(self.scales) + volume
+    def smallest_stretch(self, number: int) -> float:
+        """A bound that no candidate of the prototype is under."""
+        radius = min(covalent_radii[z] for z in self.elements)
+        return float(2 * radius / self.prototypes[number].closest.min() * np.cbrt(min(self.scales)))
+
+    def index_of(self, number: int, species: Sequence[int], scale: float) -> int:
+        """The candidate of a prototype with these atomic numbers on its slots; raises InputError if there is none."""
+        if not 0 <= number < len(self.prototypes):
+            raise InputError(f"prototype {number}: expected 0 to {len(self.prototypes) - 1}")
+        slots = self.prototypes[number].species
+        if len(species) != slots or len(set(species)) < slots or not set(species) <= set(self.elements):
+            raise InputError(
+                f"species {list(species)} of prototype {self.prototypes[number].tag}:"
+                f" expected {slots}, different and among the {len(self.elements)} elements of the candidates"
+            )
+        if scale not in self.scales:
+            raise InputError(f"scale {scale}: expected one of {', '.join(map(str, self.scales))}")
+        rank = ranked([self.elements.index(z) for z in species], len(self.elements))
+        return int(self.starts[number]) + rank * len(self.scales) + self.scales.index(scale)
 
     def structure(self, index: int) -> Structure:
-        """One candidate."""
-        (run,) = self.blocks(index, index + 1)
+        """One candidate in full."""
+        (run,) = self.block(index, index + 1)
         prototype = self.prototypes[run.prototype]
         return Structure(
             name=f"candidate {index}",
@@ -131,33 +144,43 @@ class CandidateSpace:
             positions=prototype.positions * run.stretch[0],
             cell=prototype.cell * run.stretch[0],
             periodic=(True, True, True),
+            group=self.formula(run)[0],
         )
 
-    def described(self, index: int) -> dict[str, str]:
-        """Formula, prototype and volume of one candidate."""
-        (run,) = self.blocks(index, index + 1)
-        prototype = self.prototypes[run.prototype]
-        parts = zip(run.species[0].tolist(), prototype.counts.tolist(), strict=True)
-        formula = "".join(f"{chemical_symbols[z]}{n if n > 1 else ''}" for z, n in parts)
-        return {"formula": formula, "prototype": prototype.tag, "like": prototype.like, "volume": f"{run.scale[0]:g}"}
+    def formula(self, run: Run) -> list[str]:
+        """Of each candidate, its elements in the order of the slots, [m]."""
+        counts = ["" if n == 1 else str(n) for n in self.prototypes[run.prototype].counts.tolist()]
+        rows = run.species.tolist()
+        return ["".join(chemical_symbols[z] + n for z, n in zip(row, counts, strict=True)) for row in rows]
+
+
+def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
+    """Atomic numbers of chemical symbols; raises InputError for one that is none."""
+    for symbol in symbols:
+        if symbol not in chemical_symbols[1:]:
+            near = difflib.get_close_matches(symbol.capitalize(), chemical_symbols[1:], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{symbol!r} is not the symbol of an element{hint}")
+    return tuple(atomic_numbers[symbol] for symbol in symbols)
 
 
 def unranked(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
-    """The ordered choices of k out of n with these ranks in lexical order, [m, k] of 0 .. n - 1."""
+    """The ordered choices of k out of n that have these ranks in lexical order, [m, k] of 0 .. n - 1."""
     chosen = np.empty((len(rank), k), dtype=np.int64)
     left = rank
     for j in range(k):
         digit, left = np.divmod(left, math.perm(n - j - 1, k - j - 1))
-        for before in np.sort(chosen[:, :j], axis=1).T:  # skip what is taken, smallest first
-            digit = digit + (digit >= before)
+        # The digit counts what is still free: step over what is taken, smallest first.
+        for taken in np.sort(chosen[:, :j], axis=1).T:
+            digit += digit >= taken
         chosen[:, j] = digit
     return chosen
 
 
 def ranked(chosen: Sequence[int], n: int) -> int:
-    """The rank of one ordered choice out of n in lexical order."""
+    """The rank in lexical order of one ordered choice out of n."""
     rank = 0
     for j, place in enumerate(chosen):
-        digit = place - sum(before < place for before in chosen[:j])
-        rank += digit * math.perm(n - j - 1, len(chosen) - j - 1)
+        free = place - sum(before < place for before in chosen[:j])
+        rank = rank * (n - j) + free
     return rank

@@ -142,7 +142,7 @@ class Rank:
     def _evaluated(self, made: Made, tally: Tally) -> Scores:
         """The results of a batch; those that are no numbers are left out and counted."""
         tally.left_out.update(made.left_out)
-        if not len(made.index):
+        if made.batch is None:
             return joined(self.evaluator.names, [])
         if not tally.batches:
             began = time.perf_counter()

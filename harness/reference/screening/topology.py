@@ -1,123 +1,178 @@
-"""Neighbour lists of candidates from one list a prototype: a prototype's candidates differ in size alone.
+"""Neighbour lists of candidates from one list for each prototype.
 
-Who is nearest to whom, and in what order, is the prototype's; how far the cutoff reaches depends on the candidate.
+Candidates of a prototype differ in their elements and in one length. So who is near whom, and in which order, is the
+prototype's; how many of those are edges depends on the length alone and is looked up.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
-import vesin
 from numpy.typing import NDArray
 
-from harness.reference.batches import Batch
+from harness.reference.errors import InputError
 from harness.reference.graphs import SAME_SHELL_ANGSTROM
-from harness.reference.screening.prototypes import Prototype
-from harness.reference.structures import MAX_ATOMIC_NUMBER, Array
+from harness.reference.screening.graph_arrays import GraphArrays
+from harness.reference.screening.prototypes import Pairs, Prototype
+from harness.reference.screening.space import CandidateSpace, Run
+from harness.reference.structures import Array
 
-FIRST_REACH = 6.0  # angstrom in the named compound
-GROWTH = 1.4
-
-
-def closest(prototype: Prototype) -> Array:
-    """The smallest distance between sites of two species, periodic images included, [k, k], angstrom."""
-    receiver, sender, _, distance = _pairs(prototype, _reach(prototype, 1))
-    least = np.full((prototype.species, prototype.species), np.inf)
-    np.minimum.at(least, (prototype.slots[receiver], prototype.slots[sender]), distance)
-    return np.minimum(least, least.T)
+GROWTH = 1.25
+KEPT = 16  # prototypes with all their pairs, up to 66,000 of one; where neighbours are few, all are kept
 
 
-def _pairs(prototype: Prototype, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64], Array, Array]:
-    """All directed pairs within reach: receiver, sender, image of the sender [p, 3], distance."""
-    receiver, sender, images, distance = vesin.NeighborList(cutoff=reach, full_list=True, n_threads=1).compute(
-        points=prototype.positions, box=prototype.cell, periodic=True, quantities="ijSd"
-    )
-    return receiver.astype(np.int64), sender.astype(np.int64), images.reshape(-1, 3).astype(float), distance
+@dataclass(frozen=True)
+class Steps:
+    """Counts that change at certain values and are the same between them.
+
+    at: [s] ascending. counts: [s + 1, n], row k for values above at[k - 1] and up to at[k].
+    """
+
+    at: Array
+    counts: NDArray[np.int64]
+
+    def __call__(self, value: Array) -> NDArray[np.int64]:
+        """[m] -> [m, n]."""
+        return self.counts[np.searchsorted(self.at, value, side="left")]
 
 
-def _reach(prototype: Prototype, neighbours: int) -> float:
-    """A distance within which every site has so many neighbours."""
-    reach = FIRST_REACH
-    while np.bincount(_pairs(prototype, reach)[0], minlength=len(prototype.slots)).min() < neighbours:
-        reach *= GROWTH
-    return reach
+def steps(rows: NDArray[np.int64], values: Array, n: int) -> Steps:
+    """How many of each row's values are smaller than a given one; rows, values: [p], rows of 0 .. n - 1."""
+    at, where = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(at) + 1, n), dtype=np.int64)
+    np.add.at(counts, (where + 1, rows), 1)
+    return Steps(at, np.cumsum(counts, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
 class Topology:
-    """A prototype's sites with their neighbours, nearest first, so many of each that no candidate needs more.
+    """The neighbours of one prototype's atoms, as far as a candidate can need them.
 
-    cutoff: angstrom. limit: neighbours of an atom at most, or None. least_stretch: of any candidate; needed only where
-    there is no limit.
+    cutoff: angstrom. max_neighbours: of an atom, or None, by the rule of `neighbour_graph`. smallest_stretch: of any
+    candidate, angstrom to the prototype's unit of length.
     """
 
     prototype: Prototype
     cutoff: float
-    limit: int | None
-    least_stretch: float
+    max_neighbours: int | None
+    smallest_stretch: float
 
     @cached_property
-    def _table(self) -> tuple[NDArray[np.int64], Array, Array]:
-        """sender [n, w], image [n, w, 3] of it in angstrom of the named compound, distance [n, w], inf where none."""
-        n = len(self.prototype.slots)
-        enough = self.cutoff / self.least_stretch
-        if self.limit is not None:
-            enough = min(enough, _reach(self.prototype, self.limit + 1))
-        receiver, sender, images, distance = _pairs(self.prototype, enough)
-        order = np.lexsort((distance, receiver))
-        degree = np.bincount(receiver, minlength=n)
-        width = int(degree.max()) if self.limit is None else self.limit + 1
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(degree) - degree, degree)
-        order, rank = order[rank < width], rank[rank < width]
-        place = (receiver[order], rank)
-        senders, shifts = np.zeros((n, width), dtype=np.int64), np.zeros((n, width, 3))
-        distances = np.full((n, width), np.inf)
-        senders[place], distances[place] = sender[order], distance[order]
-        shifts[place] = images[order] @ self.prototype.cell
-        return senders, shifts, distances
+    def pairs(self) -> Pairs:
+        """In the prototype's geometry; of each atom no more than decide which max_neighbours to keep."""
+        furthest = self.cutoff / self.smallest_stretch
+        if self.max_neighbours is None:
+            return self.prototype.pairs(furthest)
+        decisive = self.max_neighbours + 1
+        volume = abs(np.linalg.det(self.prototype.cell)) * decisive / len(self.prototype)
+        reach = min(furthest, (3 * volume / (4 * math.pi)) ** (1 / 3))
+        found = self.prototype.pairs(reach)
+        while reach < furthest and np.bincount(found.receiver, minlength=len(self.prototype)).min() < decisive:
+            reach = min(furthest, GROWTH * reach)
+            found = self.prototype.pairs(reach)
+        kept = _rank(found.receiver, len(self.prototype)) < decisive
+        return Pairs(found.receiver[kept], found.sender[kept], found.image[kept], found.distance[kept])
 
-    def mask(self, stretch: Array) -> NDArray[np.bool_]:
-        """stretch [m] -> [m, n, w]: which of the table's pairs are edges, by the rules of neighbour_graph."""
-        _, _, distance = self._table
-        there = stretch[:, None, None] * distance
-        within = there < self.cutoff
-        if self.limit is None:
-            return within
-        if distance.shape[1] <= self.limit:
-            return within
-        full = within[:, :, self.limit]
-        bound = np.where(full, there[:, :, self.limit] - SAME_SHELL_ANGSTROM, np.inf)
-        keep = within & (there < bound[:, :, None])
-        keep |= within & ~keep.any(axis=2, keepdims=True)
-        return keep[:, :, : self.limit]
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """Where the pairs of each atom begin, [n]."""
+        degree = np.bincount(self.pairs.receiver, minlength=len(self.prototype))
+        return np.cumsum(degree) - degree
 
-    def batch(self, species: NDArray[np.int64], stretch: Array, mask: NDArray[np.bool_]) -> Batch:
-        """Candidates [m, k], [m] with their edges, as `collate` would give them, in double precision on the CPU."""
-        sender, shift, _ = self._table
-        slots, (m, n) = self.prototype.slots, (len(stretch), len(self.prototype.slots))
-        which, receiver, column = np.nonzero(mask)
-        offset = which * n
-        composition = np.zeros((m, MAX_ATOMIC_NUMBER + 1))
-        for slot, count in enumerate(self.prototype.counts):
-            composition[np.arange(m), species[:, slot]] += count
-        nothing = np.zeros(0, dtype=np.int64)
-        arrays = (
-            species[:, slots].reshape(-1),
-            (stretch[:, None, None] * self.prototype.positions).reshape(-1, 3),
-            receiver + offset,
-            sender[receiver, column] + offset,
-            shift[receiver, column] * stretch[which, None],
-            np.repeat(np.arange(m), n),
-            which,
-            stretch[:, None, None] * self.prototype.cell,
-            composition,
-            np.zeros(m),
-            np.zeros(m),
-            np.full(m, -1),
-            nothing,
-            nothing,
+    @cached_property
+    def _shift(self) -> Array:
+        """Of the pairs, in the prototype's geometry, [p, 3]."""
+        return self.pairs.image @ self.prototype.cell
+
+    @cached_property
+    def _within(self) -> Steps:
+        """Pairs of each atom shorter than a distance."""
+        return steps(self.pairs.receiver, self.pairs.distance, len(self.prototype))
+
+    @cached_property
+    def _before(self) -> Steps:
+        """Pairs of each atom that come before its first one too many, by more than a distance."""
+        assert self.max_neighbours is not None
+        receiver, distance, n = self.pairs.receiver, self.pairs.distance, len(self.prototype)
+        excess = np.full(n, np.inf)
+        last = _rank(receiver, n) == self.max_neighbours
+        excess[receiver[last]] = distance[last]
+        return steps(receiver, distance - excess[receiver], n)
+
+    def degrees(self, stretch: Array) -> NDArray[np.int64]:
+        """Edges of each atom, its nearest ones, of candidates of these stretches, [m] -> [m, n]."""
+        if len(stretch) and stretch.min() < self.smallest_stretch * (1 - 1e-12):
+            raise InputError(
+                f"prototype {self.prototype.tag}: stretch {stretch.min():g}, expected {self.smallest_stretch:g} or more"
+            )
+        within = self._within(self.cutoff / stretch)
+        if self.max_neighbours is None:
+            return within
+        # A shell of equals that does not fit is left out whole, unless it is the first one.
+        whole = self._before(-SAME_SHELL_ANGSTROM / stretch)
+        whole = np.where(whole > 0, whole, self.max_neighbours)
+        return np.where(within > self.max_neighbours, whole, within)
+
+    def edge_counts(self, run: Run) -> NDArray[np.int64]:
+        """Edges of each candidate, [m]."""
+        return self.degrees(run.stretch).sum(axis=1)
+
+    def arrays(self, run: Run) -> GraphArrays:
+        """The candidates with their edges, in the order of `neighbour_graph`; of equal distances in any order."""
+        slots, m, n = self.prototype.slots, len(run), len(self.prototype)
+        degrees = self.degrees(run.stretch)
+        edges = degrees.sum(axis=1)
+        flat = degrees.reshape(-1)
+        receiver = np.repeat(np.arange(m * n), flat)
+        begin = np.broadcast_to(self._first, (m, n)).reshape(-1) - (np.cumsum(flat) - flat)
+        pair = np.repeat(begin, flat) + np.arange(len(receiver))
+        edge_graph = np.repeat(np.arange(m), edges)
+        stretch = run.stretch[:, None, None]
+        return GraphArrays(
+            numbers=run.species[:, slots].reshape(-1),
+            positions=(stretch * self.prototype.positions).reshape(-1, 3),
+            receiver=receiver,
+            sender=self.pairs.sender[pair] + edge_graph * n,
+            shift=self._shift[pair] * run.stretch[edge_graph, None],
+            graph=np.repeat(np.arange(m), n),
+            edge_graph=edge_graph,
+            cell=stretch * self.prototype.cell,
+            atoms=np.full(m, n),
+            edges=edges,
         )
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+
+
+@dataclass(frozen=True, eq=False)
+class Topologies:
+    """The neighbours in all candidates of a space, a prototype's made when it is first asked for."""
+
+    space: CandidateSpace
+    cutoff: float
+    max_neighbours: int | None = None
+
+    @cached_property
+    def of(self) -> Callable[[int], Topology]:
+        """That of one prototype, by number."""
+        return lru_cache(maxsize=KEPT if self.max_neighbours is None else None)(self._topology)
+
+    def _topology(self, number: int) -> Topology:
+        smallest = self.space.smallest_stretch(number)
+        return Topology(self.space.prototypes[number], self.cutoff, self.max_neighbours, smallest)
+
+    def edge_counts(self, run: Run) -> NDArray[np.int64]:
+        """Edges of each candidate, [m]."""
+        return self.of(run.prototype).edge_counts(run)
+
+    def arrays(self, run: Run) -> GraphArrays:
+        """The candidates with their edges."""
+        return self.of(run.prototype).arrays(run)
+
+
+def _rank(receiver: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Of each pair among those of its receiver, [p]; receivers ascend."""
+    degree = np.bincount(receiver, minlength=n)
+    return np.arange(len(receiver)) - (np.cumsum(degree) - degree)[receiver]

@@ -7,19 +7,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from harness.reference.batches import Batch
+from harness.reference.screening.graph_arrays import GraphArrays
 from harness.reference.structures import Structure
 
 
 @dataclass(frozen=True)
 class Made:
-    """A batch of candidates, in double precision on the CPU. index: [g]. left_out: candidates that a filter took out
-    on the way to this batch, by filter."""
+    """A batch of candidates, in double precision on the CPU, or None where all were left out. index: [g].
+
+    left_out: candidates taken out on the way to this batch, by reason.
+    """
 
     index: NDArray[np.int64]
-    batch: Batch
+    batch: Batch | None
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -41,3 +45,26 @@ class Workload(Protocol):
     def described(self, index: int) -> dict[str, str]:
         """What a table says of one candidate besides its formula."""
         ...
+
+
+def batch_of(arrays: GraphArrays) -> Batch:
+    """Structures of no known charge as a batch."""
+    nothing = np.zeros(0, dtype=np.int64)
+    unknown = np.zeros(len(arrays.atoms))
+    columns = (
+        arrays.numbers, arrays.positions, arrays.receiver, arrays.sender, arrays.shift, arrays.graph,
+        arrays.edge_graph, arrays.cell, arrays.composition, unknown, unknown, np.full(len(arrays.atoms), -1), nothing,
+        nothing,
+    )  # fmt: skip
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(c)) for c in columns))
+
+
+def cut(counts: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Consecutive stretches whose counts sum to at most `most` each, or hold one alone."""
+    ends = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        before = int(ends[first - 1]) if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield slice(first, stop)
+        first = stop

@@ -6,15 +6,15 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from ase.data import atomic_numbers
+from ase.data import chemical_symbols
 
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.screening.crystals import Crystals
-from harness.reference.screening.filters import FILTERS
+from harness.reference.screening.crystals import FILTERS, Crystals
 from harness.reference.screening.prototypes import prototypes
-from harness.reference.screening.random_stream import PER_STREAM, RandomStreams
-from harness.reference.screening.space import SCALES, CandidateSpace
+from harness.reference.screening.random_boxes import RandomBoxes
+from harness.reference.screening.random_space import PER_RANK, RandomSpace
+from harness.reference.screening.space import SCALES, CandidateSpace, element_numbers
 from harness.reference.screening.workload import Workload
 
 HEAVIEST = 94
@@ -31,7 +31,7 @@ class WorkloadConfig:
     volumes: tuple[float, ...] = SCALES
     filters: tuple[str, ...] = ()
     streams: int = 1
-    per_stream: int = PER_STREAM
+    per_stream: int = PER_RANK
     atoms: tuple[int, int] = (2, 500)
     max_neighbours: int | None = None
 
@@ -39,32 +39,27 @@ class WorkloadConfig:
 def workload_of(config: WorkloadConfig, model: FoundationModel) -> Workload:
     """The candidates; raises InputError for unknown words and for elements that the model has not seen."""
     cutoff = model.config.cutoff
-    limit = config.max_neighbours or model.config.max_neighbours
+    most = config.max_neighbours or model.config.max_neighbours
     if config.kind == "random":
-        return RandomStreams(config.streams, config.per_stream, config.atoms, cutoff=cutoff, limit=limit)
+        space = RandomSpace(config.streams, config.per_stream, config.atoms)
+        return RandomBoxes(space, cutoff=cutoff, max_neighbours=most)
     if config.kind != "prototypes":
         raise InputError(f"workload {config.kind!r}: expected prototypes or random")
-    filters = []
     for name in config.filters:
         if name not in FILTERS:
             near = difflib.get_close_matches(name, FILTERS, n=1)
-            raise InputError(
-                f"filter {name!r}: there are {', '.join(FILTERS)}{f' (did you mean {near[0]!r}?)' * bool(near)}"
-            )
-        filters.append(FILTERS[name]())
-    space = CandidateSpace(prototypes(), elements_of(config.elements, model), config.volumes)
-    return Crystals(space, filters, cutoff=cutoff, limit=limit)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(f"filter {name!r}: there are {', '.join(FILTERS)}{hint}")
+    crystals = CandidateSpace(prototypes(), elements_of(config.elements, model), config.volumes)
+    return Crystals(crystals, config.filters, cutoff=cutoff, max_neighbours=most)
 
 
 def elements_of(symbols: tuple[str, ...], model: FoundationModel) -> tuple[int, ...]:
-    """Atomic numbers, in their order."""
+    """Atomic numbers of these symbols, or of all elements that the model knows."""
     known = [z for z in range(1, HEAVIEST + 1) if bool(model.elements[z])]
     if not symbols:
         return tuple(known)
-    for symbol in symbols:
-        if symbol not in atomic_numbers:
-            near = difflib.get_close_matches(symbol.capitalize(), atomic_numbers, n=1)
-            raise InputError(f"element {symbol!r}: no such symbol{f' (did you mean {near[0]!r}?)' if near else ''}")
-        if atomic_numbers[symbol] not in known:
-            raise InputError(f"element {symbol!r}: the model has not seen it")
-    return tuple(sorted(atomic_numbers[s] for s in symbols))
+    for z in element_numbers(symbols):
+        if z not in known:
+            raise InputError(f"element {chemical_symbols[z]!r}: the model has not seen it")
+    return element_numbers(symbols)

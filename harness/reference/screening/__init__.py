@@ -1,0 +1,1 @@
+"""Screening: candidates by the billion, each known by its number alone, with their neighbour lists."""

@@ -1,0 +1,81 @@
+"""MS25: ASE trajectories of materials systems, one or more .traj for each, eV and eV/angstrom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+
+from harness.reference.datasets.formats.gather import Unfit, one_line, row
+from harness.reference.datasets.formats.paths import files
+from harness.reference.errors import InputError
+from harness.reference.frames import Fault
+from harness.reference.structures import Array
+from harness.reference.tasks.labelled import Labelled, Value, collected, made
+
+BLOCK = 10  # frames in a row that a split keeps together
+
+
+def read(path: Path) -> Labelled:
+    """All frames, the systems as subsets; raises InputError naming file and fault.
+
+    A system is the folder of its trajectories below the path, or the one file that it is alone in. Training sets of
+    growing size hold the same frames again: each frame is taken once.
+    """
+    found = files([path], (".traj",), "MS25 trajectories")
+    systems = {label.partition("/")[0] for _, label in found}
+    frames = _once((where, atoms) for file, label in found for where, atoms in _frames(file, label))
+    return collected(
+        made(frames, _value),
+        str(path),
+        f"official MS25, {{count}} frames of {len(systems)} systems",
+        "DFT, as deposited",
+    )
+
+
+def _frames(path: Path, label: str) -> Iterator[tuple[str, Atoms]]:
+    try:
+        frames = ase.io.read(path, ":", format="traj")
+    except Exception as error:  # damaged trajectories make the reader fail in several ways
+        raise InputError(f"{path}: cut short, or not an ASE trajectory ({one_line(error)})") from None
+    for k, atoms in enumerate(frames):
+        yield f"{label}/{k}", atoms
+
+
+def _once(frames: Iterator[tuple[str, Atoms]]) -> Iterator[tuple[str, Atoms | Fault]]:
+    seen: set[tuple[bytes, ...]] = set()
+    for where, atoms in frames:
+        key = atoms.numbers.tobytes(), atoms.positions.tobytes(), atoms.cell.array.tobytes()
+        yield where, Fault(where, "comes twice", "the same atoms in the same places") if key in seen else atoms
+        seen.add(key)
+
+
+def _value(where: str, atoms: Atoms) -> Value:
+    energy, forces = _labels(atoms)
+    label, _, number = where.rpartition("/")
+    columns = row(
+        where,
+        f"{label}/{int(number) // BLOCK}",
+        atoms.numbers,
+        atoms.positions,
+        energy=energy,
+        forces=forces,
+        cell=np.array(atoms.cell) if atoms.pbc.any() else None,
+        periodic=atoms.pbc,
+    )
+    return Value(columns, energy, where.partition("/")[0])
+
+
+def _labels(atoms: Atoms) -> tuple[float, Array]:
+    """Energy and forces, from the results of a calculator or kept as E and forces with the frame; raises Unfit."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    energy = results.get("energy", atoms.info.get("E"))
+    forces = results.get("forces", atoms.arrays.get("forces"))
+    if energy is None:
+        raise Unfit("no energy", "neither a calculator's energy nor E")
+    if forces is None:
+        raise Unfit("no forces", "neither a calculator's forces nor an array of that name")
+    return float(energy), np.asarray(forces, dtype=np.float64)

@@ -14,7 +14,7 @@ from harness.analysis.hpo import search_tables
 from harness.collect.runs import load
 from harness.errors import UsageError, did_you_mean
 from harness.jobs.files import write_text
-from harness.programs import ModelSizes
+from harness.parameters import ModelSizes
 
 NAME = "pretrain-promoted"
 SCALES = ("slurm", "local")

@@ -14,7 +14,8 @@ from harness.errors import did_you_mean, shortened
 from harness.language import consistency, expressions, validation
 from harness.language.document import MOST_TOLD, Document, Loc, Problem, gather
 from harness.language.layers import layered
-from harness.programs import PROGRAMS, Count, Strict, lists, partial
+from harness.parameters import Count, Strict
+from harness.programs import PROGRAMS, lists, partial
 
 
 def _number(value: str | int | float) -> str | int | float:

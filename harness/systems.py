@@ -16,7 +16,7 @@ from harness.language import expressions, validation
 from harness.language.document import Document, Loc, Problem, gather
 from harness.language.expressions import ExpressionError
 from harness.language.layers import layered
-from harness.programs import Count, Positive, Strict
+from harness.parameters import Count, Positive, Strict
 from harness.settings import Setting
 from harness.suites import Minutes, Name, Word
 

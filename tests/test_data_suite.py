@@ -10,7 +10,7 @@ import pytest
 
 from harness import events, shipped, suites
 from harness.cli import main
-from harness.programs import DataParameters
+from harness.parameters import DataParameters
 from harness.reference.data import MODES, DataConfig
 from harness.reference.datasets.sources import SOURCES
 from harness.reference.store.bp import BPFile

@@ -14,7 +14,9 @@ from harness.analysis.original import OriginalTables, original_tables
 from harness.analysis.precision import PrecisionTables, precision_tables
 from harness.analysis.projection import projection_table
 from harness.analysis.scaling import scaling_table
+from harness.analysis.screening import ScreeningTables, screening_tables
 from harness.analysis.training import TrainingTables, training_tables
+from harness.analysis.transfer import TransferTables, transfer_tables
 from harness.collect.runs import Record, merits_table, samples_table
 
 
@@ -33,6 +35,8 @@ class Results:
     ablation: AblationTables
     searches: SearchTables
     precision: PrecisionTables
+    transfer: TransferTables
+    screening: ScreeningTables
     original: OriginalTables
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -44,6 +48,8 @@ class Results:
             "ablation": self.ablation,
             "hpo": self.searches,
             "precision": self.precision,
+            "transfer": self.transfer,
+            "screening": self.screening,
             "original": self.original,
         }
         for prefix, own in named.items():
@@ -66,5 +72,7 @@ def results(records: list[Record]) -> Results:
         ablation_tables(training.held_out),
         search_tables(records),
         precision_tables(records),
+        transfer_tables(records),
+        screening_tables(records),
         original_tables(records),
     )

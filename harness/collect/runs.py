@@ -21,6 +21,8 @@ from harness.jobs.outcome import exit_of
 OTHERS = {
     "epoch", "head", "compute_only", "own_step", "region", "exchange", "resumed", "skipped", "stopped", "trial",
     "prediction", "trained", "module", "tasks", "timer", "energy",
+    "task", "baseline", "fit", "found", "rank", "proof", "best", "calibration", "overlap", "elements", "embedding",
+    "uncertainty", "label", "unlabelled", "relaxed",
 }  # fmt: skip
 
 

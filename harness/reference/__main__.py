@@ -32,7 +32,7 @@ PROGRAMS = {
     "transfer": "harness.reference.transfer.study",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
-PARALLEL = {"train", "data_parallel", "data", "screening"}
+PARALLEL = {"train", "data_parallel", "data", "screening", "transfer"}
 # A launcher ends all ranks as soon as one has failed: the others leave rank 0 this long to put it on record.
 LINGER_S = 3.0
 

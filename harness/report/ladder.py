@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
 from harness.collect.runs import Record
-from harness.programs import StageName
+from harness.parameters import StageName
 from harness.report.blocks import Section, View, interval, number
 from harness.report.figures import ladder_bars
 from harness.report.paper import Paper

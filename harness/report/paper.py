@@ -8,7 +8,7 @@ from pydantic import Field
 
 from harness import shipped
 from harness.language import validation, yamlfile
-from harness.programs import Strict
+from harness.parameters import Strict
 
 
 class Table(Strict):

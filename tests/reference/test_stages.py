@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.programs import StageName
+from harness.parameters import StageName
 from harness.reference import inference
 from harness.reference.batches import Batch
 from harness.reference.inference import LADDER, Stage, baseline, branch_skip, live_heads

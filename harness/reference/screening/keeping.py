@@ -14,7 +14,10 @@ from harness.reference.screening.scores import COLUMNS, Scores
 
 @dataclass(frozen=True)
 class Keeping:
-    """what: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high)."""
+    """what: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
+
+    most_distance: candidates that lie further from the training sets are not kept.
+    """
 
     what: Literal["all", "top", "within"] = "top"
     by: str = "beyond_ev_per_atom"
@@ -22,6 +25,7 @@ class Keeping:
     highest: bool = False
     low: float = -np.inf
     high: float = np.inf
+    most_distance: float = np.inf
 
     def __post_init__(self) -> None:
         if self.what not in ("all", "top", "within"):
@@ -33,6 +37,8 @@ class Keeping:
 
     def of(self, scores: Scores) -> Scores:
         """What is kept of some results; of the best, the lower index wins a tie."""
+        if self.most_distance < np.inf:
+            scores = scores[scores.column("distance") <= self.most_distance]
         if self.what == "all":
             return scores
         values = scores.column(self.by)

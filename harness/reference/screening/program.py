@@ -38,6 +38,7 @@ from harness.reference.screening.keeping import Keeping
 from harness.reference.screening.parts import Parts, share
 from harness.reference.screening.scores import Familiar, Scores, columns, energies_only, joined, with_forces
 from harness.reference.screening.stream import Evaluator, Rank, Score
+from harness.reference.screening.trust import TrustConfig, judge
 from harness.reference.screening.workload import Workload
 from harness.reference.screening.workloads import WorkloadConfig, workload_of
 from harness.reference.team import Team, own_device
@@ -71,6 +72,7 @@ class ScreeningConfig:
     ahead: int = 2
     commit_s: float = 60.0
     precision: str = "fp32"
+    trust: dict[str, Any] | None = None
     compile: bool = True
     backend: str = "gloo"
     device: str = "cpu"
@@ -83,7 +85,7 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     config = build(ScreeningConfig, parameters)
     place = ranks.find(os.environ)
     device = own_device(config.device, config.backend, place)
-    model = model_of(config)
+    model, notes = model_of(config)
     workload = workload_of(build(WorkloadConfig, config.workload), model)
     keeping = build(Keeping, config.keep)
     parts = Parts.about(workload.total, config.part, config.candidates)
@@ -91,20 +93,27 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
         evaluator = evaluator_of(model, config, device, team, folder)
         if keeping.by not in evaluator.names:
             raise InputError(f"keep by {keeping.by!r}: told are {', '.join(evaluator.names)}")
+        if keeping.most_distance < float("inf") and not config.distance:
+            raise InputError("keep: most_distance needs `distance: true`")
         identity = identity_of(model, workload, parts, evaluator.names, keeping)
         describe(config, workload, parts, evaluator, log)
         screen(Screening(config, workload, parts, evaluator, keeping, folder, identity, team, log))
+        if config.trust is not None and place.rank == 0:
+            best = best_in(folder)
+            judge(build(TrustConfig, config.trust), model, notes, workload, parts, best, log, folder)
+        team.meet()
 
 
-def model_of(config: ScreeningConfig) -> FoundationModel:
-    """The model in its precision, frozen, on the CPU."""
+def model_of(config: ScreeningConfig) -> tuple[FoundationModel, dict[str, object]]:
+    """The model in its precision, frozen, on the CPU, and the notes of its checkpoint."""
+    notes: dict[str, object] = {}
     if config.checkpoint is not None:
-        model = checkpoints.named(config.checkpoint)[0]
+        model, notes = checkpoints.named(config.checkpoint)
     else:
         torch.manual_seed(config.seed)
         model = FoundationModel(build(ModelConfig, config.model))
         model.elements[1:] = True
-    return precision(config.precision).of(model).eval().requires_grad_(False)
+    return precision(config.precision).of(model).eval().requires_grad_(False), notes
 
 
 def evaluator_of(
@@ -259,3 +268,9 @@ def write_best(at: Screening, best: Scores) -> None:
             if k < SHOWN:
                 at.log.write("best", place=k + 1, **row)
     os.replace(part, at.folder / BEST)
+
+
+def best_in(folder: Path) -> list[int]:
+    """The candidates of best.csv, best first."""
+    with (folder / BEST).open(encoding="utf-8") as file:
+        return [int(row["candidate"]) for row in csv.DictReader(file)]

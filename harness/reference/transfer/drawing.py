@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.models.config import ModelConfig
@@ -83,7 +83,7 @@ class Drawing:
         validation, test = (k[scaling.knows(frames[k])] for k in (validation, test))
         return Draw(train, validation, test, scaling)
 
-    def shelf(self, places: Indices, scaling: Scaling, dtype: torch.dtype) -> Shelf:
+    def shelf(self, places: Indices, scaling: Scaling, like: Tensor) -> Shelf:
         """Structures with their labels beyond the baseline."""
         frames = self.labelled.frames[places]
         for k, structure in zip(places.tolist(), frames.structures(head=0), strict=True):
@@ -95,5 +95,5 @@ class Drawing:
             self.labelled.target[places] - scaling.baseline(frames),
             with_forces=self.with_forces,
             with_triplets=self.model.needs_triplets,
-            dtype=dtype,
+            like=like,
         )

@@ -61,13 +61,13 @@ class Fitted:
 
 
 class Shelf:
-    """Structures of a task with their graphs and labels, handed out in pieces."""
+    """Structures of a task with their graphs and labels, handed out in pieces of the type and place of `like`."""
 
     def __init__(
-        self, graphs: Sequence[Graph], beyond: Array, *, with_forces: bool, with_triplets: bool, dtype: torch.dtype
+        self, graphs: Sequence[Graph], beyond: Array, *, with_forces: bool, with_triplets: bool, like: Tensor
     ) -> None:
-        self.graphs, self.beyond = list(graphs), beyond
-        self.with_forces, self.with_triplets, self.dtype = with_forces, with_triplets, dtype
+        self.graphs, self.beyond, self.like = list(graphs), beyond, like
+        self.with_forces, self.with_triplets = with_forces, with_triplets
         self.pooled: Tensor | None = None
 
     def __len__(self) -> int:
@@ -76,14 +76,14 @@ class Shelf:
     def piece(self, picked: NDArray[np.int64]) -> Piece:
         """The structures at these places."""
         chosen = [self.graphs[k] for k in picked]
-        batch = collate(chosen, with_triplets=self.with_triplets).to("cpu", self.dtype)
+        batch = collate(chosen, with_triplets=self.with_triplets).to(self.like.device, self.like.dtype)
         batch = batch._replace(head=torch.zeros_like(batch.head))
         forces = None
         if self.with_forces:
             labels = [g.structure.forces for g in chosen]
-            forces = torch.from_numpy(np.concatenate([f for f in labels if f is not None])).to(self.dtype)
-        pooled = None if self.pooled is None else self.pooled[torch.from_numpy(picked)]
-        return Piece(batch, torch.from_numpy(self.beyond[picked]).to(self.dtype), forces, pooled)
+            forces = torch.from_numpy(np.concatenate([f for f in labels if f is not None])).to(self.like)
+        pooled = None if self.pooled is None else self.pooled[torch.from_numpy(picked).to(self.like.device)]
+        return Piece(batch, torch.from_numpy(self.beyond[picked]).to(self.like), forces, pooled)
 
     def in_order(self) -> Iterator[Piece]:
         """All of them."""

@@ -53,7 +53,8 @@ def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_own: bool
     that branch; a new property gets random ones.
     """
     torch.manual_seed(seed)
-    model = FoundationModel(replace(source.config, heads=1)).to(next(source.parameters()).dtype)
+    weight = next(source.parameters())
+    model = FoundationModel(replace(source.config, heads=1)).to(weight.device, weight.dtype)
     if not mode.pretrained:
         return model
     model.encoder.load_state_dict(source.encoder.state_dict())

@@ -4,7 +4,8 @@ Events besides those of every program:
     task         the task, where its data comes from, what was left out of it; or what it needs, where there is none
     baseline     errors of composition alone, of the mean and of zero forces, for one draw of labels
     fit          one training: mode, labels, seed, steps, and its errors on the test set
-Predictions on the test set stand in predictions/, one file a fit.
+Ranks share the draws of labels. Rows of both kinds stand in fits/ as soon as they are known, and are told when all
+ranks are through; predictions on the test set stand there too, a file a fit.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ import numpy as np
 import torch
 
 from harness.events import EventLog
-from harness.reference import checkpoints
+from harness.reference import checkpoints, ranks
 from harness.reference.batches import collate
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.precision import precision
+from harness.reference.screening.parts import share
 from harness.reference.structures import Array
 from harness.reference.tasks.opening import Absent, open_task
 from harness.reference.tasks.table import task
+from harness.reference.team import joined, own_device
 from harness.reference.transfer.drawing import Draw, Drawing
 from harness.reference.transfer.fitting import Budget, Fitted, Shelf, fit, predicted
 from harness.reference.transfer.modes import BY_NAME, MODES, Mode, best_head, task_model, trained_parameters
 from harness.reference.transfer.targets import composition_baseline
 
-PREDICTIONS = "predictions"
+FITS = "fits"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,10 @@ class TransferConfig:
     patience: int = 8
     force_weight: float = 2.0
     precision: str = "fp32"
+    backend: str = "gloo"
+    device: str = "cpu"
     seed: int = 0
+    timeout_s: float = 36_000.0
 
     @property
     def budget(self) -> Budget:
@@ -94,17 +100,21 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     )  # fmt: skip
     log.fact("model", {"checkpoint": config.checkpoint, "config": source.config.asdict(), "notes": sorted(notes)})
     log.fact("budget", asdict(config.budget))
-    (folder / PREDICTIONS).mkdir(exist_ok=True)
+    (folder / FITS).mkdir(exist_ok=True)
+    place = ranks.find(os.environ)
+    device = own_device(config.device, config.backend, place)
     drawing = Drawing(entry, labelled, source.config, config.test_share, config.test_limit, config.seed)
-    study = Study(config, drawing, source, log, folder)
-    cases = [(s, n, k) for s in drawing.subsets[: config.subsets] for n in config.labels for k in range(config.seeds)]
-    seen: set[tuple[str, int, int]] = set()
-    for done, (subset, asked, number) in enumerate(cases):
-        labels = min(asked, drawing.most(subset, number))
-        if (subset, labels, number) not in seen:  # a pool smaller than what was asked for twice is one case
-            study.draw(subset, labels, number)
-        seen.add((subset, labels, number))
-        log.write("progress", done=done + 1, total=len(cases), what="draws of labels")
+    study = Study(config, drawing, source.to(device), folder / FITS)
+    with joined(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        cases = study.cases()
+        for done, case in enumerate(share(cases, place.rank, place.size)):
+            study.draw(*case)
+            log.write(
+                "progress", done=min(len(cases), (done + 1) * place.size), total=len(cases), what="draws of labels"
+            )
+        team.meet()
+    for path in sorted((folder / FITS).glob("*.json")):
+        log.write(**json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass
@@ -114,24 +124,45 @@ class Study:
     config: TransferConfig
     drawing: Drawing
     source: FoundationModel
-    log: EventLog
     folder: Path
+
+    def cases(self) -> list[tuple[str, int, int]]:
+        """Subset, labels and number of each draw; where fewer labels are there than asked for, all of them, once."""
+        subsets = self.drawing.subsets[: self.config.subsets]
+        every = [
+            (subset, min(labels, self.drawing.most(subset, k)), k)
+            for labels in self.config.labels
+            for subset in subsets
+            for k in range(self.config.seeds)
+        ]
+        return list(dict.fromkeys(every))
 
     def draw(self, subset: str, labels: int, number: int) -> None:
         """All modes on one draw of labels."""
         drawn = self.drawing.draw(subset, labels, number)
         where = {"subset": subset, "labels": labels, "seed": number}
         if not len(drawn.test) or not len(drawn.validation):
-            self.log.write("baseline", **where, why="no structure is left whose elements have labels")
+            self._keep("baseline", where, {"why": "no structure is left whose elements have labels"})
             return
-        self.log.write("baseline", **where, **self._baselines(drawn))
-        dtype = next(self.source.parameters()).dtype
-        shelves = {name: self.drawing.shelf(getattr(drawn, name), drawn.scaling, dtype) for name in SHELVES}
+        self._keep("baseline", where, self._baselines(drawn))
+        like = next(self.source.parameters())
+        shelves = {name: self.drawing.shelf(getattr(drawn, name), drawn.scaling, like) for name in SHELVES}
         head = best_head(self.source, collate(shelves["train"].graphs).composition)
         for name in self.config.modes:
             mode = BY_NAME[name]
             if mode.trains or self.drawing.extensive:  # of a new property no head knows anything
                 self._fit(mode, where, head, drawn, shelves)
+
+    def _keep(self, event: str, where: dict[str, Any], row: dict[str, Any], mode: str = "") -> None:
+        """Put what an event will tell on disk."""
+        path = self._path(where, mode or event)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"event": event, **where, **row}, allow_nan=False), encoding="utf-8")
+        os.replace(part, path)
+
+    def _path(self, where: dict[str, Any], word: str) -> Path:
+        parts = [where["subset"], f"{where['labels']:06d}", str(where["seed"]), word]
+        return self.folder / f"{'-'.join(p for p in parts if p)}.json"
 
     def _baselines(self, drawn: Draw) -> dict[str, Any]:
         """Errors of what knows nothing of structure."""
@@ -154,10 +185,7 @@ class Study:
 
     def _fit(self, mode: Mode, where: dict[str, Any], head: int, drawn: Draw, shelves: dict[str, Shelf]) -> None:
         """One training, unless an earlier attempt of this case has it already."""
-        name = "-".join(str(word) for word in (*where.values(), mode.name) if word != "")
-        kept = self.folder / PREDICTIONS / f"{name}.json"
-        if kept.exists():
-            self.log.write("fit", **json.loads(kept.read_text(encoding="utf-8")))
+        if self._path(where, mode.name).exists():
             return
         seed = self.config.seed + where["seed"]
         model = task_model(self.source, mode, head, keep_own=self.drawing.extensive, seed=seed)
@@ -172,18 +200,15 @@ class Study:
             ended = fit(
                 model, parameters, drawn.scaling, shelves["train"], shelves["validation"], self.config.budget, seed
             )
-        found = self._tested(model, drawn, shelves["test"], kept.with_suffix(".npz"))
+        found = self._tested(model, drawn, shelves["test"], self._path(where, mode.name).with_suffix(".npz"))
         for shelf in shelves.values():
             shelf.pooled = None
         row = {
-            **where, "mode": mode.name, "train": len(drawn.train), "validation": len(drawn.validation),
+            "mode": mode.name, "train": len(drawn.train), "validation": len(drawn.validation),
             "parameters": sum(p.numel() for p in parameters), "head": head, "steps": ended.steps,
             "best_step": ended.best_step, "seconds": round(ended.seconds, 3), **found,
         }  # fmt: skip
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps(row, allow_nan=False), encoding="utf-8")
-        os.replace(part, kept)
-        self.log.write("fit", **row)
+        self._keep("fit", where, row, mode.name)
 
     def _tested(self, model: FoundationModel, drawn: Draw, shelf: Shelf, path: Path) -> dict[str, Any]:
         """Errors on the test set, each prediction being kept."""
@@ -191,9 +216,9 @@ class Study:
         with torch.no_grad():
             for piece in shelf.in_order():
                 told, forces = predicted(model, drawn.scaling, piece)
-                values.append(told.double().numpy())
+                values.append(told.double().cpu().numpy())
                 if forces is not None and piece.forces is not None:
-                    off.append((forces - piece.forces).double().numpy())
+                    off.append((forces - piece.forces).double().cpu().numpy())
         labelled = self.drawing.labelled
         frames, target = labelled.frames[drawn.test], labelled.target[drawn.test]
         value = np.concatenate(values) + drawn.scaling.baseline(frames)

@@ -26,6 +26,8 @@ QUICK = (
     ("scaling", "-n", "weak"),
     ("precision", "-n", "painn"),
     ("hpo", "-n", "painn"),
+    ("transfer", "-n", "kvrh"),
+    ("screening", "-n", "prototypes-all"),
     ("pretrain-short",),
 )
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
@@ -61,7 +63,7 @@ def reproduce(session: nox.Session) -> None:
         for words in QUICK:
             harness(session, "run", *words)
         return
-    harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo")
+    harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo", "transfer", "screening")
 
 
 @nox.session
@@ -92,6 +94,18 @@ def hpo(session: nox.Session) -> None:
 def precision(session: nox.Session) -> None:
     """BF16, FP32 and FP64 side by side for six backbones: rates, memory, and both kinds of error."""
     harness(session, "run", "precision")
+
+
+@nox.session
+def transfer(session: nox.Session) -> None:
+    """Twelve downstream tasks from few labels: shipped data, or your files with `-- -S tasks=DIR`."""
+    harness(session, "run", "transfer")
+
+
+@nox.session
+def screening(session: nox.Session) -> None:
+    """Candidates by the ten thousand here, or `-- --system frontier -S account=...` for the billion."""
+    harness(session, "run", "screening")
 
 
 @nox.session

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis.results import Results
+from harness.report import downstream
 from harness.report.paper import Claim, JudgeName
 from harness.report.scorecard import Basis, Found, Score, Verdict, scored
 
@@ -196,11 +197,6 @@ def precisions(claim: Claim, results: Results) -> Found:
     return Found(verdict, where, (value, None, None), "stand-in", sorted(set(full["folder"])))
 
 
-def unmeasured(_claim: Claim, _results: Results) -> Found:
-    """A claim for which there is no suite yet."""
-    return Found("not run", "no suite measures it yet")
-
-
 def score(claims: Sequence[Claim], results: Results, root: Path) -> list[Score]:
     """Judge every claim by the tables of the runs below root."""
     return [scored(claim, JUDGES[claim.judge](claim, results), root) for claim in claims]
@@ -225,5 +221,8 @@ JUDGES: dict[JudgeName, Judge] = {
     "lead": lead,
     "machines": machines,
     "precisions": precisions,
-    "unmeasured": unmeasured,
+    "tasks": downstream.tasks,
+    "screened": downstream.screened,
+    "screening_time": downstream.screening_time,
+    "screening_rate": downstream.screening_rate,
 }

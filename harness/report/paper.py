@@ -22,7 +22,19 @@ class Table(Strict):
 
 
 JudgeName = Literal[
-    "ladder", "heads", "elements", "structures", "campaigns", "nodes", "lead", "machines", "precisions", "unmeasured"
+    "ladder",
+    "heads",
+    "elements",
+    "structures",
+    "campaigns",
+    "nodes",
+    "lead",
+    "machines",
+    "precisions",
+    "tasks",
+    "screened",
+    "screening_time",
+    "screening_rate",
 ]
 
 

@@ -20,23 +20,26 @@ from harness.report.precision import precision_sections
 from harness.report.provenance import provenance_section
 from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
+from harness.report.screening import screening_sections
 from harness.report.training import training_sections
+from harness.report.transfer import transfer_sections
 
 # Program -> the page on its runs.
 PAGE_OF = {
     "data": "data", "train": "training", "hpo": "search", "data_parallel": "scaling", "precision": "precision",
-    "ladder": "ladder", "hydragnn": "original",
+    "ladder": "ladder", "transfer": "transfer", "screening": "screening", "hydragnn": "original",
 }  # fmt: skip
 TITLES = {
     "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",
     "scaling": "Scaling", "precision": "Precision", "ladder": "Inference ladder",
-    "original": "Original runs", "provenance": "Provenance",
+    "transfer": "Transfer", "screening": "Screening", "original": "Original runs", "provenance": "Provenance",
 }  # fmt: skip
 # Page -> how the names of its tables begin.
 TABLES = {
     "index": ("merits",), "data": ("datasets", "elements", "distributions", "reading"),
     "training": ("training_", "ablation_"), "search": ("hpo_",), "scaling": ("scaling", "projection"),
-    "precision": ("precision_",), "ladder": ("ladder", "samples"), "original": ("original_",), "provenance": (),
+    "precision": ("precision_",), "transfer": ("transfer_",), "screening": ("screening_",),
+    "ladder": ("ladder", "samples"), "original": ("original_",), "provenance": (),
 }  # fmt: skip
 
 
@@ -71,6 +74,8 @@ def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[
         ],
         "precision": precision_sections(found.precision, figures),
         "ladder": [*ladder, *present(model_section(records))],
+        "transfer": transfer_sections(found.transfer, figures),
+        "screening": screening_sections(found.screening, figures),
         "original": original_sections(found.original, figures),
         "provenance": [provenance_section(records, out)],
     }

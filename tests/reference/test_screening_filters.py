@@ -190,7 +190,5 @@ def test_without_smact_the_filter_says_what_it_needs(monkeypatch: pytest.MonkeyP
     filters._ions.cache_clear()
     filters._sums.cache_clear()
     space = CandidateSpace([named("CsCl")], (11, 17))
-    with pytest.raises(
-        InputError, match=r"needs smact \(pip install 'gfm-harness\[screening\]'\)"
-    ):
+    with pytest.raises(InputError, match=r"needs smact \(pip install 'gfm-harness\[screening\]'\)"):
         charge_balanced(space.prototypes[0], space.block(0, 4)[0])

@@ -30,7 +30,7 @@ class Absent(InputError):
 def open_task(name: str, files: Path | None = None) -> Labelled:
     """The data of a task: from FILES/<task>/ or FILES/<task>.<ending> if there, else what ships.
 
-    Raises InputError for an unknown task and for files that cannot be read, Absent where there is neither.
+    Raises InputError for an unknown task, for files that cannot be read, and Absent where there is neither.
     """
     entry = task(name)
     path = None if files is None else official(entry, files)

@@ -115,3 +115,17 @@ MATBENCH: dict[str, tuple[Result, ...]] = {
 QM9: tuple[Result, ...] = (
     Result("SchNet", 0.012, "eV", 100_000, "SchNetPack's documentation, Benchmarks and Trained Models (energy_U0)"),
 )
+
+_FINETUNING = (
+    "github.com/ORNL/HydraGNN_GFM_FineTuning4Materials, examples/md17/benchmark_results/benchmark_summary.json "
+    "(commit 0f270a2): best validation error, 1,000 frames of one molecule, by default uracil, 70% to train"
+)
+MD17: tuple[Result, ...] = tuple(
+    Result(f"HydraGNN, {what}", value, unit, 700, _FINETUNING, quantity=quantity)
+    for what, quantity, value, unit in (
+        ("fine-tuned", "energy", 0.0641, "eV"),
+        ("fine-tuned", "forces", 0.2837, "eV/angstrom"),
+        ("frozen", "energy", 0.1853, "eV"),
+        ("frozen", "forces", 0.5921, "eV/angstrom"),
+    )
+)

@@ -66,9 +66,11 @@ def shipped_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
     found = {}
     for name in (t.name for t in TASKS if t.name in rows):
         row = rows[name]
-        missing = [f.name for f in fields(ShippedSet) if f.name not in {"name", *row}]
-        if missing:
+        words = {f.name for f in fields(ShippedSet)} - {"name"}
+        if missing := sorted(words - row.keys()):
             raise InputError(f"{path}: {name} lacks {', '.join(missing)}")
+        if unknown := sorted(row.keys() - words):
+            raise InputError(f"{path}: {name} has {unknown[0]!r}, which is no column")
         if row["role"] not in ROLES:
             raise InputError(f"{path}: {name} has the role {row['role']!r}, expected one of {', '.join(ROLES)}")
         found[name] = ShippedSet(name=name, **row)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.reference.errors import InputError
-from harness.reference.tasks.results import MATBENCH, QM9, Result
+from harness.reference.tasks.results import MATBENCH, MD17, QM9, Result
 
 Kind = Literal["energy", "energy_forces", "property"]
 
@@ -18,8 +18,7 @@ class Task:
 
     target: what is predicted. unit: of the target and of its error. kind: energy (of the whole structure, eV),
     energy_forces (with forces, eV/angstrom) or property (a number that does not grow with the structure). per_atom: an
-    energy's error is divided by the atoms. relative: an energy is above that of another structure of its group, the one
-    whose own is zero. official: the files or keys that are read. fetch: where they come from.
+    energy's error is divided by the atoms. official: the files or keys that are read. fetch: where they come from.
     size: structures of the benchmark, 0 where it has no fixed number. splits: how the benchmark splits them. published:
     results of others on the official data.
     """
@@ -37,7 +36,6 @@ class Task:
     citation: str
     url: str
     per_atom: bool = False
-    relative: bool = False
     metric: str = "MAE"
     published: tuple[Result, ...] = ()
 
@@ -90,6 +88,7 @@ TASKS: tuple[Task, ...] = (
         licence="free for research (sgdml.org)",
         citation="Chmiela et al., Sci. Adv. 3, e1603015 (2017)",
         url="https://doi.org/10.1126/sciadv.1603015",
+        published=MD17,
     ),
     Task(
         name="wiggle150",
@@ -104,7 +103,6 @@ TASKS: tuple[Task, ...] = (
         licence="supporting information of the article",
         citation="Brew et al., J. Chem. Theory Comput. 21, 3922 (2025)",
         url="https://doi.org/10.1021/acs.jctc.5c00015",
-        relative=True,
     ),
     Task(
         name="ms25",
@@ -131,12 +129,13 @@ TASKS: tuple[Task, ...] = (
             "pages of the OQMD's API (*.json: entry_id, unit_cell, sites, delta_e), maybe with oqmd_data.csv",
             "*.extxyz (formation_energy_per_atom in the comment lines)",
         ),
-        fetch="http://oqmd.org/oqmdapi/formationenergy?filter=generic=ABC3&fields=entry_id,sites,unit_cell,delta_e, page "
-        "by page, and https://github.com/chenebuah/ML_abx3_dataset (oqmd_data.csv)",
-        size=0,
+        fetch="http://oqmd.org/oqmdapi/formationenergy?filter=generic=ABC3&fields=entry_id,sites,unit_cell,delta_e, "
+        "page by page, and https://github.com/chenebuah/ML_abx3_dataset (oqmd_data.csv)",
+        size=16_323,
         splits="at random, as the paper's code does (70% to train); here no composition is on both sides",
         licence="CC-BY-4.0",
-        citation="Saal et al., JOM 65, 1501 (2013); Kirklin et al., npj Comput. Mater. 1, 15010 (2015)",
+        citation="Saal et al., JOM 65, 1501 (2013); Kirklin et al., npj Comput. Mater. 1, 15010 (2015); "
+        "Chenebuah and Chenebuah, arXiv 2312.11335 (2023)",
         url="https://oqmd.org",
     ),
     Task(
@@ -152,10 +151,10 @@ TASKS: tuple[Task, ...] = (
         ),
         fetch="https://github.com/chenebuah/ML_abx3_dataset (abc3_data.csv); structures by mp_id from the Materials "
         "Project's API",
-        size=0,
+        size=4557,
         splits="at random, as the paper's code does (70% to train); here no composition is on both sides",
         licence="as published; structures CC-BY-4.0 (Materials Project)",
-        citation="Chenebuah, ML_abx3_dataset; Jain et al., APL Mater. 1, 011002 (2013)",
+        citation="Chenebuah and Chenebuah, arXiv 2312.11335 (2023); Jain et al., APL Mater. 1, 011002 (2013)",
         url="https://github.com/chenebuah/ML_abx3_dataset",
     ),
     _matbench("dielectric", "refractive index", "1", 4764, "Petousis et al., Sci. Data 4, 160134 (2017)"),

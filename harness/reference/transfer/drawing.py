@@ -64,7 +64,7 @@ class Drawing:
         else:
             pool, test = split(self.labelled, seed=SPLIT_SEED, test_share=self.test_share)
         pool, test = (k[self.labelled.subset[k] == subset] for k in (pool, test))
-        if self.test_limit is not None and len(test) > self.test_limit and not self.task.relative:
+        if self.test_limit is not None and len(test) > self.test_limit:
             test = np.sort(np.random.default_rng(SPLIT_SEED).permutation(test)[: self.test_limit])
         return pool, test
 
@@ -79,7 +79,7 @@ class Drawing:
         held = min(MOST_VALIDATION, max(2, round(VALIDATION_SHARE * len(chosen))))
         validation, train = np.sort(chosen[:held]), np.sort(chosen[held:])
         frames, target = self.labelled.frames, self.labelled.target
-        scaling = fitted(frames[train], target[train], extensive=self.extensive, relative=self.task.relative)
+        scaling = fitted(frames[train], target[train], extensive=self.extensive)
         validation, test = (k[scaling.knows(frames[k])] for k in (validation, test))
         return Draw(train, validation, test, scaling)
 

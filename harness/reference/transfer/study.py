@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from harness.reference.team import joined, own_device
 from harness.reference.transfer.drawing import Draw, Drawing
 from harness.reference.transfer.fitting import Budget, Fitted, Shelf, fit, predicted
 from harness.reference.transfer.modes import BY_NAME, MODES, Mode, best_head, task_model, trained_parameters
-from harness.reference.transfer.targets import composition_baseline
+from harness.reference.transfer.targets import composition_baseline, fitted
 
 FITS = "fits"
 
@@ -169,9 +169,9 @@ class Study:
         frames, target = self.drawing.labelled.frames, self.drawing.labelled.target
         train, test = frames[drawn.train], frames[drawn.test]
         known, right = target[drawn.train], target[drawn.test]
-        extensive, relative = self.drawing.extensive, self.drawing.task.relative
-        by_composition = composition_baseline(train, known, test, extensive=extensive, relative=relative)
-        per_atom = test.sizes * (known / train.sizes).mean() if extensive and not relative else None
+        extensive = self.drawing.extensive
+        by_composition = composition_baseline(train, known, test, extensive=extensive)
+        per_atom = test.sizes * (known / train.sizes).mean() if extensive else None
         mean = np.full(len(right), known.mean()) if per_atom is None else per_atom
         zero = float(np.abs(test.forces).mean()) if self.drawing.with_forces and test.forces is not None else None
         return {
@@ -200,6 +200,8 @@ class Study:
             ended = fit(
                 model, parameters, drawn.scaling, shelves["train"], shelves["validation"], self.config.budget, seed
             )
+        if not mode.trains:
+            drawn = self._anchored(model, drawn, shelves["train"])
         found = self._tested(model, drawn, shelves["test"], self._path(where, mode.name).with_suffix(".npz"))
         for shelf in shelves.values():
             shelf.pooled = None
@@ -209,6 +211,13 @@ class Study:
             "best_step": ended.best_step, "seconds": round(ended.seconds, 3), **found,
         }  # fmt: skip
         self._keep("fit", where, row, mode.name)
+
+    def _anchored(self, model: FoundationModel, drawn: Draw, shelf: Shelf) -> Draw:
+        """The draw with reference energies for what the model, as it is, leaves of the training labels."""
+        with torch.no_grad():
+            told = [predicted(model, drawn.scaling, p)[0].double().cpu().numpy() for p in shelf.in_order()]
+        frames, target = self.drawing.labelled.frames[drawn.train], self.drawing.labelled.target[drawn.train]
+        return replace(drawn, scaling=fitted(frames, target - np.concatenate(told), extensive=True))
 
     def _tested(self, model: FoundationModel, drawn: Draw, shelf: Shelf, path: Path) -> dict[str, Any]:
         """Errors on the test set, each prediction being kept."""
@@ -222,8 +231,6 @@ class Study:
         labelled = self.drawing.labelled
         frames, target = labelled.frames[drawn.test], labelled.target[drawn.test]
         value = np.concatenate(values) + drawn.scaling.baseline(frames)
-        if self.drawing.task.relative:
-            value = above_reference(value, target, frames)
         np.savez_compressed(path, ids=labelled.official_ids[drawn.test], target=target, predicted=value)
         error = (value - target) / (frames.sizes if self.drawing.task.per_atom else 1)
         return {
@@ -235,14 +242,3 @@ class Study:
 
 
 SHELVES = ("train", "validation", "test")
-
-
-def above_reference(value: Array, target: Array, frames: Frames) -> Array:
-    """Energies less that of the structure of the same group whose own target is zero, [g]; unchanged without one."""
-    shifted = value.copy()
-    for group in np.unique(frames.groups):
-        own = frames.groups == group
-        zero = np.flatnonzero(own & (target == 0.0))
-        if len(zero):
-            shifted[own] -= value[zero[0]]
-    return shifted

@@ -46,31 +46,21 @@ class Scaling:
         return np.asarray((compositions(frames)[:, ~self.known] == 0).all(axis=1))
 
 
-def fitted(frames: Frames, target: Array, *, extensive: bool, relative: bool = False) -> Scaling:
-    """The scaling of training labels, [g]; forces, where there are some, are counted in their mean size.
-
-    relative: energies are differences within one molecule, of which composition explains nothing.
-    """
+def fitted(frames: Frames, target: Array, *, extensive: bool) -> Scaling:
+    """The scaling of training labels, [g]; forces, where there are some, are counted in their mean size."""
     forces = 1.0 if frames.forces is None else max(float(np.abs(frames.forces).mean()), LEAST_UNIT)
     everything = np.ones(ELEMENTS, dtype=bool)
     if not extensive:
         unit = max(float(np.abs(target - target.mean()).mean()), LEAST_UNIT)
         return Scaling(False, np.zeros(ELEMENTS), float(target.mean()), unit, forces, everything)
-    if relative:
-        unit = max(float(np.abs(target / frames.sizes).mean()), LEAST_UNIT)
-        return Scaling(True, np.zeros(ELEMENTS), 0.0, unit, forces, everything)
     found = references.fit(lambda: iter([replace(frames, energy=target)]))
     unit = max(found.mae_ev_per_atom, LEAST_UNIT)
     return Scaling(True, np.nan_to_num(found.energy_ev), 0.0, unit, forces, found.state > State.ABSENT)
 
 
-def composition_baseline(
-    frames: Frames, target: Array, test: Frames, *, extensive: bool, relative: bool = False
-) -> Array:
+def composition_baseline(frames: Frames, target: Array, test: Frames, *, extensive: bool) -> Array:
     """What a linear model of composition predicts for the test, [t]: of counts, or of fractions with a ridge."""
     mean = target.mean()
-    if relative:
-        return np.full(len(test), mean)
     if extensive:
         return fitted(frames, target, extensive=True).baseline(test)
     x, y = (compositions(f) / f.sizes[:, None] for f in (frames, test))

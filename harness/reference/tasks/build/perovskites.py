@@ -19,13 +19,13 @@ LARGE = ("K", "Rb", "Cs")
 SMALL = ("Mg", "Ca", "Zn", "Cd", "Ge", "Pb")
 HALIDE = ("F", "Cl", "Br", "I")
 SITES = ((0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5))
-SCALES = (0.88, 0.92, 0.96, 1.0, 1.04)  # of the edge at which B and X touch
+SCALES = (0.88, 0.92, 0.96, 1.0, 1.04, 1.09, 1.14)  # of the edge at which B and X touch
 REPEATS = 2  # the Gamma point of the repeated cell stands for a grid of as many points along each axis
 HIGHEST_EV_ATOM = 0.25  # above the best volume of the same composition
 
 
 def supercells() -> list[Structure]:
-    """Each ABX3 at five volumes, repeated to cells that the Gamma point alone describes."""
+    """Each ABX3 at seven volumes, repeated to cells that the Gamma point alone describes."""
     found = []
     for a, b, x in product(LARGE, SMALL, HALIDE):
         edge = 2 * float(covalent_radii[atomic_numbers[b]] + covalent_radii[atomic_numbers[x]])

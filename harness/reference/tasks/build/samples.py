@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.reference.structures import Structure
 
@@ -28,7 +28,7 @@ def by_energy(structures: Sequence[Structure]) -> list[Sample]:
 def relative(structures: Sequence[Structure]) -> list[Sample]:
     """The energy above that of the molecule's _00, the molecule being what stands before the underscore; eV."""
     zero = {_molecule(s): _energy(s) for s in structures if s.name.endswith("_00")}
-    return [Sample(s, _energy(s) - zero[_molecule(s)]) for s in structures]
+    return [Sample(replace(s, forces=None), _energy(s) - zero[_molecule(s)]) for s in structures]
 
 
 def _molecule(structure: Structure) -> str:

@@ -30,7 +30,8 @@ _DATA = re.compile(rb'"data"\s*:\s*')
 def read(path: Path) -> Labelled:
     """The table of the task that the file is named after, with its official folds.
 
-    Raises InputError where the file is no such table, is cut short, or has rows that the benchmark does not know.
+    Raises InputError where the file is no such table, is cut short, has rows that the benchmark does not know, or
+    leaves a fold empty.
     """
     entry = task(path.name.partition(".")[0])
     index, rows = _opened(path)
@@ -45,7 +46,10 @@ def read(path: Path) -> Labelled:
     )
     place = {name: k for k, name in enumerate(names)}
     known = np.array([place[name] for name in labelled.official_ids.tolist()])
-    return replace(labelled, folds=tuple(_within(known, fold) for fold in official_folds(entry.size)))
+    folds = tuple(_within(known, fold) for fold in official_folds(entry.size))
+    if empty := [k for k, sides in enumerate(folds) if not all(len(side) for side in sides)]:
+        raise InputError(f"{path}: too few rows, official fold {empty[0]} has none to train on or none to test")
+    return replace(labelled, folds=folds)
 
 
 def official_ids(entry: Task) -> list[str]:

@@ -70,12 +70,11 @@ def _value(where: str, atoms: Atoms) -> Value:
 
 
 def _labels(atoms: Atoms) -> tuple[float, Array]:
-    """Energy and forces, from the results of a calculator or kept as E and forces with the frame; raises Unfit."""
+    """Energy and forces from the results of a calculator, the energy maybe as E in the frame's info; raises Unfit."""
     results = {} if atoms.calc is None else atoms.calc.results
-    energy = results.get("energy", atoms.info.get("E"))
-    forces = results.get("forces", atoms.arrays.get("forces"))
+    energy = atoms.info.get("E", results.get("energy"))
     if energy is None:
         raise Unfit("no energy", "neither a calculator's energy nor E")
-    if forces is None:
-        raise Unfit("no forces", "neither a calculator's forces nor an array of that name")
-    return float(energy), np.asarray(forces, dtype=np.float64)
+    if "forces" not in results:
+        raise Unfit("no forces", "no calculator's forces")
+    return float(energy), np.asarray(results["forces"], dtype=np.float64)

@@ -203,7 +203,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(f"{missing} is missing")
     with Cluster(
         tmp_path_factory.mktemp("planner"), nodes=1, cpus=128, gpus=8, features=("nvme", "gpu"), partition="batch",
-        planned_nodes=2100, settings={"EnforcePartLimits": "ALL"},
+        planned_nodes=9500, settings={"EnforcePartLimits": "ALL"},
     ) as running:  # fmt: skip
         yield running
 

@@ -222,3 +222,16 @@ def test_ties_go_to_the_first() -> None:
     values = np.zeros((6, len(COLUMNS)), dtype=np.float32)
     scores = Scores(tuple(COLUMNS), np.array([9, 3, 5, 1, 7, 2]), values)
     assert Keeping(count=3).ranked(Keeping(count=3).of(scores)).index.tolist() == [1, 2, 3]
+
+
+def test_relaxation_passes_over_elements_that_the_model_has_not_seen(tmp_path: Path) -> None:
+    from harness.reference.screening.relaxing import relaxed
+    from harness.reference.structures import Structure
+
+    model = checkpoints.named("painn-64")[0].double()
+    cell, places = 4.0 * np.eye(3), np.array([[0.0, 0, 0], [2, 2, 2]])
+    known, unknown = (Structure("s", np.array(z), places, cell, (True,) * 3) for z in ([11, 17], [11, 118]))
+    found = relaxed(model, [(5, unknown), (7, known)], steps=5, folder=tmp_path)
+    assert [r.candidate for r in found] == [7]
+    assert found[0].after_ev_per_atom < found[0].before_ev_per_atom
+    assert (tmp_path / "relaxed" / "7.cif").exists()

@@ -38,13 +38,16 @@ class Relaxed:
 def relaxed(
     model: FoundationModel, candidates: Sequence[tuple[int, Structure]], *, steps: int, folder: Path
 ) -> list[Relaxed]:
-    """Relax each; crystals with their cell, structures in vacuum without."""
+    """Relax each; crystals with their cell, structures in vacuum without. Left out: what the model cannot tell of, for
+    its elements or as the structure comes apart."""
     calculator = ReferenceCalculator(model, precision_name="fp64")
     (folder / FOLDER).mkdir(exist_ok=True)
     found, frames = [], []
     for index, structure in candidates:
         atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.periodic)
         atoms.calc = calculator
+        if not bool(model.elements[structure.numbers].all()):
+            continue
         before, volume = atoms.get_potential_energy() / len(atoms), _volume(atoms)
         crystal = all(structure.periodic)
         optimizer = FIRE(FrechetCellFilter(atoms) if crystal else atoms, logfile=None)

@@ -82,7 +82,7 @@ def _run(record: Record) -> dict[str, Any]:
         for why, n in rank["left_out"].items():
             left_out[why] = left_out.get(why, 0) + n
     model = facts.get("model", {})
-    growth = max(r["memory_peak_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
+    growth = max(r["memory_last_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
     return _of(record) | {
         "system": record.case.get("system"),
         "workload": facts.get("workload", {}).get("name"),

@@ -30,9 +30,11 @@ def campaign_section(campaign: str, tables: ScreeningTables, figures: Path) -> S
         t[t["campaign"] == campaign]
         for t in (tables.runs, tables.times, tables.best, tables.trust, tables.labels, tables.relaxed, tables.places)
     )
+    largest = set(runs.loc[runs.groupby("workload", sort=False)["candidates"].idxmax()]["case"])
     drawn = [
         embedding(own, str(case), figures, f"{campaign}-{case}-embedding")
         for case, own in places.groupby("case", sort=False)
+        if case in largest
     ]
     views = [runs_view(runs), times_view(times), trust_view(trust)]
     views += [v for v in (labels_view(labels), best_view(best), relaxed_view(relaxed)) if v.rows]
@@ -66,7 +68,7 @@ def runs_view(runs: pd.DataFrame) -> View:
     """A row a screening."""
     columns = [
         "workload", "ranks", "candidates", "left out", "atoms", "edges", "device alone (1/s)", "end to end (1/s)",
-        "end to end / device", "making them / evaluating", "memory, peak / median", "taken once", "raw records",
+        "end to end / device", "making them / evaluating", "memory, last / median", "taken once", "raw records",
     ]  # fmt: skip
     body = [
         [

@@ -14,6 +14,8 @@ import pandas as pd
 from harness.report.axes import plain_ticks
 from harness.report.figures import STYLE, Figure, kept
 
+FAR_OFF = 30.0  # of total energies the mean is of no use, and would flatten all else
+
 
 @dataclass(frozen=True)
 class Look:
@@ -48,7 +50,7 @@ def errors_over_labels(
             own = errors[errors["subset"] == subset]
             for mode, look in MODES.items():
                 of = own[own["mode"] == mode].sort_values("labels")
-                if of.empty:
+                if of.empty or (mode == "mean" and of["mae"].min() > FAR_OFF * own["mae"].median()):
                     continue
                 style: Any = {"color": look.colour, "marker": look.mark, "ls": look.line, "ms": 4.5, "lw": 1.3}
                 span = np.abs(np.array([of["mae"] - of["low"], of["high"] - of["mae"]])) if look.mark else None

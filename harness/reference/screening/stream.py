@@ -80,12 +80,13 @@ class Tally:
     memory_bytes: list[int] = field(default_factory=list)
 
     def plain(self) -> dict[str, object]:
-        """As an event tells it; of the memory the first, the median and the largest sample."""
+        """As an event tells it; of the memory the first, the median, the largest and the last sample."""
         memory = sorted(self.memory_bytes) or [0]
         told = {k: v for k, v in vars(self).items() if k not in ("left_out", "memory_bytes")}
         told = {k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}
         first = self.memory_bytes[0] if self.memory_bytes else 0
         ends = {"memory_first_bytes": first, "memory_bytes": memory[len(memory) // 2], "memory_peak_bytes": memory[-1]}
+        ends["memory_last_bytes"] = self.memory_bytes[-1] if self.memory_bytes else 0
         return told | ends | {"left_out": dict(self.left_out)}
 
 

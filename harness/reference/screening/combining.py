@@ -21,27 +21,29 @@ def results_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("results-*.bp"))
 
 
-def proven(files: dict[Path, dict[int, Covered]], parts: Parts, team: Team) -> dict[str, object]:
+def proven(files: Sequence[Path], parts: Parts, identity: str, team: Team) -> dict[str, object]:
     """That the files cover every part that was to be screened, once; raises InputError saying what is amiss.
 
-    The checksum over what the files say is held against one over the indices themselves, made anew by all ranks.
+    Each rank reads its share of the files. The checksum over what they say is held against one over the indices
+    themselves, which the ranks make anew; a part that is missing or there twice changes it.
     """
-    covered = [number for of in files.values() for number in of]
-    twice = len(covered) - len(set(covered))
-    missing = sorted(set(parts.numbers) - set(covered))
-    found = sum(c.checksum for of in files.values() for c in of.values()) & MASK
-    own = [checksum_of_range(*parts.bounds(k)) for k in share(parts.numbers, team.place.rank, team.place.size)]
-    expected = sum(team.gathered(sum(own) & MASK)) & MASK
-    if twice or missing or found != expected:
+    place = team.place
+    covered = [c for path in share(files, place.rank, place.size) for c in segments.summary(path, identity).values()]
+    own = [checksum_of_range(*parts.bounds(k)) for k in share(parts.numbers, place.rank, place.size)]
+    sums = (
+        len(covered), sum(c.candidates for c in covered), sum(c.evaluated for c in covered),
+        sum(c.checksum for c in covered) & MASK, sum(own) & MASK,
+    )  # fmt: skip
+    count, candidates, evaluated, found, expected = (sum(each) for each in zip(*team.gathered(sums), strict=True))
+    found, expected = found & MASK, expected & MASK
+    if count != len(parts.numbers) or found != expected:
         raise InputError(
-            f"results: {len(missing)} parts are missing, {twice} are there twice,"
-            f" checksum {found:016x} for {expected:016x}"
+            f"results: {count} parts are there for {len(parts.numbers)}, checksum {found:016x} for {expected:016x}"
         )
-    everything = [c for of in files.values() for c in of.values()]
     return {
-        "parts": len(covered),
-        "candidates": sum(c.candidates for c in everything),
-        "evaluated": sum(c.evaluated for c in everything),
+        "parts": count,
+        "candidates": candidates,
+        "evaluated": evaluated,
         "checksum": f"{found:016x}",
         "expected": f"{expected:016x}",
     }

@@ -188,14 +188,12 @@ def screen(at: Screening) -> None:
     """Everything that the ranks do together."""
     place, folder = at.team.place, at.folder / segments.FOLDER
     if at.team.gathered(not folder.exists() and bool(results_files(at.folder)))[0]:
-        at.log.write("proof", **proven(in_results(at), at.parts, at.team), before=True)
+        at.log.write("proof", **proven(results_files(at.folder), at.parts, at.identity, at.team), before=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
     before = found_before(at, folder)
-    covered = {number for of in before.values() for number in of}
-    left = [number for number in at.parts.numbers if number not in covered]
-    total = at.parts.candidates
-    done = sum(c.candidates for of in before.values() for c in of.values())
+    left = [number for number in at.parts.numbers if number not in before]
+    total, done = at.parts.candidates, sum(before.values())
 
     def told(candidates: int) -> None:
         nonlocal done
@@ -210,29 +208,30 @@ def screen(at: Screening) -> None:
     for number, plain in enumerate(at.team.gathered(tally.plain())):
         at.log.write("rank", rank=number, **plain)
     at.team.meet()
-    files, useless = segments.found_in(folder, at.identity)
-    if useless:
-        raise InputError(f"results: {useless[0]}")
-    at.log.write("proof", **proven(files, at.parts, at.team))
-    together(at, sorted(files))
+    files = sorted(folder.glob("*.bp"))
+    at.log.write("proof", **proven(files, at.parts, at.identity, at.team))
+    together(at, files)
 
 
-def in_results(at: Screening) -> dict[Path, dict[int, segments.Covered]]:
-    """What the files of a finished screening cover."""
-    return {path: segments.summary(path, at.identity) for path in results_files(at.folder)}
+def found_before(at: Screening, folder: Path) -> dict[int, int]:
+    """The parts that earlier attempts have left, with their candidates; what is of no use is cleared away.
 
-
-def found_before(at: Screening, folder: Path) -> dict[Path, dict[int, segments.Covered]]:
-    """What earlier attempts have left; rank 0 alone clears away what is of no use."""
-    parts: dict[Path, dict[int, segments.Covered]] = {}
+    Each rank looks at its share of the files. Results that were being put together are, once more, from segments that
+    are all there still.
+    """
+    place = at.team.place
+    if place.rank == 0:
+        segments.remove(results_files(at.folder))
+    paths = at.team.gathered(sorted(folder.glob("*")))[0]
+    own = segments.found_in(share(paths, place.rank, place.size), at.identity)
+    parts: dict[int, int] = {}
     useless: list[str] = []
-    if at.team.place.rank == 0:
-        segments.remove(results_files(at.folder))  # put together from segments that are all there still
-        parts, useless = segments.found_in(folder, at.identity)
-        if parts or useless:
-            counts = sum(map(len, parts.values()))
-            at.log.write("found", parts=counts, files=len(parts), useless=useless)
-    return at.team.gathered(parts)[0]
+    for some, lines in at.team.gathered(own):
+        parts |= some
+        useless += lines
+    if paths:
+        at.log.write("found", parts=len(parts), files=len(paths) - len(useless), useless=useless)
+    return parts
 
 
 def together(at: Screening, files: list[Path]) -> None:

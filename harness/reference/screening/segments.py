@@ -88,18 +88,18 @@ def read(path: Path) -> list[Covered]:
     return found
 
 
-def found_in(folder: Path, identity: str) -> tuple[dict[Path, dict[int, Covered]], list[str]]:
-    """What earlier attempts have finished, by file, and a line on each file that was of no use and is now gone.
+def found_in(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
+    """The finished parts in some files, with their candidates, and a line on each file of no use, which is now gone.
 
     Raises Foreign for results of another screening: they are not thrown away.
     """
-    parts: dict[Path, dict[int, Covered]] = {}
+    parts: dict[int, int] = {}
     useless = []
-    for path in sorted(folder.glob("*")):
+    for path in paths:
         try:
             if path.suffix != ".bp":
                 raise InputError(f"{path.name}: half-written")
-            parts[path] = summary(path, identity)
+            parts |= {number: covered.candidates for number, covered in summary(path, identity).items()}
         except Foreign:
             raise
         except InputError as error:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from harness.reference.errors import InputError
 
 # The last sixteen step ids name what is no step of ranks: the batch script, the extern step, an interactive shell.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
 HERE = Path(__file__).parent
+Item = TypeVar("Item")
 
 
 class LostRank(RuntimeError):
@@ -25,6 +27,11 @@ class Place:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+
+
+def share(items: Iterable[Item], rank: int, size: int) -> Sequence[Item]:
+    """What one rank of several takes."""
+    return list(items)[rank::size]
 
 
 @dataclass(frozen=True)

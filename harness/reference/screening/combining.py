@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.reference.errors import InputError
+from harness.reference.ranks import share
 from harness.reference.screening import segments
 from harness.reference.screening.keeping import Keeping
-from harness.reference.screening.parts import MASK, Parts, checksum_of_range, share
+from harness.reference.screening.parts import MASK, Parts, checksum_of_range
 from harness.reference.screening.scores import Scores, joined
 from harness.reference.screening.segments import Covered
 from harness.reference.team import Team

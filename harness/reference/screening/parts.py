@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 
-Item = TypeVar("Item")
 AT_ONCE = 1 << 20
 MASK = (1 << 64) - 1
 
@@ -82,8 +79,3 @@ class Parts:
     def checksum(self) -> int:
         """Of all candidates that are screened, from their indices alone."""
         return sum(checksum_of_range(*self.bounds(k)) for k in self.numbers) & MASK
-
-
-def share(items: Iterable[Item], rank: int, size: int) -> Sequence[Item]:
-    """What one rank of several takes."""
-    return list(items)[rank::size]

@@ -30,12 +30,13 @@ from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.precision import precision
+from harness.reference.ranks import share
 from harness.reference.screening import segments
 from harness.reference.screening.combining import combine, proven, results_files, top
 from harness.reference.screening.familiarity import embedded, training_structures
 from harness.reference.screening.familiarity import familiar as familiar_of
 from harness.reference.screening.keeping import Keeping
-from harness.reference.screening.parts import Parts, share
+from harness.reference.screening.parts import Parts
 from harness.reference.screening.scores import Familiar, Scores, columns, energies_only, joined, with_forces
 from harness.reference.screening.stream import Evaluator, Rank, Score
 from harness.reference.screening.trust import TrustConfig, judge

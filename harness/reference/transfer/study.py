@@ -27,7 +27,7 @@ from harness.reference.frames import Frames
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.precision import precision
-from harness.reference.screening.parts import share
+from harness.reference.ranks import share
 from harness.reference.structures import Array
 from harness.reference.tasks.opening import Absent, open_task
 from harness.reference.tasks.table import task

@@ -23,7 +23,8 @@ TIMES = ("campaign", "case", "machine", "ranks", "basis", "seconds", "candidates
 BEST = ("campaign", "case", "place", "candidate", "formula", "prototype", "volume", "stream", "energy_ev_per_atom",
         "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a", "distance")  # fmt: skip
 TRUST = ("campaign", "case", "what", "kind", "value", "unit", "n")
-LABELS = ("campaign", "case", "flagged", "candidates", "mae_ev_per_atom", "force_mae_ev_per_a", "head", "level")
+LABELS = ("campaign", "case", "flagged", "candidates", "mae_ev_per_atom", "median_ev_per_atom", "worst_ev_per_atom",
+          "force_mae_ev_per_a", "force_median_ev_per_a", "head", "level")  # fmt: skip
 RELAXED = ("campaign", "case", "candidate", "formula", "prototype", "converged", "steps", "before_ev_per_atom",
            "after_ev_per_atom", "volume_before", "volume_after", "force_max_ev_per_a", "file")  # fmt: skip
 PLACES = ("campaign", "case", "kind", "x", "y")
@@ -147,17 +148,22 @@ def _trust(record: Record) -> list[dict[str, Any]]:
 
 
 def _labels(record: Record) -> list[dict[str, Any]]:
+    """Errors of calculated candidates; of a few, one that is far off makes the mean, so the median stands beside it."""
     rows = pd.DataFrame(record.others.get("label", []))
     if rows.empty:
         return []
-    return [
-        {
-            **_of(record), "flagged": bool(flagged), "candidates": len(own),
-            "mae_ev_per_atom": own["off_ev_per_atom"].mean(), "force_mae_ev_per_a": own["force_off_ev_per_a"].mean(),
-            "head": own["head"].iloc[0], "level": own["level"].iloc[0],
-        }
-        for flagged, own in rows.groupby("flagged")
-    ]  # fmt: skip
+    found = []
+    for flagged, own in rows.groupby("flagged"):
+        energy, force = own["off_ev_per_atom"], own["force_off_ev_per_a"]
+        found.append(
+            {
+                **_of(record), "flagged": bool(flagged), "candidates": len(own), "mae_ev_per_atom": energy.mean(),
+                "median_ev_per_atom": energy.median(), "worst_ev_per_atom": energy.max(),
+                "force_mae_ev_per_a": force.mean(), "force_median_ev_per_a": force.median(),
+                "head": own["head"].iloc[0], "level": own["level"].iloc[0],
+            }
+        )  # fmt: skip
+    return found
 
 
 def _places(record: Record) -> list[dict[str, Any]]:

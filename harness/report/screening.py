@@ -128,18 +128,14 @@ def trust_view(trust: pd.DataFrame) -> View:
 def labels_view(labels: pd.DataFrame) -> View:
     """Errors of calculated candidates."""
     columns = [
-        "case",
-        "candidates",
-        "count",
-        "MAE (eV/atom)",
-        "force MAE (eV/\N{ANGSTROM SIGN})",
-        "head",
-        "calculated at",
-    ]
+        "case", "candidates", "count", "MAE (eV/atom)", "median", "worst", "force MAE (eV/\N{ANGSTROM SIGN})", "median",
+        "head", "calculated at",
+    ]  # fmt: skip
     body = [
         [
             str(r["case"]), "flagged" if r["flagged"] else "not flagged", str(r["candidates"]),
-            number(r["mae_ev_per_atom"]), number(r["force_mae_ev_per_a"]), r["head"], r["level"],
+            number(r["mae_ev_per_atom"]), number(r["median_ev_per_atom"]), number(r["worst_ev_per_atom"]),
+            number(r["force_mae_ev_per_a"]), number(r["force_median_ev_per_a"]), r["head"], r["level"],
         ]
         for r in lines(labels)
     ]  # fmt: skip

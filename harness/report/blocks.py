@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness.report.figures import Figure
@@ -21,6 +22,12 @@ class Link:
 
     def __str__(self) -> str:
         return self.text
+
+
+def raw_records(folder: str) -> Link:
+    """To a case's folder, which lies three deep in the results."""
+    place = "/".join(Path(folder).parts[-3:])
+    return Link(place.rsplit("/", 1)[-1], f"{place}/")
 
 
 Cell = str | Link | tuple[Link, ...]

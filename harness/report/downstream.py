@@ -53,7 +53,7 @@ def screened(claim: Claim, results: Results) -> Found:
     there = row["system"] == "frontier"
     verdict: Verdict = "reproduced" if there and value >= claim.low else "out of reach here"
     reason = (
-        f"{value:,.0f} of {row['total']:,.0f} {row['workload']} candidates on {row['system']}, proven by a checksum;"
+        f"{value:,.0f} of {row['total']:,.0f} candidates ({row['workload']}) on {row['system']}, proven by a checksum;"
         " all can be reached by index"
     )
     return Found(verdict, reason, (value, None, None), "measured", [row["folder"]])

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.analysis.screening import ScreeningTables
-from harness.report.blocks import DASH, Section, View, number
+from harness.report.blocks import DASH, Cell, Section, View, number, raw_records
 from harness.report.figures import STYLE, Figure, kept
 from harness.report.training import lines
 
@@ -70,12 +70,12 @@ def runs_view(runs: pd.DataFrame) -> View:
         "workload", "ranks", "candidates", "left out", "atoms", "edges", "device alone (1/s)", "end to end (1/s)",
         "end to end / device", "making them / evaluating", "memory, last / median", "taken once", "raw records",
     ]  # fmt: skip
-    body = [
+    body: list[list[Cell]] = [
         [
             f"{r['workload']}, {r['precision']}", str(r["ranks"]), f"{r['candidates']:,}", r["left_out"] or DASH,
             number(r["atoms"]), number(r["edges"]), number(r["device_per_s"]), number(r["end_to_end_per_s"]),
             number(r["share"], ".0%"), number(r["make_share"], ".0%"), number(r["memory_growth"]),
-            "proven" if r["proven"] else "NOT PROVEN", r["folder"],
+            "proven" if r["proven"] else "NOT PROVEN", raw_records(r["folder"]),
         ]
         for r in lines(runs)
     ]  # fmt: skip

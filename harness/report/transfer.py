@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis.transfer import TransferTables
-from harness.report.blocks import DASH, Section, View, interval, number
+from harness.report.blocks import DASH, Cell, Section, View, interval, number, raw_records
 from harness.report.training import lines
 from harness.report.transfer_figures import MODES, errors_over_labels, gains_of_pretraining
 
@@ -51,7 +51,7 @@ def paragraphs(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
             f" {len(full)} (the interval of the ratio lies below one), worse on {worse}; on the others seeds do"
             " not tell."
         )
-    absent = [f"{r['title']}: {r['needs']}" for r in lines(tasks) if r["available"] is False]
+    absent = [str(r["needs"]) for r in lines(tasks) if r["available"] is False]
     if absent:
         said.append("Not run: " + "; ".join(absent) + ".")
     return said
@@ -67,11 +67,11 @@ def last(gains: pd.DataFrame) -> pd.DataFrame:
 def tasks_view(tasks: pd.DataFrame) -> View:
     """A row a task."""
     columns = ["task", "target", "data", "level", "structures", "left out", "splits", "raw records"]
-    body = [
+    body: list[list[Cell]] = [
         [
             str(r["title"] or r["task"]), f"{r['target']} ({r['unit']})" if r["target"] else DASH,
             str(r["role"] or "not run: see above"), str(r["level"] or DASH), number(r["structures"], ".0f"),
-            str(r["left_out"] or DASH), "official folds" if r["folds"] else str(r["splits"] or "by group"), r["folder"],
+            str(r["left_out"] or DASH), str(r["splits"] or DASH), raw_records(r["folder"]),
         ]
         for r in lines(tasks)
     ]  # fmt: skip

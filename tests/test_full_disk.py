@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,3 +101,26 @@ def test_a_conversion_goes_on_when_there_is_room_again(harness: Harness, tmp_pat
         again = harness(*words)
         assert again.returncode == 0, again.stderr
         assert "1,000 structures" in again.stdout
+
+
+@pytest.mark.parametrize("leave", [200_000, 1_400_000])
+def test_a_screening_goes_on_when_there_is_room_again(tmp_path: Path, leave: int) -> None:
+    """Full before the first segment and after some: what is there is kept, and no candidate is taken twice."""
+    asked = {
+        "workload": {"elements": ["O", "Na", "Cl", "Fe"]}, "part": 256, "candidates": 4096, "keep": {"what": "all"},
+        "energy_only": True, "compile": False, "commit_s": 0.0,
+    }  # fmt: skip
+    words = [sys.executable, "-m", "harness.reference"]
+    with mounted(tmp_path / "disk", "16m") as disk:
+        (disk / "case.json").write_text(json.dumps({"id": "1", "program": "screening", "parameters": asked}))
+        filling = fill(disk, leave)
+        full = subprocess.run([*words, str(disk)], capture_output=True, text=True, check=False)
+        assert full.returncode == 1, full.stderr
+        assert "No space left on device" in full.stderr
+        assert "Traceback" not in full.stderr
+        filling.unlink()
+        again = subprocess.run([*words, str(disk)], capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+        (proof,) = [e for e in read(disk / "events.jsonl") if e["event"] == "proof"]
+        assert proof["candidates"] == 4096
+        assert proof["checksum"] == proof["expected"]

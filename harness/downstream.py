@@ -86,7 +86,7 @@ class Trust(Strict):
 class ScreeningParameters(Strict):
     """A stream of candidates through a model on every rank; candidates: about how many of them."""
 
-    workload: Candidates | None = None
+    workload: Candidates
     checkpoint: str | None = None
     model: ModelSizes | None = None
     candidates: Count | None = None

@@ -107,7 +107,7 @@ def test_a_conversion_goes_on_when_there_is_room_again(harness: Harness, tmp_pat
 def test_a_screening_goes_on_when_there_is_room_again(tmp_path: Path, leave: int) -> None:
     """Full before the first segment and after some: what is there is kept, and no candidate is taken twice."""
     asked = {
-        "workload": {"elements": ["O", "Na", "Cl", "Fe"]}, "part": 256, "candidates": 4096, "keep": {"what": "all"},
+        "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256, "candidates": 4096, "keep": {"what": "all"},
         "energy_only": True, "compile": False, "commit_s": 0.0,
     }  # fmt: skip
     words = [sys.executable, "-m", "harness.reference"]

@@ -24,7 +24,7 @@ def test_suites_know_exactly_the_programs_that_there_are() -> None:
 
 def test_a_folder_without_a_case_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main([str(tmp_path)]) == 2
-    assert program.main([case(tmp_path, program="screening")]) == 2
+    assert program.main([case(tmp_path, program="weather")]) == 2
     (tmp_path / "case.json").write_text("{")
     assert program.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("not a case that can be run") == 3

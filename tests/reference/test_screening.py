@@ -60,7 +60,7 @@ def test_what_is_told_is_what_the_model_says(whole: Path) -> None:
     from harness.reference.batches import collate
 
     model = checkpoints.named("painn-64")[0].float().requires_grad_(False).eval()
-    workload = workload_of(WorkloadConfig(elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
+    workload = workload_of(WorkloadConfig("prototypes", elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
     kept = kept_in(whole)
     assert kept.names == ("energy_ev_per_atom", "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a")
     for place in (0, 101, 333, len(kept) - 1):

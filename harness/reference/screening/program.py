@@ -60,7 +60,7 @@ class ScreeningConfig:
     structures each are looked at. edges: of a batch, about. ahead: batches made ahead, 0 for none.
     """
 
-    workload: dict[str, Any] = field(default_factory=dict)
+    workload: dict[str, Any]
     checkpoint: str | None = "painn-64"
     model: dict[str, Any] = field(default_factory=dict)
     candidates: int | None = None

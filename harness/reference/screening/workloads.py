@@ -26,7 +26,7 @@ class WorkloadConfig:
     kind "random": streams of per_stream structures of atoms[0]..atoms[1] atoms. max_neighbours: the model's by default.
     """
 
-    kind: Literal["prototypes", "random"] = "prototypes"
+    kind: Literal["prototypes", "random"]
     elements: tuple[str, ...] = ()
     volumes: tuple[float, ...] = SCALES
     filters: tuple[str, ...] = ()

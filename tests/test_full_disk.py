@@ -107,8 +107,8 @@ def test_a_conversion_goes_on_when_there_is_room_again(harness: Harness, tmp_pat
 def test_a_screening_goes_on_when_there_is_room_again(tmp_path: Path, leave: int) -> None:
     """Full before the first segment and after some: what is there is kept, and no candidate is taken twice."""
     asked = {
-        "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256, "candidates": 4096, "keep": {"what": "all"},
-        "energy_only": True, "compile": False, "commit_s": 0.0,
+        "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256,
+        "candidates": 4096, "keep": {"what": "all"}, "energy_only": True, "compile": False, "commit_s": 0.0,
     }  # fmt: skip
     words = [sys.executable, "-m", "harness.reference"]
     with mounted(tmp_path / "disk", "16m") as disk:

@@ -9,8 +9,6 @@ from harness.analysis.screening import BILLION
 from harness.report.paper import Claim
 from harness.report.scorecard import Found, Verdict
 
-PAPER_SECONDS = 50.0
-
 
 def tasks(claim: Claim, results: Results) -> Found:
     """Tasks on which fine-tuning was compared with training from scratch, and on how many it was better."""

@@ -11,8 +11,6 @@ from harness.report.blocks import DASH, Cell, Section, View, interval, number, r
 from harness.report.training import lines
 from harness.report.transfer_figures import MODES, errors_over_labels, gains_of_pretraining
 
-BEST_MODES = ("full", "frozen_encoder", "head_only", "as_pretrained")
-
 
 def transfer_sections(tables: TransferTables, figures: Path) -> list[Section]:
     """A section for each campaign; draws its figures into the folder."""

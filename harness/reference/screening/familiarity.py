@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from harness.reference.batches import collate
@@ -27,15 +26,6 @@ from harness.reference.structures import Array, Structure
 
 BATCH = 32
 STRAIN = 0.3  # angstrom, of every coordinate
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Embeddings [s, F] of some structures, and of each its set and elements."""
-
-    embedding: Array
-    sets: NDArray[np.str_]
-    numbers: tuple[NDArray[np.int64], ...]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ CASE_FACTS = ("nodes", "ranks", "ranks_per_node")
 SETUP_FACTS = ("package",)
 # Where expressions may stand, and which of these are known before there is a case.
 EARLY = ("directives", "modules", "prepare", "stage")
-PLACES = ("node", "environment", "install", "launch", *EARLY)
+PLACES = ("node", "environment", "install", "launch", "telemetry", *EARLY)
+COLLECTORS = ("omnistat", "sampler", "none")
 
 
 class WalltimeLimit(Strict):
@@ -63,6 +64,30 @@ class Node(Strict):
     accelerator_memory_gb: Positive | None = None
 
 
+class TelemetryLines(Strict):
+    """What watches the jobs. collector: an expression that comes to `omnistat`, `sampler` (the ranks themselves) or
+    `none`. interval_s: seconds between samples. modules: shell lines that bring Omnistat. omnistat: how its programs
+    are called, `$tool` being usermode, annotate or query. config: its configuration, `%p` in it being the precision of
+    the job's cases."""
+
+    collector: Line = "none"
+    interval_s: Line = "15"
+    modules: list[Line] = Field(default_factory=list)
+    omnistat: Line = '"omnistat-$tool"'
+    config: Line = ""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A system's telemetry with its settings decided; see TelemetryLines."""
+
+    collector: Literal["omnistat", "sampler", "none"]
+    interval_s: float
+    modules: list[str]
+    omnistat: str
+    config: str
+
+
 class System(Strict):
     """A machine: scheduler and job template, the lines that its jobs hold, its limits, and its settings.
 
@@ -71,7 +96,7 @@ class System(Strict):
     the environment to the nodes. python: the interpreter there; empty: the one that runs the harness. check: shell
     line that succeeds on a healthy node. probe: how it is started once a node. launch: how a case is started.
     install: shell lines by which `harness setup` makes the environment. overhead_minutes: what a job takes beside
-    its cases.
+    its cases. telemetry: what watches the jobs.
     """
 
     name: Name
@@ -93,6 +118,7 @@ class System(Strict):
     check: Line = ""
     probe: Line = ""
     launch: list[Line]
+    telemetry: TelemetryLines = Field(default_factory=TelemetryLines)
     python: Line = ""
     overhead_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
     settings: dict[Word, Setting] = Field(default_factory=dict)
@@ -173,6 +199,26 @@ class Site:
         given = self.system.environment
         return {name: self.text(value, ("environment", name)) for name, value in given.items()}
 
+    @cached_property
+    def watch(self) -> Watch:
+        """What watches every job; raises UsageError for a collector or an interval that is none."""
+        given = self.system.telemetry
+        text = {n: self.text(getattr(given, n), ("telemetry", n)) for n in ("collector", "interval_s", "omnistat")}
+        collector = next((c for c in COLLECTORS if c == text["collector"]), None)
+        if collector is None:
+            said = f"telemetry.collector: expected one of {', '.join(COLLECTORS)}, got {shortened(text['collector'])}"
+            raise self.document.error(("telemetry", "collector"), said + did_you_mean(text["collector"], COLLECTORS))
+        try:
+            interval_s = float(text["interval_s"])
+        except ValueError:
+            interval_s = 0.0
+        if not 0.05 <= interval_s <= 3600:
+            said = f"telemetry.interval_s: expected 0.05 to 3600 seconds, got {shortened(text['interval_s'])}"
+            raise self.document.error(("telemetry", "interval_s"), said)
+        modules = [self.text(line, ("telemetry", "modules", k)) for k, line in enumerate(given.modules)]
+        config = self.text(given.config, ("telemetry", "config"))
+        return Watch(collector, interval_s, modules, text["omnistat"], config)  # type: ignore[arg-type]
+
     @property
     def spares(self) -> int:
         """Nodes that each job asks for beyond those needed."""
@@ -198,7 +244,7 @@ def load(path: Path, given: Mapping[str, str]) -> Site:
     site = Site(system, decided, missing, template_folder, document)
     _ = site.ranks_per_node
     if not missing:
-        _ = site.environment, [site.lines(name) for name in EARLY]
+        _ = site.environment, site.watch, [site.lines(name) for name in EARLY]
     return site
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from harness.analysis import cost
 from harness.analysis.ablation import AblationTables, ablation_tables
+from harness.analysis.cost import CostTables, cost_tables
 from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
 from harness.analysis.ladder import ladder_table
@@ -18,6 +20,7 @@ from harness.analysis.screening import ScreeningTables, screening_tables
 from harness.analysis.training import TrainingTables, training_tables
 from harness.analysis.transfer import TransferTables, transfer_tables
 from harness.collect.runs import Record, merits_table, samples_table
+from harness.collect.telemetry.gather import gather
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Results:
     transfer: TransferTables
     screening: ScreeningTables
     original: OriginalTables
+    cost: CostTables
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name -> table, as they are written."""
@@ -51,6 +55,7 @@ class Results:
             "transfer": self.transfer,
             "screening": self.screening,
             "original": self.original,
+            "cost": self.cost,
         }
         for prefix, own in named.items():
             found |= {f"{prefix}_{name}": table for name, table in vars(own).items()}
@@ -58,21 +63,44 @@ class Results:
 
 
 def results(records: list[Record]) -> Results:
-    """Every table, from records alone."""
+    """Every table, from records and the telemetry beside them; what has throughput has its cost beside it."""
+    costs = cost_tables(records, gather(records))
     training = training_tables(records)
+    searches, precision = search_tables(records), precision_tables(records)
+    transfer, screening = transfer_tables(records), screening_tables(records)
     return Results(
         records,
         samples_table(records),
         merits_table(records),
-        ladder_table(records),
-        scaling_table(records),
+        _of_pieces(ladder_table(records), costs, "stage", {"folder": "folder", "stage": "name"}),
+        _of_cases(scaling_table(records), costs),
         projection_table(records),
         data_tables(records),
-        training,
+        replace(training, runs=_of_cases(training.runs, costs)),
         ablation_tables(training.held_out),
-        search_tables(records),
-        precision_tables(records),
-        transfer_tables(records),
-        screening_tables(records),
+        replace(
+            searches,
+            searches=_of_cases(searches.searches, costs),
+            trials=_of_pieces(
+                searches.trials, costs, "trial", {"campaign": "campaign", "case": "case", "trial": "name"}
+            ),
+        ),
+        replace(precision, costs=_precision_costs(precision.costs, costs)),
+        replace(transfer, tasks=_of_cases(transfer.tasks, costs)),
+        replace(screening, runs=_of_cases(screening.runs, costs)),
         original_tables(records),
+        costs,
     )
+
+
+def _of_cases(table: pd.DataFrame, costs: CostTables) -> pd.DataFrame:
+    return cost.beside(table, costs.cases, {"folder": "folder"})
+
+
+def _of_pieces(table: pd.DataFrame, costs: CostTables, what: str, keys: dict[str, str]) -> pd.DataFrame:
+    return cost.beside(table, costs.pieces[costs.pieces["what"] == what], keys)
+
+
+def _precision_costs(table: pd.DataFrame, costs: CostTables) -> pd.DataFrame:
+    named = table.assign(name=table["task"].astype(str) + " " + table["precision"].astype(str))
+    return _of_pieces(named, costs, "precision", {"folder": "folder", "name": "name"}).drop(columns="name")

@@ -31,7 +31,7 @@ class Record:
     """All that a case left behind.
 
     facts: name -> value. samples: raw measurements. stages: per stage, its warm_up or unavailable event. others: the
-    events of kinds that a program has of its own, by kind.
+    events of kinds that a program has of its own, by kind. began_s, ended_s: Unix times of its first and last event.
     """
 
     folder: Path
@@ -44,6 +44,8 @@ class Record:
     profile: events.Event | None = None
     merits: list[checks.Merit] = field(default_factory=list)
     others: dict[str, list[events.Event]] = field(default_factory=dict)
+    began_s: float | None = None
+    ended_s: float | None = None
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -95,7 +97,11 @@ def _record(folder: str, case: dict[str, Any]) -> Record:
     ended = exit_of(folder)
     state, reason = checks.judge(case, log, ended[0] if ended else None)
     merits = [checks.merit(row, log) for row in case.get("performance", ())] if state == "done" else []
-    return Record(Path(folder), case, state, error or reason or None, facts, samples, stages, profile, merits, others)
+    began_s, ended_s = (log[k].get("time_s") if log else None for k in (0, -1))
+    return Record(
+        Path(folder), case, state, error or reason or None, facts, samples, stages, profile, merits, others,
+        began_s, ended_s,
+    )  # fmt: skip
 
 
 def _last_run(folder: str) -> list[events.Event]:

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -32,8 +32,13 @@ set -euo pipefail
 nodes=$1
 shift
 first() {{ echo "$nodes"; }}
-exec \\
-{launch}    "$@"
+trial=${{*: -1}}
+mark() {{ if [ -n "${{HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}
+status=0
+mark start
+{launch}    "$@" || status=$?
+mark stop
+exit "$status"
 """
 ARRAY = """\
 #!/usr/bin/env bash
@@ -71,6 +76,7 @@ class Scripts:
                 job=job,
                 cases=job.cases,
                 drivers=any(is_driver(case) for case in job.cases),
+                config=self._known["watch"].config.replace("%p", precision_of(job.cases)),
                 script=self.path(job.name),
                 log=self.jobs / f"{job.name}.log",
             )
@@ -118,6 +124,7 @@ class Scripts:
             "python": site.system.python or sys.executable,
             "bin": prefix,
             "environment": site.environment,
+            "watch": site.watch,
             "directives": site.lines("directives"),
             "prepare": site.lines("prepare"),
             "stage": site.lines("stage"),
@@ -155,6 +162,12 @@ def is_driver(case: Case) -> bool:
 def least_nodes(case: Case) -> int:
     """The nodes without which the case cannot run: all, or those of one run of a driver."""
     return int(case.parameters.get("nodes_per_trial", 1)) if is_driver(case) else case.nodes
+
+
+def precision_of(cases: Sequence[Case]) -> str:
+    """The one that the cases share, or `mixed`."""
+    found = {str(case.parameters.get("precision") or "mixed") for case in cases}
+    return found.pop() if len(found) == 1 else "mixed"
 
 
 def write_case(campaign: Path, case: Case) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.events import FILE_NAME, EventLog
-from harness.reference import ranks
+from harness.reference import merit, ranks, sampler
 from harness.reference.errors import InputError
 from harness.reference.ranks import LostRank, Place
 
@@ -57,10 +57,16 @@ def main(arguments: list[str]) -> int:
         return 2
     log = EventLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull))
     log.write("start", case=case.get("id"), program=program, pid=os.getpid())
+    if place.rank > 0:  # one figure of merit a run
+        os.environ.pop(merit.URL, None)
+    on_gpu = parameters.get("device") == "cuda" or parameters.get("backend") == "nccl"
+    sampling = sampler.start(folder, place.local_rank, on_gpu=on_gpu)
     exit_code = attempt(module_name, parameters, log, folder, place)
     if exit_code == 0:
         log.write("done")
-    elif place.rank > 0:
+    if sampling is not None:
+        sampling.stop()
+    if exit_code != 0 and place.rank > 0:
         time.sleep(LINGER_S)
     return exit_code
 

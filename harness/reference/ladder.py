@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from harness.events import EventLog
-from harness.reference import checkpoints, measure
+from harness.reference import checkpoints, measure, merit
 from harness.reference.batches import Batch, collate
 from harness.reference.datasets.files import read_file
 from harness.reference.datasets.heads import HEADS
@@ -225,14 +225,16 @@ def one_round(
     total = len(rungs) * (config.rounds + 1)
     log.write("progress", done=len(rungs) * (number + 1), total=total, what=f"round {number + 1}")
     for index, group in enumerate(groups):
-        timed: dict[str, float] = {}
+        timed: dict[str, tuple[float, float]] = {}
         outputs: dict[str, Prediction] = {}
         load = os.getloadavg()[0]
         batch, prepared = prepare(group, model, config)
         for rung in [*rungs[start:], *rungs[:start]]:
-            timed[rung.stage.name] = measure.seconds(partial(keep, outputs, rung, model, batch), device)
+            device_s = measure.seconds(partial(keep, outputs, rung, model, batch), device)
+            timed[rung.stage.name] = device_s, time.time()
+            merit.post("structures_per_s", len(group) / device_s)
         reference = outputs.get("baseline")
-        for name, device_s in timed.items():
+        for name, (device_s, ended_s) in timed.items():
             errors = difference(outputs[name], reference, batch) if reference is not None else {}
             log.write(
                 "sample",
@@ -241,6 +243,7 @@ def one_round(
                 batch=index,
                 structures=len(group),
                 device_s=device_s,
+                ended_s=round(ended_s, 6),
                 load_1min=load,
                 energy_dtype=str(outputs[name].energy.dtype),
                 force_dtype=str(outputs[name].forces.dtype),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.events import EventLog
-from harness.reference import resuming
+from harness.reference import merit, resuming
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import NotFinite
@@ -120,9 +120,13 @@ class Learning:
             return drawn, self.feed.batch(drawn, self.team.device)
 
         with Prefetch(made, range(steps), depth=ahead, samples=self.feed.corpus.samples) as batches:
+            before = time.perf_counter()
             for drawn, (batch, labels) in batches:
                 self.step(drawn, batch, labels, means)
                 progress.step += 1
+                now = time.perf_counter()
+                merit.post("graphs_per_s", self.team.place.size * len(batch.head) / (now - before))
+                before = now
                 self._between(progress.step - first, began)
                 if self.out_of_time and progress.step - first < steps:
                     return

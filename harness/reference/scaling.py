@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
+from harness.reference import merit
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.errors import InputError
 from harness.reference.losses import Objective
@@ -108,6 +109,7 @@ class Scaling:
         )
         if not discarded:
             self.throughput.append(graphs / slowest[0])
+            merit.post("graphs_per_s", graphs / slowest[0])
         self._samples(number, own, batches)
         self._own_steps(number, own.busy, batches, exchanged=team.place.size > 1)
         return batches

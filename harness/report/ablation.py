@@ -10,14 +10,13 @@ import pandas as pd
 
 from harness.analysis.ablation import TOLERANCE, AblationTables
 from harness.analysis.training import QUANTITIES, TrainingTables
-from harness.report.blocks import DASH, Section, View, number
+from harness.report.blocks import DASH, Section, View, lines, number
 from harness.report.training import (
     MEV,
     TITLES,
     UNITS,
     count,
     dataset,
-    lines,
     listed,
     model,
     remarks,

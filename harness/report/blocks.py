@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from harness.report.figures import Figure
 
 DASH = "\N{EN DASH}"
@@ -52,6 +54,11 @@ class Section:
     paragraphs: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
+
+
+def lines(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, None where there is no value."""
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:

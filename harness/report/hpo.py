@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.hpo import LEAST_TRIALS, STATES, SearchTables
-from harness.report.blocks import DASH, Section, View, number
+from harness.report.blocks import DASH, Section, View, lines, number
+from harness.report.cost import with_costs
 from harness.report.figures import Figure
 from harness.report.hpo_figures import accuracy_against_throughput, best_so_far, tried
-from harness.report.training import NAMES, lines
+from harness.report.training import NAMES
 
 SEARCHES = {**NAMES, "mixed": "all backbones"}
 SHOWN = 40
@@ -85,7 +86,7 @@ def searches_view(searches: pd.DataFrame) -> View:
         "Optimizer: the time that asking for points and telling results took; other trials run meanwhile. Left out:"
         " points outside the range searched, and failures."
     )
-    return View("Searches", columns, body, note)
+    return with_costs(View("Searches", columns, body, note), searches)
 
 
 def best_view(best: pd.DataFrame) -> View:
@@ -152,4 +153,5 @@ def trials_view(trials: pd.DataFrame) -> View:
         for r in lines(kept)
     ]  # fmt: skip
     more = f" {len(trials) - len(kept)} more" if len(trials) > len(kept) else " All"
-    return View("Trials without an objective, and the best", columns, body, f"{more} in tables/hpo_trials.csv.".strip())
+    note = f"{more} in tables/hpo_trials.csv.".strip()
+    return with_costs(View("Trials without an objective, and the best", columns, body, note), kept)

@@ -12,6 +12,7 @@ from harness.analysis.ladder import APPROXIMATE, TOLERANCE
 from harness.collect.runs import Record
 from harness.parameters import StageName
 from harness.report.blocks import Section, View, interval, number
+from harness.report.cost import with_costs
 from harness.report.figures import ladder_bars
 from harness.report.paper import Paper
 
@@ -104,7 +105,7 @@ def details(precision: str, rows: pd.DataFrame) -> View:
         f" the same round. An exact stage is ok within {TOLERANCE[precision]:g} of the largest force and energy. End to"
         f" end adds neighbour lists, collation and transfer. Matrix products only are counted as arithmetic.{state}"
     )
-    return View(f"{precision.upper()} in detail", columns, body, note)
+    return with_costs(View(f"{precision.upper()} in detail", columns, body, note), rows)
 
 
 def notes(records: list[Record]) -> list[str]:

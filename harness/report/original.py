@@ -10,9 +10,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.analysis.original import OriginalTables
-from harness.report.blocks import DASH, Section, View, number
+from harness.report.blocks import DASH, Section, View, lines, number
 from harness.report.figures import STYLE, Figure, kept
-from harness.report.training import lines
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 

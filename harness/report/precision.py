@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis.precision import HARMLESS, REFERENCE, PrecisionTables
-from harness.report.blocks import DASH, Section, View, interval, number
+from harness.report.blocks import DASH, Section, View, interval, lines, number
+from harness.report.cost import with_costs
 from harness.report.figures import Figure
 from harness.report.precision_figures import drift, error_against_rate
-from harness.report.training import NAMES, lines
+from harness.report.training import NAMES
 
 MEV = 1e3
 
@@ -68,6 +69,7 @@ def paragraphs(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFr
 
 def costs_view(costs: pd.DataFrame) -> View:
     """Rate and memory of each task, backbone and precision."""
+    ordered = costs.sort_values(["task", "backbone"], ascending=[False, True], kind="stable")
     columns = ["task", "backbone", "precision", "structures/s [95%]", "over FP64 [95%]", "peak memory (MiB)", "n"]
     body = [
         [
@@ -76,13 +78,13 @@ def costs_view(costs: pd.DataFrame) -> View:
             interval(r["speedup"], r["speedup_low"], r["speedup_high"]),
             number(r["peak_bytes"] / 2**20, ".0f") if r["peak_bytes"] is not None else DASH, str(r["samples"]),
         ]
-        for r in lines(costs.sort_values(["task", "backbone"], ascending=[False, True], kind="stable"))
+        for r in lines(ordered)
     ]  # fmt: skip
     note = (
         "Eager, not compiled. Medians with order-statistic intervals; over FP64: pairs of one step or round, all"
         " precisions in turn. Memory: the most that tensors of one step or prediction held at once."
     )
-    return View("Throughput and memory", columns, body, note)
+    return with_costs(View("Throughput and memory", columns, body, note), ordered)
 
 
 def inference_view(inference: pd.DataFrame) -> View:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis.scaling import REGIONS
-from harness.report.blocks import DASH, Section, View, interval, number
+from harness.report.blocks import DASH, Section, View, interval, lines, number
+from harness.report.cost import with_costs
 from harness.report.figures import scaling_lines
-from harness.report.training import lines
 
 MS = 1e3
 ENDS = ("low", "high")
@@ -62,7 +62,7 @@ def runs_view(rows: pd.DataFrame) -> View:
         " Gradient error: of the ranks' mean gradient against one process, over the largest gradient. Divergence: of"
         " the ranks' parameters after training."
     )
-    return View("Runs", columns, body, note)
+    return with_costs(View("Runs", columns, body, note), rows)
 
 
 def regions_view(rows: pd.DataFrame) -> View:

@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.analysis.screening import ScreeningTables
-from harness.report.blocks import DASH, Cell, Section, View, number, raw_records
+from harness.report.blocks import DASH, Cell, Section, View, lines, number, raw_records
+from harness.report.cost import with_costs
 from harness.report.figures import STYLE, Figure, kept
-from harness.report.training import lines
 
 KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
 SHOWN = 12
@@ -84,7 +84,7 @@ def runs_view(runs: pd.DataFrame) -> View:
         " compilation, is not"
         " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number."
     )
-    return View("Rates", columns, body, note)
+    return with_costs(View("Rates", columns, body, note), runs)
 
 
 def times_view(times: pd.DataFrame) -> View:

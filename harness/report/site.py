@@ -10,6 +10,7 @@ from harness.analysis.results import Results
 from harness.collect.runs import Record
 from harness.report.ablation import ablation_sections
 from harness.report.blocks import Link, Section
+from harness.report.cost import cost_sections
 from harness.report.data import data_section
 from harness.report.hpo import search_sections
 from harness.report.ladder import ladder_section, model_section
@@ -32,14 +33,15 @@ PAGE_OF = {
 TITLES = {
     "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",
     "scaling": "Scaling", "precision": "Precision", "ladder": "Inference ladder",
-    "transfer": "Transfer", "screening": "Screening", "original": "Original runs", "provenance": "Provenance",
+    "transfer": "Transfer", "screening": "Screening", "cost": "Cost", "original": "Original runs",
+    "provenance": "Provenance",
 }  # fmt: skip
 # Page -> how the names of its tables begin.
 TABLES = {
     "index": ("merits",), "data": ("datasets", "elements", "distributions", "reading"),
     "training": ("training_", "ablation_"), "search": ("hpo_",), "scaling": ("scaling", "projection"),
     "precision": ("precision_",), "transfer": ("transfer_",), "screening": ("screening_",),
-    "ladder": ("ladder", "samples"), "original": ("original_",), "provenance": (),
+    "ladder": ("ladder", "samples"), "cost": ("cost_",), "original": ("original_",), "provenance": (),
 }  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[
         "ladder": [*ladder, *present(model_section(records))],
         "transfer": transfer_sections(found.transfer, figures),
         "screening": screening_sections(found.screening, figures),
+        "cost": cost_sections(found.cost, figures),
         "original": original_sections(found.original, figures),
         "provenance": [provenance_section(records, out)],
     }

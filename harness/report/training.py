@@ -10,7 +10,8 @@ import pandas as pd
 
 from harness.analysis.ablation import AblationTables
 from harness.analysis.training import ENERGY, FORCES, QUANTITIES, Quantity, TrainingTables
-from harness.report.blocks import DASH, Section, View, number
+from harness.report.blocks import DASH, Section, View, lines, number
+from harness.report.cost import with_costs
 from harness.report.data import MEANING, role
 from harness.report.figures import Figure
 from harness.report.training_figures import (
@@ -141,11 +142,6 @@ def span(values: pd.Series[float], spec: str = ".3g") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def lines(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table, None where there is no value."""
-    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
-
-
 def spread(row: Mapping[Any, Any], name: str, scale: float = 1.0, spec: str = ".3g") -> str:
     """`12.3 [11.9, 12.8]`; of one seed without an interval."""
     value, low, high = (scaled(row[f"{name}{end}"], scale, spec) for end in ("", "_low", "_high"))
@@ -211,4 +207,4 @@ def runs_view(runs: pd.DataFrame) -> View:
     note = "Graphs/s: median over epochs. Waiting for data: share of the time of the epochs."
     if runs["skipped"].sum():
         note += f" Steps left out, since their gradient was no number: {listed(runs['skipped'])}."
-    return View("Runs", columns, body, note)
+    return with_costs(View("Runs", columns, body, note), runs)

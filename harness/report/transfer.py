@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis.transfer import TransferTables
-from harness.report.blocks import DASH, Cell, Section, View, interval, number, raw_records
-from harness.report.training import lines
+from harness.report.blocks import DASH, Cell, Section, View, interval, lines, number, raw_records
+from harness.report.cost import with_costs
 from harness.report.transfer_figures import MODES, errors_over_labels, gains_of_pretraining
 
 
@@ -74,7 +74,7 @@ def tasks_view(tasks: pd.DataFrame) -> View:
         for r in lines(tasks)
     ]  # fmt: skip
     note = "Stand-in: other structures or another level of theory than the task's own; its errors are not the task's."
-    return View("Tasks", columns, body, note)
+    return with_costs(View("Tasks", columns, body, note), tasks)
 
 
 def gains_view(gains: pd.DataFrame, titles: dict[str, str]) -> View:

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from harness.reference import merit
 from harness.reference.batches import Batch
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.screening import segments
@@ -152,6 +153,7 @@ class Rank:
         values, transfer_s, device_s = self.evaluator(made.batch)
         tally.transfer_s += transfer_s
         tally.device_s += device_s
+        merit.post("candidates_per_s_of_a_rank", len(made.index) / device_s)
         tally.batches += 1
         tally.atoms += len(made.batch.numbers)
         tally.edges += len(made.batch.receiver)

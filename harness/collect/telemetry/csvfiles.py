@@ -1,0 +1,120 @@
+"""What `omnistat-query --export` writes: CSV files whose first rows are label levels, then times and values.
+
+    metric,rocm_utilization_percentage,rocm_average_socket_power_watts
+    instance,node1,node1
+    card,0,0
+    timestamp,,
+    2026-11-22 10:33:17,60.0,200.0
+
+Times are UTC without saying so. Values are on a grid: a blank is no sample, and one figure of merit may fill two rows.
+A file takes memory as it is long times wide; the raw export is the way for large jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from harness.collect.telemetry.curves import Floats
+from harness.collect.telemetry.export import ABOUT_JOB
+from harness.collect.telemetry.quantities import FIGURE_OF_MERIT, host_of, quantity_of
+from harness.collect.telemetry.series import Faults, Series
+
+PATTERN = "omnistat-*.csv"
+FIRST, LAST = "metric", "timestamp"
+LEVELS = 20
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One file: labels of each column, times in Unix seconds [n], values [n, columns]."""
+
+    labels: list[dict[str, str]]
+    times: Floats
+    values: Floats
+
+
+class CsvExport:
+    """The CSV files of one export, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.faults = Faults()
+
+    @cached_property
+    def sheets(self) -> list[Sheet]:
+        """Those of the files that have labels; the others (process inventories) are flat."""
+        found = [self._sheet(path) for path in sorted(self.path.glob(PATTERN))]
+        return [sheet for sheet in found if sheet is not None]
+
+    def job_series(self) -> Iterator[Series]:
+        """Those that tell of the job."""
+        yield from (s for s in self._every() if s.labels.get("__name__") in ABOUT_JOB)
+
+    def series(self) -> Iterator[Series]:
+        """Those that the harness has a use for."""
+        for one in self._every():
+            if one.labels.get("__name__") == FIGURE_OF_MERIT:
+                new = np.concatenate([[True], np.diff(one.values) != 0])
+                yield Series(one.labels, one.times[new], one.values[new])
+            elif quantity_of(one.labels) is not None:
+                yield one
+
+    def spans(self) -> Mapping[str, tuple[float, float]]:
+        """Node -> times of its first and last sample."""
+        found: dict[str, tuple[float, float]] = {}
+        for one in self._every():
+            if len(one.times):
+                host, (first, last) = host_of(one.labels), (float(one.times[0]), float(one.times[-1]))
+                low, high = found.get(host, (first, last))
+                found[host] = (min(low, first), max(high, last))
+        return found
+
+    def _every(self) -> Iterator[Series]:
+        for sheet in self.sheets:
+            for k, labels in enumerate(sheet.labels):
+                there = ~np.isnan(sheet.values[:, k])
+                yield Series(labels, sheet.times[there], sheet.values[there, k])
+
+    def _sheet(self, path: Path) -> Sheet | None:
+        with path.open(encoding="utf-8", errors="replace", newline="") as handle:
+            levels: list[list[str]] = []
+            for line in handle:
+                cells = [cell.strip().strip('"') for cell in line.rstrip("\r\n").split(",")]
+                if cells[0] == LAST or len(levels) == LEVELS:
+                    break
+                levels.append(cells)
+        if not levels or levels[0][0] != FIRST or len(levels) == LEVELS:
+            return None
+        width = len(levels[0])
+        if any(len(cells) != width for cells in levels):
+            self.faults.add("files with label rows of unequal length", path.name)
+            return None
+        return self._read(path, labels_of(levels), len(levels) + 1)
+
+    def _read(self, path: Path, labels: list[dict[str, str]], skipped: int) -> Sheet:
+        table = pd.read_csv(
+            path, header=None, skiprows=skipped, names=range(len(labels) + 1), dtype=str, engine="c",
+            on_bad_lines="skip", skip_blank_lines=True,
+        )  # fmt: skip
+        times = pd.to_datetime(table[0], format="ISO8601", utc=True, errors="coerce")
+        known = times.notna().to_numpy()
+        values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+        wrong = int((~known).sum())
+        self.faults.counts["rows without a time"] += wrong
+        written = table.iloc[:, 1:].notna().to_numpy()
+        self.faults.counts["values that are no numbers"] += int((written & np.isnan(values)).sum())
+        seconds = (times[known] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+        return Sheet(labels, np.asarray(seconds, dtype=np.float64), values[known])
+
+
+def labels_of(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """The labels of each column; a label that a metric does not have is blank in the file, and left out."""
+    names = ["__name__", *(cells[0] for cells in levels[1:])]
+    columns = zip(*(cells[1:] for cells in levels), strict=True)
+    return [{name: cell for name, cell in zip(names, column, strict=True) if cell} for column in columns]

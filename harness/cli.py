@@ -86,8 +86,8 @@ def parser() -> Parser:
         if command.runs:
             add_run_options(sub)
         if command.name == "collect":
-            said = "SUITE is a folder of logs of the original code, which are taken in"
-            sub.add_argument("--format", choices=["hydragnn"], help=said)
+            said = "SUITE is a folder of logs of the original code, or an export of Omnistat, and is taken in"
+            sub.add_argument("--format", choices=["hydragnn", "omnistat"], help=said)
     return top
 
 

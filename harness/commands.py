@@ -101,11 +101,12 @@ def do_collect(arguments: Namespace) -> int:
 
 
 def taken_in(arguments: Namespace) -> int:
-    """Logs of the original code as run folders; then report."""
-    from harness.collect.hydragnn import take_in
+    """Logs of the original code, or telemetry from elsewhere, as run folders; then report."""
+    from harness.collect import hydragnn, omnistat
 
+    reader = {"hydragnn": hydragnn, "omnistat": omnistat}[arguments.format]
     for place in arguments.suites:
-        for folder in take_in(Path(place), arguments.out):
+        for folder in reader.take_in(Path(place), arguments.out):
             print(f"taken in: {folder}")
     return do_report(arguments)
 

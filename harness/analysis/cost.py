@@ -59,7 +59,7 @@ def cost_tables(records: Sequence[Record], telemetry: Telemetry) -> CostTables:
     by_case: dict[str, list[Usage]] = {}
     for usage in telemetry.usages:
         by_case.setdefault(usage.window.folder, []).append(usage)
-    begun = [r for r in records if r.began_s is not None and r.ended_s is not None]
+    begun = [r for r in records if r.began_s is not None and r.ended_s is not None and r.ended_s > r.began_s]
     cases, pieces = [], []
     for record in begun:
         own = by_case.get(str(record.folder), [])

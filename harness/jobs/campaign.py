@@ -124,6 +124,8 @@ class Campaign:
             if len(journal.open_cases) < before:
                 pauses.reset()
             left += pack(self.plan, [self._by_id[i] for i in lost], self.folder, journal.seconds())
+        if orders.wait:
+            self.scheduler.drain()
         progress.close()
         return self._standing(journal).outcomes(self._queue(journal))
 

@@ -15,6 +15,8 @@ import psutil
 from harness.jobs.scheduler import Queued, Scheduler
 
 JOBS = "jobs"
+# What a job may take to end once its last case has.
+DRAIN_S = 120.0
 
 
 class LocalScheduler(Scheduler):
@@ -53,6 +55,12 @@ class LocalScheduler(Scheduler):
             with suppress(psutil.Error):
                 if process.pid != os.getpid() and any(f.path in locks for f in process.open_files()):
                     process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
+
+    def drain(self) -> None:
+        """Wait for the shells that this harness has started: telemetry is exported after the last case."""
+        for child in self._children.values():
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(DRAIN_S)
 
     def _lock(self, name: str) -> Path:
         return self._jobs / f"{name}.lock"

@@ -58,6 +58,9 @@ class Scheduler(ABC):
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
         """Ask jobs and all their processes to end; with force, do not ask."""
 
+    def drain(self) -> None:  # noqa: B027 - nothing to wait for is the common case
+        """Stay until jobs that are this process's children have done what follows their last case."""
+
     def endings(self, ids: Sequence[str]) -> Mapping[str, Ending]:
         """Why these jobs are gone, as far as the scheduler still knows."""
         del ids

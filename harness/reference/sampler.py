@@ -65,7 +65,7 @@ class Sampler(threading.Thread):
         """Read everything once; return the seconds to the next time."""
         now = time.time()
         milliseconds = round(1e3 * now)
-        own = ("harness_sampler_cpu_seconds", {}, time.thread_time())
+        own: Reading = ("harness_sampler_cpu_seconds", {}, time.thread_time())
         for name, labels, value in [*(reading for reader in self._readers for reading in reader()), own]:
             if math.isfinite(value):
                 times, values = self._held.setdefault((("__name__", name), *labels.items()), ([], []))

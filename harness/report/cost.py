@@ -182,7 +182,10 @@ def scaled(value: float | None, unit: float) -> float | None:
 
 def bars(known: pd.DataFrame, figures: Path) -> Figure:
     """Energy of each useful result, case by case."""
-    rows = known[known["energy_per_result_j"].notna()].head(SHOWN)
+    rows = known[known["energy_per_result_j"] > 0]
+    if rows.empty:
+        caption = f"Energy of each case, of {', '.join(known['energy_scope'].unique())}."
+        return _horizontal(known, known["energy_j"] / 1e3, "kJ", "cost-energy", caption, figures, log=False)
     caption = (
         "Energy of each useful result (structure, candidate, trial, ...), a bar a case, of"
         f" {', '.join(rows['energy_scope'].unique())}."
@@ -192,7 +195,7 @@ def bars(known: pd.DataFrame, figures: Path) -> Figure:
 
 def cores(known: pd.DataFrame, figures: Path) -> Figure:
     """Busy cores, case by case, where there is no energy to show."""
-    rows = known[known["busy_cores"].notna()].head(SHOWN)
+    rows = known[known["busy_cores"].notna()]
     caption = "Cores at work on a node, mean over the case, whoever kept them busy: no sensor tells of energy here."
     return _horizontal(rows, rows["busy_cores"], "busy cores a node", "cost-cores", caption, figures, log=False)
 
@@ -200,6 +203,7 @@ def cores(known: pd.DataFrame, figures: Path) -> Figure:
 def _horizontal(
     rows: pd.DataFrame, values: pd.Series[float], label: str, name: str, caption: str, figures: Path, *, log: bool
 ) -> Figure:
+    rows, values = rows.head(SHOWN), values.head(SHOWN)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.4, 0.9 + 0.21 * max(len(rows), 2)), layout="constrained")
         places = range(len(rows))

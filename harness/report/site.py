@@ -29,6 +29,7 @@ from harness.report.transfer import transfer_sections
 PAGE_OF = {
     "data": "data", "train": "training", "hpo": "search", "data_parallel": "scaling", "precision": "precision",
     "ladder": "ladder", "transfer": "transfer", "screening": "screening", "hydragnn": "original",
+    "omnistat": "cost",
 }  # fmt: skip
 TITLES = {
     "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",

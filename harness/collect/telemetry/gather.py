@@ -12,10 +12,11 @@ from pathlib import Path
 
 from harness.collect.runs import Record
 from harness.collect.telemetry import remembered
+from harness.collect.telemetry.about_job import version_of
 from harness.collect.telemetry.csvfiles import PATTERN, CsvExport
 from harness.collect.telemetry.export import Export
 from harness.collect.telemetry.series import Source
-from harness.collect.telemetry.usage import Usage, usages, version_of
+from harness.collect.telemetry.usage import Usage, usages
 from harness.collect.telemetry.windows import Window, windows_of
 
 RAW = "*omnistat*.jsonl"

@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from harness.collect.telemetry.clocks import offsets_of
-from harness.collect.telemetry.curves import Floats, curve
-from harness.collect.telemetry.quantities import (
-    ABOUT,
-    ANNOTATION,
-    COMPONENTS,
-    FIGURE_OF_MERIT,
-    HARDWARE_COUNTER,
-    ORIGINS,
-    host_of,
-    quantity_of,
-)
+from harness.collect.telemetry.curves import Floats
+from harness.collect.telemetry.quantities import COMPONENTS, ORIGINS, host_of
 from harness.collect.telemetry.series import Series, Source
+from harness.collect.telemetry.sums import ENOUGH, HIGHEST, MEANS, Gathered, Pieces, take
 from harness.collect.telemetry.windows import Window
 
-# Below this share of a window (or of its nodes) there is no telling what it used.
-ENOUGH = 0.9
 # A window (and each of its pieces) must hold so many sampling intervals: its ends are known to one.
 LEAST_INTERVALS = 2.0
-MEANS = (
-    "accelerator_utilization_percent", "accelerator_memory_percent", "accelerator_clock_mhz",
-    "accelerator_temperature_c", "busy_cores",
-)  # fmt: skip
-HIGHEST = {
-    "accelerator_memory_percent": "accelerator_memory_highest_percent",
-    "accelerator_temperature_c": "accelerator_temperature_highest_c",
-}
-TOTALS = ("received_bytes", "sent_bytes", "read_bytes", "written_bytes", "local_read_bytes", "local_written_bytes",
-          "memory_traffic_bytes", "sampler_cpu_s")  # fmt: skip
+# Energy by regression counts where two standard errors are at most this share of it.
+CLOSE = 0.2
+SHORT = "too short"
 FLOP = "flop_"
 # The even die of an MI250X carries the power of both.
 SILENT = "devices that report 0 W"
@@ -64,115 +45,19 @@ class Usage:
     why_not: str = ""
 
 
-class Place(NamedTuple):
-    """One device of one node, as one origin tells of it."""
-
-    host: str
-    component: str
-    origin: str
-    device: str
-
-
-@dataclass
-class Gathered:
-    """Sums over a source's series, an array with a number a window each."""
-
-    # place -> "counter" or "power" -> joules, NaN where too little of the window is covered
-    joules: dict[Place, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
-    # host -> name -> (sums, how many series)
-    means: dict[str, dict[str, list[Floats]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    highest: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
-    totals: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
-    memory: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
-    samples: dict[str, Floats] = field(default_factory=dict)
-    intervals: list[float] = field(default_factory=list)
-    merits: dict[str, list[Floats]] = field(default_factory=lambda: defaultdict(list))
-
-
 def usages(source: Source, windows: Sequence[Window]) -> list[Usage]:
     """What each window used, as far as the source tells; its faults are complete afterwards."""
     offsets = offsets_of(source.spans(), source.faults)
-    pieces = _Pieces(windows)
+    pieces = Pieces(windows)
     gathered = Gathered()
     for one in source.series():
         shifted = Series(one.labels, one.times - offsets.get(host_of(one.labels), 0.0), one.values)
-        _take(gathered, shifted, pieces, source)
+        take(gathered, shifted, pieces, source)
     interval = float(np.median(gathered.intervals)) if gathered.intervals else math.nan
     hosts = set(source.spans())
     silent = [p for p, told in gathered.joules.items() if p.device and "power" in told and not np.nansum(told["power"])]
     source.faults.counts[SILENT] += len(silent)
     return [_usage(k, window, gathered, source, interval, hosts) for k, window in enumerate(windows)]
-
-
-class _Pieces:
-    """The pieces of all windows as arrays, and sums over those of each window."""
-
-    def __init__(self, windows: Sequence[Window]) -> None:
-        self.owner = np.repeat(np.arange(len(windows)), [len(w.pieces) for w in windows])
-        flat = [piece for window in windows for piece in window.pieces]
-        self.starts, self.ends = (np.array([p[k] for p in flat], dtype=float) for k in (0, 1))
-        self.count = len(windows)
-        self.seconds = self.summed(self.ends - self.starts)
-
-    def summed(self, values: Floats) -> Floats:
-        return np.bincount(self.owner, weights=values, minlength=self.count).astype(np.float64)
-
-    def highest(self, values: Floats) -> Floats:
-        found = np.full(self.count, -np.inf)
-        np.fmax.at(found, self.owner, values)
-        return np.where(np.isfinite(found), found, np.nan)
-
-    def lowest(self, values: Floats) -> Floats:
-        return -self.highest(-values)
-
-
-def _take(gathered: Gathered, one: Series, pieces: _Pieces, source: Source) -> None:
-    host, name = host_of(one.labels), one.labels.get("__name__")
-    if name == FIGURE_OF_MERIT:
-        inside = np.array([_median_within(one, s, e) for s, e in zip(pieces.starts, pieces.ends, strict=True)])
-        gathered.merits[one.labels.get("name", "")].append(pieces.highest(inside))
-        return
-    quantity = quantity_of(one.labels)
-    assert quantity is not None
-    known = curve(
-        one.times, one.values * quantity.scale, quantity.kind, source.faults.counts,
-        may_start_anew=name == HARDWARE_COUNTER,
-    )  # fmt: skip
-    if known is None:
-        source.faults.add("series of fewer than two samples")
-        return
-    gathered.intervals.append(known.interval_s)
-    amount, covered = (pieces.summed(x) for x in known.over(pieces.starts, pieces.ends))
-    known_share = np.divide(covered, pieces.seconds, out=np.zeros_like(covered), where=pieces.seconds > 0)
-    count = pieces.summed(known.samples(pieces.starts, pieces.ends).astype(float))
-    gathered.samples[host] = np.maximum(gathered.samples.get(host, np.zeros_like(count)), count)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # What a window used in the little that is not covered is taken to be as in the rest.
-        whole = np.where(known_share >= ENOUGH, amount / known_share, np.nan)
-        mean = np.where(known_share >= ENOUGH, amount / covered, np.nan)
-    component, _, unit = quantity.name.rpartition("_")
-    device = one.labels.get(quantity.device, "") if quantity.device else ""
-    if quantity.origin in ORIGINS and unit in ("j", "w"):
-        place = Place(host, component.removesuffix("_energy").removesuffix("_power"), quantity.origin, device)
-        gathered.joules[place]["counter" if unit == "j" else "power"] = whole
-    elif quantity.kind == "counter":
-        before = gathered.totals[host].get(quantity.name)
-        # Processes come and go: what a series that covers part of a window has gained is counted as it is.
-        gained = np.where(np.isfinite(whole), whole, amount)
-        gathered.totals[host][quantity.name] = gained if before is None else before + gained
-    elif quantity.name.startswith("host_memory"):
-        gathered.memory[host][quantity.name] = pieces.lowest(known.lowest(pieces.starts, pieces.ends))
-    elif quantity.name in MEANS:
-        gathered.means[host][quantity.name].append(mean)
-        if quantity.name in HIGHEST:
-            top = pieces.highest(known.highest(pieces.starts, pieces.ends))
-            before = gathered.highest[host].get(quantity.name)
-            gathered.highest[host][quantity.name] = top if before is None else np.fmax(before, top)
-
-
-def _median_within(one: Series, start: float, end: float) -> float:
-    inside = one.values[(one.times >= start) & (one.times <= end)]
-    return float(np.median(inside)) if len(inside) else math.nan
 
 
 def _usage(k: int, window: Window, gathered: Gathered, source: Source, interval: float, hosts: set[str]) -> Usage:
@@ -185,7 +70,9 @@ def _usage(k: int, window: Window, gathered: Gathered, source: Source, interval:
     usage = Usage(window, source.path.name, sum(not node.isdisjoint(seen) for node in nodes), len(nodes), interval)
     usage.samples = int(sum(gathered.samples[h][k] for h in seen))
     usage.why_not = _why_not(usage, interval)
-    if usage.why_not:
+    if usage.why_not.startswith(SHORT) and len(window.pieces) > 1:
+        _regressed(usage, k, seen, gathered)
+    if usage.why_not or usage.energy_j:
         return usage
     for component in COMPONENTS:
         _energy(usage, component, k, seen, gathered)
@@ -202,7 +89,7 @@ def _why_not(usage: Usage, interval: float) -> str:
         return f"only {usage.nodes_seen} of {usage.nodes} nodes sent samples"
     shortest = min(end - start for start, end in usage.window.pieces)
     if not shortest >= LEAST_INTERVALS * interval:
-        return f"too short: pieces of {shortest:.3g} s, samples every {interval:.3g} s"
+        return f"{SHORT}: pieces of {shortest:.3g} s, samples every {interval:.3g} s"
     return ""
 
 
@@ -222,6 +109,38 @@ def _energy(usage: Usage, component: str, k: int, hosts: Sequence[str], gathered
     if found and len(found) == len(hosts):
         usage.energy_j[component] = sum(found)
         usage.how[component] = " and ".join(sorted(how))
+
+
+def _regressed(usage: Usage, k: int, hosts: Sequence[str], gathered: Gathered) -> None:
+    """Joules of a window that took turns with others, of the components whose sum is known well enough."""
+    spreads = []
+    for component in COMPONENTS:
+        joules = variance = 0.0
+        known = 0
+        for host in hosts:
+            for origin in ORIGINS:
+                own = [(v, gathered.joules[p]) for p, v in gathered.turns.items() if p[:3] == (host, component, origin)]
+                if own:
+                    # a sensor that never moved says nothing of the device, whatever least squares make of it
+                    told = [
+                        v["counter" if "counter" in v and np.nansum(j["counter"]) > 0 else "power"]
+                        for v, j in own
+                        if "power" in v or np.nansum(j["counter"]) > 0
+                    ]
+                    joules += sum(float(amount[k]) for amount, _ in told)
+                    variance += sum(float(off[k]) for _, off in told)
+                    known += 1
+                    break
+        if known and known == len(hosts) and joules > 0:
+            spread = 2.0 * math.sqrt(variance) / joules
+            spreads.append(spread)
+            if spread <= CLOSE:
+                usage.energy_j[component] = joules
+                usage.how[component] = f"regression over turns, within {spread:.0%}"
+    if usage.energy_j:
+        usage.why_not = ""
+    elif spreads and not math.isnan(min(spreads)):
+        usage.why_not += f"; by regression over turns known within {min(spreads):.0%} alone"
 
 
 def _device(device: Mapping[str, Floats], k: int) -> tuple[float | None, str]:
@@ -261,23 +180,3 @@ def _figures(usage: Usage, k: int, hosts: Sequence[str], gathered: Gathered) -> 
 def _used(memory: Mapping[str, Floats], k: int) -> float:
     total, available = (memory.get(f"host_memory_{n}_bytes") for n in ("total", "available"))
     return float(total[k] - available[k]) if total is not None and available is not None else math.nan
-
-
-def markers(source: Source) -> list[tuple[str, float, float]]:
-    """Annotations: marker, and the times of its first and last sample that stood (0 says that it was stopped)."""
-    found: dict[str, tuple[float, float]] = {}
-    for one in source.job_series():
-        if one.labels.get("__name__") != ANNOTATION:
-            continue
-        standing = one.times[one.values > 0]
-        if len(standing):
-            first, last = float(min(standing.min(), one.values[one.values > 0].min())), float(one.times.max())
-            low, high = found.get(one.labels.get("marker", ""), (first, last))
-            found[one.labels.get("marker", "")] = (min(low, first), max(high, last))
-    return [(marker, *span) for marker, span in sorted(found.items(), key=lambda item: item[1])]
-
-
-def version_of(source: Source) -> str:
-    """The collector's version, where it says."""
-    said = {one.labels.get("version", "") for one in source.job_series() if one.labels.get("__name__") == ABOUT}
-    return ", ".join(sorted(said - {""}))

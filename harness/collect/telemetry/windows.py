@@ -37,7 +37,7 @@ class Window:
 
 def windows_of(record: Record) -> Iterator[Window]:
     """The case's own window first; none for a case that has not begun."""
-    if record.began_s is None or record.ended_s is None:
+    if record.began_s is None or record.ended_s is None or record.ended_s <= record.began_s:
         return
     folder, nodes = str(record.folder), nodes_of(record.folder)
     yield Window(folder, "case", "", ((record.began_s, record.ended_s),), nodes)

@@ -1,0 +1,75 @@
+"""Exports of Omnistat from elsewhere -> run folders: a case for each annotation, or one for the whole job."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from harness.collect.telemetry.about_job import markers
+from harness.collect.telemetry.csvfiles import PATTERN, CsvExport
+from harness.collect.telemetry.export import Export
+from harness.collect.telemetry.series import Source
+from harness.errors import UsageError
+from harness.events import FILE_NAME
+from harness.jobs.files import write_text
+
+PROGRAM = "omnistat"
+WHOLE = "whole-job"
+
+
+def take_in(place: Path, out: Path) -> list[Path]:
+    """Make a campaign below out/runs of an export (a JSON lines file, or a folder of CSV files); return its cases.
+
+    Raises UsageError for what is no export.
+    """
+    source = _source(place)
+    spans = source.spans()
+    if not spans:
+        wrong = f" ({source.faults.told()})" if source.faults.told() else ""
+        raise UsageError(f"{place}: no samples of Omnistat here{wrong}")
+    whole = (WHOLE, min(s for s, _ in spans.values()), max(e for _, e in spans.values()))
+    campaign = out / "runs" / f"omnistat-{_plain(place.stem or place.resolve().name)}"
+    campaign.mkdir(parents=True, exist_ok=True)
+    for path in [place] if place.is_file() else sorted(place.glob(PATTERN)):
+        name = f"{path.stem}.omnistat.jsonl" if place.is_file() else path.name
+        _linked(path, campaign / name)
+    return [_written(campaign, *found) for found in markers(source) or [whole]]
+
+
+def _source(place: Path) -> Source:
+    if place.is_dir():
+        if not any(place.glob(PATTERN)):
+            raise UsageError(f"{place}: no {PATTERN} here; expected what `omnistat-query --export` writes")
+        return CsvExport(place)
+    if not place.is_file():
+        raise UsageError(f"{place}: no such file or folder")
+    return Export(place)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-") or "export"
+
+
+def _linked(source: Path, target: Path) -> None:
+    """The file, without a second copy where the file system can do that."""
+    target.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.link(source.resolve(), target)
+        return
+    shutil.copyfile(source, target)
+
+
+def _written(campaign: Path, marker: str, start: float, end: float) -> Path:
+    folder = campaign / _plain(marker)
+    folder.mkdir(exist_ok=True)
+    case = {"id": folder.name, "name": marker, "suite": campaign.name, "system": "elsewhere", "program": PROGRAM,
+            "parameters": {}, "point": {}}  # fmt: skip
+    events = [{"event": "start", "time_s": start}, {"event": "done", "time_s": end}]
+    write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")
+    write_text(folder / FILE_NAME, "".join(json.dumps(e) + "\n" for e in events))
+    write_text(folder / "exit_code", "0\n")
+    return folder

@@ -1,0 +1,26 @@
+"""What telemetry says of the job itself: annotations, and the collector's version."""
+
+from __future__ import annotations
+
+from harness.collect.telemetry.quantities import ABOUT, ANNOTATION
+from harness.collect.telemetry.series import Source
+
+
+def markers(source: Source) -> list[tuple[str, float, float]]:
+    """Annotations: marker, and the times of its first and last sample that stood (0 says that it was stopped)."""
+    found: dict[str, tuple[float, float]] = {}
+    for one in source.job_series():
+        if one.labels.get("__name__") != ANNOTATION:
+            continue
+        standing = one.times[one.values > 0]
+        if len(standing):
+            first, last = float(min(standing.min(), one.values[one.values > 0].min())), float(one.times.max())
+            low, high = found.get(one.labels.get("marker", ""), (first, last))
+            found[one.labels.get("marker", "")] = (min(low, first), max(high, last))
+    return [(marker, *span) for marker, span in sorted(found.items(), key=lambda item: item[1])]
+
+
+def version_of(source: Source) -> str:
+    """The collector's version, where it says."""
+    said = {one.labels.get("version", "") for one in source.job_series() if one.labels.get("__name__") == ABOUT}
+    return ", ".join(sorted(said - {""}))

@@ -1,0 +1,139 @@
+"""Telemetry in jobs: Omnistat around a real run and a real server, and what happens where it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Harness, needs
+
+STAND_IN = Path(__file__).parent / "stand_in.py"
+SUITE = """\
+name: tiny
+title: One stage, small
+program: ladder
+parameters:
+  workload: random
+  precision: fp32
+  stages: [baseline, fused_gradient]
+  model: {hidden_dim: 16, num_conv_layers: 2, dim_headlayers: 16, dim_sharedlayers: 8}
+  batches: 2
+  rounds: 12
+  batch_size: 4
+  atoms: [4, 20]
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with programs that stand in for Omnistat's."""
+    folder = tmp_path / "omnistat"
+    folder.mkdir()
+    for tool in ("usermode", "annotate", "query"):
+        script = folder / f"omnistat-{tool}"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} {tool} "$@"\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("OMNISTAT_SERVER", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{free_port()}/fom")
+    monkeypatch.setenv("STAND_IN_HOME", str(tmp_path / "server"))
+    return folder
+
+
+def run(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, dict[str, str], str]:
+    """Run the suite; return the campaign, the row of costs, and what the job said."""
+    (tmp_path / "tiny.yaml").write_text(SUITE)
+    words = [word for setting in settings for word in ("-S", setting)]
+    done = harness("run", "tiny.yaml", "-q", *words)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "results/tables/cost_cases.csv").open() as table:
+        row = next(csv.DictReader(table))
+    campaign = tmp_path / "results/runs/tiny-local"
+    return campaign, row, next(p for p in campaign.glob("jobs/*.log") if "omnistat" not in p.name).read_text()
+
+
+def test_a_job_s_telemetry_is_exported_before_the_server_goes_and_becomes_energy(
+    harness: Harness, tmp_path: Path, programs: Path
+) -> None:
+    needs("victoria-metrics")
+    campaign, row, _ = run(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
+    calls = [line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [c for c in calls if c[0] != "collect"] == [
+        ["usermode", "--start"], ["annotate", "--mode"], ["annotate", "--mode"], ["usermode", "--stopexporters"],
+        ["query", "--job"], ["usermode", "--stopserver"],
+    ]  # fmt: skip
+    export = next(campaign.glob("jobs/*.omnistat.jsonl"))
+    series = [json.loads(line)["metric"] for line in export.read_text().splitlines()]
+    folder = next(campaign.glob("tiny*/"))
+    assert {m["marker"] for m in series if m["__name__"] == "rmsjob_annotations"} == {folder.name}
+    assert {m["name"] for m in series if m["__name__"] == "omnistat_fom"} == {"structures_per_s"}
+    assert not (folder / "telemetry").exists()
+    assert float(row["energy_j"]) == pytest.approx(200 * float(row["seconds"]), rel=0.05)
+    assert float(row["energy_per_result_j"]) == pytest.approx(float(row["energy_j"]) / float(row["results"]))
+    assert (row["energy_by"], row["energy_scope"]) == ("power integrated", "accelerators")
+    assert "J/structure" not in (tmp_path / "results/ladder.html").read_text()  # stages are too short for 0.5 s
+    assert "power integrated" in (tmp_path / "results/cost.html").read_text()
+
+
+@pytest.mark.parametrize("fault", ["no start", "no export"])
+def test_telemetry_that_fails_fails_no_job(harness: Harness, tmp_path: Path, programs: Path, fault: str) -> None:
+    if fault == "no start":
+        shutil.rmtree(programs)
+    else:
+        (programs / "omnistat-usermode").write_text("#!/bin/sh\ntrue\n")
+    campaign, row, said = run(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
+    assert row["state"] == "done"
+    assert not list(campaign.glob("jobs/*.jsonl*"))
+    if fault == "no export":
+        assert "warning: no telemetry could be exported" in said
+        assert row["why_not"] == "no telemetry"
+    else:
+        assert "warning: Omnistat did not start" in said
+        assert float(row["busy_cores"]) > 0.3  # the ranks sampled themselves
+
+
+def test_the_sampler_costs_a_run_next_to_nothing(harness: Harness, tmp_path: Path) -> None:
+    campaign, row, _ = run(harness, tmp_path, "telemetry_s=0.5")
+    assert next(campaign.glob("*/telemetry/*-0.jsonl")).stat().st_size > 500
+    assert 0 < float(row["sampler_share"]) < 0.005
+    assert int(row["samples"]) >= 3
+    assert row["why_not"] == "no power or energy sensor" or float(row["energy_j"]) > 0
+
+
+def test_the_sampler_leaves_a_full_disk_and_a_kill_alone(tmp_path: Path) -> None:
+    """It ends in silence where it cannot write, and what it has written survives its process."""
+    script = (
+        "import os, sys, time; from pathlib import Path; from harness.reference import sampler\n"
+        "sampler.HELD_S = 0.2\n"
+        "one = sampler.start(Path(sys.argv[1]), 0, on_gpu=True); time.sleep(1.0)\n"
+        "print(one.is_alive(), flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(STAND_IN.parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "True\n"
+    lines = next((tmp_path / "telemetry").glob("*.jsonl")).read_text().splitlines()
+    assert len([json.loads(line) for line in lines]) > 5
+
+    full = tmp_path / "full"
+    (full / "telemetry").mkdir(parents=True)
+    node = socket.gethostname()
+    (full / "telemetry" / f"{node}-0.jsonl").symlink_to("/dev/full")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(full)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")

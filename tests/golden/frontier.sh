@@ -104,6 +104,9 @@ first() {
     echo "$nodes.$1"
 }
 
+# keep_nodes N: those that the case takes, in a file of its folder.
+keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
+
 if [ -n "$archive" ]; then
     local_env=/mnt/bb/$USER/gfm-harness
     sbcast --force "$archive" "$local_env.tar.gz" || { echo "error: sbcast of $archive failed" >&2; exit 75; }
@@ -114,6 +117,52 @@ if [ -n "$archive" ]; then
 fi
 VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
 python=python
+
+# Telemetry by Omnistat (its output: $telemetry.log). Whatever fails in it, the job goes on without it.
+telemetry=$campaign/jobs/$job.${job_id//[^A-Za-z0-9_]/-}.omnistat
+telemetry_id=$SLURM_JOB_ID telemetry_job=()
+omnistat() {
+    local tool=$1
+    shift
+    (cd "$campaign/jobs" && unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY &&
+        timeout --kill-after=10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
+}
+annotate() { omnistat annotate --mode "$1" --text "$2" || true; }
+# shellcheck disable=SC2317  # run by the trap
+stop_telemetry() {
+    local part=$telemetry.jsonl.part
+    [ "$watched" = yes ] || return 0
+    watched=no
+    omnistat usermode --stopexporters "${telemetry_job[@]}" || true
+    sleep 3  # the server shows what it has just been sent after a second or two
+    if curl --silent --show-error --fail --noproxy '*' --max-time 600 "$server/api/v1/export" \
+        --data-urlencode 'match[]={__name__!=""}' > "$part" 2>> "$telemetry.log" && [ -s "$part" ]; then
+        mv "$part" "$telemetry.jsonl"
+    else
+        rm -f "$part"
+        echo "warning: no telemetry could be exported; see $telemetry.log" >&2
+    fi
+    # CSV files beside it, where the tool makes them: it needs the metrics of AMD GPUs.
+    omnistat query --job "$telemetry_id" --interval 15 --export "$telemetry" || true
+    omnistat usermode --stopserver || true
+}
+module use /sw/frontier/amdsw/modulefiles || true
+module load omnistat-wrapper || true
+export telemetry server=${OMNISTAT_SERVER:-http://localhost:9090} campaign
+export -f omnistat annotate
+watched=no
+if omnistat usermode --start --interval 15 "${telemetry_job[@]}"; then
+    watched=yes
+    trap stop_telemetry EXIT
+    export HARNESS_FOM_URL=${OMNISTAT_FOM:-http://localhost:8001/fom}
+    for failed in "$campaign/jobs/omnistat_failed_hosts.$telemetry_id".*; do
+        if [ -s "$failed" ]; then echo "warning: no telemetry from $(wc -l < "$failed") hosts: $failed" >&2; fi
+    done
+else
+    echo "warning: Omnistat did not start (see $telemetry.log); the ranks sample their nodes themselves" >&2
+    export HARNESS_SAMPLER_S=15
+fi
+
 "$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
@@ -150,7 +199,10 @@ run_case() {
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
+        keep_nodes "$wanted"
+        if [ "$watched" = yes ]; then annotate start "$case"; fi
         timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        if [ "$watched" = yes ]; then annotate stop "$case"; fi
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then
             echo "$case: lost with a node, and left for another job" >&2

@@ -31,8 +31,13 @@ flock --wait 2 9 || { echo "error: this job is already running here" >&2; exit 3
 healthy=1
 same_nodes() { true; }
 first() { true; }
+keep_nodes() { hostname > nodes; }
 PATH=/environment/bin:$PATH
 python=/environment/bin/python
+
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+export HARNESS_SAMPLER_S=1
+
 "$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
@@ -69,6 +74,7 @@ run_case() {
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
+        keep_nodes "$wanted"
         timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then

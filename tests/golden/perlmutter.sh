@@ -87,8 +87,15 @@ first() {
     echo "$nodes.$1"
 }
 
+# keep_nodes N: those that the case takes, in a file of its folder.
+keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
+
 source "$HOME/gfm-harness-perlmutter/bin/activate"
 python=python
+
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+export HARNESS_SAMPLER_S=5
+
 "$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
@@ -125,6 +132,7 @@ run_case() {
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
+        keep_nodes "$wanted"
         timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then

@@ -121,6 +121,12 @@ def multitask(session: nox.Session) -> None:
 
 
 @nox.session
+def regression(session: nox.Session) -> None:
+    """Benchmarks over commits: `-- A..B`; exit code 1 if one became worse. `--here` installs nothing: minutes."""
+    harness(session, "regression")
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Tables, figures and pages from what has been run."""
     harness(session, "report")

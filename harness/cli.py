@@ -27,7 +27,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 class Command:
     """A command's name (that of its function in harness.commands too), what it does, and the options it takes.
 
-    suites: how many it takes, as argparse counts; system, campaign: whether it takes one.
+    suites: how many it takes, as argparse counts; system, campaign, commits: whether it takes one
+    (commits: a range of them).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Command:
     system: bool = False
     runs: bool = False
     campaign: bool = False
+    commits: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -49,6 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("report", "tables, figures and pages from what has been run"),
     Command("promote", "write a suite that pretrains with the best points of a search", campaign=True),
     Command("data", "the sixteen datasets: list, fetch, convert, check, stats (harness data --help)"),
+    Command("regression", "benchmarks over the commits A..B; exit code 1 if one became worse", commits=True),
     Command("check", "judge claims and figures of merit; exit code 1 if one is off"),
 )  # fmt: skip
 
@@ -83,6 +86,8 @@ def parser() -> Parser:
         if command.name in ("plan", "run"):
             sub.add_argument("--max-node-hours", type=positive, metavar="H", help="submit nothing that may cost more")
             sub.add_argument("--retry", action="store_true", help="run failed cases again")
+        if command.commits:
+            add_regression_options(sub)
         if command.runs:
             add_run_options(sub)
         if command.name == "collect":
@@ -107,6 +112,18 @@ def add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--submit", action="store_true", help="hand the jobs to the scheduler (this machine: always)")
     sub.add_argument("--wait", action="store_true", help="submit and stay until all have ended (this machine: always)")
     sub.add_argument("--max-jobs", type=count_of, metavar="N", help="jobs in the queue at once")
+
+
+def add_regression_options(sub: argparse.ArgumentParser) -> None:
+    """What `regression` alone takes."""
+    sub.add_argument("range", metavar="A..B", help="from A to B, both measured; A alone: to HEAD")
+    sub.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help="the clone (the current folder's)")
+    sub.add_argument("--config", type=Path, metavar="FILE", help="asv.conf.json, where the clone has it elsewhere")
+    sub.add_argument("--bench", action="append", default=[], metavar="REGEX", help="only benchmarks whose name matches")
+    sub.add_argument("--rounds", type=count_of, default=12, metavar="N", help="how often each commit is measured (12)")
+    sub.add_argument("--steps", type=count_of, metavar="N", help="at most N commits, evenly spread over the range")
+    said = "install nothing: each commit's sources under this Python; right only if no commit changes what is installed"
+    sub.add_argument("--here", action="store_true", help=said)
 
 
 def count_of(text: str) -> int:

@@ -174,6 +174,31 @@ def do_check(arguments: Namespace) -> int:
     return FAILED if off else DONE
 
 
+def do_regression(arguments: Namespace) -> int:
+    """Measure a range of commits; 1 if a benchmark became worse or broke, 3 if one never ran."""
+    from harness.report.render import report
+    from harness.track import asv, commits
+    from harness.track.follow import FOLDER, Orders, follow
+    from harness.track.project import patterns, project
+
+    repo = commits.toplevel(arguments.repo)
+    chosen = commits.evenly(commits.of_range(repo, arguments.range), arguments.steps)
+    root = (arguments.out / FOLDER).resolve()
+    session = asv.Session(project(repo, arguments.config), chosen, asv.this_machine(), arguments.here, root)
+    orders = Orders(arguments.rounds, patterns(arguments.bench), arguments.quiet)
+    complaints = follow(session, orders, arguments.out)
+    past = report(arguments.out).past
+    found = [v for v in past.verdicts if v.series.session == session.id and orders.asks_for(v.series.name)]
+    for verdict in found:
+        print(f"{verdict.series.name}: {verdict}")
+    if complaints:
+        print(f"some benchmarks failed on some commits: {session.folder / asv.LOG}", file=sys.stderr)
+    print(f"report: {arguments.out / 'regression.html'}")
+    if any(v.is_bad for v in found):
+        return FAILED
+    return INCOMPLETE if not found or any(v.state == "never ran" for v in found) else DONE
+
+
 def plans(arguments: Namespace) -> list[Plan]:
     """Every suite on the system, all checked before anything is done with the first."""
     from harness import shipped, suites

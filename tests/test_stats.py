@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.analysis.stats import median_interval
+from harness.analysis.statistics.medians import median_interval
 
 
 @pytest.mark.parametrize("n", [6, 9, 15, 40])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.stats import median_interval
+from harness.analysis.statistics.medians import median_interval
 from harness.collect.runs import Record
 
 DATASETS = (

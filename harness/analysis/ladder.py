@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.stats import Interval, median_interval
+from harness.analysis.statistics.medians import Interval, median_interval
 from harness.collect.runs import Record
 
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis.stats import median_interval
+from harness.analysis.statistics.medians import median_interval
 from harness.collect.runs import Record
 
 REFERENCE = "fp64"

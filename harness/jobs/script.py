@@ -31,6 +31,7 @@ RUN_LAUNCH = """\
 set -euo pipefail
 nodes=$1
 shift
+# shellcheck disable=SC2317  # not every launcher asks for it
 first() {{ echo "$nodes"; }}
 trial=${{*: -1}}
 mark() {{ if [ -n "${{HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}

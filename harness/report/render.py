@@ -18,35 +18,38 @@ from harness.jobs.files import write_text
 from harness.report import paper, site
 from harness.report.blocks import Cell, Link
 from harness.report.judges import score
+from harness.report.regressions import Tracked, tracked
 from harness.report.scorecard import Score, remembered
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the report says in short: verdicts on claims, and figures of merit beside their references."""
+    """What the report says in short: verdicts on claims, figures of merit beside their references, and on commits."""
 
     scores: list[Score]
     merits: pd.DataFrame
+    past: Tracked
 
 
 def report(out: Path) -> Made:
-    """Rebuild every product from out/runs; raises UsageError if there are no runs."""
+    """Rebuild every product from out/runs and the history of commits; raises UsageError if there is neither."""
     records = load(out / "runs")
-    if not records:
+    past = tracked(out)
+    if not records and not past.verdicts:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
     found = results(records)
     quoted = paper.load()
     scores = remembered(score(quoted.claims, found, out), out / "scorecard.json")
     for name in ("tables", "figures"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    for name, table in found.tables().items():
+    for name, table in (found.tables() | {"regression": past.table()}).items():
         path = out / "tables" / f"{name}.csv"
         if len(table):
             write_text(path, table.to_csv(index=False))
         else:
             path.unlink(missing_ok=True)
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    made = site.pages(found, scores, quoted, out)
+    made = site.pages(found, past, scores, quoted, out)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
         undefined=jinja2.StrictUndefined,
@@ -57,6 +60,7 @@ def report(out: Path) -> Made:
     environment.filters["cell"] = markdown
     known = {
         "pages": made,
+        "ran": bool(records),
         "links": lambda cell: cell if isinstance(cell, tuple) else (cell,),
         "version": __version__,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -68,7 +72,7 @@ def report(out: Path) -> Made:
     for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in made}:
         (out / stale).unlink(missing_ok=True)
     write_text(out / "report.md", environment.get_template("report.md.j2").render(known))
-    return Made(scores, found.merits)
+    return Made(scores, found.merits, past)
 
 
 def markdown(cell: Cell) -> str:

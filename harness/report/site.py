@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from harness.analysis.results import Results
 from harness.collect.runs import Record
@@ -19,6 +21,7 @@ from harness.report.overview import merits_section, runs_section, scorecard_sect
 from harness.report.paper import Paper
 from harness.report.precision import precision_sections
 from harness.report.provenance import provenance_section
+from harness.report.regressions import Tracked, regression_sections
 from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
 from harness.report.screening import screening_sections
@@ -35,14 +38,15 @@ TITLES = {
     "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",
     "scaling": "Scaling", "precision": "Precision", "ladder": "Inference ladder",
     "transfer": "Transfer", "screening": "Screening", "cost": "Cost", "original": "Original runs",
-    "provenance": "Provenance",
+    "regression": "Regression", "provenance": "Provenance",
 }  # fmt: skip
 # Page -> how the names of its tables begin.
 TABLES = {
     "index": ("merits",), "data": ("datasets", "elements", "distributions", "reading"),
     "training": ("training_", "ablation_"), "search": ("hpo_",), "scaling": ("scaling", "projection"),
     "precision": ("precision_",), "transfer": ("transfer_",), "screening": ("screening_",),
-    "ladder": ("ladder", "samples"), "cost": ("cost_",), "original": ("original_",), "provenance": (),
+    "ladder": ("ladder", "samples"), "cost": ("cost_",), "original": ("original_",), "regression": ("regression",),
+    "provenance": (),
 }  # fmt: skip
 
 
@@ -57,7 +61,7 @@ class Page:
     raw: list[Link]
 
 
-def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[Page]:
+def pages(found: Results, tracked: Tracked, scores: list[Score], paper: Paper, out: Path) -> list[Page]:
     """Every page with anything on it, in reading order; draws the figures into out/figures."""
     figures, records = out / "figures", found.records
     ladder: list[Section] = []
@@ -81,8 +85,10 @@ def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[
         "screening": screening_sections(found.screening, figures),
         "cost": cost_sections(found.cost, figures),
         "original": original_sections(found.original, figures),
-        "provenance": [provenance_section(records, out)],
+        "regression": regression_sections(tracked, figures),
+        "provenance": [provenance_section(records, out)] if records else [],
     }
+    tables = found.tables() | {"regression": tracked.table()}
     there = {name for name, own in sections.items() if own}
     first = [
         scorecard_section(scores, paper),
@@ -90,7 +96,7 @@ def pages(found: Results, scores: list[Score], paper: Paper, out: Path) -> list[
         *present(merits_section(records), unfinished_section(records, out)),
     ]
     return [
-        Page(name, TITLES[name], own, tables_of(name, found), raw_of(name, records, out))
+        Page(name, TITLES[name], own, tables_of(name, tables), raw_of(name, records, out))
         for name, own in {"index": first, **sections}.items()
         if own
     ]
@@ -101,9 +107,9 @@ def present(*sections: Section | None) -> list[Section]:
     return [s for s in sections if s is not None]
 
 
-def tables_of(page: str, found: Results) -> list[Link]:
+def tables_of(page: str, tables: Mapping[str, pd.DataFrame]) -> list[Link]:
     """The CSV tables that a page prints from; those without a row are left out."""
-    own = [name for name, table in found.tables().items() if name.startswith(TABLES[page]) and len(table)]
+    own = [name for name, table in tables.items() if name.startswith(TABLES[page]) and len(table)]
     return [Link(f"{name}.csv", f"tables/{name}.csv") for name in own] if TABLES[page] else []
 
 

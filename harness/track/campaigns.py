@@ -1,0 +1,52 @@
+"""Runs of suites as history: each under the commit of the code that ran it and the machine that it ran on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.collect.runs import Record
+from harness.track import commits
+from harness.track.history import Better, Entry
+
+# Of runs on days apart; the noise that there really is decides as well.
+THRESHOLD = 0.05
+
+
+class Metric(Protocol):
+    """What a number of a run is called, its unit, and which way is better."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def unit(self) -> str:
+        """Its unit."""
+
+    @property
+    def better(self) -> Better:
+        """Which way is better."""
+
+
+MetricsOf = Callable[[Record], Mapping[Metric, Sequence[float]]]
+
+
+def entries(records: Iterable[Record], metrics_of: MetricsOf, repo: Path) -> Iterator[Entry]:
+    """Every number of every finished run of a known commit; runs of changed code belong to none, and are left out."""
+    for record in records:
+        p, case = record.provenance, record.case
+        commit = p.get("commit")
+        if record.state != "done" or not isinstance(commit, str) or p.get("changed_since_commit") is not False:
+            continue
+        place = commits.place(repo, commit)
+        told = None if place is None else commits.told(repo, commit)
+        when = int(p.get("time_s", 0))
+        for metric, values in metrics_of(record).items():
+            yield Entry(
+                "campaign", f"{case.get('id', '')[:10]}@{when}", commit, told.committed_s if told else when,
+                told.subject if told else "", place or 0, f"{p.get('host', '?')} ({p.get('cpu', '?')})",
+                f"{case.get('suite')}/{case.get('name')}-{case.get('id', '')[:10]} {metric.name}", metric.unit,
+                metric.better, THRESHOLD, None, tuple(values),
+            )  # fmt: skip

@@ -1,0 +1,51 @@
+"""A session of rounds over the commits of a range, into the history, however often it is interrupted."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.jobs.lock import alone
+from harness.track import asv, history, samples
+
+FOLDER = "regression"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """How many rounds, of which benchmarks (regular expressions; none: all), and whether to tell how far it is."""
+
+    rounds: int
+    bench: Sequence[str] = ()
+    quiet: bool = False
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a benchmark is among those wanted."""
+        return not self.bench or any(re.search(regex, name) for regex in self.bench)
+
+
+def follow(session: asv.Session, orders: Orders, out: Path) -> bool:
+    """Measure what is missing and append it to the history; whether asv had something to say against any of it.
+
+    Raises UsageError if there is nothing to compare.
+    """
+    if len(session.commits) < 2:
+        raise UsageError(f"one commit alone ({session.commits[0].short}): nothing to compare it with")
+    session.folder.mkdir(parents=True, exist_ok=True)
+    complaints = False
+    began = time.monotonic()
+    with alone(session.root):
+        for number in range(1, orders.rounds + 1):
+            if not orders.quiet:
+                minutes = (time.monotonic() - began) / 60
+                print(f"round {number} of {orders.rounds}, {minutes:.1f} minutes so far", file=sys.stderr)
+            try:
+                complaints |= asv.measure(session, number, orders.bench)
+            finally:
+                history.append(out / history.FILE_NAME, samples.entries(session, number))
+    return complaints

@@ -1,0 +1,71 @@
+"""Run folders to records, and records to tables."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .given import Sampled, as_far_as_it_exists
+
+FOLDERS, RECORDS, ROUNDS = 200, 3, 6
+STAGES = {"baseline": 1.0, "branch_skip": 0.3, "batched_heads": 0.1}
+
+
+@cache
+def folders() -> Any:
+    """200 finished cases of the ladder; the folder goes when the process ends."""
+    place = tempfile.TemporaryDirectory()
+    for k in range(FOLDERS):
+        case = Path(place.name) / "ladder-local" / f"case-{k}"
+        case.mkdir(parents=True)
+        parameters = {"workload": "random", "precision": "fp64", "stages": list(STAGES)}
+        about = {"id": str(k), "name": case.name, "suite": "ladder", "program": "ladder", "parameters": parameters}
+        (case / "case.json").write_text(json.dumps(about))
+        events: list[dict[str, Any]] = [{"event": "start"}]
+        for number in range(ROUNDS):
+            for stage, seconds in STAGES.items():
+                events.append({
+                    "event": "sample", "stage": stage, "round": number, "batch": 0, "structures": 16,
+                    "device_s": seconds * (8 + number), "energy_dtype": "torch.float64",
+                    "force_dtype": "torch.float64", "finite": True, "neighbours_s": 0.1, "collate_s": 0.05,
+                    "transfer_s": 0.05, "load_1min": 0.5, "force_error_ev_per_a": 0.0, "force_scale_ev_per_a": 20.0,
+                    "energy_error_ev_per_atom": 0.0, "energy_scale_ev_per_atom": 3.0,
+                })  # fmt: skip
+        events.append({"event": "done"})
+        (case / "events.jsonl").write_text("".join(json.dumps({**e, "time_s": 1.0}) + "\n" for e in events))
+        (case / "exit_code").write_text("0\n")
+    return place
+
+
+@cache
+def records() -> Any:
+    from harness.collect.runs import load
+
+    return load(Path(folders().name))[:RECORDS]
+
+
+class Collect(Sampled):
+    def setup(self) -> None:
+        with as_far_as_it_exists():
+            from harness.collect.runs import load
+        self.load, self.root = load, Path(folders().name)
+        records()
+
+    def time_load_200_folders(self) -> None:
+        self.load(self.root)
+
+
+class Tables(Sampled):
+    def setup(self) -> None:
+        with as_far_as_it_exists():
+            from harness.analysis.ladder import ladder_table
+            from harness.collect.runs import samples_table
+        self.tables = (ladder_table, samples_table)
+        self.time_tables()
+
+    def time_tables(self) -> None:
+        for table in self.tables:
+            table(records())

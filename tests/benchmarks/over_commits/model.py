@@ -1,0 +1,88 @@
+"""The reference model on 16 random structures: neighbour lists, energies, forces, and a step of training."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from .given import Sampled, as_far_as_it_exists
+
+BATCH, WIDTH, TIMES = 16, 32, 3
+
+
+@cache
+def structures() -> Any:
+    with as_far_as_it_exists():
+        from harness.reference.datasets.random_box import random_structures
+    return random_structures(BATCH, atoms=(2, 40))
+
+
+@cache
+def prepared() -> tuple[Any, Any]:
+    """A model and a batch in single precision."""
+    with as_far_as_it_exists():
+        import torch
+
+        from harness.reference.batches import collate
+        from harness.reference.graphs import neighbour_graph
+        from harness.reference.models.config import ModelConfig
+        from harness.reference.models.foundation import FoundationModel
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures()]
+    return FoundationModel(ModelConfig(hidden_dim=WIDTH)), collate(graphs).to("cpu", torch.float32)
+
+
+class Neighbours(Sampled):
+    def setup(self) -> None:
+        with as_far_as_it_exists():
+            from harness.reference.graphs import neighbour_graph
+        self.neighbour_graph = neighbour_graph
+        structures()
+        self.time_lists()
+
+    def time_lists(self) -> None:
+        for structure in structures() * TIMES:
+            self.neighbour_graph(structure, cutoff=5.0, max_neighbours=20)
+
+
+class Inference(Sampled):
+    def setup(self) -> None:
+        with as_far_as_it_exists():
+            from harness.reference.inference import batched_heads
+        self.model, self.batch = prepared()
+        self.model.requires_grad_(False)
+        self.weights = self.model.gate(self.batch.composition)
+        self.batched_heads = batched_heads
+        self.time_energy()
+
+    def time_energy(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.model.beyond_references(
+                self.model.encode(self.batch, self.batch.positions, self.batch.shift), self.batch
+            )
+
+    def time_energy_and_forces(self) -> None:
+        self.batched_heads(self.model, self.batch, self.weights)
+
+
+class Training(Sampled):
+    def setup(self) -> None:
+        with as_far_as_it_exists():
+            import torch
+
+            from harness.reference.losses import own_head
+        self.own_head = own_head
+        self.model, self.batch = prepared()
+        self.model.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
+        self.time_step()
+
+    def time_step(self) -> None:
+        self.optimizer.zero_grad()
+        batch = self.batch._replace(positions=self.batch.positions.detach().requires_grad_())
+        energy, forces = self.own_head(self.model, batch, create_graph=True)
+        (energy.abs().mean() + forces.abs().mean()).backward()
+        self.optimizer.step()

@@ -1,0 +1,106 @@
+"""Guards that hold on any machine: quick kernels over a floor timed turn by turn with them, in the same process.
+
+The floor is what the least code would take that does the same kind of work: a copy, a product of matrices, a parse.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from harness.reference.batches import collate
+from harness.reference.datasets.random_box import random_structures
+from harness.reference.graphs import Graph, neighbour_graph
+from harness.reference.inference import batched_heads
+from harness.reference.measure import matrix_flops
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
+from harness.track.history import Entry, append, read
+
+BATCH, ROUNDS, SIDE = 16, 20, 256
+
+
+def over_floor(benchmark: BenchmarkFixture, kernel: Callable[[], object], floor: Callable[[], object]) -> float:
+    """The least time of the kernel over the least of its floor, which runs before each of its rounds."""
+    taken = []
+
+    def floor_first() -> None:
+        began = time.perf_counter()
+        floor()
+        taken.append(time.perf_counter() - began)
+
+    benchmark.pedantic(kernel, setup=floor_first, rounds=ROUNDS, warmup_rounds=2)
+    ratio = float(benchmark.stats.stats.min / min(taken))
+    benchmark.extra_info["over_floor"] = ratio
+    print(f"{ratio:.2f} times its floor of {1e3 * min(taken):.3f} ms")
+    return ratio
+
+
+@pytest.fixture(scope="module")
+def graphs() -> list[Graph]:
+    return [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in random_structures(BATCH, atoms=(2, 100))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_a_neighbour_list_over_all_distances(benchmark: BenchmarkFixture) -> None:
+    structures = random_structures(BATCH, atoms=(2, 100))
+
+    def distances() -> None:
+        for s in structures:
+            np.linalg.norm(s.positions[:, None] - s.positions, axis=-1)
+
+    def lists() -> None:
+        for s in structures:
+            neighbour_graph(s, cutoff=5.0, max_neighbours=20)
+
+    assert over_floor(benchmark, lists, distances) < 5
+
+
+def test_collation_over_joining_the_arrays(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+    def joined() -> None:
+        for _ in range(8):
+            np.concatenate([g.structure.positions for g in graphs])
+
+    assert over_floor(benchmark, lambda: collate(graphs), joined) < 8
+
+
+def test_energies_and_forces_over_as_many_multiplications(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+    """In matrices of 256 x 256; narrow ones, gathers and scatters are what is dearer."""
+    torch.manual_seed(0)
+    model = FoundationModel(ModelConfig()).requires_grad_(False)
+    batch = collate(graphs).to("cpu", torch.float32)
+    weights = model.gate(batch.composition)
+    products = max(1, round(matrix_flops(lambda: batched_heads(model, batch, weights)) / (2 * SIDE**3)))
+    square = torch.randn(SIDE, SIDE)
+
+    def multiplied() -> None:
+        for _ in range(products):
+            square @ square
+
+    assert over_floor(benchmark, lambda: batched_heads(model, batch, weights), multiplied) < 15
+
+
+def test_a_history_over_parsing_its_lines(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    values = tuple(np.random.default_rng(0).random(5).tolist())
+    append(path, [
+        Entry("asv", "s", f"{k:040x}", k, "x", k, "m", "a benchmark", "seconds", "lower", 0.02, r, values)
+        for k in range(100) for r in range(12)
+    ])  # fmt: skip
+
+    def parsed() -> None:
+        for line in path.read_bytes().splitlines():
+            orjson.loads(line)
+
+    assert over_floor(benchmark, lambda: read(path), parsed) < 18

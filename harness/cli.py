@@ -28,7 +28,7 @@ class Command:
     """A command's name (that of its function in harness.commands too), what it does, and the options it takes.
 
     suites: how many it takes, as argparse counts; system, campaign, commits: whether it takes one
-    (commits: a range of them).
+    (commits: a range of them); sides: whether it takes two.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Command:
     runs: bool = False
     campaign: bool = False
     commits: bool = False
+    sides: bool = False
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -51,6 +52,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("report", "tables, figures and pages from what has been run"),
     Command("promote", "write a suite that pretrains with the best points of a search", campaign=True),
     Command("data", "the sixteen datasets: list, fetch, convert, check, stats (harness data --help)"),
+    Command("compare", "two runs, stages, precisions, systems or commits: differences with intervals", sides=True),
     Command("regression", "benchmarks over the commits A..B; exit code 1 if one became worse", commits=True),
     Command("check", "judge claims and figures of merit; exit code 1 if one is off"),
 )  # fmt: skip
@@ -86,6 +88,12 @@ def parser() -> Parser:
         if command.name in ("plan", "run"):
             sub.add_argument("--max-node-hours", type=positive, metavar="H", help="submit nothing that may cost more")
             sub.add_argument("--retry", action="store_true", help="run failed cases again")
+        if command.sides:
+            said = "PATH, KEY=VALUE or PATH@KEY=VALUE,...: results, campaign or case; stage=baseline, system=local, ..."
+            sub.add_argument("a", metavar="A", help=said)
+            sub.add_argument("b", metavar="B", help="the same, set against A")
+            sub.add_argument("--metric", action="append", default=[], help="only metrics whose name holds this")
+            sub.add_argument("--csv", type=Path, metavar="FILE", help="all rows, as a table")
         if command.commits:
             add_regression_options(sub)
         if command.runs:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.packing import Job
     from harness.plan import Plan
     from harness.systems import Site
+    from harness.track.sides import Observation
 
 DONE, FAILED, INCOMPLETE = 0, 1, 3
 CASES_SHOWN = 3
@@ -172,6 +173,29 @@ def do_check(arguments: Namespace) -> int:
         print(f"{merit.case} {merit.name}: {merit.verdict} ({merit.measured:.4g} {merit.unit}, {merit.reference:g})")
     off = any(is_off(s) for s in found.scores) or (found.merits["verdict"] == "worse").any()
     return FAILED if off else DONE
+
+
+def do_compare(arguments: Namespace) -> int:
+    """Print how far B lies from A, metric by metric."""
+    from harness.garbage import without_garbage
+    from harness.jobs.files import write_text
+    from harness.track import sides, telling
+    from harness.track.compare import compare
+
+    both = (sides.side(arguments.a), sides.side(arguments.b))
+    shelf = sides.Shelf(arguments.out)
+    with without_garbage():
+        a, b = ([o for o in shelf.observations(s) if named(o, arguments.metric)] for s in both)
+        found = compare(a, b, both)
+    if arguments.csv is not None:
+        write_text(arguments.csv, telling.table(found))
+    print("\n".join(telling.lines(found, both, arguments.verbose)))
+    return DONE
+
+
+def named(observation: Observation, words: Sequence[str]) -> bool:
+    """Whether the metric's name holds one of the words, where there are any."""
+    return not words or any(word in observation.measured.metric.name for word in words)
 
 
 def do_regression(arguments: Namespace) -> int:

@@ -129,7 +129,7 @@ def _over(row: Mapping[str, Any], count: str, seconds: str) -> float | None:
 
 
 def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    return tuple(float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
+    return tuple([float(v) for v in values if type(v) in (float, int)])
 
 
 PROGRAMS: dict[str, Callable[[Record], Iterator[Measured]]] = {

@@ -19,7 +19,8 @@ from harness.analysis.scaling import scaling_table
 from harness.analysis.screening import ScreeningTables, screening_tables
 from harness.analysis.training import TrainingTables, training_tables
 from harness.analysis.transfer import TransferTables, transfer_tables
-from harness.collect.runs import Record, merits_table, samples_table
+from harness.collect.runs import Record
+from harness.collect.tables import merits_table, samples_table
 from harness.collect.telemetry.gather import gather
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pandas as pd
 
 from harness import checks, events
 from harness.checks import State
@@ -55,13 +54,17 @@ class Record:
 
 def load(root: Path) -> list[Record]:
     """The records of every case under root/<campaign>/<case>/, sorted by path."""
+    return load_cases(case for campaign in _folders(root) for case in _folders(campaign))
+
+
+def load_cases(folders: Iterable[str | Path]) -> list[Record]:
+    """The records of those of the folders that are cases'."""
     found = []
     with without_garbage():
-        for campaign in _folders(root):
-            for case in _folders(campaign):
-                parameters = _json(f"{case}/case.json")
-                if parameters:
-                    found.append(_record(case, parameters))
+        for folder in folders:
+            parameters = _json(f"{folder}/case.json")
+            if parameters:
+                found.append(_record(str(folder), parameters))
     return found
 
 
@@ -115,29 +118,3 @@ def _json(path: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def samples_table(records: list[Record]) -> pd.DataFrame:
-    """One row per raw sample, beside the suite, case, id and folder it comes from."""
-    return pd.DataFrame([{**_origin(r), **{k: v for k, v in s.items() if k != "event"}} for r, s in _samples(records)])
-
-
-def merits_table(records: list[Record]) -> pd.DataFrame:
-    """One row per figure of merit, with its reference and verdict."""
-    columns = ["suite", "case", "id", "folder", *checks.Merit.__dataclass_fields__]
-    rows = [{**_origin(r), **{k: getattr(m, k) for k in columns[4:]}} for r in records for m in r.merits]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _samples(records: list[Record]) -> Iterator[tuple[Record, events.Event]]:
-    return ((record, sample) for record in records for sample in record.samples)
-
-
-def _origin(record: Record) -> dict[str, Any]:
-    case = record.case
-    return {
-        "suite": case.get("suite"),
-        "case": case.get("name"),
-        "id": case.get("id"),
-        "folder": str(record.folder),
-    }

@@ -42,9 +42,10 @@ class Tracked:
 
 
 def tracked(out: Path) -> Tracked:
-    """Everything that the history of a results folder says."""
+    """What the history of a results folder says; a suite that ran on one commit alone says nothing yet."""
     history = read(out / FILE_NAME)
-    return Tracked(verdicts(series(history.entries)), history.passed_over)
+    known = [s for s in series(history.entries) if s.source == "asv" or len(s.commits) > 1]
+    return Tracked(verdicts(known), history.passed_over)
 
 
 def regression_sections(found: Tracked, figures: Path) -> list[Section]:

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from harness import __version__, shipped
+from harness.analysis.metrics import metrics_of
 from harness.analysis.results import results
 from harness.collect.runs import load
 from harness.errors import UsageError
@@ -20,6 +21,7 @@ from harness.report.blocks import Cell, Link
 from harness.report.judges import score
 from harness.report.regressions import Tracked, tracked
 from harness.report.scorecard import Score, remembered
+from harness.track import campaigns, history
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Made:
 def report(out: Path) -> Made:
     """Rebuild every product from out/runs and the history of commits; raises UsageError if there is neither."""
     records = load(out / "runs")
+    history.append(out / history.FILE_NAME, campaigns.entries(records, metrics_of, shipped.CLONE))
     past = tracked(out)
     if not records and not past.verdicts:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
+from harness.analysis.metrics import Metric
 from harness.collect.runs import Record
 from harness.track import commits
-from harness.track.history import Better, Entry
+from harness.track.history import Entry
 
 # Of runs on days apart; the noise that there really is decides as well.
 THRESHOLD = 0.05
-
-
-class Metric(Protocol):
-    """What a number of a run is called, its unit, and which way is better."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def unit(self) -> str:
-        """Its unit."""
-
-    @property
-    def better(self) -> Better:
-        """Which way is better."""
 
 
 MetricsOf = Callable[[Record], Mapping[Metric, Sequence[float]]]

@@ -66,6 +66,7 @@ def evenly(commits: Sequence[Commit], most: int | None) -> list[Commit]:
     return [commits[round(k * (len(commits) - 1) / (most - 1))] for k in range(most)]
 
 
+@cache
 def told(repo: Path, commit: str) -> Commit:
     """When a commit was made and what it says."""
     said = _git(repo, "show", "--no-patch", f"--format=%H{SEPARATOR}%ct{SEPARATOR}%s", commit) or ""

@@ -126,8 +126,10 @@ def _by_key(side: Iterable[Observation], keys: set[str], of_one_system: bool) ->
 
 def _names(keys: Sequence[Key]) -> list[str]:
     """The words that tell the rows apart; the metric has a column of its own, and words that all share say nothing."""
+    if len(keys) == 1:
+        return [keys[0][1]]
     places = range(min(len(words) for words in keys) - 1)
-    shared = {k for k in places if len(keys) > 1 and len({words[k] for words in keys}) == 1}
+    shared = {k for k in places if len({words[k] for words in keys}) == 1}
     return [", ".join(w for k, w in enumerate(words[:-1]) if k not in shared) or "all" for words in keys]
 
 

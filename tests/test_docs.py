@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import cli
 from harness.cli import main
 from harness.reference.datasets import __main__ as data
 from harness.reference.datasets.sources import source
@@ -64,7 +65,8 @@ def test_every_command_of_the_readme_is_understood(
             continue
         if words[0] == "run":
             words = ["plan", *(w for w in words[1:] if w not in ("--submit", "--wait"))]
-        if words[0] in ("report", "check", "collect", "promote"):
+        if words[0] in ("report", "check", "collect", "promote", "compare"):
+            cli.parser().parse_args(words)
             continue
         assert main(words) in (0, 3), line
     capsys.readouterr()

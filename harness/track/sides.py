@@ -79,7 +79,8 @@ class Shelf:
         """Those of a side; raises UsageError if there are none, naming the key or value that may have been meant."""
         place = (wanted.place or self._out).resolve()
         if place not in self._known:
-            self._known[place] = [Observation(r, m) for r in _records(place) if r.state == "done" for m in measured(r)]
+            records = _records(place) if place.is_dir() else []
+            self._known[place] = [Observation(r, m) for r in records if r.state == "done" for m in measured(r)]
         all_there = self._known[place]
         if not all_there:
             raise UsageError(f"{wanted.place or self._out}: no finished runs here")

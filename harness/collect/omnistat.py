@@ -37,7 +37,7 @@ def take_in(place: Path, out: Path) -> list[Path]:
     for path in [place] if place.is_file() else sorted(place.glob(PATTERN)):
         name = f"{path.stem}.omnistat.jsonl" if place.is_file() else path.name
         _linked(path, campaign / name)
-    return [_written(campaign, *found) for found in markers(source) or [whole]]
+    return [_written(campaign, *found, nodes=len(spans)) for found in markers(source) or [whole]]
 
 
 def _source(place: Path) -> Source:
@@ -63,11 +63,11 @@ def _linked(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _written(campaign: Path, marker: str, start: float, end: float) -> Path:
+def _written(campaign: Path, marker: str, start: float, end: float, *, nodes: int) -> Path:
     folder = campaign / _plain(marker)
     folder.mkdir(exist_ok=True)
     case = {"id": folder.name, "name": marker, "suite": campaign.name, "system": "elsewhere", "program": PROGRAM,
-            "parameters": {}, "point": {}}  # fmt: skip
+            "parameters": {}, "point": {}, "nodes": nodes}  # fmt: skip
     events = [{"event": "start", "time_s": start}, {"event": "done", "time_s": end}]
     write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")
     write_text(folder / FILE_NAME, "".join(json.dumps(e) + "\n" for e in events))

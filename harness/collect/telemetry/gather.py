@@ -45,18 +45,21 @@ class Telemetry:
 def gather(records: Sequence[Record]) -> Telemetry:
     """The usage of every window of every record that has telemetry; the case's own files count where no job's do."""
     found = Telemetry()
-    for folder in dict.fromkeys(r.folder.parent for r in records):
-        own = [r for r in records if r.folder.parent == folder]
-        windows = [w for r in own for w in windows_of(r)]
+    by_campaign: dict[Path, list[Record]] = {}
+    for record in records:
+        by_campaign.setdefault(record.folder.parent, []).append(record)
+    for folder, own in by_campaign.items():
+        of_case = {r.folder: list(windows_of(r)) for r in own}
+        windows = [w for some in of_case.values() for w in some]
         if not windows:
             continue
         with remembered.Memory(folder) as memory:
             told: dict[Window, Usage] = {}
             for source in sources_of([folder, folder / "jobs"]):
                 _add(found, told, source, overlapping(windows, source), memory)
-            for record in own:
-                left = [w for w in windows if w.folder == str(record.folder) and not _sampled(told.get(w))]
-                for source in sources_of([record.folder]) if left else ():
+            for place, some in of_case.items():
+                left = [w for w in some if not _sampled(told.get(w))]
+                for source in sources_of([place]) if left else ():
                     _add(found, told, source, left, memory)
         found.usages += [told[w] for w in windows if w in told]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ class Memory:
 
     def keep(self, source: Source, windows: Sequence[Window], entry: Entry) -> None:
         """Remember what the source came to."""
-        plain = [{k: v for k, v in asdict(usage).items() if k != "window"} for usage in entry.usages]
+        plain = [{k: v for k, v in vars(usage).items() if k != "window"} for usage in entry.usages]
         self._now[self._key(source, windows)] = {"usages": plain, "told": entry.version, "faults": entry.faults}
 
     def _key(self, source: Source, windows: Sequence[Window]) -> str:

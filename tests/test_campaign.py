@@ -83,7 +83,9 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     assert (table["end_to_end_structures_per_s"] < table["structures_per_s"]).all()
     assert (table["peak_bytes"] > 0).all()
     assert (table["matrix_gflop"] > 0).all()
-    assert len(list((out / "figures").glob("*.svg"))) == len(list((out / "figures").glob("*.png"))) == 2
+    drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
+    assert drawn == {"tiny", "cost"}
+    assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 2
 
     folders = sorted((out / "runs").glob("*/*/case.json"))
     before = [(f.parent / "events.jsonl").read_bytes() for f in folders]

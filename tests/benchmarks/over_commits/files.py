@@ -62,7 +62,11 @@ class Tables(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
             from harness.analysis.ladder import ladder_table
-            from harness.collect.runs import samples_table
+
+            try:
+                from harness.collect.tables import samples_table
+            except ImportError:  # where it was before
+                from harness.collect.runs import samples_table
         self.tables = (ladder_table, samples_table)
         self.time_tables()
 

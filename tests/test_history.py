@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from harness.cli import main
 from harness.collect.runs import Record
 from harness.report.render import report
-from harness.track import campaigns
+from harness.track import campaigns, follow
 from harness.track.commits import Commit, evenly
 from harness.track.history import FILE_NAME, VERSION, Entry, append, read
+from harness.track.project import Project
 from harness.track.regressions import Verdict, verdicts
 from harness.track.series import series
 
@@ -246,3 +248,38 @@ def test_runs_of_suites_enter_under_their_commit_and_machine(tmp_path: Path) -> 
 def test_steps_keep_both_ends(most: int | None, kept: list[int]) -> None:
     commits = [Commit(str(k), k, "") for k in range(5)]
     assert [c.committed_s for c in evenly(commits, most)] == kept
+
+
+@pytest.mark.parametrize(("lasts", "state"), [(True, "regression"), (False, "no change")])
+def test_what_seems_worse_is_measured_as_often_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasts: bool, state: str
+) -> None:
+    """A machine that was slow in the first rounds, on one commit alone, is no regression."""
+    session = follow.asv.Session(
+        Project(tmp_path, {}, tmp_path), [Commit("a" * 40, 1, "a"), Commit("b" * 40, 2, "b")], {"machine": "m"}, True,
+        tmp_path / "regression",
+    )  # fmt: skip
+    asked: list[tuple[int, list[str]]] = []
+
+    def measure(_: object, number: int, bench: Sequence[str]) -> bool:
+        asked.append((number, list(bench)))
+        return False
+
+    def entries(_: object, number: int) -> Iterator[Entry]:
+        chance = random.Random(number)
+        for place, commit in enumerate(session.commits):
+            for name, slow in (("m.time_one", 1.2 if number <= ROUNDS or lasts else 0.9), ("m.time_two", 1.0)):
+                level = (slow if place else 1.0) * chance.gauss(1.0, 0.002)
+                yield entry(
+                    place, number, [level], session=session.id, commit=commit.hash, name=name, subject=commit.subject
+                )
+
+    monkeypatch.setattr(follow.asv, "measure", measure)
+    monkeypatch.setattr(follow.samples, "entries", entries)
+    follow.follow(session, follow.Orders(ROUNDS, quiet=True), tmp_path)
+    again = [(number, bench) for number, bench in asked if bench]
+    assert [number for number, _ in again] == list(range(1, 2 * ROUNDS + 1))
+    assert all(re.search(bench[0], "m.time_one") and not re.search(bench[0], "m.time_two") for _, bench in again)
+    found = {v.series.name: v.state for v in follow.judged(session, tmp_path)}
+    assert found["m.time_two"] == "no change"
+    assert (found["m.time_one"] == "regression") == (state == "regression")

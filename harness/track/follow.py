@@ -12,6 +12,8 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.jobs.lock import alone
 from harness.track import asv, history, samples
+from harness.track.regressions import Verdict, verdicts
+from harness.track.series import series
 
 FOLDER = "regression"
 
@@ -32,8 +34,27 @@ class Orders:
 def follow(session: asv.Session, orders: Orders, out: Path) -> bool:
     """Measure what is missing and append it to the history; whether asv had something to say against any of it.
 
-    Raises UsageError if there is nothing to compare.
+    What seems to have become worse is measured as often again: it must be found with all rounds as well. Raises
+    UsageError if there is nothing to compare.
     """
+    complaints = measure(session, orders, out)
+    worse = [v.series.name for v in judged(session, out) if v.state == "regression" and orders.asks_for(v.series.name)]
+    if worse:
+        if not orders.quiet:
+            print(f"looking again at {len(worse)} that seem to have become worse", file=sys.stderr)
+        names = sorted({f"^{re.escape(name.split('(')[0].split(' ')[0])}(\\W|$)" for name in worse})
+        complaints |= measure(session, Orders(2 * orders.rounds, names, orders.quiet), out)
+    return complaints
+
+
+def judged(session: asv.Session, out: Path) -> list[Verdict]:
+    """The verdicts of this session as far as it has come."""
+    entries = history.read(out / history.FILE_NAME).entries
+    return verdicts([s for s in series(entries) if s.session == session.id])
+
+
+def measure(session: asv.Session, orders: Orders, out: Path) -> bool:
+    """Measure what is missing; whether asv had something to say against any of it."""
     if len(session.commits) < 2:
         raise UsageError(f"one commit alone ({session.commits[0].short}): nothing to compare it with")
     session.folder.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-REPEAT = 5
+# Samples of one process: so many at least, so many at most, and for so many seconds. A busy neighbour slows a machine
+# down for a second at a time, and the least of a process is to be of a moment in which it did not.
+REPEAT = (5, 200, 1.0)
 
 
 class Sampled:
-    """One process takes REPEAT samples of one call each; the rounds of `harness regression` make many of them.
+    """One process takes samples of one call each, as REPEAT says; the rounds of `harness regression` make many of them.
 
     asv runs setup again before each sample, so that what is dear in it is made once a process, under functools.cache.
     """

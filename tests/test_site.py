@@ -14,7 +14,10 @@ import pytest
 
 from harness.report.render import report
 from harness.report.site import TITLES
+from harness.track.history import FILE_NAME, append
 from tests.conftest import needs
+from tests.telemetry.exports import Recorded, case, every
+from tests.test_history import measured
 from tests.test_hpo_report import searched, trial
 from tests.test_projection import ran
 from tests.test_report import write_run
@@ -60,13 +63,18 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     searched(place, "painn", [trial(0, -0.2, "painn")], exit_code=1)
     for ranks in (1, 2, 4):
         ran(place, ranks, batch=8)
+    case(place, "watched", 10, 50, nodes=["n1"], program="omnistat")
+    power = Recorded().add("rocm_average_socket_power_watts", "n1", every(1, 60, 300.0), card="0")
+    power.write(place / "runs/mine/jobs/job.1.omnistat.jsonl")
+    entries = measured([1.0, 1.0, 1.2])
+    append(place / FILE_NAME, entries)
     report(place)
     return place
 
 
 def test_every_link_leads_somewhere(out: Path) -> None:
     there = [path.stem for path in out.glob("*.html")]
-    assert set(there) == {"index", "training", "search", "scaling", "ladder", "provenance"}
+    assert set(there) == {"index", "training", "search", "scaling", "ladder", "cost", "regression", "provenance"}
     for name in there:
         text = (out / f"{name}.html").read_text()
         anchors = set(re.findall(r'\bid="([^"]+)"', text))
@@ -82,7 +90,12 @@ def test_every_link_leads_somewhere(out: Path) -> None:
 
 
 def test_figures_tables_and_raw_records_are_a_click_away(out: Path) -> None:
-    for name, table in (("training", "training_errors"), ("search", "hpo_trials"), ("scaling", "projection")):
+    for name, table in (
+        ("training", "training_errors"),
+        ("search", "hpo_trials"),
+        ("scaling", "projection"),
+        ("cost", "cost_cases"),
+    ):
         text = (out / f"{name}.html").read_text()
         assert f'href="tables/{table}.csv"' in text
         assert re.search(r'href="runs/[\w-]+/"', text)

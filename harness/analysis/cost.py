@@ -17,6 +17,7 @@ from harness.analysis.results_of import results_of
 from harness.collect.runs import Record
 from harness.collect.telemetry.gather import Telemetry
 from harness.collect.telemetry.usage import Usage
+from harness.collect.telemetry.windows import Window
 
 # What stands beside throughput in the tables of every experiment.
 BESIDE = ("energy_j", "energy_scope", "energy_per_result_j", "result", "gpu_hours", "counted_gflop_per_s",
@@ -105,6 +106,8 @@ def energy_of(usage: Usage) -> tuple[float, str, str]:
     scale = usage.nodes / usage.nodes_seen if usage.nodes_seen else math.nan
     scope = {"node": "whole nodes", "accelerator": "accelerators", "cpu": "CPUs", "memory": "memory"}
     how = " and ".join(sorted({usage.how[p] for p in parts}))
+    if usage.missing:
+        how += f"; without {usage.missing}"
     if scale != 1.0:
         how += f", {usage.nodes_seen} of {usage.nodes} nodes scaled up"
     return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), how
@@ -148,7 +151,7 @@ def _piece(record: Record, usage: Usage, shared: bool) -> dict[str, Any]:
     return {
         "campaign": record.folder.parent.name, "case": record.case.get("name"), "program": record.case.get("program"),
         "what": window.what, "name": window.name, "seconds": window.seconds, "folder": window.folder,
-        "gpu_hours": _gpus(record) * window.seconds / 3600, **_seen(usage),
+        "gpu_hours": _gpus(record, window) * window.seconds / 3600, **_seen(usage),
         **_energies(usage, results, unit, shared=shared), **usage.figures,
     }  # fmt: skip
 
@@ -157,11 +160,17 @@ def _seen(usage: Usage) -> dict[str, Any]:
     return {name: getattr(usage, name) for name in SEEN}
 
 
-def _gpus(record: Record) -> float:
-    """Accelerators that the case held: one a rank. NaN on CPUs."""
-    parameters = record.case.get("parameters", {})
+def _gpus(record: Record, window: Window | None = None) -> float:
+    """Accelerators that the case, or a trial on nodes of its own, held: one a rank. NaN on CPUs."""
+    case = record.case
+    parameters = case.get("parameters", {})
+    parameters = parameters.get("trial") or parameters  # a search has those of its trials
     device = parameters.get("device") or ("cuda" if parameters.get("backend") == "nccl" else "cpu")
-    return float(record.case.get("ranks", math.nan)) if device in ACCELERATORS else math.nan
+    if device not in ACCELERATORS:
+        return math.nan
+    if window is not None and window.what == "trial":
+        return len(window.nodes) * case.get("ranks_per_node", math.nan) if window.nodes else math.nan
+    return float(case.get("ranks", math.nan))
 
 
 def _shared(trials: Sequence[Usage]) -> set[str]:

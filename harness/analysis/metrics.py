@@ -57,7 +57,7 @@ RATE = Metric("throughput", "structures/s", "higher")
 WALL = Metric("wall time", "s", "lower")
 MEMORY = Metric("peak memory", "bytes", "lower")
 LOSS = Metric("validation loss", "", "lower")
-OBJECTIVE = Metric("best objective", "", "higher")
+BEST = Metric("best trial's error", "", "lower")
 ERROR = Metric("error", "task's unit", "lower")
 DEVICE = Metric("device throughput", "candidates/s", "higher")
 END_TO_END = Metric("end-to-end throughput", "candidates/s", "higher")
@@ -103,8 +103,8 @@ def _precision(record: Record) -> Iterator[Measured]:
 
 def _search(record: Record) -> Iterator[Measured]:
     trials = record.others.get("trial", [])
-    best = _numbers(t.get("objective") for t in trials)
-    yield Measured(OBJECTIVE, (max(best),) if best else ())
+    objectives = _numbers(t.get("objective") for t in trials)
+    yield Measured(BEST, (-max(objectives),) if objectives else ())
     yield Measured(RATE, _numbers(t.get("graphs_per_s") for t in trials))
 
 

@@ -87,8 +87,8 @@ Key = tuple[str, ...]
 def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Side, Side]) -> Comparison:
     """Every metric that both sides have; raises UsageError if there is none.
 
-    Cases are the same where what ran is: by id, or by name where only place, system or commit differ; where a
-    condition names an axis, by all their other axes.
+    Cases are the same by suite and name where only the place, system or commit differs, or a part of a run such as its
+    stage; where a condition names an axis, by all their other axes.
     """
     keys = {k for one in sides for k in one.conditions}
     there = [{o.record.case.get("system") for o in side} for side in (a, b)]

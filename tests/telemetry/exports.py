@@ -81,7 +81,8 @@ def case(
     folder = root / "runs" / campaign / name
     folder.mkdir(parents=True)
     plain = {"name": name, "id": name, "suite": "mine", "system": "here", "program": program, "parameters": parameters,
-             "point": {}, "nodes": max(1, len(nodes)), "ranks": 8 * max(1, len(nodes))}  # fmt: skip
+             "point": {}, "nodes": max(1, len(nodes)), "ranks_per_node": 8,
+             "ranks": 8 * max(1, len(nodes))}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(plain))
     told = [{"event": "start", "time_s": T0 + start}, *events, {"event": "done", "time_s": T0 + end}]
     (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in told))

@@ -303,3 +303,54 @@ def test_without_telemetry_there_are_hours_and_no_energy(tmp_path: Path) -> None
     row = cost_tables(load(tmp_path / "runs"), gathered(tmp_path)).cases.iloc[0]
     assert (row["gpu_hours"], row["node_hours"], row["why_not"]) == (8.0, 1.0, "no telemetry")
     assert math.isnan(row["energy_j"])
+
+
+def test_a_card_that_sends_nothing_is_not_left_out_of_a_sum_in_silence(tmp_path: Path) -> None:
+    case(tmp_path, "a", 10, 50, nodes=["n1", "n2"])
+    told = Recorded()
+    for node, cards in (("n1", 8), ("n2", 7)):
+        for card in range(cards):
+            told.add(ENERGY, node, every(1, 60, lambda t: 100 * t), card=str(card))
+    told.write(tmp_path / EXPORT)
+    usage = usage_of(tmp_path, "a")
+    assert usage.energy_j == {}
+    assert usage.why_not == "accelerator: nodes with 7 and with 8 devices"
+
+
+def test_a_trial_holds_the_accelerators_of_its_own_nodes(tmp_path: Path) -> None:
+    trial = {
+        "event": "trial",
+        "trial": 0,
+        "began_s": T0 + 0,
+        "ended_s": T0 + 1800,
+        "nodes": ["n2"],
+        "time_s": T0 + 1800,
+    }
+    case(tmp_path, "a", 0, 3600, nodes=["n1", "n2"], program="hpo", events=[trial], trial={"device": "cuda"})
+    Recorded().add(ENERGY, "n2", every(15, 3600, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
+    tables = cost_tables(load(tmp_path / "runs"), gathered(tmp_path))
+    assert tables.cases.iloc[0]["gpu_hours"] == 16.0
+    assert tables.pieces.iloc[0]["gpu_hours"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("metric,rocm_energy_joules\ninstance,n1\ncard,0\ntimestamp,\n", "1 files without samples"),
+        ("metric,rocm_energy_joules\ninstance,n1\nca", "1 files with label rows of unequal length"),
+        (
+            "metric,rocm_energy_joules\ninstance,n1\ncard,0\ntimestamp,\n2026-11-22 10:33:17,1,2,3\n",
+            "1 rows that are too long",
+        ),
+        (
+            "metric,rocm_energy_joules\ninstance,n1\ncard,0\ntimestamp,\n2026-11-22 10:33:17,\xff\n",
+            "1 values that are no",
+        ),
+    ],
+)
+def test_a_damaged_csv_file_is_told(tmp_path: Path, content: str, fault: str) -> None:
+    case(tmp_path, "a", 10, 50, nodes=["n1"])
+    path = tmp_path / "runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(content, encoding="latin-1")
+    assert fault in gathered(tmp_path).sources[0].faults

@@ -100,8 +100,13 @@ class CsvExport:
     def _read(self, path: Path, labels: list[dict[str, str]], skipped: int) -> Sheet:
         table = pd.read_csv(
             path, header=None, skiprows=skipped, names=range(len(labels) + 1), dtype=str, engine="c",
-            on_bad_lines="skip", skip_blank_lines=True,
+            on_bad_lines="skip", skip_blank_lines=True, encoding_errors="replace",
         )  # fmt: skip
+        if table.empty:
+            self.faults.add("files without samples", path.name)
+        with path.open("rb") as handle:
+            too_long = sum(line.count(b",") > len(labels) for line in handle)
+        self.faults.counts["rows that are too long"] += too_long
         times = pd.to_datetime(table[0], format="ISO8601", utc=True, errors="coerce")
         known = times.notna().to_numpy()
         values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)

@@ -134,9 +134,10 @@ class Export:
         if not rows:
             self.faults.add(NO_SERIES, where)
         for labels, times, _ in rows:
-            if len(times):
+            known = times[np.isfinite(times)]
+            if len(known):
                 index.places.setdefault(_key(labels), []).append(offset)
-                index.seen(host_of(labels), float(np.min(times)), float(np.max(times)))
+                index.seen(host_of(labels), float(known.min()), float(known.max()))
 
 
 def _is_merit(labels: Mapping[str, str]) -> bool:

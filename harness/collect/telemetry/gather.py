@@ -102,7 +102,7 @@ def _add(
     kind = "CSV export" if isinstance(source, CsvExport) else "raw export"
     if source.path.parent.name == SAMPLED:
         kind = "sampler"
-    known = memory.recall(source, windows)
+    known = memory.recall(source, windows) if windows else remembered.Entry([], "", source.faults.told())
     if known is None:
         new = usages(source, windows)
         known = remembered.Entry(new, version_of(source), source.faults.told())

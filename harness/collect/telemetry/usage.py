@@ -31,6 +31,7 @@ class Usage:
 
     energy_j: component -> joules, of as many nodes as were seen; how: component -> where the joules are from.
     figures: means, highest values, totals and rates, by name. why_not: why there is no energy, if there is none.
+    missing: a component that some nodes do not tell of in full, and that is left out.
     """
 
     window: Window
@@ -43,6 +44,7 @@ class Usage:
     how: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     why_not: str = ""
+    missing: str = ""
 
 
 def usages(source: Source, windows: Sequence[Window]) -> list[Usage]:
@@ -78,7 +80,7 @@ def _usage(k: int, window: Window, gathered: Gathered, source: Source, interval:
         _energy(usage, component, k, seen, gathered)
     _figures(usage, k, seen, gathered)
     if not usage.energy_j:
-        usage.why_not = "no power or energy sensor"
+        usage.why_not = usage.missing or "no power or energy sensor"
     return usage
 
 
@@ -95,9 +97,11 @@ def _why_not(usage: Usage, interval: float) -> str:
 
 def _energy(usage: Usage, component: str, k: int, hosts: Sequence[str], gathered: Gathered) -> None:
     """Joules of a component on all the window's nodes: of each node from its best origin, of each device by its counter
-    where that moved, else by its power. A node that tells nothing leaves the component without a number."""
+    where that moved, else by its power. A node that tells nothing, or of fewer devices than others do, leaves the
+    component without a number."""
     found: list[float] = []
     how: set[str] = set()
+    devices: set[int] = set()
     for host in hosts:
         for origin in ORIGINS:
             own = [v for place, v in gathered.joules.items() if place[:3] == (host, component, origin)]
@@ -105,8 +109,11 @@ def _energy(usage: Usage, component: str, k: int, hosts: Sequence[str], gathered
             if own and all(joules is not None for joules, _ in told):
                 found.append(sum(joules for joules, _ in told if joules is not None))
                 how |= {word for _, word in told}
+                devices.add(len(own))
                 break
-    if found and len(found) == len(hosts):
+    if len(devices) > 1:
+        usage.missing = f"{component}: nodes with {min(devices)} and with {max(devices)} devices"
+    elif found and len(found) == len(hosts):
         usage.energy_j[component] = sum(found)
         usage.how[component] = " and ".join(sorted(how))
 

@@ -68,7 +68,9 @@ def _epochs(record: Record) -> Iterator[tuple[str, tuple[float, float]]]:
     """Each from its own seconds where it tells them, else from the end of the one before."""
     before = record.began_s
     for event in record.others.get("epoch", []):
-        end, took = event["time_s"], event.get("train_s")
+        end, took = event.get("time_s"), event.get("train_s")
+        if end is None:
+            continue
         start = end - took if took is not None else before
         if start is not None and end > start:
             yield str(event["epoch"]), (start, end)
@@ -82,7 +84,7 @@ def _sampled(record: Record) -> Iterator[tuple[What, str, tuple[tuple[float, flo
         if "stage" in sample and sample.get("ended_s"):
             piece = (sample["ended_s"] - sample["device_s"], sample["ended_s"])
             pieces.setdefault(("stage", sample["stage"]), []).append(piece)
-        elif "precision" in sample and not sample.get("discarded") and sample.get("seconds"):
+        elif "precision" in sample and not sample.get("discarded") and sample.get("seconds") and "time_s" in sample:
             piece = (sample["time_s"] - sample["seconds"], sample["time_s"])
             name = f"{sample.get('task', 'all')} {sample['precision']}"
             pieces.setdefault(("precision", name), []).append(piece)

@@ -32,6 +32,18 @@ for _name, _schema in SCHEMAS.items():
 _operators = torch.ops.gfm_harness
 
 
+class NoSuchKernel(RuntimeError):
+    """There is no operator for this model or device."""
+
+
+def check(backbone: str, device: torch.device) -> None:
+    """Raise NoSuchKernel for what the operators are not made for."""
+    if backbone != "painn":
+        raise NoSuchKernel(f"only painn has fused messages, not {backbone}")
+    if device.type != "cpu":
+        raise NoSuchKernel(f"fused messages are for CPUs, not {device.type}")
+
+
 def load() -> None:
     """Have the operators ready, which takes a compiler the first time; raises build.CannotBuild."""
     build.load(SOURCE)

@@ -25,21 +25,21 @@ class CannotBuild(RuntimeError):
 
 
 @functools.cache
-def load(source: Path) -> None:
-    """Register the source's operators with torch, compiled here if no sound library of it is in the cache.
+def load(folder: Path) -> None:
+    """Register the operators of folder/operators.cpp with torch, compiled if no sound library of it is in the cache.
 
     A cache that cannot be written, or holds what cannot be loaded, is passed by: then the library is made in a
     temporary folder, for this process alone. Raises CannotBuild.
     """
-    name = f"{source.stem}-{fingerprint(source)}.so"
+    name = f"{folder.name}-{fingerprint(folder)}.so"
     try:
-        _load_from(cache_folder(), name, source)
+        _load_from(cache_folder() / name, folder)
     except OSError:
-        with tempfile.TemporaryDirectory(prefix="gfm-harness-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gfm-harness-") as temporary:
             try:
-                _load_from(Path(folder), name, source)
+                _load_from(Path(temporary) / name, folder)
             except OSError as error:
-                raise CannotBuild(f"{source.name} cannot be loaded: {error}") from error
+                raise CannotBuild(f"the operators of {folder.name} cannot be loaded: {error}") from error
 
 
 def cache_folder() -> Path:
@@ -47,9 +47,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfm-harness"
 
 
-def fingerprint(source: Path) -> str:
-    """Twenty hexadecimal digits of source, flags, torch and processor."""
-    content = [source.read_bytes().hex(), *FLAGS, torch.__version__, _processor()]
+def fingerprint(folder: Path) -> str:
+    """Twenty hexadecimal digits of sources, flags, torch and processor."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted([*folder.glob("*.h"), *folder.glob("*.cpp")])]
+    content = [*sources, *FLAGS, torch.__version__, _processor()]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:20]
 
 
@@ -63,11 +64,10 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _load_from(folder: Path, name: str, source: Path) -> None:
-    path = folder / name
+def _load_from(path: Path, sources: Path) -> None:
     if not _is_sound(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        _compile(source, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _compile(sources / "operators.cpp", path)
     torch.ops.load_library(path)
 
 
@@ -84,7 +84,7 @@ def _compile(source: Path, path: Path) -> None:
     """Write the library and its digest under another name and move it: nobody sees half of it."""
     compiler = _compiler()
     root = Path(torch.__file__).parent
-    handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{source.stem}-", dir=path.parent)
+    handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{path.stem}-", dir=path.parent)
     os.close(handle)
     try:
         command = [

@@ -5,7 +5,7 @@ some direction is the gradient of messages with one argument replaced by its dir
 serve every order: forces, and losses of forces.
 
 n atoms, e edges, F width, C columns of radial, P parts: 3, or 2 without v. phi [n, P F], v [3, n, F] or None, radial
-[e, C], weight [C, P F], unit [e, 3], receiver and sender [e]; see painn_messages.cpp.
+[e, C], weight [C, P F], unit [e, 3], receiver and sender [e]; see painn/kernels.h.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.reference.kernels import build
 
-SOURCE = Path(__file__).with_name("painn_messages.cpp")
+SOURCES = Path(__file__).with_name("painn")
 INPUTS = "Tensor phi, Tensor? v, Tensor radial, Tensor weight, Tensor unit, Tensor receiver, Tensor sender"
 UNWEIGHTED = "Tensor phi, Tensor? v, Tensor radial, Tensor unit, Tensor receiver, Tensor sender"
 SCHEMAS = {
@@ -46,7 +46,7 @@ def check(backbone: str, device: torch.device) -> None:
 
 def load() -> None:
     """Have the operators ready, which takes a compiler the first time; raises build.CannotBuild."""
-    build.load(SOURCE)
+    build.load(SOURCES)
 
 
 class Terms(NamedTuple):

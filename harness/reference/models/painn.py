@@ -65,8 +65,9 @@ def columns(basis: Tensor, envelope: Tensor, multiple: int = COLUMNS) -> Tensor:
 class Message(nn.Module):
     """Eqs. 7 and 8: what an atom hears from its neighbours.
 
-    With `fused`, one operator does it (kernels/messages.py). Without, each part of a filter, and each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit here, and
-    so nothing is split, joined or held three times over on edges, nor in their gradients.
+    fused: by one operator that keeps edges out of memory (harness.reference.kernels). Otherwise each part of a filter,
+    and each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit here, and so nothing is split,
+    joined or held three times over on edges, nor in their gradients.
     """
 
     def __init__(self, width: int, n_radial: int) -> None:
@@ -183,7 +184,8 @@ class PaiNN(nn.Module):
     def forward(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
         """vector [e, 3] from receiver to sender in angstrom -> s [n, F]; fused: by one operator a layer's messages."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        radial = columns(*self.radial(r), multiple=1 if fused else COLUMNS)
+        basis, envelope = self.radial(r)
+        radial = columns(basis, envelope, 1 if fused else COLUMNS)
         edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)

@@ -21,7 +21,9 @@ from tests.reference.conftest import batch_of, make_model, molecule
 TELLS = """
 #include <cstdio>
 #include <cstdlib>
-struct Told { Told() { std::FILE* f = std::fopen(std::getenv("TOLD"), "a"); std::fputs("x", f); std::fclose(f); } } told;
+struct Told {
+  Told() { std::FILE* f = std::fopen(std::getenv("TOLD"), "a"); std::fputs("x", f); std::fclose(f); }
+} told;
 """
 
 
@@ -67,17 +69,17 @@ def test_it_is_compiled_once_and_then_taken_from_the_cache(sources: Path, monkey
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:1000], lambda c: b"", lambda c: c[:5000] + b"\0" + c[5001:]], ids=str)
-def test_a_damaged_library_is_made_anew(sources: Path, damage: object) -> None:
-    """Cut off, empty, or with one byte changed: such a file can end the process that loads it."""
+def test_a_damaged_library_is_made_anew(sources: Path) -> None:
+    """Empty, cut off, or with one byte changed: loading such a file can end the process."""
     assert load(sources).returncode == 0
     (path,) = kept(sources)
     sound = path.read_bytes()
-    path.unlink()
-    path.write_bytes(damage(sound))  # type: ignore[operator]
-    assert load(sources).returncode == 0
-    assert told(sources) == 2
-    assert build._is_sound(path)
+    for damaged in (b"", sound[:5000], sound[:5000] + bytes([sound[5000] ^ 1]) + sound[5001:]):
+        path.unlink()
+        path.write_bytes(damaged)
+        assert load(sources).returncode == 0
+        assert build._is_sound(path)
+    assert told(sources) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(sources: Path) -> None:
@@ -131,11 +133,11 @@ def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatc
     model, batch = make_model(), batch_of([molecule(3)])
     predict = inference.fused_messages()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(CannotBuild, match="^no C\\+\\+ compiler 'no-such-compiler'$"):
+    with pytest.raises(CannotBuild, match=r"^no C\+\+ compiler 'no-such-compiler'$"):
         predict(model, batch, model.gate(batch.composition))
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", os.devnull)
-    with pytest.raises(CannotBuild, match="^no C\\+\\+ compiler$"):
+    with pytest.raises(CannotBuild, match=r"^no C\+\+ compiler$"):
         predict(model, batch, model.gate(batch.composition))
 
 

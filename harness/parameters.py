@@ -14,7 +14,9 @@ Positive = Annotated[float, Field(gt=0)]
 PrecisionName = Literal["fp64", "fp32", "bf16"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
-StageName = Literal["baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile"]
+StageName = Literal[
+    "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "fused_messages"
+]
 
 
 def without_repeats(words: list[str]) -> list[str]:

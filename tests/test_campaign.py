@@ -196,15 +196,18 @@ def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path)
 def test_a_stage_that_cannot_run_is_shown_and_the_others_stay(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a C++ compiler torch.compile has nothing to compile with."""
+    """Without a C++ compiler torch.compile has nothing to compile with, nor have our own operators."""
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty-cache"))
-    text = TINY.replace("batched_heads]", "batched_heads, torch_compile]").replace("[random, crystals]", "[random]")
+    text = TINY.replace("batched_heads]", "batched_heads, torch_compile, fused_messages]")
+    text = text.replace("[random, crystals]", "[random]")
     suite(tmp_path, text)
     done = harness("run", "tiny.yaml", "--out", "out")
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv").set_index("stage")
     assert table.loc["torch_compile", "verdict"].startswith("not available: ")
+    assert table.loc["fused_messages", "verdict"] == "not available: no C++ compiler 'no-such-compiler'"
     assert table.loc["batched_heads", "verdict"] == "ok"
     scores = json.loads((tmp_path / "out" / "scorecard.json").read_text())
     (score,) = [s for s in scores if s["id"] == "ladder-speedup-fp64"]

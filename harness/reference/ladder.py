@@ -139,7 +139,7 @@ def warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: E
 
     False, with the reason on record, if compiled code is not to be had here; an error of any other stage is the case's.
     """
-    is_compiled = rung.stage.name == "torch_compile"
+    is_compiled = rung.stage.compiled
     began = time.perf_counter()
     try:
         rung(model, batches[0])

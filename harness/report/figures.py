@@ -66,8 +66,8 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
         n = int(counts.min()) if len(counts) else 0
         caption = (
             f"Cumulative speed-up, {rows['model'].iloc[0]}, {rows['workload'].iloc[0]} workload: median of paired"
-            f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads. A cross marks a stage"
-            " that is wrong or did not run."
+            f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads and fused messages. A"
+            " cross marks a stage that is wrong or did not run."
         )
         return kept(figure, folder, name, caption)
 

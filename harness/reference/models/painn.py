@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, silu
 
 from harness.reference.batches import Batch
+from harness.reference.kernels.messages import Terms, messages
 from harness.reference.models.condition import Condition, State
 from harness.reference.models.config import ModelConfig
 from harness.reference.structures import MAX_ATOMIC_NUMBER
@@ -51,21 +52,22 @@ class Edges(NamedTuple):
     unit: tuple[Tensor, ...]
 
 
-def columns(basis: Tensor, envelope: Tensor) -> Tensor:
+def columns(basis: Tensor, envelope: Tensor, multiple: int = COLUMNS) -> Tensor:
     """basis [e, K], envelope [e, 1] -> [basis envelope, envelope, 0 ...] [e, C].
 
     Its product with the weights and the bias of a filter, one under the other, is the filter with its cutoff. Zeros
-    make C a multiple of eight, for which matrix libraries are up to twice as fast.
+    make C a multiple of eight, for which matrix libraries are up to twice as fast, unless another is asked for.
     """
-    spare = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % COLUMNS)
+    spare = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % multiple)
     return torch.cat([basis * envelope, envelope, spare], dim=-1)
 
 
 class Message(nn.Module):
     """Eqs. 7 and 8: what an atom hears from its neighbours.
 
-    Each part of a filter, and each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit here, and
-    so nothing is split, joined or held three times over on edges, nor in their gradients.
+    fused: by one operator that keeps edges out of memory (harness.reference.kernels). Otherwise each part of a filter,
+    and each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit here, and so nothing is split,
+    joined or held three times over on edges, nor in their gradients.
     """
 
     def __init__(self, width: int, n_radial: int) -> None:
@@ -75,30 +77,50 @@ class Message(nn.Module):
         self.phi = nn.Linear(width, 3 * width)
         self.filter = nn.Linear(n_radial, 3 * width)
 
-    def filters(self, radial: Tensor, parts: int) -> list[Tensor]:
-        """radial [e, C] -> the first parts of W, [e, F] each, in the type of radial under autocast too."""
+    def filter_weight(self, radial: Tensor, parts: int) -> Tensor:
+        """What radial [e, C] is multiplied with for the first parts of W: [C, parts F]."""
         rows = slice(0, parts * self.width)
         weight = torch.cat([self.filter.weight[rows].T, self.filter.bias[rows].unsqueeze(0)])
-        weight = pad(weight, (0, 0, 0, radial.shape[1] - weight.shape[0]))
-        return [(radial @ part).to(radial.dtype) for part in weight.split(self.width, dim=1)]
+        return pad(weight, (0, 0, 0, radial.shape[1] - weight.shape[0]))
 
-    def first(self, s: Tensor, table: Tensor, numbers: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    def filters(self, radial: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """radial [e, C] -> the first parts of W, [e, F] each, in the type of radial under autocast too."""
+        weight = self.filter_weight(radial, parts)
+        return tuple((radial @ part).to(radial.dtype) for part in weight.split(self.width, dim=1))
+
+    def fused(self, phi: Tensor, v: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor]:
+        """phi [n, 3 F], or [n, 2 F] without v -> what s and v gain."""
+        radial = edges.radial
+        weight = self.filter_weight(radial, 2 if v is None else 3)
+        unit = torch.cat(edges.unit, dim=1)
+        return messages(Terms(phi.to(radial.dtype), v, radial, weight, unit, edges.receiver, edges.sender))
+
+    def first(
+        self, s: Tensor, table: Tensor, numbers: Tensor, edges: Edges, *, fused: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The first layer's, where v = 0 and s [n, F] depends on the element alone -> s, v as of forward.
 
         phi is evaluated once per element (table: [z, F]) and the term in v, the last third, is absent.
         """
         two = 2 * self.width
         phi = linear(silu(self.phi_hidden(table)), self.phi.weight[:two], self.phi.bias[:two])
+        if fused:
+            to_s, v = self.fused(phi.index_select(0, numbers), None, edges)
+            return s + to_s, v
         phi_s, phi_r = phi.split(self.width, dim=-1)
         w_s, w_r = self.filters(edges.radial, 2)
         element = numbers[edges.sender]
         along = phi_r.index_select(0, element) * w_r
-        v = [torch.zeros_like(s).index_add(0, edges.receiver, along * u) for u in edges.unit]
-        return s.index_add(0, edges.receiver, phi_s.index_select(0, element) * w_s), torch.stack(v)
+        new_v = [torch.zeros_like(s).index_add(0, edges.receiver, along * u) for u in edges.unit]
+        return s.index_add(0, edges.receiver, phi_s.index_select(0, element) * w_s), torch.stack(new_v)
 
-    def forward(self, s: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor]:
         """s [n, F], v [3, n, F] -> the same with the messages of the neighbours."""
-        phi_s, phi_r, phi_v = self.phi(silu(self.phi_hidden(s))).split(self.width, dim=-1)
+        phi = self.phi(silu(self.phi_hidden(s)))
+        if fused:
+            to_s, to_v = self.fused(phi, v, edges)
+            return s + to_s, v + to_v
+        phi_s, phi_r, phi_v = phi.split(self.width, dim=-1)
         w_s, w_r, w_v = self.filters(edges.radial, 3)
         along = phi_r.index_select(0, edges.sender) * w_r
         # phi_v v is made on atoms, which are far fewer than edges
@@ -159,19 +181,21 @@ class PaiNN(nn.Module):
         self.state = State()
         self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
 
-    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]."""
+    def forward(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
+        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]; fused: by one operator a layer's messages."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-        edges = Edges(batch.sender, batch.receiver, columns(*self.radial(r)), (vector / r).split(1, dim=1))
+        basis, envelope = self.radial(r)
+        radial = columns(basis, envelope, 1 if fused else COLUMNS)
+        edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)
         last = len(self.messages) - 1
         for k, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
             assert isinstance(message, Message)
             if k == 0:
-                s, v = message.first(s, self.embedding.weight, batch.numbers, edges)
+                s, v = message.first(s, self.embedding.weight, batch.numbers, edges, fused=fused)
             else:
-                s, v = message(s, v, edges)
+                s, v = message(s, v, edges, fused=fused)
             s, v = update(s, v, scalars_only=k == last)
             s = self.conditions[k](s, state, batch.graph)
         return s

@@ -1,0 +1,94 @@
+// The operators that torch calls; what they return and take is told in ../messages.py.
+
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "prepared.h"
+
+namespace fused {
+
+std::tuple<Tensor, Tensor> messages(const Tensor& phi, const Optional& v, const Tensor& radial, const Tensor& weight,
+                                    const Tensor& unit, const Tensor& receiver, const Tensor& sender) {
+  std::tuple<Tensor, Tensor> result;
+  AT_DISPATCH_FLOATING_TYPES(phi.scalar_type(), "messages", [&] {
+    const Prepared<scalar_t> in({phi, radial, unit, receiver, sender, v});
+    const Rows rows(in.receiver, in.atoms);
+    Tensor s = in.zeros({in.atoms, in.wide}), to_v = in.zeros({3, in.atoms, in.wide});
+    auto *s_at = s.mutable_data_ptr<scalar_t>(), *v_at = to_v.mutable_data_ptr<scalar_t>();
+    in.each_group(&weight, [&](auto C, const Inputs<scalar_t>& inputs, int64_t, int64_t) {
+      if (v)
+        messages_kernel<scalar_t, C, true>(inputs, rows, s_at, v_at);
+      else
+        messages_kernel<scalar_t, C, false>(inputs, rows, s_at, v_at);
+    });
+    result = {narrowed(s, 1, in.width, in.wide), narrowed(to_v, 1, in.width, in.wide)};
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> messages_backward(
+    const Tensor& to_s, const Tensor& to_v, const Tensor& phi, const Optional& v, const Tensor& radial,
+    const Tensor& weight, const Tensor& unit, const Tensor& receiver, const Tensor& sender, bool nodes) {
+  std::tuple<Tensor, Tensor, Tensor, Tensor> result;
+  AT_DISPATCH_FLOATING_TYPES(phi.scalar_type(), "messages_backward", [&] {
+    using T = scalar_t;
+    const Prepared<T> in({phi, radial, unit, receiver, sender, v});
+    const Rows rows(in.sender, in.atoms);
+    const Tensor of_s = in.widened_gradient(to_s), of_v = in.widened_gradient(to_v);
+    const bool of_nodes_v = nodes && v;
+    Tensor by_phi = nodes ? in.zeros({in.atoms, in.parts * in.wide}) : in.zeros({0});
+    Tensor by_v = of_nodes_v ? in.zeros({3, in.atoms, in.wide}) : in.zeros({0});
+    Tensor by_radial = in.zeros({in.edges, in.columns}), by_unit = in.zeros({in.edges, 3});
+    in.each_group(&weight, [&](auto C, const Inputs<T>& inputs, int64_t first, int64_t count) {
+      Tensor group = in.columns == C ? by_radial : in.zeros({in.edges, C});
+      const Gradients<T> g{of_s.const_data_ptr<T>(),        of_v.const_data_ptr<T>(),
+                           by_phi.mutable_data_ptr<T>(),    by_v.mutable_data_ptr<T>(),
+                           group.mutable_data_ptr<T>(),     by_unit.mutable_data_ptr<T>()};
+      if (v && nodes)
+        backward_kernel<T, C, true, true>(inputs, rows, g);
+      else if (v)
+        backward_kernel<T, C, true, false>(inputs, rows, g);
+      else if (nodes)
+        backward_kernel<T, C, false, true>(inputs, rows, g);
+      else
+        backward_kernel<T, C, false, false>(inputs, rows, g);
+      if (in.columns != C) by_radial.narrow(1, first, count).copy_(group.narrow(1, 0, count));
+    });
+    if (nodes) by_phi = narrowed(by_phi, in.parts, in.width, in.wide);
+    if (of_nodes_v) by_v = narrowed(by_v, 1, in.width, in.wide);
+    result = {by_phi, by_v, by_radial, by_unit};
+  });
+  return result;
+}
+
+Tensor filter_backward(const Tensor& to_s, const Tensor& to_v, const Tensor& phi, const Optional& v,
+                       const Tensor& radial, const Tensor& unit, const Tensor& receiver, const Tensor& sender) {
+  Tensor result;
+  AT_DISPATCH_FLOATING_TYPES(phi.scalar_type(), "filter_backward", [&] {
+    using T = scalar_t;
+    const Prepared<T> in({phi, radial, unit, receiver, sender, v});
+    const Tensor of_s = in.widened_gradient(to_s), of_v = in.widened_gradient(to_v);
+    const Gradients<T> g{of_s.const_data_ptr<T>(), of_v.const_data_ptr<T>(), nullptr, nullptr, nullptr, nullptr};
+    std::vector<Tensor> groups;
+    in.each_group(nullptr, [&](auto C, const Inputs<T>& inputs, int64_t, int64_t count) {
+      Tensor packed = in.zeros({in.vectors, in.parts, int64_t(C), LANES<T>});
+      if (v)
+        filter_kernel<T, C, true>(inputs, g, in.edges, packed.mutable_data_ptr<T>());
+      else
+        filter_kernel<T, C, false>(inputs, g, in.edges, packed.mutable_data_ptr<T>());
+      groups.push_back(in.unpack(packed, count));
+    });
+    result = narrowed(at::cat(groups), in.parts, in.width, in.wide);
+  });
+  return result;
+}
+
+}  // namespace fused
+
+TORCH_LIBRARY_IMPL(gfm_harness, CPU, library) {
+  library.impl("messages", &fused::messages);
+  library.impl("messages_backward", &fused::messages_backward);
+  library.impl("filter_backward", &fused::filter_backward);
+}

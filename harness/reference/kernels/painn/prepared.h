@@ -1,0 +1,142 @@
+// Tensors as they are given -> what the kernels read, in groups of columns that there are kernels for.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/zeros.h>
+
+#include <optional>
+
+#include "kernels.h"
+
+namespace fused {
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+
+// How many columns the kernels are made for. Others are filled up with zeros, more than the last come in groups.
+template <class F>
+void with_columns(int64_t columns, const F& f) {
+  if (columns <= 7) return f(std::integral_constant<int, 7>());
+  if (columns <= 9) return f(std::integral_constant<int, 9>());
+  if (columns <= 13) return f(std::integral_constant<int, 13>());
+  return f(std::integral_constant<int, 21>());
+}
+constexpr int64_t MOST_COLUMNS = 21;
+
+// Rows of parts x width, each part filled up with zeros to at least one vector.
+inline Tensor widened(const Tensor& x, int64_t parts, int64_t width, int64_t to) {
+  if (to == width) return x.contiguous();
+  auto sizes = x.sizes().vec();
+  sizes.back() = parts * to;
+  return at::constant_pad_nd(x.unflatten(-1, {parts, width}), {0, to - width}).view(sizes);
+}
+
+inline Tensor narrowed(const Tensor& x, int64_t parts, int64_t width, int64_t from) {
+  if (from == width) return x;
+  return x.unflatten(-1, {parts, from}).narrow(-1, 0, width).flatten(-2).contiguous();
+}
+
+inline void check_ends(const Tensor& end, int64_t atoms) {
+  const int64_t* of = end.const_data_ptr<int64_t>();
+  for (int64_t e = 0; e < end.numel(); ++e)
+    TORCH_CHECK_INDEX(of[e] >= 0 && of[e] < atoms, "edge ", e, " ends at atom ", of[e], " of ", atoms);
+}
+
+struct Given {
+  const Tensor &phi, &radial, &unit, &receiver, &sender;
+  const Optional& v;
+};
+
+// Tensors as the kernels want them, in one type, of one width.
+template <class T>
+struct Prepared {
+  int64_t atoms, parts, width, wide, vectors, edges, columns;
+  Tensor phi, v, radial, unit, receiver, sender;
+
+  explicit Prepared(const Given& given)
+      : atoms(given.phi.size(0)),
+        parts(given.v ? 3 : 2),
+        width(given.phi.size(1) / parts),
+        wide(std::max<int64_t>(width, LANES<T>)),
+        vectors((wide + LANES<T> - 1) / LANES<T>),
+        edges(given.radial.size(0)),
+        columns(given.radial.size(1)) {
+    TORCH_CHECK_VALUE(given.phi.size(1) == parts * width && width > 0, "phi has ", given.phi.size(1), " columns");
+    TORCH_CHECK_VALUE(!given.v || given.v->sizes() == at::IntArrayRef({3, atoms, width}), "v fits no phi");
+    TORCH_CHECK_VALUE(given.unit.sizes() == at::IntArrayRef({edges, 3}), "unit is not [e, 3]");
+    TORCH_CHECK_VALUE(given.receiver.numel() == edges && given.sender.numel() == edges, "edges do not match");
+    for (const auto& x : {given.radial, given.unit, given.v ? *given.v : given.phi})
+      TORCH_CHECK_TYPE(x.scalar_type() == given.phi.scalar_type(), "floating-point types differ");
+    phi = widened(given.phi, parts, width, wide);
+    if (given.v) v = widened(*given.v, 1, width, wide);
+    radial = given.radial.contiguous();
+    unit = given.unit.contiguous();
+    receiver = given.receiver.contiguous();
+    sender = given.sender.contiguous();
+    check_ends(receiver, atoms);
+    check_ends(sender, atoms);
+  }
+
+  const T* pointer(const Tensor& x) const { return x.defined() ? x.const_data_ptr<T>() : nullptr; }
+
+  Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, phi.options()); }
+
+  Tensor widened_gradient(const Tensor& x) const {
+    TORCH_CHECK_VALUE(x.size(-1) == width && x.size(-2) == atoms, "gradients fit no phi");
+    TORCH_CHECK_TYPE(x.scalar_type() == phi.scalar_type(), "floating-point types differ");
+    return widened(x, 1, width, wide);
+  }
+
+  // weight [count, P wide] -> [vectors, P, C, lanes]; 0 where the last vector repeats lanes of the one before.
+  Tensor pack(const Tensor& weight, int64_t C) const {
+    Tensor packed = zeros({vectors, parts, C, LANES<T>});
+    T* to = packed.mutable_data_ptr<T>();
+    const T* from = weight.const_data_ptr<T>();
+    for (int64_t t = 0; t < vectors; ++t)
+      for (int64_t p = 0; p < parts; ++p)
+        for (int64_t c = 0; c < weight.size(0); ++c)
+          for (int64_t l = 0; l < LANES<T>; ++l) {
+            const int64_t f = std::min(t * LANES<T>, wide - LANES<T>) + l;
+            if (f >= t * LANES<T>) to[((t * parts + p) * C + c) * LANES<T> + l] = from[(c * parts + p) * wide + f];
+          }
+    return packed;
+  }
+
+  Tensor unpack(const Tensor& packed, int64_t count) const {
+    const int64_t C = packed.size(2);
+    Tensor weight = zeros({count, parts * wide});
+    T* to = weight.mutable_data_ptr<T>();
+    const T* from = packed.const_data_ptr<T>();
+    for (int64_t t = 0; t < vectors; ++t)
+      for (int64_t p = 0; p < parts; ++p)
+        for (int64_t c = 0; c < count; ++c)
+          for (int64_t l = 0; l < LANES<T>; ++l) {
+            const int64_t f = std::min(t * LANES<T>, wide - LANES<T>) + l;
+            to[(c * parts + p) * wide + f] = from[((t * parts + p) * C + c) * LANES<T> + l];
+          }
+    return weight;
+  }
+
+  // f(C, inputs, first column, count) for each group of columns; weight is packed where it is given.
+  template <class F>
+  void each_group(const Tensor* weight, const F& f) const {
+    if (weight) TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({columns, parts * width}), "weight fits no phi");
+    for (int64_t first = 0; first < columns; first += MOST_COLUMNS) {
+      const int64_t count = std::min(MOST_COLUMNS, columns - first);
+      with_columns(count, [&](auto C) {
+        Tensor group = radial, packed;
+        if (columns != C) group = at::constant_pad_nd(radial.narrow(1, first, count), {0, C - count});
+        if (weight) packed = pack(widened(weight->narrow(0, first, count), parts, width, wide), C);
+        f(C,
+          Inputs<T>{atoms, wide, parts, vectors, C, pointer(phi), pointer(v), pointer(group), pointer(unit),
+                    pointer(packed), receiver.const_data_ptr<int64_t>(), sender.const_data_ptr<int64_t>()},
+          first, count);
+      });
+    }
+  }
+};
+
+}  // namespace fused

@@ -17,22 +17,23 @@ import triton.language as tl
 
 
 @triton.jit
-def _features(F: Any, BLOCK: tl.constexpr) -> Any:
+def _features(F: tl.tensor, BLOCK: tl.constexpr) -> Any:
     """The features of this program, and which of them there are."""
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     return f, f < F
 
 
 @triton.jit
-def _rows(x: Any, row: Any, pitch: Any, f: Any, inside: Any) -> Any:
+def _rows(x: tl.tensor, row: tl.tensor, pitch: tl.tensor, f: tl.tensor, inside: tl.tensor) -> Any:
     """x[row, f] where inside, else 0: a tile [EDGES, BLOCK]."""
     return tl.load(x + (row * pitch)[:, None] + f[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def _filters(
-    radial: Any, weight: Any, e: Any, there: Any, f: Any, real: Any, F: Any, C: tl.constexpr, P: tl.constexpr
-) -> Any:
+    radial: tl.tensor, weight: tl.tensor, e: tl.tensor, there: tl.tensor, f: tl.tensor, real: tl.tensor, F: tl.tensor,
+    C: tl.constexpr, P: tl.constexpr,
+) -> Any:  # fmt: skip
     """W_s, W_r and W_v of edges e and features f, [EDGES, BLOCK] each; W_v is 0 where there are two parts."""
     zero = tl.zeros([e.shape[0], f.shape[0]], radial.dtype.element_ty)
     w_s, w_r, w_v = zero, zero, zero
@@ -47,7 +48,7 @@ def _filters(
 
 
 @triton.jit
-def _unit(unit: Any, e: Any, there: Any) -> Any:
+def _unit(unit: tl.tensor, e: tl.tensor, there: tl.tensor) -> Any:
     """x, y and z of the directions of edges, [EDGES, 1] each."""
     at = unit + 3 * e
     x = tl.load(at, mask=there, other=0.0)
@@ -56,10 +57,11 @@ def _unit(unit: Any, e: Any, there: Any) -> Any:
     return x[:, None], y[:, None], z[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["atoms"])
 def messages_kernel(
-    s: Any, to_v: Any, phi: Any, v: Any, radial: Any, weight: Any, unit: Any, sender: Any, order: Any, start: Any,
-    atoms: Any, F: Any, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
+    s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor, weight: tl.tensor, unit: tl.tensor,
+    sender: tl.tensor, order: tl.tensor, start: tl.tensor, atoms: tl.tensor, F: tl.tensor, C: tl.constexpr,
+    P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """s [n, F] and to_v [3, n, F]: a program per receiver and block of features."""
     i = tl.program_id(0).to(tl.int64)
@@ -93,11 +95,11 @@ def messages_kernel(
     tl.store(to_v + 2 * plane + to, tl.sum(of_z, axis=0), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["atoms"])
 def nodes_kernel(
-    by_phi: Any, by_v: Any, to_s: Any, to_v: Any, phi: Any, v: Any, radial: Any, weight: Any, unit: Any, receiver: Any,
-    order: Any, start: Any, atoms: Any, F: Any, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    by_phi: tl.tensor, by_v: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor,
+    radial: tl.tensor, weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, order: tl.tensor, start: tl.tensor,
+    atoms: tl.tensor, F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """by_phi [n, P F] and by_v [3, n, F]: a program per sender and block of features."""
     j = tl.program_id(0).to(tl.int64)
@@ -140,11 +142,11 @@ def nodes_kernel(
         tl.store(by_v + 2 * plane + to, phi_v * z, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["atoms", "edges"])
 def edges_kernel(
-    partial: Any, to_s: Any, to_v: Any, phi: Any, v: Any, radial: Any, weight: Any, unit: Any, receiver: Any,
-    sender: Any, edges: Any, atoms: Any, F: Any, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    partial: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
+    weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, atoms: tl.tensor,
+    F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """partial [blocks, e, C + 3]: by_radial and by_unit of each block of features, a program per tile of edges."""
     f, real = _features(F, BLOCK)
@@ -183,11 +185,11 @@ def edges_kernel(
     tl.store(to + C + 2, tl.sum(through * of_z, axis=1), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["atoms", "edges", "chunk"])
 def filter_kernel(
-    partial: Any, to_s: Any, to_v: Any, phi: Any, v: Any, radial: Any, unit: Any, receiver: Any, sender: Any,
-    edges: Any, chunk: Any, atoms: Any, F: Any, C: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    partial: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
+    unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, chunk: tl.tensor, atoms: tl.tensor,
+    F: tl.tensor, C: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """partial [chunks, C, P F]: by_weight of each chunk of edges, a program per chunk and block of features.
 

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from harness.reference.kernels import triton_kernels as kernels
 
-EDGES = 8  # of a tile
-MOST_FEATURES = 128  # of a tile
-MOST_CHUNKS = 256  # of edges, each with a sum of its own by weight
-LEAST_CHUNK = 32
-LEAST_COLUMNS, SUMMED = 4, 1024  # columns x features that a program of by_weight sums up, for each part
 TYPES = (torch.float32, torch.float64)
+# of a tile
+EDGES = 8
+LEAST_FEATURES, MOST_FEATURES = 32, 128
+# of one part of the weights, which a program over an atom's edges keeps in registers; twice as many spill in double
+WEIGHT_BYTES = 2048
+# edges that a program sums up by weight, in at most so many programs; columns x features of each of its parts
+LEAST_CHUNK, MOST_CHUNKS = 64, 256
+SUMMED = 1024
+# multiply-add in one, whatever Triton's default becomes
+OPTIONS = {"enable_fp_fusion": True}
 
 
 def register(devices: Sequence[str] | str) -> None:
@@ -36,15 +41,14 @@ class Sizes(NamedTuple):
     C: int
     P: int
 
-    @property
-    def block(self) -> int:
-        """Features of a tile: a power of two."""
-        return min(MOST_FEATURES, _power_of_two(self.F))
+    def block(self, most: int = MOST_FEATURES) -> int:
+        """Features of a tile: the most that is allowed, a power of two."""
+        allowed = 1 << (max(most, LEAST_FEATURES).bit_length() - 1)
+        return min(allowed, MOST_FEATURES, _power_of_two(self.F))
 
-    @property
-    def blocks(self) -> int:
-        """How many tiles hold all features."""
-        return -(-self.F // self.block)
+    def block_of_atoms(self, x: Tensor) -> int:
+        """Features of a tile where weights of x's type stay in registers."""
+        return self.block(WEIGHT_BYTES // (self.C * x.element_size()))
 
 
 def messages(
@@ -52,12 +56,12 @@ def messages(
 ) -> tuple[Tensor, Tensor]:
     """What each atom hears, as of the module messages."""
     size = _check(phi, v, radial, unit, receiver, sender, weight)
-    order, start = rows(receiver, size.atoms)
     s, to_v = phi.new_empty(size.atoms, size.F), phi.new_empty(3, size.atoms, size.F)
+    block = size.block_of_atoms(phi)
     with torch.accelerator.device_index(phi.device.index):
-        kernels.messages_kernel[size.atoms, size.blocks](
-            s, to_v, *_contiguous(phi, v, radial, weight, unit, sender), order, start,
-            **size._asdict(), EDGES=EDGES, BLOCK=size.block,
+        kernels.messages_kernel[size.atoms, -(-size.F // block)](
+            s, to_v, *_contiguous(phi, v, radial, weight, unit, sender), *rows(receiver, size.atoms),
+            **size._asdict(), EDGES=EDGES, BLOCK=block, **OPTIONS,
         )  # fmt: skip
     return s, to_v
 
@@ -70,15 +74,16 @@ def messages_backward(
     size = _check(phi, v, radial, unit, receiver, sender, weight, to_s, to_v)
     by_phi = phi.new_empty(phi.shape if nodes else (0,))
     by_v = phi.new_empty(v.shape if nodes and v is not None else (0,))
-    tile = {**size._asdict(), "EDGES": EDGES, "BLOCK": size.block}
     given = _contiguous(to_s, to_v, phi, v, radial, weight, unit, receiver, sender)
-    edges = radial.shape[0]
-    partial = phi.new_empty(size.blocks, edges, size.C + 3)
+    shared = {**size._asdict(), "EDGES": EDGES, **OPTIONS}
+    edges, block, of_atoms = radial.shape[0], size.block(), size.block_of_atoms(phi)
+    partial = phi.new_empty(-(-size.F // block), edges, size.C + 3)
     with torch.accelerator.device_index(phi.device.index):
         if nodes:
-            grid = (size.atoms, size.blocks)
-            kernels.nodes_kernel[grid](by_phi, by_v, *given[:-1], *rows(sender, size.atoms), **tile)
-        kernels.edges_kernel[-(-edges // EDGES), size.blocks](partial, *given, edges, **tile)
+            kernels.nodes_kernel[size.atoms, -(-size.F // of_atoms)](
+                by_phi, by_v, *given[:-1], *rows(sender, size.atoms), **shared, BLOCK=of_atoms
+            )
+        kernels.edges_kernel[-(-edges // EDGES), partial.shape[0]](partial, *given, edges, **shared, BLOCK=block)
     by_radial, by_unit = partial.sum(0).split((size.C, 3), dim=1)
     return by_phi, by_v, by_radial.contiguous(), by_unit.contiguous()
 
@@ -91,13 +96,13 @@ def filter_backward(
     size = _check(phi, v, radial, unit, receiver, sender, None, to_s, to_v)
     edges = radial.shape[0]
     chunk = max(LEAST_CHUNK, -(-edges // MOST_CHUNKS))
-    columns = max(LEAST_COLUMNS, _power_of_two(size.C))
-    block = min(size.block, max(LEAST_CHUNK, SUMMED // columns))
+    columns = _power_of_two(size.C)
+    block = size.block(SUMMED // columns)
     partial = phi.new_empty(-(-edges // chunk), size.C, size.P * size.F)
     with torch.accelerator.device_index(phi.device.index):
         kernels.filter_kernel[partial.shape[0], -(-size.F // block)](
             partial, *_contiguous(to_s, to_v, phi, v, radial, unit, receiver, sender), edges, chunk,
-            **size._asdict(), COLUMNS=columns, BLOCK=block,
+            **size._asdict(), COLUMNS=columns, BLOCK=block, **OPTIONS,
         )  # fmt: skip
     return partial.sum(0)
 

@@ -107,7 +107,7 @@ def compiled(*, fused: bool = False) -> Predict:
 
 
 def fused_messages() -> Predict:
-    """As compiled, around PaiNN's messages as one operator for CPUs that writes no tensor of edges x features.
+    """As compiled, around PaiNN's messages as one operator that writes no tensor of edges x features.
 
     What it gives raises build.CannotBuild without a compiler, and NoSuchKernel for another model or device.
     """
@@ -115,7 +115,7 @@ def fused_messages() -> Predict:
 
     def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         messages.check(model.config.backbone, batch.positions.device)
-        messages.load()
+        messages.load(batch.positions.device)
         return run(model, batch, weights)
 
     return predict

@@ -2,8 +2,8 @@
 
 s_i = sum_j W_s phi_s_j        v_ia = sum_j W_r phi_r_j u_a + W_v phi_v_j v_ja        W = radial weight
 
-Sizes and layouts are those of messages.py, all contiguous: F features, C columns of radial, P = 3 parts (s, r, v), or two
-without v. Edges x features exist as tiles in registers alone, EDGES x BLOCK, and W is computed anew in each. Every
+Sizes and layouts are those of messages.py, all contiguous: F features, C columns of radial, P = 3 parts (s, r, v), or
+two without v. Edges x features exist as tiles in registers alone, EDGES x BLOCK, and W is computed anew in each. Every
 number is summed by one program in an order that the graph alone decides: no atomics. order and start give the edges of
 an atom: order[start[atom]] .. order[start[atom + 1] - 1].
 """

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from harness.reference.kernels import triton_kernels as kernels
 
@@ -31,6 +32,11 @@ def register(devices: Sequence[str] | str) -> None:
     """Give the three operators to torch for devices of these types."""
     for function in (messages, messages_backward, filter_backward):
         torch.library.register_kernel(f"gfm_harness::{function.__name__}", devices, function)
+
+
+def find_device() -> None:
+    """Raise RuntimeError if Triton sees no device here, or several kinds."""
+    driver.active.get_current_device()
 
 
 class Sizes(NamedTuple):
@@ -108,7 +114,7 @@ def filter_backward(
 
 
 def rows(end: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
-    """Edges by the atom at one of their ends [e] -> order [e], as given for each atom, and where each starts [n + 1]."""
+    """Edges by the atom at one of their ends [e] -> order [e], as given for each atom, and its starts [n + 1]."""
     # half as many bits, half as many passes of a radix sort
     ordered, order = torch.sort(end.int(), stable=True)
     return order, torch.searchsorted(ordered, torch.arange(atoms + 1, dtype=torch.int32, device=end.device))

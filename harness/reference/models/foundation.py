@@ -87,7 +87,7 @@ class FoundationModel(nn.Module):
     def encode(self, batch: Batch, positions: Tensor, shift: Tensor, *, fused: bool = False) -> Tensor:
         """positions [n, 3], shift [e, 3] -> sum over each structure's atoms of s, [g, F].
 
-        fused: messages by the operator of harness.reference.kernels, which PaiNN alone has.
+        fused: messages by the operator of harness.reference.kernels, which PaiNN and PNAEq have.
         """
         vector = positions[batch.sender] + shift - positions[batch.receiver]
         kind = self.autocast or torch.get_autocast_dtype(positions.device.type)

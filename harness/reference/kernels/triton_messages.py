@@ -28,10 +28,10 @@ SUMMED = 1024
 OPTIONS = {"enable_fp_fusion": True}
 
 
-def register(devices: Sequence[str] | str) -> None:
-    """Give the three operators to torch for devices of these types."""
+def register(devices: Sequence[str] | str, library: torch.library.Library | None = None) -> None:
+    """Give the three operators to torch for devices of these types, as long as the library lives, or for good."""
     for function in (messages, messages_backward, filter_backward):
-        torch.library.register_kernel(f"gfm_harness::{function.__name__}", devices, function)
+        torch.library.register_kernel(f"gfm_harness::{function.__name__}", devices, function, lib=library)
 
 
 def find_device() -> None:

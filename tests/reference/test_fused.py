@@ -14,9 +14,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from harness.reference.batches import Batch, collate
 from harness.reference.graphs import neighbour_graph
-from harness.reference.inference import Prediction, baseline, batched_heads, fused_messages
+from harness.reference.inference import Prediction, baseline, batched_heads
 from harness.reference.kernels import messages as kernels
 from harness.reference.kernels.messages import NoSuchKernel, Terms, messages
+from harness.reference.ladder.stages import fused_messages
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from harness.parameters import StageName
-from harness.reference import inference
 from harness.reference.batches import Batch
-from harness.reference.inference import LADDER, Stage, baseline, branch_skip, live_heads
-from harness.reference.ladder import fix_gate
+from harness.reference.inference import baseline, branch_skip, live_heads
+from harness.reference.ladder.stages import LADDER, Stage, compiled
+from harness.reference.ladder.workload import fix_gate
 from harness.reference.models.foundation import FoundationModel
 from tests.reference.conftest import batch_of, crystal, make_model, molecule
 
@@ -45,7 +45,7 @@ def test_exact_stages_agree_with_the_baseline(stage: Stage, dtype: torch.dtype, 
 @pytest.mark.slow
 def test_the_compiled_stage_takes_any_shape_without_the_baselines_error(batch: Batch) -> None:
     model = make_model()
-    predict = inference.compiled()
+    predict = compiled()
     for structures in ([molecule(4)], [crystal(2, seed=3), molecule(3)], [molecule(1)]):
         other = batch_of(structures)
         weights = model.gate(other.composition)

@@ -15,6 +15,11 @@ from harness.reference.ladder.workload import neighbour_limit
 from harness.reference.models.foundation import FoundationModel
 
 
+def device_name(device: str) -> str | None:
+    """What the accelerator calls itself."""
+    return None if device == "cpu" else str(torch.get_device_module(device).get_device_name())
+
+
 def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderConfig, log: EventLog) -> None:
     """Facts of the workload and of what the model makes of it, read off the tensors."""
     weights = [model.gate(b.composition) for b in batches]
@@ -28,7 +33,7 @@ def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderCon
             "atoms": sum(len(b.numbers) for b in batches),
             "edges": sum(len(b.receiver) for b in batches),
             "batches": len(batches),
-            "batch_size": config.batch_size,
+            "batch_size": len(batches[0].head),
             "max_neighbours": neighbour_limit(model, config),
             "elements": len(numbers),
             "elements_not_trained": numbers[~model.elements[numbers]].tolist(),
@@ -50,7 +55,7 @@ def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderCon
             "positions": str(batches[0].positions.dtype),
             "encoder_output": str(encoded.dtype),
             "device": config.device,
-            "device_name": torch.cuda.get_device_name() if config.device == "cuda" else None,
+            "device_name": device_name(config.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,43 +16,48 @@ from harness.reference import measure, merit
 from harness.reference.batches import Batch
 from harness.reference.errors import InputError
 from harness.reference.inference import Prediction
+from harness.reference.ladder.batching import batched
+from harness.reference.ladder.ceilings import ceilings
 from harness.reference.ladder.config import LadderConfig, configure
 from harness.reference.ladder.facts import describe
-from harness.reference.ladder.rungs import Rung, warm_up
-from harness.reference.ladder.stages import LADDER
-from harness.reference.ladder.workload import make_model, make_structures, prepare
+from harness.reference.ladder.rungs import Rung, allow, climb
+from harness.reference.ladder.workload import make_model, prepare
+from harness.reference.memory import free_bytes
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.padding import shape_of
 from harness.reference.precision import precision
 from harness.reference.structures import Structure
 
 
 def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
-    """The program: warm every stage up, then time them in turn, round after round, each over all batches."""
+    """The program."""
     config = configure(parameters)
     device = torch.device(config.device)
     model, about = make_model(config)
     log.fact("model", about)
-    structures = make_structures(config)
-    groups = [structures[k : k + config.batch_size] for k in range(0, len(structures), config.batch_size)]
-    if config.workload != "random":
-        for structure in structures:
-            model.check_elements(structure)
     model = precision(config.precision).of(model).to(device)
+    groups = batched(config, model, log)
     batches = [prepare(group, model, config)[0] for group in groups]
     describe(batches, model, config, log)
-    log.fact("ceilings", measure.ceilings(device, precision(config.precision).dtype))
-    rungs = []
-    for k, stage in enumerate(s for s in LADDER if s.name in config.stages):
+    rungs, kinds = [], set()
+    for k, stage in enumerate(config.climbed):
         log.write("progress", done=k, total=len(config.stages) * (config.rounds + 1), what=f"warm-up: {stage.name}")
-        rung = Rung(stage, stage.make())
-        if warm_up(rung, model, batches, log, device):
-            rungs.append(rung)
+        made = climb(stage, model, batches, log)
+        if made is not None:
+            rungs.append(made)
+            kinds |= made.work.kinds
     if not rungs:
         raise InputError("none of the stages can run here")
+    dtype = precision(config.precision).dtype
+    log.fact("ceilings", ceilings(shape_of(batches[0]), model.config, kinds, dtype, device))
+    log.fact("free_bytes", free_bytes(device))
     for number in range(config.rounds):
         one_round(number, rungs, groups, model, config, log)
+    for rung in rungs:
+        if filled := rung.padding():
+            log.write("padding", stage=rung.stage.name, **filled)
     last, batch = rungs[-1], batches[0]
-    log.write("profile", stage=last.stage.name, rows=measure.hot_spots(lambda: last(model, batch), device))
+    log.write("profile", stage=last.stage.name, **measure.hot_spots(lambda: last(model, batch), device))
 
 
 def one_round(
@@ -72,7 +78,8 @@ def one_round(
         outputs: dict[str, Prediction] = {}
         load = os.getloadavg()[0]
         batch, prepared = prepare(group, model, config)
-        for rung in [*rungs[start:], *rungs[:start]]:
+        for before, rung in pairwise([rungs[start - 1], *rungs[start:], *rungs[:start]]):
+            settle(before, rung, rungs, device)
             device_s = measure.seconds(partial(keep, outputs, rung, model, batch), device)
             timed[rung.stage.name] = device_s, time.time()
             merit.post("structures_per_s", len(group) / device_s)
@@ -93,6 +100,18 @@ def one_round(
                 **prepared,
                 **errors,
             )
+
+
+def settle(before: Rung, rung: Rung, rungs: Sequence[Rung], device: torch.device) -> None:
+    """Change the allocator to what the stage wants, if it is another; what it keeps for later calls it then has.
+
+    It does not get it by a call of the stage: that would also find its way into caches, which no other stage has.
+    """
+    if before.stage.tuned == rung.stage.tuned or device.type != "cpu":
+        return
+    allow(rung.stage, device)
+    if rung.stage.tuned:
+        torch.zeros(max(r.peak_bytes for r in rungs if r.stage.tuned), dtype=torch.uint8)
 
 
 def keep(outputs: dict[str, Prediction], rung: Rung, model: FoundationModel, batch: Batch) -> None:

@@ -53,9 +53,8 @@ def fix_gate(model: FoundationModel, open_heads: int) -> None:
         model.gate.last.bias[:open_heads] = 0.0
 
 
-def make_structures(config: LadderConfig) -> list[Structure]:
-    """batches x batch_size structures of the workload."""
-    count = config.batches * config.batch_size
+def make_structures(config: LadderConfig, count: int) -> list[Structure]:
+    """The workload's first structures; fewer where it has no more."""
     if config.workload == "random":
         return random_structures(count, atoms=config.atoms)
     if config.workload == "crystals":

@@ -97,8 +97,10 @@ def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fuse
         return Prediction(energy.detach(), -gradient(energy, positions))
 
 
-def mixed(model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """As batched_heads with fused messages; low, the same model in single precision, does all but distances and sums.
+def mixed(
+    model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False
+) -> Prediction:
+    """As batched_heads; low, the same model in single precision, does all but distances and sums.
 
     Geometry, sums over atoms, reference energies, and the sums over edges that make forces are in the batch's own type.
     """
@@ -106,7 +108,7 @@ def mixed(model: FoundationModel, low: FoundationModel, batch: Batch, weights: T
         positions = batch.positions.detach().requires_grad_()
         coarse = batch.to(positions.device, torch.float32)
         vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
-        s = low.features(coarse, vector.float(), fused=True).to(positions.dtype)
+        s = low.features(coarse, vector.float(), fused=fused).to(positions.dtype)
         pooled = s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
         beyond = low.beyond_references(pooled.float(), coarse).to(positions.dtype)
         energy = (weights * (beyond + batch.composition @ model.reference_energy.T)).sum(-1)

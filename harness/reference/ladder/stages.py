@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -57,9 +57,9 @@ def _compiled(function: Function, **options: Any) -> Function:
 
 
 @functools.cache
-def _with_fused_messages() -> Function:
-    """One object, since what is compiled is known by it."""
-    return partial(batched_heads, fused=True)
+def _formulation(function: Function, fused: bool) -> Function:
+    """One object for each, since what is compiled is known by it."""
+    return partial(function, fused=fused)
 
 
 def fused_messages(wrap: Wrap = dynamic) -> Predict:
@@ -67,30 +67,38 @@ def fused_messages(wrap: Wrap = dynamic) -> Predict:
 
     What it gives raises build.CannotBuild without a compiler, and NoSuchKernel for another model or device.
     """
-    run = wrap(_with_fused_messages())
+    run = wrap(_formulation(batched_heads, True))
 
     def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        _have_messages(model, batch)
+        messages.check(model.config.backbone, batch.positions.device)
+        messages.load()
         return run(model, batch, weights)
 
     return predict
 
 
-def _have_messages(model: FoundationModel, batch: Batch) -> None:
-    messages.check(model.config.backbone, batch.positions.device)
+def _fused(model: FoundationModel, batch: Batch) -> bool:
+    """Whether the messages can be one operator here; raises build.CannotBuild if only a compiler is missing."""
+    try:
+        messages.check(model.config.backbone, batch.positions.device)
+    except messages.NoSuchKernel:
+        return False
     messages.load()
+    return True
 
 
 @dataclass
 class StaticGraphs:
-    """fused_messages on batches that are filled up to a few shapes; raises NotHere for models of pairs of edges."""
+    """On batches that are filled up to a few shapes, with fused messages where the model has them.
+
+    Raises NotHere for models of pairs of edges.
+    """
 
     run: Function
-    buckets: Buckets
+    buckets: Buckets = field(default_factory=Buckets)
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         """Fill up, run, and cut off what was filled up."""
-        _have_messages(model, batch)
         if model.config.needs_triplets:
             raise NotHere("pairs of edges have no static shape")
         shape = self.buckets.fit(shape_of(batch))
@@ -107,7 +115,7 @@ class StaticGraphs:
 class MixedPrecision:
     """Matrix products of the encoder in bfloat16 or TF32, all else as inference.mixed has it; not exact."""
 
-    run: Function
+    wrap: Wrap
     products: Products
     low: FoundationModel | None = None
 
@@ -118,22 +126,27 @@ class MixedPrecision:
                 raise NotHere(f"{batch.head.device.type} has no TF32")
             self.low = copy.deepcopy(model).float()
             self.low.autocast = torch.bfloat16 if self.products == "bf16" else None
+        run = self.wrap(_formulation(inference.mixed, _fused(model, batch)))
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.products == "tf32" else before)
         try:
-            return self.run(model, self.low, batch, weights)
+            return run(model, self.low, batch, weights)
         finally:
             torch.set_float32_matmul_precision(before)
 
 
 def static_graphs(wrap: Wrap = static) -> Predict:
     """See StaticGraphs."""
-    return StaticGraphs(wrap(_with_fused_messages()), Buckets())
+
+    def run(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
+        return wrap(_formulation(batched_heads, _fused(model, batch)))(model, batch, weights)
+
+    return StaticGraphs(run)
 
 
 def mixed_precision(wrap: Wrap = static, products: Products = "bf16") -> Predict:
     """static_graphs around MixedPrecision."""
-    return StaticGraphs(MixedPrecision(wrap(inference.mixed), products), Buckets())
+    return StaticGraphs(MixedPrecision(wrap, products))
 
 
 @dataclass(frozen=True)

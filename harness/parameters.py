@@ -15,8 +15,9 @@ PrecisionName = Literal["fp64", "fp32", "bf16"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 StageName = Literal[
-    "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "fused_messages"
-]
+    "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "tuned_allocator",
+    "fused_messages", "static_graphs", "mixed_precision",
+]  # fmt: skip
 
 
 def without_repeats(words: list[str]) -> list[str]:
@@ -73,12 +74,13 @@ class LadderParameters(Strict):
     checkpoint: str | None = None
     model: ModelSizes | None = None
     open_heads: Annotated[int, Field(ge=1, le=16)] | None = None
-    batch_size: Count | None = None
+    batch_size: Count | Literal["auto"] | None = None
     batches: Count | None = None
     rounds: Count | None = None
     atoms: tuple[Count, Count] | None = None
     max_neighbours: Count | None = None
-    device: Literal["cpu", "cuda"] | None = None
+    products: Literal["bf16", "tf32"] | None = None
+    device: Literal["cpu", "cuda", "xpu"] | None = None
     seed: int | None = None
 
 

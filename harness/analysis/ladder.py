@@ -13,18 +13,21 @@ from harness.analysis.statistics.medians import Interval, median_interval
 from harness.collect.runs import Record
 
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
-TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4}
+TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1}
 # Below these (eV/angstrom, eV/atom) a scale says nothing: forces vanish in an ideal crystal.
 FORCE_FLOOR, ENERGY_FLOOR = 1e-3, 1e-3
-APPROXIMATE = ("branch_skip",)
-DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
+APPROXIMATE = ("branch_skip", "mixed_precision")
+# Stages that run the same compiled code as another, and so are not compiled again.
+COMPILED_ALIKE = {"tuned_allocator": "torch_compile"}
+DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
 COLUMNS = (
     "case", "suite", "experiment", "model", "workload", "precision", "stage", "verdict", "structures_per_s",
     "ci_low", "ci_high", "coverage", "speedup", "speedup_low", "speedup_high", "end_to_end_structures_per_s",
     "end_to_end_low", "end_to_end_high", "max_energy_error_ev_per_atom", "max_force_error_ev_per_a", "counts",
-    "force_error_relative", "energy_error_relative", "peak_bytes", "matrix_gflop", "matrix_gflop_per_s",
-    "share_of_matrix_peak", "first_call_s", "samples", "structures_timed", "structures", "atoms", "edges", "threads",
-    "device", "case_state", "folder",
+    "force_error_relative", "energy_error_relative", "peak_bytes", "largest_batch", "matrix_gflop",
+    "matrix_gflop_per_s", "share_of_matrix_peak", "gflop", "gflop_per_s", "gb", "attainable_gflop_per_s",
+    "share_of_attainable", "empty_atoms", "empty_edges", "shapes", "first_call_s", "samples", "structures_timed",
+    "structures", "atoms", "edges", "threads", "device", "case_state", "folder",
 )  # fmt: skip
 
 
@@ -133,17 +136,51 @@ def _errors(own: pd.DataFrame, stage: str, precision: str) -> dict[str, Any]:
 
 
 def _work(record: Record, own: pd.DataFrame) -> dict[str, Any]:
-    """Arithmetic and memory of one call on the case's first batch; compiled code does the work of batched_heads."""
+    """Arithmetic and memory of one call on the case's first batch."""
     stage = own["stage"].iloc[0]
     event = record.stages.get(stage, {})
-    flops = event.get("matrix_flops") or record.stages.get("batched_heads", {}).get("matrix_flops")
     work: dict[str, Any] = {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
     first = own[own["batch"] == 0]
-    if flops and len(first):
-        rate = flops / 1e9 / median_interval(first["device_s"].tolist()).median
-        peak = record.facts.get("ceilings", {}).get("matrix_product_gflop_per_s", math.nan)
+    if not len(first):
+        return work
+    seconds = median_interval(first["device_s"].tolist()).median
+    ceilings = record.facts.get("ceilings", {})
+    if free := record.facts.get("free_bytes"):
+        work["largest_batch"] = int(free * first["structures"].iloc[0] / max(1, event.get("peak_bytes", 1)))
+    # older logs count no arithmetic of compiled code, which does the work of batched_heads
+    if flops := event.get("matrix_flops") or record.stages.get("batched_heads", {}).get("matrix_flops"):
+        rate = flops / 1e9 / seconds
+        peak = ceilings.get("matrix_product_gflop_per_s", math.nan)
         work |= {"matrix_gflop": flops / 1e9, "matrix_gflop_per_s": rate, "share_of_matrix_peak": rate / peak}
-    return work
+    moved = event.get("bytes") or record.stages.get(COMPILED_ALIKE.get(stage, ""), {}).get("bytes")
+    filled = next((e for e in record.others.get("padding", []) if e["stage"] == stage), None)
+    if filled is not None:
+        work |= {k: filled[k] for k in ("empty_atoms", "empty_edges")} | {"shapes": len(filled["shapes"])}
+    return work | attainable(event.get("flops"), moved, ceilings, seconds)
+
+
+def attainable(
+    flops: list[dict[str, Any]] | None, moved: int | None, ceilings: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Arithmetic and traffic of a call, and what share of the attainable rate its seconds are.
+
+    The least time is that of its arithmetic, each kind at the rate of a product of its own shape and type, or that of
+    its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM 52(4), 65 (2009)).
+    """
+    rates = {(p["of"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products", [])}
+    if not flops or not rates:
+        return {}
+    gflop = sum(f["flops"] for f in flops) / 1e9
+    found = {"gflop": gflop, "gflop_per_s": gflop / seconds}
+    if not moved:
+        return found
+    computing = sum(f["flops"] / 1e9 / rates[f["of"], f["dtype"]] for f in flops if (f["of"], f["dtype"]) in rates)
+    least = max(computing, moved / 1e9 / ceilings["copy_gb_per_s"])
+    return found | {
+        "gb": moved / 1e9,
+        "attainable_gflop_per_s": gflop / least,
+        "share_of_attainable": least / seconds,
+    }
 
 
 def experiment(record: Record) -> str:

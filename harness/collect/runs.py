@@ -21,7 +21,7 @@ OTHERS = {
     "epoch", "head", "compute_only", "own_step", "region", "exchange", "resumed", "skipped", "stopped", "trial",
     "prediction", "trained", "module", "tasks", "timer", "energy",
     "task", "baseline", "fit", "found", "rank", "proof", "best", "calibration", "overlap", "elements", "embedding",
-    "uncertainty", "label", "unlabelled", "relaxed",
+    "uncertainty", "label", "unlabelled", "relaxed", "padding",
 }  # fmt: skip
 
 

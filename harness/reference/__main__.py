@@ -22,7 +22,7 @@ from harness.reference.ranks import LostRank, Place
 
 TRACEBACK = "traceback.txt"
 PROGRAMS = {
-    "ladder": "harness.reference.ladder",
+    "ladder": "harness.reference.ladder.program",
     "train": "harness.reference.training",
     "data_parallel": "harness.reference.data_parallel",
     "data": "harness.reference.data",

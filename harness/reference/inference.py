@@ -1,21 +1,18 @@
-"""Energies and forces, seven ways: the paper's optimization ladder (Table XV) and one rung more, a function per stage.
+"""Energies and forces, a function per formulation: the paper's optimization ladder (Table XV), and mixed precision.
 
-Every stage takes the same model and batch and returns the gated energy and its forces. Stages marked exact give the
-baseline's numbers up to rounding; branch_skip leaves out the forces of branches that the gate hardly uses.
+Every one takes the same model and batch and returns the gated energy and its forces. All give the baseline's numbers up
+to rounding but branch_skip, which leaves out the forces of branches that the gate hardly uses, and mixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harness.reference.batches import Batch
-from harness.reference.kernels import messages
 from harness.reference.models.foundation import FoundationModel
 
 SKIP_THRESHOLD = 0.01
@@ -100,49 +97,22 @@ def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fuse
         return Prediction(energy.detach(), -gradient(energy, positions))
 
 
-def compiled(*, fused: bool = False) -> Predict:
-    """batched_heads through torch.compile: energy and gradient in one graph, dynamic shapes, inductor."""
-    torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(partial(batched_heads, fused=fused), dynamic=True, fullgraph=True)
+def mixed(
+    model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False
+) -> Prediction:
+    """As batched_heads; low, the same model in single precision, does all but distances and sums.
 
-
-def fused_messages() -> Predict:
-    """As compiled, around PaiNN's messages as one operator that writes no tensor of edges x features.
-
-    What it gives raises build.CannotBuild without a compiler, and NoSuchKernel for another model or device.
+    Geometry, sums over atoms, reference energies, and the sums over edges that make forces are in the batch's own type.
     """
-    run = compiled(fused=True)
-
-    def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        messages.check(model.config.backbone, batch.positions.device)
-        messages.load(batch.positions.device)
-        return run(model, batch, weights)
-
-    return predict
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One rung: how it is made, whether it must agree with the baseline to rounding, and whether it is compiled.
-
-    Compiled code may be not to be had; its arithmetic is hidden from counters.
-    """
-
-    name: str
-    make: Callable[[], Predict]
-    exact: bool = True
-    compiled: bool = False
-
-
-LADDER: tuple[Stage, ...] = (
-    Stage("baseline", lambda: baseline),
-    Stage("encoder_reuse", lambda: encoder_reuse),
-    Stage("branch_skip", lambda: branch_skip, exact=False),
-    Stage("fused_gradient", lambda: fused_gradient),
-    Stage("batched_heads", lambda: batched_heads),
-    Stage("torch_compile", compiled, compiled=True),
-    Stage("fused_messages", fused_messages, compiled=True),
-)
+    with torch.enable_grad():
+        positions = batch.positions.detach().requires_grad_()
+        coarse = batch.to(positions.device, torch.float32)
+        vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
+        s = low.features(coarse, vector.float(), fused=fused).to(positions.dtype)
+        pooled = s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
+        beyond = low.beyond_references(pooled.float(), coarse).to(positions.dtype)
+        energy = (weights * (beyond + batch.composition @ model.reference_energy.T)).sum(-1)
+        return Prediction(energy.detach(), -gradient(energy, positions))
 
 
 def stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import prod
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], object]
+REPEATS = 7
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 def seconds(call: Call, device: torch.device) -> float:
@@ -29,11 +30,12 @@ def seconds(call: Call, device: torch.device) -> float:
 
 def peak_bytes(call: Call, device: torch.device) -> int:
     """Most memory that tensors allocated during one call held at once, above what was held before it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.reset_peak_memory_stats(device)
+        before = module.memory_allocated(device)
         call()
-        return torch.cuda.max_memory_allocated(device) - before
+        return int(module.max_memory_allocated(device) - before)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     held = peak = 0
@@ -45,44 +47,61 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     return peak
 
 
-def matrix_flops(call: Call) -> int:
-    """Floating-point operations of the matrix products in one uncompiled call (2 per multiply-add)."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return int(counter.get_total_flops())
+def product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
+    """Measured here and now: a product [m, k] [k, n], or b of them for sizes (b, m, k, n)."""
+    *stack, m, k, n = sizes
+    a, b = (torch.randn(*stack, *s, dtype=dtype, device=device) for s in ((m, k), (k, n)))
+    out = torch.empty(*stack, m, n, dtype=dtype, device=device)
+    product = median(seconds(lambda: torch.matmul(a, b, out=out), device) for _ in range(REPEATS))
+    return 2 * prod(sizes) / product / 1e9
 
 
-def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Measured here and now: a 1,024-square matrix product in GFLOP/s, and a 64 MB copy in GB/s (read + write)."""
-    a = torch.randn(1024, 1024, dtype=dtype, device=device)
-    out = torch.empty_like(a)
-    source = torch.zeros(64 * 2**20 // a.element_size(), dtype=dtype, device=device)
+def copy_gb_per_s(device: torch.device) -> float:
+    """Measured here and now: a copy of 64 MiB, read and write counted."""
+    source = torch.zeros(64 * 2**20, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    product = median(seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(7))
-    copy = median(seconds(lambda: target.copy_(source), device) for _ in range(7))
-    return {
-        "matrix_product_gflop_per_s": 2 * 1024**3 / product / 1e9,
-        "copy_gb_per_s": 2 * source.nbytes / copy / 1e9,
-    }
+    return 2 * source.nbytes / median(seconds(lambda: target.copy_(source), device) for _ in range(REPEATS)) / 1e9
 
 
-def hot_spots(call: Call, device: torch.device, rows: int = 12) -> list[dict[str, object]]:
-    """Where the time of one call goes: the operations with the most time of their own, in ms."""
+# A group, and what the names of its operations hold; the first that fits. What fits nowhere is the framework's own.
+GROUPS: tuple[tuple[str, str], ...] = (
+    ("messages", "gfm_harness messages_ filter_"),
+    ("batched products (heads)", "bmm batched _bgemm"),
+    ("matrix products", "::mm addmm gemm cutlass cublas Cijk xmma linear"),
+    ("element-wise and sums, compiled", "_fused_ triton_"),
+    ("copies and filling", "copy fill_ zero_ cat pad clone empty memcpy memset Memcpy Memset"),
+    ("gather and scatter", "index scatter gather embedding"),
+    ("element-wise and sums", "mul add sub div sum sqrt sin cos silu norm elementwise reduce"),
+)
+FRAMEWORK = "framework"
+
+
+def group_of(operation: str) -> str:
+    """What kind of work an operation of a profile is."""
+    return next((group for group, words in GROUPS if any(w in operation for w in words.split())), FRAMEWORK)
+
+
+def hot_spots(call: Call, device: torch.device, rows: int = 12) -> dict[str, list[dict[str, object]]]:
+    """Where the time of one call goes: by group, and the operations with the most time of their own, in ms."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    if device.type in ("cuda", "xpu"):
+        activities.append(getattr(torch.profiler.ProfilerActivity, device.type.upper()))
     with torch.profiler.profile(activities=activities) as profile:
         call()
         synchronize(device)
-    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    averages = sorted(profile.key_averages(), key=lambda e: -getattr(e, own))
-    total = sum(getattr(e, own) for e in averages)
-    return [
-        {
-            "operation": e.key[:60],
-            "calls": e.count,
-            "ms": round(getattr(e, own) / 1e3, 3),
-            "share": round(getattr(e, own) / total, 4) if total else 0.0,
-        }
-        for e in averages[:rows]
-    ]
+    own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    found = sorted(((e.key, e.count, getattr(e, own) / 1e3) for e in profile.key_averages()), key=lambda e: -e[2])
+    total = sum(ms for *_, ms in found) or 1.0
+    of_group: dict[str, float] = {}
+    for name, _, ms in found:
+        of_group[group_of(name)] = of_group.get(group_of(name), 0.0) + ms
+    return {
+        "groups": [
+            {"group": group, "ms": round(ms, 3), "share": round(ms / total, 4)}
+            for group, ms in sorted(of_group.items(), key=lambda item: -item[1])
+        ],
+        "rows": [
+            {"operation": name[:60], "calls": calls, "ms": round(ms, 3), "share": round(ms / total, 4)}
+            for name, calls, ms in found[:rows]
+        ],
+    }

@@ -58,7 +58,7 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
             label = f"here, {precision.upper()}"
             _bars(axes, place, width, own["speedup"].tolist(), span, label, OUR_COLOURS[precision])
             _crosses(axes, own, (place + 0.5) * width)
-        axes.set_xticks(np.arange(len(stages)) + 0.425, [s.replace("_", " ") for s in stages])
+        axes.set_xticks(np.arange(len(stages)) + 0.425, [s.replace("_", "\n") for s in stages])
         axes.set_yscale("log")
         axes.set_ylabel("speed-up over own baseline (x)")
         axes.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)
@@ -66,8 +66,8 @@ def ladder_bars(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
         n = int(counts.min()) if len(counts) else 0
         caption = (
             f"Cumulative speed-up, {rows['model'].iloc[0]}, {rows['workload'].iloc[0]} workload: median of paired"
-            f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads and fused messages. A"
-            " cross marks a stage that is wrong or did not run."
+            f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads and for what comes after"
+            " torch compile. A cross marks a stage that is wrong or did not run."
         )
         return kept(figure, folder, name, caption)
 

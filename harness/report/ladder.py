@@ -14,7 +14,9 @@ from harness.parameters import StageName
 from harness.report.blocks import Section, View, interval, number
 from harness.report.cost import with_costs
 from harness.report.figures import ladder_bars
+from harness.report.ladder_work import profile_views, work_view
 from harness.report.paper import Paper
+from harness.report.roofline import roofline
 
 STAGES = list(get_args(StageName))
 # What the load average may exceed the threads by before the report speaks of it.
@@ -27,9 +29,11 @@ def ladder_section(rows: pd.DataFrame, records: list[Record], paper: Paper, figu
     slug = f"{first['suite']}-{first['workload']}-{first['experiment']}"
     views = [beside_paper(rows, paper)]
     for precision, own in rows.groupby("precision", sort=False):
-        views.append(details(str(precision), own))
-    views += [v for r in records for v in [profile_view(r)] if v is not None]
+        views += [details(str(precision), own), work_view(str(precision), own)]
+    views += [v for r in records for v in profile_views(r)]
     drawn = [ladder_bars(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
+    if rows["share_of_attainable"].notna().any():
+        drawn.append(roofline(rows, records, figures, f"{slug}-roofline"))
     return Section(f"Ladder: {first['model']}, {first['workload']} workload", slug, notes(records), drawn, views)
 
 
@@ -72,8 +76,7 @@ def details(precision: str, rows: pd.DataFrame) -> View:
     """Everything measured of one case, with intervals and errors."""
     columns = [
         "stage", "verdict", "structures/s [interval]", "speed-up [interval]", "end to end, structures/s [interval]",
-        "max |dE| (eV/atom)", "max |dF| (eV/\N{ANGSTROM SIGN})", "max |dF| / largest force", "peak memory (MiB)",
-        "matrix GFLOP/batch", "matrix GFLOP/s", "of matrix peak", "first call (s)", "n",
+        "max |dE| (eV/atom)", "max |dF| (eV/\N{ANGSTROM SIGN})", "max |dF| / largest force", "first call (s)", "n",
     ]  # fmt: skip
     body = [
         [
@@ -85,10 +88,6 @@ def details(precision: str, rows: pd.DataFrame) -> View:
             number(r["max_energy_error_ev_per_atom"], ".1e"),
             number(r["max_force_error_ev_per_a"], ".1e"),
             number(r["force_error_relative"], ".1e"),
-            number(r["peak_bytes"] / 2**20, ".0f"),
-            number(r["matrix_gflop"]),
-            number(r["matrix_gflop_per_s"]),
-            number(100 * r["share_of_matrix_peak"], ".0f") + ("%" if r["share_of_matrix_peak"] > 0 else ""),
             number(r["first_call_s"], ".1f"),
             str(r["samples"]),
         ]
@@ -103,7 +102,7 @@ def details(precision: str, rows: pd.DataFrame) -> View:
         f" {number(first['edges'], '.0f')} edges. Medians over rounds of all batches with order-statistic"
         f" intervals ({number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups from pairs of"
         f" the same round. An exact stage is ok within {TOLERANCE[precision]:g} of the largest force and energy. End to"
-        f" end adds neighbour lists, collation and transfer. Matrix products only are counted as arithmetic.{state}"
+        f" end adds neighbour lists, collation and transfer.{state}"
     )
     return with_costs(View(f"{precision.upper()} in detail", columns, body, note), rows)
 
@@ -143,19 +142,6 @@ def notes(records: list[Record]) -> list[str]:
             )
         return said
     return ["No complete case."]
-
-
-def profile_view(record: Record) -> View | None:
-    """Where the last stage spends its time."""
-    if record.profile is None:
-        return None
-    rows = [
-        [r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{100 * r['share']:.1f}%"] for r in record.profile["rows"]
-    ]
-    precision = record.case["parameters"]["precision"].upper()
-    title = f"Where the time of {record.profile['stage'].replace('_', ' ')} goes, {precision}"
-    note = "One profiled call; own time. Compiled element-wise and gather/scatter kernels show as CompiledFxGraph."
-    return View(title, ["operation", "calls", "ms", "share"], rows, note)
 
 
 def model_section(records: list[Record]) -> Section | None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_4-67ffea3b
+#SBATCH --job-name=scaling-weak-nodes_4-bc71aa6b
 #SBATCH --nodes=8
 #SBATCH --time=00:22:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_4-67ffea3b.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_4-bc71aa6b.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --account=abc123
@@ -10,16 +10,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on A Slurm cluster:
-#   scaling-weak-nodes_4 (id 915be20bf0a35bec): 4 nodes x 2 ranks, 10 min at most
-#   scaling-weak-nodes_8 (id 64a47b9ece2d159a): 8 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_4 (id ef7f520374fd8d2e): 4 nodes x 2 ranks, 10 min at most
+#   scaling-weak-nodes_8 (id c9f02b1edc61ef4a): 8 nodes x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system slurm`.
-# By hand: `sbatch jobs/scaling-weak-nodes_4-67ffea3b.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_4-bc71aa6b.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_4-67ffea3b
+job=scaling-weak-nodes_4-bc71aa6b
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
@@ -30,6 +30,9 @@ worst=0
 cd "$campaign"
 
 export OMP_NUM_THREADS=1
+export MALLOC_MMAP_MAX_=0
+export MALLOC_TRIM_THRESHOLD_=1000000000000
+export MALLOC_TOP_PAD_=268435456
 export PYTHONNOUSERSITE=1
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
@@ -135,12 +138,12 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-nodes_4-915be20bf0 '' 4 600 \
+run_case scaling-weak-nodes_4-ef7f520374 '' 4 600 \
     srun --nodes=4 --ntasks=8 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 4)" --kill-on-bad-exit=1 --label \
     "$python" -m harness.reference .
 
-run_case scaling-weak-nodes_8-64a47b9ece '' 8 600 \
+run_case scaling-weak-nodes_8-c9f02b1edc '' 8 600 \
     srun --nodes=8 --ntasks=16 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 8)" --kill-on-bad-exit=1 --label \
     "$python" -m harness.reference .

@@ -11,9 +11,9 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from harness.events import EventLog
-from harness.reference import ladder
 from harness.reference.datasets.files import read_file
 from harness.reference.errors import InputError
+from harness.reference.ladder import program
 
 UNSEEN = Atoms("Fr2", positions=[[0, 0, 0], [3, 0, 0]])
 COINCIDENT = Atoms("H2", positions=[[1, 1, 1], [1, 1, 1]])
@@ -47,7 +47,7 @@ def test_the_ladder_names_the_structure_that_it_cannot_use(tmp_path: Path, bad: 
     write(path, [molecule("H2O"), bad])
     parameters: dict[str, object] = {"workload": "file", "structures": str(path), "precision": "fp64"}
     with pytest.raises(InputError) as caught:
-        ladder.run(parameters | {"checkpoint": "painn-64"}, EventLog(tmp_path / "events.jsonl"), tmp_path)
+        program.run(parameters | {"checkpoint": "painn-64"}, EventLog(tmp_path / "events.jsonl"), tmp_path)
     assert message in str(caught.value)
 
 
@@ -73,5 +73,5 @@ def test_a_file_that_is_no_file_of_structures(tmp_path: Path, content: str | Non
 )
 def test_a_case_edited_by_hand_is_checked_again(tmp_path: Path, parameters: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        ladder.run({"workload": "random", "precision": "fp64"} | parameters, EventLog(tmp_path / "e"), tmp_path)
+        program.run({"workload": "random", "precision": "fp64"} | parameters, EventLog(tmp_path / "e"), tmp_path)
     assert message in str(caught.value)

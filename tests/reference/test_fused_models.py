@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from harness.reference.batches import Batch, collate
 from harness.reference.graphs import neighbour_graph
-from harness.reference.inference import Prediction, baseline, batched_heads, fused_messages
+from harness.reference.inference import Prediction, baseline, batched_heads
 from harness.reference.kernels import messages as kernels
 from harness.reference.kernels.messages import NoSuchKernel
+from harness.reference.ladder.stages import fused_messages
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure
@@ -152,7 +153,7 @@ def test_a_gpu_without_triton_is_told_so(device: str, monkeypatch: pytest.Monkey
 def test_cpus_never_import_triton() -> None:
     script = """
         import sys, torch
-        from harness.reference import inference
+        from harness.reference.ladder import stages
         from harness.reference.kernels import messages
         messages.load(torch.device("cpu"))
         assert not [name for name in sys.modules if name.startswith("harness.reference.kernels.triton")]

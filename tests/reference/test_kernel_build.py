@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.reference import inference
 from harness.reference.kernels import build, messages
 from harness.reference.kernels.build import CannotBuild
+from harness.reference.ladder.stages import fused_messages
 from tests.reference.conftest import batch_of, make_model, molecule
 
 # a library that says in a file that it was loaded
@@ -131,7 +131,7 @@ def test_a_source_that_does_not_compile_says_where(sources: Path) -> None:
 def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "SOURCES", sources)
     model, batch = make_model(), batch_of([molecule(3)])
-    predict = inference.fused_messages()
+    predict = fused_messages()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CannotBuild, match=r"^no C\+\+ compiler 'no-such-compiler'$"):
         predict(model, batch, model.gate(batch.composition))
@@ -142,6 +142,6 @@ def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatc
 
 
 def test_nothing_is_compiled_before_it_is_needed(sources: Path) -> None:
-    script = "import harness.reference.inference as i; [s.make() for s in i.LADDER]"
+    script = "import harness.reference.ladder.stages as i; [s.make() for s in i.LADDER]"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert not (sources.parent / "cache").exists()

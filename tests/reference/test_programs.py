@@ -10,7 +10,7 @@ import pytest
 from harness import events
 from harness.programs import PROGRAMS as KNOWN_TO_SUITES
 from harness.reference import __main__ as program
-from harness.reference import ladder
+from harness.reference.ladder import program as ladder
 
 
 def case(folder: Path, **content: object) -> str:

@@ -84,16 +84,21 @@ class FoundationModel(nn.Module):
                     f"structure {structure.name!r}: atom {atom} is element {number}, which the model has not seen"
                 )
 
-    def encode(self, batch: Batch, positions: Tensor, shift: Tensor, *, fused: bool = False) -> Tensor:
-        """positions [n, 3], shift [e, 3] -> sum over each structure's atoms of s, [g, F].
+    def features(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
+        """vector [e, 3] from receiver to sender -> s [n, F] of each atom, with the products that the precision wants.
 
         fused: messages by the operator of harness.reference.kernels, which PaiNN and PNAEq have.
         """
-        vector = positions[batch.sender] + shift - positions[batch.receiver]
-        kind = self.autocast or torch.get_autocast_dtype(positions.device.type)
-        with torch.autocast(positions.device.type, kind, enabled=self.autocast is not None):
+        device = vector.device.type
+        kind = self.autocast or torch.get_autocast_dtype(device)
+        with torch.autocast(device, kind, enabled=self.autocast is not None):
             s: Tensor = self.encoder(batch, vector, fused=True) if fused else self.encoder(batch, vector)
-        s = s.to(positions.dtype)
+        return s
+
+    def encode(self, batch: Batch, positions: Tensor, shift: Tensor, *, fused: bool = False) -> Tensor:
+        """positions [n, 3], shift [e, 3] -> sum over each structure's atoms of s, [g, F]; fused as in features."""
+        vector = positions[batch.sender] + shift - positions[batch.receiver]
+        s = self.features(batch, vector, fused=fused).to(positions.dtype)
         return s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
 
     def head_energy(self, head: int, pooled: Tensor, batch: Batch) -> Tensor:

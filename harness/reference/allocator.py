@@ -1,0 +1,56 @@
+"""glibc's allocator: as it is by itself, and as it serves large tensors better; switched while the process runs.
+
+By itself it hands a large freed block back to the kernel, which clears every page of the next one anew; on tensors of
+edges that can cost more than the arithmetic. Tuned it keeps what it once had (mallopt(3)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+Mode = Literal["own", "tuned"]
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
+MIB = 1 << 20
+SETTINGS: dict[Mode, dict[int, int]] = {
+    # what glibc's own adjustment ends up with once a block of 32 MiB or more has been freed
+    "own": {TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8, MMAP_THRESHOLD: 32 * MIB, MMAP_MAX: 65536},
+    # -1: nothing is ever handed back; no block comes from the kernel alone
+    "tuned": {TRIM_THRESHOLD: -1, TOP_PAD: 256 * MIB, MMAP_MAX: 0},
+}
+OTHERS = ("jemalloc", "tcmalloc", "mimalloc", "hoard")
+
+
+class NotGlibc(RuntimeError):
+    """This process has another allocator; the message names it."""
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library; raises NotGlibc where these settings would change nothing."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        maps = ""
+    preloaded = next((o for o in OTHERS if f"lib{o}" in maps), None)
+    if preloaded:
+        raise NotGlibc(f"tensors come from {preloaded}, not from glibc's allocator")
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        raise NotGlibc("no glibc, whose allocator is meant")
+    return library
+
+
+def use(mode: Mode) -> None:
+    """Let the allocator work that way from now on; what it has kept goes back where it is on its own.
+
+    Raises NotGlibc.
+    """
+    library = _glibc()
+    for name, value in SETTINGS[mode].items():
+        library.mallopt(name, value)
+    if mode == "own":
+        library.malloc_trim(0)

@@ -1,0 +1,133 @@
+"""The program: warm every stage up, then time them in turn, round after round, each over all batches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from harness.events import EventLog
+from harness.reference import measure, merit
+from harness.reference.batches import Batch
+from harness.reference.errors import InputError
+from harness.reference.inference import Prediction
+from harness.reference.ladder.batching import batched
+from harness.reference.ladder.ceilings import ceilings
+from harness.reference.ladder.config import LadderConfig, configure
+from harness.reference.ladder.facts import describe
+from harness.reference.ladder.rungs import Rung, allow, climb
+from harness.reference.ladder.workload import make_model, prepare
+from harness.reference.memory import free_bytes
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.padding import shape_of
+from harness.reference.precision import precision
+from harness.reference.structures import Structure
+
+
+def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
+    """The program."""
+    config = configure(parameters)
+    device = torch.device(config.device)
+    model, about = make_model(config)
+    log.fact("model", about)
+    model = precision(config.precision).of(model).to(device)
+    groups = batched(config, model, log)
+    batches = [prepare(group, model, config)[0] for group in groups]
+    describe(batches, model, config, log)
+    rungs, kinds = [], set()
+    for k, stage in enumerate(config.climbed):
+        log.write("progress", done=k, total=len(config.stages) * (config.rounds + 1), what=f"warm-up: {stage.name}")
+        made = climb(stage, model, batches, log)
+        if made is not None:
+            rungs.append(made)
+            kinds |= made.work.kinds
+    if not rungs:
+        raise InputError("none of the stages can run here")
+    dtype = precision(config.precision).dtype
+    log.fact("ceilings", ceilings(shape_of(batches[0]), model.config, kinds, dtype, device))
+    log.fact("free_bytes", free_bytes(device))
+    for number in range(config.rounds):
+        one_round(number, rungs, groups, model, config, log)
+    for rung in rungs:
+        if filled := rung.padding():
+            log.write("padding", stage=rung.stage.name, **filled)
+    last, batch = rungs[-1], batches[0]
+    log.write("profile", stage=last.stage.name, **measure.hot_spots(lambda: last(model, batch), device))
+
+
+def one_round(
+    number: int,
+    rungs: Sequence[Rung],
+    groups: Sequence[Sequence[Structure]],
+    model: FoundationModel,
+    config: LadderConfig,
+    log: EventLog,
+) -> None:
+    """Every stage once on every batch, starting with another stage each round; samples follow each batch."""
+    device = torch.device(config.device)
+    start = number % len(rungs)
+    total = len(rungs) * (config.rounds + 1)
+    log.write("progress", done=len(rungs) * (number + 1), total=total, what=f"round {number + 1}")
+    for index, group in enumerate(groups):
+        timed: dict[str, tuple[float, float]] = {}
+        outputs: dict[str, Prediction] = {}
+        load = os.getloadavg()[0]
+        batch, prepared = prepare(group, model, config)
+        for before, rung in pairwise([rungs[start - 1], *rungs[start:], *rungs[:start]]):
+            settle(before, rung, rungs, device)
+            device_s = measure.seconds(partial(keep, outputs, rung, model, batch), device)
+            timed[rung.stage.name] = device_s, time.time()
+            merit.post("structures_per_s", len(group) / device_s)
+        reference = outputs.get("baseline")
+        for name, (device_s, ended_s) in timed.items():
+            errors = difference(outputs[name], reference, batch) if reference is not None else {}
+            log.write(
+                "sample",
+                stage=name,
+                round=number,
+                batch=index,
+                structures=len(group),
+                device_s=device_s,
+                ended_s=round(ended_s, 6),
+                load_1min=load,
+                energy_dtype=str(outputs[name].energy.dtype),
+                force_dtype=str(outputs[name].forces.dtype),
+                **prepared,
+                **errors,
+            )
+
+
+def settle(before: Rung, rung: Rung, rungs: Sequence[Rung], device: torch.device) -> None:
+    """Change the allocator to what the stage wants, if it is another; what it keeps for later calls it then has.
+
+    It does not get it by a call of the stage: that would also find its way into caches, which no other stage has.
+    """
+    if before.stage.tuned == rung.stage.tuned or device.type != "cpu":
+        return
+    allow(rung.stage, device)
+    if rung.stage.tuned:
+        torch.zeros(max(r.peak_bytes for r in rungs if r.stage.tuned), dtype=torch.uint8)
+
+
+def keep(outputs: dict[str, Prediction], rung: Rung, model: FoundationModel, batch: Batch) -> None:
+    """Run a stage and keep what it gives."""
+    outputs[rung.stage.name] = rung(model, batch)
+
+
+def difference(got: Prediction, expected: Prediction, batch: Batch) -> dict[str, object]:
+    """Largest errors of a prediction and the scales they are to be held against; only finite=False if it is not."""
+    if not all(bool(t.isfinite().all()) for t in (*got, *expected)):
+        return {"finite": False}
+    energy_error = ((got.energy - expected.energy).double().abs() / batch.atoms.double()).max()
+    return {
+        "finite": True,
+        "energy_error_ev_per_atom": float(energy_error),
+        "force_error_ev_per_a": float((got.forces - expected.forces).double().abs().max()),
+        "energy_scale_ev_per_atom": float((expected.energy.double().abs() / batch.atoms.double()).max()),
+        "force_scale_ev_per_a": float(expected.forces.double().abs().max()),
+    }

@@ -1,0 +1,90 @@
+"""A stage at work, and what is to be known of it before it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from harness.events import EventLog
+from harness.reference import allocator, measure
+from harness.reference.batches import Batch
+from harness.reference.inference import Predict, Prediction
+from harness.reference.ladder.stages import Stage, StaticGraphs
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.work import Work, compiled_bytes, name_of, work
+
+
+@dataclass
+class Rung:
+    """A stage at work; work and peak_bytes: of one call on the first batch."""
+
+    stage: Stage
+    predict: Predict
+    work: Work = field(default_factory=Work)
+    peak_bytes: int = 0
+
+    def __call__(self, model: FoundationModel, batch: Batch) -> Prediction:
+        """Gate and stage, as timed."""
+        return self.predict(model, batch, model.gate(batch.composition))
+
+    def padding(self) -> dict[str, object] | None:
+        """What filling up to static shapes has cost so far."""
+        return self.predict.buckets.about() if isinstance(self.predict, StaticGraphs) else None
+
+
+def climb(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: EventLog) -> Rung | None:
+    """Make a stage, take first calls, arithmetic and memory on record, untimed; leave the allocator as it wants it.
+
+    None, with the reason on record, if it is not to be had here; an error of an uncompiled stage is the case's.
+    """
+    rung = Rung(stage, stage.predict())
+    try:
+        allow(stage, batches[0].head.device)
+        _warm_up(rung, model, batches, log)
+    except (RuntimeError, ImportError, OSError) as error:
+        if stage.compiled is None:
+            raise
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        log.write("unavailable", stage=stage.name, reason=reason.strip()[:300])
+        return None
+    return rung
+
+
+def allow(stage: Stage, device: torch.device) -> None:
+    """Set the allocator as the stage wants it.
+
+    Raises RuntimeError if that is what the stage is about, and it cannot be; others make do with what there is.
+    """
+    try:
+        if device.type != "cpu":
+            raise allocator.NotGlibc(f"memory on {device.type} is managed by torch itself")
+        allocator.use("tuned" if stage.tuned else "own")
+    except allocator.NotGlibc:
+        if stage.name == "tuned_allocator":
+            raise
+
+
+def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: EventLog) -> None:
+    first = batches[0]
+    device = first.head.device
+    began = time.perf_counter()
+    moved = compiled_bytes(lambda: rung(model, first))
+    measure.synchronize(device)
+    first_s = time.perf_counter() - began
+    for batch in batches[1:] if rung.stage.compiled else []:
+        rung(model, batch)
+    plain = Rung(rung.stage, rung.stage.plainly())
+    rung.work = work(lambda: plain(model, first), len(first.receiver), len(first.head))
+    rung.peak_bytes = measure.peak_bytes(lambda: rung(model, first), device)
+    log.write(
+        "warm_up",
+        stage=rung.stage.name,
+        first_s=first_s,
+        matrix_flops=rung.work.matrix_flops,
+        flops=[{"of": of, "dtype": name_of(dtype), "flops": n} for (of, dtype), n in rung.work.flops.items()],
+        bytes=moved if rung.stage.compiled else rung.work.bytes,
+        peak_bytes=rung.peak_bytes,
+    )

@@ -1,0 +1,111 @@
+"""The ladder's program: what it leaves on record, and a batch that free memory decides on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import events
+from harness.events import EventLog
+from harness.reference import allocator
+from harness.reference.inference import baseline
+from harness.reference.ladder import batching, program
+from harness.reference.ladder.config import configure
+from harness.reference.ladder.rungs import Rung, allow
+from harness.reference.ladder.stages import LADDER, Stage
+from harness.reference.ladder.workload import prepare
+from harness.reference.measure import peak_bytes
+from tests.reference.conftest import make_model
+
+SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 4, "readout": "sum"}
+CASE: dict[str, Any] = {
+    "workload": "random", "precision": "fp64", "model": SIZES, "stages": ["baseline", "batched_heads"], "batch_size": 2,
+    "rounds": 2, "atoms": [2, 6],
+}  # fmt: skip
+
+
+def run(folder: Path, **parameters: Any) -> list[events.Event]:
+    program.run(CASE | parameters, EventLog(folder / "events.jsonl"), folder)
+    return list(events.read(folder / "events.jsonl"))
+
+
+def facts(lines: list[events.Event]) -> dict[str, Any]:
+    return {e["name"]: e["value"] for e in lines if e["event"] == "fact"}
+
+
+def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> None:
+    lines = run(tmp_path)
+    found = facts(lines)
+    warm = [e for e in lines if e["event"] == "warm_up"]
+    assert [e["stage"] for e in warm] == CASE["stages"]
+    assert all(e["bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
+    ceilings = {(p["of"], p["dtype"]) for p in found["ceilings"]["products"]}
+    total = sum(f["flops"] for e in warm for f in e["flops"])
+    assert all((f["of"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
+    assert found["free_bytes"] > 0
+    (profile,) = [e for e in lines if e["event"] == "profile"]
+    assert sum(g["share"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
+
+
+def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 8 << 20
+    monkeypatch.setattr(batching, "free_bytes", lambda _: free)
+    lines = run(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
+    chosen = facts(lines)["batch_size"]
+    assert chosen["free_bytes"] == free
+    assert chosen["chosen"] > 4 * chosen["probe_structures"]
+    (warm,) = [e for e in lines if e["event"] == "warm_up"]
+    assert 0.3 * free < warm["peak_bytes"] < free
+    assert {e["structures"] for e in lines if e["event"] == "sample"} == {chosen["chosen"]}
+
+
+def test_the_hungriest_stage_decides() -> None:
+    config = configure(CASE | {"batch_size": "auto", "stages": ["baseline", "encoder_reuse"]})
+    model = make_model()
+    batch, _ = prepare(batching.make_structures(config, batching.PROBE), model, config)
+    weights = model.gate(batch.composition)
+    peaks = [peak_bytes(lambda s=s: s.plainly()(model, batch, weights), torch.device("cpu")) for s in config.climbed]  # type: ignore[misc]
+
+    class Log:
+        def fact(self, name: str, value: dict[str, Any]) -> None:
+            assert value["probe_peak_bytes"] == pytest.approx(max(peaks), rel=0.01)
+
+    assert batching.chosen(config, model, Log()) >= 1  # type: ignore[arg-type]
+
+
+def test_the_allocator_is_each_stages_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order, which differs from round to round; the environment's settings are overruled."""
+    modes: list[str] = []
+    monkeypatch.setattr(allocator, "use", modes.append)
+    rungs = [
+        Rung(Stage(str(k), lambda _: baseline, tuned=tuned), baseline)
+        for k, tuned in enumerate([False, False, True, True])
+    ]
+    for start in range(4):
+        order = [rungs[start - 1], *rungs[start:], *rungs[:start]]
+        mode = "tuned" if order[0].stage.tuned else "own"
+        for before, rung in pairwise(order):
+            modes.clear()
+            program.settle(before, rung, rungs, torch.device("cpu"))
+            mode = modes[-1] if modes else mode
+            assert mode == ("tuned" if rung.stage.tuned else "own")
+
+
+def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: str) -> None:
+        raise allocator.NotGlibc("no glibc")
+
+    monkeypatch.setattr(allocator, "use", none)
+    for stage in LADDER:
+        if stage.name == "tuned_allocator":
+            with pytest.raises(RuntimeError, match="no glibc"):
+                allow(stage, torch.device("cpu"))
+        else:
+            allow(stage, torch.device("cpu"))
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="memory on cuda is managed by torch itself"):
+        allow(next(s for s in LADDER if s.name == "tuned_allocator"), torch.device("cuda"))

@@ -8,6 +8,7 @@ without torch does: .nox/plan. Words after `--` go to the harness or to pytest.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ nox.options.sessions = ["tests"]
 ROOT = Path(__file__).parent
 SHARED, PLAN = (ROOT / ".nox" / name for name in ("shared", "plan"))
 EXTRAS = {SHARED: "[reference,mpi,dev]", PLAN: ""}
+# What the kernels for GPUs are tested with where there is none: by interpretation, and compiled but not run.
+TRITON = "triton==3.9.0; sys_platform == 'linux'"
 # What `reproduce -- --quick` runs: one case of most suites.
 QUICK = (
     ("ladder", "-n", "random-fp32"),
@@ -47,6 +50,21 @@ def environment(session: nox.Session, folder: Path = SHARED) -> str:
         )  # fmt: skip
         stamp.write_text(digest)
     return str(programs)
+
+
+def triton(session: nox.Session) -> str:
+    """A folder of Triton alone: in the environment it would change what torch compiles for. 1 GB, once."""
+    folder = ROOT / ".nox" / "triton"
+    stamp = folder / "made-from"
+    if not stamp.exists() or stamp.read_text() != TRITON + sys.version:
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run(
+            f"{environment(session)}/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            "--no-deps", "--target", str(folder), TRITON,
+        )  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        stamp.write_text(TRITON + sys.version)
+    return str(folder)
 
 
 def harness(session: nox.Session, *words: str) -> None:
@@ -149,3 +167,5 @@ def tests(session: nox.Session) -> None:
     left_out = [word for path in alone for word in ("--ignore", path)]
     session.run(*pytest, "-n", "2", "--dist", "loadfile", *left_out, env={"OMP_NUM_THREADS": "1"})
     session.run(*pytest, *alone)
+    interpreted = {"PYTHONPATH": triton(session), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    session.run(*pytest, "tests/reference/test_triton.py", env=interpreted)

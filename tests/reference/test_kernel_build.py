@@ -142,6 +142,6 @@ def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatc
 
 
 def test_nothing_is_compiled_before_it_is_needed(sources: Path) -> None:
-    script = "import harness.reference.ladder.stages as i; [s.make() for s in i.LADDER]"
+    script = "import harness.reference.ladder.stages as i; [s.predict() for s in i.LADDER]"
     subprocess.run([sys.executable, "-c", script], check=True)
     assert not (sources.parent / "cache").exists()

@@ -27,12 +27,16 @@ def aggregation(epsilon: float = 1e-8) -> Aggregation:
     return Aggregation(3, epsilon).double()
 
 
+def summed(message: Tensor, receiver: Tensor, atoms: int) -> Tensor:
+    return message.new_zeros(atoms, message.shape[1]).index_add(0, receiver, message)
+
+
 def gathered(messages: list[list[float]], envelopes: list[float], epsilon: float = 1e-8) -> tuple[Tensor, Tensor]:
     """Mean, min, max and std [4, F] and D of one atom that gets these messages."""
     receiver = torch.zeros(len(messages), dtype=torch.long)
     message = torch.tensor(messages, dtype=torch.float64).view(len(messages), 3)
     envelope = torch.tensor(envelopes, dtype=torch.float64).unsqueeze(1)
-    out, degree = aggregation(epsilon).gathered(message, envelope, receiver, 1)
+    out, degree = aggregation(epsilon).gathered(message, summed(message, receiver, 1), envelope, receiver)
     return out.view(4, -1), degree.squeeze()
 
 
@@ -63,20 +67,22 @@ def test_scalers_multiply_the_aggregates_by_the_logarithm_of_the_degree() -> Non
     net = aggregation()
     message, envelope = torch.randn(4, 3).double(), torch.rand(4, 1).double()
     receiver = torch.tensor([0, 0, 0, 1])
-    parts, degree = net.gathered(message, envelope, receiver, 2)
+    given = (message, summed(message, receiver, 2), envelope, receiver)
+    parts, degree = net.gathered(*given)
     expected = []
     for atom in range(2):
         s = math.log(float(degree[atom]) + 1.0) / math.log(TYPICAL_DEGREE + 1.0)
         scaled = torch.cat([parts[atom], parts[atom] * s, parts[atom] / s])
         expected.append(net.mix.weight @ scaled + net.mix.bias)
-    assert torch.allclose(net(message, envelope, receiver, 2), torch.stack(expected), rtol=1e-12)
+    assert torch.allclose(net(*given), torch.stack(expected), rtol=1e-12)
 
 
 def test_an_atom_without_neighbours_gets_finite_zeros_with_finite_slopes() -> None:
     net = Aggregation(3, 1e-8)
     message = torch.zeros(1, 3, requires_grad=True)
     envelope = torch.zeros(1, 1, requires_grad=True)
-    out, degree = net.gathered(message, envelope, torch.tensor([1]), 3)
+    receiver = torch.tensor([1])
+    out, degree = net.gathered(message, summed(message, receiver, 3), envelope, receiver)
     assert torch.equal(degree, torch.ones(3, 1))
     assert torch.equal(out[:, :9], torch.zeros(3, 9))
     assert torch.allclose(out[:, 9:], torch.full((3, 3), 1e-4))
@@ -183,7 +189,8 @@ def test_the_typical_degree_is_saved_with_the_weights_and_exact_in_double() -> N
 def test_second_derivatives_are_finite_in_single_precision_where_extremes_are_zero_of_zero(epsilon: float) -> None:
     net = Aggregation(3, epsilon)
     message = torch.tensor([[-1.0, 0.0, 1e-4], [-0.5, 0.0, -1e-5]], requires_grad=True)
-    out, _ = net.gathered(message, torch.tensor([[0.9], [0.1]]), torch.tensor([0, 0]), 2)
+    receiver = torch.tensor([0, 0])
+    out, _ = net.gathered(message, summed(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
     slope = torch.autograd.grad(100.0 * out.sum(), message, create_graph=True)[0]
     bend = torch.autograd.grad(100.0 * slope.sum(), message)[0]
     assert slope.isfinite().all()

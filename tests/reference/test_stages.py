@@ -55,7 +55,7 @@ def check(stage: Stage, predict: Predict, batch: Batch) -> None:
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
 @pytest.mark.parametrize("stage", LADDER, ids=lambda s: s.name)
 def test_stages_agree_with_the_baseline(stage: Stage, dtype: torch.dtype, batch: Batch) -> None:
-    messages.load()
+    messages.load(torch.device("cpu"))
     check(stage, stage.plainly(), batch.to("cpu", dtype))
 
 
@@ -83,7 +83,7 @@ def test_a_static_stage_compiles_each_shape_once(batch: Batch) -> None:
 def test_tf32_is_of_gpus(batch: Batch) -> None:
     predict = mixed_precision(uncompiled, "tf32")
     model = make_model()
-    messages.load()
+    messages.load(torch.device("cpu"))
     with pytest.raises(NotHere, match="cpu has no TF32"):
         predict(model, batch, model.gate(batch.composition))
 

@@ -57,7 +57,7 @@ def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
     model = make_model()
     batch = batch_of([molecule(), crystal()])
     weights = model.gate(batch.composition)
-    messages.load()
+    messages.load(torch.device("cpu"))
     counted = {
         s.name: work(lambda s=s: s.plainly()(model, batch, weights), len(batch.receiver), 2)  # type: ignore[misc]
         for s in LADDER

@@ -1,1 +1,1 @@
-"""Operators of our own for CPUs: C++ that is compiled on first use, and what torch must know of it."""
+"""Operators of our own, for CPUs in C++ and for GPUs in Triton, compiled on first use; what torch must know of them."""

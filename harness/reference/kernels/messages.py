@@ -5,11 +5,12 @@ some direction is the gradient of messages with one argument replaced by its dir
 serve every order: forces, and losses of forces.
 
 n atoms, e edges, F width, C columns of radial, P parts: 3, or 2 without v. phi [n, P F], v [3, n, F] or None, radial
-[e, C], weight [C, P F], unit [e, 3], receiver and sender [e]; see painn/kernels.h.
+[e, C], weight [C, P F], unit [e, 3], receiver and sender [e]. What runs them: painn/kernels.h, triton_kernels.py.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from torch import Tensor
 from harness.reference.kernels import build
 
 SOURCES = Path(__file__).with_name("painn")
+BACKBONES = ("painn", "pnaeq")
+GPUS = ("cuda", "xpu")  # as torch calls them: cuda is AMD's too
 INPUTS = "Tensor phi, Tensor? v, Tensor radial, Tensor weight, Tensor unit, Tensor receiver, Tensor sender"
 UNWEIGHTED = "Tensor phi, Tensor? v, Tensor radial, Tensor unit, Tensor receiver, Tensor sender"
 SCHEMAS = {
@@ -38,15 +41,33 @@ class NoSuchKernel(RuntimeError):
 
 def check(backbone: str, device: torch.device) -> None:
     """Raise NoSuchKernel for what the operators are not made for."""
-    if backbone != "painn":
-        raise NoSuchKernel(f"only painn has fused messages, not {backbone}")
-    if device.type != "cpu":
-        raise NoSuchKernel(f"fused messages are for CPUs, not {device.type}")
+    if backbone not in BACKBONES:
+        raise NoSuchKernel(f"only {' and '.join(BACKBONES)} have fused messages, not {backbone}")
+    if device.type not in ("cpu", *GPUS):
+        raise NoSuchKernel(f"fused messages are for CPUs, and for GPUs that Triton knows, not for {device.type}")
 
 
-def load() -> None:
-    """Have the operators ready, which takes a compiler the first time; raises build.CannotBuild."""
-    build.load(SOURCES)
+def load(device: torch.device) -> None:
+    """Have the operators ready on devices of this type.
+
+    On CPUs this takes a compiler the first time, and raises build.CannotBuild; on GPUs Triton compiles them when they
+    are first called. Raises NoSuchKernel without Triton, or where it finds no device.
+    """
+    if device.type == "cpu":
+        build.load(SOURCES)
+    else:
+        _load_triton()
+
+
+@functools.cache
+def _load_triton() -> None:
+    try:
+        from harness.reference.kernels import triton_messages
+
+        triton_messages.find_device()
+    except (ImportError, RuntimeError) as error:
+        raise NoSuchKernel(f"no Triton here: {error}") from error
+    triton_messages.register(GPUS)
 
 
 class Terms(NamedTuple):
@@ -67,7 +88,7 @@ class Terms(NamedTuple):
 
 
 def messages(terms: Terms) -> tuple[Tensor, Tensor]:
-    """What each atom hears: s [n, F], v [3, n, F]. Needs load()."""
+    """What each atom hears: s [n, F], v [3, n, F]. Needs load(device)."""
     return _operators.messages(*terms)
 
 

@@ -71,7 +71,7 @@ def fused_messages(wrap: Wrap = dynamic) -> Predict:
 
     def predict(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         messages.check(model.config.backbone, batch.positions.device)
-        messages.load()
+        messages.load(batch.positions.device)
         return run(model, batch, weights)
 
     return predict
@@ -79,11 +79,12 @@ def fused_messages(wrap: Wrap = dynamic) -> Predict:
 
 def _fused(model: FoundationModel, batch: Batch) -> bool:
     """Whether the messages can be one operator here; raises build.CannotBuild if only a compiler is missing."""
+    device = batch.positions.device
     try:
-        messages.check(model.config.backbone, batch.positions.device)
+        messages.check(model.config.backbone, device)
+        messages.load(device)
     except messages.NoSuchKernel:
         return False
-    messages.load()
     return True
 
 

@@ -87,7 +87,7 @@ class FoundationModel(nn.Module):
     def features(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
         """vector [e, 3] from receiver to sender -> s [n, F] of each atom, with the products that the precision wants.
 
-        fused: messages by the operator of harness.reference.kernels, which not every encoder has.
+        fused: messages by the operator of harness.reference.kernels, which PaiNN and PNAEq have.
         """
         device = vector.device.type
         kind = self.autocast or torch.get_autocast_dtype(device)

@@ -7,19 +7,16 @@ spectra", ICML 2021 (arXiv 2102.03150). Equation numbers are that paper's. F is 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import linear, silu
 
 from harness.reference.batches import Batch
-from harness.reference.kernels.messages import Terms, messages
 from harness.reference.models.condition import Condition, State
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.filters import Edges, columns, filter_weight, filters, fused_messages
 from harness.reference.structures import MAX_ATOMIC_NUMBER
-
-COLUMNS = 8
 
 
 class RadialBasis(nn.Module):
@@ -40,28 +37,6 @@ class RadialBasis(nn.Module):
         return basis, torch.where(r < self.cutoff, envelope, torch.zeros_like(envelope))
 
 
-class Edges(NamedTuple):
-    """What every message needs of the edges.
-
-    sender, receiver [e]; radial [e, C] as of `columns`; unit: x, y and z of the direction to the sender, [e, 1] each.
-    """
-
-    sender: Tensor
-    receiver: Tensor
-    radial: Tensor
-    unit: tuple[Tensor, ...]
-
-
-def columns(basis: Tensor, envelope: Tensor, multiple: int = COLUMNS) -> Tensor:
-    """basis [e, K], envelope [e, 1] -> [basis envelope, envelope, 0 ...] [e, C].
-
-    Its product with the weights and the bias of a filter, one under the other, is the filter with its cutoff. Zeros
-    make C a multiple of eight, for which matrix libraries are up to twice as fast, unless another is asked for.
-    """
-    spare = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % multiple)
-    return torch.cat([basis * envelope, envelope, spare], dim=-1)
-
-
 class Message(nn.Module):
     """Eqs. 7 and 8: what an atom hears from its neighbours.
 
@@ -80,20 +55,11 @@ class Message(nn.Module):
     def filter_weight(self, radial: Tensor, parts: int) -> Tensor:
         """What radial [e, C] is multiplied with for the first parts of W: [C, parts F]."""
         rows = slice(0, parts * self.width)
-        weight = torch.cat([self.filter.weight[rows].T, self.filter.bias[rows].unsqueeze(0)])
-        return pad(weight, (0, 0, 0, radial.shape[1] - weight.shape[0]))
+        return filter_weight(self.filter.weight[rows], self.filter.bias[rows], radial)
 
     def filters(self, radial: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """radial [e, C] -> the first parts of W, [e, F] each, in the type of radial under autocast too."""
-        weight = self.filter_weight(radial, parts)
-        return tuple((radial @ part).to(radial.dtype) for part in weight.split(self.width, dim=1))
-
-    def fused(self, phi: Tensor, v: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor]:
-        """phi [n, 3 F], or [n, 2 F] without v -> what s and v gain."""
-        radial = edges.radial
-        weight = self.filter_weight(radial, 2 if v is None else 3)
-        unit = torch.cat(edges.unit, dim=1)
-        return messages(Terms(phi.to(radial.dtype), v, radial, weight, unit, edges.receiver, edges.sender))
+        """radial [e, C] -> the first parts of W, [e, F] each."""
+        return filters(radial, self.filter_weight(radial, parts).split(self.width, dim=1))
 
     def first(
         self, s: Tensor, table: Tensor, numbers: Tensor, edges: Edges, *, fused: bool = False
@@ -105,7 +71,8 @@ class Message(nn.Module):
         two = 2 * self.width
         phi = linear(silu(self.phi_hidden(table)), self.phi.weight[:two], self.phi.bias[:two])
         if fused:
-            to_s, v = self.fused(phi.index_select(0, numbers), None, edges)
+            of_atoms = phi.index_select(0, numbers)
+            to_s, v = fused_messages(of_atoms, None, self.filter_weight(edges.radial, 2), edges)
             return s + to_s, v
         phi_s, phi_r = phi.split(self.width, dim=-1)
         w_s, w_r = self.filters(edges.radial, 2)
@@ -118,7 +85,7 @@ class Message(nn.Module):
         """s [n, F], v [3, n, F] -> the same with the messages of the neighbours."""
         phi = self.phi(silu(self.phi_hidden(s)))
         if fused:
-            to_s, to_v = self.fused(phi, v, edges)
+            to_s, to_v = fused_messages(phi, v, self.filter_weight(edges.radial, 3), edges)
             return s + to_s, v + to_v
         phi_s, phi_r, phi_v = phi.split(self.width, dim=-1)
         w_s, w_r, w_v = self.filters(edges.radial, 3)
@@ -185,7 +152,7 @@ class PaiNN(nn.Module):
         """vector [e, 3] from receiver to sender in angstrom -> s [n, F]; fused: by one operator a layer's messages."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
-        radial = columns(basis, envelope, 1 if fused else COLUMNS)
+        radial = columns(basis, envelope, fused=fused)
         edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)

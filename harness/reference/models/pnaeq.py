@@ -7,8 +7,6 @@ Cavalleri, Beaini, Lio, Velickovic, "Principal neighbourhood aggregation for gra
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu
@@ -16,19 +14,9 @@ from torch.nn.functional import relu, silu
 from harness.reference.batches import Batch
 from harness.reference.models.condition import Condition, State
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.filters import Edges, columns, filter_weight, filters, fused_messages
 from harness.reference.models.painn import RadialBasis, Update
 from harness.reference.structures import MAX_ATOMIC_NUMBER
-
-
-class Edges(NamedTuple):
-    """sender, receiver [e]; basis [e, K]; envelope [e, 1]; unit: x, y and z of the direction to the sender, [e, 1]."""
-
-    sender: Tensor
-    receiver: Tensor
-    basis: Tensor
-    envelope: Tensor
-    unit: tuple[Tensor, ...]
-
 
 # exp(mean of log(D + 1)) - 1, D as in Aggregation: 5.6 over the shipped sets, 5 angstrom and at most 20 neighbours
 TYPICAL_DEGREE = 5.5
@@ -40,6 +28,7 @@ class Message(nn.Module):
     """PaiNN's eqs. 7 and 8: parts phi and W of the messages for s, along the direction to the sender, and of its v.
 
     Each part is a tensor of its own on edges, as in painn.py. The first layer has no third: there is no v to hear of.
+    fused: what is only summed, by one operator (harness.reference.kernels); messages for s are still had one by one.
     """
 
     def __init__(self, width: int, n_radial: int, parts: int) -> None:
@@ -48,18 +37,29 @@ class Message(nn.Module):
         self.phi = nn.ModuleList(nn.Linear(width, width) for _ in range(parts))
         self.filters = nn.ModuleList(nn.Linear(n_radial, width) for _ in range(parts))
 
-    def forward(self, s: Tensor, v: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """s [n, F], v [3, n, F] -> messages for s [e, F], and v with its messages added."""
+    def filter_weights(self, radial: Tensor) -> tuple[Tensor, ...]:
+        """What radial [e, C] is multiplied with for each part of W: [C, F] each."""
+        parts = [part for part in self.filters if isinstance(part, nn.Linear)]
+        return tuple(filter_weight(part.weight, part.bias, radial) for part in parts)
+
+    def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """s [n, F], v [3, n, F] -> messages for s [e, F], their sums [n, F], and v with its messages added."""
         hidden = silu(self.phi_hidden(s))
-        phi_s, phi_r, *phi_v = (phi(hidden) for phi in self.phi)
-        w_s, w_r, *w_v = (filter_(edges.basis) * edges.envelope for filter_ in self.filters)
-        along = phi_r.index_select(0, edges.sender) * w_r
+        phi = [part(hidden) for part in self.phi]
+        weights = self.filter_weights(edges.radial)
+        if fused:
+            (w_s,) = filters(edges.radial, weights[:1])
+            heard = v if len(phi) == 3 else None
+            summed, new_v = fused_messages(torch.cat(phi, dim=1), heard, torch.cat(weights, dim=1), edges)
+            return phi[0].index_select(0, edges.sender) * w_s, summed, v + new_v
+        w_s, w_r, *w_v = filters(edges.radial, weights)
+        along = phi[1].index_select(0, edges.sender) * w_r
         to_v = [along * u for u in edges.unit]
-        if phi_v:
-            of_v = phi_v[0] * v
-            to_v = [m + w_v[0] * sent.index_select(0, edges.sender) for m, sent in zip(to_v, of_v, strict=True)]
-        new_v = [x.index_add(0, edges.receiver, m) for x, m in zip(v, to_v, strict=True)]
-        return phi_s.index_select(0, edges.sender) * w_s, torch.stack(new_v)
+        if w_v:
+            to_v = [m + w_v[0] * sent.index_select(0, edges.sender) for m, sent in zip(to_v, phi[2] * v, strict=True)]
+        new = [x.index_add(0, edges.receiver, m) for x, m in zip(v, to_v, strict=True)]
+        to_s = phi[0].index_select(0, edges.sender) * w_s
+        return to_s, torch.zeros_like(s).index_add(0, edges.receiver, to_s), torch.stack(new)
 
 
 def powers(m: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,11 +93,11 @@ class Aggregation(nn.Module):
         self.mix = nn.Linear(12 * width, width)
         self.register_buffer("typical_degree", torch.tensor(TYPICAL_DEGREE))
 
-    def gathered(self, message: Tensor, envelope: Tensor, receiver: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
-        """message [e, F], envelope [e, 1] -> mean, min, max, std side by side [atoms, 4F], and D [atoms, 1]."""
+    def gathered(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> tuple[Tensor, Tensor]:
+        """message [e, F], sums [n, F], envelope [e, 1] -> mean, min, max, std side by side [n, 4F], and D [n, 1]."""
 
         def total(x: Tensor) -> Tensor:
-            return x.new_zeros(atoms, x.shape[1]).index_add(0, receiver, x)
+            return x.new_zeros(summed.shape[0], x.shape[1]).index_add(0, receiver, x)
 
         degree = 1.0 + total(envelope)
         weighted = message * envelope
@@ -105,11 +105,11 @@ class Aggregation(nn.Module):
         floor = max(self.epsilon**2, LEAST_FLOOR)
         high, low = (total(fifth) / (total(fourth) + floor) for fourth, fifth in (powers(message), powers(-message)))
         std = torch.sqrt(variance.clamp(min=0.0) + self.epsilon)
-        return torch.cat([total(message) / degree, -low, high, std], dim=-1), degree
+        return torch.cat([summed / degree, -low, high, std], dim=-1), degree
 
-    def forward(self, message: Tensor, envelope: Tensor, receiver: Tensor, atoms: int) -> Tensor:
-        """message [e, F], envelope [e, 1] -> [atoms, F]."""
-        gathered, degree = self.gathered(message, envelope, receiver, atoms)
+    def forward(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> Tensor:
+        """message [e, F], sums [n, F], envelope [e, 1] -> [n, F]."""
+        gathered, degree = self.gathered(message, summed, envelope, receiver)
         scale = torch.log(degree + 1.0) / torch.log(self.typical_degree + 1.0)
         mixed: Tensor = self.mix(torch.cat([gathered, gathered * scale, gathered / scale], dim=-1))
         return mixed
@@ -132,19 +132,20 @@ class PNAEq(nn.Module):
         self.state = State()
         self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
 
-    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]."""
+    def forward(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
+        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]; fused: as of Message."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
-        edges = Edges(batch.sender, batch.receiver, basis, envelope, (vector / r).split(1, dim=1))
+        radial = columns(basis, envelope, fused=fused)
+        edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)
         v = s.new_zeros(3, *s.shape)
         last = len(self.messages) - 1
         layers = zip(self.messages, self.aggregations, self.updates, self.conditions, strict=True)
         for k, (message, aggregate, update, condition) in enumerate(layers):
-            to_s, v = message(s, v, edges)
-            s = s + aggregate(to_s, edges.envelope, edges.receiver, s.shape[0])
+            to_s, summed, v = message(s, v, edges, fused=fused)
+            s = s + aggregate(to_s, summed, envelope, edges.receiver)
             s, v = update(s, v, scalars_only=k == last)
             s = condition(s, state, batch.graph)
         return s

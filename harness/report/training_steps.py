@@ -66,7 +66,7 @@ def _view(precision: str, rows: pd.DataFrame) -> View:
     note = (
         f"{first['device']}, {number(first['threads'], '.0f')} thread(s). Medians over rounds with order-statistic"
         f" intervals ({number(100 * rows['coverage'].max(), '.1f')}% coverage); ratios from pairs of the same round."
-        " The gradient's error is the norm of the difference of all its numbers over the norm of the baseline's; ok within"
-        f" {TOLERANCE[precision]:g}.{state}"
+        " The gradient's error is the norm of the difference of all its numbers over the norm of the baseline's; ok"
+        f" within {TOLERANCE[precision]:g}.{state}"
     )
     return with_costs(View(f"{precision.upper()} training step", columns, body, note), rows)

@@ -103,6 +103,6 @@ def _errors(own: pd.DataFrame, precision: str) -> dict[str, Any]:
         return {"verdict": "WRONG"} | withheld
     errors: dict[str, Any] = {k: float(own[k].max()) for k in ("loss_error", "gradient_error")}
     typed = bool((own["dtype"] == DTYPES.get(precision, DTYPES["fp32"])).all())
-    if typed and max(errors.values()) <= TOLERANCE[precision]:
+    if typed and all(error <= TOLERANCE[precision] for error in errors.values()):
         return errors | {"verdict": "ok"}
     return errors | {"verdict": "WRONG"} | withheld

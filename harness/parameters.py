@@ -19,6 +19,8 @@ StageName = Literal[
     "fused_messages", "static_graphs", "mixed_precision",
 ]  # fmt: skip
 
+StepStageName = Literal["baseline", "torch_compile", "fused_messages"]
+
 
 def without_repeats(words: list[str]) -> list[str]:
     """The list as it is; raises ValueError if a word stands in it twice."""
@@ -117,6 +119,7 @@ class TrainParameters(Strict):
     stop_after: Count | None = None
     validation_limit: Count | None = None
     heads: Literal["replicated", "parallel"] | None = None
+    messages: Literal["plain", "fused"] | None = None
     compile: bool | None = None
     deterministic: bool | None = None
     gate_steps: NotNegative | None = None
@@ -127,6 +130,22 @@ class TrainParameters(Strict):
     timeout_s: Positive | None = None
     minutes: Positive | None = None
     continues: bool | None = None
+
+
+class TrainingStepsParameters(Strict):
+    """Steps of training an untrained model on the random workload, each stage in turn; the update is left out."""
+
+    precision: PrecisionName
+    model: ModelSizes | None = None
+    stages: Annotated[list[StepStageName], AfterValidator(without_repeats)] | None = None
+    batch_size: Count | None = None
+    batches: Count | None = None
+    rounds: Count | None = None
+    atoms: tuple[Count, Count] | None = None
+    max_neighbours: Count | None = None
+    force_weight: Positive | None = None
+    device: Literal["cpu", "cuda", "xpu"] | None = None
+    seed: int | None = None
 
 
 class Network(Strict):

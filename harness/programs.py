@@ -14,12 +14,14 @@ from harness.parameters import (
     LadderParameters,
     PrecisionParameters,
     Strict,
+    TrainingStepsParameters,
     TrainParameters,
 )
 
 PROGRAMS: dict[str, type[Strict]] = {
     "ladder": LadderParameters,
     "train": TrainParameters,
+    "training_steps": TrainingStepsParameters,
     "data_parallel": DataParallelParameters,
     "data": DataParameters,
     "hpo": HpoParameters,

@@ -345,13 +345,14 @@ def test_single_task_runs_alone_make_one_section(tmp_path: Path) -> None:
 def test_another_precision_than_asked_for_is_told(tmp_path: Path, observed: dict[str, Any], held: bool) -> None:
     write_run(
         tmp_path, "run", [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)],
-        observed=observed | {"compiled": False, "why_eager": "no compiler"},
+        observed=observed | {"compiled": False, "why_eager": "no compiler", "why_plain": "no C++ compiler"},
     )  # fmt: skip
     runs = tables(tmp_path)[0].runs
     assert bool(runs["as_asked"].iloc[0]) == held
     said = remarks(runs)
     assert any(text.startswith("WRONG: run was asked for") for text in said) != held
     assert "Not compiled, 1 run: no compiler." in said
+    assert "Plain messages in place of fused ones, 1 run: no C++ compiler." in said
 
 
 def test_runs_of_two_precisions_stand_side_by_side(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
 
 PROGRAMS: dict[str, Callable[[Record], Iterator[Measured]]] = {
     "ladder": _ladder,
+    "training_steps": _ladder,
     "data_parallel": _data_parallel,
     "train": _training,
     "precision": _precision,

@@ -18,6 +18,7 @@ from harness.analysis.projection import projection_table
 from harness.analysis.scaling import scaling_table
 from harness.analysis.screening import ScreeningTables, screening_tables
 from harness.analysis.training import TrainingTables, training_tables
+from harness.analysis.training_steps import training_steps_table
 from harness.analysis.transfer import TransferTables, transfer_tables
 from harness.collect.runs import Record
 from harness.collect.tables import merits_table, samples_table
@@ -32,6 +33,7 @@ class Results:
     samples: pd.DataFrame
     merits: pd.DataFrame
     ladder: pd.DataFrame
+    training_steps: pd.DataFrame
     scaling: pd.DataFrame
     projection: pd.DataFrame
     data: DataTables
@@ -46,7 +48,8 @@ class Results:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name -> table, as they are written."""
-        found = {name: getattr(self, name) for name in ("samples", "merits", "ladder", "scaling", "projection")}
+        alone = ("samples", "merits", "ladder", "training_steps", "scaling", "projection")
+        found = {name: getattr(self, name) for name in alone}
         found |= {name: table for name, table in vars(self.data).items() if isinstance(table, pd.DataFrame)}
         named = {
             "training": self.training,
@@ -74,6 +77,7 @@ def results(records: list[Record]) -> Results:
         samples_table(records),
         merits_table(records),
         _of_pieces(ladder_table(records), costs, "stage", {"folder": "folder", "stage": "name"}),
+        _of_pieces(training_steps_table(records), costs, "stage", {"folder": "folder", "stage": "name"}),
         _of_cases(scaling_table(records), costs),
         projection_table(records),
         data_tables(records),

@@ -64,6 +64,7 @@ def _events(kind: str, unit: str) -> Callable[[Record, str, str], Counted]:
 
 COUNTED: dict[str, Callable[[Record, str, str], Any]] = {
     "ladder": _ladder,
+    "training_steps": _ladder,
     "precision": _precision,
     "train": _training,
     "data_parallel": _data_parallel,

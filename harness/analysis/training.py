@@ -22,8 +22,9 @@ from harness.collect.runs import Record
 RUNS = (
     "campaign", "suite", "system", "case", "id", "experiment", "recipe", "task", "seed", "split_seed", "sets", "data",
     "stand_ins", "judged_heads", "structures", "elements", "backbone", "hidden_dim", "num_conv_layers", "parameters",
-    "precision", "found", "as_asked", "compiled", "why_eager", "epochs", "epochs_done", "steps",
-    "batch_size", "global_batch", "budget", "best_epoch", "validation_loss", "stopped", "resumed", "skipped", "train_s",
+    "precision", "found", "as_asked", "compiled", "why_eager", "messages", "why_plain", "epochs",
+    "epochs_done", "steps", "batch_size", "global_batch", "budget", "best_epoch", "validation_loss", "stopped",
+    "resumed", "skipped", "train_s",
     "graphs_per_s", "waiting", "gate_energy_error_ev_per_atom", "gate_right_branch", "world_size", "device", "threads",
     "torch", "folder",
 )  # fmt: skip
@@ -165,7 +166,8 @@ def _run(record: Record) -> dict[str, Any]:
         "precision": seen.get("requested"),
         "found": _types(seen),
         "as_asked": _as_asked(seen),
-        **{k: seen.get(k) for k in ("compiled", "why_eager", "world_size", "device", "threads", "torch")},
+        **{k: seen.get(k) for k in ("compiled", "why_eager", "why_plain", "world_size", "device", "threads", "torch")},
+        "messages": seen.get("messages", "plain"),
         **{k: workload.get(k) for k in ("split_seed", "epochs", "batch_size")},
         "global_batch": workload.get("global_batch_size"),
         "budget": math.prod(workload.get(k) or 0 for k in ("epochs", "steps_per_epoch", "global_batch_size")),

@@ -24,6 +24,7 @@ TRACEBACK = "traceback.txt"
 PROGRAMS = {
     "ladder": "harness.reference.ladder.program",
     "train": "harness.reference.training",
+    "training_steps": "harness.reference.training_steps.program",
     "data_parallel": "harness.reference.data_parallel",
     "data": "harness.reference.data",
     "hpo": "harness.reference.hpo.search",

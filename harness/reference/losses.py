@@ -51,18 +51,21 @@ def labelled(
     return batch.to("cpu", dtype), Labels(*(t.to(dtype) for t in labels))
 
 
-def own_head(model: FoundationModel, batch: Batch, *, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """Energy beyond the references [g] in eV, and forces [n, 3], of each structure from its own dataset's head."""
+def own_head(model: FoundationModel, batch: Batch, *, create_graph: bool, fused: bool = False) -> tuple[Tensor, Tensor]:
+    """Energy beyond the references [g] in eV, and forces [n, 3], of each structure from its own dataset's head.
+
+    fused: as of FoundationModel.encode.
+    """
     positions = batch.positions if batch.positions.requires_grad else batch.positions.detach().requires_grad_()
-    beyond = model.beyond_references(model.encode(batch, positions, batch.shift), batch)
+    beyond = model.beyond_references(model.encode(batch, positions, batch.shift, fused=fused), batch)
     own = beyond.gather(1, model.place[batch.head].unsqueeze(1)).squeeze(1)
     (slope,) = torch.autograd.grad(own.sum(), positions, create_graph=create_graph)
     return own, -slope
 
 
-def errors(model: FoundationModel, batch: Batch, labels: Labels) -> Errors:
+def errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool = False) -> Errors:
     """The errors of each graph, differentiable; the gradient that makes the forces is part of it."""
-    return compared(*own_head(model, batch, create_graph=True), batch, labels)
+    return compared(*own_head(model, batch, create_graph=True, fused=fused), batch, labels)
 
 
 def compared(energy: Tensor, forces: Tensor, batch: Batch, labels: Labels) -> Errors:
@@ -75,13 +78,13 @@ def compared(energy: Tensor, forces: Tensor, batch: Batch, labels: Labels) -> Er
 class GraphErrors(nn.Module):
     """`errors` as a module, which is what is compiled and what gradients are exchanged for."""
 
-    def __init__(self, model: FoundationModel) -> None:
+    def __init__(self, model: FoundationModel, *, fused: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.fused = model, fused
 
     def forward(self, batch: Batch, labels: Labels) -> Errors:
         """The errors of each graph of a batch."""
-        return errors(self.model, batch, labels)
+        return errors(self.model, batch, labels, fused=self.fused)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ Call = Callable[[], object]
 REPEATS = 7
 
 
+def device_name(device: torch.device) -> str | None:
+    """What an accelerator calls itself."""
+    return None if device.type == "cpu" else str(torch.get_device_module(device).get_device_name(device))
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished what was asked of it."""
     if device.type != "cpu":

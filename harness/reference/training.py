@@ -29,6 +29,7 @@ from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.errors import InputError
 from harness.reference.evaluation import held_out
+from harness.reference.fused import Messages, chosen
 from harness.reference.gating import train_gate
 from harness.reference.head_groups import HeadGroups
 from harness.reference.learning import Learning
@@ -62,7 +63,8 @@ class TrainingConfig:
     scaling. units: errors count in eV and eV/angstrom ("plain", as in the paper), or each head's in what composition
     and zero forces miss on its training set ("head"). heads: on every rank ("replicated"), or only those of the
     rank's own datasets ("parallel", with assigned sampling). balance: ranks get batches of as many
-    atoms instead of as many graphs.
+    atoms instead of as many graphs. messages: of PaiNN, through tensors of edges ("plain") or, on CPUs with a compiler,
+    through one operator ("fused"); elsewhere plain ones run, and the fact `observed` says why.
     validation_limit: structures of each set that are looked at after an epoch. stop_after: epochs without a better
     validation loss. gate_steps: 0 leaves the gate untrained. minutes: after which the run leaves its state and ends,
     one link of a chain; continues: it goes on from the state of the case before it.
@@ -98,6 +100,7 @@ class TrainingConfig:
     stop_after: int | None = None
     validation_limit: int = 64
     heads: Literal["replicated", "parallel"] = "replicated"
+    messages: Messages = "plain"
     compile: bool = True
     deterministic: bool = True
     gate_steps: int = 3000
@@ -183,13 +186,14 @@ def train(
         groups = HeadGroups(feed.sampler.assignment, heads, team)
         model.keep(groups.heads)
     example = next(feed.every(1000, team.device))
-    module, compiled = GraphErrors(model), Compiled(False, "not asked for")
+    of_messages = chosen(config.messages, model.config.backbone, team)
+    module, compiled = GraphErrors(model, fused=of_messages.fused), Compiled(False, "not asked for")
     if config.compile:
         compiled = compiled_errors(module, example)
     described = describe(model, feed, {s: c.datasets for s, c in splits.items()}, asdict(config), team)
     for name, value in described.items():
         log.fact(name, value)
-    log.fact("observed", as_run(model, example[0], compiled, config.precision, team))
+    log.fact("observed", as_run(model, example[0], compiled, of_messages, config.precision, team))
     parameters = [*model.encoder.parameters(), *model.heads.parameters()]
     steps = config.epochs * feed.sampler.steps
     seen = Corpus(

@@ -14,6 +14,7 @@ from harness.reference.compiling import Compiled
 from harness.reference.corpus import Dataset
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.splits import SPLITS
+from harness.reference.fused import Chosen
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.precision import observed
 from harness.reference.steps import Feed
@@ -24,12 +25,18 @@ PASSING = {
     "ahead", "checkpoint_s", "timeout_s", "validation_limit", "gate_steps", "read", "width", "store_backend", "minutes",
     "continues",
 }  # fmt: skip
+# What was the case before there was a choice is not named: states from then go on too.
+UNNAMED = {"messages": "plain"}
 TOLD = ("batch_size", "epochs", "temperature", "seed", "sampling", "split_seed", "units", "heads", "balance")
 
 
 def identity(model: FoundationModel, config: Mapping[str, Any], team: Team) -> dict[str, Any]:
     """What a state on disk must agree with to go on from it."""
-    settled = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k not in PASSING}
+    settled = {
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in config.items()
+        if k not in PASSING and not (k in UNNAMED and v == UNNAMED[k])
+    }
     return settled | {"model": model.config.asdict(), "ranks": team.place.size}
 
 
@@ -69,13 +76,17 @@ def describe(
     }
 
 
-def as_run(model: FoundationModel, example: Batch, compiled: Compiled, requested: str, team: Team) -> dict[str, Any]:
+def as_run(
+    model: FoundationModel, example: Batch, compiled: Compiled, of_messages: Chosen, requested: str, team: Team
+) -> dict[str, Any]:
     """Precision as asked for and as observed in one pass, and what runs it."""
     return {
         "requested": requested,
         **observed(model, example),
         "compiled": compiled.really,
         "why_eager": compiled.why_eager,
+        "messages": of_messages.messages,
+        "why_plain": of_messages.why_plain,
         "world_size": team.place.size,
         "device": str(team.device),
         "threads": torch.get_num_threads(),

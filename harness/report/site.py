@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 
 from harness.analysis.results import Results
+from harness.analysis.training import TrainingTables
 from harness.collect.runs import Record
 from harness.report.ablation import ablation_sections
 from harness.report.blocks import Link, Section
@@ -26,13 +27,14 @@ from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
 from harness.report.screening import screening_sections
 from harness.report.training import training_sections
+from harness.report.training_steps import steps_sections
 from harness.report.transfer import transfer_sections
 
 # Program -> the page on its runs.
 PAGE_OF = {
     "data": "data", "train": "training", "hpo": "search", "data_parallel": "scaling", "precision": "precision",
-    "ladder": "ladder", "transfer": "transfer", "screening": "screening", "hydragnn": "original",
-    "omnistat": "cost",
+    "ladder": "ladder", "training_steps": "ladder", "transfer": "transfer", "screening": "screening",
+    "hydragnn": "original", "omnistat": "cost",
 }  # fmt: skip
 TITLES = {
     "index": "Overview", "data": "Data", "training": "Training", "search": "Hyperparameter search",
@@ -43,10 +45,11 @@ TITLES = {
 # Page -> how the names of its tables begin.
 TABLES = {
     "index": ("merits",), "data": ("datasets", "elements", "distributions", "reading"),
-    "training": ("training_", "ablation_"), "search": ("hpo_",), "scaling": ("scaling", "projection"),
+    "training": (*(f"training_{t.name}" for t in fields(TrainingTables)), "ablation_"),
+    "search": ("hpo_",), "scaling": ("scaling", "projection"),
     "precision": ("precision_",), "transfer": ("transfer_",), "screening": ("screening_",),
-    "ladder": ("ladder", "samples"), "cost": ("cost_",), "original": ("original_",), "regression": ("regression",),
-    "provenance": (),
+    "ladder": ("ladder", "training_steps", "samples"), "cost": ("cost_",),
+    "original": ("original_",), "regression": ("regression",), "provenance": (),
 }  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def pages(found: Results, tracked: Tracked, scores: list[Score], paper: Paper, o
             for _, rows in found.scaling.groupby("campaign", sort=False)
         ],
         "precision": precision_sections(found.precision, figures),
-        "ladder": [*ladder, *present(model_section(records))],
+        "ladder": [*ladder, *steps_sections(found.training_steps), *present(model_section(records))],
         "transfer": transfer_sections(found.transfer, figures),
         "screening": screening_sections(found.screening, figures),
         "cost": cost_sections(found.cost, figures),

@@ -116,6 +116,8 @@ def remarks(runs: pd.DataFrame) -> list[str]:
         said.append(f"WRONG: {r['case']} was asked for {r['precision']} and ran with {r['found']}.")
     for why, own in runs[runs["why_eager"].notna()].groupby("why_eager"):
         said.append(f"Not compiled, {count(len(own), 'run')}: {why}.")
+    for why, own in runs[runs["why_plain"].notna()].groupby("why_plain"):
+        said.append(f"Plain messages in place of fused ones, {count(len(own), 'run')}: {why}.")
     for why, own in runs[runs["stopped"].notna()].groupby("stopped"):
         said.append(f"Ended early, {count(len(own), 'run')}: {why}.")
     resumed = int((runs["resumed"] > 0).sum())
@@ -190,13 +192,13 @@ def errors_view(errors: pd.DataFrame, quantity: Quantity) -> View:
 def runs_view(runs: pd.DataFrame) -> View:
     """How each run was made and how fast it went."""
     columns = [
-        "case", "seed", "asked for", "found", "compiled", "ranks", "device", "batch, all ranks", "epochs", "steps",
-        "best epoch", "validation loss", "time (s)", "graphs/s", "waiting for data",
+        "case", "seed", "asked for", "found", "compiled", "messages", "ranks", "device", "batch, all ranks", "epochs",
+        "steps", "best epoch", "validation loss", "time (s)", "graphs/s", "waiting for data",
     ]  # fmt: skip
     body = [
         [
             r["case"], str(r["seed"]), str(r["precision"]).upper(), r["found"] or DASH,
-            "yes" if r["compiled"] else "no, eager", number(r["world_size"], ".0f"),
+            "yes" if r["compiled"] else "no, eager", r["messages"], number(r["world_size"], ".0f"),
             f"{r['device']}, {number(r['threads'], '.0f')} thread(s)",
             number(r["global_batch"], ",.0f"), f"{r['epochs_done']} of {number(r['epochs'], '.0f')}",
             number(r["steps"], ",.0f"), number(r["best_epoch"], ".0f"), number(r["validation_loss"]),

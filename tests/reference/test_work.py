@@ -50,7 +50,7 @@ def test_the_messages_of_one_operator_count_as_their_loops_are_written() -> None
     for nodes, each in ((True, 12 * columns + 30), (False, 8 * columns + 20)):
         found = arithmetic.messages_backward(to_s, to_v, phi, v, radial, None, unit, end, end, nodes)
         assert found == e * width * each
-    assert set(arithmetic.FLOPS) == set(messages.SCHEMAS)
+    assert set(arithmetic.FLOPS) == {name for name in messages.SCHEMAS if not name.endswith("_second")}
 
 
 def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:

@@ -1,4 +1,4 @@
-"""Floating-point operations of the message operators, as the loops of painn/kernels.h have them."""
+"""Floating-point operations of the message operators of inference, as the loops of painn/kernels.h have them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 The messages are linear in each of phi, v, radial, weight and (in one term) unit. So the derivative of their gradient in
 some direction is the gradient of messages with one argument replaced by its direction, and the same three operators
-serve every order: forces, and losses of forces.
+serve every order. The second derivatives that a loss of forces takes, from which nothing further is derived, have two
+operators of their own, which go over the edges once in place of once a direction.
 
 n atoms, e edges, F width, C columns of radial, P parts: 3, or 2 without v. phi [n, P F], v [3, n, F] or None, radial
 [e, C], weight [C, P F], unit [e, 3], receiver and sender [e]. What runs them: painn/kernels.h, triton_kernels.py.
@@ -25,10 +26,14 @@ BACKBONES = ("painn", "pnaeq")
 GPUS = ("cuda", "xpu")  # as torch calls them: cuda is AMD's too
 INPUTS = "Tensor phi, Tensor? v, Tensor radial, Tensor weight, Tensor unit, Tensor receiver, Tensor sender"
 UNWEIGHTED = "Tensor phi, Tensor? v, Tensor radial, Tensor unit, Tensor receiver, Tensor sender"
+DIRECTIONS = "Tensor? d_phi, Tensor? d_v, Tensor d_radial, Tensor d_unit"
 SCHEMAS = {
     "messages": f"({INPUTS}) -> (Tensor, Tensor)",
     "messages_backward": f"(Tensor to_s, Tensor to_v, {INPUTS}, bool nodes) -> (Tensor, Tensor, Tensor, Tensor)",
+    "messages_second": f"(Tensor to_s, Tensor to_v, {INPUTS}, {DIRECTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "filter_backward": f"(Tensor to_s, Tensor to_v, {UNWEIGHTED}) -> Tensor",
+    "filter_second": f"(Tensor to_s, Tensor to_v, {UNWEIGHTED}, {DIRECTIONS}) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"gfm_harness::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
@@ -147,13 +152,39 @@ def _by_messages(ctx: Any, to_s: Tensor, to_v: Tensor) -> tuple[Tensor | None, .
     return *_gradients(to_s, to_v, Terms(*ctx.saved_tensors), ctx.needs_input_grad[:5]), None, None
 
 
-def _by_messages_backward(ctx: Any, phi: Tensor, v: Tensor, radial: Tensor, unit: Tensor) -> tuple[Tensor | None, ...]:
+def _at_once(
+    to_s: Tensor, to_v: Tensor, terms: Terms, towards: dict[str, Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """As _second, for directions of radial and unit, and of the atoms or not; not to be differentiated."""
+    nodes = "phi" in towards or "v" in towards
+    d_phi = towards.get("phi", torch.zeros_like(terms.phi)) if nodes else None
+    d_v = towards.get("v", torch.zeros_like(terms.v)) if nodes and terms.v is not None else None
+    directions = (d_phi, d_v, towards["radial"], towards["unit"])
+    found: list[Tensor | None] = [None] * 7
+    if any(wanted[:5]) or wanted[6]:
+        by = _operators.messages_second(to_s, to_v, *terms, *directions)
+        found = [x if w else None for x, w in zip((*by[:5], None, by[5]), wanted, strict=True)]
+    if wanted[5]:
+        found[5] = _operators.filter_second(to_s, to_v, *terms[:3], *terms[4:], *directions)
+    return found
+
+
+def _have_second(device: torch.device) -> bool:
+    """Whether the operators that go over the edges once are there for the device; those of Triton are not."""
+    names = ("messages_second", "filter_second")
+    key = device.type.upper()
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"gfm_harness::{name}", key) for name in names)
+
+
+def _by_messages_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     to_s, to_v, *rest = ctx.saved_tensors
     terms = Terms(*rest)
-    towards = {"radial": radial, "unit": unit}
-    if ctx.nodes:
-        towards |= {"phi": phi} if terms.v is None else {"phi": phi, "v": v}
-    return *_second(to_s, to_v, terms, towards, ctx.needs_input_grad[:7]), None, None, None
+    unknown = () if ctx.nodes and terms.v is not None else ("v",) if ctx.nodes else ("phi", "v")
+    given = zip(("phi", "v", "radial", "unit"), directions, strict=True)
+    towards = {name: x for name, x in given if x is not None and name not in unknown}
+    further = torch.is_grad_enabled() or not {"radial", "unit"} <= towards.keys()
+    second = _at_once if not further and _have_second(to_s.device) else _second
+    return *second(to_s, to_v, terms, towards, ctx.needs_input_grad[:7]), None, None, None
 
 
 def _by_filter_backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
@@ -167,6 +198,12 @@ def _by_filter_backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
     ctx.save_for_backward(*(x for x in inputs if not isinstance(x, bool)))
     ctx.nodes = inputs[-1] is True
+
+
+def _keep_sparsely(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+    """So that a gradient that nothing comes from is known to be none."""
+    _keep(ctx, inputs, output)
+    ctx.set_materialize_grads(False)
 
 
 def _shape_of_messages(
@@ -191,10 +228,21 @@ def _shape_of_filter_backward(
     return phi.new_empty(radial.shape[1], phi.shape[1])
 
 
-for _name, _shape, _backward in (
-    ("messages", _shape_of_messages, _by_messages),
-    ("messages_backward", _shape_of_messages_backward, _by_messages_backward),
-    ("filter_backward", _shape_of_filter_backward, _by_filter_backward),
+def _shape_of_messages_second(
+    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, weight: Tensor, unit: Tensor,
+    *_: Tensor | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    by_v = phi.new_empty((0,) if v is None else v.shape)
+    return *(phi.new_empty(x.shape) for x in (to_s, to_v, phi)), by_v, *(phi.new_empty(x.shape) for x in (radial, unit))
+
+
+for _name, _shape, _derivative in (
+    ("messages", _shape_of_messages, (_by_messages, _keep)),
+    ("messages_backward", _shape_of_messages_backward, (_by_messages_backward, _keep_sparsely)),
+    ("messages_second", _shape_of_messages_second, None),
+    ("filter_backward", _shape_of_filter_backward, (_by_filter_backward, _keep)),
+    ("filter_second", _shape_of_filter_backward, None),
 ):
     torch.library.register_fake(f"gfm_harness::{_name}", _shape)
-    torch.library.register_autograd(f"gfm_harness::{_name}", _backward, setup_context=_keep)
+    if _derivative is not None:
+        torch.library.register_autograd(f"gfm_harness::{_name}", _derivative[0], setup_context=_derivative[1])

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from harness.events import EventLog
+from harness.reference import measure
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
 from harness.reference.inference import SKIP_THRESHOLD, live_heads
 from harness.reference.ladder.config import LadderConfig
 from harness.reference.ladder.workload import neighbour_limit
 from harness.reference.models.foundation import FoundationModel
-
-
-def device_name(device: str) -> str | None:
-    """What the accelerator calls itself."""
-    return None if device == "cpu" else str(torch.get_device_module(device).get_device_name())
 
 
 def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderConfig, log: EventLog) -> None:
@@ -55,7 +51,7 @@ def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderCon
             "positions": str(batches[0].positions.dtype),
             "encoder_output": str(encoded.dtype),
             "device": config.device,
-            "device_name": device_name(config.device),
+            "device_name": measure.device_name(torch.device(config.device)),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

@@ -169,35 +169,4 @@ void backward_kernel(const Inputs<T>& in, const Rows& rows, const Gradients<T>& 
   });
 }
 
-// by_weight: packed like the weights. Threads share out the features, each of which takes all edges in their order.
-template <class T, int C, bool WITH_V>
-void filter_kernel(const Inputs<T>& in, const Gradients<T>& g, int64_t edges, T* by_weight) {
-  using V = Vector<T>;
-  constexpr int P = WITH_V ? 3 : 2;
-  const int64_t F = in.width, all = in.atoms * F;
-  at::parallel_for(0, in.vectors, 1, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
-      V sum[P * C]{};
-      for (int64_t e = 0; e < edges; ++e) {
-        const int64_t j = in.sender[e], at = in.receiver[e] * F + in.at(t);
-        const T *r = in.radial + e * in.pitch, *u = in.unit + 3 * e, *phi = in.phi_of(j, t);
-        const V x = load(g.to_v + at), y = load(g.to_v + at + all), z = load(g.to_v + at + 2 * all);
-        const V of_s = load(g.to_s + at) * load(phi);
-        const V of_r = (x * u[0] + y * u[1] + z * u[2]) * load(phi + F);
-        V of_v{};
-        if constexpr (WITH_V)
-          of_v = load(phi + 2 * F) *
-                 (x * load(in.v_of(0, j, t)) + y * load(in.v_of(1, j, t)) + z * load(in.v_of(2, j, t)));
-#pragma GCC unroll 32
-        for (int c = 0; c < C; ++c) {
-          sum[c] += r[c] * of_s;
-          sum[C + c] += r[c] * of_r;
-          if constexpr (WITH_V) sum[2 * C + c] += r[c] * of_v;
-        }
-      }
-      std::memcpy(by_weight + t * P * C * LANES<T>, sum, sizeof sum);
-    }
-  });
-}
-
 }  // namespace fused

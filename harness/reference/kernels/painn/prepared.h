@@ -9,7 +9,7 @@
 
 #include <optional>
 
-#include "kernels.h"
+#include "second.h"
 
 namespace fused {
 
@@ -90,6 +90,8 @@ struct Prepared {
     return widened(x, 1, width, wide);
   }
 
+  Tensor widened_phi(const Tensor& x) const { return widened(x, parts, width, wide); }
+
   // weight [count, P wide] -> [vectors, P, C, lanes]; 0 where the last vector repeats lanes of the one before.
   Tensor pack(const Tensor& weight, int64_t C) const {
     Tensor packed = zeros({vectors, parts, C, LANES<T>});
@@ -120,6 +122,11 @@ struct Prepared {
     return weight;
   }
 
+  // Some columns of radial, or of its direction, filled up to C.
+  Tensor grouped(const Tensor& x, int64_t first, int64_t count, int64_t C) const {
+    return columns == C ? x : at::constant_pad_nd(x.narrow(1, first, count), {0, C - count});
+  }
+
   // f(C, inputs, first column, count) for each group of columns; weight is packed where it is given.
   template <class F>
   void each_group(const Tensor* weight, const F& f) const {
@@ -127,8 +134,8 @@ struct Prepared {
     for (int64_t first = 0; first < columns; first += MOST_COLUMNS) {
       const int64_t count = std::min(MOST_COLUMNS, columns - first);
       with_columns(count, [&](auto C) {
-        Tensor group = radial, packed;
-        if (columns != C) group = at::constant_pad_nd(radial.narrow(1, first, count), {0, C - count});
+        const Tensor group = grouped(radial, first, count, C);
+        Tensor packed;
         if (weight) packed = pack(widened(weight->narrow(0, first, count), parts, width, wide), C);
         f(C,
           Inputs<T>{atoms, wide, parts, vectors, C, pointer(phi), pointer(v), pointer(group), pointer(unit),
@@ -136,6 +143,46 @@ struct Prepared {
           first, count);
       });
     }
+  }
+};
+
+// Directions as the kernels want them.
+template <class T>
+struct Directed {
+  const Prepared<T>& in;
+  Tensor phi, v, radial, unit;
+
+  Directed(const Prepared<T>& prepared, const Optional& d_phi, const Optional& d_v, const Tensor& d_radial,
+           const Tensor& d_unit)
+      : in(prepared), radial(d_radial.contiguous()), unit(d_unit.contiguous()) {
+    TORCH_CHECK_VALUE(d_radial.sizes() == in.radial.sizes() && d_unit.sizes() == in.unit.sizes(), "directions fit not");
+    TORCH_CHECK_VALUE(d_v.has_value() == (d_phi.has_value() && in.v.defined()), "one direction of atoms is lacking");
+    if (d_phi) {
+      TORCH_CHECK_VALUE(d_phi->sizes() == at::IntArrayRef({in.atoms, in.parts * in.width}), "directions fit not");
+      phi = in.widened_phi(*d_phi);
+    }
+    if (d_v) v = in.widened_gradient(*d_v);
+    for (const auto& x : {radial, unit, d_phi ? *d_phi : radial})
+      TORCH_CHECK_TYPE(x.scalar_type() == in.phi.scalar_type(), "floating-point types differ");
+  }
+
+  Directions<T> pointers(const Tensor& group) const {
+    return {in.pointer(phi), in.pointer(v), in.pointer(group), in.pointer(unit)};
+  }
+
+  // f(whether there is v, whether there are directions of atoms), as constants
+  template <class F>
+  void choose(const F& f) const {
+    const auto with = [&](auto with_v) {
+      if (phi.defined())
+        f(with_v, std::true_type());
+      else
+        f(with_v, std::false_type());
+    };
+    if (in.v.defined())
+      with(std::true_type());
+    else
+      with(std::false_type());
   }
 };
 

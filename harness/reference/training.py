@@ -63,8 +63,8 @@ class TrainingConfig:
     scaling. units: errors count in eV and eV/angstrom ("plain", as in the paper), or each head's in what composition
     and zero forces miss on its training set ("head"). heads: on every rank ("replicated"), or only those of the
     rank's own datasets ("parallel", with assigned sampling). balance: ranks get batches of as many
-    atoms instead of as many graphs. messages: of PaiNN, through tensors of edges ("plain") or, on CPUs with a compiler,
-    through one operator ("fused"); elsewhere plain ones run, and the fact `observed` says why.
+    atoms instead of as many graphs. messages: of PaiNN and PNAEq, through tensors of edges ("plain") or
+    through one operator ("fused"); where there is none plain ones run, and the fact `observed` says why.
     validation_limit: structures of each set that are looked at after an epoch. stop_after: epochs without a better
     validation loss. gate_steps: 0 leaves the gate untrained. minutes: after which the run leaves its state and ends,
     one link of a chain; continues: it goes on from the state of the case before it.

@@ -213,7 +213,7 @@ def test_without_a_compiler_plain_messages_run_and_the_reason_is_told(tmp_path: 
 
 def test_other_backbones_and_devices_have_none() -> None:
     assert lacking("egnn", torch.device("cpu")) == "only painn and pnaeq have fused messages, not egnn"
-    assert str(lacking("painn", torch.device("meta"))).endswith("not meta")
+    assert str(lacking("painn", torch.device("meta"))).endswith("not for meta")
     assert lacking("painn", torch.device("cpu")) is None
 
 

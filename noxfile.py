@@ -92,8 +92,8 @@ def data(session: nox.Session) -> None:
 
 @nox.session
 def ladder(session: nox.Session) -> None:
-    """The inference ladder, at laptop scale and at the paper's width."""
-    harness(session, "run", "ladder", "ladder-337")
+    """The inference ladder, at laptop scale and at the paper's width, and a step of training at that width."""
+    harness(session, "run", "ladder", "ladder-337", "training-steps")
 
 
 @nox.session

@@ -39,18 +39,69 @@ def _glibc() -> Any:
     if preloaded:
         raise NotGlibc(f"tensors come from {preloaded}, not from glibc's allocator")
     library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
-        raise NotGlibc("no glibc, whose allocator is meant")
+    if not all(hasattr(library, name) for name in ("mallopt", "malloc_trim", "mallinfo2")):
+        raise NotGlibc("no glibc of 2021 or later, whose allocator is meant")
+    library.mallinfo2.restype = _Info
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
     return library
 
 
+class _Info(ctypes.Structure):
+    """struct mallinfo2."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keep",
+        )
+    )
+
+
+_stoppers: list[tuple[int, int]] = []
+LARGEST, SMALLEST = 1024 * MIB, MIB
+
+
 def use(mode: Mode) -> None:
-    """Let the allocator work that way from now on; what it has kept goes back where it is on its own.
+    """Let the allocator work that way from now on, as if it had never worked the other way.
 
     Raises NotGlibc.
     """
     library = _glibc()
+    while _stoppers:
+        block, size = _stoppers.pop()
+        if mode == "tuned":
+            ctypes.memset(block, 0, size)  # it would have kept these pages
+        library.free(block)
     for name, value in SETTINGS[mode].items():
         library.mallopt(name, value)
     if mode == "own":
         library.malloc_trim(0)
+        _stop_holes(library)
+
+
+def _stop_holes(library: Any) -> None:
+    """Take all large free blocks of the heap, so that none serves what would have to come from the kernel."""
+
+    def held() -> tuple[int, int]:
+        info = library.mallinfo2()
+        return info.arena, info.hblks
+
+    size = LARGEST
+    while size >= SMALLEST:
+        before = held()
+        block = library.malloc(size)
+        if block is not None and held() == before:
+            _stoppers.append((block, size))
+        else:
+            library.free(block)
+            size //= 2

@@ -17,8 +17,14 @@ import resource, sys
 import torch
 from harness.reference import allocator
 
+kept = []
+
 def faults(mode):
     allocator.use(mode)
+    # something small that lives on, above large blocks that are let go: holes that are no part of the heap's end
+    large = [torch.zeros(100 << 20, dtype=torch.uint8) for _ in range(3)]
+    kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
+    del large
     for k in range(30):
         if k == 25:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from harness import events
+from harness.analysis.ladder import ladder_table
+from harness.collect.runs import load
 from harness.events import EventLog
 from harness.reference import allocator
 from harness.reference.inference import baseline
@@ -49,6 +52,21 @@ def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> 
     assert found["free_bytes"] > 0
     (profile,) = [e for e in lines if e["event"] == "profile"]
     assert sum(g["share"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lower_precisions_have_verdicts_too(precision: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny-local" / "case"
+    folder.mkdir(parents=True)
+    parameters = CASE | {"precision": precision, "rounds": 6}
+    case = {"id": "1", "name": "case", "suite": "tiny", "program": "ladder", "parameters": parameters}
+    (folder / "case.json").write_text(json.dumps(case))
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    program.run(parameters, log, folder)
+    log.write("done")
+    (folder / "exit_code").write_text("0\n")
+    assert ladder_table(load(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
 
 
 def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,11 @@ def notes(records: list[Record]) -> list[str]:
                 f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
                 " chemistry: its atoms overlap, and a trained model answers with forces without meaning or bound."
             )
+        if record.stages.get("tuned_allocator", {}).get("event") == "warm_up":
+            said.append(
+                "Stages up to torch compile have glibc's allocator as it is by itself, which gives large tensors back"
+                " to the kernel and has their pages cleared anew each time; those after it have it keep them."
+            )
         busy = max((s["load_1min"] for r in records for s in r.samples), default=0.0)
         threads = record.facts["observed"]["threads"]
         if busy > threads + BUSY:

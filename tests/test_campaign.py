@@ -85,7 +85,7 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     assert (table["matrix_gflop"] > 0).all()
     drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
     assert drawn == {"tiny", "cost"}
-    assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 2
+    assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
 
     folders = sorted((out / "runs").glob("*/*/case.json"))
     before = [(f.parent / "events.jsonl").read_bytes() for f in folders]

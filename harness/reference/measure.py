@@ -8,6 +8,7 @@ from math import prod
 from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], object]
 REPEATS = 7
@@ -50,6 +51,13 @@ def peak_bytes(call: Call, device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def matrix_flops(call: Call) -> int:
+    """Floating-point operations of the matrix products in one uncompiled call (2 per multiply-add)."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
 
 
 def product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:

@@ -67,16 +67,20 @@ class _Info(ctypes.Structure):
     )
 
 
+_now: list[Mode] = []
 _stoppers: list[tuple[int, int]] = []
 LARGEST, SMALLEST = 1024 * MIB, MIB
 
 
-def use(mode: Mode) -> None:
-    """Let the allocator work that way from now on, as if it had never worked the other way.
+def use(mode: Mode) -> bool:
+    """Let the allocator work that way from now on, as if it had never worked the other way; False if it does already.
 
-    Raises NotGlibc.
+    "own" also forgets what the heap has come to hold since, each time. Raises NotGlibc.
     """
     library = _glibc()
+    if mode == "tuned" and _now == ["tuned"]:
+        return False
+    _now[:] = [mode]
     while _stoppers:
         block, size = _stoppers.pop()
         if mode == "tuned":
@@ -87,6 +91,7 @@ def use(mode: Mode) -> None:
     if mode == "own":
         library.malloc_trim(0)
         _stop_holes(library)
+    return True
 
 
 def _stop_holes(library: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from harness.analysis.ladder import ladder_table
 from harness.collect.runs import load
 from harness.events import EventLog
 from harness.reference import allocator
-from harness.reference.inference import baseline
+from harness.reference.inference import Predict, Prediction, baseline
 from harness.reference.ladder import batching, program
-from harness.reference.ladder.config import configure
-from harness.reference.ladder.rungs import Rung, allow
+from harness.reference.ladder.config import LadderConfig, configure
+from harness.reference.ladder.rungs import allow
 from harness.reference.ladder.stages import LADDER, Stage
 from harness.reference.ladder.workload import prepare
 from harness.reference.measure import peak_bytes
@@ -95,22 +94,28 @@ def test_the_hungriest_stage_decides() -> None:
     assert batching.chosen(config, model, Log()) >= 1  # type: ignore[arg-type]
 
 
-def test_the_allocator_is_each_stages_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the order, which differs from round to round; the environment's settings are overruled."""
-    modes: list[str] = []
-    monkeypatch.setattr(allocator, "use", modes.append)
-    rungs = [
-        Rung(Stage(str(k), lambda _: baseline, tuned=tuned), baseline)
-        for k, tuned in enumerate([False, False, True, True])
-    ]
-    for start in range(4):
-        order = [rungs[start - 1], *rungs[start:], *rungs[:start]]
-        mode = "tuned" if order[0].stage.tuned else "own"
-        for before, rung in pairwise(order):
-            modes.clear()
-            program.settle(before, rung, rungs, torch.device("cpu"))
-            mode = modes[-1] if modes else mode
-            assert mode == ("tuned" if rung.stage.tuned else "own")
+def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever stage a round begins with."""
+    mode: list[str] = []
+    seen: dict[str, set[str]] = {}
+    real = allocator.use
+
+    def use(wanted: allocator.Mode) -> bool:
+        mode[:] = [wanted]
+        return real(wanted)
+
+    def noting(name: str) -> Predict:
+        def predict(*given: Any) -> Prediction:
+            seen.setdefault(name, set()).add(mode[0])
+            return baseline(*given)
+
+        return predict
+
+    stages = tuple(Stage(name, lambda _, name=name: noting(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
+    monkeypatch.setattr(allocator, "use", use)
+    monkeypatch.setattr(LadderConfig, "climbed", stages)
+    run(tmp_path, rounds=5)
+    assert seen == {"a": {"own"}, "b": {"own"}, "c": {"tuned"}, "d": {"tuned"}}
 
 
 def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

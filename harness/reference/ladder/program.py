@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -57,6 +56,7 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
         if filled := rung.padding():
             log.write("padding", stage=rung.stage.name, **filled)
     last, batch = rungs[-1], batches[0]
+    settle(last, rungs, device)
     log.write("profile", stage=last.stage.name, **measure.hot_spots(lambda: last(model, batch), device))
 
 
@@ -78,8 +78,8 @@ def one_round(
         outputs: dict[str, Prediction] = {}
         load = os.getloadavg()[0]
         batch, prepared = prepare(group, model, config)
-        for before, rung in pairwise([rungs[start - 1], *rungs[start:], *rungs[:start]]):
-            settle(before, rung, rungs, device)
+        for rung in [*rungs[start:], *rungs[:start]]:
+            settle(rung, rungs, device)
             device_s = measure.seconds(partial(keep, outputs, rung, model, batch), device)
             timed[rung.stage.name] = device_s, time.time()
             merit.post("structures_per_s", len(group) / device_s)
@@ -102,15 +102,12 @@ def one_round(
             )
 
 
-def settle(before: Rung, rung: Rung, rungs: Sequence[Rung], device: torch.device) -> None:
-    """Change the allocator to what the stage wants, if it is another; what it keeps for later calls it then has.
+def settle(rung: Rung, rungs: Sequence[Rung], device: torch.device) -> None:
+    """Have the allocator as the stage wants it; when it is tuned anew, with what it would have kept by then.
 
-    It does not get it by a call of the stage: that would also find its way into caches, which no other stage has.
+    It does not get that by a call of the stage: that would also find its way into caches, which no other stage has.
     """
-    if before.stage.tuned == rung.stage.tuned or device.type != "cpu":
-        return
-    allow(rung.stage, device)
-    if rung.stage.tuned:
+    if allow(rung.stage, device) and rung.stage.tuned:
         torch.zeros(max(r.peak_bytes for r in rungs if r.stage.tuned), dtype=torch.uint8)
 
 

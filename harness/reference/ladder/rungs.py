@@ -53,18 +53,19 @@ def climb(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: E
     return rung
 
 
-def allow(stage: Stage, device: torch.device) -> None:
-    """Set the allocator as the stage wants it.
+def allow(stage: Stage, device: torch.device) -> bool:
+    """Set the allocator as the stage wants it; whether that has changed anything.
 
     Raises RuntimeError if that is what the stage is about, and it cannot be; others make do with what there is.
     """
     try:
         if device.type != "cpu":
             raise allocator.NotGlibc(f"memory on {device.type} is managed by torch itself")
-        allocator.use("tuned" if stage.tuned else "own")
+        return allocator.use("tuned" if stage.tuned else "own")
     except allocator.NotGlibc:
         if stage.name == "tuned_allocator":
             raise
+        return False
 
 
 def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: EventLog) -> None:

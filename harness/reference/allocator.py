@@ -72,20 +72,22 @@ _stoppers: list[tuple[int, int]] = []
 LARGEST, SMALLEST = 1024 * MIB, MIB
 
 
-def use(mode: Mode) -> bool:
+def use(mode: Mode, at_hand: int = 0) -> bool:
     """Let the allocator work that way from now on, as if it had never worked the other way; False if it does already.
 
-    "own" also forgets what the heap has come to hold since, each time. Raises NotGlibc.
+    "own" also forgets what the heap has come to hold since, each time. at_hand: bytes of it that, tuned, it would have
+    kept. Raises NotGlibc.
     """
     library = _glibc()
     if mode == "tuned" and _now == ["tuned"]:
         return False
     _now[:] = [mode]
-    while _stoppers:
-        block, size = _stoppers.pop()
-        if mode == "tuned":
-            ctypes.memset(block, 0, size)  # it would have kept these pages
+    for block, size in sorted(_stoppers, key=lambda stopper: -stopper[1]):
+        if mode == "tuned" and at_hand > 0:
+            ctypes.memset(block, 0, min(size, at_hand))
+            at_hand -= size
         library.free(block)
+    _stoppers.clear()
     for name, value in SETTINGS[mode].items():
         library.mallopt(name, value)
     if mode == "own":

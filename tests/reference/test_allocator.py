@@ -58,6 +58,27 @@ def test_the_environment_of_a_job_does_not_decide_what_the_ladder_calls_its_own(
     assert int(done.stdout.split()[1]) > 50
 
 
+GROWTH = """
+import psutil, torch
+from harness.reference import allocator
+
+kept = []
+for _ in range(30):
+    for mode in ("own", "own", "tuned"):
+        allocator.use(mode, 50 << 20)
+        large = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(5)]
+        kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
+        del large
+print(psutil.Process().memory_info().rss >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_changing_to_and_fro_takes_no_more_memory_each_time() -> None:
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
+
+
 def test_another_allocator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "OTHERS", ("c",))  # libc itself is in every process
     allocator._glibc.cache_clear()

@@ -100,9 +100,9 @@ def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.Mo
     seen: dict[str, set[str]] = {}
     real = allocator.use
 
-    def use(wanted: allocator.Mode) -> bool:
+    def use(wanted: allocator.Mode, at_hand: int = 0) -> bool:
         mode[:] = [wanted]
-        return real(wanted)
+        return real(wanted, at_hand)
 
     def noting(name: str) -> Predict:
         def predict(*given: Any) -> Prediction:
@@ -119,7 +119,7 @@ def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(_: str) -> None:
+    def none(*_: object) -> None:
         raise allocator.NotGlibc("no glibc")
 
     monkeypatch.setattr(allocator, "use", none)

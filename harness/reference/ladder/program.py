@@ -107,8 +107,9 @@ def settle(rung: Rung, rungs: Sequence[Rung], device: torch.device) -> None:
 
     It does not get that by a call of the stage: that would also find its way into caches, which no other stage has.
     """
-    if allow(rung.stage, device) and rung.stage.tuned:
-        torch.zeros(max(r.peak_bytes for r in rungs if r.stage.tuned), dtype=torch.uint8)
+    peak = max((r.peak_bytes for r in rungs if r.stage.tuned), default=0)
+    if allow(rung.stage, device, 2 * peak) and rung.stage.tuned:
+        torch.zeros(peak, dtype=torch.uint8)
 
 
 def keep(outputs: dict[str, Prediction], rung: Rung, model: FoundationModel, batch: Batch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from harness.reference.kernels import build
 
@@ -36,7 +36,7 @@ SCHEMAS = {
     "filter_second": f"(Tensor to_s, Tensor to_v, {UNWEIGHTED}, {DIRECTIONS}) -> Tensor",
 }
 for _name, _schema in SCHEMAS.items():
-    torch.library.define(f"gfm_harness::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
+    library.define(f"gfm_harness::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
 _operators = torch.ops.gfm_harness
 
 
@@ -243,6 +243,6 @@ for _name, _shape, _derivative in (
     ("filter_backward", _shape_of_filter_backward, (_by_filter_backward, _keep)),
     ("filter_second", _shape_of_filter_backward, None),
 ):
-    torch.library.register_fake(f"gfm_harness::{_name}", _shape)
+    library.register_fake(f"gfm_harness::{_name}", _shape)
     if _derivative is not None:
-        torch.library.register_autograd(f"gfm_harness::{_name}", _derivative[0], setup_context=_derivative[1])
+        library.register_autograd(f"gfm_harness::{_name}", _derivative[0], setup_context=_derivative[1])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from triton.runtime import driver
 
 from harness.reference.kernels import triton_kernels as kernels
@@ -28,10 +28,10 @@ SUMMED = 1024
 OPTIONS = {"enable_fp_fusion": True}
 
 
-def register(devices: Sequence[str] | str, library: torch.library.Library | None = None) -> None:
-    """Give the three operators to torch for devices of these types, as long as the library lives, or for good."""
+def register(devices: Sequence[str] | str, holder: library.Library | None = None) -> None:
+    """Give the three operators to torch for devices of these types, as long as the holder lives, or for good."""
     for function in (messages, messages_backward, filter_backward):
-        torch.library.register_kernel(f"gfm_harness::{function.__name__}", devices, function, lib=library)
+        library.register_kernel(f"gfm_harness::{function.__name__}", devices, function, lib=holder)
 
 
 def find_device() -> None:

@@ -77,9 +77,15 @@ def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: 
     first_s = time.perf_counter() - began
     for batch in batches[1:] if rung.stage.compiled else []:
         rung(model, batch)
-    plain = Rung(rung.stage, rung.stage.plainly())
-    rung.work = work(lambda: plain(model, first), len(first.receiver), len(first.head))
-    rung.peak_bytes = measure.peak_bytes(lambda: rung(model, first), device)
+    counted = Rung(rung.stage, rung.stage.plainly())
+
+    def count() -> None:
+        rung.work = work(lambda: counted(model, first), len(first.receiver), len(first.head))
+
+    if rung.stage.compiled:
+        count()
+    # counting is a call of an uncompiled stage: one is enough
+    rung.peak_bytes = measure.peak_bytes((lambda: rung(model, first)) if rung.stage.compiled else count, device)
     log.write(
         "warm_up",
         stage=rung.stage.name,

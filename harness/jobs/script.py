@@ -84,17 +84,21 @@ class Scripts:
         except jinja2.TemplateError as error:
             site = self.plan.site
             raise UsageError(f"{site.folder / site.system.template}: {error}") from None
-        return re.sub(r"\n{3,}", "\n\n", text)
+        while "\n\n\n" in text:  # several times as fast as an expression
+            text = text.replace("\n\n\n", "\n\n")
+        return text
 
     def write(self, job: Job) -> Path:
         """Make the job and the folders of its cases ready to be submitted; return its script."""
-        self.jobs.mkdir(parents=True, exist_ok=True)
+        if not os.path.isdir(self.jobs):
+            self.jobs.mkdir(parents=True, exist_ok=True)
         for case in job.cases:
             write_case(self.folder, case)
             if is_driver(case):
                 write_text(self.folder / case.folder_name / LAUNCH, self.launch_of_runs(case))
-        write_text(self.path(job.name), self.render(job))
-        return self.path(job.name)
+        script = self.path(job.name)
+        write_text(script, self.render(job))
+        return script
 
     def write_array(self, name: str, jobs: list[Job]) -> Path:
         """One script that the scheduler starts once for each of these jobs, which are of one shape."""

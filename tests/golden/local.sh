@@ -2,15 +2,15 @@
 #
 # Weak and strong scaling of data-parallel training
 # 1 case on This machine:
-#   scaling-weak-per_node_2 (id f93327a71ab56a66): 1 node x 2 ranks, 10 min at most
+#   scaling-weak-per_node_2 (id 4dd3d0a2512034ae): 1 node x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system local`.
-# By hand: `bash jobs/scaling-weak-per_node_2-91988de9.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `bash jobs/scaling-weak-per_node_2-8d59c52c.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-per_node_2-91988de9
+job=scaling-weak-per_node_2-8d59c52c
 
 job_id="$(hostname)-$$"
 script=$(realpath "${BASH_SOURCE[0]}")
@@ -23,6 +23,7 @@ export OMP_NUM_THREADS=1
 export MALLOC_MMAP_MAX_=0
 export MALLOC_TRIM_THRESHOLD_=1000000000000
 export MALLOC_TOP_PAD_=268435456
+export OMP_WAIT_POLICY=PASSIVE
 
 # One run of this job at a time; the lock lives as long as any process of the job. (Who asks for the state of the
 # job holds it for an instant: hence the wait.)
@@ -94,7 +95,7 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-per_node_2-f93327a71a '' 1 600 \
+run_case scaling-weak-per_node_2-4dd3d0a251 '' 1 600 \
     mpiexec -n 2 \
     "$python" -m harness.reference .
 

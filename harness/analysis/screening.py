@@ -16,8 +16,9 @@ PAPER_RANKS = 9408 * 8
 MACHINES = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
 RUNS = (
     "campaign", "case", "system", "workload", "total", "candidates", "evaluated", "left_out", "ranks", "precision",
-    "device", "threads", "compiled", "device_per_s", "end_to_end_per_s", "share", "make_share", "per_rank_per_s",
-    "atoms", "edges", "seconds", "warm_up_s", "memory_growth", "memory_peak_bytes", "proven", "state", "folder",
+    "device", "threads", "compiled", "messages", "why_plain", "device_per_s", "end_to_end_per_s", "share", "make_share",
+    "per_rank_per_s", "atoms", "edges", "seconds", "warm_up_s", "memory_growth", "memory_peak_bytes", "proven", "state",
+    "folder",
 )  # fmt: skip
 TIMES = ("campaign", "case", "machine", "ranks", "basis", "seconds", "candidates")
 BEST = ("campaign", "case", "place", "candidate", "formula", "prototype", "volume", "stream", "energy_ev_per_atom",
@@ -96,6 +97,8 @@ def _run(record: Record) -> dict[str, Any]:
         "device": model.get("device"),
         "threads": model.get("threads"),
         "compiled": model.get("compiled"),
+        "messages": model.get("messages"),
+        "why_plain": model.get("why_plain"),
         "device_per_s": device,
         "end_to_end_per_s": end_to_end,
         "share": end_to_end / device if device else math.nan,

@@ -28,10 +28,13 @@ class Chosen:
         return "fused" if self.fused else "plain"
 
 
+PLAIN = Chosen(False)
+
+
 def chosen(wanted: Messages, backbone: str, team: Team) -> Chosen:
     """Fused messages if they were asked for and every rank has them; all ranks together."""
     if wanted == "plain":
-        return Chosen(False)
+        return PLAIN
     why = next((reason for reason in team.gathered(lacking(backbone, team.device)) if reason is not None), None)
     return Chosen(why is None, why)
 

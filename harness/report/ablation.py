@@ -10,12 +10,11 @@ import pandas as pd
 
 from harness.analysis.ablation import TOLERANCE, AblationTables
 from harness.analysis.training import QUANTITIES, TrainingTables
-from harness.report.blocks import DASH, Section, View, lines, number
+from harness.report.blocks import DASH, Section, View, count, lines, number
 from harness.report.training import (
     MEV,
     TITLES,
     UNITS,
-    count,
     dataset,
     listed,
     model,

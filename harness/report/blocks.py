@@ -75,3 +75,8 @@ def number(value: Any, spec: str = ".3g") -> str:
     if spec == ".3g" and abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:{spec}}"
+
+
+def count(number: float, one: str, more: str = "") -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number:,.0f} {one if number == 1 else more or one + 's'}"

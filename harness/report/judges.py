@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.analysis.results import Results
 from harness.report import downstream
+from harness.report.blocks import count
 from harness.report.paper import Claim, JudgeName
 from harness.report.scorecard import Basis, Found, Score, Verdict, scored
 
@@ -200,11 +201,6 @@ def precisions(claim: Claim, results: Results) -> Found:
 def score(claims: Sequence[Claim], results: Results, root: Path) -> list[Score]:
     """Judge every claim by the tables of the runs below root."""
     return [scored(claim, JUDGES[claim.judge](claim, results), root) for claim in claims]
-
-
-def count(number: float, one: str, more: str = "") -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{number:,.0f} {one if number == 1 else more or one + 's'}"
 
 
 def _basis(stand_in: bool) -> Basis:

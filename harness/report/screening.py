@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.analysis.screening import ScreeningTables
-from harness.report.blocks import DASH, Cell, Section, View, lines, number, raw_records
+from harness.report.blocks import DASH, Cell, Section, View, count, lines, number, raw_records
 from harness.report.cost import with_costs
 from harness.report.figures import STYLE, Figure, kept
 
@@ -61,21 +61,24 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
             )
     if weak:
         said.append("Weak scaling, " + "; ".join(weak) + ".")
+    for why, own in runs[runs["why_plain"].notna()].groupby("why_plain"):
+        said.append(f"Plain messages in place of fused ones, {count(len(own), 'screening')}: {why}.")
     return said
 
 
 def runs_view(runs: pd.DataFrame) -> View:
     """A row a screening."""
     columns = [
-        "workload", "ranks", "candidates", "left out", "atoms", "edges", "device alone (1/s)", "end to end (1/s)",
-        "end to end / device", "making them / evaluating", "memory, last / median", "taken once", "raw records",
+        "workload", "messages", "ranks", "candidates", "left out", "atoms", "edges", "device alone (1/s)",
+        "end to end (1/s)", "end to end / device", "making them / evaluating", "memory, last / median",
+        "taken once", "raw records",
     ]  # fmt: skip
     body: list[list[Cell]] = [
         [
-            f"{r['workload']}, {r['precision']}", str(r["ranks"]), f"{r['candidates']:,}", r["left_out"] or DASH,
-            number(r["atoms"]), number(r["edges"]), number(r["device_per_s"]), number(r["end_to_end_per_s"]),
-            number(r["share"], ".0%"), number(r["make_share"], ".0%"), number(r["memory_growth"]),
-            "proven" if r["proven"] else "NOT PROVEN", raw_records(r["folder"]),
+            f"{r['workload']}, {r['precision']}", r["messages"] or DASH, str(r["ranks"]), f"{r['candidates']:,}",
+            r["left_out"] or DASH, number(r["atoms"]), number(r["edges"]), number(r["device_per_s"]),
+            number(r["end_to_end_per_s"]), number(r["share"], ".0%"), number(r["make_share"], ".0%"),
+            number(r["memory_growth"]), "proven" if r["proven"] else "NOT PROVEN", raw_records(r["folder"]),
         ]
         for r in lines(runs)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.analysis.ablation import AblationTables
 from harness.analysis.training import ENERGY, FORCES, QUANTITIES, Quantity, TrainingTables
-from harness.report.blocks import DASH, Section, View, lines, number
+from harness.report.blocks import DASH, Section, View, count, lines, number
 from harness.report.cost import with_costs
 from harness.report.data import MEANING, role
 from harness.report.figures import Figure
@@ -131,11 +131,6 @@ def remarks(runs: pd.DataFrame) -> list[str]:
             f" {span(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom from that of the right branch."
         )
     return said
-
-
-def count(n: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{n} {what}{'s' if n > 1 else ''}"
 
 
 def span(values: pd.Series[float], spec: str = ".3g") -> str:

@@ -27,6 +27,7 @@ from harness.reference.screening.keeping import Keeping
 from harness.reference.screening.parts import Parts, checksum, checksum_of_range
 from harness.reference.screening.scores import COLUMNS, Scores
 from harness.reference.screening.workloads import WorkloadConfig, workload_of
+from tests.conftest import needs
 
 FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
 SMALL: dict[str, Any] = {
@@ -184,6 +185,27 @@ def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp
     assert proof["candidates"] == 640
 
 
+@pytest.mark.parametrize("energy_only", [False, True])
+def test_fused_messages_tell_the_same(whole: Path, tmp_path: Path, energy_only: bool) -> None:
+    """Up to rounding, and so results of both may stand in one file."""
+    needs("g++")
+    log = screened(tmp_path, messages="fused", energy_only=energy_only, compile=True)
+    (model,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
+    assert (model["messages"], model["why_plain"]) == ("fused", None)
+    one, other = kept_in(whole), kept_in(tmp_path)
+    assert one.index.tolist() == other.index.tolist()
+    for name in other.names:
+        assert other.column(name) == pytest.approx(one.column(name), rel=1e-4, abs=1e-3)
+
+
+def test_where_there_is_no_operator_messages_are_plain_and_the_reason_is_told(tmp_path: Path) -> None:
+    model = {"backbone": "egnn", "hidden_dim": 8, "num_conv_layers": 2, "cutoff": 5.0, "dim_headlayers": 8}
+    log = screened(tmp_path, messages="fused", checkpoint=None, model=model, candidates=64)
+    (told,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
+    assert told["messages"] == "plain"
+    assert "not egnn" in told["why_plain"]
+
+
 def test_random_streams_go_through_too(tmp_path: Path) -> None:
     workload = {"kind": "random", "streams": 2, "per_stream": 12, "atoms": [2, 20]}
     log = screened(tmp_path, workload=workload, part=12, candidates=None, energy_only=True)
@@ -201,8 +223,9 @@ def test_random_streams_go_through_too(tmp_path: Path) -> None:
         ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
         ({"keep": {"what": "top", "by": "energy"}}, "by 'energy': there are energy_ev_per_atom"),
         ({"keep": {"what": "top", "by": "distance"}}, "keep by 'distance': told are energy_ev_per_atom"),
-        ({"workload": FEW | {"kind": "crystals"}}, "expected prototypes or random"),
+        ({"workload": FEW | {"kind": "crystals"}}, "kind is 'crystals'; there are prototypes, random"),
         ({"part": 0}, "expected at least one of each"),
+        ({"messages": "fussed"}, r"messages is 'fussed' \(did you mean 'fused'\?\); there are plain, fused"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, given: dict[str, Any], match: str) -> None:

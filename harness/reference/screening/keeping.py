@@ -28,8 +28,6 @@ class Keeping:
     most_distance: float = np.inf
 
     def __post_init__(self) -> None:
-        if self.what not in ("all", "top", "within"):
-            raise InputError(f"keep {self.what!r}: expected all, top or within")
         if self.by not in COLUMNS:
             raise InputError(f"by {self.by!r}: there are {', '.join(COLUMNS)}")
         if self.count < 1 or not self.low <= self.high:

@@ -17,6 +17,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from harness.events import EventLog
 from harness.reference import checkpoints, ranks
 from harness.reference.errors import InputError
+from harness.reference.fused import Messages, chosen
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
@@ -57,7 +59,8 @@ class ScreeningConfig:
 
     candidates: about how many, in parts evenly spread over the space; all by default. part: candidates of a part.
     keep: as Keeping. energy_only: no forces. distance: of each candidate from the training sets, of which known_limit
-    structures each are looked at. edges: of a batch, about. ahead: batches made ahead, 0 for none.
+    structures each are looked at. edges: of a batch, about. ahead: batches made ahead, 0 for none. messages: as
+    one operator where there is one (fused), or plain; both give the same up to rounding.
     """
 
     workload: dict[str, Any]
@@ -75,6 +78,7 @@ class ScreeningConfig:
     precision: str = "fp32"
     trust: dict[str, Any] | None = None
     compile: bool = True
+    messages: Messages = "plain"
     backend: str = "gloo"
     device: str = "cpu"
     seed: int = 0
@@ -121,7 +125,8 @@ def evaluator_of(
     model: FoundationModel, config: ScreeningConfig, device: torch.device, team: Team, folder: Path
 ) -> Evaluator:
     """The model at work on the rank's device."""
-    score: Score = energies_only if config.energy_only else with_forces
+    of_messages = chosen(config.messages, model.config.backbone, team)
+    score: Score = partial(energies_only if config.energy_only else with_forces, fused=of_messages.fused)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None
     familiar = distance_of(model, config, team, folder) if config.distance else None
@@ -129,7 +134,7 @@ def evaluator_of(
     kind = precision(config.precision).dtype
     if familiar is not None:
         familiar = familiar.to(device, kind)
-    return Evaluator(model.to(device), score, names, familiar, device, kind, compiled)
+    return Evaluator(model.to(device), score, names, familiar, device, kind, of_messages, compiled)
 
 
 def distance_of(model: FoundationModel, config: ScreeningConfig, team: Team, folder: Path) -> Familiar:
@@ -166,6 +171,7 @@ def describe(config: ScreeningConfig, workload: Workload, parts: Parts, evaluato
             "checkpoint": config.checkpoint, "config": model.config.asdict(), "precision": config.precision,
             "parameters": sum(p.numel() for p in model.parameters()), "columns": list(evaluator.names),
             "compiled": config.compile, "device": str(evaluator.device), "threads": torch.get_num_threads(),
+            "messages": evaluator.messages.messages, "why_plain": evaluator.messages.why_plain,
         },
     )  # fmt: skip
 

@@ -72,17 +72,17 @@ class Familiar:
         return Familiar(self.mean.to(device, dtype), self.whitening.to(device, dtype))
 
 
-def energies_only(model: FoundationModel, batch: Batch, familiar: Familiar | None) -> Tensor:
-    """What `columns` names of each structure, [g, columns], without forces."""
-    told = _scored(model, batch, batch.positions, familiar)
+def energies_only(model: FoundationModel, batch: Batch, familiar: Familiar | None, *, fused: bool = False) -> Tensor:
+    """What `columns` names of each structure, [g, columns], without forces; fused as of FoundationModel.encode."""
+    told = _scored(model, batch, batch.positions, familiar, fused=fused)
     return torch.stack(list(told.values()), dim=1)
 
 
-def with_forces(model: FoundationModel, batch: Batch, familiar: Familiar | None) -> Tensor:
-    """What `columns` names of each structure, [g, columns]."""
+def with_forces(model: FoundationModel, batch: Batch, familiar: Familiar | None, *, fused: bool = False) -> Tensor:
+    """What `columns` names of each structure, [g, columns]; fused as of FoundationModel.encode."""
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
-        told = _scored(model, batch, positions, familiar)
+        told = _scored(model, batch, positions, familiar, fused=fused)
         (slope,) = torch.autograd.grad((told["beyond_ev_per_atom"] * batch.atoms).sum(), positions)
     size = torch.linalg.vector_norm(slope, dim=1)
     largest = size.new_zeros(len(batch.atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
@@ -90,8 +90,10 @@ def with_forces(model: FoundationModel, batch: Batch, familiar: Familiar | None)
     return torch.stack([told[name].detach() for name in COLUMNS if name in told], dim=1)
 
 
-def _scored(model: FoundationModel, batch: Batch, positions: Tensor, familiar: Familiar | None) -> dict[str, Tensor]:
-    pooled = model.encode(batch, positions, batch.shift)
+def _scored(
+    model: FoundationModel, batch: Batch, positions: Tensor, familiar: Familiar | None, *, fused: bool
+) -> dict[str, Tensor]:
+    pooled = model.encode(batch, positions, batch.shift, fused=fused)
     atoms = batch.atoms.unsqueeze(-1)
     beyond = model.beyond_references(pooled, batch) / atoms
     weights = model.gate(batch.composition)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.reference import merit
 from harness.reference.batches import Batch
+from harness.reference.fused import PLAIN, Chosen
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.screening import segments
 from harness.reference.screening.keeping import Keeping
@@ -30,7 +31,7 @@ Score = Callable[[FoundationModel, Batch, Familiar | None], Tensor]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with what it is to tell. score: energies_only or with_forces.
+    """A model with what it is to tell. score: energies_only or with_forces, with the messages that were chosen.
 
     compiled: the same through the compiler; batches of one structure or edge, which it would compile anew, go without.
     """
@@ -41,6 +42,7 @@ class Evaluator:
     familiar: Familiar | None
     device: torch.device
     dtype: torch.dtype
+    messages: Chosen = PLAIN
     compiled: Score | None = None
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, float]:

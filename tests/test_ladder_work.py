@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from harness.analysis.ladder import attainable, ladder_table
+from harness.analysis.ladder import attainable, ladder_table, of_products
 from harness.collect.runs import load
 from harness.events import EventLog
 from harness.report.render import report
 from tests.test_report import write_run
 
 CEILINGS = {
-    "matrix_product_gflop_per_s": 50.0,
+    "squares": [{"dtype": "float64", "gflop_per_s": 50.0}, {"dtype": "bfloat16", "gflop_per_s": 250.0}],
     "copy_gb_per_s": 10.0,
     "products": [
         {"of": "nodes", "dtype": "float64", "sizes": [9, 9, 9], "gflop_per_s": 40.0},
@@ -41,9 +42,17 @@ def test_each_type_is_held_against_its_own_ceiling() -> None:
     assert attainable(low, 1, CEILINGS, 0.1)["share_of_attainable"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
 
 
+def test_products_are_held_against_square_ones_of_their_own_type() -> None:
+    mixed = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1], {"of": "messages", "dtype": "x", "flops": 1}]
+    found = of_products(mixed, CEILINGS, 0.1)
+    assert found["share_of_matrix_peak"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
+    assert found["matrix_gflop_per_s"] == pytest.approx(50.0)
+    assert math.isnan(of_products(mixed, {}, 0.1)["share_of_matrix_peak"])
+
+
 def test_what_was_not_counted_is_not_told() -> None:
     assert attainable(None, 1, CEILINGS, 1.0) == {}
-    assert attainable(FLOPS, 1, {"matrix_product_gflop_per_s": 50.0}, 1.0) == {}
+    assert attainable(FLOPS, 1, {"squares": []}, 1.0) == {}
     assert "share_of_attainable" not in attainable(FLOPS, None, CEILINGS, 1.0)
 
 

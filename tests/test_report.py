@@ -20,6 +20,7 @@ from harness.report.render import report
 from tests.conftest import pages_of
 
 DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
+FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}]
 STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
 
 
@@ -37,9 +38,11 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
         "model",
         {"config": {"hidden_dim": 64, "readout": "sum"}, "trained": False, "parameters": 9, "untrained_heads": []},
     )
-    log.fact("ceilings", {"matrix_product_gflop_per_s": 50.0})
+    log.fact(
+        "ceilings", {"copy_gb_per_s": 10.0, "squares": [{"dtype": "float64", "gflop_per_s": 50.0}], "products": []}
+    )
     for stage in STAGES:
-        log.write("warm_up", stage=stage, first_s=1.0, matrix_flops=4e9, peak_bytes=2**20)
+        log.write("warm_up", stage=stage, first_s=1.0, flops=FLOPS, peak_bytes=2**20)
     for number in range(6):
         for stage, factor in zip(STAGES, (1.0, 4.0, 10.0, speedup), strict=True):
             wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]

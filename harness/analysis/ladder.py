@@ -147,16 +147,23 @@ def _work(record: Record, own: pd.DataFrame) -> dict[str, Any]:
     ceilings = record.facts.get("ceilings", {})
     if free := record.facts.get("free_bytes"):
         work["largest_batch"] = int(free * first["structures"].iloc[0] / max(1, event.get("peak_bytes", 1)))
-    # older logs count no arithmetic of compiled code, which does the work of batched_heads
-    if flops := event.get("matrix_flops") or record.stages.get("batched_heads", {}).get("matrix_flops"):
-        rate = flops / 1e9 / seconds
-        peak = ceilings.get("matrix_product_gflop_per_s", math.nan)
-        work |= {"matrix_gflop": flops / 1e9, "matrix_gflop_per_s": rate, "share_of_matrix_peak": rate / peak}
+    if event.get("flops"):
+        work |= of_products(event["flops"], ceilings, seconds)
     moved = event.get("bytes") or record.stages.get(COMPILED_ALIKE.get(stage, ""), {}).get("bytes")
     filled = next((e for e in record.others.get("padding", []) if e["stage"] == stage), None)
     if filled is not None:
         work |= {k: filled[k] for k in ("empty_atoms", "empty_edges")} | {"shapes": len(filled["shapes"])}
     return work | attainable(event.get("flops"), moved, ceilings, seconds)
+
+
+def of_products(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Of matrix products alone: arithmetic, its rate, and its least time by square products of the same types."""
+    squares = {s["dtype"]: s["gflop_per_s"] for s in ceilings.get("squares", [])}
+    own = [f for f in flops if f["of"] != "messages"]
+    gflop = sum(f["flops"] for f in own) / 1e9
+    least = sum(f["flops"] / 1e9 / squares.get(f["dtype"], math.inf) for f in own)
+    share = least / seconds if squares else math.nan
+    return {"matrix_gflop": gflop, "matrix_gflop_per_s": gflop / seconds, "share_of_matrix_peak": share}
 
 
 def attainable(
@@ -192,9 +199,7 @@ def experiment(record: Record) -> str:
 
 
 def model_label(about: dict[str, Any]) -> str:
-    """`width 64, trained`, from the model's own facts; runs of early versions have another word for the width."""
+    """`width 64, trained`, from the model's own facts."""
     if not about:
         return "unknown"
-    config = about["config"]
-    width = config.get("hidden_dim", config.get("width"))
-    return f"width {width}, {'trained' if about['trained'] else 'untrained'}"
+    return f"width {about['config']['hidden_dim']}, {'trained' if about['trained'] else 'untrained'}"

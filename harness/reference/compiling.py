@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from harness.reference.batches import Batch
 from harness.reference.losses import Errors, Labels
+from harness.reference.ranks import first_line
 
 # Shapes are symbols. What would be compiled anew more often (batches of one graph, without edges, ...) stays eager.
 RECOMPILE_LIMIT = 16
@@ -37,8 +38,7 @@ def compiled_errors(module: nn.Module, example: tuple[Batch, Labels]) -> Compile
         (of_graphs.energy.sum() + of_graphs.force.sum()).backward()
     except Exception as error:  # the compiler fails in as many ways as there are compilers
         module._compiled_call_impl = None
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return Compiled(False, reason.strip()[:300])
+        return Compiled(False, first_line(error)[:300])
     finally:
         module.zero_grad()
         torch.set_rng_state(drawn)

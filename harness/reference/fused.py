@@ -1,4 +1,4 @@
-"""Which messages a training run takes: the operator of harness.reference.kernels where there is one, else the plain."""
+"""Which messages a run takes: the operator of harness.reference.kernels where there is one, else the plain."""
 
 from __future__ import annotations
 

@@ -132,5 +132,5 @@ def told(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What the error says, shortened."""
-    return (str(error).strip().splitlines() or [""])[0][:500]
+    """What the error says, shortened, or its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,18 @@ from torch import Tensor
 from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from harness.reference.kernels.arithmetic import FLOPS as MESSAGE_FLOPS
+from harness.reference.padding import Shape
 
 # Matrix products with a row for every edge, atom, or structure (the heads); and messages that one operator makes.
 Of = Literal["edges", "nodes", "heads", "messages"]
+Kind = tuple[Of, str]
+# [b] m k n of products [m, k] [k, n], b of them where there is a fourth.
+Sizes = tuple[int, ...]
+_aten = torch.ops.aten
+PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}
+TF32 = "tf32"
 # Share of all arithmetic that no ceiling is measured for.
 SMALL = 0.01
 _INDUCTOR_METRICS = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
@@ -31,19 +38,22 @@ def name_of(dtype: torch.dtype) -> str:
 
 @dataclass
 class Work:
-    """flops: floating-point operations (2 per multiply-add), element-wise ones left out. bytes: read and written.
+    """flops: floating-point operations (2 per multiply-add), element-wise ones left out, by what they are of and type.
 
-    Each operation reads its inputs from memory and writes its results there, as if nothing stayed in a cache.
+    products: of each kind, those of each size. bytes: read and written; each operation reads its inputs from memory and
+    writes its results there, as if nothing stayed in a cache.
     """
 
-    flops: Counter[tuple[Of, torch.dtype]] = field(default_factory=Counter)
+    flops: Counter[Kind] = field(default_factory=Counter)
+    products: dict[Kind, Counter[Sizes]] = field(default_factory=dict)
     bytes: int = 0
 
     @property
-    def kinds(self) -> set[tuple[Of, torch.dtype]]:
-        """Those that count."""
+    def kinds(self) -> dict[Kind, Sizes | None]:
+        """Those that count, with the sizes of the products that are most of each; None of messages."""
         least = SMALL * self.flops.total()
-        return {kind for kind, n in self.flops.items() if n > least}
+        most = {kind: max(sizes, key=lambda s: sizes[s]) for kind, sizes in self.products.items()}
+        return {kind: most.get(kind) for kind, n in self.flops.items() if n > least}
 
     @property
     def matrix_flops(self) -> int:
@@ -51,36 +61,49 @@ class Work:
         return sum(n for (of, _), n in self.flops.items() if of != "messages")
 
 
-def work(call: Callable[[], object], edges: int, graphs: int) -> Work:
-    """Of one uncompiled call on a batch of so many edges and graphs."""
-    with _Count(edges, graphs) as count:
+def work(call: Callable[[], object], shape: Shape) -> Work:
+    """Of one uncompiled call on a batch of this shape."""
+    with _Count(shape) as count:
         call()
     return count.work
 
 
 class _Count(TorchDispatchMode):
-    def __init__(self, edges: int, graphs: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.work = Work()
-        self._edges, self._graphs = edges, graphs
+        # vectors are three rows an atom
+        self._rows: dict[int, Of] = {shape.graphs: "heads", 3 * shape.atoms: "nodes", shape.atoms: "nodes"}
+        self._rows |= {shape.edges: "edges"}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         inputs, results = ([x for x in tree_leaves(t) if isinstance(x, Tensor)] for t in ((args, kwargs), out))
-        if func._overloadpacket in flop_registry:
-            flops = int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
-            self.work.flops[self._of(inputs), results[0].dtype] += flops
+        if func._overloadpacket in PRODUCTS:
+            left, right = inputs[-2:]
+            sizes = (*left.shape, right.shape[-1])
+            kind = self._of(sizes), type_of(results[0])
+            self.work.flops[kind] += 2 * prod(sizes)
+            self.work.products.setdefault(kind, Counter())[sizes] += 2 * prod(sizes)
         elif func.namespace == "gfm_harness":
-            self.work.flops["messages", results[0].dtype] += MESSAGE_FLOPS[func._opname](*args)
+            self.work.flops["messages", name_of(results[0].dtype)] += MESSAGE_FLOPS[func._opname](*args)
         if not func.is_view:
             self.work.bytes += sum(x.nbytes for x in (*inputs, *results))
         return out
 
-    def _of(self, inputs: list[Tensor]) -> Of:
-        if any(self._edges in x.shape for x in inputs):
-            return "edges"
-        return "heads" if any(x.dim() == 3 or x.shape[0] <= self._graphs for x in inputs) else "nodes"
+    def _of(self, sizes: Sizes) -> Of:
+        """By the rows of the product, or what it sums over; one of neither, of elements or weights, is as of atoms."""
+        *stack, m, k, n = sizes
+        transposed = [of for size in (n, k) if (of := self._rows.get(size)) != "heads"]
+        found = [*(self._rows.get(size) for size in (m, *stack)), *transposed]
+        return next((of for of in found if of is not None), "nodes")
+
+
+def type_of(product: Tensor) -> str:
+    """The type in which a product is made: that of its result, or TF32."""
+    on_tensor_cores = product.is_cuda and torch.get_float32_matmul_precision() == "high"
+    return TF32 if on_tensor_cores and product.dtype == torch.float32 else name_of(product.dtype)
 
 
 def compiled_bytes(first_call: Callable[[], object]) -> int | None:

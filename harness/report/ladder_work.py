@@ -39,8 +39,9 @@ def work_view(precision: str, rows: pd.DataFrame) -> View:
         " work is left out. Traffic: each operation's, or compiled kernel's, inputs and results, as if no cache held"
         " them. Attainable: the arithmetic at the rate of a product of the same shape and type, or the traffic at the"
         " rate of a copy, whichever takes longer, all measured in this run. Of matrix peak: matrix products alone"
-        " against a square one. Peak memory: what tensors of one call hold at once, the weights not counted; the"
-        " largest batch is what free memory would hold at that rate, not tried. Empty: what static shapes fill up."
+        " against square ones of the same types. Peak memory: what tensors of one call hold at once, the weights not"
+        " counted; the largest batch is what free memory would hold at that rate, not tried. Empty: what static shapes"
+        " fill up."
     )
     return View(f"{precision.upper()}: arithmetic, traffic and memory", columns, body, note)
 

@@ -31,8 +31,8 @@ def roofline(rows: pd.DataFrame, records: list[Record], folder: Path, name: str)
             axes.set_xlabel("FLOP / byte")
         panels[0][0].set_ylabel("GFLOP/s")
         caption = (
-            "Rate of each stage over its arithmetic per byte moved. Slope: a copy of 64 MiB; levels: matrix products of"
-            " the model's shapes, solid with a row for every atom, dashed of the heads, in the types that occur; all"
+            "Rate of each stage over its arithmetic per byte moved. Slope: a copy of 256 MiB; levels: matrix products"
+            " of the model's shapes, solid with a row for every atom, dashed of the heads, in the types that occur; all"
             " measured in the same run. Numbers: share of what is attainable for the stage's own mix."
         )
         return kept(figure, folder, name, caption)
@@ -41,7 +41,7 @@ def roofline(rows: pd.DataFrame, records: list[Record], folder: Path, name: str)
 def _roof(axes: Axes, ceilings: dict[str, Any], own: pd.DataFrame) -> None:
     low, high = 0.5 * (own["gflop"] / own["gb"]).min(), 3.0 * (own["gflop"] / own["gb"]).max()
     intensity = np.array([low, high])
-    top = max(p["gflop_per_s"] for p in ceilings["products"] if p["of"] == "nodes")
+    top = max(p["gflop_per_s"] for p in ceilings["products"] if p["of"] != "messages")
     axes.plot(intensity, np.minimum(intensity * ceilings["copy_gb_per_s"], top), color="#999999", linewidth=1)
     for product in ceilings["products"]:
         if product["of"] in SHAPES:

@@ -19,9 +19,10 @@ from harness.reference.batches import collate
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.inference import batched_heads
-from harness.reference.measure import matrix_flops
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.padding import shape_of
+from harness.reference.work import work
 from harness.track.history import Entry, append, read
 
 BATCH, ROUNDS, SIDE = 16, 20, 256
@@ -81,7 +82,8 @@ def test_energies_and_forces_over_as_many_multiplications(benchmark: BenchmarkFi
     model = FoundationModel(ModelConfig()).requires_grad_(False)
     batch = collate(graphs).to("cpu", torch.float32)
     weights = model.gate(batch.composition)
-    products = max(1, round(matrix_flops(lambda: batched_heads(model, batch, weights)) / (2 * SIDE**3)))
+    flops = work(lambda: batched_heads(model, batch, weights), shape_of(batch)).matrix_flops
+    products = max(1, round(flops / (2 * SIDE**3)))
     square = torch.randn(SIDE, SIDE)
 
     def multiplied() -> None:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from harness.reference.batches import Batch, collate
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import neighbour_graph
-from harness.reference.measure import matrix_flops
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import backbone
+from harness.reference.padding import shape_of
+from harness.reference.work import work
 from tests.peers import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
 
 pytestmark = pytest.mark.slow
@@ -140,7 +141,7 @@ def report(what: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: B
     def forces(model: nn.Module) -> None:
         model.requires_grad_(False)(batch, batch.positions.clone().requires_grad_()).sum().backward()
 
-    flops = [matrix_flops(lambda model=model: forces(model)) / 1e9 for model in (ours, theirs)]
+    flops = [work(lambda model=model: forces(model), shape_of(batch)).matrix_flops / 1e9 for model in (ours, theirs)]
     print(f"\n{what:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")
 
 

@@ -14,7 +14,7 @@ BACKWARD_NODES = (4, 6)
 FILTER = (7, 6)
 
 
-def _per_edge_and_feature(phi: Tensor, v: Tensor | None, *counts: tuple[int, int]) -> int:
+def _per_edge_and_feature(v: Tensor | None, *counts: tuple[int, int]) -> int:
     return sum(always + (of_v if v is not None else 0) for always, of_v in counts)
 
 
@@ -25,7 +25,7 @@ def _parts(v: Tensor | None) -> int:
 def messages(phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any) -> int:
     """Of gfm_harness::messages."""
     edges, columns = radial.shape
-    each = 2 * columns * _parts(v) + _per_edge_and_feature(phi, v, FORWARD)
+    each = 2 * columns * _parts(v) + _per_edge_and_feature(v, FORWARD)
     return edges * (phi.shape[1] // _parts(v)) * each
 
 
@@ -35,14 +35,14 @@ def messages_backward(to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None,
     nodes = bool(rest[-1])
     filters = _parts(v) if nodes else 1
     counts = (BACKWARD, BACKWARD_NODES) if nodes else (BACKWARD,)
-    each = 2 * columns * (filters + _parts(v)) + _per_edge_and_feature(phi, v, *counts)
+    each = 2 * columns * (filters + _parts(v)) + _per_edge_and_feature(v, *counts)
     return edges * to_s.shape[1] * each
 
 
 def filter_backward(to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any) -> int:
     """Of gfm_harness::filter_backward."""
     edges, columns = radial.shape
-    return edges * to_s.shape[1] * (2 * columns * _parts(v) + _per_edge_and_feature(phi, v, FILTER))
+    return edges * to_s.shape[1] * (2 * columns * _parts(v) + _per_edge_and_feature(v, FILTER))
 
 
 FLOPS: dict[str, Callable[..., int]] = {

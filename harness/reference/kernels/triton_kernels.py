@@ -96,7 +96,7 @@ def messages_kernel(
 
 
 @triton.jit(do_not_specialize=["atoms"])
-def nodes_kernel(
+def messages_of_nodes_kernel(
     by_phi: tl.tensor, by_v: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor,
     radial: tl.tensor, weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, order: tl.tensor, start: tl.tensor,
     atoms: tl.tensor, F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
@@ -143,7 +143,7 @@ def nodes_kernel(
 
 
 @triton.jit(do_not_specialize=["atoms", "edges"])
-def edges_kernel(
+def messages_of_edges_kernel(
     partial: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
     weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, atoms: tl.tensor,
     F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
@@ -186,7 +186,7 @@ def edges_kernel(
 
 
 @triton.jit(do_not_specialize=["atoms", "edges", "chunk"])
-def filter_kernel(
+def messages_of_filter_kernel(
     partial: tl.tensor, to_s: tl.tensor, to_v: tl.tensor, phi: tl.tensor, v: tl.tensor, radial: tl.tensor,
     unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, chunk: tl.tensor, atoms: tl.tensor,
     F: tl.tensor, C: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,

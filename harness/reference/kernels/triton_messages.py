@@ -86,10 +86,12 @@ def messages_backward(
     partial = phi.new_empty(-(-size.F // block), edges, size.C + 3)
     with torch.accelerator.device_index(phi.device.index):
         if nodes:
-            kernels.nodes_kernel[size.atoms, -(-size.F // of_atoms)](
+            kernels.messages_of_nodes_kernel[size.atoms, -(-size.F // of_atoms)](
                 by_phi, by_v, *given[:-1], *rows(sender, size.atoms), **shared, BLOCK=of_atoms
             )
-        kernels.edges_kernel[-(-edges // EDGES), partial.shape[0]](partial, *given, edges, **shared, BLOCK=block)
+        kernels.messages_of_edges_kernel[-(-edges // EDGES), partial.shape[0]](
+            partial, *given, edges, **shared, BLOCK=block
+        )
     by_radial, by_unit = partial.sum(0).split((size.C, 3), dim=1)
     return by_phi, by_v, by_radial.contiguous(), by_unit.contiguous()
 
@@ -106,7 +108,7 @@ def filter_backward(
     block = size.block(SUMMED // columns)
     partial = phi.new_empty(-(-edges // chunk), size.C, size.P * size.F)
     with torch.accelerator.device_index(phi.device.index):
-        kernels.filter_kernel[partial.shape[0], -(-size.F // block)](
+        kernels.messages_of_filter_kernel[partial.shape[0], -(-size.F // block)](
             partial, *_contiguous(to_s, to_v, phi, v, radial, unit, receiver, sender), edges, chunk,
             **size._asdict(), COLUMNS=columns, BLOCK=block, **OPTIONS,
         )  # fmt: skip

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 
 from harness.reference import measure
-from harness.reference.models.config import ModelConfig
-from harness.reference.padding import Shape
-from harness.reference.work import Of, name_of
+from harness.reference.work import TF32, Kind, Sizes
 
 SQUARE = (1024, 1024, 1024)
-# Columns of radial functions: what a product on edges sums over.
-RADIAL = 8
 
 
-def ceilings(
-    shape: Shape, config: ModelConfig, kinds: Iterable[tuple[Of, torch.dtype]], own: torch.dtype, device: torch.device
-) -> dict[str, object]:
-    """Rates of a square product in the case's type and of a copy, and of a product of the model's for each kind.
+def ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -> dict[str, object]:
+    """Rates of a copy, of a square product in each type that occurs, and of the product that is most of each kind.
 
     Of what is done in no matrix product (messages) the square one is the ceiling.
     """
-    width = config.hidden_dim
-    sizes: dict[Of, tuple[int, ...]] = {
-        "edges": (shape.edges, RADIAL, width),
-        "nodes": (shape.atoms, width, 3 * width),
-        "heads": (config.heads, shape.graphs, config.dim_headlayers, config.dim_headlayers),
-        "messages": SQUARE,
-    }
+    squares = {dtype: rate(dtype, SQUARE, device) for dtype in sorted({dtype for _, dtype in kinds})}
+    products = [
+        {
+            "of": of,
+            "dtype": dtype,
+            "sizes": list(sizes or SQUARE),
+            "gflop_per_s": rate(dtype, sizes, device) if sizes else squares[dtype],
+        }
+        for (of, dtype), sizes in sorted(kinds.items())
+    ]
     return {
-        "matrix_product_gflop_per_s": measure.product_gflop_per_s(device, own, SQUARE),
         "copy_gb_per_s": measure.copy_gb_per_s(device),
-        "products": [
-            {
-                "of": of,
-                "dtype": name_of(dtype),
-                "sizes": list(sizes[of]),
-                "gflop_per_s": measure.product_gflop_per_s(device, dtype, sizes[of]),
-            }
-            for of, dtype in sorted(set(kinds), key=str)
-            if min(sizes[of]) > 0
-        ],
+        "squares": [{"dtype": dtype, "gflop_per_s": measured} for dtype, measured in squares.items()],
+        "products": products,
     }
+
+
+def rate(dtype: str, sizes: Sizes, device: torch.device) -> float:
+    """GFLOP/s of a product in a type that Work names."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == TF32 else before)
+    try:
+        kind = torch.float32 if dtype == TF32 else getattr(torch, dtype)
+        return measure.product_gflop_per_s(device, kind, sizes)
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -23,7 +23,6 @@ from harness.reference.ladder.rungs import Rung, allow, climb
 from harness.reference.ladder.workload import make_model, prepare
 from harness.reference.memory import free_bytes
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.padding import shape_of
 from harness.reference.precision import precision
 from harness.reference.structures import Structure
 
@@ -38,18 +37,16 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
     groups = batched(config, model, log)
     batches = [prepare(group, model, config)[0] for group in groups]
     describe(batches, model, config, log)
-    rungs, kinds = [], set()
+    rungs: list[Rung] = []
     for k, stage in enumerate(config.climbed):
         log.write("progress", done=k, total=len(config.stages) * (config.rounds + 1), what=f"warm-up: {stage.name}")
         made = climb(stage, model, batches, log)
         if made is not None:
             rungs.append(made)
-            kinds |= made.work.kinds
     if not rungs:
         raise InputError("none of the stages can run here")
-    dtype = precision(config.precision).dtype
-    log.fact("ceilings", ceilings(shape_of(batches[0]), model.config, kinds, dtype, device))
     log.fact("free_bytes", free_bytes(device))
+    log.fact("ceilings", ceilings({k: sizes for rung in rungs for k, sizes in rung.work.kinds.items()}, device))
     for number in range(config.rounds):
         one_round(number, rungs, groups, model, config, log)
     for rung in rungs:

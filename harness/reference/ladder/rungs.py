@@ -14,7 +14,9 @@ from harness.reference.batches import Batch
 from harness.reference.inference import Predict, Prediction
 from harness.reference.ladder.stages import Stage, StaticGraphs
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.work import Work, compiled_bytes, name_of, work
+from harness.reference.padding import Shape, shape_of
+from harness.reference.ranks import first_line
+from harness.reference.work import Work, compiled_bytes, work
 
 
 @dataclass
@@ -30,6 +32,11 @@ class Rung:
         """Gate and stage, as timed."""
         return self.predict(model, batch, model.gate(batch.composition))
 
+    def shape(self, batch: Batch) -> Shape:
+        """What the stage makes of the batch's."""
+        own = shape_of(batch)
+        return self.predict.buckets.fit(own) if isinstance(self.predict, StaticGraphs) else own
+
     def padding(self) -> dict[str, object] | None:
         """What filling up to static shapes has cost so far."""
         return self.predict.buckets.about() if isinstance(self.predict, StaticGraphs) else None
@@ -44,11 +51,10 @@ def climb(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: E
     try:
         allow(stage, batches[0].head.device)
         _warm_up(rung, model, batches, log)
-    except (RuntimeError, ImportError, OSError) as error:
+    except Exception as error:  # compilers fail in as many ways as there are compilers
         if stage.compiled is None:
             raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        log.write("unavailable", stage=stage.name, reason=reason.strip()[:300])
+        log.write("unavailable", stage=stage.name, reason=first_line(error)[:300])
         return None
     return rung
 
@@ -80,7 +86,7 @@ def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: 
     counted = Rung(rung.stage, rung.stage.plainly())
 
     def count() -> None:
-        rung.work = work(lambda: counted(model, first), len(first.receiver), len(first.head))
+        rung.work = work(lambda: counted(model, first), counted.shape(first))
 
     if rung.stage.compiled:
         count()
@@ -91,7 +97,7 @@ def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: 
         stage=rung.stage.name,
         first_s=first_s,
         matrix_flops=rung.work.matrix_flops,
-        flops=[{"of": of, "dtype": name_of(dtype), "flops": n} for (of, dtype), n in rung.work.flops.items()],
+        flops=[{"of": of, "dtype": dtype, "flops": n} for (of, dtype), n in rung.work.flops.items()],
         bytes=moved if rung.stage.compiled else rung.work.bytes,
         peak_bytes=rung.peak_bytes,
     )

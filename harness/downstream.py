@@ -84,7 +84,10 @@ class Trust(Strict):
 
 
 class ScreeningParameters(Strict):
-    """A stream of candidates through a model on every rank; candidates: about how many of them."""
+    """A stream of candidates through a model on every rank; candidates: about how many of them.
+
+    judges: the case screens nothing, and finds out how far to trust the screening that it comes after.
+    """
 
     workload: Candidates
     checkpoint: str | None = None
@@ -99,6 +102,8 @@ class ScreeningParameters(Strict):
     ahead: NotNegative | None = None
     commit_s: Annotated[float, Field(ge=0)] | None = None
     trust: Trust | None = None
+    judges: bool | None = None
+    messages: Literal["plain", "fused"] | None = None
     precision: PrecisionName | None = None
     compile: bool | None = None
     backend: Literal["gloo", "nccl", "xccl"] | None = None

@@ -28,14 +28,18 @@ LEARN: dict[str, Any] = {
 SCREEN: dict[str, Any] = {
     "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 32, "candidates": 96,
     "compile": False, "distance": True, "known_limit": 4, "keep": {"what": "top", "count": 10},
+}  # fmt: skip
+JUDGE = {
+    "judges": True,
     "trust": {"sample": 30, "known_limit": 6, "labelled": 2, "relaxed": 1, "relax_steps": 3, "label_seconds": 60},
 }  # fmt: skip
 
 
-def ran(out: Path, name: str, kind: str, module: Any, parameters: dict[str, Any]) -> Path:
+def ran(out: Path, name: str, kind: str, module: Any, parameters: dict[str, Any], *after: str) -> Path:
     folder = out / "runs" / f"{kind}-local" / f"{name}-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": name, "suite": kind, "program": kind, "system": "local", "parameters": parameters}
+    case |= {"after": after}
     (folder / "case.json").write_text(json.dumps(case))
     log = EventLog(folder / "events.jsonl")
     log.write("start")
@@ -51,6 +55,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("matbench_log_kvrh", "qm9", "matbench_phonons"):
         ran(place, f"transfer-{name}", "transfer", study, LEARN | {"task": name})
     ran(place, "screening-prototypes", "screening", program, SCREEN)
+    ran(place, "screening-judged", "screening", program, SCREEN | JUDGE, "screening-prototypes-1")
     return place
 
 
@@ -87,13 +92,13 @@ def test_rates_and_times_follow_from_the_ranks(out: Path) -> None:
 
 
 def test_the_threshold_flags_what_it_was_set_to(out: Path) -> None:
-    log = last_run(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
+    log = last_run(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
     (found,) = [e for e in log if e["event"] == "calibration"]
     assert found["share"] <= 0.05 + 1.0 / found["calibrated_on"]
     assert 0.0 <= found["false_alarms"] < 0.4
     assert found["detected"]["random box"] > 0.5
     relaxed = [e for e in log if e["event"] == "relaxed"]
-    assert all((out / "runs" / "screening-local" / "screening-prototypes-1" / e["file"]).exists() for e in relaxed)
+    assert all((out / "runs" / "screening-local" / "screening-judged-1" / e["file"]).exists() for e in relaxed)
     labels = [e for e in log if e["event"] == "label"]
     assert len(labels) == 2
     assert np.isfinite([e["off_ev_per_atom"] for e in labels]).all()

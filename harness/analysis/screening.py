@@ -16,9 +16,9 @@ PAPER_RANKS = 9408 * 8
 MACHINES = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
 RUNS = (
     "campaign", "case", "system", "workload", "total", "candidates", "evaluated", "left_out", "ranks", "precision",
-    "device", "threads", "compiled", "messages", "why_plain", "device_per_s", "end_to_end_per_s", "share", "make_share",
-    "per_rank_per_s", "atoms", "edges", "seconds", "warm_up_s", "memory_growth", "memory_peak_bytes", "proven", "state",
-    "folder",
+    "device", "threads", "compiled", "why_eager", "messages", "why_plain", "device_per_s", "end_to_end_per_s", "share",
+    "make_share", "per_rank_per_s", "atoms", "edges", "seconds", "warm_up_s", "memory_growth", "memory_peak_bytes",
+    "proven", "state", "folder",
 )  # fmt: skip
 TIMES = ("campaign", "case", "machine", "ranks", "basis", "seconds", "candidates")
 BEST = ("campaign", "case", "place", "candidate", "formula", "prototype", "volume", "stream", "energy_ev_per_atom",
@@ -84,6 +84,7 @@ def _run(record: Record) -> dict[str, Any]:
         for why, n in rank["left_out"].items():
             left_out[why] = left_out.get(why, 0) + n
     model = facts.get("model", {})
+    why_eager = next((r["why_eager"] for r in ranks if r.get("why_eager")), None)
     growth = max(r["memory_last_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
     return _of(record) | {
         "system": record.case.get("system"),
@@ -96,7 +97,8 @@ def _run(record: Record) -> dict[str, Any]:
         "precision": model.get("precision"),
         "device": model.get("device"),
         "threads": model.get("threads"),
-        "compiled": model.get("compiled"),
+        "compiled": bool(model.get("compiled")) and why_eager is None,
+        "why_eager": why_eager,
         "messages": model.get("messages"),
         "why_plain": model.get("why_plain"),
         "device_per_s": device,

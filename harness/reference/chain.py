@@ -20,7 +20,7 @@ def before(folder: Path) -> Path:
     case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     needed = case.get("after") or []
     if len(needed) != 1:
-        raise InputError(f"continues: expected one case before this one (`after`), got {len(needed)}")
+        raise InputError(f"expected one case before this one (`after`), got {len(needed)}")
     return folder.resolve().parent / str(needed[0])
 
 

@@ -58,6 +58,18 @@ class Team:
         dist.all_gather_object(found, value)
         return found
 
+    def gathered_by_first(self, value: Value) -> list[Value]:
+        """As gathered, on rank 0; nothing elsewhere."""
+        found: list[Value] = [value] * self.place.size if self.place.rank == 0 else []
+        dist.gather_object(value, found or None)
+        return found
+
+    def told_by_first(self, value: Value) -> Value:
+        """The plain value of rank 0."""
+        found = [value]
+        dist.broadcast_object_list(found)
+        return found[0]
+
     def reduce_s(self, content: Tensor) -> float:
         """Seconds that a sum of the content over all ranks takes, on the slowest; content is overwritten."""
         synchronize(self.device)

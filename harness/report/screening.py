@@ -30,11 +30,9 @@ def campaign_section(campaign: str, tables: ScreeningTables, figures: Path) -> S
         t[t["campaign"] == campaign]
         for t in (tables.runs, tables.times, tables.best, tables.trust, tables.labels, tables.relaxed, tables.places)
     )
-    largest = set(runs.loc[runs.groupby("workload", sort=False)["candidates"].idxmax()]["case"])
     drawn = [
         embedding(own, str(case), figures, f"{campaign}-{case}-embedding")
         for case, own in places.groupby("case", sort=False)
-        if case in largest
     ]
     views = [runs_view(runs), times_view(times), trust_view(trust)]
     views += [v for v in (labels_view(labels), best_view(best), relaxed_view(relaxed)) if v.rows]
@@ -61,6 +59,8 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
             )
     if weak:
         said.append("Weak scaling, " + "; ".join(weak) + ".")
+    for why, own in runs[runs["why_eager"].notna()].groupby("why_eager"):
+        said.append(f"Not compiled, {count(len(own), 'screening')}: {why}.")
     for why, own in runs[runs["why_plain"].notna()].groupby("why_plain"):
         said.append(f"Plain messages in place of fused ones, {count(len(own), 'screening')}: {why}.")
     return said

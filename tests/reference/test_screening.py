@@ -9,12 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from harness.events import EventLog, last_run
 from harness.reference import checkpoints
@@ -22,10 +26,10 @@ from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
 from harness.reference.inference import batched_heads
 from harness.reference.screening import program, segments
-from harness.reference.screening.combining import results_files
+from harness.reference.screening.combining import best_of_all, results_files, top
 from harness.reference.screening.keeping import Keeping
 from harness.reference.screening.parts import Parts, checksum, checksum_of_range
-from harness.reference.screening.scores import COLUMNS, Scores
+from harness.reference.screening.scores import COLUMNS, Scores, joined
 from harness.reference.screening.workloads import WorkloadConfig, workload_of
 from tests.conftest import needs
 
@@ -67,8 +71,6 @@ def test_what_is_told_is_what_the_model_says(whole: Path) -> None:
     for place in (0, 101, 333, len(kept) - 1):
         structure = workload.structure(int(kept.index[place]))
         graph = neighbour_graph(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
-        import torch
-
         batch = collate([graph]).to("cpu", torch.float32)
         found = batched_heads(model, batch, model.gate(batch.composition))
         told = dict(zip(kept.names, kept.values[place].tolist(), strict=True))
@@ -204,6 +206,73 @@ def test_where_there_is_no_operator_messages_are_plain_and_the_reason_is_told(tm
     (told,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
     assert told["messages"] == "plain"
     assert "not egnn" in told["why_plain"]
+
+
+def test_without_a_compiler_that_works_it_goes_on_and_says_why(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no compiler today\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    log = screened(tmp_path, compile=True)
+    (rank,) = [e for e in log if e["event"] == "rank"]
+    assert rank["why_eager"] == "no compiler today"
+    assert np.array_equal(kept_in(tmp_path).values, kept_in(whole).values)
+
+
+@pytest.mark.parametrize(("highest", "count"), [(False, 5), (True, 5), (False, 500)])
+def test_the_best_of_all_ranks_are_found_though_few_are_sent(highest: bool, count: int) -> None:
+    """Four ranks, one of which has nothing, one less than is asked for, and ties between them."""
+    rng = np.random.default_rng(0)
+    keeping = Keeping(count=count, highest=highest)
+    own, first = [], 0
+    for size in (40, 0, 3, 60):
+        values = rng.integers(-9, 9, (size, len(COLUMNS))).astype(np.float32)
+        own.append(top(Scores(tuple(COLUMNS), np.arange(first, first + size), values), keeping))
+        first += size
+    with ThreadPoolExecutor(4) as pool:
+        team = Together(4)
+        found = list(pool.map(lambda rank: best_of_all(own[rank], keeping, OneOf(team, rank)), range(4)))  # type: ignore[arg-type]
+    expected = top(joined(tuple(COLUMNS), own), keeping)
+    assert found[0].index.tolist() == expected.index.tolist()
+    assert [len(scores) for scores in found[1:]] == [0, 0, 0]
+    assert count == 500 or sum(team.sent) < 15
+
+
+@dataclass
+class Together:
+    """What four threads have brought to a meeting."""
+
+    size: int
+    brought: dict[int, Any] = field(default_factory=dict)
+    sent: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size)
+
+    def all(self, rank: int, value: Any) -> list[Any]:
+        self.brought[rank] = value
+        self.barrier.wait()
+        found = [self.brought[k] for k in range(self.size)]
+        self.barrier.wait()
+        return found
+
+
+@dataclass
+class OneOf:
+    """A rank of a team that meets in one process."""
+
+    together: Together
+    rank: int
+
+    def largest(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.together.all(self.rank, numbers)).amax(0)
+
+    def gathered_by_first(self, value: Scores) -> list[Scores]:
+        self.together.sent.append(len(value))
+        found = self.together.all(self.rank, value)
+        return found if self.rank == 0 else []
 
 
 def test_random_streams_go_through_too(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from harness.reference.errors import InputError
 from harness.reference.ranks import share
 from harness.reference.screening import segments
@@ -68,6 +71,17 @@ def combine(
 
     segments.write(path, pieces(), names, identity)
     return best
+
+
+def best_of_all(own: Scores, keeping: Keeping, team: Team) -> Scores:
+    """The best of what ranks have each found best, on rank 0; nothing elsewhere.
+
+    None sends what cannot be among them: another rank has as many as are asked for that are better.
+    """
+    values = own.column(keeping.by).astype(float) * (-1 if keeping.highest else 1)
+    worst = np.sort(values)[keeping.count - 1] if len(own) >= keeping.count else np.inf
+    limit = -float(team.largest(torch.tensor([-worst])))
+    return top(joined(own.names, team.gathered_by_first(own[values <= limit])), keeping)
 
 
 def top(scores: Scores, keeping: Keeping) -> Scores:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from harness.events import EventLog
-from harness.reference import checkpoints, ranks
+from harness.reference import chain, checkpoints, ranks
 from harness.reference.errors import InputError
 from harness.reference.fused import Messages, chosen
 from harness.reference.models.config import ModelConfig
@@ -34,14 +34,14 @@ from harness.reference.options import build
 from harness.reference.precision import precision
 from harness.reference.ranks import share
 from harness.reference.screening import segments
-from harness.reference.screening.combining import combine, proven, results_files, top
+from harness.reference.screening.combining import best_of_all, combine, proven, results_files
 from harness.reference.screening.familiarity import embedded, training_structures
 from harness.reference.screening.familiarity import familiar as familiar_of
 from harness.reference.screening.keeping import Keeping
 from harness.reference.screening.parts import Parts
 from harness.reference.screening.scores import Familiar, Scores, columns, energies_only, joined, with_forces
 from harness.reference.screening.stream import Evaluator, Rank, Score
-from harness.reference.screening.trust import TrustConfig, judge
+from harness.reference.screening.trust import Judged, TrustConfig, judge
 from harness.reference.screening.workload import Workload
 from harness.reference.screening.workloads import WorkloadConfig, workload_of
 from harness.reference.team import Team, own_device
@@ -60,7 +60,9 @@ class ScreeningConfig:
     candidates: about how many, in parts evenly spread over the space; all by default. part: candidates of a part.
     keep: as Keeping. energy_only: no forces. distance: of each candidate from the training sets, of which known_limit
     structures each are looked at. edges: of a batch, about. ahead: batches made ahead, 0 for none. messages: as
-    one operator where there is one (fused), or plain; both give the same up to rounding.
+    one operator where there is one (fused), or plain; both give the same up to rounding. trust: as TrustConfig; how far
+    to trust the results is found out by rank 0 alone, and so on many nodes better by a case of its own that judges: it
+    screens nothing, and looks at the screening that it comes after.
     """
 
     workload: dict[str, Any]
@@ -77,6 +79,7 @@ class ScreeningConfig:
     commit_s: float = 60.0
     precision: str = "fp32"
     trust: dict[str, Any] | None = None
+    judges: bool = False
     compile: bool = True
     messages: Messages = "plain"
     backend: str = "gloo"
@@ -88,6 +91,9 @@ class ScreeningConfig:
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     """The program: screen what no earlier attempt has, prove that nothing is missing, and put it together."""
     config = build(ScreeningConfig, parameters)
+    if config.judges:
+        judge_earlier(chain.before(folder), config.trust or {}, log, folder)
+        return
     place = ranks.find(os.environ)
     device = own_device(config.device, config.backend, place)
     model, notes = model_of(config)
@@ -104,9 +110,22 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
         describe(config, workload, parts, evaluator, log)
         screen(Screening(config, workload, parts, evaluator, keeping, folder, identity, team, log))
         if config.trust is not None and place.rank == 0:
-            best = best_in(folder)
-            judge(build(TrustConfig, config.trust), model, notes, workload, parts, best, log, folder)
+            judged = Judged(model, notes, workload, parts, best_in(folder))
+            judge(build(TrustConfig, config.trust), judged, log, folder)
         team.meet()
+
+
+def judge_earlier(earlier: Path, trust: dict[str, Any], log: EventLog, folder: Path) -> None:
+    """How far to trust the screening in another folder; raises InputError where it has not come to its end."""
+    if not (earlier / BEST).exists():
+        raise InputError(f"judges: {earlier} holds no {BEST}, so that no screening has come to its end there")
+    case = json.loads((earlier / "case.json").read_text(encoding="utf-8"))
+    config = build(ScreeningConfig, case["parameters"])
+    model, notes = model_of(config)
+    workload = workload_of(build(WorkloadConfig, config.workload), model)
+    parts = Parts.about(workload.total, config.part, config.candidates)
+    log.fact("judged", earlier.name)
+    judge(build(TrustConfig, trust), Judged(model, notes, workload, parts, best_in(earlier)), log, folder)
 
 
 def model_of(config: ScreeningConfig) -> tuple[FoundationModel, dict[str, object]]:
@@ -194,7 +213,7 @@ class Screening:
 def screen(at: Screening) -> None:
     """Everything that the ranks do together."""
     place, folder = at.team.place, at.folder / segments.FOLDER
-    if at.team.gathered(not folder.exists() and bool(results_files(at.folder)))[0]:
+    if at.team.told_by_first(place.rank == 0 and not folder.exists() and bool(results_files(at.folder))):
         at.log.write("proof", **proven(results_files(at.folder), at.parts, at.identity, at.team), before=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +231,7 @@ def screen(at: Screening) -> None:
         at.config.ahead, at.config.commit_s, told,
     )  # fmt: skip
     tally = rank.run(share(left, place.rank, place.size))
-    for number, plain in enumerate(at.team.gathered(tally.plain())):
+    for number, plain in enumerate(at.team.gathered_by_first(tally.plain())):
         at.log.write("rank", rank=number, **plain)
     at.team.meet()
     files = sorted(folder.glob("*.bp"))
@@ -229,7 +248,7 @@ def found_before(at: Screening, folder: Path) -> dict[int, int]:
     place = at.team.place
     if place.rank == 0:
         segments.remove(results_files(at.folder))
-    paths = at.team.gathered(sorted(folder.glob("*")))[0]
+    paths = at.team.told_by_first(sorted(folder.glob("*")) if place.rank == 0 else [])
     own = segments.found_in(share(paths, place.rank, place.size), at.identity)
     parts: dict[int, int] = {}
     useless: list[str] = []
@@ -251,9 +270,9 @@ def together(at: Screening, files: list[Path]) -> None:
         mine = share(files, number, len(leaders))
         if mine:
             best = combine(at.folder, mine, number, at.evaluator.names, at.keeping, at.identity)
-    every = joined(at.evaluator.names, at.team.gathered(top(best, at.keeping)))
+    every = best_of_all(best, at.keeping, at.team)
     if at.team.place.rank == 0:
-        write_best(at, top(every, at.keeping))
+        write_best(at, every)
         gone = at.folder / f"{segments.FOLDER}.done"
         os.replace(at.folder / segments.FOLDER, gone)  # all at once: half of them would say that more is to do
         segments.remove([gone])

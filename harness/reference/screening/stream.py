@@ -17,6 +17,7 @@ from harness.reference import merit
 from harness.reference.batches import Batch
 from harness.reference.fused import PLAIN, Chosen
 from harness.reference.models.foundation import FoundationModel
+from harness.reference.ranks import first_line
 from harness.reference.screening import segments
 from harness.reference.screening.keeping import Keeping
 from harness.reference.screening.parts import Parts, checksum_of_range
@@ -29,11 +30,12 @@ from harness.reference.team import synchronize
 Score = Callable[[FoundationModel, Batch, Familiar | None], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluator:
     """A model with what it is to tell. score: energies_only or with_forces, with the messages that were chosen.
 
     compiled: the same through the compiler; batches of one structure or edge, which it would compile anew, go without.
+    why_eager: why all do, where the compiler has failed.
     """
 
     model: FoundationModel
@@ -44,6 +46,17 @@ class Evaluator:
     dtype: torch.dtype
     messages: Chosen = PLAIN
     compiled: Score | None = None
+    why_eager: str | None = None
+
+    def warm_up(self, batch: Batch) -> None:
+        """A first call, which compiles; if that cannot be done, all calls go without."""
+        try:
+            self(batch)
+        except Exception as error:  # compilers fail in as many ways as there are compilers
+            if self.compiled is None:
+                raise
+            self.compiled, self.why_eager = None, first_line(error)[:300]
+            self(batch)
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, float]:
         """What is told of each structure, [g, columns], and the seconds for transfer and on the device."""
@@ -64,7 +77,8 @@ class Tally:
     """What a rank has done: counts, and seconds by what they went to.
 
     make_s: in the thread that makes candidates. wait_s: of evaluation for it. write_s: for results on disk. warm_up_s:
-    of the first batch, compilation included, evaluated once more before; in no other of these.
+    of the first batch, compilation included, evaluated once more before; in no other of these. why_eager: as of
+    Evaluator.
     """
 
     candidates: int = 0
@@ -81,6 +95,7 @@ class Tally:
     warm_up_s: float = 0.0
     left_out: Counter[str] = field(default_factory=Counter)
     memory_bytes: list[int] = field(default_factory=list)
+    why_eager: str | None = None
 
     def plain(self) -> dict[str, object]:
         """As an event tells it; of the memory the first, the median, the largest and the last sample."""
@@ -150,8 +165,9 @@ class Rank:
             return joined(self.evaluator.names, [])
         if not tally.batches:
             began = time.perf_counter()
-            self.evaluator(made.batch)
+            self.evaluator.warm_up(made.batch)
             tally.warm_up_s = time.perf_counter() - began
+            tally.why_eager = self.evaluator.why_eager
         values, transfer_s, device_s = self.evaluator(made.batch)
         tally.transfer_s += transfer_s
         tally.device_s += device_s

@@ -70,21 +70,24 @@ class TrustConfig:
     seed: int = 0
 
 
-def judge(
-    config: TrustConfig,
-    model: FoundationModel,
-    notes: dict[str, object],
-    workload: Workload,
-    parts: Parts,
-    best: Sequence[int],
-    log: EventLog,
-    folder: Path,
-) -> None:
+@dataclass(frozen=True)
+class Judged:
+    """A screening that has come to its end: its model with the notes of the checkpoint, what it went through, and its
+    best candidates, best first."""
+
+    model: FoundationModel
+    notes: dict[str, object]
+    workload: Workload
+    parts: Parts
+    best: Sequence[int]
+
+
+def judge(config: TrustConfig, of: Judged, log: EventLog, folder: Path) -> None:
     """Everything there is to say, on the CPU in double precision."""
-    model = model.to("cpu").double()
+    model, workload = of.model.to("cpu").double(), of.workload
     model.autocast = None
     rng = np.random.default_rng(config.seed)
-    indices = drawn(parts, config.sample, rng)
+    indices = drawn(of.parts, config.sample, rng)
     candidates = [workload.structure(k) for k in indices]
     known, valid, test = (
         [s for of in training_structures(split, config.known_limit).values() for s in of] for split in (0, 1, 2)
@@ -108,8 +111,8 @@ def judge(
     show(inside, {**others, **strange}, log)
     away = distances(near, others["candidates"])
     doubts(config, model, candidates, away > found.threshold, log)
-    labels(config, model, notes, workload, near, found.threshold, rng, log)
-    chosen = [(k, workload.structure(k)) for k in best[: config.relaxed]]
+    labels(config, model, of.notes, workload, near, found.threshold, rng, log)
+    chosen = [(k, workload.structure(k)) for k in of.best[: config.relaxed]]
     for one in relaxed(model, chosen, steps=config.relax_steps, folder=folder):
         log.write("relaxed", **asdict(one), **workload.described(one.candidate))
 

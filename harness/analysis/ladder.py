@@ -27,7 +27,8 @@ COLUMNS = (
     "force_error_relative", "energy_error_relative", "peak_bytes", "largest_batch", "matrix_gflop",
     "matrix_gflop_per_s", "share_of_matrix_peak", "gflop", "gflop_per_s", "gb", "attainable_gflop_per_s",
     "share_of_attainable", "empty_atoms", "empty_edges", "shapes", "first_call_s", "samples", "structures_timed",
-    "structures", "atoms", "edges", "threads", "device", "case_state", "folder",
+    "structures", "atoms", "edges", "threads", "device", "on_cpu",
+    "case_state", "folder",
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def _row(record: Record, stage: str, samples: pd.DataFrame) -> dict[str, Any]:
         "atoms": workload.get("atoms", math.nan),
         "edges": workload.get("edges", math.nan),
         "threads": observed.get("threads", math.nan),
+        "on_cpu": not observed.get("device_name"),
         "device": observed.get("device_name") or record.provenance.get("cpu"),
         "case_state": record.state,
         "counts": False,

@@ -9,6 +9,8 @@ from functools import cache
 
 import numpy as np
 
+LARGEST = 700.0  # of which e to the power is a number
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -36,7 +38,8 @@ def geometric_interval(ratios: Iterable[float], confidence: float = 0.95) -> Mea
     """The geometric mean of ratios with the interval of their logarithms; not a number if one is not above zero."""
     logarithms = [math.log(r) if 0.0 < r < math.inf else math.nan for r in ratios]
     found = mean_interval(logarithms, confidence)
-    return Mean(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+    low, value, high = (math.exp(min(x, LARGEST)) for x in (found.low, found.value, found.high))
+    return Mean(value, low, high, found.n)
 
 
 @cache

@@ -26,9 +26,10 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class TransferTables:
-    """tasks: a row a case. errors: a row a mode, subset and number of labels: mean over seeds with Student's interval;
-    baselines are modes too. gains: error over that of training from scratch, geometric mean over seeds with interval;
-    below 1 is better; composition_ratio: of the mode's error to composition's. published: results of others."""
+    """tasks: a row a case. errors: a row a mode, subset and number of labels: mean over seeds with the geometric
+    one's interval; baselines are modes too. gains: error over that of training from scratch, geometric mean over seeds
+    with interval; below 1 is better; composition_ratio: of the mode's error to composition's. published:
+    results of others."""
 
     tasks: pd.DataFrame
     errors: pd.DataFrame
@@ -81,12 +82,12 @@ def _errors(record: Record) -> list[dict[str, Any]]:
         return []
     told, found = _told(record), []
     for (subset, mode, labels), own in rows.groupby(["subset", "mode", "labels"], sort=False):
-        mean = mean_interval(own["mae"])
+        mean, spread = mean_interval(own["mae"]), geometric_interval(own["mae"])
         forces = own["force_mae"].dropna()
         found.append(
             {
                 "campaign": record.folder.parent.name, "task": told["task"], "subset": subset, "mode": mode,
-                "labels": labels, "mae": mean.value, "low": mean.low, "high": mean.high,
+                "labels": labels, "mae": mean.value, "low": spread.low, "high": spread.high,
                 "force_mae": forces.mean() if len(forces) else math.nan, "seeds": mean.n,
                 "test": int(own["test"].median()), "unit": told.get("unit"),
             }

@@ -26,9 +26,9 @@ class Link:
         return self.text
 
 
-def raw_records(folder: str) -> Link:
-    """To a case's folder, which lies three deep in the results."""
-    place = "/".join(Path(folder).parts[-3:])
+def raw_records(folder: str, deep: int = 3) -> Link:
+    """To a case's folder, which lies three deep in the results, or another that lies deeper."""
+    place = "/".join(Path(folder).parts[-deep:])
     return Link(place.rsplit("/", 1)[-1], f"{place}/")
 
 

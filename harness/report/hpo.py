@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis.hpo import LEAST_TRIALS, STATES, SearchTables
-from harness.report.blocks import DASH, Section, View, lines, number
+from harness.report.blocks import DASH, Section, View, lines, number, raw_records
 from harness.report.cost import with_costs
 from harness.report.figures import Figure
 from harness.report.hpo_figures import accuracy_against_throughput, best_so_far, tried
@@ -99,7 +99,7 @@ def best_view(best: pd.DataFrame) -> View:
         [
             SEARCHES.get(r["search"], str(r["search"])), NAMES.get(r["backbone"], r["backbone"]), str(r["trial"]),
             number(1e3 * r["energy_mae_ev_per_atom"]), number(1e3 * r["force_mae_ev_per_a"]),
-            number(r["graphs_per_s"]), point(r["configuration"]), r["folder"],
+            number(r["graphs_per_s"]), point(r["configuration"]), raw_records(r["folder"], 5),
         ]
         for r in lines(best)
     ]  # fmt: skip

@@ -29,8 +29,12 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
     ]
     columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "how it is measured", "raw samples"]
     said = [
-        f"Claims of {paper.source}. Basis: what the value rests on. Stand-in: data or sizes that stand for the paper's;"
-        " emulated: nodes that share a machine. Neither reproduces a claim about a supercomputer.",
+        f"Claims of {paper.source}. Reproduced: the value reaches the paper's, or the smallest that it prints;"
+        " deviates: it does not; inconclusive: its interval holds the paper's value, or what it rests on cannot"
+        " decide; wrong: fast, but not with the right numbers; out of reach here: a fact of the paper's"
+        " size, beside what was run.",
+        "Basis: what the value rests on. Stand-in: data, sizes or processors that stand for the paper's; emulated:"
+        " nodes that share a machine. Neither reproduces a claim about a supercomputer.",
     ]
     return Section("Scorecard", "scorecard", said, views=[View("Claims", columns, rows)])
 

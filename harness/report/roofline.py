@@ -40,8 +40,9 @@ def roofline(rows: pd.DataFrame, records: list[Record], folder: Path, name: str)
 
 def _roof(axes: Axes, ceilings: dict[str, Any], own: pd.DataFrame) -> None:
     low, high = 0.5 * (own["gflop"] / own["gb"]).min(), 3.0 * (own["gflop"] / own["gb"]).max()
-    intensity = np.array([low, high])
     top = max(p["gflop_per_s"] for p in ceilings["products"] if p["of"] != "messages")
+    ridge = float(np.clip(top / ceilings["copy_gb_per_s"], low, high))  # a straight line only from bend to bend
+    intensity = np.array([low, ridge, high])
     axes.plot(intensity, np.minimum(intensity * ceilings["copy_gb_per_s"], top), color="#999999", linewidth=1)
     for product in ceilings["products"]:
         if product["of"] in SHAPES:

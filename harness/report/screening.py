@@ -85,7 +85,9 @@ def runs_view(runs: pd.DataFrame) -> View:
     note = (
         "Rates of all ranks together; atoms and edges of a candidate on average; the first batch, with"
         " compilation, is not"
-        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number."
+        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Memory"
+        " of a rank at the end over the median after its parts: it rises with batches larger than any before, not with"
+        " the number of candidates."
     )
     return with_costs(View("Rates", columns, body, note), runs)
 

@@ -42,7 +42,7 @@ def errors_over_labels(
     errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, folder: Path, name: str
 ) -> Figure:
     """Error over labels seen, a panel a part of the task, a line a mode, published results as stars."""
-    subsets = list(errors["subset"].unique())
+    subsets, starred = list(errors["subset"].unique()), False
     with mpl.rc_context(STYLE):
         width = min(8.6, 1.6 + 3.4 * len(subsets))
         figure, panels = plt.subplots(1, len(subsets), figsize=(width, 3.2), squeeze=False, layout="constrained")
@@ -53,15 +53,19 @@ def errors_over_labels(
                 if of.empty or (mode == "mean" and of["mae"].min() > FAR_OFF * own["mae"].median()):
                     continue
                 style: Any = {"color": look.colour, "marker": look.mark, "ls": look.line, "ms": 4.5, "lw": 1.3}
-                span = np.abs(np.array([of["mae"] - of["low"], of["high"] - of["mae"]])) if look.mark else None
-                if span is not None:
-                    span = np.nan_to_num(np.minimum(span, 0.95 * of["mae"].to_numpy()))
+                span = np.abs(np.array([of["mae"] - of["low"], of["high"] - of["mae"]]))
+                span = np.nan_to_num(span, posinf=0.0) if look.mark else None
                 axes.errorbar(of["labels"], of["mae"], yerr=span, capsize=2, label=look.title, **style)
             others = published[(published["subset"] == subset) & (published["unit"] == task["unit"])]
+            starred |= bool(len(others))
             if len(others):
                 axes.plot(others["train"], others["value"], "*", color="#000000", ms=6, label="published")
             axes.set_xscale("log")
             axes.set_yscale("log")
+            # wide intervals of few seeds run out of the panel, so that the curves can be told apart
+            values = [v for v in (*own["mae"], *others["value"]) if v > 0 and np.isfinite(v)]
+            if values:
+                axes.set_ylim(0.5 * min(values), 2.0 * min(max(values), FAR_OFF * float(own["mae"].median())))
             for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
                 plain_ticks(axis, *ends)
             axes.set_xlabel("labels seen")
@@ -72,8 +76,8 @@ def errors_over_labels(
         caption = (
             f"{task['title']}, {task['target']} ({task['role']}): error on {tested} held-out structures, mean of"
             f" {seeds}"
-            " seeds with Student's 95% interval."
-            + (" Stars: published, on the official data." if len(published) else "")
+            " seeds with the 95% interval of their geometric mean."
+            + (" Stars: published, on the official data." if starred else "")
         )
         return kept(figure, folder, name, caption)
 

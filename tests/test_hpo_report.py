@@ -118,6 +118,8 @@ def test_the_report_shows_searches_for_what_they_are(out: Path) -> None:
     assert "2 searches by Bayesian optimization (DeepHyper), 8 trials: 6 done, 1 timeout, 1 lost" in page
     assert "Not complete, and read as far as they went: hpo-painn (failed, 2 of 6)." in page
     assert "lost with n1" in page
+    assert str(out) not in page, "pages are read elsewhere too"
+    assert "/trials/" in page
     for table in ("searches", "trials", "best", "points", "importance"):
         assert len(pd.read_csv(out / "tables" / f"hpo_{table}.csv"))
     for figure in ("best", "front", "hpo-mace-points", "hpo-painn-points"):

@@ -24,6 +24,8 @@ from harness.plan import Plan
 from harness.programs import DRIVERS
 
 JOBS, LAUNCH = "jobs", "launch.sh"
+# How long nodes may take to say that they are still there: to start something on thousands takes minutes.
+MANY_NODES, PATIENCE_S, PATIENCE_OF_MANY_S = 512, 60, 300
 # A driver starts each of its runs with this.
 RUN_LAUNCH = """\
 #!/usr/bin/env bash
@@ -76,6 +78,7 @@ class Scripts:
                 self._known,
                 job=job,
                 cases=job.cases,
+                patience=PATIENCE_S if job.nodes < MANY_NODES else PATIENCE_OF_MANY_S,
                 drivers=any(is_driver(case) for case in job.cases),
                 config=self._known["watch"].config.replace("%p", precision_of(job.cases)),
                 script=self.path(job.name),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 from pathlib import Path
 
@@ -24,13 +23,13 @@ def before(folder: Path) -> Path:
     return folder.resolve().parent / str(needed[0])
 
 
-def ended_before(folder: Path, log: EventLog) -> bool:
-    """Whether the training has come to its end in an earlier link, whose model this one then has too."""
+def ended_before(folder: Path, log: EventLog, rank: int) -> bool:
+    """Whether the training has come to its end in an earlier link, whose model rank 0 then puts into this one too."""
     earlier = before(folder) / MODEL
     if not earlier.exists():
         return False
-    if not (folder / MODEL).exists():  # any rank may be the first
-        part = folder / f"{MODEL}.part-{platform.node()}-{os.getpid()}"
+    if rank == 0 and not (folder / MODEL).exists():
+        part = folder / f"{MODEL}.part"
         shutil.copyfile(earlier, part)
         os.replace(part, folder / MODEL)
     log.fact("ended_before", earlier.parent.name)

@@ -59,9 +59,8 @@ class HeadGroups:
         """Put the heads of all ranks, with this rank's encoder, into a model that has all heads."""
         own = {name: value.cpu() for name, value in model.heads.state_dict().items()}
         state = complete.state_dict()
-        for rank, values in enumerate(self.team.gathered(own)):
-            kept = next(k for k, ranks in zip(self.kept, self.members, strict=True) if rank in ranks)
-            for name, value in values.items():
+        for kept, ranks in zip(self.kept, self.members, strict=True):
+            for name, value in self.team.told_by(ranks[0], own).items():
                 state[f"heads.{name}"][kept] = value
         state |= {n: v for n, v in model.state_dict().items() if n.startswith("encoder.")}
         complete.load_state_dict(state)

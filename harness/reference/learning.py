@@ -259,8 +259,9 @@ class Learning:
 
     def resume(self) -> bool:
         """Go on from the state in the folder, if there is one, and tell what came before."""
-        state = resuming.load(self.folder, of=self.of)
-        if not all(self.team.gathered(state is not None)) or state is None:
+        first = self.team.place.rank == 0
+        state = self.team.told_by(0, resuming.load(self.folder, of=self.of) if first else None)
+        if state is None:
             return False
         step = state["progress"]["step"]
         own = state["own"] if self.groups is None else resuming.load_part(self.folder, self.groups.own, step)

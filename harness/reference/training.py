@@ -125,7 +125,7 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     """The program: train, train the gate, evaluate, and leave model.pt in the run folder."""
     config = configure(parameters)
     place = ranks.find(os.environ)
-    if config.continues and chain.ended_before(folder, log):
+    if config.continues and chain.ended_before(folder, log, place.rank):
         return
     device = own_device(config.device, config.backend, place)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_512-7d2a2023
+#SBATCH --job-name=scaling-weak-nodes_512-e2aa90c4
 #SBATCH --nodes=1024
 #SBATCH --time=01:05:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-7d2a2023.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-e2aa90c4.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --account=abc123
@@ -11,16 +11,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Frontier (OLCF):
-#   scaling-weak-nodes_512 (id 4e3f1654f43b57aa): 512 nodes x 8 ranks, 30 min at most
-#   scaling-weak-nodes_1024 (id 968124209d91c950): 1024 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_512 (id 76f6a10542eded4b): 512 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 194ba5d09c849c08): 1024 nodes x 8 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system frontier`.
-# By hand: `sbatch jobs/scaling-weak-nodes_512-7d2a2023.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-e2aa90c4.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_512-7d2a2023
+job=scaling-weak-nodes_512-e2aa90c4
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
@@ -50,7 +50,7 @@ export FI_MR_CACHE_MONITOR=kdreg2
 export FI_CXI_DEFAULT_CQ_SIZE=131072
 export FI_CXI_DEFAULT_TX_SIZE=2048
 export FI_CXI_RX_MATCH_MODE=hybrid
-export FI_CXI_RDV_PROTO=alt_read
+export FI_CXI_RDZV_PROTO=alt_read
 export FI_CXI_DISABLE_HOST_REGISTER=1
 export FI_CXI_RDZV_EAGER_SIZE=0
 export FI_CXI_RDZV_GET_MIN=0
@@ -64,6 +64,7 @@ export HSA_FORCE_FINE_GRAIN_PCIE=1
 export MPICH_ENV_DISPLAY=0
 export MIOPEN_DISABLE_CACHE=1
 export MIOPEN_USER_DB_PATH=/tmp
+export TRITON_CACHE_DIR="/tmp/$USER/triton"
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
 # The files are of this job alone: a second job of the same script may run beside it.
@@ -94,7 +95,7 @@ done
 same_nodes() {
     local before=$healthy
     sleep 2
-    check_nodes 60
+    check_nodes 300
     [ "$healthy" -ge "$before" ]
 }
 
@@ -221,13 +222,13 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-nodes_512-4e3f1654f4 '' 512 1800 \
+run_case scaling-weak-nodes_512-76f6a10542 '' 512 1800 \
     srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
     --kill-on-bad-exit=1 --label \
     "$python" -m harness.reference .
 
-run_case scaling-weak-nodes_1024-968124209d '' 1024 1800 \
+run_case scaling-weak-nodes_1024-194ba5d09c '' 1024 1800 \
     srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
     --kill-on-bad-exit=1 --label \

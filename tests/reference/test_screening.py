@@ -221,7 +221,7 @@ def test_without_a_compiler_that_works_it_goes_on_and_says_why(
     assert np.array_equal(kept_in(tmp_path).values, kept_in(whole).values)
 
 
-@pytest.mark.parametrize(("highest", "count"), [(False, 5), (True, 5), (False, 500)])
+@pytest.mark.parametrize(("highest", "count"), [(False, 5), (True, 5), (False, 100), (False, 500)])
 def test_the_best_of_all_ranks_are_found_though_few_are_sent(highest: bool, count: int) -> None:
     """Four ranks, one of which has nothing, one less than is asked for, and ties between them."""
     rng = np.random.default_rng(0)
@@ -237,7 +237,7 @@ def test_the_best_of_all_ranks_are_found_though_few_are_sent(highest: bool, coun
     expected = top(joined(tuple(COLUMNS), own), keeping)
     assert found[0].index.tolist() == expected.index.tolist()
     assert [len(scores) for scores in found[1:]] == [0, 0, 0]
-    assert count == 500 or sum(team.sent) < 15
+    assert sum(team.sent) <= max(2 * count, 20)
 
 
 @dataclass
@@ -268,6 +268,9 @@ class OneOf:
 
     def largest(self, numbers: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.together.all(self.rank, numbers)).amax(0)
+
+    def total(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.together.all(self.rank, numbers)).sum(0)
 
     def gathered_by_first(self, value: Scores) -> list[Scores]:
         self.together.sent.append(len(value))

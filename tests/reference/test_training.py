@@ -19,7 +19,7 @@ import torch
 from harness import shipped, suites
 from harness.events import EventLog, last_run
 from harness.programs import PROGRAMS
-from harness.reference import checkpoints, learning, optimization, resuming, training
+from harness.reference import checkpoints, evaluation, learning, optimization, resuming, training
 from harness.reference.batches import collate
 from harness.reference.corpus import parted
 from harness.reference.datasets.heads import HEADS
@@ -30,7 +30,9 @@ from harness.reference.graphs import neighbour_graph
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.optimization import Optimization, OptimizerConfig
+from harness.reference.ranks import Place
 from harness.reference.structures import Structure
+from harness.reference.team import joined
 from tests.reference.conftest import make_model, molecule
 from tests.reference.test_data_parallel import environment, launch, mpiexec, wait_for
 
@@ -456,3 +458,21 @@ def test_the_shipped_checkpoint_has_learnt() -> None:
     energies = [r["head"] for r in held_out if r["energy_mae_ev_per_atom"] <= r["composition_mae_ev_per_atom"] / 3]
     assert len(forces) >= 12, held_out
     assert len(energies) >= 6, held_out
+
+
+def test_the_mean_energy_is_of_structures_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a small set; of a large one no more than are needed, a batch at a time."""
+    dataset = parted("qm7x", held_out=0.1, seed=17)[SPLITS[0]]
+    records = dataset.samples.get(np.arange(len(dataset.samples)))
+    each = np.array([float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records])
+    asked: list[int] = []
+    get = dataset.samples.get
+    monkeypatch.setattr(dataset.samples, "get", lambda which: (asked.append(len(which)), get(which))[1])
+    with joined(Place(), backend="gloo", device=torch.device("cpu"), timeout_s=60) as team:
+        assert evaluation.mean_energy(dataset, team) == pytest.approx(each.mean(), rel=1e-12)
+        monkeypatch.setattr(evaluation, "MEAN_OF", 25)
+        monkeypatch.setattr(evaluation, "MEAN_BATCH", 10)
+        asked.clear()
+        picked = np.linspace(0, len(each) - 1, 25).round().astype(int)
+        assert evaluation.mean_energy(dataset, team) == pytest.approx(each[picked].mean(), rel=1e-12)
+    assert asked == [10, 10, 5]

@@ -18,6 +18,7 @@ from harness.reference.screening.segments import Covered
 from harness.reference.team import Team
 
 AT_ONCE = 64  # parts
+CUTS = 60  # after so many halvings two numbers of single precision are the same
 
 
 def results_files(folder: Path) -> list[Path]:
@@ -76,12 +77,21 @@ def combine(
 def best_of_all(own: Scores, keeping: Keeping, team: Team) -> Scores:
     """The best of what ranks have each found best, on rank 0; nothing elsewhere.
 
-    None sends what cannot be among them: another rank has as many as are asked for that are better.
+    What a rank sends lies within a limit that is drawn closer until not many more than are asked for lie within it.
     """
     values = own.column(keeping.by).astype(float) * (-1 if keeping.highest else 1)
-    worst = np.sort(values)[keeping.count - 1] if len(own) >= keeping.count else np.inf
-    limit = -float(team.largest(torch.tensor([-worst])))
-    return top(joined(own.names, team.gathered_by_first(own[values <= limit])), keeping)
+    ends = team.largest(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
+    low, high = -ends[0], ends[1]
+    for _ in range(CUTS):
+        middle = low + (high - low) / 2
+        within = float(team.total(torch.tensor([(values <= middle).sum()])))
+        if within >= keeping.count:
+            high = middle
+        else:
+            low = middle
+        if keeping.count <= within <= 2 * keeping.count:
+            break
+    return top(joined(own.names, team.gathered_by_first(own[values <= high])), keeping)
 
 
 def top(scores: Scores, keeping: Keeping) -> Scores:

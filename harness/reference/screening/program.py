@@ -213,7 +213,7 @@ class Screening:
 def screen(at: Screening) -> None:
     """Everything that the ranks do together."""
     place, folder = at.team.place, at.folder / segments.FOLDER
-    if at.team.told_by_first(place.rank == 0 and not folder.exists() and bool(results_files(at.folder))):
+    if at.team.told_by(0, place.rank == 0 and not folder.exists() and bool(results_files(at.folder))):
         at.log.write("proof", **proven(results_files(at.folder), at.parts, at.identity, at.team), before=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def screen(at: Screening) -> None:
     for number, plain in enumerate(at.team.gathered_by_first(tally.plain())):
         at.log.write("rank", rank=number, **plain)
     at.team.meet()
-    files = sorted(folder.glob("*.bp"))
+    files = at.team.told_by(0, sorted(folder.glob("*.bp")) if place.rank == 0 else [])
     at.log.write("proof", **proven(files, at.parts, at.identity, at.team))
     together(at, files)
 
@@ -248,7 +248,7 @@ def found_before(at: Screening, folder: Path) -> dict[int, int]:
     place = at.team.place
     if place.rank == 0:
         segments.remove(results_files(at.folder))
-    paths = at.team.told_by_first(sorted(folder.glob("*")) if place.rank == 0 else [])
+    paths = at.team.told_by(0, sorted(folder.glob("*")) if place.rank == 0 else [])
     own = segments.found_in(share(paths, place.rank, place.size), at.identity)
     parts: dict[int, int] = {}
     useless: list[str] = []
@@ -263,7 +263,8 @@ def found_before(at: Screening, folder: Path) -> dict[int, int]:
 def together(at: Screening, files: list[Path]) -> None:
     """One file a node in place of the segments, and the best of all."""
     hosts = at.team.gathered(platform.node())
-    leaders = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    first_of = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
+    leaders = sorted(first_of.values())
     best = joined(at.evaluator.names, [])
     if at.team.place.rank in leaders:
         number = leaders.index(at.team.place.rank)
@@ -271,10 +272,14 @@ def together(at: Screening, files: list[Path]) -> None:
         if mine:
             best = combine(at.folder, mine, number, at.evaluator.names, at.keeping, at.identity)
     every = best_of_all(best, at.keeping, at.team)
-    if at.team.place.rank == 0:
+    place, gone = at.team.place, at.folder / f"{segments.FOLDER}.done"
+    if place.rank == 0:
         write_best(at, every)
-        gone = at.folder / f"{segments.FOLDER}.done"
         os.replace(at.folder / segments.FOLDER, gone)  # all at once: half of them would say that more is to do
+    at.team.meet()
+    segments.remove(gone / path.name for path in share(files, place.rank, place.size))
+    at.team.meet()
+    if place.rank == 0:
         segments.remove([gone])
 
 

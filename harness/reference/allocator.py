@@ -68,26 +68,21 @@ class _Info(ctypes.Structure):
 
 
 _now: list[Mode] = []
-_stoppers: list[tuple[int, int]] = []
+_stoppers: list[int] = []
 LARGEST, SMALLEST = 1024 * MIB, MIB
 
 
-def use(mode: Mode, at_hand: int = 0) -> bool:
+def use(mode: Mode) -> bool:
     """Let the allocator work that way from now on, as if it had never worked the other way; False if it does already.
 
-    "own" also forgets what the heap has come to hold since, each time. at_hand: bytes of it that, tuned, it would have
-    kept. Raises NotGlibc.
+    "own" also forgets what the heap has come to hold since, each time. Raises NotGlibc.
     """
     library = _glibc()
     if mode == "tuned" and _now == ["tuned"]:
         return False
     _now[:] = [mode]
-    for block, size in sorted(_stoppers, key=lambda stopper: -stopper[1]):
-        if mode == "tuned" and at_hand > 0:
-            ctypes.memset(block, 0, min(size, at_hand))
-            at_hand -= size
-        library.free(block)
-    _stoppers.clear()
+    while _stoppers:
+        library.free(_stoppers.pop())
     for name, value in SETTINGS[mode].items():
         library.mallopt(name, value)
     if mode == "own":
@@ -108,7 +103,7 @@ def _stop_holes(library: Any) -> None:
         before = held()
         block = library.malloc(size)
         if block is not None and held() == before:
-            _stoppers.append((block, size))
+            _stoppers.append(block)
         else:
             library.free(block)
             size //= 2

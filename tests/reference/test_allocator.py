@@ -65,7 +65,7 @@ from harness.reference import allocator
 kept = []
 for _ in range(30):
     for mode in ("own", "own", "tuned"):
-        allocator.use(mode, 50 << 20)
+        allocator.use(mode)
         large = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(5)]
         kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
         del large

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from harness import events
 from harness.analysis.ladder import ladder_table
 from harness.collect.runs import load
 from harness.events import EventLog
-from harness.reference import allocator
+from harness.reference import allocator, measure
 from harness.reference.inference import Predict, Prediction, baseline
 from harness.reference.ladder import batching, program
 from harness.reference.ladder.config import LadderConfig, configure
@@ -100,9 +102,9 @@ def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.Mo
     seen: dict[str, set[str]] = {}
     real = allocator.use
 
-    def use(wanted: allocator.Mode, at_hand: int = 0) -> bool:
+    def use(wanted: allocator.Mode) -> bool:
         mode[:] = [wanted]
-        return real(wanted, at_hand)
+        return real(wanted)
 
     def noting(name: str) -> Predict:
         def predict(*given: Any) -> Prediction:
@@ -116,6 +118,38 @@ def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(LadderConfig, "climbed", stages)
     run(tmp_path, rounds=5)
     assert seen == {"a": {"own"}, "b": {"own"}, "c": {"tuned"}, "d": {"tuned"}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_a_tuned_stage_finds_the_pages_that_it_would_have_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a stage before it, whose allocator is not tuned, has had more memory and has given it back."""
+    pages: list[int] = []
+    timing: list[bool] = []
+    real = measure.seconds
+
+    def seconds(call: measure.Call, device: torch.device) -> float:
+        timing.append(True)
+        took = real(call, device)
+        timing.clear()
+        return took
+
+    def using(count: int, note: bool) -> Predict:
+        def predict(*given: Any) -> Prediction:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            held = [torch.zeros((20 + k) << 20, dtype=torch.uint8) for k in range(count)]
+            if note and timing:
+                pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+            assert len(held) == count
+            return baseline(*given)
+
+        return predict
+
+    stages = (Stage("a", lambda _: using(12, False)), Stage("b", lambda _: using(6, True), tuned=True))
+    monkeypatch.setattr(LadderConfig, "climbed", stages)
+    monkeypatch.setattr(measure, "seconds", seconds)
+    run(tmp_path, rounds=4, batches=2)
+    assert len(pages) == 8
+    assert max(pages) < 0.1 * 6 * 20 * 256, pages
 
 
 def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

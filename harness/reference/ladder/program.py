@@ -53,7 +53,7 @@ def run(parameters: dict[str, object], log: EventLog, folder: Path) -> None:
         if filled := rung.padding():
             log.write("padding", stage=rung.stage.name, **filled)
     last, batch = rungs[-1], batches[0]
-    settle(last, rungs, device)
+    settle(last, rungs, model, batch)
     log.write("profile", stage=last.stage.name, **measure.hot_spots(lambda: last(model, batch), device))
 
 
@@ -76,7 +76,7 @@ def one_round(
         load = os.getloadavg()[0]
         batch, prepared = prepare(group, model, config)
         for rung in [*rungs[start:], *rungs[:start]]:
-            settle(rung, rungs, device)
+            settle(rung, rungs, model, batch)
             device_s = measure.seconds(partial(keep, outputs, rung, model, batch), device)
             timed[rung.stage.name] = device_s, time.time()
             merit.post("structures_per_s", len(group) / device_s)
@@ -99,14 +99,17 @@ def one_round(
             )
 
 
-def settle(rung: Rung, rungs: Sequence[Rung], device: torch.device) -> None:
+def settle(rung: Rung, rungs: Sequence[Rung], model: FoundationModel, batch: Batch) -> None:
     """Have the allocator as the stage wants it; when it is tuned anew, with what it would have kept by then.
 
-    It does not get that by a call of the stage: that would also find its way into caches, which no other stage has.
+    That is what calls of the tuned stages leave. What these leave in caches, which no other stage finds there, is
+    written over.
     """
-    peak = max((r.peak_bytes for r in rungs if r.stage.tuned), default=0)
-    if allow(rung.stage, device, 2 * peak) and rung.stage.tuned:
-        torch.zeros(peak, dtype=torch.uint8)
+    if allow(rung.stage, batch.head.device) and rung.stage.tuned:
+        for other in rungs:
+            if other.stage.tuned:
+                other(model, batch)
+        torch.ones(measure.COPIED, dtype=torch.uint8)
 
 
 def keep(outputs: dict[str, Prediction], rung: Rung, model: FoundationModel, batch: Batch) -> None:

@@ -59,15 +59,15 @@ def climb(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: E
     return rung
 
 
-def allow(stage: Stage, device: torch.device, at_hand: int = 0) -> bool:
-    """Set the allocator as the stage wants it, at_hand as in allocator.use; whether that has changed anything.
+def allow(stage: Stage, device: torch.device) -> bool:
+    """Set the allocator as the stage wants it; whether that has changed anything.
 
     Raises RuntimeError if that is what the stage is about, and it cannot be; others make do with what there is.
     """
     try:
         if device.type != "cpu":
             raise allocator.NotGlibc(f"memory on {device.type} is managed by torch itself")
-        return allocator.use("tuned" if stage.tuned else "own", at_hand)
+        return allocator.use("tuned" if stage.tuned else "own")
     except allocator.NotGlibc:
         if stage.name == "tuned_allocator":
             raise

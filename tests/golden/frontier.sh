@@ -38,6 +38,8 @@ set -u
 
 venv=$HOME/gfm-harness-frontier
 archive=
+if [ -z "$archive" ] && [ -f "$venv.tar.gz" ]; then archive=$venv.tar.gz; fi
+if [ -z "$archive" ]; then echo "warning: without the setting archive every process reads $venv over the network" >&2; fi
 plugin=
 if [ -n "$plugin" ]; then
     export NCCL_NET_PLUGIN="$plugin" NCCL_NET="AWS Libfabric"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-#PBS -N scaling-weak-nodes_512-a965b212
+#PBS -N scaling-weak-nodes_512-b0ade49a
 #PBS -S /bin/bash
 #PBS -l select=1024
 #PBS -l place=scatter
 #PBS -l walltime=01:03:00
 #PBS -j oe
-#PBS -o "/campaign/jobs/scaling-weak-nodes_512-a965b212.log"
+#PBS -o "/campaign/jobs/scaling-weak-nodes_512-b0ade49a.log"
 #PBS -r y
 #PBS -A abc123
 #PBS -q prod
@@ -14,16 +14,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Aurora (ALCF):
-#   scaling-weak-nodes_512 (id 7063e5cdebed2b06): 512 nodes x 12 ranks, 30 min at most
-#   scaling-weak-nodes_1024 (id 10bd966def800659): 1024 nodes x 12 ranks, 30 min at most
+#   scaling-weak-nodes_512 (id 66afd56c14e3932d): 512 nodes x 12 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 6306ad887150bb86): 1024 nodes x 12 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system aurora`.
-# By hand: `qsub jobs/scaling-weak-nodes_512-a965b212.sh`, or with `-v again=again` to have ended cases run anew.
+# By hand: `qsub jobs/scaling-weak-nodes_512-b0ade49a.sh`, or with `-v again=again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_512-a965b212
+job=scaling-weak-nodes_512-b0ade49a
 
 # A job that PBS runs again keeps its id, and goes on where it stopped.
 job_id=${PBS_JOBID:?this script is for qsub}
@@ -45,7 +45,7 @@ export CCL_KVS_CONNECTION_TIMEOUT=900
 export FI_MR_CACHE_MONITOR=userfaultfd
 export FI_CXI_RX_MATCH_MODE=hybrid
 export TORCH_DISTRIBUTED_USE_TORCHCOMMS=1
-export TRITON_CACHE_DIR="/tmp/$USER/triton"
+export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
 # check_nodes: the nodes that answer and pass the check. A case takes the first ones.
 # The files are of this job alone: a second job of the same script may run beside it.
@@ -153,12 +153,12 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-nodes_512-7063e5cdeb '' 512 1800 \
+run_case scaling-weak-nodes_512-66afd56c14 '' 512 1800 \
     env WORLD_SIZE=6144 mpiexec -n 6144 --ppn 12 --hostfile "$(first 512)" \
     --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
     "$python" -m harness.reference .
 
-run_case scaling-weak-nodes_1024-10bd966def '' 1024 1800 \
+run_case scaling-weak-nodes_1024-6306ad8871 '' 1024 1800 \
     env WORLD_SIZE=12288 mpiexec -n 12288 --ppn 12 --hostfile "$(first 1024)" \
     --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
     "$python" -m harness.reference .

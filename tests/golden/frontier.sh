@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_512-e2aa90c4
+#SBATCH --job-name=scaling-weak-nodes_512-85615ca3
 #SBATCH --nodes=1024
 #SBATCH --time=01:05:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-e2aa90c4.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-85615ca3.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --account=abc123
@@ -11,16 +11,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Frontier (OLCF):
-#   scaling-weak-nodes_512 (id 76f6a10542eded4b): 512 nodes x 8 ranks, 30 min at most
-#   scaling-weak-nodes_1024 (id 194ba5d09c849c08): 1024 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_512 (id fa2d0cd105c23334): 512 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 15ff757ea86e3acb): 1024 nodes x 8 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system frontier`.
-# By hand: `sbatch jobs/scaling-weak-nodes_512-e2aa90c4.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-85615ca3.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_512-e2aa90c4
+job=scaling-weak-nodes_512-85615ca3
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
@@ -66,7 +66,7 @@ export HSA_FORCE_FINE_GRAIN_PCIE=1
 export MPICH_ENV_DISPLAY=0
 export MIOPEN_DISABLE_CACHE=1
 export MIOPEN_USER_DB_PATH=/tmp
-export TRITON_CACHE_DIR="/tmp/$USER/triton"
+export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
 # The files are of this job alone: a second job of the same script may run beside it.
@@ -224,13 +224,13 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-nodes_512-76f6a10542 '' 512 1800 \
+run_case scaling-weak-nodes_512-fa2d0cd105 '' 512 1800 \
     srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
     --kill-on-bad-exit=1 --label \
     "$python" -m harness.reference .
 
-run_case scaling-weak-nodes_1024-194ba5d09c '' 1024 1800 \
+run_case scaling-weak-nodes_1024-15ff757ea8 '' 1024 1800 \
     srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
     --kill-on-bad-exit=1 --label \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-#SBATCH --job-name=scaling-weak-nodes_64-09aeb40f
+#SBATCH --job-name=scaling-weak-nodes_64-6da0ef04
 #SBATCH --nodes=128
 #SBATCH --time=01:03:00
-#SBATCH --output="/campaign/jobs/scaling-weak-nodes_64-09aeb40f.log"
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_64-6da0ef04.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --account=abc123
@@ -12,16 +12,16 @@
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on Perlmutter (NERSC):
-#   scaling-weak-nodes_64 (id b985063172583057): 64 nodes x 4 ranks, 30 min at most
-#   scaling-weak-nodes_128 (id 692e893b86e1e2be): 128 nodes x 4 ranks, 30 min at most
+#   scaling-weak-nodes_64 (id d22baae23403a015): 64 nodes x 4 ranks, 30 min at most
+#   scaling-weak-nodes_128 (id cb187a53ed691819): 128 nodes x 4 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system perlmutter`.
-# By hand: `sbatch jobs/scaling-weak-nodes_64-09aeb40f.sh`, or with the word `again` to have ended cases run anew.
+# By hand: `sbatch jobs/scaling-weak-nodes_64-6da0ef04.sh`, or with the word `again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
 campaign=${CAMPAIGN:-/campaign}
-job=scaling-weak-nodes_64-09aeb40f
+job=scaling-weak-nodes_64-6da0ef04
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
@@ -47,7 +47,7 @@ export PYTHONNOUSERSITE=1
 export MPICH_GPU_SUPPORT_ENABLED=1
 export MPICH_ENV_DISPLAY=0
 export NCCL_SOCKET_IFNAME=hsn
-export TRITON_CACHE_DIR="/tmp/$USER/triton"
+export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
 # The files are of this job alone: a second job of the same script may run beside it.
@@ -153,13 +153,13 @@ run_case() {
     if [ "$status" -ne 0 ]; then worst=1; fi
 }
 
-run_case scaling-weak-nodes_64-b985063172 '' 64 1800 \
+run_case scaling-weak-nodes_64-d22baae234 '' 64 1800 \
     srun --nodes=64 --ntasks=256 --ntasks-per-node=4 \
     --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 64)" \
     --kill-on-bad-exit=1 --label \
     "$python" -m harness.reference .
 
-run_case scaling-weak-nodes_128-692e893b86 '' 128 1800 \
+run_case scaling-weak-nodes_128-cb187a53ed '' 128 1800 \
     srun --nodes=128 --ntasks=512 --ntasks-per-node=4 \
     --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 128)" \
     --kill-on-bad-exit=1 --label \

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -20,14 +20,15 @@ def build(kind: type[Config], options: Mapping[str, Any]) -> Config:
             raise InputError(f"unknown option {name!r}; there are {', '.join(known)}")
     for name, hint in get_type_hints(kind).items():
         if name in options and get_origin(hint) is Literal:
-            _check_word(name, options[name], get_args(hint))
+            check_word(name, options[name], get_args(hint))
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
     except TypeError as error:
         raise InputError(str(error)) from None
 
 
-def _check_word(name: str, given: object, words: tuple[str, ...]) -> None:
+def check_word(name: str, given: object, words: Sequence[str]) -> None:
+    """Raise InputError for what is none of the words."""
     if given not in words:
         close = difflib.get_close_matches(str(given).lower(), words, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -33,7 +33,8 @@ def roofline(rows: pd.DataFrame, records: list[Record], folder: Path, name: str)
         caption = (
             "Rate of each stage over its arithmetic per byte moved. Slope: a copy of 256 MiB; levels: matrix products"
             " of the model's shapes, solid with a row for every atom, dashed of the heads, in the types that occur; all"
-            " measured in the same run. Numbers: share of what is attainable for the stage's own mix."
+            " measured in the same run. Numbers: share of what is attainable for the stage's own mix,"
+            " without caches: what they hold can bring it above 100%."
         )
         return kept(figure, folder, name, caption)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import gradcheck, gradgradcheck
 
 from harness.reference.kernels import messages as kernels
@@ -100,10 +100,10 @@ def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -
     terms = make_terms(5, 20, 6, 4, with_v=with_v)
     to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
     operators = torch.ops.gfm_harness
-    torch.library.opcheck(operators.messages.default, tuple(terms))
-    torch.library.opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
+    library.opcheck(operators.messages.default, tuple(terms))
+    library.opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
     for nodes in (True, False):
-        torch.library.opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
+        library.opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
 
 
 @types

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from harness.analysis.training_steps import training_steps_table
 from harness.collect.runs import Record
@@ -170,9 +170,9 @@ def test_one_pass_gives_what_a_pass_for_each_direction_does(
 def test_torch_finds_the_second_derivatives_registered_as_they_must_be(with_v: bool, directed: bool) -> None:
     terms, heard, towards = second(5, 20, 6, 4, with_v=with_v, directed=directed)
     along = [towards.get(name) for name in ("phi", "v", "radial", "unit")]
-    torch.library.opcheck(torch.ops.gfm_harness.messages_second.default, (*heard, *terms, *along))
+    library.opcheck(torch.ops.gfm_harness.messages_second.default, (*heard, *terms, *along))
     unweighted = (*heard, *terms[:3], *terms[4:], *along)
-    torch.library.opcheck(torch.ops.gfm_harness.filter_second.default, unweighted)
+    library.opcheck(torch.ops.gfm_harness.filter_second.default, unweighted)
     with pytest.raises((ValueError, RuntimeError), match="directions fit not"):
         torch.ops.gfm_harness.messages_second(*heard, *terms, *along[:2], towards["radial"][:-1], towards["unit"])
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from harness.reference.errors import InputError
+from harness.reference.options import check_word
 
 BackboneName = Literal["painn", "pnaeq", "egnn", "schnet", "dimenet", "mace"]
 Readout = Literal["sum", "extensive"]
@@ -94,10 +94,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
             given = getattr(self, name)
-            if given is not None and given not in words:
-                close = difflib.get_close_matches(str(given).lower(), words, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise InputError(f"{name} is {given!r}{hint}; there are {', '.join(words)}")
+            if given is not None:
+                check_word(name, given, words)
         own = OWN[self.backbone]
         for name in {n for options in OWN.values() for n in options}:
             if name in own and getattr(self, name) is None:

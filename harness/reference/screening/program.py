@@ -91,10 +91,11 @@ class ScreeningConfig:
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     """The program: screen what no earlier attempt has, prove that nothing is missing, and put it together."""
     config = build(ScreeningConfig, parameters)
-    if config.judges:
-        judge_earlier(chain.before(folder), config.trust or {}, log, folder)
-        return
     place = ranks.find(os.environ)
+    if config.judges:
+        if place.rank == 0:
+            judge_earlier(chain.before(folder), config.trust or {}, log, folder)
+        return
     device = own_device(config.device, config.backend, place)
     model, notes = model_of(config)
     workload = workload_of(build(WorkloadConfig, config.workload), model)

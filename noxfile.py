@@ -33,6 +33,8 @@ QUICK = (
     ("screening", "-n", "prototypes-all"),
     ("pretrain-short",),
 )
+# Nothing runs beside benchmarks, or beside a cluster of eight nodes on one machine.
+ALONE = ("tests/test_slurm.py", "tests/test_slurm_suites.py", "tests/benchmarks")
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
@@ -152,20 +154,30 @@ def report(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Style, types and the whole test suite."""
+    """Style, types, imports, and all tests that are not slow; words after `--` go to pytest instead."""
     programs = environment(session)
     session.run(f"{programs}/ruff", "check", ".")
     session.run(f"{programs}/ruff", "format", "--check", ".")
     session.run(f"{programs}/mypy")
-    pytest = (f"{programs}/python", "-m", "pytest")
+    session.run(f"{programs}/lint-imports", "--no-cache", env={"NO_COLOR": "1"})
     if session.posargs:
-        session.run(*pytest, *session.posargs)
-        return
-    # Most tests wait for processes that they started, so two run at a time; nothing runs beside benchmarks or beside a
-    # cluster of eight nodes on one machine.
-    alone = ["tests/test_slurm.py", "tests/test_slurm_suites.py", "tests/benchmarks"]
-    left_out = [word for path in alone for word in ("--ignore", path)]
-    session.run(*pytest, "-n", "2", "--dist", "loadfile", *left_out, env={"OMP_NUM_THREADS": "1"})
-    session.run(*pytest, *alone)
+        session.run(f"{programs}/python", "-m", "pytest", *session.posargs)
+    else:
+        two_at_a_time(session, "not slow")
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that `tests` leaves out: long ones, clusters of eight nodes, benchmarks, GPU kernels interpreted."""
+    two_at_a_time(session, "slow")
+    pytest = (f"{environment(session)}/python", "-m", "pytest")
+    session.run(*pytest, *ALONE)
     interpreted = {"PYTHONPATH": triton(session), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     session.run(*pytest, "tests/reference/test_triton.py", env=interpreted)
+
+
+def two_at_a_time(session: nox.Session, marked: str) -> None:
+    """Run tests, most of which wait for processes that they started, but not those of ALONE."""
+    left_out = [word for path in ALONE for word in ("--ignore", path)]
+    pytest = (f"{environment(session)}/python", "-m", "pytest", "-m", marked, "-n", "2", "--dist", "loadfile")
+    session.run(*pytest, *left_out, env={"OMP_NUM_THREADS": "1"})

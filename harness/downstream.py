@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from harness.parameters import Count, ModelSizes, NotNegative, Positive, PrecisionName, Strict, without_repeats
+from harness.language.fields import Count, NotNegative, Positive, Strict, without_repeats
+from harness.parameters import ModelSizes, PrecisionName
 
 TaskName = Literal[
     "qm9", "md17", "wiggle150", "ms25", "oqmd", "abx3", "matbench_dielectric", "matbench_jdft2d", "matbench_log_gvrh",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from harness.errors import did_you_mean
+from harness.language.fields import Count, NotNegative, Positive, Strict, without_repeats
 
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 PrecisionName = Literal["fp64", "fp32", "bf16"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
@@ -20,19 +18,6 @@ StageName = Literal[
 ]  # fmt: skip
 
 StepStageName = Literal["baseline", "torch_compile", "fused_messages"]
-
-
-def without_repeats(words: list[str]) -> list[str]:
-    """The list as it is; raises ValueError if a word stands in it twice."""
-    if len(set(words)) < len(words):
-        raise ValueError("a value stands in the list twice")
-    return words
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSizes(Strict):

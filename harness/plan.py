@@ -14,11 +14,11 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from harness.cases import Case
+from harness.consistency import MAX_CASES, axes_of
 from harness.dependencies import with_after
 from harness.errors import UsageError, shortened
 from harness.garbage import without_garbage
 from harness.language import validation
-from harness.language.consistency import MAX_CASES, axes_of
 from harness.language.document import Loc
 from harness.language.templates import Template, Templates
 from harness.programs import PROGRAMS

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, create_model
 
 from harness.downstream import ScreeningParameters, TransferParameters
+from harness.language.fields import Strict
 from harness.parameters import (
     DataParallelParameters,
     DataParameters,
     HpoParameters,
     LadderParameters,
     PrecisionParameters,
-    Strict,
     TrainingStepsParameters,
     TrainParameters,
 )

@@ -13,8 +13,9 @@ from typing import Any, get_args
 
 from pydantic import create_model
 
-from harness import shipped, systems
-from harness.language import consistency, validation
+from harness import consistency, shipped, systems
+from harness.language import validation
+from harness.language.fields import Word
 from harness.language.schemaparts import (
     DRAFT,
     EXPRESSION,
@@ -29,7 +30,7 @@ from harness.language.schemaparts import (
     words_on,
 )
 from harness.programs import PROGRAMS, lists, partial
-from harness.suites import Number, Resources, Suite, Word
+from harness.suites import Number, Resources, Suite
 from harness.systems import System
 
 FILES = {"suites": "suite.schema.json", "systems": "system.schema.json"}

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from harness.errors import UsageError, did_you_mean, shortened
 from harness.language import validation, yamlfile
 from harness.language.document import Loc, gather
-from harness.parameters import Strict
+from harness.language.fields import Strict
 
 PREFIX = "HARNESS_"
 # Values become words of job scripts: nothing that a shell reads as more than a variable.

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, create_model, model_validator
 
-from harness import shipped
+from harness import consistency, shipped
 from harness.errors import did_you_mean, shortened
-from harness.language import consistency, expressions, validation
+from harness.language import expressions, validation
 from harness.language.document import MOST_TOLD, Document, Loc, Problem, gather
+from harness.language.fields import Count, Minutes, Name, Strict, Word
 from harness.language.layers import layered
-from harness.parameters import Count, Strict
 from harness.programs import PROGRAMS, lists, partial
 
 
@@ -24,14 +24,11 @@ def _number(value: str | int | float) -> str | int | float:
     return value
 
 
-Name = Annotated[str, Field(pattern=validation.NAME, max_length=60)]
-Word = Annotated[str, Field(pattern=validation.WORD, max_length=60)]
 Scalar = bool | int | float | str
 Axis = Annotated[list[Scalar], Field(min_length=1)]
 Number = Annotated[str | int | float, AfterValidator(_number)]
 # More is a slip of the pen on any machine.
 Many = Annotated[int, Field(ge=1, le=1_000_000)]
-Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
 
 # Parameters that hold the path of a file, or the name of a shipped checkpoint.
 FILES = ("checkpoint", "structures")

@@ -15,10 +15,9 @@ from harness.errors import UsageError, did_you_mean, shortened
 from harness.language import expressions, validation
 from harness.language.document import Document, Loc, Problem, gather
 from harness.language.expressions import ExpressionError
+from harness.language.fields import Count, Minutes, Name, Positive, Strict, Word
 from harness.language.layers import layered
-from harness.parameters import Count, Positive, Strict
 from harness.settings import Setting
-from harness.suites import Minutes, Name, Word
 
 Line = Annotated[str, Field(pattern=validation.ONE_LINE)]
 FileName = Annotated[str, Field(pattern=validation.FILE, max_length=100)]

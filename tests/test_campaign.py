@@ -225,6 +225,7 @@ def test_no_job_is_begun_that_may_cost_more_than_allowed(harness: Harness, tmp_p
     assert harness("plan", "tiny.yaml", "--max-node-hours", "0.17").returncode == 0
 
 
+@pytest.mark.slow
 def test_what_another_selection_submitted_is_gathered_rightly(harness: Harness, tmp_path: Path) -> None:
     """A harness killed in a run of all cases; the next runs only one: the other's end is not taken for a loss."""
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,8 @@ from harness.cli import main
 from harness.reference.datasets import __main__ as data
 from harness.reference.datasets.sources import source
 from tests.conftest import ROOT
+
+PAGES = ("README.md", "GUIDE.md", "suites/README.md", "systems/README.md", "reports/measured/README.md")
 
 
 def block(page: str) -> str:
@@ -50,12 +53,32 @@ def test_the_example_system_plans(
     assert main(["run", "scaling", "--system", "mine", "-S", "account=abc"]) == 0
 
 
-def test_every_command_of_the_readme_is_understood(
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Files are there, and so are the headings that are named within them."""
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / page).read_text())
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, f"{page}: {link}"
+
+
+def test_sessions_that_pages_name_are_there() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    sessions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
+    named = {name for page in PAGES for name in re.findall(r"nox -s (\w+)", (ROOT / page).read_text())}
+    assert {"reproduce", "tests"} < named <= sessions
+
+
+def test_every_command_of_the_guide_is_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those that would run or submit something are parsed and planned."""
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"^    harness (.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^    harness (.*?)(?:\s+#.*)?$", (ROOT / "GUIDE.md").read_text(), re.MULTILINE)
     assert len(lines) >= 8
     for line in lines:
         words = shlex.split(line)

@@ -158,6 +158,7 @@ def test_a_case_takes_the_first_healthy_nodes_and_a_spare_stays_idle(tmp_path: P
         assert [(folder / "nodes").read_text() for folder in made.cases] == [f"{node}\n"] * 3
 
 
+@pytest.mark.slow
 def test_without_enough_healthy_nodes_nothing_runs(tmp_path: Path) -> None:
     for kind in ("slurm", "pbs"):
         (tmp_path / kind).mkdir()

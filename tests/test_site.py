@@ -24,7 +24,6 @@ from tests.test_report import write_run
 from tests.test_training_report import HEADS, held_out
 from tests.test_training_report import write_run as write_training
 
-pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390)
 # Loads every page in a frame of a given width, and writes what it finds into its own title.
 PROBE = """\

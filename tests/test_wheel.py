@@ -13,8 +13,6 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.slow
-
 # As if the extras were not installed: an import of what stands in sys.modules as None fails.
 ABSENT = "import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
 

@@ -22,7 +22,8 @@ from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.store.blocks import frames_block
 from harness.reference.store.bp import BPFile
 from harness.reference.store.layout import Record
-from harness.reference.store.modes import Merged, Mode, Preloaded, Samples, merged, open_samples
+from harness.reference.store.modes import Mode, open_samples
+from harness.reference.store.samples import Merged, Preloaded, Samples, merged
 from harness.reference.store.sampling import Drawn
 from harness.reference.structures import Structure
 

@@ -9,46 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.events import EventLog
 from harness.reference import ranks
+from harness.reference.data_config import DataConfig
 from harness.reference.datasets.conversion import convert
 from harness.reference.datasets.inputs import conversion, official_files
 from harness.reference.datasets.reading import Rules
 from harness.reference.datasets.sources import source
-from harness.reference.datasets.splits import SEED
 from harness.reference.errors import InputError
 from harness.reference.options import build
-from harness.reference.store.modes import Mode
-
-MODES: tuple[Mode, ...] = ("on_demand", "preload", "shared", "distributed")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """One case; lengths in angstrom, forces in eV/angstrom.
-
-    modes, width, store_backend, batch_size, batches, rounds: of `read`; a round goes through all modes once.
-    """
-
-    task: str
-    dataset: str
-    source: str = ""
-    cutoff: float | None = None
-    max_neighbours: int | None = None
-    max_force: float = 1000.0
-    strict: bool = False
-    workers: int | None = None
-    modes: tuple[Mode, ...] = MODES
-    width: int | None = None
-    store_backend: str = "auto"
-    batch_size: int = 256
-    batches: int = 20
-    rounds: int = 5
-    seed: int = SEED
 
 
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,16 +20,15 @@ from mpi4py import MPI
 
 from harness.events import EventLog
 from harness.reference.corpus import EDGES, NEEDED, TRAINING
+from harness.reference.data_config import DataConfig
 from harness.reference.errors import InputError
 from harness.reference.ranks import Place, told
 from harness.reference.store.bp import BPFile
 from harness.reference.store.distributed import DistributedStore
 from harness.reference.store.layout import Record
-from harness.reference.store.modes import Merged, Mode, Samples, merged, open_samples
+from harness.reference.store.modes import Mode, open_samples
+from harness.reference.store.samples import Merged, Samples, merged
 from harness.reference.store.together import aborting, world
-
-if TYPE_CHECKING:
-    from harness.reference.data import DataConfig
 
 SHARE_OF_MEMORY = 0.6  # of what is free
 COMPARED = 32  # samples of which every mode must give the same bytes

@@ -11,7 +11,7 @@ Events besides those of every program:
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ from harness.reference.learning import Learning
 from harness.reference.losses import GraphErrors, Objective
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.optimization import Optimization, OptimizerConfig, Schedule
+from harness.reference.optimization import Optimization, OptimizerConfig
 from harness.reference.options import build
 from harness.reference.precision import precision
 from harness.reference.progress import Length
@@ -54,7 +54,7 @@ GATE_LIMIT = 1000
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(OptimizerConfig):
     """One training run; weights as in Objective, rates and schedules as in OptimizerConfig.
 
     sets: shipped sets, a share `held_out` of each for the test and half of it for validation, only the first `limit`
@@ -89,14 +89,6 @@ class TrainingConfig:
     ahead: int = 2
     force_weight: float = 10.0
     units: Literal["plain", "head"] = "plain"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    schedule: Schedule = "plateau"
-    factor: float = 0.5
-    patience: int = 5
-    warmup_steps: int = 0
-    clip_norm: float | None = None
-    ema_decay: float | None = None
     stop_after: int | None = None
     validation_limit: int = 64
     heads: Literal["replicated", "parallel"] = "replicated"
@@ -111,11 +103,6 @@ class TrainingConfig:
     timeout_s: float = 600.0
     minutes: float | None = None
     continues: bool = False
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """The part about the optimizer."""
-        return OptimizerConfig(**{f.name: getattr(self, f.name) for f in fields(OptimizerConfig)})
 
 
 Splits = dict[str, Corpus]
@@ -203,7 +190,7 @@ def train(
     learning = Learning(
         exchanged(module, model, team, whole=groups is None),
         model,
-        Optimization(model, parameters, config.optimizer, steps),
+        Optimization(model, parameters, config, steps),
         objective(feed, config, team),
         feed,
         partial(validation.every, config.validation_limit, team.device, share=None if groups else team.place),

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from harness import shipped
 from harness.language import validation, yamlfile
-from harness.parameters import Strict
+from harness.language.fields import Strict
 
 
 class Table(Strict):

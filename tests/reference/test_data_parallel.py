@@ -28,7 +28,7 @@ from harness.reference.losses import GraphErrors, Objective
 from harness.reference.ranks import LostRank, Place
 from harness.reference.steps import Feed, Labelled
 from harness.reference.store.layout import Record
-from harness.reference.store.modes import Samples
+from harness.reference.store.samples import Samples
 from harness.reference.store.sampling import Drawn, Recipe, Sampler
 from harness.reference.team import joined
 from tests.conftest import ROOT

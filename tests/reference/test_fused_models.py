@@ -101,6 +101,7 @@ class ForceLoss(nn.Module):
         return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compiled(model: FoundationModel) -> None:
     torch._dynamo.config.trace_autograd_ops = True
     two_layers = make_model(replace(model.config, num_conv_layers=2)).requires_grad_(True)

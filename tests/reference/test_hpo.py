@@ -126,6 +126,7 @@ def test_a_search_without_one_good_trial_fails_and_says_why(tmp_path: Path) -> N
         searched(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path, kind: signal.Signals) -> None:
     """No trial is run twice, none is lost; one left running by a killed search is waited for, and counts."""

@@ -110,7 +110,6 @@ def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
     assert ("nodes", "bfloat16") in counted["mixed_precision"].kinds
 
 
-@pytest.mark.slow
 def test_the_compiler_says_what_its_kernels_move() -> None:
     x, y = torch.randn(1000, dtype=torch.float64), torch.randn(1000, dtype=torch.float64)
     function = torch.compile(lambda a, b: (a * b).sin() + 1.25, dynamic=False)

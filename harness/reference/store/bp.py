@@ -5,26 +5,23 @@ With an ADIOS2 built with MPI, ranks write one file together, each its own conse
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import adios2
 import numpy as np
-from adios2 import bindings
 
 from harness.reference.errors import InputError
 from harness.reference.store import together
+from harness.reference.store.bp_engine import Engine
 from harness.reference.store.bp_folder import PART, seal
-from harness.reference.store.bp_read import OWN, BPFile, reason
+from harness.reference.store.bp_read import OWN, BPFile
 from harness.reference.store.bp_split import Split
 from harness.reference.store.layout import FORMAT_VERSION
 
@@ -54,18 +51,15 @@ class BPWriter:
         self.comm = comm if comm is not None and comm.Get_size() > 1 else None
         if not attributes.get("dataset"):
             raise InputError(f"{self.path}: the attribute 'dataset' is missing")
-        if self.comm is not None and not adios2.is_built_with_mpi:
-            raise InputError("this ADIOS2 is built without MPI: one rank writes a file")
         if self.path.exists():
             raise InputError(f"{self.path}: exists already")
         self._part = self.path.with_name(self.path.name + PART)
         self._reserve = self.path.with_name(self.path.name + ".reserve")
+        self._engine = Engine(self.path, self._part, self.comm)
         if self._first_rank:
             shutil.rmtree(self._part, ignore_errors=True)
         self._splits: dict[str, Split] = {}
         self._notes = dict(attributes)
-        self.written = 0
-        self._open = False
         try:
             self._begin()
         except BaseException:
@@ -76,18 +70,7 @@ class BPWriter:
         if self._first_rank:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._reserve.write_bytes(b" " * RESERVE_BYTES)
-        self._adios = bindings.ADIOS()  # the engine dies with it
-        self.io = self._adios.DeclareIO(str(self.path))
-        self.io.SetParameter("StatsLevel", "0")
-        with plain_errors(self._part):
-            where = (str(self._part), bindings.Mode.Write)
-            if self.comm is None:
-                self.engine = self.io.Open(*where)
-            else:
-                self.comm.Barrier()
-                self.engine = self.io.Open(*where, self.comm)
-            self._open = True
-            self.engine.BeginStep()
+        self._engine.begin()
 
     def __enter__(self) -> BPWriter:
         return self
@@ -117,42 +100,22 @@ class BPWriter:
         if label not in self._splits:
             if not label or "/" in label:
                 raise InputError(f"{self.path}: {label!r} is not the name of a split")
-            self._splits[label] = Split(self, label, samples, totals)
+            self._splits[label] = Split(self._engine, label, samples, totals)
         return self._splits[label]
 
     def note(self, name: str, value: Any) -> None:
         """Set an attribute of the file; pna_deg and energy_linear_regression_coeff go where HydraGNN looks for them."""
         self._notes[name] = value
 
-    def put_rows(self, variable: Any, values: np.ndarray[Any, Any], start: list[int], shape: list[int] | None) -> None:
-        """Write values at `start` of a variable; shape: of the whole so far, None where it was known beforehand."""
-        with plain_errors(self._part):
-            if shape is not None:
-                variable.SetShape(shape)
-            variable.SetSelection([start, list(values.shape)])
-            self.engine.Put(variable, np.ascontiguousarray(values), bindings.Mode.Sync)
-        self.written += values.nbytes
-
-    def flush(self) -> None:
-        """Have what was put leave memory; all ranks would have to do so together, so they wait for the end."""
-        if self.comm is None:
-            with plain_errors(self._part):
-                self.engine.PerformDataWrite()
-
     def _finish(self) -> None:
         splits = [split for split in self._splits.values() if split.finish()]
         if not splits:
             raise InputError(f"{self.path}: nothing was written")
-        self.attribute("dataset_name", str(self._notes["dataset"]).lower())
-        self.attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
+        self._engine.attribute("dataset_name", str(self._notes["dataset"]).lower())
+        self._engine.attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
         for name, value in {**self._notes, "format": FORMAT_VERSION, "complete": 1}.items():
             self._note(name, value)
-        with plain_errors(self._part):
-            self.engine.EndStep()
-            self.engine.Close()
-        self._open = False
-        if self.comm is not None:
-            self.comm.Barrier()
+        self._engine.end()
         together.each(self.comm, lambda: self._settle(splits) if self._first_rank else None)
 
     def _settle(self, splits: Sequence[Split]) -> None:
@@ -169,38 +132,20 @@ class BPWriter:
             value = json.dumps(value)
         elif isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
             value = np.array(value)
-        self.attribute(name if name in ORIGINAL_ATTRIBUTES else OWN + name, value)
-
-    def attribute(self, name: str, value: Any) -> None:
-        """Define an attribute under its full name."""
-        if isinstance(value, np.ndarray):
-            value = np.array(value, order="C")  # a copy: ADIOS2 takes no views, and keeps zero dimensions
-        elif not isinstance(value, str | list):
-            value = np.array(int(value) if isinstance(value, bool) else value)
-        try:
-            self.io.DefineAttribute(name, value)
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"{self.path}: the attribute {name!r} cannot be stored: {value!r:.80}") from None
+        self._engine.attribute(name if name in ORIGINAL_ATTRIBUTES else OWN + name, value)
 
     def _discard(self) -> None:
-        """Leave nothing. ADIOS2 ends the process if it cannot write the rest at the end, so room is made for that."""
-        for _ in range(20 if self._open else 0):
-            for found in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
-                with suppress(FileNotFoundError):
-                    os.truncate(found, 0)
-            try:
-                self.engine.Close()
-            except (RuntimeError, OSError, ValueError):
-                continue
-            self._open = False
-            break
-        if self._open:  # others took the room: never let go of it, rather than be ended
-            for kept in (self._adios, self.io, self.engine):
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        """Leave nothing."""
+        self._engine.abandon(self._make_room)
         if self._first_rank:
             shutil.rmtree(self._part, ignore_errors=True)
             with suppress(OSError):
                 self._reserve.unlink()
+
+    def _make_room(self) -> None:
+        for found in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
+            with suppress(FileNotFoundError):
+                os.truncate(found, 0)
 
 
 def _verify(part: Path, splits: Sequence[Split]) -> None:
@@ -209,17 +154,3 @@ def _verify(part: Path, splits: Sequence[Split]) -> None:
         for split in splits:
             if file.samples(split.label) != split.all_samples or not split.reads_back(file):
                 raise OSError(errno.EIO, f"{split.label} does not read back as it was written", str(part))
-
-
-@contextmanager
-def plain_errors(path: Path) -> Iterator[None]:
-    """ADIOS2's errors, pages long, as OSError with the system's own reason."""
-    try:
-        yield
-    except RuntimeError as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        if not number and os.statvfs(path.parent).f_bavail == 0:
-            code = errno.ENOSPC
-        text = os.strerror(code) if code != errno.EIO else f"ADIOS2 failed: {reason(error)}"
-        raise OSError(code, text, str(path)) from None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.store.bp_folder import PART, check_payload, check_whole
-from harness.reference.store.layout import Block, Column, Counts, Record
+from harness.reference.store.layout import Block, Column, Counts, Record, sample_major
 
 OWN = "harness/"
 TYPES = {"double": "float64", "float": "float32"} | {f"{t}_t": t for t in ("int64", "int32", "uint8", "int8", "int16")}
@@ -177,8 +177,6 @@ class BPFile:
 
     def verify(self) -> None:
         """Read everything and compare with the checksums that were taken while it was written; raises InputError."""
-        from harness.reference.store.bp_split import sample_major
-
         for label, arrays in self._arrays.items():
             for key, array in arrays.items():
                 expected = self.attributes.get(f"{label}/{key}/crc32")

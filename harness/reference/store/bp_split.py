@@ -5,17 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
+from harness.reference.store.bp_engine import Engine
 from harness.reference.store.bp_read import OWN, BPFile
-from harness.reference.store.layout import KEYS, Block, Column
-
-if TYPE_CHECKING:
-    from harness.reference.store.bp import BPWriter
+from harness.reference.store.layout import KEYS, Block, Column, sample_major
 
 # Small blocks make a later read of one sample's edges quick, few blocks its search for the right one.
 SMALLEST_CHUNK, LARGEST_CHUNK, CHUNKS = 2 << 20, 32 << 20, 2000
@@ -55,11 +53,11 @@ class Growing:
 class Split:
     """One split on its way; blocks continue one another."""
 
-    def __init__(self, writer: BPWriter, label: str, samples: int | None, totals: Mapping[str, int] | None) -> None:
+    def __init__(self, engine: Engine, label: str, samples: int | None, totals: Mapping[str, int] | None) -> None:
         self.label = label
         self.samples = 0
         self.all_samples = 0
-        self._writer = writer
+        self._engine = engine
         self._announced = samples, totals
         self._pending: list[Block] = []
         self._pending_bytes = 0
@@ -67,11 +65,11 @@ class Split:
         self._written = 0
         self._before = 0
         self._shares: list[Mapping[str, int]] = []
-        if writer.comm is not None:
+        if engine.comm is not None:
             if samples is None or totals is None:
                 raise InputError(f"{label}: ranks that write together must announce samples and totals")
-            shares = writer.comm.allgather((samples, dict(totals)))
-            self._before = sum(s for s, _ in shares[: writer.comm.Get_rank()])
+            shares = engine.comm.allgather((samples, dict(totals)))
+            self._before = sum(s for s, _ in shares[: engine.comm.Get_rank()])
             self.all_samples = sum(s for s, _ in shares)
             self._shares = [t for _, t in shares]
 
@@ -82,7 +80,7 @@ class Split:
             self._check_like(block)
         except InputError as error:
             raise InputError(f"{self.label}: {error}") from None
-        chunk = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self._writer.written // CHUNKS))
+        chunk = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self._engine.written // CHUNKS))
         for piece in block.pieces(max(1, chunk * block.samples // max(1, block.nbytes))):
             whole = piece.nbytes >= chunk and not self._pending
             self._pending.append(piece if whole else _copied(piece))
@@ -103,10 +101,10 @@ class Split:
                 raise InputError(f"{name} of this block is {like[name]}, of those before {self._keys[name].like()}")
 
     def _growing(self, name: str, dtype: str, axis: int, rest: tuple[int, ...]) -> Growing:
-        if self._writer.comm is None:
+        if self._engine.comm is None:
             return Growing(dtype, axis, rest)
         rows = [share.get(name, 0) for share in self._shares]
-        return Growing(dtype, axis, rest, before=sum(rows[: self._writer.comm.Get_rank()]), whole=sum(rows))
+        return Growing(dtype, axis, rest, before=sum(rows[: self._engine.comm.Get_rank()]), whole=sum(rows))
 
     def _flush(self) -> None:
         """Hand what is pending to ADIOS2."""
@@ -122,7 +120,7 @@ class Split:
             self._write(name, growing, values, counts)
         self._written += samples
         self._pending, self._pending_bytes = [], 0
-        self._writer.flush()
+        self._engine.flush()
 
     def _write(self, name: str, growing: Growing, values: Values, counts: NDArray[np.int64]) -> None:
         starts = growing.before + growing.rows + np.cumsum(counts) - counts
@@ -130,44 +128,40 @@ class Split:
         if not growing.variables:
             stem = f"{self.label}/{name}"
             growing.variables = [
-                self._define(stem, values, growing.full(growing.whole or rows)),
-                self._define(stem + "/variable_count", counts, [self.all_samples or len(counts)]),
-                self._define(stem + "/variable_offset", starts, [self.all_samples or len(counts)]),
+                self._engine.define(stem, values, growing.full(growing.whole or rows)),
+                self._engine.define(stem + "/variable_count", counts, [self.all_samples or len(counts)]),
+                self._engine.define(stem + "/variable_offset", starts, [self.all_samples or len(counts)]),
             ]
-        grows = self._writer.comm is None
+        grows = self._engine.comm is None
         done = self._written + len(counts)
         at = [self._before + self._written]
         if rows:
             shape = growing.full(growing.rows + rows) if grows else None
-            self._writer.put_rows(growing.variables[0], values, growing.start(), shape)
+            self._engine.put_rows(growing.variables[0], values, growing.start(), shape)
         for variable, table in zip(growing.variables[1:], (counts, starts), strict=True):
-            self._writer.put_rows(variable, table, at, [done] if grows else None)
+            self._engine.put_rows(variable, table, at, [done] if grows else None)
         growing.rows += rows
-
-    def _define(self, name: str, like: Values, shape: list[int]) -> Any:
-        zeros = [0] * like.ndim
-        return self._writer.io.DefineVariable(name, np.zeros(1, like.dtype), shape, zeros, list(like.shape), False)
 
     def finish(self) -> bool:
         """Write the rest and the attributes; False if no rank has samples."""
         if self._pending:
             self._flush()
         self._check_announced()
-        if self._writer.comm is None:
+        if self._engine.comm is None:
             self.all_samples = self.samples
         else:
-            self._share_keys(self._writer.comm)
+            self._share_keys(self._engine.comm)
         if not self.all_samples:
             return False
         for name, growing in self._keys.items():
             if not (growing.whole or growing.rows):
                 raise InputError(f"{self.label}: {name} has no rows in any sample")
-            self._writer.attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
-            if self._writer.comm is None:
-                self._writer.attribute(f"{OWN}{self.label}/{name}/crc32", np.array(growing.checksum))
+            self._engine.attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
+            if self._engine.comm is None:
+                self._engine.attribute(f"{OWN}{self.label}/{name}/crc32", np.array(growing.checksum))
         listed = [name for name in self._keys if name not in KEYS or KEYS[name].listed]
-        self._writer.attribute(f"{self.label}/keys", listed)
-        self._writer.attribute(f"{self.label}/ndata", np.array(self.all_samples))
+        self._engine.attribute(f"{self.label}/keys", listed)
+        self._engine.attribute(f"{self.label}/ndata", np.array(self.all_samples))
         return True
 
     def _check_announced(self) -> None:
@@ -198,11 +192,6 @@ class Split:
             if any(not np.array_equal(self._keys[name].ends[which], c.values) for name, c in found.items()):
                 return False
         return True
-
-
-def sample_major(values: Values, axis: int) -> Values:
-    """The values with the samples' axis first, contiguous: what checksums are taken of, however blocks were cut."""
-    return np.ascontiguousarray(np.moveaxis(values, axis, 0))
 
 
 def _likeness(column: Column) -> tuple[str, int, tuple[int, ...]]:

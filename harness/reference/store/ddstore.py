@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.reference.errors import InputError
-from harness.reference.store.distributed import Backend, Units
+from harness.reference.store.backend import Backend, Units
 
 NAMES = count()
 

@@ -6,7 +6,6 @@ group holds all samples once, and owners take no part in a get.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -16,37 +15,14 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.store import together
+from harness.reference.store.backend import Backend, Units
 from harness.reference.store.bp_read import BPFile
 from harness.reference.store.layout import Record
-from harness.reference.store.modes import Samples, share
 from harness.reference.store.records import UNIT, Schema
+from harness.reference.store.samples import Samples, share
 
 CHUNK_BYTES = 64 << 20
-Units = NDArray[np.int64]
 Spans = tuple[list[int], list[int], list[int]]
-
-
-class Backend(ABC):
-    """Memory of all ranks of a communicator that each can read, in units of eight bytes; collective to make."""
-
-    name: str
-    thread_safe: bool
-
-    @abstractmethod
-    def allocate(self, comm: Any, units: int) -> Units:
-        """This rank's part, to be filled before `open`."""
-
-    @abstractmethod
-    def open(self) -> None:
-        """Let all ranks read; collective."""
-
-    @abstractmethod
-    def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
-        """Copy parts of other ranks' memory one after the other into out, which has just their length."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give all memory back; collective."""
 
 
 def make_backend(name: str) -> Backend:

@@ -164,3 +164,8 @@ def _check(name: str, column: Column, samples: int, first: int) -> None:
         row = int(np.argwhere(~np.isfinite(values))[0][column.axis])
         sample = int(np.searchsorted(column.ends(samples), row, side="right")) - 1
         raise InputError(f"{name} of sample {first + sample} is not finite")
+
+
+def sample_major(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """The values with the samples' axis first, contiguous: what checksums are taken of, however blocks were cut."""
+    return np.ascontiguousarray(np.moveaxis(values, axis, 0))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from harness.reference.store.modes import Samples
+from harness.reference.store.samples import Samples
 
 Wanted = TypeVar("Wanted")
 Fetched = TypeVar("Fetched")

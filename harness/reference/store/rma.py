@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from harness.reference.store.distributed import Backend, Units
+from harness.reference.store.backend import Backend, Units
 from harness.reference.store.records import UNIT
 
 

@@ -19,7 +19,7 @@ from harness.reference.errors import InputError
 from harness.reference.store import together
 from harness.reference.store.bp_read import BPFile
 from harness.reference.store.layout import Counts, Record
-from harness.reference.store.modes import Group, Preloaded, Samples
+from harness.reference.store.samples import Group, Preloaded, Samples, share
 
 CHUNK_BYTES = 64 << 20
 ALIGN = 64
@@ -72,8 +72,6 @@ class Shared(Samples):
             _fill(made, file, label, 0, made.plan.samples)
             return made
         from mpi4py import MPI
-
-        from harness.reference.store.modes import share
 
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         first = together.each(comm, lambda: _created(file, label, keys) if node.Get_rank() == 0 else None)

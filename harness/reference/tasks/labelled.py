@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.datasets.formats.gather import Row, Unfit, gathered, one_line
+from harness.reference.datasets.formats.gather import Row, gathered
 from harness.reference.datasets.splits import digests
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames, joined
@@ -18,7 +17,6 @@ from harness.reference.structures import Array
 
 Indices = NDArray[np.int64]
 Fold = tuple[Indices, Indices]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,6 @@ class Value:
     row: Row
     target: float
     subset: str = ""
-
-
-def made(samples: Iterable[tuple[str, T | Fault]], make: Callable[[str, T], Value]) -> Iterator[Value | Fault]:
-    """Values of (where, raw) pairs; what cannot be made into one becomes a Fault there."""
-    for where, raw in samples:
-        if isinstance(raw, Fault):
-            yield raw
-            continue
-        try:
-            yield make(where, raw)
-        except Unfit as error:
-            yield Fault(where, error.kind, str(error))
-        except Exception as error:  # damaged bytes make each decoder fail in its own way
-            yield Fault(where, "malformed", f"{type(error).__name__}: {one_line(error)}")
 
 
 def collected(

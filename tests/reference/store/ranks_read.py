@@ -14,8 +14,9 @@ from mpi4py import MPI  # noqa: E402
 
 from harness.reference.store.bp import BPFile  # noqa: E402
 from harness.reference.store.distributed import DistributedStore  # noqa: E402
-from harness.reference.store.modes import merged, open_samples  # noqa: E402
+from harness.reference.store.modes import open_samples  # noqa: E402
 from harness.reference.store.prefetch import Prefetch  # noqa: E402
+from harness.reference.store.samples import merged  # noqa: E402
 from harness.reference.store.together import aborting  # noqa: E402
 from tests.reference.store.examples import same  # noqa: E402
 

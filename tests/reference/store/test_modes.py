@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from harness.reference.errors import InputError
 from harness.reference.store.bp import BPFile, BPWriter
 from harness.reference.store.layout import Block, Column, Record
-from harness.reference.store.modes import Preloaded, merged, open_samples, share
+from harness.reference.store.modes import open_samples
 from harness.reference.store.records import Schema
+from harness.reference.store.samples import Preloaded, merged, share
 from harness.reference.store.shared import Shared
 from tests.reference.store.examples import example_block, same
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from harness.reference.store.layout import Block, Column
-from harness.reference.store.modes import Preloaded
 from harness.reference.store.prefetch import Prefetch
+from harness.reference.store.samples import Preloaded
 
 
 def prefetching() -> list[str]:

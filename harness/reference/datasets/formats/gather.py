@@ -17,6 +17,7 @@ from harness.reference.structures import Array
 LARGEST_BYTE = 255
 MOST_CHARGE = 100
 T = TypeVar("T")
+Made = TypeVar("Made")
 
 
 class Unfit(ValueError):
@@ -157,8 +158,8 @@ def _together(rows: Sequence[Row]) -> Frames:
     )
 
 
-def made(samples: Iterable[tuple[str, T | Fault]], make: Callable[[str, T], Row]) -> Iterator[Row | Fault]:
-    """Rows of (where, raw) pairs; what cannot be made into one becomes a Fault there."""
+def made(samples: Iterable[tuple[str, T | Fault]], make: Callable[[str, T], Made]) -> Iterator[Made | Fault]:
+    """Rows, or what else is made of (where, raw) pairs; what cannot be made into one becomes a Fault there."""
     for where, raw in samples:
         if isinstance(raw, Fault):
             yield raw

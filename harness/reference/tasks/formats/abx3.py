@@ -17,13 +17,13 @@ from typing import Any
 import ase.io
 import numpy as np
 
-from harness.reference.datasets.formats.gather import Unfit, one_line
+from harness.reference.datasets.formats.gather import Unfit, made, one_line
 from harness.reference.datasets.formats.json_stream import decoded
 from harness.reference.datasets.formats.paths import files
 from harness.reference.datasets.formats.pymatgen_json import crystal
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.crystals import Sample, finished, frames, json_file, table, value
-from harness.reference.tasks.labelled import Labelled, Value, collected, made
+from harness.reference.tasks.labelled import Labelled, Value, collected
 
 ID, ENERGY = "mp_id", "formation_energy (eV/atom)"
 COLUMNS = ("poscar", "cif", "structure")

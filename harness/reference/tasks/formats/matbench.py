@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from harness.reference.datasets.formats.gather import Unfit, one_line, row
+from harness.reference.datasets.formats.gather import Unfit, made, one_line, row
 from harness.reference.datasets.formats.json_stream import CHUNK, Scanner, decoded, values
 from harness.reference.datasets.formats.pymatgen_json import crystal
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.compositions import reduced
-from harness.reference.tasks.labelled import Fold, Indices, Labelled, Value, collected, made
+from harness.reference.tasks.labelled import Fold, Indices, Labelled, Value, collected
 from harness.reference.tasks.table import Task, task
 
 FOLDS = 5

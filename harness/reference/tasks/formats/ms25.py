@@ -9,12 +9,12 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from harness.reference.datasets.formats.gather import Unfit, one_line, row
+from harness.reference.datasets.formats.gather import Unfit, made, one_line, row
 from harness.reference.datasets.formats.paths import files
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
 from harness.reference.structures import Array
-from harness.reference.tasks.labelled import Labelled, Value, collected, made
+from harness.reference.tasks.labelled import Labelled, Value, collected
 
 BLOCK = 10  # frames in a row that a split keeps together
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers
 
-from harness.reference.datasets.formats.gather import Unfit, need
+from harness.reference.datasets.formats.gather import Unfit, made, need
 from harness.reference.datasets.formats.paths import files
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.crystals import Sample, finished, frames, json_file, table, value
-from harness.reference.tasks.labelled import Labelled, Value, collected, made
+from harness.reference.tasks.labelled import Labelled, Value, collected
 
 TABLE, ENTRY, ENERGY = "oqmd_data.csv", "entry_id", "Ef"
 Energies = dict[str, str]

@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 from ase.data import atomic_numbers
 
-from harness.reference.datasets.formats.gather import Unfit, missing, need, row
+from harness.reference.datasets.formats.gather import Unfit, made, missing, need, row
 from harness.reference.datasets.units import HARTREE_EV
 from harness.reference.errors import InputError
-from harness.reference.tasks.labelled import Labelled, Value, collected, made
+from harness.reference.tasks.labelled import Labelled, Value, collected
 from harness.reference.tasks.table import task
 
 LEVEL = "B3LYP/6-31G(2df,p)"

@@ -57,7 +57,7 @@ GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] {hardware} State=UNKNOWN
 """
 SETTINGS = {
-    "MessageTimeout": "5",  # seconds until a command gives up on a controller that is down
+    "MessageTimeout": "10",  # seconds until a command gives up on a controller that is down
     "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0,bf_interval=1",
 }
 
@@ -131,7 +131,7 @@ class Cluster:
         self.start_controller()
         for name in self.names:
             self._spawn_node(name)
-        self._wait_for("idle nodes", lambda: all(self.states().get(name) == "idle" for name in self.names), 60)
+        self._wait_for("idle nodes", lambda: all(self.states().get(name) == "idle" for name in self.names), 120)
 
     def stop(self) -> None:
         """End every process of the cluster, its jobs' included."""
@@ -239,7 +239,7 @@ class Cluster:
         return f"AutoDetect=off\nName=gpu {which}\n" if self.gpus else ""
 
     def _configuration(self) -> str:
-        port = _free_ports(self.nodes + 1)
+        port = free_ports(self.nodes + 1)
         hardware = f"CPUs={self.cpus} RealMemory=2000" + f" Gres=gpu:{self.gpus}" * bool(self.gpus)
         hardware += f" Features={','.join(self.features)}" * bool(self.features)
         text = CONFIGURATION.format(
@@ -266,7 +266,7 @@ class Cluster:
                 start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
-    def _wait_for(self, what: str, done: Callable[[], bool], timeout_s: float = 30) -> None:
+    def _wait_for(self, what: str, done: Callable[[], bool], timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while not done():
             dead = [name for name, process in self._daemons.items() if process.poll() is not None]
@@ -280,10 +280,14 @@ class Cluster:
         return "\n".join(f"--- {name}\n" + "\n".join(text.splitlines()[-lines:]) for name, text in texts.items())
 
 
-def _free_ports(count: int) -> int:
-    """The first of `count` free ports in a row, below those that the system gives to outgoing connections."""
+def free_ports(count: int = 1) -> int:
+    """The first of `count` free ports in a row, below those that the system gives to outgoing connections.
+
+    Tests that run beside these (two workers of pytest-xdist) draw from a range of their own.
+    """
+    lowest = 10_000 if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" else 21_000
     while True:
-        first = random.randrange(10_000, 32_000 - count)
+        first = random.randrange(lowest, lowest + 11_000 - count)
         try:
             for port in range(first, first + count):
                 with socket.create_server(("127.0.0.1", port)):

@@ -118,7 +118,7 @@ def test_what_a_site_does_not_allow(judge: Judge, resources: str, system: str, s
 
 def test_a_process_of_its_own_says_the_same(harness: Harness, tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE.replace("matrix:", "matrixx:"))
-    done = harness("plan", "suite.yaml", timeout=20)
+    done = harness("plan", "suite.yaml", timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == ("error: suite.yaml:7:1: unknown key 'matrixx' (did you mean 'matrix'?)\n    7 | matrixx:\n")

@@ -61,11 +61,18 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, word: str, timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not (path.exists() and word in path.read_text()):
-        assert time.monotonic() < deadline, f"{path} never held {word}"
+def wait_for(path: Path, word: str, times: int = 1) -> None:
+    deadline = time.monotonic() + 300
+    while held(path).count(word) < times:
+        assert time.monotonic() < deadline, f"{path} never held {word} {times} times"
         time.sleep(0.05)
+
+
+def held(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
@@ -162,11 +169,12 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     wait_for(journal, "submitted")
     folder = next(journal.parent.glob("tiny-*"))
     for attempt in (1, 2):
+        wait_for(journal, '"submitted"', attempt)
         wait_for(folder / "events.jsonl", "sample")
         LocalScheduler(journal.parent).cancel(list(Journal(journal.parent).open), force=True)
         if attempt == 1:
-            wait_for(journal, '"lost"')
-    assert first.wait(60) == 3
+            wait_for(folder / "attempt-1" / "events.jsonl", "sample")
+    assert first.wait(300) == 3
     assert first.stderr is not None
     assert "lost (its job is gone and left no exit code; tried 2 times)" in first.stderr.read()
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
@@ -180,12 +188,13 @@ def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path)
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, "submitted")
+    wait_for(next(journal.parent.glob("tiny-*")) / "events.jsonl", "start")
     second = harness("run", "tiny.yaml", "--out", "out")
     assert second.returncode == 2
     assert "another harness is running this campaign" in second.stderr
     assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
     first.send_signal(signal.SIGINT)
-    assert first.wait(60) == 130
+    assert first.wait(300) == 130
     assert "lost" in harness("status", "tiny.yaml", "--out", "out").stdout
     log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
     size = log.stat().st_size

@@ -110,7 +110,7 @@ def test_restart_keeps_the_queue(cluster: Cluster) -> None:
 
 
 def test_without_its_controller_nothing_answers(cluster: Cluster) -> None:
-    job = submit(cluster, "sleep 2")
+    job = submit(cluster, "sleep 5")
     wait(lambda: running(cluster, job))
     cluster.stop_controller()
     done = cluster.run("squeue")

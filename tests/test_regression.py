@@ -74,6 +74,8 @@ BACKEND = 'build-backend = "hatchling.build"\n'
 LENGTHS = {"start": (100, 100, 100, 100), "three": (100, 100, 103, 100), "six": (100, 100, 103, 106),
            "busy": (300, 100, 103, 106)}  # fmt: skip
 Done = subprocess.CompletedProcess[str]
+# One series in a hundred steps by chance, by too little to count.
+QUIET = r"no change|too noisy to tell|(slower|faster) .*, below the [\d.]+% that counts"
 
 
 def git(repo: Path, *words: str) -> str:
@@ -143,7 +145,7 @@ def test_what_did_not_change_raises_no_alarm(toy: Path, found: tuple[Done, Path]
     done = regression(toy, out, "start..busy", "--here", "--rounds", "8", "--bench", "steady")
     assert done.returncode == 0, done.stderr
     assert set(said(done)) == {"steady"}
-    assert re.match(r"(no change|too noisy).*\bn = 8 and 8\)", said(done)["steady"])
+    assert re.match(QUIET, said(done)["steady"])
     assert (out / FILE_NAME).read_bytes() == before, "what was measured is not measured again"
 
 

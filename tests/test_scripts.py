@@ -224,7 +224,7 @@ def test_a_real_slurm_would_take_every_script(every: dict[Path, tuple[Plan, Job]
 def test_a_campaign_in_a_folder_of_any_name_runs_on_a_real_slurm(planner: Cluster, tmp_path: Path) -> None:
     made = make(tmp_path, "slurm", spares="0")
     planner.call("sbatch", str(made.script))
-    until("all cases have ended", lambda: made.ends == ["0", "0", "0"], 30)
+    until("all cases have ended", lambda: made.ends == ["0", "0", "0"], 120)
     assert "three-seed_3" in made.script.with_suffix(".log").read_text()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
 import psutil
@@ -49,12 +50,16 @@ class LocalScheduler(Scheduler):
         return name
 
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
-        """Signal every process that has the lock file of one of the jobs open."""
+        """Signal every process that has the lock file of one of the jobs open, shells before what they started."""
         locks = {str(self._lock(name)) for name in ids}
+        holders = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.pid != os.getpid() and any(f.path in locks for f in process.open_files()):
-                    process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
+                    holders.append((process.create_time(), process))
+        for _, process in sorted(holders, key=itemgetter(0)):
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
 
     def drain(self) -> None:
         """Wait for the shells that this harness has started: telemetry is exported after the last case."""

@@ -5,8 +5,6 @@ The floor is what the least code would take that does the same kind of work: a c
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +22,9 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.padding import shape_of
 from harness.reference.work import work
 from harness.track.history import Entry, append, read
+from tests.benchmarks.floors import over_floor
 
-BATCH, ROUNDS, SIDE = 16, 20, 256
-
-
-def over_floor(benchmark: BenchmarkFixture, kernel: Callable[[], object], floor: Callable[[], object]) -> float:
-    """The least time of the kernel over the least of its floor, which runs before each of its rounds."""
-    taken = []
-
-    def floor_first() -> None:
-        began = time.perf_counter()
-        floor()
-        taken.append(time.perf_counter() - began)
-
-    benchmark.pedantic(kernel, setup=floor_first, rounds=ROUNDS, warmup_rounds=2)
-    ratio = float(benchmark.stats.stats.min / min(taken))
-    benchmark.extra_info["over_floor"] = ratio
-    print(f"{ratio:.2f} times its floor of {1e3 * min(taken):.3f} ms")
-    return ratio
+BATCH, SIDE = 16, 256
 
 
 @pytest.fixture(scope="module")

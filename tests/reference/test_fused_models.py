@@ -103,6 +103,7 @@ class ForceLoss(nn.Module):
 
 @pytest.mark.slow
 def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compiled(model: FoundationModel) -> None:
+    torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
     two_layers = make_model(replace(model.config, num_conv_layers=2)).requires_grad_(True)
     batch = batch_of([molecule(), crystal()])
@@ -118,6 +119,7 @@ def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compil
 
 
 def test_compiled_code_goes_around_them_whole_and_for_any_shape(model: FoundationModel) -> None:
+    torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
     explained = []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase.build import bulk
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from harness.reference.batches import collate
@@ -57,7 +57,9 @@ def test_the_cap_keeps_the_nearest(seed: int, limit: int) -> None:
         return np.sort(np.linalg.norm(d, axis=1))
 
     for atom in range(len(structure)):
-        assert np.allclose(lengths(capped, atom), lengths(free, atom)[:limit])
+        nearest = lengths(free, atom)
+        assume(len(nearest) <= limit or nearest[limit] - nearest[limit - 1] > 1e-5)  # else a shell is left out whole
+        assert np.allclose(lengths(capped, atom), nearest[:limit])
 
 
 def test_the_cap_leaves_out_a_shell_of_equals_that_does_not_fit() -> None:

@@ -31,6 +31,7 @@ from harness.reference.screening.keeping import Keeping
 from harness.reference.screening.parts import Parts, checksum, checksum_of_range
 from harness.reference.screening.scores import COLUMNS, Scores, joined
 from harness.reference.screening.workloads import WorkloadConfig, workload_of
+from tests.cluster import free_ports
 from tests.conftest import needs
 
 FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
@@ -125,8 +126,8 @@ def test_ranks_that_are_killed_lose_nothing(whole: Path, tmp_path: Path) -> None
     words = ["mpiexec", "-n", "2", sys.executable, "-m", "harness.reference", str(tmp_path)]
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": programs, "MASTER_ADDR": "127.0.0.1"}
-    for files, port in ((2, 21871), (5, 21872)):
-        environment["MASTER_PORT"] = str(port)
+    for files in (2, 5):
+        environment["MASTER_PORT"] = str(free_ports())
         run = subprocess.Popen(
             words, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -137,7 +138,7 @@ def test_ranks_that_are_killed_lose_nothing(whole: Path, tmp_path: Path) -> None
         os.killpg(run.pid, signal.SIGKILL)
         run.wait(60)
     time.sleep(1.0)
-    environment["MASTER_PORT"] = "21873"
+    environment["MASTER_PORT"] = str(free_ports())
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     log = last_run(tmp_path / "events.jsonl")

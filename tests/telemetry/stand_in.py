@@ -70,7 +70,7 @@ def start(words: list[str]) -> int:
         ["victoria-metrics", f"-httpListenAddr={address}", f"-storageDataPath={HOME / 'data'}"], **daemon
     )
     (HOME / "server").write_text(str(server.pid))
-    for _ in range(100):
+    for _ in range(600):
         try:
             urllib.request.urlopen(f"{SERVER}/health", timeout=1).close()
             break

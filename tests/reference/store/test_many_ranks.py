@@ -45,7 +45,7 @@ def leftovers() -> set[str]:
 
 def reading(path: Path) -> list[int]:
     """Processes that still do so a moment later."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while True:
         found = [p.pid for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or ())]
         if not found or time.monotonic() > deadline:
@@ -65,8 +65,8 @@ def reading(path: Path) -> list[int]:
 )
 def test_when_one_rank_fails_all_end_and_nothing_is_left(path: Path, words: list[str], message: str) -> None:
     before, began = leftovers(), time.monotonic()
-    done = run_ranks(2, "ranks_read.py", words[0], str(path), *words[1:], timeout=40)
-    assert time.monotonic() - began < 30
+    done = run_ranks(2, "ranks_read.py", words[0], str(path), *words[1:], timeout=120)
+    assert time.monotonic() - began < 100
     assert done.returncode != 0
     assert "is done" not in done.stdout
     assert (done.stdout + done.stderr).count(message or "BAD TERMINATION") == 1

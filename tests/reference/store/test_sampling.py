@@ -111,7 +111,7 @@ def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks:
     if ranks < len(counts):
         assert sum(map(len, served)) == len(counts)
         load = [sum(counts[d] for d in datasets) for datasets in served]
-        assert max(load) <= max(*counts, 4 / 3 * sum(counts) / ranks + max(counts) / 3) * (1 + 1e-9)
+        assert max(load) <= (sum(counts) / ranks + max(counts)) * (1 + 1e-9)
 
 
 @settings(deadline=None)

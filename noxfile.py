@@ -77,7 +77,7 @@ def harness(session: nox.Session, *words: str) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Every suite at laptop scale here, then the report: results/index.html. With `-- --quick` a part of each."""
+    """Eight suites at laptop scale here, then the report: results/index.html. With `-- --quick` a part of most."""
     if "--quick" in session.posargs:
         session.posargs.remove("--quick")
         for words in QUICK:

@@ -9,8 +9,8 @@ figures, a report and a verdict on each claim of the paper, and are kept by comm
     systems/*.yaml -+                      |             ^   events.jsonl, telemetry      |
                                            +- reference -+                                +- track (across commits)
 
-Arrows point down one list: cli > commands > report > track > analysis > collect > jobs > packing > plan > systems >
-suites > language. The reference is a program of its own: it imports nothing of the harness but events, and nothing else
+Arrows point down one list: cli > commands > report > track > analysis > collect > jobs > packing > plan > suites,
+systems > language. The reference is a program of its own: it imports nothing of the harness but events, and nothing else
 of the harness imports torch.
 """
 

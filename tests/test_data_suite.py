@@ -11,7 +11,7 @@ import pytest
 from harness import events, shipped, suites
 from harness.cli import main
 from harness.parameters import DataParameters
-from harness.reference.data_config import MODES, DataConfig
+from harness.reference.data.config import MODES, DataConfig
 from harness.reference.datasets.sources import SOURCES
 from harness.reference.store.bp import BPFile
 from tests.reference.formats.official import write_ani1x

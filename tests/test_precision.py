@@ -18,8 +18,8 @@ from harness.analysis.precision import precision_tables, verdict
 from harness.analysis.results import results
 from harness.collect.runs import load
 from harness.events import EventLog, last_run
-from harness.reference import precision_study
 from harness.reference.errors import InputError
+from harness.reference.precision_study import program as precision_study
 from harness.report import paper
 from harness.report.judges import score
 from harness.report.render import report

@@ -39,7 +39,7 @@ class PrecisionTables:
     """costs: a row a backbone, task and precision; speedup over FP64 from pairs of one round. inference: a row a
     backbone, precision and head; off: distance from FP64, share: of the error against labels. training: errors of
     models trained in each precision, ratio: over those of FP64. losses: a row a step; off: relative distance from the
-    FP64 run. modules: see harness.reference.module_errors; growth: output over input. types: as observed."""
+    FP64 run. modules: see reference/precision_study/module_errors.py; growth: output over input. types: as observed."""
 
     costs: pd.DataFrame
     inference: pd.DataFrame

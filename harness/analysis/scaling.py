@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.collect.runs import Record
 
-# The kinds of work that steps are cut into, harness.reference.regions.
+# The kinds of work that steps are cut into, harness.reference.data_parallel.regions.
 REGIONS = ("data", "neighbour_lists", "collation", "forward", "gradient", "backward", "optimizer")
 COLUMNS = (
     "campaign", "suite", "system", "case", "id", "mode", "nodes", "hosts", "cores", "ranks", "batch_size",

@@ -23,12 +23,12 @@ from harness.reference.ranks import LostRank, Place
 TRACEBACK = "traceback.txt"
 PROGRAMS = {
     "ladder": "harness.reference.ladder.program",
-    "train": "harness.reference.training",
+    "train": "harness.reference.training.program",
     "training_steps": "harness.reference.training_steps.program",
-    "data_parallel": "harness.reference.data_parallel",
-    "data": "harness.reference.data",
+    "data_parallel": "harness.reference.data_parallel.program",
+    "data": "harness.reference.data.program",
     "hpo": "harness.reference.hpo.search",
-    "precision": "harness.reference.precision_study",
+    "precision": "harness.reference.precision_study.program",
     "screening": "harness.reference.screening.program",
     "transfer": "harness.reference.transfer.study",
 }

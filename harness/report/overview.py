@@ -33,8 +33,10 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
         " deviates: it does not; inconclusive: its interval holds the paper's value, or what it rests on cannot"
         " decide; wrong: fast, but not with the right numbers; out of reach here: a fact of the paper's"
         " size, beside what was run.",
-        "Basis: what the value rests on. Stand-in: data, sizes or processors that stand for the paper's; emulated:"
-        " nodes that share a machine. Neither reproduces a claim about a supercomputer.",
+        "Not run: there is nothing to judge yet; projected: computed from a rate that was measured.",
+        "Basis: what the value rests on. Stand-in: data, sizes or processors that stand for the paper's, and of which"
+        " alone the verdict is true; emulated: nodes that share a machine. Neither reproduces a claim about a"
+        " supercomputer.",
     ]
     return Section("Scorecard", "scorecard", said, views=[View("Claims", columns, rows)])
 

@@ -17,10 +17,10 @@ from harness.reference.batches import collate
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.inference import batched_heads
+from harness.reference.measuring.work import work
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.padding import shape_of
-from harness.reference.work import work
 from harness.track.history import Entry, append, read
 from tests.benchmarks.floors import over_floor
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from harness.reference.batches import Batch, collate
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import neighbour_graph
+from harness.reference.measuring.work import work
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import backbone
 from harness.reference.padding import shape_of
-from harness.reference.work import work
 from tests.peers import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
 
 pytestmark = pytest.mark.slow

@@ -9,13 +9,13 @@ import textwrap
 
 import pytest
 
-from harness.reference import allocator
-from harness.reference.allocator import NotGlibc
+from harness.reference.measuring import allocator
+from harness.reference.measuring.allocator import NotGlibc
 
 SCRIPT = """
 import resource, sys
 import torch
-from harness.reference import allocator
+from harness.reference.measuring import allocator
 
 kept = []
 
@@ -60,7 +60,7 @@ def test_the_environment_of_a_job_does_not_decide_what_the_ladder_calls_its_own(
 
 GROWTH = """
 import psutil, torch
-from harness.reference import allocator
+from harness.reference.measuring import allocator
 
 kept = []
 for _ in range(30):

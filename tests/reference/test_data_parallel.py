@@ -20,7 +20,7 @@ from harness import events
 from harness.programs import PROGRAMS
 from harness.reference import __main__ as program
 from harness.reference.corpus import Corpus, Dataset, Neighbourhood, shipped
-from harness.reference.data_parallel import DataParallelConfig, configure
+from harness.reference.data_parallel.program import DataParallelConfig, configure
 from harness.reference.datasets.__main__ import main as data
 from harness.reference.errors import InputError
 from harness.reference.losses import GraphErrors, Objective

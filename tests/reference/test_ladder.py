@@ -17,14 +17,14 @@ from harness import events
 from harness.analysis.ladder import ladder_table
 from harness.collect.runs import load
 from harness.events import EventLog
-from harness.reference import allocator, measure
 from harness.reference.inference import Predict, Prediction, baseline
 from harness.reference.ladder import batching, program
 from harness.reference.ladder.config import LadderConfig, configure
 from harness.reference.ladder.rungs import allow
 from harness.reference.ladder.stages import LADDER, Stage
 from harness.reference.ladder.workload import prepare
-from harness.reference.measure import peak_bytes
+from harness.reference.measuring import allocator, measure
+from harness.reference.measuring.measure import peak_bytes
 from tests.reference.conftest import make_model
 
 SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 4, "readout": "sum"}

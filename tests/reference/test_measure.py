@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.reference import measure
+from harness.reference.measuring import measure
 
 CPU = torch.device("cpu")
 

@@ -19,20 +19,22 @@ import torch
 from harness import shipped, suites
 from harness.events import EventLog, last_run
 from harness.programs import PROGRAMS
-from harness.reference import checkpoints, evaluation, learning, optimization, resuming, training
+from harness.reference import checkpoints, resuming
 from harness.reference.batches import collate
 from harness.reference.corpus import parted
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError, NotFinite
-from harness.reference.gating import train_gate
 from harness.reference.graphs import neighbour_graph
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.optimization import Optimization, OptimizerConfig
 from harness.reference.ranks import Place
 from harness.reference.structures import Structure
 from harness.reference.team import joined
+from harness.reference.training import evaluation, learning, optimization
+from harness.reference.training import program as training
+from harness.reference.training.gating import train_gate
+from harness.reference.training.optimization import Optimization, OptimizerConfig
 from tests.reference.conftest import make_model, molecule
 from tests.reference.test_data_parallel import environment, launch, mpiexec, wait_for
 

@@ -31,7 +31,7 @@ from harness.reference.ranks import Place
 from harness.reference.steps import Labelled
 from harness.reference.structures import Structure
 from harness.reference.team import Team
-from harness.reference.training_facts import identity
+from harness.reference.training.facts import identity
 from harness.reference.training_steps import program
 from harness.reference.training_steps.config import STAGES, StepsConfig
 from harness.reference.training_steps.step import Result, Stepper, difference

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.reference import memory
 from harness.reference.inference import batched_heads
 from harness.reference.kernels import arithmetic, messages
 from harness.reference.ladder.stages import LADDER, StaticGraphs
-from harness.reference.measure import group_of, peak_bytes
-from harness.reference.memory import free_bytes, largest_batch, left_by_groups
+from harness.reference.measuring import memory
+from harness.reference.measuring.measure import group_of, peak_bytes
+from harness.reference.measuring.memory import free_bytes, largest_batch, left_by_groups
+from harness.reference.measuring.work import compiled_bytes, work
 from harness.reference.models.config import ModelConfig
 from harness.reference.padding import Shape, shape_of
-from harness.reference.work import compiled_bytes, work
 from tests.reference.conftest import batch_of, crystal, make_model, molecule
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from harness.events import EventLog
-from harness.reference import inference, measure
+from harness.reference import inference
 from harness.reference.inference import Predict
 from harness.reference.ladder.config import LadderConfig
 from harness.reference.ladder.workload import make_structures, prepare
-from harness.reference.memory import free_bytes, largest_batch
+from harness.reference.measuring import measure
+from harness.reference.measuring.memory import free_bytes, largest_batch
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from harness.reference import measure
-from harness.reference.work import TF32, Kind, Sizes
+from harness.reference.measuring import measure
+from harness.reference.measuring.work import TF32, Kind, Sizes
 
 SQUARE = (1024, 1024, 1024)
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from harness.events import EventLog
-from harness.reference import measure
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
 from harness.reference.inference import SKIP_THRESHOLD, live_heads
 from harness.reference.ladder.config import LadderConfig
 from harness.reference.ladder.workload import neighbour_limit
+from harness.reference.measuring import measure
 from harness.reference.models.foundation import FoundationModel
 
 

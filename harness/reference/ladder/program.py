@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from harness.events import EventLog
-from harness.reference import measure, merit
+from harness.reference import merit
 from harness.reference.batches import Batch
 from harness.reference.errors import InputError
 from harness.reference.inference import Prediction
@@ -21,7 +21,8 @@ from harness.reference.ladder.config import LadderConfig, configure
 from harness.reference.ladder.facts import describe
 from harness.reference.ladder.rungs import Rung, allow, climb
 from harness.reference.ladder.workload import make_model, prepare
-from harness.reference.memory import free_bytes
+from harness.reference.measuring import measure
+from harness.reference.measuring.memory import free_bytes
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.precision import precision
 from harness.reference.structures import Structure

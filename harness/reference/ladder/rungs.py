@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import torch
 
 from harness.events import EventLog
-from harness.reference import allocator, measure
 from harness.reference.batches import Batch
 from harness.reference.inference import Predict, Prediction
 from harness.reference.ladder.stages import Stage, StaticGraphs
+from harness.reference.measuring import allocator, measure
+from harness.reference.measuring.work import Work, compiled_bytes, work
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.padding import Shape, shape_of
 from harness.reference.ranks import first_line
-from harness.reference.work import Work, compiled_bytes, work
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.reference import checkpoints, measure
+from harness.reference import checkpoints
 from harness.reference.batches import Batch, collate
 from harness.reference.datasets.files import read_file
 from harness.reference.datasets.heads import HEADS
@@ -18,6 +18,7 @@ from harness.reference.datasets.random_box import random_structures
 from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
 from harness.reference.ladder.config import LadderConfig
+from harness.reference.measuring import measure
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 from harness.events import EventLog
-from harness.reference import measure, merit
+from harness.reference import merit
 from harness.reference.compiling import compiled_errors
 from harness.reference.errors import InputError
 from harness.reference.fused import lacking
 from harness.reference.losses import GraphErrors, Objective
+from harness.reference.measuring import measure
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.steps import Labelled
 from harness.reference.training_steps.config import STAGES, Stage, StepsConfig, configure

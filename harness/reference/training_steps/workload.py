@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from harness.events import EventLog
-from harness.reference import measure
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.random_box import random_structures
 from harness.reference.graphs import Graph, neighbour_graph
 from harness.reference.losses import Labels, labelled
+from harness.reference.measuring import measure
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build

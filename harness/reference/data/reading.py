@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from harness.events import EventLog
 from harness.reference.corpus import EDGES, NEEDED, TRAINING
-from harness.reference.data_config import DataConfig
+from harness.reference.data.config import DataConfig
 from harness.reference.errors import InputError
 from harness.reference.ranks import Place, told
 from harness.reference.store.bp import BPFile

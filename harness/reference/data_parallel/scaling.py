@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.events import EventLog
 from harness.reference import merit
+from harness.reference.data_parallel.regions import REGIONS, cut_step
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.errors import InputError
 from harness.reference.losses import Objective
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.regions import REGIONS, cut_step
 from harness.reference.steps import Feed, Labelled, Pass, one_pass
 from harness.reference.store.modes import Mode
 from harness.reference.team import Team

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.events import EventLog
 from harness.reference import ranks
-from harness.reference.data_config import DataConfig
+from harness.reference.data.config import DataConfig
 from harness.reference.datasets.conversion import convert
 from harness.reference.datasets.inputs import conversion, official_files
 from harness.reference.datasets.reading import Rules
@@ -29,7 +29,7 @@ def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
     if config.task == "convert":
         make_store(config, log, folder)
     elif config.task == "read":
-        from harness.reference.reading_modes import read_modes
+        from harness.reference.data.reading import read_modes
 
         read_modes(config, stores_before(folder), ranks.find(os.environ), log)
     else:

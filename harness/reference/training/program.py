@@ -28,25 +28,25 @@ from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, sto
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.errors import InputError
-from harness.reference.evaluation import held_out
 from harness.reference.fused import Messages, chosen
-from harness.reference.gating import train_gate
-from harness.reference.head_groups import HeadGroups
-from harness.reference.learning import Learning
 from harness.reference.losses import GraphErrors, Objective
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.optimization import Optimization, OptimizerConfig
 from harness.reference.options import build
 from harness.reference.precision import precision
-from harness.reference.progress import Length
 from harness.reference.ranks import Place
 from harness.reference.steps import Feed, adopted, replicate
 from harness.reference.store.modes import Mode
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
-from harness.reference.training_facts import as_run, describe, identity
+from harness.reference.training.evaluation import held_out
+from harness.reference.training.facts import as_run, describe, identity
+from harness.reference.training.gating import train_gate
+from harness.reference.training.head_groups import HeadGroups
+from harness.reference.training.learning import Learning
+from harness.reference.training.optimization import Optimization, OptimizerConfig
+from harness.reference.training.progress import Length
 
 # the least unit of an error, eV/atom and eV/angstrom: what a set hardly varies in would drown all else
 LEAST_UNIT = 0.05

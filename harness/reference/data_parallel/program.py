@@ -28,8 +28,9 @@ import torch
 
 from harness.events import EventLog
 from harness.reference import ranks
-from harness.reference.agreement import gradient_error, parameter_divergence
 from harness.reference.corpus import Corpus, Neighbourhood, shipped, stored, stores_in
+from harness.reference.data_parallel.agreement import gradient_error, parameter_divergence
+from harness.reference.data_parallel.scaling import DataParallelConfig, Scaling, sizes_of
 from harness.reference.errors import InputError
 from harness.reference.losses import GraphErrors, Objective
 from harness.reference.models.config import ModelConfig
@@ -37,7 +38,6 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.options import build
 from harness.reference.precision import precision
 from harness.reference.ranks import Place
-from harness.reference.scaling import DataParallelConfig, Scaling, sizes_of
 from harness.reference.steps import Feed, Labelled, adopted, replicate
 from harness.reference.store.prefetch import Prefetch
 from harness.reference.store.sampling import Recipe, Sampler

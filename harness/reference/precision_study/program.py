@@ -22,24 +22,25 @@ import torch
 from torch import Tensor
 
 from harness.events import EventLog
-from harness.reference import checkpoints, measure
+from harness.reference import checkpoints
 from harness.reference.corpus import Corpus, Neighbourhood, parted
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.errors import InputError
-from harness.reference.evaluation import held_out
 from harness.reference.losses import GraphErrors, Objective, own_head
+from harness.reference.measuring import measure
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.module_errors import module_errors
-from harness.reference.optimization import Optimization, OptimizerConfig
 from harness.reference.options import build
 from harness.reference.precision import PRECISIONS, Precision, observed, precision
+from harness.reference.precision_study.module_errors import module_errors
 from harness.reference.ranks import Place
 from harness.reference.steps import Feed, Labelled, adopted
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.team import Team, joined, own_device, synchronize
+from harness.reference.training.evaluation import held_out
+from harness.reference.training.optimization import Optimization, OptimizerConfig
 
 REFERENCE = "fp64"
 

@@ -18,15 +18,15 @@ from harness.reference import merit, resuming
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import NotFinite
-from harness.reference.head_groups import HeadGroups
 from harness.reference.losses import Errors, Labels, Objective, compared, own_head
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.optimization import Optimization
-from harness.reference.progress import Length, Means, Progress
 from harness.reference.steps import Feed, Labelled
 from harness.reference.store.prefetch import Prefetch
 from harness.reference.store.sampling import Drawn
 from harness.reference.team import Team
+from harness.reference.training.head_groups import HeadGroups
+from harness.reference.training.optimization import Optimization
+from harness.reference.training.progress import Length, Means, Progress
 
 PROGRESS_S = 2.0
 ASKED_EVERY = 50

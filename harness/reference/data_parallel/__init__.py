@@ -1,0 +1,1 @@
+"""Weak and strong scaling: timed steps of data-parallel training."""

@@ -1,0 +1,1 @@
+"""Time, memory and arithmetic of a call."""

@@ -84,6 +84,7 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
         assert (out / name).stat().st_size > 0
     table = pd.read_csv(out / "tables" / "ladder.csv")
     assert set(table["workload"]) == {"random", "crystals"}
+    assert all((out / folder / "case.json").exists() for folder in table["folder"])
     assert set(table.loc[table["stage"] != "branch_skip", "verdict"]) == {"ok"}
     assert (table["samples"] == 6).all()
     assert (table["ci_low"] <= table["structures_per_s"]).all()

@@ -48,7 +48,7 @@ def report(out: Path) -> Made:
     for name, table in (found.tables() | {"regression": past.table()}).items():
         path = out / "tables" / f"{name}.csv"
         if len(table):
-            write_text(path, table.to_csv(index=False))
+            write_text(path, within(table, out).to_csv(index=False))
         else:
             path.unlink(missing_ok=True)
     write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
@@ -76,6 +76,13 @@ def report(out: Path) -> Made:
         (out / stale).unlink(missing_ok=True)
     write_text(out / "report.md", environment.get_template("report.md.j2").render(known))
     return Made(scores, found.merits, past)
+
+
+def within(table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """The table with folders as they lie in the results, which may be moved."""
+    if "folder" not in table:
+        return table
+    return table.assign(folder=table["folder"].map(lambda f: str(f).removeprefix(f"{out}/"), na_action="ignore"))
 
 
 def markdown(cell: Cell) -> str:

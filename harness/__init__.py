@@ -10,8 +10,8 @@ figures, a report and a verdict on each claim of the paper, and are kept by comm
                                            +- reference -+                                +- track (across commits)
 
 Arrows point down one list: cli > commands > report > track > analysis > collect > jobs > packing > plan > suites,
-systems > language. The reference is a program of its own: it imports nothing of the harness but events, and nothing else
-of the harness imports torch.
+systems > language. The reference is a program of its own: it imports nothing of the harness but events, and nothing
+else of the harness imports torch.
 """
 
 __version__ = "0.1.0"

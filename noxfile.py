@@ -169,8 +169,11 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that `tests` leaves out: long ones, clusters of eight nodes, benchmarks, GPU kernels interpreted."""
-    two_at_a_time(session, "slow")
     pytest = (f"{environment(session)}/python", "-m", "pytest")
+    if session.posargs:
+        session.run(*pytest, *session.posargs)
+        return
+    two_at_a_time(session, "slow")
     session.run(*pytest, *ALONE)
     interpreted = {"PYTHONPATH": triton(session), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     session.run(*pytest, "tests/reference/test_triton.py", env=interpreted)

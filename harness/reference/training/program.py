@@ -58,16 +58,16 @@ class TrainingConfig(OptimizerConfig):
     """One training run; weights as in Objective, rates and schedules as in OptimizerConfig.
 
     sets: shipped sets, a share `held_out` of each for the test and half of it for validation, only the first `limit`
-    structures; or stores: a folder of them with splits of their own, read as in scaling. batch_size: graphs per rank
-    and step. epoch_length: graphs an epoch draws, by default as many as there are; sampling and temperature as in
-    scaling. units: errors count in eV and eV/angstrom ("plain", as in the paper), or each head's in what composition
-    and zero forces miss on its training set ("head"). heads: on every rank ("replicated"), or only those of the
-    rank's own datasets ("parallel", with assigned sampling). balance: ranks get batches of as many
-    atoms instead of as many graphs. messages: of PaiNN and PNAEq, through tensors of edges ("plain") or
-    through one operator ("fused"); where there is none plain ones run, and the fact `observed` says why.
-    validation_limit: structures of each set that are looked at after an epoch. stop_after: epochs without a better
-    validation loss. gate_steps: 0 leaves the gate untrained. minutes: after which the run leaves its state and ends,
-    one link of a chain; continues: it goes on from the state of the case before it.
+    structures; or stores: a folder of them with splits of their own, read as in DataParallelConfig. batch_size: graphs
+    per rank and step. epoch_length: graphs an epoch draws, by default as many as there are; sampling and temperature as
+    there. units: errors count in eV and eV/angstrom ("plain", as in the paper), or each head's in what composition and
+    zero forces miss on its training set ("head"). heads: on every rank ("replicated"), or only those of the rank's own
+    datasets ("parallel", with assigned sampling). balance: ranks get batches of as many atoms instead of as many
+    graphs. messages: of PaiNN and PNAEq, through tensors of edges ("plain") or through one operator ("fused"); where
+    there is none plain ones run, and the fact `observed` says why. validation_limit: structures of each set that are
+    looked at after an epoch. stop_after: epochs without a better validation loss. gate_steps: 0 leaves the gate
+    untrained. minutes: after which the run leaves its state and ends, one link of a chain; continues: it goes on from
+    the state of the case before it.
     """
 
     precision: str = "fp32"

@@ -72,7 +72,7 @@ def test_it_ends_at_once_when_left_early() -> None:
 def test_waits_are_measured() -> None:
     with Prefetch(lambda k: time.sleep(0.1), range(5), depth=1) as ahead:
         list(ahead)
-    assert 0.1 < ahead.waited_s < 20
+    assert 0.25 < ahead.waited_s < 20
     fetched = []
 
     def fetch(k: int) -> int:
@@ -81,7 +81,8 @@ def test_waits_are_measured() -> None:
         return k
 
     with Prefetch(fetch, range(5), depth=6) as ahead:
-        while len(fetched) < 5:
+        deadline = time.monotonic() + 60
+        while len(fetched) < 5 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert list(ahead) == [0, 1, 2, 3, 4]
     assert ahead.waited_s < 0.2

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.library import Library, opcheck
 
 from harness.reference.inference import baseline, batched_heads
 from harness.reference.kernels import messages as kernels
@@ -51,7 +52,7 @@ def _registered() -> Iterator[None]:
         return
     from harness.reference.kernels import triton_messages
 
-    library = torch.library.Library("gfm_harness", "IMPL")
+    library = Library("gfm_harness", "IMPL")
     triton_messages.register("cpu", library)
     yield
     del library
@@ -120,10 +121,10 @@ def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -
     terms = terms_of(3, 6, 4, 2, with_v=with_v)
     to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
     operators = torch.ops.gfm_harness
-    torch.library.opcheck(operators.messages.default, tuple(terms))
-    torch.library.opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
+    opcheck(operators.messages.default, tuple(terms))
+    opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
     for nodes in (True, False):
-        torch.library.opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
+        opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
 
 
 @pytest.mark.parametrize(

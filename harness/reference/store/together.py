@@ -14,6 +14,7 @@ from harness.reference.ranks import LostRank, Place, told
 
 T = TypeVar("T")
 GRACE_S = 3.0
+PASSED_ON_S = 1.0  # launchers drop lines that they have not read by the time of an abort
 
 
 def each(comm: Any, work: Callable[[], T]) -> T:
@@ -69,5 +70,6 @@ def aborting(comm: Any) -> Iterator[None]:
         # Without this frame, which would be told as the place.
         sys.stderr.write(f"rank {comm.Get_rank()}: {told(error.with_traceback(trace and trace.tb_next))}\n")
         sys.stderr.flush()
+        time.sleep(PASSED_ON_S)
         comm.Abort(1)
         os._exit(1)  # MPI may come back from there

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torch.library import Library, opcheck
+from torch import Tensor, library
 
 from harness.reference.inference import baseline, batched_heads
 from harness.reference.kernels import messages as kernels
@@ -52,10 +51,10 @@ def _registered() -> Iterator[None]:
         return
     from harness.reference.kernels import triton_messages
 
-    library = Library("gfm_harness", "IMPL")
-    triton_messages.register("cpu", library)
+    registered = library.Library("gfm_harness", "IMPL")
+    triton_messages.register("cpu", registered)
     yield
-    del library
+    del registered
 
 
 def terms_of(*sizes: int, with_v: bool = True, dtype: torch.dtype = torch.float64) -> Terms:
@@ -121,10 +120,10 @@ def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -
     terms = terms_of(3, 6, 4, 2, with_v=with_v)
     to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
     operators = torch.ops.gfm_harness
-    opcheck(operators.messages.default, tuple(terms))
-    opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
+    library.opcheck(operators.messages.default, tuple(terms))
+    library.opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
     for nodes in (True, False):
-        opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
+        library.opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from harness.text import sanitize
+
 SHOWN = 12
 VALUE_SHOWN = 60
 WORDS = {"None": "null", "True": "true", "False": "false"}
@@ -22,16 +24,11 @@ class UsageError(Exception):
     """What is wrong, one line a problem (an indented line belongs to the one above); the command ends with code 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(sanitize(message))
 
 
 class Interrupted(UsageError):
     """The scheduler could not be reached: nothing is lost, and the same command carries on; exit code 3."""
-
-
-def printable(text: str) -> str:
-    """The text with a ? for every character that a terminal would obey or hide."""
-    return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
 
 
 def shortened(value: object) -> str:

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.errors import UsageError, did_you_mean, printable
+from harness.errors import UsageError, did_you_mean
+from harness.text import sanitize
 
 Loc = tuple[int | str, ...]
 LINE_SHOWN = 120
@@ -138,4 +139,4 @@ def offending_line(path: Path, line: int) -> str:
     """`\\n    7 | the line`, or nothing if it is empty."""
     lines = _texts.get(path, "").split("\n")
     text = lines[line - 1].rstrip()[:LINE_SHOWN] if line <= len(lines) else ""
-    return f"\n    {line} | {printable(text)}" if text.strip() else ""
+    return f"\n    {line} | {sanitize(text)}" if text.strip() else ""

@@ -1,8 +1,15 @@
 """The errors that a user of the reference implementation can cause."""
 
+from __future__ import annotations
+
+from harness.text import sanitize
+
 
 class InputError(ValueError):
-    """Bad input, told in one line that names the structure, file or value at fault."""
+    """Bad input; the message is one line that names the structure, file or value at fault."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(sanitize(str(message)))
 
 
 class NotFinite(InputError):

@@ -1,0 +1,13 @@
+"""Text from files and users, made safe to print; both halves of the harness use it."""
+
+from __future__ import annotations
+
+
+def sanitize(text: str) -> str:
+    """Replace every character that a terminal would obey or hide with a question mark; line breaks stay."""
+    return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
+
+
+def sanitize_line(text: str) -> str:
+    """Return the text on one line, without characters that a terminal would obey or hide."""
+    return sanitize(" ".join(text.split()))

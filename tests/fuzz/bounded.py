@@ -1,0 +1,69 @@
+"""Run a function on inputs drawn at random, within bounds of time and memory, in a process of its own.
+
+`FUZZ_SEED` repeats a run, whose seed is printed and part of every failure; `FUZZ_COUNT` sets the number of inputs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+SEED = int(os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(2**32))
+COUNT = int(os.environ.get("FUZZ_COUNT", "1000"))
+LIMIT_S = 60
+LIMIT_BYTES = 2 << 30
+
+
+def run_fuzzer(examine: Callable[[random.Random, Path], None], folder: Path, count: int = COUNT) -> None:
+    """Call `examine(rng, folder)` for each input and fail on the first that breaks a promise.
+
+    `examine` draws one input from `rng`, writes what it needs below `folder` (empty at each call), hands it over, and
+    raises for whatever must not happen; errors that users may see are its to catch. An input that takes more than
+    60 s or 2 GiB on top of what the process had fails too.
+    """
+    print(f"FUZZ_SEED={SEED}")
+    verdict = folder / "verdict"
+    process = multiprocessing.get_context("fork").Process(target=_examine_all, args=(examine, folder, verdict, count))
+    process.start()
+    process.join()
+    report = verdict.read_text() if verdict.exists() else f"the process ended with {process.exitcode}"
+    assert report == "passed", f"FUZZ_SEED={SEED} {report}"
+
+
+def _examine_all(examine: Callable[[random.Random, Path], None], folder: Path, verdict: Path, count: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    signal.signal(signal.SIGALRM, _time_out)
+    for number in range(count):
+        verdict.write_text(f"input {number}: the process was killed")
+        place = folder / f"input-{number}"
+        place.mkdir()
+        signal.alarm(LIMIT_S)
+        try:
+            examine(random.Random(f"{SEED}-{number}"), place)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+            assert grown < LIMIT_BYTES, f"memory grew by {grown >> 20} MiB"
+        except BaseException:
+            signal.alarm(0)
+            verdict.write_text(f"input {number} (kept in {place}):\n{traceback.format_exc()}")
+            os._exit(1)
+        signal.alarm(0)
+        _remove(place)
+    verdict.write_text("passed")
+    os._exit(0)
+
+
+def _time_out(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"no answer within {LIMIT_S} s")
+
+
+def _remove(place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place, ignore_errors=True)

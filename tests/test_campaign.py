@@ -121,7 +121,7 @@ def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> 
 
 def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
     model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
-    broken = tmp_path / "broken.pt"
+    broken = tmp_path / "broken.safetensors"
     broken.write_text("not a checkpoint")
     text = TINY.replace(model, "").replace("  precision", f"  checkpoint: [painn-64, {broken}]\n  precision")
     suite(tmp_path, text.replace("workload: [random, crystals]", "workload: [random]"))
@@ -135,7 +135,7 @@ def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_pat
     assert "not a readable checkpoint" in page
     assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
 
-    broken.write_bytes((ROOT / "harness" / "reference" / "checkpoints" / "painn-64.pt").read_bytes())
+    broken.write_bytes((ROOT / "harness" / "reference" / "checkpoints" / "painn-64.safetensors").read_bytes())
     untouched = harness("run", "tiny.yaml", "--out", "out")
     assert untouched.returncode == 3
     assert "--retry" in untouched.stderr

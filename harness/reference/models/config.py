@@ -45,6 +45,15 @@ LEAST: dict[str, float] = {
     "num_spherical": 2, "envelope_exponent": 1, "basis_emb_size": 1, "int_emb_size": 1, "out_emb_size": 1,
     "num_before_skip": 0, "num_after_skip": 0, "max_ell": 1, "node_max_ell": 0, "correlation": 1,
 }  # fmt: skip
+# The largest value of each number, far above any model of use: what goes beyond would only exhaust memory.
+MOST: dict[str, float] = {
+    "hidden_dim": 65_536, "num_conv_layers": 256, "heads": 1024, "max_neighbours": 100_000, "num_sharedlayers": 256,
+    "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536, "num_radial": 128,
+    "num_filters": 65_536, "num_gaussians": 65_536, "num_spherical": 16, "envelope_exponent": 64,
+    "basis_emb_size": 65_536, "int_emb_size": 65_536, "out_emb_size": 65_536, "num_before_skip": 256,
+    "num_after_skip": 256, "max_ell": 4, "node_max_ell": 3, "correlation": 4,
+}  # fmt: skip
+MOST_CUTOFF = 100.0  # angstrom
 WORDS: dict[str, tuple[str, ...]] = {
     "backbone": tuple(OWN),
     "readout": ("sum", "extensive"),
@@ -105,10 +114,19 @@ class ModelConfig:
                 raise InputError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {there}")
         for name, least in LEAST.items():
             given = getattr(self, name)
-            if given is not None and given < least:
-                raise InputError(f"{name} is {given}, expected at least {least:g}")
-        if self.cutoff <= 0 or (self.norm_epsilon is not None and self.norm_epsilon <= 0):
-            raise InputError(f"cutoff {self.cutoff}, norm_epsilon {self.norm_epsilon}: expected numbers above 0")
+            if given is None:
+                continue
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise InputError(f"{name} is {given!r}, expected a whole number")
+            if not least <= given <= MOST[name]:
+                bound = f"at least {least:g}" if given < least else f"at most {MOST[name]:g}"
+                raise InputError(f"{name} is {given}, expected {bound}")
+        for name, most in (("cutoff", MOST_CUTOFF), ("norm_epsilon", 1.0)):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most:
+                raise InputError(f"{name} is {given!r}, expected a number above 0 and up to {most:g}")
 
     @property
     def head_sizes(self) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ from harness.reference.store.modes import Mode
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
-from harness.reference.training.evaluation import held_out
+from harness.reference.training.evaluation import CLOSEST_OF, held_out, shortest_distance
 from harness.reference.training.facts import as_run, describe, identity
 from harness.reference.training.gating import train_gate
 from harness.reference.training.head_groups import HeadGroups
@@ -109,7 +109,7 @@ Splits = dict[str, Corpus]
 
 
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
-    """The program: train, train the gate, evaluate, and leave model.pt in the run folder."""
+    """The program: train, train the gate, evaluate, and leave its checkpoint in the run folder."""
     config = configure(parameters)
     place = ranks.find(os.environ)
     if config.continues and chain.ended_before(folder, log, place.rank):
@@ -258,10 +258,13 @@ def finish(
         model.gate.requires_grad_(False)
     for parameter in model.parameters():
         parameter.copy_(team.from_first(parameter))
+    for dataset in splits[SPLITS[0]].datasets:
+        model.closest[dataset.head] = shortest_distance(splits[SPLITS[0]], dataset, team)
+    notes["closest_of"] = CLOSEST_OF
     notes["held_out"] = held_out(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
     log.fact("held_out", notes["held_out"])
     if team.place.rank == 0:
-        checkpoints.save(model, folder / "model.pt", notes)
+        checkpoints.save(model, folder / chain.MODEL, notes)
 
 
 def configure(parameters: dict[str, Any]) -> TrainingConfig:

@@ -19,13 +19,15 @@ SAME_SHELL_ANGSTROM = 1e-6
 class Graph:
     """Who is near whom: edges sorted by receiver, then by distance.
 
-    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell).
+    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell). dropped: how
+    many more edges are shorter than the cutoff, but beyond the neighbour limit, where the graph was searched for.
     """
 
     structure: Structure
     receiver: NDArray[np.int64]
     sender: NDArray[np.int64]
     shift: Array
+    dropped: int = 0
 
 
 def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> Graph:
@@ -52,7 +54,7 @@ def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int 
     if max_neighbours is not None:
         order = order[nearest(receiver[order], distance[order], max_neighbours, len(structure))]
     shift = images[order].reshape(-1, 3).astype(np.float64) @ structure.cell
-    return Graph(structure, receiver[order], sender[order], shift)
+    return Graph(structure, receiver[order], sender[order], shift, dropped=len(distance) - len(order))
 
 
 def nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_atoms: int) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from harness.reference.errors import InputError
 
 MAX_ATOMIC_NUMBER = 118
+THINNEST_ANGSTROM = 0.1  # of a cell along periodic directions; a thinner one puts images of an atom into each other
 Array = NDArray[np.float64]
 
 
@@ -56,7 +57,8 @@ class Structure:
             )
         if self.cell.shape != (3, 3) or not np.isfinite(self.cell).all():
             raise InputError(f"structure {self.name!r}: the cell is not a finite 3x3 matrix")
-        if all(self.periodic) and abs(np.linalg.det(self.cell)) < 1e-6:
+        vectors = self.cell[list(self.periodic)]
+        if len(vectors) and np.linalg.svd(vectors, compute_uv=False)[-1] < THINNEST_ANGSTROM:
             raise InputError(f"structure {self.name!r}: periodic, but its cell has no volume")
         if self.forces is not None and self.forces.shape != (n, 3):
             raise InputError(f"structure {self.name!r}: forces have shape {self.forces.shape}, expected ({n}, 3)")

@@ -99,9 +99,12 @@ class Coverage:
         self.gate = copy.deepcopy(model.gate).to("cpu", torch.float64).requires_grad_(False)
         self.unknown = (~model.known_elements).T.to("cpu", torch.float64)
         self.closest = model.closest.to("cpu", torch.float64) * (1.0 - ROUNDING)
+        self.is_total = not (self.unknown[1:].any() or self.closest.any())
 
     def outside(self, batch: Batch) -> dict[str, NDArray[np.bool_]]:
         """Return which structures of a batch in double precision are outside, [g], by reason; each has one reason."""
+        if self.is_total:
+            return {}
         known = batch.composition @ self.unknown == 0
         alien = ~known.any(1)
         limit = torch.nan_to_num(self.gate.among(batch.composition, known) @ self.closest)

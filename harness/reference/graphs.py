@@ -34,7 +34,8 @@ def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int 
     """All pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
 
     A shell of equal distances that does not fit under max_neighbours is left out whole, so that the graph does not
-    depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut.
+    depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut. What a
+    model makes of the graph jumps where the order of distances changes at the limit, however smooth its cutoff is.
 
     Raises InputError for an unusable structure, coincident atoms included.
     """

@@ -69,15 +69,16 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
 def runs_view(runs: pd.DataFrame) -> View:
     """A row a screening."""
     columns = [
-        "workload", "messages", "ranks", "candidates", "left out", "atoms", "edges", "device alone (1/s)",
+        "workload", "messages", "ranks", "candidates", "left out", "not ranked", "atoms", "edges", "device alone (1/s)",
         "end to end (1/s)", "end to end / device", "making them / evaluating", "memory, last / median",
         "taken once", "raw records",
     ]  # fmt: skip
     body: list[list[Cell]] = [
         [
             f"{r['workload']}, {r['precision']}", r["messages"] or DASH, str(r["ranks"]), f"{r['candidates']:,}",
-            r["left_out"] or DASH, number(r["atoms"]), number(r["edges"]), number(r["device_per_s"]),
-            number(r["end_to_end_per_s"]), number(r["share"], ".0%"), number(r["make_share"], ".0%"),
+            r["left_out"] or DASH, r["unranked"] or DASH, number(r["atoms"]), number(r["edges"]),
+            number(r["device_per_s"]), number(r["end_to_end_per_s"]), number(r["share"], ".0%"),
+            number(r["make_share"], ".0%"),
             number(r["memory_growth"]), "proven" if r["proven"] else "NOT PROVEN", raw_records(r["folder"]),
         ]
         for r in lines(runs)
@@ -85,7 +86,9 @@ def runs_view(runs: pd.DataFrame) -> View:
     note = (
         "Rates of all ranks together; atoms and edges of a candidate on average; the first batch, with"
         " compilation, is not"
-        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Memory"
+        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Not"
+        " ranked: evaluated, but with elements that no single head was trained on, or atoms closer than any in"
+        " training, so that the scores mean nothing; they are in no table of results. Memory"
         " of a rank at the end over the median after its parts: it rises with batches larger than any before, not with"
         " the number of candidates."
     )

@@ -67,7 +67,8 @@ class ModelConfig:
     """Sizes of a multi-task model; lengths in angstrom.
 
     The hyperparameters of one backbone alone are None for the others, and its usual value (OWN) unless given.
-    readout: "sum" feeds the pooled sum P to the head, E = f(P), as the original does; "extensive" takes
+    max_neighbours: where an atom has more within the cutoff, the nearest count, and the energy jumps as their order
+    changes. readout: "sum" feeds the pooled sum P to the head, E = f(P), as the original does; "extensive" takes
     E = n f(P / n), the same arithmetic, so that a supercell has exactly the energy of its cells.
     Raises InputError for a value out of range and for a hyperparameter of another backbone.
     """

@@ -20,6 +20,7 @@ from harness.reference.datasets.formats.gather import Unfit, made, need
 from harness.reference.datasets.formats.paths import files
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.crystals import Sample, finished, frames, json_file, table, value
+from harness.reference.tasks.formats.energies import check_formation
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 TABLE, ENTRY, ENERGY = "oqmd_data.csv", "entry_id", "Ef"
@@ -33,13 +34,14 @@ def read(path: Path) -> Labelled:
     energies = {r[ENTRY]: r[ENERGY] for r in table(beside, (ENTRY, ENERGY))} if beside.is_file() else None
     samples = [s for file in found for s in (_page(file, energies) if file.suffix == ".json" else frames(file))]
     absent = 0 if energies is None else len(energies.keys() - {where for where, _ in samples})
-    return collected(
+    labelled = collected(
         made(samples, finished),
         str(path),
         "official OQMD, {count} crystals",
         "PBE / PBE+U (VASP)",
         Counter({f"in {TABLE}, not in the pages": absent}),
     )
+    return check_formation(labelled, path)
 
 
 def _page(path: Path, energies: Energies | None) -> Iterator[Sample]:

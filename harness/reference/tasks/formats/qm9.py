@@ -1,4 +1,7 @@
-"""QM9: the tables of PyPI's qm9pack, or gdb9.sdf with gdb9.sdf.csv as PyTorch Geometric reads them; hartree."""
+"""QM9 in hartree: the authors' archive of xyz files, the tables of PyPI's qm9pack, or gdb9.sdf with gdb9.sdf.csv.
+
+Where uncharacterized.txt lies beside the archive or gdb9.sdf, the molecules that it lists are left out and counted.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from ase.data import atomic_numbers
 from harness.reference.datasets.formats.gather import Unfit, made, missing, need, row
 from harness.reference.datasets.units import HARTREE_EV
 from harness.reference.errors import InputError
+from harness.reference.frames import Fault
+from harness.reference.tasks.formats import qm9_xyz
+from harness.reference.tasks.formats.energies import check_molecules
 from harness.reference.tasks.labelled import Labelled, Value, collected
 from harness.reference.tasks.table import task
 
@@ -28,6 +34,8 @@ SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.t
 def read(path: Path) -> Labelled:
     """The molecules of a folder with their U0 in eV; raises InputError naming file and fault."""
     folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: no such file or folder")
     tables = sorted(folder.glob("qm9_part*.csv"))
     skipped: set[int] = set()
     if tables:
@@ -35,11 +43,26 @@ def read(path: Path) -> Labelled:
     elif (folder / SDF).is_file():
         skipped = _uncharacterized(folder / UNCHARACTERIZED)
         values = made(_sdf_rows(folder, skipped), _from_sdf)
+    elif source := qm9_xyz.find_source(folder):
+        skipped = _uncharacterized(folder / UNCHARACTERIZED) or _uncharacterized(source.parent / UNCHARACTERIZED)
+        values = (v for v in made(qm9_xyz.read_texts(source), _from_xyz) if not _is_listed(v, skipped))
     else:
-        raise InputError(f"{path}: neither qm9_part*.csv nor {SDF} with {SDF_TABLE} is there")
+        raise InputError(
+            f"{path}: neither {qm9_xyz.ARCHIVES[0]} nor {qm9_xyz.FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE}"
+            " is there"
+        )
     found = list(values)
     left_out = Counter({"uncharacterized": len(skipped), "not in the files": max(0, task("qm9").size - len(found))})
-    return collected(found, str(path), "official QM9, {count} molecules", LEVEL, left_out)
+    labelled = collected(found, str(path), "official QM9, {count} molecules", LEVEL, left_out)
+    return check_molecules(labelled, path)
+
+
+def _is_listed(value: Value | Fault, skipped: set[int]) -> bool:
+    return isinstance(value, Value) and int(value.row.id.rpartition("_")[2]) in skipped
+
+
+def _from_xyz(_: str, text: str) -> Value:
+    return _molecule(*qm9_xyz.parse(text))
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -61,11 +84,14 @@ def _from_table(_: str, fields: dict[str, str]) -> Value:
 
 
 def _uncharacterized(path: Path) -> set[int]:
-    """The molecules whose geometry fell apart, numbered from 1: the first word of each line, where it is a number."""
+    """Return the numbers of the molecules whose geometry fell apart.
+
+    They begin the lines of the list, but for its last ("3054 compounds"), which says how many there are.
+    """
     if not path.is_file():
         return set()
-    words = [line.split() for line in path.read_text().splitlines()]
-    return {int(w[0]) for w in words if w and w[0].isdigit() and len(w) > 1}
+    words = [line.split() for line in path.read_text(errors="replace").splitlines()]
+    return {int(w[0]) for w in words if len(w) > 1 and w[0].isdecimal() and not w[1].startswith("compound")}
 
 
 def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list[str], str]]]:

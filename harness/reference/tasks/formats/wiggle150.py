@@ -12,6 +12,7 @@ from harness.reference.datasets.formats.paths import files
 from harness.reference.datasets.units import KCAL_PER_MOL_EV
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
+from harness.reference.tasks.formats.energies import check_molecules
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 REFERENCE = "_00"
@@ -33,7 +34,8 @@ def read(path: Path) -> Labelled:
             values.append(Value(c, (kcal - zero[_molecule(c)]) * KCAL_PER_MOL_EV))
         else:
             values.append(Fault(c.id, f"no {REFERENCE} of its molecule", c.id))
-    return collected(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
+    labelled = collected(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
+    return check_molecules(labelled, path)
 
 
 def _molecule(conformer: Row) -> str:

@@ -114,7 +114,7 @@ class ReferenceCalculator(Calculator):
         self.results = {}  # nothing of other atoms outlives an error
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        structure = from_ase(self.atoms, "atoms")
+        structure = from_ase(self.atoms, "atoms").check()
         check_elements(self.model, structure, self.head)
         limits = self.model.config.cutoff, self.model.config.max_neighbours
         graph = neighbour_graph(structure, cutoff=limits[0], max_neighbours=limits[1])

@@ -40,9 +40,12 @@ def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int 
     Raises InputError for an unusable structure, coincident atoms included.
     """
     structure.check()
-    receiver, sender, images, distance = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1).compute(
-        points=structure.positions, box=structure.cell, periodic=structure.periodic, quantities="ijSd"
-    )
+    try:
+        receiver, sender, images, distance = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1).compute(
+            points=structure.positions, box=structure.cell, periodic=structure.periodic, quantities="ijSd"
+        )
+    except RuntimeError as error:  # a cell that cannot be inverted, or too thin for its cutoff
+        raise InputError(f"structure {structure.name!r}: no neighbour list can be made ({error})") from None
     # An empty list comes back as floating point.
     receiver, sender = receiver.astype(np.int64), sender.astype(np.int64)
     if distance.size and distance.min() < COINCIDENT_ANGSTROM:

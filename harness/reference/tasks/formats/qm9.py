@@ -5,7 +5,6 @@ Where uncharacterized.txt lies beside the archive or gdb9.sdf, the molecules tha
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,17 +14,17 @@ import numpy as np
 import orjson
 from ase.data import atomic_numbers
 
-from harness.reference.datasets.formats.gather import Unfit, made, missing, need, row
+from harness.reference.datasets.formats.gather import Unfit, made, need, row
 from harness.reference.datasets.units import HARTREE_EV
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
 from harness.reference.tasks.formats import qm9_xyz
+from harness.reference.tasks.formats.crystals import table
 from harness.reference.tasks.formats.energies import check_molecules
 from harness.reference.tasks.labelled import Labelled, Value, collected
 from harness.reference.tasks.table import task
 
 LEVEL = "B3LYP/6-31G(2df,p)"
-LONGEST_FIELD = 1 << 24
 _BARE_POINT = re.compile(r"\.(?=[,\]])")
 ENERGY, POSITIONS, ELEMENTS, INDEX = "InternalEnergy_0K_au", "XYZ_Ang", "Elements", "Index"
 SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt"
@@ -36,10 +35,10 @@ def read(path: Path) -> Labelled:
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise InputError(f"{path}: no such file or folder")
-    tables = sorted(folder.glob("qm9_part*.csv"))
+    parts = sorted(folder.glob("qm9_part*.csv"))
     skipped: set[int] = set()
-    if tables:
-        values = made((pair for table in tables for pair in _table_rows(table)), _from_table)
+    if parts:
+        values = made((pair for part in parts for pair in _table_rows(part)), _from_table)
     elif (folder / SDF).is_file():
         skipped = _uncharacterized(folder / UNCHARACTERIZED)
         values = made(_sdf_rows(folder, skipped), _from_sdf)
@@ -66,14 +65,8 @@ def _from_xyz(_: str, text: str) -> Value:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        for needed in (INDEX, ELEMENTS, POSITIONS, ENERGY):
-            if needed not in (reader.fieldnames or ()):
-                raise InputError(f"{path}: " + missing(needed, reader.fieldnames or ()))
-        for number, fields in enumerate(reader, start=2):
-            yield f"{path.name}, line {number}", fields
+    for number, fields in enumerate(table(path, (INDEX, ELEMENTS, POSITIONS, ENERGY)), start=2):
+        yield f"{path.name}, line {number}", fields
 
 
 def _from_table(_: str, fields: dict[str, str]) -> Value:
@@ -111,12 +104,7 @@ def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list
 def _sdf_energies(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file, and {SDF} has no energies")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        for needed in ("mol_id", "u0"):
-            if needed not in (reader.fieldnames or ()):
-                raise InputError(f"{path}: " + missing(needed, reader.fieldnames or ()))
-        return [(fields["mol_id"], fields["u0"]) for fields in reader]
+    return [(fields["mol_id"], fields["u0"] or "") for fields in table(path, ("mol_id", "u0"))]
 
 
 def _blocks(path: Path) -> Iterator[list[str]]:

@@ -50,7 +50,6 @@ def drawing(name: str) -> Drawing:
     return Drawing(task(name), open_task(name), model.config, 0.2, 40, 0)
 
 
-@pytest.mark.parametrize("mode", [m for m in MODES if m.trains], ids=lambda m: m.name)
 def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
     model = checkpoints.named("painn-64")[0]
     composition = torch.zeros(3, 119)
@@ -64,6 +63,7 @@ def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
     assert model.known_elements[best_head(model, composition), [1, 6]].all()
 
 
+@pytest.mark.parametrize("mode", [m for m in MODES if m.trains], ids=lambda m: m.name)
 def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
     source = checkpoints.named("painn-64")[0].double()
     model = task_model(source, mode, 8, keep_own=False, seed=0)

@@ -88,8 +88,11 @@ def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
         ({"cutoff": float("nan")}, "cutoff is nan, expected a number above 0"),
         ({"cutoff": float("inf")}, "cutoff is inf, expected a number above 0"),
         ({"cutoff": -4.0}, "cutoff is -4.0, expected a number above 0"),
-        ({"backbone": "egnn"}, "num_radial is no hyperparameter of the backbone 'egnn'"),
+        ({"backbone": "egnn"}, "norm_epsilon is no hyperparameter of the backbone 'egnn'"),
         ({"backbone": "pain"}, "did you mean 'painn'"),
+        ({"heads": None}, "heads is None, expected a whole number"),
+        ({"backbone": None}, "backbone is None; there are painn"),
+        ({"cutoff": None}, "cutoff is None, expected a number above 0"),
         ({"hidden_dims": 8}, "unknown option 'hidden_dims'"),
     ],
 )

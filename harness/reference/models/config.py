@@ -38,6 +38,8 @@ OWN: dict[str, dict[str, Any]] = {
         "correlation": 2,
     },
 }
+# What may be None: no limit, or another backbone's.
+OPTIONAL = {"max_neighbours", *(name for options in OWN.values() for name in options)}
 # The least value of each number; words are those of the types below.
 LEAST: dict[str, float] = {
     "hidden_dim": 1, "num_conv_layers": 1, "heads": 1, "max_neighbours": 1, "num_sharedlayers": 0, "num_headlayers": 0,
@@ -104,10 +106,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
             given = getattr(self, name)
-            if given is not None:
+            if given is not None or name not in OPTIONAL:
                 check_word(name, given, words)
         own = OWN[self.backbone]
-        for name in {n for options in OWN.values() for n in options}:
+        for name in sorted({n for options in OWN.values() for n in options}):
             if name in own and getattr(self, name) is None:
                 object.__setattr__(self, name, own[name])
             elif name not in own and getattr(self, name) is not None:
@@ -115,7 +117,7 @@ class ModelConfig:
                 raise InputError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {there}")
         for name, least in LEAST.items():
             given = getattr(self, name)
-            if given is None:
+            if given is None and name in OPTIONAL:
                 continue
             if isinstance(given, bool) or not isinstance(given, int):
                 raise InputError(f"{name} is {given!r}, expected a whole number")
@@ -124,7 +126,7 @@ class ModelConfig:
                 raise InputError(f"{name} is {given}, expected {bound}")
         for name, most in (("cutoff", MOST_CUTOFF), ("norm_epsilon", 1.0)):
             given = getattr(self, name)
-            if given is None:
+            if given is None and name in OPTIONAL:
                 continue
             if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most:
                 raise InputError(f"{name} is {given!r}, expected a number above 0 and up to {most:g}")

@@ -43,6 +43,8 @@ def read(path: Path) -> Labelled:
 def _table(path: Path, left_out: Counter[str]) -> Iterator[Sample]:
     beside = path.parent / BESIDE
     structures = json_file(beside) if beside.is_file() else None
+    if not isinstance(structures, dict | None):
+        raise InputError(f"{beside}: expected the structures by their mp_id, got a {type(structures).__name__}")
     for fields in table(path, (ID, ENERGY)):
         name = fields[ID]
         column = next((c for c in COLUMNS if c in fields), "")

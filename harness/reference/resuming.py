@@ -14,7 +14,7 @@ from harness.reference.errors import InputError
 
 KIND = "gfm-harness state of training"
 FORMAT = 2
-FILE_NAME = "training.safetensors"
+FILE_NAME, EARLIER_NAME = "training.safetensors", "training.pt"
 
 
 def random_state() -> dict[str, Any]:
@@ -65,8 +65,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def load(folder: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
     """The state in a folder, or None if there is none.
 
-    Raises InputError for a damaged file and for the state of another run, naming the first thing that differs.
+    Raises InputError for a damaged file, for the state of another run, naming the first thing that differs, and for one
+    that an earlier version wrote: to begin anew without a word would throw its steps away.
     """
+    earlier = folder / EARLIER_NAME
+    if earlier.exists() and not (folder / FILE_NAME).exists():
+        raise InputError(f"{earlier}: the state of an earlier version of this program; delete it to start anew")
     return _read(folder / FILE_NAME, of=of)
 
 

@@ -226,6 +226,15 @@ def test_a_state_of_training_survives_whatever_its_form_and_no_flipped_bit(tmp_p
         resuming.load(tmp_path, of={"sizes": [3]})
 
 
+def test_a_state_of_an_earlier_version_is_not_passed_over(tmp_path: Path) -> None:
+    assert resuming.load(tmp_path, of={}) is None
+    (tmp_path / "training.pt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"training.pt: the state of an earlier version .* delete it to start anew"):
+        resuming.load(tmp_path, of={})
+    resuming.save(tmp_path, {"a": 1}, of={})
+    assert resuming.load(tmp_path, of={}) == {"a": 1}
+
+
 def test_a_shipped_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
     tiny(tmp_path / "m.safetensors")
     (tmp_path / "other").touch()

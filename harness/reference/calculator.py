@@ -86,7 +86,7 @@ class ReferenceCalculator(Calculator):
         self.model = kind.of(loaded).to(place).eval().requires_grad_(False)
         self.device, self.dtype = place, kind.dtype
         self.head = None if head is None else head_named(head)
-        if self.head is not None and not bool(self.model.trained[self.head]):
+        if self.head is not None and not bool(self.model.trained[self.head : self.head + 1].any()):
             raise InputError(f"head {HEADS[self.head]!r} of this model was never trained")
         self.state = (0, 0)
         self.has_warned = False

@@ -26,6 +26,8 @@ from harness.reference.datasets.files import from_ase
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 
 SHIPPED = "painn-64"
 
@@ -309,3 +311,5 @@ def test_what_it_cannot_answer_it_refuses() -> None:
     checkpoint.trained[4] = False
     with pytest.raises(InputError, match="'OC2022' of this model was never trained"):
         ReferenceCalculator(checkpoint, head="OC2022")
+    with pytest.raises(InputError, match="'OC2022' of this model was never trained"):
+        ReferenceCalculator(FoundationModel(ModelConfig(hidden_dim=8, heads=1)), head="OC2022")

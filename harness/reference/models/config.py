@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
 from harness.reference.options import check_word
 
@@ -49,8 +50,8 @@ LEAST: dict[str, float] = {
 }  # fmt: skip
 # The largest value of each number, far above any model of use: what goes beyond would only exhaust memory.
 MOST: dict[str, float] = {
-    "hidden_dim": 65_536, "num_conv_layers": 256, "heads": 1024, "max_neighbours": 100_000, "num_sharedlayers": 256,
-    "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536, "num_radial": 128,
+    "hidden_dim": 65_536, "num_conv_layers": 256, "heads": len(HEADS), "max_neighbours": 100_000,
+    "num_sharedlayers": 256, "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536, "num_radial": 128,
     "num_filters": 65_536, "num_gaussians": 65_536, "num_spherical": 16, "envelope_exponent": 64,
     "basis_emb_size": 65_536, "int_emb_size": 65_536, "out_emb_size": 65_536, "num_before_skip": 256,
     "num_after_skip": 256, "max_ell": 4, "node_max_ell": 3, "correlation": 4,

@@ -373,11 +373,12 @@ def test_wiggle150_is_relative_to_the_relaxed_conformer(tmp_path: Path) -> None:
 
 def test_conformers_without_a_reference_or_of_no_element_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "wiggle150.xyz"
-    path.write_text(conformers(("ado_00 -24000", "H"), ("ado_01 nan", "H"), ("ado_02 -1", "Xx"), ("efa_01 -5", "O")))
+    bad = ("ado_01 nan", "H"), ("ado_02 -1", "Xx"), ("efa_01 -5", "O")
+    path.write_text(conformers(("ado_00 -24000", "H"), *bad) + "2\nado_03 -24000\nC 0 0 0\n\n")
     labelled = wiggle150.read(path)
     assert labelled.official_ids.tolist() == ["ado_00"]
     assert labelled.left_out["no _00 of its molecule"] == 1
-    assert labelled.left_out["atomic number"] == 1
+    assert labelled.left_out["atomic number"] == 2
     assert labelled.left_out["value not finite"] == 1
 
 

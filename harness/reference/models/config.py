@@ -51,8 +51,8 @@ LEAST: dict[str, float] = {
 # The largest value of each number, far above any model of use: what goes beyond would only exhaust memory.
 MOST: dict[str, float] = {
     "hidden_dim": 65_536, "num_conv_layers": 256, "heads": len(HEADS), "max_neighbours": 100_000,
-    "num_sharedlayers": 256, "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536, "num_radial": 128,
-    "num_filters": 65_536, "num_gaussians": 65_536, "num_spherical": 16, "envelope_exponent": 64,
+    "num_sharedlayers": 256, "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536,
+    "num_radial": 128, "num_filters": 65_536, "num_gaussians": 65_536, "num_spherical": 16, "envelope_exponent": 64,
     "basis_emb_size": 65_536, "int_emb_size": 65_536, "out_emb_size": 65_536, "num_before_skip": 256,
     "num_after_skip": 256, "max_ell": 4, "node_max_ell": 3, "correlation": 4,
 }  # fmt: skip

@@ -59,8 +59,8 @@ def _crystal(name: str, entry: Any, energies: Energies | None) -> Value:
     cell = np.array(need(entry, "unit_cell"), dtype=float)
     sites = [site.partition("@") for site in need(entry, "sites")]
     symbols = [symbol.strip().rstrip("0123456789+-") for symbol, _, _ in sites]
-    if unknown := next((s for s in symbols if not atomic_numbers.get(s)), None):
-        raise Unfit("atomic number", f"{unknown!r} is not an element")
+    if unknown := [s for s in symbols if not atomic_numbers.get(s)]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
     places = np.array([[float(x) for x in place.split()] for _, _, place in sites])
     energy = need(entry, "delta_e") if energies is None else energies[name]
     return value(name, [atomic_numbers[s] for s in symbols], places @ cell, cell, energy)

@@ -84,7 +84,11 @@ def _uncharacterized(path: Path) -> set[int]:
     if not path.is_file():
         return set()
     words = [line.split() for line in path.read_text(errors="replace").splitlines()]
-    return {int(w[0]) for w in words if len(w) > 1 and w[0].isdecimal() and not w[1].startswith("compound")}
+    return {
+        int(w[0])
+        for w in words
+        if len(w) > 1 and w[0].isdecimal() and len(w[0]) < 10 and not w[1].startswith("compound")
+    }
 
 
 def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list[str], str]]]:
@@ -129,8 +133,8 @@ def _from_sdf(_: str, molecule: tuple[list[str], str]) -> Value:
 
 
 def _molecule(index: int, symbols: list[str], positions: list[list[float]], energy: str) -> Value:
-    if unknown := next((s for s in symbols if s not in atomic_numbers), None):
-        raise Unfit("atomic number", f"{unknown!r} is not an element")
+    if unknown := [s for s in symbols if s not in atomic_numbers]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
     value = float(energy) * HARTREE_EV if energy.strip() else np.nan
     columns = row(
         f"gdb_{index}",

@@ -16,6 +16,7 @@ from harness.reference.tasks.formats.energies import check_molecules
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 REFERENCE = "_00"
+MOST_DIGITS = 10  # of a number of atoms
 
 
 def read(path: Path) -> Labelled:
@@ -51,7 +52,7 @@ def _frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
             at += 1
             continue
         where = f"{path}, line {at + 1}"
-        if not lines[at].strip().isdigit():
+        if not (lines[at].strip().isdecimal() and len(lines[at].strip()) < MOST_DIGITS):
             raise InputError(f"{where}: {lines[at].strip()[:40]!r} is not a number of atoms")
         count = int(lines[at])
         block = lines[at + 1 : at + 2 + count]
@@ -72,8 +73,8 @@ def _comment(where: str, line: str) -> tuple[str, float]:
 
 def _row(name: str, kcal: float, atoms: list[list[str]]) -> Row:
     symbols = [words[0] if words else "" for words in atoms]
-    if unknown := next((s for s in symbols if s.capitalize() not in atomic_numbers), None):
-        raise Unfit("atomic number", f"{unknown!r} is not an element")
+    if unknown := [s for s in symbols if s.capitalize() not in atomic_numbers]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
     return row(
         name,
         name,

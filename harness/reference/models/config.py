@@ -54,7 +54,7 @@ MOST: dict[str, float] = {
     "num_sharedlayers": 256, "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536,
     "num_radial": 128, "num_filters": 65_536, "num_gaussians": 65_536, "num_spherical": 16, "envelope_exponent": 64,
     "basis_emb_size": 65_536, "int_emb_size": 65_536, "out_emb_size": 65_536, "num_before_skip": 256,
-    "num_after_skip": 256, "max_ell": 4, "node_max_ell": 3, "correlation": 4,
+    "num_after_skip": 256, "max_ell": 4, "node_max_ell": 3, "correlation": 3,
 }  # fmt: skip
 MOST_CUTOFF = 100.0  # angstrom
 WORDS: dict[str, tuple[str, ...]] = {

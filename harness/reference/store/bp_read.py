@@ -78,8 +78,8 @@ class BPFile:
         shape, kind = shape_of(found[name]), TYPES.get(found[name]["Type"], "")
         if not kind:
             raise InputError(f"{self.path}: {name} is of type {found[name]['Type']}, which no store has")
-        if not 0 <= axis < len(shape):
-            raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no axis {axis}")
+        if not 0 <= axis < len(shape) or 0 in shape[:axis] + shape[axis + 1 :]:
+            raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no rows along axis {axis}")
         return Array(name, kind, shape, axis)
 
     def _locate_sums(self, seal: Seal) -> dict[str, tuple[int, int]]:

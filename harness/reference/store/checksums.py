@@ -63,12 +63,12 @@ class Verifier:
         self._table = table
         self._rows = rows
         self._each = rows_per_block(row_bytes)
-        self._done = np.zeros(len(table), dtype=bool)
+        self._done = bytearray(len(table))
 
     def widen(self, first: int, rows: int) -> tuple[int, int] | None:
         """Return the rows (first, stop) of whole blocks to read in place of these, or None where all are verified."""
-        low, high = first // self._each, math.ceil((first + rows) / self._each)
-        if self._done[low:high].all():
+        low, high = first // self._each, -(-(first + rows) // self._each)
+        if 0 not in self._done[low:high]:
             return None
         return low * self._each, min(self._rows, high * self._each)
 
@@ -80,7 +80,7 @@ class Verifier:
             if not self._done[number]:
                 if zlib.crc32(data[start : start + step]) != self._table[number]:
                     return number
-                self._done[number] = True
+                self._done[number] = 1
         return None
 
     def block_rows(self, number: int) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from harness.reference.datasets import references
 from harness.reference.datasets.mini import load_frames, mini_set
 from harness.reference.datasets.references import References
-from harness.reference.datasets.sources import source
 from harness.reference.datasets.splits import SPLITS, split_of
+from harness.reference.datasets.stores import REFERENCED, describe_store, require_seal, source_named
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.graphs import Graph, neighbour_graph
@@ -23,7 +23,7 @@ from harness.reference.store.blocks import frames_block
 from harness.reference.store.bp import BPFile
 from harness.reference.store.layout import Record
 from harness.reference.store.modes import Mode, open_samples
-from harness.reference.store.samples import Merged, Preloaded, Samples, merged
+from harness.reference.store.samples import Merged, Preloaded, Remaining, Samples, merged
 from harness.reference.store.sampling import Drawn
 from harness.reference.structures import Structure
 
@@ -34,7 +34,10 @@ TRAINING = SPLITS[0]
 
 @dataclass(frozen=True)
 class Dataset:
-    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too."""
+    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too.
+
+    is_referenced: whether the references were subtracted from the energies of the samples, and must be added.
+    """
 
     name: str
     head: int
@@ -43,6 +46,7 @@ class Dataset:
     samples: Samples
     references: References
     edges: bool = False
+    is_referenced: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,16 +96,19 @@ class Corpus:
         ]
 
     def _graph(self, dataset: Dataset, index: int, record: Record) -> Graph:
-        charge, multiplicity = record["graph_attr"].tolist()
+        charge, multiplicity = record["graph_attr"].reshape(-1).tolist()
+        numbers = record["atomic_numbers"].reshape(-1).astype(np.int64)
+        energy = float(record["energy"].reshape(-1)[0])
+        forces = record.get("forces")
         structure = Structure(
             name=f"{dataset.name}/{index}",
-            numbers=record["atomic_numbers"][:, 0].astype(np.int64),
-            positions=record["pos"],
-            cell=record["cell"],
-            periodic=tuple((record["pbc"] != 0).tolist()),
+            numbers=numbers,
+            positions=record["pos"].astype(np.float64, copy=False),
+            cell=record["cell"].astype(np.float64, copy=False),
+            periodic=tuple((record["pbc"].reshape(-1) != 0).tolist()),
             head=dataset.head,
-            energy=float(record["energy"][0]),
-            forces=record.get("forces"),
+            energy=energy + (float(dataset.references.energy_ev[numbers].sum()) if dataset.is_referenced else 0.0),
+            forces=None if forces is None else forces.astype(np.float64, copy=False),
             charge=int(charge),
             multiplicity=int(multiplicity),
         )
@@ -156,17 +163,32 @@ def stored(
     backend: str = "auto",
     split: str = TRAINING,
 ) -> Dataset:
-    """One split of a store that `harness data convert` has made; collective over comm, where there is one."""
+    """One split of a store, without samples where the store lacks it; collective over comm, where there is one."""
+    require_seal(path)
     with BPFile(path) as file:
-        about, fitted = (file.attributes.get(name) for name in ("about", "references"))
-        if not isinstance(about, dict) or not isinstance(fitted, dict):
-            raise InputError(f"{path}: says neither its level of theory nor its reference energies; convert it anew")
+        facts = describe_store(file)
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
         edges = limits == (reach.cutoff, reach.max_neighbours)
-        keys: Collection[str] = [*NEEDED, *(k for k in ("forces", *EDGES * edges) if k in file.keys(split))]
-    samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
-    branch = source(about["slug"]).branch
-    return Dataset(about["slug"], branch, about["role"], about["level"], samples, references.from_json(fitted), edges)
+        has_split = split in file.splits
+        if split == TRAINING and not has_split:
+            raise InputError(f"{path}: has no {split}, only {', '.join(file.splits)}")
+        wanted = (*NEEDED, "forces", *EDGES * edges)
+        keys: Collection[str] = [k for k in wanted if k in NEEDED or (has_split and k in file.keys(split))]
+    samples: Samples = Preloaded([], 0)
+    if has_split:
+        samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
+    if left_out := facts.left_out.get(split):
+        samples = Remaining(samples, left_out)
+    return Dataset(
+        facts.source.slug,
+        facts.source.branch,
+        facts.role,
+        facts.level,
+        samples,
+        facts.references,
+        edges,
+        facts.energies == REFERENCED,
+    )
 
 
 def stores_in(folder: Path) -> list[Path]:
@@ -177,9 +199,9 @@ def stores_in(folder: Path) -> list[Path]:
     by_slug: dict[str, Path] = {}
     for path in sorted(found):
         try:
-            slug = source(path.stem).slug
+            slug = source_named(path.stem).slug
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if by_slug.setdefault(slug, path) is not path:
             raise InputError(f"{path}: {by_slug[slug]} holds the same dataset; keep one of them in this folder")
-    return sorted(by_slug.values(), key=lambda path: source(path.stem).branch)
+    return sorted(by_slug.values(), key=lambda path: source_named(path.stem).branch)

@@ -43,8 +43,20 @@ def parser() -> Parser:
 
     convert = commands.add_parser("convert", help="official files, or the shipped set, into a store")
     convert.add_argument("dataset", metavar="DATASET")
-    convert.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files or folders (none: the shipped set)")
-    convert.add_argument("--to", type=Path, default=Path("stores"), metavar="DIR", help="the folder of all stores")
+    convert.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files or folders (none: the shipped set); or a store that HydraGNN wrote, made usable where it lies",
+    )
+    convert.add_argument("--to", type=Path, metavar="DIR", help="the folder of all stores (stores)")
+    convert.add_argument(
+        "--for",
+        dest="form",
+        choices=["hydragnn"],
+        help="write NAME-v2.bp as HydraGNN reads it, of files, the shipped set or a store",
+    )
     convert.add_argument("--cutoff", type=float, metavar="A", help="store neighbour lists too, angstrom")
     convert.add_argument("--max-neighbours", type=int, metavar="N", help="only the nearest N of each atom")
     convert.add_argument("--max-force", type=float, default=1000.0, metavar="F", help="leave out above, eV/angstrom")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from argparse import Namespace
@@ -12,10 +13,13 @@ from pathlib import Path
 from harness.reference.datasets.mini import mini_set
 from harness.reference.datasets.sources import SOURCES, Source, source
 from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.stores import is_bp_folder, require_seal
 from harness.reference.errors import InputError
 
 DONE, FAILED = 0, 1
 STORE_ENDING = ".bp"
+STORES = Path("stores")
+HYDRAGNN = "hydragnn"
 
 
 def do_list(arguments: Namespace) -> int:
@@ -77,13 +81,17 @@ def do_convert(arguments: Namespace) -> int:
     from harness.reference.datasets.inputs import conversion
     from harness.reference.datasets.reading import Rules
 
-    if arguments.max_neighbours is not None and arguments.cutoff is None:
+    if arguments.max_neighbours is not None and arguments.cutoff is None and arguments.form is None:
         raise InputError("--max-neighbours needs --cutoff")
     for name in ("cutoff", "max_neighbours", "max_force", "workers"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
     entry = source(arguments.dataset)
+    if arguments.form == HYDRAGNN:
+        return _convert_for_hydragnn(entry, arguments)
+    if any(is_bp_folder(path) for path in arguments.paths):
+        return _convert_store(entry, arguments)
     rules = Rules(
         cutoff=arguments.cutoff,
         max_neighbours=arguments.max_neighbours,
@@ -92,11 +100,73 @@ def do_convert(arguments: Namespace) -> int:
         strict=arguments.strict,
     )
     workers = arguments.workers or len(os.sched_getaffinity(0))
-    store = arguments.to / (entry.slug + STORE_ENDING)
+    store = (arguments.to or STORES) / (entry.slug + STORE_ENDING)
     found = convert(conversion(entry, arguments.paths, store, rules, workers), progress(arguments.quiet))
     print(f"{store}: {concluded(found)}")
     for text in found["conversion"]["examples"]:
         print(f"  left out: {text}")
+    return DONE
+
+
+def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
+    """Write NAME-v2.bp of a store, or of files or the shipped set by way of a store that is then gone."""
+    from harness.reference.datasets.for_hydragnn import CUTOFF_ANGSTROM, MAX_NEIGHBOURS, file_name, write_for_hydragnn
+
+    for option, value, its in (
+        ("--cutoff", arguments.cutoff, CUTOFF_ANGSTROM),
+        ("--max-neighbours", arguments.max_neighbours, MAX_NEIGHBOURS),
+    ):
+        if value not in (None, its):
+            raise InputError(f"{option} {value:g}: HydraGNN's stores have {its:g}; leave it out with --for hydragnn")
+    target = (arguments.to or STORES) / file_name(entry.head)
+    if target.exists():
+        raise InputError(f"{target}: there is a store of this name already; remove it, or choose another folder")
+    if any(is_bp_folder(path) for path in arguments.paths):
+        origin = arguments.paths[0]
+        if len(arguments.paths) > 1:
+            raise InputError(f"{origin}: expected one store, or files")
+        require_seal(origin)
+        _require_same(entry, origin)
+        found = write_for_hydragnn(origin, target, progress(arguments.quiet))
+    else:
+        folder = target.with_name(f"{target.name}.origin")
+        shutil.rmtree(folder / (entry.slug + STORE_ENDING), ignore_errors=True)  # of a run that was killed
+        plain = {**vars(arguments), "form": None, "to": folder, "cutoff": None, "max_neighbours": None}
+        do_convert(Namespace(**plain))
+        found = write_for_hydragnn(folder / (entry.slug + STORE_ENDING), target, progress(arguments.quiet))
+        shutil.rmtree(folder)
+    splits = ", ".join(f"{n:,} {label}" for label, n in found.samples.items())
+    print(
+        f"{target}: {found.samples.total():,} structures ({splits}) with {found.edges:,} edges for HydraGNN; the linear"
+        " regression on the composition is subtracted from the energies"
+    )
+    if found.isolated:
+        print(
+            f"  {found.isolated:,} structures have no edges: HydraGNN reads these only where it preloads, as it trains"
+        )
+    if found.coincident:
+        print(f"  left out: {found.coincident:,} structures with two atoms at one place")
+    return DONE
+
+
+def _require_same(entry: Source, path: Path) -> None:
+    from harness.reference.datasets.in_place import require_dataset
+    from harness.reference.store.bp import BPFile
+
+    with BPFile(path) as file:
+        require_dataset(entry, path, file.attributes.get("dataset_name"))
+
+
+def _convert_store(entry: Source, arguments: Namespace) -> int:
+    """Make a store of HydraGNN usable where it lies."""
+    from harness.reference.datasets.in_place import convert_in_place
+
+    refused = {"--cutoff": arguments.cutoff, "--max-neighbours": arguments.max_neighbours, "--strict": arguments.strict}
+    given = [option for option, value in refused.items() if value]
+    if len(arguments.paths) > 1 or given:
+        reason = f"{given[0]} would change it" if given else "one at a time"
+        raise InputError(f"{arguments.paths[0]}: a store is converted where it lies: {reason}")
+    print(convert_in_place(entry, arguments.paths[0], arguments.to, progress(arguments.quiet)))
     return DONE
 
 
@@ -124,11 +194,14 @@ def do_check(arguments: Namespace) -> int:
     """Go through files or a store; 1 if anything in them cannot be used."""
     from harness.reference.datasets import inspection
 
-    if arguments.dataset.rstrip("/").endswith(STORE_ENDING) and not arguments.paths:
-        report = inspection.of_store(Path(arguments.dataset), progress(arguments.quiet))
-    else:
-        entry = source(arguments.dataset)
-        report = inspection.of_files(entry, arguments.paths, progress(arguments.quiet))
+    named = Path(arguments.dataset)
+    given = [named, *arguments.paths] if named.suffix == STORE_ENDING else arguments.paths
+    if given and all(path.suffix == STORE_ENDING for path in given):
+        reports = [inspection.of_store(path, progress(arguments.quiet)) for path in given]
+        print("\n".join(report.told for report in reports))
+        return FAILED if any(report.faults for report in reports) else DONE
+    entry = source(arguments.dataset)
+    report = inspection.of_files(entry, arguments.paths, progress(arguments.quiet))
     print(report.told)
     return FAILED if report.faults else DONE
 

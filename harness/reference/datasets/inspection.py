@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from harness.reference.datasets.formats.checks import check
+from harness.reference.datasets.in_place import describe
 from harness.reference.datasets.inputs import SHIPPED, format_of
+from harness.reference.datasets.originals import examine, open_original
 from harness.reference.datasets.reading import EXAMPLES, UNLABELLED, of_charges
 from harness.reference.datasets.sources import Source
 from harness.reference.datasets.splits import digests
+from harness.reference.datasets.stored_frames import read_blocks
+from harness.reference.datasets.stores import describe_store, require_seal, source_named
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
 from harness.reference.store.blocks import text_of
 from harness.reference.store.bp import BPFile
 
-STEP = 1024
 Progress = Callable[[int, int, str], None]
 
 
@@ -59,14 +62,16 @@ def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report
 
 def of_store(path: Path, progress: Progress) -> Report:
     """Read all of a store: checksums, values, ids."""
-    with BPFile(path) as file:
-        if "format" in file.attributes:
+    with open_original(path) as file:
+        if file.is_sealed:
             file.verify()
+        if file.is_original:
+            return _of_original(file, progress)
         faults, ids = Counter[str](), [np.zeros(0, dtype=np.uint64)]
         total = sum(file.samples(label) for label in file.splits)
         done = 0
         for label in file.splits:
-            for block in _blocks(file, label):
+            for _, block in read_blocks(file, label):
                 for name, column in block.columns.items():
                     if column.values.dtype.kind == "f" and not np.isfinite(column.values).all():
                         faults[f"{label}/{name} not finite"] += 1
@@ -81,24 +86,41 @@ def of_store(path: Path, progress: Progress) -> Report:
     return Report(f"{path}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}", faults.total())
 
 
-def _blocks(file: BPFile, label: str) -> Iterator[Any]:
-    samples = file.samples(label)
-    for first in range(0, samples, STEP):
-        yield file.columns(label, first, min(first + STEP, samples))
+def _of_original(file: BPFile, progress: Progress) -> Report:
+    """Go through a store of HydraGNN, array by array."""
+    name = file.attributes.get("dataset_name") or file.path.stem
+    try:
+        entry, whose = source_named(str(name)), ""
+    except InputError:
+        entry, whose = None, f"; its dataset_name is {name!r}, none of `harness data list`"
+    findings = examine(file, entry, progress)
+    faults = findings.faults.total()
+    ready = (
+        "" if file.is_sealed or entry is None else f"; `harness data convert {entry.slug} {file.path}` makes it usable"
+    )
+    found = f"{faults:,} cannot be used" if faults else "nothing is wrong"
+    told = f"{file.path}: {findings.samples:,} structures as HydraGNN stores them; {found}{whose}{ready}"
+    return Report("\n".join([told, *describe(findings)]), faults)
 
 
 def statistics_line(path: Path) -> str:
     """A store in one line, from what was noted when it was made."""
+    require_seal(path)
     with BPFile(path) as file:
-        about, told = file.attributes.get("about"), file.attributes.get("statistics")
+        facts = describe_store(file)
         total = sum(file.samples(label) for label in file.splits)
-    if not isinstance(about, dict) or not isinstance(told, dict):
-        return f"{path}: {total:,} structures; not made by this program, so nothing more was noted"
+    try:
+        return f"{facts.source.slug} ({facts.role}, {facts.level}): {total:,} structures {_summed_up(facts.statistics)}"
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: its statistics are damaged; convert it anew") from None
+
+
+def _summed_up(told: Mapping[str, Any]) -> str:
     elements = " ".join(told["elements"])
     shown = elements if len(told["elements"]) <= 12 else f"{len(told['elements'])} elements"
     energy, forces = told["energy_ev_per_atom"], told["force_norm_ev_per_a"]
     return (
-        f"{about['slug']} ({about['role']}, {about['level']}): {total:,} structures of {told['sizes']['min']:.0f} to"
+        f"of {told['sizes']['min']:.0f} to"
         f" {told['sizes']['max']:.0f} atoms; {shown}; energy beyond the references sd {energy['sd']:.3g} eV/atom"
         + (f", forces rms {forces['rms']:.3g} eV/angstrom" if forces["number"] else ", no forces")
     )

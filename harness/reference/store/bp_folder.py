@@ -1,7 +1,7 @@
 """What can be told of a BP folder without ADIOS2, which hangs or crashes on a damaged one.
 
-A seal, harness.json, lists sizes and checksums. It lies in the folder of a store that this program wrote, and beside the
-folder of one that HydraGNN wrote, which stays as it is.
+A seal, harness.json, lists sizes and checksums. It lies in the folder of a store that this program wrote, and beside
+the folder of one that HydraGNN wrote, which stays as it is.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _read_seal(path: Path, sums: Path) -> Seal:
         raise _older(path) or damaged from None
     if not intact:
         raise damaged
-    return Seal(path, sums, *named, facts=content["facts"])
+    return Seal(path, sums, named[0], named[1], named[2], content["facts"])
 
 
 def _older(path: Path) -> InputError | None:

@@ -43,8 +43,7 @@ class BPFile:
         try:
             self._describe()
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {str(error)[:80]}"
-            raise InputError(f"{self.path}: damaged, ADIOS2 cannot describe it ({reason})") from None
+            raise InputError(f"{self.path}: damaged, its attributes contradict themselves ({error!r:.80})") from None
         if self._seal is not None:
             self._sums_at = self._locate_sums(self._seal)
         elif not self.is_original and not unfinished:
@@ -63,8 +62,8 @@ class BPFile:
                 self._arrays.setdefault(label, {})[name] = self._array_of(found, stem, axis)
                 for table in (f"{stem}/variable_{t}" for t in TABLES):
                     self._tables[table] = self._array_of(found, table, 0)
-                    if self._tables[table].shape != (self._samples[label],):
-                        shape, samples = self._tables[table].shape, self._samples[label]
+                    if (shape := self._tables[table].shape) != (self._samples[label],):
+                        samples = self._samples[label]
                         raise InputError(f"{self.path}: damaged, {table} has shape {shape} for {samples} samples")
         for label, names in keys.items():
             missing = [n for n in names if n not in self._arrays.get(label, {}) and n != "dataset_name"]
@@ -178,6 +177,10 @@ class BPFile:
             raise InputError(f"{self.path}: damaged, {array.name} has {array.rows} rows, not {table[-1]}")
         return table
 
+    def offsets(self, label: str, key: str) -> Counts:
+        """Where each sample begins, as the file says, [samples]."""
+        return self._table(self._array(label, key), "offset", 0, self.samples(label))
+
     def _check_range(self, label: str, first: int, stop: int) -> None:
         if not 0 <= first < stop <= self.samples(label):
             raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {first}..{stop - 1}")
@@ -206,12 +209,14 @@ class BPFile:
             columns[key] = Column(self._read(array, at, rows), counts, array.axis)
         return Block(stop - first, columns)
 
+    def tables(self) -> Iterator[Array]:
+        """The counts and offsets of all arrays."""
+        yield from self._tables.values()
+
     def arrays(self) -> Iterator[Array]:
-        """All arrays, the tables of each after it."""
-        for arrays in self._arrays.values():
-            for array in arrays.values():
-                yield array
-                yield from (self._tables[f"{array.name}/variable_{table}"] for table in TABLES)
+        """All arrays, with their tables."""
+        yield from (array for arrays in self._arrays.values() for array in arrays.values())
+        yield from self.tables()
 
     def pieces(self, array: Array) -> Iterator[NDArray[Any]]:
         """All rows of an array in pieces, the samples' axis first."""
@@ -291,5 +296,3 @@ class BPFile:
         table = self.ends(label, key)
         known = self._ends.setdefault(label, {})
         return known.setdefault(key, next((t for t in known.values() if np.array_equal(t, table)), table.tolist()))
-
-

@@ -35,7 +35,7 @@ class BlockSums:
 
     def add(self, rows: NDArray[Any]) -> None:
         """Append rows, which are contiguous with the samples' axis first."""
-        data = memoryview(rows.reshape(-1)).cast("B") if rows.size else memoryview(b"")
+        data = rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")
         start = 0
         while start < len(data):
             stop = min(len(data), start + self._block_bytes - self._filled)
@@ -74,7 +74,7 @@ class Verifier:
 
     def find_damage(self, first: int, values: NDArray[Any]) -> int | None:
         """Return the first block that differs, of contiguous rows that begin with a block at row `first`, or None."""
-        data = memoryview(values.reshape(-1)).cast("B")
+        data = values.reshape(-1).data.cast("B")
         step = len(data) // len(values) * self._each
         for number, start in enumerate(range(0, len(data), step), start=first // self._each):
             if not self._done[number]:

@@ -118,12 +118,9 @@ def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> No
         place = int(rng.integers(file.stat().st_size))
         garble(copy / file.name, place, bytes([file.read_bytes()[place] ^ 1 << int(rng.integers(8))]))
         try:
-            read = read_in(("on_demand", "preload", "shared")[number % 3], copy)
-        except InputError as error:
-            assert "\n" not in str(error)
+            assert all(map(same, read_in(("on_demand", "preload", "shared")[number % 3], copy), expected))
+        except InputError:
             found[file.name] += 1
-        else:
-            assert all(map(same, read, expected))
         shutil.rmtree(copy)
     assert all(found[name] for name in ("data.0", "md.0", "md.idx", "mmd.0", "harness.json", "harness.crc32"))
 

@@ -55,7 +55,9 @@ def require_dataset(entry: Source, path: Path, name: object) -> None:
     except InputError:
         return
     if found != entry and not entry.slug.startswith(f"{found.slug}-"):
-        raise InputError(f"{path}: its dataset_name is {name!r}, not {entry.slug}: `harness data convert {found.slug}`")
+        raise InputError(
+            f"{path}: its dataset_name is {name!r}, not {entry.slug}: `harness data convert {found.slug} {path}`"
+        )
 
 
 def describe(findings: Findings) -> list[str]:

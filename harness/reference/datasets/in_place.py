@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets.inputs import about_official
-from harness.reference.datasets.originals import Findings, examine, open_original
+from harness.reference.datasets.originals import Findings, examine_store
 from harness.reference.datasets.sources import Source
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.datasets.statistics import Statistics
 from harness.reference.datasets.stores import REFERENCED, TOTAL, source_named
 from harness.reference.errors import InputError
-from harness.reference.store.bp_folder import places_beside, write_seal
+from harness.reference.store.bp_folder import places_beside, places_inside, write_seal
 
 MOST_AT_FAULT = 0.1  # of all structures
 WHERE_EDGES_COUNT = "edges are not used: neighbours are found from positions"
@@ -26,11 +26,14 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
 
     Returns what was done, in lines. Raises InputError for a store of another dataset, and for one that is unsound.
     """
-    with open_original(path) as file:
-        if not file.is_original:
-            return f"{path}: a store of this program, nothing to do"
-        require_dataset(entry, path, file.attributes.get("dataset_name"))
-        findings = examine(file, entry, progress)
+    if places_inside(path)[0].exists():
+        return f"{path}: a store of this program, nothing to do"
+
+    def expected(name: object) -> Source:
+        require_dataset(entry, path, name)
+        return entry
+
+    findings = examine_store(path, expected, progress)
     at_fault = sum(len(split.left_out) for split in findings.splits.values())
     if SPLITS[0] not in findings.splits:
         raise InputError(f"{path}: has no {SPLITS[0]}, only {', '.join(findings.splits)}")

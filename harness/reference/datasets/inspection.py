@@ -13,16 +13,17 @@ import numpy as np
 from harness.reference.datasets.formats.checks import check
 from harness.reference.datasets.in_place import describe
 from harness.reference.datasets.inputs import SHIPPED, format_of
-from harness.reference.datasets.originals import examine, open_original
+from harness.reference.datasets.originals import examine_store
 from harness.reference.datasets.reading import EXAMPLES, UNLABELLED, of_charges
 from harness.reference.datasets.sources import Source
 from harness.reference.datasets.splits import digests
 from harness.reference.datasets.stored_frames import read_blocks
-from harness.reference.datasets.stores import describe_store, require_seal, source_named
+from harness.reference.datasets.stores import describe_store, is_bp_folder, require_seal, source_named
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
 from harness.reference.store.blocks import text_of
 from harness.reference.store.bp import BPFile
+from harness.reference.store.bp_folder import find_seal, places_inside
 
 Progress = Callable[[int, int, str], None]
 
@@ -62,11 +63,10 @@ def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report
 
 def of_store(path: Path, progress: Progress) -> Report:
     """Read all of a store: checksums, values, ids."""
-    with open_original(path) as file:
-        if file.is_sealed:
-            file.verify()
-        if file.is_original:
-            return _of_original(file, progress)
+    if is_bp_folder(path) and not places_inside(path)[0].exists():
+        return _of_original(path, progress)
+    with BPFile(path) as file:
+        file.verify()
         faults, ids = Counter[str](), [np.zeros(0, dtype=np.uint64)]
         total = sum(file.samples(label) for label in file.splits)
         done = 0
@@ -86,20 +86,23 @@ def of_store(path: Path, progress: Progress) -> Report:
     return Report(f"{path}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}", faults.total())
 
 
-def _of_original(file: BPFile, progress: Progress) -> Report:
+def _of_original(path: Path, progress: Progress) -> Report:
     """Go through a store of HydraGNN, array by array."""
-    name = file.attributes.get("dataset_name") or file.path.stem
-    try:
-        entry, whose = source_named(str(name)), ""
-    except InputError:
-        entry, whose = None, f"; its dataset_name is {name!r}, none of `harness data list`"
-    findings = examine(file, entry, progress)
+
+    def find_source(name: object) -> Source | None:
+        try:
+            return source_named(str(name or path.stem))
+        except InputError:
+            return None
+
+    findings = examine_store(path, find_source, progress)
     faults = findings.faults.total()
-    ready = (
-        "" if file.is_sealed or entry is None else f"; `harness data convert {entry.slug} {file.path}` makes it usable"
-    )
+    ready = ""
+    if find_seal(path) is None:
+        name = findings.entry.slug if findings.entry else "DATASET"
+        ready = f"; `harness data convert {name} {path}` makes it usable"
     found = f"{faults:,} cannot be used" if faults else "nothing is wrong"
-    told = f"{file.path}: {findings.samples:,} structures as HydraGNN stores them; {found}{whose}{ready}"
+    told = f"{path}: {findings.samples:,} structures as HydraGNN stores them; {found}{ready}"
     return Report("\n".join([told, *describe(findings)]), faults)
 
 

@@ -30,7 +30,7 @@ def find_faults(block: Block, frames: Frames) -> list[Finding]:
         found.append(("natoms", differs, "natoms is not the number of positions"))
     if "edge_index" in block.columns:
         index, owner = _read_edges(block.columns["edge_index"], g)
-        outside: Mask = ((index < 0) | (index >= frames.sizes[owner])).any(axis=0)
+        outside = np.asarray(((index < 0) | (index >= frames.sizes[owner])).any(axis=0))
         found.append(("edges", _any_of(owner, outside, g), "edge_index names an atom that is not there"))
     return found
 

@@ -8,8 +8,6 @@ shells of equal distance apart, and joins atoms that have no neighbours to any o
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.reference.datasets.apart import expect_soon, run_apart
 from harness.reference.datasets.formats.checks import MAX_FORCE, check
 from harness.reference.datasets.formats.plausibility import implausible_energies, implausible_lengths
 from harness.reference.datasets.original_columns import find_faults, find_oddities
@@ -36,14 +35,12 @@ from harness.reference.datasets.stored_frames import (
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.store.bp import BPFile
-from harness.reference.store.bp_folder import find_seal
 from harness.reference.store.checksums import BlockSums, Table
 from harness.reference.store.layout import ELEMENTS as BINS
 from harness.reference.store.layout import Block, sample_major
 from harness.reference.structures import Array
 
 EXAMPLES = 5
-PROBE_S = 120.0
 MAX_ENERGY = 1000.0  # eV per atom beyond the references: no bond is worth a hundredth of it
 Progress = Callable[[int, int, str], None]
 
@@ -64,7 +61,7 @@ class Findings:
 
     coefficients: [118] of the regression, None where there is none. is_referenced: whether it was subtracted.
     faults: structures that cannot be used, by kind. notes: what is unusual and no fault. examples: the first of each.
-    tables: checksums of all arrays.
+    tables: checksums of all arrays. entry: the dataset that was expected.
     """
 
     coefficients: Array | None
@@ -75,6 +72,7 @@ class Findings:
     notes: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
+    entry: Source | None = None
 
     @property
     def samples(self) -> int:
@@ -88,33 +86,15 @@ class Findings:
             self.examples.append(f"{where}: {reason}")
 
 
-def open_original(path: Path) -> BPFile:
-    """Open a store that may have no seal; raises InputError where ADIOS2 cannot bear it."""
-    if find_seal(path) is None:
-        _probe(path)
-    return BPFile(path)
+def examine_store(path: Path, entry_of: Callable[[object], Source | None], progress: Progress) -> Findings:
+    """Examine a store in a process of its own; entry_of: its dataset_name -> the dataset that is expected."""
 
+    def work() -> Findings:
+        expect_soon()
+        with BPFile(path) as file:
+            return examine(file, entry_of(file.attributes.get("dataset_name")), progress)
 
-def _probe(path: Path) -> None:
-    """Open the store in a process of its own: of damaged metadata ADIOS2 crashes, or never returns."""
-
-    def open_it() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            with BPFile(path) as file:
-                for label in file.splits:
-                    file.record(label, 0)
-        except InputError:
-            pass
-        finally:
-            os._exit(0)
-
-    process = multiprocessing.get_context("fork").Process(target=open_it, daemon=True)
-    process.start()
-    process.join(PROBE_S)
-    if process.exitcode != 0:
-        process.kill()
-        raise InputError(f"{path}: damaged, ADIOS2 crashes on it or does not return; restore it from its source")
+    return run_apart(path, work)
 
 
 def examine(file: BPFile, entry: Source | None, progress: Progress) -> Findings:
@@ -125,6 +105,7 @@ def examine(file: BPFile, entry: Source | None, progress: Progress) -> Findings:
     _check_layout(file)
     coefficients = _read_coefficients(file)
     findings = _reference(file, coefficients)
+    findings.entry = entry
     subtracted = coefficients if findings.is_referenced else None
     total, done = sum(file.samples(label) for label in file.splits), 0
     sums = {array.name: BlockSums(array.row_bytes) for array in file.arrays()}
@@ -138,6 +119,7 @@ def examine(file: BPFile, entry: Source | None, progress: Progress) -> Findings:
             if entry is not None:
                 _compare_with_source(frames, entry, findings)
             done += block.samples
+            expect_soon()
             progress(done, total, "structures read")
     for array in file.tables():
         for rows in file.pieces(array):
@@ -182,6 +164,7 @@ def _reference(file: BPFile, coefficients: Array | None) -> Findings:
     fit, product, square, residuals = Fit(), 0.0, 0.0, Residuals()
     for label in file.splits:
         for _, block in read_blocks(file, label, ("energy", "atomic_numbers")):
+            expect_soon()
             frames = compositions_of(block)
             present |= compositions(frames).any(axis=0)
             if coefficients is None:

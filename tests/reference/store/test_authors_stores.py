@@ -98,7 +98,7 @@ def test_a_store_is_checked_and_summarised_by_split(store: Path, capsys: pytest.
 def test_without_conversion_one_line_says_what_to_run(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"`harness data convert qm7x {store}`"
     assert command in run(capsys, "stats", store, code=2)
-    with pytest.raises(InputError, match="has no harness.json") as caught:
+    with pytest.raises(InputError, match=r"has no harness\.json") as caught:
         stored(store, REACH, "on_demand")
     assert command in str(caught.value)
     assert "\n" not in str(caught.value)

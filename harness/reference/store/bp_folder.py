@@ -145,14 +145,15 @@ def _checksum(content: Mapping[str, Any]) -> int:
 def _check_files(path: Path, seal: Seal) -> None:
     """Compare the files that the seal lists, which are in the folder itself, with it."""
     folder = path.resolve()
+    files = {entry.name: (folder / entry.name).resolve() for entry in os.scandir(folder)}
     for name in (*seal.sizes, *seal.crc32):
-        if name != os.path.basename(name) or "\0" in name or (path / name).resolve().parent != folder:
+        if "/" in name or name in ("", ".", "..") or (name in files and files[name].parent != folder):
             raise InputError(f"{seal.path}: {name[:80]!r} is not a file in the store's folder")
     for name, size in seal.sizes.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
+        found = files[name].stat().st_size if name in files and files[name].is_file() else None
         if found != size:
             was = "is missing" if found is None else f"has {found} bytes"
-            raise InputError(f"{path}: damaged, {name} {was} and was written with {size}")
+            raise InputError(f"{path}: damaged, {name[:80]!r} {was} and was written with {size}")
     for name, checksum in seal.crc32.items():
         if name not in seal.sizes or zlib.crc32((path / name).read_bytes()) != checksum:
             raise InputError(f"{path}: damaged, {name} is not as it was written")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ class Handle:
 
     def close(self) -> None:
         """Close the file."""
-        self.engine.Close()
+        with suppress(RuntimeError):  # of a damaged one, which was refused before
+            self.engine.Close()
 
 
 def shape_of(variable: Mapping[str, str]) -> tuple[int, ...]:
@@ -108,4 +110,5 @@ def size_of(variable: Mapping[str, str]) -> int:
 
 def reason(error: Exception) -> str:
     """What ADIOS2 says, without its colours and ranks."""
-    return str(error).split("] : ")[-1].split(" : ")[-1].strip().splitlines()[0][:200]
+    lines = str(error).split("] : ")[-1].split(" : ")[-1].strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

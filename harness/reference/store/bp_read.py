@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.store.bp_folder import PART, Seal, check_payload, check_whole
-from harness.reference.store.bp_handle import OWN, TYPES, Array, Handle, shape_of, size_of
+from harness.reference.store.bp_handle import OWN, TYPES, Array, Handle, reason, shape_of, size_of
 from harness.reference.store.checksums import Verifier, count_blocks
 from harness.reference.store.layout import Block, Column, Counts, Record, sample_major
 
@@ -42,8 +42,8 @@ class BPFile:
         self._verifiers: dict[str, Verifier] = {}
         try:
             self._describe()
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(f"{self.path}: damaged, its attributes contradict themselves ({error!r:.80})") from None
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise InputError(f"{self.path}: damaged, it cannot be described ({reason(error)})") from None
         if self._seal is not None:
             self._sums_at = self._locate_sums(self._seal)
         elif not self.is_original and not unfinished:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from harness.reference.corpus import Neighbourhood, stored
+from harness.reference.datasets import apart
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.inspection import statistics_line
 from harness.reference.errors import InputError
@@ -177,8 +178,11 @@ def test_files_of_a_sealed_store_of_any_content(whole: Path, authors: Path, tmp_
     run_fuzzer(examine, tmp_path, min(COUNT, 500))
 
 
-def test_files_of_a_store_without_a_seal_of_any_content(authors: Path, tmp_path: Path) -> None:
-    """ADIOS2 crashes on some of them; the command says so."""
+def test_files_of_a_store_without_a_seal_of_any_content(
+    authors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ADIOS2 crashes on some of them, and never returns from others; the command says so."""
+    monkeypatch.setattr(apart, "LONGEST_READ_S", 3)
 
     def examine(rng: random.Random, folder: Path) -> None:
         path = Path(shutil.copytree(authors, folder / authors.name))
@@ -190,4 +194,4 @@ def test_files_of_a_store_without_a_seal_of_any_content(authors: Path, tmp_path:
             with BPFile(path) as store:
                 attempt(store.verify)
 
-    run_fuzzer(examine, tmp_path, min(COUNT, 300))
+    run_fuzzer(examine, tmp_path, min(COUNT, 200))

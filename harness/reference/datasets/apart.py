@@ -14,7 +14,7 @@ from typing import TypeVar
 from harness.reference.errors import InputError
 
 Result = TypeVar("Result")
-LONGEST_READ_S = 600
+LONGEST_READ_S = 120
 
 
 def run_apart(path: Path, work: Callable[[], Result]) -> Result:

@@ -42,6 +42,8 @@ class BPFile:
         self._verifiers: dict[str, Verifier] = {}
         try:
             self._describe()
+        except InputError:
+            raise
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise InputError(f"{self.path}: damaged, it cannot be described ({reason(error)})") from None
         if self._seal is not None:
@@ -62,9 +64,8 @@ class BPFile:
                 self._arrays.setdefault(label, {})[name] = self._array_of(found, stem, axis)
                 for table in (f"{stem}/variable_{t}" for t in TABLES):
                     self._tables[table] = self._array_of(found, table, 0)
-                    if (shape := self._tables[table].shape) != (self._samples[label],):
-                        samples = self._samples[label]
-                        raise InputError(f"{self.path}: damaged, {table} has shape {shape} for {samples} samples")
+                    if (rows := self._tables[table].rows) != self._samples[label]:
+                        raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[label]}")
         for label, names in keys.items():
             missing = [n for n in names if n not in self._arrays.get(label, {}) and n != "dataset_name"]
             if missing or label not in self._arrays:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -22,6 +23,7 @@ from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 
 IDENTITY = "conversion.json"
+PIECE_BYTES = 1 << 20
 Summary = dict[str, Any]
 
 
@@ -41,11 +43,13 @@ class Spool:
         _write_whole(path, json.dumps(identity, indent=1))
 
     def summary(self, part: int) -> Summary | None:
-        """What was found in a part, or None if it is still to be read."""
+        """What was found in a part, or None if it is still to be read, as where its files are damaged."""
         try:
-            return json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
+            sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in found["crc32"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        return found if sums == found["crc32"] else None
 
     def array(self, part: int, name: str) -> NDArray[Any]:
         """An array that was left with a part, mapped into memory."""
@@ -118,7 +122,17 @@ class PartWriter:
             with open(temporary, "wb") as handle:
                 _save(handle, array)
             os.replace(temporary, f"{self.stem}.{name}.npy")
-        _write_whole(Path(f"{self.stem}.json"), json.dumps(summary))
+        names = [*SPLITS, *(f"{name}.npy" for name in arrays)]
+        sums = {name: _checksum(Path(f"{self.stem}.{name}")) for name in names}
+        _write_whole(Path(f"{self.stem}.json"), json.dumps({**summary, "crc32": sums}))
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with open(path, "rb") as handle:
+        while piece := handle.read(PIECE_BYTES):
+            found = zlib.crc32(piece, found)
+    return found
 
 
 def _save(handle: IO[bytes], array: NDArray[Any]) -> None:

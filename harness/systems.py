@@ -14,7 +14,7 @@ from harness import settings, shipped
 from harness.errors import UsageError, did_you_mean, shortened
 from harness.language import expressions, validation
 from harness.language.document import Document, Loc, Problem, gather
-from harness.language.expressions import ExpressionError
+from harness.language.evaluation import ExpressionError
 from harness.language.fields import Count, Minutes, Name, Positive, Strict, Word
 from harness.language.layers import layered
 from harness.settings import Setting

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from harness import __version__
 from harness.errors import Interrupted, UsageError, did_you_mean
+from harness.homes import ensure_user
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -181,6 +182,7 @@ def handed_over(command: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, whatever goes wrong."""
+    ensure_user()
     try:
         return carried_out(sys.argv[1:] if words is None else list(words))
     except UsageError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -16,13 +15,11 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.jobs.campaign import Campaign
     from harness.jobs.outcome import Outcome
-    from harness.packing import Job
     from harness.plan import Plan
     from harness.systems import Site
     from harness.track.sides import Observation
 
 DONE, FAILED, INCOMPLETE = 0, 1, 3
-CASES_SHOWN = 3
 
 
 def do_list(arguments: Namespace) -> int:
@@ -42,6 +39,7 @@ def do_list(arguments: Namespace) -> int:
 
 def do_plan(arguments: Namespace) -> int:
     """Print the jobs that a run would submit, and what they cost; with -v, their cases too."""
+    from harness.instructions import print_jobs, print_missing_settings
     from harness.packing import node_hours
 
     found = campaigns(arguments)
@@ -54,12 +52,14 @@ def do_plan(arguments: Namespace) -> int:
             f" at most {most:.4g} node-hours, expected {expected:.4g}"
         )
         print_jobs(jobs, arguments.verbose)
+    print_missing_settings(found[0].plan.site)
     check_cost(arguments, found)
     return DONE
 
 
 def do_run(arguments: Namespace) -> int:
     """Run what is missing, or write its jobs; then report on what has ended."""
+    from harness.instructions import print_next_steps
     from harness.jobs.progress import Progress
     from harness.jobs.submission import Orders
 
@@ -70,9 +70,10 @@ def do_run(arguments: Namespace) -> int:
     found_campaigns = campaigns(arguments)
     check_cost(arguments, found_campaigns)
     for campaign in found_campaigns:
-        campaign.plan.site.require_settings()
         here = not campaign.scheduler.waits
         submit = here or arguments.submit or arguments.wait
+        if submit:
+            campaign.plan.site.require_settings()
         orders = Orders(
             submit=submit,
             wait=here or arguments.wait,
@@ -83,7 +84,7 @@ def do_run(arguments: Namespace) -> int:
         found = campaign.run(orders, progress)
         outcomes += found
         if not here:
-            tell_how_to_go_on(campaign, found, submit)
+            print_next_steps(campaign, found, submit)
     return concluded(arguments, outcomes)
 
 
@@ -244,10 +245,18 @@ def plans(arguments: Namespace) -> list[Plan]:
 
 
 def campaigns(arguments: Namespace) -> list[Campaign]:
-    """The plans as campaigns under --out."""
+    """The plans as campaigns under --out, without the cases that are too large for the system, which are named."""
     from harness.jobs.campaign import Campaign
+    from harness.packing import split_too_large
 
-    return [Campaign(plan, arguments.out / "runs") for plan in plans(arguments)]
+    found = []
+    for plan in plans(arguments):
+        fitting, too_large = split_too_large(plan)
+        if too_large:
+            names = ", ".join(case.name for case in too_large)
+            print(f"{plan.campaign_name}: left out, since a job has at most {plan.site.nodes_allowed} nodes: {names}")
+        found.append(Campaign(fitting, arguments.out / "runs"))
+    return found
 
 
 def site(arguments: Namespace) -> Site:
@@ -287,31 +296,3 @@ def check_cost(arguments: Namespace, found: Sequence[Campaign]) -> None:
     most = sum(node_hours(campaign.jobs_left(arguments.retry))[0] for campaign in found)
     if most > allowed:
         raise UsageError(f"up to {most:,.4g} node-hours, and --max-node-hours is {allowed:g}; nothing was submitted")
-
-
-def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
-    """A table of jobs; the first cases of each, or all."""
-    width = max([3, *(len(job.name) for job in jobs)])
-    if jobs:
-        print(f"  {'job':<{width}}  nodes  walltime  node-hours  cases")
-    for job in jobs:
-        names = [case.name for case in job.cases]
-        shown = names if verbose else names[:CASES_SHOWN]
-        more = f", and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        nodes = f"{job.nodes}" + (f"+{job.spares}" if job.spares else "")
-        cases = ", ".join(shown) + more
-        print(f"  {job.name:<{width}}  {nodes:>5}  {job.walltime:>8}  {job.node_hours:>10.4g}  {cases}")
-
-
-def tell_how_to_go_on(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
-    """What to type next, on stdout."""
-    counts = Counter(o.state for o in outcomes)
-    print(f"{campaign.plan.campaign_name}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
-    if not counts["not run"] and not counts["waiting"] and not counts["running"]:
-        return
-    if submitted:
-        print("later, the same command gathers what has ended and submits what is left")
-    else:
-        jobs = campaign.folder.resolve() / "jobs"
-        print("to submit the jobs, and later to gather them: the same command with --submit")
-        print(f"or by hand, one by one: {campaign.scheduler.command} {shlex.quote(str(jobs))}/JOB.sh")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.errors import UsageError, did_you_mean, shortened
 from harness.language import validation, yamlfile
@@ -42,6 +42,22 @@ class Setting(Strict):
     default: Annotated[str | int | float | None, AfterValidator(_safe)] = None
     identity: bool = False
 
+    @model_validator(mode="after")
+    def _is_decided(self) -> Setting:
+        if self.identity and self.default is None:
+            raise ValueError("a setting with identity needs a default, since the ids of cases hold its value")
+        return self
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable that gives a setting."""
+    return PREFIX + name.upper()
+
+
+def ways_to_give(system: str, name: str) -> str:
+    """Return the places where the user may give a setting of a system."""
+    return f"-S {name}=..., {variable_of(name)}, or `{system}: {{{name}: ...}}` in {user_file()}"
+
 
 def user_file() -> Path:
     """The user's own file: a mapping from setting to value, or from system to such a mapping."""
@@ -62,7 +78,7 @@ def decide(
     decided: dict[str, Any] = {}
     missing = {}
     for name, setting in declared.items():
-        variable = PREFIX + name.upper()
+        variable = variable_of(name)
         try:
             if name in given:
                 decided[name] = _typed(f"-S {name}", setting, given[name])
@@ -73,7 +89,7 @@ def decide(
             elif setting.default is not None:
                 decided[name] = setting.default
             else:
-                ways = f"-S {name}=..., {variable}, or `{system}: {{{name}: ...}}` in {user_file()}"
+                ways = ways_to_give(system, name)
                 missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {ways}"
         except UsageError as error:
             wrong.append(str(error))

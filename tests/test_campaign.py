@@ -109,7 +109,7 @@ def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> 
     campaign = (tmp_path / "out" / "runs" / "tiny-local").rename(tmp_path / "elsewhere")
     folder = next(campaign.glob("tiny-random*"))
     (folder / "events.jsonl").unlink()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CAMPAIGN": str(campaign)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GFM_HARNESS_CAMPAIGN": str(campaign)}
     by_hand = ["bash", str(folder / "job.sh")]
     passed_over = subprocess.run(by_hand, check=True, env=environment, capture_output=True, text=True)
     assert "has ended before" in passed_over.stdout

@@ -31,8 +31,8 @@ extends: aurora
 node: {{ranks_per_node: 1, cores: 4, accelerators: 0}}
 modules: []
 prepare:
-  - hostname() {{ echo "$SLURMD_NODENAME"; }}
-  - export -f hostname
+  - uname() {{ echo "$SLURMD_NODENAME"; }}
+  - export -f uname
   - PBS_NODEFILE=$(generate_pbs_nodefile)
 stage: []
 python: {sys.executable}

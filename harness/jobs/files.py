@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 INDENTED = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+
+
+def absolute(path: Path) -> Path:
+    """Return the path from the root as the user names it: other machines may not have what its links lead to."""
+    here = os.environ.get("PWD", "")
+    with suppress(OSError):
+        if os.path.isabs(here) and os.path.samefile(here, "."):
+            return Path(os.path.normpath(os.path.join(here, path)))
+    return Path(os.path.abspath(path))
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from harness.jobs.scheduler import Queued, Scheduler
+from harness.locks import is_locked
 
 JOBS = "jobs"
 # What a job may take to end once its last case has.
@@ -75,9 +75,4 @@ class LocalScheduler(Scheduler):
         return child is not None and child.poll() is None
 
     def _is_locked(self, name: str) -> bool:
-        with suppress(FileNotFoundError), self._lock(name).open("rb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_locked(self._lock(name))

@@ -18,7 +18,7 @@ import orjson
 from harness import __version__, shipped
 from harness.cases import Case
 from harness.errors import UsageError
-from harness.jobs.files import INDENTED, write_bytes, write_text
+from harness.jobs.files import INDENTED, absolute, write_bytes, write_text
 from harness.packing import Job
 from harness.plan import Plan
 from harness.programs import DRIVERS
@@ -60,7 +60,7 @@ class Scripts:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
-        self.folder = folder.resolve()
+        self.folder = absolute(folder)
         if set(str(self.folder)) & set('"\\\n'):
             raise UsageError(f"{self.folder}: job scripts cannot name a folder with a quote, backslash or line break")
         self.jobs = self.folder / JOBS
@@ -134,6 +134,10 @@ class Scripts:
             "environment": site.environment,
             "watch": site.watch,
             "directives": site.lines("directives"),
+            "options": f" {site.options}" if site.options else "",
+            "requests": site.requests(),
+            "chunk": site.chunk,
+            "modules": site.lines("modules"),
             "prepare": site.lines("prepare"),
             "stage": site.lines("stage"),
             "launch": self._launcher(),

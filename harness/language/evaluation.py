@@ -125,8 +125,9 @@ def _build_comparison(first: Function, others: list[tuple[str, Function]]) -> Fu
 
 def _look_up(values: Values, name: str, space: str = "") -> Any:
     if name not in values:
-        said = f"{space} has no value for {name!r}" if space else f"unknown name {name!r}"
-        raise ExpressionError(f"{said}{did_you_mean(name, values)}")
+        if space == "settings":
+            raise ExpressionError(f"the setting {name!r} has no value, which -S {name}=... gives it,")
+        raise ExpressionError(f"unknown name {name!r}{did_you_mean(name, values)}")
     return values[name]
 
 

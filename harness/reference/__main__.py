@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.events import FILE_NAME, EventLog
+from harness.homes import ensure_user
 from harness.reference import merit, ranks, sampler
 from harness.reference.errors import InputError
 from harness.reference.ranks import LostRank, Place
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m harness.reference CASE_FOLDER", file=sys.stderr)
         return 2
+    ensure_user()
     folder = Path(arguments[0])
     try:
         case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
@@ -52,7 +54,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {folder / 'case.json'}: not a case that can be run ({error!r})", file=sys.stderr)
         return 2
     try:
-        place = ranks.find(os.environ) if program in PARALLEL else Place()
+        place = ranks.find(os.environ, case.get("ranks")) if program in PARALLEL else Place()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,6 @@ the sampling, not the run.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from harness.locks import locked
 
 EVERY, FOLDER = "HARNESS_SAMPLER_S", "HARNESS_TELEMETRY"
 TELEMETRY = "telemetry"
@@ -43,8 +44,7 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped; a full disk or a sensor that goes away ends it in silence."""
-        with suppress(Exception), self._path.open("ab") as out:
-            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another process of this node may be at it
+        with suppress(Exception), self._path.open("ab") as out, locked(self._path):  # another process may be at it
             written = time.monotonic()
             try:
                 while not self._over.wait(self._take()):

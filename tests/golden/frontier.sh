@@ -5,6 +5,7 @@
 #SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-85615ca3.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --exclusive
 #SBATCH --account=abc123
 #SBATCH --partition=batch
 #SBATCH --constraint=nvme
@@ -19,16 +20,30 @@
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
-campaign=${CAMPAIGN:-/campaign}
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
 job=scaling-weak-nodes_512-85615ca3
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
-script=$(realpath "${BASH_SOURCE[0]}")
 again=${1:-}
 worst=0
 cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
 
 set +u
 module reset
@@ -36,6 +51,14 @@ module load cpe/24.07 cce/18.0.0 rocm/7.1.1 amd-mixed/7.1.1 craype-accel-amd-gfx
 module unload darshan-runtime
 set -u
 
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
 venv=$HOME/gfm-harness-frontier
 archive=
 if [ -z "$archive" ] && [ -f "$venv.tar.gz" ]; then archive=$venv.tar.gz; fi
@@ -78,9 +101,9 @@ check_nodes() {
     sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
         cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
     up=$(wc -l < "$nodes.up")
-    timeout --kill-after=10 "$1" \
+    timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
-        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
     healthy=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
     echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
@@ -119,6 +142,15 @@ if [ -n "$archive" ]; then
     venv=$local_env
 fi
 VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
 python=python
 
 # Telemetry by Omnistat (its output: $telemetry.log). Whatever fails in it, the job goes on without it.
@@ -128,7 +160,7 @@ omnistat() {
     local tool=$1
     shift
     (cd "$campaign/jobs" && unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY &&
-        timeout --kill-after=10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
+        timeout -k 10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
 }
 annotate() { omnistat annotate --mode "$1" --text "$2" || true; }
 # shellcheck disable=SC2317  # run by the trap
@@ -166,7 +198,7 @@ else
     export HARNESS_SAMPLER_S=15
 fi
 
-"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+"$python" -P -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
 run_case() {
@@ -204,7 +236,7 @@ run_case() {
         status=0
         keep_nodes "$wanted"
         if [ "$watched" = yes ]; then annotate start "$case"; fi
-        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$watched" = yes ]; then annotate stop "$case"; fi
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then
@@ -228,12 +260,12 @@ run_case scaling-weak-nodes_512-fa2d0cd105 '' 512 1800 \
     srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-fa2d0cd105
 
 run_case scaling-weak-nodes_1024-15ff757ea8 '' 1024 1800 \
     srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-15ff757ea8
 
 exit "$worst"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.locks import LockTaken, locked
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.edges import Edges
 from harness.reference.errors import InputError
@@ -68,11 +68,11 @@ class Spool:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the folder against a second conversion; raises InputError where one is at work."""
-        with open(self.folder / "lock", "w", encoding="utf-8") as handle:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.folder}: another conversion is at work here") from None
+                stack.enter_context(locked(self.folder / "lock"))
+            except LockTaken as error:
+                raise InputError(f"{self.folder}: another conversion is at work here ({error})") from None
             yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.language import validation
 from harness.language.fields import Count, Minutes, Name, Positive, Strict, Word
@@ -13,6 +13,15 @@ from harness.settings import Setting
 Line = Annotated[str, Field(pattern=validation.ONE_LINE)]
 FileName = Annotated[str, Field(pattern=validation.FILE, max_length=100)]
 Resource = Annotated[str, Field(pattern=validation.IDENTIFIER, max_length=60)]
+
+
+def _free(name: str) -> str:
+    if name.islower() and not name.endswith("_proxy"):
+        raise ValueError("job scripts use names of small letters themselves, all but those that end in _proxy")
+    return name
+
+
+Variable = Annotated[str, Field(pattern=validation.IDENTIFIER), AfterValidator(_free)]
 
 
 class WalltimeLimit(Strict):
@@ -90,7 +99,7 @@ class System(Strict):
     prepare: list[Line] = Field(default_factory=list)
     stage: list[Line] = Field(default_factory=list)
     install: list[Line] = Field(default_factory=list)
-    environment: dict[Annotated[str, Field(pattern=validation.IDENTIFIER)], Line] = Field(default_factory=dict)
+    environment: dict[Variable, Line] = Field(default_factory=dict)
     check: Line = ""
     probe: Line = ""
     launch: list[Line]

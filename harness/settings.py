@@ -22,6 +22,7 @@ SAFE = re.compile(r"(?:[\w./:@%+=,~-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*", re.A
 
 
 WHOLE = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
+REAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 EXPECTED = {int: "a whole number", float: "a number"}
 SAFE_LETTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
 
@@ -102,7 +103,7 @@ def _from_file(system: str, declared: Mapping[str, Setting]) -> dict[str, Any]:
     path = user_file()
     if not path.is_file():
         return {}
-    document = yamlfile.parse(path, may_be_empty=True)
+    document = yamlfile.parse(path, may_be_empty=True, read=yamlfile.read_text)
     special = document.data.get(system, {})
     places: dict[Loc, Any] = {(k,): v for k, v in document.data.items() if k in declared and k not in special}
     wrong, found = [], {}
@@ -115,11 +116,11 @@ def _from_file(system: str, declared: Mapping[str, Setting]) -> dict[str, Any]:
         if name not in declared:
             said = f"no such setting of system {system!r}{did_you_mean(name, declared)}"
             wrong.append(document.problem(loc, f"{name}: {said}"))
-        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        elif not isinstance(value, str):
             wrong.append(document.problem(loc, f"{name}: expected text or a number, got {shortened(value)}"))
         else:
             try:
-                found[name] = _typed(name, declared[name], str(value))
+                found[name] = _typed(name, declared[name], value)
             except UsageError as error:
                 wrong.append(document.problem(loc, str(error)))
     gather([wrong])
@@ -133,10 +134,8 @@ def _typed(said: str, setting: Setting, text: str) -> str | int | float:
         if not SAFE.fullmatch(text):
             raise UsageError(f"{said}: expected {SAFE_LETTERS}, got {shortened(text)}")
         return text
-    try:
-        value = int(text) if kind is int and WHOLE.fullmatch(text) else float(text) if kind is float else None
-    except ValueError:
-        value = None
+    pattern, number = (WHOLE, int) if kind is int else (REAL, float)
+    value = number(text) if pattern.fullmatch(text) else None
     if value is None or not math.isfinite(value):
         said = f"{said}: expected {EXPECTED[kind]}, as {setting.default!r}, got {shortened(text)}"
         raise UsageError(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ PLACES = ("node", "chunk", "environment", "install", "launch", "telemetry", *EAR
 COLLECTORS = ("omnistat", "sampler", "none")
 # What stands for these as long as the settings that decide them have no value.
 DEFAULTS = {name: TelemetryLines.model_fields[name].default for name in ("collector", "interval_s")}
+PLAIN = re.compile(r"[\w.-]+", re.ASCII)
 # The option by which each scheduler's command puts variables into the environment of a job.
 HAND_OVER = {"slurm": "--export=ALL,", "pbs": "-v "}
 
@@ -64,7 +66,8 @@ class Site:
         value = self.system.node.ranks_per_node
         if isinstance(value, str):
             if needed := self.missing_in(value):  # what a case measures depends on it
-                raise UsageError("\n".join(self.missing[name] for name in needed))
+                said = "; ".join(self.missing[name] for name in needed)
+                raise self.document.error(("node", "ranks_per_node"), f"node.ranks_per_node: {said}")
             value = self._expression(value, ("node", "ranks_per_node"), {})
         if not isinstance(value, int) or value < 1:
             said = f"node.ranks_per_node: expected a whole number of at least 1, got {shortened(value)}"
@@ -170,8 +173,15 @@ class Site:
     @cached_property
     def chunk(self) -> str:
         """What a PBS job asks for on each node, as `select` has it: `:ncpus=8:ngpus=4`."""
-        given = {n: str(v) for n, v in self.system.chunk.items() if not self.missing_in(v)}
-        return "".join(f":{name}={self.text(value, ('chunk', name))}" for name, value in given.items())
+        words = []
+        for name, given in self.system.chunk.items():
+            if not self.missing_in(given):
+                value = self.text(str(given), ("chunk", name))
+                if not PLAIN.fullmatch(value):
+                    said = f"chunk.{name}: expected letters, digits and any of ._-, came to be {shortened(value)}"
+                    raise self.document.error(("chunk", name), said)
+                words.append(f":{name}={value}")
+        return "".join(words)
 
     @cached_property
     def environment(self) -> dict[str, str]:

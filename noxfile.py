@@ -100,13 +100,13 @@ def ladder(session: nox.Session) -> None:
 
 @nox.session
 def scaling(session: nox.Session) -> None:
-    """Weak and strong scaling: here, or `-- --system aurora -S account=...` to write its jobs, `--submit` to submit."""
+    """Weak and strong scaling: here, or `-- --system aurora` to write its jobs, `--submit` to submit them."""
     harness(session, "run", "scaling")
 
 
 @nox.session
 def hpo(session: nox.Session) -> None:
-    """Hyperparameter search for six backbones (minutes here), or `-- --system frontier -S account=...`."""
+    """Hyperparameter search for six backbones (minutes here), or `-- --system frontier` to write its jobs."""
     harness(session, "run", "hpo")
 
 
@@ -124,13 +124,13 @@ def transfer(session: nox.Session) -> None:
 
 @nox.session
 def screening(session: nox.Session) -> None:
-    """Candidates by the ten thousand here, or `-- --system frontier -S account=...` for the billion."""
+    """Candidates by the ten thousand here, or `-- --system frontier` to write jobs for the billion."""
     harness(session, "run", "screening")
 
 
 @nox.session
 def pretrain(session: nox.Session) -> None:
-    """Multi-task pretraining at laptop scale (30 minutes on two cores), or `-- --system frontier -S account=...`."""
+    """Multi-task pretraining at laptop scale (30 minutes on two cores), or `-- --system frontier` to write its jobs."""
     harness(session, "run", "pretrain")
 
 

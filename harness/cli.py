@@ -19,6 +19,7 @@ from typing import NoReturn
 from harness import __version__
 from harness.errors import Interrupted, UsageError, did_you_mean
 from harness.homes import ensure_user
+from harness.text import sanitize
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -74,7 +75,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.help, description=command.help)
-        sub.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where runs and report go")
+        sub.add_argument("--out", type=place, default=Path("results"), metavar="DIR", help="where runs and report go")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
         sub.add_argument("-v", "--verbose", action="store_true", help="say more")
         if command.campaign:
@@ -94,7 +95,7 @@ def parser() -> Parser:
             sub.add_argument("a", metavar="A", help=said)
             sub.add_argument("b", metavar="B", help="the same, set against A")
             sub.add_argument("--metric", action="append", default=[], help="only metrics whose name holds this")
-            sub.add_argument("--csv", type=Path, metavar="FILE", help="all rows, as a table")
+            sub.add_argument("--csv", type=place, metavar="FILE", help="all rows, as a table")
         if command.commits:
             add_regression_options(sub)
         if command.runs:
@@ -108,7 +109,7 @@ def parser() -> Parser:
 def add_suite_options(sub: argparse.ArgumentParser, count: str) -> None:
     """What the commands that expand suites have in common."""
     sub.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file")
-    sub.add_argument("--suites", dest="folder", type=Path, metavar="DIR", help="a folder of suites of your own")
+    sub.add_argument("--suites", dest="folder", type=place, metavar="DIR", help="a folder of suites of your own")
     sub.add_argument("-n", "--name", action="append", default=[], help="only cases whose name holds this")
     sub.add_argument("-x", "--exclude", action="append", default=[], help="no cases whose name holds this")
     sub.add_argument("-t", "--tag", action="append", default=[], help="only cases with this tag")
@@ -126,8 +127,8 @@ def add_run_options(sub: argparse.ArgumentParser) -> None:
 def add_regression_options(sub: argparse.ArgumentParser) -> None:
     """What `regression` alone takes."""
     sub.add_argument("range", metavar="A..B", help="from A to B, both measured; A alone: to HEAD")
-    sub.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help="the clone (the current folder's)")
-    sub.add_argument("--config", type=Path, metavar="FILE", help="asv.conf.json, where the clone has it elsewhere")
+    sub.add_argument("--repo", type=place, default=Path(), metavar="DIR", help="the clone (the current folder's)")
+    sub.add_argument("--config", type=place, metavar="FILE", help="asv.conf.json, where the clone has it elsewhere")
     sub.add_argument("--bench", action="append", default=[], metavar="REGEX", help="only benchmarks whose name matches")
     sub.add_argument("--rounds", type=count_of, default=12, metavar="N", help="how often each commit is measured (12)")
     sub.add_argument("--steps", type=count_of, metavar="N", help="at most N commits, evenly spread over the range")
@@ -140,6 +141,21 @@ def count_of(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def place(text: str) -> Path:
+    """A file or folder whose name is text and leads somewhere."""
+    try:
+        text.encode()
+        os.stat(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"expected a name in UTF-8, got {sanitize(text)!r}") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise argparse.ArgumentTypeError(f"{text!r} is a symbolic link that leads to itself") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return Path(text)
 
 
 def positive(text: str) -> float:

@@ -157,7 +157,7 @@ def do_promote(arguments: Namespace) -> int:
     from harness.promote import promote
 
     path = promote(arguments.out, arguments.campaign)
-    print(f"written: {path}; for example `harness run {path} --system frontier -S account=...`")
+    print(f"written: {path}; for example `harness run {path} --system frontier`")
     return DONE
 
 

@@ -61,8 +61,9 @@ class Scripts:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = absolute(folder)
-        if set(str(self.folder)) & set('"\\\n'):
-            raise UsageError(f"{self.folder}: job scripts cannot name a folder with a quote, backslash or line break")
+        if re.search('["\\\\\n\ud800-\udfff]', str(self.folder)):
+            said = "a quote, backslash or line break, or one that is not UTF-8"
+            raise UsageError(f"{self.folder}: job scripts cannot name a folder with {said}")
         self.jobs = self.folder / JOBS
         self._template = _environment(plan.site.folder).get_template(plan.site.system.template)
         self._known = self._constants()

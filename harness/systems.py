@@ -23,6 +23,7 @@ from harness.machine import System, TelemetryLines
 # What the lines of a system may read besides `settings`.
 CASE_FACTS = ("nodes", "ranks", "ranks_per_node")
 SETUP_FACTS = ("package",)
+NODE_FACTS = ("ranks_per_node", "cores", "accelerators")
 # Where expressions may stand, and which of these are known before there is a case.
 EARLY = ("directives", "modules", "prepare", "stage")
 IN_JOBS = ("modules", "prepare", "environment", "stage", "launch", "telemetry")
@@ -173,10 +174,12 @@ class Site:
     @cached_property
     def chunk(self) -> str:
         """What a PBS job asks for on each node, as `select` has it: `:ncpus=8:ngpus=4`."""
+        shape = self.system.node
+        node = {"ranks_per_node": self.ranks_per_node, "cores": shape.cores or 0, "accelerators": shape.accelerators}
         words = []
         for name, given in self.system.chunk.items():
             if not self.missing_in(given):
-                value = self.text(str(given), ("chunk", name))
+                value = self.text(str(given), ("chunk", name), node=node)
                 if not PLAIN.fullmatch(value):
                     said = f"chunk.{name}: expected letters, digits and any of ._-, came to be {shortened(value)}"
                     raise self.document.error(("chunk", name), said)
@@ -265,6 +268,7 @@ def _expression_problems(document: Document) -> list[Problem]:
     given = document.data.get("settings")
     own = {"settings": list(given) if isinstance(given, dict) else []}
     allowed = {"launch": {**own, "case": CASE_FACTS}, "install": {**own, "setup": SETUP_FACTS}}
+    allowed["chunk"] = {**own, "node": NODE_FACTS}
     found = []
     for loc, text in _texts(document.data, ()):
         if not expressions.is_expression(text):

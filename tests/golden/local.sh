@@ -54,7 +54,7 @@ export OMP_WAIT_POLICY=PASSIVE
 # One run of this job at a time; the lock lives as long as any process of the job. (Who asks for the state of the
 # job holds it for an instant: hence the wait.) Without locks here, a file names the shell that runs the job.
 exec 9>> "jobs/$job.lock"
-held=jobs/$job.lock.held
+held=$campaign/jobs/$job.lock.held
 taken=0
 hold() { (set -o noclobber && echo "$(uname -n) $$ $(date +%s)" > "$held") 2> /dev/null; }
 flock -w 2 9 2> /dev/null || taken=$?

@@ -116,7 +116,9 @@ def _refuse_too_large(plan: Plan, case: Case) -> None:
         said = (
             f"case {case.name} takes {asked:g} minutes with what a job takes beside it, and {site.system.name} allows"
         )
-        raise where.error(("resources", "minutes"), f"{said} {allowed:g} to a job of {nodes} nodes")
+        raise where.error(
+            ("resources", "minutes"), f"{said} {allowed:g} to a job of {nodes} nodes; -x {case.name} leaves it out"
+        )
     is_set = "ranks_per_node" in site.system.settings and site.system.scheduler == "local"
     most = site.ranks_per_node if is_set else case.ranks_per_node
     if case.ranks_per_node > most:

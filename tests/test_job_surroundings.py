@@ -308,3 +308,23 @@ def test_a_campaign_below_a_folder_that_is_not_utf8(tmp_path: Path) -> None:
     site = systems.load(ROOT / "systems" / "aurora.yaml", {})
     with pytest.raises(UsageError, match=r"cannot name a folder with .* one that is not UTF-8"):
         Scripts(expand(suites.load(tmp_path / "suite.yaml"), site), tmp_path / "x\udcff")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("no-such-program", "no-such-program: command not found"),
+        ("echo 'error: the file system is away' >&2; exit 4", "the file system is away"),
+    ],
+)
+def test_the_reason_of_a_case_says_why_its_job_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("[fp64, fp32]", "[fp64]") + "retries: 0\n")
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: local\nprepare:\n  - {json.dumps(line)}\n")
+    assert main(["run", "suite.yaml", "--system", "here.yaml"]) == 3
+    capsys.readouterr()
+    assert main(["status", "suite.yaml", "--system", "here.yaml"]) == 3
+    assert f"{said}; tried 1 times" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from harness.jobs.outcome import Outcome
 from harness.jobs.pbs import PbsScheduler
 from harness.jobs.progress import Progress
 from harness.jobs.scheduler import Queued, Scheduler
+from harness.jobs.script import JOBS
 from harness.jobs.slurm import SlurmScheduler
 from harness.jobs.standing import Standing
 from harness.jobs.submission import Orders, Submission
@@ -202,7 +203,10 @@ class Campaign:
         lost: list[str] = []
         for job in gone:
             ending = endings.get(job.id or "")
-            reason = ending.reason if ending else "its job is gone and left no exit code"
+            said = outcome.complaint_in(self.folder / JOBS / f"{job.name}.log")
+            reason = (ending.reason if ending else "its job is gone and left no exit code") + (
+                f": {said}" if said else ""
+            )
             for case, folder in list(job.cases.items()):
                 if case in held:
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from harness import checks, events
 from harness.cases import Case
 from harness.checks import State
 from harness.jobs.journal import Ended
+from harness.text import sanitize_line
 
 CLAIM, EXIT_CODE = "claim", "exit_code"
+COMPLAINT = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
 RECORDS = (events.FILE_NAME, "stdout", "stderr", EXIT_CODE, CLAIM, "provenance.json", "traceback.txt", "job.sh")
 
 
@@ -96,6 +99,12 @@ def last_progress(folder: Path) -> events.Event | None:
             if event is not None and event["event"] == "progress":
                 return event
     return None
+
+
+def complaint_in(log: Path) -> str:
+    """Return the last line of a job's log in which its shell or script says why it ended, or nothing."""
+    said = [line for line in last_lines(log) if COMPLAINT.search(line)]
+    return sanitize_line(said[-1].removeprefix("error: "))[:300] if said else ""
 
 
 def last_lines(path: Path, count: int = 12) -> list[str]:

@@ -71,7 +71,8 @@ def triton(session: nox.Session) -> str:
 
 def harness(session: nox.Session, *words: str) -> None:
     """Run the harness command with the session's own words after those given."""
-    folder = PLAN if WITH_OWN_ENVIRONMENT.intersection(session.posargs) else SHARED
+    named = {word.removeprefix("--system=") for word in session.posargs}
+    folder = PLAN if WITH_OWN_ENVIRONMENT & named else SHARED
     session.run(f"{environment(session, folder)}/harness", *words, *session.posargs)
 
 

@@ -131,7 +131,7 @@ def _typed(said: str, setting: Setting, text: str) -> str | int | float:
     """The text as the setting's type; said: where it is from."""
     kind = str if setting.default is None else type(setting.default)
     if kind is str:
-        if not SAFE.fullmatch(text):
+        if not SAFE.fullmatch(text) or (setting.default is None and not text):
             raise UsageError(f"{said}: expected {SAFE_LETTERS}, got {shortened(text)}")
         return text
     pattern, number = (WHOLE, int) if kind is int else (REAL, float)

@@ -55,6 +55,11 @@ def test_a_wrong_setting_of_the_command_line(judge: Judge, word: str, said: str)
     ]
 
 
+def test_a_setting_that_must_be_given_is_not_empty(judge: Judge) -> None:  # noqa: F811
+    words = ("plan", "suite.yaml", "--system", "aurora", "-S", "account=")
+    assert judge(*words, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
+
+
 def test_wrong_settings_are_told_together(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("HARNESS_RANKS_PER_NODE", "many")
     assert judge("plan", "suite.yaml", "-S", "threads=x", "-S", "thread=2", suite=SUITE) == [

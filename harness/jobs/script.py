@@ -50,7 +50,8 @@ ARRAY = """\
 # Made by gfm-harness {version}. By hand: `sbatch {script}`.
 set -euo pipefail
 cd {folder}
-job=$(sed -n "${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}}p" {name}.txt)
+mapfile -t jobs < {name}.txt
+job=${{jobs[${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}} - 1]}}
 exec bash "$job.sh" "$@" >> "$job.log" 2>&1
 """
 

@@ -38,8 +38,16 @@ def frames(path: Path) -> Iterator[Sample]:
     """Extended XYZ with `formation_energy_per_atom` (eV/atom) and, if there, `id` in the comment lines."""
     with path.open(errors="replace") as file:
         for k, frame in enumerate(extxyz.frames(file, str(path))):
-            name = frame.keys.get("id", f"{path.stem}/{k}")
+            name = str(_keys(frame).get("id", f"{path.stem}/{k}"))
             yield name, partial(_from_frame, name, frame)
+
+
+def _keys(frame: extxyz.Text) -> dict[str, Any]:
+    """Return the keys of a frame, none where its header cannot be read: its value says why."""
+    try:
+        return frame.keys
+    except Unfit:
+        return {}
 
 
 def _from_frame(name: str, frame: extxyz.Text) -> Value:

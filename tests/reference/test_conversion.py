@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from harness.reference.datasets import conversion
+from harness.reference.datasets import conversion, inspection
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.conversion import Conversion, convert
 from harness.reference.datasets.formats import ani1x, aselmdb
@@ -246,13 +246,26 @@ def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path:
     assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
 
 
-def test_stress_is_kept_only_if_all_have_it(tmp_path: Path) -> None:
+def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
     crystals(tmp_path / "files" / "a.aselmdb", 50)
-    crystals(tmp_path / "files" / "b.aselmdb", 50, stress=None)
+    crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
     facts = omat24(tmp_path / "files", tmp_path / "s.bp")
-    assert facts["conversion"]["labels"] == ["energy", "forces"]
+    assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
     assert facts["conversion"]["left_out"] == {}
-    assert len(content(tmp_path / "s.bp")) == 100
+    assert facts["conversion"]["stress_withheld"] == 1
+    assert facts["conversion"]["missing_labels"]["without"]["stress"] == 1
+    whole, none = 0, []
+    with BPFile(tmp_path / "s.bp") as file:
+        assert file.attributes["missing_labels"]["without"]["stress"] == 1
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                record = file.record(label, k)
+                whole += bool(np.isfinite(record["stress"]).all())
+                none += [text_of(record["id"])] if np.isnan(record["stress"]).all() else []
+    assert whole == 50
+    assert none == ["b/1"]
+    report = inspection.of_store(tmp_path / "s.bp", silent)
+    assert not report.faults
 
 
 def test_a_dataset_without_forces_is_one_of_energies(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def do_fetch(arguments: Namespace) -> int:
 
 def do_convert(arguments: Namespace) -> int:
     """Make a store and say what is in it."""
+    from harness.reference.datasets import labels
     from harness.reference.datasets.conversion import convert
     from harness.reference.datasets.inputs import conversion
     from harness.reference.datasets.reading import Rules
@@ -95,6 +96,8 @@ def do_convert(arguments: Namespace) -> int:
     store = arguments.to / (entry.slug + STORE_ENDING)
     found = convert(conversion(entry, arguments.paths, store, rules, workers), progress(arguments.quiet))
     print(f"{store}: {concluded(found)}")
+    for line in labels.describe(labels.from_json(found["conversion"]["missing_labels"]), entry.labels):
+        print(f"  {line}")
     for text in found["conversion"]["examples"]:
         print(f"  left out: {text}")
     return DONE
@@ -109,8 +112,7 @@ def concluded(found: dict[str, object]) -> str:
     left = ", ".join(f"{n:,} {kind}" for kind, n in c["left_out"].items())
     rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
     others = f"; {c['other_charges']:,} of other charges passed over" if c["other_charges"] else ""
-    if c["stress_dropped"]:
-        others += f"; the stress of {c['stress_dropped']:,} is left out, not all have one"
+    others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["passed_over"].items())
     empty = [name for name in SPLITS if name not in c["splits"]]
     if empty:
         others += f"; no {' and no '.join(empty)}, too few groups to part"

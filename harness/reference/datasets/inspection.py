@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.reference.datasets.formats.checks import check
+from harness.reference.datasets import labels
+from harness.reference.datasets.formats.checks import MAX_FORCE, check
+from harness.reference.datasets.formats.paths import count_passed_over
+from harness.reference.datasets.formats.reader import Part
 from harness.reference.datasets.inputs import SHIPPED, format_of
-from harness.reference.datasets.reading import EXAMPLES, UNLABELLED, of_charges
+from harness.reference.datasets.labels import LabelCounts
+from harness.reference.datasets.reading import EXAMPLES, STATED, UNREADABLE, of_charges
 from harness.reference.datasets.sources import Source
 from harness.reference.datasets.splits import digests
 from harness.reference.errors import InputError
-from harness.reference.frames import Fault
+from harness.reference.frames import Fault, Frames, Remark
 from harness.reference.store.blocks import text_of
 from harness.reference.store.bp import BPFile
+from harness.reference.store.layout import is_finite
 
 STEP = 1024
+OUTLIERS = {
+    "outlier": "that the dataset's authors flag as such",
+    "force norm": f"with forces of {MAX_FORCE:g} eV/angstrom or more",
+}
+MOST_OUTLIERS = 0.05  # share of structures above which large forces mean that the units are wrong
 Progress = Callable[[int, int, str], None]
 
 
@@ -32,29 +42,89 @@ class Report:
     faults: int
 
 
+@dataclass
+class _Findings:
+    """What was found in official files."""
+
+    sound: int = 0
+    other_charges: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    labels: LabelCounts = field(default_factory=LabelCounts)
+    examples: list[str] = field(default_factory=list)
+    shown: Counter[str] = field(default_factory=Counter)
+
+    def add(self, fault: Fault, path: Path) -> None:
+        """Count a structure that cannot be used, and keep the first few of each kind as examples."""
+        self.faults[fault.kind] += fault.count
+        self.labels.add_fault(fault)
+        self.show(fault.kind, f"{path.name}: {fault.where}: {fault.reason}")
+
+    def show(self, kind: str, text: str) -> None:
+        """Keep an example, up to a few of each kind."""
+        self.shown[kind] += 1
+        if self.shown[kind] <= EXAMPLES:
+            self.examples.append(f"  {text}")
+
+
 def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report:
     """Read all of a dataset's files, or its shipped set, as a conversion would."""
     form, official = (format_of(entry, paths), entry) if paths else (SHIPPED, None)
-    found, examples, sound = Counter[str](), [], 0
+    found = _Findings()
     parts = form.parts(list(paths) or [Path(entry.slug)])
     for number, part in enumerate(parts):
         try:
             for item in form.read(part):
-                faults = [item] if isinstance(item, Fault) else []
-                if not isinstance(item, Fault):
-                    kept, faults = check(of_charges(item, entry.charges), source=official)
-                    sound += len(kept)
-                for fault in faults:
-                    found[fault.kind] += fault.count
-                    if found[fault.kind] <= EXAMPLES * fault.count:
-                        examples.append(f"  {part.path.name}: {fault.where}: {fault.reason}")
+                _take(item, part, entry, official, found)
         except InputError as error:
-            found["unreadable"] += 1
-            examples.append(f"  {error}")
+            found.faults[UNREADABLE] += 1
+            found.show(UNREADABLE, str(error))
         progress(number + 1, len(parts), "parts read")
-    counted = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
-    told = f"{entry.slug}: {sound:,} structures can be used; {counted or 'nothing is wrong with the rest'}"
-    return Report("\n".join([told, *examples]), sum(n for kind, n in found.items() if kind != UNLABELLED))
+    return _report(entry, found, count_passed_over(paths, parts), is_official=official is not None)
+
+
+def _take(item: Frames | Fault, part: Part, entry: Source, official: Source | None, found: _Findings) -> None:
+    """Check what a reader yields, and count it."""
+    if isinstance(item, Remark):
+        found.labels.add_remark(item)
+    elif isinstance(item, Fault):
+        found.add(item, part.path)
+    else:
+        wanted = of_charges(item, entry.charges)
+        found.other_charges += len(item) - len(wanted)
+        sound, faults = check(wanted, source=official)
+        found.labels.add(sound)
+        found.sound += len(sound)
+        for fault in faults:
+            found.add(fault, part.path)
+
+
+def _report(entry: Source, found: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
+    """The lines of a report, and how many structures or labels are at fault."""
+    unforced = found.labels.without["forces"]
+    usable = found.sound - (unforced if unforced < found.sound else 0)
+    lacking = is_official and 0 < found.sound == unforced and "forces" in entry.labels
+    lines = labels.describe(found.labels, entry.labels)
+    lines += [_outliers(found.faults[kind], text) for kind, text in OUTLIERS.items() if found.faults[kind]]
+    if found.other_charges:
+        lines.append(f"{labels.count_structures(found.other_charges)} of other charges passed over")
+    lines += [f"passed over: {what}: {n:,}" for what, n in passed_over.items()]
+    counted = ", ".join(f"{n:,} {kind}" for kind, n in found.faults.most_common())
+    clean = "nothing is wrong with the rest" if not lacking and usable else "no other fault was found"
+    summary = f"{entry.slug}: {usable:,} structures can be used; {counted or clean}"
+    faults = sum(n for kind, n in found.faults.items() if not _is_usual(kind, n, found))
+    at_fault = faults or (found.sound if lacking else int(not usable))
+    return Report("\n".join([summary, *(f"  {line}" for line in lines), *found.examples]), at_fault)
+
+
+def _outliers(count: int, text: str) -> str:
+    return f"outliers: {labels.count_structures(count)} {text}, left out"
+
+
+def _is_usual(kind: str, count: int, found: _Findings) -> bool:
+    """Whether intact official files may hold so many structures of a kind that is left out."""
+    if kind in STATED:
+        return True
+    return kind in OUTLIERS and count <= MOST_OUTLIERS * (found.sound + found.faults.total())
 
 
 def of_store(path: Path, progress: Progress) -> Report:
@@ -68,7 +138,7 @@ def of_store(path: Path, progress: Progress) -> Report:
         for label in file.splits:
             for block in _blocks(file, label):
                 for name, column in block.columns.items():
-                    if column.values.dtype.kind == "f" and not np.isfinite(column.values).all():
+                    if column.values.dtype.kind == "f" and not is_finite(name, column.values):
                         faults[f"{label}/{name} not finite"] += 1
                 if "id" in block.columns:
                     ids.append(digests(np.array([text_of(record["id"]) for record in block.records()])))

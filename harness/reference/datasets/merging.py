@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.reference.datasets.reading import TRAINING, UNLABELLED, Rules
+from harness.reference.datasets import labels
+from harness.reference.datasets.labels import UNLABELLED, LabelCounts
+from harness.reference.datasets.reading import TRAINING, Rules
 from harness.reference.datasets.references import Fit, References
 from harness.reference.datasets.splits import SPLITS, digests
 from harness.reference.datasets.spool import Spool, Summary
@@ -36,8 +38,8 @@ def merge(
 ) -> dict[str, Any]:
     """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out.
 
-    What is left out here: duplicates, and structures without forces where others have them. Stress is kept only if all
-    have it. Raises InputError if nothing is left to write.
+    What is left out here: duplicates, and structures without forces where others have them. Where only some have a
+    stress, that of the others is NaN. Raises InputError if nothing is left to write.
     """
     expected = sum(sum(s["samples"]) for s in summaries)
     if not expected:
@@ -45,8 +47,9 @@ def merge(
     twins = _twins(spool, len(summaries))
     if twins and rules.strict:
         raise InputError(f"{_name_of(spool, len(summaries), twins)!r} is the id of more than one structure")
-    unforced = sum(s["without_forces"] for s in summaries)
-    stress = not any(s["without_stress"] for s in summaries)
+    found = _label_counts(summaries)
+    unforced, unstressed = found.without["forces"], found.without["stress"]
+    stress = unstressed < expected
     kept = _Kept(spool, len(summaries), twins, forces=unforced < expected, stress=stress)
     fit, degrees = _fitted(spool, summaries)
     if twins or 0 < unforced < expected:
@@ -66,7 +69,11 @@ def merge(
                 splits[label] += len(frames)
                 progress(splits.total() + kept.left_out.total(), expected, "structures written")
         references = replace(references, mae_ev_per_atom=error / references.structures)
-        facts = {"references": references.as_json(), "statistics": statistics.as_json()}
+        facts = {
+            "references": references.as_json(),
+            "statistics": statistics.as_json(),
+            "missing_labels": found.as_json(),
+        }
         for name, fact in facts.items():
             writer.note(name, fact)
         writer.note("left_out", sum(sum(s["left_out"].values()) for s in summaries) + kept.left_out.total())
@@ -76,9 +83,16 @@ def merge(
         **facts,
         "splits": dict(splits),
         "labels": ["energy", *["forces"] * kept.forces, *["stress"] * stress],
-        "without_stress": 0 if stress else expected - sum(s["without_stress"] for s in summaries),
+        "without_stress": unstressed if stress else 0,
         "left_out": dict(+kept.left_out),
     }
+
+
+def _label_counts(summaries: Sequence[Summary]) -> LabelCounts:
+    found = LabelCounts()
+    for summary in summaries:
+        found.merge(labels.from_json(summary["labels"]))
+    return found
 
 
 @dataclass
@@ -108,7 +122,13 @@ class _Kept:
                 if not doubled.all():
                     own = frames[~doubled] if doubled.any() else frames
                     pairs = edges.without(doubled) if edges is not None and doubled.any() else edges
-                    yield (own if self.stress else replace(own, stress=None)), pairs
+                    yield self._with_stress(own), pairs
+
+    def _with_stress(self, frames: Frames) -> Frames:
+        """The frames with the column that the store has; NaN: that structure has none."""
+        if not self.stress or frames.stress is not None:
+            return frames if self.stress else replace(frames, stress=None)
+        return replace(frames, stress=np.full((len(frames), 3, 3), np.nan))
 
     def _doubled(self, frames: Frames) -> np.ndarray[Any, np.dtype[np.bool_]]:
         doubled = np.zeros(len(frames), dtype=bool)

@@ -189,9 +189,13 @@ class Split:
                 return False
         for which, sample in (("first", self._before), ("last", self._before + self.samples - 1)):
             found = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
-            if any(not np.array_equal(self._keys[name].ends[which], c.values) for name, c in found.items()):
+            if any(not _is_same(self._keys[name].ends[which], c.values) for name, c in found.items()):
                 return False
         return True
+
+
+def _is_same(written: NDArray[Any], found: NDArray[Any]) -> bool:
+    return np.array_equal(written, found, equal_nan=found.dtype.kind == "f")
 
 
 def _likeness(column: Column) -> tuple[str, int, tuple[int, ...]]:

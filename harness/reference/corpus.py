@@ -34,7 +34,10 @@ TRAINING = SPLITS[0]
 
 @dataclass(frozen=True)
 class Dataset:
-    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too."""
+    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too.
+
+    has_forces: whether its structures are labelled with forces.
+    """
 
     name: str
     head: int
@@ -43,6 +46,7 @@ class Dataset:
     samples: Samples
     references: References
     edges: bool = False
+    has_forces: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ def shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
         if not len(frames):
             raise InputError(f"set {name!r} has no structure of {atoms[0]} to {atoms[1]} atoms")
     found = references.fit(lambda: iter([frames]))
-    return Dataset(name, entry.branch, entry.role, entry.level, _in_memory(frames), found)
+    return Dataset(
+        name, entry.branch, entry.role, entry.level, _in_memory(frames), found, has_forces=frames.forces is not None
+    )
 
 
 def parted(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
@@ -138,7 +144,15 @@ def parted(name: str, *, held_out: float, seed: int, limit: int | None = None) -
         raise InputError(f"set {name!r}: no structure is left for training")
     found = references.fit(lambda: iter([train]))
     return {
-        split: Dataset(name, entry.branch, entry.role, entry.level, _in_memory(frames[of == k]), found)
+        split: Dataset(
+            name,
+            entry.branch,
+            entry.role,
+            entry.level,
+            _in_memory(frames[of == k]),
+            found,
+            has_forces=frames.forces is not None,
+        )
         for k, split in enumerate(SPLITS)
     }
 
@@ -166,7 +180,23 @@ def stored(
         keys: Collection[str] = [*NEEDED, *(k for k in ("forces", *EDGES * edges) if k in file.keys(split))]
     samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
     branch = source(about["slug"]).branch
-    return Dataset(about["slug"], branch, about["role"], about["level"], samples, references.from_json(fitted), edges)
+    fits = references.from_json(fitted)
+    return Dataset(about["slug"], branch, about["role"], about["level"], samples, fits, edges, "forces" in keys)
+
+
+def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
+    """Raise InputError where training on forces would silently be one on energies alone.
+
+    Args:
+        datasets: What is to be trained on.
+        force_weight: The weight of forces in the loss; 0 asks for none.
+    """
+    lacking = sorted({d.name for d in datasets if not d.has_forces and len(d.samples)})
+    if lacking and force_weight > 0:
+        raise InputError(
+            f"no structure of {', '.join(lacking)} has forces, and the training asks for them (force_weight"
+            f" {force_weight:g}); convert files that have forces, or leave the set out"
+        )
 
 
 def stores_in(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.events import EventLog
 from harness.reference import chain, checkpoints, ranks
 from harness.reference.compiling import Compiled, compiled_errors, times_compiled
-from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, stored, stores_in
+from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, require_forces, stored, stores_in
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.errors import InputError
@@ -149,6 +149,7 @@ def assembled(config: TrainingConfig, reach: Neighbourhood, place: Place) -> Spl
         datasets = [
             parted(name, held_out=config.held_out, seed=config.split_seed, limit=config.limit) for name in config.sets
         ]
+    require_forces([dataset for of_split in datasets for dataset in of_split.values()], config.force_weight)
     return {split: Corpus([d[split] for d in datasets if len(d[split].samples)], reach) for split in SPLITS}
 
 

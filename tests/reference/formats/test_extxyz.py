@@ -17,26 +17,14 @@ from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames
 from tests.reference.formats.official import everything, remarks
 
-FLAGS = (
-    "T T F",
-    "T, T, F",
-    "true true false",
-    "True False True",
-    "1 1 0",
-    "0 1 0",
-    "F F F",
-    "T F",
-    "t t f",
-    "",
-    "2 0 1",
-)
+FLAGS = ("T T F", "T, T, F", "true true false", "True False True", "1 1 0", "0 1 0", "F F F", "T F", "t t f", "2 0 1")
 QUOTES = ('"{}"', "'{}'", "[{}]", "{{{}}}", '"[{}]"', "{}")
 LATTICES = ("5 0 0 0.1 6 0 0 0 7", "5,0,0,0.1,6,0,0,0,7", "5 0 0 0 6 0 0 0", "5. 0 0 1e-1 6 0 0 0 7.")
 ENERGIES = ("energy=-12.5", "energy=-12", "energy = -12.5", 'energy="-12.5"', "energy=[-12.5]", "energy=low", "energy")
 EXTRAS = (
-    "", "config_type=bulk", 'name="a=b c"', "note=x=y", "free_energy=-13", "dft_energy=-12", "stress=\"1 2 3 2 4 5 3 5 6\"",
-    'stress="1 2 3"', "virial=\"1 0 0 0 1 0 0 0 1\"", "charge=-1", "charge=0.5", 'comment="it\'s \\"quoted\\""', "_JSON=\"{}\"",
-    "tags=\"1 2 3\"", "uid=0012", "key={a b}", "flag", "step=3",
+    "", "config_type=bulk", 'name="a=b c"', "note=x=y", "free_energy=-13", "dft_energy=-12", "charge=-1", "charge=0.5",
+    'stress="1 2 3 2 4 5 3 5 6"', 'stress="1 2 3"', 'virial="1 0 0 0 1 0 0 0 1"', 'comment="it\'s \\"quoted\\""',
+    '_JSON="{}"', 'tags="1 2 3"', "uid=0012", "key={a b}", "flag", "step=3",
 )  # fmt: skip
 COLUMNS = {
     "species:S:1:pos:R:3:forces:R:3": lambda s, z, p, f: f"{s} {p} {f}",
@@ -146,34 +134,24 @@ def test_a_blank_line_between_frames_is_named_and_trailing_ones_are_none(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("header", "hint"),
+    ("column", "more", "label", "name"),
     [
-        (
-            "Properties=species:S:1:pos:R:3:dft_forces:R:3 energy=-3",
-            ("forces", "no forces (did you mean 'dft_forces'?)"),
-        ),
-        (
-            "Properties=species:S:1:pos:R:3:REF_forces:R:3 energy=-3",
-            ("forces", "no forces (did you mean 'REF_forces'?)"),
-        ),
-        ("Properties=species:S:1:pos:R:3:force:R:3 energy=-3", ("forces", "no forces (did you mean 'force'?)")),
-        (
-            'Properties=species:S:1:pos:R:3:forces:R:3 energy=-3 virial="1 0 0 0 1 0 0 0 1"',
-            ("stress", "no stress (did you mean 'virial'?)"),
-        ),
-        (
-            "Properties=species:S:1:pos:R:3:forces:R:3 energy=-3 net_charge=1",
-            ("charge", "no charge (did you mean 'net_charge'?)"),
-        ),
+        ("dft_forces", "", "forces", "dft_forces"),
+        ("REF_forces", "", "forces", "REF_forces"),
+        ("force", "", "forces", "force"),
+        ("forces", 'virial="1 0 0 0 1 0 0 0 1"', "stress", "virial"),
+        ("forces", "net_charge=1", "charge", "net_charge"),
     ],
 )
-def test_labels_under_other_names_are_offered_and_not_taken(tmp_path: Path, header: str, hint: tuple[str, str]) -> None:
+def test_labels_under_other_names_are_offered_and_not_taken(
+    tmp_path: Path, column: str, more: str, label: str, name: str
+) -> None:
     path = tmp_path / "a.extxyz"
-    path.write_text(f"1\n{header}\nCu 0 0 0 0.1 0.2 0.3\n" * 3)
-    assert remarks(s2ef_text.FORMAT, path) == [hint]
+    path.write_text(f"1\nProperties=species:S:1:pos:R:3:{column}:R:3 energy=-3 {more}\nCu 0 0 0 0.1 0.2 0.3\n" * 3)
+    assert remarks(s2ef_text.FORMAT, path) == [(label, f"no {label} (did you mean {name!r}?)")]
     frames, faults = everything(s2ef_text.FORMAT, path)
     assert not faults
-    assert hint[0] != "forces" or frames.forces is None
+    assert (frames.forces is None) == (label == "forces")
     assert frames.stress is None
     assert frames.charge.tolist() == [0] * 3
 

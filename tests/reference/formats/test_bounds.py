@@ -79,27 +79,25 @@ def test_absurd_positions_in_files_are_counted_by_check_and_convert(
 
 def zeros(pack: Callable[[bytes], bytes], unit: bytes, total: int) -> bytes:
     """A few bytes that unfold to `total`, made without holding them: streams of many members."""
-    piece = pack(unit * ((64 << 20) // len(unit)))
-    return piece * (total // (64 << 20))
+    piece = pack(unit * ((8 << 20) // len(unit)))
+    return piece * (total // (8 << 20))
+
+
+def repeated(head: bytes, piece: bytes, count: int, wbits: int) -> bytes:
+    """A deflate stream of `head` and `count` times `piece`, which is packed once; it has no end."""
+    deflate = zlib.compressobj(1, zlib.DEFLATED, wbits)
+    first = deflate.compress(head) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return first + (deflate.compress(piece) + deflate.flush(zlib.Z_FULL_FLUSH)) * count
 
 
 def tar_with_a_huge_header(path: Path) -> None:
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 8 * GIB - 512
-    blob = zlib.compressobj(9, zlib.DEFLATED, 31)
-    with path.open("wb") as file:
-        file.write(blob.compress(header.tobuf(tarfile.USTAR_FORMAT)))
-        for _ in range(64):
-            file.write(blob.compress(bytes(64 << 20)))
-        file.write(blob.flush())
+    path.write_bytes(repeated(header.tobuf(tarfile.USTAR_FORMAT), bytes(16 << 20), 256, 31))
 
 
 def aselmdb(path: Path) -> None:
-    deflate = zlib.compressobj(9)
-    head = b'{"numbers": [' + b"1," * (1 << 20)
-    value = b"".join(
-        [deflate.compress(head), *(deflate.compress(b"1," * (32 << 20)) for _ in range(64)), deflate.flush()]
-    )
+    value = repeated(b'{"numbers": [', b"1," * (8 << 20), 128, 15)
     official.write_aselmdb(path, {1: official.ase_row(1), 2: value, 3: official.ase_row(3)})
 
 
@@ -154,9 +152,10 @@ def many_atoms(path: Path) -> None:
 
 FRAME = b'1\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3 energy=-3\nCu 0 0 0\n'
 LARGE = b"99999\nProperties=species:S:1:pos:R:3 energy=-300000\n" + b"Cu 0 0 0\n" * 99_999
+ENTRY = b'{"entries": [['
 BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "a line without end": ("s2ef_text", "0.extxyz.xz", lambda p: p.write_bytes(zeros(lzma.compress, b"1", 6 * GIB))),
-    "large frames": ("s2ef_text", "1.extxyz.xz", lambda p: p.write_bytes(lzma.compress(LARGE * 400))),
+    "large frames": ("s2ef_text", "1.extxyz.xz", lambda p: p.write_bytes(lzma.compress(LARGE) * 20)),
     "a header without end": (
         "s2ef_text", "0.extxyz.bz2", lambda p: p.write_bytes(bz2.compress(b"1\n") + zeros(bz2.compress, b"a", 4 * GIB)),
     ),
@@ -171,7 +170,7 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "shared lists": ("s2ef_lmdb", "b.lmdb", shared_lists),
     "copies": ("s2ef_lmdb", "c.lmdb", copied),
     "claimed bytes": ("s2ef_lmdb", "d.lmdb", claimed_tensor),
-    "json entry": ("alexandria", "a.json.bz2", lambda p: p.write_bytes(zeros(bz2.compress, b'{"entries": [[', 2 * GIB))),
+    "json entry": ("alexandria", "a.json.bz2", lambda p: p.write_bytes(zeros(bz2.compress, ENTRY, 2 * GIB))),
     "empty datasets": ("ani1x", "a.h5", empty_datasets),
     "atoms": ("ani1x", "b.h5", many_atoms),
 }  # fmt: skip

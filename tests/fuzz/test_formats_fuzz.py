@@ -28,7 +28,8 @@ from tests.reference.formats import official, official_json, official_tfrecord
 pytestmark = pytest.mark.slow
 
 ODD = (
-    None, True, 0, -1, 1e300, -1e17, float("nan"), float("inf"), 2**31, 10**30, "", "low", "\x1b[2J\n", [], {}, [[]], [0.0] * 7,
+    None, True, 0, -1, 1e300, -1e17, float("nan"), float("inf"), 2**31, 10**30, "", "low", "\x1b[2J\n", [], {}, [[]],
+    [0.0] * 7,
     [[1.0, 2.0]], {"__ndarray__": [[6, 3], "float64", [1.0]]}, {"__ndarray__": [[2**40], "float64", []]},
 )  # fmt: skip
 WORDS = (

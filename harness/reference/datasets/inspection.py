@@ -24,6 +24,7 @@ from harness.reference.frames import Fault, Frames, Remark
 from harness.reference.store.blocks import text_of
 from harness.reference.store.bp import BPFile
 from harness.reference.store.layout import is_finite
+from harness.text import sanitize_line
 
 STEP = 1024
 OUTLIERS = {
@@ -63,7 +64,7 @@ class _Findings:
         """Keep an example, up to a few of each kind."""
         self.shown[kind] += 1
         if self.shown[kind] <= EXAMPLES:
-            self.examples.append(f"  {text}")
+            self.examples.append(f"  {sanitize_line(text)}")
 
 
 def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.reference.frames import Fault, Frames, Remark
+from harness.text import sanitize_line
 
 UNLABELLED = "unlabelled"
 LABELS = ("energy", "forces", "stress", "spin")
@@ -40,7 +41,7 @@ class LabelCounts:
 
     def add_remark(self, remark: Remark) -> None:
         """Take in what a reader remarks."""
-        self.remarks[(remark.kind, remark.reason)] += remark.count
+        self.remarks[(remark.kind, sanitize_line(remark.reason))] += remark.count
 
     def add_fault(self, fault: Fault) -> None:
         """Take in a structure that is left out, if that is for want of a label."""

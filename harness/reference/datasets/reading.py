@@ -21,6 +21,7 @@ from harness.reference.edges import Edges, neighbours
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames, Remark
 from harness.reference.store.blocks import degree_histogram
+from harness.text import sanitize_line
 
 EXAMPLES = 3  # faults of each kind that are told in full
 STATED = frozenset({UNLABELLED, "outlier"})  # the source itself says so: no fault, even where none is allowed
@@ -73,7 +74,7 @@ class Tally:
 
     def fault(self, fault: Fault, rules: Rules, where: Path) -> None:
         """Count one; raises InputError where none is allowed."""
-        told = f"{where.name}: {fault.where}: {fault.reason}"
+        told = sanitize_line(f"{where.name}: {fault.where}: {fault.reason}")
         if rules.strict and fault.kind not in STATED:
             raise InputError(told)
         self.read += fault.count * (fault.kind != UNREADABLE)

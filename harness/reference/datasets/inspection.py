@@ -31,6 +31,7 @@ OUTLIERS = {
     "outlier": "that the dataset's authors flag as such",
     "force norm": f"with forces of {MAX_FORCE:g} eV/angstrom or more",
 }
+NEEDED = frozenset({"forces", "spin"})  # labels without which a whole set is not what its dataset is
 MOST_OUTLIERS = 0.05  # share of structures above which large forces mean that the units are wrong
 Progress = Callable[[int, int, str], None]
 
@@ -103,17 +104,18 @@ def _report(entry: Source, found: _Findings, passed_over: Counter[str], *, is_of
     """The lines of a report, and how many structures or labels are at fault."""
     unforced = found.labels.without["forces"]
     usable = found.sound - (unforced if unforced < found.sound else 0)
-    lacking = is_official and 0 < found.sound == unforced and "forces" in entry.labels
+    lacking = [label for label in entry.labels if is_official and 0 < found.sound == found.labels.without[label]]
+    unusable = set(lacking) & NEEDED or (found.labels.hint("charge") and "spin" in entry.labels)
     lines = labels.describe(found.labels, entry.labels)
     lines += [_outliers(found.faults[kind], text) for kind, text in OUTLIERS.items() if found.faults[kind]]
     if found.other_charges:
         lines.append(f"{labels.count_structures(found.other_charges)} of other charges passed over")
     lines += [f"passed over: {what}: {n:,}" for what, n in passed_over.items()]
     counted = ", ".join(f"{n:,} {kind}" for kind, n in found.faults.most_common())
-    clean = "nothing is wrong with the rest" if not lacking and usable else "no other fault was found"
+    clean = "nothing is wrong with the rest" if not (lacking or unusable) and usable else "no other fault was found"
     summary = f"{entry.slug}: {usable:,} structures can be used; {counted or clean}"
     faults = sum(n for kind, n in found.faults.items() if not _is_usual(kind, n, found))
-    at_fault = faults or (found.sound if lacking else int(not usable))
+    at_fault = faults or (found.sound if unusable else int(not usable))
     return Report("\n".join([summary, *(f"  {line}" for line in lines), *found.examples]), at_fault)
 
 

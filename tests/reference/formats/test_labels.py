@@ -139,6 +139,17 @@ def test_a_store_without_forces_says_so_and_is_not_trained_on(
     require_forces([dataset], 0.0)
 
 
+def test_charges_under_another_name_are_at_fault_where_the_dataset_has_charges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {k: official.ase_row(k, data={"total_charge": k % 2, "spin": 1 + k % 2}) for k in range(1, 5)}
+    official.write_aselmdb(tmp_path / "a.aselmdb", rows)
+    assert main(["check", "omol25", str(tmp_path / "a.aselmdb"), "-q"]) == 1
+    said = capsys.readouterr().out
+    assert "4 structures: no charge (did you mean 'total_charge'?)" in said
+    assert "nothing is wrong" not in said
+
+
 def test_structures_that_lack_a_label_among_others_are_counted_by_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,7 +54,7 @@ def implausible_energies(frames: Frames, source: Source) -> tuple[NDArray[np.boo
     def beyond(k: int) -> str:
         if high < 0 and per_atom[k] > low:
             return (
-                f"{frames.energy[k]:.6g} eV for {frames.sizes[k]} atoms is not a total energy of {source.head}"
+                f"{frames.energy[k]:.6g} eV for {frames.sizes[k]} atoms is not a {source.label} energy of {source.head}"
                 f" ({low:g} .. {high:g} eV per atom): an adsorption or otherwise referenced energy, or mixed units?"
             )
         return f"{per_atom[k]:.6g} eV per atom, beyond {low:g} .. {high:g} expected of {source.head}: mixed units?"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from harness.errors import did_you_mean
 from harness.events import Event
 
-State = Literal["not run", "waiting", "running", "done", "failed", "lost", "blocked"]
+State = Literal["not run", "waiting", "running", "done", "failed", "lost", "blocked", "unreadable"]
 STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "mean": statistics.fmean,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.analysis import cost
 from harness.analysis.ablation import AblationTables, ablation_tables
+from harness.analysis.containment import MISFITS, set_misfits_aside
 from harness.analysis.cost import CostTables, cost_tables
 from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
@@ -20,7 +21,7 @@ from harness.analysis.screening import ScreeningTables, screening_tables
 from harness.analysis.training import TrainingTables, training_tables
 from harness.analysis.training_steps import training_steps_table
 from harness.analysis.transfer import TransferTables, transfer_tables
-from harness.collect.runs import Record
+from harness.collect.runs import Record, readable
 from harness.collect.tables import merits_table, samples_table
 from harness.collect.telemetry.gather import gather
 
@@ -67,6 +68,15 @@ class Results:
 
 
 def results(records: list[Record]) -> Results:
+    """Every table, of the cases that can be read; those that cannot be are among the records all the same."""
+    try:
+        return replace(_results(readable(records)), records=records)
+    except MISFITS:
+        sound = set_misfits_aside(records, _results)
+        return replace(_results(readable(sound)), records=sound)
+
+
+def _results(records: list[Record]) -> Results:
     """Every table, from records and the telemetry beside them; what has throughput has its cost beside it."""
     costs = cost_tables(records, gather(records))
     training = training_tables(records)

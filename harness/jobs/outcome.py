@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from harness import checks, events
+from harness.case_files import Unreadable, read_case, read_log
 from harness.cases import Case
 from harness.checks import State
 from harness.jobs.journal import Ended
@@ -31,16 +31,11 @@ class Outcome:
 def exit_of(folder: Path | str) -> tuple[int, float | None] | None:
     """Exit code and seconds that the case's job wrote when the case ended, or None."""
     try:
-        handle = os.open(f"{folder}/{EXIT_CODE}", os.O_RDONLY)
-    except OSError:
+        words = events.read_bytes(f"{folder}/{EXIT_CODE}")[:100].split()
+        code, seconds = int(words[0]), float(words[1]) if len(words) > 1 else None
+    except (OSError, ValueError, IndexError):
         return None
-    try:
-        lines = os.read(handle, 100).split()
-        return int(lines[0]), float(lines[1]) if len(lines) > 1 else None
-    except (ValueError, IndexError):
-        return None
-    finally:
-        os.close(handle)
+    return None if seconds is not None and not 0 <= seconds < math.inf else (code, seconds)
 
 
 def ended(folder: Path) -> Ended | None:
@@ -49,10 +44,10 @@ def ended(folder: Path) -> Ended | None:
     if found is None:
         return None
     try:
-        case = orjson.loads((folder / "case.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        case = {}
-    state, reason = checks.judge(case, events.last_run(folder / events.FILE_NAME), found[0])
+        case = read_case(folder)
+        state, reason = checks.judge(case, read_log(folder, case), found[0])
+    except (OSError, Unreadable) as error:
+        state, reason = "failed", f"unreadable: {error}"
     return Ended(state, found[0], found[1], reason)
 
 

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness.events import FILE_NAME, EventLog
+from harness.events import FILE_NAME, VERSION, EventLog
 from harness.reference import merit, ranks, sampler
 from harness.reference.errors import InputError
 from harness.reference.ranks import LostRank, Place
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     log = EventLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull))
-    log.write("start", case=case.get("id"), program=program, pid=os.getpid())
+    log.write("start", version=VERSION, case=case.get("id"), program=program, pid=os.getpid())
     if place.rank > 0:  # one figure of merit a run
         os.environ.pop(merit.URL, None)
     on_gpu = parameters.get("device") == "cuda" or parameters.get("backend") == "nccl"

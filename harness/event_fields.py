@@ -96,7 +96,10 @@ EVENTS: dict[str, dict[str, Fields]] = {
     },
     "training_steps": {
         **STAGED,
-        "sample": {**TIMED, "load_1min": NotNegative, "dtype?": Text, "loss_error?": Error | None, "gradient_error?": Error | None},
+        "sample": {
+            **TIMED, "load_1min": NotNegative, "dtype?": Text, "loss_error?": Error | None,
+            "gradient_error?": Error | None,
+        },
     },
     "data": {
         "sample": {"mode?": Text, "seconds": Duration, "batch": Several, "bytes": Bytes, "ranks?": Several},
@@ -108,7 +111,8 @@ EVENTS: dict[str, dict[str, Fields]] = {
         },
         "sample": {
             "epoch": Count, "step": Count, "discarded": Flag, "seconds": Duration, "busy?": Duration,
-            "seconds_mean?": Seconds, "wait_mean?": Seconds, "loss?": Number, **SIZED, "atoms_most?": NotNegative, "edges_most?": NotNegative,
+            "seconds_mean?": Seconds, "wait_mean?": Seconds, "loss?": Number, **SIZED,
+            "atoms_most?": NotNegative, "edges_most?": NotNegative,
         },
         "own_step": {
             "epoch": Count, "step": Count, "discarded": Flag, "exchanged": Flag, "busy": Duration, **SIZED,

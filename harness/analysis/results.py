@@ -13,6 +13,7 @@ from harness.analysis.cost import CostTables, cost_tables
 from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
 from harness.analysis.ladder import ladder_table
+from harness.analysis.metrics import metrics_of
 from harness.analysis.original import OriginalTables, original_tables
 from harness.analysis.precision import PrecisionTables, precision_tables
 from harness.analysis.projection import projection_table
@@ -70,10 +71,18 @@ class Results:
 def results(records: list[Record]) -> Results:
     """Every table, of the cases that can be read; those that cannot be are among the records all the same."""
     try:
-        return replace(_results(readable(records)), records=records)
+        return replace(analyse(readable(records)), records=records)
     except MISFITS:
-        sound = set_misfits_aside(records, _results)
-        return replace(_results(readable(sound)), records=sound)
+        sound = set_misfits_aside(records, analyse)
+        return replace(analyse(readable(sound)), records=sound)
+
+
+def analyse(records: list[Record]) -> Results:
+    """Every table, and of each finished case the numbers that can be compared."""
+    for record in records:
+        if record.state == "done":
+            metrics_of(record)
+    return _results(records)
 
 
 def _results(records: list[Record]) -> Results:

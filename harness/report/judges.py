@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.analysis.containment import MISFITS, describe_misfit
 from harness.analysis.results import Results
 from harness.report import downstream
 from harness.report.blocks import count
@@ -200,7 +201,15 @@ def precisions(claim: Claim, results: Results) -> Found:
 
 def score(claims: Sequence[Claim], results: Results, root: Path) -> list[Score]:
     """Judge every claim by the tables of the runs below root."""
-    return [scored(claim, JUDGES[claim.judge](claim, results), root) for claim in claims]
+    return [judged(claim, results, root) for claim in claims]
+
+
+def judged(claim: Claim, results: Results, root: Path) -> Score:
+    """The verdict on one claim; not run, with the reason, where the tables do not allow one."""
+    try:
+        return scored(claim, JUDGES[claim.judge](claim, results), root)
+    except MISFITS as error:
+        return scored(claim, Found("not run", f"cannot be judged: {describe_misfit(error)}"), root)
 
 
 def _basis(stand_in: bool) -> Basis:

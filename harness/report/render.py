@@ -13,7 +13,7 @@ import pandas as pd
 from harness import __version__, shipped
 from harness.analysis.metrics import metrics_of
 from harness.analysis.results import results
-from harness.collect.runs import load
+from harness.collect.runs import Record, load, readable
 from harness.errors import UsageError
 from harness.jobs.files import write_text
 from harness.report import paper, site
@@ -26,21 +26,26 @@ from harness.track import campaigns, history
 
 @dataclass(frozen=True)
 class Made:
-    """What the report says in short: verdicts on claims, figures of merit beside their references, and on commits."""
+    """What the report says in short: verdicts on claims, figures of merit beside their references, and on commits.
+
+    records: of all cases, also those that cannot be read.
+    """
 
     scores: list[Score]
     merits: pd.DataFrame
     past: Tracked
+    records: list[Record]
 
 
 def report(out: Path) -> Made:
     """Rebuild every product from out/runs and the history of commits; raises UsageError if there is neither."""
     records = load(out / "runs")
-    history.append(out / history.FILE_NAME, campaigns.entries(records, metrics_of, shipped.CLONE))
+    found = results(records)
+    sound = readable(found.records)
+    history.append(out / history.FILE_NAME, campaigns.entries(sound, metrics_of, shipped.CLONE))
     past = tracked(out)
     if not records and not past.verdicts:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
-    found = results(records)
     quoted = paper.load()
     scores = remembered(score(quoted.claims, found, out), out / "scorecard.json")
     for name in ("tables", "figures"):
@@ -75,7 +80,7 @@ def report(out: Path) -> Made:
     for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in made}:
         (out / stale).unlink(missing_ok=True)
     write_text(out / "report.md", environment.get_template("report.md.j2").render(known))
-    return Made(scores, found.merits, past)
+    return Made(scores, found.merits, past, found.records)
 
 
 def within(table: pd.DataFrame, out: Path) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from harness.errors import did_you_mean
 from harness.events import Event
+from harness.text import sanitize_line
 
 State = Literal["not run", "waiting", "running", "done", "failed", "lost", "blocked", "unreadable"]
 STATISTICS: dict[str, Callable[[list[float]], float]] = {
@@ -42,7 +43,7 @@ def judge(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | Non
         return ("lost", "it began and left no exit code") if events else ("not run", "")
     if exit_code != 0:
         said = [e["message"] for e in events if e["event"] == "error" and isinstance(e.get("message"), str)]
-        return "failed", said[-1] if said else f"exit code {exit_code}"
+        return "failed", sanitize_line(said[-1]) if said else f"exit code {exit_code}"
     if not any(e["event"] == "done" for e in events):
         return "failed", "exit code 0 without a `done` event"
     failures = [failure for row in case.get("sanity", ()) if (failure := sanity(row, events))]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
+from harness.text import sanitize_line
 
 if TYPE_CHECKING:
     from harness.jobs.campaign import Campaign
@@ -144,9 +145,13 @@ def do_report(arguments: Namespace) -> int:
     """Rebuild tables, figures, scorecard and pages from the run folders."""
     from harness.report.render import report
 
-    for s in report(arguments.out).scores:
+    found = report(arguments.out)
+    for s in found.scores:
         value = "" if s.measured_value is None else f": {s.measured_value:.3g} {s.unit} (paper {s.paper_value:.10g})"
-        print(f"{s.id}: {s.verdict}{value}")
+        print_line(f"{s.id}: {s.verdict}{value}")
+    unreadable = [r for r in found.records if r.state == "unreadable"]
+    for record in unreadable:
+        print_line(f"unreadable: {record.folder}: {record.error}")
     print(f"report: {arguments.out / 'index.html'}")
     return DONE
 
@@ -161,18 +166,28 @@ def do_promote(arguments: Namespace) -> int:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Judge claims and figures of merit again; 1 if one that was measured is off."""
+    """Judge claims and figures of merit again; 1 if one is off, or was to be measured and is not."""
+    from harness.report import paper
+    from harness.report.blocks import count, number
     from harness.report.render import report
     from harness.report.scorecard import is_off
+    from harness.report.unmeasured import find_unmeasured
 
     found = report(arguments.out)
     for s in found.scores:
         before = "; it was reproduced before" if s.reproduced_before and s.verdict != "reproduced" else ""
-        print(f"{s.id}: {s.verdict} ({s.reason}){before}")
+        print_line(f"{s.id}: {s.verdict} ({s.reason}){before}")
     for merit in found.merits.itertuples():
-        print(f"{merit.case} {merit.name}: {merit.verdict} ({merit.measured:.4g} {merit.unit}, {merit.reference:g})")
+        measured = f"{number(merit.measured, '.4g')} {merit.unit}, {merit.reference:g}"
+        print_line(f"{merit.case} {merit.name}: {merit.verdict} ({measured})")
+    unmeasured = list(find_unmeasured(found.records, found.scores, paper.load()))
+    for line in unmeasured:
+        print_line(line)
+    waiting = sum(r.state == "not run" for r in found.records)
+    if waiting:
+        print(f"{count(waiting, 'case')} not run yet: not judged")
     off = any(is_off(s) for s in found.scores) or (found.merits["verdict"] == "worse").any()
-    return FAILED if off else DONE
+    return FAILED if off or unmeasured else DONE
 
 
 def do_compare(arguments: Namespace) -> int:
@@ -190,7 +205,14 @@ def do_compare(arguments: Namespace) -> int:
     if arguments.csv is not None:
         write_text(arguments.csv, telling.table(found))
     print("\n".join(telling.lines(found, both, arguments.verbose)))
+    for record in shelf.unreadable:
+        print_line(f"not compared: {record.folder} is unreadable: {record.error}")
     return DONE
+
+
+def print_line(text: str) -> None:
+    """Print text from files on one line, without what a terminal would obey."""
+    print(sanitize_line(text))
 
 
 def named(observation: Observation, words: Sequence[str]) -> bool:
@@ -214,7 +236,7 @@ def do_regression(arguments: Namespace) -> int:
     past = report(arguments.out).past
     found = [v for v in past.verdicts if v.series.session == session.id and orders.asks_for(v.series.name)]
     for verdict in found:
-        print(f"{verdict.series.name}: {verdict}")
+        print_line(f"{verdict.series.name}: {verdict}")
     if complaints:
         print(f"some benchmarks failed on some commits: {session.folder / asv.LOG}", file=sys.stderr)
     print(f"report: {arguments.out / 'regression.html'}")

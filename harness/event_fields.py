@@ -161,6 +161,7 @@ EVENTS: dict[str, dict[str, Fields]] = {
     "transfer": {
         "task": {
             "task": Text, "title?": Text, "target?": Text, "unit": Text, "available": Flag, "needs?": Text | None,
+            **{f"{name}?": Text | None for name in ("role", "level", "kind", "splits")}, "per_atom?": Flag,
             "structures?": Count, "left_out?": Counts | None, "folds?": Count | None, "unseen_elements?": Count,
             "published?": listed({
                 "model": Text, "value": Number, "unit": Text, "train": Count, "source": Text, "subset": Text,
@@ -185,7 +186,8 @@ EVENTS: dict[str, dict[str, Fields]] = {
         "proof": {"parts": Count, "candidates": Count, "evaluated": Count, "checksum": Text, "expected": Text},
         "found": {"parts": Count, "files": Count, "useless?": list[Text]},
         "best": {
-            "place": Several, "candidate": Count, "formula?": Text | None, "prototype?": Text | None,
+            "place": Several, "candidate": Count,
+            **{f"{name}?": Text | None for name in ("formula", "prototype", "volume", "stream")},
             "energy_ev_per_atom": Energy, "beyond_ev_per_atom?": Energy | None, "spread_ev_per_atom?": Error | None,
             "force_max_ev_per_a": Error, "distance?": NotNegative | None,
         },
@@ -206,7 +208,8 @@ EVENTS: dict[str, dict[str, Fields]] = {
         },
         "unlabelled": {"why": Text, "failed?": Counts},
         "relaxed": {
-            "candidate": Count, "formula?": Text, "prototype?": Text, "converged": Flag, "steps": Count,
+            "candidate": Count, **{f"{name}?": Text for name in ("formula", "prototype", "volume")},
+            "converged": Flag, "steps": Count,
             "before_ev_per_atom": Energy, "after_ev_per_atom": Energy, "volume_before": Positive,
             "volume_after": Positive, "force_max_ev_per_a": Error, "file?": Text | None,
         },
@@ -235,17 +238,25 @@ RANGE = typed({"low": Number, "high": Number, "log": Flag})
 FACTS: dict[str, Fields] = {
     "model": {
         "config?": dict[str, Any], "trained?": Flag, "parameters?": Count, "trained_parameters?": Count,
-        "held_out?": listed(HELD_OUT), "untrained_heads?": list[Text],
+        "held_out?": listed(HELD_OUT), "untrained_heads?": list[Text], "compiled?": Flag, "threads?": Several,
+        **{f"{name}?": Text | None for name in ("checkpoint", "precision", "device", "messages", "why_plain")},
     },
     "workload": {
         **{f"{name}?": Count for name in ("structures", "edges", "batches", "steps_per_epoch", "epochs", "total")},
         **{f"{name}?": Several for name in ("batch_size", "global_batch_size")}, "max_neighbours?": Count | None,
         "sets?": listed({"set": Text, "role": Text, "head?": Text, "level?": Text, "train?": Count | None}),
-        "name?": Text, "elements_not_trained?": list[Atom],
+        **{f"{name}?": Text for name in ("name", "sampling", "read", "units", "balance")},
+        "elements_not_trained?": list[Atom], "elements?": Count | list[Atom], "temperature?": NotNegative,
+        "seed?": int, "split_seed?": int | None,
     },
     "observed": {
         "requested?": Text, "parameters?": list[Text], "device?": Text, "device_name?": Text | None,
-        "threads?": Several, "world_size?": Several, "precisions?": dict[str, dict[str, Text | list[Text] | None]],
+        **{f"{name}?": Text | None for name in ("autocast", "why_eager", "why_plain", "messages", "torch", "backend")},
+        **{f"{name}?": Text | list[Text] | None for name in (
+            "matrix_layers", "pooled", "energies", "loss", "forces",
+        )},
+        "compiled?": Flag, "threads?": Several, "world_size?": Several,
+        "precisions?": dict[str, dict[str, Text | list[Text] | None]],
     },
     "gate": {
         "threshold?": NotNegative, "live_heads?": list[list[Text]], "mean_weight?": dict[str, Share],
@@ -262,11 +273,13 @@ FACTS: dict[str, Fields] = {
     },
     "dataset": {
         "slug": Text, "head": Text, "role": Text, "original_count?": Count | None, "part_of?": Text | None,
+        **{f"{name}?": Text for name in ("level", "source", "licence", "attribution", "energies")},
         "store_bytes?": Bytes | None,
     },
     "conversion": {
         "read?": Count, "written": Count, "left_out?": Counts, "splits?": Counts, "seconds?": Seconds,
         "structures_per_s?": Rate | None, "workers?": Count,
+        "cutoff?": NotNegative | None, "edges?": Flag | Count | None, "max_neighbours?": Count | None,
     },
     "references": {"mae_ev_per_atom?": Error | None, "rank?": Count, "undetermined?": list[Text]},
     "statistics": {

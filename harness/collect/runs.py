@@ -61,7 +61,9 @@ class Record:
         except FileNotFoundError:
             return {}, None
         except Unreadable as error:
-            return {}, str(error)
+            return {}, sanitize_line(str(error))
+        except OSError as error:
+            return {}, f"provenance.json: {error.strerror or error}"
         fault = find_provenance_fault(found)
         return (found, None) if fault is None else ({}, f"provenance.json: {fault}")
 
@@ -149,7 +151,7 @@ def _record(folder: str, case: dict[str, Any]) -> Record:
             case "profile":
                 profile = event
             case "error":
-                error = event["message"]
+                error = sanitize_line(event["message"])
             case kind if kind not in NAMED:
                 others.setdefault(kind, []).append(event)
     ended = exit_of(folder)

@@ -11,7 +11,9 @@ from harness import checks, events
 from harness.case_files import Unreadable, read_case, read_log
 from harness.cases import Case
 from harness.checks import State
+from harness.event_schema import find_fault
 from harness.jobs.journal import Ended
+from harness.text import sanitize_line
 
 CLAIM, EXIT_CODE = "claim", "exit_code"
 RECORDS = (events.FILE_NAME, "stdout", "stderr", EXIT_CODE, CLAIM, "provenance.json", "traceback.txt", "job.sh")
@@ -88,8 +90,8 @@ def last_progress(folder: Path) -> events.Event | None:
     for line in reversed(lines):
         if b'"progress"' in line:
             event = next(iter(events.parse([line])), None)
-            if event is not None and event["event"] == "progress":
-                return event
+            if event is not None and event["event"] == "progress" and find_fault("", [event]) is None:
+                return event | {"what": sanitize_line(event.get("what", ""))}
     return None
 
 

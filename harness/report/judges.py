@@ -231,3 +231,9 @@ JUDGES: dict[JudgeName, Judge] = {
     "screening_time": downstream.screening_time,
     "screening_rate": downstream.screening_rate,
 }
+# Judge -> the program whose cases a claim is judged by.
+PROGRAM_OF: dict[JudgeName, str] = {
+    "ladder": "ladder", "heads": "train", "elements": "train", "structures": "train", "campaigns": "hpo",
+    "nodes": "train", "lead": "hpo", "machines": "data_parallel", "precisions": "precision", "tasks": "transfer",
+    "screened": "screening", "screening_time": "screening", "screening_rate": "screening",
+}  # fmt: skip

@@ -20,10 +20,11 @@ def provenance_section(records: list[Record], out: Path) -> Section:
         changed = " + changes" if p.get("changed_since_commit") else ""
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else DASH
         load = max((s["load_1min"] for s in r.samples if "load_1min" in s), default=math.nan)
+        commit = r.provenance_fault or (p.get("commit") or "not a clone")[:12] + changed
         rows.append(
             [
-                r.case.get("name", ""), files(r, out), when, (p.get("commit") or "not a clone")[:12] + changed,
-                f"{p.get('cpu', DASH)}, {p.get('cores', DASH)} cores, {p.get('memory_bytes', 0) / 2**30:.0f} GiB",
+                r.case.get("name", ""), files(r, out), when, commit,
+                f"{p.get('cpu', DASH)}, {p.get('cores') or DASH} cores, {p.get('memory_bytes', 0) / 2**30:.0f} GiB",
                 f"{seen.get('device', DASH)}, {seen.get('threads', DASH)} thread(s)", number(load, ".1f"),
                 ", ".join(seen.get("parameters", [])) or DASH,
                 ", ".join(f"{k} {v}" for k, v in p.get("packages", {}).items()),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -15,12 +17,13 @@ from harness.analysis.metrics import metrics_of
 from harness.analysis.results import results
 from harness.collect.runs import Record, load, readable
 from harness.errors import UsageError
-from harness.jobs.files import write_text
+from harness.jobs.files import make_folder_below, remove_below, write_below
 from harness.report import paper, site
 from harness.report.blocks import Cell, Link
 from harness.report.judges import score
 from harness.report.regressions import Tracked, tracked
 from harness.report.scorecard import Score, remembered
+from harness.text import sanitize_line
 from harness.track import campaigns, history
 
 
@@ -49,14 +52,14 @@ def report(out: Path) -> Made:
     quoted = paper.load()
     scores = remembered(score(quoted.claims, found, out), out / "scorecard.json")
     for name in ("tables", "figures"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+        make_folder_below(out, name)
     for name, table in (found.tables() | {"regression": past.table()}).items():
-        path = out / "tables" / f"{name}.csv"
+        path = f"tables/{name}.csv"
         if len(table):
-            write_text(path, within(table, out).to_csv(index=False))
+            write_below(out, path, within(table, out).to_csv(index=False))
         else:
-            path.unlink(missing_ok=True)
-    write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
+            remove_below(out, path)
+    write_below(out, "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
     made = site.pages(found, past, scores, quoted, out)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
@@ -65,7 +68,7 @@ def report(out: Path) -> Made:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = markdown
+    environment.filters |= {"cell": markdown, "escaped": escape}
     known = {
         "pages": made,
         "ran": bool(records),
@@ -76,10 +79,10 @@ def report(out: Path) -> Made:
     }
     for page in made:
         text = environment.get_template("page.html.j2").render(known, page=page)
-        write_text(out / f"{page.name}.html", text)
+        write_below(out, f"{page.name}.html", text)
     for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in made}:
-        (out / stale).unlink(missing_ok=True)
-    write_text(out / "report.md", environment.get_template("report.md.j2").render(known))
+        remove_below(out, stale)
+    write_below(out, "report.md", environment.get_template("report.md.j2").render(known))
     return Made(scores, found.merits, past, found.records)
 
 
@@ -93,7 +96,13 @@ def within(table: pd.DataFrame, out: Path) -> pd.DataFrame:
 def markdown(cell: Cell) -> str:
     """A cell of a table in Markdown."""
     if isinstance(cell, Link):
-        return f"[{cell.text}]({cell.href})"
+        return f"[{escape(cell.text)}]({quote(cell.href, safe='/', errors='replace')})"
     if isinstance(cell, tuple):
         return ", ".join(map(markdown, cell))
-    return cell.replace("|", "\\|")
+    return escape(cell)
+
+
+def escape(text: str) -> str:
+    """Text on one line in which nothing is HTML or Markdown."""
+    line = sanitize_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
-from harness.text import sanitize_line
+from harness.text import count, sanitize_line
 
 if TYPE_CHECKING:
     from harness.jobs.campaign import Campaign
@@ -51,7 +51,7 @@ def do_plan(arguments: Namespace) -> int:
         most, expected = node_hours(jobs)
         cases, left = len(campaign.plan.cases), sum(len(job.cases) for job in jobs)
         print(
-            f"{campaign.plan.campaign_name}: {cases} cases, {left} to run, in {len(jobs)} jobs;"
+            f"{campaign.plan.campaign_name}: {count(cases, 'case')}, {left} to run, in {count(len(jobs), 'job')};"
             f" at most {most:.4g} node-hours, expected {expected:.4g}"
         )
         print_jobs(jobs, arguments.verbose)
@@ -128,8 +128,8 @@ def do_status(arguments: Namespace) -> int:
 def do_cancel(arguments: Namespace) -> int:
     """Take the campaigns' jobs out of the queue."""
     for campaign in campaigns(arguments):
-        count = campaign.cancel() if campaign.folder.is_dir() else 0
-        print(f"{campaign.plan.campaign_name}: {count} jobs cancelled")
+        cancelled = campaign.cancel() if campaign.folder.is_dir() else 0
+        print(f"{campaign.plan.campaign_name}: {count(cancelled, 'job')} cancelled")
     return DONE
 
 
@@ -143,11 +143,13 @@ def do_setup(arguments: Namespace) -> int:
 
 def do_report(arguments: Namespace) -> int:
     """Rebuild tables, figures, scorecard and pages from the run folders."""
+    from harness.report.blocks import quantity
     from harness.report.render import report
 
     found = report(arguments.out)
     for s in found.scores:
-        value = "" if s.measured_value is None else f": {s.measured_value:.3g} {s.unit} (paper {s.paper_value:.10g})"
+        ours = "" if s.measured_value is None else f": {quantity(s.measured_value, s.unit)}"
+        value = f"{ours} (paper: {quantity(s.paper_value, s.unit)})" if ours else ""
         print_line(f"{s.id}: {s.verdict}{value}")
     unreadable = [r for r in found.records if r.state == "unreadable"]
     for record in unreadable:
@@ -168,7 +170,7 @@ def do_promote(arguments: Namespace) -> int:
 def do_check(arguments: Namespace) -> int:
     """Judge claims and figures of merit again; 1 if one is off, or was to be measured and is not."""
     from harness.report import paper
-    from harness.report.blocks import count, number
+    from harness.report.blocks import number
     from harness.report.render import report
     from harness.report.scorecard import is_off
     from harness.report.unmeasured import find_unmeasured

@@ -1,4 +1,4 @@
-"""The one way to ask git: whatever the user has configured, the answer is plain UTF-8 text about the clone asked for."""
+"""The one way to ask git: whatever a user has configured, the answer is plain UTF-8 text about the folder's clone."""
 
 from __future__ import annotations
 

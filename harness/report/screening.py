@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.analysis.screening import ScreeningTables
-from harness.report.blocks import DASH, Cell, Section, View, count, lines, number, raw_records
+from harness.report.blocks import DASH, Cell, Section, View, lines, number, raw_records
 from harness.report.cost import with_costs
 from harness.report.figures import STYLE, Figure, kept
+from harness.text import count
 
 KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
 SHOWN = 12
@@ -43,7 +44,7 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
     """What was screened, and whether nothing was left out or taken twice."""
     proven = int(runs["proven"].sum())
     said = [
-        f"{len(runs)} screenings, {runs['candidates'].sum():,} candidates; of {proven} of them a checksum over"
+        f"{count(len(runs), 'screening')}, {count(runs['candidates'].sum(), 'candidate')}; of {proven} of them a checksum over"
         " the indices"
         " proves that every candidate was taken once. The rate of the device alone counts evaluation, as the"
         " paper's does;"

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from harness.text import sanitize_line
+from harness.text import count, sanitize_line
 from harness.track.compare import FALSE_SHARE, Comparison, Row
 from harness.track.sides import Side
 
@@ -30,9 +30,9 @@ def lines(found: Comparison, sides: tuple[Side, Side], verbose: bool) -> Iterato
     if len(rows) > len(shown):
         yield f"... and {len(rows) - len(shown)} more (-v shows all, --csv FILE keeps them)"
     counts = Counter[str](row.verdict for row in found.rows)
-    yield f"{len(rows)} metrics: " + ", ".join(f"{counts[v]} {v}" for v in ORDER if counts[v])
+    yield f"{count(len(rows), 'metric')}: " + ", ".join(f"{counts[v]} {v}" for v in ORDER if counts[v])
     if found.only_a or found.only_b:
-        yield f"only in A: {found.only_a} metrics, only in B: {found.only_b}"
+        yield f"only in A: {count(found.only_a, 'metric')}, only in B: {found.only_b}"
     yield (
         "Medians, and the Hodges-Lehmann ratio with its interval (* median of ratios of one round, where both took"
         f" turns); p of Mann-Whitney (* sign test), adjusted so that at most {FALSE_SHARE:.0%} of the differences"

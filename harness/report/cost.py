@@ -61,7 +61,8 @@ def paragraphs(tables: CostTables, known: pd.DataFrame) -> list[str]:
     """What telemetry there is, and how far it goes."""
     said = [
         f"{len(known)} of {count(len(tables.cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
-        f" sampled every {number(known['interval_s'].median())} s in the median. Energy comes from counters where there are any"
+        f" sampled every {number(known['interval_s'].median())} s in the median."
+        " Energy comes from counters where there are any"
         " (last minus first, resets mended), else from power, integrated; to each case, trial, epoch and stage by"
         " its times and nodes, with straight lines between samples."
     ]

@@ -82,7 +82,8 @@ def _of_joint(claim: Claim, results: Results, column: str, what: str) -> Found:
     reason = f"{value:.0f} {what} of {count(best['sets'], 'dataset')}"
     if stand_ins:
         verdict = "inconclusive"
-        reason += f"; {stand_ins} of the {best['sets']} {'is a stand-in' if stand_ins == 1 else 'are stand-ins'} for the paper's"
+        verb = "is a stand-in" if stand_ins == 1 else "are stand-ins"
+        reason += f"; {stand_ins} of the {best['sets']} {verb} for the paper's"
     return Found(verdict, reason, (value, None, None), _basis(stand_ins > 0), [best["folder"]])
 
 

@@ -145,7 +145,8 @@ def notes(records: list[Record]) -> list[str]:
         threads = record.facts["observed"]["threads"]
         if busy > threads + BUSY:
             said.append(
-                f"Other work was running beside this (load {busy:.1f} for {count(threads, 'thread')}): read the intervals."
+                f"Other work was running beside this (load {busy:.1f} for {count(threads, 'thread')}):"
+                " read the intervals."
             )
         return said
     return ["No complete case."]

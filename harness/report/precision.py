@@ -45,7 +45,8 @@ def paragraphs(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFr
     """Device, data, and what the verdicts come to."""
     first = costs.iloc[0]
     said = [
-        f"{count(costs['backbone'].nunique(), 'backbone')} on {first['device']}, {threads_of(first['threads'])}. BF16: parameters,"
+        f"{count(costs['backbone'].nunique(), 'backbone')} on {first['device']}, {threads_of(first['threads'])}."
+        " BF16: parameters,"
         " sums, energies and forces in FP32, matrix products of the encoder in BF16."
     ]
     for precision, rows in inference[inference["precision"] != REFERENCE].groupby("precision", sort=False):

@@ -72,11 +72,13 @@ def paragraphs(own: Sequence[Verdict], passed_over: int) -> list[str]:
     bad, s = sum(v.is_bad for v in own), own[0].series
     commits = max((v.series.commits for v in own), key=len)
     said = [
-        f"{bad} of {len(own)} became worse between {commits[0].short} and {commits[-1].short} ({count(len(commits), 'commit')})."
+        f"{bad} of {len(own)} became worse between {commits[0].short} and {commits[-1].short}"
+        f" ({count(len(commits), 'commit')})."
     ]
     if s.source == "asv":
         said.append(
-            f"{count(max(v.series.rounds for v in own), 'round')}, each over all commits in an order by chance, so that a drift"
+            f"{count(max(v.series.rounds for v in own), 'round')}, each over all commits in an order by"
+            " chance, so that a drift"
             " of the machine is common to them; of each round the least time counts. Percentages: medians over rounds,"
             " each compared within itself, with their interval; n: values before and after."
         )

@@ -44,7 +44,8 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
     """What was screened, and whether nothing was left out or taken twice."""
     proven = int(runs["proven"].sum())
     said = [
-        f"{count(len(runs), 'screening')}, {count(runs['candidates'].sum(), 'candidate')}; of {proven} of them a checksum over"
+        f"{count(len(runs), 'screening')}, {count(runs['candidates'].sum(), 'candidate')};"
+        f" of {proven} of them a checksum over"
         " the indices"
         " proves that every candidate was taken once. The rate of the device alone counts evaluation, as the"
         " paper's does;"

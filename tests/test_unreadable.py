@@ -345,7 +345,8 @@ def test_git_is_asked_whatever_its_user_has_configured(tmp_path: Path, monkeypat
     home.mkdir()
     settings = {
         "log.showSignature": "true", "i18n.logOutputEncoding": "UTF-16", "format.pretty": "fuller",
-        "color.ui": "always", "core.pager": "false", "diff.external": "false", "log.mailmap": "true", "user.name": "A", "user.email": "a@b.c",
+        "color.ui": "always", "core.pager": "false", "diff.external": "false", "log.mailmap": "true",
+        "user.name": "A", "user.email": "a@b.c",
         "gpg.program": "false", "log.decorate": "full", "log.date": "relative", "core.quotePath": "true",
     }  # fmt: skip
     monkeypatch.setenv("HOME", str(home))

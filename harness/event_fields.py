@@ -300,5 +300,7 @@ PLAIN_FACTS: dict[str, Any] = {
     "memory": listed({"task": Text, "precision": Text, "peak_bytes": Bytes | None}),
     "reading": listed(READING) | typed(READING),
 }  # fmt: skip
+# Of an event, a field that is never there without others.
+TOGETHER = {"trial": ("objective", ("energy_mae_ev_per_atom", "force_mae_ev_per_a", "graphs_per_s"))}
 # Of an event, a field that cannot exceed another.
 ORDERED = {"trial": ("began_s", "ended_s"), "rank": ("evaluated", "candidates")}

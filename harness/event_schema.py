@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from harness.errors import did_you_mean, shortened
-from harness.event_fields import COMMON, EVENTS, FACTS, ORDERED, PLAIN_FACTS, Text, Time, typed
+from harness.event_fields import COMMON, EVENTS, FACTS, ORDERED, PLAIN_FACTS, TOGETHER, Text, Time, typed
 from harness.events import VERSION, Event
 
 # Version of a log -> what makes an event of the next version of one of this; None: they are the same.
@@ -79,6 +79,10 @@ def find_fault(program: str, events: Sequence[Event]) -> tuple[int, str] | None:
             less, more = ORDERED[kind]
             if event[less] > event[more]:
                 return k, f"{kind}: {less} is {event[less]:g}, expected at most {more}, {event[more]:g}"
+            first, others = TOGETHER.get(kind, (less, ()))
+            lost = next((name for name in others if event.get(name) is None), None)
+            if lost is not None and event[first] is not None:
+                return k, f"{kind}: {lost} is missing, and {first} is {event[first]:g}"
     return None
 
 

@@ -146,7 +146,7 @@ def test_the_page_stands_alone_and_escapes_what_it_quotes(tmp_path: Path) -> Non
     assert "A &lt;CPU&gt; &amp; co" in page
     assert "A <CPU>" not in page
     text = (tmp_path / "report.md").read_text()
-    assert "A <CPU> & co" in text
+    assert "A &lt;CPU> &amp; co" in text
     for image in text.split("](")[1:]:
         assert (tmp_path / image.split(")")[0]).is_file()
 

@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.events import VERSION, EventLog, read_run
 from harness.jobs.files import append_below, write_below, write_text
 from harness.jobs.outcome import ended, exit_of, last_progress
-from harness.report.blocks import ordinal, quantity
+from harness.report.blocks import DASH, View, ordinal, quantity
 from harness.report.figures import file_name
 from harness.report.render import escape, report
 from harness.text import count
@@ -370,3 +370,8 @@ def test_git_is_asked_whatever_its_user_has_configured(tmp_path: Path, monkeypat
     assert commits.place(repo, second.hash) == 2
     assert provenance.run_git(repo, "status", "--porcelain") == ""
     assert commits.told(repo, "f" * 40) is None
+
+
+def test_a_value_that_is_open_is_a_dash() -> None:
+    view = View("t", ["a", "b"], [[None, "x"]])  # type: ignore[list-item]
+    assert view.rows == [[DASH, "x"]]

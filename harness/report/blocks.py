@@ -39,6 +39,11 @@ def raw_records(folder: str, deep: int = 3) -> Link:
 Cell = str | Link | tuple[Link, ...]
 
 
+def as_cell(value: Any) -> Cell:
+    """A value as a cell: text and links as they are, a dash for None."""
+    return value if isinstance(value, (str, Link, tuple)) else DASH if value is None else str(value)
+
+
 @dataclass(frozen=True)
 class View:
     """A table to print: a title, column heads, rows of text and links, and a note under it."""
@@ -47,6 +52,10 @@ class View:
     columns: list[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        """Show a dash where a record leaves a value open."""
+        object.__setattr__(self, "rows", [[as_cell(cell) for cell in row] for row in self.rows])
 
 
 @dataclass(frozen=True)

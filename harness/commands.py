@@ -67,6 +67,8 @@ def do_run(arguments: Namespace) -> int:
         return do_plan(arguments)
     progress = Progress(quiet=arguments.quiet)
     outcomes: list[Outcome] = []
+    refused: list[str] = []
+    is_stalled = False
     found_campaigns = campaigns(arguments)
     check_cost(arguments, found_campaigns)
     for campaign in found_campaigns:
@@ -82,9 +84,15 @@ def do_run(arguments: Namespace) -> int:
         )
         found = campaign.run(orders, progress)
         outcomes += found
+        if campaign.submission is not None:
+            refused += dict.fromkeys(campaign.submission.refused.values())
+        is_stalled = is_stalled or (submit and is_incomplete(campaign, found, orders.wait))
         if not here:
             tell_how_to_go_on(campaign, found, submit)
-    return concluded(arguments, outcomes)
+    code = concluded(arguments, outcomes)
+    if refused:
+        raise UsageError("\n".join(refused))
+    return code or (INCOMPLETE if is_stalled else DONE)
 
 
 def do_collect(arguments: Namespace) -> int:
@@ -114,7 +122,7 @@ def taken_in(arguments: Namespace) -> int:
 
 def do_status(arguments: Namespace) -> int:
     """Print where every case stands; 3 if any is not done."""
-    os.environ.setdefault("HARNESS_PATIENCE_S", "5")  # a look does not wait for a scheduler that is away
+    os.environ.setdefault("GFM_HARNESS_PATIENCE_S", "5")  # a look does not wait for a scheduler that is away
     outcomes = [o for campaign in campaigns(arguments) for o in campaign.status()]
     width = max(len(o.case.name) for o in outcomes)
     for o in outcomes:
@@ -270,11 +278,22 @@ def concluded(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
     states = Counter(o.state for o in outcomes)
     if any(states[s] for s in ("done", "failed", "lost")):
         do_report(arguments)
-    failed = states["failed"] + states["lost"]
+    failed = states["failed"] + states["lost"] + states["cancelled"]
     if failed:
         said = f"{failed} case{'s' * (failed > 1)} did not end well; with --retry the same command runs them again"
         print(said, file=sys.stderr)
     return INCOMPLETE if failed + states["blocked"] else DONE
+
+
+def is_incomplete(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
+    """Whether cases are left that no job is under way for, or that waiting has not ended."""
+    states = Counter(o.state for o in outcomes)
+    under_way = states["waiting"] + states["running"]
+    if has_waited:
+        return under_way + states["not run"] > 0
+    submission = campaign.submission
+    nothing_taken = submission is not None and bool(submission.held_back) and submission.submitted == 0
+    return nothing_taken or (states["not run"] > 0 and under_way == 0)
 
 
 def check_cost(arguments: Namespace, found: Sequence[Campaign]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 
 import pytest
@@ -13,54 +12,23 @@ from harness.jobs import commands, pbs
 from harness.jobs.commands import CommandFailed, SchedulerBusy
 from harness.jobs.pbs import PbsScheduler
 from harness.jobs.scheduler import Ending, Queued, QueueFull, Refused
+from tests import stand_ins
+from tests.stand_ins import Programs, says
 
 RECORDED = Path(__file__).parent / "recorded"
-STAND_IN = """\
-#!/bin/sh
-name=$(basename "$0")
-folder=$(dirname "$0")
-echo "$name $*" >> "$folder/calls"
-n=$(grep -c "^$name " "$folder/calls")
-while ! [ -e "$folder/$name.$n" ]; do n=$((n - 1)); done
-. "$folder/$name.$n"
-"""
-
-
-class Server:
-    """Programs named qstat, qsub and qdel that answer as told, the last answer again and again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("qstat", "qsub", "qdel"):
-            (folder / name).write_text(STAND_IN)
-            (folder / name).chmod(0o755)
-            self.answers(name, "exit 0")
-
-    def answers(self, program: str, *lines: str) -> None:
-        for number, line in enumerate(lines, start=1):
-            (self.folder / f"{program}.{number}").write_text(f"{line}\n")
-
-    @property
-    def calls(self) -> list[str]:
-        path = self.folder / "calls"
-        return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("LOGNAME", "pbsuser")
     monkeypatch.setattr(commands, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(commands, "LONGEST_PAUSE_S", 0.002)
-    return Server(tmp_path)
+    return Programs(tmp_path, "qstat", "qsub", "qdel")
 
 
 def prints(name: str, code: int = 0) -> str:
-    return f"cat {shlex.quote(str(RECORDED / name))}; exit {code}"
-
-
-def says(text: str, code: int) -> str:
-    return f"echo {shlex.quote(text)} >&2; exit {code}"
+    return stand_ins.prints(RECORDED / name, code)
 
 
 def jobs_of(*records: tuple[str, str]) -> str:
@@ -93,7 +61,7 @@ def jobs_of(*records: tuple[str, str]) -> str:
     ],
 )
 def test_every_recorded_job_is_known_by_its_name(
-    server: Server, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
+    server: Programs, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
 ) -> None:
     monkeypatch.setenv("LOGNAME", user)
     server.answers("qstat", prints(file))
@@ -109,39 +77,41 @@ def test_no_recorded_file_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("finished.json", None),
-        ("failed.json", None),
-        ("finished.txt", None),
-        ("walltime.json", Ending("walltime exceeded", False)),
-        ("walltime-text.json", Ending("walltime exceeded", False)),
-        ("walltime-old.json", Ending("ended by signal 15", False)),
-        ("deleted.json", Ending("ended by signal 15", False)),
-        ("deleted-queued.json", Ending("deleted while it waited", False)),
-        ("requeued.json", None),
-        ("requeued-running.json", None),
-        ("held.json", None),
-        ("running.json", None),
-        ("running.txt", None),
+        ("finished.json", Ending("finished with Exit_status 0", "completed")),
+        ("failed.json", Ending("finished with Exit_status 3", "exited")),
+        ("finished.txt", Ending("finished with Exit_status 0", "completed")),
+        ("walltime.json", Ending("walltime exceeded", "failed")),
+        ("walltime-text.json", Ending("walltime exceeded", "failed")),
+        ("walltime-old.json", Ending("ended by signal 15", "failed")),
+        ("deleted.json", Ending("deleted while it ran", "cancelled")),
+        ("deleted-queued.json", Ending("deleted while it waited", "cancelled")),
+        ("requeued.json", Ending("state Q", "alive")),
+        ("requeued-running.json", Ending("state R", "alive")),
+        ("held.json", Ending("state H", "alive")),
+        ("running.json", Ending("state R", "alive")),
+        ("running.txt", Ending("state R", "alive")),
     ],
 )
-def test_why_a_recorded_job_ended(server: Server, file: str, expected: Ending | None) -> None:
+def test_why_a_recorded_job_ended(server: Programs, file: str, expected: Ending) -> None:
     text = (RECORDED / file).read_text()
     job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
     server.answers("qstat", prints(file))
-    assert PbsScheduler().endings([job]) == ({job: expected} if expected else {})
+    assert PbsScheduler().endings([job]) == {job: expected}
 
 
 def test_what_pbs_could_not_run_may_be_tried_again() -> None:
-    assert pbs.ending_of({"job_state": "F", "Exit_status": -3}) == Ending("PBS could not run it (Exit_status -3)", True)
+    assert pbs.ending_of({"job_state": "F", "Exit_status": -3}) == Ending(
+        "PBS could not run it (Exit_status -3)", "again"
+    )
 
 
-def test_broken_json_is_asked_for_as_text(server: Server) -> None:
+def test_broken_json_is_asked_for_as_text(server: Programs) -> None:
     """The text tells the same of the job as sound JSON would."""
     with pytest.raises(ValueError, match="delimiter"):
         pbs.parse_json((RECORDED / "broken.json").read_text())
     server.answers("qstat", f"case $* in *json*) {prints('broken.json')};; *) {prints('finished.txt')};; esac")
     assert PbsScheduler().queue(["pbs_sleep"]) == []
-    assert PbsScheduler().endings(["40.pbs"]) == {}
+    assert PbsScheduler().endings(["40.pbs"])["40.pbs"].kind == "completed"
     assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
     assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
     sound = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
@@ -158,7 +128,7 @@ def test_a_variable_of_the_user_is_no_field() -> None:
     }
 
 
-def test_one_question_for_many_jobs_and_none_without(server: Server) -> None:
+def test_one_question_for_many_jobs_and_none_without(server: Programs) -> None:
     scheduler = PbsScheduler()
     assert scheduler.queue([]) == []
     assert server.calls == []
@@ -167,11 +137,11 @@ def test_one_question_for_many_jobs_and_none_without(server: Server) -> None:
     found = scheduler.queue(["pbs_sleep", "swrap_01", "STDIN"])
     assert [(queued.id, queued.state) for queued in found] == [("0.pbs", "waiting"), ("1.pbs", "running")]
     assert scheduler.queue(["other"]) == []
-    assert [queued.id for queued in scheduler.queue((), ["1.pbs", "3.pbs"])] == ["1.pbs"]
-    assert server.calls == ["qstat -f -F json"] * 3
+    assert [queued.id for queued in scheduler.queue((), ["1.pbs", "2.pbs"])] == ["1.pbs"]
+    assert server.calls == ["qstat -f -F json", "qstat -f -F json", "qstat -f 1.pbs 2.pbs"]
 
 
-def test_a_job_that_waits_tells_why(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_waits_tells_why(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "user2")
     server.answers("qstat", prints("held.json"))
     [held] = PbsScheduler().queue(["pyannote"])
@@ -180,21 +150,21 @@ def test_a_job_that_waits_tells_why(server: Server, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("code", [255, 183, 35])
-def test_a_qstat_that_fails_is_asked_again(server: Server, code: int) -> None:
+def test_a_qstat_that_fails_is_asked_again(server: Programs, code: int) -> None:
     """Such a server prints the head of an answer all the same, which would say that there are no jobs."""
     server.answers("qstat", prints("no-jobs.json", code), prints("no-jobs.json", code), prints("requeued.json"))
     assert len(PbsScheduler().queue(["pbs_sleep"])) == 1
     assert len(server.calls) == 3
 
 
-def test_a_qstat_that_keeps_failing_is_no_empty_queue(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_qstat_that_keeps_failing_is_no_empty_queue(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(commands.PATIENCE_VARIABLE, "0.05")
     server.answers("qstat", says("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
     with pytest.raises(SchedulerBusy, match="cannot connect"):
         PbsScheduler().queue(["pbs_sleep"])
 
 
-def test_a_forgotten_job_and_a_server_without_history_have_no_endings(server: Server) -> None:
+def test_a_forgotten_job_and_a_server_without_history_have_no_endings(server: Programs) -> None:
     for said, code in (
         ("qstat: Unknown Job Id 7.pbs", 153),
         ("qstat: PBS is not configured to maintain job history", 18),
@@ -203,7 +173,7 @@ def test_a_forgotten_job_and_a_server_without_history_have_no_endings(server: Se
         assert PbsScheduler().endings(["7.pbs"]) == {}
 
 
-def test_submit_tells_the_id_and_hands_on_what_comes_before(server: Server) -> None:
+def test_submit_tells_the_id_and_hands_on_what_comes_before(server: Programs) -> None:
     server.answers("qsub", "echo 12.pbs", "echo 13.pbs")
     scheduler = PbsScheduler()
     assert scheduler.submit(Path("jobs/a.sh"), "a") == "12.pbs"
@@ -211,7 +181,7 @@ def test_submit_tells_the_id_and_hands_on_what_comes_before(server: Server) -> N
     assert server.calls == ["qsub jobs/a.sh", "qsub -W depend=afterany:12.pbs:11.pbs jobs/b.sh"]
 
 
-def test_a_qsub_that_fails_for_a_while(server: Server) -> None:
+def test_a_qsub_that_fails_for_a_while(server: Programs) -> None:
     away = says("qsub: cannot connect to server pbs (errno=15010)", 1)
     server.answers("qstat", prints("no-jobs.json"))
     server.answers("qsub", away, away, "echo 14.pbs")
@@ -219,7 +189,7 @@ def test_a_qsub_that_fails_for_a_while(server: Server) -> None:
 
 
 @pytest.mark.parametrize("answer", [says("qsub: End of File", 190), "exit 0"])
-def test_a_qsub_that_was_heard_is_not_repeated(server: Server, answer: str) -> None:
+def test_a_qsub_that_was_heard_is_not_repeated(server: Programs, answer: str) -> None:
     """Its answer is lost, and the job is in the queue."""
     server.answers("qsub", answer)
     server.answers("qstat", prints("requeued.json"))
@@ -238,7 +208,7 @@ def test_a_qsub_that_was_heard_is_not_repeated(server: Server, answer: str) -> N
         "qsub: Access to queue is denied",
     ],
 )
-def test_what_is_never_taken_is_not_tried_again(server: Server, said: str) -> None:
+def test_what_is_never_taken_is_not_tried_again(server: Programs, said: str) -> None:
     server.answers("qsub", says(said, 171))
     with pytest.raises(Refused, match=said.removeprefix("qsub: ")):
         PbsScheduler().submit(Path("a.sh"), "a")
@@ -252,13 +222,13 @@ def test_what_is_never_taken_is_not_tried_again(server: Server, said: str) -> No
         "qsub: Maximum number of jobs already in queue",
     ],
 )
-def test_a_full_queue_is_no_refusal(server: Server, said: str) -> None:
+def test_a_full_queue_is_no_refusal(server: Programs, said: str) -> None:
     server.answers("qsub", says(said, 223))
     with pytest.raises(QueueFull):
         PbsScheduler().submit(Path("a.sh"), "a")
 
 
-def test_cancel_asks_for_every_job_though_some_have_ended(server: Server) -> None:
+def test_cancel_asks_for_every_job_though_some_have_ended(server: Programs) -> None:
     gone = [says("qdel: Job has finished 1.pbs", 35), says("qdel: Unknown Job Id 2.pbs", 153)]
     server.answers("qdel", *gone, "exit 0", says("qdel: cannot connect to server pbs (errno=111)", 1), "exit 0")
     scheduler = PbsScheduler()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +47,32 @@ def exit_of(folder: Path | str) -> tuple[int, float | None] | None:
 def ended(folder: Path) -> Ended | None:
     """How the case of a folder ended, if it did."""
     found = exit_of(folder)
-    if found is None:
+    return None if found is None else _judge(folder, *found)
+
+
+def ended_without_exit_code(folder: Path) -> Ended | None:
+    """How a case stands whose program came to its end, while its job was killed before it wrote the exit code.
+
+    To be asked only of a case whose job is gone: a program may hang, or fail, after its last event.
+    """
+    if exit_of(folder) is not None or not checks.has_finished(events.last_run(folder / events.FILE_NAME)):
         return None
+    return _judge(folder, None, None)
+
+
+def list_anew(folder: Path) -> None:
+    """Have the file system look again for files that it remembers as absent."""
+    with suppress(OSError):
+        os.listdir(folder)
+
+
+def _judge(folder: Path, exit_code: int | None, seconds: float | None) -> Ended:
     try:
         case = orjson.loads((folder / "case.json").read_bytes())
     except (OSError, orjson.JSONDecodeError):
         case = {}
-    state, reason = checks.judge(case, events.last_run(folder / events.FILE_NAME), found[0])
-    return Ended(state, found[0], found[1], reason)
+    state, reason = checks.judge(case, events.last_run(folder / events.FILE_NAME), exit_code)
+    return Ended(state, exit_code, seconds, reason)
 
 
 def was_begun(folder: Path | str) -> bool:
@@ -75,11 +94,20 @@ def set_aside(folder: Path) -> None:
     old = [folder / name for name in RECORDS if (folder / name).exists()]
     if not was_begun(folder):
         return
-    number = 1 + sum(1 for _ in folder.glob("attempt-*"))
-    place = folder / f"attempt-{number}"
-    place.mkdir()
+    place = _new_attempt(folder)
     for path in sorted(old, key=lambda p: p.name == CLAIM):
         path.rename(place / path.name)
+
+
+def _new_attempt(folder: Path) -> Path:
+    """Make the folder of the attempt after the newest, whichever of them have been deleted."""
+    numbers = [int(name) for path in folder.glob("attempt-*") if (name := path.name.partition("-")[2]).isdecimal()]
+    number = max(numbers, default=0)
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            (folder / f"attempt-{number}").mkdir()
+            return folder / f"attempt-{number}"
 
 
 def last_progress(folder: Path) -> events.Event | None:

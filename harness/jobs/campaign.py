@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -225,6 +226,7 @@ class Campaign:
         held = self._held({case: folder for job in gone for case, folder in job.cases.items()})
         endings = self.scheduler.endings([job.id for job in gone if job.id])
         lost: set[str] = set()
+        late: dict[str, list[str]] = defaultdict(list)
         for job in gone:
             ending = endings.get(job.id or "")
             for case, folder in list(job.cases.items()):
@@ -235,7 +237,7 @@ class Campaign:
                 if vanished.may_come(self.folder / folder, ending, job.vanished_s, self._files_s()):
                     if job.vanished_s is None:
                         journal.vanished(job.name)
-                        progress.say(vanished.describe(job.name, ending, self._files_s()))
+                        late[vanished.describe(ending, self._files_s())].append(job.name)
                 elif ended is not None:
                     self._ended(journal, progress, case, folder, ended)
                 elif journal.losses[case] >= self.plan.suite.retries:
@@ -244,6 +246,8 @@ class Campaign:
                 else:
                     journal.lost(case, vanished.reason_of(ending))
                     lost.add(case)
+        for said, jobs in late.items():
+            progress.say(f"{jobs[0]}{f' and {len(jobs) - 1} more' * (len(jobs) > 1)}: {said}")
         return [case for case in self._by_id if case in lost]
 
     def _files_s(self) -> float:

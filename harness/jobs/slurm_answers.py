@@ -39,7 +39,7 @@ DAILY = re.compile(
     r"(Assoc|QOS)(Grp|Max)\w*Limit|MaxMemPerLimit|Nodes required for job are DOWN.*"
 )
 HOPELESS = re.compile(
-    r"requeued.?held|JobHeld|JobHoldMaxRequeue|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|"
+    r"requeued.{1,4}held|JobHeld|JobHoldMaxRequeue|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|"
     r"DependencyNeverSatisfied|Invalid(Account|QOS)|(Account|QOS)NotAllowed|PerJob(Limit)?$|NotSatisfied$|DeadLine|"
     r"ReservationDeleted",
     re.IGNORECASE,

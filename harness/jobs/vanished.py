@@ -27,10 +27,10 @@ def reason_of(ending: Ending | None) -> str:
     return ending.reason if ending else "its job is gone and left no exit code"
 
 
-def describe(job: str, ending: Ending | None, limit_s: float) -> str:
-    """One line for the user that the job's files are waited for."""
-    why = f"the scheduler says {ending.reason}" if ending else "the scheduler has it no more"
-    return f"{job}: {why}, and there is no exit code yet; waiting for its files for up to {limit_s:g} s"
+def describe(ending: Ending | None, limit_s: float) -> str:
+    """What a job's files are waited for, in words for the user."""
+    why = f"the scheduler says {ending.reason}" if ending else "no longer in the queue"
+    return f"{why}, and there is no exit code yet; waiting for files for up to {limit_s:g} s"
 
 
 def may_come(folder: Path, ending: Ending | None, since_s: float | None, limit_s: float) -> bool:

@@ -34,7 +34,8 @@ QUICK = (
     ("pretrain-short",),
 )
 # Nothing runs beside benchmarks, or beside a cluster of eight nodes on one machine.
-ALONE = ("tests/test_cluster.py", "tests/test_slurm.py", "tests/test_slurm_suites.py", "tests/benchmarks")
+ALONE = ("tests/test_cluster.py", "tests/test_slurm.py", "tests/test_slurm_limits.py", "tests/test_slurm_suites.py")
+ALONE += ("tests/benchmarks",)
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from harness import events
@@ -181,6 +182,44 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
     assert set(table["case_state"]) == {"lost"}
     assert (table["samples"] > 0).all()
+    assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
+
+
+def test_a_program_that_outlives_its_jobs_shell_is_not_run_again(harness: Harness, tmp_path: Path) -> None:
+    """Nobody is there to write its exit code; its own last event says that it has come to its end."""
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, '"submitted"')
+    folder = next(journal.parent.glob("tiny-*"))
+    wait_for(folder / "events.jsonl", "sample")
+    [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
+    shell.kill()
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert not (folder / "exit_code").exists(), "the case that this test is about"
+    lines = list(events.read(folder / "events.jsonl"))
+    assert sum(e["event"] == "start" for e in lines) == 1
+    assert not list(folder.glob("attempt-*"))
+    assert journal.read_text().count('"submitted"') == journal.read_text().count('"ended"') == 1
+    assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("1 done\n")
+    assert set(pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")["case_state"]) == {"done"}
+
+
+def test_a_program_that_dies_after_its_jobs_shell_is_run_again(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 300").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, '"submitted"')
+    folder = next(journal.parent.glob("tiny-*"))
+    wait_for(folder / "events.jsonl", "sample")
+    [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
+    program = events.last_run(folder / "events.jsonl")[0]["pid"]
+    shell.kill()
+    os.kill(program, signal.SIGKILL)
+    wait_for(journal, '"submitted"', 2)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(300) == 130
     assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
 

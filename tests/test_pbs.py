@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -218,14 +219,115 @@ def test_what_is_never_taken_is_not_tried_again(server: Programs, said: str) -> 
 @pytest.mark.parametrize(
     "said",
     [
-        "qsub: would exceed queue prod's per-user limit of jobs in 'Q' state",
-        "qsub: Maximum number of jobs already in queue",
+        "would exceed queue prod's per-user limit of jobs in 'Q' state",
+        "would exceed complex's per-user limit of jobs in 'Q' state",
+        "would exceed queue generic's per-user limit",
+        "would exceed complex's per-user limit",
+        "would exceed queue prod's per-group limit",
+        "would exceed complex's per-project limit",
+        "would exceed limit on resource ncpus in complex",
+        "would exceed per-user limit on resource ncpus in queue prod",
+        "would exceed per-project limit on resource ncpus in complex for jobs in 'Q' state",
+        "would exceed group users's limit on resource ncpus in queue prod",
+        "Maximum number of jobs already in queue",
+        "Maximum number of jobs already in queue prod",
+        "Maximum number of jobs for user pbsuser already in complex",
+        "Maximum number of jobs in 'Q' state for project p already in queue prod",
+        "Queue is not enabled",
+        "Request not allowed: Server shutting down",
     ],
 )
 def test_a_full_queue_is_no_refusal(server: Programs, said: str) -> None:
-    server.answers("qsub", says(said, 223))
-    with pytest.raises(QueueFull):
+    """Words of OpenPBS, src/lib/Liblog/pbs_messages.c."""
+    server.answers("qsub", says(f"qsub: {said}", 223))
+    with pytest.raises(QueueFull, match=re.escape(said)):
         PbsScheduler().submit(Path("a.sh"), "a")
+    assert server.calls == ["qsub a.sh"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cannot connect to server pbs (errno=15010)", "No free connections", "End of File", "Batch protocol error",
+        "PBS server internal error", "Resource temporarily unavailable", "Expired credential",
+    ],
+)  # fmt: skip
+def test_a_server_that_is_away_is_asked_again_and_reported(
+    server: Programs, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answers("qsub", says(f"qsub: {said}", 1), says(f"qsub: {said}", 1), "echo 14.pbs")
+    assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
+    assert capfd.readouterr().err == f"qsub: qsub: {said}; trying again for up to 600 s\n"
+
+
+@pytest.mark.parametrize("said", ["Unknown Job Id 11.pbs", "Invalid Job Dependency", "Job has finished"])
+def test_a_dependency_that_has_ended_is_dropped(server: Programs, said: str) -> None:
+    """The script looks at the cases that it needs by itself."""
+    server.answers("qsub", f"case $* in *11.pbs*) {says(f'qsub: {said}', 153)};; *) echo 13.pbs;; esac")
+    text = (RECORDED / "running.txt").read_text()
+    [job] = pbs.parse_text(text)
+    (server.folder / "one.txt").write_text(text.replace(job, "12.pbs"))
+    server.answers("qstat", f"echo 'qstat: Unknown Job Id 11.pbs' >&2; cat {server.folder}/one.txt; exit 153")
+    assert PbsScheduler().submit(Path("c.sh"), "c", ["11.pbs", "12.pbs"]) == "13.pbs"
+    assert server.calls[-1] == "qsub -W depend=afterany:12.pbs c.sh"
+    server.answers("qstat", says("qstat: Unknown Job Id 11.pbs", 153))
+    assert PbsScheduler().submit(Path("c.sh"), "c", ["11.pbs"]) == "13.pbs"
+    assert server.calls[-1] == "qsub c.sh"
+
+
+@pytest.mark.parametrize(
+    ("answer", "job"),
+    [
+        ("14.pbs-01.site.gov", "14.pbs-01.site.gov"),
+        ("Welcome to PBS 2022.1.1\n14[].pbs\n", "14[].pbs"),
+        ("14.pbs\nyour project has 3 hours left\n", "14.pbs"),
+        ("14", "14"),
+    ],
+)
+def test_the_id_is_the_last_line_that_is_one(server: Programs, answer: str, job: str) -> None:
+    server.answers("qsub", f"cat << 'END'\n{answer}\nEND")
+    assert PbsScheduler().submit(Path("a.sh"), "a") == job
+
+
+def test_a_qsub_that_says_no_id_is_not_repeated(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(commands.PATIENCE_VARIABLE, "0.1")
+    server.answers("qsub", "echo thank you")
+    server.answers("qstat", prints("no-jobs.json"))
+    with pytest.raises(SchedulerBusy, match="no job id in its answer 'thank you'"):
+        PbsScheduler().submit(Path("a.sh"), "a")
+    assert server.calls_of("qsub") == ["qsub a.sh"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_hopeless", "reason"),
+    [
+        ({"job_state": "H", "Hold_Types": "u"}, True, "held (Hold_Types u)"),
+        ({"job_state": "H", "comment": "job held, too many failed attempts to run"}, True, "job held, too many failed"),
+        ({"job_state": "Q", "comment": "Can Never Run: Insufficient amount of resource: ncpus"}, True, "Can Never Run"),
+        ({"job_state": "Q", "comment": "Not Running: Not enough free nodes available"}, False, "Not Running"),
+        ({"job_state": "H", "Hold_Types": "s", "depend": "afterany:11.pbs@pbs"}, False, ""),
+    ],
+)
+def test_jobs_that_will_not_start_are_known(
+    server: Programs, change: dict[str, str], is_hopeless: bool, reason: str
+) -> None:
+    """Comments of pbs_sched; a job that waits for another is held too, and starts by itself."""
+    fields = {"Job_Name": "a", **change}
+    lines = "".join(f"    {name} = {value}\n" for name, value in fields.items())
+    server.answers("qstat", f"cat << 'END'\nJob Id: 12.pbs\n{lines}\nEND")
+    [queued] = PbsScheduler().queue((), ["12.pbs"])
+    assert queued.is_hopeless == is_hopeless
+    assert queued.reason.startswith(reason)
+
+
+def test_a_job_that_has_gone_hides_no_other(server: Programs) -> None:
+    text = (RECORDED / "running.txt").read_text()
+    [job] = pbs.parse_text(text)
+    (server.folder / "one.txt").write_text(text)
+    server.answers("qstat", f"cat {server.folder}/one.txt; echo 'qstat: 7.pbs Job has finished' >&2; exit 35")
+    assert [queued.id for queued in PbsScheduler().queue((), ["7.pbs", job])] == [job]
+    server.answers("qstat", says("qstat: Unknown Job Id 7.pbs", 153))
+    assert PbsScheduler().queue((), ["7.pbs"]) == []
 
 
 def test_cancel_asks_for_every_job_though_some_have_ended(server: Programs) -> None:

@@ -215,7 +215,7 @@ TASKS = [f"101_{k}" for k in range(1, 7)]
         ("101_[1-2...", "123456"),
         ("101_[7-9]", ""),
         ("10_[1-6]", ""),
-        ("101", ""),
+        ("101", "123456"),
     ],
 )
 def test_listings_of_several_tasks_stand_for_each(slurm: Programs, row: str, tasks: str) -> None:

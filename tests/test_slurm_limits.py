@@ -126,7 +126,7 @@ def test_a_waiting_array_that_was_cancelled_is_not_put_back(
     cluster.call("scancel", array)
     until("sacct has it", lambda: "CANCELLED" in cluster.call("sacct", "-n", "-X", "-P", "-o", "State", "-j", array))
     shown = cluster.call("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", array)
-    assert f"{array}_[1-4]|CANCELLED" in shown, "the case that this test is about"
+    assert f"{array}_1|" not in shown, "the case that this test is about"
     done = call(*WORDS, "--submit")
     assert done.returncode == 3, done.stderr
     assert of_fleet(cluster) == []
@@ -151,7 +151,7 @@ def test_a_running_case_that_was_cancelled_reads_so(call: Call, cluster: Cluster
 def test_a_held_job_ends_the_wait_with_its_reason(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
     write(tmp_path, ONE)
     assert call(*WORDS, "--submit").returncode == 0
-    cluster.call("scontrol", "hold", *of_fleet(cluster))
+    cluster.call("scontrol", "uhold", *of_fleet(cluster))
     done = call(*WORDS, "--wait")
     assert done.returncode == 3
     assert "JobHeldUser; by itself it will not start" in done.stderr
@@ -190,13 +190,15 @@ def test_jobs_in_a_hidden_partition_are_seen(cluster: Cluster, shut: None) -> No
     """Root sees them anyway: somebody else submits and asks."""
     cluster.run("sacctmgr", "--immediate", "add", "user", "nobody", "account=root")
     cluster.call("scontrol", "update", "partition=debug", "hidden=yes")
-    ask = "import sys; from harness.jobs.slurm import SlurmScheduler as Slurm; "
-    ask += "print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
+    # imported before the user changes, who may not read this Python's folder
+    ask = "import os, sys; from harness.jobs.slurm import SlurmScheduler as Slurm; os.setgroups([]); os.setgid(65534); "
+    ask += "os.setuid(65534); print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
 
     def as_nobody(*words: str) -> str:
+        user = {} if words[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         done = subprocess.run(
-            words, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, user=NOBODY, group=NOBODY,
-            extra_groups=[], cwd="/tmp", capture_output=True, text=True, timeout=120, check=False,
+            words, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
+            cwd="/tmp", capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

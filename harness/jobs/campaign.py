@@ -178,7 +178,7 @@ class Campaign:
             if name in there:
                 journal.submitted(name, there[name].split("_")[0])
         for job in [j for j in unknown if j.id is None and j.submission not in there]:
-            if not any(outcome.was_begun(self.folder / folder) for folder in job.cases.values()):
+            if time.time() - job.time_s >= self._files_s() and not self._was_begun(job):
                 journal.released(job.submission, "never reached the scheduler")
 
     def _adopt(self, journal: Journal, jobs: Sequence[Job]) -> list[Job]:
@@ -234,7 +234,8 @@ class Campaign:
                     continue
                 outcome.list_anew(self.folder / folder)
                 ended = outcome.ended(self.folder / folder) or vanished.judge(self.folder / folder, ending)
-                if vanished.may_come(self.folder / folder, ending, job.vanished_s, self._files_s()):
+                since_s = job.time_s if job.id is None else job.vanished_s
+                if vanished.may_come(self.folder / folder, ending, since_s, self._files_s()):
                     if job.vanished_s is None:
                         journal.vanished(job.name)
                         late[vanished.describe(ending, self._files_s())].append(job.name)
@@ -249,6 +250,9 @@ class Campaign:
         for said, jobs in late.items():
             progress.say(f"{jobs[0]}{f' and {len(jobs) - 1} more' * (len(jobs) > 1)}: {said}")
         return [case for case in self._by_id if case in lost]
+
+    def _was_begun(self, job: OpenJob) -> bool:
+        return any(outcome.was_begun(self.folder / folder) for folder in job.cases.values())
 
     def _files_s(self) -> float:
         """How long the files of a job that has ended may take to show."""

@@ -165,7 +165,7 @@ def _known(jobs: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not _has_only_ended(error):
             raise
         text = error.output
-    return parse_json(text) if text.lstrip().startswith("{") else parse_text(text)
+    return parse_text(text)
 
 
 def _has_only_ended(error: CommandFailed) -> bool:
@@ -204,7 +204,13 @@ def parse_json(text: str) -> dict[str, dict[str, Any]]:
     """Jobs of `qstat -f -F json`; raises ValueError where it is no JSON, as happens with odd environment variables."""
     if not text.strip():
         return {}
-    jobs = json.loads(text, strict=False).get("Jobs", {})
+    try:
+        answer = json.loads(text, strict=False)
+    except RecursionError:
+        raise ValueError("nested without end") from None
+    jobs = answer.get("Jobs", {}) if isinstance(answer, dict) else None
+    if not isinstance(jobs, dict):
+        raise ValueError("no jobs in it")
     return {str(job): fields for job, fields in jobs.items() if isinstance(fields, dict)}
 
 

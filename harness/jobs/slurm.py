@@ -103,6 +103,8 @@ class SlurmScheduler(Scheduler):
 
 def _list_all(*options: str) -> str:
     words = ["squeue", "--all", *options, "--noheader", "--array", f"--format={answers.FORMAT}"]
+    if "--me" in options:  # no id is asked for, so that none can be unknown
+        return commands.patiently(words)
     return commands.patiently(words, hopeless=_is_unknown)
 
 

@@ -172,16 +172,17 @@ def read_controller(text: str, ids: Collection[str]) -> dict[str, Ending]:
 
 def _endings(rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Collection[str]) -> dict[str, Ending]:
     """What rows of job and state say of jobs: a task's own row counts before one of several, a later before another."""
-    single: dict[str, Ending] = {}
+    whole: dict[str, Ending] = {}
     several: dict[str, Ending] = {}
+    single: dict[str, Ending] = {}
     by_base = _by_base(ids)
     for row, state in rows:
         word = state.split()[0].rstrip("+") if state.split() else ""
         kind = KINDS.get(word)
         if kind is not None and JOB.fullmatch(row):
-            found = single if is_job(row) else several
+            found = (single if row in ids else whole) if is_job(row) else several
             found.update(dict.fromkeys(_members(row, by_base), Ending(state, kind)))
-    return several | single
+    return whole | several | single
 
 
 def _by_base(ids: Collection[str]) -> dict[str, list[str]]:
@@ -192,12 +193,15 @@ def _by_base(ids: Collection[str]) -> dict[str, list[str]]:
 
 
 def _members(row: str, by_base: Mapping[str, list[str]]) -> list[str]:
-    """Those of the jobs, given by their arrays, that a printed id such as `101_[1-6%2]` stands for."""
+    """Those of the jobs, given by their arrays, that a printed id such as `101_[1-6%2]` stands for.
+
+    An array of which no task has ever started may be listed as `101`.
+    """
     parts = JOB.fullmatch(row)
     if parts is None:
         return []
     asked = by_base.get(parts[1], [])
     if parts[3] is None:
-        return [job for job in asked if job == row]
+        return [job for job in asked if job == row] if parts[2] else asked
     tasks = read_tasks(parts[3])
     return [job for job in asked if (task := job.partition("_")[2]).isdigit() and tasks.has(int(task))]

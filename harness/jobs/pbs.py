@@ -6,6 +6,7 @@ import getpass
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,9 @@ def _known(jobs: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not _has_only_ended(error):
             raise
         text = error.output
+    with suppress(ValueError):
+        if text.startswith("{"):  # servers that are set to answer so
+            return parse_json(text)
     return parse_text(text)
 
 

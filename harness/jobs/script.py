@@ -36,7 +36,7 @@ shift
 # shellcheck disable=SC2317  # not every launcher asks for it
 first() {{ echo "$nodes"; }}
 trial=${{*: -1}}
-mark() {{ if [ -n "${{HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}
+mark() {{ if [ -n "${{GFM_HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}
 status=0
 mark start
 {launch}    "$@" || status=$?

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-EVERY, FOLDER = "HARNESS_SAMPLER_S", "HARNESS_TELEMETRY"
+EVERY, FOLDER = "GFM_HARNESS_SAMPLER_S", "GFM_HARNESS_TELEMETRY"
 TELEMETRY = "telemetry"
 # A kill loses at most so many seconds of samples.
 HELD_S = 20.0

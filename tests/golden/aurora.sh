@@ -95,7 +95,7 @@ source "$HOME/gfm-harness-aurora/bin/activate"
 python=python
 
 # Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
-export HARNESS_SAMPLER_S=5
+export GFM_HARNESS_SAMPLER_S=5
 
 "$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 

@@ -37,7 +37,7 @@ PATH=/environment/bin:$PATH
 python=/environment/bin/python
 
 # Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
-export HARNESS_SAMPLER_S=1
+export GFM_HARNESS_SAMPLER_S=1
 
 "$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 

@@ -108,7 +108,7 @@ def _write(folder: Path, name: str, run: Run) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parameters = parameters_of(run)
     size = {key: parameters[key] for key in ("ranks", "nodes") if key in parameters}
-    case = {"id": name, "name": name, "suite": CAMPAIGN, "system": "original", "program": PROGRAM,
+    case: dict[str, Any] = {"id": name, "name": name, "suite": CAMPAIGN, "system": "original", "program": PROGRAM,
             "parameters": parameters, "point": {}, "source": sanitize_line(str(run.folder)), **size}  # fmt: skip
     notes = [sanitize_line(note) for note in notes_of(run)]
     events: list[dict[str, Any]] = [{"event": "start"}, *events_of(run)]

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.collect.telemetry.curves import Floats
 from harness.collect.telemetry.export import ABOUT_JOB
 from harness.collect.telemetry.quantities import FIGURE_OF_MERIT, host_of, quantity_of
-from harness.collect.telemetry.series import Faults, Series
+from harness.collect.telemetry.series import Faults, Floats, Series, timed
 
 PATTERN = "omnistat-*.csv"
 FIRST, LAST = "metric", "timestamp"

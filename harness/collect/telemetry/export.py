@@ -18,9 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from harness.collect.telemetry.curves import Floats
 from harness.collect.telemetry.quantities import ABOUT, ANNOTATION, FIGURE_OF_MERIT, JOB, host_of, quantity_of
-from harness.collect.telemetry.series import Faults, Series
+from harness.collect.telemetry.series import FIRST_S, LAST_S, Faults, Floats, Series, timed
 
 ABOUT_JOB = {ANNOTATION, JOB, ABOUT}
 NO_JSON, NO_SERIES, UNEQUAL, TORN = (

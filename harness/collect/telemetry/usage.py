@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.collect.telemetry.clocks import offsets_of
-from harness.collect.telemetry.curves import Floats
 from harness.collect.telemetry.quantities import COMPONENTS, ORIGINS, host_of
-from harness.collect.telemetry.series import Series, Source
+from harness.collect.telemetry.series import Floats, Series, Source
 from harness.collect.telemetry.sums import ENOUGH, HIGHEST, MEANS, Gathered, Pieces, take
 from harness.collect.telemetry.windows import Window
 

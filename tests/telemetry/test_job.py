@@ -79,7 +79,6 @@ def test_a_job_s_telemetry_is_exported_before_the_server_goes_and_becomes_energy
     assert float(row["energy_j"]) == pytest.approx(200 * float(row["seconds"]), rel=0.05)
     assert float(row["energy_per_result_j"]) == pytest.approx(float(row["energy_j"]) / float(row["results"]))
     assert (row["energy_by"], row["energy_scope"]) == ("power integrated", "accelerators")
-    assert "J/structure" not in (tmp_path / "results/ladder.html").read_text()  # stages are too short for 0.5 s
     assert "power integrated" in (tmp_path / "results/cost.html").read_text()
 
 

@@ -107,7 +107,7 @@ def _write(folder: Path, name: str, run: Run) -> Path:
     """Write the run folder; one of an earlier call is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = parameters_of(run)
-    size = {key: parameters[key] for key in ("ranks", "nodes") if key in parameters}
+    size: dict[str, Any] = {key: parameters[key] for key in ("ranks", "nodes") if key in parameters}
     case: dict[str, Any] = {"id": name, "name": name, "suite": CAMPAIGN, "system": "original", "program": PROGRAM,
             "parameters": parameters, "point": {}, "source": sanitize_line(str(run.folder)), **size}  # fmt: skip
     notes = [sanitize_line(note) for note in notes_of(run)]

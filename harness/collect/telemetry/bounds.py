@@ -60,7 +60,7 @@ def _dips(times: Floats, values: Floats, high: float, most: Floats) -> Mask:
 def _without_leaps(
     times: Floats, values: Floats, high: float, faults: Faults, name: str
 ) -> tuple[Floats, Floats, Mask]:
-    """Leave out samples to which a counter leapt and from which it came back; where it stayed, that interval is unknown."""
+    """Leave out samples to which a counter leapt and came back from; where it stayed, that interval is unknown."""
     gains = np.diff(values)
     leaps = np.flatnonzero(gains > high * (np.diff(times) + LAG_S))
     faults.add(LEAPS, name, len(leaps))

@@ -112,7 +112,8 @@ def test_a_csv_file_with_an_open_quote_is_read_but_for_that_cell(tmp_path: Path)
 @pytest.mark.parametrize(
     "content",
     [
-        "5", "[]", '{"version": VERSION}', '{"version": VERSION, "sources": 5}', '{"version": VERSION, "sources": {"KEY": 5}}',
+        "5", "[]", '{"version": VERSION}', '{"version": VERSION, "sources": 5}',
+        '{"version": VERSION, "sources": {"KEY": 5}}',
         '{"version": VERSION, "sources": {"KEY": {"usages": [5], "told": "", "faults": ""}}}',
         '{"version": VERSION, "sources": {"KEY": {"usages": [{"energy_j": 7}], "told": [], "faults": ""}}}',
         "[" * 100_000,

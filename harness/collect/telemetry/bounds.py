@@ -14,6 +14,8 @@ NONSENSE = "counter samples that were nonsense"
 LAG_S = 1.0
 # A counter that leaps more often is of no use.
 MOST_LEAPS = 100
+# No counter gets so far, whatever it counts.
+MOST_COUNTED = 1e30
 Mask = NDArray[np.bool_]
 
 
@@ -32,7 +34,7 @@ def drop_impossible(
         faults.add(OUTSIDE, name, int((~good).sum()))
         kept = np.flatnonzero(good)
         return times[kept], values[kept], np.diff(kept) > 1
-    good = values >= 0
+    good = (values >= 0) & (values <= MOST_COUNTED)
     faults.add(OUTSIDE, name, int((~good).sum()))
     times, values = times[good], values[good]
     most = high * (np.diff(times) + LAG_S)

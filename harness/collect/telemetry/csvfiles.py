@@ -68,7 +68,8 @@ class CsvExport:
         """Those that the harness has a use for."""
         for one in self._every():
             if one.labels.get("__name__") == FIGURE_OF_MERIT:
-                new = np.concatenate([[True], np.diff(one.values) != 0])
+                new = np.ones(len(one.values), dtype=bool)
+                new[1:] = one.values[1:] != one.values[:-1]
                 yield Series(one.labels, one.times[new], one.values[new])
             elif quantity_of(one.labels) is not None:
                 yield one

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.datasets import references
+from harness.reference.datasets.assignment import split_frames
 from harness.reference.datasets.mini import load_frames, mini_set
 from harness.reference.datasets.references import References
 from harness.reference.datasets.sources import source
-from harness.reference.datasets.splits import SPLITS, split_of
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.graphs import Graph, neighbour_graph
@@ -126,13 +127,13 @@ def shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
 def parted(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
     """A shipped set, or its first `limit` structures, by split: `held_out` of it for tests, half of that to validate.
 
-    All frames of a molecule, material, reaction or trajectory fall into one split; references are of the training
-    split alone. Raises InputError if that is empty.
+    All frames of a molecule, material, reaction or trajectory fall into one split, and so do equal structures;
+    references are of the training split alone. Raises InputError if that is empty.
     """
     entry = mini_set(name)
     frames = load_frames(entry)
     frames = frames[np.arange(len(frames)) < (limit or len(frames))]
-    of = split_of(frames.groups, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
+    of = split_frames(frames, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
     train = frames[of == 0]
     if not len(train):
         raise InputError(f"set {name!r}: no structure is left for training")

@@ -114,6 +114,8 @@ def concluded(found: dict[str, object]) -> str:
     empty = [name for name in SPLITS if name not in c["splits"]]
     if empty:
         others += f"; no {' and no '.join(empty)}, too few groups to part"
+    if c["repeats"]:
+        others += f"; {c['repeats']:,} structures repeat another's geometry and are in its split"
     return (
         f"{c['written']:,} structures ({splits}) of {about['role']} {about['level']};"
         f" {'left out: ' + left if left else 'none left out'}{others}{rate}"

@@ -24,7 +24,7 @@ from harness.reference.datasets.sources import Source
 from harness.reference.datasets.spool import Spool, Summary
 from harness.reference.errors import InputError
 
-VERSION = 1  # of what is written; another one does not carry on an older spool
+VERSION = 2  # of what is written; another one does not carry on an older spool
 Progress = Callable[[int, int, str], None]
 
 
@@ -85,6 +85,8 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
         "resumed": resumed,
         "structures_per_s": None if resumed else read / seconds,
         "labels": found.pop("labels"),
+        "repeats": found.pop("repeats"),
+        "regrouped": found.pop("regrouped"),
         "stress_dropped": found.pop("without_stress"),
         "splits": splits,
         **{name: value for name, value in asdict(order.rules).items() if name != "charges"},

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from harness.reference.datasets.assignment import Assignment, assign_splits
 from harness.reference.datasets.reading import TRAINING, UNLABELLED, Rules
 from harness.reference.datasets.references import Fit, References
-from harness.reference.datasets.splits import SPLITS, digests
+from harness.reference.datasets.repeats import Notes, find_repeats
+from harness.reference.datasets.splits import SPLITS, digests, places, split_at
 from harness.reference.datasets.spool import Spool, Summary
 from harness.reference.datasets.statistics import Statistics
 from harness.reference.edges import Edges
@@ -34,7 +36,7 @@ def merge(
     rules: Rules,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out.
+    """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out, repeats.
 
     What is left out here: duplicates, and structures without forces where others have them. Stress is kept only if all
     have it. Raises InputError if nothing is left to write.
@@ -47,9 +49,14 @@ def merge(
         raise InputError(f"{_name_of(spool, len(summaries), twins)!r} is the id of more than one structure")
     unforced = sum(s["without_forces"] for s in summaries)
     stress = not any(s["without_stress"] for s in summaries)
-    kept = _Kept(spool, len(summaries), twins, forces=unforced < expected, stress=stress)
+    notes: list[Notes] = [spool.array(part, "notes") for part in range(len(summaries))]
+    if 0 < unforced < expected:
+        notes = [part[part["forces"]] for part in notes]
+    repeats = find_repeats(notes)
+    moves = Moves(assign_splits(notes, repeats.links), notes, rules.split_seed)
+    kept = _Kept(spool, len(summaries), twins, moves, forces=unforced < expected, stress=stress)
     fit, degrees = _fitted(spool, summaries)
-    if twins or 0 < unforced < expected:
+    if twins or 0 < unforced < expected or moves.count:
         fit, degrees = _fitted_again(replace(kept, left_out=Counter(), seen=set()))
     if not fit.structures:
         raise InputError(f"{store.name}: no structure falls into the training set, too few groups to split")
@@ -78,7 +85,33 @@ def merge(
         "labels": ["energy", *["forces"] * kept.forces, *["stress"] * stress],
         "without_stress": 0 if stress else expected - sum(s["without_stress"] for s in summaries),
         "left_out": dict(+kept.left_out),
+        "repeats": repeats.count,
+        "regrouped": moves.count,
     }
+
+
+class Moves:
+    """Structures that go to another split than the one that they were read into. count: how many."""
+
+    def __init__(self, assignment: Assignment, notes: Sequence[Notes], seed: int) -> None:
+        self._assignment, self._seed = assignment, seed
+        self._routes: list[frozenset[tuple[int, int]]] = []
+        self.count = 0
+        for part in notes:
+            before, after = split_at(part["place"]), assignment.split_of(part["place"])
+            moved = before != after
+            self.count += int(moved.sum())
+            self._routes.append(frozenset(zip(before[moved].tolist(), after[moved].tolist(), strict=True)))
+
+    def find_origins(self, part: int, split: int) -> list[int]:
+        """Return the splits of a part, as read, that hold structures of this split."""
+        return [k for k in range(len(SPLITS)) if k == split or (k, split) in self._routes[part]]
+
+    def select(self, frames: Frames, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether each structure of a block, read into origin, goes to this split, [g]."""
+        if all(first != origin for first, _ in self._routes[part]):
+            return np.ones(len(frames), dtype=bool)
+        return np.asarray(self._assignment.split_of(places(frames.groups, seed=self._seed)) == split)
 
 
 @dataclass
@@ -91,6 +124,7 @@ class _Kept:
     spool: Spool
     parts: int
     twins: frozenset[int]
+    moves: Moves
     forces: bool
     stress: bool
     left_out: Counter[str] = field(default_factory=Counter)
@@ -99,16 +133,24 @@ class _Kept:
     def blocks(self, split: int) -> Iterator[tuple[Frames, Edges | None]]:
         """All blocks of a split, part by part."""
         for part in range(self.parts):
-            for frames, edges in self.spool.blocks(part, split):
-                if self.forces and frames.forces is None:
-                    self.left_out[UNLABELLED] += len(frames)
-                    continue
-                doubled = self._doubled(frames)
-                self.left_out["duplicate"] += int(doubled.sum())
-                if not doubled.all():
-                    own = frames[~doubled] if doubled.any() else frames
-                    pairs = edges.without(doubled) if edges is not None and doubled.any() else edges
-                    yield (own if self.stress else replace(own, stress=None)), pairs
+            for origin in self.moves.find_origins(part, split):
+                for frames, edges in self.spool.blocks(part, origin):
+                    here = self.moves.select(frames, part, origin, split)
+                    if here.all():
+                        yield from self._usable(frames, edges)
+                    elif here.any():
+                        yield from self._usable(frames[here], None if edges is None else edges.without(~here))
+
+    def _usable(self, frames: Frames, edges: Edges | None) -> Iterator[tuple[Frames, Edges | None]]:
+        if self.forces and frames.forces is None:
+            self.left_out[UNLABELLED] += len(frames)
+            return
+        doubled = self._doubled(frames)
+        self.left_out["duplicate"] += int(doubled.sum())
+        if not doubled.all():
+            own = frames[~doubled] if doubled.any() else frames
+            pairs = edges.without(doubled) if edges is not None and doubled.any() else edges
+            yield (own if self.stress else replace(own, stress=None)), pairs
 
     def _doubled(self, frames: Frames) -> np.ndarray[Any, np.dtype[np.bool_]]:
         doubled = np.zeros(len(frames), dtype=bool)

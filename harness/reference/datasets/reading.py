@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 from harness.reference.datasets.formats.checks import check
 from harness.reference.datasets.formats.reader import Format, Part
 from harness.reference.datasets.references import Fit
+from harness.reference.datasets.repeats import NOTE, Notes, note_shapes, sort_notes
 from harness.reference.datasets.sources import Source
-from harness.reference.datasets.splits import SEED, SPLITS, digests, split_of
+from harness.reference.datasets.splits import SEED, SPLITS, digests, split_at
 from harness.reference.datasets.spool import PartWriter, Summary
 from harness.reference.edges import Edges, neighbours
 from harness.reference.errors import InputError
@@ -70,6 +71,7 @@ class Tally:
     degrees: Counter[int] = field(default_factory=Counter)
     fit: Fit = field(default_factory=Fit)
     digests: list[NDArray[np.uint64]] = field(default_factory=list)
+    notes: list[Notes] = field(default_factory=list)
 
     def fault(self, fault: Fault, rules: Rules, where: Path) -> None:
         """Count one; raises InputError where none is allowed."""
@@ -118,7 +120,8 @@ def read_part(order: PartOrder) -> Summary:
             tally.fault(Fault("the rest of it", UNREADABLE, str(error)), rules, path)
         summary = tally.summary()
         ids = np.concatenate(tally.digests) if tally.digests else np.zeros(0, dtype=np.uint64)
-        writer.finish(summary, {"ids": ids, "fit": tally.fit.factor})
+        notes = sort_notes(np.concatenate([np.zeros(0, dtype=NOTE), *tally.notes]))
+        writer.finish(summary, {"ids": ids, "fit": tally.fit.factor, "notes": notes})
     return summary
 
 
@@ -144,7 +147,9 @@ def _take(frames: Frames, order: PartOrder, tally: Tally, writer: PartWriter) ->
     tally.read += len(sound)
     tally.without_forces += len(sound) if sound.forces is None else 0
     tally.without_stress += len(sound) if sound.stress is None or np.isnan(sound.stress).any() else 0
-    split = split_of(sound.groups, seed=rules.split_seed)
+    notes = note_shapes(sound, seed=rules.split_seed)
+    tally.notes.append(notes)
+    split = split_at(notes["place"])
     for k in range(len(SPLITS)):
         mine = split == k
         if mine.any():

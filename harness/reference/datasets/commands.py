@@ -56,7 +56,8 @@ def described(entry: Source) -> str:
 
 def do_fetch(arguments: Namespace) -> int:
     """Download files that can be had by address alone; of others say what to do."""
-    from harness.reference.datasets.fetch import DOWNLOADS, chosen, fetch
+    from harness.reference.datasets.downloads import DOWNLOADS
+    from harness.reference.datasets.fetch import chosen, fetch
 
     entry = source(arguments.dataset)
     known = DOWNLOADS.get(entry.slug, ())

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 jobs incomplete, 1
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import importlib
 import os
@@ -66,11 +67,33 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+class CommandParser(Parser):
+    """A parser of one command, whose options may stand before, between and after its arguments."""
+
+    _is_mixed = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does and, if arguments are left over, once more with options and arguments apart."""
+        words = list(sys.argv[1:] if args is None else args)
+        found, rest = super().parse_known_args(words, copy.copy(namespace))
+        if not rest or self._is_mixed:
+            return found, rest
+        stop = words.index("--") if "--" in words else len(words)
+        after = [f"./{word}" if word.startswith("-") else word for word in words[stop + 1 :]]
+        self._is_mixed = True
+        try:
+            return self.parse_known_intermixed_args([*words[:stop], *after], namespace)
+        finally:
+            self._is_mixed = False
+
+
 def parser() -> Parser:
     """The command line, built from COMMANDS."""
     top = Parser(prog="harness", description="Benchmarks and reproducibility of atomistic graph foundation models.")
     top.add_argument("--version", action="version", version=f"gfm-harness {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.help, description=command.help)
         sub.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where runs and report go")

@@ -170,6 +170,15 @@ def stored(
     return Dataset(about["slug"], branch, about["role"], about["level"], samples, references.from_json(fitted), edges)
 
 
+def splits_in(path: Path) -> tuple[str, ...]:
+    """Return those of training, validation and test that a store has; raises InputError if it is not for training."""
+    with BPFile(path) as file:
+        found = tuple(split for split in SPLITS if split in file.splits)
+    if TRAINING not in found:
+        raise InputError(f"{path}: expected a split {TRAINING!r} to train on, found {', '.join(file.splits) or 'none'}")
+    return found
+
+
 def stores_in(folder: Path) -> list[Path]:
     """The stores in a folder, or one a case below it, in the order of the branches; raises InputError if none."""
     found = [*folder.glob("*.bp"), *folder.glob("*/store/*.bp")]

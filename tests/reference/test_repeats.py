@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from harness.reference.corpus import parted
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.assignment import assign_splits, split_frames
+from harness.reference.datasets.assignment import split_frames
 from harness.reference.datasets.conversion import Conversion, convert
 from harness.reference.datasets.formats import ani1x, qm7x
 from harness.reference.datasets.inputs import about_official
@@ -289,15 +289,3 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
                 splits[int(text_of(file.record(label, k)["id"]).split("/")[-2]) % 5000].add(label)
     assert len(splits) == 30
     assert all(len(found) == 1 for found in splits.values())
-
-
-@pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
-def test_small_sets_have_something_in_every_split_from_three_groups_on(groups: int) -> None:
-    rng = np.random.default_rng(groups)
-    for seed in range(30):
-        frames = from_structures([molecule(rng, 5, f"g{k}") for k in range(groups)])
-        notes = note_shapes(frames, seed=seed)
-        split = assign_splits([notes], np.zeros((0, 2), dtype=np.uint64)).split_of(notes["place"])
-        assert set(split.tolist()) == {0, 1, 2} if groups >= 3 else set(range(groups)), seed
-        if len(set(split_of(frames.groups, seed=seed).tolist())) == len(SPLITS):
-            assert np.array_equal(split, split_of(frames.groups, seed=seed))

@@ -13,6 +13,7 @@ from harness.reference.datasets.mini import mini_set
 from harness.reference.datasets.sources import SOURCES, Source, source
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
+from harness.text import sanitize, sanitize_line
 
 DONE, FAILED = 0, 1
 STORE_ENDING = ".bp"
@@ -68,7 +69,8 @@ def do_fetch(arguments: Namespace) -> int:
         raise InputError(f"{entry.slug}: say which of {', '.join(d.name for d in known)}")
     for download in chosen(entry.slug, names):
         path = fetch(download, arguments.to / entry.slug, progress(arguments.quiet))
-        print(f"{path}{' (unpack it with tar -xf before it is converted)' if '.tar' in path.name else ''}")
+        is_archive = ".tar" in path.name
+        print(f"{sanitize_line(str(path))}{' (unpack it with tar -xf before it is converted)' if is_archive else ''}")
     return DONE
 
 
@@ -95,9 +97,9 @@ def do_convert(arguments: Namespace) -> int:
     workers = arguments.workers or len(os.sched_getaffinity(0))
     store = arguments.to / (entry.slug + STORE_ENDING)
     found = convert(conversion(entry, arguments.paths, store, rules, workers), progress(arguments.quiet))
-    print(f"{store}: {concluded(found)}")
+    print(f"{sanitize_line(str(store))}: {concluded(found)}")
     for text in found["conversion"]["examples"]:
-        print(f"  left out: {text}")
+        print(f"  left out: {sanitize_line(text)}")
     return DONE
 
 
@@ -124,16 +126,20 @@ def concluded(found: dict[str, object]) -> str:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Go through files or a store; 1 if anything in them cannot be used."""
+    """Go through files or a store; 1 if anything in them cannot be used, or nothing can."""
     from harness.reference.datasets import inspection
 
+    for path in arguments.paths or [Path(arguments.dataset)]:
+        if path.is_dir() and not any(path.iterdir()):
+            print(f"{sanitize_line(str(path))}: an empty folder, with nothing to check")
+            return FAILED
     if arguments.dataset.rstrip("/").endswith(STORE_ENDING) and not arguments.paths:
         report = inspection.of_store(Path(arguments.dataset), progress(arguments.quiet))
     else:
         entry = source(arguments.dataset)
         report = inspection.of_files(entry, arguments.paths, progress(arguments.quiet))
-    print(report.told)
-    return FAILED if report.faults else DONE
+    print(sanitize(report.told))
+    return DONE if report.usable and not report.faults else FAILED
 
 
 def do_stats(arguments: Namespace) -> int:
@@ -141,7 +147,7 @@ def do_stats(arguments: Namespace) -> int:
     from harness.reference.datasets import inspection
 
     for path in stores(arguments.stores):
-        print(inspection.statistics_line(path))
+        print(sanitize_line(inspection.statistics_line(path)))
     return DONE
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets import merging
+from harness.reference.datasets.copies import refuse_copies
 from harness.reference.datasets.formats.reader import Format, Part
 from harness.reference.datasets.reading import PartOrder, Rules, read_part
 from harness.reference.datasets.sources import Source
@@ -61,6 +62,7 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
     if order.store.exists():
         raise InputError(f"{order.store}: there is a store of this name already; remove it, or choose another folder")
     parts = order.format.parts(order.paths)
+    refuse_copies(part.path for part in parts)
     spool = Spool(order.store.with_name(order.store.name + ".spool"), order.identity(parts))
     with spool.alone():
         resumed = any(spool.summary(k) for k in range(len(parts)))

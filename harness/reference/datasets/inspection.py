@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.reference.datasets.copies import refuse_copies
 from harness.reference.datasets.formats.checks import check
 from harness.reference.datasets.inputs import SHIPPED, format_of
 from harness.reference.datasets.reading import EXAMPLES, UNLABELLED, of_charges
@@ -19,6 +20,7 @@ from harness.reference.errors import InputError
 from harness.reference.frames import Fault
 from harness.reference.store.blocks import text_of
 from harness.reference.store.bp import BPFile
+from harness.text import sanitize_line
 
 STEP = 1024
 Progress = Callable[[int, int, str], None]
@@ -26,10 +28,11 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, in lines, and how many structures cannot be used."""
+    """What was found, in lines, how many structures cannot be used, and how many can."""
 
     told: str
     faults: int
+    usable: int
 
 
 def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report:
@@ -37,6 +40,7 @@ def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report
     form, official = (format_of(entry, paths), entry) if paths else (SHIPPED, None)
     found, examples, sound = Counter[str](), [], 0
     parts = form.parts(list(paths) or [Path(entry.slug)])
+    refuse_copies(part.path for part in parts)
     for number, part in enumerate(parts):
         try:
             for item in form.read(part):
@@ -47,14 +51,16 @@ def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report
                 for fault in faults:
                     found[fault.kind] += fault.count
                     if found[fault.kind] <= EXAMPLES * fault.count:
-                        examples.append(f"  {part.path.name}: {fault.where}: {fault.reason}")
+                        examples.append(f"{part.path.name}: {fault.where}: {fault.reason}")
         except InputError as error:
             found["unreadable"] += 1
-            examples.append(f"  {error}")
+            examples.append(str(error))
         progress(number + 1, len(parts), "parts read")
     counted = ", ".join(f"{n:,} {kind}" for kind, n in found.most_common())
-    told = f"{entry.slug}: {sound:,} structures can be used; {counted or 'nothing is wrong with the rest'}"
-    return Report("\n".join([told, *examples]), sum(n for kind, n in found.items() if kind != UNLABELLED))
+    rest = counted or ("nothing is wrong with the rest" if sound else "the files hold none")
+    told = f"{entry.slug}: {sound:,} structures can be used; {rest}"
+    unusable = sum(n for kind, n in found.items() if kind != UNLABELLED)
+    return Report("\n".join([told, *(f"  {sanitize_line(text)}" for text in examples)]), unusable, sound)
 
 
 def of_store(path: Path, progress: Progress) -> Report:
@@ -78,7 +84,8 @@ def of_store(path: Path, progress: Progress) -> Report:
         faults["ids that stood there before"] = len(names) - len(np.unique(names))
         splits = ", ".join(f"{file.samples(label):,} {label}" for label in file.splits)
     counted = ", ".join(f"{n:,} {kind}" for kind, n in (+faults).items())
-    return Report(f"{path}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}", faults.total())
+    told = f"{sanitize_line(str(path))}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}"
+    return Report(told, faults.total(), total)
 
 
 def _blocks(file: BPFile, label: str) -> Iterator[Any]:

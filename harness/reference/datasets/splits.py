@@ -16,7 +16,9 @@ SEED = 17  # with which every shipped set, of as few as 15 groups, has some in e
 def digests(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
     """A number for each text, the same on every machine; [k]."""
     key = salt.encode()
-    joined = b"".join(blake2b(text.encode(), digest_size=8, key=key).digest() for text in texts.tolist())
+    joined = b"".join(
+        blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8, key=key).digest() for text in texts.tolist()
+    )
     return np.frombuffer(joined, dtype="<u8")
 
 

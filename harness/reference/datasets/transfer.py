@@ -15,6 +15,7 @@ from harness.reference.errors import InputError
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60.0
+NUMBER = "[0-9]{1,18}"
 Progress = Callable[[int, int, str], None]
 
 
@@ -29,7 +30,7 @@ def receive(download: Download, partial: Path, progress: Progress) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
-        total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+        total = re.fullmatch(rf"bytes \*/({NUMBER})", error.headers.get("Content-Range") or "")
         if not ((total and int(total[1]) == have) or download.size == have or (download.md5 and not total)):
             discard(partial)  # more than there is, or another file's
             _receive_rest(download, partial, 0, progress)
@@ -128,7 +129,7 @@ def _refuse_unknown_end(download: Download, answer: http.client.HTTPResponse, to
 
 def _parse_length(answer: http.client.HTTPResponse) -> int | None:
     text = answer.headers.get("Content-Length")
-    return int(text) if text and text.isdecimal() else None
+    return int(text) if text and re.fullmatch(NUMBER, text) else None
 
 
 def _read_total(download: Download, answer: http.client.HTTPResponse, have: int) -> int | None:
@@ -137,7 +138,7 @@ def _read_total(download: Download, answer: http.client.HTTPResponse, have: int)
     if text is None:
         length = _parse_length(answer)
         return None if length is None else have + length
-    span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", text.strip())
+    span = re.fullmatch(rf"bytes ({NUMBER})-({NUMBER})/({NUMBER}|\*)", text.strip())
     if span is None or int(span[1]) != have:
         raise InputError(
             f"{download.url}: asked for the bytes from {have} on, the server answers with {text!r}; what has come is"

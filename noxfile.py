@@ -34,7 +34,8 @@ QUICK = (
     ("pretrain-short",),
 )
 # Nothing runs beside benchmarks, or beside a cluster of eight nodes on one machine.
-ALONE = ("tests/test_cluster.py", "tests/test_slurm.py", "tests/test_slurm_suites.py", "tests/benchmarks")
+ALONE = ("tests/test_cluster.py", "tests/test_slurm.py", "tests/test_slurm_limits.py", "tests/test_slurm_suites.py")
+ALONE += ("tests/benchmarks",)
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
@@ -71,7 +72,8 @@ def triton(session: nox.Session) -> str:
 
 def harness(session: nox.Session, *words: str) -> None:
     """Run the harness command with the session's own words after those given."""
-    folder = PLAN if WITH_OWN_ENVIRONMENT.intersection(session.posargs) else SHARED
+    named = {word.removeprefix("--system=") for word in session.posargs}
+    folder = PLAN if WITH_OWN_ENVIRONMENT & named else SHARED
     session.run(f"{environment(session, folder)}/harness", *words, *session.posargs)
 
 
@@ -100,13 +102,13 @@ def ladder(session: nox.Session) -> None:
 
 @nox.session
 def scaling(session: nox.Session) -> None:
-    """Weak and strong scaling: here, or `-- --system aurora -S account=...` to write its jobs, `--submit` to submit."""
+    """Weak and strong scaling: here, or `-- --system aurora` to write its jobs, `--submit` to submit them."""
     harness(session, "run", "scaling")
 
 
 @nox.session
 def hpo(session: nox.Session) -> None:
-    """Hyperparameter search for six backbones (minutes here), or `-- --system frontier -S account=...`."""
+    """Hyperparameter search for six backbones (minutes here), or `-- --system frontier` to write its jobs."""
     harness(session, "run", "hpo")
 
 
@@ -124,13 +126,13 @@ def transfer(session: nox.Session) -> None:
 
 @nox.session
 def screening(session: nox.Session) -> None:
-    """Candidates by the ten thousand here, or `-- --system frontier -S account=...` for the billion."""
+    """Candidates by the ten thousand here, or `-- --system frontier` to write jobs for the billion."""
     harness(session, "run", "screening")
 
 
 @nox.session
 def pretrain(session: nox.Session) -> None:
-    """Multi-task pretraining at laptop scale (30 minutes on two cores), or `-- --system frontier -S account=...`."""
+    """Multi-task pretraining at laptop scale (30 minutes on two cores), or `-- --system frontier` to write its jobs."""
     harness(session, "run", "pretrain")
 
 

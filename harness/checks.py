@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from harness.errors import did_you_mean
 from harness.events import Event
+from harness.text import sanitize_line
 
-State = Literal["not run", "waiting", "running", "done", "failed", "lost", "blocked"]
+State = Literal["not run", "waiting", "running", "done", "failed", "cancelled", "lost", "blocked", "unreadable"]
 STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "mean": statistics.fmean,
@@ -36,17 +37,23 @@ class Merit:
 def judge(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | None) -> tuple[State, str]:
     """The state of a case by what it left, and why it is not done.
 
-    lost: it began and there is no exit code. Done takes exit code 0, a `done` event and every sanity check.
+    lost: it began and there is no exit code. Done takes exit code 0, a `done` event and every sanity check; a program
+    that wrote `done` as its last event, and whose job was killed before it could write the exit code, is judged alike.
     """
-    if exit_code is None:
+    if exit_code is None and not has_finished(events):
         return ("lost", "it began and left no exit code") if events else ("not run", "")
-    if exit_code != 0:
+    if exit_code:
         said = [e["message"] for e in events if e["event"] == "error" and isinstance(e.get("message"), str)]
-        return "failed", said[-1] if said else f"exit code {exit_code}"
+        return "failed", sanitize_line(said[-1]) if said else f"exit code {exit_code}"
     if not any(e["event"] == "done" for e in events):
         return "failed", "exit code 0 without a `done` event"
     failures = [failure for row in case.get("sanity", ()) if (failure := sanity(row, events))]
     return ("failed", "sanity: " + "; ".join(failures)) if failures else ("done", "")
+
+
+def has_finished(events: Sequence[Event]) -> bool:
+    """Whether the last thing that the program recorded is that it is done."""
+    return bool(events) and events[-1]["event"] == "done"
 
 
 def sanity(row: Mapping[str, Any], events: Iterable[Event]) -> str | None:

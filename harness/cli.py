@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 jobs incomplete, 1
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import importlib
 import os
@@ -18,6 +19,8 @@ from typing import NoReturn
 
 from harness import __version__
 from harness.errors import Interrupted, UsageError, did_you_mean
+from harness.homes import ensure_user
+from harness.text import sanitize
 
 DONE, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -66,14 +69,36 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+class CommandParser(Parser):
+    """A parser of one command, whose options may stand before, between and after its arguments."""
+
+    _is_mixed = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does and, if arguments are left over, once more with options and arguments apart."""
+        words = list(sys.argv[1:] if args is None else args)
+        found, rest = super().parse_known_args(words, copy.copy(namespace))
+        if not rest or self._is_mixed:
+            return found, rest
+        stop = words.index("--") if "--" in words else len(words)
+        after = [f"./{word}" if word.startswith("-") else word for word in words[stop + 1 :]]
+        self._is_mixed = True
+        try:
+            return self.parse_known_intermixed_args([*words[:stop], *after], namespace)
+        finally:
+            self._is_mixed = False
+
+
 def parser() -> Parser:
     """The command line, built from COMMANDS."""
     top = Parser(prog="harness", description="Benchmarks and reproducibility of atomistic graph foundation models.")
     top.add_argument("--version", action="version", version=f"gfm-harness {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.help, description=command.help)
-        sub.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where runs and report go")
+        sub.add_argument("--out", type=place, default=Path("results"), metavar="DIR", help="where runs and report go")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
         sub.add_argument("-v", "--verbose", action="store_true", help="say more")
         if command.campaign:
@@ -93,7 +118,7 @@ def parser() -> Parser:
             sub.add_argument("a", metavar="A", help=said)
             sub.add_argument("b", metavar="B", help="the same, set against A")
             sub.add_argument("--metric", action="append", default=[], help="only metrics whose name holds this")
-            sub.add_argument("--csv", type=Path, metavar="FILE", help="all rows, as a table")
+            sub.add_argument("--csv", type=place, metavar="FILE", help="all rows, as a table")
         if command.commits:
             add_regression_options(sub)
         if command.runs:
@@ -107,7 +132,7 @@ def parser() -> Parser:
 def add_suite_options(sub: argparse.ArgumentParser, count: str) -> None:
     """What the commands that expand suites have in common."""
     sub.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file")
-    sub.add_argument("--suites", dest="folder", type=Path, metavar="DIR", help="a folder of suites of your own")
+    sub.add_argument("--suites", dest="folder", type=place, metavar="DIR", help="a folder of suites of your own")
     sub.add_argument("-n", "--name", action="append", default=[], help="only cases whose name holds this")
     sub.add_argument("-x", "--exclude", action="append", default=[], help="no cases whose name holds this")
     sub.add_argument("-t", "--tag", action="append", default=[], help="only cases with this tag")
@@ -125,8 +150,8 @@ def add_run_options(sub: argparse.ArgumentParser) -> None:
 def add_regression_options(sub: argparse.ArgumentParser) -> None:
     """What `regression` alone takes."""
     sub.add_argument("range", metavar="A..B", help="from A to B, both measured; A alone: to HEAD")
-    sub.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help="the clone (the current folder's)")
-    sub.add_argument("--config", type=Path, metavar="FILE", help="asv.conf.json, where the clone has it elsewhere")
+    sub.add_argument("--repo", type=place, default=Path(), metavar="DIR", help="the clone (the current folder's)")
+    sub.add_argument("--config", type=place, metavar="FILE", help="asv.conf.json, where the clone has it elsewhere")
     sub.add_argument("--bench", action="append", default=[], metavar="REGEX", help="only benchmarks whose name matches")
     sub.add_argument("--rounds", type=count_of, default=12, metavar="N", help="how often each commit is measured (12)")
     sub.add_argument("--steps", type=count_of, metavar="N", help="at most N commits, evenly spread over the range")
@@ -139,6 +164,21 @@ def count_of(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def place(text: str) -> Path:
+    """A file or folder whose name is text and leads somewhere."""
+    try:
+        text.encode()
+        os.stat(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"expected a name in UTF-8, got {sanitize(text)!r}") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise argparse.ArgumentTypeError(f"{text!r} is a symbolic link that leads to itself") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return Path(text)
 
 
 def positive(text: str) -> float:
@@ -181,6 +221,7 @@ def handed_over(command: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, whatever goes wrong."""
+    ensure_user()
     try:
         return carried_out(sys.argv[1:] if words is None else list(words))
     except UsageError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
+from harness.text import count, sanitize_line
 
 if TYPE_CHECKING:
     from harness.jobs.campaign import Campaign
     from harness.jobs.outcome import Outcome
-    from harness.packing import Job
     from harness.plan import Plan
     from harness.systems import Site
     from harness.track.sides import Observation
 
 DONE, FAILED, INCOMPLETE = 0, 1, 3
-CASES_SHOWN = 3
 
 
 def do_list(arguments: Namespace) -> int:
@@ -42,6 +40,7 @@ def do_list(arguments: Namespace) -> int:
 
 def do_plan(arguments: Namespace) -> int:
     """Print the jobs that a run would submit, and what they cost; with -v, their cases too."""
+    from harness.instructions import print_jobs, print_missing_settings
     from harness.packing import node_hours
 
     found = campaigns(arguments)
@@ -50,16 +49,18 @@ def do_plan(arguments: Namespace) -> int:
         most, expected = node_hours(jobs)
         cases, left = len(campaign.plan.cases), sum(len(job.cases) for job in jobs)
         print(
-            f"{campaign.plan.campaign_name}: {cases} cases, {left} to run, in {len(jobs)} jobs;"
+            f"{campaign.plan.campaign_name}: {count(cases, 'case')}, {left} to run, in {count(len(jobs), 'job')};"
             f" at most {most:.4g} node-hours, expected {expected:.4g}"
         )
         print_jobs(jobs, arguments.verbose)
+    print_missing_settings(found[0].plan.site)
     check_cost(arguments, found)
     return DONE
 
 
 def do_run(arguments: Namespace) -> int:
     """Run what is missing, or write its jobs; then report on what has ended."""
+    from harness.instructions import print_next_steps
     from harness.jobs.progress import Progress
     from harness.jobs.submission import Orders
 
@@ -67,12 +68,15 @@ def do_run(arguments: Namespace) -> int:
         return do_plan(arguments)
     progress = Progress(quiet=arguments.quiet)
     outcomes: list[Outcome] = []
+    refused: list[str] = []
+    is_stalled = False
     found_campaigns = campaigns(arguments)
     check_cost(arguments, found_campaigns)
     for campaign in found_campaigns:
-        campaign.plan.site.require_settings()
         here = not campaign.scheduler.waits
         submit = here or arguments.submit or arguments.wait
+        if submit:
+            campaign.plan.site.require_settings()
         orders = Orders(
             submit=submit,
             wait=here or arguments.wait,
@@ -82,9 +86,15 @@ def do_run(arguments: Namespace) -> int:
         )
         found = campaign.run(orders, progress)
         outcomes += found
+        if campaign.submission is not None:
+            refused += dict.fromkeys(campaign.submission.refused.values())
+        is_stalled = is_stalled or (submit and is_incomplete(campaign, found, orders.wait))
         if not here:
-            tell_how_to_go_on(campaign, found, submit)
-    return concluded(arguments, outcomes)
+            print_next_steps(campaign, found, submit)
+    code = concluded(arguments, outcomes)
+    if refused:
+        raise UsageError("\n".join(refused))
+    return code or (INCOMPLETE if is_stalled else DONE)
 
 
 def do_collect(arguments: Namespace) -> int:
@@ -114,7 +124,7 @@ def taken_in(arguments: Namespace) -> int:
 
 def do_status(arguments: Namespace) -> int:
     """Print where every case stands; 3 if any is not done."""
-    os.environ.setdefault("HARNESS_PATIENCE_S", "5")  # a look does not wait for a scheduler that is away
+    os.environ.setdefault("GFM_HARNESS_PATIENCE_S", "5")  # a look does not wait for a scheduler that is away
     outcomes = [o for campaign in campaigns(arguments) for o in campaign.status()]
     width = max(len(o.case.name) for o in outcomes)
     for o in outcomes:
@@ -127,8 +137,8 @@ def do_status(arguments: Namespace) -> int:
 def do_cancel(arguments: Namespace) -> int:
     """Take the campaigns' jobs out of the queue."""
     for campaign in campaigns(arguments):
-        count = campaign.cancel() if campaign.folder.is_dir() else 0
-        print(f"{campaign.plan.campaign_name}: {count} jobs cancelled")
+        cancelled = campaign.cancel() if campaign.folder.is_dir() else 0
+        print(f"{campaign.plan.campaign_name}: {count(cancelled, 'job')} cancelled")
     return DONE
 
 
@@ -142,11 +152,17 @@ def do_setup(arguments: Namespace) -> int:
 
 def do_report(arguments: Namespace) -> int:
     """Rebuild tables, figures, scorecard and pages from the run folders."""
+    from harness.report.blocks import quantity
     from harness.report.render import report
 
-    for s in report(arguments.out).scores:
-        value = "" if s.measured_value is None else f": {s.measured_value:.3g} {s.unit} (paper {s.paper_value:.10g})"
-        print(f"{s.id}: {s.verdict}{value}")
+    found = report(arguments.out)
+    for s in found.scores:
+        ours = "" if s.measured_value is None else f": {quantity(s.measured_value, s.unit)}"
+        value = f"{ours} (paper: {quantity(s.paper_value, s.unit)})" if ours else ""
+        print_line(f"{s.id}: {s.verdict}{value}")
+    unreadable = [r for r in found.records if r.state == "unreadable"]
+    for record in unreadable:
+        print_line(f"unreadable: {record.folder}: {record.error}")
     print(f"report: {arguments.out / 'index.html'}")
     return DONE
 
@@ -156,23 +172,33 @@ def do_promote(arguments: Namespace) -> int:
     from harness.promote import promote
 
     path = promote(arguments.out, arguments.campaign)
-    print(f"written: {path}; for example `harness run {path} --system frontier -S account=...`")
+    print(f"written: {path}; for example `harness run {path} --system frontier`")
     return DONE
 
 
 def do_check(arguments: Namespace) -> int:
-    """Judge claims and figures of merit again; 1 if one that was measured is off."""
+    """Judge claims and figures of merit again; 1 if one is off, or was to be measured and is not."""
+    from harness.report import paper
+    from harness.report.blocks import number
     from harness.report.render import report
     from harness.report.scorecard import is_off
+    from harness.report.unmeasured import find_unmeasured
 
     found = report(arguments.out)
     for s in found.scores:
         before = "; it was reproduced before" if s.reproduced_before and s.verdict != "reproduced" else ""
-        print(f"{s.id}: {s.verdict} ({s.reason}){before}")
+        print_line(f"{s.id}: {s.verdict} ({s.reason}){before}")
     for merit in found.merits.itertuples():
-        print(f"{merit.case} {merit.name}: {merit.verdict} ({merit.measured:.4g} {merit.unit}, {merit.reference:g})")
+        measured = f"{number(merit.measured, '.4g')} {merit.unit}, {merit.reference:g}"
+        print_line(f"{merit.case} {merit.name}: {merit.verdict} ({measured})")
+    unmeasured = list(find_unmeasured(found.records, found.scores, paper.load()))
+    for line in unmeasured:
+        print_line(line)
+    waiting = sum(r.state == "not run" for r in found.records)
+    if waiting:
+        print(f"{count(waiting, 'case')} not run yet: not judged")
     off = any(is_off(s) for s in found.scores) or (found.merits["verdict"] == "worse").any()
-    return FAILED if off else DONE
+    return FAILED if off or unmeasured else DONE
 
 
 def do_compare(arguments: Namespace) -> int:
@@ -190,7 +216,14 @@ def do_compare(arguments: Namespace) -> int:
     if arguments.csv is not None:
         write_text(arguments.csv, telling.table(found))
     print("\n".join(telling.lines(found, both, arguments.verbose)))
+    for record in shelf.unreadable:
+        print_line(f"not compared: {record.folder} is unreadable: {record.error}")
     return DONE
+
+
+def print_line(text: str) -> None:
+    """Print text from files on one line, without what a terminal would obey."""
+    print(sanitize_line(text))
 
 
 def named(observation: Observation, words: Sequence[str]) -> bool:
@@ -214,7 +247,7 @@ def do_regression(arguments: Namespace) -> int:
     past = report(arguments.out).past
     found = [v for v in past.verdicts if v.series.session == session.id and orders.asks_for(v.series.name)]
     for verdict in found:
-        print(f"{verdict.series.name}: {verdict}")
+        print_line(f"{verdict.series.name}: {verdict}")
     if complaints:
         print(f"some benchmarks failed on some commits: {session.folder / asv.LOG}", file=sys.stderr)
     print(f"report: {arguments.out / 'regression.html'}")
@@ -244,10 +277,18 @@ def plans(arguments: Namespace) -> list[Plan]:
 
 
 def campaigns(arguments: Namespace) -> list[Campaign]:
-    """The plans as campaigns under --out."""
+    """The plans as campaigns under --out, without the cases that are too large for the system, which are named."""
     from harness.jobs.campaign import Campaign
+    from harness.packing import split_too_large
 
-    return [Campaign(plan, arguments.out / "runs") for plan in plans(arguments)]
+    found = []
+    for plan in plans(arguments):
+        fitting, too_large = split_too_large(plan)
+        if too_large:
+            names = ", ".join(case.name for case in too_large)
+            print(f"{plan.campaign_name}: left out, since a job has at most {plan.site.nodes_allowed} nodes: {names}")
+        found.append(Campaign(fitting, arguments.out / "runs"))
+    return found
 
 
 def site(arguments: Namespace) -> Site:
@@ -270,11 +311,22 @@ def concluded(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
     states = Counter(o.state for o in outcomes)
     if any(states[s] for s in ("done", "failed", "lost")):
         do_report(arguments)
-    failed = states["failed"] + states["lost"]
+    failed = states["failed"] + states["lost"] + states["cancelled"]
     if failed:
         said = f"{failed} case{'s' * (failed > 1)} did not end well; with --retry the same command runs them again"
         print(said, file=sys.stderr)
     return INCOMPLETE if failed + states["blocked"] else DONE
+
+
+def is_incomplete(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
+    """Whether cases are left that no job is under way for, or that waiting has not ended."""
+    states = Counter(o.state for o in outcomes)
+    under_way = states["waiting"] + states["running"]
+    if has_waited:
+        return under_way + states["not run"] > 0
+    submission = campaign.submission
+    nothing_taken = submission is not None and bool(submission.held_back) and submission.submitted == 0
+    return nothing_taken or (states["not run"] > 0 and under_way == 0)
 
 
 def check_cost(arguments: Namespace, found: Sequence[Campaign]) -> None:
@@ -287,31 +339,3 @@ def check_cost(arguments: Namespace, found: Sequence[Campaign]) -> None:
     most = sum(node_hours(campaign.jobs_left(arguments.retry))[0] for campaign in found)
     if most > allowed:
         raise UsageError(f"up to {most:,.4g} node-hours, and --max-node-hours is {allowed:g}; nothing was submitted")
-
-
-def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
-    """A table of jobs; the first cases of each, or all."""
-    width = max([3, *(len(job.name) for job in jobs)])
-    if jobs:
-        print(f"  {'job':<{width}}  nodes  walltime  node-hours  cases")
-    for job in jobs:
-        names = [case.name for case in job.cases]
-        shown = names if verbose else names[:CASES_SHOWN]
-        more = f", and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        nodes = f"{job.nodes}" + (f"+{job.spares}" if job.spares else "")
-        cases = ", ".join(shown) + more
-        print(f"  {job.name:<{width}}  {nodes:>5}  {job.walltime:>8}  {job.node_hours:>10.4g}  {cases}")
-
-
-def tell_how_to_go_on(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
-    """What to type next, on stdout."""
-    counts = Counter(o.state for o in outcomes)
-    print(f"{campaign.plan.campaign_name}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
-    if not counts["not run"] and not counts["waiting"] and not counts["running"]:
-        return
-    if submitted:
-        print("later, the same command gathers what has ended and submits what is left")
-    else:
-        jobs = campaign.folder.resolve() / "jobs"
-        print("to submit the jobs, and later to gather them: the same command with --submit")
-        print(f"or by hand, one by one: {campaign.scheduler.command} {shlex.quote(str(jobs))}/JOB.sh")

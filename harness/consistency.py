@@ -9,7 +9,8 @@ from typing import Any
 from harness.errors import did_you_mean, shortened
 from harness.language import expressions
 from harness.language.document import Document, Loc, Problem
-from harness.language.expressions import Expression, ExpressionError
+from harness.language.evaluation import ExpressionError
+from harness.language.expressions import Expression
 from harness.programs import PROGRAMS
 
 # Where expressions may stand, and what they may read besides axes, variables and parameters.

@@ -71,6 +71,22 @@ def pack(plan: Plan, cases: Iterable[Case], folder: Path, seconds: Mapping[str, 
     return [_job(site, tuple(b), place, took) for b in bins]
 
 
+def split_too_large(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
+    """Return the plan without the cases that need more nodes than the system has, or a case that does, and those.
+
+    A plan of which nothing is left is returned whole, for `pack` to say why.
+    """
+    most = plan.site.nodes_allowed
+    lost: dict[str, Case] = {}
+    for case in plan.cases:  # none stands before one that it needs
+        if (most is not None and case.nodes > most) or not lost.keys().isdisjoint(case.after):
+            lost[case.folder_name] = case
+    if len(lost) == len(plan.cases):
+        return plan, ()
+    left = tuple(case for case in plan.cases if case.folder_name not in lost)
+    return Plan(plan.suite, plan.site, left), tuple(lost.values())
+
+
 def node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
     """What the jobs are charged at most, and what they should be."""
     return sum(j.node_hours for j in jobs), sum(j.expected_node_hours for j in jobs)
@@ -92,16 +108,20 @@ def _refuse_too_large(plan: Plan, case: Case) -> None:
     limits = site.system.limits
     where = plan.suite.document
     if limits.nodes is not None and nodes > limits.nodes:
-        said = f"case {case.name} takes {nodes} nodes, and a job on {site.system.name} has at most {limits.nodes}"
-        raise where.error(("resources", "nodes"), said)
+        spare = f", {site.spares} of them spare" if site.spares else ""
+        said = f"case {case.name} takes {nodes} nodes{spare}, and a job on {site.system.name} has at most"
+        raise where.error(("resources", "nodes"), f"{said} {limits.nodes}")
     allowed, asked = site.minutes_allowed(nodes), _minutes(site, [case])
     if allowed is not None and asked > allowed:
         said = (
             f"case {case.name} takes {asked:g} minutes with what a job takes beside it, and {site.system.name} allows"
         )
-        raise where.error(("resources", "minutes"), f"{said} {allowed:g} to a job of {nodes} nodes")
-    most = int(site.settings.get("ranks_per_node", 0)) if site.system.scheduler == "local" else 0
-    if most and case.ranks_per_node > most:
+        raise where.error(
+            ("resources", "minutes"), f"{said} {allowed:g} to a job of {nodes} nodes; -x {case.name} leaves it out"
+        )
+    is_set = "ranks_per_node" in site.system.settings and site.system.scheduler == "local"
+    most = site.ranks_per_node if is_set else case.ranks_per_node
+    if case.ranks_per_node > most:
         said = f"case {case.name} takes {case.ranks_per_node} ranks and this machine is set to at most {most}"
         raise UsageError(f"{said}; -S ranks_per_node={case.ranks_per_node} allows it")
 

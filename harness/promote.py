@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from harness.analysis.hpo import search_tables
 from harness.collect.runs import load
 from harness.errors import UsageError, did_you_mean
-from harness.jobs.files import write_text
+from harness.jobs.files import write_below
 from harness.parameters import ModelSizes
 
 NAME = "pretrain-promoted"
@@ -42,7 +42,7 @@ def promote(out: Path, campaign: str) -> Path:
         lines.append(f"#   {row['backbone']}: trial {row['trial']} of {row['case']}, objective {row['objective']:.4g}")
     path = out / f"{NAME}.yaml"
     text = HEAD.format(campaign=campaign, lines="\n".join(lines), path=path) + _yaml(suite(points))
-    write_text(path, text)
+    write_below(out, path.name, text)
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from functools import cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.gitclient import run_git
 
 PACKAGES = (
     "torch", "torch_geometric", "vesin", "e3nn", "ase", "numpy", "scipy", "pandas", "matplotlib", "adios2", "mpi4py",
@@ -42,17 +42,11 @@ def collect() -> dict[str, Any]:
 def git() -> dict[str, Any]:
     """Commit of the code that runs and whether it was changed since; None outside a clone."""
     here = Path(__file__).parent
-    try:
-        commit = _git(here, "rev-parse", "HEAD")
-        changed = bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
+    commit = run_git(here, "rev-parse", "HEAD")
+    status = run_git(here, "status", "--porcelain", "--untracked-files=no")
+    if commit is None or status is None:
         return {"commit": None, "changed_since_commit": None}
-    return {"commit": commit, "changed_since_commit": changed}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return {"commit": commit, "changed_since_commit": bool(status)}
 
 
 @cache

@@ -29,9 +29,9 @@ from harness.language.schemaparts import (
     references,
     words_on,
 )
+from harness.machine import System
 from harness.programs import PROGRAMS, lists, partial
 from harness.suites import Number, Resources, Suite
-from harness.systems import System
 
 FILES = {"suites": "suite.schema.json", "systems": "system.schema.json"}
 EXTENDED: Schema = {"required": ["extends"]}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.errors import UsageError, did_you_mean, shortened
 from harness.language import validation, yamlfile
@@ -22,6 +22,7 @@ SAFE = re.compile(r"(?:[\w./:@%+=,~-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*", re.A
 
 
 WHOLE = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
+REAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 EXPECTED = {int: "a whole number", float: "a number"}
 SAFE_LETTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
 
@@ -41,6 +42,22 @@ class Setting(Strict):
     help: Annotated[str, Field(pattern=validation.ONE_LINE)]
     default: Annotated[str | int | float | None, AfterValidator(_safe)] = None
     identity: bool = False
+
+    @model_validator(mode="after")
+    def _is_decided(self) -> Setting:
+        if self.identity and self.default is None:
+            raise ValueError("a setting with identity needs a default, since the ids of cases hold its value")
+        return self
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable that gives a setting."""
+    return PREFIX + name.upper()
+
+
+def ways_to_give(system: str, name: str) -> str:
+    """Return the places where the user may give a setting of a system."""
+    return f"-S {name}=..., {variable_of(name)}, or `{system}: {{{name}: ...}}` in {user_file()}"
 
 
 def user_file() -> Path:
@@ -62,7 +79,7 @@ def decide(
     decided: dict[str, Any] = {}
     missing = {}
     for name, setting in declared.items():
-        variable = PREFIX + name.upper()
+        variable = variable_of(name)
         try:
             if name in given:
                 decided[name] = _typed(f"-S {name}", setting, given[name])
@@ -73,7 +90,7 @@ def decide(
             elif setting.default is not None:
                 decided[name] = setting.default
             else:
-                ways = f"-S {name}=..., {variable}, or `{system}: {{{name}: ...}}` in {user_file()}"
+                ways = ways_to_give(system, name)
                 missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {ways}"
         except UsageError as error:
             wrong.append(str(error))
@@ -86,7 +103,7 @@ def _from_file(system: str, declared: Mapping[str, Setting]) -> dict[str, Any]:
     path = user_file()
     if not path.is_file():
         return {}
-    document = yamlfile.parse(path, may_be_empty=True)
+    document = yamlfile.parse(path, may_be_empty=True, read=yamlfile.read_text)
     special = document.data.get(system, {})
     places: dict[Loc, Any] = {(k,): v for k, v in document.data.items() if k in declared and k not in special}
     wrong, found = [], {}
@@ -99,11 +116,11 @@ def _from_file(system: str, declared: Mapping[str, Setting]) -> dict[str, Any]:
         if name not in declared:
             said = f"no such setting of system {system!r}{did_you_mean(name, declared)}"
             wrong.append(document.problem(loc, f"{name}: {said}"))
-        elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        elif not isinstance(value, str):
             wrong.append(document.problem(loc, f"{name}: expected text or a number, got {shortened(value)}"))
         else:
             try:
-                found[name] = _typed(name, declared[name], str(value))
+                found[name] = _typed(name, declared[name], value)
             except UsageError as error:
                 wrong.append(document.problem(loc, str(error)))
     gather([wrong])
@@ -114,13 +131,11 @@ def _typed(said: str, setting: Setting, text: str) -> str | int | float:
     """The text as the setting's type; said: where it is from."""
     kind = str if setting.default is None else type(setting.default)
     if kind is str:
-        if not SAFE.fullmatch(text):
+        if not SAFE.fullmatch(text) or (setting.default is None and not text):
             raise UsageError(f"{said}: expected {SAFE_LETTERS}, got {shortened(text)}")
         return text
-    try:
-        value = int(text) if kind is int and WHOLE.fullmatch(text) else float(text) if kind is float else None
-    except ValueError:
-        value = None
+    pattern, number = (WHOLE, int) if kind is int else (REAL, float)
+    value = number(text) if pattern.fullmatch(text) else None
     if value is None or not math.isfinite(value):
         said = f"{said}: expected {EXPECTED[kind]}, as {setting.default!r}, got {shortened(text)}"
         raise UsageError(said)

@@ -42,7 +42,7 @@ def find(kind: str, name: str) -> Path:
 
 def checkpoints() -> list[str]:
     """Names of the shipped models."""
-    return sorted(p.stem for p in (PACKAGE / "reference" / "checkpoints").glob("*.pt"))
+    return sorted(p.stem for p in (PACKAGE / "reference" / "checkpoints").glob("*.safetensors"))
 
 
 def names(kind: str) -> list[str]:

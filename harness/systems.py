@@ -2,78 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from harness import settings, shipped
 from harness.errors import UsageError, did_you_mean, shortened
 from harness.language import expressions, validation
 from harness.language.document import Document, Loc, Problem, gather
-from harness.language.expressions import ExpressionError
-from harness.language.fields import Count, Minutes, Name, Positive, Strict, Word
+from harness.language.evaluation import ExpressionError, NotYetKnown, Placeholder
 from harness.language.layers import layered
-from harness.settings import Setting
+from harness.machine import System, TelemetryLines
 
-Line = Annotated[str, Field(pattern=validation.ONE_LINE)]
-FileName = Annotated[str, Field(pattern=validation.FILE, max_length=100)]
 # What the lines of a system may read besides `settings`.
 CASE_FACTS = ("nodes", "ranks", "ranks_per_node")
 SETUP_FACTS = ("package",)
+NODE_FACTS = ("ranks_per_node", "cores", "accelerators")
 # Where expressions may stand, and which of these are known before there is a case.
 EARLY = ("directives", "modules", "prepare", "stage")
-PLACES = ("node", "environment", "install", "launch", "telemetry", *EARLY)
+IN_JOBS = ("modules", "prepare", "environment", "stage", "launch", "telemetry")
+PLACES = ("node", "chunk", "environment", "install", "launch", "telemetry", *EARLY)
 COLLECTORS = ("omnistat", "sampler", "none")
-
-
-class WalltimeLimit(Strict):
-    """Jobs of up to so many nodes may run so many minutes."""
-
-    nodes: Count
-    minutes: Minutes
-
-
-class Limits(Strict):
-    """What the site allows: nodes of a job, jobs in the queue at once, walltime by node count, tasks of an array."""
-
-    nodes: Count | None = None
-    jobs: Count = 100
-    array: Annotated[int, Field(ge=0)] = 0
-    walltime: list[WalltimeLimit] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Limits:
-        sizes = [w.nodes for w in self.walltime]
-        if sizes != sorted(set(sizes)):
-            raise ValueError(f"walltime: node counts must ascend, got {sizes}")
-        return self
-
-
-class Node(Strict):
-    """The shape of one node; ranks_per_node is what fills it: one rank for each accelerator, or as a setting says."""
-
-    ranks_per_node: int | str
-    cores: Count | None = None
-    accelerators: Annotated[int, Field(ge=0)] = 0
-    accelerator: str = "none"
-    accelerator_memory_gb: Positive | None = None
-
-
-class TelemetryLines(Strict):
-    """What watches the jobs. collector: an expression that comes to `omnistat`, `sampler` (the ranks themselves) or
-    `none`. interval_s: seconds between samples. modules: shell lines that bring Omnistat. omnistat: how its programs
-    are called, `$tool` being usermode, annotate or query. config: its configuration, `%p` in it being the precision of
-    the job's cases."""
-
-    collector: Line = "none"
-    interval_s: Line = "15"
-    modules: list[Line] = Field(default_factory=list)
-    omnistat: Line = '"omnistat-$tool"'
-    config: Line = ""
+# What stands for these as long as the settings that decide them have no value.
+DEFAULTS = {name: TelemetryLines.model_fields[name].default for name in ("collector", "interval_s")}
+PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+# The option by which each scheduler's command puts variables into the environment of a job.
+HAND_OVER = {"slurm": "--export=ALL,", "pbs": "-v "}
 
 
 @dataclass(frozen=True)
@@ -85,42 +45,6 @@ class Watch:
     modules: list[str]
     omnistat: str
     config: str
-
-
-class System(Strict):
-    """A machine: scheduler and job template, the lines that its jobs hold, its limits, and its settings.
-
-    scale: the overlay of a suite's `scale` that applies here; without it, that of the system's own name.
-    directives: scheduler options. modules, prepare: shell lines before anything runs. stage: shell lines that bring
-    the environment to the nodes. python: the interpreter there; empty: the one that runs the harness. check: shell
-    line that succeeds on a healthy node. probe: how it is started once a node. launch: how a case is started.
-    install: shell lines by which `harness setup` makes the environment. overhead_minutes: what a job takes beside
-    its cases. telemetry: what watches the jobs.
-    """
-
-    name: Name
-    scale: Name | None = None
-    title: Line
-    source: str = ""
-    scheduler: Literal["local", "slurm", "pbs"]
-    template: FileName
-    node: Node
-    backend: Literal["gloo", "nccl", "xccl"] = "gloo"
-    device: Literal["cpu", "cuda", "xpu"] = "cpu"
-    limits: Limits = Field(default_factory=Limits)
-    directives: list[Line] = Field(default_factory=list)
-    modules: list[Line] = Field(default_factory=list)
-    prepare: list[Line] = Field(default_factory=list)
-    stage: list[Line] = Field(default_factory=list)
-    install: list[Line] = Field(default_factory=list)
-    environment: dict[Annotated[str, Field(pattern=validation.IDENTIFIER)], Line] = Field(default_factory=dict)
-    check: Line = ""
-    probe: Line = ""
-    launch: list[Line]
-    telemetry: TelemetryLines = Field(default_factory=TelemetryLines)
-    python: Line = ""
-    overhead_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
-    settings: dict[Word, Setting] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +66,9 @@ class Site:
         """Ranks that fill a node."""
         value = self.system.node.ranks_per_node
         if isinstance(value, str):
+            if needed := self.missing_in(value):  # what a case measures depends on it
+                said = "; ".join(self.missing[name] for name in needed)
+                raise self.document.error(("node", "ranks_per_node"), f"node.ranks_per_node: {said}")
             value = self._expression(value, ("node", "ranks_per_node"), {})
         if not isinstance(value, int) or value < 1:
             said = f"node.ranks_per_node: expected a whole number of at least 1, got {shortened(value)}"
@@ -167,6 +94,12 @@ class Site:
         """The settings that change what is measured."""
         return {n: v for n, v in self.settings.items() if self.system.settings[n].identity}
 
+    @property
+    def nodes_allowed(self) -> int | None:
+        """The most nodes that a case may use, those that are spare being left; None: no limit is known."""
+        most = self.system.limits.nodes
+        return None if most is None else most - self.spares
+
     def minutes_allowed(self, nodes: int) -> float | None:
         """The site's walltime limit for a job of so many nodes; None: no limit is known."""
         return next((w.minutes for w in self.system.limits.walltime if nodes <= w.nodes), None)
@@ -176,11 +109,25 @@ class Site:
         if self.missing:
             raise UsageError("\n".join(self.missing.values()))
 
+    def missing_in(self, text: object) -> list[str]:
+        """Return the settings without a value that an expression reads."""
+        if not isinstance(text, str) or not expressions.is_expression(text):
+            return []
+        read = {name for space, name in expressions.parse(text).attributes if space == "settings"}
+        return [name for name in self.missing if name in read]
+
     def text(self, text: str, loc: Loc, **known: Any) -> str:
-        """A line of the system with its expressions evaluated; raises UsageError."""
+        """A line of the system with its expressions evaluated; raises UsageError.
+
+        A setting without a value stands in it as the variable of the job's environment that gives it.
+        """
         if not expressions.is_expression(text):
             return text
-        line = str(self._expression(text, loc, known))
+        try:
+            line = str(self._expression(text, loc, known))
+        except NotYetKnown:
+            given = " ".join(f"-S {name}=..." for name in self.missing_in(text))
+            return f"${{GFM_HARNESS_UNDECIDED:?write this script again with {given}}}"
         if "\n" in line:
             raise self.document.error(
                 loc, f"{'.'.join(map(str, loc))}: expected one line, came to be {shortened(line)}"
@@ -188,9 +135,56 @@ class Site:
         return line
 
     def lines(self, name: str, **known: Any) -> list[str]:
-        """One of the system's lists of lines, evaluated, without those that come out empty."""
-        found = [self.text(line, (name, k), **known) for k, line in enumerate(getattr(self.system, name))]
+        """One of the system's lists of lines, evaluated, without those that come out empty.
+
+        A directive with a setting that has no value is left out, since only the scheduler reads it.
+        """
+        given = enumerate(getattr(self.system, name))
+        kept = [(k, line) for k, line in given if name != "directives" or not self.missing_in(line)]
+        found = [self.text(line, (name, k), **known) for k, line in kept]
         return [line for line in found if line.strip()]
+
+    def requests(self, parts: Collection[str] = IN_JOBS) -> list[str]:
+        """Return shell lines that end a script with what to set, where these parts need a setting that has no value."""
+        return [
+            f'# {name}: {self.system.settings[name].help}\n: "${{{variable}:?it gives the setting {name}, which is'
+            f' missing: set it in the environment}}"'
+            for name, variable in self._asked(parts).items()
+        ]
+
+    @cached_property
+    def options(self) -> str:
+        """What a person who submits a script adds to the scheduler's command, for the settings that have no value."""
+        words = []
+        named = {"settings": {**self.settings, **{n: Placeholder(n.upper()) for n in self.missing}}}
+        for line in filter(self.missing_in, self.system.directives):
+            with suppress(ExpressionError):
+                words.append(str(expressions.parse(line)(named)))
+        asked = [f"{variable}={name.upper()}" for name, variable in self._asked(IN_JOBS).items()]
+        if asked:
+            words.append(HAND_OVER.get(self.system.scheduler, "") + ",".join(asked))
+        return " ".join(words)
+
+    def _asked(self, parts: Collection[str]) -> dict[str, str]:
+        """The settings without a value that parts of the system read, and the variables that give them in a job."""
+        texts = [text for loc, text in _texts(self.document.data, ()) if loc[0] in parts]
+        needed = {name for text in texts for name in self.missing_in(text)}
+        return {name: settings.variable_of(name) for name in self.missing if name in needed}
+
+    @cached_property
+    def chunk(self) -> str:
+        """What a PBS job asks for on each node, as `select` has it: `:ncpus=8:ngpus=4`."""
+        shape = self.system.node
+        node = {"ranks_per_node": self.ranks_per_node, "cores": shape.cores or 0, "accelerators": shape.accelerators}
+        words = []
+        for name, given in self.system.chunk.items():
+            if not self.missing_in(given):
+                value = self.text(str(given), ("chunk", name), node=node)
+                if not PLAIN.fullmatch(value):
+                    said = f"chunk.{name}: expected letters, digits and any of ._-, came to be {shortened(value)}"
+                    raise self.document.error(("chunk", name), said)
+                words.append(f":{name}={value}")
+        return "".join(words)
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -202,7 +196,8 @@ class Site:
     def watch(self) -> Watch:
         """What watches every job; raises UsageError for a collector or an interval that is none."""
         given = self.system.telemetry
-        text = {n: self.text(getattr(given, n), ("telemetry", n)) for n in ("collector", "interval_s", "omnistat")}
+        known = given.model_copy(update={n: DEFAULTS[n] for n in DEFAULTS if self.missing_in(getattr(given, n))})
+        text = {n: self.text(getattr(known, n), ("telemetry", n)) for n in ("collector", "interval_s", "omnistat")}
         collector = next((c for c in COLLECTORS if c == text["collector"]), None)
         if collector is None:
             said = f"telemetry.collector: expected one of {', '.join(COLLECTORS)}, got {shortened(text['collector'])}"
@@ -221,11 +216,18 @@ class Site:
     @property
     def spares(self) -> int:
         """Nodes that each job asks for beyond those needed."""
-        return max(0, int(self.settings.get("spares", 0)))
+        value = str(self.settings.get("spares", 0))
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            said = f"settings.spares: expected a whole number of at least 0, got {shortened(value)}"
+            raise self.document.error(("settings", "spares"), said)
+        return int(value)
 
     def _expression(self, text: str, loc: Loc, known: Mapping[str, Any]) -> Any:
+        stand_ins = {name: Placeholder(f"${{{settings.variable_of(name)}}}") for name in self.missing}
         try:
-            return expressions.parse(text)({"settings": self.settings, **known})
+            return expressions.parse(text)({"settings": {**self.settings, **stand_ins}, **known})
+        except NotYetKnown:
+            raise
         except ExpressionError as error:
             raise self.document.error(loc, f"{'.'.join(map(str, loc))}: {error}") from None
 
@@ -236,14 +238,13 @@ def load(path: Path, given: Mapping[str, str]) -> Site:
     gather([_model_problems(document), _expression_problems(document), _scale_problems(document)])
     system = System.model_validate(document.data)
     template_folder = document.mark(("template",)).path.parent
-    if not (template_folder / system.template).is_file():
-        said = f"template {system.template!r} is not beside {document.mark(('template',)).path.name}"
+    if not any((place / system.template).is_file() for place in (template_folder, shipped.folder("systems"))):
+        said = f"template {system.template!r} is neither beside {document.mark(('template',)).path.name} nor shipped"
         raise document.error(("template",), said)
     decided, missing = settings.decide(system.name, system.settings, given)
     site = Site(system, decided, missing, template_folder, document)
-    _ = site.ranks_per_node
-    if not missing:
-        _ = site.environment, site.watch, [site.lines(name) for name in EARLY]
+    _ = site.ranks_per_node, site.spares, site.chunk, site.environment, site.watch
+    _ = [site.lines(name) for name in EARLY]
     return site
 
 
@@ -267,6 +268,7 @@ def _expression_problems(document: Document) -> list[Problem]:
     given = document.data.get("settings")
     own = {"settings": list(given) if isinstance(given, dict) else []}
     allowed = {"launch": {**own, "case": CASE_FACTS}, "install": {**own, "setup": SETUP_FACTS}}
+    allowed["chunk"] = {**own, "node": NODE_FACTS}
     found = []
     for loc, text in _texts(document.data, ()):
         if not expressions.is_expression(text):

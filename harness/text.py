@@ -8,6 +8,11 @@ def sanitize(text: str) -> str:
     return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
 
 
+def count(number: float, one: str, more: str = "") -> str:
+    """Return `1 node`, `2 nodes` or `1,200 searches`."""
+    return f"{number:,.0f} {one if number == 1 else more or one + 's'}"
+
+
 def sanitize_line(text: str) -> str:
     """Return the text on one line, without characters that a terminal would obey or hide."""
     return sanitize(" ".join(text.split()))

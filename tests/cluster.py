@@ -27,6 +27,7 @@ import psutil
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"  # where daemons lie, which a user's own often lacks
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 CONFIGURATION = """\
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -46,7 +47,6 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobAcctGatherType=jobacct_gather/linux
-AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobcomp.txt
 ReturnToService=2
@@ -62,11 +62,42 @@ SETTINGS = {
 }
 
 
-def available() -> str | None:
+# A database for one cluster of a test: reached by its socket alone, and not safe against a loss of power.
+DATABASE = """\
+[mysqld]
+user=root
+datadir={folder}/database
+socket={folder}/database.socket
+pid-file={folder}/run/mariadbd.pid
+log-error={folder}/log/mariadbd.log
+skip-networking
+skip-grant-tables
+innodb_buffer_pool_size=32M
+innodb_flush_log_at_trx_commit=0
+innodb_lock_wait_timeout=900
+"""
+ACCOUNTING = """\
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+"""
+
+
+def available(accounting: bool = False) -> str | None:
     """What a cluster needs and this machine lacks: a program, or root's rights (its daemons trust only root here)."""
     if os.geteuid() != 0:
         return "root"
-    return next((program for program in PROGRAMS if shutil.which(program, path=PATH) is None), None)
+    programs = PROGRAMS + ACCOUNTING_PROGRAMS * accounting
+    return next((program for program in programs if shutil.which(program, path=PATH) is None), None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +115,10 @@ class Job:
 
 @dataclass
 class Cluster:
-    """A Slurm with `nodes` nodes that run jobs, and `planned_nodes` more that only `sbatch --test-only` can use."""
+    """A Slurm with `nodes` nodes that run jobs, and `planned_nodes` more that only `sbatch --test-only` can use.
+
+    With `accounting` it has a database, so that sacct answers, and limits of associations and QOS hold.
+    """
 
     folder: Path
     nodes: int = 8
@@ -93,6 +127,7 @@ class Cluster:
     features: tuple[str, ...] = ()
     partition: str = "debug"
     planned_nodes: int = 0
+    accounting: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     has_gpu_devices: bool = field(default=True, init=False)
     _keeper: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -117,7 +152,8 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """This process's environment, with which Slurm's commands talk to this cluster."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
-        return kept | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        database = {"MYSQL_UNIX_PORT": f"{self.folder}/database.socket"} if self.accounting else {}
+        return kept | {"SLURM_CONF": str(self.folder / "slurm.conf")} | database
 
     def start(self) -> None:
         """Start everything and wait until all nodes are idle."""
@@ -128,10 +164,21 @@ class Cluster:
         files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed")]
         self._spawn("munged", "--foreground", "--force", *files, f"--socket={self.folder}/munge.socket")
         self._wait_for("munged", (self.folder / "munge.socket").exists)
+        if self.accounting:
+            self._start_accounting()
         self.start_controller()
         for name in self.names:
             self._spawn_node(name)
         self._wait_for("idle nodes", lambda: all(self.states().get(name) == "idle" for name in self.names), 120)
+
+    def _start_accounting(self) -> None:
+        options = (f"--defaults-file={self.folder}/database.cnf", "--auth-root-authentication-method=normal")
+        self.call("mariadb-install-db", *options, "--skip-test-db")
+        self._spawn("mariadbd", options[0])
+        self._wait_for("mariadbd", (self.folder / "database.socket").exists)
+        self._spawn("slurmdbd", "-D")
+        self._wait_for("slurmdbd", lambda: self.run("sacctmgr", "--noheader", "show", "cluster").returncode == 0)
+        self.call("sacctmgr", "--immediate", "add", "cluster", "local")
 
     def stop(self) -> None:
         """End every process of the cluster, its jobs' included."""
@@ -225,7 +272,17 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
         (self.folder / "gres.conf").write_text(self._fake_gpus())
-        (self.folder / "slurm.conf").write_text(self._configuration())
+        text = self._configuration()
+        if self.accounting:
+            port = free_ports()
+            text += f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStoragePort={port}\n"
+            text += "AccountingStorageHost=127.0.0.1\nAccountingStorageEnforce=limits,qos\n"
+            text += f"AccountingStoragePass={self.folder}/munge.socket\n"
+            (self.folder / "database.cnf").write_text(DATABASE.format(folder=self.folder))
+            accounting = self.folder / "slurmdbd.conf"
+            accounting.touch(mode=0o600)
+            accounting.write_text(ACCOUNTING.format(folder=self.folder, port=port))
+        (self.folder / "slurm.conf").write_text(text)
 
     def _fake_gpus(self) -> str:
         """Character devices that stand for GPUs, so that tasks see CUDA_VISIBLE_DEVICES; else only a number of them."""

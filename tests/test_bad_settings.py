@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import shipped, systems
 from tests.telling import SUITE, SYSTEM, Judge, judge  # noqa: F401
 
 THREADS = "threads: {help: threads, default: 1}"
@@ -54,6 +55,11 @@ def test_a_wrong_setting_of_the_command_line(judge: Judge, word: str, said: str)
     ]
 
 
+def test_a_setting_that_must_be_given_is_not_empty(judge: Judge) -> None:  # noqa: F811
+    words = ("plan", "suite.yaml", "--system", "aurora", "-S", "account=")
+    assert judge(*words, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
+
+
 def test_wrong_settings_are_told_together(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("HARNESS_RANKS_PER_NODE", "many")
     assert judge("plan", "suite.yaml", "-S", "threads=x", "-S", "thread=2", suite=SUITE) == [
@@ -81,9 +87,14 @@ def test_missing_settings_are_told_together(judge: Judge, tmp_path: Path) -> Non
         ("local: {thread: 1}", "1:9: thread: no such setting of system 'local' (did you mean 'threads'?)"),
         ("threads: x", "1:1: threads: expected a whole number, as 1, got 'x'"),
         ("local: 3", "1:1: local: expected a mapping from settings to values"),
-        ("local: {threads: [1]}", "1:9: threads: expected text or a number, got [1]"),
-        ("local: {threads: null}", "1:9: threads: expected text or a number, got null"),
-        ("local: {threads: true}", "1:9: threads: expected text or a number, got true"),
+        ("local: {threads: [1]}", "1:9: threads: expected text or a number, got ['1']"),
+        ("local: {threads: null}", "1:9: threads: expected a whole number, as 1, got 'null'"),
+        ("local: {threads: true}", "1:9: threads: expected a whole number, as 1, got 'true'"),
+        ("local: {threads: }", "1:9: threads: expected text or a number, got null"),
+        ("local: {threads: 0x10}", "1:9: threads: expected a whole number, as 1, got '0x10'"),
+        ("local: {threads: 1_000}", "1:9: threads: expected a whole number, as 1, got '1_000'"),
+        ("local: {threads: 1e3}", "1:9: threads: expected a whole number, as 1, got '1e3'"),
+        ("local: {telemetry_s: 1_0.5}", "1:9: telemetry_s: expected a number, as 1.0, got '1_0.5'"),
         ("- threads", "1:1: expected a mapping of keys at the top of the file"),
         ("threads: [", "1:11: while parsing a flow node: expected the node content, but found the end of the file"),
         ("threads: !!python/object:os.system x", "1:10: tags have no meaning here, got 'tag:yaml.org,2002:python/obj"),
@@ -108,6 +119,43 @@ def test_a_file_of_the_user_that_says_nothing_of_this_system(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "ladder"]) == 0
+
+
+WORDS = ("0123", "1e10", "1_000", "0x10", "0o17", "yes", "true", "null", "~", "1.50", "2026-11-28", "12:30", "+7", ".5")
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_a_setting_of_the_users_file_is_the_text_that_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """An account of digits alone keeps its zeros, as it does on the command line and in a variable."""
+    own = tmp_path / "gfm-harness" / "settings.yaml"
+    own.parent.mkdir()
+    own.write_text(f"aurora: {{account: {text}}}\nqueue: {text}\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    aurora = shipped.find("systems", "aurora")
+    assert {name: systems.load(aurora, {}).settings[name] for name in ("account", "queue")} == {
+        "account": text,
+        "queue": text,
+    }
+    assert systems.load(aurora, {"account": text}).settings["account"] == text
+    own.unlink()
+    monkeypatch.setenv("HARNESS_ACCOUNT", text)
+    assert systems.load(aurora, {}).settings["account"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "default"),
+    [("0123", "0123"), ("12.10", "12.10"), ("1e3", "1e3"), ("0x10", "0x10"), ("yes", "yes"), ("true", "true"),
+     ("12", 12), ("-1", -1), ("0.5", 0.5), ("5.0", 5.0), ("'12'", "12"), ("2026-11-28", "2026-11-28")],
+)  # fmt: skip
+def test_the_default_of_a_setting_is_a_number_only_as_one_would_write_it(
+    tmp_path: Path, text: str, default: str | float
+) -> None:
+    path = tmp_path / "here.yaml"
+    path.write_text(SYSTEM.replace("default: 1", f"default: {text}").replace("local.sh.j2", "slurm.sh.j2"))
+    [found] = systems.load(path, {}).settings.values()
+    assert (found, type(found)) == (default, type(default))
 
 
 @pytest.mark.parametrize(

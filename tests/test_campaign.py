@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from harness import events
@@ -109,7 +110,7 @@ def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> 
     campaign = (tmp_path / "out" / "runs" / "tiny-local").rename(tmp_path / "elsewhere")
     folder = next(campaign.glob("tiny-random*"))
     (folder / "events.jsonl").unlink()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CAMPAIGN": str(campaign)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GFM_HARNESS_CAMPAIGN": str(campaign)}
     by_hand = ["bash", str(folder / "job.sh")]
     passed_over = subprocess.run(by_hand, check=True, env=environment, capture_output=True, text=True)
     assert "has ended before" in passed_over.stdout
@@ -121,7 +122,7 @@ def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> 
 
 def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
     model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
-    broken = tmp_path / "broken.pt"
+    broken = tmp_path / "broken.safetensors"
     broken.write_text("not a checkpoint")
     text = TINY.replace(model, "").replace("  precision", f"  checkpoint: [painn-64, {broken}]\n  precision")
     suite(tmp_path, text.replace("workload: [random, crystals]", "workload: [random]"))
@@ -135,7 +136,7 @@ def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_pat
     assert "not a readable checkpoint" in page
     assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
 
-    broken.write_bytes((ROOT / "harness" / "reference" / "checkpoints" / "painn-64.pt").read_bytes())
+    broken.write_bytes((ROOT / "harness" / "reference" / "checkpoints" / "painn-64.safetensors").read_bytes())
     untouched = harness("run", "tiny.yaml", "--out", "out")
     assert untouched.returncode == 3
     assert "--retry" in untouched.stderr
@@ -181,6 +182,44 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
     assert set(table["case_state"]) == {"lost"}
     assert (table["samples"] > 0).all()
+    assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
+
+
+def test_a_program_that_outlives_its_jobs_shell_is_not_run_again(harness: Harness, tmp_path: Path) -> None:
+    """Nobody is there to write its exit code; its own last event says that it has come to its end."""
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, '"submitted"')
+    folder = next(journal.parent.glob("tiny-*"))
+    wait_for(folder / "events.jsonl", "sample")
+    [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
+    shell.kill()
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert not (folder / "exit_code").exists(), "the case that this test is about"
+    lines = list(events.read(folder / "events.jsonl"))
+    assert sum(e["event"] == "start" for e in lines) == 1
+    assert not list(folder.glob("attempt-*"))
+    assert journal.read_text().count('"submitted"') == journal.read_text().count('"ended"') == 1
+    assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("1 done\n")
+    assert set(pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")["case_state"]) == {"done"}
+
+
+def test_a_program_that_dies_after_its_jobs_shell_is_run_again(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 300").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, '"submitted"')
+    folder = next(journal.parent.glob("tiny-*"))
+    wait_for(folder / "events.jsonl", "sample")
+    [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
+    program = events.last_run(folder / "events.jsonl")[0]["pid"]
+    shell.kill()
+    os.kill(program, signal.SIGKILL)
+    wait_for(journal, '"submitted"', 2)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(300) == 130
     assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
 

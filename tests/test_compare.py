@@ -35,10 +35,11 @@ def ladder(folder: Path, stages: dict[str, Callable[[int], float]], rounds: int 
     case = {"id": folder.name, "name": f"ladder-{precision}", "suite": "ladder", "system": "here", "program": "ladder",
             "parameters": {"precision": precision}, "point": {"precision": precision}}  # fmt: skip
     samples = [
-        {"event": "sample", "stage": stage, "round": k, "batch": 0, "structures": 100, "device_s": seconds(k)}
+        {"event": "sample", "stage": stage, "round": k, "batch": 0, "structures": 100, "device_s": seconds(k),
+         "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1}
         for k in range(rounds)
         for stage, seconds in stages.items()
-    ]
+    ]  # fmt: skip
     return finished(folder, case, [{"event": "start", "time_s": 1.0}, *samples, {"event": "done", "time_s": 9.0}])
 
 

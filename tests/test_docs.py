@@ -48,9 +48,32 @@ def test_the_example_system_plans(
     (tmp_path / "systems").mkdir()
     (tmp_path / "systems" / "mine.yaml").write_text(block("systems/README.md"))
     assert main(["plan", "scaling", "--system", "mine"]) == 0
-    assert main(["run", "scaling", "--system", "mine"]) == 2
+    assert main(["run", "scaling", "--system", "mine"]) == 0
+    assert "sbatch --account=ACCOUNT" in capsys.readouterr().out
+    assert main(["run", "scaling", "--system", "mine", "--submit"]) == 2
     assert "needs the setting 'account'" in capsys.readouterr().err
     assert main(["run", "scaling", "--system", "mine", "-S", "account=abc"]) == 0
+
+
+def test_the_example_of_a_pbs_site_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On its 16 nodes all rungs of a cluster's scaling fit."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "systems").mkdir()
+    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "systems" / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "systems" / "ours.yaml").write_text(text)
+    assert main(["run", "scaling", "--system", "ours"]) == 0
+    assert "left out" not in capsys.readouterr().out
+    for script in tmp_path.rglob("jobs/*.sh"):
+        assert re.search(r"^#PBS -l select=\d:ncpus=64:mpiprocs=4:ngpus=4$", script.read_text(), re.MULTILINE)
+
+
+def test_the_first_example_for_a_cluster_needs_no_setting_and_ci_runs_it() -> None:
+    example = "python3 -m nox -s scaling -- --system aurora"
+    [shown] = re.findall(rf"`({example}[^`]*)`", (ROOT / "README.md").read_text())
+    assert shown == example
+    assert example in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -91,6 +91,16 @@ def test_rates_and_times_follow_from_the_ranks(out: Path) -> None:
     assert frontier["seconds"] == pytest.approx(BILLION / (75_264 * run["per_rank_per_s"]))
 
 
+def test_what_is_outside_the_training_is_counted(out: Path) -> None:
+    tables = screening_tables(load(out / "runs"))
+    folder = out / "runs" / "screening-local"
+    (outside,) = [e for e in last_run(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"]
+    rows = tables.trust[tables.trust["what"] == "outside the training"].set_index("kind")
+    assert rows["value"].to_dict() == {why: n / outside["candidates"] for why, n in outside["reasons"].items()}
+    (rank,) = [e for e in last_run(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
+    assert tables.runs["unranked"].tolist() == [", ".join(f"{n} {why}" for why, n in rank["unranked"].items())]
+
+
 def test_the_threshold_flags_what_it_was_set_to(out: Path) -> None:
     log = last_run(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
     (found,) = [e for e in log if e["event"] == "calibration"]

@@ -117,7 +117,7 @@ def test_a_torn_line_is_told_of_on_the_page(tmp_path: Path) -> None:
         handle.write('{"version": 1, "sour')
     report(tmp_path)
     page = (tmp_path / "regression.html").read_text()
-    assert "1 lines of history.jsonl are torn, foreign or of another version" in page
+    assert "1 line of history.jsonl is torn, foreign or of another version" in page
     assert "change 2" in page
 
 

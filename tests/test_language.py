@@ -18,7 +18,7 @@ from harness import shipped, suites, systems
 from harness.cases import Case
 from harness.errors import UsageError
 from harness.language import expressions
-from harness.language.expressions import ExpressionError
+from harness.language.evaluation import ExpressionError
 from harness.plan import expand
 from harness.suites import Suite
 
@@ -310,3 +310,34 @@ def test_a_library_that_raises_the_recursion_limit_changes_nothing() -> None:
         assert sys.getrecursionlimit() == 20_000
     finally:
         sys.setrecursionlimit(before)
+
+
+def test_text_that_doubles_through_variables_stops_at_the_bound() -> None:
+    variables = {"v0": "xxxxxxxx"} | {f"v{k}": f"{{{{ v{k - 1} ~ v{k - 1} }}}}" for k in range(1, 41)}
+    with pytest.raises(UsageError, match=r"variables\.v11: a value of more than 10000 letters and items in '{{ v10 ~"):
+        cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ 1 if v40 else 2 }}"})
+
+
+def test_lists_of_lists_of_lists_stop_at_the_bound() -> None:
+    hundred = ", ".join(["{0}"] * 100)
+    variables = {"v0": 1} | {f"v{k}": "{{ [" + hundred.format(f"v{k - 1}") + "] }}" for k in range(1, 9)}
+    with pytest.raises(UsageError, match=r"variables\.v2: a value of more than 10000 letters and items"):
+        cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
+
+
+def test_sums_of_many_terms_are_compiled_in_time_linear_in_their_length() -> None:
+    """Sixty sums of 190 terms took Jinja's compiler half a minute, most of it on folding constants that are none."""
+    terms = {f"a{k}": k for k in range(190)}
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        value = expressions.parse("{{ " + " + ".join(terms) + " }}")(terms)
+    finally:
+        sys.setprofile(None)
+    assert value == sum(terms.values())
+    assert calls < 100_000

@@ -8,7 +8,8 @@ import pytest
 
 from harness.analysis.original import original_tables
 from harness.cli import main
-from harness.collect.hydragnn import told
+from harness.collect.hydragnn.files import Line
+from harness.collect.hydragnn.segments import split_runs
 from harness.collect.runs import load
 from tests.conftest import pages_of
 
@@ -69,7 +70,7 @@ def test_what_is_no_log_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["collect", "--format", "hydragnn", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "no log of HydraGNN here; expected lines such as" in capsys.readouterr().err
     assert main(["collect", "--format", "hydragnn", str(tmp_path / "none")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such file or folder" in capsys.readouterr().err
     assert main(["collect", "--format", "gromacs", str(tmp_path)]) == 2
 
 
@@ -83,4 +84,5 @@ def test_what_is_no_log_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_half_a_line_is_none(line: str) -> None:
-    assert list(told([line], "a")) == []
+    (segment,) = split_runs([Line(1, line)], Path("a"))
+    assert not segment.has_results

@@ -1,6 +1,6 @@
 """Jobs made for PBS, run through qsub, qstat and qdel as Debian ships them for a Slurm (package slurm-wlm-torque).
 
-Real here: the job script of a system that extends aurora, its #PBS lines as a scheduler reads them, PBS_JOBID and
+Real here: the job script of a system that extends pbs, its #PBS lines as a scheduler reads them, PBS_JOBID and
 PBS_O_WORKDIR, a copy of the script in a spool folder, qstat's text, a job that runs on two nodes. Not real: there is no
 PBS server, no mpiexec of PALS, no module; the wrapper knows no JSON, no history, no `qdel -W force` and takes no -o
 from the script; the nodes are emulated ones, of which only Slurm knows the names.
@@ -27,14 +27,12 @@ Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SYSTEM = f"""\
 name: torque
-extends: aurora
-node: {{ranks_per_node: 1, cores: 4, accelerators: 0}}
-modules: []
+extends: pbs
+node: {{ranks_per_node: 1}}
 prepare:
-  - hostname() {{ echo "$SLURMD_NODENAME"; }}
-  - export -f hostname
+  - uname() {{ echo "$SLURMD_NODENAME"; }}
+  - export -f uname
   - PBS_NODEFILE=$(generate_pbs_nodefile)
-stage: []
 python: {sys.executable}
 check: test -w /tmp
 probe: srun --ntasks="$there" --ntasks-per-node=1
@@ -83,8 +81,9 @@ def test_a_script_submitted_with_qsub_is_joined_by_the_harness(call: Call, clust
     [script] = campaign.glob("jobs/*seed_1*.sh")
     job = cluster.call("qsub", str(script)).strip()
     shown = cluster.call("scontrol", "show", "job", job)
-    for asked in (f"JobName={script.stem}\n", "NumNodes=2", "TimeLimit=00:08:00", "Account=abc", "Requeue=1"):
+    for asked in (f"JobName={script.stem}\n", "NumNodes=2", "TimeLimit=00:07:00", "Account=abc", "Requeue=1"):
         assert asked in shown
+    assert "\n#PBS -l select=2:ncpus=1:mpiprocs=1\n#PBS -l place=scatter:excl\n" in script.read_text()
     done = call(*WORDS, "--wait")
     assert done.returncode == 0, done.stderr
     assert call("status", *WORDS[1:]).stdout.endswith("2 done\n")

@@ -13,7 +13,7 @@ from harness.analysis.ladder import ladder_table
 from harness.analysis.results import results
 from harness.cli import main
 from harness.collect.runs import load
-from harness.events import EventLog, read
+from harness.events import EventLog
 from harness.report import paper
 from harness.report.judges import score
 from harness.report.render import report
@@ -146,7 +146,7 @@ def test_the_page_stands_alone_and_escapes_what_it_quotes(tmp_path: Path) -> Non
     assert "A &lt;CPU&gt; &amp; co" in page
     assert "A <CPU>" not in page
     text = (tmp_path / "report.md").read_text()
-    assert "A <CPU> & co" in text
+    assert "A &lt;CPU> &amp; co" in text
     for image in text.split("](")[1:]:
         assert (tmp_path / image.split(")")[0]).is_file()
 
@@ -204,7 +204,19 @@ def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     before = len(load(tmp_path / "runs")[0].samples)
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(lines[:-2]) + b"\xff\xfe not json\n" + lines[-2][:25])
-    EventLog(log).write("done")
-    assert [e["event"] for e in read(log)][-1] == "done"
-    assert len(load(tmp_path / "runs")[0].samples) == before - 1
+    log.write_bytes(b"".join(lines[:-2]) + lines[-2][:25])
+    (record,) = load(tmp_path / "runs")
+    assert (record.state, record.error) == ("failed", "exit code 0 without a `done` event")
+    assert len(record.samples) == before - 1
+
+
+def test_a_damaged_line_amid_the_log_makes_the_case_unreadable(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:9]) + b"\xff\xfe not json\n" + b"".join(lines[9:]))
+    (record,) = load(tmp_path / "runs")
+    assert (record.state, record.samples, record.stages) == ("unreadable", [], {})
+    assert record.error == "events.jsonl:10: not an event; expected a JSON object with `event`"
+    EventLog(log).write("start")  # the case is run again
+    assert load(tmp_path / "runs")[0].state == "failed"

@@ -101,8 +101,8 @@ def make(
 ) -> Made:
     tools = folder / "bin"
     tools.mkdir()
-    hostname = '#!/bin/sh\necho "${SLURMD_NODENAME:-login}"\n'
-    stand_ins = {"srun": LAUNCHER, "mpiexec": LAUNCHER, "python": PROGRAM, "hostname": hostname, "sinfo": SINFO}
+    uname = '#!/bin/sh\necho "${SLURMD_NODENAME:-login}"\n'
+    stand_ins = {"srun": LAUNCHER, "mpiexec": LAUNCHER, "python": PROGRAM, "uname": uname, "sinfo": SINFO}
     for name, text in stand_ins.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
@@ -153,7 +153,7 @@ def test_cases_run_in_order_and_leave_code_and_seconds(made: Made) -> None:
 def test_a_case_takes_the_first_healthy_nodes_and_a_spare_stays_idle(tmp_path: Path) -> None:
     for kind, node in (("slurm", "n2"), ("pbs", "n2.site")):
         (tmp_path / kind).mkdir()
-        made = make(tmp_path / kind, kind, system='check: test "$(hostname)" != n1\n')
+        made = make(tmp_path / kind, kind, system='check: test "$(uname -n)" != n1\n')
         done = made.run()
         assert "1 of 2 nodes passed the check" in done.stdout, done
         assert made.ends == ["0", "0", "0"]
@@ -184,7 +184,7 @@ def test_again_reaches_a_pbs_job_as_a_variable(tmp_path: Path) -> None:
     """qsub hands no words to a script."""
     made = make(tmp_path, "pbs")
     made.run()
-    made.run(job="8", again="again")
+    made.run(job="8", GFM_HARNESS_AGAIN="again")
     assert made.runs == [2, 2, 2]
 
 

@@ -31,7 +31,7 @@ from tests.test_slurm import until
 
 GOLDEN = Path(__file__).parent / "golden"
 GIVEN = {"account": "abc123"}
-SYSTEMS = ("aurora", "frontier", "local", "perlmutter", "slurm")
+SYSTEMS = ("aurora", "frontier", "local", "pbs", "perlmutter", "slurm")
 CAMPAIGN = Path("/campaign")
 
 
@@ -130,7 +130,7 @@ def test_every_case_is_started_on_its_nodes_with_its_ranks(every: dict[Path, tup
                 n = case.parameters["nodes_per_trial"]
                 ranks = n * each
             assert shlex.split(line)[3:5] == [str(n), str(round(case.minutes * 60))]
-            assert line.endswith('"$python" -m harness.reference .')
+            assert line.endswith(f'"$python" -P -m harness.reference "$campaign"/{case.folder_name}')
             started = line
             if case.program in DRIVERS:
                 assert "srun" not in line
@@ -158,7 +158,7 @@ def test_the_nodes_asked_for_are_those_of_the_largest_case_and_the_spares(
     every: dict[Path, tuple[Plan, Job]],
 ) -> None:
     for path, (of, job) in every.items():
-        asked = re.search(r"^#(?:SBATCH --nodes|PBS -l select)=(\d+)$", path.read_text(), re.MULTILINE)
+        asked = re.search(r"^#(?:SBATCH --nodes|PBS -l select)=(\d+)\b", path.read_text(), re.MULTILINE)
         if asked:
             assert int(asked[1]) == max(case.nodes for case in job.cases) + 2
         else:

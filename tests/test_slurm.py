@@ -210,11 +210,11 @@ def test_a_controller_that_is_away(call: Call, cluster: Cluster, tmp_path: Path)
     campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1, 2]"))
     words = ["run", "fleet.yaml", "--system", "slurm"]
     cluster.stop_controller()
-    away = call(*words, "--submit", HARNESS_PATIENCE_S="2")
+    away = call(*words, "--submit", GFM_HARNESS_PATIENCE_S="2")
     assert away.returncode == 3
     assert away.stderr.splitlines()[-1].startswith("error: squeue: slurm_load_jobs error: Unable to contact slurm")
     assert "nothing is lost" in away.stderr
-    assert call("status", "fleet.yaml", "--system", "slurm", HARNESS_PATIENCE_S="2").returncode == 3
+    assert call("status", "fleet.yaml", "--system", "slurm", GFM_HARNESS_PATIENCE_S="2").returncode == 3
     cluster.start_controller()
     assert call(*words, "--wait").returncode == 0
     assert set(starts(campaign).values()) == {1}

@@ -40,7 +40,7 @@ def test_a_killed_job_of_a_suite_goes_on_and_is_reported(tmp_path: Path) -> None
     folder = tmp_path / "results" / "runs" / "brief-local"
     try:
         deadline = time.monotonic() + 120
-        while not (found := list(folder.glob("brief-*/training.pt"))):
+        while not (found := list(folder.glob("brief-*/training.safetensors"))):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         case = found[0].parent

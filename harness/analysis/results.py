@@ -8,10 +8,12 @@ import pandas as pd
 
 from harness.analysis import cost
 from harness.analysis.ablation import AblationTables, ablation_tables
+from harness.analysis.containment import MISFITS, set_misfits_aside
 from harness.analysis.cost import CostTables, cost_tables
 from harness.analysis.data import DataTables, data_tables
 from harness.analysis.hpo import SearchTables, search_tables
 from harness.analysis.ladder import ladder_table
+from harness.analysis.metrics import metrics_of
 from harness.analysis.original import OriginalTables, original_tables
 from harness.analysis.precision import PrecisionTables, precision_tables
 from harness.analysis.projection import projection_table
@@ -20,7 +22,7 @@ from harness.analysis.screening import ScreeningTables, screening_tables
 from harness.analysis.training import TrainingTables, training_tables
 from harness.analysis.training_steps import training_steps_table
 from harness.analysis.transfer import TransferTables, transfer_tables
-from harness.collect.runs import Record
+from harness.collect.runs import Record, readable
 from harness.collect.tables import merits_table, samples_table
 from harness.collect.telemetry.gather import gather
 
@@ -67,6 +69,23 @@ class Results:
 
 
 def results(records: list[Record]) -> Results:
+    """Every table, of the cases that can be read; those that cannot be are among the records all the same."""
+    try:
+        return replace(analyse(readable(records)), records=records)
+    except MISFITS:
+        sound = set_misfits_aside(records, analyse)
+        return replace(analyse(readable(sound)), records=sound)
+
+
+def analyse(records: list[Record]) -> Results:
+    """Every table, and of each finished case the numbers that can be compared."""
+    for record in records:
+        if record.state == "done":
+            metrics_of(record)
+    return _results(records)
+
+
+def _results(records: list[Record]) -> Results:
     """Every table, from records and the telemetry beside them; what has throughput has its cost beside it."""
     costs = cost_tables(records, gather(records))
     training = training_tables(records)

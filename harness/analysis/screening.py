@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ BILLION = 1_129_000_000
 PAPER_RANKS = 9408 * 8
 MACHINES = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
 RUNS = (
-    "campaign", "case", "system", "workload", "total", "candidates", "evaluated", "left_out", "ranks", "precision",
+    "campaign", "case", "system", "workload", "total", "candidates", "evaluated", "left_out", "unranked", "ranks",
+    "precision",
     "device", "threads", "compiled", "why_eager", "messages", "why_plain", "device_per_s", "end_to_end_per_s", "share",
     "make_share", "per_rank_per_s", "atoms", "edges", "seconds", "warm_up_s", "memory_growth", "memory_peak_bytes",
     "proven", "state", "folder",
@@ -79,10 +81,7 @@ def _run(record: Record) -> dict[str, Any]:
     slowest = max(r["wall_s"] for r in ranks)
     device = sum(r["evaluated"] / r["device_s"] for r in ranks if r["device_s"] > 0)
     end_to_end = done / slowest if slowest > 0 else math.nan
-    left_out: dict[str, int] = {}
-    for rank in ranks:
-        for why, n in rank["left_out"].items():
-            left_out[why] = left_out.get(why, 0) + n
+    left_out, unranked = (_summed(rank.get(name, {}) for rank in ranks) for name in ("left_out", "unranked"))
     model = facts.get("model", {})
     why_eager = next((r["why_eager"] for r in ranks if r.get("why_eager")), None)
     growth = max(r["memory_last_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
@@ -93,6 +92,7 @@ def _run(record: Record) -> dict[str, Any]:
         "candidates": sum(r["candidates"] for r in ranks),
         "evaluated": done,
         "left_out": ", ".join(f"{n} {why}" for why, n in left_out.items() if n),
+        "unranked": ", ".join(f"{n} {why}" for why, n in unranked.items() if n),
         "ranks": len(ranks),
         "precision": model.get("precision"),
         "device": model.get("device"),
@@ -118,6 +118,13 @@ def _run(record: Record) -> dict[str, Any]:
     }
 
 
+def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return total
+
+
 def _times(run: dict[str, Any]) -> list[dict[str, Any]]:
     """Seconds for the paper's count of candidates."""
     origin = {k: run[k] for k in ("campaign", "case")} | {"candidates": BILLION}
@@ -139,6 +146,9 @@ def _trust(record: Record) -> list[dict[str, Any]]:
             ("flagged", "held out, others: false alarms", e["false_alarms"], "share", e["tested_on"]),
         ]
         rows += [("flagged", f"{kind}: detected", v, "share", e["strange"]) for kind, v in e["detected"].items()]
+    for e in record.others.get("outside", []):
+        n = e["candidates"]
+        rows += [("outside the training", why, count / n, "share", n) for why, count in e["reasons"].items()]
     for e in record.others.get("uncertainty", []):
         for way in ("heads", "dropout", "ensemble"):
             rows.append((f"median spread of {way}", e["kind"], e[f"{way}_ev_per_atom"], "eV/atom", e["candidates"]))

@@ -16,9 +16,11 @@ from harness.collect.telemetry.series import Source
 from harness.errors import UsageError
 from harness.events import FILE_NAME
 from harness.jobs.files import write_text
+from harness.text import sanitize_line
 
 PROGRAM = "omnistat"
 WHOLE = "whole-job"
+LONGEST_NAME = 150
 
 
 def take_in(place: Path, out: Path) -> list[Path]:
@@ -37,7 +39,15 @@ def take_in(place: Path, out: Path) -> list[Path]:
     for path in [place] if place.is_file() else sorted(place.glob(PATTERN)):
         name = f"{path.stem}.omnistat.jsonl" if place.is_file() else path.name
         _linked(path, campaign / name)
-    return [_written(campaign, *found, nodes=len(spans)) for found in markers(source) or [whole]]
+    written: list[Path] = []
+    for marker, start, end in markers(source) or [whole]:
+        folder = campaign / _plain(marker)
+        number = 1
+        while folder in written:
+            number += 1
+            folder = campaign / f"{_plain(marker)}-{number}"
+        written.append(_written(folder, marker, start, end, nodes=len(spans)))
+    return written
 
 
 def _source(place: Path) -> Source:
@@ -51,7 +61,7 @@ def _source(place: Path) -> Source:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", text).strip("-") or "export"
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-.")[:LONGEST_NAME] or "export"
 
 
 def _linked(source: Path, target: Path) -> None:
@@ -63,10 +73,10 @@ def _linked(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _written(campaign: Path, marker: str, start: float, end: float, *, nodes: int) -> Path:
-    folder = campaign / _plain(marker)
+def _written(folder: Path, marker: str, start: float, end: float, *, nodes: int) -> Path:
     folder.mkdir(exist_ok=True)
-    case = {"id": folder.name, "name": marker, "suite": campaign.name, "system": "elsewhere", "program": PROGRAM,
+    shown = sanitize_line(marker)[:LONGEST_NAME]
+    case = {"id": folder.name, "name": shown, "suite": folder.parent.name, "system": "elsewhere", "program": PROGRAM,
             "parameters": {}, "point": {}, "nodes": nodes}  # fmt: skip
     events = [{"event": "start", "time_s": start}, {"event": "done", "time_s": end}]
     write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.cases import Case
 from harness.errors import Interrupted, UsageError
-from harness.jobs import outcome
-from harness.jobs.commands import CommandFailed, Pauses, SchedulerBusy
+from harness.jobs import outcome, vanished
+from harness.jobs.commands import CommandFailed, Pauses, SchedulerBusy, notify
 from harness.jobs.journal import Ended, Journal, OpenJob
 from harness.jobs.local import LocalScheduler
 from harness.jobs.lock import alone
@@ -17,13 +18,17 @@ from harness.jobs.outcome import Outcome
 from harness.jobs.pbs import PbsScheduler
 from harness.jobs.progress import Progress
 from harness.jobs.scheduler import Queued, Scheduler
+from harness.jobs.script import JOBS
 from harness.jobs.slurm import SlurmScheduler
 from harness.jobs.standing import Standing
 from harness.jobs.submission import Orders, Submission
+from harness.jobs.vanished import files_s
 from harness.packing import Job, pack
 from harness.plan import Plan
 
 CANCEL_S = 10.0
+# The id on record of a job that somebody submitted and whose id is not known.
+BY_HAND = "by hand"
 # A submission whose command was cut off by a kill may still be on its way for so long.
 IN_FLIGHT_S = 10.0
 
@@ -35,6 +40,8 @@ class Campaign:
         self.plan = plan
         self.folder = root / plan.campaign_name
         self.scheduler = _scheduler(plan.site.system.scheduler, self.folder)
+        self.submission: Submission | None = None
+        self._last_queue: dict[str, Queued] = {}
         self._by_id = {case.id: case for case in plan.cases}
 
     def case_folder(self, case: Case) -> Path:
@@ -53,15 +60,17 @@ class Campaign:
         journal = Journal(self.folder)
         try:
             queue: dict[str, Queued] | None = self._queue(journal)
-        except (SchedulerBusy, CommandFailed):
+        except (SchedulerBusy, CommandFailed) as error:
+            notify(f"{error}; what follows is as the scheduler last said")
             queue = None
         return self._standing(journal).outcomes(queue)
 
     def run(self, orders: Orders, progress: Progress) -> list[Outcome]:
         """Gather what has ended, submit what is missing, and stay if told to; return where all cases stand.
 
-        A case that fails does not stop the others. KeyboardInterrupt ends jobs of this machine and leaves those of a
-        queue; raises UsageError if a job is refused, Interrupted if the scheduler does not answer.
+        A case that fails does not stop the others, nor does a job that is refused: `submission` tells of those.
+        KeyboardInterrupt ends jobs of this machine and leaves those of a queue; raises Interrupted if the scheduler
+        does not answer.
         """
         with alone(self.folder):
             journal = Journal(self.folder)
@@ -86,6 +95,8 @@ class Campaign:
                 return self._standing(journal).outcomes(self._queue(journal))
             except SchedulerBusy as error:
                 raise Interrupted(f"{error}; nothing is lost") from None
+            except CommandFailed as error:
+                raise UsageError(str(error)) from None
 
     def cancel(self) -> int:
         """Take every job of the campaign out of the queue; return how many there were."""
@@ -111,23 +122,33 @@ class Campaign:
         if not orders.submit:
             return self._written(orders, journal, progress)
         left = self._adopt(journal, self._left(journal))
-        submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
+        submission = self.submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
         pauses = Pauses(*self.scheduler.poll_s)
+        hopeless_looks = 0
         while True:
             left = submission.submit(left)
-            if not journal.open or not orders.wait:
+            if not orders.wait or not (journal.open or submission.waits_for_room) or hopeless_looks > 1:
                 break
-            progress.watch(self._running(journal))
+            progress.watch(self._standing(journal).begun())
             pauses.sleep()
             before = len(journal.open_cases)
             lost = self._settle(journal, progress)
             if len(journal.open_cases) < before:
                 pauses.reset()
+            progress.waiting(self._last_queue)
+            hopeless_looks = hopeless_looks + 1 if not lost and self._is_hopeless(journal) else 0
             left += pack(self.plan, [self._by_id[i] for i in lost], self.folder, journal.seconds())
+        if hopeless_looks > 1:
+            progress.say("the jobs that remain will not start by themselves; the same command goes on once they can")
         if orders.wait:
             self.scheduler.drain()
         progress.close()
         return self._standing(journal).outcomes(self._queue(journal))
+
+    def _is_hopeless(self, journal: Journal) -> bool:
+        """Whether the scheduler says of all open jobs that they will not start."""
+        queue = self._last_queue
+        return bool(journal.open) and all(job in queue and queue[job].is_hopeless for job in journal.open)
 
     def _written(self, orders: Orders, journal: Journal, progress: Progress) -> list[Outcome]:
         """Make the scripts of what is left, without a word to the scheduler."""
@@ -158,7 +179,7 @@ class Campaign:
             if name in there:
                 journal.submitted(name, there[name].split("_")[0])
         for job in [j for j in unknown if j.id is None and j.submission not in there]:
-            if not any(outcome.was_begun(self.folder / folder) for folder in job.cases.values()):
+            if time.time() - job.time_s >= self._files_s() and not self._was_begun(job):
                 journal.released(job.submission, "never reached the scheduler")
 
     def _adopt(self, journal: Journal, jobs: Sequence[Job]) -> list[Job]:
@@ -169,7 +190,7 @@ class Campaign:
         for job in jobs:
             if job.name in there or any(case.id in held for case in job.cases):
                 journal.submitting(job.name, {job.name: job.folders}, array=False)
-                journal.submitted(job.name, there.get(job.name, "by hand"))
+                journal.submitted(job.name, there.get(job.name, BY_HAND))
             else:
                 free.append(job)
         return free
@@ -191,31 +212,53 @@ class Campaign:
             return []
         queue = self._queue(journal)
         self._look(journal, progress)
-        if all(name in queue for name in journal.open):
-            return []
-        time.sleep(self.scheduler.settle_s)
-        queue = self._queue(journal)
-        self._look(journal, progress)
+        for name in [name for name, job in journal.open.items() if name in queue and job.vanished_s is not None]:
+            journal.back(name)
         gone = [job for name, job in journal.open.items() if name not in queue]
+        if any(job.vanished_s is None for job in gone):
+            time.sleep(self.scheduler.settle_s)
+            queue = self._queue(journal)
+            self._look(journal, progress)
+            gone = [job for name, job in journal.open.items() if name not in queue]
+        return self._close(journal, progress, gone) if gone else []
+
+    def _close(self, journal: Journal, progress: Progress, gone: Sequence[OpenJob]) -> list[str]:
+        """Put on record the cases of jobs that the queue has no more, but those whose files may still come."""
         held = self._held({case: folder for job in gone for case, folder in job.cases.items()})
         endings = self.scheduler.endings([job.id for job in gone if job.id])
-        lost: list[str] = []
+        lost: set[str] = set()
+        late: dict[str, list[str]] = defaultdict(list)
         for job in gone:
             ending = endings.get(job.id or "")
-            reason = ending.reason if ending else "its job is gone and left no exit code"
+            reason = vanished.reason_of(ending, self.folder / JOBS / f"{job.name}.log")
             for case, folder in list(job.cases.items()):
-                if case in held:
+                if case in held or (ending is not None and ending.kind == "alive"):
                     continue
-                if ending is not None and not ending.again:
-                    self._ended(journal, progress, case, folder, Ended("failed", None, None, reason))
+                outcome.list_anew(self.folder / folder)
+                ended = outcome.ended(self.folder / folder) or vanished.judge(self.folder / folder, ending)
+                since_s = job.time_s if job.id is None else job.vanished_s
+                if vanished.may_come(self.folder / folder, ending, since_s, self._files_s()):
+                    if job.vanished_s is None:
+                        journal.vanished(job.name)
+                        late[vanished.describe(ending, self._files_s())].append(job.name)
+                elif ended is not None:
+                    self._ended(journal, progress, case, folder, ended)
                 elif journal.losses[case] >= self.plan.suite.retries:
                     said = f"{reason}; tried {journal.losses[case] + 1} times"
                     self._ended(journal, progress, case, folder, Ended("lost", None, None, said))
                 else:
                     journal.lost(case, reason)
-                    lost.append(case)
-        again = set(lost)
-        return [case for case in self._by_id if case in again]
+                    lost.add(case)
+        for said, jobs in late.items():
+            progress.say(f"{jobs[0]}{f' and {len(jobs) - 1} more' * (len(jobs) > 1)}: {said}")
+        return [case for case in self._by_id if case in lost]
+
+    def _was_begun(self, job: OpenJob) -> bool:
+        return any(outcome.was_begun(self.folder / folder) for folder in job.cases.values())
+
+    def _files_s(self) -> float:
+        """How long the files of a job that has ended may take to show."""
+        return files_s(self.scheduler.files_s) if self.scheduler.waits else 0.0
 
     def _look(self, journal: Journal, progress: Progress) -> None:
         """Put on record the open cases that have an exit code."""
@@ -242,23 +285,15 @@ class Campaign:
 
     def _queue(self, journal: Journal) -> dict[str, Queued]:
         """Job name -> what the scheduler says, of the open jobs that it still has."""
-        by_id = {job.id: name for name, job in journal.open.items() if job.id}
-        names = {job.submission for job in journal.open.values()}
+        by_id = {job.id: name for name, job in journal.open.items() if job.id and job.id != BY_HAND}
+        names = {job.submission for job in journal.open.values() if job.id is None or job.id == BY_HAND}
         found: dict[str, Queued] = {}
-        for queued in self.scheduler.queue(names) if names else ():
+        for queued in self.scheduler.queue(names, by_id) if journal.open else ():
             job = by_id.get(queued.id, queued.name if queued.name in journal.open else "")
             if job and (job not in found or queued.state == "running"):
                 found[job] = queued
+        self._last_queue = found
         return found
-
-    def _running(self, journal: Journal) -> list[tuple[str, Path]]:
-        """Name and folder of open cases that have begun; some of them, where there are many."""
-        found = []
-        for case_id in list(journal.open_cases)[:50]:
-            case = self._by_id.get(case_id)
-            if case is not None and outcome.was_begun(self.case_folder(case)):
-                found.append((case.name, self.case_folder(case)))
-        return found[:4]
 
 
 def _scheduler(kind: str, folder: Path) -> Scheduler:

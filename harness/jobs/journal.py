@@ -8,11 +8,14 @@ Lines, of which a replay gives the present state:
                                                        was stopped on purpose
     ended       case, state, exit_code, seconds, reason
     lost        case, reason                           its job is gone and left no exit code: free again
+    vanished    job                                    the queue has no such job, and its files are waited for
+    back        job                                    the queue has it again
     retried     case                                   an ended case is free again
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ FILE_NAME = "journal.jsonl"
 class OpenJob:
     """A job that is not known to have ended. id: None while it is not known whether the scheduler has it.
 
-    cases: those of its cases that have not ended, with their folders.
+    cases: those of its cases that have not ended, with their folders. vanished_s: since when the queue lacks it.
     """
 
     name: str
@@ -38,6 +41,7 @@ class OpenJob:
     id: str | None
     cases: dict[str, str]
     time_s: float
+    vanished_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,14 @@ class Journal:
         """A case's job is gone, and the case may be submitted again."""
         self._write("lost", case=case, reason=reason)
 
+    def vanished(self, job: str) -> None:
+        """The queue does not have the job, whose files may still be on their way."""
+        self._write("vanished", job=job)
+
+    def back(self, job: str) -> None:
+        """The queue has the job after all."""
+        self._write("back", job=job)
+
     def retried(self, case: str) -> None:
         """A case that ended may be submitted again."""
         self._write("retried", case=case)
@@ -100,7 +112,7 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._log = events.EventLog(self._path)
         self._log.write(event, **fields)
-        self._apply({"event": event, "time_s": 0.0, **fields})
+        self._apply({"event": event, "time_s": time.time(), **fields})
 
     def _apply(self, line: Event) -> None:
         match line["event"]:
@@ -118,6 +130,14 @@ class Journal:
                 for job in [j for j in self._members(line["name"]) if j in self.open]:
                     for case in list(self.open[job].cases):
                         self._close(case)
+            case "vanished" | "back":
+                if line["job"] in self.open:
+                    self.open[line["job"]].vanished_s = line["time_s"] if line["event"] == "vanished" else None
+            case _:
+                self._apply_to_case(line)
+
+    def _apply_to_case(self, line: Event) -> None:
+        match line["event"]:
             case "ended":
                 self._close(line["case"])
                 self.ended[line["case"]] = Ended(*(line[k] for k in ("state", "exit_code", "seconds", "reason")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from harness.jobs.scheduler import Queued, Scheduler
+from harness.locks import is_locked
 
 JOBS = "jobs"
 # What a job may take to end once its last case has.
@@ -29,6 +29,7 @@ class LocalScheduler(Scheduler):
     command = "bash"
     waits = False
     settle_s = 0.0
+    files_s = 0.0
     poll_s = (0.2, 0.5)
 
     def __init__(self, campaign: Path) -> None:
@@ -37,8 +38,8 @@ class LocalScheduler(Scheduler):
 
     def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
         """Those whose shell, if it is our child, or any holder of their lock still runs."""
-        del ids
-        return [Queued(name, name, "running") for name in names if self._is_child(name) or self._is_locked(name)]
+        known = [name for name in dict.fromkeys([*names, *ids]) if _is_file_name(name)]
+        return [Queued(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]
 
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
         """Start bash on the script, in a process session of its own."""
@@ -75,9 +76,9 @@ class LocalScheduler(Scheduler):
         return child is not None and child.poll() is None
 
     def _is_locked(self, name: str) -> bool:
-        with suppress(FileNotFoundError), self._lock(name).open("rb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_locked(self._lock(name))
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it may be a job's name; ids come from files, which may hold anything."""
+    return 0 < len(name) <= 200 and not set(name) & {"/", "\0"}

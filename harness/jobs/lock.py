@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from harness.errors import UsageError
 from harness.jobs.script import JOBS
+from harness.locks import LockTaken, locked
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the campaign's lock; raises UsageError if another harness has it."""
     (folder / JOBS).mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as handle:
+    path = folder / "lock"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            who = handle.read(200).strip()
-            raise UsageError(f"{folder}: another harness is running this campaign ({who})") from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()}\n")
-        handle.flush()
+            stack.enter_context(locked(path))
+        except LockTaken as error:
+            who = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+            raise UsageError(f"{folder}: another harness is running this campaign ({who or error})") from None
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield

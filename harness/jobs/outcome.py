@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from harness import checks, events
+from harness.case_files import Unreadable, read_case, read_log
 from harness.cases import Case
 from harness.checks import State
+from harness.event_schema import find_fault
 from harness.jobs.journal import Ended
+from harness.text import sanitize_line
 
 CLAIM, EXIT_CODE = "claim", "exit_code"
+COMPLAINT = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
 RECORDS = (events.FILE_NAME, "stdout", "stderr", EXIT_CODE, CLAIM, "provenance.json", "traceback.txt", "job.sh")
 
 
@@ -31,29 +36,42 @@ class Outcome:
 def exit_of(folder: Path | str) -> tuple[int, float | None] | None:
     """Exit code and seconds that the case's job wrote when the case ended, or None."""
     try:
-        handle = os.open(f"{folder}/{EXIT_CODE}", os.O_RDONLY)
-    except OSError:
+        words = events.read_bytes(f"{folder}/{EXIT_CODE}")[:100].split()
+        code, seconds = int(words[0]), float(words[1]) if len(words) > 1 else None
+    except (OSError, ValueError, IndexError):
         return None
-    try:
-        lines = os.read(handle, 100).split()
-        return int(lines[0]), float(lines[1]) if len(lines) > 1 else None
-    except (ValueError, IndexError):
-        return None
-    finally:
-        os.close(handle)
+    return None if seconds is not None and not 0 <= seconds < math.inf else (code, seconds)
 
 
 def ended(folder: Path) -> Ended | None:
     """How the case of a folder ended, if it did."""
     found = exit_of(folder)
-    if found is None:
+    return None if found is None else _judge(folder, *found)
+
+
+def ended_without_exit_code(folder: Path) -> Ended | None:
+    """How a case stands whose program came to its end, while its job was killed before it wrote the exit code.
+
+    To be asked only of a case whose job is gone: a program may hang, or fail, after its last event.
+    """
+    if exit_of(folder) is not None or not checks.has_finished(events.last_run(folder / events.FILE_NAME)):
         return None
+    return _judge(folder, None, None)
+
+
+def list_anew(folder: Path) -> None:
+    """Have the file system look again for files that it remembers as absent."""
+    with suppress(OSError):
+        os.listdir(folder)
+
+
+def _judge(folder: Path, exit_code: int | None, seconds: float | None) -> Ended:
     try:
-        case = orjson.loads((folder / "case.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        case = {}
-    state, reason = checks.judge(case, events.last_run(folder / events.FILE_NAME), found[0])
-    return Ended(state, found[0], found[1], reason)
+        case = read_case(folder)
+        state, reason = checks.judge(case, read_log(folder, case), exit_code)
+    except (OSError, Unreadable) as error:
+        state, reason = "failed", f"unreadable: {error}"
+    return Ended(state, exit_code, seconds, reason)
 
 
 def was_begun(folder: Path | str) -> bool:
@@ -75,11 +93,20 @@ def set_aside(folder: Path) -> None:
     old = [folder / name for name in RECORDS if (folder / name).exists()]
     if not was_begun(folder):
         return
-    number = 1 + sum(1 for _ in folder.glob("attempt-*"))
-    place = folder / f"attempt-{number}"
-    place.mkdir()
+    place = _new_attempt(folder)
     for path in sorted(old, key=lambda p: p.name == CLAIM):
         path.rename(place / path.name)
+
+
+def _new_attempt(folder: Path) -> Path:
+    """Make the folder of the attempt after the newest, whichever of them have been deleted."""
+    numbers = [int(name) for path in folder.glob("attempt-*") if (name := path.name.partition("-")[2]).isdecimal()]
+    number = max(numbers, default=0)
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            (folder / f"attempt-{number}").mkdir()
+            return folder / f"attempt-{number}"
 
 
 def last_progress(folder: Path) -> events.Event | None:
@@ -93,9 +120,15 @@ def last_progress(folder: Path) -> events.Event | None:
     for line in reversed(lines):
         if b'"progress"' in line:
             event = next(iter(events.parse([line])), None)
-            if event is not None and event["event"] == "progress":
-                return event
+            if event is not None and event["event"] == "progress" and find_fault("", [event]) is None:
+                return event | {"what": sanitize_line(event.get("what", ""))}
     return None
+
+
+def complaint_in(log: Path) -> str:
+    """Return the last line of a job's log in which its shell or script says why it ended, or nothing."""
+    said = [line for line in last_lines(log) if COMPLAINT.search(line)]
+    return sanitize_line(said[-1].removeprefix("error: "))[:300] if said else ""
 
 
 def last_lines(path: Path, count: int = 12) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +12,8 @@ from rich.progress import Progress as Bars
 
 from harness.jobs import outcome
 from harness.jobs.journal import Ended
+from harness.jobs.scheduler import Queued
+from harness.text import sanitize
 
 PLAIN_EVERY_S = 20.0
 SHOWN = 20
@@ -25,6 +27,7 @@ class Progress:
         self._bars: Bars | None = None
         self._tasks: dict[str, int] = {}
         self._told: dict[str, float] = {}
+        self._reasons: dict[str, set[str]] = {}
 
     def already_done(self, names: Sequence[str]) -> None:
         """Cases that need no running."""
@@ -56,6 +59,18 @@ class Progress:
             self.say(f"{name}: {how}; its files are in {folder}; the end of its stderr:")
             for line in outcome.last_lines(folder / "stderr"):
                 self.say(f"    {line}")
+
+    def waiting(self, queue: Mapping[str, Queued]) -> None:
+        """Say why jobs wait, where that is out of the ordinary; once for each reason."""
+        by_reason: dict[str, list[str]] = {}
+        for job, queued in queue.items():
+            if queued.is_odd and queued.reason not in self._reasons.get(job, ()):
+                by_reason.setdefault(queued.reason, []).append(job)
+                self._reasons.setdefault(job, set()).add(queued.reason)
+        for reason, jobs in by_reason.items():
+            more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+            hopeless = "; by itself it will not start" if any(queue[job].is_hopeless for job in jobs) else ""
+            self.say(f"{jobs[0]}{more}: waiting, says the scheduler, since: {sanitize(reason)}{hopeless}")
 
     def watch(self, running: Sequence[tuple[str, Path]]) -> None:
         """Show the newest progress event of cases that run."""

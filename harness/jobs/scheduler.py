@@ -11,20 +11,30 @@ from typing import ClassVar, Literal
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that is still to end. The tasks of an array share their name; their ids end in `_<task>`."""
+    """A job that is still to end. The tasks of an array share their name; their ids end in `_<task>`.
+
+    reason: why it waits, in the scheduler's words. is_odd: the reason is not one of a queue's daily life. is_hopeless:
+    by itself the job will never start.
+    """
 
     id: str
     name: str
     state: Literal["waiting", "running"]
     reason: str = ""
+    is_odd: bool = False
+    is_hopeless: bool = False
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a job is gone, in the scheduler's words; again: it was none of the job's doing, and may be tried again."""
+    """What the scheduler knows of a job that its queue no longer shows, in its words.
+
+    kind: `alive`: it has not ended; `completed`: its script ended with exit code 0; `exited`: with another one;
+    `cancelled`: somebody took it out; `failed`: its own doing, such as too little time; `again`: none of its doing.
+    """
 
     reason: str
-    again: bool
+    kind: Literal["alive", "completed", "exited", "cancelled", "failed", "again"]
 
 
 class Scheduler(ABC):
@@ -32,23 +42,24 @@ class Scheduler(ABC):
 
     Every method but cancel may raise SchedulerBusy (harness.jobs.commands) when the scheduler does not answer.
     command: what a person submits a script with. waits: jobs go on without the harness. arrays: submit_array works.
-    settle_s: how long after a job's end its files may take to show. poll_s: pause between two looks at the queue,
-    first and longest.
+    settle_s: how long a job that vanished may take to show up again. files_s: how long after a job's end its files may
+    take to show, since file systems cache. poll_s: pause between two looks at the queue, first and longest.
     """
 
     command: ClassVar[str]
     waits: ClassVar[bool] = True
     arrays: ClassVar[bool] = False
     settle_s: ClassVar[float] = 5.0
+    files_s: ClassVar[float] = 300.0
     poll_s: ClassVar[tuple[float, float]] = (2.0, 60.0)
 
     @abstractmethod
     def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
-        """The jobs with these names or ids that are still to end, in one question; whoever submitted them."""
+        """The jobs with these ids, and this user's with these names, that are still to end."""
 
     @abstractmethod
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
-        """Submit a script, to start when these jobs have ended; return its id. Raises Refused if it is never taken."""
+        """Submit a script, to start when these jobs have ended; return its id. Raises Refused or QueueFull."""
 
     def submit_array(self, script: Path, name: str) -> str:
         """Submit the script of an array; return the id without the `_<task>`."""
@@ -62,7 +73,7 @@ class Scheduler(ABC):
         """Stay until jobs that are this process's children have done what follows their last case."""
 
     def endings(self, ids: Sequence[str]) -> Mapping[str, Ending]:
-        """Why these jobs are gone, as far as the scheduler still knows."""
+        """What became of these jobs, as far as the scheduler still knows."""
         del ids
         return {}
 
@@ -72,4 +83,11 @@ class Refused(Exception):
 
 
 class QueueFull(Exception):
-    """The scheduler takes no more jobs of this user for now."""
+    """The scheduler takes no job like this for now; the message is its own.
+
+    may_be_for_good: its words also fit a job that it will never take.
+    """
+
+    def __init__(self, message: str, may_be_for_good: bool = False) -> None:
+        self.may_be_for_good = may_be_for_good
+        super().__init__(message)

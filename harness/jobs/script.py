@@ -18,7 +18,7 @@ import orjson
 from harness import __version__, shipped
 from harness.cases import Case
 from harness.errors import UsageError
-from harness.jobs.files import INDENTED, write_bytes, write_text
+from harness.jobs.files import INDENTED, absolute, write_bytes, write_text
 from harness.packing import Job
 from harness.plan import Plan
 from harness.programs import DRIVERS
@@ -36,7 +36,7 @@ shift
 # shellcheck disable=SC2317  # not every launcher asks for it
 first() {{ echo "$nodes"; }}
 trial=${{*: -1}}
-mark() {{ if [ -n "${{HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}
+mark() {{ if [ -n "${{GFM_HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}
 status=0
 mark start
 {launch}    "$@" || status=$?
@@ -50,7 +50,8 @@ ARRAY = """\
 # Made by gfm-harness {version}. By hand: `sbatch {script}`.
 set -euo pipefail
 cd {folder}
-job=$(sed -n "${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}}p" {name}.txt)
+mapfile -t jobs < {name}.txt
+job=${{jobs[${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}} - 1]}}
 exec bash "$job.sh" "$@" >> "$job.log" 2>&1
 """
 
@@ -60,9 +61,10 @@ class Scripts:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
-        self.folder = folder.resolve()
-        if set(str(self.folder)) & set('"\\\n'):
-            raise UsageError(f"{self.folder}: job scripts cannot name a folder with a quote, backslash or line break")
+        self.folder = absolute(folder)
+        if re.search('["\\\\\n\ud800-\udfff]', str(self.folder)):
+            said = "a quote, backslash or line break, or one that is not UTF-8"
+            raise UsageError(f"{self.folder}: job scripts cannot name a folder with {said}")
         self.jobs = self.folder / JOBS
         self._template = _environment(plan.site.folder).get_template(plan.site.system.template)
         self._known = self._constants()
@@ -134,6 +136,10 @@ class Scripts:
             "environment": site.environment,
             "watch": site.watch,
             "directives": site.lines("directives"),
+            "options": f" {site.options}" if site.options else "",
+            "requests": site.requests(),
+            "chunk": site.chunk,
+            "modules": site.lines("modules"),
             "prepare": site.lines("prepare"),
             "stage": site.lines("stage"),
             "launch": self._launcher(),

@@ -23,4 +23,4 @@ def commands(site: Site) -> str:
         raise UsageError(f"system {site.system.name!r} has no `install` lines, so nothing is known of how to set it up")
     source = f"See {site.system.source}" if site.system.source else "From the system's `modules` and `install` lines."
     head = HEAD.format(version=__version__, title=site.system.title, source=source)
-    return "\n".join([head, *site.lines("modules"), *lines]) + "\n"
+    return "\n".join([head, *site.requests(("modules", "install")), *site.lines("modules"), *lines]) + "\n"

@@ -27,6 +27,12 @@ class Standing:
         there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return [self._outcome(case, queue, case.folder_name in there) for case in self.plan.cases]
 
+    def begun(self, most: int = 4) -> list[tuple[str, Path]]:
+        """Name and folder of open cases that have begun; some of them, where there are many."""
+        names = {case.id: (case.name, self.folder / case.folder_name) for case in self.plan.cases}
+        some = [names[case] for case in list(self.journal.open_cases)[:50] if case in names]
+        return [(name, folder) for name, folder in some if outcome.was_begun(folder)][:most]
+
     def is_done(self, case: Case) -> bool:
         """Whether the journal knows it as done, and nobody has deleted its folder to have it run anew."""
         ended = self.journal.ended.get(case.id)
@@ -60,7 +66,11 @@ class Standing:
         job = (queue or {}).get(self.journal.open_cases.get(case.id, ""))
         if job is not None:
             state: State = "running" if begun and job.state == "running" else "waiting"
-            return Outcome(case, state, None, job.reason if state == "waiting" else "", folder)
+            hopeless = " (it will not start by itself)" if job.is_hopeless else ""
+            return Outcome(case, state, None, job.reason + hopeless if state == "waiting" else "", folder)
+        if case.id in self.journal.open_cases:
+            said = "its job has left the queue; waiting for its files"
+            return Outcome(case, "running" if begun else "waiting", None, said, folder)
         if begun:
             return Outcome(case, "lost", None, "", folder)
         failed = self.failed_needs(case)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import UsageError
 from harness.jobs import outcome
 from harness.jobs.commands import CommandFailed
 from harness.jobs.journal import Journal
@@ -52,6 +51,10 @@ class Submission:
         self._too_dear: set[str] = set()
         self.id_of = {case.folder_name: case.id for case in plan.cases}
         self.in_plan = set(self.id_of.values())
+        self.submitted = 0
+        self.held_back: list[Job] = []
+        self.may_never_fit = False
+        self.refused: dict[str, str] = {}
 
     def write_only(self, jobs: Sequence[Job]) -> None:
         """Make the scripts and say how to submit them."""
@@ -60,18 +63,49 @@ class Submission:
         self.progress.written(self.scripts.jobs, len(jobs), node_hours(jobs)[0])
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
-        """Submit what is ready and fits; return the jobs that are to wait."""
+        """Submit what is ready and fits; return the jobs that are to wait.
+
+        held_back: those that the scheduler did not take now. refused: job -> why the scheduler will never take it.
+        """
         waiting = list(jobs)
+        before = {job.name for job in self.held_back}
+        self.held_back = []
         while True:
             ready, later = self._sorted(waiting)
+            taken = self.submitted
             try:
                 self._submit_all(ready)
             except QueueFull as error:
-                self.progress.say(f"the queue takes no more jobs for now ({error})")
-                return [job for job, _ in ready if job.name not in self.journal.open] + later
+                self.held_back = [job for job, _ in ready if not self._is_settled(job)]
+                self.may_never_fit = error.may_be_for_good and not self.journal.open
+                if taken < self.submitted or {job.name for job in self.held_back} - before:
+                    self._report_held_back(error)
+                return self.held_back + later
             waiting = later
             if not ready or not waiting:
                 return waiting
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether the scheduler may take more later."""
+        return bool(self.held_back) and not self.may_never_fit
+
+    def _is_settled(self, job: Job) -> bool:
+        """Whether the scheduler has taken the job or refused it."""
+        return job.name in self.journal.open or job.name in self.refused
+
+    def _report_held_back(self, error: QueueFull) -> None:
+        cases = sum(len(job.cases) for job in self.held_back)
+        when = "they are tried again" if self.orders.wait else "the same command submits them later"
+        doubt = (
+            "; the scheduler says the same of a job that is too large or too long for the account, so look at that too"
+            if error.may_be_for_good
+            else ""
+        )
+        jobs = f"{len(self.held_back)} job{'s' * (len(self.held_back) != 1)} ({cases} case{'s' * (cases != 1)})"
+        self.progress.say(
+            f"the scheduler takes no more for now: {jobs} held back, and {when}; its words: {error}{doubt}"
+        )
 
     def _sorted(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
         """The jobs to submit now, each with the open cases it starts after, and those for later."""
@@ -102,6 +136,10 @@ class Submission:
             if need in self.journal.open_cases:
                 under_way.append(need)
             elif need in self.journal.ended or need not in self.in_plan:
+                ended = self.journal.ended.get(need)
+                if found is None and ended is not None and ended.state == "done":
+                    said = "it left no exit code, which this job asks for; delete its folder to have it run again"
+                    self.refused[job.name] = f"{job.name}: needs {self.folder / folder}: {said}"
                 if found is None or found[0] != 0:
                     return "never", []
             elif found is None or found[0] != 0:
@@ -116,18 +154,51 @@ class Submission:
         limit = self.plan.site.system.limits.array
         for jobs in by_shape.values():
             if self.scheduler.arrays and limit > 1 and len(jobs) >= FEWEST_FOR_ARRAY:
-                for k in range(0, len(jobs), limit):
-                    self._submit_array(jobs[k : k + limit])
+                self._submit_arrays(jobs, limit)
             else:
                 for job in jobs:
                     self._submit_one(job, afters[job.name])
+            if any(job.name in self.refused for job in jobs):
+                self._refuse_like(jobs)
+
+    def _submit_arrays(self, jobs: Sequence[Job], size: int) -> None:
+        """Submit jobs of one shape as arrays, half as large whenever the scheduler does not take one."""
+        done = 0
+        while done < len(jobs):
+            some = list(jobs[done : done + size])
+            try:
+                if len(some) >= FEWEST_FOR_ARRAY:
+                    self._submit_array(some)
+                else:
+                    for job in some:
+                        self._submit_one(job, ())
+                        done += 1
+                    continue
+            except QueueFull:
+                size = len(some) // 2
+                if size == 0 or len(some) < FEWEST_FOR_ARRAY:
+                    raise
+                continue
+            done += len(some)
+            if some[0].name in self.refused:
+                return
+
+    def _refuse_like(self, jobs: Sequence[Job]) -> None:
+        """What is said of one job holds for those of its shape that were not asked for: their scripts ask the same."""
+        said = next(self.refused[job.name] for job in jobs if job.name in self.refused)
+        for job in jobs:
+            if not self._is_settled(job):
+                self.refused[job.name] = said
 
     def _submit_one(self, job: Job, after: Sequence[str]) -> None:
         script = self._prepare(job)
         ids = [self.journal.open[self.journal.open_cases[case]].id for case in after]
         self.journal.submitting(job.name, {job.name: job.folders}, array=False)
-        job_id = self._ask(job.name, script, lambda: self.scheduler.submit(script, job.name, _known(ids)))
+        job_id = self._ask([job], job.name, script, lambda: self.scheduler.submit(script, job.name, _known(ids)))
+        if job_id is None:
+            return
         self.spent += job.node_hours
+        self.submitted += 1
         self.progress.submitted([job.name], job_id, len(job.cases))
 
     def _submit_array(self, jobs: list[Job]) -> None:
@@ -137,11 +208,15 @@ class Submission:
             self._prepare(job)
         script = self.scripts.write_array(name, jobs)
         self.journal.submitting(name, {job.name: job.folders for job in jobs}, array=True)
-        job_id = self._ask(name, script, lambda: self.scheduler.submit_array(script, name))
+        job_id = self._ask(jobs, name, script, lambda: self.scheduler.submit_array(script, name))
+        if job_id is None:
+            return
+        self.submitted += len(jobs)
         self.spent += sum(job.node_hours for job in jobs)
         self.progress.submitted([job.name for job in jobs], job_id, sum(len(job.cases) for job in jobs))
 
-    def _ask(self, name: str, script: Path, submit: Callable[[], str]) -> str:
+    def _ask(self, jobs: Sequence[Job], name: str, script: Path, submit: Callable[[], str]) -> str | None:
+        """The id under which the scheduler has taken the jobs, or None if it refuses them."""
         try:
             job_id = submit()
         except QueueFull as error:
@@ -149,13 +224,17 @@ class Submission:
             raise
         except (Refused, CommandFailed) as error:
             self.journal.released(name, str(error))
-            raise UsageError(f"{script}: {error}") from None
+            self.refused |= dict.fromkeys((job.name for job in jobs), f"{script}: {error}")
+            return None
         self.journal.submitted(name, job_id)
         return job_id
 
     def _prepare(self, job: Job) -> Path:
         for case in job.cases:
-            outcome.set_aside(self.folder / case.folder_name)
+            folder = self.folder / case.folder_name
+            ended = outcome.ended(folder)
+            if ended is None or ended.state != "done":  # the script passes over what has just turned out to be done
+                outcome.set_aside(folder)
         return self.scripts.write(job)
 
 

@@ -1,7 +1,7 @@
 """The `{{ ... }}` of suites and systems: arithmetic, comparison and choice over named values, and nothing else.
 
-An expression is checked before it is ever evaluated: it may hold only the kinds of node in ALLOWED, the filters in
-FILTERS, and an attribute only of a namespace (`system.nodes`). It runs in Jinja2's sandbox all the same.
+Jinja2 parses an expression, and runs nothing of it: a tree may hold only the kinds of node in ALLOWED, the filters in
+FILTERS, and an attribute only of a namespace (`system.nodes`), and harness.language.evaluation evaluates it.
 """
 
 from __future__ import annotations
@@ -9,61 +9,43 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Environment, TemplateError, nodes
 
 from harness.errors import CONTROL, VALUE_SHOWN, did_you_mean, shortened
+from harness.language.evaluation import (
+    ARGUMENTS,
+    FILTERS,
+    ExpressionError,
+    Function,
+    NotYetKnown,
+    Placeholder,
+    Values,
+    build_function,
+)
 
-Values = Mapping[str, Any]
 ALLOWED = (
     nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.BinExpr, nodes.UnaryExpr,
     nodes.Compare, nodes.Operand, nodes.CondExpr, nodes.Filter, nodes.Getitem, nodes.Getattr, nodes.Concat,
     nodes.TemplateData, nodes.Output, nodes.Template, nodes.Keyword,
 )  # fmt: skip
-FILTERS = ("abs", "float", "int", "length", "lower", "max", "min", "round", "sum", "upper")
 MAX_LENGTH = 2000
-MAX_EXPONENT = 64
 DEEPEST = 1000
+# What comes of values of the wrong kind.
+WRONG = (ExpressionError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 WHOLE = re.compile(r"^\s*\{\{((?:(?!\{\{|\}\}).)*)\}\}\s*$", re.DOTALL)
 SAID_PLAINLY = (
     (re.compile("unexpected 'end of|Expected an expression"), "it ends before its end"),
     (re.compile("expected token 'end of"), "two values with no operator between them"),
 )
-SAID = re.compile(r"^'?(?P<name>[\w.]+)'? is undefined$")
 
 
-class ExpressionError(Exception):
-    """What is wrong with an expression, in one line."""
-
-
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Operators that could fill the memory take numbers only."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse repeated text and powers without end."""
-        for value in (left, right):
-            if isinstance(value, Undefined):
-                str(value)
-            if not isinstance(value, (int, float)):
-                raise SecurityError(f"{operator} is for numbers, got {shortened(value)}")
-        if operator == "**" and (abs(right) > MAX_EXPONENT or abs(left) > 2**32):
-            raise SecurityError("a power too large")
-        return super().call_binop(context, operator, left, right)
-
-
-SANDBOX = Sandbox(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-SANDBOX.globals.clear()
-# Jinja2's own make 0 of what is no number.
-SANDBOX.filters |= {"int": int, "float": float}
+PARSER = Environment(autoescape=False, keep_trailing_newline=True)
 
 
 @dataclass(frozen=True)
@@ -77,17 +59,23 @@ class Expression:
     names: frozenset[str]
     attributes: frozenset[tuple[str, str]]
     bare: frozenset[str]
-    function: Callable[[Values], Any]
+    function: Function
 
     def __call__(self, values: Values) -> Any:
         """Its value: of any plain type if the text is one `{{ }}` and no more, else text; raises ExpressionError."""
         try:
             return self.function(values)
-        except TemplateError as error:
-            said = SAID.match(error.message or "")
-            what = f"unknown name {said['name']!r}{did_you_mean(said['name'], values)}" if said else error.message
-            raise ExpressionError(f"{str(what).rstrip('.')} in {_quoted(self.text)}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        except NotYetKnown as error:
+            raise NotYetKnown(f"{error} in {_quoted(self.text)}") from None
+        except (
+            ExpressionError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise ExpressionError(f"{error} in {_quoted(self.text)}") from None
 
     def unknown(self, known: Collection[str], namespaces: Mapping[str, Collection[str] | None]) -> str | None:
@@ -154,13 +142,12 @@ def _compiled(code: str, text: str) -> Expression:
 
 
 def _understood(code: str, text: str) -> Expression:
-    names, attributes, bare = _checked(code, text)
-    whole = WHOLE.match(code)
-    if whole:
-        compiled = SANDBOX.compile_expression(whole[1].strip(), undefined_to_none=False)
-        return Expression(text, names, attributes, bare, lambda values: _plain(compiled(**values)))
-    template = SANDBOX.from_string(code)
-    return Expression(text, names, attributes, bare, lambda values: _plain(template.render(values)))
+    tree = _parsed(code, text)
+    names, attributes, bare = _checked(tree, text)
+    parts = [node for output in tree.find_all(nodes.Output) for node in output.nodes]
+    values = [node for node in parts if not (isinstance(node, nodes.TemplateData) and node.data.isspace())]
+    function = build_function(values[0] if len(values) == 1 else nodes.Output(parts))
+    return Expression(text, names, attributes, bare, lambda given: _plain(function(given)))
 
 
 def _quoted(text: str) -> str:
@@ -168,18 +155,23 @@ def _quoted(text: str) -> str:
     return shortened(text) if len(text) > 2 * VALUE_SHOWN else repr(text)
 
 
-def _checked(code: str, text: str) -> tuple[frozenset[str], frozenset[tuple[str, str]], frozenset[str]]:
-    said = _quoted(text)
+def _parsed(code: str, text: str) -> nodes.Template:
     if len(code) > MAX_LENGTH:
         raise ExpressionError(f"an expression of more than {MAX_LENGTH} letters")
     if "{%" in code or "{#" in code:
-        raise ExpressionError(f"only {{{{ }}}} has a meaning, not {{% %}} or {{# #}}, in {said}")
+        raise ExpressionError(f"only {{{{ }}}} has a meaning, not {{% %}} or {{# #}}, in {_quoted(text)}")
+    return PARSER.parse(code)
+
+
+def _checked(tree: nodes.Template, text: str) -> tuple[frozenset[str], frozenset[tuple[str, str]], frozenset[str]]:
+    """Return the names and attributes that the tree reads; raises ExpressionError for what has no meaning here."""
+    said = _quoted(text)
     names, attributes, spaces = set(), set(), set()
-    for node in SANDBOX.parse(code).find_all(nodes.Node):
+    for node in tree.find_all(nodes.Node):
         if not isinstance(node, ALLOWED):
             raise ExpressionError(f"{type(node).__name__.lower()} is not allowed in {said}")
-        if isinstance(node, nodes.Filter) and node.name not in FILTERS:
-            raise ExpressionError(f"unknown filter {node.name!r}{did_you_mean(node.name, FILTERS)} in {said}")
+        if isinstance(node, nodes.Filter):
+            _check_filter(node, said)
         if isinstance(node, nodes.Getattr):
             if not isinstance(node.node, nodes.Name) or node.attr.startswith("_"):
                 raise ExpressionError(f"attribute {node.attr!r} is not allowed in {said}")
@@ -197,10 +189,20 @@ def _checked(code: str, text: str) -> tuple[frozenset[str], frozenset[tuple[str,
     return frozenset(node.name for node in names), frozenset(attributes), frozenset(bare)
 
 
+def _check_filter(node: nodes.Filter, said: str) -> None:
+    if node.name not in FILTERS:
+        raise ExpressionError(f"unknown filter {node.name!r}{did_you_mean(node.name, FILTERS)} in {said}")
+    takes = ARGUMENTS.get(node.name, ())
+    unknown = [pair.key for pair in node.kwargs if pair.key not in takes[len(node.args) :]]
+    if unknown or len(node.args) > len(takes) or node.dyn_args or node.dyn_kwargs:
+        most = f"at most {', '.join(takes)}" if takes else "no arguments"
+        raise ExpressionError(f"filter {node.name!r} takes {most} in {said}")
+
+
 def _plain(value: Any) -> Any:
-    """The value, if plain data can hold it; raises ValueError or what Jinja2 has to say of an unknown name."""
-    if isinstance(value, Undefined):
-        str(value)
+    """The value, if plain data can hold it; raises ValueError."""
+    if isinstance(value, Placeholder):
+        return value.text
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, dict):

@@ -13,13 +13,16 @@ from ruamel.yaml import events
 from harness.errors import CONTROL, shortened
 
 MAX_DEPTH = 40
+NULLS = ("", "~", "null", "Null", "NULL")
 KNOWN = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(NULLS),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 WHOLE = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
 BASED = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|o[0-7]+|b[01]+)")
+# YAML's versions disagree on it: octal in one, decimal in the other; and who writes it often means text.
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 REAL = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
@@ -98,9 +101,12 @@ def scalar(node: Node) -> Any:
     """What a scalar stands for; raises NodeError for what is no finite number or text that can be shown."""
     text = node.text
     if not node.plain:
-        return _shown(node)
+        return quoted(node)
     if text in KNOWN:
         return KNOWN[text]
+    if LEADING_ZERO.fullmatch(text):
+        said = f"expected a number without leading zeros, or text in quotes, got {text}"
+        raise NodeError(said, node.line, node.column)
     if WHOLE.fullmatch(text) or BASED.fullmatch(text):
         return _whole(node, 10 if WHOLE.fullmatch(text) else 0)
     if REAL.fullmatch(text) or NOT_FINITE.fullmatch(text):
@@ -108,7 +114,7 @@ def scalar(node: Node) -> Any:
         if not math.isfinite(value):
             raise NodeError(f"expected a finite number, got {shortened(text)}", node.line, node.column)
         return value
-    return _shown(node)
+    return quoted(node)
 
 
 def _whole(node: Node, base: int) -> int:
@@ -119,7 +125,8 @@ def _whole(node: Node, base: int) -> int:
     return value
 
 
-def _shown(node: Node) -> str:
+def quoted(node: Node) -> str:
+    """Return a scalar's text; raises NodeError for text that cannot be shown."""
     bad = CONTROL.search(node.text)
     if bad:
         raise NodeError(f"expected plain text, got the invisible character {bad[0]!r}", node.line, node.column)

@@ -10,7 +10,8 @@ from typing import Any
 from harness.errors import shortened
 from harness.language import expressions
 from harness.language.document import Document, Loc
-from harness.language.expressions import Expression, ExpressionError
+from harness.language.evaluation import ExpressionError
+from harness.language.expressions import Expression
 
 NAMED: tuple[Loc, ...] = (("variables",), ("parameters",))
 Values = Mapping[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,34 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from harness.errors import CONTROL, UsageError, shortened
 from harness.language.document import Document, Loc, Mark, offending_line, remember
-from harness.language.nodes import Node, NodeError, compose, scalar
+from harness.language.nodes import NULLS, Node, NodeError, compose, quoted, scalar
 
 MAX_BYTES = 150_000
 MAX_VALUES = 100_000
 MERGE = "<<"
+NUMBER_OF_PYTHON = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.(?:0|[0-9]*[1-9]))?")
 
 
-def parse(path: Path, may_be_empty: bool = False) -> Document:
+Reading = Callable[[Node, Loc], Any]
+
+
+def read_value(node: Node, loc: Loc) -> Any:
+    """Return what a scalar means in a suite or a system.
+
+    The default of a setting, which jobs hold as text, is a number only as Python writes it: 0123 and 1.50 are text.
+    """
+    is_default = len(loc) == 3 and loc[0] == "settings" and loc[-1] == "default"
+    if is_default and node.plain and node.text not in NULLS and not NUMBER_OF_PYTHON.fullmatch(node.text):
+        return quoted(node)
+    return scalar(node)
+
+
+def read_text(node: Node, loc: Loc) -> Any:
+    """Return a scalar as it stands, whatever YAML takes it for; None where nothing stands."""
+    return None if node.plain and not node.text else quoted(node)
+
+
+def parse(path: Path, may_be_empty: bool = False, read: Reading = read_value) -> Document:
     """The file's top-level mapping as plain data; raises UsageError with file:line:column."""
     text = _read(path)
     remember(path, text)
@@ -39,7 +61,7 @@ def parse(path: Path, may_be_empty: bool = False) -> Document:
     if tree is None or tree.kind != "mapping":
         raise _wrong(path, 1, 1, "expected a mapping of keys at the top of the file")
     try:
-        return _Reader(path).document(tree)
+        return _Reader(path, read).document(tree)
     except NodeError as error:
         raise _wrong(path, error.line, error.column, str(error)) from None
 
@@ -85,8 +107,8 @@ def _not_yaml(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
 class _Reader:
     """Nodes -> plain data and marks, refusing what has no place in plain data."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, read: Reading) -> None:
+        self.path, self.read = path, read
         self.marks: dict[Loc, Mark] = {}
         self.values = 0
 
@@ -99,7 +121,7 @@ class _Reader:
         if self.values > MAX_VALUES:
             raise NodeError(f"more than {MAX_VALUES} values, aliases written out", node.line, node.column)
         if node.kind == "scalar":
-            return scalar(node)
+            return self.read(node, loc)
         if node.kind == "mapping":
             return self.mapping(node, loc)
         found = []
@@ -115,7 +137,7 @@ class _Reader:
             if key.plain and key.text == MERGE:
                 merged += value.items if value.kind == "sequence" else [value]
                 continue
-            name = scalar(key) if key.kind == "scalar" else None
+            name = self.read(key, ()) if key.kind == "scalar" else None
             if not isinstance(name, str) or not name.isprintable():
                 got = shortened(key.text) if key.kind == "scalar" else f"a {key.kind} (quote text that holds {{{{ }}}})"
                 raise NodeError(f"keys are words (or in quotes), got {got}", key.line, key.column)

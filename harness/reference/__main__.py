@@ -15,7 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness.events import FILE_NAME, EventLog
+from harness.events import FILE_NAME, VERSION, EventLog
+from harness.homes import ensure_user
 from harness.reference import merit, ranks, sampler
 from harness.reference.errors import InputError
 from harness.reference.ranks import LostRank, Place
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m harness.reference CASE_FOLDER", file=sys.stderr)
         return 2
+    ensure_user()
     folder = Path(arguments[0])
     try:
         case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
@@ -52,12 +54,12 @@ def main(arguments: list[str]) -> int:
         print(f"error: {folder / 'case.json'}: not a case that can be run ({error!r})", file=sys.stderr)
         return 2
     try:
-        place = ranks.find(os.environ) if program in PARALLEL else Place()
+        place = ranks.find(os.environ, case.get("ranks")) if program in PARALLEL else Place()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     log = EventLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull))
-    log.write("start", case=case.get("id"), program=program, pid=os.getpid())
+    log.write("start", version=VERSION, case=case.get("id"), program=program, pid=os.getpid())
     if place.rank > 0:  # one figure of merit a run
         os.environ.pop(merit.URL, None)
     on_gpu = parameters.get("device") == "cuda" or parameters.get("backend") == "nccl"

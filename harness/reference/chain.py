@@ -11,7 +11,7 @@ from harness.events import EventLog
 from harness.reference.errors import InputError
 from harness.reference.resuming import FILE_NAME
 
-MODEL = "model.pt"
+MODEL = "model.safetensors"
 
 
 def before(folder: Path) -> Path:
@@ -44,7 +44,7 @@ def take_over(folder: Path) -> None:
     if not (earlier / FILE_NAME).exists():
         raise InputError(f"{earlier / FILE_NAME}: no state to go on from")
     # the file that counts comes last: parts without it are none
-    for path in [*earlier.glob("training-*.pt"), earlier / FILE_NAME]:
+    for path in [*earlier.glob("training-*.safetensors"), earlier / FILE_NAME]:
         part = folder / f"{path.name}.part"
         shutil.copyfile(path, part)
         os.replace(part, folder / path.name)

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.datasets import references
+from harness.reference.datasets.assignment import split_frames
 from harness.reference.datasets.mini import load_frames, mini_set
 from harness.reference.datasets.references import References
-from harness.reference.datasets.sources import source
-from harness.reference.datasets.splits import SPLITS, split_of
+from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.stores import REFERENCED, describe_store, require_seal, source_named
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.graphs import Graph, neighbour_graph
@@ -23,7 +24,7 @@ from harness.reference.store.blocks import frames_block
 from harness.reference.store.bp import BPFile
 from harness.reference.store.layout import Record
 from harness.reference.store.modes import Mode, open_samples
-from harness.reference.store.samples import Merged, Preloaded, Samples, merged
+from harness.reference.store.samples import Merged, Preloaded, Remaining, Samples, merged
 from harness.reference.store.sampling import Drawn
 from harness.reference.structures import Structure
 
@@ -34,7 +35,11 @@ TRAINING = SPLITS[0]
 
 @dataclass(frozen=True)
 class Dataset:
-    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too."""
+    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too.
+
+    is_referenced: whether the references were subtracted from the energies of the samples, and must be added.
+    has_forces: whether its structures are labelled with forces.
+    """
 
     name: str
     head: int
@@ -43,6 +48,8 @@ class Dataset:
     samples: Samples
     references: References
     edges: bool = False
+    is_referenced: bool = False
+    has_forces: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,16 +99,19 @@ class Corpus:
         ]
 
     def _graph(self, dataset: Dataset, index: int, record: Record) -> Graph:
-        charge, multiplicity = record["graph_attr"].tolist()
+        charge, multiplicity = record["graph_attr"].reshape(-1).tolist()
+        numbers = record["atomic_numbers"].reshape(-1).astype(np.int64)
+        energy = float(record["energy"].reshape(-1)[0])
+        forces = record.get("forces")
         structure = Structure(
             name=f"{dataset.name}/{index}",
-            numbers=record["atomic_numbers"][:, 0].astype(np.int64),
-            positions=record["pos"],
-            cell=record["cell"],
-            periodic=tuple((record["pbc"] != 0).tolist()),
+            numbers=numbers,
+            positions=record["pos"].astype(np.float64, copy=False),
+            cell=record["cell"].astype(np.float64, copy=False),
+            periodic=tuple((record["pbc"].reshape(-1) != 0).tolist()),
             head=dataset.head,
-            energy=float(record["energy"][0]),
-            forces=record.get("forces"),
+            energy=energy + (float(dataset.references.energy_ev[numbers].sum()) if dataset.is_referenced else 0.0),
+            forces=None if forces is None else forces.astype(np.float64, copy=False),
             charge=int(charge),
             multiplicity=int(multiplicity),
         )
@@ -120,25 +130,35 @@ def shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
         if not len(frames):
             raise InputError(f"set {name!r} has no structure of {atoms[0]} to {atoms[1]} atoms")
     found = references.fit(lambda: iter([frames]))
-    return Dataset(name, entry.branch, entry.role, entry.level, _in_memory(frames), found)
+    return Dataset(
+        name, entry.branch, entry.role, entry.level, _in_memory(frames), found, has_forces=frames.forces is not None
+    )
 
 
 def parted(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
     """A shipped set, or its first `limit` structures, by split: `held_out` of it for tests, half of that to validate.
 
-    All frames of a molecule, material, reaction or trajectory fall into one split; references are of the training
-    split alone. Raises InputError if that is empty.
+    All frames of a molecule, material, reaction or trajectory fall into one split, and so do equal structures;
+    references are of the training split alone. Raises InputError if that is empty.
     """
     entry = mini_set(name)
     frames = load_frames(entry)
     frames = frames[np.arange(len(frames)) < (limit or len(frames))]
-    of = split_of(frames.groups, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
+    of = split_frames(frames, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
     train = frames[of == 0]
     if not len(train):
         raise InputError(f"set {name!r}: no structure is left for training")
     found = references.fit(lambda: iter([train]))
     return {
-        split: Dataset(name, entry.branch, entry.role, entry.level, _in_memory(frames[of == k]), found)
+        split: Dataset(
+            name,
+            entry.branch,
+            entry.role,
+            entry.level,
+            _in_memory(frames[of == k]),
+            found,
+            has_forces=frames.forces is not None,
+        )
         for k, split in enumerate(SPLITS)
     }
 
@@ -156,17 +176,51 @@ def stored(
     backend: str = "auto",
     split: str = TRAINING,
 ) -> Dataset:
-    """One split of a store that `harness data convert` has made; collective over comm, where there is one."""
+    """One split of a store; collective over comm, where there is one."""
     with BPFile(path) as file:
-        about, fitted = (file.attributes.get(name) for name in ("about", "references"))
-        if not isinstance(about, dict) or not isinstance(fitted, dict):
-            raise InputError(f"{path}: says neither its level of theory nor its reference energies; convert it anew")
+        facts = describe_store(file)
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
         edges = limits == (reach.cutoff, reach.max_neighbours)
-        keys: Collection[str] = [*NEEDED, *(k for k in ("forces", *EDGES * edges) if k in file.keys(split))]
-    samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
-    branch = source(about["slug"]).branch
-    return Dataset(about["slug"], branch, about["role"], about["level"], samples, references.from_json(fitted), edges)
+        wanted = (*NEEDED, "forces", *EDGES * edges)
+        keys: Collection[str] = [k for k in wanted if k in NEEDED or k in file.keys(split)]
+    samples: Samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
+    if left_out := facts.left_out.get(split):
+        samples = Remaining(samples, left_out)
+    return Dataset(
+        facts.source.slug,
+        facts.source.branch,
+        facts.role,
+        facts.level,
+        samples,
+        facts.references,
+        edges,
+        facts.energies == REFERENCED,
+        "forces" in keys,
+    )
+
+
+def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
+    """Raise InputError where training on forces would silently be one on energies alone.
+
+    Args:
+        datasets: What is to be trained on.
+        force_weight: The weight of forces in the loss; 0 asks for none.
+    """
+    lacking = sorted({d.name for d in datasets if not d.has_forces and len(d.samples)})
+    if lacking and force_weight > 0:
+        raise InputError(
+            f"no structure of {', '.join(lacking)} has forces, and the training asks for them (force_weight"
+            f" {force_weight:g}); convert files that have forces, or leave the set out"
+        )
+
+
+def splits_in(path: Path) -> tuple[str, ...]:
+    """Return those of training, validation and test that a store has; raises InputError if it is not for training."""
+    with BPFile(path) as file:
+        found = tuple(split for split in SPLITS if split in file.splits)
+    if TRAINING not in found:
+        raise InputError(f"{path}: expected a split {TRAINING!r} to train on, found {', '.join(file.splits) or 'none'}")
+    return found
 
 
 def stores_in(folder: Path) -> list[Path]:
@@ -176,10 +230,11 @@ def stores_in(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: no stores (*.bp) here; `harness data convert` and `harness run data` make them")
     by_slug: dict[str, Path] = {}
     for path in sorted(found):
+        require_seal(path)
         try:
-            slug = source(path.stem).slug
+            slug = source_named(path.stem).slug
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if by_slug.setdefault(slug, path) is not path:
             raise InputError(f"{path}: {by_slug[slug]} holds the same dataset; keep one of them in this folder")
-    return sorted(by_slug.values(), key=lambda path: source(path.stem).branch)
+    return sorted(by_slug.values(), key=lambda path: source_named(path.stem).branch)

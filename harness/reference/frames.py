@@ -138,3 +138,11 @@ class Fault:
     kind: str
     reason: str
     count: int = 1
+
+
+@dataclass(frozen=True)
+class Remark(Fault):
+    """What users should know of structures that are used all the same: a label under another name, an assumed unit.
+
+    kind: the label, or "units". count: structures that it is about; none of them is left out.
+    """

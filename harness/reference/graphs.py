@@ -19,27 +19,33 @@ SAME_SHELL_ANGSTROM = 1e-6
 class Graph:
     """Who is near whom: edges sorted by receiver, then by distance.
 
-    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell).
+    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell). dropped: how
+    many more edges are shorter than the cutoff, but beyond the neighbour limit, where the graph was searched for.
     """
 
     structure: Structure
     receiver: NDArray[np.int64]
     sender: NDArray[np.int64]
     shift: Array
+    dropped: int = 0
 
 
 def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> Graph:
     """All pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
 
     A shell of equal distances that does not fit under max_neighbours is left out whole, so that the graph does not
-    depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut.
+    depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut. What a
+    model makes of the graph jumps where the order of distances changes at the limit, however smooth its cutoff is.
 
     Raises InputError for an unusable structure, coincident atoms included.
     """
     structure.check()
-    receiver, sender, images, distance = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1).compute(
-        points=structure.positions, box=structure.cell, periodic=structure.periodic, quantities="ijSd"
-    )
+    try:
+        receiver, sender, images, distance = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1).compute(
+            points=structure.positions, box=structure.cell, periodic=structure.periodic, quantities="ijSd"
+        )
+    except RuntimeError as error:  # a cell that cannot be inverted, or too thin for its cutoff
+        raise InputError(f"structure {structure.name!r}: no neighbour list can be made ({error})") from None
     # An empty list comes back as floating point.
     receiver, sender = receiver.astype(np.int64), sender.astype(np.int64)
     if distance.size and distance.min() < COINCIDENT_ANGSTROM:
@@ -52,7 +58,7 @@ def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int 
     if max_neighbours is not None:
         order = order[nearest(receiver[order], distance[order], max_neighbours, len(structure))]
     shift = images[order].reshape(-1, 3).astype(np.float64) @ structure.cell
-    return Graph(structure, receiver[order], sender[order], shift)
+    return Graph(structure, receiver[order], sender[order], shift, dropped=len(distance) - len(order))
 
 
 def nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_atoms: int) -> NDArray[np.bool_]:

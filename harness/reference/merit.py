@@ -10,7 +10,7 @@ import urllib.request
 from contextlib import suppress
 from functools import cache
 
-URL = "HARNESS_FOM_URL"
+URL = "GFM_HARNESS_FOM_URL"
 PATIENCE_S = 2.0
 # An endpoint that fails so many times in a row is not asked again.
 TRIES = 3

@@ -85,11 +85,24 @@ LAUNCHERS: tuple[Launcher, ...] = (
 )
 
 
-def find(environment: Mapping[str, str]) -> Place:
-    """This process's place among the ranks, or the only one where no launcher is at work.
+def find(environment: Mapping[str, str], planned: int | None = None) -> Place:
+    """Return this process's place among the ranks, or the only one where no launcher is at work.
 
-    Raises InputError where a launcher's variables are incomplete or contradict one another.
+    Args:
+        environment: the variables of this process.
+        planned: how many ranks the case has; None: as many as there are.
+
+    Raises InputError where a launcher's variables are incomplete, contradict one another, or what is planned.
     """
+    place, launcher = _place(environment)
+    if planned is not None and place.size != planned:
+        started = f"{launcher} says that there are {place.size}" if launcher else "no launcher has started this one"
+        raise InputError(f"the case has {planned} ranks, but {started}; its job script starts it as planned")
+    return place
+
+
+def _place(environment: Mapping[str, str]) -> tuple[Place, str | None]:
+    """The place among the ranks, and the launcher that says so."""
     for launcher in LAUNCHERS:
         if _started(launcher, environment):
             place = Place(
@@ -99,8 +112,8 @@ def find(environment: Mapping[str, str]) -> Place:
             )
             if not (0 <= place.rank < place.size and 0 <= place.local_rank < place.size):
                 raise InputError(f"{launcher.name} says rank {place.rank}, local {place.local_rank}, of {place.size}")
-            return place
-    return Place()
+            return place, launcher.name
+    return Place(), None
 
 
 def _started(launcher: Launcher, environment: Mapping[str, str]) -> bool:

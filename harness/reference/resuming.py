@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from harness.reference import sealed
 from harness.reference.errors import InputError
 
-FORMAT = 1
-FILE_NAME = "training.pt"
+KIND = "gfm-harness state of training"
+FORMAT = 2
+FILE_NAME, EARLIER_NAME = "training.safetensors", "training.pt"
 
 
 def random_state() -> dict[str, Any]:
@@ -35,7 +38,7 @@ def save(folder: Path, state: dict[str, Any], *, of: dict[str, Any]) -> None:
 def save_part(folder: Path, part: int, step: int, state: dict[str, Any]) -> None:
     """Write the part of a state that some ranks alone hold, and let go of those before the last whole state."""
     _write(_part(folder, part, step), {"format": FORMAT, "of": {}, "state": state})
-    held = sorted(folder.glob(f"training-{part}-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    held = sorted(folder.glob(f"training-{part}-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     for path in held[:-2]:
         path.unlink()
 
@@ -50,35 +53,40 @@ def load_part(folder: Path, part: int, step: int) -> dict[str, Any]:
 
 
 def _part(folder: Path, part: int, step: int) -> Path:
-    return folder / f"training-{part}-{step}.pt"
+    return folder / f"training-{part}-{step}.safetensors"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    tensors: dict[str, Tensor] = {}
+    about = sealed.flatten(content, tensors)
+    sealed.write(path, KIND, tensors, about)
 
 
 def load(folder: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
     """The state in a folder, or None if there is none.
 
-    Raises InputError for a damaged file and for the state of another run, naming the first thing that differs.
+    Raises InputError for a damaged file, for the state of another run, naming the first thing that differs, and for one
+    that an earlier version wrote: to begin anew without a word would throw its steps away.
     """
+    earlier = folder / EARLIER_NAME
+    if earlier.exists() and not (folder / FILE_NAME).exists():
+        raise InputError(f"{earlier}: the state of an earlier version of this program; delete it to start anew")
     return _read(folder / FILE_NAME, of=of)
 
 
 def _read(path: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found, state = dict(content["of"]), dict(content["state"])
+        about = sealed.read_header(path, KIND).about
+        content = sealed.unflatten(about, sealed.read_tensors(path))
+        found, state = content["of"], content["state"]
         known = content["format"] == FORMAT
-    except Exception as error:  # the unpickler meets damaged bytes with whatever its opcodes lead to
+    except FileNotFoundError:
+        return None
+    except sealed.Unreadable as error:
+        raise InputError(f"{path}: not a readable state of training ({error}); delete it") from None
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable state of training ({type(error).__name__}); delete it") from None
+    of = json.loads(json.dumps(of))
     if not known:
         raise InputError(f"{path}: the state of another version of this program; delete it to start anew")
     for name in sorted(of.keys() | found.keys()):

@@ -8,7 +8,6 @@ the sampling, not the run.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -22,7 +21,9 @@ from typing import Any
 
 import psutil
 
-EVERY, FOLDER = "HARNESS_SAMPLER_S", "HARNESS_TELEMETRY"
+from harness.locks import locked
+
+EVERY, FOLDER = "GFM_HARNESS_SAMPLER_S", "GFM_HARNESS_TELEMETRY"
 TELEMETRY = "telemetry"
 # A kill loses at most so many seconds of samples.
 HELD_S = 20.0
@@ -43,8 +44,7 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped; a full disk or a sensor that goes away ends it in silence."""
-        with suppress(Exception), self._path.open("ab") as out:
-            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another process of this node may be at it
+        with suppress(Exception), self._path.open("ab") as out, locked(self._path):  # another process may be at it
             written = time.monotonic()
             try:
                 while not self._over.wait(self._take()):

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from harness.reference.errors import InputError
 
 MAX_ATOMIC_NUMBER = 118
+THINNEST_ANGSTROM = 0.1  # of a cell along periodic directions; a thinner one puts images of an atom into each other
+# What goes beyond has lost its digits, or makes neighbour lists overflow.
+FARTHEST_ANGSTROM, LONGEST_ANGSTROM = 1e6, 1e5
 Array = NDArray[np.float64]
 
 
@@ -49,6 +52,11 @@ class Structure:
         if not np.isfinite(self.positions).all():
             atom = int(np.flatnonzero(~np.isfinite(self.positions).all(axis=1))[0])
             raise InputError(f"structure {self.name!r}: position of atom {atom} is not finite")
+        if np.abs(self.positions).max() > FARTHEST_ANGSTROM:
+            atom = int(np.abs(self.positions).max(axis=1).argmax())
+            raise InputError(
+                f"structure {self.name!r}: atom {atom} is further than {FARTHEST_ANGSTROM:g} angstrom from the origin"
+            )
         outside = (self.numbers < 1) | (self.numbers > MAX_ATOMIC_NUMBER)
         if outside.any():
             raise InputError(
@@ -56,7 +64,10 @@ class Structure:
             )
         if self.cell.shape != (3, 3) or not np.isfinite(self.cell).all():
             raise InputError(f"structure {self.name!r}: the cell is not a finite 3x3 matrix")
-        if all(self.periodic) and abs(np.linalg.det(self.cell)) < 1e-6:
+        if np.abs(self.cell).max() > LONGEST_ANGSTROM:
+            raise InputError(f"structure {self.name!r}: its cell is longer than {LONGEST_ANGSTROM:g} angstrom")
+        vectors = self.cell[list(self.periodic)]
+        if len(vectors) and np.linalg.svd(vectors, compute_uv=False)[-1] < THINNEST_ANGSTROM:
             raise InputError(f"structure {self.name!r}: periodic, but its cell has no volume")
         if self.forces is not None and self.forces.shape != (n, 3):
             raise InputError(f"structure {self.name!r}: forces have shape {self.forces.shape}, expected ({n}, 3)")

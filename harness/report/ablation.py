@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.analysis.ablation import TOLERANCE, AblationTables
 from harness.analysis.training import QUANTITIES, TrainingTables
-from harness.report.blocks import DASH, Section, View, count, lines, number
+from harness.report.blocks import DASH, Section, View, lines, number
 from harness.report.training import (
     MEV,
     TITLES,
@@ -25,6 +25,7 @@ from harness.report.training import (
     spread,
 )
 from harness.report.training_figures import ablation_ratios
+from harness.text import count
 
 
 def ablation_sections(training: TrainingTables, ablation: AblationTables, figures: Path) -> list[Section]:

@@ -11,8 +11,12 @@ from typing import Any
 import pandas as pd
 
 from harness.report.figures import Figure
+from harness.text import count
 
 DASH = "\N{EN DASH}"
+MINUTE = 60.0
+PERIODS = ((365.25 * 86400, "year"), (86400.0, "day"), (3600.0, "hour"), (MINUTE, "minute"))
+COUNTED = {"datasets", "structures", "elements", "campaigns", "nodes", "machines", "precisions", "tasks"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ def raw_records(folder: str, deep: int = 3) -> Link:
 Cell = str | Link | tuple[Link, ...]
 
 
+def as_cell(value: Any) -> Cell:
+    """A value as a cell: text and links as they are, a dash for None."""
+    return value if isinstance(value, (str, Link, tuple)) else DASH if value is None else str(value)
+
+
 @dataclass(frozen=True)
 class View:
     """A table to print: a title, column heads, rows of text and links, and a note under it."""
@@ -43,6 +52,10 @@ class View:
     columns: list[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        """Show a dash where a record leaves a value open."""
+        object.__setattr__(self, "rows", [[as_cell(cell) for cell in row] for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,30 @@ def number(value: Any, spec: str = ".3g") -> str:
     return f"{value:{spec}}"
 
 
-def count(number: float, one: str, more: str = "") -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{number:,.0f} {one if number == 1 else more or one + 's'}"
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit as people write them: `3rd place`, `1 node`, `14 days`, `33 x`."""
+    if unit == "place":
+        return f"{ordinal(round(value))} place"
+    if unit == "s" and abs(value) >= 2 * MINUTE:
+        size, one = next((size, one) for size, one in PERIODS if abs(value) >= 2 * size)
+        return count_of(value / size, one)
+    if unit.endswith("s") and unit != "s" and value == 1:
+        return f"1 {unit[:-1]}"
+    return f"{number(value) if unit not in COUNTED else f'{value:,.10g}'} {unit}".rstrip()
+
+
+def count_of(value: float, one: str) -> str:
+    """`14.1 days`, with three digits."""
+    text = number(value)
+    return f"{text} {one}" if text == "1" else f"{text} {one}s"
+
+
+def ordinal(place: int) -> str:
+    """`1st`, `2nd`, `3rd`, `11th`."""
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place:,}{ending}"
+
+
+def threads_of(threads: Any) -> str:
+    """`1 thread`, or a dash where their number is not known."""
+    return DASH if threads is None or math.isnan(threads) else count(threads, "thread")

@@ -13,6 +13,7 @@ import pandas as pd
 from harness.analysis.cost import CostTables
 from harness.report.blocks import DASH, Cell, Section, View, lines, number, raw_records
 from harness.report.figures import STYLE, Figure, kept
+from harness.text import count
 
 SHOWN = 60
 GIB = 2**30
@@ -59,8 +60,9 @@ def cost_sections(tables: CostTables, figures: Path) -> list[Section]:
 def paragraphs(tables: CostTables, known: pd.DataFrame) -> list[str]:
     """What telemetry there is, and how far it goes."""
     said = [
-        f"{len(known)} of {len(tables.cases)} cases have telemetry, sampled every"
-        f" {number(known['interval_s'].median())} s in the median. Energy comes from counters where there are any"
+        f"{len(known)} of {count(len(tables.cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
+        f" sampled every {number(known['interval_s'].median())} s in the median."
+        " Energy comes from counters where there are any"
         " (last minus first, resets mended), else from power, integrated; to each case, trial, epoch and stage by"
         " its times and nodes, with straight lines between samples."
     ]
@@ -156,7 +158,7 @@ def sources_view(sources: pd.DataFrame) -> View:
     for (campaign, kind, version), own in sources.groupby(["campaign", "kind", "version"], sort=False):
         wrong = own[own["faults"] != ""]
         first = f"{Path(wrong['path'].iloc[0]).name}: {wrong['faults'].iloc[0]}" if len(wrong) else "nothing"
-        more = f"; {len(wrong) - 1} more files in tables/cost_sources.csv" if len(wrong) > 1 else ""
+        more = f"; {count(len(wrong) - 1, 'more file')} in tables/cost_sources.csv" if len(wrong) > 1 else ""
         body.append([str(campaign), str(kind), str(version) or DASH, str(len(own)), first + more])
     note = "What was wrong is mended where that is safe, else left out; what is left out is in no number."
     return View("Telemetry", ["campaign", "kind", "collector", "files", "what was wrong"], body, note)

@@ -19,6 +19,7 @@ from harness.report.data_figures import (
     reading_lines,
 )
 from harness.report.figures import Figure
+from harness.text import count
 
 MEANING = {
     "sample": "A sample is drawn from the dataset itself.",
@@ -51,7 +52,7 @@ def in_short(datasets: pd.DataFrame) -> str:
     counts = datasets["role"].value_counts(sort=False)
     kinds = [f"{n} {role}{'s' if n > 1 and role != 'official' else ''}" for role, n in counts.items()]
     own = wholes(datasets)
-    said = f"{own['structures'].sum():,} structures in {len(datasets)} datasets: {', '.join(kinds)}."
+    said = f"{count(own['structures'].sum(), 'structure')} in {count(len(datasets), 'dataset')}: {', '.join(kinds)}."
     if len(own) < len(datasets):
         said += f" {len(datasets) - len(own)} of them are parts of another, and are counted once."
     return " ".join([said, *(text for role, text in MEANING.items() if role in counts)])

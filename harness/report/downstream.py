@@ -8,6 +8,7 @@ from harness.analysis.results import Results
 from harness.analysis.screening import BILLION
 from harness.report.paper import Claim
 from harness.report.scorecard import Found, Verdict
+from harness.text import count
 
 
 def tasks(claim: Claim, results: Results) -> Found:
@@ -21,9 +22,9 @@ def tasks(claim: Claim, results: Results) -> Found:
     roles = about[about["task"].isin(most["task"])].drop_duplicates("task")["role"].fillna("")
     stand_ins = int(roles.str.startswith("stand-in").sum())
     value = float(most["task"].nunique())
-    reason = f"{value:.0f} tasks learned from; fine-tuning beats training from scratch on {better} of them"
+    reason = f"{count(value, 'task')} learned from; fine-tuning beats training from scratch on {better} of them"
     if stand_ins:
-        reason += f"; {stand_ins} are stand-ins for the official data"
+        reason += f"; {stand_ins} {'is a stand-in' if stand_ins == 1 else 'are stand-ins'} for the official data"
     verdict: Verdict = "reproduced" if better >= claim.low else "deviates"
     if stand_ins or value < claim.low:
         verdict = "inconclusive"
@@ -67,7 +68,7 @@ def screening_time(claim: Claim, results: Results) -> Found:
         verdict: Verdict = "reproduced" if float(row["seconds"]) <= claim.paper_value else "deviates"
         return Found(verdict, "end to end", (float(row["seconds"]), None, None), "measured", [row["folder"]])
     reason = (
-        f"at {row['end_to_end_per_s']:,.0f} candidates/s end to end of {row['ranks']} ranks here"
+        f"at {row['end_to_end_per_s']:,.0f} candidates/s end to end of {count(row['ranks'], 'rank')} here"
         f" ({row['workload']}, {row['atoms']:.0f} atoms on average); the paper's 50 s are of 75,264 ranks, device work"
         " alone"
     )

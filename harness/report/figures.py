@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from harness.jobs.files import write_below
 from harness.report.paper import Table
 
 # Okabe and Ito's palette, https://jfly.uni-koeln.de/color/
 PAPER_COLOURS = ("#bdbdbd", "#969696", "#d9d9d9", "#737373")
 OUR_COLOURS = {"fp64": "#0072b2", "fp32": "#e69f00"}
+LONGEST = 120
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may hold dollar signs
     "svg.hashsalt": "gfm-harness",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -100,14 +105,25 @@ def scaling_lines(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, na
         return kept(figure, folder, name, caption)
 
 
+def file_name(name: str) -> str:
+    """The name as that of a file: without slashes and the like, and not too long; different names stay different."""
+    plain = re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII)
+    if plain == name and len(name) <= LONGEST:
+        return name
+    return f"{plain[:LONGEST]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+
+
 def kept(figure: Any, folder: Path, name: str, caption: str) -> Figure:
     """The figure written as PNG and SVG, and closed."""
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    name = file_name(name)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_below(folder.parent, f"{folder.name}/{name}.png", picture.getvalue())
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
     svg = text.getvalue()
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    write_below(folder.parent, f"{folder.name}/{name}.svg", svg)
     return Figure(name, caption, svg[svg.index("<svg") :])
 
 

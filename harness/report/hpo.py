@@ -14,6 +14,7 @@ from harness.report.cost import with_costs
 from harness.report.figures import Figure
 from harness.report.hpo_figures import accuracy_against_throughput, best_so_far, tried
 from harness.report.training import NAMES
+from harness.text import count
 
 SEARCHES = {**NAMES, "mixed": "all backbones"}
 SHOWN = 40
@@ -51,7 +52,8 @@ def paragraphs(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
     """How many trials, what became of them, and what the search itself cost."""
     counts = [f"{n} {state}" for state in STATES if (n := int((trials["state"] == state).sum()))]
     said = [
-        f"{len(searches)} searches by Bayesian optimization (DeepHyper), {len(trials)} trials: {', '.join(counts)};"
+        f"{count(len(searches), 'search', 'searches')} by Bayesian optimization (DeepHyper),"
+        f" {count(len(trials), 'trial')}: {', '.join(counts)};"
         f" {number(trials['node_hours'].sum())} node-hours. Objective: -(MAE(E/atom) + MAE(F)) / 2 on validation"
         " structures, eV and eV/\N{ANGSTROM SIGN}; of a stopped trial, when it was stopped."
     ]

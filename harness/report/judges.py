@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.analysis.containment import MISFITS, describe_misfit
 from harness.analysis.results import Results
 from harness.report import downstream
-from harness.report.blocks import count
 from harness.report.paper import Claim, JudgeName
 from harness.report.scorecard import Basis, Found, Score, Verdict, scored
+from harness.text import count
 
 CONFIDENCE = 0.95
 LAST_STAGE = "torch_compile"
@@ -42,7 +43,7 @@ def ladder(claim: Claim, results: Results) -> Found:
     verdict: Verdict = "reproduced" if value >= claim.low else "deviates"
     if value < claim.low <= high:
         verdict = "inconclusive"
-    where = f"{best['model']}, {best['workload']} workload, {best['device']}, {best['threads']:.0f} thread(s)"
+    where = f"{best['model']}, {best['workload']} workload, {best['device']}, {count(best['threads'], 'thread')}"
     reason = (
         f"{100 * (value / claim.low - 1):+.0f}% against {claim.low:g}x, the paper's smallest; measured on {where};"
         " the paper's figure is for one GPU"
@@ -78,10 +79,11 @@ def _of_joint(claim: Claim, results: Results, column: str, what: str) -> Found:
         return Found("not run", "no multi-task training has been run")
     value, stand_ins = float(best[column]), int(best["stand_ins"])
     verdict: Verdict = "reproduced" if value >= claim.low else "inconclusive"
-    reason = f"{value:.0f} {what} of {best['sets']} datasets"
+    reason = f"{value:.0f} {what} of {count(best['sets'], 'dataset')}"
     if stand_ins:
         verdict = "inconclusive"
-        reason += f"; {stand_ins} of the {best['sets']} are stand-ins for the paper's"
+        verb = "is a stand-in" if stand_ins == 1 else "are stand-ins"
+        reason += f"; {stand_ins} of the {best['sets']} {verb} for the paper's"
     return Found(verdict, reason, (value, None, None), _basis(stand_ins > 0), [best["folder"]])
 
 
@@ -115,7 +117,7 @@ def campaigns(claim: Claim, results: Results) -> Found:
     trials = int(own["trials"].sum())
     there = system == "frontier" and not own["stand_ins"].any()
     verdict: Verdict = ("reproduced" if value >= claim.low else "deviates") if there else "out of reach here"
-    reason = f"{count(value, 'search', 'searches')}, {trials} trials, on {system}"
+    reason = f"{count(value, 'search', 'searches')}, {count(trials, 'trial')}, on {system}"
     if not there:
         reason += ": the machinery, shrunk; the paper's are 200 trials of 256 nodes of Frontier each"
     return Found(verdict, reason, (value, None, None), _basis(not there), own["folder"].tolist())
@@ -200,7 +202,15 @@ def precisions(claim: Claim, results: Results) -> Found:
 
 def score(claims: Sequence[Claim], results: Results, root: Path) -> list[Score]:
     """Judge every claim by the tables of the runs below root."""
-    return [scored(claim, JUDGES[claim.judge](claim, results), root) for claim in claims]
+    return [judged(claim, results, root) for claim in claims]
+
+
+def judged(claim: Claim, results: Results, root: Path) -> Score:
+    """The verdict on one claim; not run, with the reason, where the tables do not allow one."""
+    try:
+        return scored(claim, JUDGES[claim.judge](claim, results), root)
+    except MISFITS as error:
+        return scored(claim, Found("not run", f"cannot be judged: {describe_misfit(error)}"), root)
 
 
 def _basis(stand_in: bool) -> Basis:
@@ -222,3 +232,9 @@ JUDGES: dict[JudgeName, Judge] = {
     "screening_time": downstream.screening_time,
     "screening_rate": downstream.screening_rate,
 }
+# Judge -> the program whose cases a claim is judged by.
+PROGRAM_OF: dict[JudgeName, str] = {
+    "ladder": "ladder", "heads": "train", "elements": "train", "structures": "train", "campaigns": "hpo",
+    "nodes": "train", "lead": "hpo", "machines": "data_parallel", "precisions": "precision", "tasks": "transfer",
+    "screened": "screening", "screening_time": "screening", "screening_rate": "screening",
+}  # fmt: skip

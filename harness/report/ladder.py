@@ -11,12 +11,13 @@ import pandas as pd
 from harness.analysis.ladder import APPROXIMATE, TOLERANCE
 from harness.collect.runs import Record
 from harness.parameters import StageName
-from harness.report.blocks import Section, View, interval, number
+from harness.report.blocks import Section, View, interval, number, threads_of
 from harness.report.cost import with_costs
 from harness.report.figures import ladder_bars
 from harness.report.ladder_work import profile_views, work_view
 from harness.report.paper import Paper
 from harness.report.roofline import roofline
+from harness.text import count
 
 STAGES = list(get_args(StageName))
 # What the load average may exceed the threads by before the report speaks of it.
@@ -54,7 +55,7 @@ def beside_paper(rows: pd.DataFrame, paper: Paper) -> View:
         body.append(line)
     note = (
         f"Structures/s (speed-up over the column's own baseline). Paper: {table.source}, one GPU. Here:"
-        f" {first['device']}, {number(first['threads'], '.0f')} thread(s), device work only. * differs from the"
+        f" {first['device']}, {threads_of(first['threads'])}, device work only. * differs from the"
         " baseline on purpose."
     )
     return View("The paper's Table XV beside this machine", columns, body, note)
@@ -116,7 +117,8 @@ def notes(records: list[Record]) -> list[str]:
         live = sorted({h for batch in gate["live_heads"] for h in batch})
         counts = sorted({len(batch) for batch in gate["live_heads"]})
         said = [
-            f"{workload['structures']} structures in {workload['batches']} batches of {workload['batch_size']}."
+            f"{count(workload['structures'], 'structure')} in {count(workload['batches'], 'batch', 'batches')} of"
+            f" {workload['batch_size']}."
             f" {about['parameters']:,} parameters, readout: {about['config']['readout']}; at most"
             f" {workload['max_neighbours'] or 'any number of'} neighbours within {about['config']['cutoff']:g}"
             " angstrom.",
@@ -143,7 +145,8 @@ def notes(records: list[Record]) -> list[str]:
         threads = record.facts["observed"]["threads"]
         if busy > threads + BUSY:
             said.append(
-                f"Other work was running beside this (load {busy:.1f} for {threads} thread(s)): read the intervals."
+                f"Other work was running beside this (load {busy:.1f} for {count(threads, 'thread')}):"
+                " read the intervals."
             )
         return said
     return ["No complete case."]

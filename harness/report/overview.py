@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.collect.runs import Record
-from harness.report.blocks import DASH, Cell, Link, Section, View, interval, number
+from harness.report.blocks import DASH, Cell, Link, Section, View, interval, number, quantity
 from harness.report.paper import Paper
 from harness.report.scorecard import Score
 
@@ -17,7 +17,7 @@ def scorecard_section(scores: list[Score], paper: Paper) -> Section:
     rows = [
         [
             s.statement,
-            f"{s.paper_value:,.10g} {s.unit}",
+            quantity(s.paper_value, s.unit),
             measured(s),
             s.verdict,
             s.basis or DASH,
@@ -68,9 +68,9 @@ def measured(score: Score) -> str:
     """`26.5 [25.7, 28.9] x`; what was counted has no interval."""
     if score.measured_value is None:
         return DASH
-    counted = score.ci_low is None
-    found = number(score.measured_value) if counted else interval(score.measured_value, score.ci_low, score.ci_high)
-    return f"{found} {score.unit}"
+    if score.ci_low is None:
+        return quantity(score.measured_value, score.unit)
+    return f"{interval(score.measured_value, score.ci_low, score.ci_high)} {score.unit}"
 
 
 def merits_section(records: list[Record]) -> Section | None:

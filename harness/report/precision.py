@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from harness.analysis.precision import HARMLESS, REFERENCE, PrecisionTables
-from harness.report.blocks import DASH, Section, View, interval, lines, number
+from harness.report.blocks import DASH, Section, View, interval, lines, number, threads_of
 from harness.report.cost import with_costs
 from harness.report.figures import Figure
 from harness.report.precision_figures import drift, error_against_rate
 from harness.report.training import NAMES
+from harness.text import count
 
 MEV = 1e3
 
@@ -44,7 +45,8 @@ def paragraphs(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFr
     """Device, data, and what the verdicts come to."""
     first = costs.iloc[0]
     said = [
-        f"{costs['backbone'].nunique()} backbones on {first['device']}, {first['threads']} thread(s). BF16: parameters,"
+        f"{count(costs['backbone'].nunique(), 'backbone')} on {first['device']}, {threads_of(first['threads'])}."
+        " BF16: parameters,"
         " sums, energies and forces in FP32, matrix products of the encoder in BF16."
     ]
     for precision, rows in inference[inference["precision"] != REFERENCE].groupby("precision", sort=False):

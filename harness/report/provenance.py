@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.collect.runs import Record
 from harness.report.blocks import DASH, Link, Section, View, number
+from harness.text import count
 
 KEPT = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
 
@@ -20,11 +21,15 @@ def provenance_section(records: list[Record], out: Path) -> Section:
         changed = " + changes" if p.get("changed_since_commit") else ""
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else DASH
         load = max((s["load_1min"] for s in r.samples if "load_1min" in s), default=math.nan)
+        cores = count(p["cores"], "core") if p.get("cores") else DASH
+        memory = f"{p['memory_bytes'] / 2**30:.0f} GiB" if p.get("memory_bytes") else DASH
+        threads = count(seen["threads"], "thread") if "threads" in seen else DASH
+        commit = r.provenance_fault or (p.get("commit") or "not a clone")[:12] + changed
         rows.append(
             [
-                r.case.get("name", ""), files(r, out), when, (p.get("commit") or "not a clone")[:12] + changed,
-                f"{p.get('cpu', DASH)}, {p.get('cores', DASH)} cores, {p.get('memory_bytes', 0) / 2**30:.0f} GiB",
-                f"{seen.get('device', DASH)}, {seen.get('threads', DASH)} thread(s)", number(load, ".1f"),
+                r.case.get("name", ""), files(r, out), when, commit,
+                f"{p.get('cpu', DASH)}, {cores}, {memory}",
+                f"{seen.get('device', DASH)}, {threads}", number(load, ".1f"),
                 ", ".join(seen.get("parameters", [])) or DASH,
                 ", ".join(f"{k} {v}" for k, v in p.get("packages", {}).items()),
             ]

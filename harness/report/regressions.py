@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.report.blocks import DASH, Section, View, number
 from harness.report.regression_figures import PANELS, trends
+from harness.text import count
 from harness.track.history import FILE_NAME, read
 from harness.track.regressions import Verdict, change_in_words, sizes, verdicts
 from harness.track.series import series
@@ -71,18 +72,23 @@ def paragraphs(own: Sequence[Verdict], passed_over: int) -> list[str]:
     bad, s = sum(v.is_bad for v in own), own[0].series
     commits = max((v.series.commits for v in own), key=len)
     said = [
-        f"{bad} of {len(own)} became worse between {commits[0].short} and {commits[-1].short} ({len(commits)} commits)."
+        f"{bad} of {len(own)} became worse between {commits[0].short} and {commits[-1].short}"
+        f" ({count(len(commits), 'commit')})."
     ]
     if s.source == "asv":
         said.append(
-            f"{max(v.series.rounds for v in own)} rounds, each over all commits in an order by chance, so that a drift"
+            f"{count(max(v.series.rounds for v in own), 'round')}, each over all commits in an order by"
+            " chance, so that a drift"
             " of the machine is common to them; of each round the least time counts. Percentages: medians over rounds,"
             " each compared within itself, with their interval; n: values before and after."
         )
     else:
         said.append("Medians of runs on different days: only what exceeds the scatter between them is told.")
     if passed_over:
-        said.append(f"{passed_over} lines of {FILE_NAME} are torn, foreign or of another version, and left out.")
+        verb = "is" if passed_over == 1 else "are"
+        said.append(
+            f"{count(passed_over, 'line')} of {FILE_NAME} {verb} torn, foreign or of another version, and left out."
+        )
     return said
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -13,45 +15,51 @@ import pandas as pd
 from harness import __version__, shipped
 from harness.analysis.metrics import metrics_of
 from harness.analysis.results import results
-from harness.collect.runs import load
+from harness.collect.runs import Record, load, readable
 from harness.errors import UsageError
-from harness.jobs.files import write_text
+from harness.jobs.files import make_folder_below, remove_below, write_below
 from harness.report import paper, site
 from harness.report.blocks import Cell, Link
 from harness.report.judges import score
 from harness.report.regressions import Tracked, tracked
 from harness.report.scorecard import Score, remembered
+from harness.text import sanitize_line
 from harness.track import campaigns, history
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the report says in short: verdicts on claims, figures of merit beside their references, and on commits."""
+    """What the report says in short: verdicts on claims, figures of merit beside their references, and on commits.
+
+    records: of all cases, also those that cannot be read.
+    """
 
     scores: list[Score]
     merits: pd.DataFrame
     past: Tracked
+    records: list[Record]
 
 
 def report(out: Path) -> Made:
     """Rebuild every product from out/runs and the history of commits; raises UsageError if there is neither."""
     records = load(out / "runs")
-    history.append(out / history.FILE_NAME, campaigns.entries(records, metrics_of, shipped.CLONE))
+    found = results(records)
+    sound = readable(found.records)
+    history.append(out / history.FILE_NAME, campaigns.entries(sound, metrics_of, shipped.CLONE))
     past = tracked(out)
     if not records and not past.verdicts:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
-    found = results(records)
     quoted = paper.load()
     scores = remembered(score(quoted.claims, found, out), out / "scorecard.json")
     for name in ("tables", "figures"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+        make_folder_below(out, name)
     for name, table in (found.tables() | {"regression": past.table()}).items():
-        path = out / "tables" / f"{name}.csv"
+        path = f"tables/{name}.csv"
         if len(table):
-            write_text(path, within(table, out).to_csv(index=False))
+            write_below(out, path, within(table, out).to_csv(index=False))
         else:
-            path.unlink(missing_ok=True)
-    write_text(out / "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
+            remove_below(out, path)
+    write_below(out, "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
     made = site.pages(found, past, scores, quoted, out)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.folder("reports")),
@@ -60,7 +68,7 @@ def report(out: Path) -> Made:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = markdown
+    environment.filters |= {"cell": markdown, "escaped": escape}
     known = {
         "pages": made,
         "ran": bool(records),
@@ -71,11 +79,11 @@ def report(out: Path) -> Made:
     }
     for page in made:
         text = environment.get_template("page.html.j2").render(known, page=page)
-        write_text(out / f"{page.name}.html", text)
+        write_below(out, f"{page.name}.html", text)
     for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in made}:
-        (out / stale).unlink(missing_ok=True)
-    write_text(out / "report.md", environment.get_template("report.md.j2").render(known))
-    return Made(scores, found.merits, past)
+        remove_below(out, stale)
+    write_below(out, "report.md", environment.get_template("report.md.j2").render(known))
+    return Made(scores, found.merits, past, found.records)
 
 
 def within(table: pd.DataFrame, out: Path) -> pd.DataFrame:
@@ -88,7 +96,13 @@ def within(table: pd.DataFrame, out: Path) -> pd.DataFrame:
 def markdown(cell: Cell) -> str:
     """A cell of a table in Markdown."""
     if isinstance(cell, Link):
-        return f"[{cell.text}]({cell.href})"
+        return f"[{escape(cell.text)}]({quote(cell.href, safe='/', errors='replace')})"
     if isinstance(cell, tuple):
         return ", ".join(map(markdown, cell))
-    return cell.replace("|", "\\|")
+    return escape(cell)
+
+
+def escape(text: str) -> str:
+    """Text on one line in which nothing is HTML or Markdown."""
+    line = sanitize_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

@@ -77,7 +77,7 @@ def remembered(scores: Sequence[Score], path: Path) -> list[Score]:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         held = {r["id"] for r in before if r["verdict"] == "reproduced" or r.get("reproduced_before")}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         held = set()
     return [replace(s, reproduced_before=s.id in held) for s in scores]
 

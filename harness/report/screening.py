@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.analysis.screening import ScreeningTables
-from harness.report.blocks import DASH, Cell, Section, View, count, lines, number, raw_records
+from harness.report.blocks import DASH, Cell, Section, View, lines, number, raw_records
 from harness.report.cost import with_costs
 from harness.report.figures import STYLE, Figure, kept
+from harness.text import count
 
 KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
 SHOWN = 12
@@ -43,7 +44,8 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
     """What was screened, and whether nothing was left out or taken twice."""
     proven = int(runs["proven"].sum())
     said = [
-        f"{len(runs)} screenings, {runs['candidates'].sum():,} candidates; of {proven} of them a checksum over"
+        f"{count(len(runs), 'screening')}, {count(runs['candidates'].sum(), 'candidate')};"
+        f" of {proven} of them a checksum over"
         " the indices"
         " proves that every candidate was taken once. The rate of the device alone counts evaluation, as the"
         " paper's does;"
@@ -69,15 +71,16 @@ def paragraphs(runs: pd.DataFrame) -> list[str]:
 def runs_view(runs: pd.DataFrame) -> View:
     """A row a screening."""
     columns = [
-        "workload", "messages", "ranks", "candidates", "left out", "atoms", "edges", "device alone (1/s)",
+        "workload", "messages", "ranks", "candidates", "left out", "not ranked", "atoms", "edges", "device alone (1/s)",
         "end to end (1/s)", "end to end / device", "making them / evaluating", "memory, last / median",
         "taken once", "raw records",
     ]  # fmt: skip
     body: list[list[Cell]] = [
         [
             f"{r['workload']}, {r['precision']}", r["messages"] or DASH, str(r["ranks"]), f"{r['candidates']:,}",
-            r["left_out"] or DASH, number(r["atoms"]), number(r["edges"]), number(r["device_per_s"]),
-            number(r["end_to_end_per_s"]), number(r["share"], ".0%"), number(r["make_share"], ".0%"),
+            r["left_out"] or DASH, r["unranked"] or DASH, number(r["atoms"]), number(r["edges"]),
+            number(r["device_per_s"]), number(r["end_to_end_per_s"]), number(r["share"], ".0%"),
+            number(r["make_share"], ".0%"),
             number(r["memory_growth"]), "proven" if r["proven"] else "NOT PROVEN", raw_records(r["folder"]),
         ]
         for r in lines(runs)
@@ -85,7 +88,9 @@ def runs_view(runs: pd.DataFrame) -> View:
     note = (
         "Rates of all ranks together; atoms and edges of a candidate on average; the first batch, with"
         " compilation, is not"
-        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Memory"
+        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Not"
+        " ranked: evaluated, but with elements that no single head was trained on, or atoms closer than any in"
+        " training, so that the scores mean nothing; they are in no table of results. Memory"
         " of a rank at the end over the median after its parts: it rises with batches larger than any before, not with"
         " the number of candidates."
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
 
+from harness.analysis.containment import MISFITS, describe_misfit
 from harness.analysis.results import Results
 from harness.analysis.training import TrainingTables
 from harness.collect.runs import Record
@@ -67,30 +68,31 @@ class Page:
 def pages(found: Results, tracked: Tracked, scores: list[Score], paper: Paper, out: Path) -> list[Page]:
     """Every page with anything on it, in reading order; draws the figures into out/figures."""
     figures, records = out / "figures", found.records
-    ladder: list[Section] = []
-    for _, rows in found.ladder.groupby("experiment", sort=False):
-        own = [r for r in records if str(r.folder) in set(rows["folder"])]
-        ladder.append(ladder_section(rows, own, paper, figures))
-    sections = {
-        "data": data_section(found.data, figures),
-        "training": [
+    makers: dict[str, Callable[[], list[Section]]] = {
+        "data": lambda: data_section(found.data, figures),
+        "training": lambda: [
             *training_sections(found.training, found.ablation, figures),
             *ablation_sections(found.training, found.ablation, figures),
         ],
-        "search": search_sections(found.searches, figures),
-        "scaling": [
+        "search": lambda: search_sections(found.searches, figures),
+        "scaling": lambda: [
             scaling_section(rows, found.projection, figures)
             for _, rows in found.scaling.groupby("campaign", sort=False)
         ],
-        "precision": precision_sections(found.precision, figures),
-        "ladder": [*ladder, *steps_sections(found.training_steps), *present(model_section(records))],
-        "transfer": transfer_sections(found.transfer, figures),
-        "screening": screening_sections(found.screening, figures),
-        "cost": cost_sections(found.cost, figures),
-        "original": original_sections(found.original, figures),
-        "regression": regression_sections(tracked, figures),
-        "provenance": [provenance_section(records, out)] if records else [],
+        "precision": lambda: precision_sections(found.precision, figures),
+        "ladder": lambda: [
+            *ladder_sections(found, paper, figures),
+            *steps_sections(found.training_steps),
+            *present(model_section(records)),
+        ],
+        "transfer": lambda: transfer_sections(found.transfer, figures),
+        "screening": lambda: screening_sections(found.screening, figures),
+        "cost": lambda: cost_sections(found.cost, figures),
+        "original": lambda: original_sections(found.original, figures),
+        "regression": lambda: regression_sections(tracked, figures),
+        "provenance": lambda: [provenance_section(records, out)] if records else [],
     }
+    sections = {name: attempt(name, make) for name, make in makers.items()}
     tables = found.tables() | {"regression": tracked.table()}
     there = {name for name, own in sections.items() if own}
     first = [
@@ -103,6 +105,24 @@ def pages(found: Results, tracked: Tracked, scores: list[Score], paper: Paper, o
         for name, own in {"index": first, **sections}.items()
         if own
     ]
+
+
+def attempt(name: str, make: Callable[[], list[Section]]) -> list[Section]:
+    """The sections of a page, or one that says why they cannot be shown: the other pages do not depend on it."""
+    try:
+        return make()
+    except MISFITS as error:
+        said = f"This page cannot be shown, which is a fault of the report: {describe_misfit(error)}. Its tables can."
+        return [Section(TITLES[name], name, [said])]
+
+
+def ladder_sections(found: Results, paper: Paper, figures: Path) -> list[Section]:
+    """A section for each experiment of the inference ladder."""
+    sections = []
+    for _, rows in found.ladder.groupby("experiment", sort=False):
+        own = [r for r in found.records if str(r.folder) in set(rows["folder"])]
+        sections.append(ladder_section(rows, own, paper, figures))
+    return sections
 
 
 def present(*sections: Section | None) -> list[Section]:

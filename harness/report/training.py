@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.analysis.ablation import AblationTables
 from harness.analysis.training import ENERGY, FORCES, QUANTITIES, Quantity, TrainingTables
-from harness.report.blocks import DASH, Section, View, count, lines, number
+from harness.report.blocks import DASH, Section, View, lines, number, threads_of
 from harness.report.cost import with_costs
 from harness.report.data import MEANING, role
 from harness.report.figures import Figure
@@ -22,6 +22,7 @@ from harness.report.training_figures import (
     kind_of,
     loss_curves,
 )
+from harness.text import count
 
 MEV = 1000.0
 NAMES = {"painn": "PaiNN", "pnaeq": "PNAEq", "egnn": "EGNN", "schnet": "SchNet", "dimenet": "DimeNet++", "mace": "MACE"}
@@ -194,7 +195,7 @@ def runs_view(runs: pd.DataFrame) -> View:
         [
             r["case"], str(r["seed"]), str(r["precision"]).upper(), r["found"] or DASH,
             "yes" if r["compiled"] else "no, eager", r["messages"], number(r["world_size"], ".0f"),
-            f"{r['device']}, {number(r['threads'], '.0f')} thread(s)",
+            f"{r['device']}, {threads_of(r['threads'])}",
             number(r["global_batch"], ",.0f"), f"{r['epochs_done']} of {number(r['epochs'], '.0f')}",
             number(r["steps"], ",.0f"), number(r["best_epoch"], ".0f"), number(r["validation_loss"]),
             number(r["train_s"]), number(r["graphs_per_s"]), number(r["waiting"], ".1%"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.analysis.training_steps import TOLERANCE
-from harness.report.blocks import Section, View, interval, lines, number
+from harness.report.blocks import Section, View, interval, lines, number, threads_of
 from harness.report.cost import with_costs
 from harness.report.ladder import BUSY
+from harness.text import count
 
 
 def steps_sections(table: pd.DataFrame) -> list[Section]:
@@ -34,7 +35,7 @@ def _paragraphs(first: dict[str, object], rows: pd.DataFrame) -> list[str]:
     threads, load = first["threads"], rows["load"].max()
     if isinstance(threads, (int, float)) and load > threads + BUSY:
         said.append(
-            f"Other work was running beside this (load {load:.1f} for {threads:.0f} thread(s)): read the intervals."
+            f"Other work was running beside this (load {load:.1f} for {count(threads, 'thread')}): read the intervals."
         )
     return said
 
@@ -64,7 +65,7 @@ def _view(precision: str, rows: pd.DataFrame) -> View:
         "" if first["case_state"] == "done" else f" The case is not complete ({first['case_state']}): what there is."
     )
     note = (
-        f"{first['device']}, {number(first['threads'], '.0f')} thread(s). Medians over rounds with order-statistic"
+        f"{first['device']}, {threads_of(first['threads'])}. Medians over rounds with order-statistic"
         f" intervals ({number(100 * rows['coverage'].max(), '.1f')}% coverage); ratios from pairs of the same round."
         " The gradient's error is the norm of the difference of all its numbers over the norm of the baseline's; ok"
         f" within {TOLERANCE[precision]:g}.{state}"

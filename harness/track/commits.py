@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from harness.errors import UsageError, did_you_mean
+from harness.gitclient import run_git
+from harness.text import sanitize_line
 
 SHOWN = 10
 SEPARATOR = "\x1f"
@@ -36,7 +36,7 @@ def toplevel(place: Path) -> Path:
         raise UsageError(f"{place}: no such folder")
     if shutil.which("git") is None:
         raise UsageError("git is not installed")
-    found = _git(place, "rev-parse", "--show-toplevel")
+    found = run_git(place, "rev-parse", "--show-toplevel")
     if found is None:
         raise UsageError(f"{place}: not in a git clone; --repo DIR names one")
     return Path(found)
@@ -51,10 +51,15 @@ def of_range(repo: Path, words: str) -> list[Commit]:
     if "..." in words or not first:
         raise UsageError(f"range {words!r}: expected A..B or A, commits, branches or tags")
     start, end = (_resolved(repo, name) for name in (first, last if dots and last else "HEAD"))
-    if _git(repo, "merge-base", "--is-ancestor", start, end) is None:
+    if run_git(repo, "merge-base", "--is-ancestor", start, end) is None:
         raise UsageError(f"range {words!r}: {first} does not come before {last or 'HEAD'}")
-    later = _git(repo, "rev-list", "--reverse", "--topo-order", "--first-parent", f"{start}..{end}") or ""
-    return [told(repo, commit) for commit in (start, *later.split())]
+    later = run_git(repo, "rev-list", "--reverse", "--topo-order", "--first-parent", f"{start}..{end}") or ""
+    names = (start, *later.split())
+    found = [told(repo, commit) for commit in names]
+    lost = next((name for name, commit in zip(names, found, strict=True) if commit is None), None)
+    if lost is not None:
+        raise UsageError(f"{repo}: git does not tell what commit {lost} is; `git fsck` says whether the clone is whole")
+    return [commit for commit in found if commit is not None]
 
 
 def evenly(commits: Sequence[Commit], most: int | None) -> list[Commit]:
@@ -67,33 +72,26 @@ def evenly(commits: Sequence[Commit], most: int | None) -> list[Commit]:
 
 
 @cache
-def told(repo: Path, commit: str) -> Commit:
-    """When a commit was made and what it says."""
-    said = _git(repo, "show", "--no-patch", f"--format=%H{SEPARATOR}%ct{SEPARATOR}%s", commit) or ""
-    full, when, subject = said.split(SEPARATOR, 2)
-    return Commit(full, int(when), subject)
+def told(repo: Path, commit: str) -> Commit | None:
+    """When a commit was made and what it says; None where git does not tell."""
+    words = ["--no-patch", "--no-show-signature", "--no-notes", "--no-color", "--no-ext-diff", "--encoding=UTF-8"]
+    said = run_git(repo, "show", *words, f"--format=%H{SEPARATOR}%ct{SEPARATOR}%s", commit, "--") or ""
+    full, *others = said.split(SEPARATOR, 2)
+    if len(others) < 2 or not others[0].lstrip("-").isdigit():
+        return None
+    return Commit(full, int(others[0]), sanitize_line(others[1]))
 
 
 @cache
 def place(repo: Path, commit: str) -> int | None:
     """How many commits a history along first parents has up to this one; None if the clone does not hold it."""
-    count = _git(repo, "rev-list", "--count", "--first-parent", commit, "--")
-    return None if count is None else int(count)
+    count = run_git(repo, "rev-list", "--count", "--first-parent", commit, "--")
+    return None if count is None or not count.isdigit() else int(count)
 
 
 def _resolved(repo: Path, name: str) -> str:
-    found = None if name.startswith("-") else _git(repo, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    found = None if name.startswith("-") else run_git(repo, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if found is None:
-        names = _git(repo, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
+        names = run_git(repo, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
         raise UsageError(f"{repo}: no commit, branch or tag {name!r}{did_you_mean(name, names.splitlines())}")
     return found
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """What git prints; None if it ends badly or there is none."""
-    calm = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, env=calm)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

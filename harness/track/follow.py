@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.jobs.files import make_folder_below
 from harness.jobs.lock import alone
 from harness.track import asv, history, samples
 from harness.track.regressions import Verdict, verdicts
@@ -57,6 +58,7 @@ def measure(session: asv.Session, orders: Orders, out: Path) -> bool:
     """Measure what is missing; whether asv had something to say against any of it."""
     if len(session.commits) < 2:
         raise UsageError(f"one commit alone ({session.commits[0].short}): nothing to compare it with")
+    make_folder_below(out, FOLDER)
     session.folder.mkdir(parents=True, exist_ok=True)
     complaints = False
     began = time.monotonic()

@@ -7,13 +7,14 @@ passed over, so that files of several machines can be joined by `cat`.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
+
+from harness.jobs.files import append_below
 
 FILE_NAME = "history.jsonl"
 VERSION = 1
@@ -81,15 +82,8 @@ def append(path: Path, entries: Iterable[Entry]) -> int:
     new = [entry for entry in entries if not known.get(entry.key, False) and (entry.values or entry.key not in known)]
     if not new:
         return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    content = b"\n" * torn + b"".join(map(_line, new))
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        while content:
-            content = content[os.write(handle, content) :]
-    finally:
-        os.close(handle)
+    append_below(path.parent, path.name, b"\n" * torn + b"".join(map(_line, new)))
     return len(new)
 
 

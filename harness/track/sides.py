@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.containment import MISFITS, describe_misfit
 from harness.analysis.metrics import Measured, measured
-from harness.collect.runs import Record, load, load_cases
+from harness.collect.runs import JOBS, Record, load, load_cases, set_aside
 from harness.errors import UsageError, did_you_mean
 
 # Keys that tell runs apart without changing what ran: beside these, cases of one name are the same.
@@ -69,24 +70,37 @@ def side(text: str) -> Side:
 
 
 class Shelf:
-    """Runs by place, each read once."""
+    """Runs by place, each read once; unreadable: the cases that could not be."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
         self._known: dict[Path, list[Observation]] = {}
+        self.unreadable: list[Record] = []
 
     def observations(self, wanted: Side) -> list[Observation]:
         """Those of a side; raises UsageError if there are none, naming the key or value that may have been meant."""
         place = (wanted.place or self._out).resolve()
         if place not in self._known:
-            records = _records(place) if place.is_dir() else []
-            self._known[place] = [Observation(r, m) for r in records if r.state == "done" for m in measured(r)]
+            self._known[place] = self._read(place)
         all_there = self._known[place]
         if not all_there:
             raise UsageError(f"{wanted.place or self._out}: no finished runs here")
         found = [o for o in all_there if all(_holds(o.value(k), k, v) for k, v in wanted.conditions.items())]
         if not found:
             raise UsageError(f"{wanted.text}: {_why(all_there, wanted.conditions)}")
+        return found
+
+    def _read(self, place: Path) -> list[Observation]:
+        records = _records(place) if place.is_dir() else []
+        found = []
+        for record in records:
+            if record.state == "unreadable":
+                self.unreadable.append(record)
+            elif record.state == "done":
+                try:
+                    found += [Observation(record, one) for one in measured(record)]
+                except MISFITS as error:
+                    self.unreadable.append(set_aside(record, describe_misfit(error)))
         return found
 
 
@@ -96,7 +110,9 @@ def _records(place: Path) -> list[Record]:
         return load_cases([place])
     if (place / "runs").is_dir():
         return load(place / "runs")
-    return load_cases(sorted(place.iterdir())) or load(place)
+    folders = sorted(p for p in place.iterdir() if p.is_dir() or p.is_symlink())
+    is_campaign = any((folder / "case.json").exists() for folder in folders)
+    return load_cases(f for f in folders if f.name != JOBS) if is_campaign else load(place)
 
 
 def _holds(value: str | None, key: str, wanted: str) -> bool:

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from harness.text import count, sanitize_line
 from harness.track.compare import FALSE_SHARE, Comparison, Row
 from harness.track.sides import Side
 
@@ -24,14 +25,14 @@ def lines(found: Comparison, sides: tuple[Side, Side], verbose: bool) -> Iterato
     """The rows, those with a difference first, and what they come to; without verbose the first so many."""
     rows = sorted(found.rows, key=lambda r: (ORDER[r.verdict], -abs(math.log(r.shift.estimate or 1.0))))
     shown = rows if verbose else rows[:SHOWN]
-    yield f"A: {sides[0].text}   B: {sides[1].text}"
+    yield sanitize_line(f"A: {sides[0].text}") + "   " + sanitize_line(f"B: {sides[1].text}")
     yield from aligned([HEADS, *(cells(row) for row in shown)])
     if len(rows) > len(shown):
         yield f"... and {len(rows) - len(shown)} more (-v shows all, --csv FILE keeps them)"
     counts = Counter[str](row.verdict for row in found.rows)
-    yield f"{len(rows)} metrics: " + ", ".join(f"{counts[v]} {v}" for v in ORDER if counts[v])
+    yield f"{count(len(rows), 'metric')}: " + ", ".join(f"{counts[v]} {v}" for v in ORDER if counts[v])
     if found.only_a or found.only_b:
-        yield f"only in A: {found.only_a} metrics, only in B: {found.only_b}"
+        yield f"only in A: {count(found.only_a, 'metric')}, only in B: {found.only_b}"
     yield (
         "Medians, and the Hodges-Lehmann ratio with its interval (* median of ratios of one round, where both took"
         f" turns); p of Mann-Whitney (* sign test), adjusted so that at most {FALSE_SHARE:.0%} of the differences"
@@ -47,7 +48,7 @@ def cells(row: Row) -> tuple[str, ...]:
     if verdict in ("too noisy", "no difference seen") and math.isfinite(row.resolution):
         verdict += f", > {row.resolution:.1%} would show"
     return (
-        row.name, f"{row.metric.name} ({row.metric.unit})" if row.metric.unit else row.metric.name,
+        sanitize_line(row.name), f"{row.metric.name} ({row.metric.unit})" if row.metric.unit else row.metric.name,
         f"{a:.4g}", f"{b:.4g}", f"{s.estimate:.3f}{'*' * row.paired} [{s.low:.3f}, {s.high:.3f}]",
         "-" if math.isnan(row.p) else f"{row.p:.2g}", f"{s.n_a}, {s.n_b}",
         " / ".join("-" if math.isnan(v) else f"{v:.1%}" for v in row.spread), verdict,

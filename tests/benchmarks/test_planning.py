@@ -62,11 +62,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     campaign.folder.mkdir(parents=True)
     journal = Journal(campaign.folder)
     lines = [
-        {"event": "start", "time_s": 1.0, "case": "x", "program": "ladder", "pid": 1},
+        {"event": "start", "time_s": 1.0, "program": "ladder", "pid": 1},
         {"event": "fact", "time_s": 1.0, "name": "workload", "value": {"atoms": 100, "edges": 1000}},
-        *({"event": "sample", "time_s": 2.0, "stage": "baseline", "round": k, "seconds": 0.1} for k in range(5)),
+        *(
+            {"event": "sample", "time_s": 2.0, "stage": "baseline", "round": k, "batch": 0, "structures": 16,
+             "device_s": 0.1, "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1}
+            for k in range(5)
+        ),
         {"event": "done", "time_s": 3.0},
-    ]
+    ]  # fmt: skip
     log = b"".join(orjson.dumps(line) + b"\n" for line in lines)
     scripts = Scripts(campaign.plan, campaign.folder)
     for job in pack(campaign.plan, campaign.plan.cases, campaign.folder):

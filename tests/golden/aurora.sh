@@ -2,7 +2,7 @@
 #PBS -N scaling-weak-nodes_512-b0ade49a
 #PBS -S /bin/bash
 #PBS -l select=1024
-#PBS -l place=scatter
+#PBS -l place=scatter:excl
 #PBS -l walltime=01:03:00
 #PBS -j oe
 #PBS -o "/campaign/jobs/scaling-weak-nodes_512-b0ade49a.log"
@@ -17,27 +17,49 @@
 #   scaling-weak-nodes_512 (id 66afd56c14e3932d): 512 nodes x 12 ranks, 30 min at most
 #   scaling-weak-nodes_1024 (id 6306ad887150bb86): 1024 nodes x 12 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system aurora`.
-# By hand: `qsub jobs/scaling-weak-nodes_512-b0ade49a.sh`, or with `-v again=again` to have ended cases run anew.
+# By hand: `qsub jobs/scaling-weak-nodes_512-b0ade49a.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
 # Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
-campaign=${CAMPAIGN:-/campaign}
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
 job=scaling-weak-nodes_512-b0ade49a
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
 
 # A job that PBS runs again keeps its id, and goes on where it stopped.
 job_id=${PBS_JOBID:?this script is for qsub}
-script=$(realpath "${BASH_SOURCE[0]}")
-set -- "${1:-${again:-}}"
+set -- "${1:-${GFM_HARNESS_AGAIN:-}}"
 again=${1:-}
 worst=0
 cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
 
 set +u
 module reset
 module load frameworks
 set -u
 
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc ; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
 export OMP_NUM_THREADS=8
 export PYTHONNOUSERSITE=1
 export CCL_KVS_MODE=mpi
@@ -56,8 +78,8 @@ there=$(wc -l < "$nodes.asked")
 check='test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 6'
 check_nodes() {
     local name
-    timeout --kill-after=10 "$1" mpiexec -n "$there" --ppn 1 --hostfile "$nodes.asked" bash -c \
-        "if { $check; } > /dev/null 2>&1; then hostname; fi" | cut -d . -f 1 | sort -u > "$nodes.answered" || true
+    timeout -k 10 "$1" mpiexec -n "$there" --ppn 1 --hostfile "$nodes.asked" bash -c \
+        "if { $check; } > /dev/null 2>&1; then uname -n; fi" | cut -d . -f 1 | sort -u > "$nodes.answered" || true
     while read -r name; do
         if grep -Fqx "${name%%.*}" "$nodes.answered"; then echo "$name"; fi
     done < "$nodes.asked" > "$nodes"
@@ -92,12 +114,21 @@ first() {
 keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
 
 source "$HOME/gfm-harness-aurora/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
 python=python
 
 # Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
-export HARNESS_SAMPLER_S=5
+export GFM_HARNESS_SAMPLER_S=5
 
-"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+"$python" -P -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
 run_case() {
@@ -134,7 +165,7 @@ run_case() {
     while true; do
         status=0
         keep_nodes "$wanted"
-        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then
             echo "$case: lost with a node, and left for another job" >&2
@@ -156,11 +187,11 @@ run_case() {
 run_case scaling-weak-nodes_512-66afd56c14 '' 512 1800 \
     env WORLD_SIZE=6144 mpiexec -n 6144 --ppn 12 --hostfile "$(first 512)" \
     --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-66afd56c14
 
 run_case scaling-weak-nodes_1024-6306ad8871 '' 1024 1800 \
     env WORLD_SIZE=12288 mpiexec -n 12288 --ppn 12 --hostfile "$(first 1024)" \
     --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-6306ad8871
 
 exit "$worst"

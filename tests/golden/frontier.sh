@@ -5,6 +5,7 @@
 #SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-85615ca3.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --exclusive
 #SBATCH --account=abc123
 #SBATCH --partition=batch
 #SBATCH --constraint=nvme
@@ -19,16 +20,30 @@
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
-campaign=${CAMPAIGN:-/campaign}
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
 job=scaling-weak-nodes_512-85615ca3
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
-script=$(realpath "${BASH_SOURCE[0]}")
 again=${1:-}
 worst=0
 cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
 
 set +u
 module reset
@@ -36,6 +51,14 @@ module load cpe/24.07 cce/18.0.0 rocm/7.1.1 amd-mixed/7.1.1 craype-accel-amd-gfx
 module unload darshan-runtime
 set -u
 
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
 venv=$HOME/gfm-harness-frontier
 archive=
 if [ -z "$archive" ] && [ -f "$venv.tar.gz" ]; then archive=$venv.tar.gz; fi
@@ -75,12 +98,12 @@ nodes=$campaign/jobs/$job.$job_id.nodes
 check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
 check_nodes() {
     local up
-    sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
+    sinfo --all --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
         cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
     up=$(wc -l < "$nodes.up")
-    timeout --kill-after=10 "$1" \
+    timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
-        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
     healthy=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
     echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
@@ -119,6 +142,15 @@ if [ -n "$archive" ]; then
     venv=$local_env
 fi
 VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
 python=python
 
 # Telemetry by Omnistat (its output: $telemetry.log). Whatever fails in it, the job goes on without it.
@@ -127,46 +159,105 @@ telemetry_id=$SLURM_JOB_ID telemetry_job=()
 omnistat() {
     local tool=$1
     shift
-    (cd "$campaign/jobs" && unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY &&
-        timeout --kill-after=10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
+    (cd "$telemetry.work" && unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY &&
+        timeout -k 10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
 }
 annotate() { omnistat annotate --mode "$1" --text "$2" || true; }
+ask() { curl --silent --get --noproxy '*' --max-time 10 "$@" 2> /dev/null; }
+# Whether anything listens there: curl tells a refused connection from every other answer.
+listens() {
+    local status=0
+    ask --output /dev/null "$1" || status=$?
+    [ "$status" -ne 6 ] && [ "$status" -ne 7 ]
+}
+# Whether a sample has arrived since this job began; on a server that was there before, one that bears its id.
+has_samples() {
+    [[ $(ask --fail "$server/api/v1/export" --data-urlencode "match[]=$1" --data "start=$began_s" | head -c 10) == '{"metric":' ]]
+}
+wait_for_samples() {
+    local began=$SECONDS patience
+    while ! has_samples "$1"; do
+        patience=10
+        # Each node pushes once a minute, the first time at a random moment.
+        if [ "$(ask "$server/health")" = OK ]; then patience=105; fi
+        if [ $((SECONDS - began)) -ge "$patience" ]; then return 1; fi
+        sleep 1
+    done
+}
 # shellcheck disable=SC2317  # run by the trap
 stop_telemetry() {
-    local part=$telemetry.jsonl.part
+    local part=$telemetry.jsonl.part since=()
     [ "$watched" = yes ] || return 0
     watched=no
+    if [ "$is_shared" = yes ]; then since=(--data "start=$began_s"); fi
     omnistat usermode --stopexporters "${telemetry_job[@]}" || true
     sleep 3  # the server shows what it has just been sent after a second or two
-    if curl --silent --show-error --fail --noproxy '*' --max-time 600 "$server/api/v1/export" \
+    if curl --silent --show-error --fail --noproxy '*' --max-time 600 "$server/api/v1/export" "${since[@]}" \
         --data-urlencode 'match[]={__name__!=""}' > "$part" 2>> "$telemetry.log" && [ -s "$part" ]; then
         mv "$part" "$telemetry.jsonl"
     else
         rm -f "$part"
-        echo "warning: no telemetry could be exported; see $telemetry.log" >&2
+        echo "warning: no telemetry could be exported; see $telemetry.log, and the server's data in $OMNISTAT_VICTORIA_DATADIR" >&2
     fi
     # CSV files beside it, where the tool makes them: it needs the metrics of AMD GPUs.
     omnistat query --job "$telemetry_id" --interval 15 --export "$telemetry" || true
-    omnistat usermode --stopserver || true
+    # It stops every server of this user on the node.
+    if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
+    # The server may still write for a moment; where nothing could be exported, its data stay.
+    if [ -s "$telemetry.jsonl" ]; then
+        rm -rf "$OMNISTAT_VICTORIA_DATADIR" 2> /dev/null || { sleep 3 && rm -rf "$OMNISTAT_VICTORIA_DATADIR"; }
+    fi
 }
 module use /sw/frontier/amdsw/modulefiles || true
 module load omnistat-wrapper || true
-export telemetry server=${OMNISTAT_SERVER:-http://localhost:9090} campaign
+export telemetry server=${OMNISTAT_SERVER:-http://localhost:9090}
 export -f omnistat annotate
-watched=no
-if omnistat usermode --start --interval 15 "${telemetry_job[@]}"; then
+mkdir -p "$telemetry.work"
+# Omnistat's annotations want USER; two jobs that share a folder of data would export each other's samples.
+export USER=${USER:-${LOGNAME:-$(id -un 2> /dev/null || id -u)}}
+export OMNISTAT_VICTORIA_DATADIR=${OMNISTAT_VICTORIA_DATADIR:-$telemetry.work}/data-$telemetry_id
+watched=no is_shared=no why='' port=8001 began_s=$(date +%s)
+# The exporters' port, and so that of figures of merit, is free and this job's own where there is a configuration.
+if grep -q '^\[omnistat\.collectors\]' "${OMNISTAT_CONFIG:-/dev/null}" 2> /dev/null; then
+    port=$((20000 + RANDOM % 10000))
+    while listens "http://localhost:$port"; do port=$((port + 1)); done
+    awk -v port="$port" '
+        /^\[/ { inside = /^\[omnistat\.collectors\]/; print; if (inside) print "port = " port; next }
+        !(inside && /^port[ \t]*[=:]/)' "$OMNISTAT_CONFIG" > "$telemetry.work/config"
+    export OMNISTAT_CONFIG=$telemetry.work/config
+fi
+merits=${OMNISTAT_FOM:-http://localhost:$port/fom}
+if listens "$merits"; then
+    echo "warning: no figures of merit are posted, since $merits is taken by another program" >&2
+    merits=''
+fi
+samples='{__name__!=""}'
+if listens "$server"; then
+    is_shared=yes samples="{jobid=\"$telemetry_id\"}"
+    if [ -z "${OMNISTAT_SERVER:-}" ]; then why="$server, where Omnistat starts its server, is taken by another program"; fi
+fi
+if [ -n "$why" ]; then
+    :
+elif ! omnistat usermode --start --interval 15 --pushinterval 1 "${telemetry_job[@]}"; then
+    why="Omnistat did not start"
+elif ! wait_for_samples "$samples"; then
+    why="Omnistat started, but no sample of this job reached $server"
+    omnistat usermode --stopexporters "${telemetry_job[@]}" || true
+    if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
+fi
+if [ -z "$why" ]; then
     watched=yes
-    trap stop_telemetry EXIT
-    export HARNESS_FOM_URL=${OMNISTAT_FOM:-http://localhost:8001/fom}
-    for failed in "$campaign/jobs/omnistat_failed_hosts.$telemetry_id".*; do
+    trap 'stop_telemetry || true' EXIT
+    export GFM_HARNESS_FOM_URL=$merits
+    for failed in "$telemetry.work/omnistat_failed_hosts.$telemetry_id".*; do
         if [ -s "$failed" ]; then echo "warning: no telemetry from $(wc -l < "$failed") hosts: $failed" >&2; fi
     done
 else
-    echo "warning: Omnistat did not start (see $telemetry.log); the ranks sample their nodes themselves" >&2
-    export HARNESS_SAMPLER_S=15
+    echo "warning: $why (see $telemetry.log); the ranks sample their nodes themselves" >&2
+    export GFM_HARNESS_SAMPLER_S=15
 fi
 
-"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+"$python" -P -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
 run_case() {
@@ -204,7 +295,7 @@ run_case() {
         status=0
         keep_nodes "$wanted"
         if [ "$watched" = yes ]; then annotate start "$case"; fi
-        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$watched" = yes ]; then annotate stop "$case"; fi
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then
@@ -228,12 +319,12 @@ run_case scaling-weak-nodes_512-fa2d0cd105 '' 512 1800 \
     srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-fa2d0cd105
 
 run_case scaling-weak-nodes_1024-15ff757ea8 '' 1024 1800 \
     srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
     --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-15ff757ea8
 
 exit "$worst"

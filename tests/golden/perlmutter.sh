@@ -5,6 +5,7 @@
 #SBATCH --output="/campaign/jobs/scaling-weak-nodes_64-6da0ef04.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --exclusive
 #SBATCH --account=abc123
 #SBATCH --constraint="gpu"
 #SBATCH --qos=regular
@@ -20,21 +21,43 @@
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
-campaign=${CAMPAIGN:-/campaign}
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
 job=scaling-weak-nodes_64-6da0ef04
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
-script=$(realpath "${BASH_SOURCE[0]}")
 again=${1:-}
 worst=0
 cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
 
 set +u
 module load cpe/24.07 PrgEnv-gnu/8.5.0 cray-mpich/8.1.30 craype-accel-nvidia80 cudatoolkit/12.9 gcc-native/13.2
 set -u
 
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
 plugin=
 if [ -n "$plugin" ]; then
     export NCCL_NET_PLUGIN="$plugin" NCCL_NET="AWS Libfabric" NCCL_NET_GDR_LEVEL=PHB NCCL_CROSS_NIC=1
@@ -56,12 +79,12 @@ nodes=$campaign/jobs/$job.$job_id.nodes
 check='test "$(nvidia-smi --list-gpus | wc -l)" -eq 4'
 check_nodes() {
     local up
-    sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
+    sinfo --all --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
         cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
     up=$(wc -l < "$nodes.up")
-    timeout --kill-after=10 "$1" \
+    timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
-        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
     healthy=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
     echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
@@ -92,12 +115,21 @@ first() {
 keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
 
 source "$HOME/gfm-harness-perlmutter/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
 python=python
 
 # Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
-export HARNESS_SAMPLER_S=5
+export GFM_HARNESS_SAMPLER_S=5
 
-"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+"$python" -P -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
 run_case() {
@@ -134,7 +166,7 @@ run_case() {
     while true; do
         status=0
         keep_nodes "$wanted"
-        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then
             echo "$case: lost with a node, and left for another job" >&2
@@ -157,12 +189,12 @@ run_case scaling-weak-nodes_64-d22baae234 '' 64 1800 \
     srun --nodes=64 --ntasks=256 --ntasks-per-node=4 \
     --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 64)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_64-d22baae234
 
 run_case scaling-weak-nodes_128-cb187a53ed '' 128 1800 \
     srun --nodes=128 --ntasks=512 --ntasks-per-node=4 \
     --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 128)" \
     --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_128-cb187a53ed
 
 exit "$worst"

@@ -5,8 +5,8 @@
 #SBATCH --output="/campaign/jobs/scaling-weak-nodes_4-bc71aa6b.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --account=abc123
 #SBATCH --exclusive
+#SBATCH --account=abc123
 #
 # Weak and strong scaling of data-parallel training
 # 2 cases, one after another, on A Slurm cluster:
@@ -18,17 +18,39 @@
 # shellcheck disable=SC1091  # environments are looked at where the job runs
 set -euo pipefail
 
-campaign=${CAMPAIGN:-/campaign}
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
 job=scaling-weak-nodes_4-bc71aa6b
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
 
 # A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
-script=$(realpath "${BASH_SOURCE[0]}")
 again=${1:-}
 worst=0
 cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
 
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
 export OMP_NUM_THREADS=1
 export MALLOC_MMAP_MAX_=0
 export MALLOC_TRIM_THRESHOLD_=1000000000000
@@ -42,12 +64,12 @@ nodes=$campaign/jobs/$job.$job_id.nodes
 check='test -w "${TMPDIR:-/tmp}"'
 check_nodes() {
     local up
-    sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
+    sinfo --all --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
         cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
     up=$(wc -l < "$nodes.up")
-    timeout --kill-after=10 "$1" \
+    timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
-        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(hostname)\"; fi" | sort > "$nodes" || true
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
     healthy=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
     echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
@@ -77,12 +99,21 @@ first() {
 # keep_nodes N: those that the case takes, in a file of its folder.
 keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
 
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
 python=/environment/bin/python
 
 # Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
-export HARNESS_SAMPLER_S=5
+export GFM_HARNESS_SAMPLER_S=5
 
-"$python" -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+"$python" -P -m harness.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
 # run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
 run_case() {
@@ -119,7 +150,7 @@ run_case() {
     while true; do
         status=0
         keep_nodes "$wanted"
-        timeout --kill-after=60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
         if [ "$wanted" -gt "$healthy" ]; then
             echo "$case: lost with a node, and left for another job" >&2
@@ -141,11 +172,11 @@ run_case() {
 run_case scaling-weak-nodes_4-ef7f520374 '' 4 600 \
     srun --nodes=4 --ntasks=8 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 4)" --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_4-ef7f520374
 
 run_case scaling-weak-nodes_8-c9f02b1edc '' 8 600 \
     srun --nodes=8 --ntasks=16 --ntasks-per-node=2 \
     --cpus-per-task=1 --nodelist="$(first 8)" --kill-on-bad-exit=1 --label \
-    "$python" -m harness.reference .
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_8-c9f02b1edc
 
 exit "$worst"

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from harness.reference.datasets import conversion
+from harness.reference.datasets import conversion, inspection
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.conversion import Conversion, convert
 from harness.reference.datasets.formats import ani1x, aselmdb
@@ -246,13 +246,26 @@ def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path:
     assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
 
 
-def test_stress_is_kept_only_if_all_have_it(tmp_path: Path) -> None:
+def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
     crystals(tmp_path / "files" / "a.aselmdb", 50)
-    crystals(tmp_path / "files" / "b.aselmdb", 50, stress=None)
+    crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
     facts = omat24(tmp_path / "files", tmp_path / "s.bp")
-    assert facts["conversion"]["labels"] == ["energy", "forces"]
+    assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
     assert facts["conversion"]["left_out"] == {}
-    assert len(content(tmp_path / "s.bp")) == 100
+    assert facts["conversion"]["stress_withheld"] == 1
+    assert facts["conversion"]["missing_labels"]["without"]["stress"] == 1
+    whole, none = 0, []
+    with BPFile(tmp_path / "s.bp") as file:
+        assert file.attributes["missing_labels"]["without"]["stress"] == 1
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                record = file.record(label, k)
+                whole += bool(np.isfinite(record["stress"]).all())
+                none += [text_of(record["id"])] if np.isnan(record["stress"]).all() else []
+    assert whole == 50
+    assert none == ["b/1"]
+    report = inspection.of_store(tmp_path / "s.bp", silent)
+    assert not report.faults
 
 
 def test_a_dataset_without_forces_is_one_of_energies(tmp_path: Path) -> None:
@@ -358,6 +371,78 @@ def test_the_command_converts_checks_and_describes(
         file["g0-4/wb97x_dz.forces"][3] = 1e6
     assert main(["check", "ani1x", *map(str, files), "-q"]) == 1
     assert "ani-0.h5" in capsys.readouterr().out
+
+
+def test_options_may_stand_anywhere(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = map(str, files[:2])
+    for k, words in enumerate(
+        (["ani1x", "--seed", "3", one, two], ["--seed", "3", "ani1x", one, "-q", two], ["ani1x", one, "--seed=3", two])
+    ):
+        to = str(tmp_path / str(k))
+        assert main(["convert", *words, "--to", to]) == 0
+        assert f"{to}/ani1x.bp: 252 structures" in capsys.readouterr().out
+    assert main(["check", "ani1x", "-q", one]) == 0
+    assert main(["convert", "ani1x", "-q", "--", "-nowhere.h5"]) == 2
+    assert main(["convert", "ani1x", "--seed", "3", "--bogus", one]) == 2
+    assert "-nowhere.h5: no such file" in (error := capsys.readouterr().err)
+    assert "unrecognized arguments: --bogus" in error
+
+
+def test_nothing_to_use_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    write_ani1x(tmp_path / "x" / "none.h5", {"g": 3}, missing=3)
+    assert main(["check", "ani1x", str(tmp_path / "x")]) == 1
+    assert "ani1x: 0 structures can be used; 3 unlabelled" in capsys.readouterr().out
+    for name in ("empty", "empty.bp"):
+        (tmp_path / name).mkdir()
+        assert main(["check", *([] if name.endswith(".bp") else ["ani1x"]), str(tmp_path / name)]) == 1
+        assert f"{name}: an empty folder, with nothing to check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["convert", "check"])
+def test_a_file_under_two_names_is_refused_by_name(
+    command: str, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "renamed.h5"
+    copy.write_bytes(files[0].read_bytes())
+    assert main([command, "ani1x", *map(str, files), str(copy.parent)]) == 2
+    error = capsys.readouterr().err
+    assert f"{copy}: holds the same bytes as {files[0]}" in error
+    assert error.count("\n") == 1
+    copy.unlink()
+    copy.symlink_to(files[0])
+    assert main(["check", "ani1x", *map(str, files), str(copy.parent), str(files[0].parent)]) == 0
+    assert "756 structures" in capsys.readouterr().out
+
+
+def test_names_of_files_cannot_command_a_terminal(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a\x1b[2J\nb"
+    folder.mkdir()
+    bad = folder / "c\x1b]0;d\x07\ne\udcff.h5"
+    bad.write_bytes(files[0].read_bytes())
+    with h5py.File(bad, "r+") as file:
+        file["g0-4/wb97x_dz.forces"][3] = 1e6
+    cut = folder / "\x9bcut.h5"
+    cut.write_bytes(files[1].read_bytes()[:20_000])
+    to = str(folder / "stores")
+    main(["check", "ani1x", str(bad)])
+    main(["check", "ani1x", str(bad), str(cut)])
+    main(["convert", "ani1x", str(bad), "--to", to])
+    main(["convert", "ani1x", str(bad), "--to", to])
+    main(["check", f"{to}/ani1x.bp"])
+    main(["stats", to])
+    main(["stats", str(folder)])
+    main(["check", "ani1x", str(folder / "nowhere")])
+    main(["convert", "ani1x", str(cut), "--to", str(bad)])
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 11
+    assert "left out: c?]0;d? e?.h5: " in shown.out
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ def test_a_structure_may_have_no_neighbours_at_all() -> None:
         (replace(molecule(), positions=np.zeros((8, 3))), "'molecule-0': positions have shape (8, 3), expected (9, 3)"),
         (replace(molecule(), numbers=np.full(9, 119)), "'molecule-0': 119 is not an atomic number"),
         (replace(crystal(), cell=np.zeros((3, 3))), "'crystal-1': periodic, but its cell has no volume"),
+        (replace(crystal(), cell=np.diag([5.0, 5.0, 0.05])), "'crystal-1': periodic, but its cell has no volume"),
+        (
+            replace(crystal(), cell=np.diag([0.0, 5.0, 5.0]), periodic=(True, False, False)),
+            "'crystal-1': periodic, but its cell has no volume",
+        ),
+        (replace(crystal(), cell=np.diag([5.0, 5.0, 1e9])), "'crystal-1': its cell is longer than 100000 angstrom"),
+        (
+            replace(crystal(), positions=np.full((len(crystal()), 3), 1e17)),
+            "'crystal-1': atom 0 is further than 1e+06 angstrom from the origin",
+        ),
         (replace(molecule(), positions=np.zeros((9, 3))), "'molecule-0': atoms 0 and"),
     ],
 )

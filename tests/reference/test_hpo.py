@@ -273,7 +273,7 @@ def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
     listed = tmp_path / "nodes"
     listed.write_text("n1 10.0.0.1\nn2 10.0.0.2\nn3 10.0.0.3\nn4 10.0.0.4\nn5 10.0.0.5\n")
     check = f"sed -i '/n2/d' {listed}"
-    pool = Pool.of_job(2, 1, {"HEALTHY_NODES": str(listed), "CHECK_NODES": check})
+    pool = Pool.of_job(2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed), "GFM_HARNESS_CHECK_NODES": check})
     assert pool.capacity == 2
     first, second = pool.take(), pool.take()
     names = [node.name for node in [*first, *second]]
@@ -285,10 +285,12 @@ def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
     pool.give_back(first)
     assert {node.name for node in pool.take()} == {"n1", "n5"}
     assert pool.lost(second) == []
-    unreachable = Pool.of_job(2, 1, {"HEALTHY_NODES": str(listed), "CHECK_NODES": f": > {listed}"})
+    unreachable = Pool.of_job(
+        2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed), "GFM_HARNESS_CHECK_NODES": f": > {listed}"}
+    )
     assert unreachable.lost(unreachable.take()) == []
     with pytest.raises(InputError, match="0 healthy nodes"):
-        Pool.of_job(1, 1, {"HEALTHY_NODES": str(listed)})
+        Pool.of_job(1, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed)})
 
 
 def test_the_optimizer_leaves_mpi_alone() -> None:

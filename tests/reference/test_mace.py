@@ -188,7 +188,7 @@ def test_degrees_that_no_product_has_are_refused() -> None:
     MACE(replace(TINY, max_ell=1, correlation=2, node_max_ell=2))
     with pytest.raises(InputError, match="node_max_ell is 3, more than max_ell x correlation = 2"):
         MACE(replace(TINY, max_ell=1, correlation=2, node_max_ell=3))
-    with pytest.raises(InputError, match="at most 11"):
+    with pytest.raises(InputError, match="max_ell is 12, expected at most 4"):
         MACE(replace(TINY, max_ell=12, correlation=1))
 
 

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
 from harness.events import EventLog, last_run
 from harness.reference import checkpoints
+from harness.reference.calculator import ReferenceCalculator
+from harness.reference.coverage import OutsideTraining
 from harness.reference.errors import InputError
 from harness.reference.graphs import neighbour_graph
 from harness.reference.inference import batched_heads
@@ -73,7 +76,7 @@ def test_what_is_told_is_what_the_model_says(whole: Path) -> None:
         structure = workload.structure(int(kept.index[place]))
         graph = neighbour_graph(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
         batch = collate([graph]).to("cpu", torch.float32)
-        found = batched_heads(model, batch, model.gate(batch.composition))
+        found = batched_heads(model, batch, model.gate_weights(batch.composition))
         told = dict(zip(kept.names, kept.values[place].tolist(), strict=True))
         assert told["energy_ev_per_atom"] == pytest.approx(float(found.energy[0]) / len(structure), rel=2e-5, abs=1e-3)
         assert told["force_max_ev_per_a"] == pytest.approx(float(found.forces.norm(dim=1).max()), rel=1e-3, abs=1e-3)
@@ -279,6 +282,50 @@ class OneOf:
         return found if self.rank == 0 else []
 
 
+@pytest.mark.filterwarnings("ignore:the model takes")
+def test_what_the_heads_do_not_know_is_counted_and_never_ranked(tmp_path: Path) -> None:
+    """Iron is known to no head together with sodium; at volumes of a tenth, atoms are closer than in training."""
+    model = checkpoints.named("painn-64")[0]
+    sodium, iron = (model.known_elements[:, z].clone() for z in (11, 26))
+    model.known_elements[:8, 11] = False
+    model.known_elements[8:, 26] = False
+    assert (sodium & iron).any()
+    checkpoints.save(model, tmp_path / "parted.safetensors", {})
+    workload = FEW | {"volumes": [0.1, 1.3]}
+    options = {"checkpoint": str(tmp_path / "parted.safetensors"), "workload": workload, "precision": "fp64"}
+    log = screened(tmp_path / "run", **options)
+    (rank,) = [e for e in log if e["event"] == "rank"]
+    kept = kept_in(tmp_path / "run")
+    assert set(rank["unranked"]) == {"elements outside the heads", "atoms closer than in training"}
+    assert rank["left_out"] == {}
+    assert rank["evaluated"] == rank["candidates"] == 640
+    assert len(kept) == 640 - sum(rank["unranked"].values()) > 0
+    space = workload_of(WorkloadConfig(**workload), model)
+    parts = Parts.about(space.total, 64, 640)
+    refused = []
+    for index in [k for number in parts.numbers for k in range(*parts.bounds(number))][::5]:
+        structure = space.structure(index)
+        calculator = ReferenceCalculator(model)
+        atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.periodic)
+        try:
+            energy = calculator.get_potential_energy(atoms)
+        except OutsideTraining:
+            refused.append(index)
+            assert index not in kept.index
+            continue
+        row = kept.column("energy_ev_per_atom")[kept.index == index]
+        assert row.tolist() == [pytest.approx(energy / len(atoms), rel=1e-5)]
+    assert len(refused) > 10
+
+
+def test_a_screening_of_which_nothing_is_known_ends_with_no_best(tmp_path: Path) -> None:
+    log = screened(tmp_path, workload=FEW | {"volumes": [0.05]}, keep={"what": "top", "count": 5}, candidates=128)
+    (rank,) = [e for e in log if e["event"] == "rank"]
+    assert rank["unranked"] == {"atoms closer than in training": 128}
+    assert not [e for e in log if e["event"] == "best"]
+    assert program.best_in(tmp_path) == []
+
+
 def test_random_streams_go_through_too(tmp_path: Path) -> None:
     workload = {"kind": "random", "streams": 2, "per_stream": 12, "atoms": [2, 20]}
     log = screened(tmp_path, workload=workload, part=12, candidates=None, energy_only=True)
@@ -327,7 +374,10 @@ def test_relaxation_passes_over_elements_that_the_model_has_not_seen(tmp_path: P
     model = checkpoints.named("painn-64")[0].double()
     cell, places = 4.0 * np.eye(3), np.array([[0.0, 0, 0], [2, 2, 2]])
     known, unknown = (Structure("s", np.array(z), places, cell, (True,) * 3) for z in ([11, 17], [11, 118]))
-    found = relaxed(model, [(5, unknown), (7, known)], steps=5, folder=tmp_path)
+    close = Structure("s", np.array([17, 17]), places / 8, cell, (True,) * 3)
+    candidates = [(5, unknown), (7, known), (8, close)]
+    found, failed = relaxed(model, candidates, steps=5, folder=tmp_path)
     assert [r.candidate for r in found] == [7]
+    assert list(failed.values()) == [2]
     assert found[0].after_ev_per_atom < found[0].before_ev_per_atom
     assert (tmp_path / "relaxed" / "7.cif").exists()

@@ -130,7 +130,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"matbench_jdft2d.json.gz: cut short"):
         read(path)
     plain = tmp_path / "matbench_jdft2d.json"
-    plain.write_text(json.dumps({"index": [0, 1], "columns": ["structure", "n"], "data": rows(2)})[:-40])
+    plain.write_text(json.dumps({"index": [0, 1], "columns": ["structure", "exfoliation_en"], "data": rows(2)})[:-40])
     with pytest.raises(InputError, match="truncated"):
         read(plain)
 
@@ -143,7 +143,21 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
         ({"index": [0]}, "2 rows of data for an index of 1"),
         ({"index": [0, 636]}, "row 636, but matbench_jdft2d has 636 rows"),
         ({"index": [7, 7]}, "names a row twice"),
-        ({"index": ["a", "b"]}, "its index holds 'a'"),
+        (
+            {"index": ["a", "b"]},
+            "its index holds 'a', expected row numbers or the official mb-jdft2d-001 .. mb-jdft2d-636",
+        ),
+        ({"index": ["mb-phonons-0001", "mb-phonons-0002"]}, "its index holds 'mb-phonons-0001', expected"),
+        ({"index": ["mb-jdft2d-0001", 2]}, "its index holds 'mb-jdft2d-0001', expected"),
+        ({"index": [True, 2]}, "its index holds 'True', expected"),
+        ({"index": [-1, 2]}, "its index holds '-1', expected"),
+        ({"index": 5}, "its index is '5', expected a list"),
+        (
+            {"columns": ["structure", "last phdos peak"]},
+            "expected .*'exfoliation_en'.*; it is the table of matbench_phonons",
+        ),
+        ({"columns": ["structure", "n"]}, "it is the table of matbench_dielectric"),
+        ({"columns": ["structure", "target"]}, r"columns \['structure', 'target'\], expected"),
     ],
 )
 def test_another_table_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -163,3 +177,29 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "matbench_jdft2.json.gz")
     with pytest.raises(InputError, match="no structure with a value"):
         read(write(tmp_path, [[structure("Xx"), 1.0]]))
+
+
+@pytest.mark.parametrize(("value", "out"), [(1e7, 1), (True, 0)])
+def test_a_value_that_cannot_be_is_counted(tmp_path: Path, value: Any, out: int) -> None:
+    data = rows(50)
+    data[1][1] = value
+    labelled = read(write(tmp_path, data))
+    assert labelled.left_out["value out of range"] == out
+    assert len(labelled) == 49
+
+
+def test_a_table_in_another_unit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "matbench_log_kvrh.json"
+    table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
+    path.write_text(json.dumps({**table, "data": [[structure(), 150.0] for _ in range(50)]}))
+    with pytest.raises(InputError, match=r"mb-log-kvrh-00001 is 150, expected -3 .. 4: another quantity or unit"):
+        read(path)
+
+
+def test_the_table_of_the_other_modulus_is_refused(tmp_path: Path) -> None:
+    """Both moduli have as many rows and values of one range: only the column's name tells them apart."""
+    path = tmp_path / "matbench_log_gvrh.json"
+    table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
+    path.write_text(json.dumps({**table, "data": [[structure(), 1.5] for _ in range(50)]}))
+    with pytest.raises(InputError, match="it is the table of matbench_log_kvrh"):
+        read(path)

@@ -73,6 +73,17 @@ def test_an_energy_may_be_kept_with_the_frame(tmp_path: Path) -> None:
     assert ms25.read(tmp_path).target.tolist() == [-3.25]
 
 
+def test_energies_of_ms25_that_cannot_be_are_refused_or_counted(tmp_path: Path) -> None:
+    write_traj(tmp_path / "a.traj", [labelled_copper(-9.0 - k) for k in range(3)] + [labelled_copper(-9e4)])
+    labelled = ms25.read(tmp_path / "a.traj")
+    assert labelled.left_out == {"energy that cannot be of these atoms": 1}
+    write_traj(tmp_path / "b.traj", [labelled_copper(-4e5 - k) for k in range(3)])
+    with pytest.raises(InputError, match=r"b.traj: b/0: -100000 eV per atom is neither .*: are the energies in eV"):
+        ms25.read(tmp_path / "b.traj")
+    write_traj(tmp_path / "c.traj", [labelled_copper(4 * -1640.0 * 27.2114 - k) for k in range(3)])
+    assert len(ms25.read(tmp_path / "c.traj")) == 3  # all electrons: copper has -1640 hartree
+
+
 def test_a_damaged_trajectory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.traj"
     write_traj(path, [labelled_copper()] * 3)
@@ -129,6 +140,16 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
         oqmd.read(path)
     with pytest.raises(InputError, match="no structure with a value"):
         oqmd.read(page(tmp_path, []))
+
+
+def test_formation_energies_in_another_unit_are_refused_and_a_few_odd_ones_counted(tmp_path: Path) -> None:
+    page(tmp_path, [entry(), entry(entry_id=2, delta_e=-0.5), entry(entry_id=3, delta_e=250.0)])
+    labelled = oqmd.read(tmp_path)
+    assert labelled.target.tolist() == [-1.1, -0.5]
+    assert labelled.left_out == {"energy that cannot be of these atoms": 1}
+    page(tmp_path, [entry(delta_e=-1100.0), entry(entry_id=2, delta_e=-500.0)])
+    with pytest.raises(InputError, match=r"a formation energy of -1100 eV/atom, expected at most 20: are they in eV"):
+        oqmd.read(tmp_path)
 
 
 def cell() -> Atoms:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats import md17, qm9, wiggle150
+from harness.reference.tasks.opening import open_task
+from harness.reference.tasks.table import task
 
 HARTREE, KCAL = 27.211386245988, 0.0433641042418
 # gdb_1, gdb_2 and gdb_4 with the numbers of the published files
@@ -74,7 +78,7 @@ def test_qm9_is_read_alike_from_both_of_its_forms(tmp_path: Path) -> None:
 def test_tables_of_qm9_write_whole_numbers_with_a_bare_point(tmp_path: Path) -> None:
     """Row 5 of qm9_part1.csv, acetylene."""
     places = "[[0.5995394918,0.,1.],[-0.5995394918,0.,1.],[-1.6616385861,0.,1.],[1.6616385861,0.,1.]]"
-    packed(tmp_path, [{**molecule(4), "Elements": "['C','C','H','H']", "XYZ_Ang": places}])
+    packed(tmp_path, [{**molecule(4, "-77.308427"), "Elements": "['C','C','H','H']", "XYZ_Ang": places}])
     assert qm9.read(tmp_path).frames.positions[0].tolist() == [0.5995394918, 0.0, 1.0]
 
 
@@ -97,7 +101,7 @@ def test_unfit_molecules_are_counted(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_qm9_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"neither qm9_part\*.csv nor gdb9.sdf"):
+    with pytest.raises(InputError, match=r"neither dsgdb9nsd.xyz.tar.bz2 .* nor qm9_part\*.csv nor gdb9.sdf"):
         qm9.read(tmp_path)
     sdf(tmp_path)
     text = (tmp_path / "gdb9.sdf").read_text()
@@ -187,6 +191,167 @@ def test_files_that_are_not_md17_are_refused(tmp_path: Path) -> None:
         md17.read(path)
 
 
+# as the published files have them: tabs, a charge after each position, numbers in the form of Mathematica
+DEPOSITED = """5
+gdb 1\t157.7118\t157.70997\t157.70699\t0.\t13.21\t-0.3877\t0.1171\t0.5048\t35.3641\t0.044749\t\
+-40.47893\t-40.476062\t-40.475117\t-40.498597\t6.469\t
+C\t-0.0126981359\t 1.0858041578\t 0.0080009958\t-0.535689
+H\t 0.002150416\t-6.0313176*^-3\t 0.0019761204\t 0.133921
+H\t 1.0117308433\t 1.4637511618\t 2.7657*^-4\t 0.133922
+H\t-0.540815069\t 1.4475266138\t-0.8766437152\t 0.133923
+H\t-0.5238136345\t 1.4379326443\t 0.9063972942\t 0.133923
+1341.307\t1341.3284\t1341.365\t1562.6731\t1562.7453\t3038.3205\t3151.6034\t3151.6788\t3151.7078
+C\tC\t
+InChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4
+"""
+
+
+def deposited(folder: Path, archive: bool) -> None:
+    """Three molecules as an archive or as the folder that it unfolds to, the third listed as having fallen apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {k: DEPOSITED.replace("gdb 1\t", f"gdb {k}\t") for k in (1, 2, 3)}
+    listing = "Index Rejected\n-------\n      3    C#N    x   y\n3054 compounds\n"
+    (folder / "uncharacterized.txt").write_text(listing)
+    if not archive:
+        for k, text in texts.items():
+            (folder / "dsgdb9nsd.xyz").mkdir(exist_ok=True)
+            (folder / "dsgdb9nsd.xyz" / f"dsgdb9nsd_{k:06d}.xyz").write_text(text)
+        return
+    with tarfile.open(folder / "dsgdb9nsd.xyz.tar.bz2", "w:bz2") as file:
+        for k, text in texts.items():
+            member = tarfile.TarInfo(f"dsgdb9nsd_{k:06d}.xyz")
+            member.size = len(text)
+            file.addfile(member, io.BytesIO(text.encode()))
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_qm9_is_read_as_its_authors_deposited_it(tmp_path: Path, archive: bool) -> None:
+    deposited(tmp_path / "qm9", archive)
+    labelled = open_task("qm9", tmp_path)
+    assert labelled.official_ids.tolist() == ["gdb_1", "gdb_2"]
+    assert labelled.target == pytest.approx([-40.47893 * HARTREE] * 2, abs=1e-9)
+    assert labelled.frames.positions[1].tolist() == [0.002150416, -0.0060313176, 0.0019761204]
+    assert labelled.frames.positions[2].tolist() == [1.0117308433, 1.4637511618, 0.00027657]
+    assert labelled.left_out["uncharacterized"] == 1
+    assert "dsgdb9nsd.xyz.tar.bz2" in task("qm9").official[0]
+
+
+def test_a_damaged_deposit_of_qm9_is_refused_and_a_damaged_molecule_counted(tmp_path: Path) -> None:
+    deposited(tmp_path, archive=True)
+    path = tmp_path / "dsgdb9nsd.xyz.tar.bz2"
+    whole = path.read_bytes()
+    for content in (whole[:200], b"<html>", b"version https://git-lfs.github.com/spec/v1\n"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"dsgdb9nsd.xyz.tar.bz2: cut short, or not a tar archive"):
+            qm9.read(tmp_path)
+    path.unlink()
+    deposited(tmp_path, archive=False)
+    (tmp_path / "dsgdb9nsd.xyz" / "dsgdb9nsd_000002.xyz").write_text(DEPOSITED[:120])
+    labelled = qm9.read(tmp_path)
+    assert labelled.official_ids.tolist() == ["gdb_1"]
+    assert labelled.left_out["malformed"] == 1
+
+
+def test_the_count_that_ends_the_list_of_fallen_molecules_is_no_molecule(tmp_path: Path) -> None:
+    sdf(tmp_path)
+    (tmp_path / "uncharacterized.txt").write_text("Index\n  1      O=C1C=C  C1\n2 compounds\n")
+    labelled = qm9.read(tmp_path)
+    assert labelled.official_ids.tolist() == ["gdb_2"]
+    assert labelled.left_out["uncharacterized"] == 1
+
+
+@pytest.mark.parametrize(
+    ("energy", "length", "e_unit", "r_unit"),
+    [
+        ("eV", "Ang", KCAL, 1.0),
+        (b"kcal/mol", "Angstrom", 1.0, 1.0),
+        ("kJ/mol", "nm", 4.184, 0.1),
+        ("Hartree", "bohr", KCAL / HARTREE, 1 / 0.529177210903),
+        ("au", "au", KCAL / HARTREE, 1 / 0.529177210903),
+        ("meV", "pm", 1000 * KCAL, 100.0),
+        (" EV ", " a ", KCAL, 1.0),
+    ],
+)
+def test_md17_is_in_the_units_that_a_file_names(
+    tmp_path: Path, energy: Any, length: str, e_unit: float, r_unit: float
+) -> None:
+    """One trajectory in several units, as sGDML's script writes it, comes out alike."""
+    plain = trajectory()
+    np.savez(tmp_path / "plain.npz", **plain)
+    expected = md17.read(tmp_path / "plain.npz").frames
+    scaled = plain | {"E": plain["E"] * e_unit, "F": plain["F"] * e_unit / r_unit, "R": plain["R"] * r_unit}
+    named = {"type": "d", "name": "ethanol", "code_version": "1.0", "theory": "CCSD(T)", "md5": "0"}
+    np.savez_compressed(tmp_path / "named.npz", **scaled | named, e_unit=energy, r_unit=length)
+    found = md17.read(tmp_path / "named.npz")
+    assert found.level == "CCSD(T)"
+    assert found.frames.forces is not None
+    assert expected.forces is not None
+    assert found.target == pytest.approx(expected.energy, rel=1e-12)
+    assert found.frames.forces == pytest.approx(expected.forces, rel=1e-9)
+    assert found.frames.positions == pytest.approx(expected.positions, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"e_unit": "kcal"}, ""),
+        ({"e_unit": "ev/mol"}, r"e_unit: unknown unit 'ev/mol' \(.*there are kcal/mol, kJ/mol, eV, meV, hartree"),
+        ({"e_unit": ["eV", "eV"]}, "e_unit: unknown unit"),
+        ({"r_unit": "furlong"}, r"r_unit: unknown unit 'furlong' \(there are angstrom, bohr, nm, pm\)"),
+        ({"e_unit": "eV"}, "ethanol/0: -97000 eV where free atoms have -4.*: kcal/mol taken for eV"),
+        ({"E": np.linspace(-4205, -4204, 4)}, "ethanol/0: -182.346 eV where free atoms have .*: eV taken for kcal/mol"),
+        ({"E": np.linspace(-154.5, -154.4, 4)}, "ethanol/0: .*: hartree taken for kcal/mol"),
+        ({"E": np.linspace(-1, 1, 4)}, "expected total energies of all electrons"),
+        ({"type": "m"}, "an sGDML file of type 'm', expected a dataset"),
+        ({"lattice": np.eye(3)}, "the molecules of MD17 are not periodic"),
+        ({"energies": np.zeros(4)}, "energies are there twice, as E and energies"),
+        ({"E": np.array(["a"] * 4)}, "E is of type <U1, expected numbers"),
+        ({"z": np.array([6, 6, 8, 1, 1, 1, 1, 1, -1])}, "z holds what is no atomic number"),
+        ({"z": np.array([6, 6, 8, 1, 1, 1, 1, 1, 0.5])}, "z holds what is no atomic number"),
+        ({"R": np.float64(3)}, r"R has shape \(\), expected"),
+    ],
+)
+def test_md17_that_cannot_be_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "md17_ethanol.npz"
+    np.savez(path, **trajectory() | change)
+    if not reason:
+        assert len(md17.read(path)) == 4
+        return
+    with pytest.raises(InputError, match=reason) as caught:
+        md17.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_few_energies_that_cannot_be_are_counted(tmp_path: Path) -> None:
+    arrays = trajectory(10)
+    arrays["E"][3] = -5.0
+    np.savez(tmp_path / "md17_ethanol.npz", **arrays)
+    labelled = md17.read(tmp_path)
+    assert labelled.left_out == {"energy that cannot be of these atoms": 1}
+    assert len(labelled) == 9
+
+
+def test_a_small_file_that_unfolds_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "md17_ethanol.npz"
+    np.savez_compressed(path, **trajectory() | {"junk": np.zeros(1 << 24)})
+    with pytest.raises(InputError, match="unfold to 134,"):
+        md17.read(path)
+
+
+def test_hartree_in_tables_of_qm9_is_checked_against_the_atoms(tmp_path: Path) -> None:
+    packed(tmp_path, [molecule(1, str(-40.47893 * HARTREE))])
+    with pytest.raises(InputError, match=r"gdb_1: -29973 eV where free atoms have .*: eV taken for hartree"):
+        qm9.read(tmp_path)
+
+
+def test_wiggle150_in_hartree_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wiggle150.xyz"
+    path.write_text(conformers(("ado_00 -38.3", "H"), ("ado_01 -38.2", "H")))
+    with pytest.raises(InputError, match=r"wiggle150.xyz: ado_00: .*: hartree taken for kcal/mol"):
+        wiggle150.read(path)
+
+
 def conformers(*frames: tuple[str, str]) -> str:
     """Each (comment, second element) as a frame of two atoms."""
     return "".join(f"2\n{comment}\nC 0.0 0.0 0.0\n{e} 0.0 0.0 1.1\n" for comment, e in frames)
@@ -195,24 +360,25 @@ def conformers(*frames: tuple[str, str]) -> str:
 def test_wiggle150_is_relative_to_the_relaxed_conformer(tmp_path: Path) -> None:
     path = tmp_path / "ct5c00015_si_003.xyz"
     text = conformers(
-        ("ado_00 -603984.7", "H"), ("ado_01 -603884.7", "H"), ("bpn_01 -99.5", "O"), ("bpn_00 -100.5", "O")
+        ("ado_00 -24033.7", "H"), ("ado_01 -23933.7", "H"), ("bpn_01 -71099.5", "O"), ("bpn_00 -71100.5", "O")
     )
     path.write_text(text)
     labelled = wiggle150.read(path)
     assert labelled.official_ids.tolist() == ["ado_00", "ado_01", "bpn_01", "bpn_00"]
     assert labelled.target == pytest.approx([0.0, 100 * KCAL, KCAL, 0.0], abs=1e-8)
-    assert labelled.frames.energy[0] == pytest.approx(-603984.7 * KCAL, rel=1e-8)
+    assert labelled.frames.energy[0] == pytest.approx(-24033.7 * KCAL, rel=1e-8)
     assert labelled.frames.groups.tolist() == labelled.official_ids.tolist()
     assert not labelled.left_out
 
 
 def test_conformers_without_a_reference_or_of_no_element_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "wiggle150.xyz"
-    path.write_text(conformers(("ado_00 -1", "H"), ("ado_01 nan", "H"), ("ado_02 -1", "Xx"), ("efa_01 -5", "O")))
+    bad = ("ado_01 nan", "H"), ("ado_02 -1", "Xx"), ("efa_01 -5", "O")
+    path.write_text(conformers(("ado_00 -24000", "H"), *bad) + "2\nado_03 -24000\nC 0 0 0\n\n")
     labelled = wiggle150.read(path)
     assert labelled.official_ids.tolist() == ["ado_00"]
     assert labelled.left_out["no _00 of its molecule"] == 1
-    assert labelled.left_out["atomic number"] == 1
+    assert labelled.left_out["atomic number"] == 2
     assert labelled.left_out["value not finite"] == 1
 
 

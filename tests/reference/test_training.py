@@ -19,7 +19,7 @@ import torch
 from harness import shipped, suites
 from harness.events import EventLog, last_run
 from harness.programs import PROGRAMS
-from harness.reference import checkpoints, resuming
+from harness.reference import checkpoints, resuming, sealed
 from harness.reference.batches import collate
 from harness.reference.corpus import parted
 from harness.reference.datasets.heads import HEADS
@@ -35,7 +35,7 @@ from harness.reference.training import evaluation, learning, optimization
 from harness.reference.training import program as training
 from harness.reference.training.gating import train_gate
 from harness.reference.training.optimization import Optimization, OptimizerConfig
-from tests.reference.conftest import make_model, molecule
+from tests.reference.conftest import molecule
 from tests.reference.test_data_parallel import environment, launch, mpiexec, wait_for
 
 SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "cutoff": 4.0, "dim_sharedlayers": 8, "dim_headlayers": 8}
@@ -114,7 +114,7 @@ def test_errors_fall_and_are_told_epoch_by_epoch_and_head_by_head(tmp_path: Path
 
 def test_the_model_that_is_left_is_the_one_with_the_best_validation_loss(one: tuple[Path, Log]) -> None:
     folder, log = one
-    model, notes = checkpoints.load(folder / "model.pt")
+    model, notes = checkpoints.load(folder / "model.safetensors")
     assert of(log, "epoch", "best")[0]
     assert {HEADS[k] for k in range(16) if model.trained[k]} == {"QM7X", "transition1x", "OC2022"}
     assert notes["held_out"] == fact(log, "held_out")
@@ -167,7 +167,9 @@ def test_heads_kept_by_their_ranks_alone_learn_as_those_on_every_rank(tmp_path: 
         assert of(logs[1], kind, field) == pytest.approx(of(logs[0], kind, field), rel=1e-10)
     errors = [[r["force_mae_ev_per_a"] for r in fact(log, "held_out")] for log in logs]
     assert errors[1] == pytest.approx(errors[0], rel=1e-9)
-    models = [checkpoints.load(tmp_path / kind / "model.pt")[0].state_dict() for kind in ("replicated", "parallel")]
+    models = [
+        checkpoints.load(tmp_path / kind / "model.safetensors")[0].state_dict() for kind in ("replicated", "parallel")
+    ]
     for name, value in models[0].items():
         kept = [4, 14, 15] if name.startswith("heads.") else slice(None)  # the others, without data, only decay
         if not name.startswith("gate."):
@@ -194,7 +196,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:
     (at,) = of(resumed, "resumed", "step")
     assert at >= 11
     assert of(resumed, "epoch", "loss") == of(expected, "epoch", "loss")
-    states = [checkpoints.load(folder / "model.pt")[0].state_dict() for folder in (whole, killed)]
+    states = [checkpoints.load(folder / "model.safetensors")[0].state_dict() for folder in (whole, killed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -221,8 +223,13 @@ def test_a_killed_run_whose_ranks_keep_their_heads_goes_on(tmp_path: Path) -> No
     assert fact(resumed, "held_out") == fact(expected, "held_out")
 
 
+def _state(folder: Path) -> dict[str, Any]:
+    path = folder / resuming.FILE_NAME
+    return dict(sealed.unflatten(sealed.read_header(path, resuming.KIND).about, sealed.read_tensors(path))["state"])
+
+
 def _step(folder: Path) -> int:
-    return int(torch.load(folder / resuming.FILE_NAME, weights_only=True)["state"]["progress"]["step"])
+    return int(_state(folder)["progress"]["step"])
 
 
 def test_a_run_that_has_ended_tells_the_same_again(one: tuple[Path, Log]) -> None:
@@ -234,22 +241,23 @@ def test_a_run_that_has_ended_tells_the_same_again(one: tuple[Path, Log]) -> Non
 def test_the_state_of_another_run_is_refused_by_what_differs(one: tuple[Path, Log], tmp_path: Path) -> None:
     (tmp_path / resuming.FILE_NAME).write_bytes((one[0] / resuming.FILE_NAME).read_bytes())
     with pytest.raises(
-        InputError, match=r"training.pt: the state of another run, whose learning_rate is 0.001, not 0.1"
+        InputError, match=r"training.safetensors: the state of another run, whose learning_rate is 0.001, not 0.1"
     ):
         trained(tmp_path, learning_rate=0.1)
     (tmp_path / resuming.FILE_NAME).write_bytes(b"half")
-    with pytest.raises(InputError, match=r"training.pt: not a readable state of training"):
+    with pytest.raises(InputError, match=r"training.safetensors: not a readable state of training"):
         trained(tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_its_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is no longer a number at step \d+ \(rank 0\): \S+/\d+") as caught:
         trained(tmp_path, learning_rate=1e30, clip_norm=None)
-    batch = torch.load(tmp_path / "bad-batch.pt", weights_only=True)
+    path = tmp_path / "bad-batch.safetensors"
+    names = sealed.read_header(path, "gfm-harness batch").about["names"]
     named = str(caught.value).split("): ")[1].split(";")[0].split(", ")
-    assert set(named) <= set(batch["names"])
-    assert len(batch["names"]) == 8
-    assert batch["batch"]["positions"].shape[1] == 3
+    assert set(named) <= set(names)
+    assert len(names) == 8
+    assert sealed.read_tensors(path)["positions"].shape[1] == 3
 
 
 def test_a_gradient_that_is_no_number_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,15 +298,15 @@ def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
     first = trained(link(tmp_path, "a", []), minutes=1e-9)
     (stopped,) = [e for e in first if e["event"] == "stopped"]
     assert (stopped["why"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
-    assert not (tmp_path / "a" / "model.pt").exists()
+    assert not (tmp_path / "a" / "model.safetensors").exists()
     second = trained(link(tmp_path, "b", ["a"]), continues=True)
     assert [e["step"] for e in second if e["event"] == "resumed"] == [1]
     third = trained(link(tmp_path, "c", ["b"]), continues=True)
     assert fact(third, "ended_before") == "b"
     assert not [e for e in third if e["event"] == "epoch"]
-    expected, _ = checkpoints.load(whole / "model.pt")
+    expected, _ = checkpoints.load(whole / "model.safetensors")
     for name in "bc":
-        model, _ = checkpoints.load(tmp_path / name / "model.pt")
+        model, _ = checkpoints.load(tmp_path / name / "model.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     with pytest.raises(InputError, match="expected one case before this one"):
         trained(link(tmp_path, "d", []), continues=True)
@@ -409,38 +417,8 @@ def test_the_gate_reproduces_the_right_branch() -> None:
     assert (weights[20:, 15] > 0.9).all()
 
 
-def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
-    model = make_model(TINY)
-    checkpoints.save(model.float(), tmp_path / "m.pt", {"note": 1})
-    loaded, notes = checkpoints.load(tmp_path / "m.pt")
-    assert notes == {"note": 1}
-    assert loaded.config == model.config
-    assert all(
-        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
-    )
-
-
-def test_unusable_checkpoints_are_told_in_one_line(tmp_path: Path) -> None:
-    good = tmp_path / "good.pt"
-    checkpoints.save(make_model(TINY).float(), good, {})
-    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:1000])
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    torch.save({"weights": 1}, tmp_path / "foreign.pt")
-    content = torch.load(good, weights_only=True)
-    torch.save(content | {"config": content["config"] | {"hidden_dim": 9}}, tmp_path / "misfit.pt")
-    torch.save(content | {"config": content["config"] | {"backbone": "egnn"}}, tmp_path / "other-backbone.pt")
-    del content["state"]["gate.last.bias"]
-    torch.save(content, tmp_path / "missing-weight.pt")
-    for name in ("cut", "text", "empty", "foreign", "misfit", "other-backbone", "missing-weight", "absent"):
-        with pytest.raises(InputError) as caught:
-            checkpoints.load(tmp_path / f"{name}.pt")
-        assert f"{name}.pt: " in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
 def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
-    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
+    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
     wanted = suites.load(shipped.find("suites", "pretrain"), "local").parameters
     made = notes["training"]
     assert isinstance(made, dict)
@@ -452,7 +430,7 @@ def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
 
 def test_the_shipped_checkpoint_has_learnt() -> None:
     """Its own held-out record, and the model's readiness: all heads are trained."""
-    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.pt")
+    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
     held_out = json.loads(json.dumps(notes["held_out"]))
     assert [r["head"] for r in held_out] == list(HEADS)
     assert model.trained.all()

@@ -50,6 +50,19 @@ def drawing(name: str) -> Drawing:
     return Drawing(task(name), open_task(name), model.config, 0.2, 40, 0)
 
 
+def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
+    model = checkpoints.named("painn-64")[0]
+    composition = torch.zeros(3, 119)
+    composition[:, 1] = composition[:, 6] = 1.0
+    trusted = best_head(model, composition)
+    model.known_elements[trusted, 6] = False
+    other = best_head(model, composition)
+    assert other != trusted
+    assert model.known_elements[other, [1, 6]].all()
+    composition[2, 94] = 1.0  # in one structure of three: heads that know the other two will do
+    assert model.known_elements[best_head(model, composition), [1, 6]].all()
+
+
 @pytest.mark.parametrize("mode", [m for m in MODES if m.trains], ids=lambda m: m.name)
 def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
     source = checkpoints.named("painn-64")[0].double()

@@ -6,6 +6,7 @@ starts in user mode too, takes the samples in and gives them back. It understand
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import signal
@@ -19,7 +20,11 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 WATTS = 200.0
-SERVER, MERIT = os.environ["OMNISTAT_SERVER"], os.environ["OMNISTAT_FOM"]
+CONFIG = configparser.ConfigParser()
+CONFIG.read(os.environ.get("OMNISTAT_CONFIG", ""))
+PORT = CONFIG.getint("omnistat.collectors", "port", fallback=8001)
+SERVER = os.environ.get("OMNISTAT_SERVER", "http://localhost:9090")
+MERIT = os.environ.get("OMNISTAT_FOM", f"http://localhost:{PORT}/fom")
 HOME = Path(os.environ["STAND_IN_HOME"])
 NODE = socket.gethostname()
 
@@ -48,8 +53,10 @@ class Merits(BaseHTTPRequestHandler):
 
 def collect(interval_s: float) -> None:
     """Sample until killed."""
-    merits = HTTPServer(("127.0.0.1", urlparse(MERIT).port or 0), Merits)
-    merits.timeout = interval_s
+    try:
+        merits = HTTPServer(("127.0.0.1", urlparse(MERIT).port or 0), Merits)
+    except OSError:  # Omnistat goes on without the endpoint too
+        merits = HTTPServer(("127.0.0.1", 0), Merits)
     push("omnistat_info", 1, version="stand-in", interval_secs=str(interval_s))
     while True:
         push("rocm_average_socket_power_watts", WATTS, card="0")
@@ -63,12 +70,13 @@ def collect(interval_s: float) -> None:
 def start(words: list[str]) -> int:
     """The server and one collector."""
     HOME.mkdir(parents=True, exist_ok=True)
+    (HOME / "environment").write_text(json.dumps(dict(os.environ)))
+    data = Path(os.environ.get("OMNISTAT_VICTORIA_DATADIR", HOME / "data"))
+    data.mkdir(parents=True, exist_ok=True)
     address = urlparse(SERVER).netloc
     log = (HOME / "log").open("ab")
     daemon = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "start_new_session": True}
-    server = subprocess.Popen(
-        ["victoria-metrics", f"-httpListenAddr={address}", f"-storageDataPath={HOME / 'data'}"], **daemon
-    )
+    server = subprocess.Popen(["victoria-metrics", f"-httpListenAddr={address}", f"-storageDataPath={data}"], **daemon)
     (HOME / "server").write_text(str(server.pid))
     for _ in range(600):
         try:

@@ -79,11 +79,10 @@ def test_a_job_s_telemetry_is_exported_before_the_server_goes_and_becomes_energy
     assert float(row["energy_j"]) == pytest.approx(200 * float(row["seconds"]), rel=0.05)
     assert float(row["energy_per_result_j"]) == pytest.approx(float(row["energy_j"]) / float(row["results"]))
     assert (row["energy_by"], row["energy_scope"]) == ("power integrated", "accelerators")
-    assert "J/structure" not in (tmp_path / "results/ladder.html").read_text()  # stages are too short for 0.5 s
     assert "power integrated" in (tmp_path / "results/cost.html").read_text()
 
 
-@pytest.mark.parametrize("fault", ["no start", "no export"])
+@pytest.mark.parametrize("fault", ["no start", "no sample"])
 def test_telemetry_that_fails_fails_no_job(harness: Harness, tmp_path: Path, programs: Path, fault: str) -> None:
     if fault == "no start":
         shutil.rmtree(programs)
@@ -92,12 +91,9 @@ def test_telemetry_that_fails_fails_no_job(harness: Harness, tmp_path: Path, pro
     campaign, row, said = run(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
     assert row["state"] == "done"
     assert not list(campaign.glob("jobs/*.jsonl*"))
-    if fault == "no export":
-        assert "warning: no telemetry could be exported" in said
-        assert row["why_not"] == "no telemetry"
-    else:
-        assert "warning: Omnistat did not start" in said
-        assert float(row["busy_cores"]) > 0.3  # the ranks sampled themselves
+    why = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
+    assert f"warning: {why}" in said
+    assert float(row["busy_cores"]) > 0.3  # the ranks sampled themselves
 
 
 def test_the_sampler_costs_a_run_next_to_nothing(harness: Harness, tmp_path: Path) -> None:
@@ -116,7 +112,7 @@ def test_the_sampler_leaves_a_full_disk_and_a_kill_alone(tmp_path: Path) -> None
         "one = sampler.start(Path(sys.argv[1]), 0, on_gpu=True); time.sleep(3.0)\n"
         "print(one.is_alive(), flush=True); os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(STAND_IN.parents[2])}
+    environment = {**os.environ, "GFM_HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(STAND_IN.parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )

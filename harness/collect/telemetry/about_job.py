@@ -5,6 +5,9 @@ from __future__ import annotations
 from harness.collect.telemetry.quantities import ABOUT, ANNOTATION
 from harness.collect.telemetry.series import Source
 
+# Sampling follows an annotation within so many seconds.
+LATE_S = 3600.0
+
 
 def markers(source: Source) -> list[tuple[str, float, float]]:
     """Annotations: marker, and the times of its first and last sample that stood (0 says that it was stopped)."""
@@ -14,7 +17,9 @@ def markers(source: Source) -> list[tuple[str, float, float]]:
             continue
         standing = one.times[one.values > 0]
         if len(standing):
-            first, last = float(min(standing.min(), one.values[one.values > 0].min())), float(one.times.max())
+            # A value is the time at which the annotation began, not long before it was first sampled.
+            began = one.values[(one.values > standing.min() - LATE_S) & (one.values <= standing.min())]
+            first, last = float(began.min() if len(began) else standing.min()), float(one.times.max())
             low, high = found.get(one.labels.get("marker", ""), (first, last))
             found[one.labels.get("marker", "")] = (min(low, first), max(high, last))
     return [(marker, *span) for marker, span in sorted(found.items(), key=lambda item: item[1])]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.collect.telemetry.curves import Curve, Floats
+from harness.collect.telemetry.curves import Curve
+from harness.collect.telemetry.series import Floats
 from harness.collect.telemetry.windows import Window
 
 # Intervals beyond the number of kinds, without which a residual says nothing.

@@ -12,6 +12,7 @@ A file takes memory as it is long times wide; the raw export is the way for larg
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.collect.telemetry.curves import Floats
-from harness.collect.telemetry.export import ABOUT_JOB
-from harness.collect.telemetry.quantities import FIGURE_OF_MERIT, host_of, quantity_of
-from harness.collect.telemetry.series import Faults, Series
+from harness.collect.telemetry.export import ABOUT_JOB, LONGEST, UNREADABLE
+from harness.collect.telemetry.quantities import FIGURE_OF_MERIT, host_of, name_of, quantity_of
+from harness.collect.telemetry.series import Faults, Floats, Series, timed
+from harness.text import sanitize_line
 
 PATTERN = "omnistat-*.csv"
 FIRST, LAST = "metric", "timestamp"
@@ -49,8 +50,15 @@ class CsvExport:
     @cached_property
     def sheets(self) -> list[Sheet]:
         """Those of the files that have labels; the others (process inventories) are flat."""
-        found = [self._sheet(path) for path in sorted(self.path.glob(PATTERN))]
-        return [sheet for sheet in found if sheet is not None]
+        found = []
+        for path in sorted(self.path.glob(PATTERN)):
+            try:
+                sheet = self._sheet(path)
+            except (OSError, ValueError, OverflowError) as error:  # what pandas cannot read is a ValueError
+                self.faults.add(UNREADABLE, f"{path.name}: {sanitize_line(str(error))[:200]}")
+                continue
+            found += [sheet] if sheet is not None else []
+        return found
 
     def job_series(self) -> Iterator[Series]:
         """Those that tell of the job."""
@@ -60,7 +68,8 @@ class CsvExport:
         """Those that the harness has a use for."""
         for one in self._every():
             if one.labels.get("__name__") == FIGURE_OF_MERIT:
-                new = np.concatenate([[True], np.diff(one.values) != 0])
+                new = np.ones(len(one.values), dtype=bool)
+                new[1:] = one.values[1:] != one.values[:-1]
                 yield Series(one.labels, one.times[new], one.values[new])
             elif quantity_of(one.labels) is not None:
                 yield one
@@ -79,17 +88,21 @@ class CsvExport:
         for sheet in self.sheets:
             for k, labels in enumerate(sheet.labels):
                 there = ~np.isnan(sheet.values[:, k])
-                yield Series(labels, sheet.times[there], sheet.values[there, k])
+                known = timed(sheet.times[there], sheet.values[there, k], self.faults, name_of(labels))
+                yield Series(labels, *known)
 
     def _sheet(self, path: Path) -> Sheet | None:
         with path.open(encoding="utf-8", errors="replace", newline="") as handle:
             levels: list[list[str]] = []
-            for line in handle:
-                cells = [cell.strip().strip('"') for cell in line.rstrip("\r\n").split(",")]
+            while line := handle.readline(LONGEST):
+                cells = _split(line)
                 if cells[0] == LAST or len(levels) == LEVELS:
                     break
                 levels.append(cells)
         if not levels or levels[0][0] != FIRST or len(levels) == LEVELS:
+            return None
+        if _has_long_line(path):
+            self.faults.add("files with lines of more than 32 MiB", path.name)
             return None
         width = len(levels[0])
         if any(len(cells) != width for cells in levels):
@@ -100,7 +113,7 @@ class CsvExport:
     def _read(self, path: Path, labels: list[dict[str, str]], skipped: int) -> Sheet:
         table = pd.read_csv(
             path, header=None, skiprows=skipped, names=range(len(labels) + 1), dtype=str, engine="c",
-            on_bad_lines="skip", skip_blank_lines=True, encoding_errors="replace",
+            on_bad_lines="skip", skip_blank_lines=True, encoding_errors="replace", quoting=csv.QUOTE_NONE,
         )  # fmt: skip
         if table.empty:
             self.faults.add("files without samples", path.name)
@@ -116,6 +129,23 @@ class CsvExport:
         self.faults.counts["values that are no numbers"] += int((written & np.isnan(values)).sum())
         seconds = (times[known] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
         return Sheet(labels, np.asarray(seconds, dtype=np.float64), values[known])
+
+
+def _split(line: str) -> list[str]:
+    """The cells of a line of labels; a comma within quotes is part of a cell."""
+    try:
+        cells = next(csv.reader([line.rstrip("\r\n")], skipinitialspace=True), [""])
+    except csv.Error:
+        cells = line.rstrip("\r\n").split(",")
+    return [cell.strip() for cell in cells] or [""]
+
+
+def _has_long_line(path: Path) -> bool:
+    with path.open("rb") as handle:
+        while line := handle.readline(LONGEST):
+            if len(line) == LONGEST:
+                return True
+    return False
 
 
 def labels_of(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.collect.telemetry.bounds import drop_impossible
 from harness.collect.telemetry.quantities import Kind
+from harness.collect.telemetry.series import Faults, Floats
 
-Floats = NDArray[np.float64]
 # An interval so many times longer than the median one is a gap.
 GAP = 3.0
 # A step so many times faster than the median one, just after a fall, is a counter that came back from nonsense.
@@ -64,30 +65,34 @@ class Curve:
 
 
 def curve(
-    times: Floats, values: Floats, kind: Kind, faults: Counter[str], *, may_start_anew: bool = False
-) -> Curve | None:
+    times: Floats, values: Floats, kind: Kind, bounds: tuple[float, float], faults: Faults, name: str,
+    *, may_start_anew: bool = False,
+) -> Curve | None:  # fmt: skip
     """A series' curve; None with fewer than two samples. What had to be mended is counted in faults.
 
-    Samples are sorted, those with a time twice are dropped but the first, and so are those that are no numbers.
-    may_start_anew: the counter may be one that counts each interval for itself; one that falls all the time is.
+    Samples are sorted, those with a time twice are dropped but the first, and so are those that are no numbers or
+    beyond the bounds. may_start_anew: the counter may be one that counts each interval for itself; one that falls all
+    the time is.
     """
-    times, values = cleaned(times, values, faults)
+    times, values = cleaned(times, values, faults.counts)
+    starts_anew = may_start_anew and len(values) > 1 and (np.diff(values) < 0).mean() > ANEW
+    times, values, unknown = drop_impossible(times, values, kind, bounds, faults, name, starts_anew=starts_anew)
     if len(times) < 2:
         return None
     steps = np.diff(times)
     usual = float(np.median(steps))
     gaps = steps > GAP * usual
-    faults["gaps"] += int(gaps.sum())
+    faults.counts["gaps"] += int(gaps.sum())
     if kind == "counter":
-        known = steps
-        if may_start_anew and (np.diff(values) < 0).mean() > ANEW:
-            faults["counters that start anew with each sample"] += 1
+        if starts_anew:
+            faults.counts["counters that start anew with each sample"] += 1
             increments = values[1:]
         else:
-            increments = increases(values, steps, faults)
+            increments = increases(values, steps, unknown, faults.counts)
     else:
-        increments = np.where(gaps, 0.0, steps * (values[1:] + values[:-1]) / 2.0)
-        known = np.where(gaps, 0.0, steps)
+        unknown = unknown | gaps
+        increments = steps * (values[1:] + values[:-1]) / 2.0
+    increments, known = np.where(unknown, 0.0, increments), np.where(unknown, 0.0, steps)
     return Curve(times, _summed(increments), _summed(known), values, usual)
 
 
@@ -108,8 +113,8 @@ def cleaned(times: Floats, values: Floats, faults: Counter[str]) -> tuple[Floats
     return times, values
 
 
-def increases(values: Floats, steps: Floats, faults: Counter[str]) -> Floats:
-    """What a counter has gained between samples.
+def increases(values: Floats, steps: Floats, unknown: NDArray[np.bool_], faults: Counter[str]) -> Floats:
+    """What a counter has gained between samples; in unknown intervals that is of no use.
 
     Where it fell it was set back, and how far it had come since the sample before is lost: the median rate of its other
     steps stands in. A sample that fell and from which the counter leapt back to where it was is nonsense, and passed
@@ -120,7 +125,8 @@ def increases(values: Floats, steps: Floats, faults: Counter[str]) -> Floats:
     if not fell.any():
         return gained
     rates = gained / steps
-    usual = float(np.median(rates[~fell])) if (~fell).any() else 0.0
+    usable = ~fell & ~unknown
+    usual = float(np.median(rates[usable])) if usable.any() else 0.0
     returned = fell[:-1] & (values[2:] >= values[:-2]) & (rates[1:] > LEAP * max(usual, 0.0))
     faults["counter samples that were nonsense"] += int(returned.sum())
     faults["counters set back"] += int(fell.sum() - returned.sum())

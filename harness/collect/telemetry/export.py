@@ -18,15 +18,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from harness.collect.telemetry.curves import Floats
-from harness.collect.telemetry.quantities import ABOUT, ANNOTATION, FIGURE_OF_MERIT, JOB, host_of, quantity_of
-from harness.collect.telemetry.series import Faults, Series
+from harness.collect.telemetry.quantities import ABOUT, ANNOTATION, FIGURE_OF_MERIT, JOB, host_of, name_of, quantity_of
+from harness.collect.telemetry.series import FIRST_S, LAST_S, Faults, Floats, Series, timed
 
 ABOUT_JOB = {ANNOTATION, JOB, ABOUT}
 NO_JSON, NO_SERIES, UNEQUAL, TORN = (
     "lines that are no JSON", "lines that are no series", "lines with values and times of unequal number",
     "last line torn off",
 )  # fmt: skip
+TOO_LONG, UNREADABLE = "lines of more than 32 MiB", "files that could not be read"
+# Of what the server writes a line holds some thousands of samples; more memory than such a line takes is never used.
+LONGEST = 32 << 20
 # What the server writes, so that the labels of a line can be read without its numbers.
 HEAD = re.compile(rb'\{"metric":(\{[^{}]*\}),"values":\[')
 TIMES = b'"timestamps":['
@@ -59,12 +61,24 @@ class Export:
         """The first pass over the files."""
         found = Index()
         for which, path in enumerate(self.paths):
-            offset = 0
-            with path.open("rb") as handle:
-                for number, line in enumerate(handle, start=1):
-                    self._note(found, line, (which, offset), f"{path.name}:{number}")
-                    offset += len(line)
+            try:
+                with path.open("rb") as handle:
+                    self._note_all(found, handle, which, path.name)
+            except OSError as error:
+                self.faults.add(UNREADABLE, f"{path.name}: {error.strerror}")
         return found
+
+    def _note_all(self, index: Index, handle: BinaryIO, which: int, name: str) -> None:
+        number = offset = 0
+        while line := handle.readline(LONGEST):
+            number += 1
+            if len(line) == LONGEST and not line.endswith(b"\n"):
+                self.faults.add(TOO_LONG, f"{name}:{number}")
+                while (rest := handle.readline(LONGEST)) and not rest.endswith(b"\n"):
+                    pass
+            else:
+                self._note(index, line, (which, offset), f"{name}:{number}")
+            offset = handle.tell()
 
     def job_series(self) -> Iterator[Series]:
         """Those that tell of the job."""
@@ -88,7 +102,7 @@ class Export:
                     parts = [part for which, at in offsets for part in self._parts(handles[which], at, key)]
                     if parts:
                         times, values = (np.concatenate(column) for column in zip(*parts, strict=True))
-                        yield Series(labels, times, values)
+                        yield Series(labels, *timed(times, values, self.faults, name_of(labels)))
 
     def _parts(self, handle: BinaryIO, offset: int, key: Key) -> Iterator[tuple[Floats, Floats]]:
         """Times in seconds and values of a series on the line at the offset."""
@@ -96,6 +110,7 @@ class Export:
         content = _loaded(handle.readline())
         if content is None:
             self.faults.add(NO_JSON, f"byte {offset}")
+            return
         for labels, times, values in _rows(content):
             if len(times) != len(values):
                 self.faults.add(UNEQUAL, f"byte {offset}")
@@ -110,7 +125,7 @@ class Export:
         if head and text.endswith(b"]}") and text.count(b"[") == 2:
             labels = _loaded(head[1])
             times = text[text.rfind(TIMES) + len(TIMES) : -2]
-            if labels is None or not times or not _named(labels):
+            if not _named(labels) or not times.strip():
                 self.faults.add(NO_SERIES, where)
                 return
             ends = times[: times.find(b",")] if b"," in times else times, times[times.rfind(b",") + 1 :]
@@ -120,7 +135,8 @@ class Export:
                 self.faults.add(NO_JSON, where)
                 return
             index.places.setdefault(_key(labels), []).append(offset)
-            index.seen(host_of(labels), first, last)
+            if FIRST_S <= first <= LAST_S and FIRST_S <= last <= LAST_S:
+                index.seen(host_of(labels), first, last)
             return
         self._note_whole(index, line, offset, where)
 
@@ -134,9 +150,9 @@ class Export:
         if not rows:
             self.faults.add(NO_SERIES, where)
         for labels, times, _ in rows:
-            known = times[np.isfinite(times)]
+            index.places.setdefault(_key(labels), []).append(offset)
+            known = times[(times >= FIRST_S) & (times <= LAST_S)]
             if len(known):
-                index.places.setdefault(_key(labels), []).append(offset)
                 index.seen(host_of(labels), float(known.min()), float(known.max()))
 
 
@@ -145,7 +161,8 @@ def _is_merit(labels: Mapping[str, str]) -> bool:
 
 
 def _named(labels: Any) -> bool:
-    return isinstance(labels, dict) and isinstance(labels.get("__name__"), str)
+    """Whether these are labels: texts by name, the metric's own among them."""
+    return isinstance(labels, dict) and "__name__" in labels and all(isinstance(v, str) for v in labels.values())
 
 
 def _key(labels: Mapping[str, Any]) -> Key:
@@ -164,7 +181,8 @@ def _rows(content: Any) -> list[tuple[dict[str, Any], Floats, Floats]]:
     if not isinstance(content, dict):
         return []
     if "data" in content:
-        results = content["data"].get("result", []) if isinstance(content["data"], dict) else []
+        results = content["data"].get("result") if isinstance(content["data"], dict) else None
+        results = results if isinstance(results, list) else []
         return [row for result in results if isinstance(result, dict) for row in _queried(result)]
     labels, values, times = (content.get(name) for name in ("metric", "values", "timestamps"))
     if not _named(labels) or not isinstance(values, list) or not isinstance(times, list):
@@ -183,13 +201,16 @@ def _queried(result: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Floats
 def _numbers(values: list[Any]) -> Floats:
     """As floats; what is no number becomes NaN."""
     try:
-        return np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        return np.array([_number(value) for value in values], dtype=float)
+        found = np.array(values, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None or found.ndim != 1:
+        found = np.array([_number(value) for value in values], dtype=float)
+    return found
 
 
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")

@@ -68,9 +68,9 @@ def gather(records: Sequence[Record]) -> Telemetry:
 def sources_of(folders: Iterable[Path]) -> Iterator[Source]:
     """The telemetry in these folders; CSV files count where there is no raw export beside them."""
     for folder in folders:
-        raw = sorted(folder.glob(RAW))
+        raw = sorted(path for path in folder.glob(RAW) if path.is_file())
         yield from (Export(path) for path in raw)
-        sampled = sorted((folder / SAMPLED).glob("*.jsonl"))
+        sampled = sorted(path for path in (folder / SAMPLED).glob("*.jsonl") if path.is_file())
         if sampled:
             yield Export(*sampled)
         if not raw:
@@ -87,8 +87,7 @@ def overlapping(windows: Sequence[Window], source: Source) -> list[Window]:
 
 
 def _csv_files(folder: Path) -> Iterator[Path]:
-    yield from folder.glob(PATTERN)
-    yield from folder.glob(f"*/{PATTERN}")
+    yield from (path for pattern in (PATTERN, f"*/{PATTERN}") for path in folder.glob(pattern) if path.is_file())
 
 
 def _sampled(usage: Usage | None) -> bool:

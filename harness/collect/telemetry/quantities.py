@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.text import sanitize_line
+
 Kind = Literal["gauge", "counter"]
 # Who tells of a component's energy or power, best first; of one node only one of them is believed.
 ORIGINS = ("rocm", "nvml", "cray", "rapl")
@@ -64,6 +66,19 @@ QUANTITIES: dict[str, Quantity] = {
     "harness_sampler_cpu_seconds": Quantity("sampler_cpu_s", "counter"),
 }  # fmt: skip
 
+# What a device can show, in its unit; of a counter, what it can gain in a second. Beyond them a sensor is at fault.
+WATTS, NODE_WATTS = (0.0, 5e3), (0.0, 5e4)
+PERCENT, BYTES, BYTES_PER_S = (0.0, 100.5), (0.0, 1e18), (0.0, 1e13)
+BOUNDS: dict[str, tuple[float, float]] = {
+    "node_power_w": NODE_WATTS, "accelerator_power_w": WATTS, "cpu_power_w": WATTS, "memory_power_w": WATTS,
+    "node_energy_j": NODE_WATTS, "accelerator_energy_j": WATTS, "cpu_energy_j": WATTS, "memory_energy_j": WATTS,
+    "accelerator_utilization_percent": PERCENT, "accelerator_memory_percent": PERCENT,
+    "accelerator_temperature_c": (-60.0, 250.0), "accelerator_clock_mhz": (0.0, 2e4), "busy_cores": (0.0, 1e5),
+    "accelerator_memory_total_bytes": BYTES, "host_memory_total_bytes": BYTES, "host_memory_available_bytes": BYTES,
+    "memory_traffic_bytes": (0.0, 1e15), "sampler_cpu_s": (0.0, 10.0),
+}  # fmt: skip
+OPERATIONS_PER_S = (0.0, 1e18)
+
 HARDWARE_COUNTER = "omnistat_hardware_counter"
 FIGURE_OF_MERIT = "omnistat_fom"
 ANNOTATION = "rmsjob_annotations"
@@ -94,6 +109,22 @@ def quantity_of(labels: Mapping[str, str]) -> Quantity | None:
     if found := MATRIX.fullmatch(counter):
         return Quantity(f"flop_{found[1].lower()}", "counter", "card", counter, MATRIX_UNIT)
     return None
+
+
+def bounds_of(quantity: Quantity) -> tuple[float, float]:
+    """Return the lowest and highest value of a gauge, or gain of a counter in a second, that is no fault."""
+    if quantity.name.startswith("flop_"):
+        return OPERATIONS_PER_S
+    return BOUNDS.get(quantity.name, BYTES_PER_S)
+
+
+def name_of(labels: Mapping[str, str]) -> str:
+    """Return what a series is called in messages: `rocm_energy_joules of n1, card 0`."""
+    name = labels.get("__name__", "").strip()
+    others = (
+        f", {label} {labels[label]}" for label in ("card", "accel", "package", "interface", "name") if label in labels
+    )
+    return sanitize_line(f"{name} of {host_of(labels) or 'no node'}{''.join(others)}")[:200]
 
 
 def host_of(labels: Mapping[str, str]) -> str:

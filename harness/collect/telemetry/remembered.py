@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import orjson
+from pydantic import BaseModel
 
 from harness.collect.telemetry.series import Source
 from harness.collect.telemetry.usage import Usage
@@ -18,7 +20,8 @@ from harness.collect.telemetry.windows import Window
 from harness.jobs.files import write_bytes
 
 FILE = "telemetry.cache.json"
-VERSION = 1
+VERSION = 2
+LARGEST = 256 << 20
 
 
 class Entry(NamedTuple):
@@ -26,6 +29,29 @@ class Entry(NamedTuple):
 
     usages: list[Usage]
     version: str
+    faults: str
+
+
+class Plain(BaseModel, strict=True, extra="forbid"):
+    """A usage without its window, as the file has it: NaN is null there."""
+
+    source: str
+    nodes_seen: int
+    nodes: int
+    interval_s: float | None
+    samples: int
+    energy_j: dict[str, float]
+    how: dict[str, str]
+    figures: dict[str, float]
+    why_not: str
+    missing: str
+
+
+class Kept(BaseModel, strict=True, extra="forbid"):
+    """What the file has of one source."""
+
+    usages: list[Plain]
+    told: str
     faults: str
 
 
@@ -38,9 +64,12 @@ class Memory:
     def __enter__(self) -> Memory:
         self._before: dict[str, Any] = {}
         self._now: dict[str, Any] = {}
-        with suppress(OSError, orjson.JSONDecodeError, AttributeError):
-            content = orjson.loads((self.folder / FILE).read_bytes())
-            self._before = content["sources"] if content.get("version") == VERSION else {}
+        path = self.folder / FILE
+        with suppress(OSError, orjson.JSONDecodeError):
+            content = orjson.loads(path.read_bytes()) if path.stat().st_size < LARGEST else None
+            if isinstance(content, dict) and content.get("version") == VERSION:
+                sources = content.get("sources")
+                self._before = sources if isinstance(sources, dict) else {}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -57,10 +86,12 @@ class Memory:
         kept = self._before.get(key)
         if kept is None:
             return None
-        self._now[key] = kept
-        with suppress(KeyError, TypeError, ValueError):
-            pairs = zip(windows, kept["usages"], strict=True)
-            return Entry([Usage(window, **_numbers(plain)) for window, plain in pairs], kept["told"], kept["faults"])
+        with suppress(ValueError):  # what is not as it was written is read from the source again
+            known = Kept.model_validate(kept)
+            pairs = zip(windows, known.usages, strict=True)
+            entry = Entry([_usage(window, plain) for window, plain in pairs], known.told, known.faults)
+            self._now[key] = kept
+            return entry
         return None
 
     def keep(self, source: Source, windows: Sequence[Window], entry: Entry) -> None:
@@ -76,6 +107,6 @@ class Memory:
         return text.hexdigest()
 
 
-def _numbers(plain: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN."""
-    return {k: float("nan") if v is None else v for k, v in plain.items()}
+def _usage(window: Window, plain: Plain) -> Usage:
+    interval_s = math.nan if plain.interval_s is None else plain.interval_s
+    return Usage(window, **{**plain.model_dump(), "interval_s": interval_s})

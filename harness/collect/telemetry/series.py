@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.collect.telemetry.curves import Floats
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Series:
     values: Floats
 
 
+# Times outside of these Unix seconds (1970 and 5138) are none.
+FIRST_S, LAST_S = 1.0, 1e11
+NO_TIME = "samples without a time"
+
+
 @dataclass
 class Faults:
     """What was wrong with a file, counted by kind; of some kinds, where first."""
@@ -27,10 +35,10 @@ class Faults:
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, kind: str, where: str = "") -> None:
-        """Count one more of a kind."""
-        self.counts[kind] += 1
-        if where:
+    def add(self, kind: str, where: str = "", number: int = 1) -> None:
+        """Count more of a kind."""
+        self.counts[kind] += number
+        if where and number:
             self.first.setdefault(kind, where)
 
     def told(self) -> str:
@@ -41,6 +49,15 @@ class Faults:
                 where = f" (first: {self.first[kind]})" if kind in self.first else ""
                 parts.append(f"{number} {kind}{where}")
         return ", ".join(parts)
+
+
+def timed(times: Floats, values: Floats, faults: Faults, where: str) -> tuple[Floats, Floats]:
+    """Return the samples that have a time; the others are counted."""
+    known = (times >= FIRST_S) & (times <= LAST_S)
+    if known.all():
+        return times, values
+    faults.add(NO_TIME, where, int((~known).sum()))
+    return times[known], values[known]
 
 
 class Source(Protocol):

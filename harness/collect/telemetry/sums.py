@@ -11,9 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.collect.telemetry.apportion import apportioned, turns_of
-from harness.collect.telemetry.curves import Curve, Floats, curve
-from harness.collect.telemetry.quantities import FIGURE_OF_MERIT, HARDWARE_COUNTER, ORIGINS, host_of, quantity_of
-from harness.collect.telemetry.series import Series, Source
+from harness.collect.telemetry.curves import Curve, curve
+from harness.collect.telemetry.quantities import (
+    FIGURE_OF_MERIT,
+    HARDWARE_COUNTER,
+    ORIGINS,
+    bounds_of,
+    host_of,
+    name_of,
+    quantity_of,
+)
+from harness.collect.telemetry.series import Floats, Series, Source
 from harness.collect.telemetry.windows import Window
 
 # Below this share of a window (or of its nodes) there is no telling what it used.
@@ -99,20 +107,26 @@ def take(gathered: Gathered, one: Series, pieces: Pieces, source: Source) -> Non
         return
     quantity = quantity_of(one.labels)
     assert quantity is not None
+    with np.errstate(over="ignore"):
+        values = one.values * quantity.scale
     known = curve(
-        one.times, one.values * quantity.scale, quantity.kind, source.faults.counts,
+        one.times, values, quantity.kind, bounds_of(quantity), source.faults, name_of(one.labels),
         may_start_anew=name == HARDWARE_COUNTER,
     )  # fmt: skip
+    component, _, unit = quantity.name.rpartition("_")
+    device = one.labels.get(quantity.device, "") if quantity.device else ""
+    place = Place(host, component.removesuffix("_energy").removesuffix("_power"), quantity.origin, device)
+    tells_energy = quantity.origin in ORIGINS and unit in UNITS
     if known is None:
         source.faults.add("series of fewer than two samples")
+        if tells_energy:
+            # The device is there; that nothing is known of it must not make the sum of the others its node's.
+            gathered.joules[place].setdefault(UNITS[unit], np.full(pieces.count, np.nan))
         return
     gathered.intervals.append(known.interval_s)
     count = pieces.summed(known.samples(pieces.starts, pieces.ends).astype(float))
     gathered.samples[host] = np.maximum(gathered.samples.get(host, np.zeros_like(count)), count)
-    component, _, unit = quantity.name.rpartition("_")
-    if quantity.origin in ORIGINS and unit in UNITS:
-        device = one.labels.get(quantity.device, "") if quantity.device else ""
-        place = Place(host, component.removesuffix("_energy").removesuffix("_power"), quantity.origin, device)
+    if tells_energy:
         _take_energy(gathered, place, UNITS[unit], known, pieces)
     elif quantity.kind == "counter":
         _add(gathered.totals[host], quantity.name, _gained(known, pieces))
@@ -155,5 +169,5 @@ def _add(sums: dict[str, Floats], name: str, amount: Floats) -> None:
 
 
 def _median_within(one: Series, start: float, end: float) -> float:
-    inside = one.values[(one.times >= start) & (one.times <= end)]
+    inside = one.values[(one.times >= start) & (one.times <= end) & np.isfinite(one.values)]
     return float(np.median(inside)) if len(inside) else math.nan

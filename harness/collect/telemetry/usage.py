@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.collect.telemetry.clocks import offsets_of
-from harness.collect.telemetry.curves import Floats
 from harness.collect.telemetry.quantities import COMPONENTS, ORIGINS, host_of
-from harness.collect.telemetry.series import Series, Source
+from harness.collect.telemetry.series import Floats, Series, Source
 from harness.collect.telemetry.sums import ENOUGH, HIGHEST, MEANS, Gathered, Pieces, take
 from harness.collect.telemetry.windows import Window
 
@@ -102,10 +101,12 @@ def _energy(usage: Usage, component: str, k: int, hosts: Sequence[str], gathered
     found: list[float] = []
     how: set[str] = set()
     devices: set[int] = set()
+    silent = 0
     for host in hosts:
         for origin in ORIGINS:
             own = [v for place, v in gathered.joules.items() if place[:3] == (host, component, origin)]
             told = [_device(device, k) for device in own]
+            silent += sum(joules is None for joules, _ in told)
             if own and all(joules is not None for joules, _ in told):
                 found.append(sum(joules for joules, _ in told if joules is not None))
                 how |= {word for _, word in told}
@@ -116,6 +117,8 @@ def _energy(usage: Usage, component: str, k: int, hosts: Sequence[str], gathered
     elif found and len(found) == len(hosts):
         usage.energy_j[component] = sum(found)
         usage.how[component] = " and ".join(sorted(how))
+    elif silent:
+        usage.missing = f"{component}: {silent} devices with too few samples that are no fault"
 
 
 def _regressed(usage: Usage, k: int, hosts: Sequence[str], gathered: Gathered) -> None:

@@ -159,7 +159,7 @@ def _compare(opened: dict[Mode, Merged]) -> None:
     expected = opened[first].get(picked)
     for mode in others:
         for index, a, b in zip(picked.tolist(), expected, opened[mode].get(picked), strict=True):
-            if a.keys() != b.keys() or any(not np.array_equal(a[key], b[key]) for key in a):
+            if a.keys() != b.keys() or any(a[key].tobytes() != b[key].tobytes() for key in a):
                 raise InputError(f"sample {index} is not the same when read in modes {first} and {mode}")
 
 

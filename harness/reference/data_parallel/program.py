@@ -28,7 +28,7 @@ import torch
 
 from harness.events import EventLog
 from harness.reference import ranks
-from harness.reference.corpus import Corpus, Neighbourhood, shipped, stored, stores_in
+from harness.reference.corpus import Corpus, Neighbourhood, require_forces, shipped, stored, stores_in
 from harness.reference.data_parallel.agreement import gradient_error, parameter_divergence
 from harness.reference.data_parallel.scaling import DataParallelConfig, Scaling, sizes_of
 from harness.reference.errors import InputError
@@ -69,7 +69,9 @@ def assembled(config: DataParallelConfig, reach: Neighbourhood, place: Place) ->
         return Corpus([shipped(name, config.atoms) for name in config.sets], reach)
     comm = world(place) if place.size > 1 and config.read in ("shared", "distributed") else None
     found = stores_in(Path(config.stores).expanduser())
-    return Corpus([stored(path, reach, config.read, comm, config.width, config.store_backend) for path in found], reach)
+    datasets = [stored(path, reach, config.read, comm, config.width, config.store_backend) for path in found]
+    require_forces(datasets, config.force_weight)
+    return Corpus(datasets, reach)
 
 
 def scale(model: FoundationModel, feed: Feed, config: DataParallelConfig, team: Team, log: EventLog) -> None:

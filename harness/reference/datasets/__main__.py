@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 the disk is full, 
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from harness.reference.datasets.splits import SEED
 from harness.reference.errors import InputError
+from harness.text import sanitize_line
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -27,10 +29,32 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
+class CommandParser(Parser):
+    """A parser of one command, whose options may stand before, between and after its arguments."""
+
+    _is_mixed = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does and, if arguments are left over, once more with options and arguments apart."""
+        words = list(sys.argv[1:] if args is None else args)
+        found, rest = super().parse_known_args(words, copy.copy(namespace))
+        if not rest or self._is_mixed:
+            return found, rest
+        stop = words.index("--") if "--" in words else len(words)
+        after = [f"./{word}" if word.startswith("-") else word for word in words[stop + 1 :]]
+        self._is_mixed = True
+        try:
+            return self.parse_known_intermixed_args([*words[:stop], *after], namespace)
+        finally:
+            self._is_mixed = False
+
+
 def parser() -> Parser:
     """The command line."""
     top = Parser(prog="harness data", description="The sixteen datasets: their files, their checks, their stores.")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser, required=True)
 
     found = commands.add_parser("list", help="the datasets, or all that is known of some")
     found.add_argument("datasets", nargs="*", metavar="DATASET")
@@ -43,8 +67,20 @@ def parser() -> Parser:
 
     convert = commands.add_parser("convert", help="official files, or the shipped set, into a store")
     convert.add_argument("dataset", metavar="DATASET")
-    convert.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files or folders (none: the shipped set)")
-    convert.add_argument("--to", type=Path, default=Path("stores"), metavar="DIR", help="the folder of all stores")
+    convert.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files or folders (none: the shipped set); or a store that HydraGNN wrote, made usable where it lies",
+    )
+    convert.add_argument("--to", type=Path, metavar="DIR", help="the folder of all stores (stores)")
+    convert.add_argument(
+        "--for",
+        dest="form",
+        choices=["hydragnn"],
+        help="write NAME-v2.bp as HydraGNN reads it, of files, the shipped set or a store",
+    )
     convert.add_argument("--cutoff", type=float, metavar="A", help="store neighbour lists too, angstrom")
     convert.add_argument("--max-neighbours", type=int, metavar="N", help="only the nearest N of each atom")
     convert.add_argument("--max-force", type=float, default=1000.0, metavar="F", help="leave out above, eV/angstrom")
@@ -71,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
         return int(getattr(commands, f"do_{arguments.command}")(arguments))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sanitize_line(str(error))}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"error: {error}; this needs what `pip install 'gfm-harness[reference]'` brings", file=sys.stderr)
@@ -81,7 +117,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         full = error.errno in FULL_DISK
-        print(f"error: {error}{'; nothing is lost, the same command carries on' if full else ''}", file=sys.stderr)
+        print(
+            f"error: {sanitize_line(str(error))}{'; nothing is lost, the same command carries on' if full else ''}",
+            file=sys.stderr,
+        )
         return 3 if full else 2
     except KeyboardInterrupt:
         print("interrupted; the same command carries on from here", file=sys.stderr)

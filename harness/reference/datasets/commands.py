@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from argparse import Namespace
@@ -12,10 +13,14 @@ from pathlib import Path
 from harness.reference.datasets.mini import mini_set
 from harness.reference.datasets.sources import SOURCES, Source, source
 from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.stores import is_bp_folder, require_seal
 from harness.reference.errors import InputError
+from harness.text import sanitize, sanitize_line
 
 DONE, FAILED = 0, 1
 STORE_ENDING = ".bp"
+STORES = Path("stores")
+HYDRAGNN = "hydragnn"
 
 
 def do_list(arguments: Namespace) -> int:
@@ -56,7 +61,8 @@ def described(entry: Source) -> str:
 
 def do_fetch(arguments: Namespace) -> int:
     """Download files that can be had by address alone; of others say what to do."""
-    from harness.reference.datasets.fetch import DOWNLOADS, chosen, fetch
+    from harness.reference.datasets.downloads import DOWNLOADS
+    from harness.reference.datasets.fetch import chosen, fetch
 
     entry = source(arguments.dataset)
     known = DOWNLOADS.get(entry.slug, ())
@@ -67,23 +73,29 @@ def do_fetch(arguments: Namespace) -> int:
         raise InputError(f"{entry.slug}: say which of {', '.join(d.name for d in known)}")
     for download in chosen(entry.slug, names):
         path = fetch(download, arguments.to / entry.slug, progress(arguments.quiet))
-        print(f"{path}{' (unpack it with tar -xf before it is converted)' if '.tar' in path.name else ''}")
+        is_archive = ".tar" in path.name
+        print(f"{sanitize_line(str(path))}{' (unpack it with tar -xf before it is converted)' if is_archive else ''}")
     return DONE
 
 
 def do_convert(arguments: Namespace) -> int:
     """Make a store and say what is in it."""
+    from harness.reference.datasets import labels
     from harness.reference.datasets.conversion import convert
     from harness.reference.datasets.inputs import conversion
     from harness.reference.datasets.reading import Rules
 
-    if arguments.max_neighbours is not None and arguments.cutoff is None:
+    if arguments.max_neighbours is not None and arguments.cutoff is None and arguments.form is None:
         raise InputError("--max-neighbours needs --cutoff")
     for name in ("cutoff", "max_neighbours", "max_force", "workers"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
     entry = source(arguments.dataset)
+    if arguments.form == HYDRAGNN:
+        return _convert_for_hydragnn(entry, arguments)
+    if any(is_bp_folder(path) for path in arguments.paths):
+        return _convert_store(entry, arguments)
     rules = Rules(
         cutoff=arguments.cutoff,
         max_neighbours=arguments.max_neighbours,
@@ -92,11 +104,75 @@ def do_convert(arguments: Namespace) -> int:
         strict=arguments.strict,
     )
     workers = arguments.workers or len(os.sched_getaffinity(0))
-    store = arguments.to / (entry.slug + STORE_ENDING)
+    store = (arguments.to or STORES) / (entry.slug + STORE_ENDING)
     found = convert(conversion(entry, arguments.paths, store, rules, workers), progress(arguments.quiet))
-    print(f"{store}: {concluded(found)}")
+    print(f"{sanitize_line(str(store))}: {concluded(found)}")
+    for line in labels.describe(labels.from_json(found["conversion"]["missing_labels"]), entry.labels):
+        print(f"  {line}")
     for text in found["conversion"]["examples"]:
-        print(f"  left out: {text}")
+        print(f"  left out: {sanitize_line(text)}")
+    return DONE
+
+
+def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
+    """Write NAME-v2.bp of a store, or of files or the shipped set by way of a store that is then gone."""
+    from harness.reference.datasets.for_hydragnn import CUTOFF_ANGSTROM, MAX_NEIGHBOURS, file_name, write_for_hydragnn
+
+    for option, value, its in (
+        ("--cutoff", arguments.cutoff, CUTOFF_ANGSTROM),
+        ("--max-neighbours", arguments.max_neighbours, MAX_NEIGHBOURS),
+    ):
+        if value not in (None, its):
+            raise InputError(f"{option} {value:g}: HydraGNN's stores have {its:g}; leave it out with --for hydragnn")
+    target = (arguments.to or STORES) / file_name(entry.head)
+    if target.exists():
+        raise InputError(f"{target}: there is a store of this name already; remove it, or choose another folder")
+    if any(is_bp_folder(path) for path in arguments.paths):
+        origin = arguments.paths[0]
+        if len(arguments.paths) > 1:
+            raise InputError(f"{origin}: expected one store, or files")
+        require_seal(origin)
+        _require_same(entry, origin)
+        found = write_for_hydragnn(origin, target, progress(arguments.quiet))
+    else:
+        folder = target.with_name(f"{target.name}.origin")
+        shutil.rmtree(folder / (entry.slug + STORE_ENDING), ignore_errors=True)  # of a run that was killed
+        plain = {**vars(arguments), "form": None, "to": folder, "cutoff": None, "max_neighbours": None}
+        do_convert(Namespace(**plain))
+        found = write_for_hydragnn(folder / (entry.slug + STORE_ENDING), target, progress(arguments.quiet))
+        shutil.rmtree(folder)
+    splits = ", ".join(f"{n:,} {label}" for label, n in found.samples.items())
+    print(
+        f"{target}: {found.samples.total():,} structures ({splits}) with {found.edges:,} edges for HydraGNN; the linear"
+        " regression on the composition is subtracted from the energies"
+    )
+    if found.isolated:
+        print(
+            f"  {found.isolated:,} structures have no edges: HydraGNN reads these only where it preloads, as it trains"
+        )
+    if found.coincident:
+        print(f"  left out: {found.coincident:,} structures with two atoms at one place")
+    return DONE
+
+
+def _require_same(entry: Source, path: Path) -> None:
+    from harness.reference.datasets.in_place import require_dataset
+    from harness.reference.store.bp import BPFile
+
+    with BPFile(path) as file:
+        require_dataset(entry, path, file.attributes.get("dataset_name"))
+
+
+def _convert_store(entry: Source, arguments: Namespace) -> int:
+    """Make a store of HydraGNN usable where it lies."""
+    from harness.reference.datasets.in_place import convert_in_place
+
+    refused = {"--cutoff": arguments.cutoff, "--max-neighbours": arguments.max_neighbours, "--strict": arguments.strict}
+    given = [option for option, value in refused.items() if value]
+    if len(arguments.paths) > 1 or given:
+        reason = f"{given[0]} would change it" if given else "one at a time"
+        raise InputError(f"{arguments.paths[0]}: a store is converted where it lies: {reason}")
+    print(convert_in_place(entry, arguments.paths[0], arguments.to, progress(arguments.quiet)))
     return DONE
 
 
@@ -109,11 +185,12 @@ def concluded(found: dict[str, object]) -> str:
     left = ", ".join(f"{n:,} {kind}" for kind, n in c["left_out"].items())
     rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
     others = f"; {c['other_charges']:,} of other charges passed over" if c["other_charges"] else ""
-    if c["stress_dropped"]:
-        others += f"; the stress of {c['stress_dropped']:,} is left out, not all have one"
+    others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["passed_over"].items())
     empty = [name for name in SPLITS if name not in c["splits"]]
     if empty:
         others += f"; no {' and no '.join(empty)}, too few groups to part"
+    if c["repeats"]:
+        others += f"; {c['repeats']:,} structures repeat another's geometry and are in its split"
     return (
         f"{c['written']:,} structures ({splits}) of {about['role']} {about['level']};"
         f" {'left out: ' + left if left else 'none left out'}{others}{rate}"
@@ -121,16 +198,22 @@ def concluded(found: dict[str, object]) -> str:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Go through files or a store; 1 if anything in them cannot be used."""
+    """Go through files or a store; 1 if anything in them cannot be used, or nothing can."""
     from harness.reference.datasets import inspection
 
-    if arguments.dataset.rstrip("/").endswith(STORE_ENDING) and not arguments.paths:
-        report = inspection.of_store(Path(arguments.dataset), progress(arguments.quiet))
+    named = Path(arguments.dataset)
+    given = [named, *arguments.paths] if named.suffix == STORE_ENDING else arguments.paths
+    for path in given or [named]:
+        if path.is_dir() and not any(path.iterdir()):
+            print(f"{sanitize_line(str(path))}: an empty folder, with nothing to check")
+            return FAILED
+    if given and all(path.suffix == STORE_ENDING for path in given):
+        reports = [inspection.of_store(path, progress(arguments.quiet)) for path in given]
     else:
         entry = source(arguments.dataset)
-        report = inspection.of_files(entry, arguments.paths, progress(arguments.quiet))
-    print(report.told)
-    return FAILED if report.faults else DONE
+        reports = [inspection.of_files(entry, arguments.paths, progress(arguments.quiet))]
+    print("\n".join(sanitize(report.told) for report in reports))
+    return FAILED if any(report.faults for report in reports) else DONE
 
 
 def do_stats(arguments: Namespace) -> int:
@@ -138,7 +221,7 @@ def do_stats(arguments: Namespace) -> int:
     from harness.reference.datasets import inspection
 
     for path in stores(arguments.stores):
-        print(inspection.statistics_line(path))
+        print(sanitize_line(inspection.statistics_line(path)))
     return DONE
 
 

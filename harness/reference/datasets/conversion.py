@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets import merging
+from harness.reference.datasets.copies import refuse_copies
+from harness.reference.datasets.formats.paths import count_passed_over
 from harness.reference.datasets.formats.reader import Format, Part
 from harness.reference.datasets.reading import PartOrder, Rules, read_part
 from harness.reference.datasets.sources import Source
 from harness.reference.datasets.spool import Spool, Summary
 from harness.reference.errors import InputError
 
-VERSION = 1  # of what is written; another one does not carry on an older spool
+VERSION = 2  # of what is written; another one does not carry on an older spool
 Progress = Callable[[int, int, str], None]
 
 
@@ -61,6 +63,8 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
     if order.store.exists():
         raise InputError(f"{order.store}: there is a store of this name already; remove it, or choose another folder")
     parts = order.format.parts(order.paths)
+    passed_over = count_passed_over(order.paths, parts)
+    refuse_copies(part.path for part in parts)
     spool = Spool(order.store.with_name(order.store.name + ".spool"), order.identity(parts))
     with spool.alone():
         resumed = any(spool.summary(k) for k in range(len(parts)))
@@ -85,7 +89,11 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
         "resumed": resumed,
         "structures_per_s": None if resumed else read / seconds,
         "labels": found.pop("labels"),
-        "stress_dropped": found.pop("without_stress"),
+        "repeats": found.pop("repeats"),
+        "regrouped": found.pop("regrouped"),
+        "stress_withheld": found.pop("without_stress"),
+        "missing_labels": found.pop("missing_labels"),
+        "passed_over": dict(passed_over),
         "splits": splits,
         **{name: value for name, value in asdict(order.rules).items() if name != "charges"},
     }

@@ -8,6 +8,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
+from harness.reference.electronic_state import electronic_state
 from harness.reference.errors import InputError
 from harness.reference.structures import Structure
 
@@ -27,13 +28,14 @@ def read_file(path: Path, count: int) -> list[Structure]:
 
 
 def from_ase(atoms: Atoms, name: str) -> Structure:
-    """The geometry of an ASE object, without labels; charge and multiplicity as in its info, where they are."""
+    """The geometry of an ASE object, without labels; charge and multiplicity as `electronic_state` reads its info."""
+    charge, multiplicity = electronic_state(atoms.info, name)
     return Structure(
         name=name,
         numbers=atoms.numbers.astype(np.int64),
         positions=atoms.positions,
         cell=np.array(atoms.cell),
         periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
-        charge=int(atoms.info.get("charge", 0)),
-        multiplicity=int(atoms.info.get("multiplicity", 0)),
+        charge=charge,
+        multiplicity=multiplicity,
     )

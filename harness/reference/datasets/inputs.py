@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets.conversion import Conversion
-from harness.reference.datasets.formats.paths import below_folder
+from harness.reference.datasets.formats.containers import container_of
 from harness.reference.datasets.formats.reader import BLOCK, Format, Part
 from harness.reference.datasets.formats.table import named
 from harness.reference.datasets.mini import load_frames, mini_set
@@ -47,12 +47,8 @@ def conversion(entry: Source, paths: Sequence[Path], store: Path, rules: Rules, 
 
 
 def format_of(entry: Source, paths: Sequence[Path]) -> Format:
-    """The format of a dataset's files; OC22 and ODAC23 are handed out both as LMDB and as text."""
-    if entry.format != "s2ef_lmdb":
-        return named(entry.format)
-    names = [p.name for path in paths for p in (below_folder(path) if path.is_dir() else (path,))]
-    as_text = any(".extxyz" in name or ".tar" in name for name in names)
-    return named("s2ef_text" if as_text and not any(name.endswith(".lmdb") for name in names) else entry.format)
+    """The format of a dataset's files: its authors' own, or another container that these files are in."""
+    return named(container_of(paths, entry.format))
 
 
 def official_files(root: str, entry: Source) -> tuple[Path, ...]:

@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.reference.datasets.reading import TRAINING, UNLABELLED, Rules
+from harness.reference.datasets import labels
+from harness.reference.datasets.assignment import Assignment, assign_splits
+from harness.reference.datasets.labels import UNLABELLED, LabelCounts
+from harness.reference.datasets.reading import TRAINING, Rules
 from harness.reference.datasets.references import Fit, References
-from harness.reference.datasets.splits import SPLITS, digests
+from harness.reference.datasets.repeats import Notes, find_repeats
+from harness.reference.datasets.splits import SPLITS, digests, places, split_at
 from harness.reference.datasets.spool import Spool, Summary
 from harness.reference.datasets.statistics import Statistics
 from harness.reference.edges import Edges
@@ -34,10 +38,10 @@ def merge(
     rules: Rules,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out.
+    """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out, repeats.
 
-    What is left out here: duplicates, and structures without forces where others have them. Stress is kept only if all
-    have it. Raises InputError if nothing is left to write.
+    What is left out here: duplicates, and structures without forces where others have them. Where only some have a
+    stress, that of the others is NaN. Raises InputError if nothing is left to write.
     """
     expected = sum(sum(s["samples"]) for s in summaries)
     if not expected:
@@ -45,11 +49,17 @@ def merge(
     twins = _twins(spool, len(summaries))
     if twins and rules.strict:
         raise InputError(f"{_name_of(spool, len(summaries), twins)!r} is the id of more than one structure")
-    unforced = sum(s["without_forces"] for s in summaries)
-    stress = not any(s["without_stress"] for s in summaries)
-    kept = _Kept(spool, len(summaries), twins, forces=unforced < expected, stress=stress)
+    found = _label_counts(summaries)
+    unforced, unstressed = found.without["forces"], found.without["stress"]
+    stress = unstressed < expected
+    notes: list[Notes] = [spool.array(part, "notes") for part in range(len(summaries))]
+    if 0 < unforced < expected:
+        notes = [part[part["forces"]] for part in notes]
+    repeats = find_repeats(notes)
+    moves = Moves(assign_splits(notes, repeats.links), notes, rules.split_seed)
+    kept = _Kept(spool, len(summaries), twins, moves, forces=unforced < expected, stress=stress)
     fit, degrees = _fitted(spool, summaries)
-    if twins or 0 < unforced < expected:
+    if twins or 0 < unforced < expected or moves.count:
         fit, degrees = _fitted_again(replace(kept, left_out=Counter(), seen=set()))
     if not fit.structures:
         raise InputError(f"{store.name}: no structure falls into the training set, too few groups to split")
@@ -66,7 +76,11 @@ def merge(
                 splits[label] += len(frames)
                 progress(splits.total() + kept.left_out.total(), expected, "structures written")
         references = replace(references, mae_ev_per_atom=error / references.structures)
-        facts = {"references": references.as_json(), "statistics": statistics.as_json()}
+        facts = {
+            "references": references.as_json(),
+            "statistics": statistics.as_json(),
+            "missing_labels": found.as_json(),
+        }
         for name, fact in facts.items():
             writer.note(name, fact)
         writer.note("left_out", sum(sum(s["left_out"].values()) for s in summaries) + kept.left_out.total())
@@ -76,9 +90,42 @@ def merge(
         **facts,
         "splits": dict(splits),
         "labels": ["energy", *["forces"] * kept.forces, *["stress"] * stress],
-        "without_stress": 0 if stress else expected - sum(s["without_stress"] for s in summaries),
+        "without_stress": unstressed if stress else 0,
         "left_out": dict(+kept.left_out),
+        "repeats": repeats.count,
+        "regrouped": moves.count,
     }
+
+
+def _label_counts(summaries: Sequence[Summary]) -> LabelCounts:
+    found = LabelCounts()
+    for summary in summaries:
+        found.merge(labels.from_json(summary["labels"]))
+    return found
+
+
+class Moves:
+    """Structures that go to another split than the one that they were read into. count: how many."""
+
+    def __init__(self, assignment: Assignment, notes: Sequence[Notes], seed: int) -> None:
+        self._assignment, self._seed = assignment, seed
+        self._routes: list[frozenset[tuple[int, int]]] = []
+        self.count = 0
+        for part in notes:
+            before, after = split_at(part["place"]), assignment.split_of(part["place"])
+            moved = before != after
+            self.count += int(moved.sum())
+            self._routes.append(frozenset(zip(before[moved].tolist(), after[moved].tolist(), strict=True)))
+
+    def find_origins(self, part: int, split: int) -> list[int]:
+        """Return the splits of a part, as read, that hold structures of this split."""
+        return [k for k in range(len(SPLITS)) if k == split or (k, split) in self._routes[part]]
+
+    def select(self, frames: Frames, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether each structure of a block, read into origin, goes to this split, [g]."""
+        if all(first != origin for first, _ in self._routes[part]):
+            return np.ones(len(frames), dtype=bool)
+        return np.asarray(self._assignment.split_of(places(frames.groups, seed=self._seed)) == split)
 
 
 @dataclass
@@ -91,6 +138,7 @@ class _Kept:
     spool: Spool
     parts: int
     twins: frozenset[int]
+    moves: Moves
     forces: bool
     stress: bool
     left_out: Counter[str] = field(default_factory=Counter)
@@ -99,16 +147,30 @@ class _Kept:
     def blocks(self, split: int) -> Iterator[tuple[Frames, Edges | None]]:
         """All blocks of a split, part by part."""
         for part in range(self.parts):
-            for frames, edges in self.spool.blocks(part, split):
-                if self.forces and frames.forces is None:
-                    self.left_out[UNLABELLED] += len(frames)
-                    continue
-                doubled = self._doubled(frames)
-                self.left_out["duplicate"] += int(doubled.sum())
-                if not doubled.all():
-                    own = frames[~doubled] if doubled.any() else frames
-                    pairs = edges.without(doubled) if edges is not None and doubled.any() else edges
-                    yield (own if self.stress else replace(own, stress=None)), pairs
+            for origin in self.moves.find_origins(part, split):
+                for frames, edges in self.spool.blocks(part, origin):
+                    here = self.moves.select(frames, part, origin, split)
+                    if here.all():
+                        yield from self._usable(frames, edges)
+                    elif here.any():
+                        yield from self._usable(frames[here], None if edges is None else edges.without(~here))
+
+    def _usable(self, frames: Frames, edges: Edges | None) -> Iterator[tuple[Frames, Edges | None]]:
+        if self.forces and frames.forces is None:
+            self.left_out[UNLABELLED] += len(frames)
+            return
+        doubled = self._doubled(frames)
+        self.left_out["duplicate"] += int(doubled.sum())
+        if not doubled.all():
+            own = frames[~doubled] if doubled.any() else frames
+            pairs = edges.without(doubled) if edges is not None and doubled.any() else edges
+            yield self._with_stress(own), pairs
+
+    def _with_stress(self, frames: Frames) -> Frames:
+        """The frames with the column that the store has; NaN: that structure has none."""
+        if not self.stress or frames.stress is not None:
+            return frames if self.stress else replace(frames, stress=None)
+        return replace(frames, stress=np.full((len(frames), 3, 3), np.nan))
 
     def _doubled(self, frames: Frames) -> np.ndarray[Any, np.dtype[np.bool_]]:
         doubled = np.zeros(len(frames), dtype=bool)

@@ -12,17 +12,20 @@ from threadpoolctl import threadpool_limits
 
 from harness.reference.datasets.formats.checks import check
 from harness.reference.datasets.formats.reader import Format, Part
+from harness.reference.datasets.labels import UNLABELLED, LabelCounts
 from harness.reference.datasets.references import Fit
+from harness.reference.datasets.repeats import NOTE, Notes, note_shapes, sort_notes
 from harness.reference.datasets.sources import Source
-from harness.reference.datasets.splits import SEED, SPLITS, digests, split_of
+from harness.reference.datasets.splits import SEED, SPLITS, digests, split_at
 from harness.reference.datasets.spool import PartWriter, Summary
 from harness.reference.edges import Edges, neighbours
 from harness.reference.errors import InputError
-from harness.reference.frames import Fault, Frames
+from harness.reference.frames import Fault, Frames, Remark
 from harness.reference.store.blocks import degree_histogram
+from harness.text import sanitize_line
 
 EXAMPLES = 3  # faults of each kind that are told in full
-UNLABELLED = "unlabelled"  # the source itself says so: no fault of the files, even where none is allowed
+STATED = frozenset({UNLABELLED, "outlier"})  # the source itself says so: no fault, even where none is allowed
 UNREADABLE = "unreadable"
 TRAINING = 0
 
@@ -65,23 +68,24 @@ class Tally:
     told: Counter[str] = field(default_factory=Counter)
     broken: str = ""  # the first that a strict conversion does not allow
     samples: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
-    without_forces: int = 0
-    without_stress: int = 0
+    labels: LabelCounts = field(default_factory=LabelCounts)
     degrees: Counter[int] = field(default_factory=Counter)
     fit: Fit = field(default_factory=Fit)
     digests: list[NDArray[np.uint64]] = field(default_factory=list)
+    notes: list[Notes] = field(default_factory=list)
 
     def fault(self, fault: Fault, rules: Rules, where: Path) -> None:
         """Count one; raises InputError where none is allowed."""
-        told = f"{where.name}: {fault.where}: {fault.reason}"
-        if rules.strict and fault.kind != UNLABELLED:
+        told = sanitize_line(f"{where.name}: {fault.where}: {fault.reason}")
+        if rules.strict and fault.kind not in STATED:
             raise InputError(told)
         self.read += fault.count * (fault.kind != UNREADABLE)
         self.left_out[fault.kind] += fault.count
+        self.labels.add_fault(fault)
         self.told[fault.kind] += 1
         if self.told[fault.kind] <= EXAMPLES:
             self.examples.append(told)
-        if not self.broken and fault.kind != UNLABELLED:
+        if not self.broken and fault.kind not in STATED:
             self.broken = told
 
     def summary(self) -> Summary:
@@ -93,8 +97,7 @@ class Tally:
             "examples": self.examples,
             "samples": self.samples,
             "broken": self.broken,
-            "without_forces": self.without_forces,
-            "without_stress": self.without_stress,
+            "labels": self.labels.as_json(),
             "degrees": sorted(self.degrees.items()),
         }
 
@@ -108,7 +111,9 @@ def read_part(order: PartOrder) -> Summary:
     with threadpool_limits(1), PartWriter(order.spool, order.number) as writer:
         try:
             for item in order.format.read(order.part):
-                if isinstance(item, Fault):
+                if isinstance(item, Remark):
+                    tally.labels.add_remark(item)
+                elif isinstance(item, Fault):
                     tally.fault(item, rules, path)
                 else:
                     _take(item, order, tally, writer)
@@ -118,7 +123,8 @@ def read_part(order: PartOrder) -> Summary:
             tally.fault(Fault("the rest of it", UNREADABLE, str(error)), rules, path)
         summary = tally.summary()
         ids = np.concatenate(tally.digests) if tally.digests else np.zeros(0, dtype=np.uint64)
-        writer.finish(summary, {"ids": ids, "fit": tally.fit.factor})
+        notes = sort_notes(np.concatenate([np.zeros(0, dtype=NOTE), *tally.notes]))
+        writer.finish(summary, {"ids": ids, "fit": tally.fit.factor, "notes": notes})
     return summary
 
 
@@ -142,9 +148,10 @@ def _take(frames: Frames, order: PartOrder, tally: Tally, writer: PartWriter) ->
     if not len(sound):
         return
     tally.read += len(sound)
-    tally.without_forces += len(sound) if sound.forces is None else 0
-    tally.without_stress += len(sound) if sound.stress is None or np.isnan(sound.stress).any() else 0
-    split = split_of(sound.groups, seed=rules.split_seed)
+    tally.labels.add(sound)
+    notes = note_shapes(sound, seed=rules.split_seed)
+    tally.notes.append(notes)
+    split = split_at(notes["place"])
     for k in range(len(SPLITS)):
         mine = split == k
         if mine.any():

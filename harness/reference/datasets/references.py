@@ -104,15 +104,17 @@ class Fit:
     Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, A206 (2012) (TSQR).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, per_atom: bool = True) -> None:
+        """per_atom: whether both are divided by the atoms; False: large structures weigh more, as in HydraGNN's fit."""
         self.factor: Array = np.zeros((0, ELEMENTS + 1))
         self.structures = 0
+        self._per_atom = per_atom
 
     def add(self, frames: Frames) -> None:
         """Take in a block; structures without an energy are passed over, composition and all."""
         known = np.isfinite(frames.energy)
-        rows = np.column_stack([compositions(frames), frames.energy])[known] / frames.sizes[known, None]
-        self._append(rows, int(known.sum()))
+        rows = np.column_stack([compositions(frames), frames.energy])[known]
+        self._append(rows / frames.sizes[known, None] if self._per_atom else rows, int(known.sum()))
 
     def merge(self, other: Fit) -> None:
         """Take in what another worker has."""

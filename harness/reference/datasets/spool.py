@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -16,12 +16,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.locks import LockTaken, locked
 from harness.reference.datasets.splits import SPLITS
 from harness.reference.edges import Edges
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 
 IDENTITY = "conversion.json"
+PIECE_BYTES = 1 << 20
 Summary = dict[str, Any]
 
 
@@ -41,11 +43,13 @@ class Spool:
         _write_whole(path, json.dumps(identity, indent=1))
 
     def summary(self, part: int) -> Summary | None:
-        """What was found in a part, or None if it is still to be read."""
+        """What was found in a part, or None if it is still to be read, as where its files are damaged."""
         try:
-            return json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
+            sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in found["crc32"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        return found if sums == found["crc32"] else None
 
     def array(self, part: int, name: str) -> NDArray[Any]:
         """An array that was left with a part, mapped into memory."""
@@ -68,11 +72,11 @@ class Spool:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the folder against a second conversion; raises InputError where one is at work."""
-        with open(self.folder / "lock", "w", encoding="utf-8") as handle:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.folder}: another conversion is at work here") from None
+                stack.enter_context(locked(self.folder / "lock"))
+            except LockTaken as error:
+                raise InputError(f"{self.folder}: another conversion is at work here ({error})") from None
             yield
 
 
@@ -118,7 +122,17 @@ class PartWriter:
             with open(temporary, "wb") as handle:
                 _save(handle, array)
             os.replace(temporary, f"{self.stem}.{name}.npy")
-        _write_whole(Path(f"{self.stem}.json"), json.dumps(summary))
+        names = [*SPLITS, *(f"{name}.npy" for name in arrays)]
+        sums = {name: _checksum(Path(f"{self.stem}.{name}")) for name in names}
+        _write_whole(Path(f"{self.stem}.json"), json.dumps({**summary, "crc32": sums}))
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with open(path, "rb") as handle:
+        while piece := handle.read(PIECE_BYTES):
+            found = zlib.crc32(piece, found)
+    return found
 
 
 def _save(handle: IO[bytes], array: NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.reference.errors import InputError
 
 # The job's list of healthy nodes, one `name` or `name host` a line, and the shell line that makes it anew.
-LIST, CHECK = "HEALTHY_NODES", "CHECK_NODES"
+LIST, CHECK = "GFM_HARNESS_HEALTHY_NODES", "GFM_HARNESS_CHECK_NODES"
 CHECK_S = 180.0
 
 

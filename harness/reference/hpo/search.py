@@ -229,7 +229,7 @@ class Search:
             return
         trials.keep(trial, result)
         if result.measured is not None:  # nobody goes on from there, and two hundred such states fill a disk
-            for state in trial.folder.glob("training*.pt"):
+            for state in trial.folder.glob("training*.safetensors"):
                 state.unlink()
         self.order.note(TOLD, trial.number)
         self._tell(trial, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -13,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from harness import events
+from harness.locks import FileLock, LockTaken
 from harness.reference.errors import NotFinite
 from harness.reference.hpo.halving import Halving
 from harness.reference.hpo.nodes import Node
@@ -127,13 +127,14 @@ def carry_out(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
     def ended(state: State, reason: str | None, found: Measured | None = None) -> Result:
         return Result(state, reason, found, began, time.time(), [node.name for node in nodes])
 
-    with (trial.folder / LOCK).open("a") as lock:
-        if not _held(lock.fileno(), trial.limit_s, stop):
+    with (trial.folder / LOCK).open("a") as file, closing(FileLock(trial.folder / LOCK, file.fileno())) as lock:
+        if not _acquired(lock, trial.limit_s, stop):
             return ended("timeout", f"left running by an earlier search, and not ended within {trial.limit_s:g} s")
         log = events.last_run(trial.folder / events.FILE_NAME)
         if any(e["event"] == "done" for e in log):
             return ended("done", None, measured(log))
-        process = _started(trial, nodes, port, lock.fileno())
+        process = _started(trial, nodes, port, file.fileno())
+        lock.pass_on(process.pid)
         watch = Watch(trial, process, halving, stop)
         try:
             verdict = watch.until_end()
@@ -206,7 +207,7 @@ class Watch:
 def _started(trial: Trial, nodes: list[Node], port: int, lock: int) -> subprocess.Popen[bytes]:
     """The trial's process group. It inherits the lock, so that a search that is killed leaves a mark while it runs."""
     launch = trial.folder.parent.parent / LAUNCH
-    command = [sys.executable, "-m", "harness.reference", str(trial.folder)]
+    command = [sys.executable, "-P", "-m", "harness.reference", str(trial.folder)]
     environment = {**os.environ, "MASTER_PORT": str(port)}
     if nodes:
         (trial.folder / NODES).write_text("".join(f"{node.name}\n" for node in nodes), encoding="utf-8")
@@ -220,13 +221,13 @@ def _started(trial: Trial, nodes: list[Node], port: int, lock: int) -> subproces
         )  # fmt: skip
 
 
-def _held(handle: int, limit_s: float, stop: threading.Event) -> bool:
-    """Wait for the lock of the folder."""
+def _acquired(lock: FileLock, limit_s: float, stop: threading.Event) -> bool:
+    """Wait for the lock of the folder; return whether it was taken within the limit."""
     deadline = time.monotonic() + limit_s
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire()
+        except LockTaken:
             if stop.wait(POLL_S):
                 raise Interrupted from None
             if time.monotonic() > deadline:

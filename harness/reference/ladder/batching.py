@@ -6,6 +6,7 @@ import torch
 
 from harness.events import EventLog
 from harness.reference import inference
+from harness.reference.coverage import check_elements
 from harness.reference.inference import Predict
 from harness.reference.ladder.config import LadderConfig
 from harness.reference.ladder.workload import make_structures, prepare
@@ -25,7 +26,7 @@ def batched(config: LadderConfig, model: FoundationModel, log: EventLog) -> list
     structures = make_structures(config, config.batches * size)
     if config.workload != "random":
         for structure in structures:
-            model.check_elements(structure)
+            check_elements(model, structure)
     return [structures[k : k + size] for k in range(0, len(structures), size)]
 
 

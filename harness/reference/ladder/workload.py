@@ -37,7 +37,7 @@ def make_model(config: LadderConfig) -> tuple[FoundationModel, dict[str, object]
     else:
         torch.manual_seed(config.seed)
         model = FoundationModel(build(ModelConfig, config.model))
-        model.elements[1:] = True
+        model.know_everything()
         fix_gate(model, config.open_heads)
         about = {"checkpoint": None, "trained": False, "open_heads_by_hand": config.open_heads}
     about["untrained_heads"] = [name for name, seen in zip(HEADS, model.trained.tolist(), strict=True) if not seen]

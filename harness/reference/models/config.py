@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
 from harness.reference.options import check_word
 
@@ -38,6 +39,8 @@ OWN: dict[str, dict[str, Any]] = {
         "correlation": 2,
     },
 }
+# What may be None: no limit, or another backbone's.
+OPTIONAL = {"max_neighbours", *(name for options in OWN.values() for name in options)}
 # The least value of each number; words are those of the types below.
 LEAST: dict[str, float] = {
     "hidden_dim": 1, "num_conv_layers": 1, "heads": 1, "max_neighbours": 1, "num_sharedlayers": 0, "num_headlayers": 0,
@@ -45,6 +48,15 @@ LEAST: dict[str, float] = {
     "num_spherical": 2, "envelope_exponent": 1, "basis_emb_size": 1, "int_emb_size": 1, "out_emb_size": 1,
     "num_before_skip": 0, "num_after_skip": 0, "max_ell": 1, "node_max_ell": 0, "correlation": 1,
 }  # fmt: skip
+# The largest value of each number, far above any model of use: what goes beyond would only exhaust memory.
+MOST: dict[str, float] = {
+    "hidden_dim": 65_536, "num_conv_layers": 256, "heads": len(HEADS), "max_neighbours": 100_000,
+    "num_sharedlayers": 256, "num_headlayers": 256, "dim_sharedlayers": 65_536, "dim_headlayers": 65_536,
+    "num_radial": 128, "num_filters": 65_536, "num_gaussians": 65_536, "num_spherical": 16, "envelope_exponent": 64,
+    "basis_emb_size": 65_536, "int_emb_size": 65_536, "out_emb_size": 65_536, "num_before_skip": 256,
+    "num_after_skip": 256, "max_ell": 4, "node_max_ell": 3, "correlation": 3,
+}  # fmt: skip
+MOST_CUTOFF = 100.0  # angstrom
 WORDS: dict[str, tuple[str, ...]] = {
     "backbone": tuple(OWN),
     "readout": ("sum", "extensive"),
@@ -58,7 +70,8 @@ class ModelConfig:
     """Sizes of a multi-task model; lengths in angstrom.
 
     The hyperparameters of one backbone alone are None for the others, and its usual value (OWN) unless given.
-    readout: "sum" feeds the pooled sum P to the head, E = f(P), as the original does; "extensive" takes
+    max_neighbours: where an atom has more within the cutoff, the nearest count, and the energy jumps as their order
+    changes. readout: "sum" feeds the pooled sum P to the head, E = f(P), as the original does; "extensive" takes
     E = n f(P / n), the same arithmetic, so that a supercell has exactly the energy of its cells.
     Raises InputError for a value out of range and for a hyperparameter of another backbone.
     """
@@ -94,10 +107,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
             given = getattr(self, name)
-            if given is not None:
+            if given is not None or name not in OPTIONAL:
                 check_word(name, given, words)
         own = OWN[self.backbone]
-        for name in {n for options in OWN.values() for n in options}:
+        for name in sorted({n for options in OWN.values() for n in options}):
             if name in own and getattr(self, name) is None:
                 object.__setattr__(self, name, own[name])
             elif name not in own and getattr(self, name) is not None:
@@ -105,10 +118,19 @@ class ModelConfig:
                 raise InputError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {there}")
         for name, least in LEAST.items():
             given = getattr(self, name)
-            if given is not None and given < least:
-                raise InputError(f"{name} is {given}, expected at least {least:g}")
-        if self.cutoff <= 0 or (self.norm_epsilon is not None and self.norm_epsilon <= 0):
-            raise InputError(f"cutoff {self.cutoff}, norm_epsilon {self.norm_epsilon}: expected numbers above 0")
+            if given is None and name in OPTIONAL:
+                continue
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise InputError(f"{name} is {given!r}, expected a whole number")
+            if not least <= given <= MOST[name]:
+                bound = f"at least {least:g}" if given < least else f"at most {MOST[name]:g}"
+                raise InputError(f"{name} is {given}, expected {bound}")
+        for name, most in (("cutoff", MOST_CUTOFF), ("norm_epsilon", 1.0)):
+            given = getattr(self, name)
+            if given is None and name in OPTIONAL:
+                continue
+            if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= most:
+                raise InputError(f"{name} is {given!r}, expected a number above 0 and up to {most:g}")
 
     @property
     def head_sizes(self) -> tuple[int, ...]:

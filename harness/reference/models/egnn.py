@@ -6,8 +6,8 @@ are that paper's. F is the width, n atoms, e edges.
 Coordinates x_i + u_i are carried as displacements u alone: with vector_ij = x_j - x_i, periodic image included, the
 difference of moved coordinates is vector_ij + u_j - u_i. Three choices make it an interatomic potential: every message
 is weighed by w_ij, the cosine cutoff of the distance before any moves; the C of eq. 4, one over the number of
-neighbours, is 1 / (1 + sum_j w_ij), which does not jump as one leaves; and phi_x ends in tanh, so that no atom moves
-further than the longest of its edges and layers do not multiply distances without bound.
+neighbours, is 1 / (1 + sum_j w_ij), which does not jump as one passes the cutoff; and phi_x ends in tanh, so that no
+atom moves further than the longest of its edges and layers do not multiply distances without bound.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.reference.batches import Batch
-from harness.reference.errors import InputError
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.gate import Gate
 from harness.reference.models.heads import Heads
-from harness.reference.structures import MAX_ATOMIC_NUMBER, Array, Structure
+from harness.reference.structures import MAX_ATOMIC_NUMBER, Array
 
 # Backbone -> where it stands. Each takes a ModelConfig, and (batch, vector [e, 3]) to features [n, hidden_dim].
 BACKBONES: dict[str, tuple[str, str]] = {
@@ -41,7 +40,8 @@ class FoundationModel(nn.Module):
     reference_energy: Tensor
     scale: Tensor
     trained: Tensor
-    elements: Tensor
+    known_elements: Tensor
+    closest: Tensor
     kept: Tensor
     place: Tensor
 
@@ -53,11 +53,13 @@ class FoundationModel(nn.Module):
         self.encoder = backbone(config)
         self.heads = Heads(config.heads, config.hidden_dim, config.head_sizes)
         self.gate = Gate(config.heads)
-        # eV per atom of each element, eV per unit of head output, which heads have seen data, which elements
+        # eV per atom of each element, eV per unit of head output, which heads have seen data, which elements each has
         self.register_buffer("reference_energy", torch.zeros(config.heads, MAX_ATOMIC_NUMBER + 1))
         self.register_buffer("scale", torch.ones(config.heads))
         self.register_buffer("trained", torch.zeros(config.heads, dtype=torch.bool))
-        self.register_buffer("elements", torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.bool))
+        self.register_buffer("known_elements", torch.zeros(config.heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.bool))
+        # the shortest distance in each head's training set, over the sum of covalent radii; 0 where it is not known
+        self.register_buffer("closest", torch.zeros(config.heads))
         # which heads are kept here, and where each head stands among them
         self.register_buffer("kept", torch.arange(config.heads), persistent=False)
         self.register_buffer("place", torch.arange(config.heads), persistent=False)
@@ -67,22 +69,33 @@ class FoundationModel(nn.Module):
         self.reference_energy[head] = torch.from_numpy(np.nan_to_num(energy_ev))
         self.scale[head] = scale
         self.trained[head] = True
-        self.elements |= torch.from_numpy(known).to(self.elements.device)
+        self.known_elements[head] = torch.from_numpy(known)
+
+    @property
+    def elements(self) -> Tensor:
+        """Which elements some head was trained on, [119]."""
+        return self.known_elements.any(0)
+
+    def know_everything(self) -> None:
+        """Take all heads for ones that know every element, for a model that is only timed."""
+        self.known_elements[:, 1:] = True
+
+    def heads_that_know(self, composition: Tensor) -> Tensor:
+        """composition [g, 119] -> whether each head was trained on all elements of each structure, [g, heads]."""
+        return composition @ (~self.known_elements).T.to(composition.dtype) == 0
+
+    def gate_weights(self, composition: Tensor) -> Tensor:
+        """composition [g, 119] -> [g, heads], the gate's weights shared out among the heads that know all elements.
+
+        A row sums to 1, and is NaN where no head knows all elements of the structure.
+        """
+        return self.gate.among(composition, self.heads_that_know(composition))
 
     def keep(self, heads: Sequence[int]) -> None:
         """Let go of all other heads; energies of all of them can then no longer be had, only of these."""
         self.heads = self.heads.only(heads)
         self.kept = torch.tensor(heads, device=self.kept.device)
         self.place = torch.full_like(self.place, -1).index_copy(0, self.kept, torch.arange(len(heads)).to(self.place))
-
-    def check_elements(self, structure: Structure) -> None:
-        """Raise InputError if the structure holds an element that no training set of this model had."""
-        known = self.elements.cpu().numpy()
-        for atom, number in enumerate(structure.numbers.tolist()):
-            if not known[number]:
-                raise InputError(
-                    f"structure {structure.name!r}: atom {atom} is element {number}, which the model has not seen"
-                )
 
     def features(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
         """vector [e, 3] from receiver to sender -> s [n, F] of each atom, with the products that the precision wants.

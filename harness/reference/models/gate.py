@@ -25,3 +25,7 @@ class Gate(nn.Module):
     def forward(self, composition: Tensor) -> Tensor:
         """composition: [g, 119] -> weights [g, heads], each row sums to 1."""
         return torch.softmax(self.logits(composition), dim=-1)
+
+    def among(self, composition: Tensor, known: Tensor) -> Tensor:
+        """composition: [g, 119], known: [g, heads] bool -> weights [g, heads] of these heads alone; NaN of none."""
+        return torch.softmax(self.logits(composition).masked_fill(~known, -torch.inf), dim=-1)

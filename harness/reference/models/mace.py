@@ -32,7 +32,6 @@ from harness.reference.structures import MAX_ATOMIC_NUMBER
 NEIGHBOURS = 20.0
 RADIAL_HIDDEN = (64, 64, 64)
 ENVELOPE_POWER = 5
-HIGHEST_DEGREE = 11  # where e3nn's tables end
 # Gains of the first weights, so that messages are about as large as features: for what silu takes from the variance,
 # and for a sum of NEIGHBOURS terms of either sign that is divided by their number.
 SILU_GAIN = 1.68
@@ -198,7 +197,7 @@ class Product(nn.Module):
 class MACE(nn.Module):
     """The encoder: atoms and edges -> scalar features per atom, a linear mixture of those of every layer.
 
-    Raises InputError where no product of features has the degree node_max_ell, and for degrees beyond e3nn's tables.
+    Raises InputError where no product of features has the degree node_max_ell.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -212,8 +211,6 @@ class MACE(nn.Module):
         assert config.distance_transform is not None
         if degree > ell * correlation:
             raise InputError(f"node_max_ell is {degree}, more than max_ell x correlation = {ell * correlation}")
-        if max(ell, degree) > HIGHEST_DEGREE:
-            raise InputError(f"max_ell {ell}, node_max_ell {degree}: expected at most {HIGHEST_DEGREE}")
         width, layers = config.hidden_dim, config.num_conv_layers
         degrees = [0] + [degree] * (layers - 1) + [0]  # scalars come in, and only scalars are read at the end
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)

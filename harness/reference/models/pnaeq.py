@@ -72,7 +72,8 @@ def powers(m: Tensor) -> tuple[Tensor, Tensor]:
 class Aggregation(nn.Module):
     """Mean, minimum, maximum and standard deviation of the messages m_ij, under three scalers, mixed to the width.
 
-    All smooth where a neighbour leaves: it counts by its envelope f_ij, and the atom itself once, with the message 0.
+    All smooth where a neighbour passes the cutoff (not where a neighbour limit drops it): it counts by its envelope
+    f_ij, and the atom itself once, with the message 0.
 
         D_i  = 1 + sum_j f_ij                                        mean = sum_j m_ij / D_i
         std  = sqrt(sum_j f_ij m_ij^2 / D_i - (sum_j f_ij m_ij / D_i)^2 + epsilon)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.reference import corpus
 from harness.reference.calculator import ReferenceCalculator
+from harness.reference.coverage import TOO_CLOSE, OutsideTraining
 from harness.reference.datasets.build.levels import GFN1_METAL, NotConvergedError
-from harness.reference.datasets.mini import mini_set
-from harness.reference.datasets.references import State
+from harness.reference.datasets.heads import HEADS
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.screening.space import CandidateSpace
 from harness.reference.structures import Array, Structure
@@ -44,10 +43,9 @@ def labelled_head(notes: dict[str, object]) -> str | None:
     return None
 
 
-def known_space(space: CandidateSpace, head: str) -> CandidateSpace:
-    """The candidates of elements that the head's own training set holds."""
-    references = corpus.shipped(mini_set(head.lower()).name).references
-    known = [z for z in space.elements if references.state[z] > State.ABSENT]
+def known_space(space: CandidateSpace, model: FoundationModel, head: str) -> CandidateSpace:
+    """The candidates of elements that the head was trained on."""
+    known = [z for z in space.elements if model.known_elements[HEADS.index(head), z]]
     return CandidateSpace(space.prototypes, tuple(known), space.scales)
 
 
@@ -81,7 +79,11 @@ def labelled(
         except (NotConvergedError, ValueError, RuntimeError) as error:
             found.failed[f"no label ({type(error).__name__})"] += 1
             continue
-        told = told_by(calculator, structure)
+        try:
+            told = told_by(calculator, structure)
+        except OutsideTraining:
+            found.failed[TOO_CLOSE] += 1
+            continue
         found.index.append(index)
         found.off_ev_per_atom.append(abs(told[0] - energy) / len(structure))
         found.force_off_ev_per_a.append(float(np.abs(told[1] - forces).mean()))

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from harness.events import EventLog
-from harness.reference import chain, checkpoints, ranks
+from harness.reference import chain, checkpoints, ranks, sealed
 from harness.reference.errors import InputError
 from harness.reference.fused import Messages, chosen
 from harness.reference.models.config import ModelConfig
@@ -50,7 +50,7 @@ from harness.reference.team import joined as joined_team
 BEST = "best.csv"
 SHOWN = 20
 PROGRESS = "progress"
-FAMILIAR = "familiar.pt"
+FAMILIAR = "familiar.safetensors"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def model_of(config: ScreeningConfig) -> tuple[FoundationModel, dict[str, object
     else:
         torch.manual_seed(config.seed)
         model = FoundationModel(build(ModelConfig, config.model))
-        model.elements[1:] = True
+        model.know_everything()
     return precision(config.precision).of(model).eval().requires_grad_(False), notes
 
 
@@ -163,11 +163,9 @@ def distance_of(model: FoundationModel, config: ScreeningConfig, team: Team, fol
     if team.place.rank == 0:
         known = [s for of in training_structures(0, config.known_limit).values() for s in of]
         found = familiar_of(embedded(model, known))
-        part = path.with_suffix(".part")
-        torch.save({"mean": found.mean, "whitening": found.whitening}, part)
-        os.replace(part, path)
+        sealed.write(path, "gfm-harness embeddings", {"mean": found.mean, "whitening": found.whitening}, {})
     team.meet()
-    return Familiar(**torch.load(path, weights_only=True))
+    return Familiar(**sealed.read_tensors(path))
 
 
 def identity_of(model: nn.Module, workload: Workload, parts: Parts, names: Sequence[str], keeping: Keeping) -> str:

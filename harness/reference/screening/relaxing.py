@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
 from harness.reference.calculator import ReferenceCalculator
+from harness.reference.coverage import OutsideTraining
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.structures import Structure
 
@@ -37,26 +39,33 @@ class Relaxed:
 
 def relaxed(
     model: FoundationModel, candidates: Sequence[tuple[int, Structure]], *, steps: int, folder: Path
-) -> list[Relaxed]:
-    """Relax each; crystals with their cell, structures in vacuum without. Left out: what the model cannot tell of, for
-    its elements or as the structure comes apart."""
+) -> tuple[list[Relaxed], Counter[str]]:
+    """Relax each, crystals with their cell, structures in vacuum without.
+
+    Returns:
+        What was relaxed, and how many could not be, by reason: the elements, or what became of the structure.
+    """
     calculator = ReferenceCalculator(model, precision_name="fp64")
     (folder / FOLDER).mkdir(exist_ok=True)
+    failed: Counter[str] = Counter()
     found, frames = [], []
     for index, structure in candidates:
         atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.periodic)
         atoms.calc = calculator
-        if not bool(model.elements[structure.numbers].all()):
-            continue
-        before, volume = atoms.get_potential_energy() / len(atoms), _volume(atoms)
         crystal = all(structure.periodic)
-        optimizer = FIRE(FrechetCellFilter(atoms) if crystal else atoms, logfile=None)
         try:
+            before, volume = atoms.get_potential_energy() / len(atoms), _volume(atoms)
+            optimizer = FIRE(FrechetCellFilter(atoms) if crystal else atoms, logfile=None)
             converged = bool(optimizer.run(fmax=FMAX, steps=steps))
             after, force = atoms.get_potential_energy() / len(atoms), float(np.abs(atoms.get_forces()).max())
+        except OutsideTraining:
+            failed["outside what the model was trained on, at the start or on the way"] += 1
+            continue
         except (ValueError, RuntimeError, np.linalg.LinAlgError):  # a cell that folds has no neighbour list
+            failed["the cell folded or atoms coincided"] += 1
             continue
         if not np.isfinite([after, force]).all():
+            failed["energy or forces not finite"] += 1
             continue
         file = f"{FOLDER}/{index}.{'cif' if crystal else 'xyz'}"
         ase.io.write(folder / file, atoms)
@@ -65,7 +74,7 @@ def relaxed(
         found.append(Relaxed(index, converged, optimizer.nsteps, before, after, volume, _volume(atoms), force, file))
     if frames:
         ase.io.write(folder / FOLDER / "relaxed.extxyz", frames)
-    return found
+    return found, failed
 
 
 def _volume(atoms: Atoms) -> float:

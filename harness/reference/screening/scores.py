@@ -14,7 +14,7 @@ from harness.reference.batches import Batch
 from harness.reference.models.foundation import FoundationModel
 
 COLUMNS: dict[str, str] = {
-    "energy_ev_per_atom": "the gate's weighted energy of all heads",
+    "energy_ev_per_atom": "the gate's weighted energy of the heads that know all elements",
     "beyond_ev_per_atom": "the same less the reference energies of the elements",
     "spread_ev_per_atom": "weighted standard deviation of the heads about it, references left off",
     "force_max_ev_per_a": "largest force on an atom",
@@ -96,9 +96,10 @@ def _scored(
     pooled = model.encode(batch, positions, batch.shift, fused=fused)
     atoms = batch.atoms.unsqueeze(-1)
     beyond = model.beyond_references(pooled, batch) / atoms
-    weights = model.gate(batch.composition)
+    weights = model.gate_weights(batch.composition)
     mean = (weights * beyond).sum(1)
     spread = (weights * (beyond - mean.unsqueeze(-1)).square()).sum(1).clamp_min(0).sqrt()
+    # a head that lacks an element has a reference energy of 0 for it, and a weight of 0
     reference = (weights * (batch.composition @ model.reference_energy.T)).sum(1) / batch.atoms
     told = {
         "energy_ev_per_atom": mean + reference,

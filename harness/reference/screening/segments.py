@@ -28,8 +28,8 @@ class Foreign(InputError):
 
 @dataclass(frozen=True)
 class Covered:
-    """One part: its number, its candidates, those that were evaluated and not filtered out or without a finite result,
-    the checksum of all its candidates, and what is kept of the results, where they are at hand."""
+    """One part: its number, its candidates, those with results (not filtered out, within what the model was trained
+    on, and finite), the checksum of all its candidates, and what is kept of the results, where they are at hand."""
 
     part: int
     candidates: int

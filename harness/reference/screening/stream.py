@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.reference import merit
 from harness.reference.batches import Batch
+from harness.reference.coverage import Coverage
 from harness.reference.fused import PLAIN, Chosen
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ranks import first_line
@@ -76,9 +77,10 @@ class Evaluator:
 class Tally:
     """What a rank has done: counts, and seconds by what they went to.
 
-    make_s: in the thread that makes candidates. wait_s: of evaluation for it. write_s: for results on disk. warm_up_s:
-    of the first batch, compilation included, evaluated once more before; in no other of these. why_eager: as of
-    Evaluator.
+    evaluated: all that the model was run on, but those whose results are not finite. unranked: of these, what the model
+    cannot know anything of, by reason; they have no results. make_s: in the thread that makes candidates. wait_s: of
+    evaluation for it. write_s: for results on disk. warm_up_s: of the first batch, compilation included, evaluated once
+    more before; in no other of these. why_eager: as of Evaluator.
     """
 
     candidates: int = 0
@@ -94,18 +96,19 @@ class Tally:
     wall_s: float = 0.0
     warm_up_s: float = 0.0
     left_out: Counter[str] = field(default_factory=Counter)
+    unranked: Counter[str] = field(default_factory=Counter)
     memory_bytes: list[int] = field(default_factory=list)
     why_eager: str | None = None
 
     def plain(self) -> dict[str, object]:
         """As an event tells it; of the memory the first, the median, the largest and the last sample."""
         memory = sorted(self.memory_bytes) or [0]
-        told = {k: v for k, v in vars(self).items() if k not in ("left_out", "memory_bytes")}
+        told = {k: v for k, v in vars(self).items() if k not in ("left_out", "unranked", "memory_bytes")}
         told = {k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}
         first = self.memory_bytes[0] if self.memory_bytes else 0
         ends = {"memory_first_bytes": first, "memory_bytes": memory[len(memory) // 2], "memory_peak_bytes": memory[-1]}
         ends["memory_last_bytes"] = self.memory_bytes[-1] if self.memory_bytes else 0
-        return told | ends | {"left_out": dict(self.left_out)}
+        return told | ends | {"left_out": dict(self.left_out), "unranked": dict(self.unranked)}
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,14 @@ class Rank:
 
     def _made(self, mine: Sequence[int], tally: Tally) -> Iterator[Made | int]:
         """Batch after batch, and the number of each part after its last; runs ahead in a thread."""
+        coverage = Coverage(self.evaluator.model)
         for number in mine:
             batches = self.workload.batches(*self.parts.bounds(number), self.edges)
             while True:
                 began = time.perf_counter()
                 made = next(batches, None)
+                if made is not None and made.batch is not None:
+                    made = replace(made, outside=coverage.outside(made.batch))
                 tally.make_s += time.perf_counter() - began
                 if made is None:
                     break
@@ -159,7 +165,7 @@ class Rank:
             yield number
 
     def _evaluated(self, made: Made, tally: Tally) -> Scores:
-        """The results of a batch; those that are no numbers are left out and counted."""
+        """The results of a batch; what is outside the training or no number has none, and is counted."""
         tally.left_out.update(made.left_out)
         if made.batch is None:
             return joined(self.evaluator.names, [])
@@ -176,12 +182,13 @@ class Rank:
         tally.atoms += len(made.batch.numbers)
         tally.edges += len(made.batch.receiver)
         scores = Scores(self.evaluator.names, made.index, values)
+        inside = ~np.any([np.zeros(len(values), dtype=bool), *made.outside.values()], axis=0)
         finite = np.asarray(np.isfinite(values).all(axis=1))
-        if not finite.all():
-            tally.left_out["not finite"] += int((~finite).sum())
-            scores = scores[finite]
-        tally.evaluated += len(scores)
-        return scores
+        tally.unranked.update({why: int(mask.sum()) for why, mask in made.outside.items() if mask.any()})
+        if (inside & ~finite).any():
+            tally.left_out["not finite"] += int((inside & ~finite).sum())
+        tally.evaluated += int((finite | ~inside).sum())
+        return scores[inside & finite]
 
     def _part(self, number: int, results: Sequence[Scores], tally: Tally) -> Covered:
         """A part that is through."""

@@ -5,10 +5,12 @@ Events:
     overlap       of candidates, and of held-out structures, with the training sets: Wasserstein distances, elements
     elements      in how many structures of each kind every element occurs
     embedding     two principal components of some structures of a kind, for a figure
-    uncertainty   of the sample: spread of heads, of dropout, of an ensemble; flagged
+    outside       how many of the sample the model cannot know anything of, by reason
+    uncertainty   of the rest of the sample: spread of heads, of dropout, of an ensemble; flagged
     label         one candidate calculated, and how far the model was off
     unlabelled    why there are no labels, or not more
     relaxed       one of the best, relaxed
+    unrelaxed     how many of the best could not be relaxed, by reason
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]
 from harness.events import EventLog
 from harness.reference import checkpoints
 from harness.reference.batches import Batch, collate
+from harness.reference.coverage import Coverage
 from harness.reference.graphs import neighbour_graph
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.screening.crystals import Crystals
@@ -110,11 +113,29 @@ def judge(config: TrustConfig, of: Judged, log: EventLog, folder: Path) -> None:
     overlap(inside, others, known, candidates, log)
     show(inside, {**others, **strange}, log)
     away = distances(near, others["candidates"])
-    doubts(config, model, candidates, away > found.threshold, log)
+    known_of = within(model, candidates, log)
+    doubts(config, model, [candidates[k] for k in known_of], away[known_of] > found.threshold, log)
     labels(config, model, of.notes, workload, near, found.threshold, rng, log)
     chosen = [(k, workload.structure(k)) for k in of.best[: config.relaxed]]
-    for one in relaxed(model, chosen, steps=config.relax_steps, folder=folder):
+    done, failed = relaxed(model, chosen, steps=config.relax_steps, folder=folder)
+    for one in done:
         log.write("relaxed", **asdict(one), **workload.described(one.candidate))
+    if failed:
+        log.write("unrelaxed", of=len(chosen), reasons=dict(failed))
+
+
+def within(model: FoundationModel, candidates: Sequence[Structure], log: EventLog) -> NDArray[np.int64]:
+    """Return the places of the candidates that the model can know anything of, and count the others."""
+    coverage, limits = Coverage(model), (model.config.cutoff, model.config.max_neighbours)
+    reasons: Counter[str] = Counter()
+    kept = []
+    for k, structure in enumerate(candidates):
+        graph = neighbour_graph(structure, cutoff=limits[0], max_neighbours=limits[1])
+        why = [name for name, mask in coverage.outside(collate([graph])).items() if mask[0]]
+        reasons.update(why)
+        kept += [] if why else [k]
+    log.write("outside", candidates=len(candidates), reasons=dict(reasons))
+    return np.array(kept, dtype=np.int64)
 
 
 def drawn(parts: Parts, count: int, rng: np.random.Generator) -> list[int]:
@@ -193,7 +214,7 @@ def doubts(
         limits = model.config.cutoff, model.config.max_neighbours
         batch = collate([neighbour_graph(structure, cutoff=limits[0], max_neighbours=limits[1])],
                         with_triplets=model.config.needs_triplets)  # fmt: skip
-        weights = model.gate(batch.composition)
+        weights = model.gate_weights(batch.composition)
         pooled = model.encode(batch, batch.positions, batch.shift)
         heads = model.beyond_references(pooled, batch)[0] / batch.atoms
         mean = (weights[0] * heads).sum()
@@ -219,7 +240,7 @@ def _ensemble(models: Sequence[FoundationModel], batch: Batch) -> float:
     told = []
     for one in models:
         beyond = one.beyond_references(one.encode(batch, batch.positions, batch.shift), batch)
-        told.append(float((one.gate(batch.composition) * beyond).sum() / batch.atoms))
+        told.append(float((one.gate_weights(batch.composition) * beyond).sum() / batch.atoms))
     return float(np.std(told))
 
 
@@ -241,7 +262,7 @@ def labels(
         why = "no head of this checkpoint was trained at a level that is at hand" if head is None else "not crystals"
         log.write("unlabelled", why=why)
         return
-    space = known_space(workload.space, head)
+    space = known_space(workload.space, model, head)
     indices = rng.integers(0, len(space), 20 * config.labelled).tolist()
     try:
         found = labelled(model, space, indices, head, wanted=config.labelled, seconds=config.label_seconds)

@@ -19,12 +19,14 @@ from harness.reference.structures import Structure
 class Made:
     """A batch of candidates, in double precision on the CPU, or None where all were left out. index: [g].
 
-    left_out: candidates taken out on the way to this batch, by reason.
+    left_out: candidates taken out on the way to this batch, by reason. outside: which of the batch the model cannot
+    know anything of, [g], by reason, as of Coverage.outside.
     """
 
     index: NDArray[np.int64]
     batch: Batch | None
     left_out: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Workload(Protocol):

@@ -90,7 +90,7 @@ def _edge_values(edges: Edges) -> dict[str, Values]:
 
 def text_column(texts: NDArray[np.str_]) -> Column:
     """Texts as UTF-8 bytes."""
-    encoded = [text.encode() for text in texts.tolist()]
+    encoded = [text.encode("utf-8", "backslashreplace") for text in texts.tolist()]
     counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
     return Column(np.frombuffer(b"".join(encoded), dtype=np.uint8), counts)
 

@@ -20,9 +20,11 @@ import numpy as np
 from harness.reference.errors import InputError
 from harness.reference.store import together
 from harness.reference.store.bp_engine import Engine
-from harness.reference.store.bp_folder import PART, seal
-from harness.reference.store.bp_read import OWN, BPFile
+from harness.reference.store.bp_folder import PART, places_inside, sync_files, write_seal
+from harness.reference.store.bp_handle import OWN
+from harness.reference.store.bp_read import BPFile
 from harness.reference.store.bp_split import Split
+from harness.reference.store.checksums import BlockSums, Table
 from harness.reference.store.layout import FORMAT_VERSION
 
 __all__ = ["BPFile", "BPWriter", "Split"]
@@ -121,7 +123,13 @@ class BPWriter:
     def _settle(self, splits: Sequence[Split]) -> None:
         """Check what was written, and put it in its place."""
         self._reserve.unlink()
-        seal(self._part)
+        if self.comm is None:
+            tables = {name: table for split in splits for name, table in split.tables().items()}
+        else:  # rows of one block may come from two ranks
+            with BPFile(self._part, unfinished=True) as file:
+                tables = sum_arrays(file)
+        sync_files(self._part)
+        write_seal(self._part, places_inside(self._part), tables)
         _verify(self._part, splits)
         os.rename(self._part, self.path)
 
@@ -146,6 +154,17 @@ class BPWriter:
         for found in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
             with suppress(FileNotFoundError):
                 os.truncate(found, 0)
+
+
+def sum_arrays(file: BPFile) -> dict[str, Table]:
+    """Read a whole file, and return the checksums of each of its arrays."""
+    tables = {}
+    for array in file.arrays():
+        sums = BlockSums(array.row_bytes)
+        for rows in file.pieces(array):
+            sums.add(rows)
+        tables[array.name] = sums.table()
+    return tables
 
 
 def _verify(part: Path, splits: Sequence[Split]) -> None:

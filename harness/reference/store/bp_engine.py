@@ -17,7 +17,7 @@ from adios2 import bindings
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
-from harness.reference.store.bp_read import reason
+from harness.reference.store.bp_handle import reason
 
 ATTEMPTS = 20  # to close on a full disk
 

@@ -2,77 +2,103 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import zlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from adios2 import bindings
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
-from harness.reference.store.bp_folder import PART, check_payload, check_whole
+from harness.reference.store.bp_folder import PART, Seal, check_payload, check_whole
+from harness.reference.store.bp_handle import OWN, TYPES, Array, Handle, reason, shape_of, size_of
+from harness.reference.store.checksums import Verifier, count_blocks
 from harness.reference.store.layout import Block, Column, Counts, Record, sample_major
 
-OWN = "harness/"
-TYPES = {"double": "float64", "float": "float32"} | {f"{t}_t": t for t in ("int64", "int32", "uint8", "int8", "int16")}
 VERIFY_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Array:
-    """A key of a split as it lies in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    axis: int
-
-    def selection(self, first: int, rows: int) -> list[list[int]]:
-        """Start and count of some rows along the axis."""
-        start, count = [0] * len(self.shape), list(self.shape)
-        start[self.axis], count[self.axis] = first, rows
-        return [start, count]
+TABLES = ("count", "offset")
 
 
 class BPFile:
     """A finished BP file, opened once for each process and thread that reads; it pickles as its path.
 
-    attributes: what the file says of itself, those of this project without their prefix.
-    Raises InputError for a folder that is no whole BP file, and for samples that are not there.
+    attributes: what the file says of itself, those of this project without their prefix, and what its seal adds.
+    is_sealed: whether there are checksums, with which all that is read is then compared, each block once.
+    Raises InputError for a folder that is no whole BP file, for samples that are not there, and for damage.
     """
 
     def __init__(self, path: Path | str, *, unfinished: bool = False) -> None:
         self.path = Path(path)
         if self.path.name.endswith(PART) and not unfinished:
             raise InputError(f"{self.path}: half-written, its writer did not finish")
-        check_whole(self.path)
-        self._handles: dict[tuple[int, int], _Handle] = {}
+        self._seal = check_whole(self.path)
+        self._handles: dict[tuple[int, int], Handle] = {}
         self._ends: dict[str, dict[str, list[int]]] = {}
+        self._tables: dict[str, Array] = {}
+        self._verifiers: dict[str, Verifier] = {}
+        try:
+            self._describe()
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise InputError(f"{self.path}: damaged, it cannot be described ({reason(error)})") from None
+        if self._seal is not None:
+            self._sums_at = self._locate_sums(self._seal)
+        elif not self.is_original and not unfinished:
+            raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset anew")
+
+    def _describe(self) -> None:
+        """Learn what is in the file, and raise InputError where it contradicts itself."""
         found = self._handle.io.AvailableVariables()
-        self.attributes, keys, axes = self._read_attributes()
+        attributes, keys, axes = self._read_attributes()
+        self.is_original = "format" not in attributes
+        self.attributes = attributes | dict(self._seal.facts if self._seal else {})
         self._arrays: dict[str, dict[str, Array]] = {}
         for (label, name), axis in axes.items():
             stem = f"{label}/{name}"
-            if label in keys and stem in found and stem + "/variable_count" in found:
-                shape = tuple(int(n) for n in found[stem]["Shape"].split(","))
-                kind = TYPES.get(found[stem]["Type"], "")
-                if not kind:
-                    raise InputError(f"{self.path}: {stem} is of type {found[stem]['Type']}, which no store has")
-                self._arrays.setdefault(label, {})[name] = Array(stem, kind, shape, axis)
+            if label in keys and all(n in found for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
+                self._arrays.setdefault(label, {})[name] = self._array_of(found, stem, axis)
+                for table in (f"{stem}/variable_{t}" for t in TABLES):
+                    self._tables[table] = self._array_of(found, table, 0)
+                    if (rows := self._tables[table].rows) != self._samples[label]:
+                        raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[label]}")
         for label, names in keys.items():
             missing = [n for n in names if n not in self._arrays.get(label, {}) and n != "dataset_name"]
             if missing or label not in self._arrays:
                 raise InputError(f"{self.path}: damaged, {label}/{'/'.join(missing[:1])} is listed and not there")
         if not keys:
             raise InputError(f"{self.path}: has no splits; not a store")
-        check_payload(self.path, sum(map(_nbytes, found.values())))
+        check_payload(self.path, sum(map(size_of, found.values())))
+
+    def _array_of(self, found: dict[str, dict[str, str]], name: str, axis: int) -> Array:
+        shape, kind = shape_of(found[name]), TYPES.get(found[name]["Type"], "")
+        if not kind:
+            raise InputError(f"{self.path}: {name} is of type {found[name]['Type']}, which no store has")
+        if not 0 <= axis < len(shape) or 0 in shape[:axis] + shape[axis + 1 :]:
+            raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no rows along axis {axis}")
+        return Array(name, kind, shape, axis)
+
+    def _locate_sums(self, seal: Seal) -> dict[str, tuple[int, int]]:
+        """Where the checksums of each array are: the first of them, and how many."""
+        at, located = 0, {}
+        arrays = {array.name: array for array in self.arrays()}
+        for name in seal.arrays:
+            if name not in arrays:
+                raise InputError(f"{seal.path}: damaged, {self.path} has no array {name[:80]!r}")
+            blocks = count_blocks(arrays[name].rows, arrays[name].row_bytes)
+            located[name] = at, blocks
+            at += blocks
+        missing = next((name for name in arrays if name not in located), None)
+        if missing:
+            raise InputError(f"{seal.path}: damaged, there are no checksums of {missing}")
+        size = seal.sums.stat().st_size if seal.sums.is_file() else None
+        if size != 4 * at:
+            raise InputError(f"{seal.sums}: damaged, {size or 'no'} bytes of checksums, expected {4 * at}")
+        return located
 
     def _read_attributes(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[tuple[str, str], int]]:
         """Facts of the file; listed keys of each split; the axis of each array along which samples follow."""
@@ -107,6 +133,11 @@ class BPFile:
         self.close()
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether there are checksums of all arrays."""
+        return self._seal is not None
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Labels of the splits that have samples."""
         return tuple(self._arrays)
@@ -127,7 +158,7 @@ class BPFile:
     def nbytes(self, label: str, keys: Collection[str]) -> int:
         """Size of some keys of all samples of a split."""
         arrays = (self._array(label, key) for key in keys)
-        return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays)
+        return sum(a.rows * a.row_bytes for a in arrays)
 
     def field(self, label: str, key: str) -> tuple[str, str, int, tuple[int, ...]]:
         """A key's name, type, axis along which samples follow, and other axes."""
@@ -143,9 +174,13 @@ class BPFile:
         """Where each sample begins and the last one ends along the axis, [samples + 1]."""
         array, samples = self._array(label, key), self.samples(label)
         table = np.concatenate([[0], np.cumsum(self._table(array, "count", 0, samples))])
-        if table[-1] != array.shape[array.axis]:
-            raise InputError(f"{self.path}: damaged, {array.name} has {array.shape[array.axis]} rows, not {table[-1]}")
+        if table[-1] != array.rows:
+            raise InputError(f"{self.path}: damaged, {array.name} has {array.rows} rows, not {table[-1]}")
         return table
+
+    def offsets(self, label: str, key: str) -> Counts:
+        """Where each sample begins, as the file says, [samples]."""
+        return self._table(self._array(label, key), "offset", 0, self.samples(label))
 
     def _check_range(self, label: str, first: int, stop: int) -> None:
         if not 0 <= first < stop <= self.samples(label):
@@ -158,7 +193,7 @@ class BPFile:
         found = {}
         for key in self.keys(label) if keys is None else keys:
             ends = self._ends.get(label, {}).get(key) or self._load_ends(label, key)
-            found[key] = self._handle.read(self._array(label, key), ends[index], ends[index + 1] - ends[index])
+            found[key] = self._read(self._array(label, key), ends[index], ends[index + 1] - ends[index])
         return found
 
     def columns(self, label: str, first: int, stop: int, keys: Collection[str] | None = None) -> Block:
@@ -170,26 +205,62 @@ class BPFile:
             counts = self._table(array, "count", first, stop - first)
             at = int(self._table(array, "offset", first, 1)[0])
             rows = int(counts.sum())
-            if at < 0 or rows < 0 or at + rows > array.shape[array.axis]:
+            if at + rows > array.rows:
                 raise InputError(f"{self.path}: damaged, {array.name} has no rows {at}..{at + rows - 1}")
-            columns[key] = Column(self._handle.read(array, at, rows), counts, array.axis)
+            columns[key] = Column(self._read(array, at, rows), counts, array.axis)
         return Block(stop - first, columns)
 
+    def tables(self) -> Iterator[Array]:
+        """The counts and offsets of all arrays."""
+        yield from self._tables.values()
+
+    def arrays(self) -> Iterator[Array]:
+        """All arrays, with their tables."""
+        yield from (array for arrays in self._arrays.values() for array in arrays.values())
+        yield from self.tables()
+
+    def pieces(self, array: Array) -> Iterator[NDArray[Any]]:
+        """All rows of an array in pieces, the samples' axis first."""
+        step = max(1, VERIFY_BYTES // max(1, array.row_bytes))
+        for first in range(0, array.rows, step):
+            rows = min(step, array.rows - first)
+            yield sample_major(self._read(array, first, rows), array.axis)
+
     def verify(self) -> None:
-        """Read everything and compare with the checksums that were taken while it was written; raises InputError."""
-        for label, arrays in self._arrays.items():
-            for key, array in arrays.items():
-                expected = self.attributes.get(f"{label}/{key}/crc32")
-                if expected is None:
-                    raise InputError(f"{self.path}: {array.name} was written without a checksum")
-                found, rows = 0, array.shape[array.axis]
-                row_bytes = np.dtype(array.dtype).itemsize * int(np.prod(array.shape)) // rows
-                step = max(1, VERIFY_BYTES // row_bytes)
-                for first in range(0, rows, step):
-                    part = self._handle.read(array, first, min(step, rows - first))
-                    found = zlib.crc32(sample_major(part, array.axis).data, found)
-                if found != int(expected):
-                    raise InputError(f"{self.path}: damaged, {array.name} is not as it was written")
+        """Read everything and compare it with its checksums; raises InputError."""
+        if not self.is_sealed:
+            raise InputError(f"{self.path}: was written without checksums")
+        for array in self.arrays():
+            for _ in self.pieces(array):
+                pass
+
+    def _read(self, array: Array, first: int, rows: int) -> NDArray[Any]:
+        """Rows of an array, compared with their checksums where there are some."""
+        verifier = self._verifier(array) if rows else None
+        whole = verifier.widen(first, rows) if verifier else None
+        if verifier is None or whole is None:
+            return self._handle.read(array, first, rows)
+        start, stop = whole
+        values = self._handle.read(array, start, stop - start)
+        damaged = verifier.find_damage(start, sample_major(values, array.axis))
+        if damaged is not None:
+            low, high = verifier.block_rows(damaged)
+            raise InputError(
+                f"{self.path}: damaged, {array.name} is not as it was written in block {damaged} (rows {low}..{high});"
+                " restore the store, or convert the dataset anew"
+            )
+        return array.cut(values, first - start, first - start + rows)
+
+    def _verifier(self, array: Array) -> Verifier | None:
+        if self._seal is None:
+            return None
+        if array.name not in self._verifiers:
+            at, blocks = self._sums_at[array.name]
+            table = np.fromfile(self._seal.sums, "<u4", count=blocks, offset=4 * at)
+            if len(table) != blocks or zlib.crc32(table.tobytes()) != self._seal.arrays[array.name]:
+                raise InputError(f"{self._seal.sums}: damaged, the checksums of {array.name} are not as written")
+            self._verifiers[array.name] = Verifier(table, array.rows, array.row_bytes)
+        return self._verifiers[array.name]
 
     def close(self) -> None:
         """Close what this process has opened."""
@@ -197,10 +268,10 @@ class BPFile:
             self._handles.pop(place).close()
 
     @property
-    def _handle(self) -> _Handle:
+    def _handle(self) -> Handle:
         place = (os.getpid(), threading.get_ident())
         if place not in self._handles:
-            self._handles[place] = _Handle(self.path)
+            self._handles[place] = Handle(self.path)
         return self._handles[place]
 
     def _of(self, label: str) -> dict[str, Array]:
@@ -216,73 +287,13 @@ class BPFile:
 
     def _table(self, array: Array, what: str, first: int, rows: int) -> Counts:
         """variable_count or variable_offset of some samples."""
-        table = self._handle.any_type(f"{array.name}/variable_{what}", first, rows)
-        return table.astype(np.int64, copy=False)
+        table = self._read(self._tables[f"{array.name}/variable_{what}"], first, rows).astype(np.int64, copy=False)
+        if (table < 0).any():
+            raise InputError(f"{self.path}: damaged, {array.name}/variable_{what} has negative numbers")
+        return table
 
     def _load_ends(self, label: str, key: str) -> list[int]:
         """Where the samples of a key begin and end; keys with as many rows share the table."""
         table = self.ends(label, key)
         known = self._ends.setdefault(label, {})
         return known.setdefault(key, next((t for t in known.values() if np.array_equal(t, table)), table.tolist()))
-
-
-class _Handle:
-    """The file as one thread has it open."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.adios = bindings.ADIOS()
-        self.io = self.adios.DeclareIO("store")
-        try:
-            self.engine = self.io.Open(str(path), bindings.Mode.ReadRandomAccess)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: ADIOS2 cannot open it ({reason(error)})") from None
-        self._variables: dict[str, Any] = {}
-
-    def attribute(self, name: str) -> Any:
-        """Text, a list of texts, a number or an array; a mapping where this project wrote one."""
-        found = self.io.InquireAttribute(name)
-        if found.Type() != "string":
-            return found.Data().item() if found.SingleValue() else found.Data()
-        if not found.SingleValue():
-            return found.DataString()
-        text = found.DataString()[0]
-        return json.loads(text) if name.startswith(OWN) and text.startswith("{") else text
-
-    def read(self, array: Array, first: int, rows: int) -> NDArray[Any]:
-        """Rows along the axis; the caller has checked that they are there."""
-        return self._get(array.name, array.selection(first, rows), array.dtype)
-
-    def any_type(self, name: str, first: int, rows: int) -> NDArray[Any]:
-        """Part of a table, whatever its type."""
-        return self._get(name, [[first], [rows]], TYPES.get(self._variable(name).Type(), "int64"))
-
-    def _variable(self, name: str) -> Any:
-        if name not in self._variables:
-            self._variables[name] = self.io.InquireVariable(name)
-        return self._variables[name]
-
-    def _get(self, name: str, selection: list[list[int]], dtype: str) -> NDArray[Any]:
-        values = np.empty(selection[1], dtype)
-        if values.size:
-            variable = self._variable(name)
-            variable.SetSelection(selection)
-            try:
-                self.engine.Get(variable, values, bindings.Mode.Sync)
-            except (RuntimeError, ValueError) as error:
-                raise InputError(f"{self.path}: {name} cannot be read ({reason(error)})") from None
-        return values
-
-    def close(self) -> None:
-        self.engine.Close()
-
-
-def _nbytes(variable: dict[str, str]) -> int:
-    """Size of an array, from what ADIOS2 says of it."""
-    shape = [int(n) for n in variable["Shape"].split(",") if n.strip()]
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(TYPES.get(variable["Type"], "uint8")).itemsize
-
-
-def reason(error: Exception) -> str:
-    """What ADIOS2 says, without its colours and ranks."""
-    return str(error).split("] : ")[-1].split(" : ")[-1].strip().splitlines()[0][:200]

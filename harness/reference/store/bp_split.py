@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 from harness.reference.store.bp_engine import Engine
-from harness.reference.store.bp_read import OWN, BPFile
+from harness.reference.store.bp_read import TABLES, BPFile
+from harness.reference.store.checksums import BlockSums, Table
 from harness.reference.store.layout import KEYS, Block, Column, sample_major
 
 # Small blocks make a later read of one sample's edges quick, few blocks its search for the right one.
@@ -33,9 +34,14 @@ class Growing:
     rows: int = 0
     before: int = 0
     whole: int | None = None
-    checksum: int = 0
     variables: list[Any] = field(default_factory=list)
+    sums: list[BlockSums] = field(default_factory=list)
     ends: dict[str, Values] = field(default_factory=dict)
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return math.prod(self.rest) * np.dtype(self.dtype).itemsize
 
     def like(self) -> tuple[str, int, tuple[int, ...]]:
         """What must be the same in all blocks."""
@@ -113,7 +119,6 @@ class Split:
             columns = [piece.columns[name] for piece in self._pending]
             values = np.concatenate([c.values for c in columns], axis=growing.axis)
             counts = np.concatenate([c.rows(p.samples) for c, p in zip(columns, self._pending, strict=True)])
-            growing.checksum = zlib.crc32(sample_major(values, growing.axis).data, growing.checksum)
             both = Column(values, counts, growing.axis)
             growing.ends.setdefault("first", both.cut(0, int(counts[0])).copy())
             growing.ends["last"] = both.cut(int(counts[:-1].sum()), int(counts.sum())).copy()
@@ -132,6 +137,9 @@ class Split:
                 self._engine.define(stem + "/variable_count", counts, [self.all_samples or len(counts)]),
                 self._engine.define(stem + "/variable_offset", starts, [self.all_samples or len(counts)]),
             ]
+            growing.sums = [BlockSums(growing.row_bytes), *(BlockSums(starts.itemsize) for _ in TABLES)]
+        for sums, rows_of in zip(growing.sums, (sample_major(values, growing.axis), counts, starts), strict=True):
+            sums.add(rows_of)
         grows = self._engine.comm is None
         done = self._written + len(counts)
         at = [self._before + self._written]
@@ -157,12 +165,18 @@ class Split:
             if not (growing.whole or growing.rows):
                 raise InputError(f"{self.label}: {name} has no rows in any sample")
             self._engine.attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
-            if self._engine.comm is None:
-                self._engine.attribute(f"{OWN}{self.label}/{name}/crc32", np.array(growing.checksum))
         listed = [name for name in self._keys if name not in KEYS or KEYS[name].listed]
         self._engine.attribute(f"{self.label}/keys", listed)
         self._engine.attribute(f"{self.label}/ndata", np.array(self.all_samples))
         return True
+
+    def tables(self) -> dict[str, Table]:
+        """Return the checksums of each array; the split is finished, and written by this rank alone."""
+        return {
+            f"{self.label}/{name}{ending}": sums.table()
+            for name, growing in self._keys.items()
+            for ending, sums in zip(("", *(f"/variable_{t}" for t in TABLES)), growing.sums, strict=True)
+        }
 
     def _check_announced(self) -> None:
         samples, totals = self._announced
@@ -189,9 +203,13 @@ class Split:
                 return False
         for which, sample in (("first", self._before), ("last", self._before + self.samples - 1)):
             found = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
-            if any(not np.array_equal(self._keys[name].ends[which], c.values) for name, c in found.items()):
+            if any(not _is_same(self._keys[name].ends[which], c.values) for name, c in found.items()):
                 return False
         return True
+
+
+def _is_same(written: NDArray[Any], found: NDArray[Any]) -> bool:
+    return np.array_equal(written, found, equal_nan=found.dtype.kind == "f")
 
 
 def _likeness(column: Column) -> tuple[str, int, tuple[int, ...]]:

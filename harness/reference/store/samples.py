@@ -105,6 +105,32 @@ class Preloaded(Samples):
         return found
 
 
+class Remaining(Samples):
+    """The samples of a split but for some that are left out."""
+
+    def __init__(self, samples: Samples, left_out: Sequence[int]) -> None:
+        """left_out: sorted indices, each once."""
+        self._samples = samples
+        # Before index i of the rest lie as many that are left out as have no more than i of the rest before them.
+        self._before = np.asarray(left_out, dtype=np.int64) - np.arange(len(left_out))
+        self.thread_safe = samples.thread_safe
+
+    def __len__(self) -> int:
+        return len(self._samples) - len(self._before)
+
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+        """The samples in the order asked for."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        beyond = wanted[(wanted < 0) | (wanted >= len(self))]
+        if len(beyond):
+            raise InputError(f"there are samples 0..{len(self) - 1}, not {beyond[0]}")
+        return self._samples.get(wanted + np.searchsorted(self._before, wanted, side="right"))
+
+    def close(self) -> None:
+        """Close the samples."""
+        self._samples.close()
+
+
 class Merged(Samples):
     """Several datasets as one, one after the other."""
 

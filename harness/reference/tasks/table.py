@@ -65,9 +65,13 @@ TASKS: tuple[Task, ...] = (
         target="internal energy at 0 K (U0)",
         unit="eV",
         kind="energy",
-        official=("qm9_part*.csv", "gdb9.sdf with gdb9.sdf.csv and, if there, uncharacterized.txt"),
-        fetch="https://doi.org/10.6084/m9.figshare.978904, as gdb9.sdf and gdb9.sdf.csv (qm9.zip of MoleculeNet), "
-        "or qm9_part*.csv (PyPI qm9pack)",
+        official=(
+            "dsgdb9nsd.xyz.tar.bz2 (or the folder that it unfolds to) with uncharacterized.txt",
+            "qm9_part*.csv",
+            "gdb9.sdf with gdb9.sdf.csv and, if there, uncharacterized.txt",
+        ),
+        fetch="https://doi.org/10.6084/m9.figshare.978904 (dsgdb9nsd.xyz.tar.bz2, uncharacterized.txt), as gdb9.sdf "
+        "and gdb9.sdf.csv (qm9.zip of MoleculeNet), or as qm9_part*.csv (PyPI qm9pack)",
         size=130_831,
         splits="at random: 110,000 to train, 10,000 to validate, the rest to test",
         licence="CC0",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.reference.batches import Batch
 from harness.reference.corpus import Corpus, Dataset
+from harness.reference.coverage import shortest_contact
 from harness.reference.datasets.heads import HEADS
 from harness.reference.graphs import Graph
 from harness.reference.losses import labelled, own_head
@@ -21,6 +22,7 @@ from harness.reference.team import Team
 
 BATCH = 32
 MEAN_OF, MEAN_BATCH = 100_000, 1000
+CLOSEST_OF = 2000
 # What is known of one head's test set: number and sums, so that ranks can add theirs up.
 SUMS = (
     "structures", "atoms", "unseen_elements", "energy_abs", "energy_sq", "composition_abs", "composition_sq",
@@ -60,6 +62,20 @@ def mean_energy(dataset: Dataset, team: Team) -> float:
         own += sum(float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records)
     total, number = team.total(torch.tensor([own, len(mine)], dtype=torch.float64)).tolist()
     return float(total / number)
+
+
+def shortest_distance(corpus: Corpus, dataset: Dataset, team: Team) -> float:
+    """Return the shortest distance in a set, as FoundationModel.closest counts it.
+
+    Of a set of more than CLOSEST_OF structures, so many spread evenly over it are looked at, by each rank its share.
+    """
+    place, count = corpus.datasets.index(dataset), len(dataset.samples)
+    looked_at = np.linspace(0, count - 1, min(count, CLOSEST_OF)).round().astype(np.int64)
+    mine = looked_at[team.place.rank :: team.place.size]
+    found = [shortest_contact(corpus.graphs(Drawn(np.array([place]), np.array([k])))) for k in mine.tolist()]
+    least = min(filter(None, found), default=np.inf)
+    everywhere = -float(team.largest(torch.tensor([-least], dtype=torch.float64)))
+    return everywhere if np.isfinite(everywhere) else 0.0
 
 
 def held_out(

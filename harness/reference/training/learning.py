@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.events import EventLog
-from harness.reference import merit, resuming
+from harness.reference import merit, resuming, sealed
 from harness.reference.batches import Batch
 from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import NotFinite
@@ -32,7 +32,7 @@ PROGRESS_S = 2.0
 ASKED_EVERY = 50
 # One structure far from all others can overflow a gradient now and then; so many in a row are a diverged model.
 MOST_SKIPPED = 10
-BAD_BATCH = "bad-batch.pt"
+BAD_BATCH = "bad-batch.safetensors"
 
 
 class Learning:
@@ -170,7 +170,7 @@ class Learning:
         names = self._names(drawn)
         sick = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
         path = self.folder / BAD_BATCH
-        torch.save({"names": names, "batch": dict(batch._asdict()), "labels": dict(labels._asdict())}, path)
+        sealed.write(path, "gfm-harness batch", {**batch._asdict(), **labels._asdict()}, {"names": names})
         which = ", ".join(np.array(names)[sick if sick.any() else ~sick][:5].tolist())
         raise NotFinite(
             f"the {what} is no longer a number at step {self.progress.step} (rank {self.team.place.rank}): {which};"

@@ -24,7 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.events import EventLog
 from harness.reference import chain, checkpoints, ranks
 from harness.reference.compiling import Compiled, compiled_errors, times_compiled
-from harness.reference.corpus import Corpus, Dataset, Neighbourhood, parted, stored, stores_in
+from harness.reference.corpus import (
+    Corpus,
+    Dataset,
+    Neighbourhood,
+    parted,
+    require_forces,
+    splits_in,
+    stored,
+    stores_in,
+)  # fmt: skip
 from harness.reference.datasets.mini import MINI_SETS
 from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.errors import InputError
@@ -40,7 +49,7 @@ from harness.reference.store.modes import Mode
 from harness.reference.store.sampling import Recipe, Sampler
 from harness.reference.store.together import world
 from harness.reference.team import Team, joined, own_device
-from harness.reference.training.evaluation import held_out
+from harness.reference.training.evaluation import CLOSEST_OF, held_out, shortest_distance
 from harness.reference.training.facts import as_run, describe, identity
 from harness.reference.training.gating import train_gate
 from harness.reference.training.head_groups import HeadGroups
@@ -109,7 +118,7 @@ Splits = dict[str, Corpus]
 
 
 def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
-    """The program: train, train the gate, evaluate, and leave model.pt in the run folder."""
+    """The program: train, train the gate, evaluate, and leave its checkpoint in the run folder."""
     config = configure(parameters)
     place = ranks.find(os.environ)
     if config.continues and chain.ended_before(folder, log, place.rank):
@@ -144,12 +153,21 @@ def assembled(config: TrainingConfig, reach: Neighbourhood, place: Place) -> Spl
             stored, reach=reach, mode=config.read, comm=comm, width=config.width, backend=config.store_backend
         )
         found = stores_in(Path(config.stores).expanduser())
-        datasets = [{split: opened(path, split=split) for split in SPLITS} for path in found]
+        datasets = [{split: opened(path, split=split) for split in splits_in(path)} for path in found]
     else:
         datasets = [
             parted(name, held_out=config.held_out, seed=config.split_seed, limit=config.limit) for name in config.sets
         ]
-    return {split: Corpus([d[split] for d in datasets if len(d[split].samples)], reach) for split in SPLITS}
+    require_forces([dataset for of_split in datasets for dataset in of_split.values()], config.force_weight)
+    usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in SPLITS}
+    for split, some in usable.items():
+        if not some:
+            where = config.stores or ", ".join(config.sets)
+            raise InputError(
+                f"{where}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
+                " which `harness data convert` makes of at least three groups of structures"
+            )
+    return {split: Corpus(some, reach) for split, some in usable.items()}
 
 
 def train(
@@ -183,10 +201,13 @@ def train(
     log.fact("observed", as_run(model, example[0], compiled, of_messages, config.precision, team))
     parameters = [*model.encoder.parameters(), *model.heads.parameters()]
     steps = config.epochs * feed.sampler.steps
-    seen = Corpus(
-        [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads], splits[SPLITS[1]].reach
-    )
-    validation = replace(feed, corpus=seen)
+    seen = [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads]
+    if not seen:
+        raise InputError(
+            f"heads: parallel: of the datasets of rank {team.place.rank} none has a {SPLITS[1]}; leave out"
+            " `heads: parallel`, or convert these sets anew"
+        )
+    validation = replace(feed, corpus=Corpus(seen, splits[SPLITS[1]].reach))
     learning = Learning(
         exchanged(module, model, team, whole=groups is None),
         model,
@@ -258,10 +279,13 @@ def finish(
         model.gate.requires_grad_(False)
     for parameter in model.parameters():
         parameter.copy_(team.from_first(parameter))
+    for dataset in splits[SPLITS[0]].datasets:
+        model.closest[dataset.head] = shortest_distance(splits[SPLITS[0]], dataset, team)
+    notes["closest_of"] = CLOSEST_OF
     notes["held_out"] = held_out(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
     log.fact("held_out", notes["held_out"])
     if team.place.rank == 0:
-        checkpoints.save(model, folder / "model.pt", notes)
+        checkpoints.save(model, folder / chain.MODEL, notes)
 
 
 def configure(parameters: dict[str, Any]) -> TrainingConfig:

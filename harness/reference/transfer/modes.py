@@ -40,10 +40,15 @@ BY_NAME = {mode.name: mode for mode in MODES}
 
 
 def best_head(model: FoundationModel, composition: Tensor) -> int:
-    """The trained head that the gate trusts most for these compositions, [g, 119]."""
+    """Return the trained head that the gate trusts most for these compositions, [g, 119].
+
+    Only heads that know all elements of the most structures are asked.
+    """
+    composition = composition.to(next(model.parameters()).dtype)
     with torch.no_grad():
-        weights = model.gate(composition.to(next(model.parameters()).dtype)).mean(0)
-    return int(weights.masked_fill(~model.trained, -1.0).argmax())
+        weights = model.gate(composition).mean(0)
+        known = model.heads_that_know(composition).sum(0).masked_fill(~model.trained, -1)
+    return int(weights.masked_fill(known < known.max(), -1.0).argmax())
 
 
 def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_own: bool, seed: int) -> FoundationModel:

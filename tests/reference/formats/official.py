@@ -21,7 +21,7 @@ from torch_geometric.data import Data
 
 from harness.reference.datasets.formats.free_atoms import ENERGIES_EV
 from harness.reference.datasets.formats.reader import Format
-from harness.reference.frames import Fault, Frames, joined
+from harness.reference.frames import Fault, Frames, Remark, joined
 
 HARTREE, BOHR = 27.211386245988, 0.529177210903
 METHANOL = np.array([6, 8, 1, 1, 1, 1])
@@ -40,16 +40,22 @@ def conformations(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np
 
 
 def everything(form: Format, *paths: Path) -> tuple[Frames, list[Fault]]:
-    """All structures and faults of some files."""
+    """All structures and faults of some files, without what is only remarked."""
     blocks: list[Frames] = []
     faults: list[Fault] = []
     for part in form.parts(list(paths)):
         for item in form.read(part):
-            if isinstance(item, Fault):
-                faults.append(item)
-            else:
+            if not isinstance(item, Fault):
                 blocks.append(item)
+            elif not isinstance(item, Remark):
+                faults.append(item)
     return joined(blocks), faults
+
+
+def remarks(form: Format, *paths: Path) -> list[tuple[str, str]]:
+    """(kind, reason) of everything that is remarked of some files."""
+    items = (item for part in form.parts(list(paths)) for item in form.read(part))
+    return [(item.kind, item.reason) for item in items if isinstance(item, Remark)]
 
 
 def same(a: Frames, b: Frames) -> bool:

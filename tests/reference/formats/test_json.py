@@ -95,7 +95,7 @@ def test_mptrj_bad_files(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-300])
     with pytest.raises(InputError, match=r"m\.json: truncated, the JSON ends inside"):
         everything(mptrj.FORMAT, path)
-    for text in ("\x89HDF", '{"entries": []}', "[1]", ""):
+    for text in ("\x89HDF", '{"entries": []}', "[1]"):
         path.write_text(text)
         with pytest.raises(InputError, match="not MPtrj, expected"):
             mptrj.parts([path])

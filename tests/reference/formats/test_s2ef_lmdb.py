@@ -180,7 +180,7 @@ def test_bad_rows_and_files(tmp_path: Path) -> None:
     write_lmdb(path, rows)
     frames, faults = everything(s2ef_lmdb.FORMAT, path)
     assert frames.ids.tolist() == ["a/0"]
-    kinds = ["corrupt", "malformed", "unlabelled", "missing row", "shape"]
+    kinds = ["corrupt", "malformed", "unlabelled", "missing row", "shape", "corrupt"]
     assert [f.kind for f in faults] == kinds
     write_aselmdb(tmp_path / "b.aselmdb", {1: ase_row(1)})
     with pytest.raises(InputError, match=r"not an S2EF LMDB, no '0' \(there are: 1, metadata, nextid\)"):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.reference.errors import InputError
 from harness.reference.store.bp import BPFile
 from harness.reference.store.bp_folder import SEAL
+from harness.reference.store.layout import Record
+from harness.reference.store.modes import Mode, open_samples
 from tests.conftest import ROOT
-from tests.reference.store.examples import example_block, write
+from tests.reference.store.examples import example_block, same, write
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +66,119 @@ def test_garbled_metadata(damaged: Path, name: str) -> None:
     assert "is not as it was written" in refused(damaged)
 
 
+def garble(path: Path, place: int, content: bytes) -> None:
+    with open(path, "r+b") as handle:
+        handle.seek(place)
+        handle.write(content)
+
+
+DAMAGE = r"damaged, trainset/\w+.* is not as it was written in block \d+ \(rows \d+..\d+\)"
+
+
+def read_in(mode: Mode, path: Path) -> list[Record]:
+    with open_samples(path, "trainset", mode) as samples:
+        return [{k: v.copy() for k, v in record.items()} for record in samples.get(range(len(samples)))]
+
+
 def test_garbled_data_are_found_by_verify(damaged: Path) -> None:
-    with open(damaged / "data.0", "r+b") as handle:
-        handle.seek(100_000)
-        handle.write(b"\xff" * 100)
-    with BPFile(damaged) as file, pytest.raises(InputError, match=r"damaged, trainset/.* is not as it was written"):
+    garble(damaged / "data.0", 100_000, b"\xff" * 100)
+    with BPFile(damaged) as file, pytest.raises(InputError, match=DAMAGE):
         file.verify()
+
+
+@pytest.mark.parametrize("mode", ["on_demand", "preload", "shared", "distributed"])
+def test_garbled_data_are_refused_when_training_reads_them(damaged: Path, mode: Mode) -> None:
+    garble(damaged / "data.0", 100_000, b"\xff" * 100)
+    with pytest.raises(InputError, match=DAMAGE):
+        read_in(mode, damaged)
+
+
+def test_samples_outside_a_damaged_block_are_read(damaged: Path, whole: Path) -> None:
+    """The cost of a read is bounded by its blocks, and so is what damage takes away."""
+    with BPFile(whole) as file:
+        expected = file.record("trainset", 0, ["pos"])
+    data = (damaged / "data.0").read_bytes()
+    last = data.rindex(read_in("preload", whole)[-1]["pos"].tobytes())
+    garble(damaged / "data.0", last, bytes([data[last] ^ 1]))
+    with BPFile(damaged) as file:
+        assert np.array_equal(file.record("trainset", 0, ["pos"])["pos"], expected["pos"])
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"trainset/pos is not as it was written"):
+                file.record("trainset", 299, ["pos"])
+
+
+def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> None:
+    expected = read_in("preload", whole)
+    rng = np.random.default_rng(5)
+    files = sorted(whole.iterdir())
+    found = {file.name: 0 for file in files}
+    for number in range(120):
+        file = files[number % len(files)]
+        copy = Path(shutil.copytree(whole, tmp_path / f"{number}.bp"))
+        place = int(rng.integers(file.stat().st_size))
+        garble(copy / file.name, place, bytes([file.read_bytes()[place] ^ 1 << int(rng.integers(8))]))
+        try:
+            assert all(map(same, read_in(("on_demand", "preload", "shared")[number % 3], copy), expected))
+        except InputError:
+            found[file.name] += 1
+        shutil.rmtree(copy)
+    assert all(found[name] for name in ("data.0", "md.0", "md.idx", "mmd.0", "harness.json", "harness.crc32"))
+
+
+def test_a_store_without_its_seal_is_refused(damaged: Path) -> None:
+    (damaged / SEAL).unlink()
+    assert "harness.json is missing" in refused(damaged)
+
+
+def rewrite_seal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a seal as somebody would who knows its checksum."""
+    content = json.loads((path / SEAL).read_text())["content"]
+    change(content)
+    checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    (path / SEAL).write_text(json.dumps({"content": content, "crc32": checksum}))
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "a/../../outside", "", ".", "..", "link", "\0"])
+@pytest.mark.parametrize("table", ["bytes", "crc32"])
+def test_a_seal_names_only_files_in_its_folder(damaged: Path, name: str, table: str) -> None:
+    (damaged.parent / "outside").write_bytes(b"1234")
+    (damaged / "link").symlink_to("/dev/zero")
+    rewrite_seal(damaged, lambda content: content[table].update({name: 4}))
+    refused(damaged)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["bytes"].update({"md.0": -1}),
+        lambda c: c["bytes"].update({"md.0": 10**40}),
+        lambda c: c["bytes"].update({"md.0": "many"}),
+        lambda c: c["bytes"].pop("md.0"),
+        lambda c: c.update(bytes=[1, 2]),
+        lambda c: c.update(arrays={}),
+        lambda c: c["arrays"].update({"trainset/none": 1}),
+        lambda c: c["arrays"].update({"trainset/pos": True}),
+        lambda c: c["arrays"].pop("trainset/pos"),
+        lambda c: c.update(facts=3),
+        lambda c: c.pop("facts"),
+    ],
+)
+def test_a_hostile_seal_is_refused_in_one_line(damaged: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    rewrite_seal(damaged, change)
+    refused(damaged)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, "1" * 100_000, '{"content": 1, "crc32": 2}', "null", "NaN", '"\\ud800"', "\xff"]
+)
+def test_a_seal_that_is_none_is_refused_in_one_line(damaged: Path, text: str) -> None:
+    (damaged / SEAL).write_text(text, encoding="latin-1")
+    assert "harness.json: damaged" in refused(damaged)
+
+
+def test_a_seal_of_an_older_version_is_named_so(damaged: Path) -> None:
+    (damaged / SEAL).write_text('{"bytes": {}, "crc32": {}}')
+    assert "written by an older version" in refused(damaged)
 
 
 def test_what_is_no_bp_folder(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import adios2
 import numpy as np
 import pytest
-from adios2 import bindings
 
 from harness.reference.store.bp import BPFile
 from harness.reference.store.layout import Record
 from harness.reference.store.modes import open_samples
 from tests.reference.store.examples import example_block, write
+from tests.reference.store.originals import write_original
 
 
 def original_samples(count: int, *, alike: bool = False) -> list[Record]:
@@ -43,37 +43,11 @@ def original_samples(count: int, *, alike: bool = False) -> list[Record]:
     return samples
 
 
-def write_as_original(path: Path, label: str, samples: list[Record]) -> None:
-    adios = bindings.ADIOS()
-    io = adios.DeclareIO(str(path))
-    engine = io.Open(str(path), bindings.Mode.Write)
-    io.DefineAttribute(f"{label}/ndata", np.array(len(samples)))
-    io.DefineAttribute(f"{label}/keys", list(samples[0]))
-    for key in sorted(samples[0]):
-        arrays = [s[key] for s in samples]
-        shapes = np.array([a.shape for a in arrays])
-        varying = np.flatnonzero(shapes.min(0) != shapes.max(0))
-        axis = int(varying[0]) if len(varying) else 0
-        whole = np.ascontiguousarray(np.concatenate(arrays, axis=axis))
-        counts = np.array([a.shape[axis] for a in arrays])
-        offsets = np.cumsum(counts) - counts
-        tables = {"": whole, "/variable_count": counts, "/variable_offset": offsets}
-        for ending, values in tables.items():
-            shape = list(values.shape)
-            variable = io.DefineVariable(f"{label}/{key}{ending}", values, shape, [0] * len(shape), shape, True)
-            engine.Put(variable, values, bindings.Mode.Sync)
-        io.DefineAttribute(f"{label}/{key}/variable_dim", np.array(axis))
-    io.DefineAttribute("total_ndata", np.array(len(samples)))
-    io.DefineAttribute("dataset_name", "omol25")
-    io.DefineAttribute("pna_deg", np.arange(4))
-    engine.Close()
-
-
 @pytest.mark.parametrize("alike", [False, True], ids=["of many sizes", "of one size"])
 def test_its_files_open_here(tmp_path: Path, alike: bool) -> None:
     """Where all samples have one size, the original lets even edge_index vary along its first axis."""
     samples = original_samples(12, alike=alike)
-    write_as_original(tmp_path / "a.bp", "trainset", samples)
+    write_original(tmp_path / "a.bp", {"trainset": samples}, dataset_name="omol25", pna_deg=np.arange(4))
     with BPFile(tmp_path / "a.bp") as file:
         assert file.splits == ("trainset",)
         assert file.keys("trainset")

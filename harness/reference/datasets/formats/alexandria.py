@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import bz2
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.reference.datasets.formats.composition import formula
-from harness.reference.datasets.formats.gather import Row, Unfit, gathered, made, need, one_line, row
+from harness.reference.datasets.formats.gather import Row, Unfit, gathered, made, need, row
 from harness.reference.datasets.formats.json_stream import CHUNK, Scanner, decoded, values
 from harness.reference.datasets.formats.paths import files, opened
-from harness.reference.datasets.formats.pymatgen_json import crystal, site_forces, stress_from_kbar
-from harness.reference.datasets.formats.reader import Format, Part
+from harness.reference.datasets.formats.pymatgen_json import crystal, site_forces, site_names, stress_from_kbar
+from harness.reference.datasets.formats.reader import MOST_BYTES, Format, Part
+from harness.reference.datasets.formats.unpacking import BZIP2, GZIP, HEAD, XZ, packing, unpacked
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames
 
 
 def parts(paths: Sequence[Path]) -> list[Part]:
     """One part for each file, about 100,000 entries."""
-    listed = files(paths, (".json.bz2", ".json"), "Alexandria files")
+    listed = files(paths, (".json.bz2", ".json", ".json.gz", ".json.xz"), "Alexandria files")
     for path, _ in listed:
-        with opened(path) as file:
-            head = file.read(64)
-        if not (head.startswith(b"BZh") if path.suffix == ".bz2" else head.lstrip().startswith(b"{")):
+        with opened(path, accepted=(BZIP2, GZIP, XZ)) as file:
+            head = file.read(HEAD)
+        if not packing(head) and not head.lstrip().startswith(b"{"):
             raise InputError(f"{path}: neither bzip2 nor JSON, it begins {head[:16]!r}")
     return [Part(path, label) for path, label in listed]
 
@@ -33,16 +33,13 @@ def read(part: Part) -> Iterator[Frames | Fault]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: truncated or not a bzip2 file ({one_line(error)})") from None
+    with unpacked(path) as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def _entries(part: Part) -> Iterator[tuple[str, bytes]]:
-    for count, value in enumerate(values(_chunks(part.path), Scanner(str(part.path), 2))):
+    for count, value in enumerate(values(_chunks(part.path), Scanner(str(part.path), 2, longest=MOST_BYTES))):
         if not count and b'"entries"' not in value.before:
             raise InputError(f"{part.path}: not Alexandria, expected {{'entries': [...]}}")
         where = f"{part.key}/{count}"
@@ -67,6 +64,7 @@ def _row(where: str, text: bytes) -> Row:
         cell=cell,
         periodic=periodic,
         stress=stress_from_kbar(data.get("stress")),
+        names=[*site_names(structure), *data],
     )
 
 

@@ -42,10 +42,12 @@ def _why(root: h5.Group, groups: list[str]) -> str:
 
 
 def _size(root: h5.Group, name: str) -> int:
+    """The most conformations that any key of a group has: those that lack another key count too."""
     try:
-        return h5.rows(h5.dataset(h5.child(root, name), KEYS[0]))
+        group = h5.child(root, name)
     except Unfit:
         return 0
+    return max(h5.size(group, key) for key in KEYS)
 
 
 def read(part: Part) -> Iterator[Frames | Fault]:
@@ -57,10 +59,14 @@ def _pieces(part: Part) -> Iterator[Frames | Fault]:
     label, first, stop = bounds(part)
     with h5.opened(part.path) as root:
         for name in h5.names(root, str(part.path))[first:stop]:
+            yielded = 0
             try:
-                yield from _group(h5.child(root, name), label, name)
+                for piece in _group(h5.child(root, name), label, name):
+                    yielded += piece.count if isinstance(piece, Fault) else len(piece)
+                    yield piece
             except Unfit as error:
-                yield Fault(f"{label}/{name}", error.kind, str(error))
+                rest = _size(root, name) - yielded
+                yield Fault(f"{label}/{name}", error.kind, str(error), max(1, rest))
 
 
 def _group(group: h5.Group, label: str, name: str) -> Iterator[Frames | Fault]:
@@ -74,8 +80,8 @@ def _group(group: h5.Group, label: str, name: str) -> Iterator[Frames | Fault]:
         found = h5.same_molecule(ids, name, numbers, positions, energy * HARTREE_EV, forces * HARTREE_EV)
         yield found[~absent] if absent.any() else found
     if unlabelled:
-        told = f"{unlabelled} of {total} conformations lack {KEYS[1]} or its forces"
-        yield Fault(f"{label}/{name}", "unlabelled", told, unlabelled)
+        reason = f"{unlabelled} of {total} conformations lack {KEYS[1]} or its forces"
+        yield Fault(f"{label}/{name}", "unlabelled", reason, unlabelled)
 
 
 FORMAT = Format("ani1x", "ani1x-release.h5", parts, read)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ import orjson
 
 from harness.reference.datasets.formats.composition import formula
 from harness.reference.datasets.formats.gather import Row, Unfit, gathered, made, missing, need, one_line, row
-from harness.reference.datasets.formats.lmdb_file import keys_there, reading
+from harness.reference.datasets.formats.lmdb_file import DATA_FILE, keys_there, numbered_keys, reading
 from harness.reference.datasets.formats.paths import PART, bounds, files
-from harness.reference.datasets.formats.reader import Format, Part
+from harness.reference.datasets.formats.reader import MOST_BYTES, Format, Part
+from harness.reference.datasets.formats.unpacking import inflate
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames
 
-ENDINGS = (".aselmdb", ".lmdb")
+ENDINGS = (".aselmdb", ".lmdb", DATA_FILE)
+RESERVED = frozenset({"nextid", "deleted_ids", "metadata"})
 SPARSEST = 1000  # ids for each entry
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # ASE's order: xx yy zz yz xz xy
 
@@ -29,7 +30,7 @@ def parts(paths: Sequence[Path]) -> list[Part]:
     found = []
     for path, label in files(paths, ENDINGS, "aselmdb files"):
         with reading(path) as transaction:
-            stop = _next_id(path, transaction)
+            stop = max(_next_id(path, transaction), *(k + 1 for k in _keys(path, transaction)[0][-1:]), 1)
         found += [Part(path, f"{label} {first}:{min(first + PART, stop)}") for first in range(1, stop, PART)]
     return found
 
@@ -46,6 +47,16 @@ def _next_id(path: Path, transaction: lmdb.Transaction) -> int:
     return value
 
 
+def _keys(path: Path, transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
+    """Numbers of rows and names of other entries, where they are not as many as 'nextid' says; else nothing."""
+    reserved = sum(transaction.get(name.encode()) is not None for name in RESERVED)
+    rows = int(transaction.stat()["entries"]) - reserved
+    if rows == _next_id(path, transaction) - 1 - len(set(_deleted(path, transaction))):
+        return [], []
+    numbers, others = numbered_keys(transaction)
+    return numbers, [name for name in others if name not in RESERVED]
+
+
 def _entry(path: Path, transaction: lmdb.Transaction, key: bytes) -> Any:
     """A key that is not a row, which some versions compress and others do not; None where there is none."""
     value = transaction.get(key)
@@ -53,16 +64,18 @@ def _entry(path: Path, transaction: lmdb.Transaction, key: bytes) -> Any:
         return None
     raw = bytes(value)
     try:
-        return orjson.loads(zlib.decompress(raw) if raw[:1] == b"\x78" else raw)
-    except (zlib.error, orjson.JSONDecodeError):
+        return orjson.loads(inflate(raw, MOST_BYTES) if raw[:1] == b"\x78" else raw)
+    except (Unfit, orjson.JSONDecodeError):
         raise InputError(f"{path}: {key.decode()!r} is neither JSON nor compressed JSON") from None
 
 
 def read(part: Part) -> Iterator[Frames | Fault]:
-    """Rows in the order of their ids; deleted ones are passed over, absent ones are faults."""
+    """Rows in the order of their ids; deleted ones are passed over, absent ones and unknown entries are faults."""
     label, first, stop = bounds(part)
     with reading(part.path) as transaction:
         deleted = set(_deleted(part.path, transaction))
+        for name in _keys(part.path, transaction)[1] if first == 1 else ():
+            yield Fault(f"{label}/{name[:40]}", "unknown entry", "its key is not a row's, which are whole numbers")
         ids = (k for k in range(first, stop) if k not in deleted)
         yield from gathered(made(_samples(transaction, label, ids), _row))
 
@@ -78,16 +91,11 @@ def _samples(transaction: lmdb.Transaction, label: str, ids: Iterator[int]) -> I
     for k in ids:
         where = f"{label}/{k}"
         value = transaction.get(b"%d" % k)
-        if value is None:
-            yield where, Fault(where, "missing row", "neither stored nor among the deleted ids")
-            continue
-        try:
-            yield where, orjson.loads(zlib.decompress(value))
-        except (zlib.error, orjson.JSONDecodeError) as error:
-            yield where, Fault(where, "corrupt", f"not compressed JSON ({one_line(error)})")
+        yield where, Fault(where, "missing row", "neither stored nor among the deleted ids") if value is None else value
 
 
-def _row(name: str, stored: Mapping[str, Any]) -> Row:
+def _row(name: str, value: memoryview) -> Row:
+    stored = _decoded(value)
     numbers = _array(need(stored, "numbers"))
     data = stored.get("data") or {}
     return row(
@@ -100,9 +108,17 @@ def _row(name: str, stored: Mapping[str, Any]) -> Row:
         cell=_array(stored.get("cell")),
         periodic=_array(stored.get("pbc")),
         stress=_stress(stored.get("stress")),
-        charge=data.get("charge") or 0,
-        multiplicity=data.get("spin") or 0,
+        charge=data.get("charge"),
+        multiplicity=data.get("spin"),
+        names=[*stored, *data, *(stored.get("key_value_pairs") or ())],
     )
+
+
+def _decoded(value: memoryview) -> Any:
+    try:
+        return orjson.loads(inflate(value, MOST_BYTES))
+    except orjson.JSONDecodeError as error:
+        raise Unfit("corrupt", f"not compressed JSON ({one_line(error)})") from None
 
 
 def _array(stored: Any) -> Any:

@@ -16,6 +16,11 @@ from harness.reference.structures import MAX_ATOMIC_NUMBER, Array
 MAX_FORCE = 1000.0  # eV/angstrom: the bound of the original preprocessing
 SAME_PLACE = 1e-4  # angstrom
 NO_VOLUME = 1e-6  # angstrom^3
+FARTHEST = 1e6  # angstrom from the origin, and of a lattice vector
+CLOSEST_PLANES = 0.1  # angstrom between lattice planes of a periodic cell
+CLOSEST = 0.1  # angstrom^3 for each atom; metallic hydrogen has about 1
+MOST_FORCE = 1e5  # eV/angstrom: carbon nuclei 0.07 angstrom apart
+MOST_STRESS = 1e3  # eV/angstrom^3, 160,000 GPa
 Mask = NDArray[np.bool_]
 Finding = tuple[Mask, str, Callable[[int], str]]  # structures at fault, kind, reason for one of them
 
@@ -31,6 +36,7 @@ def check(frames: Frames, *, source: Source | None, max_force: float = MAX_FORCE
     faults: list[Fault] = []
     for stage in (
         _bookkeeping,
+        lambda f: _within_bounds(f, max(MOST_FORCE, max_force)),
         lambda f: _numbers_in_order(f, max_force),
         lambda f: _plausible(f, source),
     ):
@@ -74,6 +80,40 @@ def _bookkeeping(frames: Frames) -> Iterator[Finding]:
         yield seen, "duplicate", lambda k: "the same id stands for an earlier structure"
 
 
+def _within_bounds(frames: Frames, most_force: float) -> Iterator[Finding]:
+    """What no structure can be, and what the arithmetic of later stages would not survive; NaN is theirs."""
+    starts = frames.ends - frames.sizes
+    far = _beyond(frames.positions, FARTHEST)
+    if far.any():
+        yield (
+            _any(far, starts),
+            "out of bounds",
+            lambda k: f"atom {_first(frames, far, k)} is farther than {FARTHEST:g} angstrom from the origin",
+        )
+    wide = f"a lattice vector of more than {FARTHEST:g} angstrom"
+    yield _beyond(frames.cell, FARTHEST), "out of bounds", lambda k: wide
+    if frames.forces is not None:
+        yield (
+            _any(_beyond(frames.forces, most_force), starts),
+            "out of bounds",
+            lambda k: f"a force of more than {most_force:g} eV/angstrom; damaged, or in other units",
+        )
+    if frames.stress is not None:
+        reason = f"a stress of more than {MOST_STRESS:g} eV/angstrom^3"
+        yield _beyond(frames.stress, MOST_STRESS), "out of bounds", lambda k: reason
+
+
+def _beyond(values: Array, bound: float) -> Mask:
+    """Rows of [k, ...] with a finite value beyond the bound, [k]."""
+    return np.array((np.isfinite(values) & (np.abs(values) > bound)).reshape(len(values), -1).any(axis=1), dtype=bool)
+
+
+def _first(frames: Frames, atoms: Mask, k: int) -> int:
+    """The first of structure k's atoms that the mask holds for, counted within it."""
+    stop = int(frames.ends[k])
+    return int(np.flatnonzero(atoms[stop - int(frames.sizes[k]) : stop])[0])
+
+
 def _numbers_in_order(frames: Frames, max_force: float) -> Iterator[Finding]:
     starts = frames.ends - frames.sizes
     alien = (frames.numbers < 1) | (frames.numbers > MAX_ATOMIC_NUMBER)
@@ -93,7 +133,8 @@ def _numbers_in_order(frames: Frames, max_force: float) -> Iterator[Finding]:
         some = _odd(np.isnan(frames.stress))
         yield _odd(np.isfinite(frames.stress)) & some, "not finite", lambda k: "the stress is not finite"
     if frames.forces is not None:
-        squared = np.einsum("ij,ij->i", frames.forces, frames.forces)
+        with np.errstate(over="ignore"):
+            squared = np.einsum("ij,ij->i", frames.forces, frames.forces)
         if squared.max() >= max_force**2 or np.isnan(squared).any():
             largest = np.sqrt(np.maximum.reduceat(np.nan_to_num(squared, posinf=np.inf), starts))
             yield (
@@ -103,6 +144,11 @@ def _numbers_in_order(frames: Frames, max_force: float) -> Iterator[Finding]:
             )
     if frames.periodic.any():
         yield _flat(frames), "no volume", lambda k: "periodic, but its cell has no volume"
+        yield (
+            _crowded(frames),
+            "crowded",
+            lambda k: f"its cell is flat, or has less than {CLOSEST:g} angstrom^3 an atom",
+        )
 
 
 def _atoms(frames: Frames, k: int) -> NDArray[np.uint8]:
@@ -143,6 +189,16 @@ def _flat(frames: Frames) -> Mask:
     along = np.linalg.norm(cell, axis=2)
     short = ((along < NO_VOLUME) & frames.periodic).any(axis=1)
     return short | (frames.periodic.all(axis=1) & (volume < NO_VOLUME))
+
+
+def _crowded(frames: Frames) -> Mask:
+    """Periodic cells so small or so flat that every atom would have thousands of neighbours, [g]."""
+    cell = np.nan_to_num(frames.cell)
+    volume = np.abs(np.linalg.det(cell))
+    full = frames.periodic.all(axis=1) & (volume >= NO_VOLUME)
+    faces = np.linalg.norm(np.cross(np.roll(cell, -1, axis=1), np.roll(cell, -2, axis=1)), axis=2)
+    flat = (faces * CLOSEST_PLANES > volume[:, None]).any(axis=1)
+    return np.asarray(full & (flat | (volume < CLOSEST * frames.sizes)), dtype=bool)
 
 
 def _plausible(frames: Frames, source: Source | None) -> Iterator[Finding]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.datasets.formats.reader import BLOCK
+from harness.reference.datasets.formats.names import similar_name
+from harness.reference.datasets.formats.reader import BLOCK, BLOCK_ATOMS, MOST_ATOMS
 from harness.reference.errors import InputError
-from harness.reference.frames import Fault, Frames, joined
+from harness.reference.frames import Fault, Frames, Remark, joined
 from harness.reference.structures import Array
 
 LARGEST_BYTE = 255
 MOST_CHARGE = 100
+SHOWN = 8  # names in a message
 T = TypeVar("T")
 Made = TypeVar("Made")
 
@@ -29,7 +31,10 @@ class Unfit(ValueError):
 
 
 class Row(NamedTuple):
-    """One structure of n atoms: the columns of Frames for it, None where the source has nothing."""
+    """One structure of n atoms: the columns of Frames for it, None where the source has nothing.
+
+    hints: (label, what to tell users of it) of labels that are missing here, but may stand under another name.
+    """
 
     id: str
     group: str
@@ -42,6 +47,7 @@ class Row(NamedTuple):
     stress: Array | None
     charge: int
     multiplicity: int
+    hints: tuple[tuple[str, str], ...] = ()
 
 
 def row(
@@ -55,12 +61,20 @@ def row(
     cell: Any = None,
     periodic: Any = None,
     stress: Any = None,
-    charge: int = 0,
-    multiplicity: int = 0,
+    charge: Any = 0,
+    multiplicity: Any = 0,
+    names: Iterable[str] = (),
 ) -> Row:
-    """A structure from whatever a file holds: lists, flat or nested, or arrays; raises Unfit for a wrong shape."""
+    """A structure from whatever a file holds: lists, flat or nested, or arrays; raises Unfit for a wrong shape.
+
+    names: what the source has of this structure, among which a missing label is looked for.
+    """
     found = np.asarray(numbers).reshape(-1)
     n = len(found)
+    if n > MOST_ATOMS:
+        raise Unfit("too large", f"{n} atoms, more than {MOST_ATOMS}")
+    if found.dtype.kind not in "iufb":
+        raise Unfit("atomic number", "atomic numbers are not numbers")
     if n and not (found.min() >= 0 and found.max() <= LARGEST_BYTE):
         raise Unfit("atomic number", f"{found.min()} .. {found.max()} are not atomic numbers")
     elements = found.astype(np.uint8)
@@ -76,16 +90,25 @@ def row(
         cell=None if cell is None else shaped("cell", cell, (3, 3)),
         periodic=None if periodic is None else np.broadcast_to(np.asarray(periodic, dtype=bool), 3),
         stress=None if stress is None else shaped("stress", stress, (3, 3)),
-        charge=_whole("charge", charge, -MOST_CHARGE),
-        multiplicity=_whole("multiplicity", multiplicity, 0),
+        charge=0 if charge is None else _whole("charge", charge, -MOST_CHARGE),
+        multiplicity=0 if multiplicity is None else _whole("multiplicity", multiplicity, 0),
+        hints=_hints(
+            {"energy": energy, "forces": forces, "stress": stress, "charge": charge, "spin": multiplicity}, names
+        ),
     )
+
+
+def _hints(labels: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    lacking = [label for label, value in labels.items() if value is None]
+    near = {label: similar_name(label, names) for label in lacking} if lacking else {}
+    return tuple((label, f"no {label} (did you mean {name!r}?)") for label, name in near.items() if name)
 
 
 def _number(what: str, value: Any) -> float:
     """A single number; raises Unfit."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iuf":
-        raise Unfit("malformed", f"{what} is {str(value)[:40]!r}, expected a number")
+        raise Unfit("malformed", f"{what} is {shown(value)}, expected a number")
     return float(array.reshape(()))
 
 
@@ -93,8 +116,15 @@ def _whole(what: str, value: Any, least: int) -> int:
     """A small whole number; raises Unfit."""
     number = _number(what, value)
     if not least <= number <= MOST_CHARGE or number != round(number):
-        raise Unfit("malformed", f"{what} is {str(value)[:40]!r}, expected a whole number of {least} .. {MOST_CHARGE}")
+        raise Unfit("malformed", f"{what} is {shown(value)}, expected a whole number of {least} .. {MOST_CHARGE}")
     return int(number)
+
+
+def shown(value: Any) -> str:
+    """Return a value in few words, without spelling out what may be nested without end."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    return str(value)[:40] if isinstance(value, (int, float, np.generic)) else f"a {type(value).__name__}"
 
 
 def shaped(what: str, values: Any, shape: tuple[int, ...]) -> Array:
@@ -108,11 +138,12 @@ def shaped(what: str, values: Any, shape: tuple[int, ...]) -> Array:
 
 
 def gathered(rows: Iterable[Row | Fault]) -> Iterator[Frames | Fault]:
-    """Blocks of single structures; a fault stands before the block that its neighbours are in.
+    """Blocks of single structures; a fault stands before the block that its neighbours are in, remarks after it.
 
     Where the rows end in an InputError, those before it come first.
     """
     kept: list[Row] = []
+    atoms = 0
     broken: InputError | None = None
     try:
         for item in rows:
@@ -120,19 +151,30 @@ def gathered(rows: Iterable[Row | Fault]) -> Iterator[Frames | Fault]:
                 yield item
                 continue
             kept.append(item)
-            if len(kept) == BLOCK:
+            atoms += len(item.numbers)
+            if len(kept) == BLOCK or atoms >= BLOCK_ATOMS:
                 yield _together(kept)
-                kept = []
+                yield from _remarks(kept)
+                kept, atoms = [], 0
     except InputError as error:
         broken = error
     if kept:
         yield _together(kept)
+        yield from _remarks(kept)
     if broken is not None:
         raise broken
 
 
+def _remarks(rows: Sequence[Row]) -> Iterator[Remark]:
+    """One remark for each label and name that the rows hint at."""
+    counts = Counter(hint for row in rows for hint in row.hints)
+    for (label, reason), count in counts.items():
+        where = next(row.id for row in rows if (label, reason) in row.hints)
+        yield Remark(where, label, reason, count)
+
+
 def _together(rows: Sequence[Row]) -> Frames:
-    ids, groups, numbers, positions, energy, forces, cell, periodic, stress, charge, multiplicity = zip(
+    ids, groups, numbers, positions, energy, forces, cell, periodic, stress, charge, multiplicity, _ = zip(
         *rows, strict=True
     )
     zero, nothing = np.zeros((3, 3)), np.zeros(3, dtype=bool)
@@ -175,26 +217,32 @@ def made(samples: Iterable[tuple[str, T | Fault]], make: Callable[[str, T], Made
 def blocked(pieces: Iterable[Frames | Fault]) -> Iterator[Frames | Fault]:
     """Small frames joined to about BLOCK, large ones cut to it; those before an InputError come first."""
     kept: list[Frames] = []
-    count = 0
+    count = atoms = 0
     broken: InputError | None = None
     try:
         for piece in pieces:
             if isinstance(piece, Fault):
                 yield piece
                 continue
-            for first in range(0, len(piece), BLOCK):
-                run = piece[first : first + BLOCK] if len(piece) > BLOCK else piece
+            for run in _cut(piece):
                 kept.append(run)
                 count += len(run)
-                if count >= BLOCK:
+                atoms += len(run.numbers)
+                if count >= BLOCK or atoms >= BLOCK_ATOMS:
                     yield joined(kept) if len(kept) > 1 else run
-                    kept, count = [], 0
+                    kept, count, atoms = [], 0, 0
     except InputError as error:
         broken = error
     if kept:
         yield joined(kept)
     if broken is not None:
         raise broken
+
+
+def _cut(piece: Frames) -> Iterator[Frames]:
+    """The frames in runs of at most BLOCK structures."""
+    for first in range(0, len(piece), BLOCK):
+        yield piece[first : first + BLOCK] if len(piece) > BLOCK else piece
 
 
 def need(mapping: Mapping[str, Any], key: str) -> Any:
@@ -206,11 +254,11 @@ def need(mapping: Mapping[str, Any], key: str) -> Any:
 
 
 def missing(key: str, known: Iterable[str]) -> str:
-    """What to say of a key that is not there."""
+    """Say that a key is missing, with the nearest name or the names that exist."""
     names = sorted(str(k) for k in known) if isinstance(known, Iterable) else []
-    near = difflib.get_close_matches(key, names, n=1)
-    there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"no {key!r} ({f'did you mean {near[0]!r}? ' if near else ''}there are: {there or 'none'})"
+    near = similar_name(key, names)
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"no {key!r} ({f'did you mean {near!r}? ' if near else ''}there are: {shown or 'none'})"
 
 
 def one_line(error: BaseException) -> str:

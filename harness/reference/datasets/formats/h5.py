@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from harness.reference.datasets.formats import paths
 from harness.reference.datasets.formats.gather import LARGEST_BYTE, Unfit, missing, one_line
-from harness.reference.datasets.formats.reader import BLOCK
+from harness.reference.datasets.formats.reader import BLOCK, MOST_ATOMS
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.structures import Array
@@ -22,15 +23,18 @@ Group = Any  # h5py.h5g.GroupID, which has no types
 Dataset = Any
 LIBRARY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 AT_ONCE = 4 * BLOCK  # conformations of a group that are read in one go
+LARGEST = 1 << 24  # numbers that are read in one go, or stored in one chunk
+UNFOLDED = 1 << 30  # bytes of a dataset from which it is compared with what the file stores of it
+DENSEST = 1000  # times that deflate shrinks zeros
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Group]:
     """The root group, read-only; raises InputError for what is no HDF5 file or is cut short."""
-    with paths.opened(path) as file:
-        file.read(1)
+    with paths.opened(path):
+        pass
     if not h5py.is_hdf5(path):
-        raise InputError(f"{path}: not an HDF5 file")
+        raise InputError(f"{path}: not an HDF5 file, or one whose first bytes are damaged")
     try:
         hdf5 = h5py.File(path, "r")
     except LIBRARY_ERRORS as error:
@@ -77,11 +81,26 @@ def child(group: Group, name: str) -> Group:
 def dataset(group: Group, name: str) -> Dataset:
     """A dataset of a group; raises Unfit with the names that are there."""
     try:
-        return h5py.h5d.open(group, name.encode())
+        found = h5py.h5d.open(group, name.encode())
+        _refuse_bombs(found, name)
     except KeyError:
         raise Unfit("missing key", missing(name, _names(group))) from None
     except LIBRARY_ERRORS as error:
+        if isinstance(error, Unfit):
+            raise
         raise Unfit("corrupt", f"{name!r} cannot be opened ({one_line(error)})") from None
+    return found
+
+
+def _refuse_bombs(found: Dataset, name: str) -> None:
+    """Raise Unfit for a dataset that unfolds to far more than the file holds of it."""
+    numbers = math.prod(found.shape or ())
+    if numbers * 8 > max(UNFOLDED, DENSEST * found.get_storage_size()):
+        raise Unfit("too large", f"{name!r} claims {numbers} numbers of which the file does not hold so much")
+    if numbers > LARGEST:
+        layout = found.get_create_plist()
+        if layout.get_layout() == h5py.h5d.CHUNKED and math.prod(layout.get_chunk()) > LARGEST:
+            raise Unfit("too large", f"{name!r} is stored in chunks of more than {LARGEST} numbers")
 
 
 def rows(found: Dataset) -> int:
@@ -96,14 +115,19 @@ def values(found: Dataset, first: int | None = None, stop: int = 0) -> Array:
         shape = found.shape
         if shape is None:
             raise Unfit("corrupt", "a dataset that holds nothing")
+        wanted = shape if first is None else (stop - first, *shape[1:])
+        if math.prod(wanted) > LARGEST:
+            raise Unfit("too large", f"{math.prod(wanted)} numbers where those of one structure were expected")
         if first is None:
             array = np.empty(shape)
             found.read(h5py.h5s.ALL, h5py.h5s.ALL, array, h5py.h5t.NATIVE_DOUBLE)
             return array
-        array = np.empty((stop - first, *shape[1:]))
+        array = np.empty(wanted)
         space = found.get_space()
         space.select_hyperslab((first, *(0 for _ in shape[1:])), array.shape)
         found.read(h5py.h5s.create_simple(array.shape), space, array, h5py.h5t.NATIVE_DOUBLE)
+    except Unfit:
+        raise
     except (*LIBRARY_ERRORS, MemoryError) as error:
         raise Unfit("corrupt", f"its data cannot be read ({one_line(error)})") from None
     return array
@@ -131,11 +155,22 @@ def conformations(
     for key, part, expected in zip(keys, found, ((count, n, 3), (count,), (count, n, 3)), strict=True):
         if tuple(part.shape or ()) not in (expected, (*expected, 1)):
             raise Unfit("shape", f"{key!r} has shape {tuple(part.shape or ())}, expected {expected}")
-    for first in range(0, count, AT_ONCE):
-        stop = min(first + AT_ONCE, count)
-        run = (None, 0) if count <= AT_ONCE else (first, stop)
+    if n > MOST_ATOMS:
+        raise Unfit("too large", f"{n} atoms, more than {MOST_ATOMS}")
+    step = max(1, min(AT_ONCE, LARGEST // (3 * max(n, 1))))
+    for first in range(0, count, step):
+        stop = min(first + step, count)
+        run = (None, 0) if count <= step else (first, stop)
         positions, energy, forces = (values(part, *run) for part in found)
         yield first, positions, energy.reshape(stop - first), forces
+
+
+def size(group: Group, name: str) -> int:
+    """The rows of a dataset of a group, as far as can be seen; 0 where there is none."""
+    try:
+        return rows(h5py.h5d.open(group, name.encode()))
+    except LIBRARY_ERRORS:
+        return 0
 
 
 def same_molecule(

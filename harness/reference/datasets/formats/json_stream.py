@@ -36,11 +36,13 @@ class Value(NamedTuple):
 class Scanner:
     """Finds every object or array that lies inside `depth` others, in order, in text that is fed to it in chunks.
 
-    level: how deep the first byte lies. offset: where in the file it stands. Memory: one chunk and one value.
+    level: how deep the first byte lies. offset: where in the file it stands. longest: bytes that a value may have (from
+    compressed files a few bytes unfold to many). Memory: one chunk and one value.
     """
 
-    def __init__(self, where: str, depth: int, *, level: int = 0, offset: int = 0) -> None:
+    def __init__(self, where: str, depth: int, *, level: int = 0, offset: int = 0, longest: int | None = None) -> None:
         self.where, self.depth, self.level, self.offset = where, depth, level, offset
+        self.longest = LONGEST if longest is None else longest
         self._held = b""  # from the end of the last value on
         self._scanned = 0
         self._in_string = False
@@ -62,7 +64,7 @@ class Scanner:
                 cut, self._start = at + 1, None
         if self._start is None:
             cut = max(cut, self._scanned - BETWEEN)
-        elif len(self._held) - self._start > LONGEST:
+        elif len(self._held) - self._start > self.longest:
             raise InputError(
                 f"{self.where}: the value at byte {self.offset + self._start} does not end; another layout?"
             )

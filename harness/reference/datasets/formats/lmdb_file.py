@@ -14,6 +14,7 @@ from harness.reference.datasets.formats.paths import opened
 from harness.reference.errors import InputError
 
 PAGE_HEAD = 24  # bytes before the magic number of the first meta page, with 8-byte words: 16 and the word itself
+LONGEST_NUMBER = 16  # digits of a key
 MAGIC = b"\xde\xc0\xef\xbe"
 _OPEN: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
 
@@ -64,6 +65,27 @@ def _complete(path: Path, environment: lmdb.Environment) -> None:
     size = path.stat().st_size
     if size < needed:
         raise InputError(f"{path}: truncated ({size} bytes of at least {needed})")
+
+
+DATA_FILE = "data.mdb"  # of a database that has a folder of its own
+
+
+def is_ase_database(path: Path) -> bool:
+    """Whether an LMDB file holds ASE rows; raises InputError for what is not LMDB."""
+    with reading(path) as transaction:
+        return transaction.get(b"nextid") is not None
+
+
+def numbered_keys(transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
+    """All keys that are whole numbers, sorted, and all others."""
+    numbers, others = [], []
+    for key in transaction.cursor().iternext(keys=True, values=False):
+        text = bytes(key).decode("utf-8", "replace")
+        if text.isdecimal() and str(int(text)) == text and len(text) < LONGEST_NUMBER:
+            numbers.append(int(text))
+        else:
+            others.append(text)
+    return sorted(numbers), others
 
 
 def keys_there(transaction: lmdb.Transaction, limit: int = 9) -> list[str]:

@@ -20,6 +20,7 @@ PART_BYTES = 256 << 20  # about 35,000 frames
 KEY_LONGEST = 128
 NAME = rb"(?:mp|mvc)-\d+"  # of a material; frames are named mp-1234-0-1
 MATERIAL = re.compile(rb'"(' + NAME + rb')"\s*:\s*\{')
+FRAME = b'"structure"'  # a key that every frame has once
 ANY_KEY = re.compile(rb'"([^"]{1,%d})"\s*:\s*$' % KEY_LONGEST)
 
 
@@ -51,8 +52,11 @@ def _frames(path: Path, label: str, first: int, stop: int) -> Iterator[tuple[str
             if not isinstance(frames, dict):
                 raise Unfit("malformed", f"a {type(frames).__name__}, expected frames by name")
         except Unfit as error:
-            yield where, Fault(where, error.kind, str(error))
+            yield where, Fault(where, error.kind, str(error), max(1, value.text.count(FRAME)))
             continue
+        twins = value.text.count(FRAME) - len(frames)
+        if twins > 0:
+            yield where, Fault(where, "duplicate", f"{twins} of its frames have the name of another", twins)
         for name, frame in frames.items():
             yield f"{label}/{name}", (material, frame)
 
@@ -106,6 +110,7 @@ def _row(name: str, found: tuple[str, Any]) -> Row:
         cell=cell,
         periodic=periodic,
         stress=stress_from_kbar(frame.get("stress")),
+        names=frame,
     )
 
 

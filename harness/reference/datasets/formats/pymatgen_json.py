@@ -42,6 +42,12 @@ def site_forces(structure: Any) -> Array | None:
     return None if any(f is None for f in forces) else np.array(forces, dtype=np.float64)
 
 
+def site_names(structure: Any) -> list[str]:
+    """The names of the properties that the first site has."""
+    sites = structure["sites"]
+    return list(sites[0].get("properties") or {}) if sites else []
+
+
 def stress_from_kbar(stress: Any) -> Array | None:
     """VASP's stress (kbar, positive under compression) in eV/angstrom^3, tension positive."""
     return None if stress is None else -KBAR_EV_PER_A3 * np.asarray(stress, dtype=np.float64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +14,13 @@ from harness.reference.datasets.formats import h5
 from harness.reference.datasets.formats.gather import Unfit, blocked, one_line
 from harness.reference.datasets.formats.paths import bounds, files, opened, ranges
 from harness.reference.datasets.formats.reader import Format, Part
+from harness.reference.datasets.formats.unpacking import BROKEN, CHUNK, HEAD, XZ, packing, unpacked_stream
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames
 from harness.reference.structures import Array
 
 WHOLE = "all"  # in place of a range: every molecule of a compressed file
-XZ = b"\xfd7zXZ\x00"
+LEAST_UNPACKED, MOST_TIMES = 1 << 30, 50  # what a compressed file may unfold to: bytes, or times its own size
 
 
 def parts(paths: Sequence[Path]) -> list[Part]:
@@ -30,8 +29,8 @@ def parts(paths: Sequence[Path]) -> list[Part]:
     found = []
     for path, label in listed:
         if path.suffix == ".xz":
-            with opened(path) as file:
-                if file.read(len(XZ)) != XZ:
+            with opened(path, accepted=(XZ,)) as file:
+                if packing(file.read(HEAD)) != XZ:
                     raise InputError(f"{path}: not an xz file")
             found.append(Part(path, f"{label} {WHOLE}"))
             continue
@@ -71,12 +70,20 @@ def _decompressed(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="qm7x-") as folder:
         target = Path(folder) / f"{path.stem}.hdf5"
         try:
-            with lzma.open(path) as packed, target.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
-        except (lzma.LZMAError, EOFError) as error:
+            with (
+                opened(path, accepted=(XZ,)) as packed,
+                unpacked_stream(packed, XZ) as plain,
+                target.open("wb") as file,
+            ):
+                limit = max(LEAST_UNPACKED, MOST_TIMES * path.stat().st_size)
+                while chunk := plain.read(CHUNK):
+                    file.write(chunk)
+                    if file.tell() > limit:
+                        raise InputError(f"{path}: unfolds to more than {limit >> 20} MB; not QM7-X")
+        except BROKEN as error:
+            if isinstance(error, OSError) and error.errno:
+                raise InputError(f"{path}: cannot be decompressed into {folder} ({one_line(error)})") from None
             raise InputError(f"{path}: truncated or not an xz file ({one_line(error)})") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be decompressed into {folder} ({one_line(error)})") from None
         yield target
 
 

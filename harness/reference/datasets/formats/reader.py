@@ -9,6 +9,9 @@ from pathlib import Path
 from harness.reference.frames import Fault, Frames
 
 BLOCK = 1024  # frames that a reader hands on at once, about
+BLOCK_ATOMS = 1 << 18  # and atoms: a block of the largest structures must not fill the memory
+MOST_ATOMS = 100_000  # of a structure; official ones have a few hundred
+MOST_BYTES = 16 << 20  # of a structure as text or as a record, unpacked: ten times what MOST_ATOMS need
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Format:
 
     parts: files or folders as the user names them -> parts; raises InputError for what is not of this format.
     read: a part -> frames of about BLOCK structures and faults, in an order that never changes. A structure that cannot
-    be read is a Fault; where the rest of a part is lost, InputError is raised with file and place.
+    be read is a Fault, what users should know of one that can is a Remark; where the rest of a part is lost, InputError
+    is raised with file and place.
     """
 
     name: str

@@ -17,9 +17,9 @@ import numpy as np
 
 from harness.reference.datasets.formats.gather import Unfit
 from harness.reference.datasets.formats.paths import opened
+from harness.reference.datasets.formats.reader import MOST_BYTES
 from harness.reference.errors import InputError
 
-LONGEST = 1 << 28  # bytes of a record; a larger length means that the file is something else
 _MASK_DELTA = 0xA282EAD8
 _HEAD = struct.Struct("<QI")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -33,7 +33,7 @@ def records(path: Path) -> Iterator[bytes | None]:
             if len(head) < _HEAD.size:
                 raise InputError(f"{path}: truncated at byte {offset}, inside the length of a record")
             length, checksum = _HEAD.unpack(head)
-            if _masked(head[:8]) != checksum or length > LONGEST:
+            if _masked(head[:8]) != checksum or length > MOST_BYTES:
                 what = "not a TFRecord file" if not offset else f"corrupt at byte {offset}, the rest is lost"
                 raise InputError(f"{path}: {what} (the checksum of a record's length is wrong)")
             data, tail = file.read(length), file.read(4)

@@ -48,10 +48,12 @@ def _reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
 
 
 def _size(root: h5.Group, reaction: tuple[str, str, str]) -> int:
+    """The most points that any key of a reaction has: those that lack another key count too."""
     try:
-        return h5.rows(h5.dataset(h5.child(root, "/".join(reaction)), KEYS[1]))
+        group = h5.child(root, "/".join(reaction))
     except Unfit:
         return 0
+    return max(h5.size(group, key) for key in KEYS)
 
 
 def read(part: Part) -> Iterator[Frames | Fault]:
@@ -66,14 +68,16 @@ def _pieces(part: Part) -> Iterator[Frames | Fault]:
     with h5.opened(part.path) as root:
         for reaction in _reactions(root, part.path)[first:stop]:
             where = "/".join((label, *reaction[1:]))
+            start = count = 0
             try:
                 group = h5.child(root, "/".join(reaction))
                 numbers = h5.atomic_numbers(group, "atomic_numbers")
                 for start, positions, energy, forces in h5.conformations(group, numbers, KEYS):
-                    ids = [f"{where}/{k}" for k in range(start, start + len(energy))]
+                    count = start + len(energy)
+                    ids = [f"{where}/{k}" for k in range(start, count)]
                     yield h5.same_molecule(ids, reaction[1], numbers, positions, energy, forces)
             except Unfit as error:
-                yield Fault(where, error.kind, str(error))
+                yield Fault(where, error.kind, str(error), max(1, _size(root, reaction) - count))
 
 
 FORMAT = Format("transition1x", "Transition1x.h5", parts, read)

@@ -23,6 +23,7 @@ from harness.reference.datasets.formats.paths import files
 from harness.reference.datasets.formats.pymatgen_json import crystal
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.crystals import Sample, finished, frames, json_file, table, value
+from harness.reference.tasks.formats.energies import check_formation
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 ID, ENERGY = "mp_id", "formation_energy (eV/atom)"
@@ -35,14 +36,15 @@ def read(path: Path) -> Labelled:
     found = [file for file, _ in files([path], (".csv", ".extxyz", ".xyz"), "tables of perovskites")]
     left_out: Counter[str] = Counter()
     samples = [s for file in found for s in (_table(file, left_out) if file.suffix == ".csv" else frames(file))]
-    return collected(
-        made(samples, finished), str(path), "official ABX3 perovskites, {count} crystals", "PBE (VASP)", left_out
-    )
+    role = "official ABX3 perovskites, {count} crystals"
+    return check_formation(collected(made(samples, finished), str(path), role, "PBE (VASP)", left_out), path)
 
 
 def _table(path: Path, left_out: Counter[str]) -> Iterator[Sample]:
     beside = path.parent / BESIDE
     structures = json_file(beside) if beside.is_file() else None
+    if not isinstance(structures, dict | None):
+        raise InputError(f"{beside}: expected the structures by their mp_id, got a {type(structures).__name__}")
     for fields in table(path, (ID, ENERGY)):
         name = fields[ID]
         column = next((c for c in COLUMNS if c in fields), "")

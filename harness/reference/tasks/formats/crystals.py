@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets.formats import extxyz
-from harness.reference.datasets.formats.gather import Unfit, missing, need, row
+from harness.reference.datasets.formats.gather import Unfit, missing, need, one_line, row
 from harness.reference.datasets.formats.json_stream import decoded
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.compositions import reduced
@@ -38,8 +38,16 @@ def frames(path: Path) -> Iterator[Sample]:
     """Extended XYZ with `formation_energy_per_atom` (eV/atom) and, if there, `id` in the comment lines."""
     with path.open(errors="replace") as file:
         for k, frame in enumerate(extxyz.frames(file, str(path))):
-            name = frame.keys.get("id", f"{path.stem}/{k}")
+            name = str(_keys(frame).get("id", f"{path.stem}/{k}"))
             yield name, partial(_from_frame, name, frame)
+
+
+def _keys(frame: extxyz.Text) -> dict[str, Any]:
+    """Return the keys of a frame, none where its header cannot be read: its value says why."""
+    try:
+        return frame.keys
+    except Unfit:
+        return {}
 
 
 def _from_frame(name: str, frame: extxyz.Text) -> Value:
@@ -50,13 +58,16 @@ def _from_frame(name: str, frame: extxyz.Text) -> Value:
 def table(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV whose header has these columns; raises InputError with the nearest where one is missing."""
     csv.field_size_limit(LONGEST_FIELD)
-    with path.open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        for column in needed:
-            if column not in reader.fieldnames:
-                raise InputError(f"{path}: " + missing(column, reader.fieldnames))
-        yield from reader
+    try:
+        with path.open(newline="", errors="replace") as file:
+            reader = csv.DictReader(file)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            for column in needed:
+                if column not in reader.fieldnames:
+                    raise InputError(f"{path}: " + missing(column, reader.fieldnames))
+            yield from reader
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table ({one_line(error)})") from None
 
 
 def json_file(path: Path) -> Any:

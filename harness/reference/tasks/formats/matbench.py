@@ -18,12 +18,23 @@ from harness.reference.datasets.formats.json_stream import CHUNK, Scanner, decod
 from harness.reference.datasets.formats.pymatgen_json import crystal
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.compositions import reduced
+from harness.reference.tasks.formats.energies import without
 from harness.reference.tasks.labelled import Fold, Indices, Labelled, Value, collected
 from harness.reference.tasks.table import Task, task
 
 FOLDS = 5
+MOST_WRONG = 0.5  # of the values may be out of range before the whole file is refused
 RANDOM_STATE = 18012019
 LONGEST_HEADER = 16 << 20
+# The values of each table: the name of their column, and between which they can be.
+VALUES: dict[str, tuple[str, float, float]] = {
+    "matbench_dielectric": ("n", 0.9, 1000.0),
+    "matbench_jdft2d": ("exfoliation_en", -1e4, 1e5),
+    "matbench_log_gvrh": ("log10(G_VRH)", -3.0, 4.0),
+    "matbench_log_kvrh": ("log10(K_VRH)", -3.0, 4.0),
+    "matbench_perovskites": ("e_form", -50.0, 50.0),
+    "matbench_phonons": ("last phdos peak", 0.0, 10_000.0),
+}
 _DATA = re.compile(rb'"data"\s*:\s*')
 
 
@@ -34,7 +45,8 @@ def read(path: Path) -> Labelled:
     leaves a fold empty.
     """
     entry = task(path.name.partition(".")[0])
-    index, rows = _opened(path)
+    column, low, high = VALUES[entry.name]
+    index, rows = _opened(path, column)
     numbers = _numbers(path, index, entry)
     names = official_ids(entry)
     labelled = collected(
@@ -44,12 +56,23 @@ def read(path: Path) -> Labelled:
         "as published",
         Counter({"not in the file": entry.size - len(numbers)}),
     )
+    labelled = _within_range(labelled, path, low, high)
     place = {name: k for k, name in enumerate(names)}
     known = np.array([place[name] for name in labelled.official_ids.tolist()])
     folds = tuple(_within(known, fold) for fold in official_folds(entry.size))
     if empty := [k for k, sides in enumerate(folds) if not all(len(side) for side in sides)]:
         raise InputError(f"{path}: too few rows, official fold {empty[0]} has none to train on or none to test")
     return replace(labelled, folds=folds)
+
+
+def _within_range(labelled: Labelled, path: Path, low: float, high: float) -> Labelled:
+    """Return the rows with values that can be; raises InputError where most cannot."""
+    wrong = (labelled.target < low) | (labelled.target > high)
+    if wrong.mean() > MOST_WRONG:
+        first = int(np.flatnonzero(wrong)[0])
+        row_name, value = labelled.official_ids[first], labelled.target[first]
+        raise InputError(f"{path}: {row_name} is {value:g}, expected {low:g} .. {high:g}: another quantity or unit?")
+    return without(labelled, wrong, "value out of range")
 
 
 def official_ids(entry: Task) -> list[str]:
@@ -75,7 +98,7 @@ def _within(known: Indices, fold: Fold) -> Fold:
     return np.flatnonzero(np.isin(known, train)), np.flatnonzero(np.isin(known, test))
 
 
-def _opened(path: Path) -> tuple[list[Any], Iterator[bytes]]:
+def _opened(path: Path, value: str) -> tuple[list[Any], Iterator[bytes]]:
     """The index of the table, and the text of each of its rows."""
     chunks = _chunks(path)
     head = b""
@@ -87,8 +110,12 @@ def _opened(path: Path) -> tuple[list[Any], Iterator[bytes]]:
     header = _header(path, head[: found.start()]) if found else {}
     if found is None or not {"index", "columns"} <= header.keys():
         raise InputError(f"{path}: not a Matbench table, expected JSON with index, columns and data in this order")
-    if len(header["columns"]) != 2 or header["columns"][0] != "structure":
-        raise InputError(f"{path}: columns {header['columns']}, expected ['structure', the value]")
+    if header["columns"] != ["structure", value]:
+        others = [name for name, (column, _, _) in VALUES.items() if header["columns"] == ["structure", column]]
+        hint = f"; it is the table of {others[0]}" if others else ""
+        raise InputError(f"{path}: columns {header['columns']}, expected {['structure', value]}{hint}")
+    if not isinstance(header["index"], list):
+        raise InputError(f"{path}: its index is {str(header['index'])[:40]!r}, expected a list")
     return header["index"], _rows(path, head[found.end() :], chunks)
 
 
@@ -122,10 +149,13 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 def _numbers(path: Path, index: list[Any], entry: Task) -> list[int]:
     """The official row of each row of the file: its place from 0, or in its name from 1."""
-    try:
-        numbers = [k if isinstance(k, int) else int(str(k).rpartition("-")[2]) - 1 for k in index]
-    except ValueError:
-        raise InputError(f"{path}: its index holds {index[0]!r}, expected row numbers or official names") from None
+    official = {name: k for k, name in enumerate(official_ids(entry))}
+    numbers = [k if type(k) is int else official.get(str(k), -1) for k in index]
+    if alien := [k for k, number in zip(index, numbers, strict=True) if number < 0]:
+        first, last = (next(names) for names in (iter(official), reversed(official)))
+        raise InputError(
+            f"{path}: its index holds {str(alien[0])[:40]!r}, expected row numbers or the official {first} .. {last}"
+        )
     if len(set(numbers)) < len(numbers):
         raise InputError(f"{path}: its index names a row twice")
     if set(numbers) - set(range(entry.size)):
@@ -147,7 +177,7 @@ def _value(name: str, text: bytes) -> Value:
     if len(cells) != 2 or not isinstance(cells[0], dict):
         raise Unfit("malformed", "a row without a structure and a value")
     numbers, positions, cell, periodic = crystal(cells[0])
-    if not isinstance(cells[1], int | float):
+    if isinstance(cells[1], bool) or not isinstance(cells[1], int | float):
         raise Unfit("value not finite", f"the value is {cells[1]!r}")
     columns = row(name, reduced(numbers), numbers, positions, cell=cell, periodic=periodic)
     return Value(columns, float(cells[1]))

@@ -14,6 +14,7 @@ from harness.reference.datasets.formats.paths import files
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
 from harness.reference.structures import Array
+from harness.reference.tasks.formats.energies import check_materials
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 BLOCK = 10  # frames in a row that a split keeps together
@@ -28,12 +29,13 @@ def read(path: Path) -> Labelled:
     found = files([path], (".traj",), "MS25 trajectories")
     systems = {label.partition("/")[0] for _, label in found}
     frames = _once((where, atoms) for file, label in found for where, atoms in _frames(file, label))
-    return collected(
+    labelled = collected(
         made(frames, _value),
         str(path),
         f"official MS25, {{count}} frames of {len(systems)} systems",
         "DFT, as deposited",
     )
+    return check_materials(labelled, path)
 
 
 def _frames(path: Path, label: str) -> Iterator[tuple[str, Atoms]]:

@@ -20,6 +20,7 @@ from harness.reference.datasets.formats.gather import Unfit, made, need
 from harness.reference.datasets.formats.paths import files
 from harness.reference.errors import InputError
 from harness.reference.tasks.formats.crystals import Sample, finished, frames, json_file, table, value
+from harness.reference.tasks.formats.energies import check_formation
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 TABLE, ENTRY, ENERGY = "oqmd_data.csv", "entry_id", "Ef"
@@ -33,13 +34,14 @@ def read(path: Path) -> Labelled:
     energies = {r[ENTRY]: r[ENERGY] for r in table(beside, (ENTRY, ENERGY))} if beside.is_file() else None
     samples = [s for file in found for s in (_page(file, energies) if file.suffix == ".json" else frames(file))]
     absent = 0 if energies is None else len(energies.keys() - {where for where, _ in samples})
-    return collected(
+    labelled = collected(
         made(samples, finished),
         str(path),
         "official OQMD, {count} crystals",
         "PBE / PBE+U (VASP)",
         Counter({f"in {TABLE}, not in the pages": absent}),
     )
+    return check_formation(labelled, path)
 
 
 def _page(path: Path, energies: Energies | None) -> Iterator[Sample]:
@@ -57,8 +59,8 @@ def _crystal(name: str, entry: Any, energies: Energies | None) -> Value:
     cell = np.array(need(entry, "unit_cell"), dtype=float)
     sites = [site.partition("@") for site in need(entry, "sites")]
     symbols = [symbol.strip().rstrip("0123456789+-") for symbol, _, _ in sites]
-    if unknown := next((s for s in symbols if not atomic_numbers.get(s)), None):
-        raise Unfit("atomic number", f"{unknown!r} is not an element")
+    if unknown := [s for s in symbols if not atomic_numbers.get(s)]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
     places = np.array([[float(x) for x in place.split()] for _, _, place in sites])
     energy = need(entry, "delta_e") if energies is None else energies[name]
     return value(name, [atomic_numbers[s] for s in symbols], places @ cell, cell, energy)

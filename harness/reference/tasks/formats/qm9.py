@@ -1,8 +1,10 @@
-"""QM9: the tables of PyPI's qm9pack, or gdb9.sdf with gdb9.sdf.csv as PyTorch Geometric reads them; hartree."""
+"""QM9 in hartree: the authors' archive of xyz files, the tables of PyPI's qm9pack, or gdb9.sdf with gdb9.sdf.csv.
+
+Where uncharacterized.txt lies beside the archive or gdb9.sdf, the molecules that it lists are left out and counted.
+"""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,14 +14,17 @@ import numpy as np
 import orjson
 from ase.data import atomic_numbers
 
-from harness.reference.datasets.formats.gather import Unfit, made, missing, need, row
+from harness.reference.datasets.formats.gather import Unfit, made, need, row
 from harness.reference.datasets.units import HARTREE_EV
 from harness.reference.errors import InputError
+from harness.reference.frames import Fault
+from harness.reference.tasks.formats import qm9_xyz
+from harness.reference.tasks.formats.crystals import table
+from harness.reference.tasks.formats.energies import check_molecules
 from harness.reference.tasks.labelled import Labelled, Value, collected
 from harness.reference.tasks.table import task
 
 LEVEL = "B3LYP/6-31G(2df,p)"
-LONGEST_FIELD = 1 << 24
 _BARE_POINT = re.compile(r"\.(?=[,\]])")
 ENERGY, POSITIONS, ELEMENTS, INDEX = "InternalEnergy_0K_au", "XYZ_Ang", "Elements", "Index"
 SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt"
@@ -28,29 +33,40 @@ SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.t
 def read(path: Path) -> Labelled:
     """The molecules of a folder with their U0 in eV; raises InputError naming file and fault."""
     folder = path if path.is_dir() else path.parent
-    tables = sorted(folder.glob("qm9_part*.csv"))
+    if not folder.is_dir():
+        raise InputError(f"{path}: no such file or folder")
+    parts = sorted(folder.glob("qm9_part*.csv"))
     skipped: set[int] = set()
-    if tables:
-        values = made((pair for table in tables for pair in _table_rows(table)), _from_table)
+    if parts:
+        values = made((pair for part in parts for pair in _table_rows(part)), _from_table)
     elif (folder / SDF).is_file():
         skipped = _uncharacterized(folder / UNCHARACTERIZED)
         values = made(_sdf_rows(folder, skipped), _from_sdf)
+    elif source := qm9_xyz.find_source(folder):
+        skipped = _uncharacterized(folder / UNCHARACTERIZED) or _uncharacterized(source.parent / UNCHARACTERIZED)
+        values = (v for v in made(qm9_xyz.read_texts(source), _from_xyz) if not _is_listed(v, skipped))
     else:
-        raise InputError(f"{path}: neither qm9_part*.csv nor {SDF} with {SDF_TABLE} is there")
+        raise InputError(
+            f"{path}: neither {qm9_xyz.ARCHIVES[0]} nor {qm9_xyz.FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE}"
+            " is there"
+        )
     found = list(values)
     left_out = Counter({"uncharacterized": len(skipped), "not in the files": max(0, task("qm9").size - len(found))})
-    return collected(found, str(path), "official QM9, {count} molecules", LEVEL, left_out)
+    labelled = collected(found, str(path), "official QM9, {count} molecules", LEVEL, left_out)
+    return check_molecules(labelled, path)
+
+
+def _is_listed(value: Value | Fault, skipped: set[int]) -> bool:
+    return isinstance(value, Value) and int(value.row.id.rpartition("_")[2]) in skipped
+
+
+def _from_xyz(_: str, text: str) -> Value:
+    return _molecule(*qm9_xyz.parse(text))
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        for needed in (INDEX, ELEMENTS, POSITIONS, ENERGY):
-            if needed not in (reader.fieldnames or ()):
-                raise InputError(f"{path}: " + missing(needed, reader.fieldnames or ()))
-        for number, fields in enumerate(reader, start=2):
-            yield f"{path.name}, line {number}", fields
+    for number, fields in enumerate(table(path, (INDEX, ELEMENTS, POSITIONS, ENERGY)), start=2):
+        yield f"{path.name}, line {number}", fields
 
 
 def _from_table(_: str, fields: dict[str, str]) -> Value:
@@ -61,11 +77,18 @@ def _from_table(_: str, fields: dict[str, str]) -> Value:
 
 
 def _uncharacterized(path: Path) -> set[int]:
-    """The molecules whose geometry fell apart, numbered from 1: the first word of each line, where it is a number."""
+    """Return the numbers of the molecules whose geometry fell apart.
+
+    They begin the lines of the list, but for its last ("3054 compounds"), which says how many there are.
+    """
     if not path.is_file():
         return set()
-    words = [line.split() for line in path.read_text().splitlines()]
-    return {int(w[0]) for w in words if w and w[0].isdigit() and len(w) > 1}
+    words = [line.split() for line in path.read_text(errors="replace").splitlines()]
+    return {
+        int(w[0])
+        for w in words
+        if len(w) > 1 and w[0].isdecimal() and len(w[0]) < 10 and not w[1].startswith("compound")
+    }
 
 
 def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list[str], str]]]:
@@ -85,12 +108,7 @@ def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list
 def _sdf_energies(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file, and {SDF} has no energies")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        for needed in ("mol_id", "u0"):
-            if needed not in (reader.fieldnames or ()):
-                raise InputError(f"{path}: " + missing(needed, reader.fieldnames or ()))
-        return [(fields["mol_id"], fields["u0"]) for fields in reader]
+    return [(fields["mol_id"], fields["u0"] or "") for fields in table(path, ("mol_id", "u0"))]
 
 
 def _blocks(path: Path) -> Iterator[list[str]]:
@@ -115,8 +133,8 @@ def _from_sdf(_: str, molecule: tuple[list[str], str]) -> Value:
 
 
 def _molecule(index: int, symbols: list[str], positions: list[list[float]], energy: str) -> Value:
-    if unknown := next((s for s in symbols if s not in atomic_numbers), None):
-        raise Unfit("atomic number", f"{unknown!r} is not an element")
+    if unknown := [s for s in symbols if s not in atomic_numbers]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
     value = float(energy) * HARTREE_EV if energy.strip() else np.nan
     columns = row(
         f"gdb_{index}",

@@ -12,9 +12,11 @@ from harness.reference.datasets.formats.paths import files
 from harness.reference.datasets.units import KCAL_PER_MOL_EV
 from harness.reference.errors import InputError
 from harness.reference.frames import Fault
+from harness.reference.tasks.formats.energies import check_molecules
 from harness.reference.tasks.labelled import Labelled, Value, collected
 
 REFERENCE = "_00"
+MOST_DIGITS = 10  # of a number of atoms
 
 
 def read(path: Path) -> Labelled:
@@ -33,7 +35,8 @@ def read(path: Path) -> Labelled:
             values.append(Value(c, (kcal - zero[_molecule(c)]) * KCAL_PER_MOL_EV))
         else:
             values.append(Fault(c.id, f"no {REFERENCE} of its molecule", c.id))
-    return collected(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
+    labelled = collected(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
+    return check_molecules(labelled, path)
 
 
 def _molecule(conformer: Row) -> str:
@@ -49,7 +52,7 @@ def _frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
             at += 1
             continue
         where = f"{path}, line {at + 1}"
-        if not lines[at].strip().isdigit():
+        if not (lines[at].strip().isdecimal() and len(lines[at].strip()) < MOST_DIGITS):
             raise InputError(f"{where}: {lines[at].strip()[:40]!r} is not a number of atoms")
         count = int(lines[at])
         block = lines[at + 1 : at + 2 + count]
@@ -70,8 +73,8 @@ def _comment(where: str, line: str) -> tuple[str, float]:
 
 def _row(name: str, kcal: float, atoms: list[list[str]]) -> Row:
     symbols = [words[0] if words else "" for words in atoms]
-    if unknown := next((s for s in symbols if s.capitalize() not in atomic_numbers), None):
-        raise Unfit("atomic number", f"{unknown!r} is not an element")
+    if unknown := [s for s in symbols if s.capitalize() not in atomic_numbers]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
     return row(
         name,
         name,

@@ -1,0 +1,251 @@
+"""Results folders with damage: no traceback, and every row of the cases that are sound is there as before."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import orjson
+import pandas as pd
+import pytest
+
+from harness.analysis import hpo
+from harness.cli import main
+from harness.collect.runs import load
+from harness.errors import UsageError
+from harness.promote import promote
+from harness.report.render import report
+from tests.fuzz.bounded import COUNT, run_fuzzer
+
+pytestmark = pytest.mark.slow
+MEASURED = Path(__file__).parents[2] / "reports" / "measured"
+FILES = ("case.json", "events.jsonl", "exit_code", "provenance.json")
+CASES = (
+    "runs/ladder-337-local/ladder-337-fp64-11c17b60e4", "runs/training-steps-local/training-steps-fp64-5783f493b7",
+    *(f"laptop/runs/{name}" for name in (
+        "hpo-local/hpo-egnn-1510a10c74", "scaling-local/scaling-weak-per_node_2-4dd3d0a251",
+        "precision-local/precision-egnn-01bc721342", "pretrain-short-local/pretrain-short-f1aed702a7",
+        "transfer-local/transfer-qm9-199717ed4d", "screening-local/screening-prototypes-judged-cecba89919",
+        "screening-local/screening-prototypes-few-2e59583ea6", "data-local/data-convert-ani1x-per_node_1-8637319116",
+        "data-local/data-read-all-per_node_2-48120d3c7a", "ladder-local/ladder-crystals-fp32-4ba82fe5bf",
+    )),
+)  # fmt: skip
+DAMAGED_AT_ONCE = 6
+# A report takes two seconds, however few of its cases are damaged.
+PER_REPORT = 16
+VALUES: list[Any] = [
+    None, True, False, -1, 0, 3, -2.5, 1e300, -1e300, 2**63, -(2**63), 10**30, "", "x", "\x1b[2J", "a|b<script>\n", [],
+    [None], [[]], {}, {"a": 1}, [1] * 3, "9" * 400, 1e-320, "NaN", [[[[]]]], "done", "failed", 119, 0.5,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound results folder: a case of each program, each in a campaign of its own, their long logs thinned out."""
+    out = tmp_path_factory.mktemp("whole")
+    for k, path in enumerate(CASES):
+        place = out / "runs" / f"campaign-{k:02}" / Path(path).name
+        place.mkdir(parents=True)
+        for name in FILES:
+            shutil.copyfile(MEASURED / path / name, place / name)
+        lines = (place / "events.jsonl").read_bytes().splitlines(keepends=True)
+        many = [b'"event": "progress"', b'"event": "own_step"', b'"event": "module"', b'"event": "label"']
+        kept = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(word in x for word in many)]
+        (place / "events.jsonl").write_bytes(b"".join(kept))
+    return out
+
+
+def written(out: Path) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Every row of every table of a report, without what is empty and what is a matter of several cases."""
+    found = set()
+    for path in sorted((out / "tables").glob("*.csv")):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="on_front", errors="ignore")
+        for row in table.to_dict("records"):
+            found.add((path.name, frozenset((str(k), plain(v)) for k, v in row.items() if v)))
+    return found
+
+
+def plain(text: str) -> str:
+    """A number as text that does not depend on what else is in its column."""
+    with contextlib.suppress(ValueError):
+        return str(float(text))
+    return text
+
+
+def test_a_damaged_case_leaves_all_others_as_they_are(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
+    folders = sorted(whole.glob("runs/*/*"))
+    monkeypatch.setattr(hpo, "PERMUTATIONS", 20)
+    before = {}
+    for folder in folders:
+        alone = tmp_path / folder.name
+        shutil.copytree(folder.parent, alone / "runs" / folder.parent.name)
+        report(alone)
+        before[folder.name] = written(alone)
+
+    def examine(rng: random.Random, place: Path) -> None:
+        out = place / "results"
+        shutil.copytree(whole, out)
+        mutated = rng.sample(folders, DAMAGED_AT_ONCE)
+        told = []
+        for folder in mutated:
+            own = out / folder.relative_to(whole)
+            told.append(damage(rng, own))
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = main(["check", "--out", str(out)])
+            compared = main(["compare", f"{out}", f"{whole}"])
+            for campaign in ("campaign-02", "none"):
+                with contextlib.suppress(UsageError):
+                    promote(out, campaign)
+        assert code in (0, 1), told
+        assert compared in (0, 2), told
+        assert "\x1b" not in printed.getvalue(), told
+        here = written(out)
+        for folder in folders:
+            if folder not in mutated:
+                lost = before[folder.name] - here
+                assert not lost, (told, [(name, sorted(row)) for name, row in lost][:2])
+        page = (out / "index.html").read_text()
+        for record in load(out / "runs"):
+            if record.state == "unreadable":
+                assert record.folder.name in page, told
+        broken = [line for line in (out / "report.md").read_text().splitlines() if "cannot be shown" in line]
+        assert not broken, (told, broken)
+
+    run_fuzzer(examine, tmp_path, max(1, COUNT // PER_REPORT))
+
+
+def save_nothing(figure: Any, file: Any, **options: Any) -> None:
+    """Stand in for drawing, which takes most of the time."""
+    del figure, options
+    if isinstance(file, io.StringIO):
+        file.write("<svg></svg>")
+
+
+def damage(rng: random.Random, folder: Path) -> str:
+    """Do one of many things to the files of a case, and return what it was."""
+    kind = rng.choice([mutate_event] * 12 + [mutate_lines] * 4 + [mutate_json] * 4 + [mutate_bytes, mutate_files] * 2)
+    return f"{folder.name}: {kind(rng, folder)}"
+
+
+def mutate_event(rng: random.Random, folder: Path) -> str:
+    lines = (folder / "events.jsonl").read_bytes().splitlines()
+    kinds: dict[bytes, list[int]] = {}
+    for k, line in enumerate(lines):  # of each kind as often
+        kinds.setdefault(line[:45].split(b"time_s")[0], []).append(k)
+    k = rng.choice(rng.choice(list(kinds.values())))
+    event = orjson.loads(lines[k])
+    what = mutate(rng, event)
+    lines[k] = orjson.dumps(event)
+    (folder / "events.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return f"line {k + 1}: {what}"
+
+
+def mutate_json(rng: random.Random, folder: Path) -> str:
+    path = folder / rng.choice(["case.json", "provenance.json"])
+    value = orjson.loads(path.read_bytes())
+    what = mutate(rng, value)
+    path.write_bytes(orjson.dumps(value))
+    return f"{path.name}: {what}"
+
+
+def mutate(rng: random.Random, value: Any) -> str:
+    """Change one place in it, at any depth."""
+    path = ""
+    while True:
+        keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            return f"{path}: nothing"
+        key = rng.choice(keys)
+        path += f".{key}"
+        if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.8:
+            value = value[key]
+            continue
+        match rng.randrange(4):
+            case 0:
+                del value[key]
+                return f"{path} deleted"
+            case 1 if isinstance(value[key], (int, float)):
+                value[key] = -value[key] or 10**25
+            case 2 if isinstance(value, dict):
+                value[f"{key}x"] = value.pop(key)
+                return f"{path} renamed"
+            case _:
+                value[key] = rng.choice(VALUES)
+        shown = repr(value[key])[:40]
+        with contextlib.suppress(TypeError):
+            orjson.dumps(value)
+            return f"{path} = {shown}"
+        value[key] = 1e300
+        return f"{path} = 1e300"
+
+
+def mutate_lines(rng: random.Random, folder: Path) -> str:
+    path = folder / "events.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    k = rng.randrange(len(lines))
+    match rng.randrange(6):
+        case 0:
+            kind = orjson.loads(lines[k])["event"]
+            lines = [x for x in lines if orjson.loads(x)["event"] != kind]
+            what = f"no {kind}"
+        case 1:
+            del lines[k]
+            what = f"line {k + 1} deleted"
+        case 2:
+            lines = lines[:k]
+            what = f"cut after {k}"
+        case 3:
+            lines.insert(k, lines[rng.randrange(len(lines))])
+            what = f"a line again at {k + 1}"
+        case 4:
+            event = {"event": rng.choice(["sample", "new", "fit", "epoch", "rank", "start"]), "time_s": 1.0}
+            lines.insert(k, orjson.dumps(event) + b"\n")
+            what = f"{event} at {k + 1}"
+        case _:
+            rng.shuffle(lines)
+            what = "shuffled"
+    path.write_bytes(b"".join(lines))
+    return what
+
+
+def mutate_bytes(rng: random.Random, folder: Path) -> str:
+    path = folder / rng.choice(FILES)
+    content = bytearray(path.read_bytes())
+    k = rng.randrange(len(content))
+    match rng.randrange(4):
+        case 0:
+            content[k] ^= 1 << rng.randrange(8)
+        case 1:
+            content = content[:k]
+        case 2:
+            content[k:k] = rng.choice([b"\x00", b"\xff\xfe", b"\n", b"[" * 5000, b"nan", b"-", b"1e999"])
+        case _:
+            content = bytearray(
+                rng.choice([b"", b"null", b"[]", b"0", b"-1 nan", b"1 -3", b"{}\n{}", b"\xef\xbb\xbf{}"])
+            )
+    path.write_bytes(bytes(content))
+    return f"bytes of {path.name} at {k}"
+
+
+def mutate_files(rng: random.Random, folder: Path) -> str:
+    path = folder / rng.choice(FILES)
+    others = [p for p in sorted(folder.parents[1].glob(f"*/*/{path.name}")) if p != path]
+    steps: list[Callable[[], object]] = [
+        lambda: None, path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to("nowhere"),
+        lambda: path.symlink_to(path.name), lambda: path.symlink_to("/dev/zero"),
+        lambda: shutil.copyfile(rng.choice(others), path) if others else None,
+    ]  # fmt: skip
+    k = rng.randrange(len(steps))
+    path.unlink()
+    steps[k]()
+    return f"{path.name} replaced ({k})"

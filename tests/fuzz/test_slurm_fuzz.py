@@ -1,0 +1,248 @@
+"""Schedulers whose answers are mutilated: never a traceback, a second submission of a living job, or a wrong `done`.
+
+A small queue in memory stands for Slurm or PBS. Its answers lose lines, repeat them, are cut off, hold banners and odd
+ids, or do not come at all. One thing is spared: a listing by name, the only trace of a job whose id was never heard,
+gains lines and loses none.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness.cli import parser
+from harness.commands import plans
+from harness.errors import UsageError
+from harness.jobs import commands
+from harness.jobs.campaign import Campaign
+from harness.jobs.commands import CommandFailed
+from harness.jobs.pbs import PbsScheduler
+from harness.jobs.progress import Progress
+from harness.jobs.scheduler import Scheduler
+from harness.jobs.slurm import SlurmScheduler
+from harness.jobs.submission import Orders
+from harness.plan import Plan
+from tests.fuzz.bounded import run_fuzzer
+
+pytestmark = pytest.mark.slow
+SUITE = """\
+name: fleet
+title: Many small cases
+program: data_parallel
+parameters: {sets: [mptrj], batch_size: 1, precision: fp32}
+matrix: {seed: [1, 2, 3, 4, 5]}
+resources: {minutes: 5}
+"""
+FOREIGN = [
+    "*** maintenance on Tuesday; be ready ***",
+    "|",
+    "||||",
+    "JOBID",
+    "2026",
+    "12.5",
+    "\x00",
+    "[1-",
+    "é\u202e",
+    "CLUSTER: c1",
+]
+FOREIGN += [
+    "101_[1-99999999999999]|fleet|PENDING|None",
+    "_[1]|x|RUNNING|",
+    "Job Id: ",
+    "    job_state = F",
+    "{",
+    "101|COMPLETED",
+]
+SAID = [
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Invalid job id specified",
+    "qstat: Unknown Job Id",
+    "",
+]
+SAID += [
+    "Job violates accounting/QOS policy (job submit limit, ...)",
+    "AssocMaxSubmitJobLimit",
+    "Invalid account",
+    "\x1b[1mno",
+]
+ENDINGS = ["COMPLETED", "COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED by 1000", "TIMEOUT"]
+LETTERS = {"PENDING": "Q", "RUNNING": "R"}
+
+
+@dataclass
+class Job:
+    id: str
+    listed_as: str
+    name: str
+    state: str = "PENDING"
+    has_late_files: bool = False
+
+    @property
+    def lives(self) -> bool:
+        return self.state in LETTERS
+
+
+class Site:
+    """The truth, and the commands that tell it badly."""
+
+    def __init__(self, rng: random.Random, campaign: Campaign) -> None:
+        self.rng, self.campaign = rng, campaign
+        self.folders = {case.name: campaign.case_folder(case) for case in campaign.plan.cases}
+        self.jobs: list[Job] = []
+        self.next_id = 101
+
+    def once(self, words: Sequence[str]) -> str:
+        """In place of harness.jobs.commands.once."""
+        rng, program = self.rng, words[0]
+        if program in ("sbatch", "qsub"):
+            output = self._submit(Path(words[-1]), "." * (program == "qsub"))
+        else:
+            output = getattr(self, f"_{program}")(list(words))
+        if rng.random() < 0.15:
+            is_taken = program in ("sbatch", "qsub")  # then it cannot say that it was not
+            said = rng.choice(SAID[:2] if is_taken else SAID)
+            raise CommandFailed(words, rng.choice([1, 1, 35, 153, None]), said, mutate(rng, output))
+        by_name = program in ("squeue", "qstat") and not any(w.startswith("--jobs") or w[0].isdigit() for w in words)
+        return add_lines(rng, output) if by_name else mutate(rng, output)
+
+    def advance(self) -> None:
+        """Time goes by: jobs start and end, and files that were late are seen."""
+        for job in self.jobs:
+            if job.has_late_files:
+                self._write(job)
+            elif job.state == "PENDING" and self.rng.random() < 0.4:
+                job.state = "RUNNING"
+            elif job.lives and self.rng.random() < 0.4:
+                job.state = self.rng.choice(ENDINGS)
+                job.has_late_files = job.state == "COMPLETED"
+                if job.has_late_files and self.rng.random() < 0.5:
+                    self._write(job)
+
+    def _submit(self, script: Path, mark: str) -> str:
+        listing = script.with_suffix(".txt")
+        names = listing.read_text().splitlines() if listing.exists() else [script.stem]
+        number, self.next_id = self.next_id, self.next_id + 1
+        server = "pbs" if mark else ""
+        if self.rng.random() < 0.1:
+            raise CommandFailed(["sbatch"], 1, self.rng.choice(SAID))
+        for task, name in enumerate(names, start=1):
+            for other in self.jobs:
+                assert other.name != name or not (other.lives or other.has_late_files), f"{name} is submitted twice"
+            assert not (self._folder(name) / "exit_code").exists(), f"{name} is done and submitted again"
+            job = f"{number}_{task}" if listing.exists() else f"{number}{mark}{server}"
+            self.jobs.append(Job(job, script.stem, name))
+        return f"{number}{mark}{server}\n"
+
+    def _folder(self, name: str) -> Path:
+        return self.folders[name.rpartition("-")[0]]
+
+    def _write(self, job: Job) -> None:
+        folder = self._folder(job.name)
+        job.has_late_files = False
+        (folder / "claim").write_text(f"{job.id}\n")
+        log = [{"event": "start", "time_s": 1.0}, {"event": "done", "time_s": 2.0}]
+        (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in log))
+        (folder / "exit_code").write_text("0\n1\n")
+
+    def _squeue(self, words: list[str]) -> str:
+        return "".join(f"{j.id}|{j.listed_as}|{j.state}|None\n" for j in self.jobs if j.lives)
+
+    def _sacct(self, words: list[str]) -> str:
+        return "".join(f"{j.id}|{j.state}\n" for j in self.jobs)
+
+    def _scontrol(self, words: list[str]) -> str:
+        mine = [j for j in self.jobs if j.id.partition("_")[0] == words[-1]]
+        split = ((j, j.id.partition("_")) for j in mine)
+        return "".join(
+            f"JobId={base} ArrayJobId={base} ArrayTaskId={task or 'N/A'} JobState={j.state.split()[0]}\n"
+            if task else f"JobId={base} JobState={j.state.split()[0]}\n"
+            for j, (base, _, task) in split
+        )  # fmt: skip
+
+    def _qstat(self, words: list[str]) -> str:
+        has_history = "-x" in words
+        asked = [word for word in words if word[0].isdigit()]
+        shown = [j for j in self.jobs if (j.lives or has_history) and (not asked or j.id in asked)]
+        codes = {"COMPLETED": 0, "FAILED": 1, "NODE_FAIL": -3, "CANCELLED by 1000": 271, "TIMEOUT": -29}
+        fields = {
+            j.id: {"Job_Name": j.listed_as, "job_state": LETTERS.get(j.state, "F")}
+            | ({} if j.lives else {"Exit_status": codes[j.state], "substate": 91 if "CANC" in j.state else 93})
+            for j in shown
+        }
+        if "json" in words:
+            return json.dumps({"Jobs": fields})
+        lines = (f"Job Id: {job}\n" + "".join(f"    {k} = {v}\n" for k, v in of.items()) for job, of in fields.items())
+        return "\n".join(lines)
+
+    def _scancel(self, words: list[str]) -> str:
+        return ""
+
+    _qdel = _scancel
+
+
+def add_lines(rng: random.Random, text: str) -> str:
+    """The text with lines that do not belong to it, and with some of its own twice; JSON stays as it is."""
+    lines = text.splitlines()
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        if not text.startswith("{"):
+            lines.insert(rng.randrange(len(lines) + 1), rng.choice([*FOREIGN[:10], *lines[:1]]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def mutate(rng: random.Random, text: str) -> str:
+    """The text, or what is left of it."""
+    if rng.random() < 0.4 or not text:
+        return text
+    lines = text.splitlines(keepends=True)
+    where = rng.randrange(len(lines))
+    changes: list[Callable[[], str]] = [
+        lambda: "".join(lines[:where] + lines[where + 1 :]),
+        lambda: "".join([*lines[: where + 1], *lines[where:]]),
+        lambda: "".join([*lines[:where], f"{rng.choice(FOREIGN)}\n", *lines[where:]]),
+        lambda: text[: rng.randrange(len(text))],
+        lambda: "".join(rng.sample(lines, len(lines))),
+        lambda: text.replace(rng.choice(text), rng.choice("|_-[]%,.;: \t7x"), 1),
+        lambda: "",
+    ]
+    return rng.choice(changes)()
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    path = tmp_path_factory.mktemp("suite") / "fleet.yaml"
+    path.write_text(SUITE)
+    [found] = plans(parser().parse_args(["run", str(path), "--system", "slurm"]))
+    return found
+
+
+@pytest.mark.parametrize("kind", [SlurmScheduler, PbsScheduler])
+def test_no_answer_makes_a_campaign_err(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Scheduler]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(commands, "notify", lambda _: None)
+    monkeypatch.setenv(commands.PATIENCE_VARIABLE, "0.002")
+
+    def examine(rng: random.Random, folder: Path) -> None:
+        site = Site(rng, Campaign(plan, folder))
+        commands.once = site.once
+        for _ in range(5):
+            campaign = Campaign(plan, folder)
+            campaign.scheduler = kind()
+            try:
+                outcomes = campaign.run(Orders(wait=False), Progress(quiet=True))
+                done = {o.case.name for o in outcomes if o.state == "done"}
+                assert done <= {name for name, place in site.folders.items() if (place / "exit_code").exists()}
+            except UsageError:
+                pass  # the user is told
+            site.advance()
+
+    monkeypatch.setattr(commands, "once", commands.once)
+    run_fuzzer(examine, tmp_path)

@@ -1,0 +1,197 @@
+"""Stores that were damaged or made up: refused in one line, or read as they were written."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.reference.corpus import Neighbourhood, stored
+from harness.reference.datasets import apart
+from harness.reference.datasets.__main__ import main
+from harness.reference.datasets.inspection import statistics_line
+from harness.reference.errors import InputError
+from harness.reference.store.bp import BPFile
+from harness.reference.store.layout import Record
+from harness.reference.store.modes import open_samples
+from tests.fuzz.bounded import COUNT, run_fuzzer
+from tests.reference.store.examples import example_block, same, write
+from tests.reference.store.originals import authors_store, shipped_frames
+
+pytestmark = pytest.mark.slow
+SEAL = "harness.json"
+ODD = (
+    None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf"), "", "a", "../../etc/passwd",
+    "/dev/zero", "\0", "é" * 300, [], {}, [[]], {"a": 1}, "trainset/pos", "data.0", [1, 2, 3],
+)  # fmt: skip
+
+
+def run_quietly(words: list[str]) -> int:
+    return main([*words, "-q"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("ours") / "qm7x.bp", example_block(60))
+
+
+@pytest.fixture(scope="module")
+def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = authors_store(tmp_path_factory.mktemp("theirs") / "QM7X-v2.bp", shipped_frames()[np.arange(60)])
+    assert run_quietly(["convert", "qm7x", str(path)]) == 0
+    return path
+
+
+def copy_store(path: Path, folder: Path) -> Path:
+    for found in path.parent.iterdir():
+        copy = shutil.copytree if found.is_dir() else shutil.copyfile
+        copy(found, folder / found.name)
+    return folder / path.name
+
+
+def read_all(path: Path, mode: Any) -> list[Record]:
+    with open_samples(path, "trainset", mode) as samples:
+        return [{k: v.copy() for k, v in record.items()} for record in samples.get(range(len(samples)))]
+
+
+def mutate_mapping(rng: random.Random, value: dict[str, Any]) -> dict[str, Any]:
+    """Lose, rename, add or change a key."""
+    key, name = rng.choice(list(value)), rng.choice([str(x) for x in ODD])
+    rest = {k: v for k, v in value.items() if k != key}
+    changes = [rest, rest | {name: value[key]}, value | {name: rng.choice(ODD)}]
+    return rng.choice(changes) if rng.random() < 0.5 else value | {key: mutate_json(rng, value[key])}
+
+
+def mutate_json(rng: random.Random, value: Any) -> Any:
+    """Change a value somewhere in a tree."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        return mutate_mapping(rng, value)
+    if isinstance(value, list) and value and rng.random() < 0.5:
+        k = rng.randrange(len(value))
+        return [*value[:k], mutate_json(rng, value[k]), *value[k + 1 :]]
+    if isinstance(value, int | float) and rng.random() < 0.3:
+        return value + rng.choice([-1, 1, 0.5, 1e-9])
+    return rng.choice(ODD)
+
+
+def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
+    """Flip, cut, double or overwrite a part."""
+    if not content:
+        return bytes(rng.randrange(100))
+    place, length = rng.randrange(len(content)), rng.choice([1, 2, 8, 64, 1000])
+    piece = content[place : place + length]
+    changed: Callable[[], bytes] = rng.choice(
+        [
+            lambda: bytes([piece[0] ^ 1 << rng.randrange(8)]) + piece[1:],
+            lambda: b"",
+            lambda: piece + piece,
+            lambda: rng.randbytes(len(piece)),
+            lambda: bytes(len(piece)),
+            lambda: b"\xff" * len(piece),
+        ]
+    )
+    return content[:place] + changed() + content[place + length :]
+
+
+def mutate_seal(rng: random.Random, seal: Path) -> bool:
+    """Change a seal; returns whether it was given the checksum of its new content."""
+    action = rng.randrange(10)
+    if action == 0:
+        seal.write_bytes(rng.choice([b"", b"[" * 10**5, b"9" * 10**5, b'{"a":' * 10**4, rng.randbytes(500), b"null"]))
+        return False
+    if action < 3:
+        seal.write_bytes(mutate_bytes(rng, seal.read_bytes()))
+        return False
+    content = json.loads(seal.read_text())["content"]
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        content = mutate_json(rng, content)
+    try:
+        checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    except TypeError:
+        checksum = 0
+    seal.write_text(json.dumps({"content": content, "crc32": checksum}))
+    return True
+
+
+def attempt(work: Callable[[], object]) -> bool:
+    """Return whether it worked; an InputError of one line is what a user may see."""
+    try:
+        work()
+    except InputError as error:
+        message = str(error)
+    else:
+        return True
+    assert "\n" not in message
+    assert len(message) < 2000
+    return False
+
+
+def test_seals_of_any_content(whole: Path, authors: Path, tmp_path: Path) -> None:
+    expected = {path: read_all(path, "preload") for path in (whole, authors)}
+    reach = Neighbourhood(5.0, 20)
+
+    def examine(rng: random.Random, folder: Path) -> None:
+        origin = rng.choice([whole, authors])
+        path = copy_store(origin, folder)
+        sealed = mutate_seal(rng, path / SEAL if origin == whole else path.with_name(f"{path.name}.{SEAL}"))
+
+        def read() -> None:
+            found = read_all(path, rng.choice(["on_demand", "preload"]))
+            assert all(map(same, found, expected[origin]))
+
+        attempt(read)
+        attempt(lambda: statistics_line(path))
+        opened: list[Any] = []
+        if attempt(lambda: opened.append(stored(path, reach, "on_demand"))) and origin == authors and not sealed:
+            assert len(opened[0].samples) == len(expected[origin])
+
+    run_fuzzer(examine, tmp_path)
+
+
+def test_files_of_a_sealed_store_of_any_content(whole: Path, authors: Path, tmp_path: Path) -> None:
+    expected = {path: read_all(path, "preload") for path in (whole, authors)}
+
+    def examine(rng: random.Random, folder: Path) -> None:
+        origin = rng.choice([whole, authors])
+        path = copy_store(origin, folder)
+        files = sorted(f for f in folder.rglob("*") if f.is_file())
+        for _ in range(rng.choice([1, 1, 3])):
+            file = rng.choice([f for f in files if f.exists()])
+            if rng.random() < 0.05:
+                file.unlink()
+                file.symlink_to(rng.choice(["/dev/zero", "/etc/passwd", "nowhere", str(path)]))
+                break
+            file.write_bytes(mutate_bytes(rng, file.read_bytes()))
+
+        def read() -> None:
+            assert all(map(same, read_all(path, rng.choice(["on_demand", "preload"])), expected[origin]))
+
+        attempt(read)
+
+    run_fuzzer(examine, tmp_path, min(COUNT, 500))
+
+
+def test_files_of_a_store_without_a_seal_of_any_content(
+    authors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ADIOS2 crashes on some of them, and never returns from others; the command says so."""
+    monkeypatch.setattr(apart, "LONGEST_READ_S", 3)
+
+    def examine(rng: random.Random, folder: Path) -> None:
+        path = Path(shutil.copytree(authors, folder / authors.name))
+        file = path / rng.choice(["md.0", "md.idx", "mmd.0", "data.0"])
+        file.write_bytes(mutate_bytes(rng, file.read_bytes()))
+        assert main(["check", str(path), "-q"]) in (0, 1, 2)
+        assert main(["convert", "qm7x", str(path), "-q"]) in (0, 2)
+        if path.with_name(f"{path.name}.{SEAL}").exists():
+            with BPFile(path) as store:
+                attempt(store.verify)
+
+    run_fuzzer(examine, tmp_path, min(COUNT, 200))

@@ -1,0 +1,174 @@
+"""Suites, systems, settings and expressions that nobody would write: planned and written, or told in lines."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+import random
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from harness import shipped
+from harness.cli import main
+from harness.language import expressions
+from harness.language.evaluation import FILTERS, ExpressionError
+from tests.fuzz.bounded import COUNT, run_fuzzer
+
+pytestmark = pytest.mark.slow
+YAML_FILES = YAML(typ="safe", pure=True)
+FILES = {kind: sorted(shipped.folder(kind).glob("*.yaml")) for kind in ("suites", "systems")}
+TREES = {path: YAML_FILES.load(path) for paths in FILES.values() for path in paths}
+BYTES = (b"", b"\n", b": ", b"- ", b"'", b"\xff", b"&a ", b"*a", b"\t", b"0")
+NAMES = ("a", "b", "long", "deep", "none", "system.nodes", "settings.threads", "nope")
+VALUES = {
+    "a": 3, "b": -0.5, "long": "x" * 900, "deep": [[1, "two"], {"k": [3]}], "system": {"nodes": 8},
+    "settings": {"threads": 2},
+}  # fmt: skip
+WORDS = (
+    "", "0123", "1e400", "~", "null", "yes", "é", "\u202e", "a b", "$HOME", "${X:?", "`x`", "'", '"', "\\", "{{", "}}",
+    "%p", "x" * 3000, "../..", "/dev/null", "local", "slurm", "pbs", "painn-64", "fp64", "nodes",
+)  # fmt: skip
+NUMBERS = (0, 1, -1, 2, 7, 63, 64, 2**31, 2**62, 10**9, 10**30, 0.0, -0.0, 1.5, 1e-300, 1e300, math.inf, math.nan)
+
+
+def expression(rng: random.Random, depth: int = 0) -> str:
+    """A random expression of the language, or nearly one."""
+    if depth > 6 or rng.random() < 0.25:
+        return rng.choice(
+            [str(rng.choice(NUMBERS)), repr(rng.choice(WORDS[:14])), rng.choice(NAMES), "true", "none", "[]", "{}"]
+        )
+    one, two, three = (expression(rng, depth + 1 + rng.randrange(3)) for _ in range(3))
+    sign = rng.choice(("+", "-", "*", "/", "//", "%", "**", "~", "==", "!=", "<", "<=", "and", "or", "in"))
+    word = rng.choice((*FILTERS, "center", "indent", "batch", "slice", "format", "replace", "join"))
+    return rng.choice(
+        [
+            f"({one} {sign} {two})",
+            f"(not {one})", f"(-{one})", f"({one} if {two} else {three})", f"[{one}, {two}, {three}]",
+            f"{{'k': {one}, {two}: {three}}}", f"({one}) | {word}", f"({one}) | {word}({two}, {three})",
+            f"({one})[{two}]", f"({one})[{two}:{three}]", f"range({one})", f"({one}).{rng.choice(('x', '__class__'))}",
+            f"({one} is defined)", one * rng.randrange(1, 4), "(" * rng.randrange(300) + one,
+        ]
+    )  # fmt: skip
+
+
+def some_value(rng: random.Random) -> Any:
+    match rng.randrange(6):
+        case 0:
+            return rng.choice(NUMBERS)
+        case 1:
+            return rng.choice(WORDS)
+        case 2:
+            return "{{ " + expression(rng, 2) + " }}"
+        case 3:
+            return rng.choice([None, True, False])
+        case 4:
+            return [some_value(rng) for _ in range(rng.randrange(4))]
+    return {rng.choice(WORDS[5:]): some_value(rng) for _ in range(rng.randrange(4))}
+
+
+def mutate(rng: random.Random, tree: Any) -> None:
+    """Change a part of the tree: a value, a key, an item, or a part that was somewhere else."""
+    nodes = [node for node in _nodes(tree) if node]
+    node, other = rng.choice(nodes), rng.choice(nodes)
+    key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+    match rng.randrange(6):
+        case 0:
+            del node[key]
+        case 1 | 2:
+            node[key] = some_value(rng)
+        case 3:
+            node[key] = copy.deepcopy(other)
+        case 4 if isinstance(node, dict):
+            node[rng.choice(WORDS)] = node.pop(key)
+        case _ if isinstance(node, list):
+            node.extend([some_value(rng)] * rng.randrange(1, 50))
+        case _:
+            node[rng.choice(("settings", "chunk", "scale", "extends", "matrix", "where", "after"))] = some_value(rng)
+
+
+def _nodes(node: Any) -> list[Any]:
+    parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+    return [node, *(found for part in parts for found in _nodes(part))] if isinstance(node, (dict, list)) else []
+
+
+def write(rng: random.Random, path: Path, tree: Any) -> None:
+    """The tree as YAML, some bytes of it changed now and then."""
+    text = io.StringIO()
+    YAML_FILES.dump(tree, text)
+    data = bytearray(text.getvalue().encode("utf-8", "backslashreplace"))
+    for _ in range(rng.choice((0, 0, 0, 1, 3))):
+        at = rng.randrange(len(data) + 1)
+        data[at : at + rng.randrange(4)] = rng.choice(BYTES)
+    path.write_bytes(data)
+
+
+def examine_files(rng: random.Random, folder: Path) -> None:
+    """Write the jobs of a suite on a system, both or one of them changed, with settings of all kinds."""
+    suite, system = (copy.deepcopy(TREES[rng.choice(FILES[kind])]) for kind in ("suites", "systems"))
+    for tree in [[suite], [system], [suite, system]][rng.randrange(3)]:
+        for _ in range(rng.randrange(1, 4)):
+            mutate(rng, tree)
+    write(rng, folder / "suite.yaml", suite)
+    write(rng, folder / "system.yaml", system)
+    own = folder / "config" / "gfm-harness" / "settings.yaml"
+    own.parent.mkdir(parents=True)
+    if rng.random() < 0.3:
+        write(rng, own, {rng.choice(("account", "frontier", "threads", "x")): some_value(rng) for _ in range(3)})
+    os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
+    words = [rng.choice(["plan", "plan", "plan", "list", "run", "setup"]), "suite.yaml", "--system", "system.yaml"]
+    if words[0] == "setup":
+        del words[1]
+    if words[0] == "run":
+        words += ["--quiet"]
+        words += ["--dry-run"] if "local" in (folder / "system.yaml").read_text(errors="replace") else []
+    if rng.random() < 0.3:
+        words += ["-S", f"{rng.choice(('account', 'threads', 'spares', 'telemetry'))}={rng.choice(WORDS)}"]
+    out, err = io.StringIO(), io.StringIO()
+    with chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        code = main([word.replace("\0", "") for word in words])
+    said = err.getvalue()
+    assert code in (0, 2), (code, said)
+    assert (code == 2) == bool(said), (words, said)
+    for line in said.splitlines():
+        assert line.startswith(("error: ", "    ")), line
+        assert line.isprintable(), line
+    for script in folder.rglob("jobs/*.sh"):
+        assert "{{" not in script.read_text() or "{{" in (folder / "system.yaml").read_text(errors="replace")
+
+
+def examine_expressions(rng: random.Random, folder: Path) -> None:
+    """Evaluate an expression, or one that is nearly one, alone and inside text."""
+    del folder
+    inner = expression(rng)
+    read: Callable[[str], Any] = rng.choice([expressions.parse, expressions.condition])
+    text = inner if read is expressions.condition else rng.choice(["{{ %s }}", "x{{ %s }}y", "{{ %s }}{{ a }}"]) % inner
+    try:
+        value = read(text)(VALUES)
+    except ExpressionError:
+        return
+    assert _size(value) <= 20_000, text
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(1 + _size(part) for part in value.values())
+    if isinstance(value, list):
+        return sum(1 + _size(part) for part in value)
+    assert value is None or isinstance(value, (bool, int, float, str))
+    return len(value) if isinstance(value, str) else 1
+
+
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    run_fuzzer(examine_files, tmp_path, COUNT // 2)
+
+
+def test_expressions(tmp_path: Path) -> None:
+    run_fuzzer(examine_expressions, tmp_path)

@@ -1,0 +1,107 @@
+"""Programs that stand for those of a scheduler, and print what real ones print."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ANSWERING = """\
+#!/bin/sh
+name=$(basename "$0")
+folder=$(dirname "$0")
+echo "$name $*" >> "$folder/calls"
+n=$(grep -c "^$name " "$folder/calls")
+while ! [ -e "$folder/$name.$n" ]; do n=$((n - 1)); done
+. "$folder/$name.$n"
+"""
+# A queue in files: `jobs` holds a line ID|NAME|STATE|REASON for each job or task, `taken` one for each submission.
+QUEUE = {
+    "sbatch": """\
+script=$(eval echo "\\${$#}")
+count=$(sed -n 's/^#SBATCH --array=1-//p' "$script")
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
+limit=$(cat "$folder/limit" 2> /dev/null || echo 1000000)
+if [ $(($(wc -l < "$folder/jobs") + ${count:-1})) -gt "$limit" ]; then cat "$folder/refusal" >&2; exit 1; fi
+echo "$name ${count:-1}" >> "$folder/taken"
+id=$((100 + $(wc -l < "$folder/taken")))
+if [ -n "$count" ]; then
+    for task in $(seq "$count"); do echo "${id}_$task|$name|PENDING|Priority" >> "$folder/jobs"; done
+else
+    echo "$id|$name|PENDING|Priority" >> "$folder/jobs"
+fi
+echo "$id"
+""",
+    "squeue": 'cat "$folder/jobs"\n',
+    "sacct": 'cat "$folder/accounting"\n',
+    "scontrol": 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1\n',
+    "scancel": "exit 0\n",
+}
+
+
+class Programs:
+    """Programs that answer as they are set to, the last answer again and again; `calls` are those that were made."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).write_text(ANSWERING)
+            (folder / name).chmod(0o755)
+            self.answers(name, "exit 0")
+
+    def answers(self, program: str, *lines: str) -> None:
+        for number, line in enumerate(lines, start=1):
+            (self.folder / f"{program}.{number}").write_text(f"{line}\n")
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def calls_of(self, program: str) -> list[str]:
+        return [call for call in self.calls if call.split()[0] == program]
+
+    @property
+    def path(self) -> str:
+        """PATH with these programs first, and with the Python of the tests."""
+        return f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+class Queue(Programs):
+    """A Slurm that takes jobs up to a limit and starts none; its files may be changed at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, *QUEUE)
+        for program, body in QUEUE.items():
+            self.answers(program, body)
+        for name in ("jobs", "taken", "accounting"):
+            (folder / name).touch()
+
+    def limit(self, jobs: int, refusal: str) -> None:
+        (self.folder / "limit").write_text(f"{jobs}\n")
+        (self.folder / "refusal").write_text(f"{refusal}\n")
+
+    @property
+    def jobs(self) -> list[str]:
+        return (self.folder / "jobs").read_text().splitlines()
+
+    @property
+    def taken(self) -> list[int]:
+        """How many jobs each submission that was taken held."""
+        return [int(line.split()[-1]) for line in (self.folder / "taken").read_text().splitlines()]
+
+    def account(self, *lines: str) -> None:
+        (self.folder / "accounting").write_text("".join(f"{line}\n" for line in lines))
+
+    def empty(self) -> None:
+        (self.folder / "jobs").write_text("")
+
+
+def prints(path: Path, code: int = 0) -> str:
+    return f"cat {shlex.quote(str(path))}; exit {code}"
+
+
+def says(text: str, code: int) -> str:
+    return f"echo {shlex.quote(text)} >&2; exit {code}"

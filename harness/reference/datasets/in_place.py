@@ -14,7 +14,15 @@ from harness.reference.datasets.splits import SPLITS
 from harness.reference.datasets.statistics import Statistics
 from harness.reference.datasets.stores import REFERENCED, TOTAL, source_named
 from harness.reference.errors import InputError
-from harness.reference.store.bp_folder import places_beside, places_inside, write_seal
+from harness.reference.store.bp import BPFile, sum_arrays
+from harness.reference.store.bp_folder import (
+    Seal,
+    check_files,
+    places_beside,
+    places_inside,
+    read_older_seal,
+    write_seal,
+)
 
 MOST_AT_FAULT = 0.1  # of all structures
 WHERE_EDGES_COUNT = "edges are not used: neighbours are found from positions"
@@ -26,6 +34,9 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
 
     Returns what was done, in lines. Raises InputError for a store of another dataset, and for one that is unsound.
     """
+    older = read_older_seal(path)
+    if older is not None:
+        return _renew_seal(entry, path, older)
     if places_inside(path)[0].exists():
         return f"{path}: a store of this program, nothing to do"
 
@@ -49,6 +60,17 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
         *describe(findings),
     ]
     return "\n".join(lines)
+
+
+def _renew_seal(entry: Source, path: Path, older: Seal) -> str:
+    """Give a store of an older version, if it is as that version sealed it, the checksums of its blocks."""
+    check_files(path, older)
+    with BPFile(path, unfinished=True) as file:
+        about = file.attributes.get("about")
+        require_dataset(entry, path, about.get("slug") if isinstance(about, dict) else None)
+        tables = sum_arrays(file)
+    write_seal(path, places_inside(path), tables)
+    return f"{path}: written by an older version; the checksums of its blocks have been added"
 
 
 def require_dataset(entry: Source, path: Path, name: object) -> None:

@@ -77,9 +77,10 @@ def sync_files(folder: Path) -> None:
         _sync(found)
 
 
-def check_whole(path: Path) -> Seal | None:
+def check_whole(path: Path, *, unfinished: bool = False) -> Seal | None:
     """Return the seal, if there is one, of a BP folder with one finished step and nothing missing.
 
+    unfinished: the store is not sealed yet, and a seal that is there does not count.
     Raises InputError, naming the file, for any other folder.
     """
     if not path.is_dir():
@@ -87,9 +88,9 @@ def check_whole(path: Path) -> Seal | None:
     for name in ("md.idx", "md.0", "data.0"):
         if not (path / name).is_file():
             raise InputError(f"{path}: {name} is missing; not a BP folder, or a damaged one")
-    seal = find_seal(path)
+    seal = None if unfinished else find_seal(path)
     if seal is not None:
-        _check_files(path, seal)
+        check_files(path, seal)
     _check_index(path)
     return seal
 
@@ -121,28 +122,36 @@ def _read_seal(path: Path, sums: Path) -> Seal:
         counts = [n for numbers in named for n in numbers.values()]
         intact &= all(type(n) is int and 0 <= n < 2**63 for n in counts) and isinstance(content["facts"], dict)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _older(path) or damaged from None
+        if read_older_seal(path.parent):
+            raise InputError(
+                f"{path.parent}: written by an older version, without checksums of its blocks;"
+                f" `harness data convert DATASET {path.parent}` adds them without a copy"
+            ) from None
+        raise damaged from None
     if not intact:
         raise damaged
     return Seal(path, sums, named[0], named[1], named[2], content["facts"])
 
 
-def _older(path: Path) -> InputError | None:
-    """Return what to say of a seal as they were written before blocks had checksums."""
+def read_older_seal(path: Path) -> Seal | None:
+    """Return the seal of a store as it was written before blocks had checksums, or None where there is none."""
+    seal, sums = places_inside(path)
     try:
-        keys = set(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError):
+        content = json.loads(seal.read_bytes())
+        sizes, crc32 = content["bytes"], content["crc32"]
+        is_older = set(content) == {"bytes", "crc32"} and all(
+            type(n) is int for n in (*sizes.values(), *crc32.values())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if keys != {"bytes", "crc32"}:
-        return None
-    return InputError(f"{path}: written by an older version, without checksums of blocks; convert the dataset anew")
+    return Seal(seal, sums, sizes, crc32, {}) if is_older else None
 
 
 def _checksum(content: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _check_files(path: Path, seal: Seal) -> None:
+def check_files(path: Path, seal: Seal) -> None:
     """Compare the files that the seal lists, which are in the folder itself, with it."""
     folder = path.resolve()
     files = {entry.name: (folder / entry.name).resolve() for entry in os.scandir(folder)}

@@ -35,7 +35,7 @@ class BPFile:
         self.path = Path(path)
         if self.path.name.endswith(PART) and not unfinished:
             raise InputError(f"{self.path}: half-written, its writer did not finish")
-        self._seal = check_whole(self.path)
+        self._seal = check_whole(self.path, unfinished=unfinished)
         self._handles: dict[tuple[int, int], Handle] = {}
         self._ends: dict[str, dict[str, list[int]]] = {}
         self._tables: dict[str, Array] = {}

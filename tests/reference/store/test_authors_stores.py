@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harness.reference.datasets.splits import SPLITS, split_of
 from harness.reference.errors import InputError
 from harness.reference.frames import Frames
 from harness.reference.store.bp import BPFile
+from harness.reference.store.bp_folder import SEAL, SUMS
 from harness.reference.store.layout import Record
 from harness.reference.store.modes import Mode
 from harness.reference.store.sampling import Drawn
@@ -321,3 +323,23 @@ def test_damaged_metadata_of_a_store_without_a_seal_are_refused(
         capsys.readouterr()
         assert main(["check", str(store), "-q"]) in (1, 2)
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_store_of_an_older_version_gets_checksums_where_it_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "convert", "transition1x", "--to", tmp_path)
+    path = tmp_path / "transition1x.bp"
+    (path / SUMS).unlink()
+    files = {f.name: f for f in path.iterdir() if f.name != SEAL}
+    seal = {
+        "bytes": {name: f.stat().st_size for name, f in files.items()},
+        "crc32": {name: zlib.crc32(f.read_bytes()) for name, f in files.items() if name.startswith("m")},
+    }
+    (path / SEAL).write_text(json.dumps(seal))
+    assert f"`harness data convert DATASET {path}`" in run(capsys, "check", path, code=2)
+    assert "not qm7x" in run(capsys, "convert", "qm7x", path, code=2)
+    assert "have been added" in run(capsys, "convert", "transition1x", path)
+    assert "nothing is wrong" in run(capsys, "check", path)
+    (path / SEAL).write_text(json.dumps(seal | {"bytes": seal["bytes"] | {"data.0": 1}}))
+    assert "damaged, 'data.0' has" in run(capsys, "convert", "transition1x", path, code=2)

@@ -73,7 +73,7 @@ def test_what_fits_is_submitted_and_the_rest_later(queue: Queue, capsys: pytest.
     assert main([*WORDS, "--submit"]) == 0
     assert sum(queue.taken) == 7
     said = capsys.readouterr()
-    assert "3 jobs (3 cases) held back, and the same command submits them later" in said.err
+    assert "3 jobs (3 cases) held back; the same command submits the rest later" in said.err
     assert "AssocMaxSubmitJobLimit" in said.err
     assert "3 not run" in said.out
     assert main([*WORDS, "--submit"]) == 3

@@ -96,7 +96,7 @@ class Submission:
 
     def _report_held_back(self, error: QueueFull) -> None:
         cases = sum(len(job.cases) for job in self.held_back)
-        when = "they are tried again" if self.orders.wait else "the same command submits them later"
+        when = "the rest is tried again" if self.orders.wait else "the same command submits the rest later"
         doubt = (
             "; the scheduler says the same of a job that is too large or too long for the account, so look at that too"
             if error.may_be_for_good
@@ -104,7 +104,7 @@ class Submission:
         )
         jobs = f"{len(self.held_back)} job{'s' * (len(self.held_back) != 1)} ({cases} case{'s' * (cases != 1)})"
         self.progress.say(
-            f"the scheduler takes no more for now: {jobs} held back, and {when}; its words: {error}{doubt}"
+            f"the scheduler takes no more for now: {jobs} held back; {when}; its words: {error}{doubt}"
         )
 
     def _sorted(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:

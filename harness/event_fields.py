@@ -199,6 +199,8 @@ EVENTS: dict[str, dict[str, Fields]] = {
             "kind": Text, "candidates": Count,
             **{f"{way}_ev_per_atom": Error | None for way in ("heads", "dropout", "ensemble")},
         },
+        "outside": {"candidates": Count, "reasons": Counts},
+        "unrelaxed": {"of": Count, "reasons": Counts},
         "overlap": {"kind": Text, "structures": Count, "mean": NotNegative, "beyond": Share},
         "elements": {"candidates": Counts, "never_seen": list[Atom], "trained?": Counts},
         "embedding": {"kind": Text, "x": list[Number], "y": list[Number]},

@@ -103,9 +103,7 @@ class Submission:
             else ""
         )
         jobs = f"{len(self.held_back)} job{'s' * (len(self.held_back) != 1)} ({cases} case{'s' * (cases != 1)})"
-        self.progress.say(
-            f"the scheduler takes no more for now: {jobs} held back; {when}; its words: {error}{doubt}"
-        )
+        self.progress.say(f"the scheduler takes no more for now: {jobs} held back; {when}; its words: {error}{doubt}")
 
     def _sorted(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
         """The jobs to submit now, each with the open cases it starts after, and those for later."""

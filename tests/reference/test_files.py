@@ -36,7 +36,7 @@ def test_structures_come_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (UNSEEN, "'mine.extxyz/1': atom 0 is element 87, which the model has not seen"),
+        (UNSEEN, "'mine.extxyz/1': no head of this model was trained on Fr (element 87)"),
         (COINCIDENT, "'mine.extxyz/1': atoms 0 and 1 coincide"),
         (NOT_FINITE, "'mine.extxyz/1': position of atom 1 is not finite"),
         (EMPTY, "'mine.extxyz/1' has no atoms"),

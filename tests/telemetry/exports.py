@@ -80,6 +80,8 @@ def case(
     """A run folder of a case that ran from start to end, in seconds since T0."""
     folder = root / "runs" / campaign / name
     folder.mkdir(parents=True)
+    if program == "ladder":
+        parameters = {"precision": "fp64"} | parameters
     plain = {"name": name, "id": name, "suite": "mine", "system": "here", "program": program, "parameters": parameters,
              "point": {}, "nodes": max(1, len(nodes)), "ranks_per_node": 8,
              "ranks": 8 * max(1, len(nodes))}  # fmt: skip
@@ -90,6 +92,15 @@ def case(
     if nodes:
         (folder / "nodes").write_text("".join(f"{node}\n" for node in nodes))
     return folder
+
+
+def trial_event(number: int, start: float, end: float, nodes: Sequence[str]) -> dict[str, Any]:
+    """Return the event of a search's trial, in seconds since T0."""
+    return {
+        "event": "trial", "trial": number, "configuration": {}, "backbone": "painn", "state": "done", "objective": None,
+        "began_s": T0 + start, "ended_s": T0 + end, "nodes": list(nodes), "node_hours": (end - start) / 3600,
+        "folder": f"trials/{number}", "time_s": T0 + end,
+    }  # fmt: skip
 
 
 def gathered(root: Path) -> Telemetry:

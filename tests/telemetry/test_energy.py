@@ -11,7 +11,7 @@ import pytest
 
 from harness.analysis.cost import cost_tables, energy_of
 from harness.collect.runs import load
-from tests.telemetry.exports import T0, Recorded, case, every, gathered, line, usage_of
+from tests.telemetry.exports import T0, Recorded, case, every, gathered, line, trial_event, usage_of
 
 EXPORT = "runs/mine/jobs/job.17.omnistat.jsonl"
 ENERGY, POWER = "rocm_energy_joules", "rocm_average_socket_power_watts"
@@ -98,7 +98,7 @@ def test_what_a_node_s_own_sensor_says_goes_before_the_sum_of_parts(tmp_path: Pa
 
 def test_samples_go_to_a_case_by_time_and_by_node(tmp_path: Path) -> None:
     """Two cases at once on different nodes, two after each other on the same, and a trial in one of them."""
-    trial = {"event": "trial", "trial": 3, "began_s": T0 + 20, "ended_s": T0 + 40, "nodes": ["n2"], "time_s": T0 + 40}
+    trial = trial_event(3, 20, 40, ["n2"])
     case(tmp_path, "first", 10, 50, nodes=["n1"])
     case(tmp_path, "beside", 10, 50, nodes=["n2", "n3"], program="hpo", events=[trial])
     case(tmp_path, "after", 50, 90, nodes=["n1"])
@@ -118,17 +118,7 @@ def test_samples_go_to_a_case_by_time_and_by_node(tmp_path: Path) -> None:
 
 
 def test_trials_that_share_nodes_have_no_energy_of_their_own(tmp_path: Path) -> None:
-    trials = [
-        {
-            "event": "trial",
-            "trial": k,
-            "began_s": T0 + 10 + 10 * k,
-            "ended_s": T0 + 30 + 10 * k,
-            "nodes": [],
-            "time_s": T0,
-        }
-        for k in range(2)
-    ]
+    trials = [trial_event(k, 10 + 10 * k, 30 + 10 * k, []) for k in range(2)]
     case(tmp_path, "a", 10, 50, nodes=["n1"], program="hpo", events=trials)
     Recorded().add(ENERGY, "n1", every(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     pieces = cost_tables(load(tmp_path / "runs"), gathered(tmp_path)).pieces
@@ -268,8 +258,8 @@ def test_work_that_takes_quick_turns_is_told_apart_by_regression(tmp_path: Path)
         seconds = chance.uniform(0.05, 0.6)
         now, joules = now + seconds, joules + watts * seconds
         at.append((now, joules))
-        samples.append({"event": "sample", "precision": name, "task": "training", "seconds": seconds, "structures": 10,
-                        "discarded": False, "time_s": T0 + now})  # fmt: skip
+        samples.append({"event": "sample", "precision": name, "task": "training", "round": k, "seconds": seconds,
+                        "structures": 10, "discarded": False, "time_s": T0 + now})  # fmt: skip
     case(tmp_path, "a", 1, now + 4, nodes=["n1"], program="precision", events=samples)
 
     def counter(t: float) -> float:
@@ -318,14 +308,7 @@ def test_a_card_that_sends_nothing_is_not_left_out_of_a_sum_in_silence(tmp_path:
 
 
 def test_a_trial_holds_the_accelerators_of_its_own_nodes(tmp_path: Path) -> None:
-    trial = {
-        "event": "trial",
-        "trial": 0,
-        "began_s": T0 + 0,
-        "ended_s": T0 + 1800,
-        "nodes": ["n2"],
-        "time_s": T0 + 1800,
-    }
+    trial = trial_event(0, 0, 1800, ["n2"])
     case(tmp_path, "a", 0, 3600, nodes=["n1", "n2"], program="hpo", events=[trial], trial={"device": "cuda"})
     Recorded().add(ENERGY, "n2", every(15, 3600, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     tables = cost_tables(load(tmp_path / "runs"), gathered(tmp_path))

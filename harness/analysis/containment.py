@@ -15,9 +15,9 @@ def set_misfits_aside(records: Sequence[Record], analyse: Callable[[list[Record]
 
     Raises what the analysis raises where it fails on records none of which is to blame alone.
     """
-    found = _misfits(readable(records), analyse)
-    if found:
-        records = [set_aside(r, found[id(r)]) if id(r) in found else r for r in records]
+    result = _misfits(readable(records), analyse)
+    if result:
+        records = [set_aside(r, result[id(r)]) if id(r) in result else r for r in records]
         analyse(readable(records))
     return list(records)
 

@@ -93,10 +93,10 @@ def read_tasks(text: str) -> Tasks:
     ranges = []
     is_cut = False
     for part in text.partition("%")[0].split(","):
-        found = RANGE.fullmatch(part)
-        if found:
-            first = int(found[1])
-            ranges.append((first, int(found[2] or first), int(found[3] or 1) or 1))
+        result = RANGE.fullmatch(part)
+        if result:
+            first = int(result[1])
+            ranges.append((first, int(result[2] or first), int(result[3] or 1) or 1))
         else:
             is_cut = True
     return Tasks(tuple(ranges), is_cut)
@@ -109,29 +109,29 @@ def base_of(job: str) -> str:
 
 def is_job(text: str) -> bool:
     """Whether it is the id of one job or task."""
-    found = JOB.fullmatch(text)
-    return found is not None and found[3] is None
+    result = JOB.fullmatch(text)
+    return result is not None and result[3] is None
 
 
 def read_job_id(output: str) -> str | None:
     """The id in what sbatch printed: its last line that is one, whatever a site prints around it."""
-    found = [match[1] for line in output.splitlines() if (match := SUBMITTED.fullmatch(line.strip()))]
-    return found[-1] if found else None
+    result = [match[1] for line in output.splitlines() if (match := SUBMITTED.fullmatch(line.strip()))]
+    return result[-1] if result else None
 
 
-def judge_refusal(said: str) -> Verdict:
+def judge_refusal(message: str) -> Verdict:
     """Whether sbatch's words mean that the controller is away, takes no job now, or never takes this one."""
-    if POLICY.search(said):
-        named = NAMED_LIMIT.findall(said)
-        return "full" if FULL.search(said) else "never" if named else "unclear"
-    if FULL.search(said):
+    if POLICY.search(message):
+        named = NAMED_LIMIT.findall(message)
+        return "full" if FULL.search(message) else "never" if named else "unclear"
+    if FULL.search(message):
         return "full"
-    return "away" if AWAY.search(said) or not NEVER.search(said) else "never"
+    return "away" if AWAY.search(message) or not NEVER.search(message) else "never"
 
 
 def read_queue(text: str, names: Collection[str], ids: Collection[str]) -> list[Queued]:
     """The lines of squeue that tell of these jobs; a line that is cut off still tells that there is a job."""
-    found = []
+    result = []
     by_base = _by_base(ids)
     for line in text.splitlines():
         row, name, state, reason = (field.strip() for field in f"{line}|||".split("|")[:4])
@@ -141,13 +141,13 @@ def read_queue(text: str, names: Collection[str], ids: Collection[str]) -> list[
         is_waiting = state not in RUNNING
         is_hopeless = is_waiting and bool(HOPELESS.search(reason))
         for job in {*wanted, *_members(row, by_base)}:
-            found.append(
+            result.append(
                 Queued(
                     job, name, "waiting" if is_waiting else "running", "" if reason == "None" else reason,
                     is_odd=is_hopeless or (is_waiting and not DAILY.fullmatch(reason)), is_hopeless=is_hopeless,
                 )
             )  # fmt: skip
-    return found
+    return result
 
 
 def read_accounting(text: str, ids: Collection[str]) -> dict[str, Ending]:
@@ -180,16 +180,16 @@ def _endings(rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Colle
         word = state.split()[0].rstrip("+") if state.split() else ""
         kind = KINDS.get(word)
         if kind is not None and JOB.fullmatch(row):
-            found = (single if row in ids else whole) if is_job(row) else several
-            found.update(dict.fromkeys(_members(row, by_base), Ending(state, kind)))
+            result = (single if row in ids else whole) if is_job(row) else several
+            result.update(dict.fromkeys(_members(row, by_base), Ending(state, kind)))
     return whole | several | single
 
 
 def _by_base(ids: Collection[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
+    result: dict[str, list[str]] = defaultdict(list)
     for job in ids:
-        found[base_of(job)].append(job)
-    return found
+        result[base_of(job)].append(job)
+    return result
 
 
 def _members(row: str, by_base: Mapping[str, list[str]]) -> list[str]:

@@ -58,6 +58,6 @@ def judge(folder: Path, ending: Ending | None) -> Ended | None:
         why = finished.reason or "its program came to its end, and its job was killed before it wrote the exit code"
         return replace(finished, reason=why)
     if ending is not None and ending.kind == "completed":
-        said = f"the scheduler says {ending.reason}, and its exit code never came; --retry runs it again"
-        return Ended("lost", None, None, said)
+        message = f"the scheduler says {ending.reason}, and its exit code never came; --retry runs it again"
+        return Ended("lost", None, None, message)
     return None

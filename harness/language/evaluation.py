@@ -103,9 +103,9 @@ def _build_known(node: nodes.Node) -> Function:
 
 def _build_text(parts: list[Function]) -> Function:
     def evaluate(values: Values) -> str | Placeholder:
-        found = [part(values) for part in parts]
-        text = _bounded("".join(part.text if isinstance(part, Placeholder) else str(part) for part in found))
-        return Placeholder(text) if any(isinstance(part, Placeholder) for part in found) else text
+        result = [part(values) for part in parts]
+        text = _bounded("".join(part.text if isinstance(part, Placeholder) else str(part) for part in result))
+        return Placeholder(text) if any(isinstance(part, Placeholder) for part in result) else text
 
     return evaluate
 

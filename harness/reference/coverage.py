@@ -65,8 +65,8 @@ def contacts(graph: Graph) -> Array:
 
 def shortest_contact(graphs: Iterable[Graph]) -> float:
     """Return the least of all contacts, or 0 if there are none."""
-    found = [float(ratios.min()) for ratios in map(contacts, graphs) if ratios.size]
-    return min(found, default=0.0)
+    result = [float(ratios.min()) for ratios in map(contacts, graphs) if ratios.size]
+    return min(result, default=0.0)
 
 
 def check_distances(model: FoundationModel, graph: Graph, weights: Tensor) -> None:

@@ -63,17 +63,17 @@ def parse_line(line: Line) -> Statement | None:
     """Return what a line says: None where it is not one of interest, kind `cut` where it cannot be read."""
     text = line.text
     if any(word in text for word in WORDS):
-        found = _parse_result(line)
-        if found is None and not any(word in text for word in WORDS[:1] + WORDS[2:]):
+        result = _parse_result(line)
+        if result is None and not any(word in text for word in WORDS[:1] + WORDS[2:]):
             return None
-        return found or Statement("cut")
+        return result or Statement("cut")
     return _parse_launch(text) if any(word in text for word in OTHERS) else None
 
 
 def _parse_result(line: Line) -> Statement | None:
-    found = _parse_losses(line)
-    if found is not None:
-        return found
+    result = _parse_losses(line)
+    if result is not None:
+        return result
     if match := RATE.search(line.text):
         return Statement("rate", value=finite(match[1]))
     if line.is_whole and (match := TIMER.search(line.text)):
@@ -127,7 +127,7 @@ def _parse_launch(text: str) -> Statement | None:
         return Statement("launch", counts={"nodes": int(match[1]), "ranks": int(match[2])})
     if match := LAUNCH.search(text):
         before, script, after = match[2].partition(".py ")
-        counts = {name: int(found[1]) for name, pattern in COUNTS.items() if (found := pattern.search(before))}
+        counts = {name: int(result[1]) for name, pattern in COUNTS.items() if (result := pattern.search(before))}
         if script and counts:
             return Statement("launch", words=options_of(after), counts=counts)
     return None
@@ -135,14 +135,14 @@ def _parse_launch(text: str) -> Statement | None:
 
 def options_of(text: str) -> dict[str, str]:
     """Return the options of a command line: `--name=value`, `--name value`, or `--name` alone, which is `true`."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     words = text.split()
     for k, word in enumerate(words):
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             follows = words[k + 1] if k + 1 < len(words) and not words[k + 1].startswith("--") else "true"
-            found[name] = value if equals else follows
-    return found
+            result[name] = value if equals else follows
+    return result
 
 
 def finite(text: str) -> float | None:

@@ -25,14 +25,14 @@ def parameters_of(run: Run) -> dict[str, Any]:
 
     A configuration that cannot be read is noted.
     """
-    found = _of_config(run)
+    result = _of_config(run)
     for segment in run.segments:
-        found.update({name: _value(segment.words[name]) for name in OPTIONS if name in segment.words})
-    listed = found.pop("multi_model_list", None)
+        result.update({name: _value(segment.words[name]) for name in OPTIONS if name in segment.words})
+    listed = result.pop("multi_model_list", None)
     if isinstance(listed, str):
-        found["datasets"] = [word for word in listed.split(",") if word][:MOST_LISTED]
-    found.update(_size(run))
-    return found
+        result["datasets"] = [word for word in listed.split(",") if word][:MOST_LISTED]
+    result.update(_size(run))
+    return result
 
 
 def _of_config(run: Run) -> dict[str, Any]:

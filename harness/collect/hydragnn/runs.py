@@ -41,12 +41,12 @@ class Run:
     @property
     def epochs(self) -> Versions:
         """The epochs of all segments, with their versions."""
-        found: Versions = {}
+        result: Versions = {}
         for segment in self.segments:
             for epoch, rows in segment.epochs.items():
                 for row in rows:
-                    add_version(found, epoch, row)
-        return found
+                    add_version(result, epoch, row)
+        return result
 
     def continues(self, other: Segment) -> bool:
         """Whether a segment belongs to this run: it repeats one of its epochs, or goes on from it."""
@@ -92,12 +92,12 @@ def read_place(files: Iterable[Path]) -> Place:
 
 
 def _read_text(place: Place, path: Path) -> None:
-    found = 0
+    result = 0
     for segment in split_runs(read_lines(path), path):
         if segment.has_results or segment.name or segment.faults:
             place.segments.append(segment)
-            found += 1
-    if not found:
+            result += 1
+    if not result:
         place.passed_over.append((path, "no line of a log"))
 
 
@@ -147,11 +147,11 @@ def find_runs(place: Place) -> list[Run]:
             _last(runs[folder], folder, CONFIG).config = path
         else:
             place.passed_over.append((path, "no logs of its run beside it"))
-    found = [run for folder in sorted(runs) for run in runs[folder]]
+    result = [run for folder in sorted(runs) for run in runs[folder]]
     place.passed_over += [
-        (s.source, _count(s.faults)) for run in found if not has_results(run) for s in run.segments if s.faults
+        (s.source, _count(s.faults)) for run in result if not has_results(run) for s in run.segments if s.faults
     ]
-    return [run for run in found if has_results(run)]
+    return [run for run in result if has_results(run)]
 
 
 def has_results(run: Run) -> bool:

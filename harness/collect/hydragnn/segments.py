@@ -76,42 +76,42 @@ def split_runs(lines: Iterable[Line], source: Path) -> Iterator[Segment]:
     """Yield a segment for each run of a file, in their order."""
     current = Segment(source)
     for line in lines:
-        said = parse_line(line)
-        if said is None:
+        statement = parse_line(line)
+        if statement is None:
             continue
-        is_new = current.has_results and said.kind in ("command", "launch")
-        is_other = said.kind == "command" and current.name not in ("", said.words.get("log", ""))
-        if is_new or is_other or (said.kind == "epoch" and current.begins_again(said)):
+        is_new = current.has_results and statement.kind in ("command", "launch")
+        is_other = statement.kind == "command" and current.name not in ("", statement.words.get("log", ""))
+        if is_new or is_other or (statement.kind == "epoch" and current.begins_again(statement)):
             yield current
             current = Segment(source)
-        _take(current, said, line)
+        _take(current, statement, line)
     yield current
 
 
-def _take(segment: Segment, said: Statement, line: Line) -> None:
-    match said.kind:
+def _take(segment: Segment, statement: Statement, line: Line) -> None:
+    match statement.kind:
         case "command" | "launch":
-            segment.words.update(said.words)
-            segment.counts.update(said.counts)
+            segment.words.update(statement.words)
+            segment.counts.update(statement.counts)
         case "cut":
             segment.faults["lines that could not be read" if line.is_whole else "last line cut off"] += 1
         case "epoch":
-            row = Row(segment.source, line.number, dict(said.losses))
-            if said.errors:
-                row.errors[SPLITS[said.split]] = said.errors
-            add_version(segment.rows.setdefault(said.rank, {}), said.epoch, row)
+            row = Row(segment.source, line.number, dict(statement.losses))
+            if statement.errors:
+                row.errors[SPLITS[statement.split]] = statement.errors
+            add_version(segment.rows.setdefault(statement.rank, {}), statement.epoch, row)
         case "tasks":
-            known = segment.rows.get(said.rank)
+            known = segment.rows.get(statement.rank)
             if known:
-                known[next(reversed(known))][-1].errors.setdefault(said.split, said.errors)
+                known[next(reversed(known))][-1].errors.setdefault(statement.split, statement.errors)
             else:
                 segment.faults["lines of tasks before any epoch"] += 1
-        case _ if said.value is None or said.value < 0:
+        case _ if statement.value is None or statement.value < 0:
             segment.faults["timers and rates that are no number of 0 or more"] += 1
         case "timer":
-            segment.timers[said.rank, said.name] = said.value
+            segment.timers[statement.rank, statement.name] = statement.value
         case "rate":
-            segment.rates.append(said.value)
+            segment.rates.append(statement.value)
 
 
 def add_version(versions: Versions, epoch: int, row: Row) -> None:

@@ -32,8 +32,8 @@ def drop_impossible(
     if kind == "gauge":
         good = (values >= low) & (values <= high)
         faults.add(OUTSIDE, name, int((~good).sum()))
-        kept = np.flatnonzero(good)
-        return times[kept], values[kept], np.diff(kept) > 1
+        retained = np.flatnonzero(good)
+        return times[retained], values[retained], np.diff(retained) > 1
     good = (values >= 0) & (values <= MOST_COUNTED)
     faults.add(OUTSIDE, name, int((~good).sum()))
     times, values = times[good], values[good]
@@ -79,5 +79,5 @@ def _without_leaps(
                 good[k + 1 : m] = False
                 continue
         unknown[k] = True
-    kept = np.flatnonzero(good)
-    return times[kept], values[kept], unknown[kept[:-1]]
+    retained = np.flatnonzero(good)
+    return times[retained], values[retained], unknown[retained[:-1]]

@@ -26,12 +26,12 @@ class Assignment:
 
     def split_of(self, place: Places) -> NDArray[np.int64]:
         """Return the position in SPLITS of groups at these places, [g]."""
-        found = split_at(place, self.shares)
+        result = split_at(place, self.shares)
         if len(self.exceptions):
             k = np.minimum(np.searchsorted(self.exceptions, place), len(self.exceptions) - 1)
             excepted = self.exceptions[k] == place
-            found[excepted] = self.splits[k[excepted]]
-        return found
+            result[excepted] = self.splits[k[excepted]]
+        return result
 
 
 def assign_splits(

@@ -18,8 +18,8 @@ from harness.reference.store.bp import BPFile, sum_arrays
 from harness.reference.store.bp_folder import (
     Seal,
     check_files,
-    places_beside,
-    places_inside,
+    inner_seal_paths,
+    outer_seal_paths,
     read_older_seal,
     write_seal,
 )
@@ -37,7 +37,7 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
     older = read_older_seal(path)
     if older is not None:
         return _renew_seal(entry, path, older)
-    if places_inside(path)[0].exists():
+    if inner_seal_paths(path)[0].exists():
         return f"{path}: a store of this program, nothing to do"
 
     def expected(name: object) -> Source:
@@ -53,10 +53,10 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
         first = findings.examples[0] if findings.examples else ""
         raise InputError(f"{path}: {at_fault:,} of {findings.samples:,} structures cannot be used: {counted} ({first})")
     target = path if to is None else _link(path, to)
-    write_seal(target, places_beside(target), findings.tables, _facts(entry, findings))
+    write_seal(target, outer_seal_paths(target), findings.tables, _facts(entry, findings))
     lines = [
         f"{target}: {findings.samples - at_fault:,} structures of {entry.slug} can be trained on where they lie;"
-        f" {places_beside(target)[0].name} beside it has the checksums and reference energies",
+        f" {outer_seal_paths(target)[0].name} beside it has the checksums and reference energies",
         *describe(findings),
     ]
     return "\n".join(lines)
@@ -69,19 +69,19 @@ def _renew_seal(entry: Source, path: Path, older: Seal) -> str:
         about = file.attributes.get("about")
         require_dataset(entry, path, about.get("slug") if isinstance(about, dict) else None)
         tables = sum_arrays(file)
-    write_seal(path, places_inside(path), tables)
+    write_seal(path, inner_seal_paths(path), tables)
     return f"{path}: written by an older version; the checksums of its blocks have been added"
 
 
 def require_dataset(entry: Source, path: Path, name: object) -> None:
     """Raise InputError where a store says that it is of another dataset."""
     try:
-        found = source_named(str(name))
+        result = source_named(str(name))
     except InputError:
         return
-    if found != entry and not entry.slug.startswith(f"{found.slug}-"):
+    if result != entry and not entry.slug.startswith(f"{result.slug}-"):
         raise InputError(
-            f"{path}: its dataset_name is {name!r}, not {entry.slug}: `harness data convert {found.slug} {path}`"
+            f"{path}: its dataset_name is {name!r}, not {entry.slug}: `harness data convert {result.slug} {path}`"
         )
 
 

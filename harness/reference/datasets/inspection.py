@@ -28,7 +28,7 @@ from harness.reference.errors import InputError
 from harness.reference.frames import Fault, Frames, Remark
 from harness.reference.store.blocks import text_of
 from harness.reference.store.bp import BPFile
-from harness.reference.store.bp_folder import find_seal, places_inside
+from harness.reference.store.bp_folder import find_seal, inner_seal_paths
 from harness.reference.store.layout import is_finite
 from harness.text import sanitize_line
 
@@ -139,7 +139,7 @@ def _is_usual(kind: str, count: int, found: _Findings) -> bool:
 
 def of_store(path: Path, progress: Progress) -> Report:
     """Read all of a store: checksums, values, ids."""
-    if is_bp_folder(path) and not places_inside(path)[0].exists():
+    if is_bp_folder(path) and not inner_seal_paths(path)[0].exists():
         return _of_original(path, progress)
     with BPFile(path) as file:
         file.verify()

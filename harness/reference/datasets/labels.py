@@ -58,8 +58,8 @@ class LabelCounts:
 
     def hint(self, label: str) -> str:
         """Return what readers remarked most of a label, or ""."""
-        found = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
-        return max(found)[1].partition("(")[2].rstrip(")") if found else ""
+        result = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
+        return max(result)[1].partition("(")[2].rstrip(")") if result else ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, from which from_json makes the same again."""

@@ -18,38 +18,38 @@ Finding = tuple[str, Mask, str]  # kind, structures, reason
 def find_faults(block: Block, frames: Frames) -> list[Finding]:
     """What makes structures of no use: values that are not finite, counts and edges of other structures."""
     g = block.samples
-    found: list[Finding] = []
+    result: list[Finding] = []
     for name, column in block.columns.items():
         if column.values.dtype.kind == "f" and name not in JUDGED_ELSEWHERE:
             rows = ~np.isfinite(sample_major(column.values, column.axis)).reshape(column.values.shape[column.axis], -1)
-            found.append(("not finite", _any_row(column, rows.any(axis=1), g), f"{name} is not finite"))
+            result.append(("not finite", _any_row(column, rows.any(axis=1), g), f"{name} is not finite"))
     natoms = block.columns.get("natoms")
     if natoms is not None:
         alike = natoms.values.size == g
         differs: Mask = natoms.values.reshape(-1) != frames.sizes if alike else np.ones(g, dtype=bool)
-        found.append(("natoms", differs, "natoms is not the number of positions"))
+        result.append(("natoms", differs, "natoms is not the number of positions"))
     if "edge_index" in block.columns:
         index, owner = _read_edges(block.columns["edge_index"], g)
         outside = np.asarray(((index < 0) | (index >= frames.sizes[owner])).any(axis=0))
-        found.append(("edges", _any_of(owner, outside, g), "edge_index names an atom that is not there"))
-    return found
+        result.append(("edges", _any_of(owner, outside, g), "edge_index names an atom that is not there"))
+    return result
 
 
 def find_oddities(block: Block, frames: Frames) -> list[Finding]:
     """What contradicts what training reads, and is not read by it."""
     g, n = block.samples, int(frames.sizes.sum())
-    found: list[Finding] = []
+    result: list[Finding] = []
     composition = block.columns.get("chemical_composition")
     if composition is not None and composition.values.size == g * ELEMENTS:
         differs: Mask = (composition.values.reshape(g, ELEMENTS) != compositions(frames)[:, 1:]).any(axis=1)
-        found.append(("chemical_composition", differs, "chemical_composition is not that of atomic_numbers"))
+        result.append(("chemical_composition", differs, "chemical_composition is not that of atomic_numbers"))
     x = block.columns.get("x")
     if x is not None and len(x.values) == n and x.values.ndim == 2:
         differs = x.values[:, 0] != block.columns["atomic_numbers"].values.reshape(-1)
-        found.append(("x", _any_of(frames.owner, differs, g), "x has other elements than atomic_numbers"))
+        result.append(("x", _any_of(frames.owner, differs, g), "x has other elements than atomic_numbers"))
     if {"edge_index", "edge_attr", "edge_shifts"} <= block.columns.keys():
-        found += _compare_lengths(block, frames)
-    return found
+        result += _compare_lengths(block, frames)
+    return result
 
 
 def _compare_lengths(block: Block, frames: Frames) -> list[Finding]:

@@ -141,15 +141,15 @@ def _check_layout(file: BPFile) -> None:
                 raise InputError(f"{file.path}: damaged, the offset of {label}/{key} of sample {differs[0]} is wrong")
     total = sum(file.samples(label) for label in file.splits)
     if file.attributes.get("total_ndata", total) != total:
-        told = file.attributes["total_ndata"]
-        raise InputError(f"{file.path}: damaged, total_ndata is {told}, its splits have {total} samples")
+        text = file.attributes["total_ndata"]
+        raise InputError(f"{file.path}: damaged, total_ndata is {text}, its splits have {total} samples")
 
 
 def _read_coefficients(file: BPFile) -> Array | None:
-    found = file.attributes.get(COEFFICIENTS)
-    if found is None:
+    result = file.attributes.get(COEFFICIENTS)
+    if result is None:
         return None
-    values = np.asarray(found)
+    values = np.asarray(result)
     if values.dtype.kind not in "fi" or values.shape != (BINS,):
         raise InputError(f"{file.path}: {COEFFICIENTS} has shape {values.shape}, expected {BINS} numbers")
     return values.astype(np.float64)

@@ -138,7 +138,7 @@ def _find_near_pairs(
     """Both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
     search = vesin.NeighborList(cutoff=RADIUS, full_list=False, n_threads=1)
     starts, ends = (frames.ends - frames.sizes).tolist(), frames.ends.tolist()
-    found = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]
+    result = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]
     for k in np.flatnonzero(is_measured).tolist():
         i, j, vector = search.compute(
             points=frames.positions[starts[k] : ends[k]],
@@ -146,19 +146,19 @@ def _find_near_pairs(
             periodic=frames.periodic[k],
             quantities="ijD",
         )
-        found.append((i.astype(np.int64) + starts[k], j.astype(np.int64) + starts[k], vector))
-    i, j, vector = map(np.concatenate, zip(*found, strict=True))
+        result.append((i.astype(np.int64) + starts[k], j.astype(np.int64) + starts[k], vector))
+    i, j, vector = map(np.concatenate, zip(*result, strict=True))
     return i, j, vector
 
 
 def _measure_spacings(frames: Frames) -> Array:
     """Length, area or volume of an atom in the periodic directions, as an edge; of a large molecule its radius, [g]."""
-    found = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.sizes)
+    result = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.sizes)
     for k in np.flatnonzero(~frames.periodic.all(axis=1)).tolist():
         size, stop, vectors = int(frames.sizes[k]), int(frames.ends[k]), frames.cell[k][frames.periodic[k]]
         if len(vectors):
-            found[k] = (max(np.linalg.det(vectors @ vectors.T), 0.0) ** 0.5 / size) ** (1.0 / len(vectors))
+            result[k] = (max(np.linalg.det(vectors @ vectors.T), 0.0) ** 0.5 / size) ** (1.0 / len(vectors))
         else:
             positions = frames.positions[stop - size : stop]
-            found[k] = np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean())
-    return found
+            result[k] = np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean())
+    return result

@@ -76,18 +76,18 @@ def require_seal(path: Path) -> None:
 
 def describe_store(file: BPFile) -> StoreFacts:
     """Return what a store says of itself; raises InputError for one that does not, with what to do."""
-    found = file.attributes
+    result = file.attributes
     if not file.is_sealed:
         require_seal(file.path)
     try:
-        about, fitted = found["about"], found["references"]
-        left_out = {label: sorted(map(int, indices)) for label, indices in found.get("left_out_samples", {}).items()}
+        about, fitted = result["about"], result["references"]
+        left_out = {label: sorted(map(int, indices)) for label, indices in result.get("left_out_samples", {}).items()}
         facts = StoreFacts(
             source(str(about["slug"])),
             {**about, "role": str(about["role"]), "level": str(about["level"])},
             references.from_json(fitted),
-            str(found.get("energies", TOTAL)),
-            dict(found["statistics"]),
+            str(result.get("energies", TOTAL)),
+            dict(result["statistics"]),
             left_out,
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):

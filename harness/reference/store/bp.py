@@ -20,7 +20,7 @@ import numpy as np
 from harness.reference.errors import InputError
 from harness.reference.store import together
 from harness.reference.store.bp_engine import Engine
-from harness.reference.store.bp_folder import PART, places_inside, sync_files, write_seal
+from harness.reference.store.bp_folder import PART, inner_seal_paths, sync_files, write_seal
 from harness.reference.store.bp_handle import OWN
 from harness.reference.store.bp_read import BPFile
 from harness.reference.store.bp_split import Split
@@ -129,7 +129,7 @@ class BPWriter:
             with BPFile(self._part, unfinished=True) as file:
                 tables = sum_arrays(file)
         sync_files(self._part)
-        write_seal(self._part, places_inside(self._part), tables)
+        write_seal(self._part, inner_seal_paths(self._part), tables)
         _verify(self._part, splits)
         os.rename(self._part, self.path)
 

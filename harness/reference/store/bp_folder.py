@@ -42,12 +42,12 @@ class Seal:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def places_inside(folder: Path) -> tuple[Path, Path]:
+def inner_seal_paths(folder: Path) -> tuple[Path, Path]:
     """Return where the seal and the checksums of a store of this program are."""
     return folder / SEAL, folder / SUMS
 
 
-def places_beside(folder: Path) -> tuple[Path, Path]:
+def outer_seal_paths(folder: Path) -> tuple[Path, Path]:
     """Return where the seal and the checksums of a store of HydraGNN are."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.with_name(f"{named.name}.{SEAL}"), named.with_name(f"{named.name}.{SUMS}")
@@ -97,7 +97,7 @@ def check_whole(path: Path, *, unfinished: bool = False) -> Seal | None:
 
 def find_seal(path: Path) -> Seal | None:
     """Return what the seal of a store says, or None where it has none; raises InputError for a damaged one."""
-    for seal, sums in (places_inside(path), places_beside(path)):
+    for seal, sums in (inner_seal_paths(path), outer_seal_paths(path)):
         if seal.exists() or seal.is_symlink():
             return _read_seal(seal, sums)
     return None
@@ -135,7 +135,7 @@ def _read_seal(path: Path, sums: Path) -> Seal:
 
 def read_older_seal(path: Path) -> Seal | None:
     """Return the seal of a store as it was written before blocks had checksums, or None where there is none."""
-    seal, sums = places_inside(path)
+    seal, sums = inner_seal_paths(path)
     try:
         content = json.loads(seal.read_bytes())
         sizes, crc32 = content["bytes"], content["crc32"]

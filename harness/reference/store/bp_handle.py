@@ -66,12 +66,12 @@ class Handle:
 
     def attribute(self, name: str) -> Any:
         """Text, a list of texts, a number or an array; a mapping where this project wrote one."""
-        found = self.io.InquireAttribute(name)
-        if found.Type() != "string":
-            return found.Data().item() if found.SingleValue() else found.Data()
-        if not found.SingleValue():
-            return found.DataString()
-        text = found.DataString()[0]
+        result = self.io.InquireAttribute(name)
+        if result.Type() != "string":
+            return result.Data().item() if result.SingleValue() else result.Data()
+        if not result.SingleValue():
+            return result.DataString()
+        text = result.DataString()[0]
         return json.loads(text) if name.startswith(OWN) and text.startswith("{") else text
 
     def read(self, array: Array, first: int, rows: int) -> NDArray[Any]:

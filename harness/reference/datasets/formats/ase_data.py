@@ -24,12 +24,12 @@ def decode_data(data: Any, wanted: Collection[str]) -> dict[str, Any]:
     if start > len(raw):
         raise Unfit("malformed", "row.data points beyond its end")
     try:
-        found = decoded(raw[start:])
+        result = decoded(raw[start:])
     except Unfit as error:
         raise Unfit("malformed", f"row.data is {error}") from None
-    if not isinstance(found, dict):
-        raise Unfit("malformed", f"row.data is a {type(found).__name__}")
-    return {str(name): _value(value, raw) if name in wanted else None for name, value in found.items()}
+    if not isinstance(result, dict):
+        raise Unfit("malformed", f"row.data is a {type(result).__name__}")
+    return {str(name): _value(value, raw) if name in wanted else None for name, value in result.items()}
 
 
 def _value(value: Any, raw: bytes) -> Any:

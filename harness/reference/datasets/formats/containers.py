@@ -48,10 +48,10 @@ def container_of(paths: Sequence[Path], own: str) -> str:
 
 def _ending(file: Path) -> str:
     known = (*s2ef_text.ENDINGS, ".db", *LMDB_ENDINGS, *SPECIAL, ".txt.xz")
-    found = [ending for ending in known if file.name.endswith(ending)]
+    result = [ending for ending in known if file.name.endswith(ending)]
     return (
-        max(found, key=len)
-        if found
+        max(result, key=len)
+        if result
         else "".join(file.suffixes[-2:] if ".tfrecord" in file.name else file.suffixes[-1:])
     )
 

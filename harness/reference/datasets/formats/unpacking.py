@@ -88,9 +88,9 @@ class XZFile(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill the buffer as far as the next piece of content does, and return how far; 0 at the end."""
-        found = self._next(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
+        result = self._next(len(buffer))
+        buffer[: len(result)] = result
+        return len(result)
 
     def _next(self, size: int) -> bytes:
         while not self._ended:
@@ -100,14 +100,14 @@ class XZFile(io.RawIOBase):
                     self._ended = True
                     break
                 self._decoder = self._new()
-                found = self._decoder.decompress(rest, size)
+                result = self._decoder.decompress(rest, size)
             else:
                 chunk = self._packed.read(CHUNK) if self._decoder.needs_input else b""
                 if not chunk and self._decoder.needs_input:
                     raise EOFError("the compressed data end too early")
-                found = self._decoder.decompress(chunk, size)
-            if found:
-                return found
+                result = self._decoder.decompress(chunk, size)
+            if result:
+                return result
         return b""
 
 
@@ -140,11 +140,11 @@ def inflate(data: bytes | memoryview, limit: int) -> bytes:
     """Undo zlib's compression of a record; raises Unfit for one that is damaged or unfolds to more than the limit."""
     decoder = zlib.decompressobj()
     try:
-        found = decoder.decompress(data, limit)
+        result = decoder.decompress(data, limit)
     except zlib.error as error:
         raise Unfit("corrupt", f"not compressed JSON ({one_line(error)})") from None
-    if decoder.unconsumed_tail or (len(found) == limit and not decoder.eof):
+    if decoder.unconsumed_tail or (len(result) == limit and not decoder.eof):
         raise Unfit("too large", f"unfolds to more than {limit >> 20} MB")
     if not decoder.eof:
         raise Unfit("corrupt", "not compressed JSON (truncated)")
-    return found
+    return result

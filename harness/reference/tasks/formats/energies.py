@@ -108,12 +108,12 @@ def without(labelled: Labelled, wrong: NDArray[np.bool_], reason: str) -> Labell
     """Return what is not wrong, [g], and count the rest under the reason."""
     if not wrong.any():
         return labelled
-    kept = ~wrong
+    retained = ~wrong
     return replace(
         labelled,
-        frames=labelled.frames[kept],
-        target=labelled.target[kept],
-        official_ids=labelled.official_ids[kept],
-        subset=labelled.subset[kept],
+        frames=labelled.frames[retained],
+        target=labelled.target[retained],
+        official_ids=labelled.official_ids[retained],
+        subset=labelled.subset[retained],
         left_out=labelled.left_out + type(labelled.left_out)({reason: int(wrong.sum())}),
     )

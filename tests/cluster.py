@@ -1,8 +1,9 @@
 """A real Slurm on this machine: one controller and several emulated nodes on loopback, in a folder of its own.
 
 Nothing outside the folder is read or written: a munge key, the configuration, state and logs lie in it, and the ports
-are free ones, so several clusters may run at once. A guard process ends all that belongs to the folder as soon as the
-program that started it stops or dies.
+are free ones, so several clusters may run at once: their job ids, from which jobs derive the port of their ranks, start
+at a random number. A guard process ends all that belongs to the folder as soon as the program that started it stops or
+dies.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 CONFIGURATION = """\
 ClusterName=local
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -300,7 +302,7 @@ class Cluster:
         hardware = f"CPUs={self.cpus} RealMemory=2000" + f" Gres=gpu:{self.gpus}" * bool(self.gpus)
         hardware += f" Features={','.join(self.features)}" * bool(self.features)
         text = CONFIGURATION.format(
-            host=socket.gethostname(), port=port, folder=self.folder,
+            host=socket.gethostname(), port=port, folder=self.folder, first_job=random.randrange(1001, 9000),
             nodes=self.nodes, first=port + 1, last=port + self.nodes, hardware=hardware,
         )  # fmt: skip
         members = f"n[1-{self.nodes}]"
@@ -380,9 +382,10 @@ def _kill(belongs: Callable[[psutil.Process], bool]) -> None:
     """Kill until none is left: what starts meanwhile is met in the next round."""
     deadline = time.monotonic() + 20
     while (alive := _processes(belongs)) and time.monotonic() < deadline:
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for act in (psutil.Process.suspend, psutil.Process.kill):  # none may report, or react to, another's death
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    act(process)
         psutil.wait_procs(alive, timeout=0.2)
 
 

@@ -68,7 +68,7 @@ def call(environment: dict[str, str], tmp_path: Path) -> Call:
             env=environment | more,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=1200,
             check=False,
         )
 
@@ -157,7 +157,7 @@ def test_thirty_cases_while_everything_dies(
     cluster.restart()
     two = [subprocess.Popen(command, **quiet) for _ in range(2)]  # type: ignore[call-overload]
     cluster.hasten(long_job.id)
-    said = [process.communicate(timeout=400) for process in two]
+    said = [process.communicate(timeout=1200) for process in two]
     assert sorted(p.returncode for p in two) == [2, 3], said
     assert sum("another harness is running this campaign" in stderr for _, stderr in said) == 1
     outcomes = call("status", "fleet.yaml", "odd.yaml", "--system", "slurm").stdout.splitlines()
@@ -218,6 +218,29 @@ def test_a_controller_that_is_away(call: Call, cluster: Cluster, tmp_path: Path)
     cluster.start_controller()
     assert call(*words, "--wait").returncode == 0
     assert set(starts(campaign).values()) == {1}
+
+
+def test_a_case_that_cannot_start_while_the_controller_is_away_has_not_failed(
+    call: Call, cluster: Cluster, tmp_path: Path
+) -> None:
+    """A srun that does not reach the controller in MessageTimeout seconds ends with exit code 1, as a program may."""
+    held = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage: ['{held}']\n")
+    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    campaign = tmp_path / "results" / "runs" / "fleet-here"
+    words = ["run", "fleet.yaml", "--system", "here.yaml"]
+    assert call(*words, "--submit").returncode == 0
+    until("the job has its nodes", (tmp_path / "staged").exists)
+    cluster.stop_controller()
+    (tmp_path / "go").touch()
+    [log] = campaign.glob("jobs/*.log")
+    until("srun has given up", lambda: "Slurm's controller did not answer srun" in log.read_text())
+    cluster.start_controller()
+    done = call(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "submitted" not in done.stderr
+    assert not list(campaign.glob("*/attempt-*"))
+    assert starts(campaign) == {"fleet-seed_1": 1}
 
 
 def test_what_slurm_refuses_is_told_and_can_be_put_right(call: Call, tmp_path: Path) -> None:

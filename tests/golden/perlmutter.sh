@@ -97,12 +97,28 @@ for _ in 1 2 3; do
     sleep 5
 done
 
-# same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
+# same_nodes: whether all that were healthy still are, and the case was started.
+# A job that is being ended may be ended meanwhile.
 same_nodes() {
     local before=$healthy
     sleep 2
     check_nodes 60
+    if [ "$(count_refusals)" -gt "$refusals" ]; then
+        echo "Slurm's controller did not answer srun, which started nothing"
+        for _ in 1 2 3; do
+            if [ "$healthy" -gt 0 ]; then break; fi
+            sleep 10
+            check_nodes 60
+        done
+        return 1
+    fi
     [ "$healthy" -ge "$before" ]
+}
+
+# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, as a program's.
+count_refusals() {
+    { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
+        wc -l
 }
 
 # first N: the file that names the first N healthy nodes, as srun takes it.
@@ -112,7 +128,10 @@ first() {
 }
 
 # keep_nodes N: those that the case takes, in a file of its folder.
-keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
+keep_nodes() {
+    head -n "$1" "$nodes" > ./nodes
+    refusals=$(count_refusals)
+}
 
 source "$HOME/gfm-harness-perlmutter/bin/activate"
 # Python imports nothing from the current folder: what lies in a case's may be from elsewhere.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.report.axes import plain_ticks
 from harness.report.figures import STYLE, Figure, kept
+from harness.text import count
 
 # Okabe and Ito's, and grey for the search over all backbones
 COLOURS = {
@@ -49,7 +50,7 @@ def best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name:
         panels[0].set_ylabel("(MAE(E/atom) + MAE(F)) / 2, eV and eV/\N{ANGSTROM SIGN}")
         panels[1].legend(frameon=False, fontsize=8)
         caption = (
-            f"Searches, {len(trials)} trials: a dot each, the line the best until then; errors on validation"
+            f"Searches, {count(len(trials), 'trial')}: a dot each, the line the best until then; errors on validation"
             " structures, in eV/atom and eV/\N{ANGSTROM SIGN}. Crosses along the top: trials that came to no objective."
         )
         return kept(figure, folder, name, caption)
@@ -74,8 +75,8 @@ def accuracy_against_throughput(trials: pd.DataFrame, names: dict[str, str], fol
         axes.set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
         axes.legend(frameon=False, fontsize=8)
         caption = (
-            f"Accuracy against throughput, {len(done)} trials of all searches. The line joins those that no other trial"
-            " beats in both."
+            f"Accuracy against throughput, {count(len(done), 'trial')} of all searches."
+            " The line joins those that no other trial beats in both."
         )
         return kept(figure, folder, name, caption)
 

@@ -195,7 +195,8 @@ def precisions(claim: Claim, results: Results) -> Found:
     full = costs[costs["case"].isin([c for c, n in counts.items() if n == value])]
     verdict: Verdict = "reproduced" if value >= claim.low else "deviates"
     where = (
-        f"{full['backbone'].nunique()} backbones on {full['device'].iloc[0]}, on shipped sets, most of them stand-ins"
+        f"{count(full['backbone'].nunique(), 'backbone')} on {full['device'].iloc[0]}, on shipped sets,"
+        " most of them stand-ins"
     )
     return Found(verdict, where, (value, None, None), "stand-in", sorted(set(full["folder"])))
 

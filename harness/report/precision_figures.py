@@ -13,6 +13,7 @@ from harness.analysis.precision import REFERENCE
 from harness.report.axes import plain_ticks
 from harness.report.figures import STYLE, Figure, kept
 from harness.report.hpo_figures import COLOURS, SOFT
+from harness.text import count
 
 MARKS = {"fp64": "o", "fp32": "s", "bf16": "^"}
 
@@ -49,8 +50,8 @@ def error_against_rate(
         figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
         caption = (
             "What low precision changes and what it gains in inference: mean distance from FP64 over the held-out"
-            f" structures of {inference['head'].nunique()} heads; throughput as median of ratios of one round. Right of"
-            " the line it is faster than FP64."
+            f" structures of {count(inference['head'].nunique(), 'head')}; throughput as median of ratios of one"
+            " round. Right of the line it is faster than FP64."
         )
         return kept(figure, folder, name, caption)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.report.axes import plain_ticks
 from harness.report.figures import STYLE, Figure, kept
+from harness.text import count
 
 FAR_OFF = 30.0  # of total energies the mean is of no use, and would flatten all else
 
@@ -108,8 +109,8 @@ def gains_of_pretraining(gains: pd.DataFrame, folder: Path, name: str) -> Figure
         axes.legend(frameon=False, fontsize=7.5)
         seeds = int(full["seeds"].max())
         caption = (
-            f"Gain from pretraining, {len(rows)} tasks or parts of tasks with the most labels of each: geometric"
-            " mean of"
-            f" {seeds} seeds with Student's 95% interval, which is drawn as far as the axis goes."
+            f"Gain from pretraining, {count(len(rows), 'task')} or parts of tasks with the most labels of each:"
+            " geometric mean of"
+            f" {count(seeds, 'seed')} with Student's 95% interval, which is drawn as far as the axis goes."
         )
         return kept(figure, folder, name, caption)

@@ -21,7 +21,7 @@ def find_unmeasured(records: Sequence[Record], scores: Sequence[Score], paper: P
     for record in bad:
         figures = [row["name"] for row in record.case.get("performance", ())]
         if figures or record.state == "unreadable":
-            what = ", ".join(figures) or "nothing of it"
+            what = ", ".join(figures) or "the whole case"
             yield f"{name_of(record)}: {what} is not measured: the case is {describe_end(record)}"
     for record in records:
         for merit in record.merits:

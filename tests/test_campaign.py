@@ -93,7 +93,8 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     assert (table["peak_bytes"] > 0).all()
     assert (table["matrix_gflop"] > 0).all()
     drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
-    assert drawn == {"tiny", "cost"}
+    assert "tiny" in drawn
+    assert drawn <= {"tiny", "cost"}  # a busy machine may withhold what cases cost: too few samples
     assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
 
     folders = sorted((out / "runs").glob("*/*/case.json"))

@@ -31,6 +31,8 @@ def run_apart(path: Path, work: Callable[[], Result]) -> Result:
     finally:
         process.kill()
         process.join()
+    if isinstance(error, MemoryError):
+        raise InputError(f"{path}: damaged, it asks for more memory than there is; restore it")
     if error is not None:
         raise error
     return result

@@ -44,7 +44,7 @@ class BPFile:
             self._describe()
         except InputError:
             raise
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
             raise InputError(f"{self.path}: damaged, it cannot be described ({reason(error)})") from None
         if self._seal is not None:
             self._sums_at = self._locate_sums(self._seal)

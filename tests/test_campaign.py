@@ -93,8 +93,10 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     assert (table["peak_bytes"] > 0).all()
     assert (table["matrix_gflop"] > 0).all()
     drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
-    assert "tiny" in drawn
-    assert drawn <= {"tiny", "cost"}  # a busy machine may withhold what cases cost: too few samples
+    costs = pd.read_csv(out / "tables" / "cost_cases.csv")
+    measured = costs["busy_cores"].notna()
+    assert costs.loc[~measured, "why_not"].notna().all()  # a busy machine takes too few samples, and the table says so
+    assert drawn == ({"tiny", "cost"} if measured.any() else {"tiny"})
     assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
 
     folders = sorted((out / "runs").glob("*/*/case.json"))

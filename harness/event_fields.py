@@ -233,7 +233,7 @@ SPREAD: Fields = {
 }  # fmt: skip
 READING: Fields = {
     "mode": Text, "ranks": Several, "nodes?": Several, "sets?": list[Text], "roles?": list[Text], "split?": Text,
-    "samples?": Count, "open_s?": Seconds, "rss_bytes?": Bytes, "bytes_per_sample_mean?": NotNegative,
+    "samples?": Count, "open_s?": Seconds, "rss_bytes?": Number, "bytes_per_sample_mean?": NotNegative,
     "floor?": typed({"us_per_sample": NotNegative, "what": Text}) | None, "width?": Several | None,
 }  # fmt: skip
 RANGE = typed({"low": Number, "high": Number, "log": Flag})
@@ -291,6 +291,25 @@ FACTS: dict[str, Fields] = {
         **{k: typed(SPREAD) for k in ("sizes", "energy_ev_per_atom", "force_norm_ev_per_a", "stress_ev_per_a3")},
     },
 }  # fmt: skip
+
+
+def _require(fields: Fields, *names: str) -> dict[str, Any]:
+    """Return the fields, with those of these names no longer optional."""
+    return {k.rstrip("?") if k.rstrip("?") in names else k: v for k, v in fields.items()}
+
+
+# Program -> facts of which it always has more fields, and the report asks for them.
+FACTS_OF = {
+    "ladder": {
+        "model": _require(FACTS["model"], "parameters", "trained")
+        | {"config": typed({"readout": Text, "cutoff": NotNegative})},
+        "workload": _require(
+            FACTS["workload"], "structures", "batches", "batch_size", "max_neighbours", "elements_not_trained"
+        ),
+        "gate": _require(FACTS["gate"], "threshold", "live_heads", "mean_weight"),
+        "observed": _require(FACTS["observed"], "threads"),
+    },
+}
 # Facts that are no mapping.
 PLAIN_FACTS: dict[str, Any] = {
     "throughput_graphs_per_s": list[Annotated[float, Field(gt=0, le=1e16)]],

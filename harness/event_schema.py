@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from harness.errors import did_you_mean, shortened
-from harness.event_fields import COMMON, EVENTS, FACTS, ORDERED, PLAIN_FACTS, TOGETHER, Text, Time, typed
+from harness.event_fields import COMMON, EVENTS, FACTS, FACTS_OF, ORDERED, PLAIN_FACTS, TOGETHER, Text, Time, typed
 from harness.events import VERSION, Event
 
 # Version of a log -> what makes an event of the next version of one of this; None: they are the same.
@@ -38,8 +38,9 @@ def _checker(program: str, kind: str) -> TypeAdapter[Any] | None:
 def _fact_checker(program: str, name: str) -> TypeAdapter[Any] | None:
     if program not in EVENTS:
         return None
-    if name in FACTS:
-        return TypeAdapter(typed(FACTS[name]))
+    fields = FACTS_OF.get(program, {}).get(name) or FACTS.get(name)
+    if fields is not None:
+        return TypeAdapter(typed(fields))
     if name not in PLAIN_FACTS:
         return None
     return TypeAdapter(PLAIN_FACTS[name], config=ConfigDict(strict=True, allow_inf_nan=False))

@@ -36,7 +36,12 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     log.write("start")
     log.fact(
         "model",
-        {"config": {"hidden_dim": 64, "readout": "sum"}, "trained": False, "parameters": 9, "untrained_heads": []},
+        {
+            "config": {"hidden_dim": 64, "readout": "sum", "cutoff": 5.0},
+            "trained": False,
+            "parameters": 9,
+            "untrained_heads": [],
+        },
     )
     log.fact(
         "ceilings", {"copy_gb_per_s": 10.0, "squares": [{"dtype": "float64", "gflop_per_s": 50.0}], "products": []}

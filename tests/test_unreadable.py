@@ -158,6 +158,22 @@ def test_what_is_no_file(tmp_path: Path, name: str, damage: Callable[[Path], Non
     assert record_of(tmp_path / CAMPAIGN / "case-fp64").state == "done"
 
 
+def test_a_ladder_without_what_its_page_shows_is_unreadable(tmp_path: Path) -> None:
+    folder = two_cases(tmp_path)
+    lines = (folder / "events.jsonl").read_text()
+    with (folder / "events.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "fact", "time_s": 1.0, "name": "model", "value": {"trained": True}}) + "\n")
+    line = lines.count("\n") + 1
+    assert record_of(folder).error == f"events.jsonl:{line}: fact model: config is missing"
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert "cannot be shown" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_process_that_gives_memory_back_is_no_fault() -> None:
+    fact = {"event": "fact", "name": "reading", "value": [{"mode": "file", "ranks": 1, "rss_bytes": -15360}]}
+    assert event_schema.find_fault("data", [fact]) is None
+
+
 def test_a_provenance_that_is_impossible_is_said_and_the_case_still_counts(tmp_path: Path) -> None:
     folder = two_cases(tmp_path)
     (folder / "provenance.json").write_text('{"time_s": "yesterday", "cores": 4}')

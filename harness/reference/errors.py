@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from harness.text import sanitize
+from harness.text import sanitize_line
 
 
 class InputError(ValueError):
     """Bad input; the message is one line that names the structure, file or value at fault."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(sanitize(str(message)))
+        super().__init__(sanitize_line(str(message)))
 
 
 class NotFinite(InputError):

@@ -173,7 +173,7 @@ def model_section(records: list[Record]) -> Section | None:
         "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"
         " they train; samples are drawn from the dataset itself. Sources and licences:"
         " harness/reference/datasets/mini/sets.yaml.",
-        f"Untrained heads (no data yet): {', '.join(about['untrained_heads']) or 'none'}.",
+        f"Untrained heads (no data yet): {', '.join(about.get('untrained_heads', ())) or 'none'}.",
     ]
     note = (
         "Held-out structures of the shipped sets; of their molecules, materials, reactions and trajectories none is in"

@@ -9,6 +9,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.events import EventLog
 from harness.reference.datasets.files import read_file
@@ -75,3 +77,8 @@ def test_a_case_edited_by_hand_is_checked_again(tmp_path: Path, parameters: dict
     with pytest.raises(InputError) as caught:
         program.run({"workload": "random", "precision": "fp64"} | parameters, EventLog(tmp_path / "e"), tmp_path)
     assert message in str(caught.value)
+
+
+@given(st.text())
+def test_every_refusal_is_one_line_that_a_terminal_can_show(text: str) -> None:
+    assert not text or str(InputError(text)).isprintable()

@@ -34,7 +34,12 @@ QUICK = (
     ("pretrain-short",),
 )
 # Nothing runs beside benchmarks, or beside a cluster of eight nodes on one machine.
-ALONE = ("tests/test_cluster.py", "tests/test_slurm.py", "tests/test_slurm_limits.py", "tests/test_slurm_suites.py")
+ALONE = (
+    "tests/system/test_cluster.py",
+    "tests/system/test_slurm.py",
+    "tests/system/test_slurm_limits.py",
+    "tests/system/test_slurm_suites.py",
+)
 ALONE += ("tests/benchmarks",)
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
@@ -178,7 +183,7 @@ def slow(session: nox.Session) -> None:
     two_at_a_time(session, "slow")
     session.run(*pytest, *ALONE)
     interpreted = {"PYTHONPATH": triton(session), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    session.run(*pytest, "tests/reference/test_triton.py", env=interpreted)
+    session.run(*pytest, "tests/reference/ops/test_triton.py", env=interpreted)
 
 
 def two_at_a_time(session: nox.Session, marked: str) -> None:

@@ -15,23 +15,24 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness.events import FILE_NAME, VERSION, EventLog
-from harness.homes import ensure_user
-from harness.reference import merit, ranks, sampler
+from harness.host.homes import ensure_user
+from harness.protocol.events import FILE_NAME, VERSION, EventLog
+from harness.reference.distributed import launch
+from harness.reference.distributed.launch import LostRank, Place
 from harness.reference.errors import InputError
-from harness.reference.ranks import LostRank, Place
+from harness.reference.profiling import fom_client, node_sampler
 
 TRACEBACK = "traceback.txt"
 PROGRAMS = {
-    "ladder": "harness.reference.ladder.program",
-    "train": "harness.reference.training.program",
-    "training_steps": "harness.reference.training_steps.program",
-    "data_parallel": "harness.reference.data_parallel.program",
-    "data": "harness.reference.data.program",
-    "hpo": "harness.reference.hpo.search",
-    "precision": "harness.reference.precision_study.program",
-    "screening": "harness.reference.screening.program",
-    "transfer": "harness.reference.transfer.study",
+    "ladder": "harness.reference.programs.ladder.program",
+    "train": "harness.reference.programs.train.program",
+    "training_steps": "harness.reference.programs.training_steps.program",
+    "data_parallel": "harness.reference.programs.scaling.program",
+    "data": "harness.reference.programs.data.program",
+    "hpo": "harness.reference.programs.hpo.search",
+    "precision": "harness.reference.programs.precision.program",
+    "screening": "harness.reference.programs.screening.program",
+    "transfer": "harness.reference.programs.transfer.program",
 }
 # Started once per rank; of the others a launcher's variables in the environment say nothing.
 PARALLEL = {"train", "data_parallel", "data", "screening", "transfer"}
@@ -54,16 +55,16 @@ def main(arguments: list[str]) -> int:
         print(f"error: {folder / 'case.json'}: not a case that can be run ({error!r})", file=sys.stderr)
         return 2
     try:
-        place = ranks.find(os.environ, case.get("ranks")) if program in PARALLEL else Place()
+        place = launch.find(os.environ, case.get("ranks")) if program in PARALLEL else Place()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     log = EventLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull))
     log.write("start", version=VERSION, case=case.get("id"), program=program, pid=os.getpid())
     if place.rank > 0:  # one figure of merit a run
-        os.environ.pop(merit.URL, None)
+        os.environ.pop(fom_client.URL, None)
     on_gpu = parameters.get("device") == "cuda" or parameters.get("backend") == "nccl"
-    sampling = sampler.start(folder, place.local_rank, on_gpu=on_gpu)
+    sampling = node_sampler.start(folder, place.local_rank, on_gpu=on_gpu)
     exit_code = attempt(module_name, parameters, log, folder, place)
     if exit_code == 0:
         log.write("done")
@@ -85,9 +86,9 @@ def attempt(module_name: str, parameters: dict[str, Any], log: EventLog, folder:
         return tell(log, f"{prefix}{error}; the jobs need what `pip install 'gfm-harness[reference]'` brings", 2)
     except Exception as error:
         if place.rank > 0:
-            return tell(log, f"{prefix}{ranks.told(error)}", 1)
+            return tell(log, f"{prefix}{launch.told(error)}", 1)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        message = f"{type(error).__name__}: {ranks.first_line(error)} (where it happened: {TRACEBACK})"
+        message = f"{type(error).__name__}: {launch.first_line(error)} (where it happened: {TRACEBACK})"
         return tell(log, message, 1)
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.text import sanitize_line
+from harness.protocol.text import sanitize_line
 
 
 class InputError(ValueError):

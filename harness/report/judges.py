@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.containment import MISFITS, describe_misfit
-from harness.analysis.results import Results
-from harness.report import downstream
-from harness.report.paper import Claim, JudgeName
+from harness.document.paper import Claim, JudgeName
+from harness.experiments.tables import Results
+from harness.protocol.text import count
+from harness.report import downstream_judges
 from harness.report.scorecard import Basis, Found, Score, Verdict, scored
-from harness.text import count
+from harness.results.containment import MISFITS, describe_misfit
 
 CONFIDENCE = 0.95
 LAST_STAGE = "torch_compile"
@@ -228,10 +228,10 @@ JUDGES: dict[JudgeName, Judge] = {
     "lead": lead,
     "machines": machines,
     "precisions": precisions,
-    "tasks": downstream.tasks,
-    "screened": downstream.screened,
-    "screening_time": downstream.screening_time,
-    "screening_rate": downstream.screening_rate,
+    "tasks": downstream_judges.tasks,
+    "screened": downstream_judges.screened,
+    "screening_time": downstream_judges.screening_time,
+    "screening_rate": downstream_judges.screening_rate,
 }
 # Judge -> the program whose cases a claim is judged by.
 PROGRAM_OF: dict[JudgeName, str] = {

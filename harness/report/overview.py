@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.collect.runs import Record
-from harness.report.blocks import DASH, Cell, Link, Section, View, interval, number, quantity
-from harness.report.paper import Paper
+from harness.document.blocks import DASH, Cell, Link, Section, View, interval, number, quantity
+from harness.document.paper import Paper
 from harness.report.scorecard import Score
+from harness.results.runs import Record
 
 EVIDENCE = 3
 

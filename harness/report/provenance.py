@@ -6,9 +6,9 @@ import math
 import time
 from pathlib import Path
 
-from harness.collect.runs import Record
-from harness.report.blocks import DASH, Link, Section, View, number
-from harness.text import count
+from harness.document.blocks import DASH, Link, Section, View, number
+from harness.protocol.text import count
+from harness.results.runs import Record
 
 KEPT = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
 

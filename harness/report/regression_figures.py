@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from harness.report.figures import STYLE, Figure, kept
-from harness.track.regressions import Verdict
+from harness.document.figures import STYLE, Figure, kept
+from harness.tracking.verdicts import Verdict
 
 PANELS, ACROSS = 24, 3
 LABELS = 6

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.report.blocks import DASH, Section, View, number
+from harness.document.blocks import DASH, Section, View, number
+from harness.protocol.text import count
 from harness.report.regression_figures import PANELS, trends
-from harness.text import count
-from harness.track.history import FILE_NAME, read
-from harness.track.regressions import Verdict, change_in_words, sizes, verdicts
-from harness.track.series import series
+from harness.tracking.history import FILE_NAME, read
+from harness.tracking.series import series
+from harness.tracking.verdicts import Verdict, change_in_words, sizes, verdicts
 
 SOURCES = {"asv": "Benchmarks over commits", "campaign": "Runs of suites over commits"}
 PREFIXES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "\N{MICRO SIGN}s"), (1e-9, "ns"))

@@ -12,19 +12,21 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
-from harness import __version__, shipped
-from harness.analysis.metrics import metrics_of
-from harness.analysis.results import results
-from harness.collect.runs import Record, load, readable
-from harness.errors import UsageError
-from harness.jobs.files import make_folder_below, remove_below, write_below
-from harness.report import paper, site
-from harness.report.blocks import Cell, Link
+from harness import __version__
+from harness.config import resources
+from harness.document import paper
+from harness.document.blocks import Cell, Link
+from harness.experiments.metrics import metrics_of
+from harness.experiments.tables import results
+from harness.host.atomic_files import make_folder_below, remove_below, write_below
+from harness.protocol.errors import UsageError
+from harness.protocol.text import sanitize_line
+from harness.report import site
 from harness.report.judges import score
 from harness.report.regressions import Tracked, tracked
 from harness.report.scorecard import Score, remembered
-from harness.text import sanitize_line
-from harness.track import campaigns, history
+from harness.results.runs import Record, load, readable
+from harness.tracking import history, run_history
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def report(out: Path) -> Made:
     records = load(out / "runs")
     found = results(records)
     sound = readable(found.records)
-    history.append(out / history.FILE_NAME, campaigns.entries(sound, metrics_of, shipped.CLONE))
+    history.append(out / history.FILE_NAME, run_history.entries(sound, metrics_of, resources.CLONE))
     past = tracked(out)
     if not records and not past.verdicts:
         raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
@@ -62,7 +64,7 @@ def report(out: Path) -> Made:
     write_below(out, "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
     made = site.pages(found, past, scores, quoted, out)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(shipped.folder("reports")),
+        loader=jinja2.FileSystemLoader(resources.folder("reports")),
         undefined=jinja2.StrictUndefined,
         autoescape=jinja2.select_autoescape(["html", "html.j2"]),
         trim_blocks=True,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from harness.report.paper import Claim
+from harness.document.paper import Claim
 
 # inconclusive: measured, and neither borne out nor refuted; wrong: fast, but not with the right numbers
 Verdict = Literal["reproduced", "deviates", "inconclusive", "wrong", "projected", "out of reach here", "not run"]

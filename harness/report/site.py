@@ -8,28 +8,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.containment import MISFITS, describe_misfit
-from harness.analysis.results import Results
-from harness.analysis.training import TrainingTables
-from harness.collect.runs import Record
-from harness.report.ablation import ablation_sections
-from harness.report.blocks import Link, Section
-from harness.report.cost import cost_sections
-from harness.report.data import data_section
-from harness.report.hpo import search_sections
-from harness.report.ladder import ladder_section, model_section
-from harness.report.original import original_sections
+from harness.document.blocks import Link, Section
+from harness.document.paper import Paper
+from harness.experiments.cost.page import cost_sections
+from harness.experiments.data.page import data_section
+from harness.experiments.hpo.page import search_sections
+from harness.experiments.hydragnn.page import original_sections
+from harness.experiments.ladder.page import ladder_section, model_section
+from harness.experiments.precision.page import precision_sections
+from harness.experiments.scaling.page import scaling_section
+from harness.experiments.screening.page import screening_sections
+from harness.experiments.tables import Results
+from harness.experiments.training.metrics import TrainingTables
+from harness.experiments.training.multitask_page import ablation_sections
+from harness.experiments.training.page import training_sections
+from harness.experiments.training_steps.page import steps_sections
+from harness.experiments.transfer.page import transfer_sections
 from harness.report.overview import merits_section, runs_section, scorecard_section, unfinished_section
-from harness.report.paper import Paper
-from harness.report.precision import precision_sections
 from harness.report.provenance import provenance_section
 from harness.report.regressions import Tracked, regression_sections
-from harness.report.scaling import scaling_section
 from harness.report.scorecard import Score
-from harness.report.screening import screening_sections
-from harness.report.training import training_sections
-from harness.report.training_steps import steps_sections
-from harness.report.transfer import transfer_sections
+from harness.results.containment import MISFITS, describe_misfit
+from harness.results.runs import Record
 
 # Program -> the page on its runs.
 PAGE_OF = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from harness.collect.runs import Record
+from harness.document.paper import Paper
 from harness.report.judges import PROGRAM_OF
-from harness.report.paper import Paper
 from harness.report.scorecard import Score
+from harness.results.runs import Record
 
 ENDED_BADLY = ("failed", "lost", "unreadable")
 

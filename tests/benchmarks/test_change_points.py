@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from harness.analysis.statistics.changes import change_points_of_many
-from tests.detectors import CASES, Case, rates, table
+from harness.stats.changepoints.detect import change_points_of_many
+from tests.support.changepoint_methods import CASES, Case, rates, table
 
 SERIES, OF_OTHERS = 4000, 60
 

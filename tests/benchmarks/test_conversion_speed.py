@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.reference.datasets.conversion import Conversion, convert
-from harness.reference.datasets.formats.table import named
-from harness.reference.datasets.inputs import about_official
-from harness.reference.datasets.reading import Rules
-from harness.reference.datasets.sources import source
-from tests.reference.formats.official import array, write_ani1x, write_aselmdb
+from harness.reference.datasets.catalog import source
+from harness.reference.datasets.conversion.convert import Conversion, convert
+from harness.reference.datasets.conversion.inputs import about_official
+from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.readers.registry import named
+from tests.reference.datasets.readers.official import array, write_ani1x, write_aselmdb
 
 ATOMS = 50
 

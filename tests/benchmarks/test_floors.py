@@ -13,15 +13,15 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.batches import collate
-from harness.reference.datasets.random_box import random_structures
-from harness.reference.graphs import Graph, neighbour_graph
-from harness.reference.inference import batched_heads
-from harness.reference.measuring.work import work
+from harness.reference.data.batch import collate
+from harness.reference.data.neighbours import Graph, neighbour_graph
+from harness.reference.datasets.random_structures import random_structures
+from harness.reference.inference.bucketing import shape_of
+from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.padding import shape_of
-from harness.track.history import Entry, append, read
+from harness.reference.profiling.flops import work
+from harness.tracking.history import Entry, append, read
 from tests.benchmarks.floors import over_floor
 
 BATCH, SIDE = 16, 256

@@ -17,14 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.reference.batches import Batch, collate
-from harness.reference.datasets.random_box import random_structures
-from harness.reference.graphs import neighbour_graph
-from harness.reference.measuring.work import work
+from harness.reference.data.batch import Batch, collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.datasets.random_structures import random_structures
+from harness.reference.inference.bucketing import shape_of
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import backbone
-from harness.reference.padding import shape_of
-from tests.peers import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
+from harness.reference.profiling.flops import work
+from tests.support.reference_models import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
 
 pytestmark = pytest.mark.slow
 ROUNDS = 5

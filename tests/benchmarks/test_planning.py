@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 import pytest
 
-from harness import shipped, suites, systems
-from harness.collect.runs import load
-from harness.jobs.campaign import Campaign
-from harness.jobs.journal import Ended, Journal
-from harness.jobs.script import Scripts
-from harness.packing import pack
-from harness.plan import Plan, expand
+from harness.config import resources, suite, system
+from harness.execution.campaign import Campaign
+from harness.execution.job_script import Scripts
+from harness.execution.journal import Ended, Journal
+from harness.planning.expand import Plan, expand
+from harness.planning.jobs import pack
+from harness.results.runs import load
 
 SUITE = """\
 name: big
@@ -46,8 +46,8 @@ def cpu_s(work: Callable[[], Any]) -> float:
 def plan(folder: Path, cases: int) -> Plan:
     path = folder / "big.yaml"
     path.write_text(SUITE.format(seeds=", ".join(map(str, range(cases // 50)))))
-    site = systems.load(shipped.find("systems", "slurm"), {})
-    return expand(suites.load(path), site)
+    site = system.load(resources.find("systems", "slurm"), {})
+    return expand(suite.load(path), site)
 
 
 def listed(folder: Path, cases: int) -> str:

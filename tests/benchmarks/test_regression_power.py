@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_regression import CONFIG, QUIET, git, regression, said
+from tests.tracking.test_regression import CONFIG, QUIET, git, regression, said
 
 pytestmark = pytest.mark.slow
 PACKAGE = """\

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.batches import collate
-from harness.reference.datasets.random_box import random_structures
-from harness.reference.graphs import neighbour_graph
-from harness.reference.screening.filters import charge_balanced
-from harness.reference.screening.isolated import isolated_arrays
-from harness.reference.screening.prototypes import prototypes
-from harness.reference.screening.space import CandidateSpace, Run
-from harness.reference.screening.topology import Topologies
+from harness.reference.data.batch import collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.datasets.random_structures import random_structures
+from harness.reference.programs.screening.candidates.dense_neighbours import isolated_arrays
+from harness.reference.programs.screening.candidates.filters import charge_balanced
+from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, Run
+from harness.reference.programs.screening.candidates.prototypes import prototypes
 
 BLOCK, BATCH = 1 << 16, 512
 SPACE = CandidateSpace(prototypes(), tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91}))

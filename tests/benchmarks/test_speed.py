@@ -6,10 +6,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.batches import collate
-from harness.reference.datasets.random_box import random_structures
-from harness.reference.graphs import Graph, neighbour_graph
-from harness.reference.inference import batched_heads
+from harness.reference.data.batch import collate
+from harness.reference.data.neighbours import Graph, neighbour_graph
+from harness.reference.datasets.random_structures import random_structures
+from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 

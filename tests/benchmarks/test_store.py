@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.store.blocks import frames_block
-from harness.reference.store.bp import BPFile
-from harness.reference.store.layout import Block, Column
-from harness.reference.store.modes import open_samples
+from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.columns import frames_block
+from harness.reference.storage.open import open_samples
+from harness.reference.storage.schema import Block, Column
 from tests.benchmarks.floors import over_floor
-from tests.reference.store.examples import random_edges, random_frames, run_ranks, write
+from tests.reference.storage.examples import random_edges, random_frames, run_ranks, write
 
 KEYS = ("pos", "atomic_numbers", "energy", "forces", "cell")
 COUNT, BATCH, SAMPLE_BYTES, ROUNDS = 5000, 256, 8192, 40

@@ -34,7 +34,7 @@ def test_large_exports_are_read_in_constant_memory(tmp_path: Path) -> None:
                     )
             out.writelines(f"{text}\n" for text in one.lines())
     script = (
-        "import sys; from harness.cli import main\n"
+        "import sys; from harness.cli.main import main\n"
         "code = main(['collect', '--format', 'omnistat', sys.argv[1], '--out', sys.argv[2], '-q'])\n"
         # of this program alone: what getrusage says begins with the memory of the process that forked it
         "print(code, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"

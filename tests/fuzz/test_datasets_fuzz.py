@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.reference.datasets import downloads, transfer
+from harness.reference.datasets import downloads, http_transfer
 from harness.reference.datasets.__main__ import main
+from harness.reference.datasets.catalog import SOURCES
 from harness.reference.datasets.downloads import Download
 from harness.reference.datasets.fetch import fetch
-from harness.reference.datasets.sources import SOURCES
 from harness.reference.errors import InputError
 from tests.fuzz.bounded import run_fuzzer
-from tests.reference.formats.official import write_ani1x
+from tests.reference.datasets.readers.official import write_ani1x
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,7 @@ def serving(rng: random.Random) -> Iterator[str]:
 
 
 def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr(http_transfer, "TIMEOUT_S", PATIENCE_S)
 
     def examine(rng: random.Random, folder: Path) -> None:
         with serving(rng) as url:

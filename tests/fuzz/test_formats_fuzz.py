@@ -23,7 +23,7 @@ import pytest
 
 from harness.reference.datasets.__main__ import main
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.reference.formats import official, official_json, official_tfrecord
+from tests.reference.datasets.readers import official, official_json, official_tfrecord
 
 pytestmark = pytest.mark.slow
 

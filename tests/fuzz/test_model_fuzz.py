@@ -23,13 +23,13 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from harness.reference import checkpoints, sealed
-from harness.reference.calculator import ReferenceCalculator
 from harness.reference.errors import InputError
+from harness.reference.inference.calculator import ReferenceCalculator
+from harness.reference.models import checkpoints, sealed
 from harness.reference.models.config import OWN, ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.tasks.labelled import Labelled
-from harness.reference.tasks.opening import open_task
+from harness.reference.tasks.dataset import Labelled
+from harness.reference.tasks.load import open_task
 from tests.fuzz.bounded import COUNT, run_fuzzer
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ import orjson
 import pandas as pd
 import pytest
 
-from harness.analysis import hpo
-from harness.cli import main
-from harness.collect.runs import load
-from harness.errors import UsageError
-from harness.promote import promote
+from harness.cli.main import main
+from harness.experiments.hpo import metrics
+from harness.experiments.hpo.promote import promote
+from harness.protocol.errors import UsageError
 from harness.report.render import report
+from harness.results.runs import load
 from tests.fuzz.bounded import COUNT, run_fuzzer
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_a_damaged_case_leaves_all_others_as_they_are(
 ) -> None:
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
     folders = sorted(whole.glob("runs/*/*"))
-    monkeypatch.setattr(hpo, "PERMUTATIONS", 20)
+    monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
     before = {}
     for folder in folders:
         alone = tmp_path / folder.name

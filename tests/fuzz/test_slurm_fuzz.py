@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import parser
-from harness.commands import plans
-from harness.errors import UsageError
-from harness.jobs import commands
-from harness.jobs.campaign import Campaign
-from harness.jobs.commands import CommandFailed
-from harness.jobs.pbs import PbsScheduler
-from harness.jobs.progress import Progress
-from harness.jobs.scheduler import Scheduler
-from harness.jobs.slurm import SlurmScheduler
-from harness.jobs.submission import Orders
-from harness.plan import Plan
+from harness.cli.commands import plans
+from harness.cli.main import parser
+from harness.execution.campaign import Campaign
+from harness.execution.progress import Progress
+from harness.execution.schedulers import command
+from harness.execution.schedulers.base import Scheduler
+from harness.execution.schedulers.command import CommandFailed
+from harness.execution.schedulers.pbs import PbsScheduler
+from harness.execution.schedulers.slurm import SlurmScheduler
+from harness.execution.submission import Orders
+from harness.planning.expand import Plan
+from harness.protocol.errors import UsageError
 from tests.fuzz.bounded import run_fuzzer
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ class Site:
         self.next_id = 101
 
     def once(self, words: Sequence[str]) -> str:
-        """In place of harness.jobs.commands.once."""
+        """In place of harness.execution.schedulers.command.once."""
         rng, program = self.rng, words[0]
         if program in ("sbatch", "qsub"):
             output = self._submit(Path(words[-1]), "." * (program == "qsub"))
@@ -227,12 +227,12 @@ def test_no_answer_makes_a_campaign_err(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Scheduler]
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr(commands, "notify", lambda _: None)
-    monkeypatch.setenv(commands.PATIENCE_VARIABLE, "0.002")
+    monkeypatch.setattr(command, "notify", lambda _: None)
+    monkeypatch.setenv(command.PATIENCE_VARIABLE, "0.002")
 
     def examine(rng: random.Random, folder: Path) -> None:
         site = Site(rng, Campaign(plan, folder))
-        commands.once = site.once
+        command.once = site.once
         for _ in range(5):
             campaign = Campaign(plan, folder)
             campaign.scheduler = kind()
@@ -244,5 +244,5 @@ def test_no_answer_makes_a_campaign_err(
                 pass  # the user is told
             site.advance()
 
-    monkeypatch.setattr(commands, "once", commands.once)
+    monkeypatch.setattr(command, "once", command.once)
     run_fuzzer(examine, tmp_path)

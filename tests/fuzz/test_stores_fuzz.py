@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.reference.corpus import Neighbourhood, stored
-from harness.reference.datasets import apart
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.inspection import statistics_line
+from harness.reference.datasets.collection import Neighbourhood, stored
+from harness.reference.datasets.inspect import statistics_line
+from harness.reference.datasets.splitting import isolated_process
 from harness.reference.errors import InputError
-from harness.reference.store.bp import BPFile
-from harness.reference.store.layout import Record
-from harness.reference.store.modes import open_samples
+from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.open import open_samples
+from harness.reference.storage.schema import Record
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.reference.store.examples import example_block, same, write
-from tests.reference.store.originals import authors_store, shipped_frames
+from tests.reference.storage.examples import example_block, same, write
+from tests.reference.storage.originals import authors_store, shipped_frames
 
 pytestmark = pytest.mark.slow
 SEAL = "harness.json"
@@ -182,7 +182,7 @@ def test_files_of_a_store_without_a_seal_of_any_content(
     authors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ADIOS2 crashes on some of them, and never returns from others; the command says so."""
-    monkeypatch.setattr(apart, "LONGEST_READ_S", 3)
+    monkeypatch.setattr(isolated_process, "LONGEST_READ_S", 3)
 
     def examine(rng: random.Random, folder: Path) -> None:
         path = Path(shutil.copytree(authors, folder / authors.name))

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from harness import shipped
-from harness.cli import main
-from harness.language import expressions
-from harness.language.evaluation import FILTERS, ExpressionError
+from harness.cli.main import main
+from harness.config import resources
+from harness.config.language import expressions
+from harness.config.language.evaluation import FILTERS, ExpressionError
 from tests.fuzz.bounded import COUNT, run_fuzzer
 
 pytestmark = pytest.mark.slow
 YAML_FILES = YAML(typ="safe", pure=True)
-FILES = {kind: sorted(shipped.folder(kind).glob("*.yaml")) for kind in ("suites", "systems")}
+FILES = {kind: sorted(resources.folder(kind).glob("*.yaml")) for kind in ("suites", "systems")}
 TREES = {path: YAML_FILES.load(path) for paths in FILES.values() for path in paths}
 BYTES = (b"", b"\n", b": ", b"- ", b"'", b"\xff", b"&a ", b"*a", b"\t", b"0")
 NAMES = ("a", "b", "long", "deep", "none", "system.nodes", "settings.threads", "nope")

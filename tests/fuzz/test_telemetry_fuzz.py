@@ -13,13 +13,13 @@ from pathlib import Path
 import orjson
 import pytest
 
-from harness.collect import hydragnn, omnistat
-from harness.collect.runs import load
-from harness.collect.telemetry.gather import gather
-from harness.errors import UsageError
+from harness.importers import hydragnn, omnistat
+from harness.protocol.errors import UsageError
+from harness.results.runs import load
+from harness.telemetry.collect import gather
 from tests.fuzz.bounded import run_fuzzer
+from tests.importers.test_hydragnn_runs import COMMAND, CONFIG, epochs, trace
 from tests.telemetry.exports import Recorded, case, every
-from tests.test_original_runs import COMMAND, CONFIG, epochs, trace
 
 pytestmark = pytest.mark.slow
 PIECES = (

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.reference.batches import Batch, collate
-from harness.reference.graphs import neighbour_graph
-from harness.reference.inference import Prediction, batched_heads
+from harness.reference.data.batch import Batch, collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.inference.prediction import Prediction, batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.structures import Structure
 
 SMALL = ModelConfig(hidden_dim=16, num_conv_layers=3, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=12)
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.collect.runs import load
-from harness.collect.telemetry.gather import Telemetry, gather
-from harness.collect.telemetry.usage import Usage
+from harness.results.runs import load
+from harness.telemetry.collect import Telemetry, gather
+from harness.telemetry.usage import Usage
 
 T0 = 1795343604.0
 Samples = Sequence[tuple[float, float]]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.cost import cost_tables, energy_of
-from harness.collect.runs import load
+from harness.experiments.cost.metrics import cost_tables, energy_of
+from harness.results.runs import load
 from tests.telemetry.exports import T0, Recorded, case, every, gathered, line, trial_event, usage_of
 
 EXPORT = "runs/mine/jobs/job.17.omnistat.jsonl"
@@ -281,7 +281,7 @@ def test_an_export_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: py
     path = Recorded().add(ENERGY, "n1", every(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     first = usage_of(tmp_path, "a")
     with monkeypatch.context() as patched:
-        patched.setattr("harness.collect.telemetry.gather.usages", lambda *_: pytest.fail("read again"))
+        patched.setattr("harness.telemetry.collect.usages", lambda *_: pytest.fail("read again"))
         again = usage_of(tmp_path, "a")
     assert (again.energy_j, again.how, again.figures) == (first.energy_j, first.how, first.figures)
     Recorded().add(ENERGY, "n1", every(1, 60, lambda t: 300 * t), card="0").write(path)

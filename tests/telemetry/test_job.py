@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import free_ports
 from tests.conftest import Harness, needs
+from tests.support.cluster import free_ports
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
 SUITE = """\
@@ -107,7 +107,8 @@ def test_the_sampler_costs_a_run_next_to_nothing(harness: Harness, tmp_path: Pat
 def test_the_sampler_leaves_a_full_disk_and_a_kill_alone(tmp_path: Path) -> None:
     """It ends in silence where it cannot write, and what it has written survives its process."""
     script = (
-        "import os, sys, time; from pathlib import Path; from harness.reference import sampler\n"
+        "import os, sys, time; from pathlib import Path\n"
+        "from harness.reference.profiling import node_sampler as sampler\n"
         "sampler.HELD_S = 0.2\n"
         "one = sampler.start(Path(sys.argv[1]), 0, on_gpu=True); time.sleep(3.0)\n"
         "print(one.is_alive(), flush=True); os.kill(os.getpid(), 9)\n"

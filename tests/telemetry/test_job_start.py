@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import free_ports
 from tests.conftest import needs
+from tests.execution.test_run_case import Made, make
+from tests.support.cluster import free_ports
 from tests.telemetry.test_job import STAND_IN
-from tests.test_run_case import Made, make
 
 SYSTEM = """\
 telemetry: {{collector: omnistat, interval_s: "1", omnistat: '"{tools}/omnistat-$tool"', config: "{config}"}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.collect.telemetry import remembered
+from harness.telemetry import usage_cache
 from tests.telemetry.exports import T0, Recorded, case, every, gathered, line, usage_of
 
 EXPORT = "runs/mine/jobs/job.17.omnistat.jsonl"
@@ -123,8 +123,8 @@ def test_a_cache_that_is_not_as_it_was_written_is_not_used(tmp_path: Path, conte
     case(tmp_path, "a", 10, 50, nodes=["n1"])
     Recorded().add(POWER, "n1", every(1, 60, 200.0), card="0").write(tmp_path / EXPORT)
     first = usage_of(tmp_path, "a")
-    cache = tmp_path / "runs/mine" / remembered.FILE
+    cache = tmp_path / "runs/mine" / usage_cache.FILE
     kept: dict[str, Any] = json.loads(cache.read_text())
     (key,) = kept["sources"]
-    cache.write_text(content.replace("VERSION", str(remembered.VERSION)).replace("KEY", key))
+    cache.write_text(content.replace("VERSION", str(usage_cache.VERSION)).replace("KEY", key))
     assert usage_of(tmp_path, "a").energy_j == first.energy_j

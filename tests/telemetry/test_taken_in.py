@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.report.render import report
 from tests.conftest import pages_of
 from tests.telemetry.exports import T0, Recorded, case, every

@@ -1,1 +1,0 @@
-"""From official files to stores, and from stores to the ranks' batches."""

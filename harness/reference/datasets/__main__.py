@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.reference.datasets.splits import SEED
+from harness.protocol.text import sanitize_line
+from harness.reference.datasets.splitting.splits import SEED
 from harness.reference.errors import InputError
-from harness.text import sanitize_line
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 

@@ -10,12 +10,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.reference.datasets.mini import mini_set
-from harness.reference.datasets.sources import SOURCES, Source, source
-from harness.reference.datasets.splits import SPLITS
-from harness.reference.datasets.stores import is_bp_folder, require_seal
+from harness.protocol.text import sanitize, sanitize_line
+from harness.reference.datasets.catalog import SOURCES, Source, source
+from harness.reference.datasets.hydragnn.stores import is_bp_folder, require_seal
+from harness.reference.datasets.shipped_sets import mini_set
+from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.errors import InputError
-from harness.text import sanitize, sanitize_line
 
 DONE, FAILED = 0, 1
 STORE_ENDING = ".bp"
@@ -80,10 +80,10 @@ def do_fetch(arguments: Namespace) -> int:
 
 def do_convert(arguments: Namespace) -> int:
     """Make a store and say what is in it."""
-    from harness.reference.datasets import labels
-    from harness.reference.datasets.conversion import convert
-    from harness.reference.datasets.inputs import conversion
-    from harness.reference.datasets.reading import Rules
+    from harness.reference.datasets.conversion import labels
+    from harness.reference.datasets.conversion.convert import convert
+    from harness.reference.datasets.conversion.inputs import conversion
+    from harness.reference.datasets.conversion.read_part import Rules
 
     if arguments.max_neighbours is not None and arguments.cutoff is None and arguments.form is None:
         raise InputError("--max-neighbours needs --cutoff")
@@ -116,7 +116,12 @@ def do_convert(arguments: Namespace) -> int:
 
 def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
     """Write NAME-v2.bp of a store, or of files or the shipped set by way of a store that is then gone."""
-    from harness.reference.datasets.for_hydragnn import CUTOFF_ANGSTROM, MAX_NEIGHBOURS, file_name, write_for_hydragnn
+    from harness.reference.datasets.hydragnn.export import (
+        CUTOFF_ANGSTROM,
+        MAX_NEIGHBOURS,
+        file_name,
+        write_for_hydragnn,
+    )
 
     for option, value, its in (
         ("--cutoff", arguments.cutoff, CUTOFF_ANGSTROM),
@@ -156,8 +161,8 @@ def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
 
 
 def _require_same(entry: Source, path: Path) -> None:
-    from harness.reference.datasets.in_place import require_dataset
-    from harness.reference.store.bp import BPFile
+    from harness.reference.datasets.hydragnn.in_place import require_dataset
+    from harness.reference.storage.adios.writer import BPFile
 
     with BPFile(path) as file:
         require_dataset(entry, path, file.attributes.get("dataset_name"))
@@ -165,7 +170,7 @@ def _require_same(entry: Source, path: Path) -> None:
 
 def _convert_store(entry: Source, arguments: Namespace) -> int:
     """Make a store of HydraGNN usable where it lies."""
-    from harness.reference.datasets.in_place import convert_in_place
+    from harness.reference.datasets.hydragnn.in_place import convert_in_place
 
     refused = {"--cutoff": arguments.cutoff, "--max-neighbours": arguments.max_neighbours, "--strict": arguments.strict}
     given = [option for option, value in refused.items() if value]
@@ -199,7 +204,7 @@ def concluded(found: dict[str, object]) -> str:
 
 def do_check(arguments: Namespace) -> int:
     """Go through files or a store; 1 if anything in them cannot be used, or nothing can."""
-    from harness.reference.datasets import inspection
+    from harness.reference.datasets import inspect
 
     named = Path(arguments.dataset)
     given = [named, *arguments.paths] if named.suffix == STORE_ENDING else arguments.paths
@@ -208,20 +213,20 @@ def do_check(arguments: Namespace) -> int:
             print(f"{sanitize_line(str(path))}: an empty folder, with nothing to check")
             return FAILED
     if given and all(path.suffix == STORE_ENDING for path in given):
-        reports = [inspection.of_store(path, progress(arguments.quiet)) for path in given]
+        reports = [inspect.of_store(path, progress(arguments.quiet)) for path in given]
     else:
         entry = source(arguments.dataset)
-        reports = [inspection.of_files(entry, arguments.paths, progress(arguments.quiet))]
+        reports = [inspect.of_files(entry, arguments.paths, progress(arguments.quiet))]
     print("\n".join(sanitize(report.told) for report in reports))
     return FAILED if any(report.faults for report in reports) else DONE
 
 
 def do_stats(arguments: Namespace) -> int:
     """Print what stores hold, one line each."""
-    from harness.reference.datasets import inspection
+    from harness.reference.datasets import inspect
 
     for path in stores(arguments.stores):
-        print(sanitize_line(inspection.statistics_line(path)))
+        print(sanitize_line(inspect.statistics_line(path)))
     return DONE
 
 

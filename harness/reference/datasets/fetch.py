@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.reference.datasets.downloads import DOWNLOADS, Download
-from harness.reference.datasets.transfer import discard, receive
+from harness.reference.datasets.http_transfer import discard, receive
 from harness.reference.errors import InputError
 
 MAGIC = {".xz": b"\xfd7zXZ\x00", ".h5": b"\x89HDF\r\n\x1a\n", ".gz": b"\x1f\x8b", ".tar": b"ustar"}

@@ -10,20 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.reference.batches import Batch
+from harness.reference.data.batch import Batch
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
+from harness.reference.models.blocks.gate import Gate
+from harness.reference.models.blocks.heads import Heads
 from harness.reference.models.config import ModelConfig
-from harness.reference.models.gate import Gate
-from harness.reference.models.heads import Heads
-from harness.reference.structures import MAX_ATOMIC_NUMBER, Array
 
 # Backbone -> where it stands. Each takes a ModelConfig, and (batch, vector [e, 3]) to features [n, hidden_dim].
 BACKBONES: dict[str, tuple[str, str]] = {
-    "painn": ("harness.reference.models.painn", "PaiNN"),
-    "pnaeq": ("harness.reference.models.pnaeq", "PNAEq"),
-    "egnn": ("harness.reference.models.egnn", "EGNN"),
-    "schnet": ("harness.reference.models.schnet", "SchNet"),
-    "dimenet": ("harness.reference.models.dimenet", "DimeNetPlusPlus"),
-    "mace": ("harness.reference.models.mace", "MACE"),
+    "painn": ("harness.reference.models.backbones.painn", "PaiNN"),
+    "pnaeq": ("harness.reference.models.backbones.pnaeq", "PNAEq"),
+    "egnn": ("harness.reference.models.backbones.egnn", "EGNN"),
+    "schnet": ("harness.reference.models.backbones.schnet", "SchNet"),
+    "dimenet": ("harness.reference.models.backbones.dimenet", "DimeNetPlusPlus"),
+    "mace": ("harness.reference.models.backbones.mace", "MACE"),
 }
 
 
@@ -35,7 +35,7 @@ def backbone(config: ModelConfig) -> nn.Module:
 
 
 class FoundationModel(nn.Module):
-    """Energies of all heads from a batch; forces and stress are gradients, taken by harness.reference.inference."""
+    """Energies of all heads from a batch; forces and stress are gradients, taken by inference.prediction."""
 
     reference_energy: Tensor
     scale: Tensor
@@ -100,7 +100,7 @@ class FoundationModel(nn.Module):
     def features(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
         """vector [e, 3] from receiver to sender -> s [n, F] of each atom, with the products that the precision wants.
 
-        fused: messages by the operator of harness.reference.kernels, which PaiNN and PNAEq have.
+        fused: messages by the operator of harness.reference.ops, which PaiNN and PNAEq have.
         """
         device = vector.device.type
         kind = self.autocast or torch.get_autocast_dtype(device)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.reference.batches import Batch
-from harness.reference.corpus import Corpus, Dataset
-from harness.reference.coverage import shortest_contact
+from harness.reference.data.batch import Batch
+from harness.reference.data.neighbours import Graph
+from harness.reference.data.structure import Array
+from harness.reference.datasets.collection import Corpus, Dataset
 from harness.reference.datasets.heads import HEADS
-from harness.reference.graphs import Graph
-from harness.reference.losses import labelled, own_head
+from harness.reference.distributed.group import Team
+from harness.reference.models.coverage import shortest_contact
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.store.sampling import Drawn
-from harness.reference.structures import Array
-from harness.reference.team import Team
+from harness.reference.storage.sampling.sampler import Drawn
+from harness.reference.training.loss import labelled, own_head
 
 BATCH = 32
 MEAN_OF, MEAN_BATCH = 100_000, 1000

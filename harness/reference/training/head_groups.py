@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from harness.reference.distributed.group import Team
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.store.assignment import Assignment
-from harness.reference.team import Team
+from harness.reference.storage.sampling.rank_assignment import Assignment
 
 
 class HeadGroups:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .given import Sampled, as_far_as_it_exists
+from .given import Sampled, as_far_as_it_exists, find
 
 
 class Changes(Sampled):
@@ -10,7 +10,9 @@ class Changes(Sampled):
         with as_far_as_it_exists():
             import numpy as np
 
-            from harness.analysis.statistics.changes import change_points
+            change_points = find(
+                "harness.stats.changepoints.detect.change_points", "harness.analysis.statistics.changes.change_points"
+            )
         self.change_points = change_points
         self.series = np.random.default_rng(0).lognormal(sigma=0.02, size=(10, 60))
         self.change_points(self.series[0])

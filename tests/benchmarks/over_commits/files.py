@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Sampled, as_far_as_it_exists
+from .given import Sampled, as_far_as_it_exists, find
 
 FOLDERS, RECORDS, ROUNDS = 200, 3, 6
 STAGES = {"baseline": 1.0, "branch_skip": 0.3, "batched_heads": 0.1}
@@ -42,7 +42,7 @@ def folders() -> Any:
 
 @cache
 def records() -> Any:
-    from harness.collect.runs import load
+    load = find("harness.results.runs.load", "harness.collect.runs.load")
 
     return load(Path(folders().name))[:RECORDS]
 
@@ -50,7 +50,7 @@ def records() -> Any:
 class Collect(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            from harness.collect.runs import load
+            load = find("harness.results.runs.load", "harness.collect.runs.load")
         self.load, self.root = load, Path(folders().name)
         records()
 
@@ -61,12 +61,14 @@ class Collect(Sampled):
 class Tables(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            from harness.analysis.ladder import ladder_table
-
-            try:
-                from harness.collect.tables import samples_table
-            except ImportError:  # where it was before
-                from harness.collect.runs import samples_table
+            ladder_table = find(
+                "harness.experiments.ladder.metrics.ladder_table", "harness.analysis.ladder.ladder_table"
+            )
+            samples_table = find(
+                "harness.results.tables.samples_table",
+                "harness.collect.tables.samples_table",
+                "harness.collect.runs.samples_table",
+            )
         self.tables = (ladder_table, samples_table)
         self.time_tables()
 

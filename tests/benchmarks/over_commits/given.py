@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Samples of one process: so many at least, so many at most, and for so many seconds. A busy neighbour slows a machine
 # down for a second at a time, and the least of a process is to be of a moment in which it did not.
@@ -29,3 +31,18 @@ def as_far_as_it_exists() -> Iterator[None]:
         yield
     except ImportError as error:
         raise NotImplementedError(str(error)) from None
+
+
+def find(*names: str) -> Any:
+    """Return the first of these objects or modules that this commit has: `package.module.attribute`, newest name first.
+
+    Raises ImportError where it has none of them.
+    """
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        try:
+            parent = importlib.import_module(module)
+            return getattr(parent, attribute) if hasattr(parent, attribute) else importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ImportError(f"none of {', '.join(names)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from .given import Sampled, as_far_as_it_exists
+from .given import Sampled, as_far_as_it_exists, find
 
 BATCH, WIDTH, TIMES = 16, 32, 3
 
@@ -13,7 +13,10 @@ BATCH, WIDTH, TIMES = 16, 32, 3
 @cache
 def structures() -> Any:
     with as_far_as_it_exists():
-        from harness.reference.datasets.random_box import random_structures
+        random_structures = find(
+            "harness.reference.datasets.random_structures.random_structures",
+            "harness.reference.datasets.random_box.random_structures",
+        )
     return random_structures(BATCH, atoms=(2, 40))
 
 
@@ -23,10 +26,15 @@ def prepared() -> tuple[Any, Any]:
     with as_far_as_it_exists():
         import torch
 
-        from harness.reference.batches import collate
-        from harness.reference.graphs import neighbour_graph
-        from harness.reference.models.config import ModelConfig
-        from harness.reference.models.foundation import FoundationModel
+        collate = find("harness.reference.data.batch.collate", "harness.reference.batches.collate")
+        neighbour_graph = find(
+            "harness.reference.data.neighbours.neighbour_graph", "harness.reference.graphs.neighbour_graph"
+        )
+
+        ModelConfig = find("harness.reference.models.config.ModelConfig", "harness.reference.models.config.ModelConfig")
+        FoundationModel = find(
+            "harness.reference.models.foundation.FoundationModel", "harness.reference.models.foundation.FoundationModel"
+        )
     torch.set_num_threads(1)
     torch.manual_seed(0)
     graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures()]
@@ -36,7 +44,9 @@ def prepared() -> tuple[Any, Any]:
 class Neighbours(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            from harness.reference.graphs import neighbour_graph
+            neighbour_graph = find(
+                "harness.reference.data.neighbours.neighbour_graph", "harness.reference.graphs.neighbour_graph"
+            )
         self.neighbour_graph = neighbour_graph
         structures()
         self.time_lists()
@@ -49,7 +59,9 @@ class Neighbours(Sampled):
 class Inference(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            from harness.reference.inference import batched_heads
+            batched_heads = find(
+                "harness.reference.inference.prediction.batched_heads", "harness.reference.inference.batched_heads"
+            )
         self.model, self.batch = prepared()
         self.model.requires_grad_(False)
         self.weights = self.model.gate(self.batch.composition)
@@ -73,7 +85,7 @@ class Training(Sampled):
         with as_far_as_it_exists():
             import torch
 
-            from harness.reference.losses import own_head
+            own_head = find("harness.reference.training.loss.own_head", "harness.reference.losses.own_head")
         self.own_head = own_head
         self.model, self.batch = prepared()
         self.model.requires_grad_(True)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Sampled, as_far_as_it_exists
+from .given import Sampled, as_far_as_it_exists, find
 
 TIMES = 10
 
@@ -15,8 +15,11 @@ TIMES = 10
 @cache
 def plan(suite: str, system: str) -> Any:
     with as_far_as_it_exists():
-        from harness import shipped, suites, systems
-        from harness.plan import expand
+        expand = find("harness.planning.expand.expand", "harness.plan.expand")
+
+        shipped = find("harness.config.resources", "harness.shipped")
+        suites = find("harness.config.suite", "harness.suites")
+        systems = find("harness.config.system", "harness.systems")
     site = systems.load(shipped.find("systems", system), {"account": "none"} if system == "frontier" else {})
     return expand(suites.load(shipped.find("suites", suite), site.system.scale or site.system.name), site)
 
@@ -35,8 +38,8 @@ class Plan(Sampled):
 class Render(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            from harness.jobs.script import Scripts
-            from harness.packing import pack
+            Scripts = find("harness.execution.job_script.Scripts", "harness.jobs.script.Scripts")
+            pack = find("harness.planning.jobs.pack", "harness.packing.pack")
         found = plan("scaling", "frontier")
         place = Path(tempfile.gettempdir()) / "gfm-harness-not-written"
         self.scripts, self.jobs = Scripts(found, place), pack(found, found.cases, place)

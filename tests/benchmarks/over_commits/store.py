@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .given import Sampled, as_far_as_it_exists
+from .given import Sampled, as_far_as_it_exists, find
 
 SAMPLES, ROWS, BATCH, TIMES = 500, 64, 64, 100
 
@@ -18,8 +18,9 @@ def written() -> Any:
     with as_far_as_it_exists():
         import numpy as np
 
-        from harness.reference.store.bp import BPWriter
-        from harness.reference.store.layout import Block, Column
+        BPWriter = find("harness.reference.storage.adios.writer.BPWriter", "harness.reference.store.bp.BPWriter")
+        Block = find("harness.reference.storage.schema.Block", "harness.reference.store.layout.Block")
+        Column = find("harness.reference.storage.schema.Column", "harness.reference.store.layout.Column")
     place = tempfile.TemporaryDirectory()
     values = np.random.default_rng(0).random(SAMPLES * ROWS)
     with BPWriter(Path(place.name) / "a.bp", {"dataset": "none"}) as writer:
@@ -30,7 +31,7 @@ def written() -> Any:
 @cache
 def opened(mode: str) -> Any:
     with as_far_as_it_exists():
-        from harness.reference.store.modes import open_samples
+        open_samples = find("harness.reference.storage.open.open_samples", "harness.reference.store.modes.open_samples")
     return open_samples(Path(written().name) / "a.bp", "trainset", mode, keys=["v"])
 
 

@@ -1,0 +1,84 @@
+"""Jobs as processes of this machine; they outlive the harness and are found again by the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from operator import itemgetter
+from pathlib import Path
+
+import psutil
+
+from harness.execution.schedulers.base import Queued, Scheduler
+from harness.host.locks import is_locked
+
+JOBS = "jobs"
+# What a job may take to end once its last case has.
+DRAIN_S = 120.0
+
+
+class LocalScheduler(Scheduler):
+    """A job is alive while its processes hold the lock that its script takes; its id is its name.
+
+    The kernel drops the lock with the last of them, however they end, so no process id can be mistaken for another's.
+    """
+
+    command = "bash"
+    waits = False
+    settle_s = 0.0
+    files_s = 0.0
+    poll_s = (0.2, 0.5)
+
+    def __init__(self, campaign: Path) -> None:
+        self._jobs = campaign.resolve() / JOBS
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
+        """Those whose shell, if it is our child, or any holder of their lock still runs."""
+        known = [name for name in dict.fromkeys([*names, *ids]) if _is_file_name(name)]
+        return [Queued(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]
+
+    def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
+        """Start bash on the script, in a process session of its own."""
+        del after
+        with (self._jobs / f"{name}.log").open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                ["bash", str(script)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        return name
+
+    def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
+        """Signal every process that has the lock file of one of the jobs open, shells before what they started."""
+        locks = {str(self._lock(name)) for name in ids}
+        holders = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and any(f.path in locks for f in process.open_files()):
+                    holders.append((process.create_time(), process))
+        for _, process in sorted(holders, key=itemgetter(0)):
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
+
+    def drain(self) -> None:
+        """Wait for the shells that this harness has started: telemetry is exported after the last case."""
+        for child in self._children.values():
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(DRAIN_S)
+
+    def _lock(self, name: str) -> Path:
+        return self._jobs / f"{name}.lock"
+
+    def _is_child(self, name: str) -> bool:
+        child = self._children.get(name)
+        return child is not None and child.poll() is None
+
+    def _is_locked(self, name: str) -> bool:
+        return is_locked(self._lock(name))
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it may be a job's name; ids come from files, which may hold anything."""
+    return 0 < len(name) <= 200 and not set(name) & {"/", "\0"}

@@ -1,0 +1,78 @@
+"""The best points of a search -> a suite that pretrains with them: the paper's way from campaigns to 2,048 nodes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from harness.experiments.hpo.metrics import search_tables
+from harness.host.atomic_files import write_below
+from harness.protocol.errors import UsageError, did_you_mean
+from harness.protocol.parameters import ModelSizes
+from harness.results.runs import load
+
+NAME = "pretrain-promoted"
+SCALES = ("slurm", "local")
+HEAD = """\
+# Made by `harness promote {campaign}`: the best trial of each backbone, by its objective.
+{lines}
+# `harness run {path} --system NAME` trains them; -n BACKBONE chooses one.
+"""
+
+
+def promote(out: Path, campaign: str) -> Path:
+    """Write the suite beside the runs and return its path; raises UsageError where nothing was found."""
+    records = load(out / "runs")
+    known = sorted({r.folder.parent.name for r in records if r.case.get("program") == "hpo"})
+    if campaign not in known:
+        raise UsageError(f"{out / 'runs'}: no campaign of searches named {campaign!r}{did_you_mean(campaign, known)}")
+    own = [r for r in records if r.folder.parent.name == campaign]
+    best = search_tables(own).best.sort_values("objective", ascending=False, kind="stable").drop_duplicates("backbone")
+    if best.empty:
+        raise UsageError(f"{own[0].folder.parent}: no trial has come to an objective yet")
+    fixed = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in own}
+    points, lines = {}, []
+    for row in best.to_dict("records"):
+        points[row["backbone"]] = parts(json.loads(row["configuration"]), row["backbone"], fixed[row["case"]])
+        lines.append(f"#   {row['backbone']}: trial {row['trial']} of {row['case']}, objective {row['objective']:.4g}")
+    path = out / f"{NAME}.yaml"
+    text = HEAD.format(campaign=campaign, lines="\n".join(lines), path=path) + _yaml(suite(points))
+    write_below(out, path.name, text)
+    return path
+
+
+def parts(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """A point as parameters of training: those of the model under model."""
+    of_model = {k: v for k, v in configuration.items() if k in ModelSizes.model_fields}
+    others = {k: v for k, v in configuration.items() if k not in ModelSizes.model_fields}
+    return {"model": {**fixed, **of_model, "backbone": backbone}, **others}
+
+
+def suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The suite: `pretrain` on every system, with these points in place of its own."""
+    names = list(next(iter(points.values())))
+    chosen = {name: "{{ best[backbone]['" + name + "'] }}" for name in names}
+    return {
+        "name": NAME,
+        "title": "Pretraining with the best points of a search",
+        "extends": "pretrain",
+        "variables": {"best": {k: dict(v) for k, v in points.items()}},
+        "parameters": chosen,
+        "matrix": {"backbone": list(points)},
+        "scale": {name: {"parameters": dict(chosen)} for name in SCALES},
+    }
+
+
+def _yaml(plain: Mapping[str, Any]) -> str:
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 110
+    yaml.dump(plain, text)
+    return text.getvalue()

@@ -1,0 +1,229 @@
+"""Step times of runs that were not made, from those that were: the slowest of p ranks, and the exchange of gradients.
+
+A rank's step is taken as a + b atoms + c edges of its batch, with the scatter that the measured steps have about that;
+batches of any size are drawn from the graphs that the ranks were dealt. The step of p ranks is that of the slowest,
+plus an all-reduce of the gradient, of which the backward pass hides a part or nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness.results.runs import Record
+
+Array = NDArray[np.float64]
+COLUMNS = (
+    "campaign", "system", "mode", "ranks", "batch_size", "basis", "measured_s", "compute_s", "communication_s",
+    "projected_s", "overlapped_s", "graphs_per_s", "error", "from_ranks", "network",
+)  # fmt: skip
+DRAWS = 4000
+FURTHER = 6
+MOST_STEPS = 5000
+BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """Seconds of one rank's step: coefficients of (1, atoms, edges), none negative, and the scatter as factors."""
+
+    coefficients: Array
+    scatter: Array
+    sizes: Array
+
+    def slowest(self, ranks: int, batch: int) -> float:
+        """Expected seconds of the slowest of so many ranks, each with a batch of so many graphs.
+
+        The expectation of the largest of p draws from DRAWS simulated steps x_1 <= ... <= x_n:
+        sum_i x_i ((i / n)^p - ((i - 1) / n)^p).
+        """
+        draw = np.random.default_rng(0)
+        picked = self.sizes[draw.integers(len(self.sizes), size=(DRAWS, batch))].sum(axis=1)
+        seconds = np.sort(self.mean(picked) * draw.choice(self.scatter, DRAWS))
+        edges = (np.arange(DRAWS + 1) / DRAWS) ** ranks
+        return float(seconds @ np.diff(edges))
+
+    def mean(self, sizes: Array) -> Array:
+        """Seconds without scatter; sizes [n, 2]: atoms and edges of whole batches."""
+        return self.coefficients[0] + sizes @ self.coefficients[1:]
+
+
+def fitted(steps: Array, sizes: Array) -> StepModel:
+    """The model of measured steps [n, 3] (seconds, atoms, edges); sizes [g, 2]: atoms and edges of single graphs.
+
+    Least squares over the subset of terms with no negative coefficient that leaves least; sizes that do not vary are
+    no terms.
+    """
+    seconds, terms = steps[:, 0], np.column_stack([np.ones(len(steps)), steps[:, 1:]])
+    best, least = np.array([seconds.mean(), 0.0, 0.0]), math.inf
+    varied = [k for k in (1, 2) if np.ptp(terms[:, k]) > 0]
+    subsets = [tuple(s) for n in range(len(varied) + 1) for s in combinations(varied, n)]
+    for subset in [(0, *s) for s in subsets] + [s for s in subsets if s]:
+        solution, *_ = np.linalg.lstsq(terms[:, subset], seconds, rcond=None)
+        left = float(((terms[:, subset] @ solution - seconds) ** 2).sum())
+        if (solution >= 0).all() and left < least * (1 - 1e-9):
+            best, least = np.zeros(3), left
+            best[list(subset)] = solution
+    return StepModel(best, seconds / (best[0] + steps[:, 1:] @ best[1:]), sizes)
+
+
+@dataclass(frozen=True)
+class Network:
+    """alpha: seconds a message takes; beta: bytes a second that one rank, or one node, can send. source: of both."""
+
+    alpha_s: float
+    beta_bytes_per_s: float
+    source: str
+
+    def all_reduce(self, ranks: int, size: float) -> float:
+        """Seconds: 2 ceil(log2 p) alpha + 2 (p - 1) / p size / beta.
+
+        Latency of a tree, bandwidth of a ring: reduce-scatter and all-gather by halving and doubling (Thakur,
+        Rabenseifner, Gropp, Int. J. High Perform. Comput. Appl. 19, 49 (2005)).
+        """
+        if ranks < 2:
+            return 0.0
+        return 2 * math.ceil(math.log2(ranks)) * self.alpha_s + 2 * (ranks - 1) / ranks * size / self.beta_bytes_per_s
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as a projection sees it.
+
+    own: steps of rank 0 without exchange [n, 3]: seconds, atoms, edges. step_s: median over steps of the slowest rank.
+    """
+
+    record: Record
+    mode: str
+    ranks: int
+    batch: int
+    own: Array
+    step_s: float
+    sizes: Array
+
+
+def projection_table(records: Sequence[Record]) -> pd.DataFrame:
+    """A row for each run that smaller ones predict (basis "held out"), and for each number of ranks beyond the largest.
+
+    error: projected over measured, less one. Runs whose ranks share cores or whose nodes are emulated tell nothing of
+    time and are left out.
+    """
+    runs = [run for r in records if (run := _run(r)) is not None]
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(r.record.folder.parent.name for r in runs):
+        campaign = Campaign(name, [r for r in runs if r.record.folder.parent.name == name])
+        for mode in dict.fromkeys(r.mode for r in campaign.runs):
+            rows += campaign.of_mode(mode)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _run(record: Record) -> Run | None:
+    facts, told = record.facts, record.others.get("own_step", [])
+    steps = [e for e in told if not e["discarded"] and not e["exchanged"]]
+    if record.case.get("program") != "data_parallel" or record.state != "done" or not steps:
+        return None
+    places, hosts = facts["ranks"], {r["host"] for r in facts["ranks"]}
+    nodes = {r["node"] or r["host"] for r in places}
+    if len(hosts) < len(nodes) or len(places) > min(r["cores"] for r in places) * len(hosts):
+        return None
+    return Run(
+        record,
+        str(record.case.get("point", {}).get("mode", "runs")),
+        len(places),
+        facts["workload"]["batch_size"],
+        np.array([[e["busy"], e["atoms"], e["edges"]] for e in steps], dtype=float),
+        float(np.median([s["busy"] for s in record.samples if not s["discarded"]])),
+        np.array(facts["graph_sizes"], dtype=float),
+    )
+
+
+@dataclass
+class Campaign:
+    """What projections of one campaign share: its runs, its network and gradient, and models fitted once each."""
+
+    name: str
+    runs: Sequence[Run]
+
+    def __post_init__(self) -> None:
+        self.link = network(self.runs)
+        self.bytes = gradient_bytes(self.runs[0].record)
+        self.share = backward_share(self.runs)
+        self._models: dict[float, StepModel] = {}
+
+    def below(self, ranks: float) -> StepModel:
+        """The model of steps of all runs with fewer ranks; of more steps than MOST_STEPS a part, drawn at random."""
+        if ranks not in self._models:
+            known = [r for r in self.runs if r.ranks < ranks]
+            steps, sizes = (np.concatenate([getattr(r, k) for r in known]) for k in ("own", "sizes"))
+            picked = np.random.default_rng(0).permutation(len(steps))[:MOST_STEPS]
+            self._models[ranks] = fitted(steps[picked], sizes)
+        return self._models[ranks]
+
+    def row(self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None) -> dict[str, Any]:
+        """A projection from the steps of runs with fewer ranks than `bound`; the network is measured on its own."""
+        compute = self.below(bound).slowest(ranks, batch)
+        exchange = self.link.all_reduce(ranks, self.bytes) if self.link else math.nan
+        total = compute + (exchange if self.link else 0.0)
+        return {
+            "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
+            "batch_size": batch, "basis": "projected" if measured_s is None else "held out", "measured_s": measured_s,
+            "compute_s": compute, "communication_s": exchange, "projected_s": total,
+            "overlapped_s": total - min(exchange, self.share * compute) if self.link else total,
+            "graphs_per_s": ranks * batch / total,
+            "error": math.nan if measured_s is None else total / measured_s - 1,
+            "from_ranks": max(r.ranks for r in self.runs if r.ranks < bound),
+            "network": self.link.source if self.link else "none: computing alone",
+        }  # fmt: skip
+
+    def of_mode(self, mode: str) -> list[dict[str, Any]]:
+        """Runs that smaller ones predict, and what lies beyond the largest."""
+        own = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
+        least, largest = min(r.ranks for r in self.runs), own[-1]
+        rows = [self.row(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in own if r.ranks > least]
+        for k in range(1, FURTHER + 1):
+            ranks = largest.ranks * 2**k
+            batch = largest.batch if mode != "strong" else own[0].batch * own[0].ranks // ranks
+            if batch < 1:
+                break
+            rows.append(self.row(mode, ranks, batch, math.inf))
+        return rows
+
+
+def network(runs: Sequence[Run]) -> Network | None:
+    """As the all-reduces of the run with most ranks show it, else as the suite assumes it, else nothing."""
+    for run in sorted(runs, key=lambda r: -r.ranks):
+        found = {e["bytes"]: [x["seconds"] for x in run.record.others["exchange"] if x["bytes"] == e["bytes"]]
+                 for e in run.record.others.get("exchange", [])}  # fmt: skip
+        if len(found) == 2:
+            (small, short), (large, long) = sorted((k, float(np.median(v))) for k, v in found.items())
+            p = run.ranks
+            alpha = short / (2 * math.ceil(math.log2(p)))
+            beta = 2 * (p - 1) / p * (large - small) / max(long - short, 1e-9)
+            return Network(alpha, beta, f"all-reduces of {p} ranks")
+    assumed = runs[0].record.case.get("parameters", {}).get("network")
+    if assumed:
+        return Network(1e-6 * assumed["latency_us"], 1e9 * assumed["bandwidth_gb_s"], "assumed by the suite")
+    return None
+
+
+def gradient_bytes(record: Record) -> float:
+    """What is exchanged a step."""
+    precision = record.facts["observed"]["requested"]
+    return float(record.facts["model"]["trained_parameters"] * BYTES[precision])
+
+
+def backward_share(runs: Sequence[Run]) -> float:
+    """Of a step's computing the part in which an exchange can hide: the backward pass, by the cut-up steps."""
+    regions: dict[str, float] = {}
+    for run in runs:
+        for e in run.record.others.get("region", []):
+            regions[e["name"]] = regions.get(e["name"], 0.0) + e["seconds_mean"]
+    device = sum(regions.get(k, 0.0) for k in ("forward", "gradient", "backward", "optimizer"))
+    return regions["backward"] / device if device else 0.0

@@ -1,0 +1,194 @@
+"""Figures of the sections on training: errors over baselines, learning curves, multi-task over single-task errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from harness.document.figures import STYLE, Figure, kept
+from harness.document.ticks import plain_ticks
+from harness.experiments.data.figures import ROLE_COLOURS
+from harness.experiments.data.metrics import ROLES
+from harness.experiments.training.metrics import ENERGY, FORCES, QUANTITIES
+from harness.experiments.training.multitask import TOLERANCE
+
+COLOURS = {"forces": "#0072b2", "energy": "#e69f00", "training": "#0072b2", "validation": "#e69f00"}
+WORSE, SOFT = "#d55e00", "#59636e"
+TITLES = {"energy": "energy per atom, over composition only", "forces": "forces, over zero forces"}
+FRACTIONS = {1 / 3: "1/3", 1 / 2: "1/2", 1.0: "1"}
+WORDS = {"no labels": "no force labels", "not finite": "not finite", "no structures": "no test structures"}
+
+
+def kind_of(role: str) -> str:
+    """`stand-in` of `stand-in for OC2020`."""
+    return next((kind for kind in ROLES if role.startswith(kind)), role)
+
+
+def error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Error of each head over that of its baseline, with the target, forces beside energy."""
+    with mpl.rc_context(STYLE):
+        figure, panels = _panels(errors)
+        for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
+            own = errors[errors["quantity"] == quantity.name]
+            colours = [ROLE_COLOURS.get(kind_of(role), SOFT) for role in own["role"]]
+            _dots(axes, own, colours, quantity.target)
+            axes.set_title(TITLES[quantity.name], fontsize=9, pad=14)
+            for place, style in ((quantity.target, "--"), (1.0, "-")):
+                axes.axvline(place, color=SOFT, lw=0.9, ls=style, zorder=0)
+                said = "target " * (place < 1) + FRACTIONS[place]
+                _above(axes, place, said)
+            axes.set_xlabel("MAE over that of the baseline")
+        kinds = [kind for kind in ROLE_COLOURS if kind in set(map(kind_of, errors["role"]))]
+        handles = [mpl.lines.Line2D([], [], marker="o", ls="", color=ROLE_COLOURS[k], label=k) for k in kinds]
+        figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=8)
+        caption = (
+            "Errors on held-out structures over those of a baseline that has learnt next to nothing: mean of"
+            f" {seeds_of(errors)}. Left of the dashed line the target is met."
+        )
+        return kept(figure, folder, name, caption)
+
+
+def seeds_of(rows: pd.DataFrame) -> str:
+    """`2 to 3 seeds with 95% interval`."""
+    least, most = int(rows["seeds"].min()), int(rows["seeds"].max())
+    if most == 1:
+        return "one seed, hence without interval"
+    return f"{most if least == most else f'{least} to {most}'} seeds with 95% interval (Student's)"
+
+
+def _panels(rows: pd.DataFrame) -> tuple[Any, Any]:
+    """Two charts side by side with a line for each head."""
+    heads = rows["head"].nunique()
+    return plt.subplots(1, 2, figsize=(8.6, 1.3 + 0.24 * heads), sharey=True, layout="constrained")
+
+
+def _dots(axes: Axes, own: pd.DataFrame, colours: list[str], mark: float) -> None:
+    """A dot with its interval on each head's line, on a logarithmic axis that shows the mark; words for no number."""
+    y = np.arange(len(own))
+    found, low, high = (own[f"ratio{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
+    left, right = _span(np.concatenate([found, low, high, [mark]]))
+    for k, colour in enumerate(colours):
+        axes.plot([max(low[k], left), high[k]], [k, k], color=colour, lw=1.4)
+        axes.plot(found[k], k, "o", color=colour, ms=5)
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_yticks(y, own["head"])
+    axes.set_ylim(len(own) - 0.5, -0.6)
+    axes.grid(axis="y", color="#eef0f2", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    plain_ticks(axes.xaxis, left, right)
+    told: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
+    for place, verdict in zip(y[~np.isfinite(found)], own["verdict"][~np.isfinite(found)], strict=True):
+        colour = WORSE if verdict == "not finite" else SOFT
+        axes.text(0.02, place, WORDS.get(verdict, verdict), color=colour, **told)
+
+
+def _span(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Ends of an axis of ratios that shows them and one; an interval down to zero ends at the left."""
+    own = values[np.isfinite(values) & (values > 0)]
+    least, most = float(own.min()), float(own.max())
+    return max(min(0.8 * least, 0.8), 1e-3), max(1.25 * most, 1.25)
+
+
+def _log_log(axes: Axes, steps: pd.Series[float]) -> None:
+    """Both axes logarithmic, over the steps that there are."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.9 * steps.min(), 1.1 * steps.max())
+    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        plain_ticks(axis, *ends)
+
+
+def _above(axes: Axes, place: float, said: str, side: str = "center") -> None:
+    placed: Any = {"xytext": (0, 2), "textcoords": "offset points", "ha": side, "va": "bottom"}
+    axes.annotate(said, (place, 1.0), xycoords=axes.get_xaxis_transform(), fontsize=7, color=SOFT, **placed)
+
+
+def loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Loss in training and in validation over the steps, a line a seed, both axes logarithmic."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
+        for number, (_, run) in enumerate(epochs.groupby("case", sort=False)):
+            for column, label in (("loss", "training"), ("validation_loss", "validation")):
+                style: Any = {"color": COLOURS[label], "lw": 1.2, "alpha": 0.85, "marker": "." if len(run) < 3 else ""}
+                axes.plot(run["step"], run[column], label=label if number == 0 else None, **style)
+            best = run[run["best"].eq(True)].tail(1)
+            mark: Any = {"ms": 4.5, "mfc": "white", "color": WORSE, "label": "best" if number == 0 else None}
+            axes.plot(best["step"], best["validation_loss"], "o", **mark)
+        _log_log(axes, epochs["step"])
+        axes.set_xlabel("steps")
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False, fontsize=8)
+        runs = epochs["case"].nunique()
+        caption = (
+            f"Learning curves, {runs} run{'s' if runs > 1 else ''}, a line each. Training: mean over the epoch, of"
+            " weights as they change."
+        )
+        return kept(figure, folder, name, caption)
+
+
+def head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Error in validation over that of the baseline, head by head, over the steps."""
+    shown = [h for h in errors["head"].unique() if h in set(heads["head"])]
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    with mpl.rc_context(STYLE):
+        size = (max(5.2, 2.0 * columns + 0.6), 1.45 * lines + 0.9)
+        shared: Any = {"sharex": True, "sharey": True, "squeeze": False}
+        figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", **shared)
+        for axes in grid.flat[len(shown) :]:
+            axes.set_axis_off()
+        for axes, head in zip(grid.flat, shown, strict=False):
+            rows = heads[(heads["head"] == head) & (heads["split"] == "validation")]
+            about = errors[errors["head"] == head].set_index("quantity")
+            mark = ", stand-in" if kind_of(about["role"].iloc[0]) == "stand-in" else ""
+            axes.set_title(f"{head}{mark}", fontsize=8, pad=2)
+            for quantity in QUANTITIES:
+                baseline = float(about.loc[quantity.name, "baseline_mae"])
+                for _, run in rows.groupby("case", sort=False):
+                    style: Any = {"color": COLOURS[quantity.name], "lw": 1.0, "marker": "." if len(run) < 3 else ""}
+                    axes.plot(run["step"], run[quantity.mae] / baseline, **style)
+                axes.axhline(quantity.target, color=COLOURS[quantity.name], lw=0.8, ls=":")
+            axes.tick_params(labelsize=7.5)
+        _log_log(grid[0, 0], heads["step"])
+        for axes in grid.flat[: len(shown)]:
+            axes.axhline(1.0, color=SOFT, lw=0.6, zorder=0)
+        figure.supxlabel("steps", fontsize=9)
+        figure.supylabel("MAE over that of the baseline", fontsize=9)
+        handles = [mpl.lines.Line2D([], [], color=COLOURS[q.name], label=TITLES[q.name]) for q in (FORCES, ENERGY)]
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+        caption = (
+            "Errors on validation structures of each head, over the baseline's on its test structures; a line a seed."
+            " Dotted: the targets."
+        )
+        return kept(figure, folder, name, caption)
+
+
+def ablation_ratios(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Multi-task over single-task error of each head, forces beside energy, around one."""
+    heads = list(rows["head"].unique())
+    with mpl.rc_context(STYLE):
+        figure, panels = _panels(rows)
+        for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
+            own = rows[rows["quantity"] == quantity.name].set_index("head").reindex(heads).reset_index()
+            own["verdict"] = own["verdict"].fillna("no labels, or no pair of runs")
+            _dots(axes, own, [WORSE if v == "worse" else COLOURS["training"] for v in own["verdict"]], TOLERANCE)
+            axes.set_title({"energy": "energy per atom", "forces": "forces"}[quantity.name], fontsize=9, pad=14)
+            for place, style, said, side in ((1, "-", "equal ", "right"), (TOLERANCE, "--", " worse by 10%", "left")):
+                axes.axvline(place, color=SOFT, lw=0.9, ls=style, zorder=0)
+                _above(axes, place, said, side)
+            axes.set_xlabel("multi-task MAE over single-task MAE")
+        caption = (
+            "Errors on held-out structures of a model trained on all sets over those of one trained on the head's set"
+            f" alone: geometric mean of {seeds_of(rows)}, paired by seed. Left of one, learning together helps; in red,"
+            f" worse by more than {TOLERANCE - 1:.0%}."
+        )
+        return kept(figure, folder, name, caption)

@@ -1,0 +1,157 @@
+"""Official files, or a shipped set, into a store: parts are read in parallel, what is read is kept, then put together.
+
+Killed at any point, the same conversion carries on: parts in the spool are not read again, and a store appears under
+its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.reference.datasets.catalog import Source
+from harness.reference.datasets.conversion import merge as merging
+from harness.reference.datasets.conversion.read_part import PartOrder, Rules, read_part
+from harness.reference.datasets.conversion.spool import Spool, Summary
+from harness.reference.datasets.parsing.base import Format, Part
+from harness.reference.datasets.parsing.paths import count_passed_over
+from harness.reference.datasets.splitting.copies import refuse_copies
+from harness.reference.errors import InputError
+
+VERSION = 2  # of what is written; another one does not carry on an older spool
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is converted and where to. source: what the labels are checked against; None for a shipped set.
+
+    about: facts of the dataset that go into the store's attributes (head, role, level, licence, ...).
+    """
+
+    slug: str
+    format: Format
+    paths: tuple[Path, ...]
+    store: Path
+    source: Source | None
+    about: dict[str, Any]
+    rules: Rules
+    workers: int = 1
+
+    def identity(self, parts: Sequence[Part]) -> dict[str, Any]:
+        """All that decides what the store will hold."""
+        files = {}
+        for path in dict.fromkeys(part.path for part in parts):
+            state = path.stat()
+            files[str(path)] = [state.st_size, state.st_mtime_ns]
+        rules = {name: value for name, value in asdict(self.rules).items() if name != "strict"}
+        keys = [[str(part.path), part.key] for part in parts]
+        return {"version": VERSION, "dataset": self.slug, "files": files, "parts": keys, "rules": rules}
+
+
+def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
+    """Make the store and return what was found; raises InputError, and OSError where the disk is full."""
+    began = time.perf_counter()
+    if order.store.exists():
+        raise InputError(f"{order.store}: there is a store of this name already; remove it, or choose another folder")
+    parts = order.format.parts(order.paths)
+    passed_over = count_passed_over(order.paths, parts)
+    refuse_copies(part.path for part in parts)
+    spool = Spool(order.store.with_name(order.store.name + ".spool"), order.identity(parts))
+    with spool.alone():
+        resumed = any(spool.summary(k) for k in range(len(parts)))
+        summaries = _read(order, parts, spool, progress)
+        read_s = time.perf_counter() - began
+        found = merging.merge(order.store, spool, summaries, order.about, order.rules, progress)
+        spool.remove()
+    seconds = time.perf_counter() - began
+    left_out = sum((Counter(s["left_out"]) for s in summaries), Counter(found.pop("left_out")))
+    read = sum(s["read"] for s in summaries)
+    splits = found.pop("splits")
+    found["conversion"] = {
+        "read": read,
+        "written": sum(splits.values()),
+        "left_out": dict(left_out.most_common()),
+        "other_charges": sum(s["other_charges"] for s in summaries),
+        "examples": [text for s in summaries for text in s["examples"]][:20],
+        "parts": len(parts),
+        "workers": order.workers,
+        "read_s": read_s,
+        "seconds": seconds,
+        "resumed": resumed,
+        "structures_per_s": None if resumed else read / seconds,
+        "labels": found.pop("labels"),
+        "repeats": found.pop("repeats"),
+        "regrouped": found.pop("regrouped"),
+        "stress_withheld": found.pop("without_stress"),
+        "missing_labels": found.pop("missing_labels"),
+        "passed_over": dict(passed_over),
+        "splits": splits,
+        **{name: value for name, value in asdict(order.rules).items() if name != "charges"},
+    }
+    return found
+
+
+def _read(order: Conversion, parts: Sequence[Part], spool: Spool, progress: Progress) -> list[Summary]:
+    """The summaries of all parts, those in the spool as they are."""
+    found = [spool.summary(k) for k in range(len(parts))]
+    missing = [
+        PartOrder(k, part, order.format, order.source, order.rules, spool.folder)
+        for k, part in enumerate(parts)
+        if found[k] is None
+    ]
+    known = [s for s in found if s is not None]
+    for s in known:
+        if order.rules.strict and s["broken"]:
+            raise InputError(f"{s['broken']} (found before; without --strict it is left out and counted)")
+    progress(len(known), len(parts), "parts read")
+    for done, (k, summary) in enumerate(_each(missing, order.workers), start=len(known) + 1):
+        found[k] = summary
+        progress(done, len(parts), "parts read")
+    return [s for s in found if s is not None]
+
+
+def _each(orders: Sequence[PartOrder], workers: int) -> Iterator[tuple[int, Summary]]:
+    """Numbers and summaries of parts as they are done."""
+    if workers == 1 or len(orders) < 2:
+        yield from ((o.number, read_part(o)) for o in orders)
+        return
+    # As many at a time as there are workers, so that an error ends the rest soon.
+    waiting = list(reversed(orders))
+    running: dict[Future[Summary], PartOrder] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(workers, len(orders)), mp_context=context, initializer=_follow, initargs=(os.getpid(),)
+    ) as pool:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                following = waiting.pop()
+                running[pool.submit(read_part, following)] = following
+            for future in wait(running, return_when="FIRST_COMPLETED").done:
+                o = running.pop(future)
+                try:
+                    yield o.number, future.result()
+                except BrokenProcessPool:
+                    raise InputError(
+                        f"{o.part.path}: a worker was killed while it read this (out of memory?); the same command"
+                        " carries on, with fewer --workers it needs less"
+                    ) from None
+
+
+def _follow(parent: int) -> None:
+    """End a worker whose parent is gone: it would write into a spool that another process may hold."""
+    import ctypes
+    import signal
+
+    parent_died = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(parent_died, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

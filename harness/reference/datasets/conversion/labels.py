@@ -1,0 +1,109 @@
+"""Which labels structures lack, and under which other names these may stand: what checks and conversions report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from harness.protocol.text import sanitize_line
+from harness.reference.data.structure_table import Fault, Frames, Remark
+
+UNLABELLED = "unlabelled"
+LABELS = ("energy", "forces", "stress", "spin")
+
+
+@dataclass
+class LabelCounts:
+    """Counts over structures that were read.
+
+    structures: usable ones. without: of these, how many lack each of LABELS. left_out: structures that cannot be used
+    because they lack a label. remarks: how many structures each (kind, reason) is about.
+    """
+
+    structures: int = 0
+    without: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, frames: Frames) -> None:
+        """Take in structures that can be used."""
+        count = len(frames)
+        self.structures += count
+        self.without["forces"] += count if frames.forces is None else 0
+        self.without["stress"] += (
+            count if frames.stress is None else int(np.isnan(frames.stress).all(axis=(1, 2)).sum())
+        )
+        self.without["spin"] += int((frames.multiplicity == 0).sum())
+
+    def add_remark(self, remark: Remark) -> None:
+        """Take in what a reader remarks."""
+        self.remarks[(remark.kind, sanitize_line(remark.reason))] += remark.count
+
+    def add_fault(self, fault: Fault) -> None:
+        """Take in a structure that is left out, if that is for want of a label."""
+        if fault.kind == UNLABELLED:
+            names = [name for name in ("energy", "forces") if name in fault.reason.partition("there are")[0]]
+            self.left_out[" or ".join(names) or "energy"] += fault.count
+
+    def merge(self, other: LabelCounts) -> None:
+        """Take in the counts of another part."""
+        self.structures += other.structures
+        self.without.update(other.without)
+        self.left_out.update(other.left_out)
+        self.remarks.update(other.remarks)
+
+    def hint(self, label: str) -> str:
+        """Return what readers remarked most of a label, or ""."""
+        result = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
+        return max(result)[1].partition("(")[2].rstrip(")") if result else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, from which from_json makes the same again."""
+        return {
+            "structures": self.structures,
+            "without": dict(+self.without),
+            "left_out": dict(+self.left_out),
+            "remarks": [[kind, reason, count] for (kind, reason), count in self.remarks.items()],
+        }
+
+
+def from_json(plain: dict[str, Any]) -> LabelCounts:
+    """The counts that as_json wrote."""
+    remarks = Counter({(kind, reason): count for kind, reason, count in plain["remarks"]})
+    return LabelCounts(plain["structures"], Counter(plain["without"]), Counter(plain["left_out"]), remarks)
+
+
+def count_structures(count: int) -> str:
+    """Return "1 structure" or "12 structures"."""
+    return f"{count:,} structure{'' if count == 1 else 's'}"
+
+
+def describe(counts: LabelCounts, declared: Iterable[str]) -> list[str]:
+    """Return a line for each label of the dataset that structures lack, and for each other remark.
+
+    Args:
+        counts: What was counted.
+        declared: The labels that the dataset has, as its authors hand it out.
+    """
+    lines = [f"{label}: missing in {count_structures(n)}, left out" for label, n in counts.left_out.items()]
+    for label in (name for name in LABELS if name in declared):
+        lacking, total = counts.without[label], counts.structures
+        hint = f" ({counts.hint(label)})" if counts.hint(label) else ""
+        if lacking and lacking == total:
+            lines.append(f"no structure has {label}{hint}")
+        elif lacking and label == "forces":
+            lines.append(f"forces: missing in {lacking:,} of {total:,} structures, which a store leaves out{hint}")
+        elif lacking:
+            lines.append(
+                f"{label}: withheld for {lacking:,} of {total:,} structures, kept for {total - lacking:,}{hint}"
+            )
+    lines += [
+        f"{count_structures(n)}: {reason}" if n else reason
+        for (kind, reason), n in counts.remarks.items()
+        if kind not in ("forces", "stress", "spin")
+    ]
+    return lines

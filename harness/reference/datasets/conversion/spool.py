@@ -1,0 +1,149 @@
+"""What a conversion has read so far: files of blocks, one a part and split, and a summary that says a part is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.host.locks import LockTaken, locked
+from harness.reference.data.neighbour_columns import Edges
+from harness.reference.data.structure_table import Frames
+from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.errors import InputError
+
+IDENTITY = "conversion.json"
+PIECE_BYTES = 1 << 20
+Summary = dict[str, Any]
+
+
+class Spool:
+    """The folder of one conversion; a part is in it whole, or as if it had never been read."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Make the folder, or take up what was left there; raises InputError if it is another conversion's."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / IDENTITY
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != identity:
+            raise InputError(
+                f"{folder}: left by a conversion of other files or with other options; remove it, or choose another"
+                " folder for the store"
+            )
+        _write_whole(path, json.dumps(identity, indent=1))
+
+    def summary(self, part: int) -> Summary | None:
+        """What was found in a part, or None if it is still to be read, as where its files are damaged."""
+        try:
+            found = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
+            sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in found["crc32"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return found if sums == found["crc32"] else None
+
+    def array(self, part: int, name: str) -> NDArray[Any]:
+        """An array that was left with a part, mapped into memory."""
+        return np.load(self.folder / f"{part:06d}.{name}.npy", mmap_mode="r")
+
+    def blocks(self, part: int, split: int) -> Iterator[tuple[Frames, Edges | None]]:
+        """The blocks of a part in a split, as they were written."""
+        with open(self.folder / f"{part:06d}.{SPLITS[split]}", "rb") as handle:
+            while names := handle.readline():
+                columns = {name: np.load(handle, allow_pickle=False) for name in json.loads(names)}
+                labels: dict[str, Any] = {f.name: columns.get(f.name) for f in fields(Frames)}
+                frames = Frames(**labels)
+                edges = Edges(**{f.name: columns[f.name] for f in fields(Edges)}) if "receiver" in columns else None
+                yield frames, edges
+
+    def remove(self) -> None:
+        """Forget it all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against a second conversion; raises InputError where one is at work."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder / "lock"))
+            except LockTaken as error:
+                raise InputError(f"{self.folder}: another conversion is at work here ({error})") from None
+            yield
+
+
+class PartWriter:
+    """One part on its way into the spool; nothing of it counts until `finish`."""
+
+    def __init__(self, spool: Path, part: int) -> None:
+        self.stem = spool / f"{part:06d}"
+        self.own = f".{os.getpid()}.tmp"
+        self._open = ExitStack()
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> PartWriter:
+        for split in SPLITS:
+            self._files.append(self._open.enter_context(open(f"{self.stem}.{split}{self.own}", "wb")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._open.close()
+        for split in SPLITS:
+            Path(f"{self.stem}.{split}{self.own}").unlink(missing_ok=True)
+
+    def write(self, split: int, frames: Frames, edges: Edges | None) -> None:
+        """Append a block."""
+        columns = {f.name: getattr(frames, f.name) for f in fields(Frames)}
+        if edges is not None:
+            columns |= {f.name: getattr(edges, f.name) for f in fields(Edges)}
+        there = {name: column for name, column in columns.items() if column is not None}
+        handle = self._files[split]
+        handle.write(json.dumps(list(there)).encode() + b"\n")
+        for column in there.values():
+            _save(handle, column)
+
+    def finish(self, summary: Summary, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Put the part in place: its blocks, its arrays, and last its summary."""
+        self._open.close()
+        for split in SPLITS:
+            os.replace(f"{self.stem}.{split}{self.own}", f"{self.stem}.{split}")
+        for name, array in arrays.items():
+            temporary = Path(f"{self.stem}.{name}{self.own}.npy")
+            with open(temporary, "wb") as handle:
+                _save(handle, array)
+            os.replace(temporary, f"{self.stem}.{name}.npy")
+        names = [*SPLITS, *(f"{name}.npy" for name in arrays)]
+        sums = {name: _checksum(Path(f"{self.stem}.{name}")) for name in names}
+        _write_whole(Path(f"{self.stem}.json"), json.dumps({**summary, "crc32": sums}))
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with open(path, "rb") as handle:
+        while piece := handle.read(PIECE_BYTES):
+            found = zlib.crc32(piece, found)
+    return found
+
+
+def _save(handle: IO[bytes], array: NDArray[Any]) -> None:
+    """As np.save, which does not say why where the disk is full."""
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
+    handle.write(array.tobytes())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,151 @@
+"""A store as HydraGNN's multi-branch training reads it: NAME-v2.bp, with edges, and energies less their references.
+
+The rules are those of its converters at 5 angstrom: at most the 20 nearest neighbours of each atom, whose own index is
+row 1 of `edge_index`; a linear regression of the total energies of all splits on the composition, whose 118
+coefficients are the attribute energy_linear_regression_coeff; `energy_per_atom` stays the total energy. Numbers are
+double precision, as the paper trains in it, and splits are those of the store that is read. Atoms without neighbours
+stay without: the original joins them to any other atom.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.reference.data.neighbour_columns import Edges, neighbours
+from harness.reference.data.structure_table import Frames
+from harness.reference.datasets.hydragnn.stored_frames import COEFFICIENTS, frames_of, read_blocks
+from harness.reference.datasets.hydragnn.stores import REFERENCED, StoreFacts, describe_store
+from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.statistics.reference_energies import Fit, References
+from harness.reference.datasets.statistics.summary import Statistics
+from harness.reference.errors import InputError
+from harness.reference.storage.adios.writer import BPFile, BPWriter
+from harness.reference.storage.columns import degree_histogram, frames_block
+from harness.reference.storage.schema import ELEMENTS, Block, Column
+
+CUTOFF_ANGSTROM = 5.0
+MAX_NEIGHBOURS = 20
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written. isolated: structures without a single edge, which HydraGNN reads only preloaded."""
+
+    samples: Counter[str]
+    edges: int
+    isolated: int
+    coincident: int
+
+
+def file_name(head: str) -> str:
+    """Return the name that HydraGNN's training looks for."""
+    return f"{head}-v2.bp"
+
+
+def write_for_hydragnn(origin: Path, target: Path, progress: Progress) -> Written:
+    """Write the structures of a store for HydraGNN; raises InputError where its training would lack something."""
+    with BPFile(origin) as file:
+        facts = describe_store(file)
+        _require_keys(file)
+        coefficients = _stored_coefficients(facts)
+        fit = Fit(per_atom=False)
+        for label in SPLITS:
+            for frames in _frames(file, label, facts, coefficients):
+                fit.add(frames)
+        references = fit.solved()
+        with BPWriter(target, _attributes(facts, references)) as writer:
+            return _write(file, facts, coefficients, references, writer, progress)
+
+
+def _require_keys(file: BPFile) -> None:
+    for label in SPLITS:
+        if label not in file.splits:
+            raise InputError(f"{file.path}: has no {label}; HydraGNN needs {', '.join(SPLITS)}")
+        if "forces" not in file.keys(label):
+            raise InputError(f"{file.path}: {label} has no forces, which HydraGNN's training reads")
+
+
+def _stored_coefficients(facts: StoreFacts) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    return np.nan_to_num(facts.references.energy_ev[1:]) if facts.energies == REFERENCED else None
+
+
+def _frames(file: BPFile, label: str, facts: StoreFacts, coefficients: Any) -> Iterator[Frames]:
+    """All structures of a split but those that are left out, with total energies."""
+    left_out = np.array(facts.left_out.get(label, []), dtype=np.int64)
+    for first, block in read_blocks(file, label):
+        frames = frames_of(block, label, first, coefficients)
+        frames = frames[~np.isin(np.arange(first, first + len(frames)), left_out)]
+        if len(frames):
+            yield frames
+
+
+def _attributes(facts: StoreFacts, references: References) -> dict[str, Any]:
+    return {
+        "dataset": facts.source.slug,
+        COEFFICIENTS: np.nan_to_num(references.energy_ev[1 : ELEMENTS + 1]),
+        "about": {**facts.about, "written_for": "HydraGNN"},
+        "energies": REFERENCED,
+        "edges": f"at most {MAX_NEIGHBOURS} nearest neighbours within {CUTOFF_ANGSTROM:g} angstrom",
+        "units": "eV, angstrom, eV/angstrom, eV/angstrom^3",
+    }
+
+
+def _write(
+    file: BPFile, facts: StoreFacts, coefficients: Any, references: References, writer: BPWriter, progress: Progress
+) -> Written:
+    total = sum(file.samples(label) for label in SPLITS)
+    statistics, degrees, samples = Statistics(), Counter[int](), Counter[str]()
+    edges_written = isolated = coincident = 0
+    error = np.zeros(2)
+    for label in SPLITS:
+        for frames in _frames(file, label, facts, coefficients):
+            apart, edges, faults = neighbours(frames, cutoff=CUTOFF_ANGSTROM, max_neighbours=None)
+            coincident += len(faults)
+            if not len(apart):
+                continue
+            edges = limit_neighbours(edges, MAX_NEIGHBOURS)
+            writer.split(label).put(_block(apart, edges, references))
+            rest = references.residual(apart)
+            error += np.abs(rest).sum(), rest @ rest
+            statistics.add(apart, references, edges.counts)
+            edges_written += len(edges.receiver)
+            isolated += int((edges.counts == 0).sum())
+            if label == SPLITS[0]:
+                degrees.update(dict(enumerate(degree_histogram(apart, edges).tolist())))
+            samples[label] += len(apart)
+            progress(samples.total(), total, "structures written")
+    absolute, squared = error / max(1, samples.total())
+    references = replace(references, mae_ev_per_atom=float(absolute), rmse_ev_per_atom=float(np.sqrt(squared)))
+    writer.note("references", references.as_json())
+    writer.note("statistics", statistics.as_json())
+    writer.note("pna_deg", np.array([degrees[d] for d in range(max(degrees, default=0) + 1)], dtype=np.int64))
+    return Written(samples, edges_written, isolated, coincident)
+
+
+def limit_neighbours(edges: Edges, limit: int) -> Edges:
+    """Return the nearest of each receiver, at most `limit`, whatever shell that cuts; edges are sorted by distance."""
+    owner = np.repeat(np.arange(len(edges.counts)), edges.counts)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(edges.receiver, prepend=-1))
+    rank = np.arange(len(owner)) - np.repeat(starts, np.diff(starts, append=len(owner)))
+    near = rank < limit
+    return Edges(
+        np.bincount(owner[near], minlength=len(edges.counts)),
+        edges.receiver[near],
+        edges.sender[near],
+        edges.shift[near],
+        edges.distance[near],
+    )
+
+
+def _block(frames: Frames, edges: Edges, references: References) -> Block:
+    """All keys, with the regression subtracted from the energy and the target."""
+    block = frames_block(frames, edges)
+    rest = frames.energy - references.of(frames)
+    return Block(block.samples, {**block.columns, "energy": Column(rest, 1), "y": Column(rest.copy(), 1)})

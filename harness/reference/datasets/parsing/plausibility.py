@@ -1,0 +1,123 @@
+"""Whether energies and lengths can be in eV and angstrom: mixed units change them by factors that chemistry cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import Array
+from harness.reference.data.structure_table import Frames
+from harness.reference.datasets.catalog import Source
+from harness.reference.datasets.parsing.free_atoms import ENERGIES_EV, RADII
+from harness.reference.datasets.units import BOHR_ANGSTROM, HARTREE_EV, KCAL_PER_MOL_EV
+
+OF_ATOMS = 0.1  # share of the free atoms' energy that the table, bonds and relativity may be off by
+PER_ATOM_EV = 0.25 * HARTREE_EV  # and per atom; twice that per charge
+WEAKLY_BOUND = (2, 10, 18, 36, 54, 80, 86)
+MOST_REFERENCED = 0.5  # share of a block from which all of it is taken for referenced energies
+UNLIKE = 0.1  # share of a block whose energies may be far from those of molecules
+ENOUGH = 32  # structures from which a block's bond lengths are judged
+KJ_PER_MOL_EV = KCAL_PER_MOL_EV / 4.184
+
+# energy found / energy expected, when a reader or a file mixes units
+MIXED_ENERGIES = (
+    (1 / HARTREE_EV, "hartree taken for eV"),
+    (HARTREE_EV, "eV taken for hartree"),
+    (1 / KCAL_PER_MOL_EV, "kcal/mol taken for eV"),
+    (HARTREE_EV / KCAL_PER_MOL_EV, "kcal/mol taken for hartree"),
+    (KCAL_PER_MOL_EV, "eV taken for kcal/mol"),
+    (1 / KJ_PER_MOL_EV, "kJ/mol taken for eV"),
+    (HARTREE_EV / KJ_PER_MOL_EV, "kJ/mol taken for hartree"),
+    (KJ_PER_MOL_EV, "eV taken for kJ/mol"),
+    (0.5, "rydberg taken for hartree"),
+    (2.0, "hartree taken for rydberg"),
+)
+# bond length found / sum of covalent radii, from and to
+MIXED_LENGTHS = (
+    (1.5, 2.6, "bohr taken for angstrom"),
+    (0.35, 0.68, f"angstrom multiplied by {BOHR_ANGSTROM:.4f}, as if they were bohr"),
+    (0.05, 0.2, "nanometres taken for angstrom"),
+    (50.0, 200.0, "picometres taken for angstrom"),
+)
+
+
+def implausible_energies(frames: Frames, source: Source) -> tuple[NDArray[np.bool_], Callable[[int], str]]:
+    """Structures whose energy cannot be in eV on the source's scale, [g], and why for each."""
+    per_atom = frames.energy / frames.sizes
+    low, high = source.per_atom
+    wrong = (per_atom < low) | ((per_atom > high) & ~_is_bound_weakly(frames))
+    if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MOST_REFERENCED * len(frames):
+        wrong[:] = True  # the others only happen to lie where totals may
+
+    def beyond(k: int) -> str:
+        if high < 0 and per_atom[k] > low:
+            return (
+                f"{frames.energy[k]:.6g} eV for {frames.sizes[k]} atoms is not a {source.label} energy of {source.head}"
+                f" ({low:g} .. {high:g} eV per atom): an adsorption or otherwise referenced energy, or mixed units?"
+            )
+        return f"{per_atom[k]:.6g} eV per atom, beyond {low:g} .. {high:g} expected of {source.head}: mixed units?"
+
+    if not source.all_electron:
+        return wrong, beyond
+    atoms, known, off = _beside_atoms(frames, source)
+    ratio = frames.energy / atoms
+    factors = np.array([factor for factor, _ in MIXED_ENERGIES])
+    mixed = known & off & (np.abs(ratio[:, None] / factors - 1).min(axis=1) < 1.5 * OF_ATOMS)
+
+    def differs(k: int) -> str:
+        if not mixed[k]:
+            return beyond(k)
+        name = MIXED_ENERGIES[int(np.abs(ratio[k] / factors - 1).argmin())][1]
+        return f"{frames.energy[k]:.6g} eV where free atoms have {atoms[k]:.6g}: {name}"
+
+    return wrong | mixed, differs
+
+
+def _is_bound_weakly(frames: Frames) -> NDArray[np.bool_]:
+    """Whether noble gases and mercury make up so much of a structure that its total is near zero too, [g]."""
+    weak = np.isin(frames.numbers, WEAKLY_BOUND).astype(np.int64)
+    starts = frames.ends - frames.sizes
+    return np.asarray(np.add.reduceat(weak, starts) > frames.sizes / 2, dtype=np.bool_)
+
+
+def _beside_atoms(frames: Frames, source: Source) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Energy of the free atoms, [g] eV; whether all electrons count; whether the energy is far from it."""
+    starts = frames.ends - frames.sizes
+    atoms = np.add.reduceat(ENERGIES_EV[frames.numbers], starts)
+    slack = OF_ATOMS * -atoms + PER_ATOM_EV * (frames.sizes + 2 * np.abs(frames.charge))
+    known = np.maximum.reduceat(frames.numbers, starts) <= source.all_electron
+    return atoms, known, np.abs(frames.energy - atoms) > slack
+
+
+def implausible_lengths(frames: Frames, source: Source) -> str:
+    """Why the block's positions cannot be in angstrom, or "".
+
+    Judged by the nearest neighbours of each structure's first and last atom, over the sums of covalent radii, and
+    their medians over the block: a single structure may well be a loose cluster, a block of them is not. Only where
+    the energies are those of molecules: files made up for a trial have any lengths.
+    """
+    _, known, off = _beside_atoms(frames, source)
+    if known.sum() < ENOUGH or (known & off).sum() > UNLIKE * known.sum():
+        return ""
+    several = frames.sizes > 1
+    if np.count_nonzero(several) < ENOUGH:
+        return ""
+    starts = frames.ends - frames.sizes
+    nearest = np.stack([_nearest(frames, starts, probe)[several] for probe in (starts, frames.ends - 1)])
+    closest, farthest = float(np.median(nearest.min(axis=0))), float(np.median(nearest.max(axis=0)))
+    for low, high, name in MIXED_LENGTHS:
+        typical = closest if low > 1 else farthest
+        if low < typical < high:
+            return f"neighbours are {typical:.2f} times a bond apart in its block: {name}"
+    return ""
+
+
+def _nearest(frames: Frames, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
+    """Distance of each structure's probe atom to its nearest neighbour, over the sum of their covalent radii, [g]."""
+    apart = frames.positions - np.repeat(frames.positions[probe], frames.sizes, axis=0)
+    radii = RADII[frames.numbers]
+    scaled = np.einsum("ij,ij->i", apart, apart) / (radii + np.repeat(radii[probe], frames.sizes)) ** 2
+    scaled[probe] = np.inf
+    return np.sqrt(np.minimum.reduceat(scaled, starts))

@@ -1,0 +1,150 @@
+"""What a file is by its first bytes, and compressed files read in bounded memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.reference.datasets.parsing.structure_builder import Unfit, one_line
+from harness.reference.errors import InputError
+
+HEAD = 512
+DICTIONARY = 256 << 20  # bytes that an xz file may ask for; `xz -9` asks for 65 MB
+CHUNK = 1 << 20
+XZ, GZIP, BZIP2 = "xz", "gzip", "bzip2"
+MAGIC = (
+    (b"\xfd7zXZ\x00", XZ),
+    (b"\x1f\x8b", GZIP),
+    (b"BZh", BZIP2),
+    (b"PK\x03\x04", "zip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!", "rar"),
+)
+UNPACK = {
+    XZ: "xz -dc",
+    GZIP: "gzip -dc",
+    BZIP2: "bzip2 -dc",
+    "zstd": "zstd -dc",
+    "zip": "unzip",
+    "7z": "7z x",
+    "rar": "unrar x",
+}
+POINTER = b"version https://git-lfs.github.com/spec/"
+PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
+BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError)
+
+
+def packing(head: bytes) -> str:
+    """Return the name of the compression that a file begins with, or ""."""
+    return next((name for magic, name in MAGIC if head.startswith(magic)), "")
+
+
+def refuse_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) -> None:
+    """Raise InputError for what lies in place of a data file: nothing, a pointer, a web page, another packing.
+
+    head: its first HEAD bytes. accepted: compressions, and "tar", that the reader unpacks itself.
+    """
+    if not head:
+        raise InputError(f"{path}: the file is empty; the download did not finish, fetch it again")
+    if head.startswith(POINTER):
+        raise InputError(f"{path}: a Git LFS pointer, not the file it stands for; run `git lfs pull` where it lies")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(PAGES):
+        raise InputError(
+            f"{path}: a web page (HTML or XML), not the data; sign in or accept the terms, and fetch it again"
+        )
+    kind = packing(head)
+    if kind and kind not in accepted:
+        raise InputError(
+            f"{path}: packed with {kind}, where a plain file is expected; unpack it first (`{UNPACK[kind]}`)"
+        )
+    if head[257:262] == b"ustar" and "tar" not in accepted:
+        raise InputError(f"{path}: a tar archive; unpack it first (`tar -xf`) and name the folder")
+
+
+class XZFile(io.RawIOBase):
+    """The content of an xz file, whose decoder may not take more than DICTIONARY bytes."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        super().__init__()
+        self._packed = packed
+        self._decoder = self._new()
+        self._ended = False
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=DICTIONARY)
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as the next piece of content does, and return how far; 0 at the end."""
+        result = self._next(len(buffer))
+        buffer[: len(result)] = result
+        return len(result)
+
+    def _next(self, size: int) -> bytes:
+        while not self._ended:
+            if self._decoder.eof:
+                rest = (self._decoder.unused_data or self._packed.read(CHUNK)).lstrip(b"\x00")
+                if not rest:
+                    self._ended = True
+                    break
+                self._decoder = self._new()
+                result = self._decoder.decompress(rest, size)
+            else:
+                chunk = self._packed.read(CHUNK) if self._decoder.needs_input else b""
+                if not chunk and self._decoder.needs_input:
+                    raise EOFError("the compressed data end too early")
+                result = self._decoder.decompress(chunk, size)
+            if result:
+                return result
+        return b""
+
+
+def unpacked_stream(packed: BinaryIO, kind: str) -> BinaryIO:
+    """Return what an open file holds once its compression is undone, to be read a piece at a time."""
+    if kind == XZ:
+        return io.BufferedReader(XZFile(packed), CHUNK)
+    if kind == GZIP:
+        return gzip.GzipFile(fileobj=packed)  # type: ignore[return-value]
+    return bz2.BZ2File(packed) if kind == BZIP2 else packed  # type: ignore[return-value]
+
+
+@contextmanager
+def unpacked(path: Path, accepted: Collection[str] = (XZ, GZIP, BZIP2)) -> Iterator[BinaryIO]:
+    """Open a file and undo its compression, whatever its name says; raises InputError, also while it is read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            refuse_other_kinds(path, head, accepted)
+            file.seek(0)
+            with unpacked_stream(file, packing(head)) as plain:
+                yield plain
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: truncated, or not the text that its name says ({one_line(error)})") from None
+
+
+def inflate(data: bytes | memoryview, limit: int) -> bytes:
+    """Undo zlib's compression of a record; raises Unfit for one that is damaged or unfolds to more than the limit."""
+    decoder = zlib.decompressobj()
+    try:
+        result = decoder.decompress(data, limit)
+    except zlib.error as error:
+        raise Unfit("corrupt", f"not compressed JSON ({one_line(error)})") from None
+    if decoder.unconsumed_tail or (len(result) == limit and not decoder.eof):
+        raise Unfit("too large", f"unfolds to more than {limit >> 20} MB")
+    if not decoder.eof:
+        raise Unfit("corrupt", "not compressed JSON (truncated)")
+    return result

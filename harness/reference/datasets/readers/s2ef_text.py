@@ -1,0 +1,180 @@
+"""Extended XYZ of the Open Catalyst datasets: OC20's <n>.extxyz.xz with <n>.txt.xz, and archives of extxyz files."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
+
+from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.datasets.parsing.base import MOST_BYTES, Format, Part
+from harness.reference.datasets.parsing.composition import formula
+from harness.reference.datasets.parsing.paths import files, is_system_file, opened
+from harness.reference.datasets.parsing.structure_builder import Row, Unfit, gathered, made, missing, one_line, row
+from harness.reference.datasets.parsing.unpacking import (
+    BROKEN,
+    BZIP2,
+    GZIP,
+    HEAD,
+    XZ,
+    packing,
+    unpacked,
+    unpacked_stream,
+)
+from harness.reference.datasets.readers.extxyz import LONGEST_LINE, Text, frames, parsed
+from harness.reference.errors import InputError
+
+PLAIN = (".extxyz", ".xyz")
+MEMBERS = (*PLAIN, *(f"{name}{packed}" for name in PLAIN for packed in (".xz", ".gz", ".bz2")))
+ARCHIVES = (".tar.gz", ".tgz")
+ENDINGS = (*MEMBERS, *ARCHIVES)
+SYSTEM_KEYS = ("sid", "system_id", "_name", "name")
+CHARGE_KEYS, SPIN_KEYS = ("charge", "total_charge"), ("spin", "multiplicity", "spin_multiplicity")
+
+
+class System(NamedTuple):
+    """A line of OC20's text files: the names of a system and of its frame."""
+
+    name: str
+    frame: str
+
+
+def parts(paths: Sequence[Path]) -> list[Part]:
+    """One part for each file (5,000 frames in OC20) or archive; a file that lies there twice is read decompressed."""
+    found = [Part(path, label) for path, label in files(paths, ENDINGS, "extended XYZ files")]
+    next(_samples(found[0]), None)
+    return found
+
+
+def read(part: Part) -> Iterator[Frames | Fault]:
+    """Frames in the order of the file, with the energies of the frames themselves: DFT totals.
+
+    OC20's text file names the system of each frame, which becomes its group; its reference energy, which turns totals
+    into adsorption energies, is one number per system and is left to the fit of reference energies.
+    """
+    yield from gathered(made(_samples(part), _row))
+
+
+def _samples(part: Part) -> Iterator[tuple[str, Any]]:
+    if part.path.name.endswith(ARCHIVES):
+        yield from _archive(part)
+        return
+    with _opened(part.path) as file:
+        yield from _file(file, str(part.path), part.key, _text_file(part.path))
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which no header can ask for more than a structure needs."""
+
+    def __init__(self, plain: BinaryIO) -> None:
+        super().__init__()
+        self._plain = plain
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._plain.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._plain.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_BYTES:
+            raise tarfile.ReadError(f"a header of more than {MOST_BYTES >> 20} MB")
+        return self._plain.read(size)
+
+
+def _archive(part: Part) -> Iterator[tuple[str, Any]]:
+    try:
+        with (
+            opened(part.path, accepted=(GZIP, "tar")) as packed,
+            unpacked_stream(packed, packing(packed.peek(HEAD))) as plain,  # type: ignore[attr-defined]
+            tarfile.open(fileobj=_Bounded(plain), mode="r:") as archive,
+        ):
+            for member in archive:
+                name = member.name.removeprefix("./")
+                wanted = member.isfile() and name.endswith(MEMBERS) and not is_system_file(Path(name).name)
+                content = archive.extractfile(member) if wanted else None
+                if content is not None:
+                    yield from _member(content, f"{part.path}:{member.name}", f"{part.key}/{name}")
+    except (*BROKEN, tarfile.TarError) as error:
+        raise InputError(f"{part.path}: truncated or not a compressed archive ({one_line(error)})") from None
+
+
+def _member(content: Any, where: str, label: str) -> Iterator[tuple[str, Any]]:
+    head = io.BufferedReader(content, 1 << 16)
+    with unpacked_stream(head, packing(head.peek(HEAD))) as plain:
+        yield from _file(io.TextIOWrapper(plain, encoding="utf-8"), where, label, None)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    with unpacked(path, (XZ, GZIP, BZIP2)) as plain:
+        yield io.TextIOWrapper(plain, encoding="utf-8")
+
+
+def _text_file(path: Path) -> Path | None:
+    """Return OC20's text file of a trajectory, if there is one."""
+    stem = next(
+        (path.name.removesuffix(e) for e in sorted(MEMBERS, key=len, reverse=True) if path.name.endswith(e)), ""
+    )
+    return next((p for e in ("", ".xz", ".gz", ".bz2") if (p := path.with_name(f"{stem}.txt{e}")).is_file()), None)
+
+
+def _systems(path: Path) -> Iterator[System]:
+    """The systems of OC20's text file, line by line."""
+    with _opened(path) as file:
+        k = 0
+        while line := file.readline(LONGEST_LINE):
+            k += 1
+            words = line.strip().split(",")
+            if len(words) != 3:
+                raise InputError(f"{path}, line {k}: {line.strip()[:40]!r}, expected system,frame,reference energy")
+            yield System(words[0], words[1])
+
+
+def _file(file: IO[str], where: str, label: str, text_file: Path | None) -> Iterator[tuple[str, Any]]:
+    count = 0
+    systems = None if text_file is None else _systems(text_file)
+    for count, text in enumerate(frames(file, where), start=1):
+        system = None if systems is None else next(systems, None)
+        if systems is not None and system is None:
+            raise InputError(f"{where}: frame {count}, but its text file has {count - 1} lines")
+        yield f"{label}/{count - 1}", (text, system)
+    more = 0 if systems is None else sum(1 for _ in systems)
+    if more:
+        raise InputError(f"{where}: truncated, {count} frames where its text file has {count + more} lines")
+    if not count:
+        raise InputError(f"{where}: holds no frames")
+
+
+def _row(where: str, sample: tuple[Text, System | None]) -> Row:
+    text, system = sample
+    found = parsed(text)
+    if "energy" not in text.keys:
+        raise Unfit("unlabelled", missing("energy", found.names))
+    named = next((str(text.keys[key]) for key in SYSTEM_KEYS if key in text.keys), None)
+    return row(
+        where if system is None else f"{where}/{system.name}/{system.frame}",
+        system.name if system is not None else named or formula(found.numbers),
+        found.numbers,
+        found.positions,
+        energy=text.keys["energy"],
+        forces=found.forces,
+        cell=found.cell,
+        periodic=found.periodic,
+        stress=found.stress,
+        charge=next((text.keys[key] for key in CHARGE_KEYS if key in text.keys), None),
+        multiplicity=next((text.keys[key] for key in SPIN_KEYS if key in text.keys), None),
+        names=found.names,
+    )
+
+
+FORMAT = Format("s2ef_text", "<n>.extxyz.xz with <n>.txt.xz, *.extxyz, or *.tar.gz of them", parts, read)

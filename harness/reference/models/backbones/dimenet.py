@@ -1,0 +1,149 @@
+"""DimeNet++: directional messages between edges.
+
+Gasteiger, Giri, Margraf, Guennemann, "Fast and uncertainty-aware directional message passing for non-equilibrium
+molecules" (arXiv 2011.14115), after "Directional message passing for molecular graphs", ICLR 2020 (arXiv 2003.03123).
+F is the width, N radial and L angular functions, n atoms, e edges j -> i, t pairs of edges k -> j -> i. Layers, their
+names and initial weights are torch_geometric's; the arithmetic is written out here: angles enter by their cosine, what
+all blocks share is computed once, and sums over neighbours keep the precision of distances when products have less.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+from torch_geometric.nn.models.dimenet import (  # type: ignore[import-untyped]
+    EmbeddingBlock,
+    InteractionPPBlock,
+    OutputPPBlock,
+)
+
+from harness.reference.data.batch import Batch
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER
+from harness.reference.errors import InputError
+from harness.reference.models.blocks.basis import SphericalBessel, legendre, polynomial_cutoff
+from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.config import ModelConfig
+
+OUTPUT_LAYERS = 3
+
+
+class Basis(nn.Module):
+    """Distances and angles as Bessel functions and Legendre polynomials: e_RBF and a_SBF of arXiv 2003.03123.
+
+    The paper's angle at j is between the edges to k and to i; here, as in torch_geometric, between the directions of
+    k -> j and j -> i, its supplement: odd orders change sign, which the weights absorb.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.num_radial is not None
+        assert config.num_spherical is not None
+        assert config.envelope_exponent is not None
+        self.cutoff, self.exponent = config.cutoff, config.envelope_exponent + 1
+        self.n_spherical, self.n_radial = config.num_spherical, config.num_radial
+        # frequencies in units of pi: exact in any type, and trained from there
+        self.frequency = nn.Parameter(torch.arange(1.0, config.num_radial + 1))
+        self.bessel = SphericalBessel(config.num_spherical, config.num_radial)
+
+    def forward(self, vector: Tensor, incoming: Tensor, outgoing: Tensor) -> tuple[Tensor, Tensor]:
+        """vector [e, 3] angstrom -> radial basis [e, N], spherical basis [t, L * N]."""
+        r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        x = r / self.cutoff
+        envelope = polynomial_cutoff(x, self.exponent) / x
+        radial = envelope * torch.sin(x * (math.pi * self.frequency))
+        unit = vector / r
+        cosine = (unit.index_select(0, incoming) * unit.index_select(0, outgoing)).sum(-1, keepdim=True)
+        angular = legendre(cosine, self.n_spherical).unsqueeze(-1)
+        spherical = self.bessel(x, envelope).index_select(0, incoming)
+        return radial, (spherical.view(-1, self.n_spherical, self.n_radial) * angular).flatten(1)
+
+
+class Embedding(EmbeddingBlock):  # type: ignore[misc]
+    """m_ji = silu(W [h_i, h_j, silu(e_ji)] + b) with W cut in three, so that two parts act on atoms, not on edges."""
+
+    def forward(self, h: Tensor, radial: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+        """h [n, F], radial [e, N] -> messages [e, F]."""
+        of_receiver, of_sender, of_edge = self.lin.weight.chunk(3, dim=1)
+        edge = linear(silu(self.lin_rbf(radial)), of_edge, self.lin.bias)
+        atoms = linear(h, of_receiver).index_select(0, receiver) + linear(h, of_sender).index_select(0, sender)
+        return silu(edge + atoms).to(radial.dtype)
+
+
+class Interaction(InteractionPPBlock):  # type: ignore[misc]
+    """A message hears from those that arrive where it starts (the interaction block)."""
+
+    def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
+        """m [e, F], radial [e, N], spherical [t, L * N] -> [e, F]."""
+        filter_weight = self.lin_rbf2.weight @ self.lin_rbf1.weight
+        down = silu(self.lin_down(silu(self.lin_kj(m)) * linear(radial, filter_weight)))
+        pairs = (down.index_select(0, incoming) * self.lin_sbf2(self.lin_sbf1(spherical))).to(radial.dtype)
+        heard = pairs.new_zeros(len(m), pairs.shape[1]).index_add(0, outgoing, pairs)
+        h = silu(self.lin_ji(m)) + silu(self.lin_up(heard))
+        for layer in self.layers_before_skip:
+            h = layer(h)
+        h = silu(self.lin(h)) + m
+        for layer in self.layers_after_skip:
+            h = layer(h)
+        return h
+
+
+class Output(OutputPPBlock):  # type: ignore[misc]
+    """Messages summed on the atoms that they reach, and dense layers upon them (the output block)."""
+
+    def forward(self, m: Tensor, radial: Tensor, receiver: Tensor, n: int) -> Tensor:
+        """m [e, F], radial [e, N] -> [n, F]."""
+        edges = (self.lin_rbf(radial) * m).to(radial.dtype)
+        h = self.lin_up(edges.new_zeros(n, edges.shape[1]).index_add(0, receiver, edges))
+        for layer in self.lins:
+            h = silu(layer(h))
+        return self.lin(h).to(radial.dtype)
+
+
+class DimeNetPlusPlus(nn.Module):
+    """The encoder: atoms, edges and pairs of edges -> scalar features per atom."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, layers = config.hidden_dim, config.num_conv_layers
+        self.basis = Basis(config)
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
+        self.emb = Embedding(config.num_radial, width, silu)
+        del self.emb.emb  # of 95 elements only
+        self.interaction_blocks = nn.ModuleList(
+            Interaction(
+                width,
+                config.int_emb_size,
+                config.basis_emb_size,
+                config.num_spherical,
+                config.num_radial,
+                config.num_before_skip,
+                config.num_after_skip,
+                silu,
+            )
+            for _ in range(layers)
+        )
+        self.output_blocks = nn.ModuleList(
+            Output(config.num_radial, width, config.out_emb_size, width, OUTPUT_LAYERS, silu, "glorot_orthogonal")
+            for _ in range(layers + 1)
+        )
+        self.state = State()
+        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.condition = Condition(width)
+        if not all(p.isfinite().all() for p in self.parameters()):
+            raise InputError("dimenet: two neighbouring layers of width 1 cannot be initialised")
+
+    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
+        """vector [e, 3] from receiver to sender in angstrom -> features [n, F]."""
+        receiver, sender, incoming, outgoing = batch.receiver, batch.sender, batch.incoming, batch.outgoing
+        n = len(batch.numbers)
+        radial, spherical = self.basis(vector, incoming, outgoing)
+        state = self.state(batch.charge, batch.multiplicity)
+        m = self.emb(self.embedding(batch.numbers), radial, receiver, sender)
+        h = self.output_blocks[0](m, radial, receiver, n)
+        for k, block in enumerate(self.interaction_blocks):
+            m = self.conditions[k](block(m, radial, spherical, incoming, outgoing), state, batch.edge_graph)
+            h = h + self.output_blocks[k + 1](m, radial, receiver, n)
+        return self.condition(h, state, batch.graph)

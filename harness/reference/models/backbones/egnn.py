@@ -1,0 +1,103 @@
+"""EGNN: an E(n)-equivariant graph neural network.
+
+Satorras, Hoogeboom, Welling, "E(n) equivariant graph neural networks", ICML 2021 (arXiv 2102.09844). Equation numbers
+are that paper's. F is the width, n atoms, e edges.
+
+Coordinates x_i + u_i are carried as displacements u alone: with vector_ij = x_j - x_i, periodic image included, the
+difference of moved coordinates is vector_ij + u_j - u_i. Three choices make it an interatomic potential: every message
+is weighed by w_ij, the cosine cutoff of the distance before any moves; the C of eq. 4, one over the number of
+neighbours, is 1 / (1 + sum_j w_ij), which does not jump as one passes the cutoff; and phi_x ends in tanh, so that no
+atom moves further than the longest of its edges and layers do not multiply distances without bound.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from harness.reference.data.batch import Batch
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER
+from harness.reference.models.blocks.basis import cosine_cutoff
+from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.config import ModelConfig
+
+SMALL_MOVES = 1e-3
+
+
+class Interaction(nn.Module):
+    """Eqs. 3, 5 and 6: an atom hears from its neighbours and changes its features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.edge_hidden = nn.Linear(2 * width + 1, width)
+        self.edge = nn.Linear(width, width)
+        self.node_hidden = nn.Linear(2 * width, width)
+        self.node = nn.Linear(width, width)
+
+    def messages(self, h: Tensor, square: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+        """Eq. 3, m_ij = phi_e(h_i, h_j, |x_i - x_j|^2): h [n, F], square [e, 1] angstrom^2 -> [e, F].
+
+        The first layer of phi_e is cut in three, so that two parts of it act on atoms, not on edges.
+        """
+        of_receiver, of_sender, of_square = self.edge_hidden.weight.split([self.width, self.width, 1], dim=1)
+        own = linear(h, of_receiver, self.edge_hidden.bias).index_select(0, receiver)
+        others = linear(h, of_sender).index_select(0, sender)
+        return silu(self.edge(silu(own + others + square * of_square.T)))
+
+    def forward(self, h: Tensor, message: Tensor, weight: Tensor, receiver: Tensor) -> Tensor:
+        """Eqs. 5 and 6 with the residual of the paper's appendix: message [e, F], weight [e, 1] -> h [n, F]."""
+        message = message * weight
+        heard = message.new_zeros(len(h), self.width).index_add(0, receiver, message)
+        return h + self.node(silu(self.node_hidden(torch.cat([h, heard], dim=-1))))
+
+
+class Move(nn.Module):
+    """Eq. 4: atoms move along their edges."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.length = nn.Linear(width, 1, bias=False)
+        nn.init.xavier_uniform_(self.length.weight, gain=SMALL_MOVES)
+
+    def forward(self, u: Tensor, vector: Tensor, message: Tensor, share: Tensor, receiver: Tensor) -> Tensor:
+        """u [n, 3], vector [e, 3] angstrom, message [e, F], share [e, 1], C times the weight -> u [n, 3]."""
+        length = torch.tanh(self.length(silu(self.hidden(message))))
+        return u.index_add(0, receiver, -vector * (length * share))
+
+
+class EGNN(nn.Module):
+    """The encoder: atoms and edges -> scalar features per atom, invariant to rotation, translation, permutation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, layers = config.hidden_dim, config.num_conv_layers
+        self.cutoff = config.cutoff
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
+        self.interactions = nn.ModuleList(Interaction(width) for _ in range(layers))
+        # nothing reads the coordinates after the last layer
+        self.moves = nn.ModuleList(Move(width) for _ in range(layers - 1))
+        self.state = State()
+        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+
+    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
+        """vector [e, 3] from receiver to sender in angstrom -> h [n, F]."""
+        receiver, sender, n = batch.receiver, batch.sender, len(batch.numbers)
+        weight = cosine_cutoff(torch.linalg.vector_norm(vector, dim=-1, keepdim=True), self.cutoff)
+        degree = weight.new_zeros(n, 1).index_add(0, receiver, weight)
+        share = weight / (1.0 + degree).index_select(0, receiver)
+        state = self.state(batch.charge, batch.multiplicity)
+        h: Tensor = self.embedding(batch.numbers)
+        u = vector.new_zeros(n, 3)
+        moved = vector
+        for k, interaction in enumerate(self.interactions):
+            assert isinstance(interaction, Interaction)
+            message = interaction.messages(h, moved.square().sum(-1, keepdim=True), receiver, sender)
+            h = interaction(h, message, weight, receiver)
+            h = self.conditions[k](h, state, batch.graph)
+            if k < len(self.moves):
+                u = self.moves[k](u, moved, message, share, receiver)
+                moved = vector + u.index_select(0, sender) - u.index_select(0, receiver)
+        return h

@@ -1,0 +1,243 @@
+"""MACE: higher order equivariant message passing neural networks for fast and accurate force fields.
+
+Batatia, Kovacs, Simm, Ortner, Csanyi, NeurIPS 2022 (arXiv 2206.07697). Equation numbers are that paper's. C is the
+number of channels (hidden_dim), n atoms, e edges. A feature with degrees 0..L is [n, (L + 1)^2, C].
+
+Tables of couplings and the spherical harmonics come from e3nn (Geiger, Smidt, arXiv 2207.09453). Two things differ from
+mace-torch: products of features are summed over monomials, which are far fewer than index tuples, and the element
+enters the self-connection as a factor per channel, so that 119 elements cost 119 C numbers and not 119 C^2. The
+products keep weights of their own for each element: 119 k C numbers, k couplings.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from ase.data import covalent_radii
+from e3nn import o3
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from harness.reference.data.batch import Batch
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER
+from harness.reference.errors import InputError
+from harness.reference.models.blocks.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
+from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.blocks.exact_constants import Table
+from harness.reference.models.config import DistanceTransform, ModelConfig, RadialType
+
+# What sums over neighbours are divided by, a constant of the model: the paper's graphs have at most 20 neighbours.
+NEIGHBOURS = 20.0
+RADIAL_HIDDEN = (64, 64, 64)
+ENVELOPE_POWER = 5
+# Gains of the first weights, so that messages are about as large as features: for what silu takes from the variance,
+# and for a sum of NEIGHBOURS terms of either sign that is divided by their number.
+SILU_GAIN = 1.68
+SUM_GAIN = math.sqrt(NEIGHBOURS)
+
+
+def normal_linear(n_in: int, n_out: int, gain: float = 1.0) -> nn.Linear:
+    """A linear layer without bias that starts with gain^2 times the variance of its input."""
+    layer = nn.Linear(n_in, n_out, bias=False)
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(n_in))
+    return layer
+
+
+class Radial(nn.Module):
+    """Functions of the distance times a polynomial that takes them to zero at the cutoff with two derivatives.
+
+    Each type is a family over 0 <= x <= r_cut, x the transformed distance: Bessel functions sqrt(2 / r_cut)
+    sin(k pi x / r_cut) / x (eq. 7 of arXiv 2003.03123, with its envelope), Gaussians on a grid, Chebyshev polynomials.
+    """
+
+    orders: Tensor
+
+    def __init__(self, cutoff: float, n_radial: int, kind: RadialType, transform: DistanceTransform) -> None:
+        super().__init__()
+        self.cutoff, self.kind, self.transform = cutoff, kind, transform
+        self.radii = Table(torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]))
+        self.register_buffer("orders", torch.arange(1.0, n_radial + 1), persistent=False)
+
+    def transformed(self, r: Tensor, radii: Tensor) -> Tensor:
+        """r [e, 1] and the sum of both atoms' covalent radii [e, 1], in angstrom -> x [e, 1].
+
+        Agnesi (Witt et al., J. Chem. Phys. 159, 164101 (2023)) falls from r_cut at r = 0, fastest about the bond
+        length; constants as in mace-torch. Soft is r, but levels off at 3/4 of the bond length where atoms are closer.
+        """
+        if self.transform == "Agnesi":
+            q, p, a = 0.9183, 4.5791, 1.0805
+            reduced = r / (0.5 * radii)
+            return self.cutoff / (1.0 + a * reduced**q / (1.0 + reduced ** (q - p)))
+        if self.transform == "Soft":
+            low, high = 0.75 * radii, (4.0 / 3.0) * radii
+            rise = 0.5 * (1.0 + torch.tanh(4.0 * (r - 0.5 * (low + high)) / (high - low)))
+            return low + (r - low) * rise
+        return r
+
+    def functions(self, x: Tensor) -> Tensor:
+        """x [e, 1] -> [e, K]."""
+        if self.kind == "bessel":
+            return math.sqrt(2.0 / self.cutoff) * torch.sin(x * (math.pi / self.cutoff) * self.orders) / x
+        if self.kind == "gaussian":
+            steps = max(len(self.orders) - 1, 1)
+            return torch.exp(-0.5 * (x * (steps / self.cutoff) - (self.orders - 1.0)) ** 2)
+        t = x * (2.0 / self.cutoff) - 1.0
+        polynomials = [torch.ones_like(t), t]
+        for _ in range(1, len(self.orders)):
+            polynomials.append(2.0 * t * polynomials[-1] - polynomials[-2])
+        return torch.cat(polynomials[1:], dim=-1)
+
+    def forward(self, r: Tensor, numbers: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+        """r [e, 1] angstrom -> [e, K], zero at and beyond the cutoff."""
+        radii = self.radii(r.dtype)[numbers].unsqueeze(-1)
+        x = self.transformed(r, radii[receiver] + radii[sender])
+        p, u = ENVELOPE_POWER, r / self.cutoff
+        envelope = 1.0 - u**p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
+        return self.functions(x) * torch.where(u < 1.0, envelope, torch.zeros_like(envelope))
+
+
+class Mix(nn.Module):
+    """One matrix [C, C] a degree, the same for its components."""
+
+    def __init__(self, highest: int, width: int) -> None:
+        super().__init__()
+        self.degrees = nn.ModuleList(normal_linear(width, width) for _ in range(highest + 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [n, (L + 1)^2, C] -> the same."""
+        return torch.cat([mix(h[:, d**2 : (d + 1) ** 2]) for d, mix in enumerate(self.degrees)], dim=1)
+
+
+class SelfConnection(nn.Module):
+    """The second term of the update: what an atom keeps of its features, depending on its element."""
+
+    def __init__(self, highest: int, width: int) -> None:
+        super().__init__()
+        self.mix = Mix(highest, width)
+        self.element = nn.Parameter(torch.ones(MAX_ATOMIC_NUMBER + 1, highest + 1, width))
+        self.sizes = [2 * d + 1 for d in range(highest + 1)]
+
+    def forward(self, h: Tensor, numbers: Tensor) -> Tensor:
+        """h [n, (L + 1)^2, C] -> the same."""
+        factor = self.element.index_select(0, numbers).unsqueeze(2)
+        kept = self.mix(h).split(self.sizes, dim=1)
+        return torch.cat([x * factor[:, d] for d, x in enumerate(kept)], dim=1)
+
+
+class Interaction(nn.Module):
+    """The atomic basis A: features of neighbours times radial functions and spherical harmonics, summed, and mixed."""
+
+    def __init__(self, l_in: int, l_edge: int, width: int, n_radial: int) -> None:
+        super().__init__()
+        self.width = width
+        self.counts = [len(paths(l_in, l_edge, l3)) for l3 in range(l_edge + 1)]
+        self.up = Mix(l_in, width)
+        self.hidden = nn.ModuleList(normal_linear(a, b, SILU_GAIN) for a, b in pairwise((n_radial, *RADIAL_HIDDEN)))
+        self.radial = normal_linear(RADIAL_HIDDEN[-1], sum(self.counts) * width, SILU_GAIN)
+        self.couplings = Table(edge_couplings(l_in, l_edge))
+        self.down = nn.ModuleList(normal_linear(count * width, width, SUM_GAIN) for count in self.counts)
+
+    def forward(self, h: Tensor, receiver: Tensor, sender: Tensor, harmonics: Tensor, radial: Tensor) -> Tensor:
+        """h [n, (l_in + 1)^2, C], harmonics [e, (l_edge + 1)^2], radial [e, K] -> A [n, (l_edge + 1)^2, C]."""
+        for layer in self.hidden:
+            radial = silu(layer(radial))
+        radials = self.radial(radial).view(-1, 1, sum(self.counts), self.width).split(self.counts, dim=2)
+        table = self.couplings(harmonics.dtype)
+        coupling = (harmonics @ table.flatten(1)).view(-1, table.shape[1], table.shape[2])
+        rows = [(2 * l3 + 1) * count for l3, count in enumerate(self.counts)]
+        terms = (coupling @ self.up(h).index_select(0, sender)).split(rows, dim=1)
+        sums = []
+        for l3, (term, weight, down) in enumerate(zip(terms, radials, self.down, strict=True)):
+            message = term.view(-1, 2 * l3 + 1, weight.shape[2], self.width) * weight
+            zero = harmonics.new_zeros(h.shape[0], *message.shape[1:])
+            sums.append(down(zero.index_add(0, receiver, message.to(zero.dtype)).flatten(2)))
+        return torch.cat(sums, dim=1) / NEIGHBOURS
+
+
+class Product(nn.Module):
+    """Eqs. 10 and 11: products of up to correlation factors A, weighed by element; and the first term of the update."""
+
+    component: Tensor
+    coupling: Tensor
+
+    def __init__(self, max_ell: int, l_out: int, correlation: int, width: int) -> None:
+        super().__init__()
+        self.size = (l_out + 1) ** 2
+        orders = range(1, correlation + 1)
+        found = [symmetric_couplings(max_ell, order, l_out) for order in orders]
+        self.tables = nn.ModuleList(Table(torch.cat([made.flatten(0, 1) for made in of_order])) for of_order in found)
+        for order in orders[1:]:
+            for name, index in zip(("variable", "lower"), factors((max_ell + 1) ** 2, order), strict=True):
+                self.register_buffer(f"{name}_{order}", index, persistent=False)
+        # the rows of the tables: which coupling each belongs to, and which component of the result
+        degrees = [d for of_order in found for d, made in enumerate(of_order) for _ in made]
+        coupling = [k for k, d in enumerate(degrees) for _ in range(2 * d + 1)]
+        component = [c for d in degrees for c in range(d**2, (d + 1) ** 2)]
+        self.register_buffer("coupling", torch.tensor(coupling), persistent=False)
+        self.register_buffer("component", torch.tensor(component), persistent=False)
+        spread = torch.tensor([degrees.count(d) for d in degrees]).rsqrt().unsqueeze(-1)
+        self.weight = nn.Parameter(torch.randn(MAX_ATOMIC_NUMBER + 1, len(degrees), width) * spread)
+        self.mix = Mix(l_out, width)
+
+    def forward(self, a: Tensor, numbers: Tensor) -> Tensor:
+        """A [n, (max_ell + 1)^2, C] -> the message [n, (l_out + 1)^2, C]."""
+        monomial, rows = a, []
+        for order, table in enumerate(self.tables, start=1):
+            if order > 1:
+                variable, lower = (getattr(self, f"{name}_{order}") for name in ("variable", "lower"))
+                monomial = a.index_select(1, variable) * monomial.index_select(1, lower)
+            rows.append(table(a.dtype) @ monomial)
+        weighted = torch.cat(rows, dim=1) * self.weight.index_select(0, numbers).index_select(1, self.coupling)
+        zero = weighted.new_zeros(a.shape[0], self.size, a.shape[2])
+        return self.mix(zero.index_add(1, self.component, weighted))
+
+
+class MACE(nn.Module):
+    """The encoder: atoms and edges -> scalar features per atom, a linear mixture of those of every layer.
+
+    Raises InputError where no product of features has the degree node_max_ell.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        ell, degree, correlation = config.max_ell, config.node_max_ell, config.correlation
+        assert ell is not None
+        assert degree is not None
+        assert correlation is not None
+        assert config.num_radial is not None
+        assert config.radial_type is not None
+        assert config.distance_transform is not None
+        if degree > ell * correlation:
+            raise InputError(f"node_max_ell is {degree}, more than max_ell x correlation = {ell * correlation}")
+        width, layers = config.hidden_dim, config.num_conv_layers
+        degrees = [0] + [degree] * (layers - 1) + [0]  # scalars come in, and only scalars are read at the end
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
+        self.radial = Radial(config.cutoff, config.num_radial, config.radial_type, config.distance_transform)
+        self.harmonics = o3.SphericalHarmonics(list(range(ell + 1)), normalize=True, normalization="component")
+        self.interactions = nn.ModuleList(Interaction(d, ell, width, config.num_radial) for d in degrees[:-1])
+        self.products = nn.ModuleList(Product(ell, d, correlation, width) for d in degrees[1:])
+        self.kept = nn.ModuleList(SelfConnection(min(pair), width) for pair in pairwise(degrees))
+        self.state = State()
+        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.readout = normal_linear(layers * width, width)
+
+    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
+        """vector [e, 3] from receiver to sender in angstrom -> [n, C]."""
+        receiver, sender, numbers = batch.receiver, batch.sender, batch.numbers
+        r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        radial = self.radial(r, numbers, receiver, sender)
+        harmonics = self.harmonics(vector)
+        state = self.state(batch.charge, batch.multiplicity)
+        h = self.embedding(numbers).unsqueeze(1)
+        scalars = []
+        layers = zip(self.interactions, self.products, self.kept, self.conditions, strict=True)
+        for interaction, product, keep, condition in layers:
+            message = product(interaction(h, receiver, sender, harmonics, radial), numbers)
+            common = min(h.shape[1], message.shape[1])
+            kept = keep(h[:, :common], numbers)
+            h = torch.cat([message[:, :common] + kept, message[:, common:]], dim=1)
+            scalars.append(condition(h[:, 0], state, batch.graph))
+            h = torch.cat([scalars[-1].unsqueeze(1), h[:, 1:]], dim=1)
+        return self.readout(torch.cat(scalars, dim=-1))

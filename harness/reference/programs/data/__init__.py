@@ -1,0 +1,1 @@
+"""From official files to stores, and from stores to the ranks' batches."""

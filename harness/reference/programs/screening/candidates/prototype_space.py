@@ -1,0 +1,186 @@
+"""Candidates by number, none of them ever listed: prototypes x ordered choices of elements x volumes.
+
+Numbers run over the prototypes; within one over the choices of elements in lexical order; within these over volumes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import Array, Structure
+from harness.reference.errors import InputError
+from harness.reference.programs.screening.candidates.prototypes import Prototype
+
+SCALES = (0.94, 1.0, 1.06, 1.12)
+LAST_RADIUS = 96  # ASE fills in the elements that Cordero et al. do not have
+
+
+@dataclass(frozen=True)
+class Run:
+    """m candidates of one prototype. index: [m]. species: [m, k] atomic numbers. scale: [m] of the volume.
+
+    stretch: [m] angstrom to a unit of the prototype's geometry.
+    """
+
+    prototype: int
+    index: NDArray[np.int64]
+    species: NDArray[np.int64]
+    scale: Array
+    stretch: Array
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Run:
+        return Run(self.prototype, self.index[picked], self.species[picked], self.scale[picked], self.stretch[picked])
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSpace:
+    """All candidates. elements: atomic numbers. scales: volumes; at 1 the closest pair of atoms just touches.
+
+    Radii are covalent (Cordero et al., Dalton Trans. 2832 (2008), as in ASE). Raises InputError for an element without
+    one, for elements or scales that are not distinct, and where there is nothing to choose from.
+    """
+
+    prototypes: Sequence[Prototype]
+    elements: tuple[int, ...]
+    scales: tuple[float, ...] = SCALES
+
+    def __post_init__(self) -> None:
+        for z in self.elements:
+            if not 1 <= z <= LAST_RADIUS:
+                raise InputError(f"element {z}: no covalent radius is known of it, expected 1 to {LAST_RADIUS}")
+        if len(set(self.elements)) < len(self.elements):
+            raise InputError("elements of the candidates: expected each once")
+        if len(set(self.scales)) < len(self.scales) or not all(0 < s < math.inf for s in self.scales):
+            raise InputError(f"scales {list(self.scales)}: expected different volumes above 0")
+        total = sum(self._sizes)
+        if not 0 < total <= np.iinfo(np.int64).max:
+            parts = f"{len(self.prototypes)} prototypes, {len(self.elements)} elements, {len(self.scales)} scales"
+            raise InputError(f"{total} candidates of {parts}: expected 1 or more, to be counted in 64 bits")
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [math.perm(len(self.elements), p.species) * len(self.scales) for p in self.prototypes]
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where the candidates of each prototype begin, and those of the last one end, [prototypes + 1]."""
+        return np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def block(self, start: int, stop: int) -> list[Run]:
+        """The candidates start, ..., stop - 1, a run for each prototype; raises InputError if not all exist."""
+        if not 0 <= start <= stop <= len(self):
+            raise InputError(f"candidates {start} to {stop}: expected 0 to {len(self)}, in this order")
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        last = int(np.searchsorted(self.starts, stop, side="left"))
+        found = []
+        for number in range(first, last):
+            low, high = max(start, int(self.starts[number])), min(stop, int(self.starts[number + 1]))
+            if low < high:
+                found.append(self._run(number, low, high))
+        return found
+
+    def _run(self, number: int, start: int, stop: int) -> Run:
+        """All volumes of a choice of elements share their radii: these are looked at once."""
+        volumes, before = len(self.scales), int(self.starts[number])
+        index = np.arange(start, stop, dtype=np.int64)
+        first, last = (start - before) // volumes, (stop - 1 - before) // volumes
+        chosen = unranked(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
+        species = np.array(self.elements)[chosen]
+        choice, volume = np.divmod(index - (before + first * volumes), volumes)
+        scale = np.array(self.scales)[volume]
+        touching = self.touching(number, species)
+        return Run(number, index, species[choice], scale, touching[choice] * np.cbrt(self.scales)[volume])
+
+    def touching(self, number: int, species: NDArray[np.int64]) -> Array:
+        """The stretch at which the closest pair of atoms touches, of species [m, k] in a prototype, [m]."""
+        radii = covalent_radii[species].T
+        closest = self.prototypes[number].closest
+        largest = np.zeros(len(species))
+        for a, b in zip(*np.triu_indices(len(closest)), strict=True):
+            np.maximum(largest, (radii[a] + radii[b]) / closest[a, b], out=largest)
+        return largest
+
+    def smallest_stretch(self, number: int) -> float:
+        """A bound that no candidate of the prototype is under."""
+        radius = min(covalent_radii[z] for z in self.elements)
+        return float(2 * radius / self.prototypes[number].closest.min() * np.cbrt(min(self.scales)))
+
+    def index_of(self, number: int, species: Sequence[int], scale: float) -> int:
+        """The candidate of a prototype with these atomic numbers on its slots; raises InputError if there is none."""
+        if not 0 <= number < len(self.prototypes):
+            raise InputError(f"prototype {number}: expected 0 to {len(self.prototypes) - 1}")
+        slots = self.prototypes[number].species
+        if len(species) != slots or len(set(species)) < slots or not set(species) <= set(self.elements):
+            raise InputError(
+                f"species {list(species)} of prototype {self.prototypes[number].tag}:"
+                f" expected {slots}, different and among the {len(self.elements)} elements of the candidates"
+            )
+        if scale not in self.scales:
+            raise InputError(f"scale {scale}: expected one of {', '.join(map(str, self.scales))}")
+        rank = ranked([self.elements.index(z) for z in species], len(self.elements))
+        return int(self.starts[number]) + rank * len(self.scales) + self.scales.index(scale)
+
+    def structure(self, index: int) -> Structure:
+        """One candidate in full."""
+        (run,) = self.block(index, index + 1)
+        prototype = self.prototypes[run.prototype]
+        return Structure(
+            name=f"candidate {index}",
+            numbers=run.species[0][prototype.slots],
+            positions=prototype.positions * run.stretch[0],
+            cell=prototype.cell * run.stretch[0],
+            periodic=(True, True, True),
+            group=self.formula(run)[0],
+        )
+
+    def formula(self, run: Run) -> list[str]:
+        """Of each candidate, its elements in the order of the slots, [m]."""
+        counts = ["" if n == 1 else str(n) for n in self.prototypes[run.prototype].counts.tolist()]
+        rows = run.species.tolist()
+        return ["".join(chemical_symbols[z] + n for z, n in zip(row, counts, strict=True)) for row in rows]
+
+
+def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
+    """Atomic numbers of chemical symbols; raises InputError for one that is none."""
+    for symbol in symbols:
+        if symbol not in chemical_symbols[1:]:
+            near = difflib.get_close_matches(symbol.capitalize(), chemical_symbols[1:], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{symbol!r} is not the symbol of an element{hint}")
+    return tuple(atomic_numbers[symbol] for symbol in symbols)
+
+
+def unranked(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
+    """The ordered choices of k out of n that have these ranks in lexical order, [m, k] of 0 .. n - 1."""
+    chosen = np.empty((len(rank), k), dtype=np.int64)
+    left = rank
+    for j in range(k):
+        digit, left = np.divmod(left, math.perm(n - j - 1, k - j - 1))
+        # The digit counts what is still free: step over what is taken, smallest first.
+        for taken in np.sort(chosen[:, :j], axis=1).T:
+            digit += digit >= taken
+        chosen[:, j] = digit
+    return chosen
+
+
+def ranked(chosen: Sequence[int], n: int) -> int:
+    """The rank in lexical order of one ordered choice out of n."""
+    rank = 0
+    for j, place in enumerate(chosen):
+        free = place - sum(before < place for before in chosen[:j])
+        rank = rank * (n - j) + free
+    return rank

@@ -1,0 +1,60 @@
+"""One step of training, and how far what it gives is from what another gives."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.training.loader import Labelled, flat
+from harness.reference.training.loss import GraphErrors, Objective
+
+
+class Result(NamedTuple):
+    """What a step gives: the loss, and the gradient of all parameters in one row."""
+
+    loss: float
+    gradient: Tensor
+
+
+class Stepper:
+    """A stage at work: a call is a step, all of which is to be timed; `last` is what it gave."""
+
+    def __init__(self, name: str, module: GraphErrors, model: FoundationModel, objective: Objective) -> None:
+        self.name = name
+        self._module, self._model, self._objective = module, model, objective
+        self._loss: Tensor | None = None
+
+    def __call__(self, labelled: Labelled) -> None:
+        """Forward, loss, backward."""
+        batch, labels = labelled
+        self._model.zero_grad()
+        leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
+        self._loss = self._objective(self._module(leaf, labels), batch.head)
+        self._loss.backward()
+
+    @property
+    def last(self) -> Result:
+        """Of the last step, as long as no other stage has taken one."""
+        assert self._loss is not None
+        return Result(self._loss.item(), flat([p.grad for p in self._model.parameters() if p.grad is not None]))
+
+    def result(self, labelled: Labelled) -> Result:
+        """Take a step and return what it gives."""
+        self(labelled)
+        return self.last
+
+
+def difference(got: Result, expected: Result) -> dict[str, object]:
+    """Relative differences of loss and gradient; only finite=False where there is no number."""
+    if not math.isfinite(got.loss) or not bool(got.gradient.isfinite().all()):
+        return {"finite": False}
+    apart = torch.linalg.vector_norm((got.gradient - expected.gradient).double())
+    return {
+        "finite": True,
+        "loss_error": abs(got.loss - expected.loss) / abs(expected.loss),
+        "gradient_error": float(apart / torch.linalg.vector_norm(expected.gradient.double())),
+    }

@@ -1,0 +1,299 @@
+"""Reading BP files, this project's and HydraGNN's own: single samples on demand, ranges in one go."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.errors import InputError
+from harness.reference.storage.adios.checksums import Verifier, count_blocks
+from harness.reference.storage.adios.handle import OWN, TYPES, Array, Handle, reason, shape_of, size_of
+from harness.reference.storage.adios.integrity import PART, Seal, check_payload, check_whole
+from harness.reference.storage.schema import Block, Column, Counts, Record, sample_major
+
+VERIFY_BYTES = 16 << 20
+TABLES = ("count", "offset")
+
+
+class BPFile:
+    """A finished BP file, opened once for each process and thread that reads; it pickles as its path.
+
+    attributes: what the file says of itself, those of this project without their prefix, and what its seal adds.
+    is_sealed: whether there are checksums, with which all that is read is then compared, each block once.
+    Raises InputError for a folder that is no whole BP file, for samples that are not there, and for damage.
+    """
+
+    def __init__(self, path: Path | str, *, unfinished: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.name.endswith(PART) and not unfinished:
+            raise InputError(f"{self.path}: half-written, its writer did not finish")
+        self._seal = check_whole(self.path, unfinished=unfinished)
+        self._handles: dict[tuple[int, int], Handle] = {}
+        self._ends: dict[str, dict[str, list[int]]] = {}
+        self._tables: dict[str, Array] = {}
+        self._verifiers: dict[str, Verifier] = {}
+        try:
+            self._describe()
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+            raise InputError(f"{self.path}: damaged, it cannot be described ({reason(error)})") from None
+        if self._seal is not None:
+            self._sums_at = self._locate_sums(self._seal)
+        elif not self.is_original and not unfinished:
+            raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset anew")
+
+    def _describe(self) -> None:
+        """Learn what is in the file, and raise InputError where it contradicts itself."""
+        found = self._handle.io.AvailableVariables()
+        attributes, keys, axes = self._read_attributes()
+        self.is_original = "format" not in attributes
+        self.attributes = attributes | dict(self._seal.facts if self._seal else {})
+        self._arrays: dict[str, dict[str, Array]] = {}
+        for (label, name), axis in axes.items():
+            stem = f"{label}/{name}"
+            if label in keys and all(n in found for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
+                self._arrays.setdefault(label, {})[name] = self._array_of(found, stem, axis)
+                for table in (f"{stem}/variable_{t}" for t in TABLES):
+                    self._tables[table] = self._array_of(found, table, 0)
+                    if (rows := self._tables[table].rows) != self._samples[label]:
+                        raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[label]}")
+        for label, names in keys.items():
+            missing = [n for n in names if n not in self._arrays.get(label, {}) and n != "dataset_name"]
+            if missing or label not in self._arrays:
+                raise InputError(f"{self.path}: damaged, {label}/{'/'.join(missing[:1])} is listed and not there")
+        if not keys:
+            raise InputError(f"{self.path}: has no splits; not a store")
+        check_payload(self.path, sum(map(size_of, found.values())))
+
+    def _array_of(self, found: dict[str, dict[str, str]], name: str, axis: int) -> Array:
+        shape, kind = shape_of(found[name]), TYPES.get(found[name]["Type"], "")
+        if not kind:
+            raise InputError(f"{self.path}: {name} is of type {found[name]['Type']}, which no store has")
+        if not 0 <= axis < len(shape) or 0 in shape[:axis] + shape[axis + 1 :]:
+            raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no rows along axis {axis}")
+        return Array(name, kind, shape, axis)
+
+    def _locate_sums(self, seal: Seal) -> dict[str, tuple[int, int]]:
+        """Where the checksums of each array are: the first of them, and how many."""
+        at, located = 0, {}
+        arrays = {array.name: array for array in self.arrays()}
+        for name in seal.arrays:
+            if name not in arrays:
+                raise InputError(f"{seal.path}: damaged, {self.path} has no array {name[:80]!r}")
+            blocks = count_blocks(arrays[name].rows, arrays[name].row_bytes)
+            located[name] = at, blocks
+            at += blocks
+        missing = next((name for name in arrays if name not in located), None)
+        if missing:
+            raise InputError(f"{seal.path}: damaged, there are no checksums of {missing}")
+        size = seal.sums.stat().st_size if seal.sums.is_file() else None
+        if size != 4 * at:
+            raise InputError(f"{seal.sums}: damaged, {size or 'no'} bytes of checksums, expected {4 * at}")
+        return located
+
+    def _read_attributes(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[tuple[str, str], int]]:
+        """Facts of the file; listed keys of each split; the axis of each array along which samples follow."""
+        facts: dict[str, Any] = {}
+        keys: dict[str, list[str]] = {}
+        axes: dict[tuple[str, str], int] = {}
+        self._samples: dict[str, int] = {}
+        for name in self._handle.io.AvailableAttributes():
+            value = self._handle.attribute(name)
+            words = name.split("/")
+            if name.startswith(OWN):
+                facts[name.removeprefix(OWN)] = value
+            elif len(words) == 3 and words[2] == "variable_dim":
+                axes[words[0], words[1]] = int(value)
+            elif len(words) == 2 and words[1] == "ndata":
+                self._samples[words[0]] = int(value)
+            elif len(words) == 2 and words[1] == "keys":
+                keys[words[0]] = [value] if isinstance(value, str) else list(value)
+            else:
+                facts[name] = value
+        return facts, {label: names for label, names in keys.items() if self._samples.get(label)}, axes
+
+    def __reduce__(self) -> tuple[type[BPFile], tuple[Path]]:
+        return BPFile, (self.path,)
+
+    def __enter__(self) -> BPFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether there are checksums of all arrays."""
+        return self._seal is not None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Labels of the splits that have samples."""
+        return tuple(self._arrays)
+
+    def samples(self, label: str) -> int:
+        """How many samples a split has."""
+        self._of(label)
+        return self._samples[label]
+
+    def keys(self, label: str) -> tuple[str, ...]:
+        """What its samples have."""
+        return tuple(self._of(label))
+
+    def shape(self, label: str, key: str) -> tuple[int, ...]:
+        """Of all samples of a split together."""
+        return self._array(label, key).shape
+
+    def nbytes(self, label: str, keys: Collection[str]) -> int:
+        """Size of some keys of all samples of a split."""
+        arrays = (self._array(label, key) for key in keys)
+        return sum(a.rows * a.row_bytes for a in arrays)
+
+    def field(self, label: str, key: str) -> tuple[str, str, int, tuple[int, ...]]:
+        """A key's name, type, axis along which samples follow, and other axes."""
+        array = self._array(label, key)
+        return key, array.dtype, array.axis, array.shape[: array.axis] + array.shape[array.axis + 1 :]
+
+    def counts(self, label: str, key: str, first: int, stop: int) -> Counts:
+        """Rows of consecutive samples, [stop - first]."""
+        self._check_range(label, first, stop)
+        return self._table(self._array(label, key), "count", first, stop - first)
+
+    def ends(self, label: str, key: str) -> Counts:
+        """Where each sample begins and the last one ends along the axis, [samples + 1]."""
+        array, samples = self._array(label, key), self.samples(label)
+        table = np.concatenate([[0], np.cumsum(self._table(array, "count", 0, samples))])
+        if table[-1] != array.rows:
+            raise InputError(f"{self.path}: damaged, {array.name} has {array.rows} rows, not {table[-1]}")
+        return table
+
+    def offsets(self, label: str, key: str) -> Counts:
+        """Where each sample begins, as the file says, [samples]."""
+        return self._table(self._array(label, key), "offset", 0, self.samples(label))
+
+    def _check_range(self, label: str, first: int, stop: int) -> None:
+        if not 0 <= first < stop <= self.samples(label):
+            raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {first}..{stop - 1}")
+
+    def record(self, label: str, index: int, keys: Collection[str] | None = None) -> Record:
+        """One sample, read from disk."""
+        if not 0 <= index < self.samples(label):
+            raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {index}")
+        found = {}
+        for key in self.keys(label) if keys is None else keys:
+            ends = self._ends.get(label, {}).get(key) or self._load_ends(label, key)
+            found[key] = self._read(self._array(label, key), ends[index], ends[index + 1] - ends[index])
+        return found
+
+    def columns(self, label: str, first: int, stop: int, keys: Collection[str] | None = None) -> Block:
+        """Consecutive samples, each key in one read."""
+        self._check_range(label, first, stop)
+        columns = {}
+        for key in self.keys(label) if keys is None else keys:
+            array = self._array(label, key)
+            counts = self._table(array, "count", first, stop - first)
+            at = int(self._table(array, "offset", first, 1)[0])
+            rows = int(counts.sum())
+            if at + rows > array.rows:
+                raise InputError(f"{self.path}: damaged, {array.name} has no rows {at}..{at + rows - 1}")
+            columns[key] = Column(self._read(array, at, rows), counts, array.axis)
+        return Block(stop - first, columns)
+
+    def tables(self) -> Iterator[Array]:
+        """The counts and offsets of all arrays."""
+        yield from self._tables.values()
+
+    def arrays(self) -> Iterator[Array]:
+        """All arrays, with their tables."""
+        yield from (array for arrays in self._arrays.values() for array in arrays.values())
+        yield from self.tables()
+
+    def pieces(self, array: Array) -> Iterator[NDArray[Any]]:
+        """All rows of an array in pieces, the samples' axis first."""
+        step = max(1, VERIFY_BYTES // max(1, array.row_bytes))
+        for first in range(0, array.rows, step):
+            rows = min(step, array.rows - first)
+            yield sample_major(self._read(array, first, rows), array.axis)
+
+    def verify(self) -> None:
+        """Read everything and compare it with its checksums; raises InputError."""
+        if not self.is_sealed:
+            raise InputError(f"{self.path}: was written without checksums")
+        for array in self.arrays():
+            for _ in self.pieces(array):
+                pass
+
+    def _read(self, array: Array, first: int, rows: int) -> NDArray[Any]:
+        """Rows of an array, compared with their checksums where there are some."""
+        verifier = self._verifier(array) if rows else None
+        whole = verifier.widen(first, rows) if verifier else None
+        if verifier is None or whole is None:
+            return self._handle.read(array, first, rows)
+        start, stop = whole
+        values = self._handle.read(array, start, stop - start)
+        damaged = verifier.find_damage(start, sample_major(values, array.axis))
+        if damaged is not None:
+            low, high = verifier.block_rows(damaged)
+            raise InputError(
+                f"{self.path}: damaged, {array.name} is not as it was written in block {damaged} (rows {low}..{high});"
+                " restore the store, or convert the dataset anew"
+            )
+        return array.cut(values, first - start, first - start + rows)
+
+    def _verifier(self, array: Array) -> Verifier | None:
+        if self._seal is None:
+            return None
+        if array.name not in self._verifiers:
+            at, blocks = self._sums_at[array.name]
+            table = np.fromfile(self._seal.sums, "<u4", count=blocks, offset=4 * at)
+            if len(table) != blocks or zlib.crc32(table.tobytes()) != self._seal.arrays[array.name]:
+                raise InputError(f"{self._seal.sums}: damaged, the checksums of {array.name} are not as written")
+            self._verifiers[array.name] = Verifier(table, array.rows, array.row_bytes)
+        return self._verifiers[array.name]
+
+    def close(self) -> None:
+        """Close what this process has opened."""
+        for place in [p for p in self._handles if p[0] == os.getpid()]:
+            self._handles.pop(place).close()
+
+    @property
+    def _handle(self) -> Handle:
+        place = (os.getpid(), threading.get_ident())
+        if place not in self._handles:
+            self._handles[place] = Handle(self.path)
+        return self._handles[place]
+
+    def _of(self, label: str) -> dict[str, Array]:
+        if label not in self._arrays:
+            raise InputError(f"{self.path}: no split {label!r}; there are {', '.join(self._arrays)}")
+        return self._arrays[label]
+
+    def _array(self, label: str, key: str) -> Array:
+        arrays = self._of(label)
+        if key not in arrays:
+            raise InputError(f"{self.path}: {label} has no {key!r}; there are {', '.join(arrays)}")
+        return arrays[key]
+
+    def _table(self, array: Array, what: str, first: int, rows: int) -> Counts:
+        """variable_count or variable_offset of some samples."""
+        table = self._read(self._tables[f"{array.name}/variable_{what}"], first, rows).astype(np.int64, copy=False)
+        if (table < 0).any():
+            raise InputError(f"{self.path}: damaged, {array.name}/variable_{what} has negative numbers")
+        return table
+
+    def _load_ends(self, label: str, key: str) -> list[int]:
+        """Where the samples of a key begin and end; keys with as many rows share the table."""
+        table = self.ends(label, key)
+        known = self._ends.setdefault(label, {})
+        return known.setdefault(key, next((t for t in known.values() if np.array_equal(t, table)), table.tolist()))

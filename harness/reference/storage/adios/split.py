@@ -1,0 +1,227 @@
+"""One split of a BP file while it is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.errors import InputError
+from harness.reference.storage.adios.checksums import BlockSums, Table
+from harness.reference.storage.adios.engine import Engine
+from harness.reference.storage.adios.reader import TABLES, BPFile
+from harness.reference.storage.schema import KEYS, Block, Column, sample_major
+
+# Small blocks make a later read of one sample's edges quick, few blocks its search for the right one.
+SMALLEST_CHUNK, LARGEST_CHUNK, CHUNKS = 2 << 20, 32 << 20, 2000
+Values = NDArray[Any]
+
+
+@dataclass
+class Growing:
+    """One key on its way. rows: written so far by this rank, from row `before` of the whole on.
+
+    whole: rows of all ranks, None where that is not known yet. ends: the first and the last sample, to compare with.
+    """
+
+    dtype: str
+    axis: int
+    rest: tuple[int, ...]
+    rows: int = 0
+    before: int = 0
+    whole: int | None = None
+    variables: list[Any] = field(default_factory=list)
+    sums: list[BlockSums] = field(default_factory=list)
+    ends: dict[str, Values] = field(default_factory=dict)
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return math.prod(self.rest) * np.dtype(self.dtype).itemsize
+
+    def like(self) -> tuple[str, int, tuple[int, ...]]:
+        """What must be the same in all blocks."""
+        return self.dtype, self.axis, self.rest
+
+    def full(self, rows: int) -> list[int]:
+        """The shape with so many rows along the axis."""
+        return [*self.rest[: self.axis], rows, *self.rest[self.axis :]]
+
+    def start(self) -> list[int]:
+        """Where the next rows go."""
+        return [0] * self.axis + [self.before + self.rows] + [0] * (len(self.rest) - self.axis)
+
+
+class Split:
+    """One split on its way; blocks continue one another."""
+
+    def __init__(self, engine: Engine, label: str, samples: int | None, totals: Mapping[str, int] | None) -> None:
+        self.label = label
+        self.samples = 0
+        self.all_samples = 0
+        self._engine = engine
+        self._announced = samples, totals
+        self._pending: list[Block] = []
+        self._pending_bytes = 0
+        self._keys: dict[str, Growing] = {}
+        self._written = 0
+        self._before = 0
+        self._shares: list[Mapping[str, int]] = []
+        if engine.comm is not None:
+            if samples is None or totals is None:
+                raise InputError(f"{label}: ranks that write together must announce samples and totals")
+            shares = engine.comm.allgather((samples, dict(totals)))
+            self._before = sum(s for s, _ in shares[: engine.comm.Get_rank()])
+            self.all_samples = sum(s for s, _ in shares)
+            self._shares = [t for _, t in shares]
+
+    def put(self, block: Block) -> None:
+        """Append samples; raises InputError, naming the sample, for values that cannot be stored."""
+        try:
+            block.check(self.samples)
+            self._check_like(block)
+        except InputError as error:
+            raise InputError(f"{self.label}: {error}") from None
+        chunk = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self._engine.written // CHUNKS))
+        for piece in block.pieces(max(1, chunk * block.samples // max(1, block.nbytes))):
+            whole = piece.nbytes >= chunk and not self._pending
+            self._pending.append(piece if whole else _copied(piece))
+            self._pending_bytes += piece.nbytes
+            if self._pending_bytes >= chunk:
+                self._flush()
+        self.samples += block.samples
+
+    def _check_like(self, block: Block) -> None:
+        """All blocks have the keys, types and shapes of the first."""
+        like = {name: _likeness(column) for name, column in block.columns.items()}
+        if not self._keys:
+            self._keys = {name: self._growing(name, *each) for name, each in like.items()}
+        for name in sorted(like.keys() | self._keys.keys()):
+            if name not in like or name not in self._keys:
+                raise InputError(f"{name} is {'in' if name in like else 'not in'} this block, unlike those before")
+            if like[name] != self._keys[name].like():
+                raise InputError(f"{name} of this block is {like[name]}, of those before {self._keys[name].like()}")
+
+    def _growing(self, name: str, dtype: str, axis: int, rest: tuple[int, ...]) -> Growing:
+        if self._engine.comm is None:
+            return Growing(dtype, axis, rest)
+        rows = [share.get(name, 0) for share in self._shares]
+        return Growing(dtype, axis, rest, before=sum(rows[: self._engine.comm.Get_rank()]), whole=sum(rows))
+
+    def _flush(self) -> None:
+        """Hand what is pending to ADIOS2."""
+        samples = sum(piece.samples for piece in self._pending)
+        for name, growing in self._keys.items():
+            columns = [piece.columns[name] for piece in self._pending]
+            values = np.concatenate([c.values for c in columns], axis=growing.axis)
+            counts = np.concatenate([c.rows(p.samples) for c, p in zip(columns, self._pending, strict=True)])
+            both = Column(values, counts, growing.axis)
+            growing.ends.setdefault("first", both.cut(0, int(counts[0])).copy())
+            growing.ends["last"] = both.cut(int(counts[:-1].sum()), int(counts.sum())).copy()
+            self._write(name, growing, values, counts)
+        self._written += samples
+        self._pending, self._pending_bytes = [], 0
+        self._engine.flush()
+
+    def _write(self, name: str, growing: Growing, values: Values, counts: NDArray[np.int64]) -> None:
+        starts = growing.before + growing.rows + np.cumsum(counts) - counts
+        rows = values.shape[growing.axis]
+        if not growing.variables:
+            stem = f"{self.label}/{name}"
+            growing.variables = [
+                self._engine.define(stem, values, growing.full(growing.whole or rows)),
+                self._engine.define(stem + "/variable_count", counts, [self.all_samples or len(counts)]),
+                self._engine.define(stem + "/variable_offset", starts, [self.all_samples or len(counts)]),
+            ]
+            growing.sums = [BlockSums(growing.row_bytes), *(BlockSums(starts.itemsize) for _ in TABLES)]
+        for sums, rows_of in zip(growing.sums, (sample_major(values, growing.axis), counts, starts), strict=True):
+            sums.add(rows_of)
+        grows = self._engine.comm is None
+        done = self._written + len(counts)
+        at = [self._before + self._written]
+        if rows:
+            shape = growing.full(growing.rows + rows) if grows else None
+            self._engine.put_rows(growing.variables[0], values, growing.start(), shape)
+        for variable, table in zip(growing.variables[1:], (counts, starts), strict=True):
+            self._engine.put_rows(variable, table, at, [done] if grows else None)
+        growing.rows += rows
+
+    def finish(self) -> bool:
+        """Write the rest and the attributes; False if no rank has samples."""
+        if self._pending:
+            self._flush()
+        self._check_announced()
+        if self._engine.comm is None:
+            self.all_samples = self.samples
+        else:
+            self._share_keys(self._engine.comm)
+        if not self.all_samples:
+            return False
+        for name, growing in self._keys.items():
+            if not (growing.whole or growing.rows):
+                raise InputError(f"{self.label}: {name} has no rows in any sample")
+            self._engine.attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
+        listed = [name for name in self._keys if name not in KEYS or KEYS[name].listed]
+        self._engine.attribute(f"{self.label}/keys", listed)
+        self._engine.attribute(f"{self.label}/ndata", np.array(self.all_samples))
+        return True
+
+    def tables(self) -> dict[str, Table]:
+        """Return the checksums of each array; the split is finished, and written by this rank alone."""
+        return {
+            f"{self.label}/{name}{ending}": sums.table()
+            for name, growing in self._keys.items()
+            for ending, sums in zip(("", *(f"/variable_{t}" for t in TABLES)), growing.sums, strict=True)
+        }
+
+    def _check_announced(self) -> None:
+        samples, totals = self._announced
+        if samples is not None and samples != self.samples:
+            raise InputError(f"{self.label}: {samples} samples were announced, {self.samples} were put")
+        for name, rows in (totals or {}).items():
+            found = self._keys[name].rows if name in self._keys else 0
+            if found != rows:
+                raise InputError(f"{self.label}: {rows} rows of {name} were announced, {found} were put")
+
+    def _share_keys(self, comm: Any) -> None:
+        """Ranks without samples learn the keys of the others; raises InputError where they differ."""
+        found = {name: growing.like() for name, growing in self._keys.items()}
+        everyone = [keys for keys in comm.allgather(found) if keys]
+        if any(keys != everyone[0] for keys in everyone):
+            raise InputError(f"{self.label}: the ranks put different keys, types or shapes")
+        if everyone and not self._keys:
+            self._keys = {name: self._growing(name, *like) for name, like in everyone[0].items()}
+
+    def reads_back(self, file: BPFile) -> bool:
+        """Whether totals and this rank's first and last sample are in the file as they were put."""
+        for name, growing in self._keys.items():
+            if file.shape(self.label, name) != tuple(growing.full(growing.whole or growing.rows)):
+                return False
+        for which, sample in (("first", self._before), ("last", self._before + self.samples - 1)):
+            found = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
+            if any(not _is_same(self._keys[name].ends[which], c.values) for name, c in found.items()):
+                return False
+        return True
+
+
+def _is_same(written: NDArray[Any], found: NDArray[Any]) -> bool:
+    return np.array_equal(written, found, equal_nan=found.dtype.kind == "f")
+
+
+def _likeness(column: Column) -> tuple[str, int, tuple[int, ...]]:
+    shape = column.values.shape
+    return str(column.values.dtype), column.axis, shape[: column.axis] + shape[column.axis + 1 :]
+
+
+def _copied(block: Block) -> Block:
+    return Block(
+        block.samples,
+        {
+            name: Column(c.values.copy(), c.counts if isinstance(c.counts, int) else c.counts.copy(), c.axis)
+            for name, c in block.columns.items()
+        },
+    )

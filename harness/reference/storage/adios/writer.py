@@ -1,0 +1,175 @@
+"""Writing BP files that HydraGNN reads: one step, in constant memory, whole or not there at all.
+
+With an ADIOS2 built with MPI, ranks write one file together, each its own consecutive samples.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from harness.reference.errors import InputError
+from harness.reference.storage import collectives
+from harness.reference.storage.adios.checksums import BlockSums, Table
+from harness.reference.storage.adios.engine import Engine
+from harness.reference.storage.adios.handle import OWN
+from harness.reference.storage.adios.integrity import PART, inner_seal_paths, sync_files, write_seal
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.adios.split import Split
+from harness.reference.storage.schema import FORMAT_VERSION
+
+__all__ = ["BPFile", "BPWriter", "Split"]
+
+RESERVE_BYTES = 1 << 20  # room to end in when the disk is full
+ORIGINAL_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
+
+
+class BPWriter:
+    """A BP file on its way: written beside its place, checked at the end and only then put there.
+
+    attributes: facts of the file, read back from BPFile.attributes; `dataset` is needed, None is left out, mappings
+    are kept as JSON. comm: an mpi4py communicator whose ranks write together; it needs an ADIOS2 built with MPI, and
+    every rank must then announce its samples and rows (`split`).
+
+        with BPWriter(path, {"dataset": "qm9", "cutoff": 5.0}) as writer:
+            for frames, edges in batches:
+                writer.split("trainset").put(frames_block(frames, edges))
+            writer.note("left_out", 12)
+
+    Raises InputError for bad blocks and an existing path, OSError when the disk is full; neither leaves anything.
+    """
+
+    def __init__(self, path: Path | str, attributes: Mapping[str, Any], *, comm: Any = None) -> None:
+        self.path = Path(path)
+        self.comm = comm if comm is not None and comm.Get_size() > 1 else None
+        if not attributes.get("dataset"):
+            raise InputError(f"{self.path}: the attribute 'dataset' is missing")
+        if self.path.exists():
+            raise InputError(f"{self.path}: exists already")
+        self._part = self.path.with_name(self.path.name + PART)
+        self._reserve = self.path.with_name(self.path.name + ".reserve")
+        self._engine = Engine(self.path, self._part, self.comm)
+        if self._first_rank:
+            shutil.rmtree(self._part, ignore_errors=True)
+        self._splits: dict[str, Split] = {}
+        self._notes = dict(attributes)
+        try:
+            self._begin()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _begin(self) -> None:
+        if self._first_rank:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._reserve.write_bytes(b" " * RESERVE_BYTES)
+        self._engine.begin()
+
+    def __enter__(self) -> BPWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._discard()
+            raise
+
+    @property
+    def _first_rank(self) -> bool:
+        return self.comm is None or self.comm.Get_rank() == 0
+
+    def split(self, label: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
+        """The split of this name, to which blocks are put in any order among splits.
+
+        samples and totals (rows of each key along its axis) are what this rank announces of itself: checked at the
+        end, and needed where ranks write together.
+        """
+        if label not in self._splits:
+            if not label or "/" in label:
+                raise InputError(f"{self.path}: {label!r} is not the name of a split")
+            self._splits[label] = Split(self._engine, label, samples, totals)
+        return self._splits[label]
+
+    def note(self, name: str, value: Any) -> None:
+        """Set an attribute of the file; pna_deg and energy_linear_regression_coeff go where HydraGNN looks for them."""
+        self._notes[name] = value
+
+    def _finish(self) -> None:
+        splits = [split for split in self._splits.values() if split.finish()]
+        if not splits:
+            raise InputError(f"{self.path}: nothing was written")
+        self._engine.attribute("dataset_name", str(self._notes["dataset"]).lower())
+        self._engine.attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
+        for name, value in {**self._notes, "format": FORMAT_VERSION, "complete": 1}.items():
+            self._note(name, value)
+        self._engine.end()
+        collectives.each(self.comm, lambda: self._settle(splits) if self._first_rank else None)
+
+    def _settle(self, splits: Sequence[Split]) -> None:
+        """Check what was written, and put it in its place."""
+        self._reserve.unlink()
+        if self.comm is None:
+            tables = {name: table for split in splits for name, table in split.tables().items()}
+        else:  # rows of one block may come from two ranks
+            with BPFile(self._part, unfinished=True) as file:
+                tables = sum_arrays(file)
+        sync_files(self._part)
+        write_seal(self._part, inner_seal_paths(self._part), tables)
+        _verify(self._part, splits)
+        os.rename(self._part, self.path)
+
+    def _note(self, name: str, value: Any) -> None:
+        if value is None:
+            return
+        if isinstance(value, Mapping):
+            value = json.dumps(value)
+        elif isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
+            value = np.array(value)
+        self._engine.attribute(name if name in ORIGINAL_ATTRIBUTES else OWN + name, value)
+
+    def _discard(self) -> None:
+        """Leave nothing."""
+        self._engine.abandon(self._make_room)
+        if self._first_rank:
+            shutil.rmtree(self._part, ignore_errors=True)
+            with suppress(OSError):
+                self._reserve.unlink()
+
+    def _make_room(self) -> None:
+        for found in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
+            with suppress(FileNotFoundError):
+                os.truncate(found, 0)
+
+
+def sum_arrays(file: BPFile) -> dict[str, Table]:
+    """Read a whole file, and return the checksums of each of its arrays."""
+    tables = {}
+    for array in file.arrays():
+        sums = BlockSums(array.row_bytes)
+        for rows in file.pieces(array):
+            sums.add(rows)
+        tables[array.name] = sums.table()
+    return tables
+
+
+def _verify(part: Path, splits: Sequence[Split]) -> None:
+    """Raise OSError unless the file reads back as written: all totals, the first and the last sample of each split."""
+    with BPFile(part, unfinished=True) as file:
+        for split in splits:
+            if file.samples(split.label) != split.all_samples or not split.reads_back(file):
+                raise OSError(errno.EIO, f"{split.label} does not read back as it was written", str(part))

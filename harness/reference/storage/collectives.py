@@ -1,0 +1,75 @@
+"""Ranks that fail together: none waits for one that has failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from harness.reference.distributed.launch import LostRank, Place, told
+from harness.reference.errors import InputError
+
+T = TypeVar("T")
+GRACE_S = 3.0
+PASSED_ON_S = 1.0  # launchers drop lines that they have not read by the time of an abort
+
+
+def each(comm: Any, work: Callable[[], T]) -> T:
+    """What this rank's work gives, once that of all ranks is done. Collective.
+
+    Where any fails, the first of these raises its own error and all others LostRank, which names it.
+    """
+    if comm is None:
+        return work()
+    found: list[T] = []
+    error: Exception | None = None
+    try:
+        found.append(work())
+    except Exception as raised:
+        error = raised
+    errors = comm.allgather(None if error is None else told(error))
+    failed = next((rank for rank, text in enumerate(errors) if text is not None), None)
+    if failed is None:
+        return found[0]
+    if error is not None and failed == comm.Get_rank():
+        raise error
+    raise LostRank(f"rank {failed}: {errors[failed]}")
+
+
+def world(place: Place) -> Any:
+    """The communicator of all ranks; raises InputError where MPI does not see those that the launcher has started."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    if (comm.rank, comm.size) != (place.rank, place.size):
+        raise InputError(
+            f"the launcher says rank {place.rank} of {place.size}, MPI says {comm.rank} of {comm.size}: mpi4py is built"
+            " for another MPI than the launcher's (with Slurm, see `srun --mpi=list`)"
+        )
+    return comm
+
+
+@contextmanager
+def aborting(comm: Any) -> Iterator[None]:
+    """End all ranks if this one fails in the block, saying why in one line: others may wait in MPI for ever.
+
+    A rank that has only lost another leaves it to that one to tell.
+    """
+    try:
+        yield
+    except Exception as error:
+        if comm is None or comm.Get_size() == 1:
+            raise
+        if isinstance(error, LostRank):
+            time.sleep(GRACE_S)
+        trace = error.__traceback__
+        sys.stdout.flush()
+        # Without this frame, which would be told as the place.
+        sys.stderr.write(f"rank {comm.Get_rank()}: {told(error.with_traceback(trace and trace.tb_next))}\n")
+        sys.stderr.flush()
+        time.sleep(PASSED_ON_S)
+        comm.Abort(1)
+        os._exit(1)  # MPI may come back from there

@@ -1,0 +1,171 @@
+"""One copy of a split spread over the memory of ranks; any rank gets any sample by one-sided access.
+
+The semantics are those of DDStore (github.com/ORNL/DDStore): the communicator falls into groups of `width` ranks, each
+group holds all samples once, and owners take no part in a get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.errors import InputError
+from harness.reference.storage import collectives
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.memory.window import Backend, Units
+from harness.reference.storage.record_codec import UNIT, Schema
+from harness.reference.storage.samples import Samples, share
+from harness.reference.storage.schema import Record
+
+CHUNK_BYTES = 64 << 20
+Spans = tuple[list[int], list[int], list[int]]
+
+
+def make_backend(name: str) -> Backend:
+    """The backend of this name, auto being DDStore where it is installed; raises InputError if it is not."""
+    if name == "auto":
+        name = "ddstore" if find_spec("pyddstore") else "rma"
+    if name == "rma":
+        from harness.reference.storage.memory.rma import RMA
+
+        return RMA()
+    if name in ("ddstore", "ddstore-libfabric"):
+        from harness.reference.storage.memory.ddstore import DDStore
+
+        return DDStore(method=1 if name == "ddstore-libfabric" else 0)
+    raise InputError(f"unknown backend {name!r}; there are auto, rma, ddstore and ddstore-libfabric")
+
+
+class Directory:
+    """Where each record lies: its owner, and its place and length there in units. 4 bytes a sample, 8 beyond 32 GiB.
+
+    firsts: first sample of each owner, and the number of all. starts: [samples] place within the owner's memory.
+    units: [owners] length of each one's memory.
+    """
+
+    def __init__(self, lengths: Sequence[Units]) -> None:
+        self.units = [int(part.sum()) for part in lengths]
+        small = max(self.units) < 1 << 32
+        self.firsts = np.concatenate([[0], np.cumsum([len(part) for part in lengths])])
+        starts = [(np.cumsum(part) - part).astype(np.uint32 if small else np.int64) for part in lengths]
+        self.starts = np.concatenate(starts)
+        ends = zip(self.firsts[1:].tolist(), lengths, self.units, strict=True)
+        self._stops = {stop - 1: units for stop, part, units in ends if len(part)}
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes on each rank."""
+        return self.starts.nbytes
+
+    def find(self, indices: NDArray[np.int64]) -> Spans:
+        """Owners, places and lengths of records."""
+        owners = (np.searchsorted(self.firsts, indices, side="right") - 1).tolist()
+        starts = self.starts[indices].tolist()
+        stops = self.starts[np.minimum(indices + 1, len(self) - 1)].tolist()
+        last = self._stops
+        return (
+            owners,
+            starts,
+            [last.get(i, stop) - start for i, start, stop in zip(indices.tolist(), starts, stops, strict=True)],
+        )
+
+
+class DistributedStore(Samples):
+    """Records spread over a group of ranks.
+
+    schema: of all records. mine: this rank's memory, with its records one after the other. lengths: of these, [own].
+    """
+
+    def __init__(self, comm: Any, backend: Backend, schema: Schema, mine: Units, lengths: Units) -> None:
+        self.comm = comm
+        self.schema = schema
+        self.rank = comm.Get_rank()
+        self.backend = backend
+        self.thread_safe = backend.thread_safe
+        self._mine: Units | None = mine
+        self.directory = Directory(comm.allgather(lengths))
+        backend.open()
+
+    @classmethod
+    def load(
+        cls, file: BPFile, label: str, keys: Collection[str] | None, comm: Any, width: int | None, backend: str
+    ) -> DistributedStore:
+        """Read each rank's share of a split from the file. Collective; where one rank fails all do."""
+        comm, group = _grouped(comm, width)
+        schema = Schema.of_file(file, label, keys)
+        first, stop = share(file.samples(label), group.Get_rank(), group.Get_size())
+
+        def measured() -> tuple[Backend, Units]:
+            names = [field.name for field in schema.fields] if first < stop else []
+            counts: Mapping[str, Any] = {name: file.counts(label, name, first, stop) for name in names}
+            return make_backend(backend), schema.units(counts) if names else np.zeros(0, np.int64)
+
+        made, lengths = collectives.each(comm, measured)
+        mine = made.allocate(group, int(lengths.sum()))
+
+        def filled() -> None:
+            step = max(1, CHUNK_BYTES // UNIT * len(lengths) // max(1, int(lengths.sum())))
+            ends = np.concatenate([[0], np.cumsum(lengths)])
+            for start in range(first, stop, step):
+                end = min(start + step, stop)
+                block = file.columns(label, start, end, [field.name for field in schema.fields])
+                schema.pack_block(block, mine[ends[start - first] : ends[end - first]])
+
+        collectives.each(comm, filled)
+        return cls(group, made, schema, mine, lengths)
+
+    def __len__(self) -> int:
+        return len(self.directory)
+
+    def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
+        """The samples in the order asked for: this rank's own as views of its memory, others fetched in one epoch."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if self._mine is None:
+            raise InputError("the distributed store is closed")
+        if not wanted.size:
+            return []
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            raise InputError(
+                f"there are samples 0..{len(self) - 1}, not {wanted[(wanted < 0) | (wanted >= len(self))][0]}"
+            )
+        owners, starts, lengths = self.directory.find(wanted)
+        far = [k for k, owner in enumerate(owners) if owner != self.rank]
+        unpack = self.schema.unpack
+        sizes = [lengths[k] for k in far]
+        buffer = np.empty(sum(sizes), np.int64)
+        if far:
+            self.backend.fetch(buffer, [owners[k] for k in far], [starts[k] for k in far], sizes)
+        mine, at, found = self._mine, 0, []
+        for owner, start, length in zip(owners, starts, lengths, strict=True):
+            if owner == self.rank:
+                found.append(unpack(mine, start))
+            else:
+                found.append(unpack(buffer, at))
+                at += length
+        return found
+
+    def close(self) -> None:
+        """Give the memory back, after which views of own samples must not be used. Collective."""
+        if self._mine is not None:
+            self._mine = None
+            self.backend.close()
+            self.comm.Free()
+
+
+def _grouped(comm: Any, width: int | None) -> tuple[Any, Any]:
+    """The communicator and this rank's group of it; the last group is smaller where width does not divide."""
+    if comm is None:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_SELF
+    ranks = comm.Get_size()
+    if width is not None and not 1 <= width <= ranks:
+        raise InputError(f"a distributed store cannot have groups of {width} ranks, there are {ranks}")
+    return comm, comm.Split(comm.Get_rank() // (width or ranks), comm.Get_rank())

@@ -1,0 +1,102 @@
+"""Batches fetched ahead in a thread while the consumer computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from harness.reference.storage.samples import Samples
+
+Wanted = TypeVar("Wanted")
+Fetched = TypeVar("Fetched")
+
+
+class Prefetch(Generic[Wanted, Fetched]):
+    """What `fetch` gives for each of `wanted`, in order, up to `depth` of them ahead.
+
+    threaded: False where depth is 0 or the samples cannot be read beside other work (MPI without THREAD_MULTIPLE);
+    each batch is then fetched when asked for, and `reason` says why. waited_s: seconds the consumer has waited.
+    An exception of fetch or wanted is raised where its batch would come.
+
+        with Prefetch(samples.get, batches, depth=2, samples=samples) as ahead:
+            for records in ahead: ...
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[Wanted], Fetched],
+        wanted: Iterable[Wanted],
+        *,
+        depth: int = 2,
+        samples: Samples | None = None,
+    ) -> None:
+        self.waited_s = 0.0
+        self.reason = ""
+        if depth < 1:
+            self.reason = "a depth of 0"
+        elif samples is not None and not samples.thread_safe:
+            self.reason = "MPI was started without THREAD_MULTIPLE"
+        self.threaded = not self.reason
+        self._fetch = fetch
+        self._wanted = iter(wanted)
+        self._stopped = threading.Event()
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(max(1, depth))
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        if self.threaded:
+            self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            for item in self._wanted:
+                if self._stopped.is_set() or not self._hand(("batch", self._fetch(item))):
+                    return
+        except BaseException as error:
+            self._hand(("error", error))
+        else:
+            self._hand(("end", None))
+
+    def _hand(self, item: tuple[str, Any]) -> bool:
+        """Queue it, unless the consumer has stopped."""
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=0.05)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[Fetched]:
+        return self
+
+    def __next__(self) -> Fetched:
+        if self._stopped.is_set():
+            raise StopIteration
+        began = time.perf_counter()
+        try:
+            if not self.threaded:
+                return self._fetch(next(self._wanted))
+            kind, value = self._ready.get()
+        finally:
+            self.waited_s += time.perf_counter() - began
+        if kind == "batch":
+            return value
+        self.close()
+        raise value if kind == "error" else StopIteration
+
+    def close(self) -> None:
+        """Stop: what is under way is finished and dropped."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def __enter__(self) -> Prefetch[Wanted, Fetched]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()

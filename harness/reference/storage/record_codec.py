@@ -1,0 +1,122 @@
+"""Samples as opaque records of bytes, and back as views of them without a copy.
+
+A record: for each field its rows along the samples' axis as int32, then the values of each field with that axis first;
+each part begins at a multiple of eight bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.errors import InputError
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.schema import Block, Column, Counts, Record
+
+UNIT = 8  # bytes; lengths and places of records are counted in it
+
+
+@dataclass(frozen=True)
+class Field:
+    """A key of a record. rest: its axes but the one along which rows follow."""
+
+    name: str
+    dtype: str
+    axis: int
+    rest: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return int(np.prod(self.rest, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The transposition that puts the first axis where it belongs."""
+        return (*range(1, self.axis + 1), 0, *range(self.axis + 1, len(self.rest) + 1))
+
+
+class Schema:
+    """What the records of a store hold; the same on all ranks."""
+
+    def __init__(self, fields: Collection[Field]) -> None:
+        self.fields = tuple(fields)
+        self.header_units = -(-4 * len(self.fields) // UNIT)
+        self._plan = [
+            (f.name, np.dtype(f.dtype), f.row_bytes, f.rest, None if f.axis == 0 else f.order) for f in self.fields
+        ]
+
+    @classmethod
+    def of_file(cls, file: BPFile, label: str, keys: Collection[str] | None = None) -> Schema:
+        """That of a split, or of some of its keys."""
+        return cls([Field(*file.field(label, key)) for key in (file.keys(label) if keys is None else keys)])
+
+    @classmethod
+    def of_record(cls, record: Record, axes: Mapping[str, int]) -> Schema:
+        """That of a sample; axes: where rows do not follow along the first axis."""
+        fields = []
+        for name, values in record.items():
+            axis = axes.get(name, 0)
+            fields.append(Field(name, str(values.dtype), axis, values.shape[:axis] + values.shape[axis + 1 :]))
+        return cls(fields)
+
+    def units(self, counts: Mapping[str, Counts]) -> Counts:
+        """Lengths of records from the rows of each key, [samples]."""
+        total: Any = self.header_units
+        for field in self.fields:
+            total = total + -(-np.asarray(counts[field.name], dtype=np.int64) * field.row_bytes // UNIT)
+        return np.asarray(total, dtype=np.int64)
+
+    def pack_block(self, block: Block, out: NDArray[np.int64]) -> None:
+        """Write the records of all samples, one after the other, into memory of just the right length."""
+        rows = {f.name: block.columns[f.name].rows(block.samples) for f in self.fields}
+        lengths = self.units(rows)
+        if int(lengths.sum()) != len(out):
+            raise InputError(f"records of {int(lengths.sum())} units do not fit memory of {len(out)}")
+        starts = np.cumsum(lengths) - lengths
+        slots = 2 * starts[:, None] + np.arange(len(self.fields))
+        out.view(np.int32)[slots] = np.stack(list(rows.values()), axis=1)
+        target = out.data.cast("B")
+        at = (starts + self.header_units) * UNIT
+        for field in self.fields:
+            column = block.columns[field.name]
+            _check_same(field, column)
+            if not column.values.size:
+                continue
+            source = np.ascontiguousarray(np.moveaxis(column.values, field.axis, 0)).reshape(-1).data.cast("B")
+            sizes = rows[field.name] * field.row_bytes
+            ends = np.cumsum(sizes)
+            for place, size, end in zip(at.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+                target[place : place + size] = source[end - size : end]
+            at = at + -(-sizes // UNIT) * UNIT
+
+    def pack(self, record: Record) -> bytes:
+        """One sample as bytes."""
+        columns = {f.name: Column(record[f.name], record[f.name].shape[f.axis], f.axis) for f in self.fields}
+        counts = {name: np.array([column.counts]) for name, column in columns.items()}
+        out = np.zeros(int(self.units(counts)[0]), dtype=np.int64)
+        self.pack_block(Block(1, columns), out)
+        return out.tobytes()
+
+    def unpack(self, buffer: Any, start: int = 0) -> Record:
+        """The sample whose record begins at a unit of the buffer, as views of it."""
+        at = start * UNIT
+        rows = np.ndarray(len(self._plan), np.int32, buffer, at).tolist()
+        at += self.header_units * UNIT
+        found = {}
+        for (name, dtype, row_bytes, rest, order), n in zip(self._plan, rows, strict=True):
+            values: NDArray[Any] = np.ndarray((n, *rest), dtype, buffer, at)
+            found[name] = values if order is None else values.transpose(order)
+            at += -(-n * row_bytes // UNIT) * UNIT
+        return found
+
+
+def _check_same(field: Field, column: Column) -> None:
+    shape = column.values.shape
+    rest = shape[: column.axis] + shape[column.axis + 1 :]
+    if (str(column.values.dtype), column.axis, rest) != (field.dtype, field.axis, field.rest):
+        raise InputError(f"{field.name}: {column.values.dtype} {shape} is not what the records of this store hold")

@@ -1,0 +1,121 @@
+"""Structures with the values that a downstream task predicts, and how they are split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import Array
+from harness.reference.data.structure_table import Fault, Frames, joined
+from harness.reference.datasets.parsing.structure_builder import Row, gathered
+from harness.reference.datasets.splitting.splits import digests
+from harness.reference.errors import InputError
+
+Indices = NDArray[np.int64]
+Fold = tuple[Indices, Indices]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """g structures with their values.
+
+    frames: forces are filled where the task has them, energies where they are known. target: [g] the value to predict,
+    in the task's unit. role: how the data is to be called wherever its numbers are shown. level: of theory.
+    left_out: structures of the source that are not here, by reason. official_ids: [g] as the benchmark names them.
+    subset: [g] the part of the task that a structure belongs to, trained and tested by itself; "" where there are none.
+    folds: (train, test) positions where the benchmark fixes its splits.
+    """
+
+    frames: Frames
+    target: Array
+    role: str
+    level: str
+    official_ids: NDArray[np.str_]
+    subset: NDArray[np.str_]
+    left_out: Counter[str] = field(default_factory=Counter)
+    folds: tuple[Fold, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One structure as a reader hands it on: its columns, what is to be predicted, and the part it belongs to."""
+
+    row: Row
+    target: float
+    subset: str = ""
+
+
+def collected(
+    values: Iterable[Value | Fault], source: str, role: str, level: str, left_out: Counter[str] | None = None
+) -> Labelled:
+    """All values side by side, faults counted; `{count}` in the role becomes their number.
+
+    Raises InputError, naming the source, where nothing is left.
+    """
+    kept: list[Value] = []
+    gone: Counter[str] = Counter(left_out or {})
+    for value in values:
+        if isinstance(value, Fault):
+            gone[value.kind] += value.count
+        elif kind := _unfit(value):
+            gone[kind] += 1
+        else:
+            kept.append(value)
+    gone += Counter()  # drops the zeros
+    if not kept:
+        reasons = ", ".join(f"{count} {kind}" for kind, count in gone.most_common(3)) or "it is empty"
+        raise InputError(f"{source}: no structure with a value can be read from it ({reasons})")
+    return Labelled(
+        frames=joined([f for f in gathered(v.row for v in kept) if isinstance(f, Frames)]),
+        target=np.array([v.target for v in kept], dtype=np.float64),
+        role=role.format(count=f"{len(kept):,}"),
+        level=level,
+        official_ids=np.array([v.row.id for v in kept]),
+        subset=np.array([v.subset for v in kept]),
+        left_out=gone,
+    )
+
+
+def _unfit(value: Value) -> str:
+    """What keeps a structure from being used, in a few words to count by; empty if nothing does."""
+    row = value.row
+    checks = (
+        ("value not finite", not np.isfinite(value.target)),
+        ("no atoms", len(row.numbers) == 0),
+        ("atomic number", bool(((row.numbers < 1) | (row.numbers > 118)).any())),
+        ("positions not finite", not np.isfinite(row.positions).all()),
+        ("forces not finite", row.forces is not None and not np.isfinite(row.forces).all()),
+        ("cell not finite", row.cell is not None and not np.isfinite(row.cell).all()),
+        ("cell without volume", row.cell is not None and abs(np.linalg.det(row.cell)) < 1e-6),
+    )
+    return next((name for name, bad in checks if bad), "")
+
+
+def split(labelled: Labelled, *, seed: int, test_share: float) -> Fold:
+    """(pool, test): positions of about that share of each subset for testing, no group in both.
+
+    Groups are drawn by their names, so that a group is drawn alike whatever else is there. Raises InputError where a
+    subset has one group alone, or a share leaves one side empty.
+    """
+    if not 0 < test_share < 1:
+        raise InputError(f"a test share of {test_share} leaves a side empty, expected between 0 and 1")
+    chosen = np.zeros(len(labelled), dtype=bool)
+    for name in np.unique(labelled.subset):
+        rows = np.flatnonzero(labelled.subset == name)
+        groups, group, sizes = np.unique(labelled.frames.groups[rows], return_inverse=True, return_counts=True)
+        if len(groups) < 2:
+            where = f"subset {str(name)!r}" if name else "the data"
+            raise InputError(f"{labelled.role}: {where} has only the group {str(groups[0])!r}, which cannot be split")
+        order = np.argsort(digests(groups, f"task {seed}"), kind="stable")
+        # the groups whose middle lies within the share: as near to it as whole groups come
+        middle = np.cumsum(sizes[order]) - sizes[order] / 2
+        count = int(np.clip(np.count_nonzero(middle < test_share * len(rows)), 1, len(groups) - 1))
+        chosen[rows] = np.isin(group, order[:count])
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

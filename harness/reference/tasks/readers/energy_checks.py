@@ -1,0 +1,119 @@
+"""Whether the energies of a task can be those of its atoms: units that are mixed up make them implausible."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import Array
+from harness.reference.data.structure_table import Frames
+from harness.reference.datasets.catalog import source
+from harness.reference.datasets.parsing.free_atoms import ENERGIES_EV
+from harness.reference.datasets.parsing.plausibility import (
+    OF_ATOMS,
+    PER_ATOM_EV,
+    implausible_energies,
+    implausible_lengths,
+)
+from harness.reference.datasets.units import HARTREE_EV, KCAL_PER_MOL_EV
+from harness.reference.errors import InputError
+from harness.reference.tasks.dataset import Labelled
+
+IMPLAUSIBLE = "energy that cannot be of these atoms"
+# eV per atom, between which total energies of pseudo-atoms are, and formation energies
+PSEUDO = (-60.0, 60.0)
+FORMATION = 20.0
+# energy found / energy expected, where files are in kcal/mol unless they say otherwise
+MIXED = (
+    (KCAL_PER_MOL_EV / HARTREE_EV, "hartree taken for kcal/mol"),
+    (4.184, "kJ/mol taken for kcal/mol"),
+    (1 / 4.184, "kcal/mol taken for kJ/mol"),
+)
+ALL_ELECTRON = replace(source("ani1x"), head="molecules")
+MOST = 0.5  # of the structures may be implausible before the whole file is refused
+
+
+def check_molecules(labelled: Labelled, path: object) -> Labelled:
+    """Return the structures whose total energies, with all electrons, can be of their atoms; the others are counted.
+
+    Raises InputError, naming the likely unit, where most energies of a subset cannot, or its lengths are no angstrom.
+    """
+    frames = labelled.frames
+    wrong, reason = implausible_energies(frames, ALL_ELECTRON)
+    far = _is_far_from_atoms(frames)
+
+    def words(k: int) -> str:
+        atoms = float(_energy_of_atoms(frames)[k])
+        if wrong[k]:
+            return reason(k)
+        units = next((name for factor, name in MIXED if abs(frames.energy[k] / atoms / factor - 1) < OF_ATOMS), "")
+        return f"{frames.energy[k]:.6g} eV where free atoms have {atoms:.6g}" + (f": {units}" if units else "")
+
+    for name in np.unique(labelled.subset):
+        part = labelled.subset == name
+        if (wrong | far)[part].mean() > MOST:
+            first = int(np.flatnonzero(part & (wrong | far))[0])
+            raise InputError(f"{path}: {frames.ids[first]}: {words(first)}; expected total energies of all electrons")
+        if lengths := implausible_lengths(frames[part], ALL_ELECTRON):
+            raise InputError(f"{path}: {name or frames.ids[0]}: {lengths}")
+    return without(labelled, wrong | far, IMPLAUSIBLE)
+
+
+def check_materials(labelled: Labelled, path: object) -> Labelled:
+    """Return the structures whose total energies can be of their atoms, or of pseudo-atoms; the others are counted.
+
+    Raises InputError where most of a subset cannot.
+    """
+    frames = labelled.frames
+    per_atom = frames.energy / frames.sizes
+    wrong = ((per_atom < PSEUDO[0]) | (per_atom > PSEUDO[1])) & _is_far_from_atoms(frames)
+    for name in np.unique(labelled.subset):
+        part = labelled.subset == name
+        if wrong[part].mean() > MOST:
+            first = int(np.flatnonzero(part & wrong)[0])
+            raise InputError(
+                f"{path}: {frames.ids[first]}: {per_atom[first]:.6g} eV per atom is neither near that of free atoms nor"
+                f" within {PSEUDO[0]:g} .. {PSEUDO[1]:g}: are the energies in eV?"
+            )
+    return without(labelled, wrong, IMPLAUSIBLE)
+
+
+def check_formation(labelled: Labelled, path: object) -> Labelled:
+    """Return the structures whose formation energies, eV/atom, are plausible; the others are counted.
+
+    Raises InputError where most are not.
+    """
+    wrong = np.abs(labelled.target) > FORMATION
+    if wrong.mean() > MOST:
+        first = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"{path}: {labelled.official_ids[first]}: a formation energy of {labelled.target[first]:.6g} eV/atom,"
+            f" expected at most {FORMATION:g}: are they in eV/atom?"
+        )
+    return without(labelled, wrong, IMPLAUSIBLE)
+
+
+def _energy_of_atoms(frames: Frames) -> Array:
+    return np.asarray(np.add.reduceat(ENERGIES_EV[frames.numbers], frames.ends - frames.sizes))
+
+
+def _is_far_from_atoms(frames: Frames) -> NDArray[np.bool_]:
+    atoms = _energy_of_atoms(frames)
+    return np.asarray(np.abs(frames.energy - atoms) > OF_ATOMS * -atoms + PER_ATOM_EV * frames.sizes)
+
+
+def without(labelled: Labelled, wrong: NDArray[np.bool_], reason: str) -> Labelled:
+    """Return what is not wrong, [g], and count the rest under the reason."""
+    if not wrong.any():
+        return labelled
+    retained = ~wrong
+    return replace(
+        labelled,
+        frames=labelled.frames[retained],
+        target=labelled.target[retained],
+        official_ids=labelled.official_ids[retained],
+        subset=labelled.subset[retained],
+        left_out=labelled.left_out + type(labelled.left_out)({reason: int(wrong.sum())}),
+    )

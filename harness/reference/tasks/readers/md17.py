@@ -1,0 +1,146 @@
+"""MD17 and its revision: one .npz of a trajectory for each molecule, in kcal/mol and angstrom unless it says otherwise.
+
+Files that sGDML's scripts write (type, theory, e_unit, r_unit, ...) are in the units that they name.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
+from harness.reference.datasets.parsing.paths import files
+from harness.reference.datasets.parsing.structure_builder import missing, one_line, row
+from harness.reference.datasets.units import KCAL_PER_MOL_EV
+from harness.reference.errors import InputError
+from harness.reference.tasks.dataset import Labelled, Value, collected
+from harness.reference.tasks.readers.energy_checks import check_molecules
+from harness.reference.tasks.readers.units import find_energy_unit, find_length_unit
+
+MOST = 10_000  # frames read of a molecule, an even pick of up to a million
+_AROUND = re.compile(r"^(r?md17_)|(_dft)$")
+# Each quantity under the names that files give it, MD17's first, then those of its revision.
+NAMES = {
+    "energies": ("E", "energies", "energy"),
+    "forces": ("F", "forces", "force"),
+    "positions": ("R", "coords", "positions", "coordinates"),
+    "numbers": ("z", "nuclear_charges", "atomic_numbers", "numbers"),
+}
+LEVEL, REVISED_LEVEL = "PBE+vdW-TS", "PBE/def2-SVP, tight"
+# A few MB of zeros unfold to gigabytes; coordinates and forces hardly shrink.
+MOST_UNFOLDED, ALWAYS_ALLOWED = 100, 64 << 20
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The frames of one molecule in eV and angstrom, and their level of theory."""
+
+    energies: Array
+    forces: Array
+    positions: Array
+    numbers: NDArray[np.int64]
+    level: str
+
+
+def read(path: Path) -> Labelled:
+    """An even pick of each molecule's frames, the molecules as subsets; raises InputError naming file and fault."""
+    values: list[Value] = []
+    left_out: Counter[str] = Counter()
+    levels: list[str] = []
+    for file, _ in files([path], (".npz",), "MD17 files"):
+        trajectory = _opened(file)
+        levels.append(trajectory.level)
+        left_out["frames beyond an even pick"] += max(0, len(trajectory.energies) - MOST)
+        values += _values(_AROUND.sub("", file.stem), trajectory)
+    subsets = {v.subset for v in values}
+    role = f"official MD17, {{count}} frames of {len(subsets)} molecules"
+    level = "; ".join(dict.fromkeys(levels))
+    return check_molecules(collected(values, str(path), role, level, left_out), path)
+
+
+def _opened(path: Path) -> Trajectory:
+    try:
+        _check_size(path)
+        with np.load(path, allow_pickle=False) as archive:
+            if "type" in archive and str(archive["type"]) not in ("d", "b'd'"):
+                raise InputError(f"{path}: an sGDML file of type {str(archive['type'])!r}, expected a dataset ('d')")
+            if "lattice" in archive:
+                raise InputError(f"{path}: it has a lattice, but the molecules of MD17 are not periodic")
+            keys = {quantity: _key(path, quantity, archive) for quantity in NAMES}
+            arrays = {quantity: archive[key] for quantity, key in keys.items()}
+            said = {key: archive[key] for key in ("e_unit", "r_unit", "theory") if key in archive}
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for damaged bytes
+        raise InputError(f"{path}: cut short, or not an .npz file ({one_line(error)})") from None
+    for quantity, array in arrays.items():
+        if array.dtype.kind not in "iuf":
+            raise InputError(f"{path}: {keys[quantity]} is of type {array.dtype}, expected numbers")
+    numbers = arrays["numbers"].reshape(-1)
+    if not numbers.size or not ((numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER) & (numbers == numbers.round())).all():
+        raise InputError(f"{path}: {keys['numbers']} holds what is no atomic number (1..{MAX_ATOMIC_NUMBER})")
+    frames = arrays["positions"].size // (3 * numbers.size)
+    shapes = {"positions": (frames, numbers.size, 3), "forces": (frames, numbers.size, 3), "energies": (frames,)}
+    for quantity, shape in shapes.items():
+        if arrays[quantity].squeeze().shape != np.empty(shape).squeeze().shape:
+            raise InputError(f"{path}: {keys[quantity]} has shape {arrays[quantity].shape}, expected {shape}")
+    energy = find_energy_unit(f"{path}: e_unit", said["e_unit"]) if "e_unit" in said else KCAL_PER_MOL_EV
+    length = find_length_unit(f"{path}: r_unit", said["r_unit"]) if "r_unit" in said else 1.0
+    return Trajectory(
+        energies=arrays["energies"].reshape(-1) * energy,
+        forces=arrays["forces"].reshape(shapes["forces"]) * (energy / length),
+        positions=arrays["positions"].reshape(shapes["positions"]) * length,
+        numbers=numbers.astype(np.int64),
+        level=_level(keys, said),
+    )
+
+
+def _check_size(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    packed, unfolded = sum(e.compress_size for e in entries), sum(e.file_size for e in entries)
+    if unfolded > MOST_UNFOLDED * packed + ALWAYS_ALLOWED:
+        raise InputError(f"{path}: {packed:,} bytes that unfold to {unfolded:,} cannot be a trajectory")
+
+
+def _key(path: Path, quantity: str, archive: Mapping[str, Any]) -> str:
+    found = [name for name in NAMES[quantity] if name in archive]
+    if not found:
+        raise InputError(f"{path}: not MD17, {missing(NAMES[quantity][0], archive)}; {quantity} are looked for as"
+                         f" {', '.join(NAMES[quantity])}")  # fmt: skip
+    if len(found) > 1:
+        raise InputError(f"{path}: {quantity} are there twice, as {' and '.join(found)}; keep one of them")
+    return found[0]
+
+
+def _level(keys: Mapping[str, str], said: Mapping[str, Any]) -> str:
+    theory = str(said.get("theory", "")).strip()
+    if theory and theory.lower() not in ("unknown", "none"):
+        return theory[:80]
+    return REVISED_LEVEL if keys["numbers"] == "nuclear_charges" else LEVEL
+
+
+def _values(molecule: str, trajectory: Trajectory) -> Iterator[Value]:
+    frames = len(trajectory.energies)
+    for k in np.linspace(0, frames - 1, min(frames, MOST)).round().astype(int).tolist():
+        energy = float(trajectory.energies[k])
+        columns = row(
+            f"{molecule}/{k}",
+            f"{molecule}/{k}",
+            trajectory.numbers,
+            trajectory.positions[k],
+            energy=energy,
+            forces=trajectory.forces[k],
+            multiplicity=1,
+        )
+        yield Value(columns, energy, molecule)

@@ -1,0 +1,85 @@
+"""Wiggle150: plain XYZ whose comment lines hold a conformer's name and energy, kcal/mol, as in 'ado_00 -603984.7'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ase.data import atomic_numbers
+
+from harness.reference.data.structure_table import Fault
+from harness.reference.datasets.parsing.paths import files
+from harness.reference.datasets.parsing.structure_builder import Row, Unfit, row
+from harness.reference.datasets.units import KCAL_PER_MOL_EV
+from harness.reference.errors import InputError
+from harness.reference.tasks.dataset import Labelled, Value, collected
+from harness.reference.tasks.readers.energy_checks import check_molecules
+
+REFERENCE = "_00"
+MOST_DIGITS = 10  # of a number of atoms
+
+
+def read(path: Path) -> Labelled:
+    """Conformers with their energies above the molecule's _00; raises InputError naming file, line and fault."""
+    conformers: list[tuple[Row, float]] = []
+    values: list[Value | Fault] = []
+    for file, _ in files([path], (".xyz",), "Wiggle150 files"):
+        for name, kcal, atoms in _frames(file):
+            try:
+                conformers.append((_row(name, kcal, atoms), kcal))
+            except (Unfit, ValueError) as error:
+                values.append(Fault(name, getattr(error, "kind", "malformed"), str(error)))
+    zero = {_molecule(c): kcal for c, kcal in conformers if c.id.endswith(REFERENCE)}
+    for c, kcal in conformers:
+        if _molecule(c) in zero:
+            values.append(Value(c, (kcal - zero[_molecule(c)]) * KCAL_PER_MOL_EV))
+        else:
+            values.append(Fault(c.id, f"no {REFERENCE} of its molecule", c.id))
+    labelled = collected(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
+    return check_molecules(labelled, path)
+
+
+def _molecule(conformer: Row) -> str:
+    return conformer.id.rpartition("_")[0]
+
+
+def _frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
+    """(name, energy in kcal/mol, words of each atom's line) of each frame."""
+    lines = path.read_text(errors="replace").splitlines()
+    at = 0
+    while at < len(lines):
+        if not lines[at].strip():
+            at += 1
+            continue
+        where = f"{path}, line {at + 1}"
+        if not (lines[at].strip().isdecimal() and len(lines[at].strip()) < MOST_DIGITS):
+            raise InputError(f"{where}: {lines[at].strip()[:40]!r} is not a number of atoms")
+        count = int(lines[at])
+        block = lines[at + 1 : at + 2 + count]
+        if len(block) < count + 1:
+            raise InputError(f"{where}: truncated inside a frame of {count} atoms")
+        name, energy = _comment(f"{path}, line {at + 2}", block[0])
+        yield name, energy, [line.split() for line in block[1:]]
+        at += 2 + count
+
+
+def _comment(where: str, line: str) -> tuple[str, float]:
+    words = line.split()
+    try:
+        return words[0], float(words[1])
+    except (IndexError, ValueError):
+        raise InputError(f"{where}: {line.strip()[:60]!r}, expected a name and an energy in kcal/mol") from None
+
+
+def _row(name: str, kcal: float, atoms: list[list[str]]) -> Row:
+    symbols = [words[0] if words else "" for words in atoms]
+    if unknown := [s for s in symbols if s.capitalize() not in atomic_numbers]:
+        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
+    return row(
+        name,
+        name,
+        [atomic_numbers[s.capitalize()] for s in symbols],
+        [[float(x) for x in words[1:4]] for words in atoms],
+        energy=kcal * KCAL_PER_MOL_EV,
+        multiplicity=1,
+    )

@@ -1,0 +1,98 @@
+"""Geometries before their labels: from ASE and RDKit objects, shaken by a seeded amount, to recorded decimals."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.geometry import get_distances
+
+from harness.reference.data.structure import Array, Structure
+
+POSITION_DECIMALS = 5
+
+
+def seeded(*words: object) -> np.random.Generator:
+    """Random numbers that depend on the words alone, so that one molecule's do not move with the others."""
+    return np.random.default_rng(zlib.crc32("/".join(map(str, words)).encode()))
+
+
+def structure(atoms: Atoms, name: str, group: str, charge: int = 0, multiplicity: int = 0) -> Structure:
+    """An ASE object at the recorded decimals: labels are then of exactly the positions that the file holds."""
+    return Structure(
+        name=name,
+        numbers=atoms.numbers.astype(np.int64),
+        positions=atoms.positions.round(POSITION_DECIMALS) + 0.0,
+        cell=np.asarray(atoms.cell.array).round(POSITION_DECIMALS) + 0.0,
+        periodic=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        group=group,
+        charge=charge,
+        multiplicity=multiplicity,
+    )
+
+
+def distinct(structures: Iterable[Structure]) -> list[Structure]:
+    """Without repeats: the same atoms in the same places of the same cell, with the same electrons."""
+    found: dict[tuple[object, ...], Structure] = {}
+    for s in structures:
+        atoms = s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()
+        found.setdefault((*atoms, s.charge, s.multiplicity), s)
+    return list(found.values())
+
+
+def shaken(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
+    """A copy with every coordinate moved by a normal deviate of that width."""
+    moved: Atoms = atoms.copy()
+    if angstrom:
+        moved.positions = moved.positions + rng.normal(0.0, angstrom, moved.positions.shape)
+    return moved
+
+
+def turned(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+    """A copy in a random orientation about its first atom."""
+    matrix, triangle = np.linalg.qr(rng.normal(size=(3, 3)))
+    rotation: Array = matrix * np.sign(np.diag(triangle))
+    if np.linalg.det(rotation) < 0:
+        rotation[:, 0] *= -1
+    moved: Atoms = atoms.copy()
+    moved.positions = (moved.positions - moved.positions[0]) @ rotation.T
+    return moved
+
+
+def closest_pair(atoms: Atoms) -> float:
+    """The smallest distance between two atoms as a fraction of the sum of their covalent radii."""
+    if len(atoms) < 2:
+        return np.inf
+    distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
+    radii = covalent_radii[atoms.numbers]
+    ratio = distances / (radii[:, None] + radii[None, :])
+    return float(ratio[~np.eye(len(atoms), dtype=bool)].min())
+
+
+def closest_between(first: Atoms, second: Atoms) -> float:
+    """As closest_pair, but between an atom of the one (whose cell counts) and one of the other."""
+    _, distances = get_distances(first.positions, second.positions, cell=first.cell, pbc=first.pbc)
+    return float((distances / (covalent_radii[first.numbers][:, None] + covalent_radii[second.numbers])).min())
+
+
+def from_smiles(smiles: str, conformers: int, seed: int) -> list[Atoms]:
+    """Conformers by RDKit's ETKDG, relaxed with MMFF94, or UFF where that has no parameters; [] if none is found."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    chem: Any = AllChem
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    options = chem.ETKDGv3()
+    options.randomSeed = seed
+    options.numThreads = 1
+    numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
+    ids = list(chem.EmbedMultipleConfs(molecule, conformers, options))
+    if not ids:
+        return []
+    relax = chem.MMFFOptimizeMoleculeConfs if chem.MMFFHasAllMoleculeParams(molecule) else chem.UFFOptimizeMoleculeConfs
+    relax(molecule, numThreads=1, maxIters=200)
+    return [Atoms(numbers, molecule.GetConformer(k).GetPositions()) for k in ids]

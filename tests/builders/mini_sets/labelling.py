@@ -1,0 +1,104 @@
+"""Structures to labelled structures, many at a time, with every answer kept on disk so that a build can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from harness.reference.data.structure import Structure
+from harness.reference.datasets.levels import Level, NotConvergedError
+
+ENERGY_DECIMALS = 8
+FORCE_DECIMALS = 6
+LARGEST_FORCE = 30.0
+
+Answer = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What became of the structures: those with labels, and how many were rejected for each reason."""
+
+    structures: list[Structure]
+    rejected: dict[str, int]
+
+
+def key(structure: Structure, level: Level) -> str:
+    """Names a structure and a level, whatever else is being built."""
+    parts = (
+        level.words.encode(),
+        level.code.encode(),
+        structure.numbers.tobytes(),
+        structure.positions.tobytes(),
+        structure.cell.tobytes(),
+        repr((structure.periodic, structure.charge, structure.multiplicity)).encode(),
+    )
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _answer(task: tuple[str, Structure, Level]) -> tuple[str, Answer]:
+    name, structure, level = task
+    try:
+        energy, forces = level.label(structure)
+    except NotConvergedError as error:
+        return name, {"rejected": "not converged", "why": str(error).strip()[:200]}
+    return name, {"energy": round(energy, ENERGY_DECIMALS), "forces": forces.round(FORCE_DECIMALS).tolist()}
+
+
+def one_thread() -> None:
+    """One thread in this process and those it starts, for codes that are loaded from here on."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def known_answers(path: Path) -> dict[str, Answer]:
+    """The answers of an earlier build; a line cut short by an interruption is left out."""
+    answers = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            name, answer = json.loads(line)
+        except ValueError:
+            continue
+        answers[name] = answer
+    return answers
+
+
+def labelled(structures: Iterable[Structure], level: Level, cache: Path, processes: int = 1) -> Labelled:
+    """Label each structure, one thread a process; the order is that of the input."""
+    one_thread()
+    wanted = [(key(s, level), s) for s in structures]
+    answers = known_answers(cache)
+    tasks = [(name, s, level) for name, s in wanted if name not in answers]
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a") as out, multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for name, answer in pool.imap_unordered(_answer, tasks):
+            answers[name] = answer
+            out.write("\n" + json.dumps([name, answer]))
+            out.flush()
+    kept: list[Structure] = []
+    rejected: dict[str, int] = {}
+    for name, structure in wanted:
+        reason = _fault(answers[name])
+        if reason:
+            rejected[reason] = rejected.get(reason, 0) + 1
+        else:
+            kept.append(_with_labels(structure, answers[name]))
+    return Labelled(kept, rejected)
+
+
+def _fault(answer: Answer) -> str:
+    if "rejected" in answer:
+        return str(answer["rejected"])
+    largest = np.linalg.norm(np.array(answer["forces"]), axis=1).max()
+    return f"a force above {LARGEST_FORCE:.0f} eV/A" if largest > LARGEST_FORCE else ""
+
+
+def _with_labels(structure: Structure, answer: Answer) -> Structure:
+    return replace(structure, energy=float(str(answer["energy"])), forces=np.array(answer["forces"], dtype=float))

@@ -1,0 +1,87 @@
+"""What each set is made of, at which level of theory, and where that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.reference.data.structure import Structure
+from harness.reference.datasets import levels
+from harness.reference.datasets.levels import Level
+from tests.builders.mini_sets import (
+    charged,
+    drugs,
+    interfaces,
+    molecules,
+    oxides,
+    polymers,
+    porous,
+    published,
+    reactions,
+    slabs,
+)
+from tests.builders.mini_sets.packages import MATTERSIM, QM9
+
+RDKIT = "RDKit ETKDG conformers"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """make: the structures, given the folder of archives. level: computed at, or the words for published labels.
+
+    source: the archive and files, or where the geometries come from. packages: what makes these, versions recorded.
+    """
+
+    make: Callable[[Path], list[Structure]]
+    level: Level | str
+    source: str
+    packages: tuple[str, ...] = ("ase",)
+
+    @property
+    def module(self) -> str:
+        """The file of this package that makes the structures."""
+        return f"{self.make.__module__.rsplit('.', 1)[-1]}.py"
+
+
+def _alone(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structure]]:
+    """A maker that needs no archive."""
+
+    def made(archives: Path) -> list[Structure]:
+        return make()
+
+    made.__module__ = make.__module__
+    return made
+
+
+def _files(*names: str) -> str:
+    return f"{MATTERSIM.words}, {published.FOLDER}{{{', '.join(names)}}}"
+
+
+RECIPES: dict[str, Recipe] = {
+    "alexandria": Recipe(published.alexandria, "PBE (VASP), near relaxed", _files("alexandria-random-1k.xyz")),
+    "ani1x": Recipe(molecules.ani1x, levels.WB97X, RDKIT, ("rdkit", "ase")),
+    "mptrj": Recipe(
+        published.mptrj, "PBE / PBE+U (VASP), uncorrected energies", _files("mptrj-random-1k.xyz") + ", an even pick"
+    ),
+    "oc2020": Recipe(_alone(slabs.oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
+    "oc2022": Recipe(_alone(oxides.oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"),
+    "oc25": Recipe(_alone(interfaces.oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
+    "odac23": Recipe(_alone(porous.odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"),
+    "omat24": Recipe(
+        published.omat24,
+        "PBE / PBE+U (VASP), off equilibrium",
+        _files("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz"),
+    ),
+    "omol25": Recipe(charged.omol25, levels.GFN2, f"QM9 from {QM9.words}, ASE molecules, covalent radii"),
+    "opoly2026": Recipe(_alone(polymers.opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
+    "nabla2dft": Recipe(_alone(drugs.nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
+    "qcml": Recipe(molecules.qcml, levels.PBE0, f"{RDKIT}, covalent radii", ("rdkit", "ase")),
+    "qm7x": Recipe(molecules.qm7x, levels.PBE0, f"QM9 from {QM9.words}"),
+    "transition1x": Recipe(
+        _alone(reactions.transition1x),
+        levels.WB97X,
+        f"{RDKIT}, nudged elastic bands on GFN2-xTB",
+        ("rdkit", "tblite", "ase"),
+    ),
+}

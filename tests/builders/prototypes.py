@@ -1,0 +1,130 @@
+"""Make prototypes.json.gz: `python -m tests.builders.prototypes ARCHIVES` (needs spglib).
+
+ARCHIVES: a folder with the wheel of pymatgen named below, downloaded if it is not there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spglib
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import Array
+from harness.reference.programs.screening.candidates.prototypes import FILE, Prototype
+from tests.builders.mini_sets.packages import Package, fetch, member
+
+PYMATGEN = Package(
+    "pymatgen", "2026.10.24", "wheel", "bd341f2e0550ec38358de2c95a65cabd9f1efa433df48ed5b615cc2d0115d827"
+)
+MEMBER = "pymatgen/analysis/prototypes/aflow_prototypes.json.gz"
+MOST_ATOMS, MOST_SPECIES = 20, 4
+COINCIDENT_ANGSTROM = 0.5
+DECIMALS = 10  # beyond the source's five there are thirds and square roots
+SAME_SITE_ANGSTROM = 1e-3
+
+
+def prototype(row: dict[str, Any]) -> Prototype | str:
+    """One entry of the archive, or why it is left out."""
+    sites = row["snl"]["sites"]
+    if any(len(site["species"]) != 1 or site["species"][0]["occu"] != 1 for site in sites):
+        return "partly occupied sites"
+    symbols = [site["species"][0]["element"] for site in sites]
+    kinds = list(dict.fromkeys(symbols))
+    if len(sites) > MOST_ATOMS:
+        return f"more than {MOST_ATOMS} atoms"
+    if len(kinds) > MOST_SPECIES:
+        return f"more than {MOST_SPECIES} species"
+    tags, counts = row["tags"], Counter(symbols)
+    fractions = np.round(np.array([site["abc"] for site in sites]) % 1.0, DECIMALS) % 1.0
+    cell = np.round(np.array(row["snl"]["lattice"]["matrix"]), DECIMALS) + 0.0
+    slots = [kinds.index(symbol) for symbol in symbols]
+    found = Prototype(
+        tag=tags["aflow"],
+        name=tags["mineral"] or "".join(f"{k}{counts[k] if counts[k] > 1 else ''}" for k in kinds),
+        strukturbericht="" if tags["strukturbericht"] == "None" else tags["strukturbericht"],
+        spacegroup=spacegroup(cell, fractions, slots),
+        fractions=fractions,
+        cell=cell,
+        slots=np.array(slots),
+    )
+    return "coincident sites" if found.closest.min() < COINCIDENT_ANGSTROM else found
+
+
+def spacegroup(cell: Array, fractions: Array, slots: list[int]) -> int:
+    """Its number, of the sites as they are; raises SystemExit if spglib finds none."""
+    found = spglib.get_symmetry_dataset((cell.tolist(), fractions.tolist(), slots), symprec=SAME_SITE_ANGSTROM)
+    if found is None:
+        raise SystemExit(f"spglib finds no space group of {slots} at {fractions.tolist()}")
+    return int(found.number)
+
+
+def exchanges(found: Prototype) -> list[tuple[int, ...]]:
+    """Orders of the slots, the given one left out, with which some isometry maps the crystal onto itself.
+
+    Such an isometry is a symmetry of the sites with all atoms alike; of these, spglib knows all in a primitive cell.
+    """
+    alike = (found.cell.tolist(), found.fractions.tolist(), [0] * len(found))
+    symmetry = spglib.get_symmetry(alike, symprec=SAME_SITE_ANGSTROM)
+    if symmetry is None:
+        raise SystemExit(f"{found.tag}: spglib finds no symmetry, not even the identity")
+    orders = set()
+    for rotation, translation in zip(symmetry["rotations"], symmetry["translations"], strict=True):
+        target = found.slots[_landing(found, found.fractions @ rotation.T + translation)]
+        order = {(int(a), int(b)) for a, b in zip(found.slots, target, strict=True)}
+        if len(order) == found.species:
+            orders.add(tuple(b for _, b in sorted(order)))
+    return sorted(orders - {tuple(range(found.species))})
+
+
+def _landing(found: Prototype, moved: Array) -> NDArray[np.int64]:
+    """The site that each moved one comes to lie on, [n]."""
+    apart = moved[:, None] - found.fractions[None]
+    apart -= np.round(apart)
+    return np.asarray(np.linalg.norm(apart @ found.cell, axis=2).argmin(axis=1))
+
+
+def as_row(found: Prototype) -> dict[str, Any]:
+    """As it stands in the file."""
+    return {
+        "tag": found.tag,
+        "name": found.name,
+        "strukturbericht": found.strukturbericht,
+        "spacegroup": found.spacegroup,
+        "fractions": found.fractions.tolist(),
+        "cell": found.cell.tolist(),
+        "slots": found.slots.tolist(),
+        "exchanges": exchanges(found),
+    }
+
+
+def main(archives: Path, file: Path = FILE) -> None:
+    """Write the file anew and say what is in it."""
+    packed = member(fetch(PYMATGEN, archives), MEMBER)
+    made = [prototype(row) for row in json.loads(gzip.decompress(packed))]
+    kept = sorted((p for p in made if isinstance(p, Prototype)), key=lambda p: (p.species, p.tag, p.name))
+    left_out = dict(Counter(p for p in made if isinstance(p, str)))
+    content = {
+        "source": f"{PYMATGEN.words}, {MEMBER}",
+        "source_sha256": hashlib.sha256(packed).hexdigest(),
+        "symmetry": f"spglib {spglib.__version__}, {SAME_SITE_ANGSTROM} angstrom",
+        "licence": "MIT (pymatgen)",
+        "attribution": "Mehl et al., The AFLOW Library of Crystallographic Prototypes: Part 1, Comput. Mater. Sci. 136,"
+        " S1 (2017), https://doi.org/10.1016/j.commatsci.2017.01.017; read into pymatgen by its developers",
+        "entries": len(made),
+        "left_out": left_out,
+        "prototypes": [as_row(p) for p in kept],
+    }
+    file.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
+    print(f"{len(kept)} prototypes of {len(made)} entries; left out: {left_out}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

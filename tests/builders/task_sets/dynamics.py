@@ -1,0 +1,121 @@
+"""Molecules in motion: thermal trajectories (MD17) and hot, strained conformers (Wiggle150)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+from ase import Atoms, units
+from ase.data import covalent_radii
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.optimize import BFGS
+from numpy.typing import NDArray
+
+from harness.reference.data.structure import Structure
+from tests.builders.mini_sets.geometry import from_smiles, seeded, structure
+
+# Molecules of MD17 that none of the sets for pretraining holds at the level they are labelled at here.
+MD17_SMILES = {"ethanol": "CCO", "malonaldehyde": "O=CCC=O", "uracil": "O=c1cc[nH]c(=O)[nH]1", "toluene": "Cc1ccccc1"}
+MD17_LEVEL = "GFN1-xTB"
+MD17_KELVIN = 500.0
+MD17_FRAMES = 1000
+MD17_STEPS = 20
+STEP_FS = 1.0
+WARM_UP_STEPS = 1000
+GENTLE, HARD = 0.01, 0.1  # friction, 1/fs
+BLOCK = 20  # consecutive frames that a split keeps together
+
+WIGGLE_SMILES = {
+    "ado": "OC[C@H]1O[C@H]([C@H](O)[C@@H]1O)n1cnc2c(N)ncnc12",
+    "bpn": "CC1(C)S[C@@H]2[C@H](NC(=O)Cc3ccccc3)C(=O)N2[C@H]1C(=O)O",
+    "efa": "O=C1Nc2ccc(Cl)cc2[C@@](C#CC2CC2)(C(F)(F)F)O1",
+}
+WIGGLE_LEVEL = "GFN2-xTB"
+WIGGLE_KELVIN = 1500.0
+WIGGLE_FRAMES = 50
+WIGGLE_STARTS = 4
+WIGGLE_STEPS = 60
+RELAXED_EV_A = 0.01
+BONDED = 1.25  # of the sum of covalent radii: a bond of the relaxed molecule
+BROKEN = 1.5  # of the sum of covalent radii: no longer one
+
+
+def md17() -> list[Structure]:
+    """Frames of each molecule every 20 fs of a Langevin trajectory, labels still to come."""
+    return [s for name, smiles in MD17_SMILES.items() for s in _trajectory(name, smiles)]
+
+
+def _trajectory(name: str, smiles: str) -> Iterator[Structure]:
+    atoms = _with_level(from_smiles(smiles, 1, 7)[0], MD17_LEVEL)
+    frames = _heated(atoms, MD17_KELVIN, GENTLE, WARM_UP_STEPS, MD17_STEPS, f"md17/{name}")
+    for k in range(MD17_FRAMES):
+        yield structure(next(frames), f"{name}/{k}", f"{name}/{k // BLOCK}", 0, 1)
+
+
+def wiggle150() -> list[Structure]:
+    """The relaxed molecule (_00) and fifty hot conformers of it with every bond intact, for each of three drugs."""
+    return [s for name, smiles in WIGGLE_SMILES.items() for s in _strained(name, smiles)]
+
+
+def _strained(name: str, smiles: str) -> Iterator[Structure]:
+    relaxed = sorted((_relaxed(a) for a in from_smiles(smiles, WIGGLE_STARTS, 11)), key=_energy)
+    yield structure(relaxed[0], f"{name}_00", f"{name}_00", 0, 1)
+    bonds = _bonds(relaxed[0])
+    found = 0
+    for attempt in count():
+        start = relaxed[attempt % len(relaxed)]
+        atoms = next(_heated(start, WIGGLE_KELVIN, HARD, 0, WIGGLE_STEPS, f"wiggle150/{name}/{attempt}"))
+        if _intact(atoms, bonds):
+            found += 1
+            yield structure(atoms, f"{name}_{found:02d}", f"{name}_{found:02d}", 0, 1)
+        if found == WIGGLE_FRAMES:
+            return
+
+
+def _with_level(atoms: Atoms, level: str) -> Atoms:
+    from tblite.ase import TBLite
+
+    atoms.calc = TBLite(method=level, verbosity=0)
+    return atoms
+
+
+def _relaxed(atoms: Atoms) -> Atoms:
+    with BFGS(_with_level(atoms, WIGGLE_LEVEL), logfile=None) as optimizer:
+        if not optimizer.run(fmax=RELAXED_EV_A, steps=1000):
+            raise SystemExit("a conformer did not relax")
+    return atoms
+
+
+def _energy(atoms: Atoms) -> float:
+    return float(atoms.get_potential_energy())
+
+
+def _heated(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int, seed: str) -> Iterator[Atoms]:
+    """Frames of a Langevin trajectory (friction in 1/fs), `steps` apart, without end."""
+    moving = atoms.copy()
+    moving.calc = atoms.calc
+    rng = seeded(seed)
+    MaxwellBoltzmannDistribution(moving, temperature_K=kelvin, rng=rng)
+    run = Langevin(moving, STEP_FS * units.fs, temperature_K=kelvin, friction=friction / units.fs, fixcm=False, rng=rng)
+    run.run(warm_up)
+    while True:
+        run.run(steps)
+        yield moving.copy()
+
+
+def _bonds(atoms: Atoms) -> NDArray[np.bool_]:
+    return np.triu(_reach(atoms) < BONDED, 1)
+
+
+def _intact(atoms: Atoms, bonds: NDArray[np.bool_]) -> bool:
+    """No bond of the molecule is broken, and none is new."""
+    reach = np.triu(_reach(atoms), 1)
+    return bool((reach[bonds] < BROKEN).all() and not ((reach > 0) & (reach < 0.9) & ~bonds).any())
+
+
+def _reach(atoms: Atoms) -> NDArray[np.float64]:
+    """Distances as fractions of the sum of covalent radii, [n, n]."""
+    radii = covalent_radii[atoms.numbers]
+    return np.asarray(atoms.get_all_distances() / (radii[:, None] + radii[None, :]))

@@ -1,0 +1,73 @@
+"""Cubic halide perovskites ABX3 about their equilibrium volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+
+from harness.reference.data.structure import Structure
+from tests.builders.mini_sets.geometry import structure
+from tests.builders.task_sets.composition import above_composition
+from tests.builders.task_sets.samples import Sample
+
+LARGE = ("K", "Rb", "Cs")
+SMALL = ("Mg", "Ca", "Zn", "Cd", "Ge", "Pb")
+HALIDE = ("F", "Cl", "Br", "I")
+SITES = ((0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5))
+SCALES = (0.88, 0.92, 0.96, 1.0, 1.04, 1.09, 1.14)  # of the edge at which B and X touch
+REPEATS = 2  # the Gamma point of the repeated cell stands for a grid of as many points along each axis
+HIGHEST_EV_ATOM = 0.25  # above the best volume of the same composition
+
+
+def supercells() -> list[Structure]:
+    """Each ABX3 at seven volumes, repeated to cells that the Gamma point alone describes."""
+    found = []
+    for a, b, x in product(LARGE, SMALL, HALIDE):
+        edge = 2 * float(covalent_radii[atomic_numbers[b]] + covalent_radii[atomic_numbers[x]])
+        for k, scale in enumerate(SCALES):
+            cell = Atoms([a, b, x, x, x], scaled_positions=SITES, cell=[edge * scale] * 3, pbc=True)
+            found.append(structure(cell.repeat(REPEATS), f"{a}{b}{x}3/{k}", f"{a}{b}{x}3"))
+    return found
+
+
+def cells(labelled: Sequence[Structure]) -> list[Sample]:
+    """One formula unit each, its formation energy the rest of a linear fit on composition, eV/atom.
+
+    Left out: compositions whose best volume is the smallest or largest tried, and volumes far above the best.
+    """
+    by_group: dict[str, list[Structure]] = {}
+    for s in labelled:
+        by_group.setdefault(s.group, []).append(s)
+    kept = [unit for group in by_group.values() for unit in _near_best(group)]
+    targets = above_composition(kept)
+    return [Sample(replace(s, energy=None, forces=None), t) for s, t in zip(kept, targets.tolist(), strict=True)]
+
+
+def _near_best(group: Sequence[Structure]) -> list[Structure]:
+    if len(group) < len(SCALES):
+        return []
+    units = [_unit(s) for s in group]
+    per_atom = np.array([s.energy for s in units], dtype=float) / len(units[0])
+    if per_atom.argmin() in (0, len(SCALES) - 1):
+        return []
+    return [s for s, e in zip(units, per_atom, strict=True) if e - per_atom.min() < HIGHEST_EV_ATOM]
+
+
+def _unit(repeated: Structure) -> Structure:
+    """The first of the repeated cells."""
+    count = len(SITES)
+    energy = repeated.energy
+    assert energy is not None
+    return replace(
+        repeated,
+        numbers=repeated.numbers[:count],
+        positions=repeated.positions[:count],
+        cell=repeated.cell / REPEATS,
+        energy=energy / REPEATS**3,
+        forces=None,
+    )

@@ -1,0 +1,124 @@
+"""Structures with published values: QM9, mlearn, MPtrj and the WIEN2k equations of state."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ase.collections import dcdft
+from ase.data import atomic_numbers
+
+from harness.reference.data.structure import Structure
+from harness.reference.datasets.shipped_sets import MINI_SETS, VIEWS, load_frames, mini_set
+from harness.reference.datasets.units import HARTREE_EV
+from tests.builders.mini_sets import published as benchmarks
+from tests.builders.mini_sets.packages import Package, fetch, member, qm9_molecule, qm9_rows
+from tests.builders.task_sets.composition import above_composition, well_covered
+from tests.builders.task_sets.samples import Sample
+
+ALIGNN = Package("alignn", "2026.8.11", "sdist", "b5354495a782fa0e2589cb1d20f3eb1ad1d6694464278fcba49d9715a8d935da")
+QM9_COUNT = 6000
+QM9_SEED = 17
+MLEARN_FILE = "sample_data_ff/mlearn_data/all/id_prop.json"
+MLEARN_COUNT = 865
+MLEARN_BLOCK = 10  # frames in a row, often of one trajectory, that a split keeps together
+CRYSTALS = ("mptrj", "alexandria", "omat24")  # the sets for pretraining that share the files of benchmarks
+FEWEST = 5  # crystals with an element, for the fit on composition to mean something
+
+
+def pretraining_groups() -> set[str]:
+    """The materials and molecules of every set for pretraining."""
+    return {g for entry in MINI_SETS if entry.name not in VIEWS for g in load_frames(entry).groups.tolist()}
+
+
+def qm9(archives: Path) -> list[Sample]:
+    """A random pick of the molecules whose geometry no set for pretraining holds; U0 in eV."""
+    rows, known = qm9_rows(archives), pretraining_groups()
+    order = np.random.default_rng(QM9_SEED).permutation(len(rows)).tolist()
+    found = []
+    for k in order:
+        atoms = qm9_molecule(rows[k])
+        if atoms.info["group"] in known:
+            continue
+        molecule = Structure(
+            name=f"gdb_{int(rows[k]['Index'])}",
+            numbers=atoms.numbers.astype(np.int64),
+            positions=atoms.positions,
+            group=atoms.info["group"],
+            multiplicity=1,
+        )
+        found.append(Sample(molecule, float(rows[k]["InternalEnergy_0K_au"]) * HARTREE_EV))
+        if len(found) == QM9_COUNT:
+            break
+    return sorted(found, key=lambda s: s.structure.group)
+
+
+def mlearn(archives: Path) -> list[Sample]:
+    """An even pick of the distinct frames of six elements; PBE energies and forces as published."""
+    rows = json.loads(member(fetch(ALIGNN, archives), MLEARN_FILE))
+    # the file's own names come twice; the place among the frames of the element does not
+    place: Counter[str] = Counter()
+    frames: dict[tuple[bytes, bytes], Sample] = {}
+    for row in rows:
+        element = row["jid"].partition("-")[0]
+        sample = _mlearn_frame(row, element, place[element])
+        place[element] += 1
+        # some frames come twice, which a split would put on both sides
+        frames.setdefault((sample.structure.positions.tobytes(), sample.structure.cell.tobytes()), sample)
+    distinct = list(frames.values())
+    return [distinct[k] for k in np.linspace(0, len(distinct) - 1, MLEARN_COUNT).round().astype(int)]
+
+
+def _mlearn_frame(row: dict[str, object], element: str, place: int) -> Sample:
+    atoms = row["atoms"]
+    assert isinstance(atoms, dict)
+    cell = np.array(atoms["lattice_mat"], dtype=float)
+    places = np.array(atoms["coords"], dtype=float)
+    energy = float(str(row["energy"]))
+    frame = Structure(
+        name=f"{element}/{place}",
+        numbers=np.array([atomic_numbers[e.strip()] for e in atoms["elements"]], dtype=np.int64),
+        positions=places if atoms["cartesian"] else places @ cell,
+        cell=cell,
+        periodic=(True, True, True),
+        energy=energy,
+        forces=np.array(row["forces"], dtype=float),
+        group=f"{element}/{place // MLEARN_BLOCK}",
+    )
+    return Sample(frame, energy, element)
+
+
+def held_out_crystals(archives: Path) -> list[Structure]:
+    """The MPtrj frames whose reduced formula no set for pretraining has, in whatever cell."""
+    known = {g for name in CRYSTALS for g in load_frames(mini_set(name)).groups.tolist()}
+    return [s for s in benchmarks.frames(archives, "mptrj-random-1k.xyz") if s.group not in known]
+
+
+def oqmd(archives: Path) -> list[Sample]:
+    """Held-out crystals of well covered elements; the energy per atom that composition leaves open, eV/atom."""
+    crystals = held_out_crystals(archives)
+    crystals = [s for s, kept in zip(crystals, well_covered(crystals, FEWEST), strict=True) if kept]
+    targets = above_composition(crystals)
+    bare = [replace(s, energy=None, forces=None, stress=None) for s in crystals]
+    return [Sample(s, t) for s, t in zip(bare, targets.tolist(), strict=True)]
+
+
+def bulk_moduli(archives: Path) -> list[Sample]:
+    """The elements in their crystals; log10 of the bulk modulus in GPa."""
+    found = []
+    for name in dcdft.names:
+        atoms = dcdft[name]
+        crystal = Structure(
+            name=name,
+            numbers=atoms.numbers.astype(np.int64),
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            periodic=(True, True, True),
+            group=name,
+        )
+        found.append(Sample(crystal, math.log10(dcdft.data[name]["wien2k_B"])))
+    return found

@@ -1,0 +1,78 @@
+"""What each shipped set is made of, at which level of theory, and where that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.reference.data.structure import Structure
+from harness.reference.datasets import levels
+from harness.reference.datasets.levels import Level
+from tests.builders.mini_sets.packages import MATTERSIM, QM9
+from tests.builders.task_sets import dynamics, perovskites, published
+from tests.builders.task_sets.samples import Sample, by_energy, relative
+
+
+@dataclass(frozen=True)
+class Published:
+    """make: samples, given the folder of archives. level, source, chemistry: words for the table."""
+
+    make: Callable[[Path], list[Sample]]
+    level: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """make: structures. level: what labels them. finish: labelled structures to samples. packages: what makes them."""
+
+    make: Callable[[], list[Structure]]
+    level: Level
+    finish: Callable[[Sequence[Structure]], list[Sample]]
+    source: str
+    packages: tuple[str, ...]
+
+
+RECIPES: dict[str, Published | Computed] = {
+    "qm9": Published(
+        published.qm9,
+        "B3LYP/6-31G(2df,p)",
+        f"{QM9.words}, qm9_part{{1,2,3}}.csv, a random pick of those that no set for pretraining holds",
+    ),
+    "md17": Computed(
+        dynamics.md17,
+        levels.GFN1,
+        by_energy,
+        f"RDKit ETKDG geometries, Langevin dynamics on {dynamics.MD17_LEVEL} at {dynamics.MD17_KELVIN:.0f} K, "
+        f"a frame every {dynamics.MD17_STEPS * dynamics.STEP_FS:.0f} fs",
+        ("rdkit", "tblite", "ase"),
+    ),
+    "wiggle150": Computed(
+        dynamics.wiggle150,
+        levels.GFN2,
+        relative,
+        f"RDKit ETKDG conformers, Langevin dynamics on {dynamics.WIGGLE_LEVEL} at {dynamics.WIGGLE_KELVIN:.0f} K, "
+        f"each {dynamics.WIGGLE_STEPS * dynamics.STEP_FS:.0f} fs from a relaxed conformer, bonds intact",
+        ("rdkit", "tblite", "ase"),
+    ),
+    "ms25": Published(
+        published.mlearn, "PBE (VASP)", f"{published.ALIGNN.words}, {published.MLEARN_FILE}, an even pick"
+    ),
+    "oqmd": Published(
+        published.oqmd,
+        "PBE / PBE+U (VASP), energies relative to a linear fit on composition",
+        f"{MATTERSIM.words}, data/benchmarks/mptrj-random-1k.xyz, formulas that no set for pretraining has",
+    ),
+    "abx3": Computed(
+        perovskites.supercells,
+        levels.GFN1_PERIODIC,
+        perovskites.cells,
+        f"cubic cells repeated {perovskites.REPEATS} times along each axis, edges from covalent radii; "
+        "energies relative to a linear fit on composition",
+        ("ase",),
+    ),
+    "matbench_log_kvrh": Published(
+        published.bulk_moduli, "PBE (WIEN2k), equations of state", "ASE's collection dcdft (ase/collections/dcdft.json)"
+    ),
+}

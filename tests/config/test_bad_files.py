@@ -1,0 +1,149 @@
+"""Files that are no YAML, or no YAML of a sensible size, are refused at their place, fast and in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support.expected_errors import SUITE, Judge, judge  # noqa: F401
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
+)
+NESTED_LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{k}: &a{k} {{{', '.join(f'k{n}: *a{k - 1}' for n in range(9))}}}\n" for k in range(1, 12)
+)
+AXES = "".join(f"  {axis}: {list(range(1, 1001))}\n" for axis in ("seed", "batches", "batch_size", "rounds"))
+NO_MAPPING = "expected a mapping of keys at the top of the file"
+TOO_DEEP = "deeper than 40 levels"
+TOO_LARGE = "larger than 150 kB, which no suite or system needs"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", f":1:1: {NO_MAPPING}"),
+        ("# nothing\n", f":1:1: {NO_MAPPING}"),
+        ("- a\n- list\n", f":1:1: {NO_MAPPING}"),
+        ("just words", f":1:1: {NO_MAPPING}"),
+        ("---\n...\n", f":1:1: {NO_MAPPING}"),
+        (SUITE + "---\n" + SUITE, ":9:1: a second document begins, where a file holds one"),
+        (SUITE.encode("utf-16"), ":1:1: expected UTF-8 text, got the byte 0xff"),
+        (SUITE.encode("utf-16-le"), ":1:2: expected plain text, got the invisible character '\\x00'"),
+        (SUITE.replace("A s", "Ä s").encode("latin-1"), ":2:8: expected UTF-8 text, got the byte 0xc4"),
+        (SUITE + "\0", ":9:1: expected plain text, got the invisible character '\\x00'"),
+        (bytes(range(256)), ":2:118: expected UTF-8 text, got the byte 0x80"),
+        (random.Random(0).randbytes(1000), ":1:"),
+        (SUITE + LAUGHS, ":9:5: more than 100000 values, aliases written out"),
+        (SUITE + NESTED_LAUGHS, ":10:5: more than 100000 values, aliases written out"),
+        (SUITE + "x: " + "[" * 10_000, f":9:43: {TOO_DEEP}"),
+        (SUITE + "x: " + "[" * 10_000 + "]" * 10_000, f":9:43: {TOO_DEEP}"),
+        (SUITE + "x: " + "{a: " * 10_000, f":9:160: {TOO_DEEP}"),
+        (SUITE + "x:\n" + "".join(" " * k + "a:\n" for k in range(1, 400)), f":49:41: {TOO_DEEP}"),
+        (SUITE + "x: " + "9" * 5000, ":9:4: expected a number of at most 63 bits, got '999"),
+        (SUITE + "description: " + "x" * 5_000_000, f": {TOO_LARGE}"),
+        (SUITE + "#\n" * 2_500_000, f": {TOO_LARGE}"),
+        (SUITE + "where: [" + "1, " * 45_000 + "1]\n", ":9:9: where.0: expected text, got 1"),
+        (SUITE + AXES, ":7:1: 2000000000000 cases, where at most 1000000 can be handled"),
+        (SUITE + "description: >\n" + " word" * 20_000 + "\nx: 3\n", ":11:1: unknown key 'x'"),
+    ],
+    ids=range(24),
+)
+def test_no_suite_at_all(judge: Judge, text: str | bytes, expected: str) -> None:  # noqa: F811
+    assert judge("plan", "suite.yaml", suite=text)[0].startswith(f"error: suite.yaml{expected}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + SUITE.encode(),
+        SUITE.replace("\n", "\r\n").encode(),
+        SUITE.replace("\n", "\r").encode(),
+        SUITE.replace("A suite", "Größe × 2 — 漢字 🎉").encode(),
+        SUITE.replace("fp64, fp32]", "fp64,\n    fp32]").encode(),
+        (SUITE + "exclude:\n  - &row {precision: fp64}\n  - *row\n").encode(),
+        SUITE.replace("  workload: random", "  <<: {workload: crystals, seed: 3}\n  workload: random").encode(),
+    ],
+    ids=["byte order mark", "crlf", "cr", "unicode", "two lines", "alias", "merge key"],
+)
+def test_what_is_unusual_and_right_is_read(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite.yaml").write_bytes(data)
+    assert main(["plan", "suite.yaml"]) == 0
+
+
+def test_the_line_that_is_shown_is_the_one_meant_whatever_ends_lines(judge: Judge) -> None:  # noqa: F811
+    for end in ("\n", "\r\n", "\r"):
+        lines = judge("plan", "suite.yaml", suite=SUITE.replace("matrix", "matrixx").replace("\n", end))
+        assert lines[1] == "    7 | matrixx:"
+
+
+def test_what_cannot_be_opened(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    (tmp_path / "folder.yaml").mkdir()
+    assert judge("plan", "folder.yaml") == ["error: folder.yaml: no such file"]
+    assert judge("plan", "nothing.yaml") == ["error: nothing.yaml: no such file"]
+
+    opened = Path.open
+
+    def refuse(path: Path, *words: Any) -> Any:
+        if path.name == "suite.yaml":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *words)
+
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert judge("plan", "suite.yaml") == ["error: suite.yaml: Permission denied"]
+
+
+def test_bombs_take_little_memory(judge: Judge) -> None:  # noqa: F811
+    tracemalloc.start()
+    try:
+        for text in (LAUGHS, "variables: {a: '{{ 9 ** 64 ** 9 }}', b: '{{ \"a\" * 10 ** 12 }}'}\n", AXES):
+            judge("plan", "suite.yaml", suite=SUITE + text)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("repeats", ["1000000", "99999999999999"])
+def test_more_cases_by_the_command_line_than_can_be_handled(judge: Judge, repeats: str) -> None:  # noqa: F811
+    lines = judge("list", "suite.yaml", "--repeat", repeats, suite=SUITE)
+    assert lines[0] == f"error: suite.yaml:1:1: {2 * int(repeats)} cases, where at most 1000000 can be handled"
+
+
+def test_nothing_that_a_terminal_obeys_reaches_it(judge: Judge) -> None:  # noqa: F811
+    escape = "\x1b[31m"
+    judge("plan", "suite.yaml", suite=SUITE.replace("A suite", f'"{escape}"'))
+    judge("plan", "suite.yaml", suite=SUITE.replace("A suite", '"\\e[31m"'))
+    judge("plan", "suite.yaml", suite=SUITE.replace("random", json.dumps("{{ '" + escape + "' }}")))
+    judge("plan", "suite.yaml", suite=SUITE.replace("name: mine", f"{escape}: 3\nname: mine"))
+    judge("plan", f"{escape}.yaml")
+    judge("plan", escape)
+    judge("plan", "suite.yaml", "-S", f"threads={escape}", suite=SUITE)
+    judge("plan", "suite.yaml", "-S", f"{escape}=3")
+
+
+def test_a_bomb_in_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE + LAUGHS)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "plan", "suite.yaml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: suite.yaml:9:5: more than 100000 values")

@@ -1,0 +1,262 @@
+"""The schemas by which editors check suites and systems agree with the loader."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from jsonschema.protocols import Validator
+
+from harness.config import json_schema, resources, suite, system
+from harness.config.language import yaml_loader
+from harness.protocol.errors import UsageError
+
+SUITE = "name: mine\ntitle: Mine\nprogram: ladder\nparameters: {workload: random, precision: fp64}\n"
+OTHER = "name: mine\ntitle: Mine\nprogram: ladder\n"
+OVER = "extends: ladder\nname: mine\n"
+SYSTEM = """\
+name: here
+title: Here
+scheduler: local
+template: job.sh.j2
+node: {ranks_per_node: 1}
+launch: [""]
+"""
+
+GOOD_SUITES = [
+    SUITE,
+    SUITE + "matrix: {seed: [1, 2], batch_size: [4]}",
+    SUITE + "matrix: {mode: [a, 2, 2.5, true]}\nwhere: [mode != 'a']",
+    SUITE + "zips: {both: {seed: [1, 2], rounds: [2, 3]}}",
+    SUITE + 'variables: {n: 1, m: {k: ["{{ repeat }}"]}}\nwhere: [n == 1, "{{ m != 2 }}"]',
+    SUITE + 'resources: {nodes: "{{ 1 + 1 }}", minutes: 2.5, expected_minutes: null}',
+    SUITE + 'sanity: [{event: fact, field: value, above: "{{ repeat }}", below: 3, equals: [x]}]',
+    SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0.1, direction: equal, unit: s}]",
+    SUITE + "scale: {local: {title: Other, parameters: {precision: fp32}}}",
+    OTHER + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
+    OTHER + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
+    OTHER + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
+    OTHER
+    + 'parameters: {workload: random, precision: fp64, model: {hidden_dim: "{{ 8 * 2 }}", num_radial: 2}, seed: null}',
+    OTHER + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
+    OVER,
+    OVER + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
+    OVER + "matrix: {workload: null}\nparameters: {workload: crystals}\nscale: {local: {repeats: 2}}",
+    "name: t\ntitle: T\nprogram: train",
+]
+BAD_SUITES = [
+    SUITE + "matrixx: {}",
+    SUITE + "repeats: 0",
+    SUITE + "repeats: [1]",
+    SUITE + "pack: 1.5",
+    SUITE + "tags: inference",
+    SUITE + "tags: [In Capitals]",
+    SUITE + "description:",
+    SUITE + 'description: "{{ repeat }}"',
+    SUITE + "matrix: {seed: 1}",
+    SUITE + "matrix: {seed: []}",
+    SUITE + "matrix: {seed: [one]}",
+    SUITE + "matrix: {mode: [[1]]}\nwhere: [mode]",
+    SUITE + 'matrix: {mode: ["{{ repeat }}"]}\nwhere: [mode]',
+    SUITE + "zips: {Both: {seed: [1]}}",
+    SUITE + "zips: {both: {seed: 1}}",
+    SUITE + "exclude: [{}]",
+    SUITE + "after: [{cases: {seed: 1}}]",
+    SUITE + "variables: {UPPER: 1}\nwhere: [UPPER]",
+    SUITE + "resources: {minutes: long}",
+    SUITE + "resources: {minute: 5}",
+    SUITE + "resources: {nodes: 0}",
+    SUITE + 'resources: "{{ repeat }}"',
+    SUITE + "sanity: [{event: fact, field: value, above: much}]",
+    SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0, direction: equal, unit: s}]",
+    SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 1, direction: up, unit: s}]",
+    SUITE + "scale: {local: {name: other}}",
+    SUITE + "scale: {local: {parameters: {rouns: 3}}}",
+    SUITE + "scale: {local: 1}",
+    SUITE + "scale: [local]",
+    SUITE.replace("random", "randm"),
+    SUITE.replace("ladder", "lader"),
+    SUITE.replace("fp64", "64"),
+    SUITE.replace("title: Mine\n", ""),
+    SUITE.replace("program: ladder\n", ""),
+    SUITE.replace("workload: random, ", ""),
+    SUITE.replace("workload", "workloads"),
+    SUITE.replace("fp64", "fp64, rounds: many"),
+    SUITE.replace("fp64", "fp64, atoms: [1]"),
+    SUITE.replace("fp64", "fp64, stages: [baseline, baseline]"),
+    SUITE.replace("fp64", "fp64, open_heads: 17"),
+    SUITE.replace("fp64", "fp64, model: {widht: 8}"),
+    "program: train\nname: t\ntitle: T\nparameters: {workload: random}",
+    OVER + "parameters: {rouns: 3}",
+    OVER + "matrix: {precision: []}",
+    OVER + "repeats: many",
+    OVER + "program: lader",
+    "extends: [ladder]\nname: mine",
+]
+# Names, agreement of parts, and what is in other files, are beyond a schema.
+BEYOND_SUITES = [
+    SUITE + "matrix: {sed: [1, 2]}",
+    SUITE + 'resources: {nodes: "{{ nods }}"}',
+    SUITE + "variables: {unused: 1}",
+    SUITE + "matrix: {precision: [fp32]}",
+    SUITE + "zips: {both: {seed: [1, 2], rounds: [2]}}",
+    SUITE + "scale: {nowhere: {repeats: 2}}",
+    SUITE + "sanity: [{event: fact, above: 1}]",
+    SUITE.replace("fp64", "fp64, checkpoint: nothing"),
+    OVER.replace("ladder", "nothing"),
+    OVER + "parameters: {seed: null}",
+]
+GOOD_SYSTEMS = [
+    SYSTEM,
+    SYSTEM.replace("1}", '"{{ settings.n }}"}') + "settings: {n: {help: ranks, default: 2, identity: true}}",
+    SYSTEM + 'environment: {OMP_NUM_THREADS: "1"}\nlimits: {nodes: null, walltime: [{nodes: 1, minutes: 5}]}',
+    "extends: slurm\nname: here",
+    "extends: slurm\nname: here\nsettings: {threads: {default: 4}, spares: null}\nlimits: {array: null}",
+]
+BAD_SYSTEMS = [
+    SYSTEM + "nodes: 3",
+    SYSTEM + "environment: {OMP_NUM_THREADS: 1}",
+    SYSTEM + "environment: {a b: x}",
+    SYSTEM + "modules: module reset",
+    SYSTEM + "limits: {walltime: [{nodes: 1}]}",
+    SYSTEM + "settings: {n: {default: 2}}",
+    SYSTEM + "settings: {n: 2}",
+    SYSTEM + "overhead_minutes: -1",
+    SYSTEM + 'check: "{{ settings.n }}"\nsettings: {n: {help: ranks, default: 2}}',
+    SYSTEM.replace("scheduler: local", "scheduler: lsf"),
+    SYSTEM.replace("job.sh.j2", "../job.sh.j2"),
+    SYSTEM.replace("node: {ranks_per_node: 1}\n", ""),
+    SYSTEM.replace("ranks_per_node: 1", "ranks_per_node: many"),
+    "extends: slurm\nname: here\nlimit: {}",
+    "extends: slurm\nname: here\nsettings: {threads: {defalt: 4}}",
+]
+BEYOND_SYSTEMS = [
+    SYSTEM + 'modules: ["{{ settings.unknown }}"]',
+    SYSTEM + "limits: {walltime: [{nodes: 2, minutes: 5}, {nodes: 1, minutes: 5}]}",
+    SYSTEM.replace("job.sh.j2", "absent.sh.j2"),
+]
+CASES = [
+    *(("suites", text, True, True) for text in GOOD_SUITES),
+    *(("suites", text, False, False) for text in BAD_SUITES),
+    *(("suites", text, True, False) for text in BEYOND_SUITES),
+    *(("systems", text, True, True) for text in GOOD_SYSTEMS),
+    *(("systems", text, False, False) for text in BAD_SYSTEMS),
+    *(("systems", text, True, False) for text in BEYOND_SYSTEMS),
+]
+# A suite with every key, and values of which few fit anywhere in it.
+RICH = (
+    SUITE.replace("fp64}", 'fp64, rounds: "{{ n * 2 }}", atoms: [2, 9], model: {hidden_dim: 8, dim_headlayers: 4}}')
+    + """
+description: Long
+variables: {n: "{{ repeat + 1 }}"}
+matrix: {mode: [a, b], seed: [1, 2]}
+zips: {z: {batches: [1, 2], k: [3, 4]}}
+where: [k == 3 or mode == 'a']
+exclude: [{mode: a, seed: [1]}]
+after: [{cases: {mode: b}, needs: {mode: a}}]
+sanity: [{event: e, where: {x: 1}, field: f, at_least: 1, at_most: 4, equals: 1, above: 1, below: 2}]
+performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0.1, direction: equal, unit: s}]
+repeats: 2
+resources: {nodes: 1, ranks_per_node: 1, minutes: 5, expected_minutes: 1}
+pack: 2
+retries: 0
+tags: [t]
+scale: {local: {matrix: {seed: [1]}, repeats: 1, parameters: {batch_size: 3}}}
+"""
+)
+OTHERS: list[Any] = [None, "word", "{{ repeat }}", -1, 3.5, [], [1], {}, {"a": 1}]
+
+FILES = json_schema.files()
+VALIDATORS: dict[str, Validator] = {path.parent.name: Draft202012Validator(json.loads(FILES[path])) for path in FILES}
+
+
+def loads(kind: str, path: Path) -> bool:
+    """Whether the loader takes a file."""
+    try:
+        _ = suite.load(path) if kind == "suites" else system.load(path, {})
+    except UsageError:
+        return False
+    return True
+
+
+def places(node: Any, loc: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every part of a document."""
+    if loc:
+        yield loc
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from places(value, (*loc, key))
+
+
+def put(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
+    """A copy with another value at a place."""
+    changed = at = copy.deepcopy(node)
+    for key in loc[:-1]:
+        at = at[key]
+    at[loc[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_file_is_what_the_code_makes(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == FILES[path], "make it anew: python -m harness.config.json_schema"
+    Draft202012Validator.check_schema(json.loads(FILES[path]))
+
+
+@pytest.mark.parametrize("kind", VALIDATORS)
+def test_every_key_is_described(kind: str) -> None:
+    root: Any = VALIDATORS[kind].schema
+    model = suite.Suite if kind == "suites" else system.System
+    assert set(root["properties"]) == {*model.model_fields, "extends", "scale"}
+    assert root["properties"]["extends"]["description"]
+    for part in (model.__name__, f"{model.__name__}-overlay"):
+        properties = root["$defs"][part]["properties"]
+        assert all(properties[name]["description"] for name in {*root["properties"]} - {"extends"})
+
+
+def test_attributes_have_the_words_of_the_docstring() -> None:
+    parts = VALIDATORS["suites"].schema["$defs"]
+    minutes = parts["Resources-or-expressions"]["properties"]["minutes"]
+    assert minutes["description"] == "Wall time after which the case is stopped."
+    assert parts["Check"]["properties"]["event"]["description"] == "Its kind."
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in VALIDATORS for name in resources.names(kind)])
+def test_every_shipped_file_is_valid_and_names_its_schema(kind: str, name: str) -> None:
+    path = resources.find(kind, name)
+    VALIDATORS[kind].validate(yaml_loader.parse(path).data)
+    assert path.read_text().startswith(f"# yaml-language-server: $schema={json_schema.FILES[kind]}\n")
+
+
+@pytest.mark.parametrize(("kind", "text", "valid", "loaded"), CASES)
+def test_schema_and_loader_agree(tmp_path: Path, kind: str, text: str, valid: bool, loaded: bool) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    for name in ("job.sh.j2", "slurm.sh.j2"):
+        (tmp_path / name).touch()
+    assert VALIDATORS[kind].is_valid(yaml_loader.parse(path).data) is valid
+    assert loads(kind, path) is loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [RICH, OVER + "parameters: {rounds: null}\nresources: {minutes: 5}\ntags: [t]"])
+def test_what_the_schema_refuses_the_loader_refuses(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    data = yaml_loader.parse(path).data
+    assert VALIDATORS["suites"].is_valid(data)
+    assert loads("suites", path)
+    refused = 0
+    for loc in places(data):
+        for value in OTHERS:
+            changed = put(data, loc, value)
+            # An axis of the user's own may hold null; few mean it.
+            if not VALIDATORS["suites"].is_valid(changed) and not (value is None and isinstance(loc[-1], int)):
+                refused += 1
+                path.write_text(json.dumps(changed))
+                assert not loads("suites", path), (loc, value)
+    assert refused > 3 * len(list(places(data)))

@@ -1,0 +1,205 @@
+"""Scripts are written whatever setting has no value: it is left out, or the job asks for it; submitting insists."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.cli.main import main
+from harness.config import system
+from tests.conftest import needs
+from tests.support.expected_errors import SUITE
+
+SYSTEM = """\
+name: site
+extends: BASE
+python: python3
+modules: ["load {{ settings.tool }}"]
+prepare: ["folder={{ settings.folder }}/x"]
+stage: ["source '{{ settings.tool }}' \\"{{ settings.folder }}/bin\\""]
+environment: {WHERE: "{{ settings.folder }}/y", SIZE: "{{ settings.count | int * 2 }}"}
+directives: ["-A {{ settings.account }}", "{{ '-q ' ~ settings.queue if settings.queue == 'x' else '' }}", -k doe]
+launch: ["run {{ settings.folder }} {{ case.ranks }}"]
+install: ["make {{ settings.venv }}"]
+telemetry: {collector: "{{ settings.watch }}", interval_s: "{{ settings.pause }}"}
+chunk: {ncpus: "{{ settings.count }}", mpiprocs: 2}
+settings:
+  account: {help: who pays, default: null}
+  queue: {help: where jobs go, NONE}
+  folder: {help: "where it's `kept` for $5"}
+  tool: {help: a module}
+  count: {help: how many}
+  venv: {help: the environment}
+  watch: {help: what watches}
+  pause: {help: seconds}
+"""
+NAMES = ("account", "queue", "folder", "tool", "count", "venv", "watch", "pause")
+
+
+def write(folder: Path, base: str) -> None:
+    directive = {"pbs": "-A {{", "slurm": "--account={{"}[base]
+    text = SYSTEM.replace("BASE", base).replace("-A {{", directive)
+    (folder / "site.yaml").write_text(text.replace(", NONE", ", default: null" if base == "pbs" else ""))
+    (folder / "suite.yaml").write_text(SUITE)
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (folder / "results" / "runs").rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def test_the_first_example_for_a_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`nox -s scaling -- --system aurora` and no more."""
+    assert main(["run", "scaling", "--system", "aurora"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    scripts = {name: text for name, text in files(tmp_path).items() if name.endswith(".sh")}
+    assert len(scripts) == 8
+    for text in scripts.values():
+        assert not [line for line in text.splitlines() if line.startswith("#PBS -A")]
+        assert "\n#PBS -q prod\n" in text
+        assert "# By hand: `qsub -A ACCOUNT jobs/" in text
+    own = tmp_path / "config" / "gfm-harness" / "settings.yaml"
+    assert said == [
+        "scaling-aurora: 16 not run",
+        "before you submit, give these settings a value:",
+        "  account (the project that is charged): -S account=..., HARNESS_ACCOUNT, or"
+        f" `aurora: {{account: ...}}` in {own}",
+        "to submit the jobs, and later to gather them: the same command with -S account=... --submit",
+        f"or by hand, one by one: qsub -A ACCOUNT {tmp_path}/results/runs/scaling-aurora/jobs/JOB.sh",
+    ]
+
+
+@pytest.mark.parametrize("base", ["pbs", "slurm"])
+def test_whatever_is_missing_scripts_are_written_and_sound(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("shellcheck")
+    write(tmp_path, base)
+    assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
+    said = capsys.readouterr().out
+    for name in NAMES:
+        assert f"\n  {name} (" in said
+    asked = "HARNESS_FOLDER=FOLDER,HARNESS_TOOL=TOOL,HARNESS_COUNT=COUNT,HARNESS_WATCH=WATCH,HARNESS_PAUSE=PAUSE"
+    command = {"pbs": f"qsub -A ACCOUNT -v {asked}", "slurm": f"sbatch --account=ACCOUNT --export=ALL,{asked}"}[base]
+    assert f"or by hand, one by one: {command} {tmp_path}/results/runs/mine-site/jobs/JOB.sh" in said
+    scripts = sorted((tmp_path / "results").rglob("jobs/*.sh"))
+    assert len(scripts) == 2
+    for script in scripts:
+        lines = script.read_text().splitlines()
+        directives = [line for line in lines if line.startswith(("#PBS", "#SBATCH"))]
+        assert not [line for line in directives if "HARNESS" in line or "-q" in line or "ccount" in line]
+        assert any(line.endswith("-k doe") for line in directives)
+        assert any("mpiprocs=2" in line for line in directives) == (base == "pbs")
+        assert "load ${HARNESS_TOOL}" in lines
+        assert "folder=${HARNESS_FOLDER}/x" in lines
+        assert 'export WHERE="${HARNESS_FOLDER}/y"' in lines
+        assert 'export SIZE="${GFM_HARNESS_UNDECIDED:?write this script again with -S count=...}"' in lines
+        assert lines.index("load ${HARNESS_TOOL}") > next(k for k, x in enumerate(lines) if "HARNESS_TOOL:?" in x)
+        checked = subprocess.run(
+            ["shellcheck", "--shell=bash", "--exclude=SC2016,SC2086,SC2034,SC2154,SC1091,SC1090", str(script)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("words", [("plan",), ("run", "--dry-run"), ("list",)])
+def test_planning_needs_no_settings(words: tuple[str, ...], tmp_path: Path) -> None:
+    write(tmp_path, "pbs")
+    assert main([words[0], "suite.yaml", *words[1:], "--system", "site.yaml"]) == 0
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("words", [("--submit",), ("--wait",)])
+def test_submitting_insists_on_every_setting(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "pbs")
+    assert main(["run", "suite.yaml", "--system", "site.yaml", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("'")[3] for line in lines] == list(NAMES)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_setting_that_is_given_later_changes_no_case_and_no_name(tmp_path: Path) -> None:
+    write(tmp_path, "pbs")
+    assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
+    before = files(tmp_path)
+    given = [word for name in NAMES for word in ("-S", f"{name}=1")]
+    given[given.index("watch=1")] = "watch=sampler"
+    assert main(["run", "suite.yaml", "--system", "site.yaml", *given]) == 0
+    after = files(tmp_path)
+    assert before.keys() == after.keys()
+    for name, text in after.items():
+        assert not name.endswith(".sh") or ("#PBS -A 1\n" in text and ":ncpus=1:mpiprocs=2\n" in text)
+        assert "HARNESS_FOLDER" not in text
+
+
+def test_a_job_without_the_setting_that_it_needs_says_which(tmp_path: Path) -> None:
+    write(tmp_path, "slurm")
+    assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
+    script = next((tmp_path / "results").rglob("jobs/*.sh"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HARNESS_")}
+    ended = subprocess.run(
+        ["bash", str(script)], env=environment | {"SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode != 0
+    [line] = ended.stderr.splitlines()
+    assert line.endswith("HARNESS_FOLDER: it gives the setting folder, which is missing: set it in the environment")
+
+
+def test_setup_is_printed_and_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "pbs")
+    assert main(["setup", "--system", "site.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "make ${HARNESS_VENV}" in lines
+    asked = [line.split("HARNESS_")[1].split(":")[0] for line in lines if ":?" in line]
+    assert asked == ["TOOL", "VENV"]
+
+
+def test_a_suite_that_reads_a_missing_setting_is_told_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a case measures cannot be left to the job."""
+    write(tmp_path, "pbs")
+    (tmp_path / "suite.yaml").write_text(SUITE + 'resources: {minutes: "{{ settings.count }}"}\n')
+    assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 2
+    assert "the setting 'count' has no value, which -S count=... gives it" in capsys.readouterr().err
+
+
+def test_the_ranks_of_a_node_cannot_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    (tmp_path / "site.yaml").write_text(
+        "name: site\nextends: slurm\nsettings: {ranks_per_node: null, each: {help: ranks}}\n"
+        'node: {ranks_per_node: "{{ settings.each }}"}\n'
+    )
+    assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 2
+    assert "node.ranks_per_node: system 'site' needs the setting 'each' (ranks)" in capsys.readouterr().err
+
+
+def test_chunk_resources_of_pbs(tmp_path: Path) -> None:
+    write(tmp_path, "pbs")
+    path = tmp_path / "gpu.yaml"
+    path.write_text("name: gpu\nextends: pbs\nchunk: {ngpus: 4, gpu_model: a100, mem: 64gb}\n")
+    given = {"ranks_per_node": "4", "threads": "2"}
+    assert system.load(path, given).chunk == ":ncpus=8:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb"
+    assert main(["run", "suite.yaml", "--system", "gpu.yaml", "-S", "ranks_per_node=4"]) == 0
+    text = next((tmp_path / "results").rglob("jobs/*.sh")).read_text()
+    assert "\n#PBS -l select=1:ncpus=4:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb\n#PBS -l place=scatter:excl\n" in text
+
+
+@pytest.mark.parametrize("base", ["pbs", "slurm", "frontier", "perlmutter", "aurora"])
+def test_nodes_are_exclusive_unless_the_system_says_otherwise(base: str, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    for word in ("true", "false"):
+        (tmp_path / "site.yaml").write_text(f"name: site\nextends: {base}\nexclusive: {word}\n")
+        assert main(["run", "suite.yaml", "--system", "site.yaml", "--out", word]) == 0
+        for script in (tmp_path / word).rglob("jobs/*.sh"):
+            lines = script.read_text().splitlines()
+            asked = [line for line in lines if line in ("#SBATCH --exclusive", "#PBS -l place=scatter:excl")]
+            assert len(asked) == (word == "true")

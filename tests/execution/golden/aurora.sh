@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+#PBS -N scaling-weak-nodes_512-b0ade49a
+#PBS -S /bin/bash
+#PBS -l select=1024
+#PBS -l place=scatter:excl
+#PBS -l walltime=01:03:00
+#PBS -j oe
+#PBS -o "/campaign/jobs/scaling-weak-nodes_512-b0ade49a.log"
+#PBS -r y
+#PBS -A abc123
+#PBS -q prod
+#PBS -l filesystems=home:flare
+#PBS -k doe
+#
+# Weak and strong scaling of data-parallel training
+# 2 cases, one after another, on Aurora (ALCF):
+#   scaling-weak-nodes_512 (id 66afd56c14e3932d): 512 nodes x 12 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 6306ad887150bb86): 1024 nodes x 12 ranks, 30 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system aurora`.
+# By hand: `qsub jobs/scaling-weak-nodes_512-b0ade49a.sh`, or with `-v GFM_HARNESS_AGAIN=again` to have ended cases run anew.
+# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
+job=scaling-weak-nodes_512-b0ade49a
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
+
+# A job that PBS runs again keeps its id, and goes on where it stopped.
+job_id=${PBS_JOBID:?this script is for qsub}
+set -- "${1:-${GFM_HARNESS_AGAIN:-}}"
+again=${1:-}
+worst=0
+cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
+
+set +u
+module reset
+module load frameworks
+set -u
+
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc ; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
+export OMP_NUM_THREADS=8
+export PYTHONNOUSERSITE=1
+export CCL_KVS_MODE=mpi
+export CCL_KVS_CONNECTION_TIMEOUT=900
+export FI_MR_CACHE_MONITOR=userfaultfd
+export FI_CXI_RX_MATCH_MODE=hybrid
+export TORCH_DISTRIBUTED_USE_TORCHCOMMS=1
+export TRITON_CACHE_DIR="/tmp/triton-$UID"
+
+# check_nodes: the nodes that answer and pass the check. A case takes the first ones.
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
+sort -u "$PBS_NODEFILE" > "$nodes.asked"
+there=$(wc -l < "$nodes.asked")
+# shellcheck disable=SC2016,SC2089  # expanded on the nodes
+check='test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 6'
+check_nodes() {
+    local name
+    timeout -k 10 "$1" mpiexec -n "$there" --ppn 1 --hostfile "$nodes.asked" bash -c \
+        "if { $check; } > /dev/null 2>&1; then uname -n; fi" | cut -d . -f 1 | sort -u > "$nodes.answered" || true
+    while read -r name; do
+        if grep -Fqx "${name%%.*}" "$nodes.answered"; then echo "$name"; fi
+    done < "$nodes.asked" > "$nodes"
+    healthy=$(wc -l < "$nodes")
+    MASTER_ADDR=$(head -n 1 "$nodes")
+    echo "$healthy of $there nodes passed the check"
+}
+number=${PBS_JOBID%%[!0-9]*}
+export MASTER_ADDR MASTER_PORT=$((20000 + number % 10000))
+# A scheduler that has just started a job may not be ready for its steps.
+for _ in 1 2 3; do
+    check_nodes 300
+    if [ "$healthy" -gt 0 ]; then break; fi
+    sleep 5
+done
+
+# same_nodes: whether all that were healthy still are; a job that is being ended may be ended meanwhile.
+same_nodes() {
+    local before=$healthy
+    sleep 2
+    check_nodes 300
+    [ "$healthy" -ge "$before" ]
+}
+
+# first N: the file that names the first N healthy nodes, as mpiexec takes it.
+first() {
+    head -n "$1" "$nodes" > "$nodes.$1"
+    echo "$nodes.$1"
+}
+
+# keep_nodes N: those that the case takes, in a file of its folder.
+keep_nodes() { head -n "$1" "$nodes" > ./nodes; }
+
+source "$HOME/gfm-harness-aurora/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
+python=python
+
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+export GFM_HARNESS_SAMPLER_S=5
+
+"$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        worst=75
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    while true; do
+        status=0
+        keep_nodes "$wanted"
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$wanted" -gt "$healthy" ]; then
+            echo "$case: lost with a node, and left for another job" >&2
+            worst=75
+            return
+        fi
+        echo "$case: lost with a node, and started again on others"
+        first "$wanted" > /dev/null
+    done
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-nodes_512-66afd56c14 '' 512 1800 \
+    env WORLD_SIZE=6144 mpiexec -n 6144 --ppn 12 --hostfile "$(first 512)" \
+    --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-66afd56c14
+
+run_case scaling-weak-nodes_1024-6306ad8871 '' 1024 1800 \
+    env WORLD_SIZE=12288 mpiexec -n 12288 --ppn 12 --hostfile "$(first 1024)" \
+    --cpu-bind=list:1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100 \
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-6306ad8871
+
+exit "$worst"

@@ -1,0 +1,349 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=scaling-weak-nodes_512-85615ca3
+#SBATCH --nodes=1024
+#SBATCH --time=01:05:00
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_512-85615ca3.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --exclusive
+#SBATCH --account=abc123
+#SBATCH --partition=batch
+#SBATCH --constraint=nvme
+#
+# Weak and strong scaling of data-parallel training
+# 2 cases, one after another, on Frontier (OLCF):
+#   scaling-weak-nodes_512 (id fa2d0cd105c23334): 512 nodes x 8 ranks, 30 min at most
+#   scaling-weak-nodes_1024 (id 15ff757ea86e3acb): 1024 nodes x 8 ranks, 30 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system frontier`.
+# By hand: `sbatch jobs/scaling-weak-nodes_512-85615ca3.sh`, or with the word `again` to have ended cases run anew.
+# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
+job=scaling-weak-nodes_512-85615ca3
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
+
+# A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
+job_id=${SLURM_JOB_ID:?this script is for sbatch}
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+again=${1:-}
+worst=0
+cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
+
+set +u
+module reset
+module load cpe/24.07 cce/18.0.0 rocm/7.1.1 amd-mixed/7.1.1 craype-accel-amd-gfx90a PrgEnv-gnu miniforge3/23.11.0-0
+module unload darshan-runtime
+set -u
+
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
+venv=$HOME/gfm-harness-frontier
+archive=
+if [ -z "$archive" ] && [ -f "$venv.tar.gz" ]; then archive=$venv.tar.gz; fi
+if [ -z "$archive" ]; then echo "warning: without the setting archive every process reads $venv over the network" >&2; fi
+plugin=
+if [ -n "$plugin" ]; then
+    export NCCL_NET_PLUGIN="$plugin" NCCL_NET="AWS Libfabric"
+else
+    echo "warning: without the setting nccl_plugin RCCL talks over sockets" >&2
+fi
+export OMP_NUM_THREADS=7
+export PYTHONNOUSERSITE=1
+export FI_MR_CACHE_MONITOR=kdreg2
+export FI_CXI_DEFAULT_CQ_SIZE=131072
+export FI_CXI_DEFAULT_TX_SIZE=2048
+export FI_CXI_RX_MATCH_MODE=hybrid
+export FI_CXI_RDZV_PROTO=alt_read
+export FI_CXI_DISABLE_HOST_REGISTER=1
+export FI_CXI_RDZV_EAGER_SIZE=0
+export FI_CXI_RDZV_GET_MIN=0
+export FI_CXI_RDZV_THRESHOLD=0
+export NCCL_NET_GDR_LEVEL=PHB
+export NCCL_CROSS_NIC=1
+export NCCL_SOCKET_IFNAME=hsn0
+export TORCH_NCCL_HIGH_PRIORITY=1
+export GPU_MAX_HW_QUEUES=2
+export HSA_FORCE_FINE_GRAIN_PCIE=1
+export MPICH_ENV_DISPLAY=0
+export MIOPEN_DISABLE_CACHE=1
+export MIOPEN_USER_DB_PATH=/tmp
+export TRITON_CACHE_DIR="/tmp/triton-$UID"
+
+# check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
+# shellcheck disable=SC2016,SC2089  # expanded on the nodes
+check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
+check_nodes() {
+    local up
+    sinfo --all --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
+        cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
+    up=$(wc -l < "$nodes.up")
+    timeout -k 10 "$1" \
+        srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
+    healthy=$(wc -l < "$nodes")
+    MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
+    echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
+}
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+# A scheduler that has just started a job may not be ready for its steps.
+for _ in 1 2 3; do
+    check_nodes 300
+    if [ "$healthy" -gt 0 ]; then break; fi
+    sleep 5
+done
+
+# same_nodes: whether all that were healthy still are, and the case was started.
+# A job that is being ended may be ended meanwhile.
+same_nodes() {
+    local before=$healthy
+    sleep 2
+    check_nodes 300
+    if [ "$(count_refusals)" -gt "$refusals" ]; then
+        echo "Slurm's controller did not answer srun, which started nothing"
+        for _ in 1 2 3; do
+            if [ "$healthy" -gt 0 ]; then break; fi
+            sleep 10
+            check_nodes 300
+        done
+        return 1
+    fi
+    [ "$healthy" -ge "$before" ]
+}
+
+# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, as a program's.
+count_refusals() {
+    { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
+        wc -l
+}
+
+# first N: the file that names the first N healthy nodes, as srun takes it.
+first() {
+    head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
+    echo "$nodes.$1"
+}
+
+# keep_nodes N: those that the case takes, in a file of its folder.
+keep_nodes() {
+    head -n "$1" "$nodes" > ./nodes
+    refusals=$(count_refusals)
+}
+
+if [ -n "$archive" ]; then
+    local_env=/mnt/bb/$USER/gfm-harness
+    sbcast --force "$archive" "$local_env.tar.gz" || { echo "error: sbcast of $archive failed" >&2; exit 75; }
+    srun --nodes="$healthy" --ntasks="$healthy" --ntasks-per-node=1 --nodelist="$(first "$healthy")" bash -c \
+        "mkdir -p $local_env && tar -xzf $local_env.tar.gz -C $local_env" ||
+        { echo "error: unpacking $archive on the nodes failed" >&2; exit 75; }
+    venv=$local_env
+fi
+VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
+python=python
+
+# Telemetry by Omnistat (its output: $telemetry.log). Whatever fails in it, the job goes on without it.
+telemetry=$campaign/jobs/$job.${job_id//[^A-Za-z0-9_]/-}.omnistat
+telemetry_id=$SLURM_JOB_ID telemetry_job=()
+omnistat() {
+    local tool=$1
+    shift
+    (cd "$telemetry.work" && unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY &&
+        timeout -k 10 600 "${OMNISTAT_WRAPPER}" "$tool" "$@" >> "$telemetry.log" 2>&1 < /dev/null 9>&-)
+}
+annotate() { omnistat annotate --mode "$1" --text "$2" || true; }
+ask() { curl --silent --get --noproxy '*' --max-time 10 "$@" 2> /dev/null; }
+# Whether anything listens there: curl tells a refused connection from every other answer.
+listens() {
+    local status=0
+    ask --output /dev/null "$1" || status=$?
+    [ "$status" -ne 6 ] && [ "$status" -ne 7 ]
+}
+# Whether a sample has arrived since this job began; on a server that was there before, one that bears its id.
+has_samples() {
+    [[ $(ask --fail "$server/api/v1/export" --data-urlencode "match[]=$1" --data "start=$began_s" | head -c 10) == '{"metric":' ]]
+}
+wait_for_samples() {
+    local began=$SECONDS patience
+    while ! has_samples "$1"; do
+        patience=10
+        # Each node pushes once a minute, the first time at a random moment.
+        if [ "$(ask "$server/health")" = OK ]; then patience=105; fi
+        if [ $((SECONDS - began)) -ge "$patience" ]; then return 1; fi
+        sleep 1
+    done
+}
+# shellcheck disable=SC2317  # run by the trap
+stop_telemetry() {
+    local part=$telemetry.jsonl.part since=()
+    [ "$watched" = yes ] || return 0
+    watched=no
+    if [ "$is_shared" = yes ]; then since=(--data "start=$began_s"); fi
+    omnistat usermode --stopexporters "${telemetry_job[@]}" || true
+    sleep 3  # the server shows what it has just been sent after a second or two
+    if curl --silent --show-error --fail --noproxy '*' --max-time 600 "$server/api/v1/export" "${since[@]}" \
+        --data-urlencode 'match[]={__name__!=""}' > "$part" 2>> "$telemetry.log" && [ -s "$part" ]; then
+        mv "$part" "$telemetry.jsonl"
+    else
+        rm -f "$part"
+        echo "warning: no telemetry could be exported; see $telemetry.log, and the server's data in $OMNISTAT_VICTORIA_DATADIR" >&2
+    fi
+    # CSV files beside it, where the tool makes them: it needs the metrics of AMD GPUs.
+    omnistat query --job "$telemetry_id" --interval 15 --export "$telemetry" || true
+    # It stops every server of this user on the node.
+    if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
+    # The server may still write for a moment; where nothing could be exported, its data stay.
+    if [ -s "$telemetry.jsonl" ]; then
+        rm -rf "$OMNISTAT_VICTORIA_DATADIR" 2> /dev/null || { sleep 3 && rm -rf "$OMNISTAT_VICTORIA_DATADIR"; }
+    fi
+}
+module use /sw/frontier/amdsw/modulefiles || true
+module load omnistat-wrapper || true
+export telemetry server=${OMNISTAT_SERVER:-http://localhost:9090}
+export -f omnistat annotate
+mkdir -p "$telemetry.work"
+# Omnistat's annotations want USER; two jobs that share a folder of data would export each other's samples.
+export USER=${USER:-${LOGNAME:-$(id -un 2> /dev/null || id -u)}}
+export OMNISTAT_VICTORIA_DATADIR=${OMNISTAT_VICTORIA_DATADIR:-$telemetry.work}/data-$telemetry_id
+watched=no is_shared=no why='' port=8001 began_s=$(date +%s)
+# The exporters' port, and so that of figures of merit, is free and this job's own where there is a configuration.
+if grep -q '^\[omnistat\.collectors\]' "${OMNISTAT_CONFIG:-/dev/null}" 2> /dev/null; then
+    port=$((20000 + RANDOM % 10000))
+    while listens "http://localhost:$port"; do port=$((port + 1)); done
+    awk -v port="$port" '
+        /^\[/ { inside = /^\[omnistat\.collectors\]/; print; if (inside) print "port = " port; next }
+        !(inside && /^port[ \t]*[=:]/)' "$OMNISTAT_CONFIG" > "$telemetry.work/config"
+    export OMNISTAT_CONFIG=$telemetry.work/config
+fi
+merits=${OMNISTAT_FOM:-http://localhost:$port/fom}
+if listens "$merits"; then
+    echo "warning: no figures of merit are posted, since $merits is taken by another program" >&2
+    merits=''
+fi
+samples='{__name__!=""}'
+if listens "$server"; then
+    is_shared=yes samples="{jobid=\"$telemetry_id\"}"
+    if [ -z "${OMNISTAT_SERVER:-}" ]; then why="$server, where Omnistat starts its server, is taken by another program"; fi
+fi
+if [ -n "$why" ]; then
+    :
+elif ! omnistat usermode --start --interval 15 --pushinterval 1 "${telemetry_job[@]}"; then
+    why="Omnistat did not start"
+elif ! wait_for_samples "$samples"; then
+    why="Omnistat started, but no sample of this job reached $server"
+    omnistat usermode --stopexporters "${telemetry_job[@]}" || true
+    if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
+fi
+if [ -z "$why" ]; then
+    watched=yes
+    trap 'stop_telemetry || true' EXIT
+    export GFM_HARNESS_FOM_URL=$merits
+    for failed in "$telemetry.work/omnistat_failed_hosts.$telemetry_id".*; do
+        if [ -s "$failed" ]; then echo "warning: no telemetry from $(wc -l < "$failed") hosts: $failed" >&2; fi
+    done
+else
+    echo "warning: $why (see $telemetry.log); the ranks sample their nodes themselves" >&2
+    export GFM_HARNESS_SAMPLER_S=15
+fi
+
+"$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        worst=75
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    while true; do
+        status=0
+        keep_nodes "$wanted"
+        if [ "$watched" = yes ]; then annotate start "$case"; fi
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        if [ "$watched" = yes ]; then annotate stop "$case"; fi
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$wanted" -gt "$healthy" ]; then
+            echo "$case: lost with a node, and left for another job" >&2
+            worst=75
+            return
+        fi
+        echo "$case: lost with a node, and started again on others"
+        first "$wanted" > /dev/null
+    done
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-nodes_512-fa2d0cd105 '' 512 1800 \
+    srun --nodes=512 --ntasks=4096 --ntasks-per-node=8 \
+    --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 512)" \
+    --kill-on-bad-exit=1 --label \
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_512-fa2d0cd105
+
+run_case scaling-weak-nodes_1024-15ff757ea8 '' 1024 1800 \
+    srun --nodes=1024 --ntasks=8192 --ntasks-per-node=8 \
+    --cpus-per-task=7 --gpus-per-task=1 --gpu-bind=closest --nodelist="$(first 1024)" \
+    --kill-on-bad-exit=1 --label \
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-15ff757ea8
+
+exit "$worst"

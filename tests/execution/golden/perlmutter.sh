@@ -1,0 +1,219 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=scaling-weak-nodes_64-6da0ef04
+#SBATCH --nodes=128
+#SBATCH --time=01:03:00
+#SBATCH --output="/campaign/jobs/scaling-weak-nodes_64-6da0ef04.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --exclusive
+#SBATCH --account=abc123
+#SBATCH --constraint="gpu"
+#SBATCH --qos=regular
+#SBATCH --gpus-per-node=4
+#
+# Weak and strong scaling of data-parallel training
+# 2 cases, one after another, on Perlmutter (NERSC):
+#   scaling-weak-nodes_64 (id d22baae23403a015): 64 nodes x 4 ranks, 30 min at most
+#   scaling-weak-nodes_128 (id cb187a53ed691819): 128 nodes x 4 ranks, 30 min at most
+# Made by gfm-harness VERSION with `harness run scaling --system perlmutter`.
+# By hand: `sbatch jobs/scaling-weak-nodes_64-6da0ef04.sh`, or with the word `again` to have ended cases run anew.
+# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
+# shellcheck disable=SC1091  # environments are looked at where the job runs
+set -euo pipefail
+
+campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
+job=scaling-weak-nodes_64-6da0ef04
+script=${BASH_SOURCE[0]}
+[[ $script = /* ]] || script=$PWD/$script
+
+# A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
+job_id=${SLURM_JOB_ID:?this script is for sbatch}
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+again=${1:-}
+worst=0
+cd "$campaign"
+if ! [ -e "jobs/$job.sh" ]; then
+    echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
+    exit 2
+fi
+# A user without a name or a home, as in containers: libraries ask for both.
+export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
+if ! [ -w "${HOME:-}" ]; then
+    scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
+    (umask 077 && mkdir -p "$scratch")
+    [ -O "$scratch" ] || scratch=$(mktemp -d)
+    export HOME=${HOME:-$scratch} XDG_CACHE_HOME=${XDG_CACHE_HOME:-$scratch} MPLCONFIGDIR=${MPLCONFIGDIR:-$scratch}
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$scratch/triton}
+fi
+
+set +u
+module load cpe/24.07 PrgEnv-gnu/8.5.0 cray-mpich/8.1.30 craype-accel-nvidia80 cudatoolkit/12.9 gcc-native/13.2
+set -u
+
+absent=
+for program in cat cp cut date grep head mkdir mv rm sleep sort timeout uname wc sinfo srun; do
+    command -v "$program" > /dev/null || absent+=" $program"
+done
+if [ -n "$absent" ]; then
+    echo "error: programs that this job needs are not here:$absent" >&2
+    exit 69
+fi
+plugin=
+if [ -n "$plugin" ]; then
+    export NCCL_NET_PLUGIN="$plugin" NCCL_NET="AWS Libfabric" NCCL_NET_GDR_LEVEL=PHB NCCL_CROSS_NIC=1
+    export FI_CXI_DISABLE_HOST_REGISTER=1 FI_MR_CACHE_MONITOR=userfaultfd
+else
+    echo "warning: without the setting nccl_plugin NCCL talks over sockets" >&2
+fi
+export OMP_NUM_THREADS=8
+export PYTHONNOUSERSITE=1
+export MPICH_GPU_SUPPORT_ENABLED=1
+export MPICH_ENV_DISPLAY=0
+export NCCL_SOCKET_IFNAME=hsn
+export TRITON_CACHE_DIR="/tmp/triton-$UID"
+
+# check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
+# The files are of this job alone: a second job of the same script may run beside it.
+nodes=$campaign/jobs/$job.$job_id.nodes
+# shellcheck disable=SC2016,SC2089  # expanded on the nodes
+check='test "$(nvidia-smi --list-gpus | wc -l)" -eq 4'
+check_nodes() {
+    local up
+    sinfo --all --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %t' | grep -Ev ' (down|fail|unk)|[*]$' |
+        cut -d ' ' -f 1 | sort -u > "$nodes.up" || true
+    up=$(wc -l < "$nodes.up")
+    timeout -k 10 "$1" \
+        srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
+        "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
+    healthy=$(wc -l < "$nodes")
+    MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
+    echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
+}
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+# A scheduler that has just started a job may not be ready for its steps.
+for _ in 1 2 3; do
+    check_nodes 300
+    if [ "$healthy" -gt 0 ]; then break; fi
+    sleep 5
+done
+
+# same_nodes: whether all that were healthy still are, and the case was started.
+# A job that is being ended may be ended meanwhile.
+same_nodes() {
+    local before=$healthy
+    sleep 2
+    check_nodes 60
+    if [ "$(count_refusals)" -gt "$refusals" ]; then
+        echo "Slurm's controller did not answer srun, which started nothing"
+        for _ in 1 2 3; do
+            if [ "$healthy" -gt 0 ]; then break; fi
+            sleep 10
+            check_nodes 60
+        done
+        return 1
+    fi
+    [ "$healthy" -ge "$before" ]
+}
+
+# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, as a program's.
+count_refusals() {
+    { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
+        wc -l
+}
+
+# first N: the file that names the first N healthy nodes, as srun takes it.
+first() {
+    head -n "$1" "$nodes" | cut -d ' ' -f 1 > "$nodes.$1"
+    echo "$nodes.$1"
+}
+
+# keep_nodes N: those that the case takes, in a file of its folder.
+keep_nodes() {
+    head -n "$1" "$nodes" > ./nodes
+    refusals=$(count_refusals)
+}
+
+source "$HOME/gfm-harness-perlmutter/bin/activate"
+# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then
+    IFS=: read -ra entries <<< "$PYTHONPATH"
+    PYTHONPATH=
+    for entry in "${entries[@]}"; do
+        if [[ $entry = /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+    done
+fi
+python=python
+
+# Telemetry: the first rank of every node, and every rank with a GPU of its own, samples into its case's folder.
+export GFM_HARNESS_SAMPLER_S=5
+
+"$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
+
+# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+run_case() {
+    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    shift 4
+    cd "$campaign/$case"
+    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
+    if [ -e exit_code ]; then
+        echo "$case: has ended before"
+        return
+    fi
+    for need in $needed; do
+        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $need is not done" >&2
+            worst=75
+            return
+        fi
+    done
+    if [ "$wanted" -gt "$healthy" ]; then
+        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
+        worst=75
+        return
+    fi
+    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
+    if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
+        echo "$case: not run, since job $(cat claim) has it" >&2
+        worst=75
+        return
+    fi
+    if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
+    cp "$campaign/jobs/$job.provenance.json" provenance.json
+    echo "$case: started $(date '+%F %T')"
+    while true; do
+        status=0
+        keep_nodes "$wanted"
+        timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
+        if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
+        if [ "$wanted" -gt "$healthy" ]; then
+            echo "$case: lost with a node, and left for another job" >&2
+            worst=75
+            return
+        fi
+        echo "$case: lost with a node, and started again on others"
+        first "$wanted" > /dev/null
+    done
+    if [ "$status" -eq 124 ]; then
+        echo "stopped after $limit s, the time this case may take" >> stderr
+    fi
+    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    mv exit_code.part exit_code
+    echo "$case: exit code $status after $((SECONDS - began)) s"
+    if [ "$status" -ne 0 ]; then worst=1; fi
+}
+
+run_case scaling-weak-nodes_64-d22baae234 '' 64 1800 \
+    srun --nodes=64 --ntasks=256 --ntasks-per-node=4 \
+    --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 64)" \
+    --kill-on-bad-exit=1 --label \
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_64-d22baae234
+
+run_case scaling-weak-nodes_128-cb187a53ed '' 128 1800 \
+    srun --nodes=128 --ntasks=512 --ntasks-per-node=4 \
+    --cpus-per-task=32 --gpus-per-node=4 --gpu-bind=none --nodelist="$(first 128)" \
+    --kill-on-bad-exit=1 --label \
+    "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_128-cb187a53ed
+
+exit "$worst"

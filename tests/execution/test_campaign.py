@@ -1,0 +1,313 @@
+"""Real jobs on this machine: failures, resumption, a killed harness, two at once, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from harness.execution.journal import Journal
+from harness.execution.schedulers.local import LocalScheduler
+from harness.protocol import events
+from tests.conftest import ROOT, Harness, pages_of
+
+EAGER = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
+TINY = f"""\
+name: tiny
+title: A tiny ladder
+program: ladder
+parameters:
+  model: {{hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}}
+  stages: {EAGER}
+  batch_size: 2
+  batches: 2
+  rounds: 6
+  atoms: [2, 6]
+matrix:
+  workload: [random, crystals]
+  precision: [fp64]
+resources: {{minutes: 5}}
+"""
+
+
+def suite(folder: Path, text: str = TINY) -> None:
+    (folder / "tiny.yaml").write_text(text)
+
+
+# A shell that starts the tests in the background has interrupts ignored; the harness under test must hear them.
+HEARING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from harness.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HEARING, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for(path: Path, word: str, times: int = 1) -> None:
+    deadline = time.monotonic() + 300
+    while held(path).count(word) < times:
+        assert time.monotonic() < deadline, f"{path} never held {word} {times} times"
+        time.sleep(0.05)
+
+
+def held(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path)
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    for name in ("index.html", "report.md", "tables/ladder.csv", "tables/samples.csv", "scorecard.json"):
+        assert (out / name).stat().st_size > 0
+    table = pd.read_csv(out / "tables" / "ladder.csv")
+    assert set(table["workload"]) == {"random", "crystals"}
+    assert all((out / folder / "case.json").exists() for folder in table["folder"])
+    assert set(table.loc[table["stage"] != "branch_skip", "verdict"]) == {"ok"}
+    assert (table["samples"] == 6).all()
+    assert (table["ci_low"] <= table["structures_per_s"]).all()
+    assert (table["end_to_end_structures_per_s"] < table["structures_per_s"]).all()
+    assert (table["peak_bytes"] > 0).all()
+    assert (table["matrix_gflop"] > 0).all()
+    drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
+    costs = pd.read_csv(out / "tables" / "cost_cases.csv")
+    measured = costs["busy_cores"].notna()
+    assert costs.loc[~measured, "why_not"].notna().all()  # a busy machine takes too few samples, and the table says so
+    assert drawn == ({"tiny", "cost"} if measured.any() else {"tiny"})
+    assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
+
+    folders = sorted((out / "runs").glob("*/*/case.json"))
+    before = [(f.parent / "events.jsonl").read_bytes() for f in folders]
+    again = harness("run", "tiny.yaml", "--out", "out")
+    assert again.returncode == 0
+    assert again.stderr.count("done before") == 2
+    assert before == [(f.parent / "events.jsonl").read_bytes() for f in folders]
+
+
+def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path)
+    harness("run", "tiny.yaml", "--out", "out", "-n", "random")
+    campaign = (tmp_path / "out" / "runs" / "tiny-local").rename(tmp_path / "elsewhere")
+    folder = next(campaign.glob("tiny-random*"))
+    (folder / "events.jsonl").unlink()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GFM_HARNESS_CAMPAIGN": str(campaign)}
+    by_hand = ["bash", str(folder / "job.sh")]
+    passed_over = subprocess.run(by_hand, check=True, env=environment, capture_output=True, text=True)
+    assert "has ended before" in passed_over.stdout
+    assert not (folder / "events.jsonl").exists()
+    subprocess.run([*by_hand, "again"], check=True, env=environment)
+    assert [e["event"] for e in events.read(folder / "events.jsonl")][-1] == "done"
+    assert (folder / "exit_code").read_text().startswith("0\n")
+
+
+def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
+    model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
+    broken = tmp_path / "broken.safetensors"
+    broken.write_text("not a checkpoint")
+    text = TINY.replace(model, "").replace("  precision", f"  checkpoint: [painn-64, {broken}]\n  precision")
+    suite(tmp_path, text.replace("workload: [random, crystals]", "workload: [random]"))
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 3
+    assert "failed with exit code 2" in done.stderr
+    assert f"error: {broken}: not a readable checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+    page = pages_of(tmp_path / "out")
+    assert "Not complete" in page
+    assert "not a readable checkpoint" in page
+    assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
+
+    broken.write_bytes((ROOT / "harness" / "reference" / "models" / "shipped" / "painn-64.safetensors").read_bytes())
+    untouched = harness("run", "tiny.yaml", "--out", "out")
+    assert untouched.returncode == 3
+    assert "--retry" in untouched.stderr
+    again = harness("run", "tiny.yaml", "--out", "out", "--retry")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("done before") == 1
+    assert len(list((tmp_path / "out" / "runs").glob("*/*/attempt-1/stderr"))) == 1
+
+
+def test_a_killed_harness_leaves_a_job_that_the_next_one_joins(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 150").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
+    wait_for(log, "sample")
+    first.kill()
+    first.wait()
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    lines = list(events.read(log))
+    assert sum(e["event"] == "start" for e in lines) == 1
+    assert sum(e["event"] == "sample" for e in lines) == 150 * 5 * 2
+    assert journal.read_text().count('"submitted"') == 1
+    assert not Journal(journal.parent).open
+
+
+def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    folder = next(journal.parent.glob("tiny-*"))
+    for attempt in (1, 2):
+        wait_for(journal, '"submitted"', attempt)
+        wait_for(folder / "events.jsonl", "sample")
+        LocalScheduler(journal.parent).cancel(list(Journal(journal.parent).open), force=True)
+        if attempt == 1:
+            wait_for(folder / "attempt-1" / "events.jsonl", "sample")
+    assert first.wait(300) == 3
+    assert first.stderr is not None
+    assert "lost (its job is gone and left no exit code; tried 2 times)" in first.stderr.read()
+    table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
+    assert set(table["case_state"]) == {"lost"}
+    assert (table["samples"] > 0).all()
+    assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
+
+
+def test_a_program_that_outlives_its_jobs_shell_is_not_run_again(harness: Harness, tmp_path: Path) -> None:
+    """Nobody is there to write its exit code; its own last event says that it has come to its end."""
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, '"submitted"')
+    folder = next(journal.parent.glob("tiny-*"))
+    wait_for(folder / "events.jsonl", "sample")
+    [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
+    shell.kill()
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert not (folder / "exit_code").exists(), "the case that this test is about"
+    lines = list(events.read(folder / "events.jsonl"))
+    assert sum(e["event"] == "start" for e in lines) == 1
+    assert not list(folder.glob("attempt-*"))
+    assert journal.read_text().count('"submitted"') == journal.read_text().count('"ended"') == 1
+    assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("1 done\n")
+    assert set(pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")["case_state"]) == {"done"}
+
+
+def test_a_program_that_dies_after_its_jobs_shell_is_run_again(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 300").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, '"submitted"')
+    folder = next(journal.parent.glob("tiny-*"))
+    wait_for(folder / "events.jsonl", "sample")
+    [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
+    program = events.last_run(folder / "events.jsonl")[0]["pid"]
+    shell.kill()
+    os.kill(program, signal.SIGKILL)
+    wait_for(journal, '"submitted"', 2)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(300) == 130
+    assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
+
+
+def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    wait_for(next(journal.parent.glob("tiny-*")) / "events.jsonl", "start")
+    second = harness("run", "tiny.yaml", "--out", "out")
+    assert second.returncode == 2
+    assert "another harness is running this campaign" in second.stderr
+    assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
+    first.send_signal(signal.SIGINT)
+    assert first.wait(300) == 130
+    assert "lost" in harness("status", "tiny.yaml", "--out", "out").stdout
+    log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
+    size = log.stat().st_size
+    time.sleep(1.0)
+    assert log.stat().st_size == size, "the interrupted job goes on"
+
+
+def test_a_stage_that_cannot_run_is_shown_and_the_others_stay(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a C++ compiler torch.compile has nothing to compile with, nor have our own operators."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty-cache"))
+    text = TINY.replace("batched_heads]", "batched_heads, torch_compile, fused_messages]")
+    text = text.replace("[random, crystals]", "[random]")
+    suite(tmp_path, text)
+    done = harness("run", "tiny.yaml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv").set_index("stage")
+    assert table.loc["torch_compile", "verdict"].startswith("not available: ")
+    assert table.loc["fused_messages", "verdict"] == "not available: no C++ compiler 'no-such-compiler'"
+    assert table.loc["batched_heads", "verdict"] == "ok"
+    scores = json.loads((tmp_path / "out" / "scorecard.json").read_text())
+    (score,) = [s for s in scores if s["id"] == "ladder-speedup-fp64"]
+    assert score["verdict"] == "not run"
+    assert "not available" in score["reason"]
+
+
+def test_no_job_is_begun_that_may_cost_more_than_allowed(harness: Harness, tmp_path: Path) -> None:
+    suite(tmp_path)
+    dear = harness("run", "tiny.yaml", "--out", "out", "--max-node-hours", "0.16")
+    assert dear.returncode == 2
+    assert dear.stderr.startswith("error: up to 0.1667 node-hours, and --max-node-hours is 0.16; nothing was submitted")
+    assert not (tmp_path / "out").exists()
+    assert harness("plan", "tiny.yaml", "--max-node-hours", "0.16").returncode == 2
+    assert harness("plan", "tiny.yaml", "--max-node-hours", "0.17").returncode == 0
+
+
+@pytest.mark.slow
+def test_what_another_selection_submitted_is_gathered_rightly(harness: Harness, tmp_path: Path) -> None:
+    """A harness killed in a run of all cases; the next runs only one: the other's end is not taken for a loss."""
+    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))
+    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
+    wait_for(journal, "submitted")
+    first.kill()
+    first.wait()
+    log = next(journal.parent.glob("tiny-random-*")) / "events.jsonl"
+    wait_for(log, '"done"')
+    assert harness("run", "tiny.yaml", "--out", "out", "-n", "crystals").returncode == 0
+    assert '"lost"' not in journal.read_text()
+    assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("2 done\n")
+
+
+def test_sanity_and_figures_of_merit_judge_a_case(harness: Harness, tmp_path: Path) -> None:
+    checks = """\
+sanity:
+  - {event: sample, at_least: 12}
+  - {event: sample, field: device_s, above: LIMIT}
+performance:
+  - {name: time, event: sample, field: device_s, reference: 1.0e-9, tolerance: 0.5, direction: lower_is_better, unit: s}
+"""
+    suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "1000"))
+    failed = harness("run", "tiny.yaml", "--out", "out")
+    assert failed.returncode == 3
+    assert "failed (sanity: sample: device_s is" in failed.stderr
+    suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "0"))
+    assert harness("run", "tiny.yaml", "--out", "out", "--retry").returncode == 0
+    checked = harness("check", "--out", "out")
+    assert checked.returncode == 1
+    assert "tiny-random-fp64 time: worse" in checked.stdout
+    assert "Figures of merit" in pages_of(tmp_path / "out")

@@ -1,0 +1,348 @@
+"""The PBS client: recorded answers of real servers from a stand-in, and a real qsub, qstat and qdel over Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.execution.schedulers import command, pbs
+from harness.execution.schedulers.base import Ending, Queued, QueueFull, Refused
+from harness.execution.schedulers.command import CommandFailed, SchedulerBusy
+from harness.execution.schedulers.pbs import PbsScheduler
+from tests.support import fake_schedulers as stand_ins
+from tests.support.fake_schedulers import Programs, says
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LOGNAME", "pbsuser")
+    monkeypatch.setattr(command, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(command, "LONGEST_PAUSE_S", 0.002)
+    return Programs(tmp_path, "qstat", "qsub", "qdel")
+
+
+def prints(name: str, code: int = 0) -> str:
+    return stand_ins.prints(RECORDED / name, code)
+
+
+def jobs_of(*records: tuple[str, str]) -> str:
+    """One answer with several recorded jobs, each under an id of its own."""
+    head = json.loads((RECORDED / "queued.json").read_text())
+    head["Jobs"] = {
+        number: next(iter(json.loads((RECORDED / name).read_text())["Jobs"].values())) for number, name in records
+    }
+    return f"cat << 'END'\n{json.dumps(head, indent=4)}\nEND\nexit 0"
+
+
+@pytest.mark.parametrize(
+    ("file", "user", "expected"),
+    [
+        ("queued.json", "user1", ["waiting"]),
+        ("held.json", "user2", ["waiting"]),
+        ("running.json", "user3", ["running"]),
+        ("requeued.json", "pbsuser", ["waiting"]),
+        ("requeued-running.json", "pbsuser", ["running"]),
+        ("running.txt", "testu", ["running"]),
+        ("finished.json", "pbsuser", []),
+        ("finished.txt", "pbsuser", []),
+        ("failed.json", "pbsuser", []),
+        ("walltime.json", "pbsuser", []),
+        ("walltime-text.json", "pbsuser", []),
+        ("walltime-old.json", "pbsuser", []),
+        ("deleted.json", "pbsuser", []),
+        ("deleted-queued.json", "pbsuser", []),
+        ("no-jobs.json", "pbsuser", []),
+    ],
+)
+def test_every_recorded_job_is_known_by_its_name(
+    server: Programs, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("LOGNAME", user)
+    server.answers("qstat", prints(file))
+    names = ["STDIN", "pyannote", "swrap_01", "pbs_sleep", "myscript_1"]
+    assert [queued.state for queued in PbsScheduler().queue(names)] == expected
+
+
+def test_no_recorded_file_is_left_out() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in RECORDED.iterdir() if f'"{path.name}"' not in text and path.suffix != ".md"] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("finished.json", Ending("finished with Exit_status 0", "completed")),
+        ("failed.json", Ending("finished with Exit_status 3", "exited")),
+        ("finished.txt", Ending("finished with Exit_status 0", "completed")),
+        ("walltime.json", Ending("walltime exceeded", "failed")),
+        ("walltime-text.json", Ending("walltime exceeded", "failed")),
+        ("walltime-old.json", Ending("ended by signal 15", "failed")),
+        ("deleted.json", Ending("deleted while it ran", "cancelled")),
+        ("deleted-queued.json", Ending("deleted while it waited", "cancelled")),
+        ("requeued.json", Ending("state Q", "alive")),
+        ("requeued-running.json", Ending("state R", "alive")),
+        ("held.json", Ending("state H", "alive")),
+        ("running.json", Ending("state R", "alive")),
+        ("running.txt", Ending("state R", "alive")),
+    ],
+)
+def test_why_a_recorded_job_ended(server: Programs, file: str, expected: Ending) -> None:
+    text = (RECORDED / file).read_text()
+    job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
+    server.answers("qstat", prints(file))
+    assert PbsScheduler().endings([job]) == {job: expected}
+
+
+def test_what_pbs_could_not_run_may_be_tried_again() -> None:
+    assert pbs.ending_of({"job_state": "F", "Exit_status": -3}) == Ending(
+        "PBS could not run it (Exit_status -3)", "again"
+    )
+
+
+def test_broken_json_is_asked_for_as_text(server: Programs) -> None:
+    """The text tells the same of the job as sound JSON would."""
+    with pytest.raises(ValueError, match="delimiter"):
+        pbs.parse_json((RECORDED / "broken.json").read_text())
+    server.answers("qstat", f"case $* in *json*) {prints('broken.json')};; *) {prints('finished.txt')};; esac")
+    assert PbsScheduler().queue(["pbs_sleep"]) == []
+    assert PbsScheduler().endings(["40.pbs"])["40.pbs"].kind == "completed"
+    assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
+    assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
+    sound = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
+    told = pbs.parse_text((RECORDED / "finished.txt").read_text())["40.pbs"]
+    same = {name for name, value in sound.items() if not isinstance(value, dict)}
+    assert {name: str(sound[name]) for name in same} == {name: told[name] for name in same}
+
+
+def test_a_variable_of_the_user_is_no_field() -> None:
+    """Values go on in lines that begin with a tab; one of them may look like a field."""
+    text = "Job Id: 1.pbs\n    Job_Name = mine\n    Variable_List = A=x,\n\tJob_Name = other\n    job_state = R\n"
+    assert pbs.parse_text(text) == {
+        "1.pbs": {"Job_Name": "mine", "Variable_List": "A=x,Job_Name = other", "job_state": "R"}
+    }
+
+
+def test_one_question_for_many_jobs_and_none_without(server: Programs) -> None:
+    scheduler = PbsScheduler()
+    assert scheduler.queue([]) == []
+    assert server.calls == []
+    names = ("requeued.json", "requeued-running.json", "finished.json", "queued.json", "running.json")
+    server.answers("qstat", jobs_of(*((f"{k}.pbs", name) for k, name in enumerate(names))))
+    found = scheduler.queue(["pbs_sleep", "swrap_01", "STDIN"])
+    assert [(queued.id, queued.state) for queued in found] == [("0.pbs", "waiting"), ("1.pbs", "running")]
+    assert scheduler.queue(["other"]) == []
+    assert [queued.id for queued in scheduler.queue((), ["1.pbs", "2.pbs"])] == ["1.pbs"]
+    assert server.calls == ["qstat -f -F json", "qstat -f -F json", "qstat -f 1.pbs 2.pbs"]
+
+
+def test_a_job_that_waits_tells_why(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "user2")
+    server.answers("qstat", prints("held.json"))
+    [held] = PbsScheduler().queue(["pyannote"])
+    assert isinstance(held, Queued)
+    assert held.reason != ""
+
+
+@pytest.mark.parametrize("code", [255, 183, 35])
+def test_a_qstat_that_fails_is_asked_again(server: Programs, code: int) -> None:
+    """Such a server prints the head of an answer all the same, which would say that there are no jobs."""
+    server.answers("qstat", prints("no-jobs.json", code), prints("no-jobs.json", code), prints("requeued.json"))
+    assert len(PbsScheduler().queue(["pbs_sleep"])) == 1
+    assert len(server.calls) == 3
+
+
+def test_a_qstat_that_keeps_failing_is_no_empty_queue(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(command.PATIENCE_VARIABLE, "0.05")
+    server.answers("qstat", says("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
+    with pytest.raises(SchedulerBusy, match="cannot connect"):
+        PbsScheduler().queue(["pbs_sleep"])
+
+
+def test_a_forgotten_job_and_a_server_without_history_have_no_endings(server: Programs) -> None:
+    for said, code in (
+        ("qstat: Unknown Job Id 7.pbs", 153),
+        ("qstat: PBS is not configured to maintain job history", 18),
+    ):
+        server.answers("qstat", says(said, code))
+        assert PbsScheduler().endings(["7.pbs"]) == {}
+
+
+def test_submit_tells_the_id_and_hands_on_what_comes_before(server: Programs) -> None:
+    server.answers("qsub", "echo 12.pbs", "echo 13.pbs")
+    scheduler = PbsScheduler()
+    assert scheduler.submit(Path("jobs/a.sh"), "a") == "12.pbs"
+    assert scheduler.submit(Path("jobs/b.sh"), "b", ["12.pbs", "11.pbs"]) == "13.pbs"
+    assert server.calls == ["qsub jobs/a.sh", "qsub -W depend=afterany:12.pbs:11.pbs jobs/b.sh"]
+
+
+def test_a_qsub_that_fails_for_a_while(server: Programs) -> None:
+    away = says("qsub: cannot connect to server pbs (errno=15010)", 1)
+    server.answers("qstat", prints("no-jobs.json"))
+    server.answers("qsub", away, away, "echo 14.pbs")
+    assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
+
+
+@pytest.mark.parametrize("answer", [says("qsub: End of File", 190), "exit 0"])
+def test_a_qsub_that_was_heard_is_not_repeated(server: Programs, answer: str) -> None:
+    """Its answer is lost, and the job is in the queue."""
+    server.answers("qsub", answer)
+    server.answers("qstat", prints("requeued.json"))
+    [job] = pbs.parse_json((RECORDED / "requeued.json").read_text())
+    assert PbsScheduler().submit(Path("a.sh"), "pbs_sleep") == job
+    assert [call for call in server.calls if call.startswith("qsub")] == ["qsub a.sh"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "qsub: Unknown queue",
+        "qsub: Account_Name is required to be set.",
+        "qsub: Resource: filesystems is required to be set.",
+        "qsub: Job violates queue and/or server resource limits",
+        "qsub: Access to queue is denied",
+    ],
+)
+def test_what_is_never_taken_is_not_tried_again(server: Programs, said: str) -> None:
+    server.answers("qsub", says(said, 171))
+    with pytest.raises(Refused, match=said.removeprefix("qsub: ")):
+        PbsScheduler().submit(Path("a.sh"), "a")
+    assert server.calls == ["qsub a.sh"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "would exceed queue prod's per-user limit of jobs in 'Q' state",
+        "would exceed complex's per-user limit of jobs in 'Q' state",
+        "would exceed queue generic's per-user limit",
+        "would exceed complex's per-user limit",
+        "would exceed queue prod's per-group limit",
+        "would exceed complex's per-project limit",
+        "would exceed limit on resource ncpus in complex",
+        "would exceed per-user limit on resource ncpus in queue prod",
+        "would exceed per-project limit on resource ncpus in complex for jobs in 'Q' state",
+        "would exceed group users's limit on resource ncpus in queue prod",
+        "Maximum number of jobs already in queue",
+        "Maximum number of jobs already in queue prod",
+        "Maximum number of jobs for user pbsuser already in complex",
+        "Maximum number of jobs in 'Q' state for project p already in queue prod",
+        "Queue is not enabled",
+        "Request not allowed: Server shutting down",
+    ],
+)
+def test_a_full_queue_is_no_refusal(server: Programs, said: str) -> None:
+    """Words of OpenPBS, src/lib/Liblog/pbs_messages.c."""
+    server.answers("qsub", says(f"qsub: {said}", 223))
+    with pytest.raises(QueueFull, match=re.escape(said)):
+        PbsScheduler().submit(Path("a.sh"), "a")
+    assert server.calls == ["qsub a.sh"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cannot connect to server pbs (errno=15010)", "No free connections", "End of File", "Batch protocol error",
+        "PBS server internal error", "Resource temporarily unavailable", "Expired credential",
+    ],
+)  # fmt: skip
+def test_a_server_that_is_away_is_asked_again_and_reported(
+    server: Programs, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answers("qsub", says(f"qsub: {said}", 1), says(f"qsub: {said}", 1), "echo 14.pbs")
+    assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
+    assert capfd.readouterr().err == f"qsub: qsub: {said}; trying again for up to 600 s\n"
+
+
+@pytest.mark.parametrize("said", ["Unknown Job Id 11.pbs", "Invalid Job Dependency", "Job has finished"])
+def test_a_dependency_that_has_ended_is_dropped(server: Programs, said: str) -> None:
+    """The script looks at the cases that it needs by itself."""
+    server.answers("qsub", f"case $* in *11.pbs*) {says(f'qsub: {said}', 153)};; *) echo 13.pbs;; esac")
+    text = (RECORDED / "running.txt").read_text()
+    [job] = pbs.parse_text(text)
+    (server.folder / "one.txt").write_text(text.replace(job, "12.pbs"))
+    server.answers("qstat", f"echo 'qstat: Unknown Job Id 11.pbs' >&2; cat {server.folder}/one.txt; exit 153")
+    assert PbsScheduler().submit(Path("c.sh"), "c", ["11.pbs", "12.pbs"]) == "13.pbs"
+    assert server.calls[-1] == "qsub -W depend=afterany:12.pbs c.sh"
+    server.answers("qstat", says("qstat: Unknown Job Id 11.pbs", 153))
+    assert PbsScheduler().submit(Path("c.sh"), "c", ["11.pbs"]) == "13.pbs"
+    assert server.calls[-1] == "qsub c.sh"
+
+
+@pytest.mark.parametrize(
+    ("answer", "job"),
+    [
+        ("14.pbs-01.site.gov", "14.pbs-01.site.gov"),
+        ("Welcome to PBS 2022.1.1\n14[].pbs\n", "14[].pbs"),
+        ("14.pbs\nyour project has 3 hours left\n", "14.pbs"),
+        ("14", "14"),
+    ],
+)
+def test_the_id_is_the_last_line_that_is_one(server: Programs, answer: str, job: str) -> None:
+    server.answers("qsub", f"cat << 'END'\n{answer}\nEND")
+    assert PbsScheduler().submit(Path("a.sh"), "a") == job
+
+
+def test_a_qsub_that_says_no_id_is_not_repeated(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(command.PATIENCE_VARIABLE, "0.1")
+    server.answers("qsub", "echo thank you")
+    server.answers("qstat", prints("no-jobs.json"))
+    with pytest.raises(SchedulerBusy, match="no job id in its answer 'thank you'"):
+        PbsScheduler().submit(Path("a.sh"), "a")
+    assert server.calls_of("qsub") == ["qsub a.sh"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_hopeless", "reason"),
+    [
+        ({"job_state": "H", "Hold_Types": "u"}, True, "held (Hold_Types u)"),
+        ({"job_state": "H", "comment": "job held, too many failed attempts to run"}, True, "job held, too many failed"),
+        ({"job_state": "Q", "comment": "Can Never Run: Insufficient amount of resource: ncpus"}, True, "Can Never Run"),
+        ({"job_state": "Q", "comment": "Not Running: Not enough free nodes available"}, False, "Not Running"),
+        ({"job_state": "H", "Hold_Types": "s", "depend": "afterany:11.pbs@pbs"}, False, ""),
+    ],
+)
+def test_jobs_that_will_not_start_are_known(
+    server: Programs, change: dict[str, str], is_hopeless: bool, reason: str
+) -> None:
+    """Comments of pbs_sched; a job that waits for another is held too, and starts by itself."""
+    fields = {"Job_Name": "a", **change}
+    lines = "".join(f"    {name} = {value}\n" for name, value in fields.items())
+    server.answers("qstat", f"cat << 'END'\nJob Id: 12.pbs\n{lines}\nEND")
+    [queued] = PbsScheduler().queue((), ["12.pbs"])
+    assert queued.is_hopeless == is_hopeless
+    assert queued.reason.startswith(reason)
+
+
+def test_a_job_that_has_gone_hides_no_other(server: Programs) -> None:
+    text = (RECORDED / "running.txt").read_text()
+    [job] = pbs.parse_text(text)
+    (server.folder / "one.txt").write_text(text)
+    server.answers("qstat", f"cat {server.folder}/one.txt; echo 'qstat: 7.pbs Job has finished' >&2; exit 35")
+    assert [queued.id for queued in PbsScheduler().queue((), ["7.pbs", job])] == [job]
+    server.answers("qstat", says("qstat: Unknown Job Id 7.pbs", 153))
+    assert PbsScheduler().queue((), ["7.pbs"]) == []
+
+
+def test_cancel_asks_for_every_job_though_some_have_ended(server: Programs) -> None:
+    gone = [says("qdel: Job has finished 1.pbs", 35), says("qdel: Unknown Job Id 2.pbs", 153)]
+    server.answers("qdel", *gone, "exit 0", says("qdel: cannot connect to server pbs (errno=111)", 1), "exit 0")
+    scheduler = PbsScheduler()
+    scheduler.cancel(["1.pbs", "2.pbs", "3.pbs"])
+    with pytest.raises(CommandFailed, match="cannot connect"):
+        scheduler.cancel(["4.pbs", "5.pbs"], force=True)
+    assert server.calls[2:] == ["qdel 3.pbs", "qdel -W force 4.pbs", "qdel -W force 5.pbs"]
+
+
+def test_a_machine_without_pbs_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CommandFailed, match="qstat: no such command"):
+        PbsScheduler().queue(["a"])
+    with pytest.raises(Refused, match="qsub: no such command"):
+        PbsScheduler().submit(Path("a.sh"), "a")

@@ -1,0 +1,136 @@
+"""The data suite from the command line to the report: stores are made, then read in every mode by one and two ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.cli.main import main
+from harness.config import resources
+from harness.config import suite as suites
+from harness.protocol import events
+from harness.protocol.parameters import DataParameters
+from harness.reference.datasets.catalog import SOURCES
+from harness.reference.programs.data.config import MODES, DataConfig
+from harness.reference.storage.adios.writer import BPFile
+from tests.reference.datasets.readers.official import write_ani1x
+
+SETS = ("mptrj", "ani1x")
+SUITE = """\
+name: small-data
+title: Two datasets
+program: data
+parameters:
+  source: "{{ settings.data }}"
+  cutoff: 5.0
+  max_neighbours: 20
+  workers: 1
+  batch_size: 16
+  batches: 3
+  rounds: 2
+matrix:
+  task: [convert, read]
+  dataset: [mptrj, ani1x, all]
+  per_node: [1, 2]
+where:
+  - (task == 'read') == (dataset == 'all')
+  - task == 'read' or per_node == 1
+after:
+  - {cases: {task: read}, needs: {task: convert, per_node: 1}, across: [dataset]}
+resources: {ranks_per_node: "{{ per_node }}", minutes: 10}
+"""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One dataset from official files, one that is stood in for."""
+    folder = tmp_path_factory.mktemp("data")
+    write_ani1x_folder(folder / "official" / "ani1x")
+    (folder / "small.yaml").write_text(SUITE)
+    words = ["run", str(folder / "small.yaml"), "--out", str(folder / "out"), "-q"]
+    assert main([*words, "-S", f"data={folder / 'official'}"]) == 0
+    return folder / "out"
+
+
+def write_ani1x_folder(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    write_ani1x(folder / "ani1x-release.h5", {f"g{k}": 10 for k in range(30)})
+
+
+def facts(out: Path, case: str) -> dict[str, object]:
+    (folder,) = (out / "runs" / "small-data-local").glob(f"small-data-{case}-*")
+    return {e["name"]: e["value"] for e in events.read(folder / "events.jsonl") if e["event"] == "fact"}
+
+
+def test_suites_may_ask_for_exactly_what_there_is() -> None:
+    assert set(DataParameters.model_fields) == set(DataConfig.__dataclass_fields__)
+
+
+def test_the_shipped_suite_has_all_sixteen_and_reads_them_together() -> None:
+    suite = suites.load(resources.find("suites", "data"))
+    assert suite.matrix["dataset"] == [*(s.slug for s in SOURCES), "all"]
+    assert suite.parameters["modes"] == list(MODES)
+
+
+def test_official_files_are_taken_where_there_are_some_and_a_stand_in_elsewhere(out: Path) -> None:
+    table = pd.read_csv(out / "tables" / "datasets.csv").set_index("slug")
+    assert table.loc["ani1x", "role"] == "official"
+    assert table.loc["mptrj", "role"] == "sample"
+    assert table.loc["ani1x", "structures"] == 300
+    assert sum(facts(out, "convert-ani1x")["conversion"]["splits"].values()) == 300  # type: ignore[index]
+
+
+def test_every_mode_is_measured_with_one_rank_and_with_two(out: Path) -> None:
+    table = pd.read_csv(out / "tables" / "reading.csv")
+    assert {(m, r) for m, r in zip(table["mode"], table["ranks"], strict=True)} == {
+        (m, r) for m in MODES for r in (1, 2)
+    }
+    assert (table["us_per_sample"] > 0).all()
+    assert (table["batches"] == 6).all()
+    assert facts(out, "read-all-per_node_2")["reading"][0]["sets"] == ["ani1x", "mptrj"]  # type: ignore[index]
+
+
+def test_the_report_tells_of_data_and_calls_things_by_their_names(out: Path) -> None:
+    page = (out / "report.md").read_text(encoding="utf-8")
+    assert "sample of MPTrj" in page
+    assert "files of ANI1x" in page
+    assert "wB97X/6-31G(d)" in page
+
+
+def test_stores_of_a_campaign_can_be_trained_on(out: Path) -> None:
+    suite = """\
+name: on-stores
+title: On stores
+program: data_parallel
+parameters: {precision: fp32, batch_size: 2, steps: 2, epochs: 2,
+  model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8},
+  stores: "{{ settings.stores }}", read: distributed, sampling: assigned}
+resources: {ranks_per_node: 2, minutes: 5}
+"""
+    (out / "on-stores.yaml").write_text(suite)
+    stores = out / "runs" / "small-data-local"
+    words = ["run", str(out / "on-stores.yaml"), "--out", str(out / "second"), "-q", "-S", f"stores={stores}"]
+    assert main(words) == 0
+    (log,) = (out / "second" / "runs" / "on-stores-local").glob("*/events.jsonl")
+    (workload,) = (e["value"] for e in events.read(log) if e["event"] == "fact" and e["name"] == "workload")
+    assert {s["set"]: s["role"] for s in workload["sets"]} == {"ani1x": "official", "mptrj": "sample of MPTrj"}
+
+
+def test_reading_without_stores_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from harness.reference import __main__ as program
+
+    case = {"id": "1", "program": "data", "parameters": {"task": "read", "dataset": "all"}, "after": []}
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    assert program.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: no store: this case reads what the conversions before it have made\n"
+
+
+def test_a_store_says_itself_what_it_is(out: Path) -> None:
+    (path,) = (out / "runs" / "small-data-local").glob("small-data-convert-mptrj-*/store/mptrj.bp")
+    with BPFile(path) as file:
+        assert file.attributes["about"]["role"] == "sample of MPTrj"
+        assert file.attributes["cutoff_angstrom"] == 5.0
+        assert "PBE" in file.attributes["about"]["level"]

@@ -1,0 +1,180 @@
+"""From the events of searches to tables, figures, a section of the report, and the suite of the best points."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.cli.main import main
+from harness.config import resources, suite
+from harness.config import system as systems
+from harness.experiments.hpo.metrics import importance, pareto, search_tables
+from harness.planning.expand import expand
+from harness.protocol.events import EventLog
+from harness.report.render import report
+from harness.results.runs import load
+from tests.conftest import pages_of
+
+SPACE = {
+    "hidden_dim": {"low": 16, "high": 64, "log": False},
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "radial_type": {"values": ["bessel", "gaussian"]},
+}
+BEGAN = 1_700_000_000.0
+
+
+def trial(number: int, objective: float | None, backbone: str = "mace", **changes: Any) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    if objective is not None:
+        errors = {"energy_mae_ev_per_atom": -objective, "force_mae_ev_per_a": -objective}
+        measured = errors | {"graphs_per_s": 50.0 - number, "epochs": 2}
+    return {
+        "trial": number, "backbone": backbone, "state": "done" if measured else "timeout", "reason": None,
+        "configuration": {"hidden_dim": 16 + 8 * number, "learning_rate": 1e-3, "radial_type": "bessel"},
+        "objective": objective, **measured, "began_s": BEGAN + 60 * number, "ended_s": BEGAN + 60 * number + 90,
+        "nodes": [f"n{number}"], "node_hours": 0.5, "folder": f"trials/{number:04d}",
+    } | changes  # fmt: skip
+
+
+def searched(out: Path, search: str, trials: list[dict[str, Any]], exit_code: int | None = 0) -> None:
+    folder = out / "runs" / "hpo-slurm" / f"hpo-{search}-1"
+    folder.mkdir(parents=True)
+    parameters = {"space": {}, "trial": {"model": {"cutoff": 4.5}}}
+    case = {"id": search, "name": f"hpo-{search}", "suite": "hpo", "program": "hpo", "system": "slurm",
+            "parameters": parameters, "point": {"search": search}}  # fmt: skip
+    (folder / "case.json").write_text(json.dumps(case))
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    log.fact("warm_start", {"told": 3, "outside": 2, "failed": 1})
+    log.fact("search", {"space": SPACE, "backbone": search, "evaluations": 6, "trial": {}})
+    for one in trials:
+        log.write("trial", **one)
+        (folder / one["folder"]).mkdir(parents=True)
+        EventLog(folder / one["folder"] / "events.jsonl").write("start")
+    if exit_code == 0:
+        log.fact("overhead", {"optimizer_s": 5.0, "search_s": 400.0})
+        log.write("done")
+    if exit_code is not None:
+        (folder / "exit_code").write_text(f"{exit_code}\n")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    searched(tmp_path, "mace", [trial(k, v) for k, v in enumerate([-3.0, None, -1.0, -2.0, -0.5, -0.4])])
+    searched(
+        tmp_path, "painn", [trial(0, -0.2, "painn"), trial(1, None, "painn", state="lost", reason="lost with n1")], 1
+    )
+    return tmp_path
+
+
+def test_tables_of_a_whole_and_of_half_a_search(out: Path) -> None:
+    tables = search_tables(load(out / "runs"))
+    mace = tables.trials[tables.trials["search"] == "mace"]
+    assert mace["best_so_far"].tolist() == [-3.0, -3.0, -1.0, -1.0, -0.5, -0.4]
+    assert mace["spent_node_hours"].tolist() == pytest.approx([0.5 * k for k in range(1, 7)])
+    assert mace["ended_h"].tolist() == pytest.approx([(60 * k + 90) / 3600 for k in range(6)])
+    searches = tables.searches.set_index("search")
+    assert searches.loc["mace", ["trials", "done", "timeout", "lost"]].tolist() == [6, 5, 1, 0]
+    assert searches.loc["painn", ["state", "trials", "lost", "left_out_before"]].tolist() == ["failed", 2, 1, 3]
+    assert searches.loc["mace", "overhead"] == pytest.approx(5.0 / (6 * 90))
+    assert tables.best.set_index("backbone")["trial"].to_dict() == {"mace": 5, "painn": 0}
+    # painn's trial 0 is best in accuracy; of mace's none is faster and as good
+    assert set(zip(*(tables.trials[tables.trials["on_front"]][k] for k in ("search", "trial")), strict=True)) == {
+        ("painn", 0)
+    }
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    a = np.array([1.0, 2.0, 3.0, 2.0, math.nan, 1.0])
+    b = np.array([3.0, 2.0, 1.0, 1.5, 9.0, 3.0])
+    assert pareto(a, b).tolist() == [True, True, True, False, False, True]
+
+
+def test_importance_finds_what_decides_and_nothing_else() -> None:
+    draw = np.random.default_rng(1)
+    rows = []
+    for k in range(40):
+        values = {"decides": draw.uniform(), "idle": draw.uniform(), "word": "ab"[k % 2], "fixed": 3}
+        objective = -(values["decides"] ** 2) + (0.02 if values["word"] == "a" else 0.0)
+        common = {"campaign": "c", "case": "x", "search": "s", "trial": k, "objective": objective}
+        rows += [{**common, "hyperparameter": n, "value": v} for n, v in values.items()]
+    found = importance(pd.DataFrame(rows)).set_index("hyperparameter")
+    assert set(found.index) == {"decides", "idle", "word"}
+    assert found.loc["decides", "explained"] > 0.9
+    assert found.loc["decides", "direction"] == -1
+    assert found.loc["decides", "p_value"] < 0.001
+    assert found.loc["idle", "p_value"] > 0.05
+    assert found.loc["word", "kind"] == "choice"
+
+
+def test_the_report_shows_searches_for_what_they_are(out: Path) -> None:
+    report(out)
+    page = pages_of(out)
+    assert "2 searches by Bayesian optimization (DeepHyper), 8 trials: 6 done, 1 timeout, 1 lost" in page
+    assert "Not complete, and read as far as they went: hpo-painn (failed, 2 of 6)." in page
+    assert "lost with n1" in page
+    assert str(out) not in page, "pages are read elsewhere too"
+    assert "/trials/" in page
+    for table in ("searches", "trials", "best", "points", "importance"):
+        assert len(pd.read_csv(out / "tables" / f"hpo_{table}.csv"))
+    for figure in ("best", "front", "hpo-mace-points", "hpo-painn-points"):
+        assert (out / "figures" / f"hpo-slurm-{figure}.svg").exists()
+
+
+def test_the_best_points_become_a_suite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote", "hpo-slurm", "--out", str(out)]) == 0
+    assert str(out / "pretrain-promoted.yaml") in capsys.readouterr().out
+    for system in ("local", "slurm", "frontier", "aurora"):
+        given = {"account": "a"} if system in ("frontier", "aurora") else {}
+        site = systems.load(resources.find("systems", system), given)
+        plan = expand(suite.load(out / "pretrain-promoted.yaml", system), site)
+        by_name = {case.point["backbone"]: case.parameters for case in plan.cases}
+        assert by_name["mace"]["model"] == {
+            "backbone": "mace", "hidden_dim": 56, "radial_type": "bessel", "cutoff": 4.5
+        }  # fmt: skip
+        assert by_name["painn"]["learning_rate"] == 1e-3
+        assert plan.cases[0].nodes == {"local": 1, "slurm": 2}.get(system, 2048)
+    assert main(["promote", "hpo-slum", "--out", str(out)]) == 2
+    assert "did you mean 'hpo-slurm'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("space: {hiden_dim: {low: 1, high: 2}}", "unknown hyperparameter 'hiden_dim' (did you mean 'hidden_dim'?)"),
+        ("space: {hidden_dim: {low: 2, high: 2}}", "from 2 to 2 is no range"),
+        ("space: {learning_rate: {low: 0, high: 1, log: true}}", "from 0 to 1 is no range of a logarithm"),
+        ("space: {hidden_dim: []}", "space.hidden_dim"),
+        (
+            "{space: {hidden_dim: [1, 2]}, trial: {bach_size: 2}}",
+            "unknown key 'bach_size' (did you mean 'batch_size'?)",
+        ),
+        ("{space: {hidden_dim: [1, 2]}, halving: {eta: 1, least_epochs: 1}}", "a number of at least 2"),
+    ],
+)
+def test_a_wrong_search_is_refused_in_one_line(
+    given: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = given if given.startswith("{") else f"{{{given}}}"
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\ntitle: Mine\nprogram: hpo\nparameters: {given}\n")
+    assert main(["plan", str(path)]) == 2
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith(f"error: {path}:4:")
+    assert said in told
+
+
+def test_every_system_has_its_size_of_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 4, "local": 1}
+    for system, count in nodes.items():
+        given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
+        assert main(["plan", "hpo", "--system", system, "--out", str(tmp_path), *given]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2 + 7
+        assert f" {count} " in lines[2]

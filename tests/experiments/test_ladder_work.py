@@ -1,0 +1,106 @@
+"""What the report says of a ladder's arithmetic, traffic and memory, from logs whose numbers are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.experiments.ladder.metrics import attainable, ladder_table, of_products
+from harness.protocol.events import EventLog
+from harness.report.render import report
+from harness.results.runs import load
+from tests.report.test_report import write_run
+
+CEILINGS = {
+    "squares": [{"dtype": "float64", "gflop_per_s": 50.0}, {"dtype": "bfloat16", "gflop_per_s": 250.0}],
+    "copy_gb_per_s": 10.0,
+    "products": [
+        {"of": "nodes", "dtype": "float64", "sizes": [9, 9, 9], "gflop_per_s": 40.0},
+        {"of": "heads", "dtype": "float64", "sizes": [9, 9, 9, 9], "gflop_per_s": 20.0},
+        {"of": "nodes", "dtype": "bfloat16", "sizes": [9, 9, 9], "gflop_per_s": 200.0},
+    ],
+}
+FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}, {"of": "heads", "dtype": "float64", "flops": 1e9}]
+
+
+def test_the_least_time_is_of_arithmetic_or_of_traffic() -> None:
+    computing = 4 / 40 + 1 / 20
+    found = attainable(FLOPS, int(1e9), CEILINGS, 0.3)
+    assert found["share_of_attainable"] == pytest.approx(computing / 0.3)
+    assert found["attainable_gflop_per_s"] == pytest.approx(5 / computing)
+    assert found["gflop_per_s"] == pytest.approx(5 / 0.3)
+    moving = attainable(FLOPS, int(2e9), CEILINGS, 0.3)
+    assert moving["share_of_attainable"] == pytest.approx(2 / 10 / 0.3)
+
+
+def test_each_type_is_held_against_its_own_ceiling() -> None:
+    low = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
+    assert attainable(low, 1, CEILINGS, 0.1)["share_of_attainable"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
+
+
+def test_products_are_held_against_square_ones_of_their_own_type() -> None:
+    mixed = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1], {"of": "messages", "dtype": "x", "flops": 1}]
+    found = of_products(mixed, CEILINGS, 0.1)
+    assert found["share_of_matrix_peak"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
+    assert found["matrix_gflop_per_s"] == pytest.approx(50.0)
+    assert math.isnan(of_products(mixed, {}, 0.1)["share_of_matrix_peak"])
+
+
+def test_what_was_not_counted_is_not_told() -> None:
+    assert attainable(None, 1, CEILINGS, 1.0) == {}
+    assert attainable(FLOPS, 1, {"squares": []}, 1.0) == {}
+    assert "share_of_attainable" not in attainable(FLOPS, None, CEILINGS, 1.0)
+
+
+def add(out: Path, precision: str, **fields: Any) -> None:
+    """More events of the case that write_run made."""
+    folder = out / "runs" / "ladder-local" / f"case-{precision}"
+    log = EventLog(folder / "events.jsonl")
+    log.fact("ceilings", CEILINGS)
+    log.fact("free_bytes", 10 * 2**20)
+    for stage in ("baseline", "batched_heads", "torch_compile"):
+        log.write(
+            "warm_up", stage=stage, first_s=1.0, matrix_flops=5e9, flops=FLOPS, bytes=int(1e9), peak_bytes=2**20,
+        )  # fmt: skip
+    log.write(
+        "padding", stage="torch_compile", shapes=[[17, 960, 100], [17, 992, 100]], empty_atoms=0.05, empty_edges=0.01
+    )
+    groups = [{"group": "matrix products", "ms": 3.0, "share": 0.75}, {"group": "framework", "ms": 1.0, "share": 0.25}]
+    rows = [{"operation": "aten::mm <x>", "calls": 3, "ms": 3.0, "share": 0.75}]
+    log.write("profile", stage="torch_compile", groups=groups, rows=rows)
+    log.write("done")
+
+
+def test_the_table_holds_it(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    add(tmp_path, "fp64")
+    last = ladder_table(load(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    assert last["gb"] == 1.0
+    assert last["largest_batch"] == 160, "16 structures took a tenth of what is free"
+    assert (last["empty_atoms"], last["empty_edges"], last["shapes"]) == (0.05, 0.01, 2)
+    assert last["share_of_attainable"] == pytest.approx(0.15 / (10.5 / 40))
+
+
+def test_the_page_shows_it_with_the_roofline_and_where_the_time_goes(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    add(tmp_path, "fp64")
+    report(tmp_path)
+    page = (tmp_path / "ladder.html").read_text()
+    for words in (
+        "FP64: arithmetic, traffic and memory", "Where the time of torch compile goes, FP64", "aten::mm &lt;x&gt;",
+        "75.0%", "matrix products", ">160<",
+    ):  # fmt: skip
+        assert words in page, words
+    assert list((tmp_path / "figures").glob("*-roofline.png"))
+
+
+def test_logs_from_before_this_was_measured_still_make_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    report(tmp_path)
+    table = pd.read_csv(tmp_path / "tables" / "ladder.csv")
+    assert table["share_of_attainable"].isna().all()
+    assert not list((tmp_path / "figures").glob("*-roofline.png"))

@@ -1,0 +1,92 @@
+"""Pretraining from the command line to the report: a job killed in mid-epoch goes on where its last state was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.cli.main import main
+from harness.config import resources
+from harness.config import suite as suites
+from harness.protocol import events
+from tests.conftest import ROOT, pages_of
+
+pytestmark = pytest.mark.slow
+SUITE = """\
+name: brief
+title: Three datasets, briefly
+extends: pretrain-short
+parameters:
+  model: {hidden_dim: 8, num_conv_layers: 1, dim_headlayers: 8}
+  sets: [qm7x, transition1x, oc2022]
+scale:
+  local:
+    resources: {ranks_per_node: 1}
+    parameters: {model: {hidden_dim: 8, dim_headlayers: 8}, batch_size: 4, epochs: 3, epoch_length: 1200,
+      checkpoint_s: 0.000001, validation_limit: 8, gate_steps: 10}
+"""
+
+
+def test_a_killed_job_of_a_suite_goes_on_and_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "brief.yaml").write_text(SUITE)
+    words = [sys.executable, "-m", "harness", "run", "brief.yaml", "-q"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "results" / "runs" / "brief-local"
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := list(folder.glob("brief-*/training.safetensors"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        case = found[0].parent
+        time.sleep(0.5)
+        first.send_signal(signal.SIGKILL)
+        for process in [p for p in psutil.process_iter() if _folder(p) in (str(case), str(folder))]:
+            process.kill()
+    finally:
+        first.kill()
+        first.wait()
+    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    log = events.last_run(case / "events.jsonl")
+    (resumed,) = [e for e in log if e["event"] == "resumed"]
+    assert 0 < resumed["step"] < 900
+    assert [e["epoch"] for e in log if e["event"] == "epoch"] == [0, 1, 2]
+    page = pages_of(tmp_path / "results")
+    assert "stand-in for QM7X" in page
+
+
+def _folder(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.parametrize("system", ["frontier", "perlmutter", "aurora", "slurm", "local"])
+def test_every_system_has_its_size_of_pretraining(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
+    nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 2, "local": 1}[system]
+    assert main(["plan", "pretrain", "--system", system, "--out", str(tmp_path), *given]) == 0
+    assert f" {nodes} " in capsys.readouterr().out.splitlines()[2]
+    assert main(["list", "multitask", "--system", system, *given]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 17 * 3
+
+
+def test_twins_differ_in_their_data_alone() -> None:
+    """Else a ratio of their errors would not be one of multi-task to single-task training."""
+    suite = suites.load(resources.find("suites", "multitask"), "local")
+    assert suite.parameters["sets"] == "{{ everything if dataset == 'all' else [dataset] }}"
+    assert suite.parameters["epoch_length"] == "{{ each * (16 if dataset == 'all' else 1) }}"
+    others = {name: value for name, value in suite.parameters.items() if name not in ("sets", "epoch_length")}
+    assert "dataset" not in str(others)
+    assert set(suite.matrix) == {"dataset"}

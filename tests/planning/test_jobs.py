@@ -1,0 +1,102 @@
+"""Which cases share a job: never too many, too unequal or too long together, and always under the same name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.config import resources as shipped
+from harness.config import system as systems
+from harness.config.suite import Suite
+from harness.config.system import Site
+from harness.planning.expand import Plan, expand
+from harness.planning.jobs import Job, pack
+from harness.protocol.case import Case
+
+FOLDER = Path("runs/s-frontier")
+FRONTIER = systems.load(shipped.find("systems", "frontier"), {"account": "abc"})
+NODES = [1, 2, 3, 5, 8, 13, 40, 80, 90, 180, 400]
+MINUTES = [1, 7, 20, 55, 100]
+
+
+def plan_of(most: int, shapes: list[tuple[int, int]], site: Site = FRONTIER) -> Plan:
+    """A plan with a case of each shape, nodes and minutes, that packs at most so many in a job."""
+    zips = {
+        "shape": {"nodes": [n for n, _ in shapes], "minutes": [m for _, m in shapes], "seed": [*range(len(shapes))]}
+    }
+    suite = Suite(
+        name="s",
+        title="S",
+        program="ladder",
+        parameters={"workload": "random", "precision": "fp64"},
+        zips=zips,
+        resources={"nodes": "{{ nodes }}", "minutes": "{{ minutes }}"},
+        pack=most,
+    )
+    return expand(suite, site)
+
+
+def packed(most: int, shapes: list[tuple[int, int]]) -> list[Job]:
+    plan = plan_of(most, shapes)
+    return pack(plan, plan.cases, FOLDER)
+
+
+SHAPES = st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from(MINUTES)), min_size=1, max_size=12)
+
+
+@given(st.integers(1, 6), SHAPES)
+@settings(max_examples=150, deadline=None)
+def test_a_job_holds_what_it_may_and_no_case_is_lost(most: int, shapes: list[tuple[int, int]]) -> None:
+    plan = plan_of(most, shapes)
+    jobs = pack(plan, plan.cases, FOLDER)
+    assert [case for job in jobs for case in job.cases] == list(plan.cases)
+    assert len({job.name for job in jobs}) == len(jobs)
+    for job in jobs:
+        used = [case.nodes for case in job.cases]
+        assert len(job.cases) <= most
+        assert job.nodes == max(used) <= 2 * min(used)
+        assert job.minutes == sum(c.minutes for c in job.cases) + FRONTIER.system.overhead_minutes
+        allowed = FRONTIER.minutes_allowed(job.nodes + job.spares)
+        assert allowed is not None
+        assert job.minutes <= allowed
+        assert job.expected_minutes <= job.minutes
+    assert [job.name for job in pack(plan, plan.cases, FOLDER)] == [job.name for job in jobs]
+
+
+def test_cases_join_until_one_thing_forbids_it() -> None:
+    def sizes(most: int, shapes: list[tuple[int, int]]) -> list[int]:
+        return [len(job.cases) for job in packed(most, shapes)]
+
+    assert sizes(3, [(1, 1)] * 7) == [3, 3, 1]
+    assert sizes(9, [(4, 1), (8, 1), (4, 1), (3, 1), (6, 1), (7, 1)]) == [3, 2, 1]
+    assert sizes(9, [(1, 57), (1, 57), (1, 57), (1, 57)]) == [2, 2]
+    assert sizes(1, [(1, 1)] * 3) == [1, 1, 1]
+
+
+def test_spare_nodes_count_for_the_walltime_of_a_job() -> None:
+    shapes = [(91, 100), (91, 100)]
+    assert [len(job.cases) for job in packed(2, [(91, 50), (91, 50)])] == [2]
+    site = systems.load(shipped.find("systems", "frontier"), {"account": "abc", "spares": "1"})
+    plan = plan_of(2, shapes, site)
+    (job,) = pack(plan, plan.cases, FOLDER)
+    assert (job.nodes, job.spares, job.minutes) == (91, 1, 205)
+
+
+def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
+    plan = plan_of(2, [(1, 1), (1, 2), (1, 3)])
+    names = [job.name for job in pack(plan, plan.cases, FOLDER)]
+    renamed: list[Case] = [replace(case, minutes=9.0) for case in plan.cases]
+    assert [job.name for job in pack(plan, renamed, FOLDER)] == names
+    assert not set(names) & {job.name for job in pack(plan, plan.cases, Path("elsewhere"))}
+    assert names != [job.name for job in pack(plan, plan.cases[1:], FOLDER)]
+
+
+def test_what_cases_took_before_is_what_is_expected_of_them() -> None:
+    plan = plan_of(2, [(1, 10), (1, 20)])
+    (job,) = pack(plan, plan.cases, FOLDER, {plan.cases[0].id: 60.0})
+    assert job.expected_minutes == 1 + 20 + FRONTIER.system.overhead_minutes
+    (late,) = pack(plan, plan.cases, FOLDER, {plan.cases[0].id: 1e6})
+    assert late.expected_minutes == late.minutes

@@ -1,0 +1,120 @@
+"""Neighbour lists against brute force, the cap on neighbours, and structures that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from harness.reference.data.batch import collate
+from harness.reference.data.neighbours import Graph, neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.datasets.random_structures import random_structures
+from harness.reference.errors import InputError
+from tests.reference.conftest import crystal, molecule
+
+
+def brute_force(structure: Structure, cutoff: float) -> set[tuple[int, int, tuple[float, ...]]]:
+    """Every pair of atom and image within the cutoff."""
+    reach = range(-4, 5) if all(structure.periodic) else range(1)
+    found = set()
+    for image in ((a, b, c) for a in reach for b in reach for c in reach):
+        shift = np.array(image) @ structure.cell
+        for i in range(len(structure)):
+            for j in range(len(structure)):
+                r = np.linalg.norm(structure.positions[j] + shift - structure.positions[i])
+                if 1e-9 < r < cutoff:
+                    found.add((i, j, tuple(np.round(shift, 6) + 0.0)))
+    return found
+
+
+def as_set(graph: Graph) -> set[tuple[int, int, tuple[float, ...]]]:
+    edges = zip(graph.receiver.tolist(), graph.sender.tolist(), graph.shift, strict=True)
+    return {(i, j, tuple(np.round(s, 6) + 0.0)) for i, j, s in edges}
+
+
+@pytest.mark.parametrize("structure", [molecule(), crystal()], ids=["molecule", "crystal"])
+def test_neighbours_are_those_of_brute_force(structure: Structure) -> None:
+    graph = neighbour_graph(structure, cutoff=4.0)
+    assert as_set(graph) == brute_force(structure, 4.0)
+    assert len(graph.receiver) == len(as_set(graph))
+
+
+@given(seed=st.integers(0, 1000), limit=st.integers(1, 25))
+@settings(max_examples=40, deadline=None)
+def test_the_cap_keeps_the_nearest(seed: int, limit: int) -> None:
+    structure = molecule(14, seed)
+    free = neighbour_graph(structure, cutoff=4.0)
+    capped = neighbour_graph(structure, cutoff=4.0, max_neighbours=limit)
+
+    def lengths(graph: Graph, atom: int) -> np.ndarray:
+        own = graph.receiver == atom
+        d = structure.positions[graph.sender[own]] + graph.shift[own] - structure.positions[atom]
+        return np.sort(np.linalg.norm(d, axis=1))
+
+    for atom in range(len(structure)):
+        nearest = lengths(free, atom)
+        assume(len(nearest) <= limit or nearest[limit] - nearest[limit - 1] > 1e-5)  # else a shell is left out whole
+        assert np.allclose(lengths(capped, atom), nearest[:limit])
+
+
+def test_the_cap_leaves_out_a_shell_of_equals_that_does_not_fit() -> None:
+    copper = bulk("Cu", "fcc", a=3.6)
+    structure = Structure("Cu", copper.numbers, copper.positions, np.array(copper.cell), (True, True, True))
+    assert len(neighbour_graph(structure, cutoff=5.0).receiver) == 12 + 6 + 24
+    assert len(neighbour_graph(structure, cutoff=5.0, max_neighbours=20).receiver) == 12 + 6
+    assert len(neighbour_graph(structure, cutoff=5.0, max_neighbours=7).receiver) == 7
+
+
+def test_a_structure_may_have_no_neighbours_at_all() -> None:
+    graph = neighbour_graph(Structure("He", np.array([2]), np.zeros((1, 3))), cutoff=5.0, max_neighbours=20)
+    batch = collate([graph, neighbour_graph(molecule(), cutoff=4.0)])
+    assert len(graph.receiver) == 0
+    assert batch.receiver.dtype.is_signed
+    assert int(batch.receiver.min()) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (replace(molecule(), numbers=np.array([], dtype=int), positions=np.zeros((0, 3))), "'molecule-0' has no atoms"),
+        (replace(molecule(), positions=np.full((9, 3), np.nan)), "'molecule-0': position of atom 0 is not finite"),
+        (replace(molecule(), positions=np.zeros((8, 3))), "'molecule-0': positions have shape (8, 3), expected (9, 3)"),
+        (replace(molecule(), numbers=np.full(9, 119)), "'molecule-0': 119 is not an atomic number"),
+        (replace(crystal(), cell=np.zeros((3, 3))), "'crystal-1': periodic, but its cell has no volume"),
+        (replace(crystal(), cell=np.diag([5.0, 5.0, 0.05])), "'crystal-1': periodic, but its cell has no volume"),
+        (
+            replace(crystal(), cell=np.diag([0.0, 5.0, 5.0]), periodic=(True, False, False)),
+            "'crystal-1': periodic, but its cell has no volume",
+        ),
+        (replace(crystal(), cell=np.diag([5.0, 5.0, 1e9])), "'crystal-1': its cell is longer than 100000 angstrom"),
+        (
+            replace(crystal(), positions=np.full((len(crystal()), 3), 1e17)),
+            "'crystal-1': atom 0 is further than 1e+06 angstrom from the origin",
+        ),
+        (replace(molecule(), positions=np.zeros((9, 3))), "'molecule-0': atoms 0 and"),
+    ],
+)
+def test_an_unusable_structure_is_named(broken: Structure, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        neighbour_graph(broken, cutoff=4.0)
+    assert message in str(caught.value)
+
+
+def test_the_random_workload_is_the_papers() -> None:
+    structures = random_structures(300, atoms=(2, 500))
+    sizes = [len(s) for s in structures]
+    numbers = np.concatenate([s.numbers for s in structures])
+    positions = np.concatenate([s.positions for s in structures])
+    assert 2 <= min(sizes) < 20
+    assert 450 < max(sizes) <= 500
+    assert (numbers.min(), numbers.max()) == (1, 94)
+    assert 0 <= positions.min() < positions.max() <= 10
+    assert not any(any(s.periodic) for s in structures)
+    again = random_structures(300, atoms=(2, 500))
+    assert all(np.array_equal(a.positions, b.positions) for a, b in zip(structures, again, strict=True))
+    assert not np.array_equal(random_structures(1, atoms=(9, 9), rank=1)[0].numbers, structures[0].numbers[:9])

@@ -1,0 +1,96 @@
+"""Every reader, given every other's files and its own in pieces: one clear line, never a traceback."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.datasets.readers.registry import FORMATS
+from harness.reference.errors import InputError
+from tests.reference.datasets.readers import official, official_json, official_tfrecord
+
+
+def write_shard(path: Path) -> None:
+    records = [official_tfrecord.example_bytes(official_tfrecord.qcml_features(k)) for k in range(3)]
+    path.write_bytes(b"".join(official_tfrecord.framed(record) for record in records))
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "alexandria": ("a.json.bz2", lambda p: official_json.write_alexandria(p, 3)),
+    "ani1x": ("a.h5", lambda p: official.write_ani1x(p, {"CH4": 4, "C2": 2})),
+    "asedb": ("a.db", lambda p: official.write_nabla(p, 4)),
+    "aselmdb": ("a.aselmdb", lambda p: official.write_aselmdb(p, {k: official.ase_row(k) for k in (1, 2, 3)})),
+    "mptrj": ("a.json", lambda p: official_json.write_mptrj(p, {"mp-1": 2, "mp-2": 1})),
+    "qcml": ("a.tfrecord-00000-of-00001", write_shard),
+    "qm7x": ("a.hdf5", lambda p: official.write_qm7x(p, {"0001": 3})),
+    "s2ef_lmdb": ("a.lmdb", lambda p: official.write_lmdb(p, {str(k): official.graph_bytes(k) for k in range(3)})),
+    "s2ef_text": ("a.extxyz", lambda p: p.write_text("".join(official.extxyz_frame(k) for k in range(3))) and None),
+    "transition1x": ("a.h5", lambda p: official.write_transition1x(p, {"C/rxn1": 3, "N/rxn2": 2})),
+}
+MEMORY_MAPPED = ("aselmdb", "s2ef_lmdb")  # LMDB trusts its own pages: cut files are refused, flipped bytes are not seen
+
+
+def written(folder: Path, name: str) -> Path:
+    ending, write = WRITERS[name]
+    folder.mkdir(exist_ok=True)
+    write(folder / ending)
+    return folder / ending
+
+
+def told(reader: str, path: Path) -> list[str]:
+    """What a reader says of a file; fails where it raises anything but InputError."""
+    words, structures = [], 0
+    try:
+        for part in FORMATS[reader].parts([path]):
+            for item in FORMATS[reader].read(part):
+                if isinstance(item, Frames):
+                    structures += len(item)
+                else:
+                    assert isinstance(item, Fault)
+                    assert item.where
+                    assert item.kind
+                    words.append(item.reason)
+    except InputError as error:
+        refused = str(error)
+        words.append(refused if path.name in refused else "")
+    assert all(word and "\n" not in word for word in words)
+    assert structures < 10
+    return words
+
+
+@pytest.mark.parametrize("reader", WRITERS)
+def test_files_of_other_formats(tmp_path: Path, reader: str) -> None:
+    for other in WRITERS:
+        words = told(reader, written(tmp_path / other, other))
+        assert bool(words) == (other != reader), f"{reader} given {other}: {words}"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_is_gone_when_its_part_is_read(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "gone", name)
+    parts = FORMATS[name].parts([path])
+    path.unlink()
+    for part in parts:
+        with pytest.raises(InputError, match=re.escape(path.name)):
+            list(FORMATS[name].read(part))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_cut_short_or_with_other_bytes(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(7)
+    path = written(tmp_path / "whole", name)
+    whole = path.read_bytes()
+    for _ in range(20):
+        path.write_bytes(whole[: rng.integers(0, len(whole) - 2)])
+        told(name, path)
+    for _ in range(0 if name in MEMORY_MAPPED else 20):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 20)).tolist():
+            damaged[at] = int(rng.integers(256))
+        path.write_bytes(bytes(damaged))
+        told(name, path)

@@ -1,0 +1,241 @@
+"""Values no structure can have, and files of a few bytes that unfold to many: refused within bounds of memory."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import multiprocessing
+import pickle
+import resource
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.datasets.__main__ import main
+from harness.reference.datasets.catalog import source
+from harness.reference.datasets.parsing import base
+from harness.reference.datasets.parsing.unit_checks import check
+from harness.reference.datasets.readers.registry import FORMATS
+from harness.reference.errors import InputError
+from tests.reference.datasets.readers import official
+from tests.reference.datasets.readers.test_checks import changed, crystals, molecules
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("value", [1e7, -1e17, 1e300, -1e300])
+@pytest.mark.parametrize("atom", [12, 17, 35])
+def test_positions_beyond_a_physical_bound(value: float, atom: int) -> None:
+    frames = changed(molecules(), "positions", (atom, 1), value)
+    kept, faults = check(frames, source=source("ani1x"))
+    assert len(kept) == 5
+    assert [(f.where, f.kind) for f in faults] == [(f"m{atom // 6}", "out of bounds")]
+    assert faults[0].reason == f"atom {atom % 6} is farther than 1e+06 angstrom from the origin"
+
+
+@pytest.mark.parametrize(
+    ("column", "at", "value", "kind"),
+    [
+        ("cell", (1, 0, 0), 1e9, "out of bounds"),
+        ("cell", (1, 2, 1), -1e300, "out of bounds"),
+        ("cell", 1, np.eye(3) * 0.5, "crowded"),
+        ("cell", 1, [[1e5, 0, 0], [1e5, 0.01, 0], [0, 0, 100]], "crowded"),
+        ("stress", (1, 0, 0), 1e6, "out of bounds"),
+        ("forces", (3, 0), 1e200, "out of bounds"),
+    ],
+)
+def test_cells_and_labels_beyond_physical_bounds(column: str, at: object, value: object, kind: str) -> None:
+    kept, faults = check(changed(crystals(), column, at, value), source=source("mptrj"))
+    assert kept.ids.tolist() == ["salt"]
+    assert [(f.where, f.kind) for f in faults] == [("other", kind)]
+
+
+def test_absurd_positions_in_files_are_counted_by_check_and_convert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [official.extxyz_frame(k).replace("pbc=", f"sid=s{k} pbc=") for k in range(60)]
+    for k, value in ((3, "1e17"), (7, "-1e17"), (9, "nan"), (11, "1e300")):
+        lines = frames[k].splitlines()
+        words = lines[-1].split()
+        lines[-1] = " ".join([words[0], value, *words[2:]])
+        frames[k] = "\n".join(lines) + "\n"
+    (tmp_path / "0.extxyz").write_text("".join(frames))
+    assert main(["check", "oc2020", str(tmp_path), "-q"]) == 1
+    assert "oc2020: 56 structures can be used; 3 out of bounds, 1 not finite" in capsys.readouterr().out
+    words = ["convert", "oc2020", str(tmp_path), "--to", str(tmp_path / "s"), "--cutoff", "5", "--workers", "1", "-q"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "56 structures (" in said
+    assert "3 out of bounds" in said
+
+
+def zeros(pack: Callable[[bytes], bytes], unit: bytes, total: int) -> bytes:
+    """A few bytes that unfold to `total`, made without holding them: streams of many members."""
+    piece = pack(unit * ((8 << 20) // len(unit)))
+    return piece * (total // (8 << 20))
+
+
+def repeated(head: bytes, piece: bytes, count: int, wbits: int) -> bytes:
+    """A deflate stream of `head` and `count` times `piece`, which is packed once; it has no end."""
+    deflate = zlib.compressobj(1, zlib.DEFLATED, wbits)
+    first = deflate.compress(head) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return first + (deflate.compress(piece) + deflate.flush(zlib.Z_FULL_FLUSH)) * count
+
+
+def tar_with_a_huge_header(path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 8 * GIB - 512
+    path.write_bytes(repeated(header.tobuf(tarfile.USTAR_FORMAT), bytes(16 << 20), 256, 31))
+
+
+def aselmdb(path: Path) -> None:
+    value = repeated(b'{"numbers": [', b"1," * (8 << 20), 128, 15)
+    official.write_aselmdb(path, {1: official.ase_row(1), 2: value, 3: official.ase_row(3)})
+
+
+def long_put(path: Path) -> None:
+    official.write_lmdb(path, {"0": official.graph_bytes(0), "1": b"\x80\x02]r" + struct.pack("<I", 1 << 28) + b"."})
+
+
+def shared_lists(path: Path) -> None:
+    nested: object = [1.0] * 100
+    for _ in range(6):
+        nested = [nested] * 100
+    official.write_lmdb(path, {"0": official.graph_bytes(0, pos=nested), "1": official.graph_bytes(1, y=nested)})
+
+
+def copied(path: Path) -> None:
+    large = pickle.dumps(list(range(20_000)), protocol=4)[2:-1]  # without its protocol and end
+    body = b"\x80\x04" + large + b"\x94\x30]" + b"cbuiltins\nset\nh\x00\x85Ra" * 20_000 + b"."
+    official.write_lmdb(path, {"0": official.graph_bytes(0), "1": body})
+
+
+def claimed_tensor(path: Path) -> None:
+    bomb = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"."
+    official.write_lmdb(path, {"0": official.graph_bytes(0), "1": bomb})
+
+
+def empty_datasets(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        group = file.create_group("C1H4O1")
+        group["atomic_numbers"] = official.METHANOL
+        for name, shape in (
+            ("coordinates", (10**9, 6, 3)),
+            ("wb97x_dz.energy", (10**9,)),
+            ("wb97x_dz.forces", (10**9, 6, 3)),
+        ):
+            group.create_dataset(name, shape, "f8", chunks=(1000, *shape[1:]))
+    with h5py.File(path, "a") as file:
+        official_group = file.create_group("C2")
+        official_group["atomic_numbers"] = official.METHANOL
+        official_group["coordinates"] = np.zeros((1, 6, 3))
+        official_group["wb97x_dz.energy"] = np.zeros(1)
+        official_group["wb97x_dz.forces"] = np.zeros((1, 6, 3))
+
+
+def many_atoms(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        group.create_dataset("atomic_numbers", (10**9,), "u1", chunks=(1 << 20,), compression="gzip")
+        group.create_dataset("coordinates", (4, 10**9, 3), "f8", chunks=(1, 1 << 20, 3), compression="gzip")
+        for name, shape in (("wb97x_dz.energy", (4,)), ("wb97x_dz.forces", (4, 10**9, 3))):
+            group.create_dataset(name, shape, "f8", chunks=True)
+
+
+FRAME = b'1\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3 energy=-3\nCu 0 0 0\n'
+LARGE = b"99999\nProperties=species:S:1:pos:R:3 energy=-300000\n" + b"Cu 0 0 0\n" * 99_999
+ENTRY = b'{"entries": [['
+BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
+    "a line without end": ("s2ef_text", "0.extxyz.xz", lambda p: p.write_bytes(zeros(lzma.compress, b"1", 6 * GIB))),
+    "large frames": ("s2ef_text", "1.extxyz.xz", lambda p: p.write_bytes(lzma.compress(LARGE) * 20)),
+    "a header without end": (
+        "s2ef_text", "0.extxyz.bz2", lambda p: p.write_bytes(bz2.compress(b"1\n") + zeros(bz2.compress, b"a", 4 * GIB)),
+    ),
+    "text file": (
+        "s2ef_text",
+        "2.extxyz",
+        lambda p: (p.write_bytes(FRAME), p.with_name("2.txt.xz").write_bytes(zeros(lzma.compress, b"x", 6 * GIB))),
+    ),
+    "tar header": ("s2ef_text", "a.tar.gz", tar_with_a_huge_header),
+    "row": ("aselmdb", "a.aselmdb", aselmdb),
+    "place in the memo": ("s2ef_lmdb", "a.lmdb", long_put),
+    "shared lists": ("s2ef_lmdb", "b.lmdb", shared_lists),
+    "copies": ("s2ef_lmdb", "c.lmdb", copied),
+    "claimed bytes": ("s2ef_lmdb", "d.lmdb", claimed_tensor),
+    "json entry": ("alexandria", "a.json.bz2", lambda p: p.write_bytes(zeros(bz2.compress, ENTRY, 2 * GIB))),
+    "empty datasets": ("ani1x", "a.h5", empty_datasets),
+    "atoms": ("ani1x", "b.h5", many_atoms),
+}  # fmt: skip
+
+
+def read_within_bounds(name: str, path: Path) -> None:
+    """Read a file in a process of its own, and end it with 0 if that stays within bounds and says what is wrong."""
+    limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + GIB
+    said = []
+    try:
+        for part in FORMATS[name].parts([path]):
+            for item in FORMATS[name].read(part):
+                if isinstance(item, Fault):
+                    said.append(item.reason)
+                else:
+                    assert len(item.numbers) <= base.BLOCK_ATOMS + base.MOST_ATOMS
+    except InputError as error:
+        said.append(str(error))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(path.name, peak - limit + GIB >> 20, "MiB", said[:2])
+    raise SystemExit(0 if peak < limit and (said or "1.extxyz" in path.name) else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_few_bytes_do_not_fill_the_memory(tmp_path: Path, bomb: str) -> None:
+    name, file, write = BOMBS[bomb]
+    write(tmp_path / file)
+    assert (tmp_path / file).stat().st_size < 24 << 20
+    process = multiprocessing.get_context("fork").Process(target=read_within_bounds, args=(name, tmp_path / file))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_blocks_are_bounded_by_atoms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.reference.datasets.parsing import structure_builder
+
+    monkeypatch.setattr(structure_builder, "BLOCK_ATOMS", 12)
+    for name, path in (("s2ef_text", tmp_path / "a.extxyz"), ("ani1x", tmp_path / "a.h5")):
+        if name == "ani1x":
+            official.write_ani1x(path, {f"C{k}": 1 for k in range(6)})
+        else:
+            path.write_text("".join(official.extxyz_frame(k) for k in range(6)))
+        (part,) = FORMATS[name].parts([path])
+        assert [len(item) for item in FORMATS[name].read(part) if isinstance(item, Frames)] == [2, 2, 2]
+
+
+def test_a_frame_without_atoms_and_one_with_too_many(tmp_path: Path) -> None:
+    (tmp_path / "a.extxyz").write_text("100001\n\n")
+    with pytest.raises(InputError, match=r"line 1: '100001' is not a number of atoms \(0 \.\. 100000\)"):
+        FORMATS["s2ef_text"].parts([tmp_path])
+
+
+def test_a_pickle_that_asks_for_more_than_it_holds_is_one_fault(tmp_path: Path) -> None:
+    for write in (long_put, claimed_tensor, shared_lists):
+        path = tmp_path / f"{write.__name__}.lmdb"
+        write(path)
+        (part,) = FORMATS["s2ef_lmdb"].parts([path])
+        items = list(FORMATS["s2ef_lmdb"].read(part))
+        structures = sum(len(item) for item in items if isinstance(item, Frames))
+        assert structures + sum(item.count for item in items if isinstance(item, Fault)) == 2
+        assert any(isinstance(item, Fault) for item in items)
+
+
+def test_crystals_of_sensible_size_pass() -> None:
+    frames = crystals()
+    assert len(check(replace(frames, cell=frames.cell * 0.6), source=None)[0]) == 2

@@ -1,0 +1,225 @@
+"""Checks of whole blocks: what each fault is called, and that nothing good is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.collections import g2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.reference.data.structure import Structure
+from harness.reference.data.structure_table import Frames, from_structures, joined
+from harness.reference.datasets.catalog import Source, source
+from harness.reference.datasets.parsing.free_atoms import ENERGIES_EV
+from harness.reference.datasets.parsing.unit_checks import check
+from harness.reference.errors import InputError
+from tests.reference.datasets.readers.official import METHANOL, conformations
+
+# Hartree-Fock limit, hartree (C. F. Bunge et al., At. Data Nucl. Data Tables 53, 113 (1993))
+HARTREE_FOCK = {
+    2: -2.8617,
+    6: -37.6886,
+    7: -54.4009,
+    8: -74.8094,
+    9: -99.4093,
+    16: -397.5049,
+    17: -459.4821,
+    35: -2572.4413,
+}
+
+
+def molecules(count: int = 6) -> Frames:
+    positions, energy, forces = conformations(count)
+    return from_structures(
+        [
+            Structure(f"m{k}", METHANOL, positions[k], energy=float(energy[k]), forces=forces[k], group="CH4O")
+            for k in range(count)
+        ]
+    )
+
+
+def crystals(energy: float = -6.5) -> Frames:
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    salt = Structure(
+        "salt", atoms.numbers, atoms.positions, np.array(atoms.cell), (True, True, True), energy=energy,
+        forces=np.zeros((2, 3)), stress=np.eye(3) * 0.01,
+    )  # fmt: skip
+    return from_structures([salt, replace(salt, name="other")])
+
+
+def changed(frames: Frames, column: str, at: Any, value: Any) -> Frames:
+    values = getattr(frames, column).copy()
+    values[at] = value
+    return replace(frames, **{column: values})
+
+
+def test_good_structures_pass_unchanged() -> None:
+    frames = molecules()
+    kept, faults = check(frames, source=source("ani1x"))
+    assert kept is frames
+    assert not faults
+    for name in ("mptrj", "alexandria", "omat24"):
+        assert len(check(crystals(), source=source(name))[0]) == 2
+
+
+def test_an_empty_block_passes() -> None:
+    kept, faults = check(molecules()[:0], source=source("ani1x"))
+    assert len(kept) == 0
+    assert not faults
+
+
+@pytest.mark.parametrize(
+    ("column", "at", "value", "kind", "reason"),
+    [
+        ("numbers", 13, 0, "atomic number", "0 is not an atomic number (1..118)"),
+        ("numbers", 13, 119, "atomic number", "119 is not"),
+        ("positions", (13, 1), np.nan, "not finite", "position of atom 1 not finite"),
+        ("positions", (13, 1), np.inf, "not finite", "position of atom 1 not finite"),
+        ("forces", (17, 2), np.nan, "not finite", "forces of atom 5 not finite"),
+        ("forces", slice(12, 18), np.nan, "unlabelled", "no forces"),
+        ("energy", 2, np.nan, "unlabelled", "no energy"),
+        ("energy", 2, -np.inf, "not finite", "the energy is not finite"),
+        ("cell", (2, 1, 1), np.nan, "not finite", "the cell is not finite"),
+        ("forces", (14, 0), 1000.0, "force norm", "a force of 100"),
+        ("periodic", 2, True, "no volume", "periodic, but its cell has no volume"),
+        ("periodic", (2, 0), True, "no volume", "periodic, but its cell has no volume"),
+        ("ids", 2, "m1", "duplicate", "the same id stands for an earlier structure"),
+        ("energy", 2, -115.7, "units", "hartree taken for eV"),
+        ("energy", 2, -115.7 * 27.2114**2, "units", "eV taken for hartree"),
+        ("energy", 2, -115.7 * 627.5, "units", "kcal/mol taken for eV"),
+    ],
+)
+def test_each_kind_of_fault(column: str, at: Any, value: Any, kind: str, reason: str) -> None:
+    frames = changed(molecules(), column, at, value)
+    kept, faults = check(frames, source=source("ani1x"))
+    assert len(kept) == 5
+    assert [(f.where, f.kind) for f in faults] == [(str(frames.ids[2]), kind)]
+    assert reason in faults[0].reason
+
+
+def test_two_atoms_in_one_place() -> None:
+    frames = molecules()
+    frames = changed(frames, "positions", 16, frames.positions[12] + 1e-6)
+    kept, faults = check(frames, source=source("ani1x"))
+    assert [(f.where, f.kind) for f in faults] == [("m2", "coincident")]
+    assert kept.ids.tolist() == ["m0", "m1", "m3", "m4", "m5"]
+
+
+def test_a_structure_without_atoms() -> None:
+    frames = molecules()
+    nothing = replace(
+        frames[:1], ids=np.array(["none"]), sizes=np.array([0]), numbers=frames.numbers[:0],
+        positions=frames.positions[:0], forces=np.zeros((0, 3)),
+    )  # fmt: skip
+    for block in (joined([nothing, frames]), joined([frames[:2], nothing, frames[2:]]), joined([frames, nothing])):
+        kept, faults = check(block, source=source("ani1x"))
+        assert len(kept) == 6
+        assert [(f.where, f.kind) for f in faults] == [("none", "empty")]
+
+
+def test_stress_may_be_absent_but_not_broken() -> None:
+    one = changed(crystals(), "stress", 0, np.nan)
+    assert len(check(one, source=source("mptrj"))[0]) == 2
+    _, faults = check(changed(crystals(), "stress", (0, 0, 0), np.nan), source=source("mptrj"))
+    assert [(f.where, f.kind) for f in faults] == [("salt", "not finite")]
+
+
+def test_columns_that_disagree_are_the_readers_error() -> None:
+    frames = molecules()
+    with pytest.raises(InputError, match=r"block from m0: forces have shape \(3, 3\), expected \(36, 3\)"):
+        check(replace(frames, forces=np.zeros((3, 3))), source=None)
+
+
+@pytest.mark.parametrize(
+    ("factor", "name"),
+    [
+        (1 / 0.529177, "bohr taken for angstrom"),
+        (0.529177, "as if they were bohr"),
+        (0.1, "nanometres"),
+        (100.0, "pico"),
+    ],
+)
+def test_lengths_in_other_units_are_seen_in_the_block(factor: float, name: str) -> None:
+    frames = molecules(60)
+    moved = replace(frames, positions=frames.positions * factor)
+    kept, faults = check(moved, source=source("ani1x"))
+    assert len(kept) == 0
+    assert len(faults) == 60
+    assert all(f.kind == "units" and name in f.reason for f in faults)
+    assert len(check(moved[:10], source=source("ani1x"))[0]) == 10
+    assert len(check(moved, source=None)[0]) == 60
+
+
+def test_known_molecules_are_plausible() -> None:
+    """ASE's G2 set: 148 atoms, radicals and molecules, with the energies of their free atoms."""
+    found = [g2[name] for name in g2.names]
+    frames = from_structures(
+        [
+            Structure(f"{k}", a.numbers, a.positions, energy=float(ENERGIES_EV[a.numbers].sum()))
+            for k, a in enumerate(found)
+        ]
+    )
+    assert not check(frames, source=source("qm7x"))[1]
+
+
+def test_the_formula_for_free_atoms() -> None:
+    for z, energy in HARTREE_FOCK.items():
+        assert abs(ENERGIES_EV[z] / 27.211386245988 / energy - 1) < 0.02
+
+
+def test_pseudopotential_and_formation_energies_have_ranges() -> None:
+    _, faults = check(crystals(-6.5 * 27.2), source=source("mptrj"))
+    assert {f.kind for f in faults} == {"units"}
+    assert "eV per atom, beyond -60 .. 60 expected of MPTrj" in faults[0].reason
+    nabla: Source = source("nabla2dft")
+    for energy, good in ((-30.0, True), (-30.0 * 27.2, False), (-115.7 * 27.2, False)):
+        block = replace(molecules(), energy=np.full(6, energy))
+        assert bool(len(check(block, source=nabla)[0])) == good
+
+
+def test_effective_core_potentials_are_no_fault() -> None:
+    heavy = replace(molecules(), numbers=np.where(np.arange(36) % 6 == 1, 53, np.tile(METHANOL, 6)).astype(np.uint8))
+    assert len(check(heavy, source=source("omol25"))[0]) == 6
+    assert len(check(hartree(heavy), source=source("omol25"))[0]) == 6
+    assert len(check(hartree(heavy), source=source("qcml"))[0]) == 0
+
+
+def hartree(frames: Frames) -> Frames:
+    """With the energies of the free atoms in hartree."""
+    atoms = np.add.reduceat(ENERGIES_EV[frames.numbers], frames.ends - frames.sizes)
+    return replace(frames, energy=atoms / 27.211386)
+
+
+def test_energies_and_lengths_of_no_known_unit_are_left_alone() -> None:
+    frames = molecules(60)
+    for energy in (-1.0, -20.0):
+        made_up = replace(frames, energy=np.full(60, energy), positions=frames.positions / 0.529177)
+        assert len(check(made_up, source=source("ani1x"))[0]) == 60
+
+
+BREAKS: list[Callable[[Frames, int], Frames]] = [
+    lambda f, k: changed(f, "energy", k, np.nan),
+    lambda f, k: changed(f, "positions", 6 * k + 1, np.inf),
+    lambda f, k: changed(f, "forces", 6 * k + 5, 2e3),
+    lambda f, k: changed(f, "numbers", 6 * k, 0),
+    lambda f, k: changed(f, "energy", k, -100.0),
+    lambda f, k: changed(f, "positions", 6 * k + 1, f.positions[6 * k]),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(broken=st.dictionaries(st.integers(0, 39), st.integers(0, len(BREAKS) - 1), max_size=10))
+def test_exactly_the_broken_ones_go(broken: dict[int, int]) -> None:
+    frames = molecules(40)
+    for k, how in broken.items():
+        frames = BREAKS[how](frames, k)
+    kept, faults = check(frames, source=source("ani1x"))
+    assert {f.where for f in faults} == {f"m{k}" for k in broken}
+    assert len(faults) == len(broken)
+    assert kept.ids.tolist() == [f"m{k}" for k in range(40) if k not in broken]

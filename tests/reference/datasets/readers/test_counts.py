@@ -1,0 +1,218 @@
+"""No reader loses a structure without a word: what is read and what is reported make up what is in the file."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import pickle
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.reference.data.structure_table import Frames, Remark
+from harness.reference.datasets.readers.registry import FORMATS
+from tests.reference.datasets.readers import official, official_json, official_tfrecord
+
+COUNT = 6
+FLAWS = st.lists(st.tuples(st.integers(0, COUNT - 1), st.sampled_from(("drop", "shape", "type", "bytes"))), max_size=4)
+Flaws = list[tuple[int, str]]
+
+
+def spoiled(entry: dict[str, Any], key: str, how: str) -> dict[str, Any]:
+    """An entry without a key, or with a value under it that no structure has."""
+    if how == "drop":
+        return {name: value for name, value in entry.items() if name != key}
+    return entry | {key: {"shape": [[1.0, 2.0]], "type": "low", "bytes": {"x": None}}[how]}
+
+
+def ani1x(path: Path, flaws: Flaws) -> None:
+    official.write_ani1x(path, {f"G{k}": 1 for k in range(COUNT)})
+    _spoil_groups(path, [(f"G{k}", how) for k, how in flaws], "wb97x_dz.forces", "coordinates")
+
+
+def transition1x(path: Path, flaws: Flaws) -> None:
+    official.write_transition1x(path, {f"C/rxn{k}": 1 for k in range(COUNT)})
+    _spoil_groups(path, [(f"data/C/rxn{k}", how) for k, how in flaws], "wB97x_6-31G(d).forces", "positions")
+
+
+def qm7x(path: Path, flaws: Flaws) -> None:
+    official.write_qm7x(path, {"0001": COUNT})
+    with h5py.File(path) as file:
+        names = sorted(file["0001"])
+    _spoil_groups(path, [(f"0001/{names[k]}", how) for k, how in flaws], "totFOR", "atXYZ")
+
+
+def _spoil_groups(path: Path, flaws: list[tuple[str, str]], labels: str, positions: str) -> None:
+    with h5py.File(path, "a") as file:
+        for name, how in dict(flaws).items():
+            key = labels if how == "drop" else positions
+            del file[name][key]
+            if how in ("shape", "bytes"):
+                file[name][key] = np.zeros((1, 4, 3) if how == "shape" else (1, 2))
+            elif how == "type":
+                file[name][key] = ["low"]
+
+
+def asedb(path: Path, flaws: Flaws) -> None:
+    official.write_nabla(path, COUNT)
+    changes = {
+        "drop": "energy = NULL, data = 'null'",
+        "shape": "positions = zeroblob(24)",
+        "type": "numbers = 'low'",
+        "bytes": "data = x'0001ff'",
+    }
+    with closing(sqlite3.connect(path)) as database:
+        for k, how in flaws:
+            database.execute(f"UPDATE systems SET {changes[how]} WHERE id = {k + 1}")
+        database.commit()
+
+
+def aselmdb(path: Path, flaws: Flaws) -> None:
+    rows: dict[int, Any] = {k + 1: official.ase_row(k) for k in range(COUNT)}
+    for k, how in flaws:
+        rows[k + 1] = b"junk" if how == "bytes" else spoiled(official.ase_row(k), "positions", how)
+    official.write_aselmdb(path, rows)
+
+
+def s2ef_lmdb(path: Path, flaws: Flaws) -> None:
+    graphs = {str(k): official.graph_bytes(k) for k in range(COUNT)}
+    for k, how in flaws:
+        more = {"drop": {"y": None}, "shape": {"pos": np.zeros((5, 3))}, "type": {"atomic_numbers": "low"}}
+        graphs[str(k)] = b"junk" if how == "bytes" else official.graph_bytes(k, **more[how])
+    official.write_lmdb(path, graphs)
+
+
+def s2ef_text(path: Path, flaws: Flaws) -> None:
+    frames = [official.extxyz_frame(k) for k in range(COUNT)]
+    changes = {
+        "drop": ("energy=", "enrgy="),
+        "shape": ("pos:R:3", "pos:R:2"),
+        "type": ("\nO ", "\nQ "),
+        "bytes": ("T T T", "T"),
+    }
+    for k, how in flaws:
+        old, new = changes[how]
+        frames[k] = frames[k].replace(old, new)
+    path.write_text("".join(frames))
+
+
+def alexandria(path: Path, flaws: Flaws) -> None:
+    entries = [official_json.alexandria_entry(k) for k in range(COUNT)]
+    for k, how in flaws:
+        entries[k] = spoiled(entries[k], "structure", how)
+    path.write_bytes(bz2.compress(json.dumps({"entries": entries}).encode()))
+
+
+def mptrj(path: Path, flaws: Flaws) -> None:
+    frames = [official_json.mptrj_frame(k) for k in range(COUNT)]
+    for k, how in flaws:
+        frames[k] = spoiled(frames[k], "force", how)
+    materials: dict[str, dict[str, Any]] = {}
+    for k, frame in enumerate(frames):
+        materials.setdefault(f"mp-{k % 2}", {})[f"mp-{k % 2}-{k}"] = frame
+    path.write_text(json.dumps(materials))
+
+
+def qcml(path: Path, flaws: Flaws) -> None:
+    features = [official_tfrecord.qcml_features(k) for k in range(COUNT)]
+    records = [official_tfrecord.example_bytes(f) for f in features]
+    for k, how in flaws:
+        broken = {"drop": {"pbe0_forces": []}, "shape": {"positions": np.zeros(4)}, "type": {"pbe0_energy": [1]}}
+        records[k] = b"\xff\xff" if how == "bytes" else official_tfrecord.example_bytes(features[k] | broken[how])
+    path.write_bytes(b"".join(official_tfrecord.framed(record) for record in records))
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, Flaws], None]]] = {
+    "alexandria": ("a.json.bz2", alexandria),
+    "ani1x": ("a.h5", ani1x),
+    "asedb": ("a.db", asedb),
+    "aselmdb": ("a.aselmdb", aselmdb),
+    "mptrj": ("a.json", mptrj),
+    "qcml": ("a.tfrecord-00000-of-00001", qcml),
+    "qm7x": ("a.hdf5", qm7x),
+    "s2ef_lmdb": ("a.lmdb", s2ef_lmdb),
+    "s2ef_text": ("a.extxyz", s2ef_text),
+    "transition1x": ("a.h5", transition1x),
+}
+
+
+def counted(reader: str, path: Path) -> tuple[int, int]:
+    """(structures read, structures reported) of a file."""
+    read = reported = 0
+    for part in FORMATS[reader].parts([path]):
+        for item in FORMATS[reader].read(part):
+            if isinstance(item, Frames):
+                read += len(item)
+            elif not isinstance(item, Remark):
+                assert item.reason
+                reported += item.count
+    return read, reported
+
+
+@pytest.mark.parametrize("reader", WRITERS)
+@settings(max_examples=12, deadline=None)
+@given(flaws=FLAWS)
+def test_read_and_reported_make_up_the_file(
+    tmp_path_factory: pytest.TempPathFactory, reader: str, flaws: Flaws
+) -> None:
+    name, write = WRITERS[reader]
+    path = tmp_path_factory.mktemp("file") / name
+    write(path, [f for f in flaws if f[0] > 0])  # the first structure is sound, else it is no file of the format
+    read, reported = counted(reader, path)
+    assert read + reported == COUNT
+    assert read >= COUNT - len({k for k, _ in flaws})
+
+
+def test_conformations_of_a_group_that_cannot_be_read_are_all_counted(tmp_path: Path) -> None:
+    official.write_ani1x(tmp_path / "a.h5", {"GOOD": 3, "BAD": 7})
+    official.write_transition1x(tmp_path / "t.h5", {"C/rxn1": 3, "C/rxn2": 7})
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["BAD/wb97x_dz.forces"]
+    with h5py.File(tmp_path / "t.h5", "a") as file:
+        del file["data/C/rxn2/wB97x_6-31G(d).energy"]
+    assert counted("ani1x", tmp_path / "a.h5") == (3, 7)
+    assert counted("transition1x", tmp_path / "t.h5") == (3, 7)
+
+
+def test_rows_beyond_those_that_an_index_names_are_read(tmp_path: Path) -> None:
+    rows = {k: official.ase_row(k) for k in (1, 2)}
+    official.write_aselmdb(tmp_path / "a.aselmdb", rows)
+    entries = {"3": _raw(tmp_path / "a.aselmdb"), "05": b"x"}
+    official.write_lmdb(tmp_path / "a.aselmdb", entries)
+    assert counted("aselmdb", tmp_path / "a.aselmdb") == (3, 1)
+    graphs = {str(k): official.graph_bytes(k) for k in (0, 1, 2, 5)}
+    official.write_lmdb(tmp_path / "a.lmdb", graphs | {"notes": b"x"})
+    assert counted("s2ef_lmdb", tmp_path / "a.lmdb") == (4, 3)
+    official.write_lmdb(tmp_path / "b.lmdb", graphs | {"length": pickle.dumps(6)})
+    assert counted("s2ef_lmdb", tmp_path / "b.lmdb") == (4, 2)
+
+
+def _raw(path: Path) -> bytes:
+    import lmdb
+
+    with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin() as transaction:
+        return bytes(transaction.get(b"1"))
+
+
+def test_frames_that_share_a_name_are_counted(tmp_path: Path) -> None:
+    frame = json.dumps(official_json.mptrj_frame(0))
+    (tmp_path / "m.json").write_text(f'{{"mp-1": {{"mp-1-0-0": {frame}, "mp-1-0-0": {frame}, "mp-1-1-0": {frame}}}}}')
+    assert counted("mptrj", tmp_path / "m.json") == (2, 1)
+
+
+def test_deleted_rows_are_no_loss(tmp_path: Path) -> None:
+    with ase.db.connect(tmp_path / "a.db") as database:
+        for _ in range(4):
+            database.write(Atoms("CO"), data={"energy": np.array([-0.4]), "forces": np.zeros((2, 3))})
+        database.delete([2])
+    assert counted("asedb", tmp_path / "a.db") == (3, 0)

@@ -1,0 +1,130 @@
+"""What lies in place of a data file, and beside it: named for what it is, or passed over and counted."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.reference.datasets.__main__ import main
+from harness.reference.datasets.readers.registry import FORMATS
+from harness.reference.errors import InputError
+from tests.reference.datasets.readers import official
+from tests.reference.datasets.readers.test_any_damage import WRITERS, written
+
+
+def packed_tar(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("data")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def packed_zip(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data", content)
+    return buffer.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+LOOKALIKES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "nothing": (lambda content: b"", "the file is empty"),
+    "pointer": (lambda content: POINTER, "a Git LFS pointer"),
+    "page": (lambda content: b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
+    "denied": (lambda content: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
+    "zip": (packed_zip, "packed with zip"),
+    "gzip": (gzip.compress, "packed with gzip"),
+    "bzip2": (bz2.compress, "packed with bzip2"),
+    "xz": (lzma.compress, "packed with xz"),
+    "tar": (packed_tar, "a tar archive"),
+}
+# what a reader unpacks itself
+UNPACKED = {
+    "s2ef_text": ("gzip", "bzip2", "xz"),
+    "alexandria": ("gzip", "bzip2", "xz"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKALIKES)
+@pytest.mark.parametrize("reader", WRITERS)
+def test_what_lies_in_place_of_a_file_is_named(tmp_path: Path, reader: str, kind: str) -> None:
+    path = written(tmp_path, reader)
+    make, words = LOOKALIKES[kind]
+    content = path.read_bytes()
+    path.write_bytes(make(bz2.decompress(content) if reader == "alexandria" else content))
+    if kind in UNPACKED.get(reader, ()):
+        parts = FORMATS[reader].parts([path])
+        assert sum(len(item) for part in parts for item in FORMATS[reader].read(part)) == 3  # type: ignore[arg-type]
+        return
+    with pytest.raises(InputError, match=rf"{path.name}: {words}") as refused:
+        FORMATS[reader].parts([path])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_sqlite_file_cut_short_is_called_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    official.write_nabla(path, 4)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2 + 100])
+    with pytest.raises(InputError, match=rf"truncated, {len(whole) // 2 + 100} of {len(whole)} bytes"):
+        FORMATS["asedb"].parts([path])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reader"),
+    [("ani1x", "ani1x"), ("nabla2dft", "asedb"), ("omol25", "aselmdb"), ("oc2022", "s2ef_lmdb"), ("qcml", "qcml"),
+     ("mptrj", "mptrj"), ("alexandria", "alexandria"), ("transition1x", "transition1x"), ("oc2020", "s2ef_text")],
+)  # fmt: skip
+def test_what_systems_leave_in_folders_is_passed_over_and_counted(
+    tmp_path: Path, dataset: str, reader: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "data", reader)
+    assert main(["check", dataset, str(path.parent), "-q"]) == 0
+    clean = capsys.readouterr().out.splitlines()[0]
+    for name in (f"._{path.name}", ".DS_Store", "Thumbs.db", f"__MACOSX/{path.name}", f"__MACOSX/._{path.name}"):
+        place = path.parent / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+    (path.parent / "rest.zip").write_bytes(packed_zip(b"x"))
+    (path.parent / f"{path.name}.crdownload").write_bytes(b"half")
+    assert main(["check", dataset, str(path.parent), "-q"]) == 0
+    found = capsys.readouterr().out.splitlines()
+    assert found[0] == clean
+    assert "  passed over: files of the operating system, such as ._* and .DS_Store: 5" in found
+    assert "  passed over: archives, to be unpacked if their content is not here: 1" in found
+    assert "  passed over: unfinished downloads: 1" in found
+
+
+def test_companions_inside_archives_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "val.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in {
+            "val/._0.extxyz": b"\x00\x05\x16\x07",
+            "val/0.extxyz": official.extxyz_frame(0).encode(),
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert len(official.everything(FORMATS["s2ef_text"], path)[0]) == 1
+
+
+def test_a_companion_alone_is_not_data(tmp_path: Path) -> None:
+    (tmp_path / "._a.db").write_bytes(bytes(100))
+    with pytest.raises(InputError, match=r"only files of the operating system \(\._\*\) were given"):
+        FORMATS["asedb"].parts([tmp_path / "._a.db"])
+
+
+def test_a_folder_of_archives_says_what_to_unpack(tmp_path: Path) -> None:
+    (tmp_path / "s2ef_train_200K.tar").write_bytes(packed_tar(b"x"))
+    with pytest.raises(InputError, match=r"it holds s2ef_train_200K\.tar, which has to be unpacked first"):
+        FORMATS["s2ef_text"].parts([tmp_path])

@@ -1,0 +1,55 @@
+"""The table of the sixteen datasets, and the formats that it names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from harness.reference.datasets.catalog import SOURCES, source
+from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.readers.registry import FORMATS, named
+from harness.reference.errors import InputError
+
+
+def test_one_source_for_each_branch_in_their_order() -> None:
+    assert tuple(entry.head for entry in SOURCES) == HEADS
+    for branch, entry in enumerate(SOURCES):
+        assert entry.branch == branch
+        assert entry.format in FORMATS
+        assert entry.label in ("total", "formation")
+        assert entry.charges in ("all", "neutral", "charged")
+        assert entry.per_atom[0] < entry.per_atom[1]
+        assert entry.url.startswith("https://")
+        assert all((entry.files, entry.units, entry.level, entry.zero, entry.licence, entry.citation, entry.fetch))
+
+
+def test_every_format_is_used_and_named_as_itself() -> None:
+    assert {entry.format for entry in SOURCES} == set(FORMATS)
+    assert all(form.name == name for name, form in FORMATS.items())
+    assert named("qcml").files
+    with pytest.raises(InputError, match=r"no format 'aselmbd' \(did you mean 'aselmdb'\?\)"):
+        named("aselmbd")
+    with pytest.raises(InputError, match=r"there are: alexandria, ani1x"):
+        named("-")
+
+
+@pytest.mark.parametrize("name", ["OMol25-neutral", "omol25-neutral", "OMOL25-NEUTRAL"])
+def test_sources_by_any_case(name: str) -> None:
+    assert source(name).charges == "neutral"
+
+
+def test_unknown_sources() -> None:
+    with pytest.raises(InputError, match=r"no dataset 'nabladft' \(did you mean 'nabla2dft'\?\)"):
+        source("nabladft")
+    with pytest.raises(InputError, match=r"there are: alexandria, ani1x"):
+        source("-")
+
+
+def test_the_table_needs_no_reader() -> None:
+    code = (
+        "import sys, harness.reference.datasets.catalog; print({'h5py', 'torch', 'numpy', 'lmdb'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

@@ -1,0 +1,501 @@
+"""Official files into a store: nothing lost, nothing twice, whatever happens on the way."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from harness.reference.data.neighbour_columns import neighbours
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.data.structure_table import from_structures
+from harness.reference.datasets import inspect
+from harness.reference.datasets.__main__ import main
+from harness.reference.datasets.catalog import source
+from harness.reference.datasets.conversion import convert as conversion
+from harness.reference.datasets.conversion.convert import Conversion, convert
+from harness.reference.datasets.conversion.inputs import about_official, official_files
+from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.readers import ani1x, aselmdb
+from harness.reference.datasets.splitting.splits import split_of
+from harness.reference.errors import InputError
+from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.columns import text_of
+from tests.reference.datasets.readers.official import array, everything, write_ani1x, write_aselmdb
+
+FILES = 6
+GROUPS = 12
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Some files of methanol under many names, so that there are groups to split."""
+    found = []
+    for k in range(FILES):
+        path = tmp_path / "official" / f"ani-{k}.h5"
+        path.parent.mkdir(exist_ok=True)
+        write_ani1x(path, {f"g{k}-{n}": 5 + n for n in range(GROUPS)})
+        found.append(path)
+    return found
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """No progress."""
+
+
+def order(files: list[Path], store: Path, *, workers: int = 1, **rules: object) -> Conversion:
+    entry = source("ani1x")
+    return Conversion(
+        slug="ani1x",
+        format=ani1x.FORMAT,
+        paths=tuple(files),
+        store=store,
+        source=entry,
+        about=about_official(entry),
+        rules=Rules(**rules),  # type: ignore[arg-type]
+        workers=workers,
+    )
+
+
+def content(store: Path) -> dict[str, tuple[str, bytes, float]]:
+    """Split, positions and energy of each id."""
+    found = {}
+    with BPFile(store) as file:
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                record = file.record(label, k)
+                name = text_of(record["id"])
+                assert name not in found
+                found[name] = (label, record["pos"].tobytes(), float(record["energy"][0]))
+    return found
+
+
+def test_every_structure_is_in_the_store_once_bit_for_bit_and_no_group_is_parted(
+    files: list[Path], tmp_path: Path
+) -> None:
+    facts = convert(order(files, tmp_path / "s.bp"), silent)
+    frames, faults = everything(ani1x.FORMAT, *files)
+    stored = content(tmp_path / "s.bp")
+    assert not faults
+    assert len(stored) == len(frames) == facts["conversion"]["written"] == sum(facts["conversion"]["splits"].values())
+    for s in frames.structures():
+        assert stored[s.name][1:] == (s.positions.tobytes(), s.energy)
+    splits: dict[str, set[str]] = {}
+    for s in frames.structures():
+        splits.setdefault(s.group, set()).add(stored[s.name][0])
+    assert all(len(found) == 1 for found in splits.values())
+    assert set.union(*splits.values()) == {"trainset", "valset", "testset"}
+    assert not (tmp_path / "s.bp.spool").exists()
+
+
+def test_the_store_does_not_depend_on_the_number_of_workers(files: list[Path], tmp_path: Path) -> None:
+    one = convert(order(files, tmp_path / "one.bp"), silent)
+    two = convert(order(files, tmp_path / "two.bp", workers=2), silent)
+    assert list(content(tmp_path / "one.bp").items()) == list(content(tmp_path / "two.bp").items())
+    assert one["statistics"] == two["statistics"]
+    assert one["references"] == two["references"]
+
+
+def test_a_conversion_killed_while_it_reads_carries_on_without_loss_or_duplicates(
+    files: list[Path], tmp_path: Path
+) -> None:
+    whole = convert(order(files, tmp_path / "whole.bp"), silent)
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from tests.reference.datasets import test_conversion as t\n"
+        "def slow(done, total, what): time.sleep(0.2)\n"
+        "t.convert(t.order([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), slow)\n"
+    )
+    store = tmp_path / "s.bp"
+    spool = tmp_path / "s.bp.spool"
+    for reached in (1, 3, 5):
+        process = subprocess.Popen([sys.executable, "-c", program, str(store), *map(str, files)])
+        deadline = time.monotonic() + 300
+        while len(list(spool.glob("0*.json"))) < reached and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not store.exists()
+        assert len(list(spool.glob("0*.json"))) >= reached
+    read = []
+    facts = convert(order(files, store), lambda done, total, what: read.append((done, what)))
+    assert read[0][0] >= 5
+    assert content(store) == content(tmp_path / "whole.bp")
+    assert facts["statistics"] == whole["statistics"]
+
+
+def test_a_conversion_stopped_while_it_writes_carries_on(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if what == "structures written" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(order(files, tmp_path / "s.bp"), stop)
+    assert not (tmp_path / "s.bp").exists()
+    monkeypatch.setattr(conversion, "read_part", None)  # nothing is read again
+    convert(order(files, tmp_path / "s.bp"), silent)
+    assert len(content(tmp_path / "s.bp")) == FILES * sum(range(5, 5 + GROUPS))
+
+
+def test_other_options_do_not_carry_on_what_was_begun_with_these(files: list[Path], tmp_path: Path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(order(files, tmp_path / "s.bp"), stop)
+    with pytest.raises(InputError, match=r"s.bp.spool: left by a conversion of other files or with other options"):
+        convert(order(files, tmp_path / "s.bp", max_force=5.0), silent)
+    convert(order(files, tmp_path / "s.bp"), silent)
+    with pytest.raises(InputError, match="there is a store of this name already"):
+        convert(order(files, tmp_path / "s.bp"), silent)
+
+
+def test_two_conversions_at_once_are_told_apart(files: list[Path], tmp_path: Path) -> None:
+    def second(done: int, total: int, what: str) -> None:
+        with pytest.raises(InputError, match="another conversion is at work here"):
+            convert(order(files, tmp_path / "s.bp"), silent)
+
+    convert(order(files, tmp_path / "s.bp"), second)
+
+
+def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path], tmp_path: Path) -> None:
+    with h5py.File(files[2], "r+") as file:
+        file["g2-4/wb97x_dz.forces"][3] = 1e6
+        file["g2-5/coordinates"][1] = np.nan
+        file["g2-6/wb97x_dz.energy"][2] *= 27.2114
+        file["g2-7/wb97x_dz.energy"][0] = np.nan
+        del file["g2-8/atomic_numbers"]
+    facts = convert(order(files, tmp_path / "s.bp"), silent)
+    left_out = facts["conversion"]["left_out"]
+    lost_group = 5 + 8
+    assert left_out["unlabelled"] == 1
+    assert sum(left_out.values()) in (4 + lost_group, 5)  # a group without elements is one fault, or one a frame
+    assert facts["conversion"]["written"] == FILES * sum(range(5, 5 + GROUPS)) - 4 - lost_group
+    assert all(text.startswith("ani-2.h5: ") for text in facts["conversion"]["examples"])
+    with pytest.raises(InputError, match=r"^ani-2.h5: "):
+        convert(order(files, tmp_path / "strict.bp", strict=True), silent)
+
+
+def test_of_structures_with_one_id_the_first_is_kept(files: list[Path], tmp_path: Path) -> None:
+    twice = tmp_path / "other"
+    twice.mkdir()
+    (twice / files[0].name).write_bytes(files[0].read_bytes())
+    both = [files[0], files[1]]
+    renamed = conversion_with_ids_of_the_first(both, tmp_path / "s.bp")
+    assert renamed["conversion"]["left_out"] == {"duplicate": sum(range(5, 5 + GROUPS))}
+    assert len(content(tmp_path / "s.bp")) == sum(range(5, 5 + GROUPS))
+
+
+def conversion_with_ids_of_the_first(files: list[Path], store: Path) -> dict[str, Any]:
+    """As if all files gave the ids and groups of the first."""
+    from dataclasses import replace
+
+    form = replace(ani1x.FORMAT, read=lambda part: ani1x.FORMAT.read(replace(part, path=files[0])))
+    parts = ani1x.FORMAT.parts([files[0]]) * 2
+    return convert(replace(order(files, store), format=replace(form, parts=lambda paths: parts)), silent)
+
+
+def test_a_truncated_file_loses_its_rest_or_ends_a_strict_conversion(files: list[Path], tmp_path: Path) -> None:
+    whole = files[1].read_bytes()
+    files[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"ani-1\.h5"):
+        convert(order(files, tmp_path / "s.bp", strict=True), silent)
+
+
+def crystals(path: Path, count: int, first: int = 1, **changes: object) -> None:
+    """Rock salt in the official format of OMat24, with forces and stress unless they are changed."""
+    cell = 5.64 * np.eye(3)
+    row = {
+        "numbers": array([11, 17]),
+        "positions": array([[0.0, 0, 0], [2.82, 0, 0]]),
+        "cell": array(cell),
+        "pbc": array([True, True, True]),
+        "energy": -6.5,
+        "forces": array(np.zeros((2, 3))),
+        "stress": array(np.zeros(6)),
+    }
+    rows = {first + k: row | {"data": {"sid": f"material-{k % 40}"}} | changes for k in range(count)}
+    write_aselmdb(path, {k: {n: v for n, v in r.items() if v is not None} for k, r in rows.items()})
+
+
+def omat24(folder: Path, store: Path, **rules: object) -> dict[str, Any]:
+    entry = source("omat24")
+    about = about_official(entry)
+    given = Rules(**rules)  # type: ignore[arg-type]
+    return convert(Conversion("omat24", aselmdb.FORMAT, (folder,), store, entry, about, given), silent)
+
+
+def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path: Path) -> None:
+    crystals(tmp_path / "files" / "a.aselmdb", 100, forces=None)
+    crystals(tmp_path / "files" / "b.aselmdb", 60)
+    facts = omat24(tmp_path / "files", tmp_path / "s.bp")
+    assert facts["conversion"]["left_out"] == {"unlabelled": 100}
+    assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
+    assert len(content(tmp_path / "s.bp")) == 60
+    assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
+
+
+def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
+    crystals(tmp_path / "files" / "a.aselmdb", 50)
+    crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
+    facts = omat24(tmp_path / "files", tmp_path / "s.bp")
+    assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
+    assert facts["conversion"]["left_out"] == {}
+    assert facts["conversion"]["stress_withheld"] == 1
+    assert facts["conversion"]["missing_labels"]["without"]["stress"] == 1
+    whole, none = 0, []
+    with BPFile(tmp_path / "s.bp") as file:
+        assert file.attributes["missing_labels"]["without"]["stress"] == 1
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                record = file.record(label, k)
+                whole += bool(np.isfinite(record["stress"]).all())
+                none += [text_of(record["id"])] if np.isnan(record["stress"]).all() else []
+    assert whole == 50
+    assert none == ["b/1"]
+    report = inspect.of_store(tmp_path / "s.bp", silent)
+    assert not report.faults
+
+
+def test_a_dataset_without_forces_is_one_of_energies(tmp_path: Path) -> None:
+    crystals(tmp_path / "files" / "a.aselmdb", 50, forces=None, stress=None)
+    assert omat24(tmp_path / "files", tmp_path / "s.bp")["conversion"]["labels"] == ["energy"]
+
+
+def test_a_part_of_which_nothing_can_be_used_is_passed_over(tmp_path: Path) -> None:
+    crystals(tmp_path / "files" / "a.aselmdb", 50)
+    crystals(tmp_path / "files" / "b.aselmdb", 5, energy=float("1e9"))
+    facts = omat24(tmp_path / "files", tmp_path / "s.bp", cutoff=3.0)
+    assert facts["conversion"]["left_out"] == {"units": 5}
+    with pytest.raises(InputError, match="no structure is left to write; left out: 5 units"):
+        omat24(tmp_path / "files" / "b.aselmdb", tmp_path / "b.bp", cutoff=3.0)
+
+
+def test_errors_of_references_count_what_was_written(tmp_path: Path, files: list[Path]) -> None:
+    alone = convert(order(files[:1], tmp_path / "one.bp"), silent)
+    doubled = conversion_with_ids_of_the_first(files[:2], tmp_path / "two.bp")
+    assert doubled["references"]["mae_ev_per_atom"] == pytest.approx(alone["references"]["mae_ev_per_atom"])
+    assert doubled["references"]["structures"] == alone["references"]["structures"]
+
+
+def test_official_files_are_looked_for_where_the_user_says(tmp_path: Path) -> None:
+    (tmp_path / "OMol25").mkdir()
+    assert official_files("", source("omol25")) == ()
+    for name in ("omol25", "omol25-neutral", "omol25-non-neutral"):
+        assert official_files(str(tmp_path), source(name)) == (tmp_path / "OMol25",)
+    assert official_files(str(tmp_path), source("ani1x")) == ()
+    for wrong, told in (
+        ("there", "absolute path"),
+        (str(tmp_path / "x"), "no such folder"),
+        ("/proc/self", "expected fol"),
+    ):
+        with pytest.raises(InputError, match=told):
+            official_files(wrong, source("ani1x"))
+
+
+def test_neighbour_lists_in_a_store_are_those_of_the_model(files: list[Path], tmp_path: Path) -> None:
+    convert(order(files, tmp_path / "s.bp", cutoff=3.0, max_neighbours=3), silent)
+    with BPFile(tmp_path / "s.bp") as file:
+        record = file.record("trainset", 0)
+    structure = Structure("x", record["atomic_numbers"][:, 0].astype(np.int64), record["pos"])
+    graph = neighbour_graph(structure, cutoff=3.0, max_neighbours=3)
+    assert np.array_equal(record["edge_index"], np.stack([graph.sender, graph.receiver]))
+
+
+def test_neighbours_of_many_are_those_of_each() -> None:
+    rng = np.random.default_rng(3)
+    structures = [
+        Structure(
+            name=str(k),
+            numbers=rng.integers(1, 90, n),
+            positions=rng.uniform(0, 6, (n, 3)),
+            cell=np.eye(3) * 6 * periodic + rng.normal(0, 0.3, (3, 3)) * periodic,
+            periodic=(periodic,) * 3,
+        )
+        for k, (n, periodic) in enumerate([(1, False), (12, True), (7, False), (30, True), (2, True)])
+    ]
+    frames, edges, faults = neighbours(from_structures(structures), cutoff=4.0, max_neighbours=8)
+    assert not faults
+    stop = np.cumsum(edges.counts)
+    for k, structure in enumerate(structures):
+        graph = neighbour_graph(structure, cutoff=4.0, max_neighbours=8)
+        span = slice(stop[k] - edges.counts[k], stop[k])
+        assert np.array_equal(edges.receiver[span], graph.receiver)
+        assert np.array_equal(edges.sender[span], graph.sender)
+        np.testing.assert_allclose(edges.shift[span], graph.shift, atol=1e-12)
+    assert len(frames) == len(structures)
+
+
+def test_coincident_atoms_are_a_fault() -> None:
+    good = Structure("good", np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74]]))
+    bad = Structure("bad", np.array([1, 1]), np.zeros((2, 3)))
+    frames, edges, faults = neighbours(from_structures([good, bad, good]), cutoff=4.0, max_neighbours=None)
+    assert [f.where for f in faults] == ["bad"]
+    assert frames.ids.tolist() == ["good", "good"]
+    assert edges.counts.tolist() == [2, 2]
+
+
+def test_splits_are_the_shares_asked_for_and_those_of_the_name_alone() -> None:
+    names = np.array([f"group-{k}" for k in range(20_000)])
+    counts = np.bincount(split_of(names)) / len(names)
+    np.testing.assert_allclose(counts, [0.9, 0.05, 0.05], atol=0.01)
+    order_of = np.random.default_rng(0).permutation(len(names))
+    assert np.array_equal(split_of(names)[order_of], split_of(names[order_of]))
+    assert not np.array_equal(split_of(names, seed=1), split_of(names))
+
+
+def test_the_command_converts_checks_and_describes(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = str(tmp_path / "stores")
+    assert main(["convert", "ani1x", *map(str, files), "--to", to, "--cutoff", "5", "-q"]) == 0
+    assert "stores/ani1x.bp: 756 structures" in capsys.readouterr().out
+    assert main(["check", "ani1x", *map(str, files), "-q"]) == 0
+    assert "756 structures" in capsys.readouterr().out
+    assert main(["check", f"{to}/ani1x.bp", "-q"]) == 0
+    assert "756 structures" in capsys.readouterr().out
+    assert main(["stats", to]) == 0
+    assert "H C O" in capsys.readouterr().out
+    with h5py.File(files[0], "r+") as file:
+        file["g0-4/wb97x_dz.forces"][3] = 1e6
+    assert main(["check", "ani1x", *map(str, files), "-q"]) == 1
+    assert "ani-0.h5" in capsys.readouterr().out
+
+
+def test_options_may_stand_anywhere(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = map(str, files[:2])
+    for k, words in enumerate(
+        (["ani1x", "--seed", "3", one, two], ["--seed", "3", "ani1x", one, "-q", two], ["ani1x", one, "--seed=3", two])
+    ):
+        to = str(tmp_path / str(k))
+        assert main(["convert", *words, "--to", to]) == 0
+        assert f"{to}/ani1x.bp: 252 structures" in capsys.readouterr().out
+    assert main(["check", "ani1x", "-q", one]) == 0
+    assert main(["convert", "ani1x", "-q", "--", "-nowhere.h5"]) == 2
+    assert main(["convert", "ani1x", "--seed", "3", "--bogus", one]) == 2
+    assert "-nowhere.h5: no such file" in (error := capsys.readouterr().err)
+    assert "unrecognized arguments: --bogus" in error
+
+
+def test_nothing_to_use_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    write_ani1x(tmp_path / "x" / "none.h5", {"g": 3}, missing=3)
+    assert main(["check", "ani1x", str(tmp_path / "x")]) == 1
+    assert "ani1x: 0 structures can be used; 3 unlabelled" in capsys.readouterr().out
+    for name in ("empty", "empty.bp"):
+        (tmp_path / name).mkdir()
+        assert main(["check", *([] if name.endswith(".bp") else ["ani1x"]), str(tmp_path / name)]) == 1
+        assert f"{name}: an empty folder, with nothing to check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["convert", "check"])
+def test_a_file_under_two_names_is_refused_by_name(
+    command: str, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "renamed.h5"
+    copy.write_bytes(files[0].read_bytes())
+    assert main([command, "ani1x", *map(str, files), str(copy.parent)]) == 2
+    error = capsys.readouterr().err
+    assert f"{copy}: holds the same bytes as {files[0]}" in error
+    assert error.count("\n") == 1
+    copy.unlink()
+    copy.symlink_to(files[0])
+    assert main(["check", "ani1x", *map(str, files), str(copy.parent), str(files[0].parent)]) == 0
+    assert "756 structures" in capsys.readouterr().out
+
+
+def test_names_of_files_cannot_command_a_terminal(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a\x1b[2J\nb"
+    folder.mkdir()
+    bad = folder / "c\x1b]0;d\x07\ne\udcff.h5"
+    bad.write_bytes(files[0].read_bytes())
+    with h5py.File(bad, "r+") as file:
+        file["g0-4/wb97x_dz.forces"][3] = 1e6
+    cut = folder / "\x9bcut.h5"
+    cut.write_bytes(files[1].read_bytes()[:20_000])
+    to = str(folder / "stores")
+    main(["check", "ani1x", str(bad)])
+    main(["check", "ani1x", str(bad), str(cut)])
+    main(["convert", "ani1x", str(bad), "--to", to])
+    main(["convert", "ani1x", str(bad), "--to", to])
+    main(["check", f"{to}/ani1x.bp"])
+    main(["stats", to])
+    main(["stats", str(folder)])
+    main(["check", "ani1x", str(folder / "nowhere")])
+    main(["convert", "ani1x", str(cut), "--to", str(bad)])
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 11
+    assert "left out: c?]0;d? e?.h5: " in shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["convert", "ani1", "x.h5"], "did you mean 'ani1x'?"),
+        (["convert", "ani1x", "nowhere.h5"], "nowhere.h5: no such file or folder"),
+        (["convert", "ani1x", "--cutoff", "-1"], "--cutoff: expected a number above 0, got -1.0"),
+        (["convert", "ani1x", "--max-neighbours", "3"], "--max-neighbours needs --cutoff"),
+        (["convert", "ani1x", "--workers", "x"], "invalid int value: 'x'; see `harness data convert --help`"),
+        (["fetch", "omol25"], "cannot be fetched by address alone; by hand: accept the terms at"),
+        (["fetch", "qm7x"], "say which of 1000.xz"),
+        (["stats", "nowhere"], "nowhere: no store"),
+        (["check", "nowhere.bp"], "nowhere.bp"),
+        (["cheque"], "invalid choice: 'cheque'"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_list_names_all_sixteen_and_says_what_stands_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 17
+    assert sum("stand-in for" in line for line in lines) >= 12
+    assert main(["list", "OC2020"]) == 0
+    assert "stand-in for OC2020" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    program = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from tests.reference.datasets import test_conversion as t\n"
+        "t.convert(t.order([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), t.silent)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+    )
+    peak = {}
+    for count in (1, 10):
+        files = []
+        for k in range(count):
+            files.append(tmp_path / f"{count}-{k}.h5")
+            write_ani1x(files[-1], {f"g{k}-{n}": 400 for n in range(60)})
+        words = [sys.executable, "-c", program, str(tmp_path / f"{count}.bp"), *map(str, files)]
+        peak[count] = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 1024
+    assert peak[10] < peak[1] + 60, peak

@@ -1,0 +1,291 @@
+"""Equal structures are found whatever their names, and none is in two of training, validation and test."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
+from scipy.spatial.transform import Rotation
+
+from harness.reference.data.structure import Structure
+from harness.reference.data.structure_table import from_structures, joined
+from harness.reference.datasets.__main__ import main
+from harness.reference.datasets.catalog import source
+from harness.reference.datasets.collection import parted
+from harness.reference.datasets.conversion.convert import Conversion, convert
+from harness.reference.datasets.conversion.inputs import about_official
+from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.readers import ani1x, qm7x
+from harness.reference.datasets.shipped_sets import MINI_SETS, load_frames, mini_set
+from harness.reference.datasets.splitting.assignment import split_frames
+from harness.reference.datasets.splitting.duplicates import find_repeats, label_equal, note_shapes, sort_notes
+from harness.reference.datasets.splitting.fingerprints import measure_shapes
+from harness.reference.datasets.splitting.splits import SPLITS, split_of
+from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.columns import text_of
+from tests.reference.datasets.readers.official import ENERGIES_EV, HARTREE, METHANOL, SHAPE
+
+CELL = np.array([[4.1, 0.0, 0.0], [0.7, 5.2, 0.0], [-0.4, 0.9, 6.3]])
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """No progress."""
+
+
+def labels(*structures: Structure) -> list[int]:
+    shapes = measure_shapes(from_structures(structures))
+    return label_equal(shapes.composition, shapes.lengths).tolist()
+
+
+def molecule(rng: np.random.Generator, size: int, name: str = "a") -> Structure:
+    """Atoms at least half an angstrom apart or so."""
+    return Structure(name, rng.choice([1, 6, 8], size), rng.uniform(0, 1.5 * size ** (1 / 3), (size, 3)), charge=-1)
+
+
+def crystal(rng: np.random.Generator, size: int, periodic: tuple[bool, bool, bool]) -> Structure:
+    fractions = rng.uniform(0, 1, (size, 3))
+    return Structure("a", rng.choice([3, 22, 8], size), fractions @ CELL, cell=CELL, periodic=periodic)
+
+
+def disguise(s: Structure, rng: np.random.Generator, *, mirror: bool) -> Structure:
+    """The same structure turned, moved and with its atoms in another order."""
+    turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix() * (-1 if mirror else 1)
+    order = rng.permutation(len(s))
+    positions = (s.positions @ turn.T + rng.normal(0, 3, 3))[order]
+    return replace(s, name="b", numbers=s.numbers[order], positions=positions, cell=s.cell @ turn.T)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9, 30, 1030])
+def test_a_molecule_is_itself_turned_moved_mirrored_and_reordered(size: int, mirror: bool) -> None:
+    rng = np.random.default_rng(size)
+    for _ in range(10):
+        s = molecule(rng, size)
+        assert labels(s, disguise(s, rng, mirror=mirror)) == [0, 0]
+
+
+@pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False), (False, False, True)])
+def test_a_periodic_structure_is_itself_in_other_lattice_vectors_with_another_origin_and_repeated(
+    periodic: tuple[bool, bool, bool],
+) -> None:
+    rng = np.random.default_rng(1)
+    for size in (1, 2, 5, 12):
+        s = crystal(rng, size, periodic)
+        assert labels(s, disguise(s, rng, mirror=True)) == [0, 0]
+        k = periodic.index(True)
+        wrapped = s.positions + np.outer(rng.integers(-2, 3, size), s.cell[k]) + rng.normal(0, 1, 3)
+        assert labels(s, replace(s, positions=wrapped)) == [0, 0]
+        twice = np.eye(3)
+        twice[k, k] = 2
+        repeated = replace(
+            s,
+            numbers=np.tile(s.numbers, 2),
+            positions=np.concatenate([s.positions, s.positions + s.cell[k]]),
+            cell=twice @ s.cell,
+        )
+        assert labels(s, repeated) == [0, 0]
+        if sum(periodic) > 1:
+            other = np.eye(3)
+            other[0, 1] = 1  # a + b in place of a
+            assert labels(s, replace(s, cell=other @ s.cell)) == [0, 0]
+            assert labels(s, replace(s, cell=s.cell[[1, 0, 2]])) == [0, 0]
+
+
+@pytest.mark.parametrize("decimals", [5, 6, 7])
+def test_rounding_does_not_part_equal_structures_wherever_it_falls(decimals: int) -> None:
+    rng = np.random.default_rng(decimals)
+    for size in (2, 4, 12, 30):
+        s = molecule(rng, size)
+        many = [disguise(s, rng, mirror=False) for _ in range(50)]
+        assert set(labels(*[replace(m, positions=m.positions.round(decimals)) for m in many])) == {0}
+
+
+def test_different_structures_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    for size in (3, 5, 20):
+        s = molecule(rng, size)
+        moved = s.positions.copy()
+        moved[0] += (moved[0] - moved[1]) / np.linalg.norm(moved[0] - moved[1]) * 0.05
+        shaken = [replace(s, positions=s.positions + rng.normal(0, 0.03, s.positions.shape)) for _ in range(200)]
+        assert len(set(labels(s, replace(s, positions=moved), replace(s, charge=0), replace(s, multiplicity=3)))) == 4
+        assert len(set(labels(*shaken))) == 200
+        c = crystal(rng, size, (True, True, True))
+        shaken = [replace(c, positions=c.positions + rng.normal(0, 0.03, c.positions.shape)) for _ in range(200)]
+        assert len(set(labels(c, replace(c, cell=c.cell * 1.01), *shaken))) == 202
+
+
+def test_conformers_that_differ_by_an_angle_of_torsion_alone_are_told_apart() -> None:
+    """Ethane, staggered and eclipsed: distances to the centre, and moments of inertia, are the same."""
+    angles = np.array([0, 2 * np.pi / 3, 4 * np.pi / 3])
+    hydrogens = np.column_stack([np.cos(angles), np.sin(angles), np.full(3, 1.16)])
+    found = []
+    for twist in (0.0, np.pi / 3):
+        other = np.column_stack([np.cos(angles + twist), np.sin(angles + twist), np.full(3, -1.16)])
+        positions = np.concatenate([[[0, 0, 0.76], [0, 0, -0.76]], hydrogens, other])
+        found.append(Structure("ethane", np.array([6, 6, 1, 1, 1, 1, 1, 1]), positions))
+    assert labels(*found) == [0, 1]
+
+
+def test_a_cell_without_room_for_its_atoms_is_not_measured_for_ever() -> None:
+    dense = Structure("dense", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-2, periodic=(True, True, True))
+    sheet = Structure("sheet", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-3, periodic=(True, True, False))
+    notes = note_shapes(from_structures([dense, dense, sheet]), seed=17)
+    assert np.isnan(notes["lengths"]).all()
+    assert find_repeats([sort_notes(notes)]).count == 0
+
+
+def test_shipped_sets_are_split_as_their_names_say() -> None:
+    """No two groups of a shipped set share a geometry in a way that moves one: earlier results stay what they are."""
+    for entry in MINI_SETS:
+        frames = load_frames(entry)
+        for shares in ((0.9, 0.05, 0.05), (0.85, 0.05, 0.1)):
+            assert np.array_equal(split_frames(frames, shares=shares), split_of(frames.groups, shares=shares))
+
+
+def test_what_trains_on_a_shipped_set_keeps_equal_structures_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = load_frames(mini_set("ani1x"))
+    names = np.array([f"alias-{k}" for k in range(40)])
+    aliases = replace(frames[np.zeros(40, dtype=np.int64)], ids=names, groups=names)
+    monkeypatch.setattr("harness.reference.datasets.collection.load_frames", lambda entry: joined([aliases, frames]))
+    first = frames.positions[: frames.sizes[0]]
+    for seed in range(4):
+        found = parted("ani1x", held_out=0.3, seed=seed)
+        copies = {
+            split: sum(np.array_equal(r["pos"], first) for r in d.samples.get(np.arange(len(d.samples))))
+            for split, d in found.items()
+        }
+        assert sorted(copies.values()) == [0, 0, 41]
+
+
+def write_molecules(path: Path, molecules: dict[str, list[Structure]]) -> None:
+    """A file of ANI-1x with these conformations; a group's have one composition."""
+    with h5py.File(path, "w") as file:
+        for name, found in molecules.items():
+            group = file.create_group(name)
+            numbers = found[0].numbers
+            group["atomic_numbers"] = numbers.astype(np.uint8)
+            group["coordinates"] = np.array([s.positions for s in found])
+            group["wb97x_dz.energy"] = np.full(len(found), (ENERGIES_EV[numbers].sum() - 20.0) / HARTREE)
+            group["wb97x_dz.forces"] = np.zeros((len(found), len(numbers), 3))
+
+
+def in_order(s: Structure) -> Structure:
+    """The structure with its atoms in order of elements."""
+    order = np.argsort(s.numbers, kind="stable")
+    return replace(s, numbers=s.numbers[order], positions=s.positions[order])
+
+
+def convert_files(files: list[Path], store: Path, form: Any = ani1x.FORMAT, slug: str = "ani1x") -> dict[str, Any]:
+    entry = source(slug)
+    return convert(Conversion(slug, form, tuple(files), store, entry, about_official(entry), Rules(cutoff=3.0)), silent)
+
+
+def splits_of_shapes(store: Path) -> dict[tuple[Any, ...], set[str]]:
+    """Splits in which each composition with sorted distances, to 0.01 A, stands."""
+    found: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    with BPFile(store) as file:
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                record = file.record(label, k)
+                distances = np.sort(pdist(record["pos"])).round(2)
+                found[(*sorted(record["atomic_numbers"].ravel().tolist()), *distances)].add(label)
+    return found
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32 - 1))
+def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("repeats")
+    rng = np.random.default_rng(seed)
+    shapes = [
+        Structure("m", METHANOL, SHAPE + rng.normal(0, 0.1, SHAPE.shape)) for _ in range(int(rng.integers(5, 60)))
+    ]
+    total = 0
+    for k in range(2):
+        groups = {}
+        for g in range(int(rng.integers(2, 12))):
+            picked = rng.integers(0, len(shapes), rng.integers(1, 5))
+            groups[f"g{k}-{g}"] = [in_order(disguise(shapes[n], rng, mirror=False)) for n in picked.tolist()]
+            total += len(picked)
+        write_molecules(folder / f"{k}.h5", groups)
+    facts = convert_files([folder / "0.h5", folder / "1.h5"], folder / "s.bp")
+    found = splits_of_shapes(folder / "s.bp")
+    assert all(len(splits) == 1 for splits in found.values())
+    assert facts["conversion"]["written"] == total
+    assert facts["conversion"]["repeats"] == total - len(found)
+    assert facts["statistics"]["structures"] == total
+    assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
+    ids = []
+    groups_of: dict[str, set[str]] = defaultdict(set)
+    with BPFile(folder / "s.bp") as file:
+        assert file.attributes["pna_deg"].sum() == sum(
+            len(file.record("trainset", k)["atomic_numbers"]) for k in range(file.samples("trainset"))
+        )
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                ids.append(text_of(file.record(label, k)["id"]))
+                groups_of[ids[-1].rpartition("/")[0]].add(label)
+    assert len(set(ids)) == total
+    assert all(len(splits) == 1 for splits in groups_of.values())
+
+
+def test_one_methane_under_forty_names_is_in_one_split_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(3)
+    methane = Structure("m", METHANOL, SHAPE)
+    aliases = {}
+    for k in range(40):
+        turn = Rotation.random(random_state=k).as_matrix()
+        aliases[f"alias-{k}"] = [replace(methane, positions=methane.positions @ turn.T)]
+    others = {f"other-{k}": [replace(methane, positions=SHAPE + rng.normal(0, 0.1, (6, 3)))] for k in range(60)}
+    write_molecules(tmp_path / "x.h5", dict(list(aliases.items())[:20]) | others)
+    write_molecules(tmp_path / "y.h5", dict(list(aliases.items())[20:]))
+    assert len(set(split_of(np.array(list(aliases))).tolist())) > 1
+    assert main(["convert", "ani1x", str(tmp_path / "x.h5"), str(tmp_path / "y.h5"), "--to", str(tmp_path), "-q"]) == 0
+    assert "39 structures repeat another's geometry" in capsys.readouterr().out
+    with BPFile(tmp_path / "ani1x.bp") as file:
+        found = {
+            label
+            for label in file.splits
+            for k in range(file.samples(label))
+            if "alias" in text_of(file.record(label, k)["id"])
+        }
+        assert len(found) == 1
+        assert set(file.splits) == set(SPLITS)
+
+
+def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path) -> None:
+    """As those that DupMols.dat lists: one equilibrium under two numbers, in two files, each with its displacements."""
+    rng = np.random.default_rng(5)
+    twins = []
+    for number in range(30):
+        shape = SHAPE + rng.normal(0, 0.1, SHAPE.shape)
+        for k, molecule in enumerate((f"{number + 1:04d}", f"{number + 5001:04d}")):
+            twins.append(molecule)
+            with h5py.File(tmp_path / f"{(1000, 6000)[k]}.hdf5", "a") as file:
+                turn = Rotation.random(random_state=number).as_matrix() if k else np.eye(3)
+                for name in ("opt", "d1", "d2"):
+                    group = file.create_group(f"{molecule}/Geom-m{number + 1}-i1-c1-{name}")
+                    moved = shape if name == "opt" else shape + rng.normal(0, 0.05, shape.shape)
+                    group["atNUM"], group["atXYZ"] = METHANOL, moved @ turn.T
+                    group["ePBE0+MBD"] = [ENERGIES_EV[METHANOL].sum() - 20.0]
+                    group["totFOR"] = np.zeros((6, 3))
+    files = [tmp_path / "1000.hdf5", tmp_path / "6000.hdf5"]
+    facts = convert_files(files, tmp_path / "s.bp", qm7x.FORMAT, "qm7x")
+    assert facts["conversion"]["repeats"] == 30
+    splits: dict[int, set[str]] = defaultdict(set)
+    with BPFile(tmp_path / "s.bp") as file:
+        for label in file.splits:
+            for k in range(file.samples(label)):
+                splits[int(text_of(file.record(label, k)["id"]).split("/")[-2]) % 5000].add(label)
+    assert len(splits) == 30
+    assert all(len(found) == 1 for found in splits.values())

@@ -1,0 +1,261 @@
+"""Downloads from a real server on this machine: resumed, checked, and told in one line when they fail."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from harness.reference.datasets import http_transfer
+from harness.reference.datasets.catalog import SOURCES
+from harness.reference.datasets.downloads import DOWNLOADS, Download
+from harness.reference.datasets.fetch import chosen, fetch
+from harness.reference.errors import InputError
+
+BODY = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 20_000
+MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
+
+
+class Server(BaseHTTPRequestHandler):
+    """/file in full or from a byte on; /breaks ends in the middle of the first answer; /whole knows no ranges."""
+
+    broken = False
+    asked: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        Server.asked = (*Server.asked, self.headers.get("Range", ""))
+        if self.path == "/nowhere":
+            self.send_error(404)
+            return
+        span = self.headers.get("Range")
+        first = int(span.removeprefix("bytes=").removesuffix("-")) if span and self.path != "/whole" else 0
+        if first >= len(BODY):
+            self.send_error(416)
+            return
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(BODY) - first))
+        self.end_headers()
+        stop = len(BODY)
+        if self.path == "/breaks" and not Server.broken:
+            Server.broken, stop = True, 2_500_000
+        self.wfile.write(BODY[first:stop])
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Server.broken, Server.asked = False, ()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """No progress."""
+
+
+def test_a_file_comes_whole_and_is_not_fetched_again(server: str, tmp_path: Path) -> None:
+    path = fetch(Download("x.h5", f"{server}/file", MD5), tmp_path / "new", silent)
+    assert path.read_bytes() == BODY
+    assert fetch(Download("x.h5", f"{server}/nowhere"), tmp_path / "new", silent) == path
+    assert len(Server.asked) == 1
+
+
+def test_a_broken_connection_loses_nothing(server: str, tmp_path: Path) -> None:
+    download = Download("x.h5", f"{server}/breaks", MD5)
+    with pytest.raises(InputError, match="after 2500000 of 5120008 bytes; what has come is kept"):
+        fetch(download, tmp_path, silent)
+    assert not (tmp_path / "x.h5").exists()
+    assert fetch(download, tmp_path, silent).read_bytes() == BODY
+    assert Server.asked[1] == "bytes=2500000-"
+
+
+def test_what_had_come_whole_before_the_end_is_taken(server: str, tmp_path: Path) -> None:
+    (tmp_path / "x.h5.part").write_bytes(BODY)
+    assert fetch(Download("x.h5", f"{server}/file", MD5), tmp_path, silent).read_bytes() == BODY
+
+
+def test_a_server_that_begins_anew_is_believed(server: str, tmp_path: Path) -> None:
+    (tmp_path / "x.h5.part").write_bytes(b"old")
+    assert fetch(Download("x.h5", f"{server}/whole", MD5), tmp_path, silent).read_bytes() == BODY
+
+
+def test_other_bytes_are_thrown_away(server: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not have the md5 0"):
+        fetch(Download("x.h5", f"{server}/file", "0" * 32), tmp_path, silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["/nowhere", None])
+def test_no_answer_is_one_line(server: str, tmp_path: Path, path: str | None) -> None:
+    url = f"{server}{path}" if path else "http://127.0.0.1:9/x"
+    with pytest.raises(InputError, match=r"404 Not Found|refused") as told:
+        fetch(Download("x.h5", url), tmp_path, silent)
+    assert "\n" not in str(told.value)
+
+
+XZ = b"\xfd7zXZ\x00" + BODY
+PAGE = b"<!DOCTYPE html><html><body>Are you a robot?</body></html>"
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Answers with the bytes, and only the bytes, that a test has put down for each request in turn."""
+
+    answers: tuple[bytes, ...] = ()
+    asked: tuple[str | None, ...] = ()
+
+    def do_GET(self) -> None:
+        answer, Odd.answers = Odd.answers[0], Odd.answers[1:] or Odd.answers[:1]
+        Odd.asked = (*Odd.asked, self.headers.get("Range"))
+        with suppress(OSError):  # one that has seen enough hangs up
+            self.wfile.write(answer)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def odd() -> Iterator[str]:
+    Odd.answers, Odd.asked = (), ()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/x.xz"
+        http.shutdown()
+
+
+def answer(status: str, body: bytes = b"", length: int | None = None, **headers: str) -> bytes:
+    told = {"Content-Length": str(len(body) if length is None else length)} if length != -1 else {}
+    told |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return (
+        f"HTTP/1.1 {status}\r\n{''.join(f'{k}: {v}' + chr(13) + chr(10) for k, v in told.items())}\r\n".encode() + body
+    )
+
+
+def chunked(*chunks: bytes, is_whole: bool = True) -> bytes:
+    body = b"".join(f"{len(c):x}\r\n".encode() + c + b"\r\n" for c in chunks) + b"0\r\n\r\n" * is_whole
+    return answer("200 OK", body if is_whole else body[:-7], -1, Transfer_Encoding="chunked")
+
+
+WRONG = {
+    "a firewall that says later": (answer("202 Accepted"), "answers 202 Accepted in place of the file"),
+    "no content": (answer("204 No Content"), "answers 204 No Content in place of the file"),
+    "a login page": (answer("200 OK", PAGE, Content_Type="text/html; charset=utf-8"), "answers with a web page"),
+    "a page that calls itself a file": (answer("200 OK", PAGE), "is no .xz file but a web page; it was thrown away"),
+    "some other file": (answer("200 OK", BODY), "is no .xz file; it was thrown away"),
+    "nothing at all": (answer("200 OK"), "holds no byte; it was thrown away"),
+    "less than it said": (answer("200 OK", XZ, len(XZ) + 1), "the connection ended after 5120014 of 5120015 bytes"),
+    "chunks that break off": (chunked(XZ, is_whole=False), "IncompleteRead"),
+    "chunks without a size": (answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"), "what has come is kept"),
+    "a length nobody says": (answer("200 OK", XZ, -1), "does not say how long the file is"),
+    "packed once more": (answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
+    "a circle": (answer("302 Found", b"", Location="/x.xz"), "answers 302"),
+    "a way to a file": (answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "what has come is kept"),
+    "silence": (b"", "what has come is kept"),
+    "trouble": (answer("503 Service Unavailable"), "answers 503 Service Unavailable"),
+    "part of a file": (
+        answer("206 Partial Content", XZ, Content_Range="bytes 7-9/99"),
+        "asked for the bytes from 0 on",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "told"), WRONG.values(), ids=WRONG)
+def test_what_is_not_the_file_never_gets_its_name(odd: str, tmp_path: Path, sent: bytes, told: str) -> None:
+    Odd.answers = (sent,)
+    with pytest.raises(InputError, match=re.escape(told)) as caught:
+        fetch(Download("x.xz", odd), tmp_path, silent)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.xz").exists()
+
+
+@pytest.mark.parametrize("first", list(WRONG))
+def test_after_any_of_it_the_same_command_gets_the_file(odd: str, tmp_path: Path, first: str) -> None:
+    Odd.answers = (WRONG[first][0],)
+    with pytest.raises(InputError):
+        fetch(Download("x.xz", odd), tmp_path, silent)
+    Odd.answers = (chunked(XZ[:100], XZ[100:]),)
+    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
+    assert [path.name for path in tmp_path.iterdir()] == ["x.xz"]
+
+
+def rest(first: int, body: bytes = XZ, **headers: str) -> bytes:
+    """The answer to a request for the bytes from there on."""
+    span = f"bytes {first}-{len(body) - 1}/{len(body)}"
+    return answer("206 Partial Content", body[first:], **{"Content_Range": span, **headers})
+
+
+def broken(**headers: str) -> bytes:
+    return answer("200 OK", XZ[:1000], len(XZ), **headers)
+
+
+def test_a_file_that_changes_on_the_way_is_not_put_together_from_two(odd: str, tmp_path: Path) -> None:
+    other = XZ[:6] + bytes(len(XZ) - 6)
+    Odd.answers = (broken(ETag='"1"'), rest(1000, other, ETag='"2"'), answer("200 OK", other, ETag='"2"'))
+    for told in ("after 1000 of", "the file has changed since its first part came, which was thrown away"):
+        with pytest.raises(InputError, match=told):
+            fetch(Download("x.xz", odd), tmp_path, silent)
+    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == other
+
+
+@pytest.mark.parametrize("span", ["bytes 0-5120007/5120014", "bytes 999-5120013/5120014", "bytes */5120014", "x"])
+def test_a_part_that_was_not_asked_for_is_not_appended(odd: str, tmp_path: Path, span: str) -> None:
+    Odd.answers = (broken(), rest(1000, Content_Range=span), rest(1000))
+    for told in ("after 1000 of", "asked for the bytes from 1000 on"):
+        with pytest.raises(InputError, match=told):
+            fetch(Download("x.xz", odd), tmp_path, silent)
+    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
+    assert Odd.asked == (None, "bytes=1000-", "bytes=1000-")
+
+
+def test_more_than_the_file_is_begun_anew(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "x.xz.part").write_bytes(XZ + b"more")
+    Odd.answers = (answer("416 Range Not Satisfiable", Content_Range=f"bytes */{len(XZ)}"), answer("200 OK", XZ))
+    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
+
+
+def test_another_size_than_the_published_one_is_not_even_downloaded(odd: str, tmp_path: Path) -> None:
+    Odd.answers = (answer("200 OK", XZ),)
+    with pytest.raises(InputError, match="offers 5120014 bytes, the published file has 7"):
+        fetch(Download("x.xz", odd, size=7), tmp_path, silent)
+
+
+@pytest.mark.parametrize("content", [b"", PAGE])
+def test_what_an_earlier_download_took_for_the_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.xz").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.xz: this file .*; remove it, and the same command downloads it"):
+        fetch(Download("x.xz", "http://127.0.0.1:9/x"), tmp_path, silent)
+
+
+def test_a_server_that_falls_silent_costs_no_more_than_the_time_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_transfer, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.xz"
+        with pytest.raises(InputError, match="timed out; what has come is kept"):
+            fetch(Download("x.xz", url), tmp_path, silent)
+
+
+def test_a_full_disk_is_said_before_it_is_filled(odd: str, tmp_path: Path) -> None:
+    Odd.answers = (answer("200 OK", XZ, 10**17),)
+    with pytest.raises(InputError, match=r"100000000.0 GB to come, [0-9.]+ GB free"):
+        fetch(Download("x.xz", odd), tmp_path, silent)
+
+
+def test_every_download_belongs_to_a_dataset_and_has_a_public_address() -> None:
+    assert set(DOWNLOADS) <= {s.slug for s in SOURCES}
+    assert all(d.url.startswith("https://") for found in DOWNLOADS.values() for d in found)
+    with pytest.raises(InputError, match=r"no file 'x' to fetch; there are 1000.xz"):
+        chosen("qm7x", ["x"])

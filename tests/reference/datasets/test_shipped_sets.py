@@ -1,0 +1,235 @@
+"""The shipped data is what its table says, and its labels are what their codes compute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from harness.reference.data.structure import Structure
+from harness.reference.data.structure_table import Frames
+from harness.reference.datasets import levels, shipped_sets
+from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.levels import Level, NotConvergedError
+from harness.reference.datasets.shipped_sets import MINI_SETS, VIEWS, MiniSet, load_frames, load_mini, mini_set
+from harness.reference.errors import InputError
+from tests.builders.mini_sets import pack
+from tests.builders.mini_sets.labelling import key, labelled
+from tests.builders.mini_sets.recipes import RECIPES
+
+# largest net force of a structure, eV/angstrom: exact codes up to the recorded decimals, grids of points less so
+NET_FORCE = {"GFN": 1e-4, "wB97X": 0.1, "PBE0": 0.1, "PBE": 1.0}
+MEGABYTE = 1_000_000
+
+
+@cache
+def frames_of(name: str) -> Frames:
+    return load_frames(mini_set(name))
+
+
+def files() -> list[MiniSet]:
+    return [entry for entry in MINI_SETS if entry.name not in VIEWS]
+
+
+@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
+def test_a_set_is_complete_and_its_labels_are_in_range(entry: MiniSet) -> None:
+    frames = frames_of(entry.name)
+    assert len(frames) == entry.count > 0
+    assert np.isfinite(frames.energy).all()
+    assert frames.forces is not None
+    assert np.isfinite(frames.forces).all()
+    assert (frames.stress is not None) == ("stress" in entry.labels)
+    assert len(set(frames.ids.tolist())) == len(frames)
+    assert (frames.groups != "").all()
+    net = np.add.reduceat(frames.forces, frames.ends - frames.sizes)
+    limit = next(most for level, most in NET_FORCE.items() if entry.level.startswith(level))
+    assert np.abs(net).max() < limit
+    largest = np.linalg.norm(frames.forces, axis=1).max()
+    assert largest <= (30.0 if "computed" in mini_set(VIEWS.get(entry.name, (entry.name,))[0]).provenance else 500.0)
+
+
+@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
+def test_no_structure_comes_twice(entry: MiniSet) -> None:
+    frames = frames_of(entry.name)
+    seen = {
+        (s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes(), s.charge, s.multiplicity)
+        for s in frames.structures()
+    }
+    assert len(seen) == len(frames)
+
+
+def test_structures_carry_their_head_and_pass_the_checks() -> None:
+    entry = mini_set("opoly2026")
+    structures = load_mini(entry)
+    assert len(structures) == entry.count
+    assert {s.head for s in structures} == {HEADS.index("OPoly2026")}
+
+
+def test_there_is_one_set_for_each_branch_in_the_order_of_the_branches() -> None:
+    assert tuple(entry.head for entry in MINI_SETS) == HEADS
+    assert [entry.branch for entry in MINI_SETS] == list(range(len(HEADS)))
+    assert set(RECIPES) | set(VIEWS) == {entry.name for entry in MINI_SETS}
+    assert {path.name for path in shipped_sets.FOLDER.iterdir()} == {
+        *(e.file.name for e in MINI_SETS), "sets.yaml", "README.md"
+    }  # fmt: skip
+
+
+def test_sets_cover_the_periodic_table_and_levels_of_theory_and_are_imbalanced() -> None:
+    elements = {int(z) for e in files() for z in np.unique(frames_of(e.name).numbers)}
+    assert len(elements) >= 80
+    assert len({e.level.split(",")[0] for e in files()}) >= 4
+    counts = {e.name: e.count for e in files()}
+    assert max(counts.values()) >= 50 * min(counts.values())
+    assert max(counts, key=lambda name: counts[name]) == "omol25"
+    assert sum(e.file.stat().st_size for e in files()) < 12 * MEGABYTE
+
+
+def test_the_two_views_part_the_molecules_by_charge() -> None:
+    whole, neutral, charged = (frames_of(n) for n in ("omol25", "omol25-neutral", "omol25-non-neutral"))
+    assert len(neutral) + len(charged) == len(whole)
+    assert (neutral.charge == 0).all()
+    assert (charged.charge != 0).all()
+    assert {*charged.ids.tolist(), *neutral.ids.tolist()} == set(whole.ids.tolist())
+    assert {-1, 1} < set(charged.charge.tolist())
+    assert {1, 2, 3} <= set(whole.multiplicity.tolist())
+
+
+@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
+def test_electrons_allow_the_multiplicity(entry: MiniSet) -> None:
+    frames = frames_of(entry.name)
+    electrons = np.add.reduceat(frames.numbers.astype(int), frames.ends - frames.sizes) - frames.charge
+    said = frames.multiplicity > 0
+    assert ((electrons - frames.multiplicity + 1)[said] % 2 == 0).all()
+    assert (electrons >= frames.multiplicity - 1)[said].all()
+
+
+def test_published_numbers_are_kept_to_the_last_digit() -> None:
+    """The first frame of alexandria-random-1k.xyz: 'Pb 8.60224427 4.96650805 3.51185152', energy -17.52450881."""
+    first = next(frames_of("alexandria").structures())
+    assert first.positions[0].tolist() == [8.60224427, 4.96650805, 3.51185152]
+    assert first.energy == -17.52450881
+    assert first.stress is not None
+    assert first.stress[0, 0] == pytest.approx(-0.0011608826242086182, abs=1e-10)
+    assert first.group == "AcPbTe2"
+
+
+@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
+def test_every_set_says_where_it_comes_from(entry: MiniSet) -> None:
+    for field in fields(entry):
+        assert getattr(entry, field.name) not in ("", None), field.name
+    assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+    assert entry.role == f"{'sample of' if entry.sample else 'stand-in for'} {entry.head}"
+    assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|frames of omol25", entry.provenance)
+
+
+def test_the_page_beside_the_files_agrees_with_the_table() -> None:
+    text = (shipped_sets.FOLDER / "README.md").read_text()
+    for entry in MINI_SETS:
+        kind = "sample" if entry.sample else "stand-in"
+        assert f"| {entry.name} | {kind} | {entry.count} | {entry.level} | {entry.chemistry} |" in text
+
+
+def test_a_changed_or_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped_sets, "FOLDER", tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_mini(mini_set("qcml"))
+    (tmp_path / "qcml.h5").write_bytes(b"something else")
+    with pytest.raises(InputError, match="sha256 differs"):
+        load_mini(mini_set("qcml"))
+
+
+def test_an_unknown_name_is_answered_with_the_closest() -> None:
+    with pytest.raises(InputError, match=r"no mini set 'omol52' \(did you mean 'omol25'\?\); there are alexandria, "):
+        mini_set("omol52")
+
+
+def test_a_table_without_a_word_is_refused(tmp_path: Path) -> None:
+    text = (shipped_sets.FOLDER / "sets.yaml").read_text()
+    (tmp_path / "sets.yaml").write_text(text.replace("  licence: CC-BY-4.0\n", "", 1))
+    with pytest.raises(InputError, match="alexandria lacks licence"):
+        shipped_sets.read_table(tmp_path / "sets.yaml")
+
+
+def test_packing_is_exact_and_repeats_its_bytes(tmp_path: Path) -> None:
+    structures = list(frames_of("mptrj")[:20].structures())
+    digests = {pack.write(tmp_path / f"{k}.h5", "mptrj", structures, pack.PUBLISHED) for k in (1, 2)}
+    assert len(digests) == 1
+    with h5py.File(tmp_path / "1.h5") as file:
+        written = shipped_sets.columns(file)
+    assert written.positions.tobytes() == np.concatenate([s.positions for s in structures]).tobytes()
+    assert written.energy.tolist() == [s.energy for s in structures]
+
+
+def small(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
+    """Structures of a set with so many atoms, evenly over it."""
+    found = [s for s in frames_of(name).structures() if atoms[0] <= len(s) <= atoms[1]]
+    return iter([found[k] for k in np.linspace(0, len(found) - 1, count).astype(int)])
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "count", "atoms"), [("omol25", levels.GFN2, 40, (4, 20)), ("ani1x", levels.WB97X, 4, (3, 6))]
+)
+def test_labels_come_out_again_when_computed_anew(name: str, level: Level, count: int, atoms: tuple[int, int]) -> None:
+    for s in small(name, count, atoms):
+        energy, forces = level.label(s)
+        assert s.forces is not None
+        assert energy == pytest.approx(s.energy, abs=1e-4), s.name
+        assert np.abs(forces - s.forces).max() < 2e-3, s.name
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "atoms", "tolerance"),
+    [
+        ("omol25", levels.GFN2, (8, 9), 1e-3),
+        ("odac23", levels.GFN1_PERIODIC, (14, 16), 1e-3),
+        ("ani1x", levels.WB97X, (3, 4), 3e-2),
+    ],
+)
+def test_forces_are_the_slope_of_the_energy(name: str, level: Level, atoms: tuple[int, int], tolerance: float) -> None:
+    s = next(small(name, 1, atoms))
+    assert s.forces is not None
+    step = 2e-3
+    for atom, axis in ((0, 0), (len(s) - 1, 2)):
+        energies = []
+        for sign in (1, -1):
+            positions = s.positions.copy()
+            positions[atom, axis] += sign * step
+            energies.append(level.label(replace(s, positions=positions))[0])
+        slope = (energies[0] - energies[1]) / (2 * step)
+        assert -slope == pytest.approx(s.forces[atom, axis], abs=tolerance)
+
+
+def test_an_impossible_multiplicity_is_refused() -> None:
+    water = Structure("water", np.array([8, 1, 1]), np.eye(3))
+    assert [levels.unpaired(replace(water, charge=c, multiplicity=m)) for c, m in ((0, 0), (1, 0), (0, 3))] == [0, 1, 2]
+    with pytest.raises(ValueError, match="water: no multiplicity of 2"):
+        levels.unpaired(replace(water, multiplicity=2))
+
+
+def springs(structure: Structure) -> levels.Labels:
+    """A level of theory for the tests: fails for charges, pulls hard on cations of two."""
+    if structure.charge == 1:
+        raise NotConvergedError("no")
+    return -1.0, np.full((len(structure), 3), 100.0 if structure.charge == 2 else 0.5)
+
+
+def test_a_build_goes_on_where_it_was_and_counts_what_it_rejects(tmp_path: Path) -> None:
+    level = Level("springs", ("numpy",), springs)
+    water = Structure("water", np.array([8, 1, 1]), np.eye(3))
+    wanted = [replace(water, charge=charge) for charge in (0, 1, 2, -1)]
+    cache = tmp_path / "labels.jsonl"
+    first = labelled(wanted, level, cache)
+    assert [s.charge for s in first.structures] == [0, -1]
+    assert first.rejected == {"not converged": 1, "a force above 30 eV/A": 1}
+    # a line cut short is computed again, the others are not
+    cut = cache.read_text().rstrip()[:-20]
+    cache.write_text(cut.replace("-1.0", "-7.0"))
+    energies = [s.energy for s in labelled(wanted, level, cache).structures]
+    assert energies == [-7.0, -1.0]
+    assert len({key(s, level) for s in wanted}) == 4

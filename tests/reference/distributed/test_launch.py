@@ -1,0 +1,62 @@
+"""Ranks learn their place from whatever started them; what is not there is told before anything is waited for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.reference.distributed import launch
+from harness.reference.distributed.group import own_device
+from harness.reference.distributed.launch import Place
+from harness.reference.errors import InputError
+
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}
+SLURM = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "2"}
+PALS = {"PALS_RANKID": "13", "PALS_LOCAL_RANKID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Place(0, 1, 0)),
+        (HYDRA, Place(3, 8, 1)),
+        (SLURM, Place(5, 16, 2)),
+        (SLURM | {"PMI_RANK": "5", "PMI_SIZE": "16"}, Place(5, 16, 2)),
+        (SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_NUM_TASKS": "16"}, Place(5, 16, 2)),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, Place(0, 1, 0)),
+        (SLURM | {"SLURM_STEP_ID": str(0xFFFFFFFB)}, Place(0, 1, 0)),
+        (SLURM | {"SLURM_STEP_ID": str(0xFFFFFFFC)}, Place(0, 1, 0)),
+        (SLURM | HYDRA, Place(3, 8, 1)),
+        (PALS | {"PMI_RANK": "13", "PMI_SIZE": "24"}, Place(13, 24, 1)),
+        (PALS | {"WORLD_SIZE": "24"}, Place(13, 24, 1)),
+        (
+            {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            Place(2, 4, 0),
+        ),
+    ],
+)
+def test_each_launcher_tells_a_rank_its_place(variables: dict[str, str], expected: Place) -> None:
+    assert launch.find(variables) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        (PALS, "PMI_SIZE and PALS_SIZE and WORLD_SIZE are not set"),
+        (HYDRA | {"PMI_RANK": "x"}, "PMI_RANK is 'x', expected a whole number"),
+        (HYDRA | {"PMI_RANK": "8"}, "MPICH hydra says rank 8, local 1, of 8"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(variables: dict[str, str], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        launch.find(variables)
+
+
+def test_a_device_or_backend_that_is_not_there_is_bad_input() -> None:
+    assert own_device("cpu", "gloo", Place(1, 4, 1)) == torch.device("cpu")
+    for device, backend in (("tpu", "gloo"), ("cpu", "mpi"), ("cpu", "nccl"), ("cuda", "xccl")):
+        with pytest.raises(InputError):
+            own_device(device, backend, Place())
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device 'cuda' is asked for and none is visible"):
+            own_device("cuda", "gloo", Place())

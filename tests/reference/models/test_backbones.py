@@ -1,0 +1,384 @@
+"""What every backbone must obey, whatever its messages: symmetries, slopes, smoothness, gradients, types, learning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from harness.reference.data.batch import Batch, collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.inference.prediction import Prediction, batched_heads, stress
+from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.config import OWN, BackboneName, ModelConfig
+from harness.reference.models.foundation import BACKBONES, FoundationModel
+from tests.reference.conftest import crystal, make_model, molecule
+from tests.reference.models.test_physics import supercell
+
+SMALL_OWN: dict[str, dict[str, Any]] = {
+    "painn": {"num_radial": 4},
+    "pnaeq": {"num_radial": 4},
+    "egnn": {},
+    "schnet": {"num_filters": 7, "num_gaussians": 9},
+    "dimenet": {
+        "num_radial": 3,
+        "num_spherical": 4,
+        "basis_emb_size": 4,
+        "int_emb_size": 6,
+        "out_emb_size": 9,
+        "num_after_skip": 1,
+    },
+    "mace": {"num_radial": 4, "max_ell": 2},
+}
+# Backbones that torch.compile cannot take whole, and why; none.
+NOT_COMPILED: dict[str, str] = {}
+CUTOFF = 4.0
+
+
+def small(backbone: str, **changes: Any) -> ModelConfig:
+    sizes = {"hidden_dim": 8, "num_conv_layers": 2, "heads": 2}
+    of_heads = {"num_sharedlayers": 0, "num_headlayers": 1, "dim_headlayers": 6}
+    return ModelConfig(
+        **{"backbone": backbone, "cutoff": CUTOFF, **sizes, **of_heads, **SMALL_OWN[backbone], **changes}
+    )
+
+
+MOLECULE = molecule(6, seed=1)
+CRYSTAL = crystal(3, seed=2)
+ION = replace(MOLECULE, charge=1, multiplicity=2)
+both = pytest.mark.parametrize("structure", [ION, CRYSTAL], ids=["molecule", "crystal"])
+
+
+@pytest.fixture(scope="module", params=list(OWN))
+def model(request: pytest.FixtureRequest) -> FoundationModel:
+    """Scaled to forces of up to 1 eV/angstrom, so that tolerances mean the same for all."""
+    made = make_model(small(request.param))
+    made.scale /= predict(made, [MOLECULE]).forces.abs().max()
+    return made
+
+
+def copy_of(model: FoundationModel) -> FoundationModel:
+    other = make_model(model.config)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def batch_of(model: FoundationModel, structures: list[Structure]) -> Batch:
+    graphs = [neighbour_graph(s, cutoff=CUTOFF) for s in structures]
+    return collate(graphs, with_triplets=model.config.needs_triplets)
+
+
+def predict(model: FoundationModel, structures: list[Structure]) -> Prediction:
+    batch = batch_of(model, structures)
+    return batched_heads(model, batch, model.gate(batch.composition))
+
+
+def moved(structure: Structure, positions: np.ndarray) -> Structure:
+    return replace(structure, positions=positions)
+
+
+def slopes(model: FoundationModel, up: list[Structure], down: list[Structure], h: float) -> np.ndarray:
+    """Central differences of the energy, all in one batch."""
+    energy = predict(model, up + down).energy.numpy()
+    return (energy[: len(up)] - energy[len(up) :]) / (2 * h)
+
+
+def test_there_is_a_test_for_every_backbone() -> None:
+    assert set(SMALL_OWN) == set(OWN) == set(BACKBONES) == set(get_args(BackboneName))
+
+
+@both
+def test_rotation_and_reflection_turn_the_forces_and_keep_the_energy(
+    model: FoundationModel, structure: Structure
+) -> None:
+    for sign in (1.0, -1.0):
+        turn = sign * Rotation.from_euler("xyz", [0.3, 1.1, -0.7]).as_matrix()
+        turned = replace(structure, positions=structure.positions @ turn.T, cell=structure.cell @ turn.T)
+        before, after = predict(model, [structure]), predict(model, [turned])
+        assert before.forces.abs().max() > 0.1
+        assert torch.allclose(after.energy, before.energy, rtol=1e-11)
+        assert torch.allclose(after.forces, before.forces @ torch.from_numpy(turn).T, atol=1e-11)
+
+
+@both
+def test_translation_changes_nothing(model: FoundationModel, structure: Structure) -> None:
+    before = predict(model, [structure])
+    after = predict(model, [moved(structure, structure.positions + np.array([7.3, -2.2, 0.9]))])
+    assert torch.allclose(after.energy, before.energy, rtol=1e-11)
+    assert torch.allclose(after.forces, before.forces, atol=1e-11)
+
+
+@both
+def test_permutation_permutes_the_forces(model: FoundationModel, structure: Structure) -> None:
+    order = np.random.default_rng(0).permutation(len(structure))
+    shuffled = replace(structure, numbers=structure.numbers[order], positions=structure.positions[order])
+    before, after = predict(model, [structure]), predict(model, [shuffled])
+    assert torch.allclose(after.energy, before.energy, rtol=1e-11)
+    assert torch.allclose(after.forces, before.forces[order], atol=1e-11)
+
+
+@both
+def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel, structure: Structure) -> None:
+    h = 1e-4
+    steps = h * np.eye(structure.positions.size).reshape(-1, *structure.positions.shape)
+    up, down = ([moved(structure, structure.positions + s * step) for step in steps] for s in (1, -1))
+    forces = predict(model, [structure]).forces.numpy()
+    assert forces.ravel() == pytest.approx(-slopes(model, up, down, h), rel=1e-5, abs=1e-7)
+
+
+def test_stress_is_the_slope_of_the_energy_by_strain(model: FoundationModel) -> None:
+    batch = batch_of(model, [CRYSTAL])
+    prediction, tensor = stress(model, batch, model.gate(batch.composition))
+    assert torch.allclose(prediction.forces, predict(model, [CRYSTAL]).forces, atol=1e-12)
+    h = 1e-5
+
+    def strained(i: int, j: int, sign: int) -> Structure:
+        strain = np.eye(3)
+        strain[i, j] += sign * h / 2
+        strain[j, i] += sign * h / 2
+        return replace(CRYSTAL, positions=CRYSTAL.positions @ strain, cell=CRYSTAL.cell @ strain)
+
+    up, down = ([strained(i, j, sign) for i in range(3) for j in range(3)] for sign in (1, -1))
+    expected = slopes(model, up, down, h) / abs(np.linalg.det(CRYSTAL.cell))
+    assert tensor[0].numpy().ravel() == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def test_energy_and_force_are_smooth_where_neighbours_leave(model: FoundationModel) -> None:
+    """Two bonded pairs part: what the nearest atoms feel of each other ends with neither a step nor a kink."""
+
+    def pairs(gap: float) -> Structure:
+        x = np.array([[0.0, 0, 0], [0, 1.3, 0], [gap, 0, 0], [gap + 0.8, 0.9, 0]])
+        return Structure("pairs", np.array([6, 1, 8, 7]), x)
+
+    apart = predict(model, [pairs(CUTOFF + 1e-6)])
+
+    def felt(inside: float) -> tuple[float, float]:
+        near = predict(model, [pairs(CUTOFF - inside)])
+        return abs(float(near.energy[0] - apart.energy[0])), float((near.forces - apart.forces).abs().max())
+
+    (far_energy, far_force), (energy, force) = felt(0.5), felt(1e-3)
+    assert far_energy > 1e-4
+    assert energy < 1e-4 * far_energy
+    assert force < 2e-2 * far_force
+
+
+def test_a_supercell_has_the_energy_of_its_cells_and_the_same_forces(model: FoundationModel) -> None:
+    before, after = predict(model, [CRYSTAL]), predict(model, [supercell(CRYSTAL, (2, 1, 2))])
+    assert float(after.energy[0]) == pytest.approx(4 * float(before.energy[0]), rel=1e-11)
+    assert torch.allclose(after.forces, before.forces.repeat(4, 1), atol=1e-11)
+
+
+def test_atoms_do_not_feel_the_rest_of_the_batch(model: FoundationModel) -> None:
+    structures = [ION, CRYSTAL, molecule(1, seed=3), molecule(2, seed=4)]
+    together = predict(model, structures)
+    alone = [predict(model, [s]) for s in structures]
+    assert torch.allclose(together.energy, torch.cat([p.energy for p in alone]), rtol=1e-11)
+    assert torch.allclose(together.forces, torch.cat([p.forces for p in alone]), atol=1e-11)
+
+
+def test_an_atom_alone_has_no_force_and_a_finite_energy(model: FoundationModel) -> None:
+    alone = predict(model, [molecule(1, seed=3), molecule(1, seed=4)])
+    assert alone.forces.abs().max() == 0
+    assert alone.energy.isfinite().all()
+
+
+def squared(model: FoundationModel, batch: Batch, positions: Tensor) -> Tensor:
+    """A loss of all energies and all forces."""
+    energies = model.all_energies(model.encode(batch, positions, batch.shift), batch)
+    (slope,) = torch.autograd.grad(energies.sum(), positions, create_graph=True)
+    return energies.square().sum() + slope.square().sum()
+
+
+def gradients(model: FoundationModel, batch: Batch, loss: Callable[..., Tensor] = squared) -> dict[str, Tensor]:
+    """Of the loss, by name of the parameter, those of the gate left out; the model is left as it was."""
+    model.requires_grad_(True)
+    loss(model, batch, batch.positions.clone().requires_grad_()).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if not name.startswith("gate."):
+            assert parameter.grad is not None, name
+            found[name] = parameter.grad
+    model.requires_grad_(False).zero_grad()
+    return found
+
+
+def test_gradients_are_finite_where_atoms_stand_in_line_or_symmetry_cancels_all(model: FoundationModel) -> None:
+    """Straight and coincident directions at every atom; sites where all vectors sum to zero; an atom without edges."""
+    line = np.array([[-1.2, 0, 0], [0, 0, 0], [1.2, 0, 0], [2.3, 0, 0]])
+    chain = Structure("chain", np.array([8, 6, 8, 1]), line)
+    cubic = Structure("cubic", np.array([29]), np.zeros((1, 3)), 2.6 * np.eye(3), (True, True, True))
+    forces = predict(model, [chain, cubic]).forces
+    assert forces[:4, 1:].abs().max() < 1e-12
+    assert forces[:4, 0].abs().min() > 1e-3
+    assert forces[4:].abs().max() < 1e-10
+    grads = gradients(model, batch_of(model, [chain, cubic, molecule(1, seed=3)]))
+    assert all(g.isfinite().all() for g in grads.values())
+
+
+def test_charge_and_spin_change_the_energy_and_a_neutral_singlet_does_not_know_of_them(model: FoundationModel) -> None:
+    states = [(0, 0), (0, 1), (1, 1), (-1, 1), (0, 3)]
+    structures = [replace(MOLECULE, charge=q, multiplicity=m) for q, m in states]
+    other = copy_of(model)
+    for module in other.modules():
+        if isinstance(module, Condition | State):
+            for parameter in module.parameters():
+                parameter.normal_()
+    before, after = predict(model, structures), predict(other, structures)
+    assert torch.equal(before.energy[:2], after.energy[:2])
+    assert before.energy[0] == before.energy[1]
+    assert len({round(float(e), 9) for e in before.energy}) == 4
+    assert ((before.energy - after.energy)[2:].abs() > 1e-7).all()
+
+
+Rows = Callable[[int, set[int]], set[int]]
+
+
+def elements(_: int, present: set[int]) -> set[int]:
+    return present
+
+
+def all_but_third(third: int) -> Rows:
+    return lambda rows, _: {k for k in range(rows) if not third * (rows // 3) <= k < (third + 1) * (rows // 3)}
+
+
+# (backbone, parameter, the rows that receive a gradient, why others do not); all rows of all others do
+EXCEPTIONS: tuple[tuple[str, str, Rows, str], ...] = (
+    ("", r"encoder\.embedding\.weight", elements, "elements that are not there"),
+    ("mace", r"encoder\.(products|kept)\.\d\.(weight|element)", elements, "elements that are not there"),
+    ("painn", r"encoder\.messages\.0\.(phi|filter)\..*", all_but_third(2), "v is zero before the first message"),
+    ("painn|pnaeq", r"encoder\.updates\.1\.a\..*", all_but_third(1), "nothing reads v after the last update"),
+)
+
+
+def test_every_parameter_receives_a_gradient(model: FoundationModel) -> None:
+    """Row by row, of encoder and heads, from energies and forces."""
+    batch = batch_of(model, [ION, CRYSTAL])
+    present = set(batch.numbers.tolist())
+    for name, grad in gradients(model, batch).items():
+        expected = set(range(len(grad)))
+        for backbone, pattern, rows, _ in EXCEPTIONS:
+            if re.fullmatch(pattern, name) and re.fullmatch(backbone or ".*", model.config.backbone):
+                expected = rows(len(grad), present)
+        found = grad.reshape(len(grad), -1).abs().amax(1).nonzero().flatten().tolist()
+        assert set(found) == expected, name
+
+
+def in_type(model: FoundationModel, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Prediction:
+    """Energies beyond the references and their forces, from the same weights in another type."""
+    other = copy_of(model)
+    other.to(dtype).reference_energy.zero_()
+    other.autocast = autocast
+    batch = batch_of(model, [ION, CRYSTAL]).to("cpu", dtype)
+    weights = torch.full((2, model.config.heads), 1.0 / model.config.heads, dtype=dtype)
+    prediction = batched_heads(other, batch, weights)
+    assert prediction.energy.dtype == prediction.forces.dtype == dtype
+    return prediction
+
+
+def difference(a: Prediction, b: Prediction) -> float:
+    """The largest difference of energies and of forces, relative to the largest of each."""
+    return max(float((x.double() - y.double()).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def test_precisions_agree_as_far_as_their_digits(model: FoundationModel) -> None:
+    exact = in_type(model, torch.float64)
+    assert 0 < difference(in_type(model, torch.float32), exact) < 1e-4
+    assert 1e-6 < difference(in_type(model, torch.float32, torch.bfloat16), exact) < 0.2
+
+
+def test_no_constant_of_a_model_keeps_the_rounding_of_single_precision(model: FoundationModel) -> None:
+    """The same energies to the last digits whether or not the model has been a single one in between."""
+    there_and_back = make_model(model.config).float().double()
+    there_and_back.load_state_dict(model.state_dict())
+    before, after = predict(model, [ION, CRYSTAL]), predict(there_and_back, [ION, CRYSTAL])
+    assert torch.allclose(before.energy, after.energy, rtol=1e-14)
+    assert torch.allclose(before.forces, after.forces, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_the_type_of_the_module_holds_within_it(model: FoundationModel, dtype: torch.dtype) -> None:
+    """No tensor of another floating type comes out of any layer."""
+    other = copy_of(model).to(dtype)
+    seen: set[torch.dtype] = set()
+
+    def note(_module: nn.Module, _inputs: object, result: Tensor | tuple[Tensor, ...]) -> None:
+        seen.update(t.dtype for t in (result if isinstance(result, tuple) else (result,)))
+
+    for module in other.encoder.modules():
+        module.register_forward_hook(note)
+    batch = batch_of(model, [MOLECULE]).to("cpu", dtype)
+    other.encode(batch, batch.positions, batch.shift)
+    assert seen == {dtype}
+
+
+@pytest.mark.slow
+def test_compiled_predictions_are_those_of_eager_code_in_any_shape(model: FoundationModel) -> None:
+    """One graph for all shapes; its parts run as they are, since C++ for six backbones would take minutes."""
+    if model.config.backbone in NOT_COMPILED:
+        pytest.skip(NOT_COMPILED[model.config.backbone])
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend="aot_eager")
+    first = [ION, CRYSTAL, molecule(1, seed=3), molecule(2, seed=4)]  # no two sizes alike, which would be one symbol
+    for structures in (first, [*first, molecule(7, seed=3)]):
+        batch = batch_of(model, structures)
+        weights = model.gate(batch.composition)
+        got, expected = run(model, batch, weights), batched_heads(model, batch, weights)
+        assert torch.allclose(got.energy, expected.energy, rtol=1e-11)
+        assert torch.allclose(got.forces, expected.forces, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_compiled_training_has_the_gradients_of_eager_code(model: FoundationModel) -> None:
+    """One graph with the forces' gradient inside; its parts run as they are, since C++ for it would take minutes."""
+    if model.config.backbone in NOT_COMPILED:
+        pytest.skip(NOT_COMPILED[model.config.backbone])
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    shallow = make_model(small(model.config.backbone, num_conv_layers=1))
+    batch = batch_of(shallow, [ION, CRYSTAL])
+    expected = gradients(shallow, batch)
+    got = gradients(shallow, batch, torch.compile(squared, dynamic=True, fullgraph=True, backend="aot_eager"))
+    for name, grad in expected.items():
+        assert torch.allclose(got[name], grad, rtol=1e-9, atol=1e-11 * float(grad.abs().max())), name
+
+
+def pair_potential(positions: Tensor) -> Tensor:
+    """A Morse potential between all atoms: something to learn that has a minimum."""
+    i, j = torch.triu_indices(len(positions), len(positions), 1)
+    stretch = torch.exp(-1.2 * ((positions[i] - positions[j]).norm(dim=1) - 1.6))
+    return (stretch**2 - 2 * stretch).sum()
+
+
+def test_a_batch_can_be_learned_by_heart(model: FoundationModel) -> None:
+    learner = make_model(small(model.config.backbone, hidden_dim=16)).float().requires_grad_(True)
+    structures = [molecule(n, seed=seed) for n, seed in ((3, 12), (4, 13), (4, 14))]
+    batch = batch_of(learner, structures).to("cpu", torch.float32)
+    targets, forces = [], []
+    for structure in structures:
+        x = torch.from_numpy(structure.positions).float().requires_grad_()
+        targets.append(pair_potential(x))
+        forces.append(-torch.autograd.grad(targets[-1], x)[0])
+    target, force = torch.stack(targets).detach(), torch.cat(forces)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    learner.reference_energy.zero_()
+    losses: list[float] = []
+    while not losses or (losses[-1] > 0.1 * losses[0] and len(losses) < 200):
+        positions = batch.positions.clone().requires_grad_()
+        energy = learner.all_energies(learner.encode(batch, positions, batch.shift), batch)[:, 0]
+        slope = torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
+        loss = ((energy - target) / batch.atoms).abs().mean() + (force + slope).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 10.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] <= 0.1 * losses[0], f"{losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps"

@@ -1,0 +1,243 @@
+"""Checkpoints: exact, strict, and refused in one line where a bit is wrong or sizes cannot be."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from harness.reference.errors import InputError
+from harness.reference.models import checkpoints, sealed
+from harness.reference.models.config import BackboneName, ModelConfig
+from harness.reference.models.convert_checkpoint import convert
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.training import state as resuming
+
+TINY = ModelConfig(hidden_dim=8, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=8)
+SHIPPED = checkpoints.SHIPPED / "painn-64.safetensors"
+
+
+def tiny(path: Path, **about: Any) -> FoundationModel:
+    """Write a checkpoint, with other words about it where some are given, and return its model."""
+    model = FoundationModel(TINY)
+    words = {"format": checkpoints.FORMAT, "config": TINY.asdict(), "notes": {}} | about
+    sealed.write(path, checkpoints.KIND, model.state_dict(), {k: v for k, v in words.items() if v is not None})
+    return model
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        checkpoints.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("backbone", ["painn", "pnaeq", "egnn", "schnet", "dimenet", "mace"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_round_trip_is_exact_and_keeps_the_type(tmp_path: Path, backbone: BackboneName, dtype: torch.dtype) -> None:
+    model = FoundationModel(ModelConfig(backbone=backbone, hidden_dim=8, num_conv_layers=2)).to(dtype)
+    checkpoints.save(model, tmp_path / "m.safetensors", {"note": 1})
+    loaded, notes = checkpoints.load(tmp_path / "m.safetensors")
+    assert notes == {"note": 1}
+    assert loaded.config == model.config
+    found, expected = loaded.state_dict(), model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in expected.items())
+
+
+def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    tiny(good)
+    data = good.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    rng = random.Random(5)
+    bits = [rng.randrange(8 * len(data)) for _ in range(300)] + [rng.randrange(8 * header) for _ in range(300)]
+    for bit in bits:
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        bad.write_bytes(flipped)
+        refusal(bad)
+    for size in (0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) - 1):
+        bad.write_bytes(data[:size])
+        refusal(bad)
+    bad.write_bytes(data + b"\0")
+    refusal(bad)
+    bad.write_bytes(data)
+    checkpoints.load(bad)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"hidden_dim": 20_000}, "more numbers than the file holds"),
+        ({"dim_headlayers": 60_000}, "more numbers than the file holds"),
+        ({"num_headlayers": 10**8}, "num_headlayers is 100000000, expected at most 256"),
+        ({"num_headlayers": 200}, "204 layers, but"),
+        ({"heads": 10**12}, "heads is 1000000000000, expected at most"),
+        ({"hidden_dim": 9}, "encoder.conditions.0.film.weight is float32 .16, 16., expected float32 .18, 16."),
+        ({"hidden_dim": 8.0}, "hidden_dim is 8.0, expected a whole number"),
+        ({"hidden_dim": "8"}, "hidden_dim is '8', expected a whole number"),
+        ({"hidden_dim": True}, "hidden_dim is True, expected a whole number"),
+        ({"cutoff": float("nan")}, "cutoff is nan, expected a number above 0"),
+        ({"cutoff": float("inf")}, "cutoff is inf, expected a number above 0"),
+        ({"cutoff": -4.0}, "cutoff is -4.0, expected a number above 0"),
+        ({"backbone": "egnn"}, "norm_epsilon is no hyperparameter of the backbone 'egnn'"),
+        ({"backbone": "pain"}, "did you mean 'painn'"),
+        ({"heads": None}, "heads is None, expected a whole number"),
+        ({"backbone": None}, "backbone is None; there are painn"),
+        ({"cutoff": None}, "cutoff is None, expected a number above 0"),
+        ({"hidden_dims": 8}, "unknown option 'hidden_dims'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_before_anything_is_allocated(
+    tmp_path: Path, config: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    tiny(path, config=TINY.asdict() | config)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refusal(path)
+    with pytest.raises(InputError, match=reason):
+        raise InputError(message)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_keys_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    tiny(path, notes=None)
+    assert checkpoints.load(path)[1] == {}
+    tiny(path, notes=3)
+    assert "notes is missing, or not a mapping" in refusal(path)
+    tiny(path, config=None)
+    assert "config is missing, or not a mapping" in refusal(path)
+    tiny(path, remark="x")
+    assert "unknown key 'remark'; there are format, config, notes" in refusal(path)
+    tiny(path, format=99)
+    assert "format 3 expected" in refusal(path)
+    sealed.write(path, "gfm-harness batch", {}, {})
+    assert "it is a 'gfm-harness batch', expected a 'gfm-harness checkpoint'" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    model = FoundationModel(TINY)
+    model.scale[3] = value
+    checkpoints.save(model, tmp_path / "m.safetensors", {})
+    assert "scale holds numbers that are not finite" in refusal(tmp_path / "m.safetensors")
+
+
+def test_weights_of_other_names_and_types_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    about = {"format": checkpoints.FORMAT, "config": TINY.asdict(), "notes": {}}
+    state = FoundationModel(TINY).state_dict()
+    lacking = {k: v for k, v in state.items() if k != "gate.last.bias"}
+    sealed.write(path, checkpoints.KIND, lacking, about)
+    assert "gate.last.bias is absent, expected float32 [16]" in refusal(path)
+    sealed.write(path, checkpoints.KIND, state | {"extra": torch.zeros(2)}, about)
+    assert "extra is float32 [2], expected absent" in refusal(path)
+    sealed.write(path, checkpoints.KIND, state | {"scale": torch.ones(16).double()}, about)
+    assert "of type torch.float32, torch.float64, expected" in refusal(path)
+    sealed.write(path, checkpoints.KIND, state | {"trained": torch.zeros(16)}, about)
+    assert "trained is float32 [16], expected bool [16]" in refusal(path)
+
+
+def test_foreign_files_are_named_for_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    assert "no such checkpoint" in refusal(path)
+    assert "not a readable checkpoint (Is a directory)" in refusal(tmp_path)
+    for content in (b"", b"hello", b"not a checkpoint of any kind", bytes(100), b"[" * 10_000):
+        path.write_bytes(content)
+        assert "not a readable checkpoint" in refusal(path)
+    save_file({"a": torch.zeros(2)}, path)
+    assert "a safetensors file of another program" in refusal(path)
+    deep = b"[" * 100_000
+    path.write_bytes(len(deep).to_bytes(8, "little") + deep)
+    assert "its header is damaged" in refusal(path)
+    path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    assert "not a safetensors file, or cut short" in refusal(path)
+
+
+def test_an_earlier_checkpoint_is_converted_by_the_command_that_its_refusal_names(tmp_path: Path) -> None:
+    model = FoundationModel(TINY)
+    model.trained[:2] = True
+    model.reference_energy[0, [1, 8]] = torch.tensor([-13.0, -2000.0])
+    model.reference_energy[1, 26] = -8.0
+    old = {k: v for k, v in model.state_dict().items() if k not in ("known_elements", "closest")}
+    old["elements"] = model.reference_energy.any(0)
+    path = tmp_path / "old.pt"
+    torch.save({"format": 2, "config": TINY.asdict(), "state": old, "notes": {"note": 1}}, path)
+    message = refusal(path)
+    assert message.endswith(f"convert it: python -m harness.reference.models.convert_checkpoint {path}")
+    found, notes = checkpoints.load(convert(path))
+    assert notes == {"note": 1}
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in old.items() if k != "elements")
+    assert [found.known_elements[k].nonzero().flatten().tolist() for k in range(3)] == [[1, 8], [26], []]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"old.pt: not a checkpoint of format 2"):
+        convert(path)
+
+
+def test_the_shipped_checkpoint_knows_its_training_sets() -> None:
+    from harness.reference.datasets.collection import Corpus, Neighbourhood, parted
+    from harness.reference.datasets.splitting.splits import SPLITS
+    from harness.reference.datasets.statistics.reference_energies import State
+    from harness.reference.models.coverage import shortest_contact
+    from harness.reference.storage.sampling.sampler import Drawn
+
+    model, notes = checkpoints.load(SHIPPED)
+    training = notes["training"]
+    assert isinstance(training, dict)
+    for name in ("ani1x", "oc2022", "qm7x"):
+        dataset = parted(name, held_out=training["held_out"], seed=training["split_seed"])[SPLITS[0]]
+        head, every = dataset.head, range(len(dataset.samples))
+        assert model.known_elements[head].tolist() == (dataset.references.state > State.ABSENT).tolist()
+        corpus = Corpus([dataset], Neighbourhood(model.config.cutoff, model.config.max_neighbours))
+        graphs = corpus.graphs(
+            Drawn(torch.zeros(len(every), dtype=torch.int64).numpy(), torch.arange(len(every)).numpy())
+        )
+        assert float(model.closest[head]) == pytest.approx(shortest_contact(graphs), rel=1e-6)
+
+
+def test_a_state_of_training_survives_whatever_its_form_and_no_flipped_bit(tmp_path: Path) -> None:
+    state = {"a": [torch.arange(3), {"deep": torch.tensor(0.5)}], 7: None, "inf": float("inf"), "text": 'sha256":"0'}
+    resuming.save(tmp_path, state, of={"sizes": (1, 2)})
+    found = resuming.load(tmp_path, of={"sizes": [1, 2]})
+    assert found is not None
+    assert torch.equal(found["a"][0], torch.arange(3))
+    assert found["a"][1]["deep"].item() == 0.5
+    assert (found[7], found["inf"], found["text"]) == (None, float("inf"), 'sha256":"0')
+    path = tmp_path / resuming.FILE_NAME
+    data, rng = path.read_bytes(), random.Random(6)
+    for _ in range(200):
+        flipped = bytearray(data)
+        bit = rng.randrange(8 * len(data))
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"not a readable state of training .*; delete it"):
+            resuming.load(tmp_path, of={"sizes": [1, 2]})
+    resuming.save(tmp_path, state, of={"sizes": [1, 2]})
+    with pytest.raises(InputError, match="whose sizes is"):
+        resuming.load(tmp_path, of={"sizes": [3]})
+
+
+def test_a_state_of_an_earlier_version_is_not_passed_over(tmp_path: Path) -> None:
+    assert resuming.load(tmp_path, of={}) is None
+    (tmp_path / "training.pt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"training.pt: the state of an earlier version .* delete it to start anew"):
+        resuming.load(tmp_path, of={})
+    resuming.save(tmp_path, {"a": 1}, of={})
+    assert resuming.load(tmp_path, of={}) == {"a": 1}
+
+
+def test_a_shipped_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    tiny(tmp_path / "m.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert json.loads(json.dumps(checkpoints.load(SHIPPED)[1]["held_out"]))

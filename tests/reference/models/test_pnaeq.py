@@ -1,0 +1,197 @@
+"""PNAEq against its equations written out plainly, atom by atom, and its aggregation worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from harness.reference.data.batch import Batch
+from harness.reference.data.structure import Structure
+from harness.reference.inference.prediction import batched_heads
+from harness.reference.models.backbones.painn import Update
+from harness.reference.models.backbones.pnaeq import TYPICAL_DEGREE, Aggregation, Message, PNAEq
+from harness.reference.models.config import ModelConfig
+from tests.reference.conftest import batch_of, crystal, make_model, molecule, predict
+
+TINY = ModelConfig(backbone="pnaeq", hidden_dim=8, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8, dim_headlayers=12)
+
+
+def aggregation(epsilon: float = 1e-8) -> Aggregation:
+    torch.manual_seed(0)
+    return Aggregation(3, epsilon).double()
+
+
+def summed(message: Tensor, receiver: Tensor, atoms: int) -> Tensor:
+    return message.new_zeros(atoms, message.shape[1]).index_add(0, receiver, message)
+
+
+def gathered(messages: list[list[float]], envelopes: list[float], epsilon: float = 1e-8) -> tuple[Tensor, Tensor]:
+    """Mean, min, max and std [4, F] and D of one atom that gets these messages."""
+    receiver = torch.zeros(len(messages), dtype=torch.long)
+    message = torch.tensor(messages, dtype=torch.float64).view(len(messages), 3)
+    envelope = torch.tensor(envelopes, dtype=torch.float64).unsqueeze(1)
+    out, degree = aggregation(epsilon).gathered(message, summed(message, receiver, 1), envelope, receiver)
+    return out.view(4, -1), degree.squeeze()
+
+
+def test_aggregators_by_hand() -> None:
+    """Three neighbours; in the first channel two are equal, the second has one sign, the third is 0."""
+    out, degree = gathered([[2.0, -1.0, 0.0], [2.0, -3.0, 0.0], [-4.0, -3.0, 0.0]], [1.0, 0.5, 0.5])
+    assert degree == 3.0
+    assert out[0].tolist() == pytest.approx([0.0, -7.0 / 3.0, 0.0])
+    assert out[1].tolist() == pytest.approx([-4.0, -(1.0 + 2 * 3.0**5) / (1.0 + 2 * 3.0**4), 0.0])
+    assert out[2].tolist() == pytest.approx([2.0, 0.0, 0.0])
+    variances = [(4.0 + 2.0 + 8.0) / 3 - ((2.0 + 1.0 - 2.0) / 3) ** 2, (1.0 + 4.5 + 4.5) / 3 - (4.0 / 3) ** 2, 0.0]
+    assert out[3].tolist() == pytest.approx([math.sqrt(v + 1e-8) for v in variances])
+
+
+def test_extremes_lie_between_zero_and_the_true_ones() -> None:
+    rng = np.random.default_rng(0)
+    messages = rng.normal(size=(20, 3))
+    low, high = gathered(messages.tolist(), [1.0] * 20)[0][1:3].numpy()
+    assert (high > 0).all()
+    assert (high < messages.max(0)).all()
+    assert (high > 0.7 * messages.max(0)).all()
+    assert (low < 0).all()
+    assert (low > messages.min(0)).all()
+    assert (low < 0.7 * messages.min(0)).all()
+
+
+def test_scalers_multiply_the_aggregates_by_the_logarithm_of_the_degree() -> None:
+    net = aggregation()
+    message, envelope = torch.randn(4, 3).double(), torch.rand(4, 1).double()
+    receiver = torch.tensor([0, 0, 0, 1])
+    given = (message, summed(message, receiver, 2), envelope, receiver)
+    parts, degree = net.gathered(*given)
+    expected = []
+    for atom in range(2):
+        s = math.log(float(degree[atom]) + 1.0) / math.log(TYPICAL_DEGREE + 1.0)
+        scaled = torch.cat([parts[atom], parts[atom] * s, parts[atom] / s])
+        expected.append(net.mix.weight @ scaled + net.mix.bias)
+    assert torch.allclose(net(*given), torch.stack(expected), rtol=1e-12)
+
+
+def test_an_atom_without_neighbours_gets_finite_zeros_with_finite_slopes() -> None:
+    net = Aggregation(3, 1e-8)
+    message = torch.zeros(1, 3, requires_grad=True)
+    envelope = torch.zeros(1, 1, requires_grad=True)
+    receiver = torch.tensor([1])
+    out, degree = net.gathered(message, summed(message, receiver, 3), envelope, receiver)
+    assert torch.equal(degree, torch.ones(3, 1))
+    assert torch.equal(out[:, :9], torch.zeros(3, 9))
+    assert torch.allclose(out[:, 9:], torch.full((3, 3), 1e-4))
+    slope = torch.autograd.grad(out.sum(), (message, envelope), create_graph=True)
+    bend = torch.autograd.grad(sum(x.square().sum() for x in slope), (message, envelope), allow_unused=True)
+    assert all(x.isfinite().all() for x in (*slope, *bend) if x is not None)
+
+
+def test_a_message_that_vanishes_with_its_envelope_changes_nothing() -> None:
+    """Neither the aggregates nor, with two derivatives in the distance, their slopes."""
+    others = [[0.7, -0.2, 0.4], [-0.5, 0.3, 0.1]]
+    without, degree = gathered(others, [0.8, 0.3])
+    for distance in (1e-2, 1e-3):
+        f = distance**2
+        out, d = gathered([*others, [2.0 * f, -1.5 * f, f]], [0.8, 0.3, f])
+        assert (out - without).abs().max() < 3 * f
+        assert float(d - degree) == pytest.approx(f)
+    alone, _ = gathered([[2.0 * f, -1.5 * f, f]], [f])
+    assert (alone - gathered([], [])[0]).abs().max() < 3 * f
+
+
+def plain_pnaeq(net: PNAEq, batch: Batch, vector: Tensor) -> Tensor:
+    """The equations, one edge and one atom at a time."""
+    n_radial = len(net.radial.orders)
+    s = net.embedding.weight[batch.numbers].clone()
+    v = torch.zeros(len(s), 3, net.width, dtype=s.dtype)
+    edges = list(zip(batch.receiver.tolist(), batch.sender.tolist(), vector, strict=True))
+    for message, aggregate, update in zip(net.messages, net.aggregations, net.updates, strict=True):
+        assert isinstance(message, Message)
+        assert isinstance(aggregate, Aggregation)
+        assert isinstance(update, Update)
+        heard: list[list[tuple[Tensor, Tensor]]] = [[] for _ in s]
+        dv = torch.zeros_like(v)
+        for i, j, r_ij in edges:
+            r = r_ij.norm()
+            basis = torch.stack([torch.sin(k * math.pi * r / TINY.cutoff) / r for k in range(1, n_radial + 1)])
+            f = 0.5 * (torch.cos(math.pi * r / TINY.cutoff) + 1)
+            hidden = silu(message.phi_hidden(s[j]))
+            parts = [phi(hidden) * w(basis) * f for phi, w in zip(message.phi, message.filters, strict=True)]
+            heard[i].append((parts[0], f))
+            dv[i] += torch.outer(r_ij / r, parts[1])
+            if len(parts) == 3:
+                dv[i] += v[j] * parts[2]
+        v = v + dv
+        s = torch.stack([s[i] + plain_aggregate(aggregate, heard[i], net.width) for i in range(len(s))])
+        mixed = v @ update.mix.weight.T
+        vv, uv = mixed[..., : net.width], mixed[..., net.width :]
+        norm = torch.sqrt((vv**2).sum(1) + update.epsilon)
+        a_ss, a_vv, a_sv = update.a(silu(update.a_hidden(torch.cat([s, norm], dim=1)))).chunk(3, dim=1)
+        s, v = s + a_ss + a_sv * (vv * uv).sum(1), v + a_vv.unsqueeze(1) * uv
+    return s
+
+
+def plain_aggregate(net: Aggregation, heard: list[tuple[Tensor, Tensor]], width: int) -> Tensor:
+    zero = torch.zeros(width, dtype=torch.float64)
+    degree = 1.0 + float(sum(f for _, f in heard))
+    mean = sum((m for m, _ in heard), zero) / degree
+    first, second = (sum((f * m**k for m, f in heard), zero) / degree for k in (1, 2))
+    std = torch.sqrt(second - first**2 + net.epsilon)
+
+    def highest(sign: int) -> Tensor:
+        positive = [(sign * m).clamp(min=0.0) for m, _ in heard]
+        return sum((p**5 for p in positive), zero) / (sum((p**4 for p in positive), zero) + net.epsilon**2)
+
+    aggregates = torch.cat([mean, -highest(-1), highest(1), std])
+    scale = math.log(degree + 1.0) / math.log(float(net.typical_degree) + 1.0)
+    return net.mix(torch.cat([aggregates, scale * aggregates, aggregates / scale]))
+
+
+def test_encoder_follows_the_equations() -> None:
+    net = make_model(replace(TINY, num_conv_layers=3)).encoder
+    assert isinstance(net, PNAEq)
+    batch = batch_of([molecule(5), crystal(2), molecule(1)], TINY)
+    vector = batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]
+    assert torch.allclose(net(batch, vector), plain_pnaeq(net, batch, vector), rtol=1e-10, atol=1e-11)
+
+
+def rock_salt() -> Structure:
+    """Turned, so that equal distances differ by rounding."""
+    places = [[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    cell = 5.6 * turn
+    return Structure("NaCl", np.array([11] * 4 + [17] * 4), 0.5 * np.array(places) @ cell, cell, (True, True, True))
+
+
+def test_a_symmetric_crystal_has_no_forces_though_its_neighbours_are_equal() -> None:
+    config = replace(TINY, hidden_dim=16, cutoff=5.0)
+    model, crystal_ = make_model(config), rock_salt()
+    assert predict(model, [crystal_]).forces.abs().max() < 1e-12
+    off = replace(crystal_, positions=crystal_.positions + np.random.default_rng(1).normal(0, 0.05, (8, 3)))
+    typical = predict(model, [off]).forces.abs().max()
+    batch = batch_of([crystal_], config).to("cpu", torch.float32)
+    single = batched_heads(model.float(), batch, model.gate(batch.composition)).forces
+    model.double()
+    assert single.abs().max() < 1e-2 * typical
+
+
+def test_the_typical_degree_is_saved_with_the_weights_and_exact_in_double() -> None:
+    net = PNAEq(TINY).float().double()
+    assert [float(x) for name, x in net.state_dict().items() if name.endswith("typical_degree")] == [5.5, 5.5]
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-14])
+def test_second_derivatives_are_finite_in_single_precision_where_extremes_are_zero_of_zero(epsilon: float) -> None:
+    net = Aggregation(3, epsilon)
+    message = torch.tensor([[-1.0, 0.0, 1e-4], [-0.5, 0.0, -1e-5]], requires_grad=True)
+    receiver = torch.tensor([0, 0])
+    out, _ = net.gathered(message, summed(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
+    slope = torch.autograd.grad(100.0 * out.sum(), message, create_graph=True)[0]
+    bend = torch.autograd.grad(100.0 * slope.sum(), message)[0]
+    assert slope.isfinite().all()
+    assert bend.isfinite().all()

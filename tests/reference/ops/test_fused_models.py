@@ -1,0 +1,164 @@
+"""Models around the fused messages: the predictions and the gradients that they have without, compiled too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.reference.data.batch import Batch, collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.inference.prediction import Prediction, baseline, batched_heads
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.ops import messages as kernels
+from harness.reference.ops.messages import NoSuchKernel
+from harness.reference.programs.ladder.stages import fused_messages
+from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+from tests.reference.ops.message_terms import TOLERANCE, near
+
+types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    kernels.load(torch.device("cpu"))
+
+
+@pytest.fixture(params=kernels.BACKBONES)
+def model(request: pytest.FixtureRequest) -> FoundationModel:
+    return make_model(replace(SMALL, backbone=request.param))
+
+
+def crowd() -> Structure:
+    """More neighbours within the cutoff than are taken."""
+    return molecule(40, seed=3)
+
+
+def batches() -> dict[str, Batch]:
+    capped = collate([neighbour_graph(s, cutoff=6.0, max_neighbours=20) for s in (crowd(), molecule(3))])
+    assert int(torch.bincount(capped.receiver).max()) == 20
+    return {
+        "ragged": batch_of([molecule(), molecule(1, seed=7), crystal(), molecule(12, seed=8)]),
+        "one atom": batch_of([molecule(1)]),
+        "no edges": batch_of([molecule(1), molecule(1, seed=2)]),
+        "capped": capped,
+        "periodic": batch_of([crystal(1), crystal(3, seed=5)]),
+    }
+
+
+@types
+@pytest.mark.parametrize("name", list(batches()))
+def test_the_whole_model_predicts_what_it_does_without(name: str, dtype: torch.dtype, model: FoundationModel) -> None:
+    batch = batches()[name].to("cpu", dtype)
+    model.to(dtype)
+    weights = model.gate(batch.composition)
+    got, expected = batched_heads(model, batch, weights, fused=True), baseline(model, batch, weights)
+    near(got, expected, 100 * TOLERANCE[dtype])
+
+
+def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel) -> None:
+    def predict(structure: Structure) -> Prediction:
+        batch = batch_of([structure])
+        return batched_heads(model, batch, model.gate(batch.composition), fused=True)
+
+    for structure in (molecule(5), crystal(2)):
+        forces = predict(structure).forces.numpy()
+        for atom in range(len(structure)):
+            for axis in range(3):
+                step = np.zeros_like(structure.positions)
+                step[atom, axis] = 1e-4
+                up, down = (
+                    float(predict(replace(structure, positions=structure.positions + sign * step)).energy[0])
+                    for sign in (1, -1)
+                )
+                assert forces[atom, axis] == pytest.approx(-(up - down) / 2e-4, rel=1e-6, abs=1e-7)
+
+
+class ForceLoss(nn.Module):
+    """As training takes it, with or without the operators."""
+
+    def __init__(self, model: FoundationModel, fused: bool) -> None:
+        super().__init__()
+        self.model, self.fused = model, fused
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = self.model.encode(batch, batch.positions, batch.shift, fused=self.fused)
+        energy = self.model.all_energies(pooled, batch)
+        (slope,) = torch.autograd.grad(energy.sum(), batch.positions, create_graph=True)
+        return energy.square().sum() + slope.square().sum()
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        self.model.zero_grad()
+        self(batch._replace(positions=batch.positions.clone().requires_grad_())).backward()
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compiled(model: FoundationModel) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    two_layers = make_model(replace(model.config, num_conv_layers=2)).requires_grad_(True)
+    batch = batch_of([molecule(), crystal()])
+    compiled = ForceLoss(two_layers, fused=True)
+    compiled.compile(dynamic=True, fullgraph=True, backend="aot_eager")
+    expected = ForceLoss(two_layers, fused=False).gradients(batch)
+    assert any("filter" in name for name in expected)
+    for loss in (ForceLoss(two_layers, fused=True), compiled):
+        found = loss.gradients(batch)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-11 * float(gradient.abs().max())), name
+
+
+def test_compiled_code_goes_around_them_whole_and_for_any_shape(model: FoundationModel) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    explained = []
+
+    def note(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        explained.append(graph)
+        return graph
+
+    run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend=note)
+    for batch in batches().values():
+        weights = model.gate(batch.composition)
+        near(run(model, batch, weights, fused=True), batched_heads(model, batch, weights), 1e-11)
+    assert 1 <= len(explained) <= 4
+
+
+def test_other_models_and_devices_are_told_that_there_is_none() -> None:
+    other = make_model(ModelConfig(backbone="egnn", hidden_dim=8, dim_sharedlayers=8, dim_headlayers=8))
+    batch = batch_of([molecule()], SMALL)
+    with pytest.raises(NoSuchKernel, match="only painn and pnaeq have fused messages, not egnn"):
+        fused_messages()(other, batch, other.gate(batch.composition))
+    with pytest.raises(NoSuchKernel, match="for CPUs, and for GPUs that Triton knows, not for mps"):
+        kernels.check("painn", torch.device("mps"))
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_a_gpu_without_triton_is_told_so(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("triton_messages", "triton_kernels"):
+        monkeypatch.delitem(sys.modules, f"harness.reference.ops.{name}", raising=False)
+    kernels.check("pnaeq", torch.device(device))
+    with pytest.raises(NoSuchKernel, match=r"^no Triton here: No module named 'triton"):
+        kernels.load(torch.device(device))
+
+
+def test_cpus_never_import_triton() -> None:
+    script = """
+        import sys, torch
+        from harness.reference.programs.ladder import stages
+        from harness.reference.ops import messages
+        messages.load(torch.device("cpu"))
+        assert not [name for name in sys.modules if name.startswith("harness.reference.ops.triton")]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)

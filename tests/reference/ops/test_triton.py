@@ -1,0 +1,196 @@
+"""The fused messages in Triton: on a GPU where there is one, else interpreted on the CPU with TRITON_INTERPRET=1.
+
+The interpreter shows that the arithmetic is right, not that it is fast, nor how a GPU orders it. That the compilers for
+NVIDIA and AMD take the kernels is tested by compiling them, which needs no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, library
+
+from harness.reference.inference.prediction import baseline, batched_heads
+from harness.reference.ops import messages as kernels
+from harness.reference.ops.messages import NoSuchKernel, Terms, messages
+from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
+from tests.reference.ops.message_terms import (
+    TOLERANCE,
+    make_terms,
+    near,
+    plain,
+    with_gradients,
+    with_second_derivatives,
+)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = next((kind for kind in kernels.GPUS if getattr(torch, kind).is_available()), None)
+DEVICE = "cpu" if INTERPRETED else GPU
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or DEVICE is None, reason="needs Triton, and a GPU or TRITON_INTERPRET=1"
+)
+types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
+with_and_without_v = pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
+on_gpus = pytest.mark.skipif(INTERPRETED or GPU is None, reason="needs a GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    if DEVICE != "cpu":
+        kernels.load(torch.device(DEVICE))
+        yield
+        return
+    from harness.reference.ops import triton_messages
+
+    registered = library.Library("gfm_harness", "IMPL")
+    triton_messages.register("cpu", registered)
+    yield
+    del registered
+
+
+def terms_of(*sizes: int, with_v: bool = True, dtype: torch.dtype = torch.float64) -> Terms:
+    return make_terms(*sizes, with_v=with_v, dtype=dtype, device=DEVICE)
+
+
+# narrower than a tile, ragged; several tiles of edges; of features; more columns than most; one atom, no edges
+SIZES = [(5, 9, 3, 2), (4, 60, 13, 7), (3, 12, 337, 7), (4, 20, 40, 21), (3, 10, 5, 45), (1, 4, 6, 3), (3, 0, 8, 7)]
+
+
+@types
+@with_and_without_v
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_values_and_gradients_are_those_of_the_definition(
+    sizes: tuple[int, ...], with_v: bool, dtype: torch.dtype
+) -> None:
+    terms = terms_of(*sizes, with_v=with_v, dtype=dtype)
+    for got, expected in zip(with_gradients(messages(terms), terms), with_gradients(plain(terms), terms), strict=True):
+        assert got.dtype == dtype
+        assert got.shape == expected.shape
+        scale = expected.abs().max() if expected.numel() else torch.zeros(())
+        assert torch.allclose(got, expected, rtol=0, atol=float(TOLERANCE[dtype] * scale))
+
+
+@with_and_without_v
+def test_second_derivatives_are_those_of_the_definition(with_v: bool) -> None:
+    terms = terms_of(4, 15, 6, 4, with_v=with_v)
+    for got, expected in zip(*(with_second_derivatives(form, terms) for form in (messages, plain)), strict=True):
+        assert torch.allclose(got, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
+
+
+def test_sums_of_many_chunks_of_edges_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.reference.ops import triton_messages
+
+    terms = terms_of(5, 40, 6, 4)
+    expected = with_gradients(messages(terms), terms)
+    monkeypatch.setattr(triton_messages, "LEAST_CHUNK", 2)
+    monkeypatch.setattr(triton_messages, "MOST_CHUNKS", 7)
+    for got, of_one in zip(with_gradients(messages(terms), terms), expected, strict=True):
+        assert torch.allclose(got, of_one, rtol=0, atol=1e-13 * float(of_one.abs().max()))
+
+
+def test_tensors_may_be_views() -> None:
+    terms = terms_of(4, 12, 5, 3)
+    assert terms.v is not None
+    strided = terms._replace(
+        phi=terms.phi.T.contiguous().T, v=terms.v.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        radial=terms.radial.repeat_interleave(2, dim=0)[::2], unit=terms.unit.T.contiguous().T,
+    )  # fmt: skip
+    for got, expected in zip(messages(strided), messages(terms), strict=True):
+        assert torch.equal(got, expected)
+
+
+@types
+def test_every_bit_is_the_same_again(dtype: torch.dtype) -> None:
+    terms = terms_of(5, 40, 20, 7, dtype=dtype)
+    first, again = (with_gradients(messages(terms), terms) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@with_and_without_v
+def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -> None:
+    terms = terms_of(3, 6, 4, 2, with_v=with_v)
+    to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
+    operators = torch.ops.gfm_harness
+    library.opcheck(operators.messages.default, tuple(terms))
+    library.opcheck(operators.filter_backward.default, (to_s, to_v, *terms[:3], *terms[4:]))
+    for nodes in (True, False):
+        library.opcheck(operators.messages_backward.default, (to_s, to_v, *terms, nodes))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sender": torch.tensor([1, 4])}, "edges do not match"),
+        ({"unit": torch.zeros(3, 2, dtype=torch.float64)}, "unit is not"),
+        ({"unit": torch.zeros(3, 3)}, "types differ"),
+        ({"weight": torch.zeros(4, 17, dtype=torch.float64)}, "weight fits no phi"),
+        ({"v": torch.zeros(3, 4, 6, dtype=torch.float64)}, "v fits no phi"),
+        ({"phi": torch.zeros(5, 17, dtype=torch.float64)}, "phi has 17 columns"),
+    ],
+    ids=str,
+)
+def test_tensors_that_do_not_fit_are_refused(wrong: dict[str, Tensor], message: str) -> None:
+    terms = terms_of(5, 3, 6, 4)._replace(**{name: x.to(DEVICE) for name, x in wrong.items()})
+    with pytest.raises((ValueError, TypeError), match=message):
+        torch.ops.gfm_harness.messages(*(x.detach() if x is not None else x for x in terms))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("backbone", kernels.BACKBONES)
+def test_models_predict_what_they_do_without(backbone: str, compiled: bool) -> None:
+    model = make_model(replace(SMALL, backbone=backbone, hidden_dim=8, num_conv_layers=2)).to(DEVICE)
+    batch = batch_of([molecule(3), molecule(1, seed=7), crystal(1)]).to(DEVICE, torch.float64)
+    weights = model.gate(batch.composition)
+    run = batched_heads
+    if compiled:
+        torch._dynamo.reset()
+        torch._dynamo.config.trace_autograd_ops = True
+        run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend="aot_eager")
+    near(run(model, batch, weights, fused=True), baseline(model, batch, weights), 1e-11)
+
+
+@on_gpus
+@pytest.mark.skipif(GPU != "cuda", reason="graphs are CUDA's")
+def test_graphs_hold_them() -> None:
+    """Whatever waited for the device would end the recording."""
+    terms = terms_of(50, 400, 64, 7)
+    inputs = [x.detach() if x is not None else x for x in terms]
+    operators = torch.ops.gfm_harness
+
+    def run() -> tuple[Tensor, ...]:
+        s, v = operators.messages(*inputs)
+        by = operators.messages_backward(s, v, *inputs, True)
+        return s, v, *by, operators.filter_backward(s, v, *inputs[:3], *inputs[4:])
+
+    expected = run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(recorded, expected, strict=True))
+
+
+@pytest.mark.skipif(GPU is not None, reason="there is a GPU")
+def test_triton_without_a_device_is_said() -> None:
+    with pytest.raises(NoSuchKernel, match=r"^no Triton here: 0 active drivers"):
+        kernels.load(torch.device("cuda"))
+
+
+def test_the_compilers_for_nvidia_and_amd_take_them_without_atomics(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.reference.ops.compile_triton"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    kernels_of = [[int(size) for size in line.rpartition(")")[2].split()] for line in done.stdout.splitlines()]
+    assert len(kernels_of) == 12
+    assert all(len(sizes) == 4 and min(sizes) > 1000 for sizes in kernels_of)

@@ -1,0 +1,89 @@
+"""The allocator's two ways, by the pages that the kernel has to clear; and where there is none of the kind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from harness.reference.profiling import allocator
+from harness.reference.profiling.allocator import NotGlibc
+
+SCRIPT = """
+import resource, sys
+import torch
+from harness.reference.profiling import allocator
+
+kept = []
+
+def faults(mode):
+    allocator.use(mode)
+    # something small that lives on, above large blocks that are let go: holes that are no part of the heap's end
+    large = [torch.zeros(100 << 20, dtype=torch.uint8) for _ in range(3)]
+    kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
+    del large
+    for k in range(30):
+        if k == 25:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(40 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for mode in sys.argv[1].split():
+    print(mode, faults(mode))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_tuned_it_keeps_memory_and_on_its_own_it_gives_it_back_whatever_the_order() -> None:
+    for order in ("own tuned own tuned", "tuned own"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), order], capture_output=True, text=True, check=True
+        )
+        for line in done.stdout.splitlines():
+            mode, faults = line.split()
+            # huge pages would make ten thousand small faults a few hundred
+            assert int(faults) < 50 if mode == "tuned" else int(faults) > 50, done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_the_environment_of_a_job_does_not_decide_what_the_ladder_calls_its_own() -> None:
+    environment = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), "own"],
+        capture_output=True, text=True, check=True, env=os.environ | environment,
+    )  # fmt: skip
+    assert int(done.stdout.split()[1]) > 50
+
+
+GROWTH = """
+import psutil, torch
+from harness.reference.profiling import allocator
+
+kept = []
+for _ in range(30):
+    for mode in ("own", "own", "tuned"):
+        allocator.use(mode)
+        large = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(5)]
+        kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
+        del large
+print(psutil.Process().memory_info().rss >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_changing_to_and_fro_takes_no_more_memory_each_time() -> None:
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
+
+
+def test_another_allocator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "OTHERS", ("c",))  # libc itself is in every process
+    allocator._glibc.cache_clear()
+    try:
+        with pytest.raises(NotGlibc, match="tensors come from c, not from glibc's allocator"):
+            allocator.use("tuned")
+    finally:
+        allocator._glibc.cache_clear()

@@ -1,0 +1,33 @@
+"""Memory of a call, rates and profiles, against what can be counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.reference.profiling import timing
+
+CPU = torch.device("cpu")
+
+
+def test_peak_memory_is_what_is_held_at_once() -> None:
+    def call() -> None:
+        a = torch.zeros(1 << 20, dtype=torch.float64)
+        del a
+        b = torch.zeros(1 << 19, dtype=torch.float64)
+        c = torch.zeros(1 << 18, dtype=torch.float64)
+        del b, c
+
+    assert timing.peak_bytes(call, CPU) == pytest.approx(8 << 20, rel=0.01)
+
+
+def test_ceilings_and_hot_spots_are_numbers_of_this_machine() -> None:
+    for sizes in ((64, 32, 48), (4, 8, 16, 24)):
+        assert 0.01 < timing.product_gflop_per_s(CPU, torch.float32, sizes) < 1e6
+    assert 0.1 < timing.copy_gb_per_s(CPU) < 1e5
+    a = torch.randn(300, 300)
+    profile = timing.hot_spots(lambda: a @ a, CPU)
+    assert profile["rows"][0]["operation"] in ("aten::mm", "aten::matmul")
+    assert profile["groups"][0]["group"] == "matrix products"
+    for rows in profile.values():
+        assert sum(float(str(r["share"])) for r in rows) <= 1.001

@@ -1,0 +1,299 @@
+"""Searches: spaces, nodes, halving, warm starts; trials that crash, hang, diverge or are killed; a search that is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from harness.protocol.events import EventLog, last_run
+from harness.reference.errors import InputError
+from harness.reference.programs.hpo import search, trial
+from harness.reference.programs.hpo.halving import Halving
+from harness.reference.programs.hpo.nodes import Pool
+from harness.reference.programs.hpo.optimizer import Optimizer
+from harness.reference.programs.hpo.space import Choices, Range, active, holds, space_of
+
+TRAINING: dict[str, Any] = {
+    "model": {"hidden_dim": 4, "num_conv_layers": 1, "num_sharedlayers": 0, "dim_headlayers": 4, "max_neighbours": 8},
+    "sets": ["qm7x"],
+    "limit": 60,
+    "batch_size": 8,
+    "epochs": 1,
+    "epoch_length": 16,
+    "validation_limit": 8,
+    "gate_steps": 0,
+    "compile": False,
+}
+SPACE = {"hidden_dim": {"low": 4, "high": 8}, "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+WIDE = SPACE | {"learning_rate": {"low": 1e-12, "high": 1e31, "log": True}}
+SMALL = {"space": SPACE, "trial": TRAINING, "evaluations": 2, "at_once": 2, "trial_minutes": 10.0, "initial_points": 2}
+
+
+def searched(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
+    """What a search in this process has told."""
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    search.run(SMALL | parameters, log, folder)
+    return last_run(log.path)
+
+
+def prepared(folder: Path, number: int, **point: Any) -> None:
+    """A trial that an earlier search has left behind, not yet begun."""
+    place = folder / "trials" / f"{number:04d}"
+    given = {"hidden_dim": 4, "learning_rate": 1e-3} | point
+    trial.write(trial.Trial(number, given, place, 60.0), TRAINING, given, of="before")
+
+
+def of_trials(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {e["trial"]: e for e in log if e["event"] == "trial"}
+
+
+def test_a_search_finds_runs_and_leaves_a_table(tmp_path: Path) -> None:
+    log = searched(tmp_path, evaluations=3)
+    told = of_trials(log)
+    assert sorted(told) == [0, 1, 2]
+    for number, event in told.items():
+        epochs = [e for e in last_run(tmp_path / "trials" / f"{number:04d}" / "events.jsonl") if e["event"] == "epoch"]
+        errors = epochs[-1]["validation_energy_mae_ev_per_atom"], epochs[-1]["validation_force_mae_ev_per_a"]
+        assert event["objective"] == pytest.approx(-sum(errors) / 2)
+        assert holds(space_of(SPACE), event["configuration"])
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {int(r["job_id"]): float(r["objective"]) for r in rows} == {n: e["objective"] for n, e in told.items()}
+    warm = tmp_path / "warm"
+    warm.mkdir()
+    again = searched(warm, evaluations=1, warm_start=[str(tmp_path / "results.csv")])
+    (fact,) = [e["value"] for e in again if e.get("name") == "warm_start"]
+    assert (fact["told"], fact["outside"], fact["failed"]) == (3, 0, 0)
+
+
+def test_a_trial_that_goes_wrong_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """Refused, diverged, hung and killed: each its own state, and the search goes on to a good one."""
+    prepared(tmp_path, 0, num_conv_layers=0)
+    prepared(tmp_path, 1, learning_rate=1e30, epoch_length=400)
+    prepared(tmp_path, 2, epochs=100_000)
+    prepared(tmp_path, 3, epochs=100_001)
+    prepared(tmp_path, 4)
+    killer = threading.Thread(target=kill_when_started, args=(tmp_path / "trials" / "0003",))
+    killer.start()
+    log = searched(tmp_path, space=WIDE, evaluations=5, trial_minutes=0.75)
+    killer.join()
+    told = of_trials(log)
+    assert [told[k]["state"] for k in range(5)] == ["failed", "not finite", "timeout", "failed", "done"]
+    assert "num_conv_layers is 0" in told[0]["reason"]
+    assert "no longer a number" in told[1]["reason"]
+    assert told[2]["reason"] == "not ended within 45 s"
+    assert told[3]["reason"] == "killed by SIGKILL"
+    table = pd.read_csv(tmp_path / "results.csv", index_col="job_id")
+    assert table.loc[[0, 1, 2], "objective"].tolist() == ["F_failed", "F_not_finite", "F_timeout"]
+    assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_words(p))]
+
+
+def kill_when_started(folder: Path) -> None:
+    log = folder / "events.jsonl"
+    deadline = time.monotonic() + 200
+    while not any(e["event"] == "epoch" for e in last_run(log)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (pid,) = [e["pid"] for e in last_run(log) if e["event"] == "start"]
+    os.kill(pid, signal.SIGKILL)
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_search_without_one_good_trial_fails_and_says_why(tmp_path: Path) -> None:
+    for number in range(2):
+        prepared(tmp_path, number, num_conv_layers=0)
+    with pytest.raises(InputError, match="none of 2 trials came to an objective: num_conv_layers is 0"):
+        searched(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path, kind: signal.Signals) -> None:
+    """No trial is run twice, none is lost; one left running by a killed search is waited for, and counts."""
+    slow = {**TRAINING, "epochs": 200, "epoch_length": 64}
+    case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "trial": slow, "evaluations": 2}}
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    words = [sys.executable, "-m", "harness.reference", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    until(lambda: all(has_begun(tmp_path / "trials" / f"{k:04d}") for k in (0, 1)))
+    first.send_signal(kind)
+    assert first.wait(60) != 0
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    told = of_trials(last_run(tmp_path / "events.jsonl"))
+    assert sorted(told) == [0, 1]
+    assert {e["state"] for e in told.values()} == {"done"}
+    starts = [e for e in events_of(tmp_path / "trials" / "0000") if e["event"] == "start"]
+    assert len(starts) == (1 if kind == signal.SIGKILL else 2)
+
+
+def test_a_search_that_is_killed_comes_to_the_points_and_objectives_of_one_that_is_not(tmp_path: Path) -> None:
+    """Random points and the optimizer's: five trials, killed after the second and in the midst of the fourth."""
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "evaluations": 5, "at_once": 1, "initial_points": 2}}
+    words = [sys.executable, "-m", "harness.reference"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for folder in (whole, torn):
+        folder.mkdir()
+        (folder / "case.json").write_text(json.dumps(case))
+    for is_time in (
+        (torn / "trials" / "0001" / "trial.json").exists,
+        lambda: has_begun(torn / "trials" / "0003"),
+    ):
+        first = subprocess.Popen([*words, str(torn)], env=environment, stderr=subprocess.DEVNULL)
+        until(is_time)
+        first.kill()
+        first.wait(60)
+    for folder in (whole, torn):
+        subprocess.run([*words, str(folder)], env=environment, capture_output=True, timeout=400, check=True)
+    tables = [pd.read_csv(folder / "results.csv", index_col="job_id").sort_index() for folder in (whole, torn)]
+    same = [c for c in tables[0] if not c.startswith("m:timestamp")]
+    pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
+    assert len(tables[0]) == 5
+    assert (torn / "order").read_text().split() == (whole / "order").read_text().split()
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def has_begun(folder: Path) -> bool:
+    return any(e["event"] == "epoch" for e in last_run(folder / "events.jsonl"))
+
+
+def until(holds_now: Callable[[], bool], timeout_s: float = 300.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds_now():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_points_outside_the_space_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = ["4,0.001,-1.0", "9,0.001,-1.0", "5,0.5,-1.0", "4.5,0.001,-1.0", "6,0.002,F_timeout"]
+    (tmp_path / "old.csv").write_text("p:hidden_dim,p:learning_rate,objective\n" + "\n".join(rows) + "\n")
+    optimizer = Optimizer.of(space_of(SPACE), ["accuracy"], seed=1, initial_points=2, folder=tmp_path)
+    warmth = optimizer.warm_up([tmp_path / "old.csv"])
+    assert (warmth.told, warmth.outside, warmth.failed) == (1, 3, 1)
+    (tmp_path / "odd.csv").write_text("p:hidden_dim,objective\n4,-1\n")
+    with pytest.raises(InputError, match=r"odd\.csv: no column 'p:learning_rate'"):
+        optimizer.warm_up([tmp_path / "odd.csv"])
+    with pytest.raises(InputError, match="not a table of results"):
+        optimizer.warm_up([tmp_path / "none.csv"])
+
+
+def test_the_optimizer_beats_chance(tmp_path: Path) -> None:
+    """On a smooth hill: what it asks for after random points lies higher than they do."""
+    space = space_of({"learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}, "hidden_dim": {"low": 1, "high": 100}})
+    optimizer = Optimizer.of(space, ["accuracy"], seed=3, initial_points=8, folder=tmp_path)
+    heights = []
+    for _ in range(24):
+        point = optimizer.ask()
+        height = -((math.log10(point["learning_rate"]) + 3) ** 2) - ((point["hidden_dim"] - 60) / 20) ** 2
+        heights.append(height)
+        optimizer.tell(point, {"accuracy": height, "throughput": 1.0})
+    assert sum(heights[-8:]) / 8 > sum(heights[:8]) / 8
+    assert max(heights) > -0.5
+
+
+def test_two_objectives_are_sought_at_once(tmp_path: Path) -> None:
+    """Accuracy falls and throughput rises with the width: what is found lies along the front, a failure among it."""
+    aims: list[Any] = ["accuracy", "throughput"]
+    optimizer = Optimizer.of(space_of(SPACE), aims, seed=1, initial_points=4, folder=tmp_path)
+    for k in range(10):
+        point = optimizer.ask()
+        assert holds(space_of(SPACE), point)
+        found = {"accuracy": -1.0 / point["hidden_dim"], "throughput": -float(point["hidden_dim"])}
+        optimizer.tell(point, None if k in (0, 6) else found)
+    assert optimizer.seconds > 0
+
+
+def test_ranges_and_choices() -> None:
+    space = space_of({"a": {"low": 1, "high": 4}, "b": {"low": 1, "high": 2.0}, "c": ["x", "y"]}, {"a": [7]})
+    assert space["a"] == Choices((7,))
+    assert isinstance(space["b"], Range)
+    assert not space["b"].whole
+    assert holds(space, {"a": 7, "b": 1.5, "c": "y"})
+    for wrong in ({"a": 7, "b": 2.5, "c": "y"}, {"a": 7, "b": math.nan, "c": "y"}, {"a": 7, "c": "y"}):
+        assert not holds(space, wrong)
+    for bad in ({"low": 2, "high": 2}, {"low": 0.0, "high": 1.0, "log": True}):
+        with pytest.raises(InputError, match=r"space\.a: from"):
+            space_of({"a": bad})
+
+
+def test_what_other_backbones_have_is_left_out() -> None:
+    point = {"backbone": "egnn", "num_radial": 6, "hidden_dim": 8, "num_filters": 3, "learning_rate": 1e-3}
+    assert active(point, "painn") == {"backbone": "egnn", "hidden_dim": 8, "learning_rate": 1e-3}
+    assert active({"num_radial": 6, "num_filters": 3}, "painn") == {"num_radial": 6}
+
+
+def test_halving_stops_those_that_lag() -> None:
+    halving = Halving(eta=2, least_epochs=1)
+    assert [e for e in range(1, 20) if halving.is_rung(e)] == [1, 2, 4, 8, 16]
+    assert halving.goes_on(0, 1, -5.0)
+    assert halving.goes_on(1, 1, -4.0)
+    assert not halving.goes_on(2, 1, -6.0)
+    assert not halving.goes_on(2, 1, -6.0), "come again after a kill, it is one trial still"
+    assert halving.goes_on(3, 1, -1.0)
+    assert halving.goes_on(4, 3, -100.0)
+
+
+def test_a_lagging_trial_is_stopped_and_keeps_its_objective(tmp_path: Path) -> None:
+    """Trials one after another: the second does not learn at all, and is worse after its first epoch."""
+    prepared(tmp_path, 0, learning_rate=3e-2, epochs=2, epoch_length=160)
+    prepared(tmp_path, 1, learning_rate=1e-9, epochs=5000)
+    told = of_trials(searched(tmp_path, space=WIDE, at_once=1, halving={"eta": 2, "least_epochs": 1}))
+    assert told[0]["state"] == "done"
+    assert told[1]["state"] == "stopped"
+    assert told[1]["reason"] == "not among the best 1/2 after 1 epochs"
+    assert told[1]["objective"] < told[0]["objective"]
+
+
+def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
+    listed = tmp_path / "nodes"
+    listed.write_text("n1 10.0.0.1\nn2 10.0.0.2\nn3 10.0.0.3\nn4 10.0.0.4\nn5 10.0.0.5\n")
+    check = f"sed -i '/n2/d' {listed}"
+    pool = Pool.of_job(2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed), "GFM_HARNESS_CHECK_NODES": check})
+    assert pool.capacity == 2
+    first, second = pool.take(), pool.take()
+    names = [node.name for node in [*first, *second]]
+    assert len(set(names)) == 4
+    assert first[0].host == "10.0.0.1"
+    with pytest.raises(InputError, match="1 nodes are free"):
+        pool.take()
+    assert pool.lost(first) == ["n2"]
+    pool.give_back(first)
+    assert {node.name for node in pool.take()} == {"n1", "n5"}
+    assert pool.lost(second) == []
+    unreachable = Pool.of_job(
+        2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed), "GFM_HARNESS_CHECK_NODES": f": > {listed}"}
+    )
+    assert unreachable.lost(unreachable.take()) == []
+    with pytest.raises(InputError, match="0 healthy nodes"):
+        Pool.of_job(1, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed)})
+
+
+def test_the_optimizer_leaves_mpi_alone() -> None:
+    """Imported but not started, it would end the process as soon as ASE asks who else is there."""
+    script = "import harness.reference.programs.hpo.optimizer, ase.parallel; assert ase.parallel.world.size == 1"
+    subprocess.run([sys.executable, "-c", script], check=True)

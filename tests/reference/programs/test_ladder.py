@@ -1,0 +1,179 @@
+"""The ladder's program: what it leaves on record, and a batch that free memory decides on."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.experiments.ladder.metrics import ladder_table
+from harness.protocol import events
+from harness.protocol.events import EventLog
+from harness.reference.inference.prediction import Predict, Prediction, baseline
+from harness.reference.profiling import allocator
+from harness.reference.profiling import timing as measure
+from harness.reference.profiling.timing import peak_bytes
+from harness.reference.programs.ladder import batching, program
+from harness.reference.programs.ladder.config import LadderConfig, configure
+from harness.reference.programs.ladder.prepared_stage import allow
+from harness.reference.programs.ladder.stages import LADDER, Stage
+from harness.reference.programs.ladder.workload import prepare
+from harness.results.runs import load
+from tests.reference.conftest import make_model
+
+SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 4, "readout": "sum"}
+CASE: dict[str, Any] = {
+    "workload": "random", "precision": "fp64", "model": SIZES, "stages": ["baseline", "batched_heads"], "batch_size": 2,
+    "rounds": 2, "atoms": [2, 6],
+}  # fmt: skip
+
+
+def run(folder: Path, **parameters: Any) -> list[events.Event]:
+    program.run(CASE | parameters, EventLog(folder / "events.jsonl"), folder)
+    return list(events.read(folder / "events.jsonl"))
+
+
+def facts(lines: list[events.Event]) -> dict[str, Any]:
+    return {e["name"]: e["value"] for e in lines if e["event"] == "fact"}
+
+
+def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> None:
+    lines = run(tmp_path)
+    found = facts(lines)
+    warm = [e for e in lines if e["event"] == "warm_up"]
+    assert [e["stage"] for e in warm] == CASE["stages"]
+    assert all(e["bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
+    ceilings = {(p["of"], p["dtype"]) for p in found["ceilings"]["products"]}
+    total = sum(f["flops"] for e in warm for f in e["flops"])
+    assert all((f["of"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
+    assert found["free_bytes"] > 0
+    (profile,) = [e for e in lines if e["event"] == "profile"]
+    assert sum(g["share"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lower_precisions_have_verdicts_too(precision: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny-local" / "case"
+    folder.mkdir(parents=True)
+    parameters = CASE | {"precision": precision, "rounds": 6}
+    case = {"id": "1", "name": "case", "suite": "tiny", "program": "ladder", "parameters": parameters}
+    (folder / "case.json").write_text(json.dumps(case))
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    program.run(parameters, log, folder)
+    log.write("done")
+    (folder / "exit_code").write_text("0\n")
+    assert ladder_table(load(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
+
+
+def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 8 << 20
+    monkeypatch.setattr(batching, "free_bytes", lambda _: free)
+    lines = run(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
+    chosen = facts(lines)["batch_size"]
+    assert chosen["free_bytes"] == free
+    assert chosen["chosen"] > 4 * chosen["probe_structures"]
+    (warm,) = [e for e in lines if e["event"] == "warm_up"]
+    assert 0.3 * free < warm["peak_bytes"] < free
+    assert {e["structures"] for e in lines if e["event"] == "sample"} == {chosen["chosen"]}
+
+
+def test_the_hungriest_stage_decides() -> None:
+    config = configure(CASE | {"batch_size": "auto", "stages": ["baseline", "encoder_reuse"]})
+    model = make_model()
+    batch, _ = prepare(batching.make_structures(config, batching.PROBE), model, config)
+    weights = model.gate(batch.composition)
+    peaks = [peak_bytes(lambda s=s: s.plainly()(model, batch, weights), torch.device("cpu")) for s in config.climbed]  # type: ignore[misc]
+
+    class Log:
+        def fact(self, name: str, value: dict[str, Any]) -> None:
+            assert value["probe_peak_bytes"] == pytest.approx(max(peaks), rel=0.01)
+
+    assert batching.chosen(config, model, Log()) >= 1  # type: ignore[arg-type]
+
+
+def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever stage a round begins with."""
+    mode: list[str] = []
+    seen: dict[str, set[str]] = {}
+    real = allocator.use
+
+    def use(wanted: allocator.Mode) -> bool:
+        mode[:] = [wanted]
+        return real(wanted)
+
+    def noting(name: str) -> Predict:
+        def predict(*given: Any) -> Prediction:
+            seen.setdefault(name, set()).add(mode[0])
+            return baseline(*given)
+
+        return predict
+
+    stages = tuple(Stage(name, lambda _, name=name: noting(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
+    monkeypatch.setattr(allocator, "use", use)
+    monkeypatch.setattr(LadderConfig, "climbed", stages)
+    run(tmp_path, rounds=5)
+    assert seen == {"a": {"own"}, "b": {"own"}, "c": {"tuned"}, "d": {"tuned"}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_a_tuned_stage_finds_the_pages_that_it_would_have_kept(tmp_path: Path) -> None:
+    """Though a stage before it, whose allocator is not tuned, has had more memory and has given it back."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # other tests leave holes in the heap of this process
+        pages = fresh.submit(pages_of_a_tuned_stage, tmp_path).result()
+    assert len(pages) == 8
+    assert sum(pages) < 0.1 * len(pages) * 6 * 20 * 256, pages
+
+
+def pages_of_a_tuned_stage(folder: Path) -> list[int]:
+    """Those that each timed call of a stage of six large tensors gets anew, climbed after one of twelve."""
+    pages: list[int] = []
+    timing: list[bool] = []
+    real = measure.seconds
+
+    def seconds(call: measure.Call, device: torch.device) -> float:
+        timing.append(True)
+        took = real(call, device)
+        timing.clear()
+        return took
+
+    def using(count: int, note: bool) -> Predict:
+        def predict(*given: Any) -> Prediction:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            held = [torch.zeros((20 + k) << 20, dtype=torch.uint8) for k in range(count)]
+            if note and timing:
+                pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+            assert len(held) == count
+            return baseline(*given)
+
+        return predict
+
+    stages = (Stage("a", lambda _: using(12, False)), Stage("b", lambda _: using(6, True), tuned=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LadderConfig, "climbed", stages)
+        patch.setattr(measure, "seconds", seconds)
+        run(folder, rounds=4, batches=2)
+    return pages
+
+
+def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise allocator.NotGlibc("no glibc")
+
+    monkeypatch.setattr(allocator, "use", none)
+    for stage in LADDER:
+        if stage.name == "tuned_allocator":
+            with pytest.raises(RuntimeError, match="no glibc"):
+                allow(stage, torch.device("cpu"))
+        else:
+            allow(stage, torch.device("cpu"))
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="memory on cuda is managed by torch itself"):
+        allow(next(s for s in LADDER if s.name == "tuned_allocator"), torch.device("cuda"))

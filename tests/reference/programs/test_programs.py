@@ -1,0 +1,50 @@
+"""The reference as a program of its own: what it answers to a case that it cannot run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.protocol import events
+from harness.protocol.registry import PROGRAMS as KNOWN_TO_SUITES
+from harness.reference import __main__ as program
+from harness.reference.programs.ladder import program as ladder
+
+
+def case(folder: Path, **content: object) -> str:
+    (folder / "case.json").write_text(json.dumps({"id": "1", "program": "ladder", "parameters": {}} | content))
+    return str(folder)
+
+
+def test_suites_know_exactly_the_programs_that_there_are() -> None:
+    assert set(program.PROGRAMS) == set(KNOWN_TO_SUITES)
+
+
+def test_a_folder_without_a_case_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main([str(tmp_path)]) == 2
+    assert program.main([case(tmp_path, program="weather")]) == 2
+    (tmp_path / "case.json").write_text("{")
+    assert program.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("not a case that can be run") == 3
+
+
+def test_bad_input_is_one_line_and_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main([case(tmp_path, parameters={"workload": "random"})]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert list(events.read(tmp_path / "events.jsonl"))[-1]["message"] in said
+
+
+def test_a_defect_leaves_its_traceback_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("one\ntwo")
+
+    monkeypatch.setattr(ladder, "run", broken)
+    assert program.main([case(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: ZeroDivisionError: one (where it happened: traceback.txt)\n"
+    assert "broken" in (tmp_path / "traceback.txt").read_text()

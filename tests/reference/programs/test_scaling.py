@@ -1,0 +1,343 @@
+"""Data-parallel training: ranks find their place, share one gradient, and never wait for the dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.protocol import events
+from harness.protocol.registry import PROGRAMS
+from harness.reference import __main__ as program
+from harness.reference.datasets.__main__ import main as data
+from harness.reference.datasets.collection import Corpus, Dataset, Neighbourhood, shipped
+from harness.reference.distributed.group import joined
+from harness.reference.distributed.launch import LostRank, Place
+from harness.reference.errors import InputError
+from harness.reference.programs.scaling.program import DataParallelConfig, configure
+from harness.reference.storage.samples import Samples
+from harness.reference.storage.sampling.sampler import Drawn, Recipe, Sampler
+from harness.reference.storage.schema import Record
+from harness.reference.training.loader import Feed, Labelled
+from harness.reference.training.loss import GraphErrors, Objective
+from tests.conftest import ROOT
+from tests.reference.conftest import SMALL, make_model
+from tests.support.cluster import free_ports
+
+BATCH, STEPS, EPOCHS = 4, 3, 2
+TINY: dict[str, Any] = {
+    "precision": "fp64",
+    "model": {"hidden_dim": 16, "num_conv_layers": 2, "cutoff": 4.0, "num_sharedlayers": 0, "dim_headlayers": 8},
+    "sets": ["alexandria", "ani1x"],
+    "steps": STEPS,
+    "epochs": EPOCHS,
+    "timeout_s": 20,
+}
+LAUNCHERS = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "MASTER_", "WORLD_SIZE")
+CPU = torch.device("cpu")
+Log = list[events.Event]
+
+
+def mpiexec() -> str:
+    """The one beside this Python; skips where there is none, fails in CI."""
+    found = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
+    return str(found)
+
+
+def environment(rank: int | None = None, size: int = 1, port: int = 0) -> dict[str, str]:
+    """What a job script exports; with a rank, as Open MPI would start it."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
+    plain |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
+    plain["MASTER_PORT"] = str(port or free_ports())
+    if rank is None:
+        return plain
+    return plain | {f"OMPI_COMM_WORLD_{k}": str(v) for k, v in (("RANK", rank), ("SIZE", size), ("LOCAL_RANK", rank))}
+
+
+def case(folder: Path, **parameters: object) -> Path:
+    content = {"id": "1", "program": "data_parallel", "parameters": TINY | {"batch_size": BATCH} | parameters}
+    (folder / "case.json").write_text(json.dumps(content))
+    return folder
+
+
+def launch(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+    """Run a case with so many ranks, without a launcher if it is one."""
+    words = [sys.executable, "-m", "harness.reference", str(folder)]
+    if count > 1:
+        words = [mpiexec(), "-n", str(count), *words]
+    return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+
+
+def completed(folder: Path, count: int, **parameters: object) -> Log:
+    done = launch(case(folder, **parameters), count)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    log = list(events.read(folder / "events.jsonl"))
+    assert [e["event"] for e in log if e["event"] in ("start", "done", "error")] == ["start", "done"]
+    return log
+
+
+def fact(log: Log, name: str) -> Any:
+    (value,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == name]
+    return value
+
+
+def of_kind(log: Log, kind: str) -> Log:
+    return [e for e in log if e["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return completed(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return completed(tmp_path_factory.mktemp("two"), 2, batch_size=BATCH // 2)
+
+
+def test_suites_may_ask_for_exactly_what_there_is() -> None:
+    assert set(PROGRAMS["data_parallel"].model_fields) == {f.name for f in fields(DataParallelConfig)}
+
+
+def test_without_a_launcher_there_is_one_rank(one: Log) -> None:
+    assert [r["rank"] for r in fact(one, "ranks")] == [0]
+    assert fact(one, "observed")["world_size"] == 1
+    assert fact(one, "gradient_error") < 1e-12
+
+
+def test_two_ranks_are_two_processes_with_the_gradient_of_one(two: Log) -> None:
+    found = fact(two, "ranks")
+    assert [(r["rank"], r["local_rank"]) for r in found] == [(0, 0), (1, 1)]
+    assert all(r["node"] and r["host"] and r["cores"] >= 1 for r in found)
+    assert fact(two, "observed")["world_size"] == 2
+    assert fact(two, "gradient_check") == {"ranks": 2, "graphs": 4}
+    assert 0 < fact(two, "gradient_error") < 1e-10
+    assert fact(two, "parameter_divergence") == 0.0
+
+
+def test_every_step_is_a_sample_and_the_first_epoch_is_discarded(two: Log) -> None:
+    samples = of_kind(two, "sample")
+    assert [(s["epoch"], s["step"]) for s in samples] == [(e, k) for e in range(EPOCHS) for k in range(STEPS)]
+    assert all(s["discarded"] == (s["epoch"] == 0) for s in samples)
+    assert all(0 < s["seconds_mean"] <= s["seconds"] for s in samples)
+    assert all(s["graphs"] == BATCH and s["atoms"] > BATCH and s["edges"] > s["atoms"] for s in samples)
+    assert len(of_kind(two, "compute_only")) == STEPS
+
+
+def test_throughput_is_graphs_over_the_time_of_the_slowest_rank(two: Log) -> None:
+    kept = [e for e in of_kind(two, "epoch") if not e["discarded"]]
+    assert fact(two, "throughput_graphs_per_s") == [BATCH * STEPS / e["train_s"] for e in kept]
+    for epoch in kept:
+        steps = [s["seconds_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
+        assert sum(steps) == pytest.approx(epoch["train_s_mean"], rel=0.2)
+
+
+def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) -> None:
+    """The same graphs at every step; the loss to rounding, which training passes on."""
+    for a, b in zip(of_kind(one, "sample"), of_kind(two, "sample"), strict=True):
+        assert (a["atoms"], a["edges"]) == (b["atoms"], b["edges"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-7)
+    assert of_kind(one, "sample")[0]["loss"] == pytest.approx(of_kind(two, "sample")[0]["loss"], rel=1e-12)
+
+
+def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
+    log = completed(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"num_conv_layers": 1})
+    assert sorted(r["rank"] for r in fact(log, "ranks")) == [0, 1, 2]
+    assert fact(log, "observed")["parameters"] == ["torch.float32"]
+    assert fact(log, "gradient_error") < 1e-4
+    assert fact(log, "parameter_divergence") == 0.0
+
+
+def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> None:
+    done = launch(case(tmp_path, sets=["nowhere"]), 2)
+    assert done.returncode == 2
+    # mpiexec may run the lines of two ranks together
+    assert done.stderr.count("error: ") == done.stderr.count("no mini set") == 2
+    assert done.stderr.count("rank 1 of 2: ") == 1
+    (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
+    assert told["message"].startswith("no mini set 'nowhere'")
+
+
+def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
+    """By our own means: there is no launcher here that would clean up."""
+    case(tmp_path, steps=50, epochs=10000, batch_size=1)
+    words, port = [sys.executable, "-m", "harness.reference", str(tmp_path)], free_ports()
+    started = [subprocess.Popen(words, env=environment(r, 2, port), stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    try:
+        wait_for(lambda: bool(of_kind(list(events.read(tmp_path / "events.jsonl")), "epoch")))
+        started[1].send_signal(signal.SIGKILL)
+        said = started[0].communicate(timeout=30)[1]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert started[0].returncode == 1
+    (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
+    assert told["message"].startswith("another rank has ended or no longer answers (")
+    assert said == f"error: {told['message']}\n"
+
+
+def wait_for(happened: Any) -> None:
+    limit = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def meet_twice(place: Place) -> None:
+    with joined(place, backend="gloo", device=CPU, timeout_s=20) as team:
+        team.meet()
+        team.meet()
+
+
+def test_a_failing_rank_tells_the_others_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+from harness.reference.distributed import group, launch
+import os, torch
+with group.joined(launch.find(os.environ), backend="gloo", device=torch.device("cpu"), timeout_s=20) as t:
+    t.meet()
+    raise ZeroDivisionError("one\\ntwo")
+"""
+    port = free_ports()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    other = subprocess.Popen([sys.executable, "-c", body], env=environment(1, 2, port), stderr=subprocess.DEVNULL)
+    with pytest.raises(LostRank, match=r"^rank 1 failed: ZeroDivisionError: one \("):
+        meet_twice(Place(0, 2, 0))
+    assert other.wait(timeout=20) == 1
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", str(free_ports()))
+    with (
+        pytest.raises(LostRank, match=r"the 2 ranks did not all meet within 1 s"),
+        joined(Place(0, 2, 0), backend="gloo", device=CPU, timeout_s=1),
+    ):
+        pass
+
+
+def test_other_ranks_leave_the_folder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "LINGER_S", 0.0)
+    for name, value in environment(rank=1, size=2).items():
+        monkeypatch.setenv(name, value)
+    assert program.main([str(case(tmp_path, sets=["nowhere"]))]) == 2
+    assert capsys.readouterr().err.startswith("error: rank 1 of 2: no mini set 'nowhere'")
+    assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"precision": "fp16"}, {"epochs": 1}, {"steps": 0}, {"sets": []}, {"widht": 3}, {"stores": "x", "atoms": (1, 2)}],
+)
+def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        configure({"batch_size": 1, "precision": "fp64"} | wrong)
+
+
+def without_forces(dataset: Dataset) -> Dataset:
+    blind = [{k: v for k, v in r.items() if k != "forces"} for r in dataset.samples.get(range(len(dataset.samples)))]
+    return replace(dataset, samples=Listed(blind))
+
+
+class Listed(Samples):
+    """Records as they are."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def get(self, indices: Any) -> list[Record]:
+        return [self.records[int(k)] for k in indices]
+
+
+def feed(ranks: int, batch_size: int) -> Feed:
+    corpus = Corpus([shipped("mptrj"), without_forces(shipped("ani1x"))], Neighbourhood(SMALL.cutoff, None))
+    references = torch.zeros(16, 119, dtype=torch.float64)
+    return Feed(corpus, Sampler(Recipe(corpus.counts), ranks, batch_size), torch.float64, references)
+
+
+def test_ranks_share_out_what_one_rank_would_take() -> None:
+    alone, shared = feed(1, 6), feed(3, 2)
+    for step in range(12):
+        dealt = [pair for rank in range(3) for pair in pairs(shared.dealt(step, rank))]
+        assert dealt == pairs(alone.dealt(step, 0))
+
+
+def pairs(drawn: Drawn) -> list[tuple[int, int]]:
+    return list(zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True))
+
+
+def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
+    """Graphs of different sizes, some without forces."""
+    given, module = feed(1, 8), GraphErrors(make_model(SMALL))
+
+    def loss(labelled: Labelled, graphs: int) -> torch.Tensor:
+        return Objective(10.0, graphs)(module(*labelled), labelled[0].head)
+
+    drawn = given.dealt(0, 0)
+    structures = [g.structure for g in given.corpus.graphs(drawn)]
+    assert {s.forces is None for s in structures} == {True, False}
+    assert len({len(s) for s in structures}) > 1
+    together = loss(given.batch(drawn, CPU), 8)
+    parts = [loss(given.batch(drawn[k : k + 2], CPU), 2) for k in range(0, 8, 2)]
+    torch.testing.assert_close(torch.stack(parts).mean(), together, rtol=1e-12, atol=0)
+    uneven = [loss(given.batch(drawn[first:last], CPU), 2) for first, last in ((0, 1), (1, 2), (2, 3), (3, 8))]
+    torch.testing.assert_close(torch.stack(uneven).mean(), together, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["preload", "on_demand", "shared", "distributed"])
+def test_stores_are_trained_on_in_every_mode_alike(tmp_path: Path, mode: str, stores: Path, plain: Log) -> None:
+    log = completed(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read=mode)
+    assert fact(log, "workload")["read"] == mode
+    assert {s["set"]: s["role"] for s in fact(log, "workload")["sets"]} == {
+        "mptrj": "sample of MPTrj",
+        "ani1x": "stand-in for ANI1x",
+    }
+    for a, b in zip(of_kind(plain, "sample"), of_kind(log, "sample"), strict=True):
+        assert (a["atoms"], a["edges"]) == (b["atoms"], b["edges"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-7)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with neighbour lists as the model wants them, one without."""
+    folder = tmp_path_factory.mktemp("stores")
+    assert data(["convert", "mptrj", "--to", str(folder), "--cutoff", "4", "--max-neighbours", "20", "-q"]) == 0
+    assert data(["convert", "ani1x", "--to", str(folder), "-q"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, stores: Path) -> Log:
+    """One rank that has read all into memory."""
+    return completed(tmp_path_factory.mktemp("plain"), 1, stores=str(stores))
+
+
+def test_a_rank_that_serves_one_dataset_repeats_it(tmp_path: Path, stores: Path) -> None:
+    log = completed(tmp_path, 2, stores=str(stores), sampling="assigned")
+    assert fact(log, "workload")["sampling"] == "assigned"
+    assert fact(log, "parameter_divergence") == 0.0
+
+
+def test_waiting_for_data_is_part_of_a_step(two: Log) -> None:
+    for epoch in of_kind(two, "epoch"):
+        waits = [s["wait_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
+        assert sum(waits) == pytest.approx(epoch["wait_s_mean"])
+        assert 0 < epoch["wait_s_mean"] < epoch["train_s_mean"]

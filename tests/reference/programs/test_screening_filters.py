@@ -1,0 +1,194 @@
+"""Duplicates against a comparison of the crystals themselves; charge balance against smact, one composition a time."""
+
+from __future__ import annotations
+
+import sys
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.utils.structure_comparator import SymmetryEquivalenceCheck
+
+from harness.reference.errors import InputError
+from harness.reference.programs.screening.candidates import filters
+from harness.reference.programs.screening.candidates.filters import charge_balanced, duplicate
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, Run
+from harness.reference.programs.screening.candidates.prototypes import Prototype, prototypes
+
+ELEMENTS = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
+
+
+def named(name: str) -> Prototype:
+    return next(p for p in prototypes() if p.name == name)
+
+
+def atoms(space: CandidateSpace, index: int) -> Atoms:
+    found = space.structure(index)
+    return Atoms(found.numbers, positions=found.positions, cell=found.cell, pbc=True)
+
+
+def same_crystal(a: Atoms, b: Atoms) -> bool:
+    """Site tolerance: of the cube root of an atom's volume, so about 0.001 angstrom, as in the shipped file."""
+    return bool(SymmetryEquivalenceCheck(angle_tol=0.1, ltol=0.005, stol=0.0005, vol_tol=0.01).compare(a, b))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes_of_six"),
+    [
+        ("CsCl", 3),
+        ("Halite, Rock Salt", 3),
+        ("Zincblende, Sphalerite", 3),
+        ("Wurtzite", 3),
+        ("Tungsten Carbide", 3),
+        ("Moissanite 9R", 3),
+        ("Heusler", 3),
+        ("half-Heusler", 3),
+        ("(Cubic) Perovskite", 6),
+        ("Fluorite", 6),
+    ],
+)
+def test_one_of_each_class_is_kept(name: str, classes_of_six: int) -> None:
+    """Of the six ordered choices of two, or three, out of three elements."""
+    prototype = named(name)
+    space = CandidateSpace([prototype], (6, 11, 35), (1.0,))
+    (run,) = space.block(0, len(space))
+    kept = ~duplicate(prototype, run)
+    crystals = [atoms(space, k) for k in range(len(space))]
+    same = np.array([[same_crystal(a, b) for b in crystals] for a in crystals])
+    assert (same.T & same == same).all()
+    assert (same[:, kept].sum(axis=1) == 1).all(), "each candidate is the crystal of just one that is kept"
+    assert len(run) == 6
+    assert kept.sum() == classes_of_six
+
+
+def test_no_exchange_is_overlooked_and_none_is_made_up() -> None:
+    """Of all prototypes with two slots alike in number and in their distances: is relabelling them a motion?"""
+    compared = 0
+    for prototype in prototypes():
+        for order in permutations(range(prototype.species)):
+            places = np.array(order)
+            if list(order) == sorted(order) or (prototype.counts[places] != prototype.counts).any():
+                continue
+            closest = prototype.closest
+            if order not in prototype.exchanges and not np.allclose(
+                closest[np.ix_(places, places)], closest, atol=1e-3
+            ):
+                continue
+            kinds = [11 + 6 * slot for slot in range(prototype.species)]
+            given, other = (
+                Atoms([kinds[k] for k in slots], scaled_positions=prototype.fractions, cell=prototype.cell, pbc=True)
+                for slots in (prototype.slots, places[prototype.slots])
+            )
+            assert same_crystal(given, other) == (order in prototype.exchanges), prototype.tag
+            compared += 1
+    assert compared >= 20
+
+
+def test_equals_have_equal_volumes_and_the_first_stays() -> None:
+    prototype = named("half-Heusler")
+    space = CandidateSpace([prototype], (35, 6, 11), (1.0, 1.1))
+    (run,) = space.block(0, len(space))
+    twice = duplicate(prototype, run)
+    kept = {tuple(row) for row in run[~twice].species.tolist()}
+    for row, scale in zip(run[twice].species.tolist(), run[twice].scale.tolist(), strict=True):
+        first = min(tuple(row[k] for k in order) for order in prototype.exchanges)
+        assert first in kept
+        ends = [space.index_of(0, species, scale) for species in (row, first)]
+        assert run.stretch[ends[0]] == pytest.approx(run.stretch[ends[1]], abs=1e-9)
+
+
+def some(space: CandidateSpace, number: int, seed: int, count: int) -> Run:
+    """Consecutive candidates from a random place on."""
+    low, high = space.starts[number : number + 2].tolist()
+    start = int(np.random.default_rng([seed, number]).integers(low, max(low + 1, high - count)))
+    return space.block(start, min(high, start + count))[0]
+
+
+def test_charge_balance_is_that_of_smact() -> None:
+    screening = pytest.importorskip("smact.screening")
+    space = CandidateSpace(prototypes(), ELEMENTS)
+    answers = []
+    for number in range(0, len(space.prototypes), 3):
+        run = some(space, number, 0, 40)
+        found = charge_balanced(space.prototypes[number], run)
+        for k in (0, 13, 26, len(run) - 1):
+            (formula,) = space.formula(run[k : k + 1])
+            expected = screening.smact_validity(formula, include_alloys=False, oxidation_states_set="icsd24")
+            assert found[k] == expected, formula
+            answers.append(expected)
+    assert 0.1 < np.mean(answers) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "species", "balanced"),
+    [
+        ("CsCl", (55, 17), True),
+        ("CsCl", (17, 55), True),
+        ("CsCl", (55, 11), False),
+        ("Halite, Rock Salt", (12, 8), True),
+        ("Halite, Rock Salt", (12, 17), False),
+        ("Halite, Rock Salt", (18, 8), False),
+        ("(Cubic) Perovskite", None, True),
+    ],
+)
+def test_compounds_that_everyone_knows(name: str, species: tuple[int, ...] | None, balanced: bool) -> None:
+    pytest.importorskip("smact")
+    prototype = named(name)
+    if species is None:  # calcium titanate: oxygen where there are three
+        metals = iter((20, 22))
+        species = tuple(8 if n == 3 else next(metals) for n in prototype.counts.tolist())
+    space = CandidateSpace([prototype], ELEMENTS + ((18,) if 18 not in ELEMENTS else ()), (1.0,))
+    index = space.index_of(0, species, 1.0)
+    assert charge_balanced(prototype, space.block(index, index + 1)[0]).tolist() == [balanced]
+
+
+def test_a_block_gets_the_answers_that_its_candidates_get() -> None:
+    pytest.importorskip("smact")
+    space = CandidateSpace(prototypes(), ELEMENTS)
+    for number in (3, 100, 230, 249):
+        run = some(space, number, 1, 40)
+        alone = [charge_balanced(space.prototypes[number], run[k : k + 1])[0] for k in range(len(run))]
+        assert charge_balanced(space.prototypes[number], run).tolist() == alone
+        assert len(charge_balanced(space.prototypes[number], run[:0])) == 0
+
+
+def test_pairs_in_the_middle_are_all_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up ions, against trying every choice of states: up to four slots, any counts, any order."""
+    rng = np.random.default_rng(0)
+    states = rng.random((filters.ELEMENTS, 2 * filters.LARGEST_STATE + 1)) < 0.15
+    states[:, filters.LARGEST_STATE] = False
+    strength = rng.integers(1, 12, filters.ELEMENTS).astype(float)
+    strength[5] = np.nan
+    ions = filters.Ions(states, strength)
+    monkeypatch.setattr(filters, "_ions", lambda: ions)
+    filters._sums.cache_clear()
+    try:
+        for counts in ((1, 1), (2, 3), (1, 2, 5), (4, 1, 1), (1, 1, 1, 1), (3, 11, 1, 2)):
+            species = rng.permuted(np.tile(np.arange(1, 30), (40, 1)), axis=1)[:, : len(counts)]
+            expected = [by_trying(counts, row, ions) for row in species.tolist()]
+            assert filters._balanced(counts, species).tolist() == expected
+    finally:
+        filters._sums.cache_clear()
+
+
+def by_trying(counts: tuple[int, ...], row: list[int], ions: filters.Ions) -> bool:
+    def tried(charges: list[int]) -> bool:
+        if len(charges) < len(row):
+            allowed = np.flatnonzero(ions.states[row[len(charges)]]) - filters.LARGEST_STATE
+            return any(tried([*charges, q]) for q in allowed.tolist())
+        if np.dot(counts, charges):
+            return False
+        pairs = combinations(zip(charges, ions.electronegativity[row].tolist(), strict=True), 2)
+        return all(p * q > 0 or (e < f if p > 0 else f < e) for (p, e), (q, f) in pairs)
+
+    return tried([])
+
+
+def test_without_smact_the_filter_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "smact", None)
+    filters._ions.cache_clear()
+    filters._sums.cache_clear()
+    space = CandidateSpace([named("CsCl")], (11, 17))
+    with pytest.raises(InputError, match=r"needs smact \(pip install 'gfm-harness\[screening\]'\)"):
+        charge_balanced(space.prototypes[0], space.block(0, 4)[0])

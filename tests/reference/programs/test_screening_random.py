@@ -1,0 +1,112 @@
+"""The random workload as a space: the very structures of the paper's streams, with the edges of neighbour_graph."""
+
+from __future__ import annotations
+
+import tracemalloc
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.reference.data.batch import collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.datasets.random_structures import random_structures
+from harness.reference.errors import InputError
+from harness.reference.programs.screening.candidates.dense_neighbours import isolated_arrays
+from harness.reference.programs.screening.candidates.random_space import RandomSpace, random_stream
+from tests.reference.conftest import crystal, molecule
+
+
+def same(a: Structure, b: Structure) -> bool:
+    return a.name == b.name and np.array_equal(a.numbers, b.numbers) and np.array_equal(a.positions, b.positions)
+
+
+@pytest.mark.parametrize(("atoms", "rank"), [((2, 100), 0), ((2, 500), 3), ((7, 7), 75_263)])
+def test_a_stream_is_the_list_from_any_place_on(atoms: tuple[int, int], rank: int) -> None:
+    expected = random_structures(60, atoms=atoms, rank=rank)
+    for first in (0, 1, 2, 29, 59):
+        found = islice(random_stream(rank, atoms, first), 60 - first)
+        assert all(same(a, b) for a, b in zip(found, expected[first:], strict=True))
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_block_crosses_ranks(data: st.DataObject) -> None:
+    space = RandomSpace(ranks=3, per_rank=5, atoms=(2, 6))
+    start = data.draw(st.integers(0, 15))
+    stop = data.draw(st.integers(start, 15))
+    expected = [s for rank in range(3) for s in random_structures(5, atoms=(2, 6), rank=rank)]
+    assert all(same(a, b) for a, b in zip(space.block(start, stop), expected[start:stop], strict=True))
+    if start < 15:
+        assert same(space.structure(start), expected[start])
+
+
+def test_a_stream_takes_no_more_memory_the_longer_it_runs() -> None:
+    stream = random_stream(0, (2, 50))
+    next(stream)
+    tracemalloc.start()
+    for _ in islice(stream, 2000):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("atoms", [(2, 100), (2, 500), (1, 3)])
+@pytest.mark.parametrize("limit", [20, 5, None])
+def test_edges_are_those_of_neighbour_graph(atoms: tuple[int, int], limit: int | None) -> None:
+    structures = random_structures(20, atoms=atoms, rank=1)
+    arrays = isolated_arrays(structures, cutoff=5.0, max_neighbours=limit)
+    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=limit) for s in structures]
+    batch = collate(graphs)
+    for name in ("numbers", "positions", "receiver", "sender", "shift", "graph", "edge_graph", "cell", "composition"):
+        assert np.array_equal(getattr(arrays, name), getattr(batch, name).numpy()), name
+    assert arrays.edges.tolist() == [len(g.receiver) for g in graphs]
+    assert arrays.atoms.tolist() == [len(s) for s in structures]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 7, 8, 12, 20])
+def test_shells_of_equals_as_in_neighbour_graph(limit: int) -> None:
+    cube = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)
+    structure = Structure("cube", np.full(64, 29), cube)
+    arrays = isolated_arrays([structure], cutoff=2.5, max_neighbours=limit)
+    graph = neighbour_graph(structure, cutoff=2.5, max_neighbours=limit)
+    degrees = np.bincount(arrays.receiver, minlength=64)
+    assert degrees.tolist() == np.bincount(graph.receiver, minlength=64).tolist()
+    apart = np.linalg.norm(cube[arrays.sender] - cube[arrays.receiver], axis=1)
+    assert np.allclose(apart, np.linalg.norm(cube[graph.sender] - cube[graph.receiver], axis=1))
+    # Of a corner the shells hold 3, 3, 1, 3, 6 and 3.
+    assert degrees[0] == {1: 1, 4: 3, 7: 7, 8: 7, 12: 10, 20: 19}[limit]
+
+
+@pytest.mark.parametrize(
+    ("structures", "message"),
+    [
+        ([], "at least one structure"),
+        ([molecule(), crystal()], "'crystal-1' is periodic: expected structures in vacuum"),
+        ([molecule(), Structure("two", np.array([1, 1]), np.zeros((2, 3)))], "'two': atoms 0 and 1 coincide (0.0e+00"),
+        ([Structure("wild", np.array([1]), np.full((1, 3), np.nan))], "'wild': position of atom 0 is not finite"),
+    ],
+)
+def test_what_cannot_be_used_is_named(structures: list[Structure], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        isolated_arrays(structures, cutoff=5.0, max_neighbours=20)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: RandomSpace(ranks=0), "0 ranks of 15000 random structures"),
+        (lambda: RandomSpace(ranks=1, atoms=(5, 2)), "5 to 2 atoms"),
+        (lambda: list(RandomSpace(1, 5).block(0, 6)), "candidates 0 to 6: expected 0 to 5"),
+        (lambda: RandomSpace(1, 5).structure(5), "candidate 5: expected 0 to 4"),
+    ],
+)
+def test_a_random_candidate_that_is_not_there_is_refused(ask, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ask()
+    assert message in str(caught.value)

@@ -1,0 +1,241 @@
+"""Candidates by number: every one once, in order, from any place on; and what their geometry promises."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.data import covalent_radii
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.errors import InputError
+from harness.reference.programs.screening.candidates import prototypes as shipped
+from harness.reference.programs.screening.candidates.prototype_space import (
+    SCALES,
+    CandidateSpace,
+    element_numbers,
+    ranked,
+    unranked,
+)
+from harness.reference.programs.screening.candidates.prototypes import Prototype, about, prototypes
+
+# As many as the paper has.
+MANY = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
+FULL = CandidateSpace(prototypes(), MANY)
+
+
+def few(*species: int) -> tuple[Prototype, ...]:
+    """The first prototype with each number of species."""
+    return tuple(next(p for p in prototypes() if p.species == k) for k in species)
+
+
+spaces = st.builds(
+    lambda species, elements, scales: CandidateSpace(few(*species), tuple(elements), tuple(scales)),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.lists(st.sampled_from(MANY), min_size=4, max_size=6, unique=True),
+    st.lists(st.sampled_from([0.9, 1.0, 1.1, 1.5]), min_size=1, max_size=3, unique=True),
+)
+
+
+@given(spaces)
+@settings(max_examples=25, deadline=None)
+def test_every_candidate_comes_once_and_in_the_promised_order(space: CandidateSpace) -> None:
+    expected = [
+        (k, species, scale)
+        for k, prototype in enumerate(space.prototypes)
+        for species, scale in product(permutations(space.elements, prototype.species), space.scales)
+    ]
+    runs = space.block(0, len(space))
+    rows = [zip(map(tuple, r.species.tolist()), r.scale.tolist(), strict=True) for r in runs]
+    found = [(r.prototype, *row) for r, part in zip(runs, rows, strict=True) for row in part]
+    assert found == expected
+    assert len(space) == len(expected)
+    assert np.array_equal(np.concatenate([r.index for r in runs]), np.arange(len(space)))
+
+
+@given(spaces, st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_block_is_a_stretch_of_the_whole(space: CandidateSpace, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(space)))
+    stop = data.draw(st.integers(start, len(space)))
+    parts, whole = space.block(start, stop), space.block(0, len(space))
+    assert sum(map(len, parts)) == stop - start
+    for part in parts:
+        assert len(part)
+        run = whole[[r.prototype for r in whole].index(part.prototype)]
+        rows = slice(int(part.index[0] - run.index[0]), int(part.index[-1] - run.index[0]) + 1)
+        for name in ("index", "species", "scale", "stretch"):
+            assert np.array_equal(getattr(part, name), getattr(run[rows], name)), name
+
+
+def test_a_billion_candidates() -> None:
+    assert len(MANY) == 85
+    assert len(FULL) > 1_265_000_000
+    assert FULL.starts.dtype == np.int64
+
+
+@given(st.integers(0, len(FULL) - 1))
+@settings(max_examples=200, deadline=None)
+def test_a_number_leads_to_a_candidate_and_back(index: int) -> None:
+    (run,) = FULL.block(index, index + 1)
+    assert run.index.dtype == np.int64
+    assert FULL.index_of(run.prototype, run.species[0].tolist(), float(run.scale[0])) == index
+
+
+@given(st.integers(1, 20), st.data())
+def test_ranks_of_choices(n: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, min(n, 6)))]
+    rank = ranked(chosen, n)
+    assert unranked(np.array([rank]), n, len(chosen))[0].tolist() == chosen
+
+
+def test_the_closest_pair_just_touches_and_volumes_scale() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(0, len(FULL.prototypes), 7):
+        first = int(rng.integers(FULL.starts[number], FULL.starts[number + 1])) // len(SCALES) * len(SCALES)
+        volumes = []
+        for index, scale in enumerate(SCALES, first):
+            found = FULL.structure(index)
+            graph = neighbour_graph(found, cutoff=6.0)
+            apart = found.positions[graph.sender] + graph.shift - found.positions[graph.receiver]
+            radii = covalent_radii[found.numbers]
+            ratio = np.linalg.norm(apart, axis=1) / (radii[graph.receiver] + radii[graph.sender])
+            assert ratio.min() == pytest.approx(np.cbrt(scale), abs=1e-9)
+            volumes.append(abs(np.linalg.det(found.cell)) / scale)
+        assert np.allclose(volumes, volumes[0])
+
+
+def test_a_candidate_in_full_is_the_one_of_its_number() -> None:
+    index = len(FULL) // 3
+    (run,) = FULL.block(index, index + 1)
+    prototype, found = FULL.prototypes[run.prototype], FULL.structure(index).check()
+    assert found.numbers.tolist() == [run.species[0][slot] for slot in prototype.slots]
+    assert np.allclose(found.positions, prototype.fractions @ found.cell)
+    assert found.group == FULL.formula(run)[0]
+    (salt,) = (k for k, p in enumerate(FULL.prototypes) if p.name == "CsCl")
+    row = FULL.block(FULL.index_of(salt, (55, 17), 1.0), FULL.index_of(salt, (55, 17), 1.0) + 1)[0]
+    assert FULL.formula(row) == ["CsCl"]
+    touching = covalent_radii[55] + covalent_radii[17]
+    assert np.linalg.norm(FULL.structure(int(row.index[0])).cell[0]) == pytest.approx(
+        max(2 / np.sqrt(3) * touching, 2 * covalent_radii[55])
+    )
+
+
+def test_no_stretch_is_under_the_bound() -> None:
+    for number in range(0, len(FULL.prototypes), 11):
+        (run,) = FULL.block(int(FULL.starts[number]), int(FULL.starts[number]) + 300)[:1]
+        assert run.stretch.min() >= FULL.smallest_stretch(number)
+
+
+def test_the_shipped_prototypes_are_what_their_file_says() -> None:
+    found = prototypes()
+    assert len(found) == about()["entries"] - sum(about()["left_out"].values()) == 250
+    assert about()["licence"].startswith("MIT")
+    assert len({(p.tag, p.name, p.fractions.tobytes(), p.cell.tobytes()) for p in found}) == len(found)
+    for p in found:
+        assert 1 <= len(p) <= 20
+        assert 1 <= p.species <= 4
+        assert list(dict.fromkeys(p.slots.tolist())) == list(range(p.species))
+        assert p.closest.min() > 0.5
+    # Two have the free coordinates of their tag at values of higher symmetry.
+    tagged = {p.tag: (p.spacegroup, int(p.tag.split("_")[2])) for p in found}
+    assert {tag: g for tag, g in tagged.items() if g[0] != g[1]} == {
+        "A2B_oC12_38_de_ab": (63, 38),
+        "AB3_tI16_140_b_ah": (123, 140),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "strukturbericht", "spacegroup", "counts"),
+    [("CsCl", "B2", 221, [1, 1]), ("Halite, Rock Salt", "B1", 225, [1, 1]), ("Corundum", "D5_1", 167, [4, 6])],
+)
+def test_prototypes_that_everyone_knows(name: str, strukturbericht: str, spacegroup: int, counts: list[int]) -> None:
+    found = next(p for p in prototypes() if p.name == name)
+    assert (found.strukturbericht, found.spacegroup, sorted(found.counts.tolist())) == (
+        strukturbericht,
+        spacegroup,
+        counts,
+    )
+
+
+def entry(sites: list[tuple[str, float, list[float]]]) -> dict:
+    """One of the archive, in a cubic cell of 5 angstrom."""
+    listed = [{"species": [{"element": e, "occu": occupied}], "abc": abc} for e, occupied, abc in sites]
+    tags = {"aflow": "AB_cP2_221_b_a", "mineral": "", "strukturbericht": "None", "pearson": "cP2"}
+    return {"snl": {"sites": listed, "lattice": {"matrix": (5.0 * np.eye(3)).tolist()}}, "tags": tags}
+
+
+def test_what_is_no_prototype_is_left_out_with_its_reason() -> None:
+    made = pytest.importorskip("tests.builders.prototypes").prototype
+    middle = [0.5, 0.5, 0.5]
+    kept = made(entry([("Cs", 1.0, [0.0, 0.0, 1.0]), ("Cl", 1.0, middle)]))
+    assert (kept.name, kept.spacegroup, kept.slots.tolist(), kept.fractions[0].tolist()) == (
+        "CsCl",
+        221,
+        [0, 1],
+        [0] * 3,
+    )
+    assert made(entry([("Cs", 0.5, [0.0] * 3)])) == "partly occupied sites"
+    assert made(entry([("Cs", 1.0, [0.0] * 3), ("Cl", 1.0, [0.99, 0.0, 0.0])])) == "coincident sites"
+    assert made(entry([("Cs", 1.0, [k / 21, 0.0, 0.0]) for k in range(21)])) == "more than 20 atoms"
+    assert made(entry([(e, 1.0, [k / 5, 0.0, 0.0]) for k, e in enumerate("HBCNO")])) == "more than 4 species"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), (1, 2)), "0 candidates of 0 prototypes, 2 elements, 4 scales"),
+        ((few(4), (1, 6, 8)), "0 candidates of 1 prototypes, 3 elements"),
+        ((few(1), (1, 97)), "element 97: no covalent radius is known of it, expected 1 to 96"),
+        ((few(1), (0,)), "element 0: no covalent radius"),
+        ((few(1), (6, 6)), "expected each once"),
+        ((few(1), (6,), (1.0, -1.0)), "scales [1.0, -1.0]: expected different volumes above 0"),
+        ((few(1), (6,), (1.0, 1.0)), "expected different volumes"),
+        ((few(1), (6,), (float("nan"),)), "expected different volumes"),
+    ],
+)
+def test_a_space_with_nothing_in_it_is_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CandidateSpace(*arguments)
+    assert message in str(caught.value)
+
+
+def test_a_space_too_large_to_count_is_refused() -> None:
+    many = Prototype("", "", "", 1, np.arange(36).reshape(12, 3) / 40, np.eye(3) * 9, np.arange(12))
+    with pytest.raises(InputError, match="to be counted in 64 bits"):
+        CandidateSpace([many], MANY)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda s: s.block(5, 4), "candidates 5 to 4: expected 0 to"),
+        (lambda s: s.block(-1, 4), "candidates -1 to 4"),
+        (lambda s: s.structure(len(s)), "expected 0 to"),
+        (lambda s: s.index_of(250, (1,), 1.0), "prototype 250: expected 0 to 249"),
+        (lambda s: s.index_of(0, (1, 2), 1.0), "expected 1, different and among the 85 elements"),
+        (lambda s: s.index_of(0, (43,), 1.0), "species [43] of prototype"),
+        (lambda s: s.index_of(0, (1,), 1.01), "scale 1.01: expected one of 0.94, 1.0, 1.06, 1.12"),
+    ],
+)
+def test_a_candidate_that_is_not_there_is_refused(ask, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ask(FULL)
+    assert message in str(caught.value)
+
+
+def test_elements_by_symbol() -> None:
+    assert element_numbers(["H", "Cl", "Og"]) == (1, 17, 118)
+    with pytest.raises(InputError, match="'cl' is not the symbol of an element; did you mean Cl"):
+        element_numbers(["cl"])
+
+
+def test_a_broken_file_of_prototypes_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "prototypes.json.gz"
+    file.write_bytes(shipped.FILE.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not the file of prototypes"):
+        shipped._read(file)

@@ -1,0 +1,116 @@
+"""Every rung of the ladder gives the baseline's energies and forces, or says that it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.protocol.parameters import StageName
+from harness.reference.data.batch import Batch
+from harness.reference.inference.prediction import Predict, baseline, batched_heads, branch_skip, live_heads
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.ops import messages
+from harness.reference.programs.ladder.stages import (  # fmt: skip
+    LADDER,
+    NotHere,
+    Stage,
+    StaticGraphs,
+    dynamic,
+    mixed_precision,
+    uncompiled,
+)
+from harness.reference.programs.ladder.workload import fix_gate
+from harness.reference.training.compile import times_compiled
+from tests.reference.conftest import batch_of, crystal, make_model, molecule
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# relative to the largest force and energy: idle branches have no forces; eight bits of mantissa
+NOT_EXACT = {"branch_skip": 0.1, "mixed_precision": 0.05}
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return batch_of([molecule(), crystal(), molecule(1, seed=7), molecule(12, seed=8)])
+
+
+def test_suites_know_exactly_the_stages_that_there_are() -> None:
+    assert list(StageName.__args__) == [s.name for s in LADDER]
+
+
+def check(stage: Stage, predict: Predict, batch: Batch) -> None:
+    dtype = batch.positions.dtype
+    model = make_model().to(dtype)
+    weights = model.gate(batch.composition)
+    expected = baseline(model, batch, weights)
+    got = predict(model, batch, weights)
+    assert got.energy.dtype == got.forces.dtype == dtype
+    assert not got.energy.requires_grad
+    assert not got.forces.requires_grad
+    force_scale, energy_scale = expected.forces.abs().max(), expected.energy.abs().max()
+    tolerance = TOLERANCE[dtype] if stage.exact else NOT_EXACT[stage.name]
+    assert (got.forces - expected.forces).abs().max() <= tolerance * force_scale
+    assert (got.energy - expected.energy).abs().max() <= tolerance * energy_scale
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
+@pytest.mark.parametrize("stage", LADDER, ids=lambda s: s.name)
+def test_stages_agree_with_the_baseline(stage: Stage, dtype: torch.dtype, batch: Batch) -> None:
+    messages.load(torch.device("cpu"))
+    check(stage, stage.plainly(), batch.to("cpu", dtype))
+
+
+@pytest.mark.slow
+def test_compiled_code_agrees_in_single_precision_too(batch: Batch) -> None:
+    stage = next(s for s in LADDER if s.name == "torch_compile")
+    check(stage, stage.predict(), batch.to("cpu", torch.float32))
+
+
+def test_a_static_stage_compiles_each_shape_once(batch: Batch) -> None:
+    """mixed_precision is static_graphs around other arithmetic."""
+    stage = next(s for s in LADDER if s.name == "mixed_precision")
+    predict = stage.predict()
+    assert isinstance(predict, StaticGraphs)
+    check(stage, predict, batch)
+    compiled = times_compiled()
+    others = [batch_of([molecule(), crystal(), molecule(1, seed=7), molecule(12 - k, seed=8 + k)]) for k in (0, 1)]
+    for other in others:
+        check(stage, predict, other)
+    assert len(predict.buckets.shapes) == 1
+    assert times_compiled() == compiled
+
+
+def test_tf32_is_of_gpus(batch: Batch) -> None:
+    predict = mixed_precision(uncompiled, "tf32")
+    model = make_model()
+    messages.load(torch.device("cpu"))
+    with pytest.raises(NotHere, match="cpu has no TF32"):
+        predict(model, batch, model.gate(batch.composition))
+
+
+@pytest.mark.slow
+def test_the_compiled_stage_takes_any_shape_without_the_baselines_error(batch: Batch) -> None:
+    model = make_model()
+    predict = dynamic(batched_heads)
+    for structures in ([molecule(4)], [crystal(2, seed=3), molecule(3)], [molecule(1)]):
+        other = batch_of(structures)
+        weights = model.gate(other.composition)
+        got, expected = predict(model, other, weights), baseline(model, other, weights)
+        assert torch.allclose(got.forces, expected.forces, atol=1e-11)
+        assert torch.allclose(got.energy, expected.energy, rtol=1e-11)
+
+
+def test_branch_skip_keeps_the_energy_and_loses_the_forces_of_idle_branches(batch: Batch) -> None:
+    model = make_model()
+    fix_gate(model, 4)
+    weights = model.gate(batch.composition)
+    assert live_heads(weights) == [0, 1, 2, 3]
+    full, skipped = baseline(model, batch, weights), branch_skip(model, batch, weights)
+    assert torch.allclose(full.energy, skipped.energy, rtol=1e-12)
+    lost = (full.forces - skipped.forces).abs().max()
+    assert 0 < lost < 0.1 * full.forces.abs().max()
+
+
+def test_branch_skip_is_exact_when_no_branch_is_idle(model: FoundationModel, batch: Batch) -> None:
+    weights = torch.full((len(batch.head), 16), 1 / 16, dtype=torch.float64)
+    full, skipped = baseline(model, batch, weights), branch_skip(model, batch, weights)
+    assert torch.allclose(full.forces, skipped.forces, atol=1e-12)

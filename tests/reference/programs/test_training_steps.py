@@ -1,0 +1,320 @@
+"""Training through the fused messages: the plain gradients, the same bits always, and steps timed with their errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, library, nn
+
+from harness.experiments.training_steps.metrics import training_steps_table
+from harness.experiments.training_steps.page import steps_sections
+from harness.protocol.events import EventLog, last_run
+from harness.protocol.parameters import StepStageName
+from harness.protocol.registry import PROGRAMS
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.distributed.group import Team
+from harness.reference.distributed.launch import Place
+from harness.reference.errors import InputError
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.models.message_backend import lacking
+from harness.reference.ops import jit_build, messages
+from harness.reference.ops.messages import Terms
+from harness.reference.programs.training_steps import program
+from harness.reference.programs.training_steps.config import STAGES, StepsConfig
+from harness.reference.programs.training_steps.step import Result, Stepper, difference
+from harness.reference.training.loader import Labelled
+from harness.reference.training.loss import GraphErrors, Objective, labelled
+from harness.reference.training.run_facts import identity
+from harness.results.runs import Record
+from tests.reference.conftest import SMALL, crystal, make_model, molecule
+from tests.reference.ops.test_fused import floats, make_terms, plain
+from tests.reference.training.test_training import SHORT, fact, of, trained
+
+TINY: dict[str, Any] = {
+    "precision": "fp64", "model": {"hidden_dim": 16, "num_conv_layers": 2, "dim_headlayers": 8}, "batch_size": 3,
+    "batches": 2, "rounds": 3, "atoms": [1, 9],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    messages.load(torch.device("cpu"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs that torch.compile makes, with their derivatives, without the minute that code for them takes."""
+    compiled = nn.Module.compile
+
+    def quickly(module: nn.Module, **options: Any) -> None:
+        compiled(module, backend="aot_eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(nn.Module, "compile", quickly)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    jit_build.load.cache_clear()
+    yield
+    jit_build.load.cache_clear()
+
+
+def batch(structures: list[Structure]) -> Labelled:
+    """Labels drawn at random, of different heads; the first structure's forces are not known."""
+    rng = np.random.default_rng(0)
+    told = [
+        replace(s, head=k % 16, energy=rng.normal(), forces=rng.normal(size=(len(s), 3)) if k else None)
+        for k, s in enumerate(structures)
+    ]
+    graphs = [neighbour_graph(s, cutoff=SMALL.cutoff, max_neighbours=SMALL.max_neighbours) for s in told]
+    return labelled(graphs, torch.zeros(16, 119, dtype=torch.float64), torch.float64)
+
+
+BATCHES = {
+    "ragged": [molecule(), molecule(1, seed=7), crystal(), molecule(12, seed=8)],
+    "periodic": [crystal(1), crystal(3, seed=5)],
+    "no edges": [molecule(1), molecule(1, seed=2)],
+}
+
+
+def stepper(model: FoundationModel, *, fused: bool, compiled: bool = False) -> Stepper:
+    module = GraphErrors(model, fused=fused)
+    if compiled:
+        torch._dynamo.config.trace_autograd_ops = True
+        module.compile(dynamic=True, fullgraph=True, backend="aot_eager")
+    return Stepper("", module, model, Objective(10.0, 4))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_step_gives_the_plain_loss_and_gradient(compiled: bool) -> None:
+    model = make_model(replace(SMALL, num_conv_layers=2)).requires_grad_(True)
+    plain, fused = stepper(model, fused=False), stepper(model, fused=True, compiled=compiled)
+    for name, structures in BATCHES.items():
+        given = batch(structures)
+        expected, got = plain.result(given), fused.result(given)
+        assert got.gradient.shape == expected.gradient.shape
+        found = difference(got, expected)
+        assert float(str(found["loss_error"])) < 1e-12, name
+        assert float(str(found["gradient_error"])) < 1e-10, name
+
+
+def test_a_step_has_the_same_bits_again_on_two_threads() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(2)
+    take = stepper(make_model(replace(SMALL, hidden_dim=40)).requires_grad_(True), fused=True)
+    given = batch([molecule(30, seed=k) for k in range(6)])
+    for before, after in pairwise(take.result(given) for _ in range(3)):
+        assert before.loss == after.loss
+        assert torch.equal(before.gradient, after.gradient)
+
+
+def test_second_derivatives_have_the_same_bits_on_any_number_of_threads() -> None:
+    terms, heard, towards = second(150, 2500, 67, 7, dtype=torch.float32)
+    found = []
+    for threads in (1, 2, 3, 2, 1):
+        torch.set_num_threads(threads)
+        found.append(messages._at_once(*heard, terms, towards, [True] * 7))
+    for before, after in pairwise(found):
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None)
+
+
+def second(
+    *sizes: int, with_v: bool = True, directed: bool = True, dtype: torch.dtype = torch.float64
+) -> tuple[Terms, list[Tensor], dict[str, Tensor]]:
+    """Terms, gradients of what they are heard as, and directions of their own gradients, of the atoms' too or not."""
+    terms = make_terms(*sizes, with_v=with_v, dtype=dtype)
+    terms = Terms(*(x if x is None else x.detach() for x in terms))  # type: ignore[arg-type]
+    heard = [torch.randn_like(x) for x in messages.messages(terms)]
+    names = ("phi", "v", "radial", "unit") if directed else ("radial", "unit")
+    return terms, heard, {n: torch.randn_like(x) for n in names if (x := getattr(terms, n)) is not None}
+
+
+# narrower than a vector; more columns than one group has; ragged; no edges
+SIZES = [(5, 9, 3, 2), (20, 300, 19, 30), (40, 500, 67, 7), (3, 0, 8, 7)]
+
+
+@pytest.mark.parametrize("directed", [True, False], ids=["nodes", "edges alone"])
+@pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_one_pass_gives_what_a_pass_for_each_direction_does(
+    sizes: tuple[int, int, int, int], with_v: bool, directed: bool
+) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        terms, heard, towards = second(*sizes, with_v=with_v, directed=directed, dtype=dtype)
+        wanted = [True, True, True, with_v, True, True, True]
+        once = messages._at_once(*heard, terms, towards, wanted)
+        for got, expected in zip(once, messages._second(*heard, terms, towards, wanted), strict=True):
+            assert (got is None) == (expected is None)
+            if got is not None and expected is not None and expected.numel():
+                assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("directed", [True, False], ids=["nodes", "edges alone"])
+@pytest.mark.parametrize("with_v", [True, False], ids=["v", "no v"])
+def test_torch_finds_the_second_derivatives_registered_as_they_must_be(with_v: bool, directed: bool) -> None:
+    terms, heard, towards = second(5, 20, 6, 4, with_v=with_v, directed=directed)
+    along = [towards.get(name) for name in ("phi", "v", "radial", "unit")]
+    library.opcheck(torch.ops.gfm_harness.messages_second.default, (*heard, *terms, *along))
+    unweighted = (*heard, *terms[:3], *terms[4:], *along)
+    library.opcheck(torch.ops.gfm_harness.filter_second.default, unweighted)
+    with pytest.raises((ValueError, RuntimeError), match="directions fit not"):
+        torch.ops.gfm_harness.messages_second(*heard, *terms, *along[:2], towards["radial"][:-1], towards["unit"])
+
+
+def test_third_derivatives_are_there_too() -> None:
+    terms = make_terms(3, 6, 2, 2)
+
+    def third(of: object) -> list[Tensor]:
+        s, v = of(terms)  # type: ignore[operator]
+        inputs = floats(terms)
+        first = torch.autograd.grad((s**2).sum() + (v**2).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum((x**2).sum() for x in first), inputs, create_graph=True)  # type: ignore[arg-type]
+        return list(torch.autograd.grad(sum((x**2).sum() for x in second), inputs))  # type: ignore[arg-type]
+
+    for got, expected in zip(third(messages.messages), third(plain), strict=True):
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+def test_a_run_through_fused_messages_loses_as_a_plain_one(tmp_path: Path, quickly_compiled: None) -> None:
+    few: dict[str, Any] = {"sets": ["qm7x", "oc2022"], "epoch_length": 32}
+    for name in ("plain", "eager", "compiled"):
+        (tmp_path / name).mkdir()
+    plain = trained(tmp_path / "plain", **few)
+    assert fact(plain, "observed")["messages"] == "plain"
+    for name in ("eager", "compiled"):
+        log = trained(tmp_path / name, **few, messages="fused", compile=name == "compiled")
+        seen = fact(log, "observed")
+        assert (seen["messages"], seen["why_plain"], seen["compiled"]) == ("fused", None, name == "compiled")
+        assert of(log, "epoch", "loss") == pytest.approx(of(plain, "epoch", "loss"), rel=1e-8)
+
+
+def test_without_a_compiler_plain_messages_run_and_the_reason_is_told(tmp_path: Path, no_compiler: None) -> None:
+    log = trained(tmp_path, messages="fused", epochs=1, epoch_length=16, sets=["qm7x"])
+    seen = fact(log, "observed")
+    assert (seen["messages"], seen["why_plain"]) == ("plain", "no C++ compiler 'no-such-compiler'")
+    assert math.isfinite(of(log, "epoch", "loss")[0])
+
+
+def test_other_backbones_and_devices_have_none() -> None:
+    assert lacking("egnn", torch.device("cpu")) == "only painn and pnaeq have fused messages, not egnn"
+    assert str(lacking("painn", torch.device("meta"))).endswith("not for meta")
+    assert lacking("painn", torch.device("cpu")) is None
+
+
+def test_a_state_from_before_there_was_a_choice_goes_on() -> None:
+    model, team = make_model(), Team(Place(), torch.device("cpu"))
+    before = identity(model, SHORT, team)
+    assert identity(model, SHORT | {"messages": "plain"}, team) == before
+    assert identity(model, SHORT | {"messages": "fused"}, team) != before
+
+
+def ran(folder: Path, **parameters: Any) -> Record:
+    """What a run of the program left, as the report reads it."""
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    asked = TINY | parameters
+    program.run(asked, log, folder)
+    events = last_run(log.path)
+    return Record(
+        folder, {"name": "tiny", "suite": "tiny", "program": "training_steps", "parameters": asked}, "done",
+        facts={e["name"]: e["value"] for e in events if e["event"] == "fact"},
+        samples=[e for e in events if e["event"] == "sample"],
+        stages={e["stage"]: e for e in events if e["event"] in ("warm_up", "unavailable")},
+    )  # fmt: skip
+
+
+def test_suites_may_ask_for_exactly_the_stages_and_options_there_are() -> None:
+    assert list(StepStageName.__args__) == [s.name for s in STAGES]
+    assert set(PROGRAMS["training_steps"].model_fields) == {f.name for f in fields(StepsConfig)}
+
+
+def test_every_stage_is_timed_in_every_round_and_found_right(tmp_path: Path, quickly_compiled: None) -> None:
+    record = ran(tmp_path)
+    assert len(record.samples) == len(STAGES) * 3 * 2
+    first = [next(s["stage"] for s in record.samples if s["round"] == k) for k in range(3)]
+    assert first == [s.name for s in STAGES], "another stage begins each round"
+    table = training_steps_table([record]).set_index("stage")
+    assert list(table["verdict"]) == ["ok"] * 3
+    assert (table["gradient_error"] < 1e-12).all()
+    assert table.loc["baseline", "speedup"] == 1
+    assert (table["step_s"] > 0).all()
+    assert (table["peak_bytes"] > 0).all()
+    own = [s for s in record.samples if s["stage"] == "baseline"]
+    again = [sum(s["device_s"] for s in own if s["round"] == k) / 2 for k in range(3)]
+    assert table.loc["baseline", "step_s"] == pytest.approx(np.median(again))
+    assert record.facts["workload"]["structures"] == 6
+    said = str(steps_sections(table.reset_index()))
+    assert "labels drawn at random" in said
+    assert "FP64 training step" in said
+
+
+def test_a_stage_without_a_compiler_is_not_available_and_the_others_go_on(tmp_path: Path, no_compiler: None) -> None:
+    record = ran(tmp_path, stages=["baseline", "fused_messages"], rounds=1)
+    table = training_steps_table([record]).set_index("stage")
+    assert table.loc["fused_messages", "verdict"] == "not available: no C++ compiler 'no-such-compiler'"
+    assert table.loc["baseline", "verdict"] == "ok"
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return ran(tmp_path_factory.mktemp("steps"), stages=["baseline"], rounds=2)
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [
+        ({}, "ok"),
+        ({"gradient_error": 2e-9}, "WRONG"),
+        ({"loss_error": 2e-9}, "WRONG"),
+        ({"gradient_error": math.nan}, "WRONG"),
+        ({"finite": False, "gradient_error": None}, "WRONG"),
+        ({"dtype": "torch.float32"}, "WRONG"),
+    ],
+    ids=str,
+)
+def test_what_is_not_the_baselines_gradient_has_no_speedup(record: Record, other: dict[str, Any], verdict: str) -> None:
+    fused = [s | {"stage": "fused_messages", "device_s": s["device_s"] / 4} | other for s in record.samples]
+    parameters = record.case["parameters"] | {"stages": ["baseline", "fused_messages"]}
+    both = replace(record, samples=[*record.samples, *fused], case=record.case | {"parameters": parameters})
+    row = training_steps_table([both]).set_index("stage").loc["fused_messages"]
+    assert row["verdict"] == verdict
+    assert row["speedup"] == pytest.approx(4.0) if verdict == "ok" else pd.isna(row["speedup"])
+
+
+def test_a_difference_is_seen_whatever_it_is_of() -> None:
+    expected = Result(2.0, torch.tensor([3.0, 4.0]))
+    assert difference(Result(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(0.1)
+    assert difference(Result(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
+    assert difference(Result(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
+    assert difference(Result(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stages": ["basline"]}, "unknown stage 'basline'; there are baseline, torch_compile, fused_messages"),
+        ({"rounds": 0}, "expected at least 1 of each"),
+        ({"atoms": [9, 2]}, "expected a range"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"width": 3}, "unknown option 'width'"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ran(tmp_path, **options)

@@ -1,0 +1,193 @@
+"""Fine-tuning: what each mode starts from and may change, scaling by training labels alone, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.protocol.events import EventLog, last_run
+from harness.reference.errors import InputError
+from harness.reference.models import checkpoints
+from harness.reference.programs.transfer import program
+from harness.reference.programs.transfer.finetune import Budget, fit, validation_loss
+from harness.reference.programs.transfer.modes import BY_NAME, MODES, best_head, task_model, trained_parameters
+from harness.reference.programs.transfer.splits import Drawing
+from harness.reference.programs.transfer.target_scaling import fitted
+from harness.reference.tasks.catalog import task
+from harness.reference.tasks.load import open_task
+
+SMALL: dict[str, Any] = {
+    "labels": [20],
+    "seeds": 1,
+    "subsets": 1,
+    "test_limit": 20,
+    "steps": 6,
+    "every": 3,
+    "batch_size": 4,
+}
+
+
+def studied(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    program.run(SMALL | parameters, log, folder)
+    return last_run(log.path)
+
+
+def drawing(name: str) -> Drawing:
+    model = checkpoints.named("painn-64")[0]
+    return Drawing(task(name), open_task(name), model.config, 0.2, 40, 0)
+
+
+def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
+    model = checkpoints.named("painn-64")[0]
+    composition = torch.zeros(3, 119)
+    composition[:, 1] = composition[:, 6] = 1.0
+    trusted = best_head(model, composition)
+    model.known_elements[trusted, 6] = False
+    other = best_head(model, composition)
+    assert other != trusted
+    assert model.known_elements[other, [1, 6]].all()
+    composition[2, 94] = 1.0  # in one structure of three: heads that know the other two will do
+    assert model.known_elements[best_head(model, composition), [1, 6]].all()
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m.trains], ids=lambda m: m.name)
+def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
+    source = checkpoints.named("painn-64")[0].double()
+    model = task_model(source, mode, 8, keep_own=False, seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    drawn = drawing("matbench_log_kvrh")
+    draw = drawn.draw("", 20, 0)
+    like = next(model.parameters())
+    train, validation = (drawn.shelf(k, draw.scaling, like) for k in (draw.train, draw.validation))
+    fit(model, trained_parameters(model, mode), draw.scaling, train, validation, Budget(4, 4, 1e-2, 2, 9, 1.0), 0)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    shared = {f"heads.layers.{k}" for k in range(source.config.num_sharedlayers)}
+    for name in changed:
+        kind = "encoder" if name.startswith("encoder") else "shared" if name.rsplit(".", 1)[0] in shared else "own"
+        assert getattr(mode, kind), name
+    for kind, start in (("encoder", "encoder."), ("own", "heads.layers.3")):
+        assert any(c.startswith(start) for c in changed) == getattr(mode, kind)
+
+
+def test_pretrained_modes_start_from_the_checkpoint_and_scratch_does_not() -> None:
+    source = checkpoints.named("painn-64")[0]
+    name = "encoder.embedding.weight"
+    assert name in source.state_dict()
+    for mode in MODES:
+        model = task_model(source, mode, 8, keep_own=True, seed=0)
+        same = torch.equal(model.state_dict()[name], source.state_dict()[name])
+        assert same == mode.pretrained
+        last = model.heads.layers[-1].weight[0]
+        assert torch.equal(last, source.heads.layers[-1].weight[8]) == mode.pretrained
+
+
+def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
+    """A rate so high that training only makes it worse leaves the model as it was."""
+    source = checkpoints.named("painn-64")[0].double()
+    drawn = drawing("qm9")
+    draw = drawn.draw("", 20, 0)
+    model = task_model(source, BY_NAME["full"], 8, keep_own=True, seed=0)
+    like = next(model.parameters())
+    train, validation = (drawn.shelf(k, draw.scaling, like) for k in (draw.train, draw.validation))
+    before = validation_loss(model, draw.scaling, validation, 1.0)
+    budget = Budget(20, 4, 1e3, 2, 3, 1.0)
+    ended = fit(model, trained_parameters(model, BY_NAME["full"]), draw.scaling, train, validation, budget, 0)
+    assert ended.best_step == 0
+    assert ended.steps == 6, "three looks without a better one end it"
+    assert validation_loss(model, draw.scaling, validation, 1.0) == pytest.approx(before)
+
+
+def test_nothing_of_the_test_set_is_seen() -> None:
+    """Pool and test set do not change with the seed, share no structure, and scaling does not depend on the test."""
+    drawn = drawing("qm9")
+    draws = [drawn.draw("", 100, k) for k in range(3)]
+    assert len({tuple(d.test.tolist()) for d in draws}) == 1
+    assert not {*draws[0].train, *draws[0].validation} & {*draws[0].test}
+    assert set(draws[0].train.tolist()) != set(draws[1].train.tolist())
+    target = drawn.labelled.target.copy()
+    target[draws[0].test] = 1e9
+    target[draws[0].validation] = -1e9
+    frames = drawn.labelled.frames
+    again = fitted(frames[draws[0].train], target[draws[0].train], extensive=True)
+    assert again.energies.tolist() == draws[0].scaling.energies.tolist()
+
+
+@pytest.mark.parametrize("name", ["qm9", "wiggle150", "oqmd", "md17"])
+def test_a_study_tells_every_mode_and_keeps_its_predictions(name: str, tmp_path: Path) -> None:
+    log = studied(tmp_path, task=name)
+    (about,) = [e for e in log if e["event"] == "task"]
+    assert about["available"] is True
+    fits = {e["mode"]: e for e in log if e["event"] == "fit"}
+    expected = {m.name for m in MODES} - ({"as_pretrained"} if task(name).kind == "property" else set())
+    assert set(fits) == expected
+    (baseline,) = [e for e in log if e["event"] == "baseline"]
+    assert baseline["composition_mae"] > 0
+    for mode, event in fits.items():
+        (kept,) = (tmp_path / "fits").glob(f"*-{mode}.npz")
+        told = np.load(kept)
+        assert np.abs(told["predicted"] - told["target"]).mean() == pytest.approx(event["mae"])
+        assert (event["force_mae"] is not None) == (name == "md17")
+
+
+def test_a_task_without_data_says_what_it_needs(tmp_path: Path) -> None:
+    log = studied(tmp_path, task="matbench_phonons")
+    (about,) = [e for e in log if e["event"] == "task"]
+    assert about["available"] is False
+    assert "needs matbench_phonons.json.gz, from https://" in about["needs"]
+    assert not [e for e in log if e["event"] == "fit"]
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no mode 'frozen'; there are"):
+        studied(tmp_path / "a", task="qm9", modes=["frozen"])
+    with pytest.raises(InputError, match=r"no task 'qm8' \(did you mean 'qm9'\?\)"):
+        studied(tmp_path / "b", task="qm8")
+    with pytest.raises(InputError, match="no such folder"):
+        studied(tmp_path / "c", task="qm9", files=str(tmp_path / "nowhere"))
+
+
+def test_the_gate_picks_a_head_that_was_trained() -> None:
+    model = checkpoints.named("painn-64")[0]
+    composition = torch.zeros(1, 119)
+    composition[0, [1, 6, 8]] = 2.0
+    chosen = best_head(model, composition)
+    assert bool(model.trained[chosen])
+    model.trained[chosen] = False
+    assert best_head(model, composition) != chosen
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_comes_to_the_same_numbers(tmp_path: Path) -> None:
+    given = {**SMALL, "task": "matbench_log_kvrh", "labels": [10, 20], "seeds": 2, "steps": 40, "every": 10}
+    whole = studied(tmp_path / "whole", **given)
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "case.json").write_text(json.dumps({"id": "1", "program": "transfer", "parameters": given}))
+    words = [sys.executable, "-m", "harness.reference", str(torn)]
+    first = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while len(list(torn.glob("fits/*.json"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait(60)
+    subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    plain = [
+        {(e["mode"], e["labels"], e["seed"]): round(e["mae"], 9) for e in log if e["event"] == "fit"}
+        for log in (whole, last_run(torn / "events.jsonl"))
+    ]
+    assert plain[0] == plain[1]
+    assert len(plain[0]) == 16

@@ -1,0 +1,117 @@
+"""Structures for the tests of the store, and ranks to read them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from harness.reference.data.neighbour_columns import Edges
+from harness.reference.data.structure_table import Frames
+from harness.reference.storage.adios.writer import BPWriter
+from harness.reference.storage.columns import frames_block
+from harness.reference.storage.schema import Block, Record
+from tests.conftest import ROOT
+
+LAUNCHERS = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "WORLD_SIZE")
+
+
+def random_frames(count: int, seed: int = 0, *, atoms: tuple[int, int] = (1, 9), stress: bool = False) -> Frames:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(*atoms, count)
+    n = int(sizes.sum())
+    return Frames(
+        ids=np.array([f"é{seed}-{k}" for k in range(count)]),
+        groups=np.array([f"group {k // 3}" for k in range(count)]),
+        sizes=sizes,
+        numbers=rng.integers(1, 119, n).astype(np.uint8),
+        positions=rng.normal(size=(n, 3)),
+        energy=rng.normal(size=count),
+        cell=rng.normal(size=(count, 3, 3)),
+        periodic=rng.random((count, 3)) < 0.5,
+        charge=rng.integers(-2, 3, count),
+        multiplicity=rng.integers(0, 4, count),
+        forces=rng.normal(size=(n, 3)),
+        stress=rng.normal(size=(count, 3, 3)) if stress else None,
+    )
+
+
+def random_edges(frames: Frames, seed: int = 0) -> Edges:
+    """Between any atoms; none in some structures."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 12, len(frames))
+    counts[-1] = 3
+    e = int(counts.sum())
+    size = np.repeat(frames.sizes, counts)
+    sender, receiver = (np.floor(rng.random(e) * size).astype(np.int64) for _ in range(2))
+    return Edges(counts, receiver, sender, rng.normal(size=(e, 3)), rng.random(e))
+
+
+@st.composite
+def labelled_frames(draw: st.DrawFn) -> Frames:
+    """Any values that a store takes, the extreme and the negative zero among them."""
+    count = draw(st.integers(1, 6))
+    sizes = draw(hnp.arrays(np.int64, count, elements=st.integers(1, 5)))
+    n = int(sizes.sum())
+    real = st.floats(allow_nan=False, allow_infinity=False)
+    text = st.text(min_size=1, max_size=5).filter(lambda t: "\0" not in t and t.isprintable())
+    names = draw(st.lists(text, min_size=count, max_size=count))
+    return Frames(
+        ids=np.array(names),
+        groups=np.array(names[::-1]),
+        sizes=sizes,
+        numbers=draw(hnp.arrays(np.uint8, n, elements=st.integers(1, 118))),
+        positions=draw(hnp.arrays(float, (n, 3), elements=real)),
+        energy=draw(hnp.arrays(float, count, elements=real)),
+        cell=draw(hnp.arrays(float, (count, 3, 3), elements=real)),
+        periodic=draw(hnp.arrays(bool, (count, 3))),
+        charge=draw(hnp.arrays(np.int64, count, elements=st.integers(-9, 9))),
+        multiplicity=draw(hnp.arrays(np.int64, count, elements=st.integers(0, 9))),
+        forces=draw(st.none() | hnp.arrays(float, (n, 3), elements=real)),
+    )
+
+
+def example_block(count: int = 20, seed: int = 0, **options: Any) -> Block:
+    frames = random_frames(count, seed, **options)
+    return frames_block(frames, random_edges(frames, seed))
+
+
+def write(path: Path, *blocks: Block, label: str = "trainset", **attributes: Any) -> Path:
+    with BPWriter(path, {"dataset": "QM9", **attributes}) as writer:
+        for block in blocks:
+            writer.split(label).put(block)
+    return path
+
+
+def same(found: Record, expected: Record) -> bool:
+    """Bit for bit, whatever the order of the keys."""
+    return found.keys() == expected.keys() and all(
+        found[k].dtype == v.dtype and found[k].shape == v.shape and found[k].tobytes() == v.tobytes()
+        for k, v in expected.items()
+    )
+
+
+def mpiexec() -> str:
+    """The one beside this Python; skips where there is none, fails in CI."""
+    found = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
+    return str(found)
+
+
+def run_ranks(count: int, script: str, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """So many ranks of a script, by default of this folder."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
+    stand_in = [] if find_spec("pyddstore") else [str(Path(__file__).with_name("stand_in"))]
+    plain |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *stand_in])}
+    command = [mpiexec(), "-n", str(count), sys.executable, str(Path(__file__).parent / script), *words]
+    return subprocess.run(command, env=plain, capture_output=True, text=True, timeout=timeout, check=False)

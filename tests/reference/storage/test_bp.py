@@ -1,0 +1,236 @@
+"""BP files: what goes in comes out, bit for bit; ADIOS2's silent traps are out of reach."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from harness.reference.data.structure_table import Frames
+from harness.reference.errors import InputError
+from harness.reference.storage.adios.writer import BPFile, BPWriter
+from harness.reference.storage.columns import frames_block
+from harness.reference.storage.schema import Block, Column
+from tests.conftest import ROOT
+from tests.reference.storage.examples import example_block, labelled_frames, random_frames, same, write
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("bp") / "qm9.bp", example_block(20), example_block(15, 1))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(labelled_frames())
+def test_frames_come_back_bit_for_bit(frames: Frames) -> None:
+    block = frames_block(frames)
+    with tempfile.TemporaryDirectory() as folder, BPFile(write(Path(folder) / "a.bp", block)) as file:
+        assert file.samples("trainset") == len(frames)
+        for k, record in enumerate(block.records()):
+            assert same(file.record("trainset", k), record)
+        assert all(map(same, file.columns("trainset", 0, len(frames)).records(), block.records()))
+        file.verify()
+
+
+def test_blocks_of_several_splits_may_alternate(tmp_path: Path) -> None:
+    blocks = [example_block(5, seed) for seed in range(6)]
+    with BPWriter(tmp_path / "a.bp", {"dataset": "qm9"}) as writer:
+        for k, block in enumerate(blocks):
+            writer.split("valset" if k % 3 == 2 else "trainset").put(block)
+    with BPFile(tmp_path / "a.bp") as file:
+        assert file.splits == ("trainset", "valset")
+        assert (file.samples("trainset"), file.samples("valset")) == (20, 10)
+        assert same(file.record("valset", 7), list(blocks[5].records())[2])
+        assert same(file.record("trainset", 19), list(blocks[4].records())[4])
+
+
+def test_large_blocks_are_cut_and_small_ones_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.reference.storage.adios.split.SMALLEST_CHUNK", 10_000)
+    large = example_block(200)
+    records = list(large.records())
+    with BPFile(write(tmp_path / "a.bp", large, *large.pieces(1))) as file:
+        for k in (0, 3, 7, 150, 199, 200, 333, 399):
+            assert same(file.record("trainset", k), records[k % 200])
+        file.verify()
+
+
+def test_facts_of_the_file_come_back(tmp_path: Path) -> None:
+    facts = {
+        "level": "PBE",
+        "cutoff": 5.0,
+        "max_neighbours": 20,
+        "units": {"energy": "eV"},
+        "words": ["a", "b"],
+        "scales": [1.5, 2.5],
+        "strict": True,
+    }
+    write(tmp_path / "a.bp", example_block(), **facts, absent=None, pna_deg=np.arange(3))
+    with BPFile(tmp_path / "a.bp") as file:
+        found = file.attributes
+    assert {k: found[k] for k in facts if k != "scales"} == {k: v for k, v in facts.items() if k != "scales"}
+    assert found["scales"].tolist() == [1.5, 2.5]
+    assert found["pna_deg"].tolist() == [0, 1, 2]
+    assert (found["dataset"], found["dataset_name"], found["complete"], found["format"]) == ("QM9", "qm9", 1, 1)
+    assert found["total_ndata"] == 20
+    assert "absent" not in found
+
+
+def test_a_selection_does_not_stick(path: Path) -> None:
+    with BPFile(path) as file:
+        whole = list(file.columns("trainset", 0, 35).records())
+        for k in (34, 0, 12, 12, 33):
+            assert same(file.record("trainset", k), whole[k])
+            assert same(next(file.columns("trainset", k, k + 1).records()), whole[k])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda f: f.record("trainset", 35),
+        lambda f: f.record("trainset", -1),
+        lambda f: f.columns("trainset", 30, 36),
+        lambda f: f.columns("trainset", -2, 2),
+        lambda f: f.columns("trainset", 3, 3),
+        lambda f: f.counts("trainset", "pos", 0, 36),
+    ],
+)
+def test_out_of_range_is_an_error_and_not_zeros(path: Path, read: Callable[[BPFile], object]) -> None:
+    with BPFile(path) as file, pytest.raises(InputError, match=r"trainset has samples 0..34, not"):
+        read(file)
+
+
+def test_unknown_names_are_told(path: Path) -> None:
+    with BPFile(path) as file:
+        with pytest.raises(InputError, match="no split 'validation'; there are trainset"):
+            file.samples("validation")
+        with pytest.raises(InputError, match="has no 'charge'; there are"):
+            file.record("trainset", 0, ["charge"])
+
+
+def test_arrays_that_are_not_contiguous_are_written_right(tmp_path: Path) -> None:
+    values = np.arange(24.0).reshape(4, 6)
+    block = Block(2, {"a": Column(values[:, ::2], 2), "b": Column(np.asfortranarray(values), 2)})
+    with BPFile(write(tmp_path / "a.bp", block)) as file:
+        assert np.array_equal(file.record("trainset", 1)["a"], values[2:, ::2])
+        assert np.array_equal(file.record("trainset", 1)["b"], values[2:])
+
+
+def test_an_atom_without_neighbours_is_read_and_a_split_without_any_refused(tmp_path: Path) -> None:
+    block = example_block(20)
+    lonely = [k for k, r in enumerate(block.records()) if not r["edge_index"].size]
+    with BPFile(write(tmp_path / "a.bp", block)) as file:
+        assert lonely
+        assert file.record("trainset", lonely[0])["edge_index"].shape == (2, 0)
+        assert file.record("trainset", lonely[0])["edge_attr"].shape == (0, 1)
+    index = Column(np.zeros((2, 0), np.int64), np.zeros(2, np.int64), 1)
+    with pytest.raises(InputError, match="trainset: edge_index has no rows in any sample"):
+        write(tmp_path / "b.bp", Block(2, {"y": Column(np.zeros(2), 1), "edge_index": index}))
+    assert not list(tmp_path.glob("b.bp*"))
+
+
+def test_a_file_pickles_and_serves_threads_and_forks(path: Path) -> None:
+    with BPFile(path) as file:
+        expected = [file.record("trainset", k) for k in range(35)]
+        with ThreadPoolExecutor(4) as pool:
+            assert all(map(same, pool.map(lambda k: file.record("trainset", k), range(35)), expected))
+        with multiprocessing.get_context("fork").Pool(1) as processes:
+            found = processes.map(RecordOf(file), range(35))
+    assert all(map(same, found, expected))
+
+
+class RecordOf:
+    def __init__(self, file: BPFile) -> None:
+        self.file = pickle.loads(pickle.dumps(file))
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        return self.file.record("trainset", index)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (frames_block(random_frames(3)), "edge_attr is not in this block"),
+        (Block(1, {"y": Column(np.array([np.nan]), 1)}), "y of sample 20 is not finite"),
+        (Block(1, {"y": Column(np.zeros(1, np.float32), 1)}), "atomic_numbers is not in this block"),
+    ],
+)
+def test_a_bad_block_leaves_nothing(tmp_path: Path, second: Block, message: str) -> None:
+    with pytest.raises(InputError, match=rf"trainset: {message}"):
+        write(tmp_path / "a.bp", example_block(20), second)
+    assert not list(tmp_path.iterdir())
+
+
+def test_types_and_shapes_stay(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a of this block is \('float32', 0, \(3,\)\), of those before"):
+        write(
+            tmp_path / "a.bp",
+            Block(1, {"a": Column(np.zeros((2, 3)), 2)}),
+            Block(1, {"a": Column(np.zeros((2, 3), np.float32), 2)}),
+        )
+
+
+def test_what_was_announced_must_come(tmp_path: Path) -> None:
+    for announced, message in (
+        ({"samples": 21}, "21 samples were announced, 20 were put"),
+        ({"totals": {"energy": 19}}, "19 rows of energy were announced, 20 were put"),
+    ):
+        with pytest.raises(InputError, match=message), BPWriter(tmp_path / "a.bp", {"dataset": "a"}) as writer:
+            writer.split("trainset", **announced).put(example_block(20))
+    assert not list(tmp_path.iterdir())
+
+
+def fail_in(writer: BPWriter) -> None:
+    writer.split("trainset").put(example_block(20))
+    raise KeyError("elsewhere")
+
+
+def test_an_error_elsewhere_leaves_nothing_and_an_old_part_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.bp.part").mkdir()
+    (tmp_path / "a.bp.part" / "data.0").write_text("old")
+    with pytest.raises(KeyError), BPWriter(tmp_path / "a.bp", {"dataset": "a"}) as writer:
+        fail_in(writer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_refuses_bad_beginnings(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        BPWriter(path, {"dataset": "a"})
+    with pytest.raises(InputError, match="'dataset' is missing"):
+        BPWriter(tmp_path / "a.bp", {})
+    with pytest.raises(InputError, match="nothing was written"), BPWriter(tmp_path / "a.bp", {"dataset": "a"}):
+        pass
+    with pytest.raises(OSError, match="File exists"):
+        BPWriter(ROOT / "README.md" / "a.bp", {"dataset": "a"})
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+from harness.reference.storage.adios.writer import BPWriter
+from tests.reference.storage.examples import example_block
+def peak_kb():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+block = example_block(5000)
+with BPWriter(Path(sys.argv[1]), {"dataset": "a"}) as writer:
+    for k in range(40):
+        if k == 4:
+            before = peak_kb()
+        writer.split("trainset").put(block)
+print(peak_kb() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", MEMORY, str(tmp_path / "a.bp")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert sum(file.stat().st_size for file in (tmp_path / "a.bp").iterdir()) > 400_000_000
+    assert int(done.stdout) < 40_000

@@ -1,0 +1,85 @@
+"""Ranks that read a store together: every mode and width, and the end of all when one fails."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.reference.storage.adios.writer import BPWriter
+from tests.reference.storage.examples import example_block, run_ranks
+
+BACKENDS = ["rma", "ddstore"]  # a stand-in of the second where it is not installed
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("bp") / "qm9.bp"
+    with BPWriter(found, {"dataset": "qm9"}) as writer:
+        writer.split("trainset").put(example_block(41))
+        writer.split("valset").put(example_block(3, 1))
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_read_what_the_file_holds(path: Path, ranks: int, backend: str) -> None:
+    done = run_ranks(ranks, "ranks_read.py", "all", str(path), backend)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == [f"rank {k} is done" for k in range(ranks)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ranks_may_be_more_than_samples(path: Path, backend: str) -> None:
+    done = run_ranks(4, "ranks_read.py", "few", str(path), backend)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def leftovers() -> set[str]:
+    """Of 4 MB and more, and not at work in any process: MPICH itself leaves a smaller one when ranks are killed."""
+    found = set()
+    for file in os.scandir("/dev/shm"):
+        with suppress(FileNotFoundError):
+            if file.stat().st_size >= 4 << 20:
+                found.add(file.name)
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            text = maps.read_text(errors="replace")
+            found -= {name for name in found if f"/dev/shm/{name}" in text}
+    return found
+
+
+def reading(path: Path) -> list[int]:
+    """Processes that still do so a moment later."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = [p.pid for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or ())]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["failing"], "rank 1: RuntimeError: no such luck (ranks_read.py:"),
+        (["missing"], "none: no such BP folder"),
+        (["killed", "distributed"], ""),
+        (["killed", "shared"], ""),
+    ],
+    ids=["failing", "missing", "killed", "killed shared"],
+)
+def test_when_one_rank_fails_all_end_and_nothing_is_left(path: Path, words: list[str], message: str) -> None:
+    before, began = leftovers(), time.monotonic()
+    done = run_ranks(2, "ranks_read.py", words[0], str(path), *words[1:], timeout=120)
+    assert time.monotonic() - began < 100
+    assert done.returncode != 0
+    assert "is done" not in done.stdout
+    assert (done.stdout + done.stderr).count(message or "BAD TERMINATION") == 1
+    assert "Traceback" not in done.stderr
+    assert not reading(path)
+    assert not leftovers() - before

@@ -1,0 +1,97 @@
+"""Batches fetched ahead: in order, with their errors, and over when told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from harness.reference.storage.prefetch import Prefetch
+from harness.reference.storage.samples import Preloaded
+from harness.reference.storage.schema import Block, Column
+
+
+def prefetching() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "prefetch"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not prefetching()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 50])
+def test_batches_come_in_order(depth: int) -> None:
+    with Prefetch(lambda k: k * k, range(20), depth=depth) as ahead:
+        assert list(ahead) == [k * k for k in range(20)]
+        assert ahead.threaded == (depth > 0)
+        assert list(ahead) == []
+
+
+def test_so_many_are_fetched_ahead() -> None:
+    fetched: list[int] = []
+    with Prefetch(fetched.append, range(20), depth=3) as ahead:
+        next(ahead)
+        deadline = time.monotonic() + 5
+        while len(fetched) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert fetched == [0, 1, 2, 3, 4]  # one taken, three ready, one in hand
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_comes_where_its_batch_would(depth: int) -> None:
+    with Prefetch(lambda k: 12 // (3 - k), range(9), depth=depth) as ahead:
+        assert [next(ahead) for _ in range(3)] == [4, 6, 12]
+        with pytest.raises(ZeroDivisionError):
+            next(ahead)
+
+
+def test_an_error_of_what_is_wanted_comes_too() -> None:
+    def wanted() -> Iterator[int]:
+        yield 1
+        raise KeyError("no more")
+
+    with Prefetch(lambda k: k, wanted()) as ahead:
+        assert next(ahead) == 1
+        with pytest.raises(KeyError, match="no more"):
+            next(ahead)
+
+
+def test_it_ends_at_once_when_left_early() -> None:
+    began = time.monotonic()
+    with Prefetch(lambda k: k, iter(int, 1), depth=2) as ahead:
+        next(ahead)
+    assert time.monotonic() - began < 20
+
+
+def test_waits_are_measured() -> None:
+    with Prefetch(lambda k: time.sleep(0.1), range(5), depth=1) as ahead:
+        list(ahead)
+    assert 0.25 < ahead.waited_s < 20
+    fetched = []
+
+    def fetch(k: int) -> int:
+        time.sleep(0.2)
+        fetched.append(k)
+        return k
+
+    with Prefetch(fetch, range(5), depth=6) as ahead:
+        deadline = time.monotonic() + 60
+        while len(fetched) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(ahead) == [0, 1, 2, 3, 4]
+    assert ahead.waited_s < 0.2
+
+
+def test_without_threads_in_mpi_it_says_so() -> None:
+    samples = Preloaded.of_block(Block(4, {"n": Column(np.arange(4), 1)}))
+    samples.thread_safe = False
+    with Prefetch(samples.get, [[0], [3]], samples=samples) as ahead:
+        assert not ahead.threaded
+        assert "THREAD_MULTIPLE" in ahead.reason
+        assert [int(batch[0]["n"][0]) for batch in ahead] == [0, 3]

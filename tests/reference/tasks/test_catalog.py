@@ -1,0 +1,49 @@
+"""The twelve tasks are told apart, and what is said of them has a source."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.reference.errors import InputError
+from harness.reference.tasks.catalog import TASKS, task
+from harness.reference.tasks.load import READERS
+
+NAMES = (
+    *("qm9", "md17", "wiggle150", "ms25", "oqmd", "abx3", "matbench_dielectric", "matbench_jdft2d"),
+    *("matbench_log_gvrh", "matbench_log_kvrh", "matbench_perovskites", "matbench_phonons"),
+)
+
+
+def test_there_are_twelve_in_order_each_with_a_reader() -> None:
+    assert tuple(t.name for t in TASKS) == NAMES == tuple(READERS)
+
+
+def test_an_unknown_name_is_answered_with_the_closest() -> None:
+    with pytest.raises(InputError, match=r"no task 'matbench_fonons' \(did you mean 'matbench_phonons'\?\); there are"):
+        task("matbench_fonons")
+
+
+def test_only_energies_are_divided_by_atoms() -> None:
+    assert [t.name for t in TASKS if t.per_atom] == ["ms25"]
+    assert all(t.kind != "property" for t in TASKS if t.per_atom)
+    assert {t.unit for t in TASKS if t.kind != "property"} == {"eV"}
+
+
+def test_every_task_says_where_its_data_and_its_results_come_from() -> None:
+    for entry in TASKS:
+        for words in (entry.citation, entry.url, entry.fetch, entry.licence, entry.splits, *entry.official):
+            assert words
+        for result in entry.published:
+            assert result.source
+            assert result.value > 0
+            assert result.unit == ("eV/angstrom" if result.quantity == "forces" else entry.unit)
+
+
+def test_leaderboards_are_those_of_their_tasks() -> None:
+    """A model that predicts the mean errs by the mean absolute deviation that the benchmark lists (wheel 0.6)."""
+    deviations = (0.808535, 67.202004, 0.293138, 0.289674, 0.565992, 323.786970)
+    for entry, deviation in zip(TASKS[6:], deviations, strict=True):
+        dummy = next(r for r in entry.published if r.model == "Dummy")
+        assert dummy.value == pytest.approx(deviation, rel=2e-3)
+        assert dummy.train == entry.size * 4 // 5
+        assert all(r.value < dummy.value for r in entry.published if r is not dummy)

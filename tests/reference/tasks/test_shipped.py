@@ -1,0 +1,249 @@
+"""The shipped sets of the tasks are what their table says, physical, and unknown to the sets for pretraining."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from harness.reference.data.structure import Structure
+from harness.reference.data.structure_table import Frames
+from harness.reference.datasets import levels
+from harness.reference.datasets.shipped_sets import MINI_SETS, VIEWS, load_frames, mini_set
+from harness.reference.errors import InputError
+from harness.reference.tasks.catalog import task
+from harness.reference.tasks.dataset import Labelled, split
+from harness.reference.tasks.readers.compositions import reduced
+from harness.reference.tasks.shipped_sets import FOLDER, shipped, shipped_sets
+from tests.builders.task_sets import composition, dynamics, pack, perovskites
+from tests.builders.task_sets.recipes import RECIPES
+from tests.builders.task_sets.samples import by_energy
+
+SETS = tuple(shipped_sets())
+MEGABYTE = 1_000_000
+
+
+@cache
+def data(name: str) -> Labelled:
+    found = shipped(name)
+    assert found is not None
+    return found
+
+
+def exact(frames: Frames) -> set[tuple[bytes, ...]]:
+    """The structures by all that a model sees of them."""
+    return {(s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()) for s in frames.structures()}
+
+
+def test_at_least_seven_tasks_have_data_and_all_of_it_is_small() -> None:
+    assert len(SETS) >= 7
+    assert set(SETS) == set(RECIPES)
+    assert {p.name for p in FOLDER.iterdir()} == {"tasks.yaml", "README.md", *(f"{name}.h5" for name in SETS)}
+    assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 5 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_complete_and_can_be_split(name: str) -> None:
+    labelled, entry = data(name), task(name)
+    frames = labelled.frames
+    assert len(labelled) == len(frames) == shipped_sets()[name].count > 0
+    assert np.isfinite(labelled.target).all()
+    assert labelled.target.std() > 0
+    assert len(set(labelled.official_ids.tolist())) == len(labelled)
+    assert len(exact(frames)) == len(labelled)
+    assert (frames.forces is not None) == (entry.kind == "energy_forces")
+    assert np.isfinite(frames.energy).all() == (entry.kind != "property")
+    for s in frames.structures():
+        s.check()
+    pool, test = split(labelled, seed=0, test_share=0.2)
+    assert not set(frames.groups[pool]) & set(frames.groups[test])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_says_what_it_is_and_where_it_comes_from(name: str) -> None:
+    entry = shipped_sets()[name]
+    for field in fields(entry):
+        assert getattr(entry, field.name) not in ("", None), field.name
+    assert data(name).role.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
+    assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|ASE's collection", entry.provenance)
+
+
+def test_the_page_beside_the_files_agrees_with_the_table() -> None:
+    text = (FOLDER / "README.md").read_text()
+    for name, entry in shipped_sets().items():
+        assert f"| {name} | {entry.role} | {entry.count} | {entry.target} | {entry.level} |" in text
+    assert "matbench_phonons" in text
+
+
+def test_a_changed_or_missing_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tasks.yaml").write_text((FOLDER / "tasks.yaml").read_text())
+    with pytest.raises(InputError, match="cannot be read"):
+        shipped("oqmd", tmp_path)
+    (tmp_path / "oqmd.h5").write_bytes(b"something else")
+    with pytest.raises(InputError, match="sha256 differs"):
+        shipped("oqmd", tmp_path)
+    assert shipped("matbench_phonons") is None
+
+
+def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
+    for text, said in (
+        ("qm8: {}\n", "'qm8' is no task"),
+        ("qm9: {role: stand-in}\n", "qm9 lacks attribution"),
+        (
+            re.sub("role: stand-in", "roll: 1\\n  role: stand-in", (FOLDER / "tasks.yaml").read_text()),
+            "has 'roll', which",
+        ),
+        (re.sub("role: stand-in", "role: copy", (FOLDER / "tasks.yaml").read_text()), "the role 'copy'"),
+    ):
+        folder = tmp_path / said.replace(" ", "-").replace("'", "")
+        folder.mkdir()
+        (folder / "tasks.yaml").write_text(text)
+        with pytest.raises(InputError, match=said):
+            shipped_sets(folder)
+
+
+def test_qm9_is_the_published_table() -> None:
+    """Rows of qm9_part1.csv by their index: XYZ to five digits, InternalEnergy_0K_au."""
+    labelled = data("qm9")
+    assert set(np.unique(labelled.frames.numbers)) == {1, 6, 7, 8, 9}
+    assert labelled.frames.sizes.max() <= 29
+    hartree = {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730}
+    shares = [27.211386245988 * sum(hartree[int(z)] for z in s.numbers) for s in labelled.frames.structures()]
+    per_atom = (labelled.target - np.array(shares)) / labelled.frames.sizes
+    # atomization energies per atom of molecules, with the atoms' energies that QM9 was published with
+    assert (per_atom < -2.5).all()
+    assert (per_atom > -6.5).all()
+
+
+def test_no_molecule_or_formula_is_in_a_set_for_pretraining() -> None:
+    known = {g for e in MINI_SETS if e.name not in VIEWS for g in load_frames(mini_set(e.name)).groups.tolist()}
+    assert not known & set(data("qm9").frames.groups.tolist())
+    assert not known & set(data("oqmd").frames.groups.tolist())
+
+
+@pytest.mark.parametrize("name", ["oqmd", "abx3", "matbench_log_kvrh", "ms25"])
+def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> None:
+    """By reduced composition and volume per atom, for the sets that hold crystals."""
+    mine = fingerprints(data(name).frames)
+    for pretraining in ("mptrj", "alexandria", "omat24"):
+        assert not mine & fingerprints(load_frames(mini_set(pretraining))), pretraining
+
+
+@pytest.mark.parametrize("name", ["md17", "wiggle150", "abx3"])
+def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str) -> None:
+    method = shipped_sets()[name].level.split()[0]
+    mine = {reduced(s.numbers) for s in data(name).frames.structures()}
+    same = [e for e in MINI_SETS if e.name not in VIEWS and e.level.startswith(method)]
+    assert same
+    for entry in same:
+        assert not mine & {reduced(s.numbers) for s in load_frames(entry).structures()}, entry.name
+
+
+def fingerprints(frames: Frames) -> set[tuple[tuple[int, int], ...]]:
+    """Elements with their reduced counts, and the volume per atom in thousandths of a cubic angstrom."""
+    found = set()
+    for s in frames.structures():
+        counts = Counter(s.numbers.tolist())
+        common = math.gcd(*counts.values())
+        volume = round(abs(np.linalg.det(s.cell)) / len(s) * 1000)
+        found.add((*((z, c // common) for z, c in sorted(counts.items())), (0, volume)))
+    return found
+
+
+def test_formation_energies_are_what_composition_leaves_open() -> None:
+    for name in ("oqmd", "abx3"):
+        labelled = data(name)
+        shares = composition.fractions(list(labelled.frames.structures()))
+        assert abs(shares.T @ labelled.target).max() < 1e-5
+        assert 0.02 < np.abs(labelled.target).mean() < 1.0
+
+
+def test_every_element_of_oqmd_is_covered() -> None:
+    shares = composition.fractions(list(data("oqmd").frames.structures()))
+    assert (shares > 0).sum(axis=0).min() >= 5
+
+
+def test_perovskites_are_cubic_with_their_minimum_inside() -> None:
+    frames = data("abx3").frames
+    assert (frames.sizes == 5).all()
+    for group in np.unique(frames.groups)[:10]:
+        rows = np.flatnonzero(frames.groups == group)
+        edges, energies = frames.cell[rows, 0, 0], data("abx3").target[rows]
+        assert len(rows) >= 2
+        assert len(np.unique(edges)) == len(rows)
+        assert np.ptp(energies) < perovskites.HIGHEST_EV_ATOM
+
+
+def test_conformers_are_above_the_relaxed_one_and_whole() -> None:
+    labelled = data("wiggle150")
+    relaxed = np.char.endswith(labelled.official_ids, "_00")
+    molecules = [name.partition("_")[0] for name in labelled.official_ids.tolist()]
+    assert Counter(molecules) == dict.fromkeys(dynamics.WIGGLE_SMILES, 51)
+    assert (labelled.target[relaxed] == 0).all()
+    # highly strained, as the benchmark's are: tens to hundreds of kcal/mol
+    assert labelled.target[~relaxed].min() > 0.3
+    assert labelled.target.max() < 12
+
+
+def test_trajectories_are_at_their_temperature() -> None:
+    """Potential energies spread as (3n - 6) classical oscillators of 500 K, within the noise of one trajectory."""
+    labelled = data("md17")
+    for name in dynamics.MD17_SMILES:
+        rows = labelled.subset == name
+        modes = 3 * labelled.frames.sizes[rows][0] - 6
+        expected = np.sqrt(modes / 2) * 8.617333e-5 * dynamics.MD17_KELVIN
+        assert rows.sum() == dynamics.MD17_FRAMES
+        assert labelled.target[rows].std() == pytest.approx(expected, rel=0.35)
+
+
+@pytest.mark.parametrize(("name", "level"), [("md17", "GFN1-xTB"), ("wiggle150", "GFN2-xTB")])
+def test_energies_are_those_of_the_level(name: str, level: str) -> None:
+    frames = data(name).frames
+    for k in (0, len(frames) // 2, len(frames) - 1):
+        energy, _ = levels.xtb(next(frames[k : k + 1].structures()), level)
+        assert energy == pytest.approx(frames.energy[k], abs=1e-4)
+
+
+def test_forces_are_minus_the_slope_of_the_energy() -> None:
+    frames = data("md17").frames
+    middle = next(frames[len(frames) // 2 : len(frames) // 2 + 1].structures())
+    assert middle.forces is not None
+    along = np.random.default_rng(0).normal(size=middle.positions.shape)
+    step = 1e-3 / np.linalg.norm(along)
+    up, down = (levels.xtb(moved(middle, sign * step * along), "GFN1-xTB")[0] for sign in (1, -1))
+    assert (up - down) / (2 * step) == pytest.approx(-(middle.forces * along).sum(), abs=2e-3)
+
+
+def moved(structure: Structure, shift: np.ndarray) -> Structure:
+    return replace(structure, positions=structure.positions + shift)
+
+
+def test_bulk_moduli_are_those_of_the_collection() -> None:
+    labelled = data("matbench_log_kvrh")
+    assert len(labelled) == 71
+    iron = labelled.official_ids.tolist().index("Fe")
+    assert 10 ** labelled.target[iron] == pytest.approx(197.652, rel=1e-6)
+
+
+def test_elements_of_ms25_have_no_net_force() -> None:
+    labelled = data("ms25")
+    assert set(labelled.subset) == {"Ni", "Cu", "Li", "Ge", "Si", "Mo"}
+    assert labelled.frames.forces is not None
+    net = np.add.reduceat(labelled.frames.forces, labelled.frames.ends - labelled.frames.sizes)
+    assert np.abs(net).max() < 0.5
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path: Path) -> None:
+    structures = list(data("md17").frames[:5].structures())
+    digests = {pack.write(tmp_path / f"{k}.h5", by_energy(structures), pack.Decimals()) for k in range(2)}
+    assert len(digests) == 1
+    with h5py.File(tmp_path / "0.h5") as file:
+        assert file["target"][:].tolist() == [round(float(s.energy or 0) * 1e8) for s in structures]
+        assert file["subset"][:].tolist() == [b"ethanol"] * 5

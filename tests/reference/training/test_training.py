@@ -1,0 +1,458 @@
+"""Training learns, stops and goes on as promised; the gate finds the right branch; checkpoints are strict."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config import resources, suite
+from harness.protocol.events import EventLog, last_run
+from harness.protocol.registry import PROGRAMS
+from harness.reference.data.batch import collate
+from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.structure import Structure
+from harness.reference.datasets.collection import parted
+from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.distributed.group import joined
+from harness.reference.distributed.launch import Place
+from harness.reference.errors import InputError, NotFinite
+from harness.reference.models import checkpoints, sealed
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.programs.train import program as training
+from harness.reference.training import evaluation, optimizer, state, trainer
+from harness.reference.training.gate_training import train_gate
+from harness.reference.training.optimizer import Optimization, OptimizerConfig
+from tests.reference.conftest import molecule
+from tests.reference.programs.test_scaling import environment, launch, mpiexec, wait_for
+
+SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "cutoff": 4.0, "dim_sharedlayers": 8, "dim_headlayers": 8}
+TINY = ModelConfig(**SIZES)  # type: ignore[arg-type]
+SHORT: dict[str, Any] = {
+    "precision": "fp64",
+    "model": SIZES,
+    "sets": ["qm7x", "transition1x", "oc2022"],
+    "batch_size": 8,
+    "epochs": 2,
+    "epoch_length": 64,
+    "validation_limit": 8,
+    "gate_steps": 5,
+    "clip_norm": 1.0,
+    "ema_decay": 0.9,
+    "compile": False,
+    "timeout_s": 30,
+}
+Log = list[dict[str, Any]]
+
+
+def trained(folder: Path, **parameters: object) -> Log:
+    """What a run in this process has told."""
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    training.run(SHORT | parameters, log, folder)
+    return last_run(log.path)
+
+
+def launched(folder: Path, count: int, **parameters: object) -> Log:
+    """What a run of so many ranks has told."""
+    folder.mkdir(exist_ok=True)
+    content = {"id": "1", "program": "train", "parameters": SHORT | parameters}
+    (folder / "case.json").write_text(json.dumps(content))
+    done = launch(folder, count)
+    assert done.returncode == 0, done.stderr
+    return last_run(folder / "events.jsonl")
+
+
+def of(log: Log, kind: str, field: str) -> list[Any]:
+    return [e[field] for e in log if e["event"] == kind]
+
+
+def fact(log: Log, name: str) -> Any:
+    (value,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == name]
+    return value
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
+    folder = tmp_path_factory.mktemp("one")
+    return folder, trained(folder)
+
+
+def test_suites_may_ask_for_exactly_what_there_is() -> None:
+    assert set(PROGRAMS["train"].model_fields) == {f.name for f in fields(training.TrainingConfig)}
+    sizes = PROGRAMS["train"].model_fields["model"].annotation.__args__[0]  # type: ignore[union-attr]
+    assert set(sizes.model_fields) == {f.name for f in fields(ModelConfig)} - {"heads"}
+
+
+def test_errors_fall_and_are_told_epoch_by_epoch_and_head_by_head(tmp_path: Path) -> None:
+    options = {"learning_rate": 5e-3, "schedule": "cosine", "force_weight": 1.0, "clip_norm": 10.0}
+    sizes = SIZES | {"hidden_dim": 24}
+    log = trained(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=5, epoch_length=400, **options)
+    loss = of(log, "epoch", "loss")
+    assert len(loss) == 5
+    assert loss[-1] < 0.6 * loss[0]
+    assert of(log, "epoch", "validation_loss")[-1] < 0.75 * loss[0]
+    rows = [e for e in log if e["event"] == "head" and e["epoch"] == 4]
+    assert {(r["head"], r["split"]) for r in rows} == {
+        (h, s) for h in ("QM7X", "ANI1x") for s in ("train", "validation")
+    }
+    assert sum(r["structures"] for r in rows if r["split"] == "train") == 400
+    assert [r["head"] for r in fact(log, "held_out")] == ["QM7X", "ANI1x"]
+
+
+def test_the_model_that_is_left_is_the_one_with_the_best_validation_loss(one: tuple[Path, Log]) -> None:
+    folder, log = one
+    model, notes = checkpoints.load(folder / "model.safetensors")
+    assert of(log, "epoch", "best")[0]
+    assert {HEADS[k] for k in range(16) if model.trained[k]} == {"QM7X", "transition1x", "OC2022"}
+    assert notes["held_out"] == fact(log, "held_out")
+
+
+def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> None:
+    """Composition and zero forces by numpy alone, from the shipped files."""
+    row = next(r for r in fact(one[1], "held_out") if r["set"] == "qm7x")
+    parts = parted("qm7x", held_out=0.1, seed=17)
+    records = parts[SPLITS[2]].samples.get(range(len(parts[SPLITS[2]].samples)))
+    assert row["structures"] == len(records)
+    forces = np.concatenate([r["forces"].ravel() for r in records])
+    assert row["zero_force_mae_ev_per_a"] == pytest.approx(np.abs(forces).mean(), rel=1e-9)
+    assert row["zero_force_rmse_ev_per_a"] == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
+    reference = parts[SPLITS[0]].references.energy_ev
+    errors = [
+        abs(r["energy"][0] - reference[r["atomic_numbers"][:, 0].astype(int)].sum()) / len(r["pos"]) for r in records
+    ]
+    assert row["composition_mae_ev_per_atom"] == pytest.approx(np.mean(errors), rel=1e-6)
+
+
+def test_splits_part_no_group() -> None:
+    parts = parted("transition1x", held_out=0.1, seed=17)
+    sizes = [len(parts[s].samples) for s in SPLITS]
+    assert sum(sizes) == 239
+    assert min(sizes) > 0
+
+
+def test_two_ranks_with_the_same_total_batch_lose_as_one(one: tuple[Path, Log], tmp_path: Path) -> None:
+    two = launched(tmp_path, 2, batch_size=4)
+    assert of(two, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-10)
+    assert of(two, "epoch", "validation_loss") == pytest.approx(of(one[1], "epoch", "validation_loss"), rel=1e-10)
+    assert [r["energy_mae_ev_per_atom"] for r in fact(two, "held_out")] == pytest.approx(
+        [r["energy_mae_ev_per_atom"] for r in fact(one[1], "held_out")], rel=1e-9
+    )
+
+
+def test_batches_of_equal_atoms_lose_as_those_of_equal_graphs(one: tuple[Path, Log], tmp_path: Path) -> None:
+    """Ranks take more or fewer graphs of the same step, each weighing the same."""
+    two = launched(tmp_path, 2, batch_size=4, balance="atoms")
+    assert of(two, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-10)
+
+
+def test_heads_kept_by_their_ranks_alone_learn_as_those_on_every_rank(tmp_path: Path) -> None:
+    logs = [
+        launched(tmp_path / kind, 2, batch_size=4, sampling="assigned", heads=kind)
+        for kind in ("replicated", "parallel")
+    ]
+    for kind, field in (("epoch", "loss"), ("epoch", "energy_mae_ev_per_atom")):
+        assert of(logs[1], kind, field) == pytest.approx(of(logs[0], kind, field), rel=1e-10)
+    errors = [[r["force_mae_ev_per_a"] for r in fact(log, "held_out")] for log in logs]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-9)
+    models = [
+        checkpoints.load(tmp_path / kind / "model.safetensors")[0].state_dict() for kind in ("replicated", "parallel")
+    ]
+    for name, value in models[0].items():
+        kept = [4, 14, 15] if name.startswith("heads.") else slice(None)  # the others, without data, only decay
+        if not name.startswith("gate."):
+            assert torch.allclose(value[kept], models[1][name][kept], rtol=1e-8, atol=1e-12), name
+
+
+def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    options = {"epochs": 3, "checkpoint_s": 1e-6, "precision": "fp32"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = launched(whole, 1, **options)
+    killed.mkdir()
+    content = {"id": "1", "program": "train", "parameters": SHORT | options}
+    (killed / "case.json").write_text(json.dumps(content))
+    words = [sys.executable, "-m", "harness.reference", str(killed)]
+    process = subprocess.Popen(words, env=environment())
+    try:
+        wait_for(lambda: (killed / state.FILE_NAME).exists() and _step(killed) >= 11)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert _step(killed) < 24
+    resumed = launched(killed, 1, **options)
+    (at,) = of(resumed, "resumed", "step")
+    assert at >= 11
+    assert of(resumed, "epoch", "loss") == of(expected, "epoch", "loss")
+    states = [checkpoints.load(folder / "model.safetensors")[0].state_dict() for folder in (whole, killed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_killed_run_whose_ranks_keep_their_heads_goes_on(tmp_path: Path) -> None:
+    """The state is in parts, one for each group of ranks; saved at every fiftieth step and after every epoch."""
+    options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "epoch_length": 480}
+    options |= {"checkpoint_s": 1e-6}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = launched(whole, 2, **options)
+    killed.mkdir()
+    content = {"id": "1", "program": "train", "parameters": SHORT | options}
+    (killed / "case.json").write_text(json.dumps(content))
+    words = [mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(killed)]
+    process = subprocess.Popen(words, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (killed / state.FILE_NAME).exists() and _step(killed) >= 50)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert _step(killed) < 180
+    resumed = launched(killed, 2, **options)
+    assert of(resumed, "resumed", "step")[0] >= 50
+    assert of(resumed, "epoch", "loss") == pytest.approx(of(expected, "epoch", "loss"), rel=1e-12)
+    assert fact(resumed, "held_out") == fact(expected, "held_out")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    path = folder / state.FILE_NAME
+    return dict(sealed.unflatten(sealed.read_header(path, state.KIND).about, sealed.read_tensors(path))["state"])
+
+
+def _step(folder: Path) -> int:
+    return int(_state(folder)["progress"]["step"])
+
+
+def test_a_run_that_has_ended_tells_the_same_again(one: tuple[Path, Log]) -> None:
+    again = trained(one[0])
+    assert of(again, "epoch", "loss") == of(one[1], "epoch", "loss")
+    assert fact(again, "held_out") == fact(one[1], "held_out")
+
+
+def test_the_state_of_another_run_is_refused_by_what_differs(one: tuple[Path, Log], tmp_path: Path) -> None:
+    (tmp_path / state.FILE_NAME).write_bytes((one[0] / state.FILE_NAME).read_bytes())
+    with pytest.raises(
+        InputError, match=r"training.safetensors: the state of another run, whose learning_rate is 0.001, not 0.1"
+    ):
+        trained(tmp_path, learning_rate=0.1)
+    (tmp_path / state.FILE_NAME).write_bytes(b"half")
+    with pytest.raises(InputError, match=r"training.safetensors: not a readable state of training"):
+        trained(tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_its_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the loss is no longer a number at step \d+ \(rank 0\): \S+/\d+") as caught:
+        trained(tmp_path, learning_rate=1e30, clip_norm=None)
+    path = tmp_path / "bad-batch.safetensors"
+    names = sealed.read_header(path, "gfm-harness batch").about["names"]
+    named = str(caught.value).split("): ")[1].split(";")[0].split(", ")
+    assert set(named) <= set(names)
+    assert len(names) == 8
+    assert sealed.read_tensors(path)["positions"].shape[1] == 3
+
+
+def test_a_gradient_that_is_no_number_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, steps = trainer.Learning.step, iter(range(1000))
+
+    def overflowing(self: trainer.Learning, *given: Any) -> None:
+        if next(steps) in (1, 4):
+            weight = self.model.encoder.embedding.weight
+            handle = weight.register_hook(lambda g: g * math.inf)
+            plain(self, *given)
+            handle.remove()
+        else:
+            plain(self, *given)
+
+    monkeypatch.setattr(trainer.Learning, "step", overflowing)
+    log = trained(tmp_path)
+    told = [e for e in log if e["event"] == "skipped"]
+    assert [e["step"] for e in told] == [1, 4]
+    assert all("/" in e["worst"] for e in told)
+    assert all(math.isfinite(value) for value in of(log, "epoch", "loss"))
+    monkeypatch.setattr(optimizer.nn.utils, "get_total_norm", lambda _: torch.tensor(math.nan))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(NotFinite, match="the gradient is no longer a number at step 9"):
+        trained(tmp_path / "again", epochs=4)
+
+
+def link(root: Path, name: str, after: list[str]) -> Path:
+    """The folder of one link of a chain."""
+    (root / name).mkdir(parents=True)
+    (root / name / "case.json").write_text(json.dumps({"id": name, "program": "train", "after": after}))
+    return root / name
+
+
+def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    trained(whole)
+    first = trained(link(tmp_path, "a", []), minutes=1e-9)
+    (stopped,) = [e for e in first if e["event"] == "stopped"]
+    assert (stopped["why"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+    second = trained(link(tmp_path, "b", ["a"]), continues=True)
+    assert [e["step"] for e in second if e["event"] == "resumed"] == [1]
+    third = trained(link(tmp_path, "c", ["b"]), continues=True)
+    assert fact(third, "ended_before") == "b"
+    assert not [e for e in third if e["event"] == "epoch"]
+    expected, _ = checkpoints.load(whole / "model.safetensors")
+    for name in "bc":
+        model, _ = checkpoints.load(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    with pytest.raises(InputError, match="expected one case before this one"):
+        trained(link(tmp_path, "d", []), continues=True)
+    (tmp_path / "e").mkdir()
+    with pytest.raises(InputError, match="no state to go on from"):
+        trained(link(tmp_path, "f", ["e"]), continues=True)
+
+
+def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
+    log = trained(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
+    (stopped,) = [e for e in log if e["event"] == "stopped"]
+    assert stopped["why"] == "no better for 2 epochs"
+    assert len(of(log, "epoch", "loss")) < 9
+
+
+def test_the_rate_halves_when_the_validation_loss_stays() -> None:
+    model = torch.nn.Linear(1, 1)
+    steps = Optimization(model, list(model.parameters()), OptimizerConfig(1e-2, patience=2, warmup_steps=4), 100)
+    rates = []
+    for epoch in range(9):
+        for _ in range(2):
+            rates.append(steps.learning_rate)
+            steps.step()
+        steps.epoch(1.0 if epoch else 2.0)
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert rates[4:10] == pytest.approx([0.01] * 6)
+    assert rates[10] == pytest.approx(0.005)
+    assert steps.learning_rate == pytest.approx(0.0025)
+
+
+def test_the_cosine_ends_at_a_hundredth() -> None:
+    model = torch.nn.Linear(1, 1)
+    steps = Optimization(model, list(model.parameters()), OptimizerConfig(1.0, schedule="cosine"), 50)
+    for _ in range(25):
+        steps.step()
+    assert steps.learning_rate == pytest.approx(0.505)
+    for _ in range(25):
+        steps.step()
+    assert steps.learning_rate == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("fp64", "float64"), ("fp32", "float32"), ("bf16", "bfloat16")])
+def test_precision_is_told_as_it_really_is(tmp_path: Path, name: str, layers: str) -> None:
+    log = trained(tmp_path, precision=name, epochs=1, epoch_length=16)
+    seen = fact(log, "observed")
+    kept = "float64" if name == "fp64" else "float32"
+    assert seen["requested"] == name
+    assert seen["matrix_layers"] == [f"torch.{layers}"]
+    assert {*seen["parameters"], seen["energies"], seen["forces"], seen["pooled"]} == {f"torch.{kept}"}
+    assert math.isfinite(of(log, "epoch", "loss")[0])
+
+
+@pytest.mark.slow
+def test_compiled_training_is_that_of_plain_code(one: tuple[Path, Log], tmp_path: Path) -> None:
+    log = trained(tmp_path, compile=True)
+    assert fact(log, "observed")["compiled"], fact(log, "observed")["why_eager"]
+    assert of(log, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sets": []}, "sets: expected at least one name"),
+        ({"sets": ["qm7x", "qm7x"]}, "none twice"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; there are fp64, fp32, bf16"),
+        ({"held_out": 0.5}, "held_out is 0.5"),
+        ({"heads": "parallel"}, "only with assigned sampling"),
+        ({"model": {"num_gaussians": 9}}, "num_gaussians is no hyperparameter of the backbone 'painn'"),
+        ({"model": {"backbone": "paint"}}, r"did you mean 'painn'\?"),
+        ({"model": {"hidden_dim": 0}}, "hidden_dim is 0, expected at least 1"),
+        ({"batch_size": 0}, "expected at least 1 of each"),
+        ({"limit": 1, "sets": ["qm7x"], "held_out": 0.49, "split_seed": 1}, "no structure is left for training"),
+        ({"rate": 1}, "unknown option 'rate'"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        trained(tmp_path, **options)
+
+
+def labelled_graphs(count: int, head: int) -> list[Any]:
+    """Molecules labelled by a pair potential."""
+    graphs = []
+    for seed in range(count):
+        s = molecule(5, seed)
+        labelled = Structure(s.name, s.numbers, s.positions, head=head, energy=float(seed), forces=0 * s.positions)
+        graphs.append(neighbour_graph(labelled, cutoff=4.0))
+    return graphs
+
+
+def test_the_gate_reproduces_the_right_branch() -> None:
+    """Two datasets of different elements, whose heads differ most: the gate must tell them apart."""
+    graphs = []
+    for head, element in ((0, 6), (15, 29)):
+        for seed in range(20):
+            s = molecule(4, seed)
+            graphs.append(neighbour_graph(Structure(s.name, np.full(4, element), s.positions, head=head), cutoff=4.0))
+    torch.manual_seed(0)
+    model = FoundationModel(TINY).requires_grad_(False)
+    model.heads.layers[-1].bias.copy_(torch.arange(16.0).reshape(16, 1, 1))  # type: ignore[operator]
+    model.gate.requires_grad_(True)
+    batch = collate(graphs).to("cpu", torch.float32)
+    found = train_gate(model, [batch], temperature=1.0, steps=400, seed=0)
+    assert found.energy_error_ev_per_atom < 0.5
+    assert found.right_branch == 1.0
+    weights = model.gate(batch.composition)
+    assert (weights[:20, 0] > 0.9).all()
+    assert (weights[20:, 15] > 0.9).all()
+
+
+def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
+    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
+    wanted = suite.load(resources.find("suites", "pretrain"), "local").parameters
+    made = notes["training"]
+    assert isinstance(made, dict)
+    sizes = model.config.asdict()
+    assert {k: sizes[k] for k in wanted["model"]} == wanted["model"]
+    fixed = {k: v for k, v in wanted.items() if k != "model" and "{{" not in str(v)}
+    assert {k: made[k] for k in fixed} == fixed
+
+
+def test_the_shipped_checkpoint_has_learnt() -> None:
+    """Its own held-out record, and the model's readiness: all heads are trained."""
+    model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
+    held_out = json.loads(json.dumps(notes["held_out"]))
+    assert [r["head"] for r in held_out] == list(HEADS)
+    assert model.trained.all()
+    forces = [r["head"] for r in held_out if r["force_mae_ev_per_a"] <= r["zero_force_mae_ev_per_a"] / 2]
+    energies = [r["head"] for r in held_out if r["energy_mae_ev_per_atom"] <= r["composition_mae_ev_per_atom"] / 3]
+    assert len(forces) >= 12, held_out
+    assert len(energies) >= 6, held_out
+
+
+def test_the_mean_energy_is_of_structures_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a small set; of a large one no more than are needed, a batch at a time."""
+    dataset = parted("qm7x", held_out=0.1, seed=17)[SPLITS[0]]
+    records = dataset.samples.get(np.arange(len(dataset.samples)))
+    each = np.array([float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records])
+    asked: list[int] = []
+    get = dataset.samples.get
+    monkeypatch.setattr(dataset.samples, "get", lambda which: (asked.append(len(which)), get(which))[1])
+    with joined(Place(), backend="gloo", device=torch.device("cpu"), timeout_s=60) as team:
+        assert evaluation.mean_energy(dataset, team) == pytest.approx(each.mean(), rel=1e-12)
+        monkeypatch.setattr(evaluation, "MEAN_OF", 25)
+        monkeypatch.setattr(evaluation, "MEAN_BATCH", 10)
+        asked.clear()
+        picked = np.linspace(0, len(each) - 1, 25).round().astype(int)
+        assert evaluation.mean_energy(dataset, team) == pytest.approx(each[picked].mean(), rel=1e-12)
+    assert asked == [10, 10, 5]

@@ -1,0 +1,227 @@
+"""From raw events to tables and pages: the arithmetic redone by hand, wrong stages withheld, pages self-contained."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.cli.main import main
+from harness.document import paper
+from harness.experiments.ladder.metrics import ladder_table
+from harness.experiments.tables import results
+from harness.protocol.events import EventLog
+from harness.report.judges import score
+from harness.report.render import report
+from harness.results.runs import load
+from tests.conftest import pages_of
+
+DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
+FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}]
+STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
+
+
+def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, error: float = 1e-12) -> None:
+    """A finished case of six rounds: the last stage faster by speedup, off by error times the force scale."""
+    folder = out / "runs" / "ladder-local" / f"case-{precision}"
+    folder.mkdir(parents=True)
+    parameters = {"workload": "random", "precision": precision, "stages": STAGES}
+    case = {"id": "1", "name": f"case-{precision}", "suite": "ladder", "program": "ladder", "parameters": parameters}
+    (folder / "case.json").write_text(json.dumps(case))
+    (folder / "provenance.json").write_text(json.dumps({"cpu": "A <CPU> & co", "time_s": 0.0, "commit": "c" * 40}))
+    log = EventLog(folder / "events.jsonl")
+    log.write("start")
+    log.fact(
+        "model",
+        {
+            "config": {"hidden_dim": 64, "readout": "sum", "cutoff": 5.0},
+            "trained": False,
+            "parameters": 9,
+            "untrained_heads": [],
+        },
+    )
+    log.fact(
+        "ceilings", {"copy_gb_per_s": 10.0, "squares": [{"dtype": "float64", "gflop_per_s": 50.0}], "products": []}
+    )
+    for stage in STAGES:
+        log.write("warm_up", stage=stage, first_s=1.0, flops=FLOPS, peak_bytes=2**20)
+    for number in range(6):
+        for stage, factor in zip(STAGES, (1.0, 4.0, 10.0, speedup), strict=True):
+            wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]
+            log.write(
+                "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
+                energy_dtype=DTYPES[precision], force_dtype=DTYPES[precision], finite=True, neighbours_s=0.1,
+                collate_s=0.05, transfer_s=0.05, load_1min=0.5,
+                force_error_ev_per_a=wrong * 20.0, force_scale_ev_per_a=20.0,
+                energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
+            )  # fmt: skip
+    log.write("done")
+    (folder / "exit_code").write_text("0\n")
+
+
+def test_the_table_is_the_arithmetic_of_the_samples(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    table = ladder_table(load(tmp_path / "runs")).set_index("stage")
+    last = table.loc["torch_compile"]
+    assert last["structures_per_s"] == pytest.approx((16 * 40 / 10 + 16 * 40 / 11) / 2)
+    assert (last["ci_low"], last["ci_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
+    assert last["speedup"] == last["speedup_low"] == pytest.approx(40)
+    assert table.loc["baseline", "end_to_end_structures_per_s"] == pytest.approx((16 / 10.2 + 16 / 11.2) / 2)
+    assert last["max_force_error_ev_per_a"] == pytest.approx(2e-11)
+    assert last["matrix_gflop_per_s"] == pytest.approx(4 / (10.5 / 40))
+    assert last["share_of_matrix_peak"] == pytest.approx(4 / (10.5 / 40) / 50)
+    assert table["verdict"].to_dict() == {
+        "baseline": "ok", "branch_skip": "approximate", "batched_heads": "ok", "torch_compile": "ok",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "counts"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
+)
+def test_a_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, counts: bool) -> None:
+    write_run(tmp_path, precision=precision, error=error)
+    last = ladder_table(load(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    assert (last["verdict"] == "ok") == counts
+    assert (not pd.isna(last["speedup"])) == counts
+    claim = next(c for c in paper.load().claims if c.precision == precision)
+    verdict = score([claim], results(load(tmp_path / "runs")), tmp_path)[0].verdict
+    assert verdict == ("reproduced" if counts else "wrong")
+
+
+@pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
+def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
+    write_run(tmp_path, speedup=speedup)
+    scores = {s.id: s for s in report(tmp_path).scores}
+    assert scores["ladder-speedup-fp64"].verdict == verdict
+    assert scores["ladder-speedup-fp64"].measured_value == pytest.approx(speedup)
+    assert scores["ladder-speedup-fp32"].verdict == "not run"
+    rows = json.loads((tmp_path / "scorecard.json").read_text())
+    keys = [
+        "id",
+        "statement",
+        "paper_value",
+        "unit",
+        "measured_value",
+        "ci_low",
+        "ci_high",
+        "verdict",
+        "basis",
+        "evidence",
+    ]
+    assert all(set(keys) <= set(row) for row in rows)
+    (evidence,) = [row["evidence"] for row in rows if row["id"] == "ladder-speedup-fp64"]
+    assert (tmp_path / evidence[0]).is_file()
+
+
+@pytest.mark.parametrize(("speedup", "error", "code"), [(40.0, 1e-12, 0), (20.0, 1e-12, 1), (40.0, 1e-3, 1)])
+def test_check_fails_for_a_deviation_or_a_wrong_stage(tmp_path: Path, speedup: float, error: float, code: int) -> None:
+    write_run(tmp_path, speedup=speedup, error=error)
+    assert main(["check", "--out", str(tmp_path)]) == code
+
+
+class Links(HTMLParser):
+    """Everything a page would fetch, its anchors, and the deepest table row widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.anchors: set[str] = set()
+        self.targets: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if tag in ("script", "link", "img", "iframe"):
+            self.fetched.append(tag)
+        if "id" in known:
+            self.anchors.add(str(known["id"]))
+        if tag == "a":
+            self.targets.add(str(known["href"]).removeprefix("#"))
+
+
+def test_the_page_stands_alone_and_escapes_what_it_quotes(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    report(tmp_path)
+    page = pages_of(tmp_path)
+    links = Links()
+    links.feed(page)
+    assert not links.fetched
+    assert "A &lt;CPU&gt; &amp; co" in page
+    assert "A <CPU>" not in page
+    text = (tmp_path / "report.md").read_text()
+    assert "A &lt;CPU> &amp; co" in text
+    for image in text.split("](")[1:]:
+        assert (tmp_path / image.split(")")[0]).is_file()
+
+
+def test_the_papers_table_is_quoted_right() -> None:
+    """The printed speed-ups follow from the printed rates, up to their rounding."""
+    table = paper.load().table_xv
+    for k, printed in enumerate(table.printed_speedup):
+        assert table.rows["torch_compile"][k] / table.rows["baseline"][k] == pytest.approx(printed, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("finite", False), ("energy_dtype", "torch.float32"), ("force_dtype", "torch.float32")]
+)
+def test_one_bad_sample_makes_a_stage_wrong(tmp_path: Path, field: str, value: object) -> None:
+    """Not a number, or computed in less precision than asked for."""
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    victim = next(e for e in lines if e.get("stage") == "batched_heads" and e.get("round") == 3)
+    victim[field] = value
+    log.write_text("".join(json.dumps(e) + "\n" for e in lines))
+    table = ladder_table(load(tmp_path / "runs")).set_index("stage")
+    assert table.loc["batched_heads", "verdict"] == "WRONG"
+    assert pd.isna(table.loc["batched_heads", "speedup"])
+    assert not table.loc["batched_heads", "counts"]
+    assert table.loc["torch_compile", "counts"]
+
+
+def test_a_case_run_again_by_hand_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    log.write_bytes(2 * log.read_bytes())
+    assert (ladder_table(load(tmp_path / "runs"))["samples"] == 6).all()
+
+
+def verdict_of(claim: str, out: Path) -> str:
+    return next(s.verdict for s in report(out).scores if s.id == claim)
+
+
+def test_too_few_rounds_or_an_unfinished_case_judge_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
+    (folder / "exit_code").write_text("1\n")
+    assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
+    (folder / "exit_code").write_text("0\n")
+    assert verdict_of("ladder-speedup-fp64", tmp_path) == "reproduced"
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(x for x in lines if '"round": 5' not in x))
+    assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
+
+
+def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    before = len(load(tmp_path / "runs")[0].samples)
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-2]) + lines[-2][:25])
+    (record,) = load(tmp_path / "runs")
+    assert (record.state, record.error) == ("failed", "exit code 0 without a `done` event")
+    assert len(record.samples) == before - 1
+
+
+def test_a_damaged_line_amid_the_log_makes_the_case_unreadable(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:9]) + b"\xff\xfe not json\n" + b"".join(lines[9:]))
+    (record,) = load(tmp_path / "runs")
+    assert (record.state, record.samples, record.stages) == ("unreadable", [], {})
+    assert record.error == "events.jsonl:10: not an event; expected a JSON object with `event`"
+    EventLog(log).write("start")  # the case is run again
+    assert load(tmp_path / "runs")[0].state == "failed"

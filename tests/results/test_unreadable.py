@@ -1,0 +1,396 @@
+"""Records that cannot be read are shown as such, all others as before; nothing is written through a link."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli.main import main
+from harness.document.blocks import DASH, View, ordinal, quantity
+from harness.document.figures import file_name
+from harness.execution.case_results import ended, exit_of, last_progress
+from harness.experiments.tables import results
+from harness.host import provenance
+from harness.host.atomic_files import append_below, write_below, write_text
+from harness.protocol import event_schema
+from harness.protocol.errors import UsageError
+from harness.protocol.events import VERSION, EventLog, read_run
+from harness.protocol.text import count
+from harness.report.render import escape, report
+from harness.results.runs import Record, load
+from harness.tracking import git_commits
+from tests.report.test_report import write_run
+from tests.tracking.test_compare import data_parallel, ladder
+
+MEASURED = Path(__file__).parents[2] / "reports" / "measured"
+CAMPAIGN = "runs/ladder-local"
+
+
+def two_cases(out: Path) -> Path:
+    """A sound case and one to damage; return the folder of the second."""
+    write_run(out, precision="fp64")
+    write_run(out, precision="fp32")
+    return out / CAMPAIGN / "case-fp32"
+
+
+def change(folder: Path, kind: str, **fields: Any) -> int:
+    """Set fields of the first event of a kind, or remove those that are None; return its line."""
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    number = next(k for k, line in enumerate(lines, start=1) if json.loads(line)["event"] == kind)
+    event = json.loads(lines[number - 1]) | fields
+    lines[number - 1] = json.dumps({k: v for k, v in event.items() if v is not None})
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    return number
+
+
+def record_of(folder: Path) -> Record:
+    return next(r for r in load(folder.parents[1]) if r.folder == folder)
+
+
+@pytest.mark.parametrize("place", sorted(MEASURED.glob("**/runs")), ids=lambda p: p.parent.name)
+def test_every_record_of_version_1_is_read(place: Path) -> None:
+    records = load(place)
+    assert records
+    assert {(r.state, r.error) for r in records} == {("done", None)}
+
+
+def test_every_version_up_to_this_one_has_a_migration() -> None:
+    assert sorted(event_schema.MIGRATIONS) == list(range(1, VERSION))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        ("sample", {"device_s": None}, "sample: device_s is missing"),
+        ("sample", {"device_s": -3.0}, "sample: device_s is -3.0, expected a number above 0"),
+        ("sample", {"device_s": 0}, "sample: device_s is 0, expected a number above 0"),
+        ("sample", {"collate_s": 4e8}, "sample: collate_s is 400000000.0, expected at most 3.2e+08"),
+        ("sample", {"structures": "16"}, "sample: structures is '16', expected a whole number"),
+        ("warm_up", {"peak_bytes": -1}, "warm_up: peak_bytes is -1, expected a number of at least 0"),
+        ("fact", {"name": None}, "fact: name is missing"),
+        ("sample", {"event": "smaple"}, "unknown event 'smaple' of the program ladder (did you mean 'sample'?)"),
+        ("start", {"version": VERSION + 1},
+         f"written by a newer version ({VERSION + 1}; this harness reads up to {VERSION})"),
+        ("start", {"version": "new"}, "version: 'new', expected a whole number of at least 1"),
+        ("start", {"program": "train"}, "the log of another case: program is 'train', and case.json has 'ladder'"),
+    ],
+)  # fmt: skip
+def test_one_event_makes_one_case_unreadable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, fields: dict[str, Any], said: str
+) -> None:
+    folder = two_cases(tmp_path)
+    before = results([record_of(tmp_path / CAMPAIGN / "case-fp64")]).ladder
+    line = change(folder, kind, **fields)
+    record = record_of(folder)
+    assert (record.state, record.error) == ("unreadable", f"events.jsonl:{line}: {said}")
+    assert not record.samples
+    assert not record.facts
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert f"unreadable: {folder}: events.jsonl:{line}: {said}" in capsys.readouterr().out
+    page = (tmp_path / "report.md").read_text()
+    assert f"| case-fp32 | unreadable | {escape(f'events.jsonl:{line}: {said}')} |" in page
+    after = results(load(tmp_path / "runs")).ladder
+    assert after.drop(columns="experiment").equals(before.drop(columns="experiment"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("case.json", "{", "case.json:1: not JSON"),
+        ("case.json", "[]", "case.json: expected a mapping"),
+        ("case.json", '{"id": "1"}', "case.json: program is missing"),
+        ("case.json", '{"program": "ladder", "parameters": {}}', "case.json: parameters.precision is missing"),
+        ("case.json", None, "not a folder of a case: there is no case.json"),
+        ("exit_code", "well", "exit_code: expected the exit code"),
+        ("exit_code", "0 nan", "exit_code: expected the exit code"),
+        ("exit_code", "0 -3", "exit_code: expected the exit code"),
+    ],
+)
+def test_files_of_a_case(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+    folder = two_cases(tmp_path)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    record = record_of(folder)
+    assert record.state == "unreadable"
+    assert said in str(record.error)
+    assert [r.state for r in report(tmp_path).records] == ["unreadable", "done"]
+    assert main(["check", "--out", str(tmp_path)]) == 1
+
+
+def damage_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def damage_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def damage_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def damage_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("damage", [damage_pipe, damage_folder, damage_loop, damage_device])
+@pytest.mark.parametrize("name", ["case.json", "events.jsonl", "exit_code", "provenance.json"])
+def test_what_is_no_file(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    folder = two_cases(tmp_path)
+    damage(folder / name)
+    record = record_of(folder)
+    if name == "provenance.json":
+        assert record.state == "done"
+        assert record.provenance_fault is not None
+    else:
+        assert record.state == "unreadable"
+    assert record_of(tmp_path / CAMPAIGN / "case-fp64").state == "done"
+
+
+def test_a_ladder_without_what_its_page_shows_is_unreadable(tmp_path: Path) -> None:
+    folder = two_cases(tmp_path)
+    lines = (folder / "events.jsonl").read_text()
+    with (folder / "events.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "fact", "time_s": 1.0, "name": "model", "value": {"trained": True}}) + "\n")
+    line = lines.count("\n") + 1
+    assert record_of(folder).error == f"events.jsonl:{line}: fact model: config is missing"
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert "cannot be shown" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_process_that_gives_memory_back_is_no_fault() -> None:
+    fact = {"event": "fact", "name": "reading", "value": [{"mode": "file", "ranks": 1, "rss_bytes": -15360}]}
+    assert event_schema.find_fault("data", [fact]) is None
+
+
+def test_a_provenance_that_is_impossible_is_said_and_the_case_still_counts(tmp_path: Path) -> None:
+    folder = two_cases(tmp_path)
+    (folder / "provenance.json").write_text('{"time_s": "yesterday", "cores": 4}')
+    assert record_of(folder).state == "done"
+    report(tmp_path)
+    assert "provenance.json: time_s is 'yesterday', expected a number" in (tmp_path / "report.md").read_text()
+
+
+def test_a_case_whose_events_do_not_fit_together_is_set_aside(tmp_path: Path) -> None:
+    data_parallel(tmp_path / "runs" / "scaling-here" / "without-facts", [1.0, 2.0])
+    write_run(tmp_path)
+    found = results(load(tmp_path / "runs"))
+    assert {r.folder.name: r.state for r in found.records} == {"without-facts": "unreadable", "case-fp64": "done"}
+    assert "its events do not hold what the analysis needs" in str(found.records[1].error)
+    assert len(found.ladder) == 4
+
+
+def test_a_comparison_names_what_it_could_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for precision in ("fp64", "fp32"):
+        ladder(tmp_path / CAMPAIGN / f"sound-{precision}", {"a": lambda k: 1 + k / 100}, precision=precision)
+    folder = ladder(tmp_path / CAMPAIGN / "worse", {"a": lambda k: 1 + k / 100}, precision="bf16")
+    change(folder, "sample", device_s=-1.0)
+    assert main(["compare", "precision=fp64", "precision=fp32", "--out", str(tmp_path)]) == 0
+    assert f"not compared: {folder} is unreadable: events.jsonl:2: sample: device_s" in capsys.readouterr().out
+
+
+def test_the_end_of_a_case_is_told_with_the_line_at_fault(tmp_path: Path) -> None:
+    folder = two_cases(tmp_path)
+    change(folder, "sample", device_s=-1.0)
+    found = ended(folder)
+    assert found is not None
+    assert found.state == "failed"
+    assert found.reason.startswith("unreadable: events.jsonl:")
+    assert exit_of(folder) == (0, None)
+
+
+def test_a_log_is_of_the_last_run_and_a_torn_line_before_it_is_none_of_its(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    EventLog(log).write("start")
+    with log.open("a") as handle:
+        handle.write('{"event": "sam')
+    second = EventLog(log)
+    second.write("start", version=VERSION)
+    second.write("done")
+    run = read_run(log)
+    assert [e["event"] for e in run.events] == ["start", "done"]
+    assert (list(run.lines), run.damaged) == ([3, 4], None)
+
+
+def with_reference(folder: Path, exit_code: int) -> None:
+    """Ask for a figure of merit, and have the case end with an exit code."""
+    case = json.loads((folder / "case.json").read_text())
+    case["performance"] = [
+        {"event": "sample", "where": {"stage": "torch_compile"}, "field": "device_s", "name": "call", "unit": "s",
+         "reference": 0.3, "tolerance": 0.9, "direction": "lower_is_better"}
+    ]  # fmt: skip
+    (folder / "case.json").write_text(json.dumps(case))
+    (folder / "exit_code").write_text(f"{exit_code}\n")
+
+
+@pytest.mark.parametrize(("exit_code", "expected"), [(0, 0), (1, 1), (None, 1)])
+def test_a_figure_that_was_to_be_measured_and_was_not_fails_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], exit_code: int | None, expected: int
+) -> None:
+    folder = two_cases(tmp_path)
+    with_reference(folder, exit_code or 0)
+    if exit_code is None:
+        (folder / "exit_code").unlink()
+        log = folder / "events.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["check", "--out", str(tmp_path)]) == expected
+    said = capsys.readouterr().out
+    assert ("ladder-local/case-fp32: call is not measured: the case is" in said) == bool(expected)
+    assert ("ladder-speedup-fp32: the claim is not measured" in said) == bool(expected)
+
+
+def test_a_case_that_was_not_run_yet_does_not_fail_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = two_cases(tmp_path)
+    with_reference(folder, 0)
+    for name in ("events.jsonl", "exit_code"):
+        (folder / name).unlink()
+    assert main(["check", "--out", str(tmp_path)]) == 0
+    assert "1 case not run yet: not judged" in capsys.readouterr().out
+
+
+def test_no_link_below_the_folder_is_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    out = tmp_path / "out"
+    for name in ("history.jsonl", "index.html.part", "index.html", "report.md", "scorecard.json", "ladder.csv.part"):
+        shutil.rmtree(out, ignore_errors=True)
+        write_run(out)
+        place = out / "tables" if name.startswith("ladder") else out
+        place.mkdir(exist_ok=True)
+        (place / name).symlink_to(outside / "precious")
+        report(out)
+        assert (outside / "precious").read_text() == "mine"
+        assert name == "history.jsonl" or not (place / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["tables", "figures"])
+def test_a_linked_folder_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    write_run(out)
+    outside.mkdir()
+    (outside / "training_runs.csv").write_text("mine")
+    (out / name).symlink_to(outside)
+    with pytest.raises(UsageError, match=f"{name}: a symbolic link, and nothing is written through one"):
+        report(out)
+    assert [p.name for p in outside.iterdir()] == ["training_runs.csv"]
+    linked = tmp_path / "linked"
+    linked.symlink_to(out)
+    (out / name).unlink()
+    report(linked)
+    assert (out / "index.html").exists()
+
+
+def test_writing_and_appending(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    for name in ("a", "a.part"):
+        (tmp_path / name).symlink_to(target)
+    write_text(tmp_path / "a", "new")
+    assert ((tmp_path / "a").read_text(), target.read_text()) == ("new", "mine")
+    (tmp_path / "log").symlink_to(target)
+    with pytest.raises(UsageError, match="log: a symbolic link"):
+        append_below(tmp_path, "log", b"x")
+    write_below(tmp_path, "new/deep/file", "\udce4")
+    assert (tmp_path / "new" / "deep" / "file").read_text() == "?"
+
+
+def test_nothing_in_a_record_reaches_the_terminal_or_the_page_raw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = two_cases(tmp_path)
+    log = EventLog(folder / "events.jsonl")
+    log.write("error", message="\x1b[31mred\x1b[0m\nerror: forged <script>alert(1)</script> | [x](javascript:alert(1))")
+    with_reference(folder, 1)
+    assert main(["check", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\nerror: forged" not in said
+    page, text = ((tmp_path / name).read_text() for name in ("index.html", "report.md"))
+    assert "<script>alert" not in page + text
+    assert r"&lt;script>alert(1)&lt;/script> \| \[x\](javascript:alert(1))" in text
+    log.write("progress", done=1, total=2, what="\x1b[2Jgone")
+    event = last_progress(folder)
+    assert event is not None
+    assert event["what"] == "?[2Jgone"
+    log.write("progress", done="all")
+    assert last_progress(folder) == event
+
+
+@pytest.mark.parametrize("name", ["a b/../..", "$x^{$", "x" * 300, "<&>", "ä"])
+def test_names_of_figures_are_names_of_files(name: str) -> None:
+    found = file_name(name)
+    assert found.isascii()
+    assert len(found) < 200
+    assert not set(found) & set("/ <&>$")
+    assert file_name("ladder-1.x") == "ladder-1.x"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1.0, "place", "1st place"), (3.0, "place", "3rd place"), (12.0, "place", "12th place"),
+        (1.0, "nodes", "1 node"), (2048.0, "nodes", "2,048 nodes"), (1_212_750.0, "s", "14 days"), (50.0, "s", "50 s"),
+        (7200.0, "s", "2 hours"), (300.0, "s", "5 minutes"), (544e6, "structures", "544,000,000 structures"),
+        (33.0, "x", "33 x"), (1.0, "x", "1 x"), (300.0, "structures/s", "300 structures/s"),
+    ],
+)  # fmt: skip
+def test_words_and_units(value: float, unit: str, text: str) -> None:
+    assert quantity(value, unit) == text
+
+
+def test_counts_and_places() -> None:
+    assert [count(1, "search", "searches"), count(1200, "node")] == ["1 search", "1,200 nodes"]
+    assert [ordinal(n) for n in (2, 11, 21, 112, 123)] == ["2nd", "11th", "21st", "112th", "123rd"]
+
+
+def test_git_is_asked_whatever_its_user_has_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo, home = tmp_path / "clone", tmp_path / "home"
+    repo.mkdir()
+    home.mkdir()
+    settings = {
+        "log.showSignature": "true", "i18n.logOutputEncoding": "UTF-16", "format.pretty": "fuller",
+        "color.ui": "always", "core.pager": "false", "diff.external": "false", "log.mailmap": "true",
+        "user.name": "A", "user.email": "a@b.c",
+        "gpg.program": "false", "log.decorate": "full", "log.date": "relative", "core.quotePath": "true",
+    }  # fmt: skip
+    monkeypatch.setenv("HOME", str(home))
+    for k, v in settings.items():
+        subprocess.run(["git", "config", "--global", k, v], check=True)
+    for key in ("GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.delenv(key, raising=False)
+    subprocess.run(["git", "init", "-q", str(repo)], check=True)
+    (repo / "file").write_text("x")
+    subprocess.run(["git", "-C", str(repo), "add", "file"], check=True)
+    for message in (b"caf\xe9 \x1b[31mred", b"second"):
+        words = ["git", "-C", str(repo), "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", "-"]
+        subprocess.run(words, input=message, check=True, capture_output=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
+    first, second = git_commits.of_range(git_commits.toplevel(repo), "HEAD~1..HEAD")
+    assert len(first.hash) == len(second.hash) == 40
+    assert first.subject.startswith("caf")
+    assert first.subject.endswith("?[31mred")
+    assert second.subject == "second"
+    assert git_commits.place(repo, second.hash) == 2
+    assert provenance.run_git(repo, "status", "--porcelain") == ""
+    assert git_commits.told(repo, "f" * 40) is None
+
+
+def test_a_value_that_is_open_is_a_dash() -> None:
+    view = View("t", ["a", "b"], [[None, "x"]])  # type: ignore[list-item]
+    assert view.rows == [[DASH, "x"]]

@@ -1,0 +1,132 @@
+"""Other people's models, made to compute what ours do: the same weights, radial basis, cutoff and lists of edges."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.models import SchNet, dimenet
+
+from harness.reference.data.batch import Batch
+from harness.reference.models.backbones.painn import Message, PaiNN, Update
+from harness.reference.models.config import ModelConfig
+
+
+def schnetpack(module: str) -> Any:
+    """A module of schnetpack, without running the package's own __init__.
+
+    That imports its data loaders and trainers as well, which ask this torch for names that it no longer has.
+    """
+    if "schnetpack" not in sys.modules:
+        spec = importlib.util.find_spec("schnetpack")
+        assert spec is not None
+        sys.modules["schnetpack"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"schnetpack.{module}")
+
+
+class SchNetPackPaiNN(nn.Module):
+    """schnetpack's PaiNN behind the interface of our backbones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers, names = schnetpack("nn"), schnetpack("properties")
+        self.names = (names.Z, names.Rij, names.idx_i, names.idx_j)
+        radial = layers.BesselRBF(config.num_radial, config.cutoff)
+        # theirs are rounded to single precision
+        radial.freqs = torch.arange(1, radial.n_rbf + 1, dtype=torch.float64) * (math.pi / config.cutoff)
+        self.net = schnetpack("representation").PaiNN(
+            n_atom_basis=config.hidden_dim,
+            n_interactions=config.num_conv_layers,
+            radial_basis=radial,
+            cutoff_fn=layers.CosineCutoff(config.cutoff),
+            epsilon=config.norm_epsilon,
+        )
+
+    def forward(self, batch: Batch, vector: Tensor) -> Tensor:
+        """vector [e, 3] from receiver to sender -> s [n, F]."""
+        inputs = dict(zip(self.names, (batch.numbers, vector, batch.receiver, batch.sender), strict=True))
+        s: Tensor = self.net(inputs)["scalar_representation"]
+        return s
+
+    @torch.no_grad()
+    def take_weights(self, ours: PaiNN) -> None:
+        """Copy the weights of our encoder; its elements beyond their table are left out."""
+        self.net.embedding.weight.copy_(ours.embedding.weight[: len(self.net.embedding.weight)])
+        for k, (message, update) in enumerate(zip(ours.messages, ours.updates, strict=True)):
+            assert isinstance(message, Message)
+            assert isinstance(update, Update)
+            between, within = self.net.interactions[k].interatomic_context_net, self.net.mixing[k]
+            rows = slice(3 * ours.width * k, 3 * ours.width * (k + 1))
+            self.net.filter_net.weight[rows] = message.filter.weight
+            self.net.filter_net.bias[rows] = message.filter.bias
+            between[0].load_state_dict(message.phi_hidden.state_dict())
+            between[1].load_state_dict(message.phi.state_dict())
+            within.mu_channel_mix.load_state_dict(update.mix.state_dict())
+            within.intraatomic_context_net[0].load_state_dict(update.a_hidden.state_dict())
+            within.intraatomic_context_net[1].load_state_dict(update.a.state_dict())
+
+
+class TorchGeometricSchNet(nn.Module):
+    """torch_geometric's whole SchNet, energy [g], with a list of edges made before."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.num_gaussians is not None
+        assert config.num_filters is not None
+        self.net = SchNet(
+            config.hidden_dim,
+            config.num_filters,
+            config.num_conv_layers,
+            config.num_gaussians,
+            config.cutoff,
+            interaction_graph=self.edges,
+        )
+        self.pairs = torch.zeros(2, 0, dtype=torch.long)
+
+    def edges(self, positions: Tensor, _graph: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs [2, e] and their distances [e]."""
+        sender, receiver = self.pairs
+        return self.pairs, (positions[sender] - positions[receiver]).norm(dim=-1)
+
+    def forward(self, batch: Batch, positions: Tensor) -> Tensor:
+        self.pairs = torch.stack([batch.sender, batch.receiver])
+        energy: Tensor = self.net(batch.numbers, positions, batch.graph)
+        return energy.squeeze(-1)
+
+
+class TorchGeometricDimeNet(nn.Module):
+    """torch_geometric's whole DimeNet++, energy [g], with lists of edges and of pairs of edges made before."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.net = dimenet.DimeNetPlusPlus(
+            hidden_channels=config.hidden_dim,
+            out_channels=1,
+            num_blocks=config.num_conv_layers,
+            int_emb_size=config.int_emb_size,
+            basis_emb_size=config.basis_emb_size,
+            out_emb_channels=config.out_emb_size,
+            num_spherical=config.num_spherical,
+            num_radial=config.num_radial,
+            cutoff=config.cutoff,
+            envelope_exponent=config.envelope_exponent,
+            num_before_skip=config.num_before_skip,
+            num_after_skip=config.num_after_skip,
+            output_initializer="glorot_orthogonal",
+        )
+
+    def forward(self, batch: Batch, positions: Tensor) -> Tensor:
+        i, j, kj, ji = batch.receiver, batch.sender, batch.incoming, batch.outgoing
+        lists = (i, j, i[ji], j[ji], j[kj], kj, ji)
+        # its own makers of lists need libraries that have no wheel for this torch
+        with (
+            patch.object(dimenet, "radius_graph", lambda *_args, **_options: None),
+            patch.object(dimenet, "triplets", lambda *_args, **_options: lists),
+        ):
+            energy: Tensor = self.net(batch.numbers, positions, batch.graph)
+        return energy.squeeze(-1)

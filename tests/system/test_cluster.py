@@ -1,0 +1,175 @@
+"""The emulated cluster is what it claims to be, so that what the harness does on it means something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import cluster as emulated
+from tests.support.cluster import Cluster, Job
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running cluster of eight nodes."""
+    if missing := emulated.available():
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing} is missing, and CI must have it")
+        pytest.skip(f"{missing} is not installed")
+    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+def submit(cluster: Cluster, body: str, *options: str) -> str:
+    """Submit a script and return its id."""
+    done = subprocess.run(
+        ["sbatch", "--parsable", f"--chdir={cluster.folder}", *options],
+        input=f"#!/bin/bash\n{body}\n", env=cluster.environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def wait(done: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def runs(cluster: Cluster, job: str) -> list[Job]:
+    return [entry for entry in cluster.history() if entry.id == job]
+
+
+def states(cluster: Cluster, job: str) -> list[str]:
+    return [entry.state for entry in runs(cluster, job)]
+
+
+def running(cluster: Cluster, job: str) -> bool:
+    return any(entry.id == job and entry.state == "RUNNING" for entry in cluster.jobs())
+
+
+def output(cluster: Cluster, job: str) -> list[str]:
+    return (cluster.folder / f"slurm-{job}.out").read_text().splitlines()
+
+
+def test_exit_codes(cluster: Cluster) -> None:
+    good, bad = submit(cluster, "true"), submit(cluster, "exit 3")
+    wait(lambda: states(cluster, good) == ["COMPLETED"] and states(cluster, bad) == ["FAILED"])
+    assert " ExitCode=3:0 " in cluster.call("scontrol", "show", "job", "-o", bad)
+
+
+def test_a_step_spans_nodes(cluster: Cluster) -> None:
+    job = submit(cluster, "srun bash -c 'echo $SLURMD_NODENAME'", "-N2", "--ntasks-per-node=1")
+    wait(lambda: states(cluster, job) == ["COMPLETED"])
+    assert len(set(output(cluster, job))) == 2
+
+
+def test_gpus(cluster: Cluster) -> None:
+    if not cluster.has_gpu_devices:
+        pytest.skip("device files may not be made here")
+    done = cluster.call("srun", "--gpus-per-node=2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES")
+    assert len(done.strip().split(",")) == 2
+
+
+def test_a_job_whose_node_dies_starts_again_under_its_id(cluster: Cluster) -> None:
+    body = "echo restarts=$SLURM_RESTART_COUNT; [[ $SLURM_RESTART_COUNT ]] || sleep 60"
+    job = submit(cluster, body, "-N2", "--requeue", "--open-mode=append")
+    wait(lambda: running(cluster, job) and (cluster.folder / f"slurm-{job}.out").exists())
+    node = next(entry for entry in cluster.jobs() if entry.id == job).nodes[2:3]
+    cluster.down(f"n{node}")
+    assert cluster.states()[f"n{node}"].startswith("down")
+    cluster.hasten(job)
+    wait(lambda: states(cluster, job) == ["NODE_FAIL", "COMPLETED"])
+    assert output(cluster, job)[-1] == "restarts=1"
+    cluster.resume(f"n{node}")
+    assert cluster.states()[f"n{node}"] == "idle"
+
+
+def test_a_job_that_may_not_be_requeued_ends_with_its_node(cluster: Cluster) -> None:
+    job = submit(cluster, "sleep 60", "--no-requeue", "-w", "n5")
+    wait(lambda: running(cluster, job))
+    cluster.down("n5")
+    wait(lambda: states(cluster, job) == ["NODE_FAIL"])
+    cluster.resume("n5")
+
+
+def test_restart_keeps_the_queue(cluster: Cluster) -> None:
+    held, busy = submit(cluster, "true", "--hold"), submit(cluster, "sleep 60")
+    wait(lambda: running(cluster, busy))
+    cluster.restart()
+    assert {held: "PENDING", busy: "RUNNING"}.items() <= {entry.id: entry.state for entry in cluster.jobs()}.items()
+    cluster.call("scancel", held, busy)
+    wait(lambda: states(cluster, busy) == ["CANCELLED"])
+
+
+def test_without_its_controller_nothing_answers(cluster: Cluster) -> None:
+    job = submit(cluster, "sleep 5")
+    wait(lambda: running(cluster, job))
+    cluster.stop_controller()
+    done = cluster.run("squeue")
+    assert done.returncode == 1
+    assert "Unable to contact slurm controller" in done.stderr
+    cluster.start_controller()
+    wait(lambda: states(cluster, job) == ["COMPLETED"])
+
+
+def test_array_and_dependency(cluster: Cluster) -> None:
+    array = submit(cluster, "exit $SLURM_ARRAY_TASK_ID", "--array=0-3")
+    after = submit(cluster, "true", f"--dependency=afterany:{array}")
+    wait(lambda: states(cluster, after) == ["COMPLETED"])
+    ends = {task: states(cluster, f"{array}_{task}") for task in range(4)}
+    assert ends == {0: ["COMPLETED"], 1: ["FAILED"], 2: ["FAILED"], 3: ["FAILED"]}
+    assert runs(cluster, after)[0].start >= max(runs(cluster, f"{array}_{task}")[0].end for task in range(4))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_planned_nodes_answer_test_only(tmp_path: Path) -> None:
+    site = Cluster(
+        tmp_path, nodes=1, cpus=128, gpus=8, features=("nvme", "gpu"), partition="batch", planned_nodes=1100,
+        settings={"EnforcePartLimits": "ALL"},
+    )  # fmt: skip
+    (tmp_path / "job.sh").write_text("#!/bin/bash\n")
+    frontier = "-A x -p batch -C nvme -N 1024 -t 6:00:00"
+    perlmutter = "-A x -C gpu -q regular -N 1024 --gpus-per-node=4 --ntasks-per-node=4 -c 32"
+    with site:
+        for options in (frontier, perlmutter):
+            assert site.run("sbatch", "--test-only", *options.split(), "job.sh").returncode == 0
+        assert site.run("sbatch", "--test-only", "-N", "1200", "job.sh").returncode == 1
+        assert site.run("sbatch", "--test-only", "-C", "knl", "job.sh").returncode == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nothing_survives_its_owner(tmp_path: Path) -> None:
+    program = f"""
+import sys, time, pathlib
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.support.cluster import Cluster
+with Cluster(pathlib.Path({str(tmp_path)!r}), nodes=2) as cluster:
+    (cluster.folder / "job.sh").write_text("#!/bin/bash\\nsrun sleep 987\\n")
+    cluster.call("sbatch", "-N2", "job.sh")
+    while "sleep 987" not in cluster.call("ps", "-eo", "args"):
+        time.sleep(0.1)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    wait(lambda: not left(tmp_path), 20)
+
+
+def left(folder: Path) -> list[psutil.Process]:
+    """Living processes that name the folder, or that it made sleep."""
+    marks = str(folder), "sleep 987"
+    alive = psutil.process_iter(["cmdline", "status"])
+    return [p for p in alive if any(mark in " ".join(p.info["cmdline"] or []) for mark in marks)]

@@ -1,0 +1,118 @@
+"""What the pages for users show works as shown."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main as cli
+from harness.cli.main import main
+from harness.reference.datasets import __main__ as data
+from harness.reference.datasets.catalog import source
+from tests.conftest import ROOT
+
+PAGES = ("README.md", "GUIDE.md", "suites/README.md", "systems/README.md", "reports/measured/README.md")
+
+
+def block(page: str) -> str:
+    """The YAML example of a page."""
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_example_suite_has_every_key_and_expands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.config.suite import Suite
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.yaml").write_text(block("suites/README.md"))
+    assert main(["list", "example.yaml", "--system", "slurm"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert len(names) == 2 * (3 * 2 * 2 - 2)
+    assert main(["plan", "example.yaml"]) == 0
+    text = block("suites/README.md")
+    for key in set(Suite.model_fields) - {"description"} | {"scale"}:
+        assert re.search(rf"^{key}:", text, re.MULTILINE), f"the example does not show {key}"
+
+
+def test_the_example_system_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "systems").mkdir()
+    (tmp_path / "systems" / "mine.yaml").write_text(block("systems/README.md"))
+    assert main(["plan", "scaling", "--system", "mine"]) == 0
+    assert main(["run", "scaling", "--system", "mine"]) == 0
+    assert "sbatch --account=ACCOUNT" in capsys.readouterr().out
+    assert main(["run", "scaling", "--system", "mine", "--submit"]) == 2
+    assert "needs the setting 'account'" in capsys.readouterr().err
+    assert main(["run", "scaling", "--system", "mine", "-S", "account=abc"]) == 0
+
+
+def test_the_example_of_a_pbs_site_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On its 16 nodes all rungs of a cluster's scaling fit."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "systems").mkdir()
+    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "systems" / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "systems" / "ours.yaml").write_text(text)
+    assert main(["run", "scaling", "--system", "ours"]) == 0
+    assert "left out" not in capsys.readouterr().out
+    for script in tmp_path.rglob("jobs/*.sh"):
+        assert re.search(r"^#PBS -l select=\d:ncpus=64:mpiprocs=4:ngpus=4$", script.read_text(), re.MULTILINE)
+
+
+def test_the_first_example_for_a_cluster_needs_no_setting_and_ci_runs_it() -> None:
+    example = "python3 -m nox -s scaling -- --system aurora"
+    [shown] = re.findall(rf"`({example}[^`]*)`", (ROOT / "README.md").read_text())
+    assert shown == example
+    assert example in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Files are there, and so are the headings that are named within them."""
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / page).read_text())
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, f"{page}: {link}"
+
+
+def test_sessions_that_pages_name_are_there() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    sessions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
+    named = {name for page in PAGES for name in re.findall(r"nox -s (\w+)", (ROOT / page).read_text())}
+    assert {"reproduce", "tests"} < named <= sessions
+
+
+def test_every_command_of_the_guide_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that would run or submit something are parsed and planned."""
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^    harness (.*?)(?:\s+#.*)?$", (ROOT / "GUIDE.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "data":
+            data.parser().parse_args(words[1:])
+            source(next((w for w in words[2:] if w != "stores"), "ani1x"))
+            continue
+        if words[0] == "run":
+            words = ["plan", *(w for w in words[1:] if w not in ("--submit", "--wait"))]
+        if words[0] in ("report", "check", "collect", "promote", "compare"):
+            cli.parser().parse_args(words)
+            continue
+        assert main(words) in (0, 3), line
+    capsys.readouterr()

@@ -1,0 +1,115 @@
+"""Jobs made for PBS, run through qsub, qstat and qdel as Debian ships them for a Slurm (package slurm-wlm-torque).
+
+Real here: the job script of a system that extends pbs, its #PBS lines as a scheduler reads them, PBS_JOBID and
+PBS_O_WORKDIR, a copy of the script in a spool folder, qstat's text, a job that runs on two nodes. Not real: there is no
+PBS server, no mpiexec of PALS, no module; the wrapper knows no JSON, no history, no `qdel -W force` and takes no -o
+from the script; the nodes are emulated ones, of which only Slurm knows the names.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.execution.schedulers.pbs import PbsScheduler
+from harness.protocol import events
+from tests.conftest import ROOT, needs
+from tests.support.cluster import Cluster, available
+from tests.system.test_slurm import FLEET, until
+
+pytestmark = pytest.mark.slow
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SYSTEM = f"""\
+name: torque
+extends: pbs
+node: {{ranks_per_node: 1}}
+prepare:
+  - uname() {{ echo "$SLURMD_NODENAME"; }}
+  - export -f uname
+  - PBS_NODEFILE=$(generate_pbs_nodefile)
+python: {sys.executable}
+check: test -w /tmp
+probe: srun --ntasks="$there" --ntasks-per-node=1
+launch:
+  - env MASTER_ADDR=127.0.0.1
+  - srun --nodes={{{{ case.nodes }}}} --ntasks={{{{ case.ranks }}}} --nodelist="$(first {{{{ case.nodes }}}})"
+"""
+WORDS = ("run", "fleet.yaml", "--system", "torque.yaml", "-S", "account=abc", "-S", "queue=debug")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    for program in ("qsub", "qstat", "qdel", "generate_pbs_nodefile"):
+        needs(program)
+    missing = available()
+    if missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing} is missing, and CI must have it")
+        pytest.skip(f"{missing} is not installed")
+    folder = tmp_path_factory.mktemp("pbs")
+    (folder / "plugstack.conf").write_text("required spank_pbs.so\n")
+    with Cluster(folder, nodes=2, gpus=0) as running:
+        yield running
+
+
+@pytest.fixture
+def call(cluster: Cluster, tmp_path: Path) -> Call:
+    """`harness WORDS` in the test's folder, with a system file and a suite of two seeds, on two nodes and on one."""
+    (tmp_path / "torque.yaml").write_text(SYSTEM)
+    text = FLEET.replace("[1, 2, 3, 4]", "[1, 2]").replace("{minutes: 5}", "{minutes: 5, nodes: '{{ 3 - seed }}'}")
+    (tmp_path / "fleet.yaml").write_text(text)
+    environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *words],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_script_submitted_with_qsub_is_joined_by_the_harness(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    assert call(*WORDS).returncode == 0
+    campaign = tmp_path / "results" / "runs" / "fleet-torque"
+    [script] = campaign.glob("jobs/*seed_1*.sh")
+    job = cluster.call("qsub", str(script)).strip()
+    shown = cluster.call("scontrol", "show", "job", job)
+    for asked in (f"JobName={script.stem}\n", "NumNodes=2", "TimeLimit=00:07:00", "Account=abc", "Requeue=1"):
+        assert asked in shown
+    assert "\n#PBS -l select=2:ncpus=1:mpiprocs=1\n#PBS -l place=scatter:excl\n" in script.read_text()
+    done = call(*WORDS, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert call("status", *WORDS[1:]).stdout.endswith("2 done\n")
+    assert done.stderr.count("submitted") == 1
+    [by_hand] = campaign.glob("fleet-seed_1-*")
+    assert (by_hand / "job.sh").read_text() == script.read_text()
+    assert (by_hand / "claim").read_text() == f"{job}\n"
+    assert (campaign / "jobs" / f"{script.stem}.{job}.nodes").read_text() == "n1\nn2\n"
+    log = events.read(by_hand / "events.jsonl")
+    [ranks] = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "ranks"]
+    assert [rank["rank"] for rank in ranks] == [0, 1]
+
+
+def test_the_clients_see_and_delete_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This qstat has no JSON, and no exit code 0 without jobs; this qdel says nothing of a job that has ended."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_CONF", cluster.environment()["SLURM_CONF"])
+    script = tmp_path / "long.sh"
+    script.write_text("#!/bin/bash\n#PBS -N long\n#PBS -l select=1\nsleep 60\n")
+    scheduler = PbsScheduler()
+    job = scheduler.submit(script, "long")
+    after = scheduler.submit(script, "long", [job])
+    until("it runs", lambda: [q.state for q in scheduler.queue((), [job])] == ["running"])
+    assert {queued.id: queued.state for queued in scheduler.queue(["long"])} == {job: "running", after: "waiting"}
+    assert scheduler.queue(["other"]) == []
+    scheduler.cancel([after, job])
+    until("both are gone", lambda: scheduler.queue(["long"]) == [])
+    scheduler.cancel([after, job])
+    assert scheduler.endings([job]) == {}

@@ -1,0 +1,360 @@
+"""Campaigns on a real Slurm of eight emulated nodes, while nodes, controller and harness die."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.protocol import events
+from tests.conftest import ROOT
+from tests.support.cluster import Cluster, available
+
+pytestmark = pytest.mark.slow
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FLEET = """\
+name: fleet
+title: Many small cases
+program: data_parallel
+parameters:
+  precision: fp32
+  batch_size: 1
+  model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4}
+  sets: [mptrj]
+  epochs: 2
+  steps: 1
+matrix:
+  seed: [1, 2, 3, 4]
+resources: {minutes: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    missing = available()
+    if missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing} is missing, and CI must have it")
+        pytest.skip(f"{missing} is not installed")
+    with Cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture
+def environment(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
+    if not cluster.states():
+        cluster.start_controller()
+    for node in cluster.names:
+        if cluster.states()[node] != "idle":
+            cluster.resume(node)
+    return cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def call(environment: dict[str, str], tmp_path: Path) -> Call:
+    """`harness WORDS` in the test's folder."""
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *words],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            check=False,
+        )
+
+    return run
+
+
+def write(folder: Path, text: str = FLEET, name: str = "fleet") -> Path:
+    (folder / f"{name}.yaml").write_text(text)
+    return folder / "results" / "runs" / f"{name}-slurm"
+
+
+def starts(campaign: Path) -> dict[str, int]:
+    """Case -> how often its program was started, in all its attempts."""
+    count = {}
+    for case in campaign.glob("*/case.json"):
+        logs = [case.parent / "events.jsonl", *case.parent.glob("attempt-*/events.jsonl")]
+        name = json.loads(case.read_text())["name"]
+        count[name] = sum(e["event"] == "start" for log in logs for e in events.read(log))
+    return count
+
+
+def until(what: str, holds: Callable[[], bool], timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.2)
+
+
+def test_submit_today_collect_tomorrow(call: Call, tmp_path: Path) -> None:
+    campaign = write(tmp_path)
+    written = call("run", "fleet.yaml", "--system", "slurm")
+    assert written.returncode == 0, written.stderr
+    assert "4 not run" in written.stdout
+    assert len(list(campaign.glob("jobs/*.sh"))) == 4
+    assert not (campaign / "journal.jsonl").exists()
+
+    first = call("run", "fleet.yaml", "--system", "slurm", "--submit")
+    assert first.returncode == 0, first.stderr
+    assert "4 jobs as one array" in first.stderr
+    assert call("status", "fleet.yaml", "--system", "slurm").returncode == 3
+    until("all have ended", lambda: len(list(campaign.glob("*/exit_code"))) == 4)
+    later = call("run", "fleet.yaml", "--system", "slurm", "--submit")
+    assert later.returncode == 0, later.stderr
+    assert "4 done" in later.stdout
+    assert "submitted" not in later.stderr
+    assert set(starts(campaign).values()) == {1}
+    assert call("status", "fleet.yaml", "--system", "slurm").stdout.endswith("4 done\n")
+
+
+def test_thirty_cases_while_everything_dies(
+    call: Call, cluster: Cluster, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One case fails, a node dies under another, the harness is killed, started twice, the controller restarted."""
+    text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
+    odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
+    odd = odd.replace("  sets: [mptrj]\n", "").replace("  steps: 1\n", "")
+    odd += "zips: {kinds: {sets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
+    fleet, odd_ones = write(tmp_path, text), write(tmp_path, odd, "odd")
+    words = ["run", "odd.yaml", "--system", "slurm", "--submit"]
+    assert call(*words).returncode == 0
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "run",
+        "fleet.yaml",
+        "odd.yaml",
+        "--system",
+        "slurm",
+        "--wait",
+        "--max-jobs",
+        "7",
+    ]
+    quiet = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+
+    def progress() -> str:
+        return "".join(p.read_text() for p in odd_ones.glob("*steps_2500*/events.jsonl"))
+
+    until("the long case has begun", lambda: '"ranks"' in progress())
+    until("some cases are done", lambda: len(list(fleet.glob("*/exit_code"))) >= 3)
+    first.kill()
+    first.communicate()
+    long_job = next(job for job in cluster.jobs() if "steps_2500" in job.name and job.state == "RUNNING")
+    cluster.down(long_job.nodes)
+    cluster.restart()
+    two = [subprocess.Popen(command, **quiet) for _ in range(2)]  # type: ignore[call-overload]
+    cluster.hasten(long_job.id)
+    said = [process.communicate(timeout=1200) for process in two]
+    assert sorted(p.returncode for p in two) == [2, 3], said
+    assert sum("another harness is running this campaign" in stderr for _, stderr in said) == 1
+    outcomes = call("status", "fleet.yaml", "odd.yaml", "--system", "slurm").stdout.splitlines()
+    assert outcomes[-1] == "29 done, 1 failed"
+    assert "no-such-set" in next(line for line in outcomes if line.startswith("failed"))
+    assert set(starts(fleet).values()) == {1}
+    assert len(starts(fleet)) == 28
+    twice = starts(odd_ones)
+    assert sorted(twice.values()) == [1, 2], twice
+    again = call(*command[3:])
+    assert again.returncode == 3
+    assert "submitted" not in again.stderr
+    cluster.resume(long_job.nodes)
+
+
+def test_a_harness_killed_between_asking_and_knowing(call: Call, environment: dict[str, str], tmp_path: Path) -> None:
+    """sbatch has taken the job, and the harness dies before it hears of it: no second job."""
+    campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
+    traps = tmp_path / "bin"
+    traps.mkdir()
+    (traps / "sbatch").write_text(f'#!/bin/sh\n{real} "$@" > /dev/null\nkill -9 $PPID\n')
+    (traps / "sbatch").chmod(0o755)
+    words = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
+    assert call(*words, PATH=f"{traps}:{environment['PATH']}").returncode == -9
+    assert '"submitting"' in (campaign / "journal.jsonl").read_text()
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    assert "submitted" not in done.stderr
+    assert list(starts(campaign).values()) == [1]
+
+
+def test_a_job_submitted_by_hand_is_joined(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 500"))
+    words = ["run", "fleet.yaml", "--system", "slurm"]
+    assert call(*words).returncode == 0
+    script = next(campaign.glob("jobs/*.sh"))
+    cluster.call("sbatch", str(script))
+    cluster.call("sbatch", str(script))
+    done = call(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "submitted" not in done.stderr
+    until("the second copy has ended", lambda: not [j for j in cluster.jobs() if j.state in ("RUNNING", "PENDING")])
+    assert list(starts(campaign).values()) == [1]
+    assert not list(campaign.glob("*/attempt-*"))
+    assert "has it" in next(campaign.glob("jobs/*.log")).read_text()
+
+
+def test_a_controller_that_is_away(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1, 2]"))
+    words = ["run", "fleet.yaml", "--system", "slurm"]
+    cluster.stop_controller()
+    away = call(*words, "--submit", GFM_HARNESS_PATIENCE_S="2")
+    assert away.returncode == 3
+    assert away.stderr.splitlines()[-1].startswith("error: squeue: slurm_load_jobs error: Unable to contact slurm")
+    assert "nothing is lost" in away.stderr
+    assert call("status", "fleet.yaml", "--system", "slurm", GFM_HARNESS_PATIENCE_S="2").returncode == 3
+    cluster.start_controller()
+    assert call(*words, "--wait").returncode == 0
+    assert set(starts(campaign).values()) == {1}
+
+
+def test_a_case_that_cannot_start_while_the_controller_is_away_has_not_failed(
+    call: Call, cluster: Cluster, tmp_path: Path
+) -> None:
+    """A srun that does not reach the controller in MessageTimeout seconds ends with exit code 1, as a program may."""
+    held = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage: ['{held}']\n")
+    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    campaign = tmp_path / "results" / "runs" / "fleet-here"
+    words = ["run", "fleet.yaml", "--system", "here.yaml"]
+    assert call(*words, "--submit").returncode == 0
+    until("the job has its nodes", (tmp_path / "staged").exists)
+    cluster.stop_controller()
+    (tmp_path / "go").touch()
+    [log] = campaign.glob("jobs/*.log")
+    until("srun has given up", lambda: "Slurm's controller did not answer srun" in log.read_text())
+    cluster.start_controller()
+    done = call(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "submitted" not in done.stderr
+    assert not list(campaign.glob("*/attempt-*"))
+    assert starts(campaign) == {"fleet-seed_1": 1}
+
+
+def test_what_slurm_refuses_is_told_and_can_be_put_right(call: Call, tmp_path: Path) -> None:
+    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    words = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
+    refused = call(*words, "-S", "partition=nope")
+    assert refused.returncode == 2
+    assert "invalid partition specified: nope" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert call(*words, "-S", "partition=debug").returncode == 0
+
+
+def test_cases_start_after_those_they_need(call: Call, tmp_path: Path) -> None:
+    text = FLEET.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
+        "1, 2, 3, 4", "2, 1"
+    )
+    campaign = write(tmp_path, text)
+    done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        [e["time_s"] for e in events.read(next(campaign.glob(f"fleet-seed_{k}-*")) / "events.jsonl")] for k in (1, 2)
+    )
+    assert first[-1] < second[0]
+
+
+def test_what_needs_a_failed_case_is_blocked(call: Call, tmp_path: Path) -> None:
+    text = FLEET.replace("[mptrj]", "[no-such-set]")
+    text = text.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
+        "1, 2, 3, 4", "1, 2"
+    )
+    campaign = write(tmp_path, text)
+    done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    assert done.returncode == 3
+    assert "blocked" in call("status", "fleet.yaml", "--system", "slurm").stdout
+    assert starts(campaign)["fleet-seed_1"] == 1
+    assert starts(campaign).get("fleet-seed_2", 0) == 0
+
+
+def test_sick_nodes_are_left_out_and_spares_step_in(call: Call, tmp_path: Path) -> None:
+    """A node that fails the check takes no part; the job asked for one more than its case needs."""
+    (tmp_path / "here.yaml").write_text('name: here\nextends: slurm\ncheck: test "$SLURMD_NODENAME" != n1\n')
+    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{minutes: 5}", "{minutes: 5, nodes: 1}"))
+    words = ["run", "fleet.yaml", "--system", "here.yaml", "--wait"]
+    done = call(*words, "-S", "spares=7")
+    assert done.returncode == 0, done.stderr
+    campaign = tmp_path / "results" / "runs" / "fleet-here"
+    assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
+    assert "n1 " not in next(campaign.glob("jobs/*.nodes")).read_text()
+
+
+def test_a_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    """Both ranks of a case on two nodes; the second node dies; the job goes on with the spare one."""
+    text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
+    campaign = write(tmp_path, text.replace("{minutes: 5}", "{minutes: 5, nodes: 2}"))
+    words = ["run", "fleet.yaml", "--system", "slurm", "-S", "spares=1"]
+    assert call(*words, "--submit").returncode == 0
+    log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
+    until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
+    ranks = next(e["value"] for e in events.read(log) if e.get("name") == "ranks")
+    dead = ranks[1]["node"]
+    cluster.down(dead)
+    done = call(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "started again on others" in next(campaign.glob("jobs/*.log")).read_text()
+    assert starts(campaign) == {"fleet-seed_1": 2}
+    last = [e["value"] for e in events.read(log) if e.get("name") == "ranks"][-1]
+    assert len({rank["node"] for rank in last} - {dead}) == 2
+    cluster.resume(dead)
+
+
+def test_a_packed_job_put_back_into_the_queue_goes_on_where_it_was(
+    call: Call, cluster: Cluster, tmp_path: Path
+) -> None:
+    text = FLEET.replace("resources", "pack: 3\nresources").replace("  steps: 1\n", "")
+    text = text.replace("matrix:\n  seed: [1, 2, 3, 4]", "zips: {one: {seed: [1, 2, 3], steps: [1, 2000, 1]}}")
+    campaign = write(tmp_path, text)
+    assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
+    second = next(campaign.glob("*seed_2*"))
+    until("the second case runs", lambda: any(e.get("name") == "ranks" for e in events.read(second / "events.jsonl")))
+    job = next(job for job in cluster.jobs() if job.state == "RUNNING")
+    cluster.call("scontrol", "requeue", job.id)
+    time.sleep(3)  # Slurm refuses to start a job again within the second
+    cluster.hasten(job.id)
+    done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    assert done.returncode == 0, done.stderr
+    count = starts(campaign)
+    assert sorted(count.values()) == [1, 1, 2], count
+    assert "has ended before" in next(campaign.glob("jobs/*.log")).read_text()
+
+
+def test_cancel_takes_jobs_out_and_run_puts_them_back(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    campaign = write(tmp_path, FLEET.replace("steps: 1", "steps: 100000"))
+    assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
+    until("one runs", lambda: any(job.state == "RUNNING" for job in cluster.jobs()))
+    cancelled = call("cancel", "fleet.yaml", "--system", "slurm")
+    assert "4 jobs cancelled" in cancelled.stdout, cancelled.stderr
+    alive = [job for job in cluster.jobs() if job.state in ("RUNNING", "PENDING")]
+    assert not [job for job in alive if job.name.startswith("fleet")]
+    write(tmp_path)
+    assert call("run", "fleet.yaml", "--system", "slurm", "--wait").returncode == 0
+    assert len(list(campaign.glob("*/exit_code"))) == 4
+
+
+def test_scaling_runs_on_the_nodes_that_it_says(call: Call, tmp_path: Path) -> None:
+    """Two cases of one allocation, on one node and on two, each with the ranks that were really there."""
+    done = call("run", "scaling", "--system", "slurm", "--wait", "-n", "weak-nodes_1", "-n", "weak-nodes_2")
+    assert done.returncode == 0, done.stderr
+    for nodes in (1, 2):
+        log = (
+            next((tmp_path / "results" / "runs" / "scaling-slurm").glob(f"scaling-weak-nodes_{nodes}-*"))
+            / "events.jsonl"
+        )
+        facts = {e["name"]: e["value"] for e in events.read(log) if e["event"] == "fact"}
+        assert [rank["rank"] for rank in facts["ranks"]] == list(range(2 * nodes))
+        assert len({rank["node"] for rank in facts["ranks"]}) == nodes
+        assert facts["gradient_error"] < 1e-9
+        assert facts["parameter_divergence"] == 0

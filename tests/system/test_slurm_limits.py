@@ -1,0 +1,211 @@
+"""A real Slurm with accounting: limits of associations and QOS, cancelled arrays, held jobs, the user's variables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.execution.journal import Journal
+from tests.conftest import ROOT
+from tests.support.cluster import Cluster, available
+from tests.system.test_slurm import FLEET, starts, until, write
+
+pytestmark = pytest.mark.slow
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+TEN = FLEET.replace("[1, 2, 3, 4]", "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]")
+ONE = FLEET.replace("[1, 2, 3, 4]", "[1]")
+WORDS = ("run", "fleet.yaml", "--system", "slurm")
+NOBODY = 65534
+UNLIMITED = "maxsubmitjobs=-1", "grpsubmitjobs=-1"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes; in a folder that other users may enter."""
+    missing = available(accounting=True)
+    if missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing} is missing, and CI must have it")
+        pytest.skip(f"{missing} is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-limits-"))
+    folder.chmod(0o755)
+    try:
+        with Cluster(folder, nodes=2, gpus=0, accounting=True) as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def shut(cluster: Cluster) -> Iterator[None]:
+    """Jobs are taken, and none starts."""
+    cluster.call("scontrol", "update", "partition=debug", "state=down")
+    yield
+    cluster.call("scancel", "--user=root")
+    cluster.call("scontrol", "update", "partition=debug", "state=up", "hidden=no")
+    cluster.call("sacctmgr", "--immediate", "modify", "user", "root", "set", UNLIMITED[0])
+    cluster.call("sacctmgr", "--immediate", "modify", "account", "root", "set", UNLIMITED[1])
+    cluster.call("sacctmgr", "--immediate", "modify", "qos", "normal", "set", *UNLIMITED[1:], "maxsubmitjobsperuser=-1")
+
+
+@pytest.fixture
+def call(cluster: Cluster, tmp_path: Path) -> Call:
+    environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
+
+    def run(*words: str, within: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*within, sys.executable, "-m", "harness", *words],
+            cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def of_fleet(cluster: Cluster) -> list[str]:
+    """The jobs that have not ended, by id."""
+    return [j.id for j in cluster.jobs() if j.name.startswith("fleet") and j.state in ("PENDING", "RUNNING")]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("user", "root", "set", "maxsubmitjobs=3"), "AssocMaxSubmitJobLimit"),
+        (("account", "root", "set", "grpsubmitjobs=3"), "AssocGrpSubmitJobsLimit"),
+        (("qos", "normal", "set", "grpsubmitjobs=3"), "QOSGrpSubmitJobsLimit"),
+        (("qos", "normal", "set", "maxsubmitjobsperuser=3"), "QOSMaxSubmitJobPerUserLimit"),
+    ],
+)
+def test_a_limit_is_filled_and_the_rest_follows(
+    call: Call, cluster: Cluster, shut: None, tmp_path: Path, change: tuple[str, ...], named: str
+) -> None:
+    campaign = write(tmp_path, TEN)
+    cluster.call("sacctmgr", "--immediate", "modify", *change)
+    first = call(*WORDS, "--submit")
+    assert first.returncode == 0, first.stderr
+    assert "7 jobs (7 cases) held back" in first.stderr
+    assert named in first.stderr
+    assert len(of_fleet(cluster)) == 3
+    nothing = call(*WORDS, "--submit")
+    assert nothing.returncode == 3, nothing.stderr
+    assert len(of_fleet(cluster)) == 3
+    cluster.call("sacctmgr", "--immediate", "modify", *change[:3], change[3].replace("=3", "=-1"))
+    rest = call(*WORDS, "--submit")
+    assert rest.returncode == 0, rest.stderr
+    assert len(of_fleet(cluster)) == 10
+    assert len(Journal(campaign).open) == 10
+
+
+def test_an_array_of_any_size_gets_through(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+    """MaxArraySize is 1001 by default: with a smaller one, `--array=1-10` is refused as a specification."""
+    write(tmp_path, TEN)
+    conf = cluster.folder / "slurm.conf"
+    text = conf.read_text()
+    conf.write_text(f"{text}MaxArraySize=5\n")
+    cluster.restart()
+    cluster.call("scontrol", "update", "partition=debug", "state=down")
+    done = call(*WORDS, "--submit")
+    conf.write_text(text)
+    cluster.restart()
+    assert done.returncode == 0, done.stderr
+    assert len(of_fleet(cluster)) == 10
+
+
+def test_a_waiting_array_that_was_cancelled_is_not_put_back(
+    call: Call, cluster: Cluster, shut: None, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    assert call(*WORDS, "--submit").returncode == 0
+    [array] = {job.partition("_")[0] for job in of_fleet(cluster)}
+    cluster.call("scancel", array)
+    until("sacct has it", lambda: "CANCELLED" in cluster.call("sacct", "-n", "-X", "-P", "-o", "State", "-j", array))
+    shown = cluster.call("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", array)
+    assert f"{array}_1|" not in shown, "the case that this test is about"
+    done = call(*WORDS, "--submit")
+    assert done.returncode == 3, done.stderr
+    assert of_fleet(cluster) == []
+    status = call("status", *WORDS[1:]).stdout
+    assert status.endswith("4 cancelled\n"), status
+    assert "CANCELLED by 0" in status
+
+
+def test_a_running_case_that_was_cancelled_reads_so(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    campaign = write(tmp_path, ONE.replace("steps: 1", "steps: 100000"))
+    assert call(*WORDS, "--submit").returncode == 0
+    until("it runs", lambda: bool(list(campaign.glob("fleet-*/events.jsonl"))))
+    cluster.call("scancel", *of_fleet(cluster))
+    until("it is gone", lambda: of_fleet(cluster) == [])
+    done = call(*WORDS, "--submit")
+    assert done.returncode == 3, done.stderr
+    assert of_fleet(cluster) == []
+    assert call("status", *WORDS[1:]).stdout.endswith("1 cancelled\n")
+    assert sum(starts(campaign).values()) <= 1
+
+
+def test_a_held_job_ends_the_wait_with_its_reason(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+    write(tmp_path, ONE)
+    assert call(*WORDS, "--submit").returncode == 0
+    cluster.call("scontrol", "uhold", *of_fleet(cluster))
+    done = call(*WORDS, "--wait")
+    assert done.returncode == 3
+    assert "JobHeldUser; by itself it will not start" in done.stderr
+    assert "JobHeldUser (it will not start by itself)" in call("status", *WORDS[1:]).stdout
+
+
+def test_the_users_variables_hide_no_job(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+    """Nor do they put options into jobs."""
+    write(tmp_path, ONE)
+    mine = {
+        "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "other", "SQUEUE_FORMAT": "%j", "SQUEUE_USERS": "nobody",
+        "SBATCH_HOLD": "1", "SBATCH_ACCOUNT": "none", "SBATCH_PARTITION": "other", "SACCT_FORMAT": "JobName",
+    }  # fmt: skip
+    for _ in range(2):
+        done = call(*WORDS, "--submit", **mine)
+        assert done.returncode == 0, done.stderr
+        assert len(of_fleet(cluster)) == 1
+    assert "1 waiting" in call("status", *WORDS[1:], **mine).stdout
+
+
+def test_a_job_from_within_salloc_has_nothing_of_the_allocation(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nprepare: ['env > {tmp_path}/seen']\n")
+    write(tmp_path, ONE)
+    words = ("run", "fleet.yaml", "--system", "here.yaml", "--submit")
+    done = call(*words, within=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
+    assert done.returncode == 0, done.stderr
+    until("the job has begun", (tmp_path / "seen").exists)
+    until("it has written", lambda: "SLURM_JOB_ID" in (tmp_path / "seen").read_text())
+    seen = (tmp_path / "seen").read_text()
+    assert "SLURM_MEM_PER_NODE=700" not in seen
+    assert "SLURM_NTASKS=3" not in seen
+    until("it has ended", lambda: of_fleet(cluster) == [])
+
+
+def test_jobs_in_a_hidden_partition_are_seen(cluster: Cluster, shut: None) -> None:
+    """Root sees them anyway: somebody else submits and asks."""
+    cluster.run("sacctmgr", "--immediate", "add", "user", "nobody", "account=root")
+    cluster.call("scontrol", "update", "partition=debug", "hidden=yes")
+    # imported before the user changes, who may not read this Python's folder
+    ask = "import os, sys; from harness.execution.schedulers.slurm import SlurmScheduler as Slurm; "
+    ask += "os.setgroups([]); os.setgid(65534); "
+    ask += "os.setuid(65534); print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
+
+    def as_nobody(*words: str) -> str:
+        user = {} if words[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        done = subprocess.run(
+            words, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
+            cwd="/tmp", capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    job = as_nobody("sbatch", "--parsable", "--job-name=unseen", "--output=/dev/null", "--wrap=true")
+    assert as_nobody("squeue", "--noheader", "--name=unseen") == "", "the case that this test is about"
+    assert as_nobody(sys.executable, "-c", ask, "unseen", "none") == "1"
+    assert as_nobody(sys.executable, "-c", ask, "none", job) == "1"
+    cluster.call("scancel", job)

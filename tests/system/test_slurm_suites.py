@@ -1,0 +1,107 @@
+"""Suites on a real Slurm: a search of which a node goes down in the middle, and a training longer than its jobs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.protocol import events
+from tests.conftest import pages_of
+from tests.support.cluster import Cluster
+from tests.system.test_slurm import call, cluster, environment, until  # noqa: F401
+
+pytestmark = pytest.mark.slow
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+SUITE = """\
+name: hunt
+title: A search of minutes
+extends: hpo
+matrix: {search: [painn]}
+scale:
+  slurm:
+    variables: {trial_nodes: 1}
+    parameters:
+      evaluations: 5
+      space: {learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}
+      trial: {sets: [qm7x], limit: 60, epochs: 40, epoch_length: 64, model: {hidden_dim: 4, num_conv_layers: 1}}
+    resources: {nodes: 3, minutes: 20}
+"""
+
+CHAIN = """\
+name: links
+title: A chain of jobs
+extends: pretrain-chain
+parameters: {sets: [qm7x], limit: 60, validation_limit: 8}
+matrix: {link: [1, 2, 3, 4]}
+scale:
+  slurm:
+    parameters:
+      model: {hidden_dim: 4, num_conv_layers: 1, num_sharedlayers: 0, dim_headlayers: 4, max_neighbours: 8}
+      minutes: 0.15
+      batch_size: 4
+      epochs: 3
+      epoch_length: 4000
+      gate_steps: 10
+      compile: false
+    resources: {nodes: 2, ranks_per_node: 1, minutes: 10}
+"""
+
+
+def trials(case: Path) -> list[dict[str, Any]]:
+    return [e for e in events.last_run(case / "events.jsonl") if e["event"] == "trial"]
+
+
+def test_a_search_outlives_a_node(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    """The trial that was on it runs again on another; no two trials share a node at a time; none is lost."""
+    (tmp_path / "hunt.yaml").write_text(SUITE)
+    words = ["run", "hunt.yaml", "--system", "slurm", "-S", "ranks_per_node=1"]
+    submitted = call(*words, "--submit")
+    assert submitted.returncode == 0, submitted.stderr
+    campaign = tmp_path / "results" / "runs" / "hunt-slurm"
+    case = next(campaign.glob("hunt-*"))
+    running = [case / "trials" / f"{k:04d}" for k in range(3)]
+    until("three trials run", lambda: all(any(e["event"] == "epoch" for e in log(place)) for place in running))
+    dead = (running[1] / "nodes").read_text().strip()
+    cluster.down(dead)
+    done = call(*words, "--wait")
+    assert done.returncode == 0, done.stderr
+    told = trials(case)
+    assert sorted(t["trial"] for t in told) == [0, 1, 2, 3, 4]
+    assert {t["state"] for t in told} == {"done"}
+    assert len({t["nodes"][0] for t in told} - {dead}) == 2
+    for one, other in combinations(told, 2):
+        if one["nodes"] == other["nodes"]:
+            assert one["ended_s"] <= other["began_s"] or other["ended_s"] <= one["began_s"]
+    starts = [e for e in events.read(running[1] / "events.jsonl") if e["event"] == "start"]
+    assert len(starts) == 2
+    assert "5 trials: 5 done" in pages_of(tmp_path / "results")
+    cluster.resume(dead)
+
+
+def test_a_training_outlives_its_jobs(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    """Each job begins when the one before has ended; no step is taken twice; the last ones do no more than is left."""
+    (tmp_path / "links.yaml").write_text(CHAIN)
+    done = call("run", "links.yaml", "--system", "slurm", "--submit", "--wait")
+    assert done.returncode == 0, done.stderr
+    campaign = tmp_path / "results" / "runs" / "links-slurm"
+    links = [log(next(campaign.glob(f"*_{k}-*"))) for k in (1, 2, 3, 4)]
+    began, ended = ([at[where]["time_s"] for at in links] for where in (0, -1))
+    assert all(end < start for end, start in zip(ended, began[1:], strict=False))
+    stopped = [[e["step"] for e in link if e["event"] == "stopped"] for link in links]
+    resumed = [[e["step"] for e in link if e["event"] == "resumed"] for link in links]
+    assert stopped[0], "the first link runs out of time"
+    assert resumed[0] == []
+    for before, after in zip(stopped, resumed[1:], strict=False):
+        assert after == before[-1:]
+    for link in links:
+        told = [e["epoch"] for e in link if e["event"] == "epoch"]
+        assert told == list(range(len(told)))
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return events.last_run(folder / "events.jsonl")

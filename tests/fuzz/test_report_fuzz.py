@@ -23,13 +23,14 @@ from harness.protocol.errors import UsageError
 from harness.report.render import report
 from harness.results.runs import load
 from tests.fuzz.bounded import COUNT, run_fuzzer
+from tests.support.kept_results import unpack_results
 
 pytestmark = pytest.mark.slow
-MEASURED = Path(__file__).parents[2] / "reports" / "measured"
 FILES = ("case.json", "events.jsonl", "exit_code", "provenance.json")
 CASES = (
-    "runs/ladder-337-local/ladder-337-fp64-11c17b60e4", "runs/training-steps-local/training-steps-fp64-5783f493b7",
-    *(f"laptop/runs/{name}" for name in (
+    (".", "ladder-337-local/ladder-337-fp64-11c17b60e4"),
+    (".", "training-steps-local/training-steps-fp64-5783f493b7"),
+    *(("laptop", name) for name in (
         "hpo-local/hpo-egnn-1510a10c74", "scaling-local/scaling-weak-per_node_2-4dd3d0a251",
         "precision-local/precision-egnn-01bc721342", "pretrain-short-local/pretrain-short-f1aed702a7",
         "transfer-local/transfer-qm9-199717ed4d", "screening-local/screening-prototypes-judged-cecba89919",
@@ -50,11 +51,11 @@ VALUES: list[Any] = [
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound results folder: a case of each program, each in a campaign of its own, their long logs thinned out."""
     out = tmp_path_factory.mktemp("whole")
-    for k, path in enumerate(CASES):
+    for k, (result, path) in enumerate(CASES):
         place = out / "runs" / f"campaign-{k:02}" / Path(path).name
         place.mkdir(parents=True)
         for name in FILES:
-            shutil.copyfile(MEASURED / path / name, place / name)
+            shutil.copyfile(unpack_results(result) / "runs" / path / name, place / name)
         lines = (place / "events.jsonl").read_bytes().splitlines(keepends=True)
         many = [b'"event": "progress"', b'"event": "own_step"', b'"event": "module"', b'"event": "label"']
         kept = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(word in x for word in many)]

@@ -27,9 +27,9 @@ from harness.report.render import escape, report
 from harness.results.runs import Record, load
 from harness.tracking import git_commits
 from tests.report.test_report import write_run
+from tests.support import kept_results
 from tests.tracking.test_compare import data_parallel, ladder
 
-MEASURED = Path(__file__).parents[2] / "reports" / "measured"
 CAMPAIGN = "runs/ladder-local"
 
 
@@ -54,9 +54,9 @@ def record_of(folder: Path) -> Record:
     return next(r for r in load(folder.parents[1]) if r.folder == folder)
 
 
-@pytest.mark.parametrize("place", sorted(MEASURED.glob("**/runs")), ids=lambda p: p.parent.name)
-def test_every_record_of_version_1_is_read(place: Path) -> None:
-    records = load(place)
+@pytest.mark.parametrize("name", kept_results.NAMES)
+def test_every_record_of_version_1_is_read(name: str) -> None:
+    records = load(kept_results.unpack_results(name) / "runs")
     assert records
     assert {(r.state, r.error) for r in records} == {("done", None)}
 

@@ -156,7 +156,10 @@ def do_report(arguments: Namespace) -> int:
     """Rebuild tables, figures, scorecard and pages from the run folders."""
     from harness.document.blocks import quantity
     from harness.report.render import report
+    from harness.results.bundles import unpack_bundle
 
+    for bundle in getattr(arguments, "bundles", ()):
+        unpack_bundle(bundle, arguments.out)
     found = report(arguments.out)
     for s in found.scores:
         ours = "" if s.measured_value is None else f": {quantity(s.measured_value, s.unit)}"

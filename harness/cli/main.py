@@ -123,6 +123,9 @@ def parser() -> Parser:
             add_regression_options(sub)
         if command.runs:
             add_run_options(sub)
+        if command.name == "report":
+            said = "published results, as harness.results.bundles packs them, that are unpacked into DIR first"
+            sub.add_argument("bundles", nargs="*", type=place, metavar="FILE.tar.xz", help=said)
         if command.name == "collect":
             said = "SUITE is a folder of logs of the original code, or an export of Omnistat, and is taken in"
             sub.add_argument("--format", choices=["hydragnn", "omnistat"], help=said)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.main import main
 from harness.protocol.errors import UsageError
 from harness.results.bundles import unpack_bundle, write_bundle
+from tests.support.kept_results import PUBLISHED
 
 
 @pytest.fixture
@@ -102,3 +104,11 @@ def test_bundle_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
         archive.addfile(tarfile.TarInfo("runs/a/1/case.json"), io.BytesIO())
     with pytest.raises(UsageError, match="holds more than 8 GiB"):
         unpack_bundle(tmp_path / "huge.tar.xz", tmp_path / "out")
+
+
+def test_report_reads_published_results_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(PUBLISHED / "runs.tar.xz"), "--out", str(tmp_path / "out")]) == 0
+    assert "ladder-speedup-fp64: reproduced: 42.1 x (paper: 33 x)" in capsys.readouterr().out
+    assert (tmp_path / "out" / "index.html").exists()
+    assert main(["report", str(tmp_path / "none.tar.xz"), "--out", str(tmp_path / "out")]) == 2
+    assert "none.tar.xz: no such file" in capsys.readouterr().err

@@ -15,7 +15,14 @@ from harness.reference.datasets import __main__ as data
 from harness.reference.datasets.catalog import source
 from tests.conftest import ROOT
 
-PAGES = ("README.md", "GUIDE.md", "suites/README.md", "systems/README.md", "reports/measured/README.md")
+PAGES = (
+    "README.md",
+    "GUIDE.md",
+    "CONTRIBUTING.md",
+    "suites/README.md",
+    "systems/README.md",
+    "reports/measured/README.md",
+)
 
 
 def block(page: str) -> str:

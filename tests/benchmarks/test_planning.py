@@ -63,7 +63,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     journal = Journal(campaign.folder)
     lines = [
         {"event": "start", "time_s": 1.0, "program": "ladder", "pid": 1},
-        {"event": "fact", "time_s": 1.0, "name": "workload", "value": {"atoms": 100, "edges": 1000}},
+        {"event": "fact", "time_s": 1.0, "name": "workload", "value": {
+             "structures": 16, "batches": 1, "batch_size": 16, "atoms": 100, "edges": 1000, "max_neighbours": 20,
+             "elements_not_trained": []}},
         *(
             {"event": "sample", "time_s": 2.0, "stage": "baseline", "round": k, "batch": 0, "structures": 16,
              "device_s": 0.1, "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1}

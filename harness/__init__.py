@@ -4,14 +4,14 @@ A suite says WHAT to measure, a system says WHERE; together they expand into a p
 that run the bundled reference implementation; its event logs and the jobs' telemetry become tidy tables; tables become
 figures, a report and a verdict on each claim of the paper, and are kept by commit.
 
-    suites/*.yaml --+                                                                    reports/
-                    +- plan -- packing -- jobs -- runs/<campaign>/<case>/ -- collect -- analysis -- report
-    systems/*.yaml -+                      |             ^   events.jsonl, telemetry      |
-                                           +- reference -+                                +- track (across commits)
+    suites/*.yaml --+                                                             claims
+                    +- planning -- execution -- runs/<campaign>/<case>/ -- results -- experiments -- report
+    systems/*.yaml -+                  |              ^ events                 ^ telemetry    +- tracking (commits)
+                                       +- reference --+
 
-Arrows point down one list: cli > commands > report > track > analysis > collect > jobs > packing > plan > suites,
-systems > language. The reference is a program of its own: it imports nothing of the harness but events, and nothing
-else of the harness imports torch.
+Imports point one way: cli > report > tracking > experiments > document, importers > telemetry > results, stats >
+execution > planning > config > reference > protocol, host. The reference implementation runs in jobs only: no other
+room imports it, and it imports protocol and host alone.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The small labelled sets that ship with the harness, one for each branch; mini/sets.yaml describes them."""
+"""The small labelled sets that ship with the harness, one for each branch; shipped/sets.yaml describes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VIEWS = {"omol25-neutral": ("omol25", True), "omol25-non-neutral": ("omol25", Fa
 
 @dataclass(frozen=True)
 class MiniSet:
-    """One shipped set: mini/<name>.h5, or the frames of another one's file by their charge.
+    """One shipped set: shipped/<name>.h5, or the frames of another one's file by their charge.
 
     name: the head's name in lower case. sample: drawn from the branch's own dataset; otherwise a stand-in, with other
     chemistry or another level of theory. labels: of E, F, stress. count: structures. sha256: of the file. rejected:

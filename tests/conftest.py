@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +17,23 @@ hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).parent.parent
 Harness = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Fail a test that leaves a variable of the harness behind, which a later test of the same process would see."""
+    before = _own_variables()
+    yield
+    after = _own_variables()
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before
+
+
+def _own_variables() -> dict[str, str]:
+    words = ("GFM_HARNESS_", "HARNESS_", "OMNISTAT_", "SLURM_", "PBS_", "XDG_")
+    return {name: value for name, value in os.environ.items() if name.startswith(words) or name in ("HOME", "PATH")}
 
 
 @pytest.fixture

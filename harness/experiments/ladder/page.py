@@ -141,7 +141,7 @@ def notes(records: list[Record]) -> list[str]:
                 "Stages up to torch compile have glibc's allocator as it is by itself, which gives large tensors back"
                 " to the kernel and has their pages cleared anew each time; those after it have it keep them."
             )
-        busy = max((s["load_1min"] for r in records for s in r.samples), default=0.0)
+        busy = max((s.get("load_1min", 0.0) for r in records for s in r.samples), default=0.0)
         threads = observed["threads"]
         if busy > threads + BUSY:
             said.append(

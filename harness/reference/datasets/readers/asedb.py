@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -101,7 +102,7 @@ def _address(path: Path) -> str:
             " written, which undoes that write"
         )
     has_log = log.is_file() and log.stat().st_size > 0
-    return f"file:{quote(str(path))}?mode=ro{'' if has_log else '&immutable=1'}"
+    return f"file:{quote(os.fsencode(path))}?mode=ro{'' if has_log else '&immutable=1'}"
 
 
 def read(part: Part) -> Iterator[Frames | Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -54,6 +55,14 @@ def test_parts_are_complete_and_disjoint(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(asedb, "PART", 3)
     assert len(asedb.parts([tmp_path])) == 3
     assert same(whole, everything(asedb.FORMAT, tmp_path)[0])
+
+
+def test_path_may_hold_any_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"m\xe9thanol?mode=rw#%41")
+    folder.mkdir()
+    write_nabla(tmp_path / "a.db", 3)
+    shutil.move(tmp_path / "a.db", folder / "a.db")
+    assert len(everything(asedb.FORMAT, folder / "a.db")[0]) == 3
 
 
 def test_labels_of_the_rows_themselves_are_in_ev(tmp_path: Path) -> None:

@@ -160,13 +160,19 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def fast(session: nox.Session) -> None:
+    """Style, types, imports, and the tests of what differs from the last commit: under a minute for one file."""
+    python = f"{check_style(session)}/python"
+    affected = session.run(python, "-m", "tests.affected", silent=True)
+    if files := str(affected).split():
+        session.run(python, "-m", "pytest", "-m", "not slow", "-n", "2", *files, env={"OMP_NUM_THREADS": "1"},
+                    success_codes=[0, 5])  # fmt: skip
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Style, types, imports, and all tests that are not slow; words after `--` go to pytest instead."""
-    programs = environment(session)
-    session.run(f"{programs}/ruff", "check", ".")
-    session.run(f"{programs}/ruff", "format", "--check", ".")
-    session.run(f"{programs}/mypy")
-    session.run(f"{programs}/lint-imports", "--no-cache", env={"NO_COLOR": "1"})
+    programs = check_style(session)
     if session.posargs:
         session.run(f"{programs}/python", "-m", "pytest", *session.posargs)
     else:
@@ -186,8 +192,25 @@ def slow(session: nox.Session) -> None:
     session.run(*pytest, "tests/reference/ops/test_triton.py", env=interpreted)
 
 
-def two_at_a_time(session: nox.Session, marked: str) -> None:
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Lines of the harness, apart from the reference implementation, that the tests reach: 90% at least."""
+    with_coverage = ("--cov", "--cov-report=term", "--ignore", "tests/reference", "--ignore", "tests/builders")
+    two_at_a_time(session, "not slow", *with_coverage, *session.posargs)
+
+
+def check_style(session: nox.Session) -> str:
+    """Check style, types and the direction of imports; return the folder of the environment's programs."""
+    programs = environment(session)
+    session.run(f"{programs}/ruff", "check", ".")
+    session.run(f"{programs}/ruff", "format", "--check", ".")
+    session.run(f"{programs}/mypy")
+    session.run(f"{programs}/lint-imports", "--no-cache", env={"NO_COLOR": "1"})
+    return programs
+
+
+def two_at_a_time(session: nox.Session, marked: str, *words: str) -> None:
     """Run tests, most of which wait for processes that they started, but not those of ALONE."""
     left_out = [word for path in ALONE for word in ("--ignore", path)]
     pytest = (f"{environment(session)}/python", "-m", "pytest", "-m", marked, "-n", "2", "--dist", "loadfile")
-    session.run(*pytest, *left_out, env={"OMP_NUM_THREADS": "1"})
+    session.run(*pytest, *left_out, *words, env={"OMP_NUM_THREADS": "1"})

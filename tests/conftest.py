@@ -32,8 +32,8 @@ def _same_environment() -> Iterator[None]:
 
 
 def _own_variables() -> dict[str, str]:
-    words = ("GFM_HARNESS_", "HARNESS_", "OMNISTAT_", "SLURM_", "PBS_", "XDG_")
-    return {name: value for name, value in os.environ.items() if name.startswith(words) or name in ("HOME", "PATH")}
+    prefixes = ("GFM_HARNESS_", "HARNESS_", "OMNISTAT_", "SLURM_", "PBS_", "XDG_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name in ("HOME", "PATH")}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a run that has submitted nothing, or not all, tells its user: the jobs, and what to type next."""
+"""What a run that has submitted nothing, or not all, prints: its jobs, and what to type next."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.config import settings
-from harness.config.system import Site
+from harness.config.system import ResolvedSystem
 from harness.execution.campaign import Campaign
-from harness.execution.case_results import Outcome
-from harness.host.atomic_files import absolute
+from harness.execution.status import Outcome
+from harness.host.files import absolute_path
 from harness.planning.jobs import Job
 
 CASES_SHOWN = 3
 
 
 def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
-    """A table of jobs; the first cases of each, or all."""
+    """Print a table of jobs with the first cases of each, or with all of them."""
     width = max([3, *(len(job.name) for job in jobs)])
     if jobs:
         print(f"  {'job':<{width}}  nodes  walltime  node-hours  cases")
@@ -31,24 +31,25 @@ def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
 
 
 def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
-    """Print where the cases stand, and what to type next."""
-    counts = Counter(o.state for o in outcomes)
+    """Print the state of the cases, and what to type next."""
+    counts = Counter(outcome.state for outcome in outcomes)
     print(f"{campaign.plan.campaign_name}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
     if not counts["not run"] and not counts["waiting"] and not counts["running"]:
         return
     if submitted:
         print("later, the same command gathers what has ended and submits what is left")
         return
-    site, script = campaign.plan.site, f"{shlex.quote(str(absolute(campaign.folder) / 'jobs'))}/JOB.sh"
-    given = "".join(f"-S {name}=... " for name in site.missing)
+    site = campaign.plan.site
+    script = f"{shlex.quote(str(absolute_path(campaign.folder) / 'jobs'))}/JOB.sh"
+    settings_to_give = "".join(f"-S {name}=... " for name in site.missing)
     print_missing_settings(site)
-    print(f"to submit the jobs, and later to gather them: the same command with {given}--submit")
+    print(f"to submit the jobs, and later to gather them: the same command with {settings_to_give}--submit")
     print(f"or by hand, one by one: {' '.join(filter(None, (campaign.scheduler.command, site.options, script)))}")
 
 
-def print_missing_settings(site: Site) -> None:
+def print_missing_settings(site: ResolvedSystem) -> None:
     """Print which settings must have a value before jobs can be submitted."""
     if site.missing:
         print("before you submit, give these settings a value:")
     for name in site.missing:
-        print(f"  {name} ({site.system.settings[name].help}): {settings.ways_to_give(site.system.name, name)}")
+        print(f"  {name} ({site.system.settings[name].help}): {settings.describe_sources(site.system.name, name)}")

@@ -1,180 +1,232 @@
-"""JSON Schemas (draft 2020-12) of suites and systems, by which editors complete and check them.
+"""JSON Schemas (draft 2020-12) by which editors complete and check suites and systems.
 
 `python -m harness.config.json_schema` writes suites/suite.schema.json and systems/system.schema.json, which the first
-line of every suite and system names.
+line of every suite and system names; the build of a wheel does the same. Neither file is committed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import create_model
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core import core_schema
 
-from harness.config import resources, suite_validation, system
-from harness.config.language import validation
-from harness.config.language.schema_parts import (
-    DRAFT,
-    EXPRESSION,
-    OVERLAY,
-    Book,
-    Generator,
-    Schema,
-    expressive,
-    plain,
-    ref,
-    references,
-    words_on,
-)
-from harness.config.suite import Number, Resources, Suite
+from harness.config import resources, suite, system
+from harness.config.suite_file import Resources, Suite, check_number
 from harness.config.system_file import System
-from harness.protocol.registry import PROGRAMS, lists, partial
-from harness.protocol.types import NAME, Word
+from harness.config.validation import VARIABLE
+from harness.protocol.registry import load_programs
+from harness.protocol.types import NAME, check_unique
 
+Schema = dict[str, Any]
 FILES = {"suites": "suite.schema.json", "systems": "system.schema.json"}
-EXTENDED: Schema = {"required": ["extends"]}
-# What an overlay of `scale` may not change.
-FIXED = ("name", "program", "scale", "extends")
-
-EXTENDS = "A {} that this one is laid over, by name or file: mappings are merged, null takes a key away."
-# Keys of which neither their model's docstring nor that of their values has something to say.
-SUITE_KEYS = {
-    "name": "Word by which the suite is run, and with which the names of its cases begin.",
-    "title": "What it measures, in one line.",
-    "description": "What it measures, at length.",
-    "parameters": "What the program is given in every case; a value may be an expression.",
-    "repeats": "How often every case is run.",
-    "tags": "Words by which cases are selected.",
-    "scale": "What differs on a system: its name, and what is laid over the suite there; null takes a key away.",
-}
-SYSTEM_KEYS = {
-    "name": "Word by which the system is chosen.",
-    "title": "What machine it is, in one line.",
-    "source": "Where the site describes it.",
-    "scheduler": "What jobs are given to; local: each is a process group on this machine.",
-    "template": "The job script's Jinja2 template, a file beside this one.",
-    "backend": "By which ranks talk to each other: system.backend in a suite.",
-    "device": "On which ranks compute: system.device in a suite.",
-    "settings": "Values that the user gives with -S, in HARNESS_* variables or in a file: settings.NAME in a line.",
-    "environment": "Variables that every job exports; values are text, in quotes where they are numbers.",
-}
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+REF = "#/$defs/"
+# What distinguishes the definitions that accept expressions.
+TEMPLATE = "-template"
+EXPRESSION: Schema = {"type": "string", "pattern": r"\{\{[\s\S]*\}\}"}
+NO_EXPRESSION: Schema = {"pattern": r"\{[{%#]"}
+EXTENDS = "A {} that this one extends, by name or file: mappings are merged, null removes a key."
+SCALE = "The keys that differ on a system, by its name: they overlay the suite on that system, and null removes a key."
 
 
-class _Generator(Generator):
-    def checked(self, node: Schema, check: Any) -> Schema:
-        """Text that stands for a number is an expression."""
-        if check is get_args(Number)[1].func:
-            return {"anyOf": [EXPRESSION if member == {"type": "string"} else member for member in node["anyOf"]]}
-        return super().checked(node, check)
+class Generator(GenerateJsonSchema):
+    """pydantic's schemas with the checks of functions, which pydantic ignores."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Leave out titles that repeat the name of a field."""
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> Schema:
+        """Leave out the default null."""
+        generated = super().default_schema(schema)
+        if generated.get("default", ...) is None:
+            del generated["default"]
+        return generated
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> Schema:
+        """Refuse keys that do not match the pattern."""
+        generated = super().dict_schema(schema)
+        return {**generated, "additionalProperties": False} if "patternProperties" in generated else generated
+
+    def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> Schema:
+        """Add what a known function checks."""
+        generated = super().function_after_schema(schema)
+        check: Any = schema["function"]["function"]
+        if check is check_unique:
+            return {**generated, "uniqueItems": True}
+        if check is check_number:
+            return {"anyOf": [EXPRESSION if m == {"type": "string"} else m for m in generated["anyOf"]]}
+        return generated
 
 
-def suite_schema() -> Schema:
-    """What a file of suites/ may hold."""
-    typed = {program: _typed(program) for program in PROGRAMS}
-    book = Book([Suite, Resources, *typed.values()], _Generator)
-    whole = book.of(Suite)
+def build_suite_schema() -> Schema:
+    """Return the schema of suites."""
+    models = {name: program.parameters for name, program in load_programs().items()}
+    definitions = _define([Suite, Resources, *models.values()])
+    whole = definitions["Suite"]
     properties = whole["properties"]
-    _forbid_expressions(book, properties, (*suite_validation.PLACES, "where"))
-    properties["program"] = {"enum": list(PROGRAMS)}
-    properties["resources"] = book.changed(ref("Resources"), "-or-expressions", expressive)
-    names = {"pattern": NAME}
-    properties["scale"] = {"type": "object", "propertyNames": names, "additionalProperties": ref("scale" + OVERLAY)}
-    programs = "; ".join(f"{name}: {words_on(model)[0].rstrip('.')}" for name, model in PROGRAMS.items())
-    book.describe(whole, SUITE_KEYS | {"program": f"What its cases run. {programs}."})
-    book.parts["scale" + OVERLAY] = {
-        "type": "object",
-        "properties": {n: value for n, value in book.overlay(whole)["properties"].items() if n not in FIXED},
-        "additionalProperties": False,
+    _forbid_expressions(definitions, whole, (*suite.EXPRESSION_SECTIONS, "where"))
+    programs = "; ".join(f"{name}: {_summarize(model)}" for name, model in models.items())
+    properties["program"] = {"enum": list(models), "description": f"The program that its cases run. {programs}."}
+    properties["resources"] |= {"$ref": f"{REF}Resources{TEMPLATE}"}
+    keys = {
+        name: {"description": value["description"]}
+        for name, value in properties.items()
+        if name not in suite.FIXED_KEYS
     }
-    for program, model in typed.items():
-        _add_program(book, program, book.of(model))
-    known = [{"if": _is(name), "then": _by_extension(name)} for name in PROGRAMS]
-    inherited = {"if": {"required": ["program"]}, "else": {"anyOf": [ref(name + OVERLAY) for name in PROGRAMS]}}
-    return book.finished({**_root(book, "Suite", EXTENDS.format("suite")), "allOf": [*known, inherited]})
+    definitions["Overlay"] = {"type": "object", "properties": keys, "additionalProperties": False}
+    overlays = {"propertyNames": {"pattern": NAME}, "additionalProperties": {"$ref": f"{REF}Overlay"}}
+    properties["scale"] = {"type": "object", "description": SCALE, **overlays}
+    for program, model in models.items():
+        definitions[program] = _build_program(model, definitions)
+    whole["allOf"] = [
+        {
+            "if": {"required": ["program"], "properties": {"program": {"const": program}}},
+            "then": {"$ref": REF + program},
+        }
+        for program in models
+    ]
+    return _build_root("Suite", definitions)
 
 
-def _forbid_expressions(book: Book, properties: dict[str, Schema], places: Collection[str]) -> None:
-    """Let text be an expression only under the keys where one has a meaning."""
-    for key in properties.keys() - places:
-        properties[key] = book.changed(properties[key], "-plain", plain)
+def _define(models: Collection[type[BaseModel]]) -> dict[str, Schema]:
+    """Return the definitions of models, and of the same where every value may be an expression."""
+    _, generated = models_json_schema([(model, "validation") for model in models], schema_generator=Generator)
+    definitions: dict[str, Schema] = generated["$defs"]
+    templates = {name + TEMPLATE: _transform(part, _allow_expressions) for name, part in definitions.items()}
+    return definitions | {name: _rename_refs(part) for name, part in templates.items()}
 
 
-def _typed(program: str) -> type[Suite]:
-    """Suites of one program."""
-    return create_model(
-        f"{program}_suite",
-        __base__=Suite,
-        parameters=(partial(program), None),
-        matrix=(lists(program), None),
-        zips=(dict[Word, lists(program)], None),  # type: ignore[arg-type, misc]
-    )
+def _summarize(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
 
 
-def _add_program(book: Book, program: str, typed: Schema) -> None:
-    """Add a part with what is particular to suites of a program, and another for files that extend such a suite."""
-    properties = typed["properties"]
-    special = {"parameters": book.changed(properties["parameters"], "-or-expressions", expressive)}
-    for name in ("matrix", "zips"):
-        special[name] = book.changed(properties[name], "-plain", plain)
-    scalar = {"anyOf": [{"type": "boolean"}, {"type": "number"}, plain({"type": "string"})]}
-    axis = {"type": "array", "minItems": 1, "items": scalar, "description": "An axis that expressions read."}
-    for name in references(special["matrix"]):
-        book.parts[name] |= {"propertyNames": {"pattern": validation.IDENTIFIER}, "additionalProperties": axis}
-    special["scale"] = {"type": "object", "additionalProperties": ref(program + OVERLAY)}
-    needed = [_somewhere(n) for n, field in PROGRAMS[program].model_fields.items() if field.is_required()]
-    book.parts[program] = {"properties": special, **({"allOf": needed} if needed else {})}
-    book.parts[program + OVERLAY] = book.overlay({"properties": special})
+def _build_program(model: type[BaseModel], definitions: dict[str, Schema]) -> Schema:
+    """Return the schema of what is particular to suites of a program."""
+    axis = {"anyOf": [{"type": "boolean"}, {"type": "number"}, _forbid({"type": "string"})]}
+    free_axis = {"type": "array", "minItems": 1, "items": axis, "description": "An axis that expressions read."}
+    fields = definitions[model.__name__]["properties"]
+    axes = {
+        "type": "object",
+        "properties": {n: {"type": "array", "minItems": 1, "items": _transform(f, _forbid)} for n, f in fields.items()},
+        "propertyNames": {"pattern": VARIABLE},
+        "additionalProperties": free_axis,
+    }
+    definitions[f"{model.__name__}-axes"] = axes
+    axes_ref = {"$ref": f"{REF}{model.__name__}-axes"}
+    template = {**definitions[model.__name__ + TEMPLATE]}
+    required = template.pop("required", [])
+    properties = {"parameters": template, "matrix": axes_ref, "zips": {"additionalProperties": axes_ref}}
+    return {"properties": properties, **({"allOf": [_require(name) for name in required]} if required else {})}
 
 
-def _somewhere(name: str) -> Schema:
-    """That a parameter stands under parameters, matrix, or one of zips."""
-    direct = [{"required": [kind], "properties": {kind: {"required": [name]}}} for kind in ("parameters", "matrix")]
-    nowhere = {"additionalProperties": {"not": {"required": [name]}}}
-    return {"anyOf": [*direct, {"required": ["zips"], "properties": {"zips": {"not": nowhere}}}]}
+def _require(name: str) -> Schema:
+    """Return a schema that requires a parameter in parameters, in matrix, or in one of zips."""
+    sections = [{"required": [kind], "properties": {kind: {"required": [name]}}} for kind in ("parameters", "matrix")]
+    absent = {"additionalProperties": {"not": {"required": [name]}}}
+    return {"anyOf": [*sections, {"required": ["zips"], "properties": {"zips": {"not": absent}}}]}
 
 
-def _is(program: str) -> Schema:
-    return {"required": ["program"], "properties": {"program": {"const": program}}}
-
-
-def _by_extension(name: str) -> Schema:
-    return {"if": EXTENDED, "then": ref(name + OVERLAY), "else": ref(name)}
-
-
-def _root(book: Book, name: str, extends: str) -> Schema:
-    """A file: the whole model or, where it extends another, any part of it."""
-    whole = book.parts[name]
-    # The root says which keys there are: were it said here too, an editor would tell of an unknown one twice.
-    del whole["additionalProperties"]
-    book.overlay(ref(name))
-    properties = {"extends": {"description": extends, "type": "string"}, **dict.fromkeys(whole["properties"], True)}
-    head = {"title": name, "description": whole["description"], "type": "object", "properties": properties}
-    return {"$schema": DRAFT, **head, "additionalProperties": False, **_by_extension(name)}
-
-
-def system_schema() -> Schema:
-    """What a file of systems/ may hold."""
-    book = Book([System], _Generator)
-    _forbid_expressions(book, book.of(System)["properties"], system.PLACES)
-    ranks = book.parts["Node"]["properties"]["ranks_per_node"]
+def build_system_schema() -> Schema:
+    """Return the schema of systems."""
+    definitions = _define([System])
+    _forbid_expressions(definitions, definitions["System"], system.EXPRESSION_SECTIONS)
+    ranks = definitions["Node"]["properties"]["ranks_per_node"]
     ranks["anyOf"] = [{"type": "integer", "minimum": 1}, EXPRESSION]
-    book.describe(book.of(System), SYSTEM_KEYS)
-    return book.finished(_root(book, "System", EXTENDS.format("system")))
+    return _build_root("System", definitions)
 
 
-def text(schema: Schema) -> str:
-    """The schema as its file holds it."""
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+def _build_root(name: str, definitions: dict[str, Schema]) -> Schema:
+    """Return the schema of a file: the whole model or, if the file extends another, any of its keys."""
+    whole = definitions[name]
+    # the root lists the keys; if the definition did too, an editor would report an unknown one twice
+    del whole["additionalProperties"]
+    keys = {key: {"description": value.get("description", "")} for key, value in whole["properties"].items()}
+    return {
+        "$schema": DRAFT,
+        "title": name,
+        "description": whole["description"],
+        "type": "object",
+        "properties": {"extends": {"type": "string", "description": EXTENDS.format(name.lower())}, **keys},
+        "additionalProperties": False,
+        "if": {"not": {"required": ["extends"]}},
+        "then": {"$ref": REF + name},
+        "$defs": dict(sorted(definitions.items())),
+    }
 
 
-def files() -> dict[Path, str]:
-    """The files of both schemas and what they hold."""
-    found = {"suites": suite_schema(), "systems": system_schema()}
-    return {resources.folder(kind) / FILES[kind]: text(schema) for kind, schema in found.items()}
+def _forbid_expressions(definitions: dict[str, Schema], whole: Schema, sections: Collection[str]) -> None:
+    """Refuse expressions in all but these sections."""
+    for key in whole["properties"].keys() - set(sections):
+        node = whole["properties"][key] = _transform(whole["properties"][key], _forbid)
+        for name in re.findall(rf'"{re.escape(REF)}([^"]+)"', json.dumps(node)):
+            definitions[name] = _transform(definitions[name], _forbid)
+
+
+def _transform(node: Any, change: Callable[[Schema], Schema]) -> Any:
+    """Return a schema with a change made to all its parts."""
+    if isinstance(node, list):
+        return [_transform(item, change) for item in node]
+    if not isinstance(node, dict):
+        return node
+    copy = {
+        key: {name: _transform(field, change) for name, field in value.items()}
+        if key in ("properties", "patternProperties")
+        else _transform(value, change)
+        for key, value in node.items()
+    }
+    return change(copy)
+
+
+def _rename_refs(node: Any) -> Any:
+    """Return a schema whose references lead to the definitions that accept expressions."""
+    return json.loads(re.sub(rf'("\$ref": "{re.escape(REF)}[^"]+)"', rf'\1{TEMPLATE}"', json.dumps(node)))
+
+
+def _allow_expressions(node: Schema) -> Schema:
+    """Let every value and every item be an expression."""
+    if "properties" in node:
+        node["properties"] = {name: _or_expression(value) for name, value in node["properties"].items()}
+    if "items" in node:
+        node["items"] = _or_expression(node["items"])
+    if "prefixItems" in node:
+        node["prefixItems"] = [_or_expression(value) for value in node["prefixItems"]]
+    return node
+
+
+def _or_expression(node: Schema) -> Schema:
+    notes: Schema = {key: node[key] for key in ("title", "description", "default") if key in node}
+    rest = {key: value for key, value in node.items() if key not in notes}
+    members = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
+    return node if not rest or {"type": "string"} in members else {**notes, "anyOf": [*members, EXPRESSION]}
+
+
+def _forbid(node: Schema) -> Schema:
+    """Refuse expressions as text, unless the text cannot be one."""
+    is_free = node.get("type") == "string" and "enum" not in node and re.search(node.get("pattern", ""), "{{ x }}")
+    return {**node, "not": NO_EXPRESSION} if is_free else node
+
+
+def build_files() -> dict[Path, str]:
+    """Return the paths of both schema files and their contents."""
+    schemas = {"suites": build_suite_schema(), "systems": build_system_schema()}
+    return {
+        resources.resource_dir(kind) / FILES[kind]: json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+        for kind, schema in schemas.items()
+    }
+
+
+def write_files() -> None:
+    """Write both schemas next to the suites and systems."""
+    for path, text in build_files().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for path, written in files().items():
-        path.write_text(written, encoding="utf-8")
+    write_files()

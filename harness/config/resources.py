@@ -1,4 +1,4 @@
-"""Where the suites, systems and report files that come with the harness are: in a clone, or in an installed wheel."""
+"""Where the suites, systems and report files of the harness are: in a clone, or in an installed wheel."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 from harness.protocol.errors import UsageError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
-CLONE = PACKAGE.parent
-OWN: dict[str, list[Path]] = {"suites": [Path("suites")], "systems": [Path("systems")]}
+REPO_ROOT = PACKAGE.parent
+SEARCH_PATH: dict[str, list[Path]] = {"suites": [Path("suites")], "systems": [Path("systems")]}
 
 
-def folder(kind: str) -> Path:
-    """The folder of that kind: suites, systems or reports."""
+def resource_dir(kind: str) -> Path:
+    """Return the folder of a kind: suites, systems or reports."""
     in_wheel = PACKAGE / "shipped_files" / kind
-    return in_wheel if in_wheel.is_dir() else CLONE / kind
+    return in_wheel if in_wheel.is_dir() else REPO_ROOT / kind
 
 
-def add(kind: str, place: Path) -> None:
-    """Look in this folder before all others; raises UsageError if there is none."""
-    if not place.is_dir():
-        raise UsageError(f"{place}: no such folder")
-    OWN[kind].insert(0, place)
+def add_search_path(kind: str, folder: Path) -> None:
+    """Search this folder before all others; raises UsageError if there is none."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    SEARCH_PATH[kind].insert(0, folder)
 
 
-def find(kind: str, name: str) -> Path:
-    """A suite or system by name or path; those of the current folder, or its ./suites or ./systems, come first.
+def find_resource(kind: str, name: str) -> Path:
+    """Return a suite or system by name or path; those in the search path, such as ./suites, precede shipped ones.
 
     Raises UsageError with the nearest known name.
     """
@@ -34,17 +34,18 @@ def find(kind: str, name: str) -> Path:
         if path.is_file():
             return path
         raise UsageError(f"{path}: no such file")
-    for place in [*OWN[kind], folder(kind)]:
-        if (place / f"{name}.yaml").is_file():
-            return place / f"{name}.yaml"
-    raise UsageError(f"no {kind.removesuffix('s')} named {name!r}{did_you_mean(name, names(kind))}")
+    for folder in [*SEARCH_PATH[kind], resource_dir(kind)]:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise UsageError(f"no {kind.removesuffix('s')} named {name!r}{did_you_mean(name, list_resources(kind))}")
 
 
-def checkpoints() -> list[str]:
-    """Names of the shipped models."""
-    return sorted(p.stem for p in (PACKAGE / "reference" / "models" / "shipped").glob("*.safetensors"))
+def list_checkpoints() -> list[str]:
+    """Return the names of the shipped models."""
+    return sorted(path.stem for path in (PACKAGE / "reference" / "models" / "shipped").glob("*.safetensors"))
 
 
-def names(kind: str) -> list[str]:
-    """Known suites or systems, the user's own included."""
-    return sorted({p.stem for place in (*OWN[kind], folder(kind)) for p in place.glob("*.yaml")})
+def list_resources(kind: str) -> list[str]:
+    """Return the names of known suites or systems, including the user's."""
+    folders = (*SEARCH_PATH[kind], resource_dir(kind))
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})

@@ -1,4 +1,4 @@
-"""A system's settings: what the user gives with -S, in HARNESS_* variables, or in a file of his own."""
+"""A system's settings: what the user gives with -S, in HARNESS_* variables, or in the user's file."""
 
 from __future__ import annotations
 
@@ -11,132 +11,133 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.config.language import validation, yaml_loader
-from harness.config.language.document import Loc, gather
+from harness.config import validation, yaml_loader
+from harness.config.document import KeyPath, raise_problems
 from harness.protocol.errors import UsageError, did_you_mean, shortened
-from harness.protocol.types import Strict
+from harness.protocol.types import StrictModel
 
 PREFIX = "HARNESS_"
-# Values become words of job scripts: nothing that a shell reads as more than a variable.
+# Values become words of job scripts: a shell may expand variables in them and nothing else.
 SAFE = re.compile(r"(?:[\w./:@%+=,~-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*", re.ASCII)
+SAFE_CHARACTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
+INTEGER = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
+DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+
+Value = str | int | float
 
 
-WHOLE = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
-REAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
-EXPECTED = {int: "a whole number", float: "a number"}
-SAFE_LETTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
-
-
-def _safe(value: str | int | float | None) -> str | int | float | None:
+def check_safe(value: Value | None) -> Value | None:
+    """Return the value; raises ValueError for text that a shell would interpret."""
     if isinstance(value, str) and not SAFE.fullmatch(value):
-        raise ValueError(f"expected {SAFE_LETTERS}, got {shortened(value)}")
+        raise ValueError(f"expected {SAFE_CHARACTERS}, got {shortened(value)}")
     return value
 
 
-class Setting(Strict):
-    """A value that the user may give. Without a default it must be given.
-
-    identity: it changes what is measured, so cases that differ in it are different cases.
-    """
+class Setting(StrictModel):
+    """A value that the user may give, and must give if there is no default."""
 
     help: Annotated[str, Field(pattern=validation.ONE_LINE)]
-    default: Annotated[str | int | float | None, AfterValidator(_safe)] = None
+    """What it is, in one line."""
+    default: Annotated[Value | None, AfterValidator(check_safe)] = None
+    """Its value if the user gives none; others must be of the same type."""
     identity: bool = False
+    """Whether it changes what is measured, so that cases with another value are other cases."""
 
     @model_validator(mode="after")
-    def _is_decided(self) -> Setting:
+    def _has_identity(self) -> Setting:
         if self.identity and self.default is None:
-            raise ValueError("a setting with identity needs a default, since the ids of cases hold its value")
+            raise ValueError("a setting with identity needs a default, as the ids of cases depend on its value")
         return self
 
 
-def variable_of(name: str) -> str:
-    """Return the environment variable that gives a setting."""
+def variable_name(name: str) -> str:
+    """Return the environment variable of a setting."""
     return PREFIX + name.upper()
 
 
-def ways_to_give(system: str, name: str) -> str:
+def describe_sources(system: str, name: str) -> str:
     """Return the places where the user may give a setting of a system."""
-    return f"-S {name}=..., {variable_of(name)}, or `{system}: {{{name}: ...}}` in {user_file()}"
+    return f"-S {name}=..., {variable_name(name)}, or `{system}: {{{name}: ...}}` in {user_file()}"
 
 
 def user_file() -> Path:
-    """The user's own file: a mapping from setting to value, or from system to such a mapping."""
+    """Return the user's file: a mapping from settings to values, or from systems to such mappings."""
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "gfm-harness" / "settings.yaml"
 
 
-def decide(
+def resolve_settings(
     system: str, declared: Mapping[str, Setting], given: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings that have a value, and for each of the others what to tell the user; raises UsageError."""
-    wrong = [
+) -> tuple[dict[str, Value], dict[str, str]]:
+    """Return the values of settings, and for each setting without one a message to the user; raises UsageError."""
+    errors = [
         f"-S {name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
         for name in given
         if name not in declared
     ]
-    own = _from_file(system, declared)
-    decided: dict[str, Any] = {}
+    user_values = _load_user_values(system, declared)
+    values: dict[str, Value] = {}
     missing = {}
     for name, setting in declared.items():
-        variable = variable_of(name)
-        try:
-            if name in given:
-                decided[name] = _typed(f"-S {name}", setting, given[name])
-            elif variable in os.environ:
-                decided[name] = _typed(variable, setting, os.environ[variable])
-            elif name in own:
-                decided[name] = own[name]
-            elif setting.default is not None:
-                decided[name] = setting.default
-            else:
-                ways = ways_to_give(system, name)
-                missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {ways}"
-        except UsageError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise UsageError("\n".join(wrong))
-    return decided, missing
+        variable = variable_name(name)
+        sources = ((f"-S {name}", given.get(name)), (variable, os.environ.get(variable)))
+        source, text = next(((where, text) for where, text in sources if text is not None), ("", None))
+        if text is not None:
+            try:
+                values[name] = _parse_value(source, setting, text)
+            except UsageError as error:
+                errors.append(str(error))
+        elif name in user_values:
+            values[name] = user_values[name]
+        elif setting.default is not None:
+            values[name] = setting.default
+        else:
+            sources_text = describe_sources(system, name)
+            missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {sources_text}"
+    if errors:
+        raise UsageError("\n".join(errors))
+    return values, missing
 
 
-def _from_file(system: str, declared: Mapping[str, Setting]) -> dict[str, Any]:
+def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str, Value]:
     path = user_file()
     if not path.is_file():
         return {}
-    document = yaml_loader.parse(path, may_be_empty=True, read=yaml_loader.read_text)
-    special = document.data.get(system, {})
-    places: dict[Loc, Any] = {(k,): v for k, v in document.data.items() if k in declared and k not in special}
-    wrong, found = [], {}
-    if not isinstance(special, dict):
-        wrong.append(document.problem((system,), f"{system}: expected a mapping from settings to values"))
-        special = {}
-    places |= {(system, k): v for k, v in special.items()}
-    for loc, value in places.items():
-        name = str(loc[-1])
+    document = yaml_loader.load_yaml(path, may_be_empty=True, read=yaml_loader.read_text)
+    of_system = document.data.get(system, {})
+    problems = []
+    if not isinstance(of_system, dict):
+        problems.append(document.problem((system,), f"{system}: expected a mapping from settings to values"))
+        of_system = {}
+    given: dict[KeyPath, Any] = {(k,): v for k, v in document.data.items() if k in declared and k not in of_system}
+    given |= {(system, name): value for name, value in of_system.items()}
+    values = {}
+    for at, value in given.items():
+        name = str(at[-1])
         if name not in declared:
-            said = f"no such setting of system {system!r}{did_you_mean(name, declared)}"
-            wrong.append(document.problem(loc, f"{name}: {said}"))
+            message = f"{name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
+            problems.append(document.problem(at, message))
         elif not isinstance(value, str):
-            wrong.append(document.problem(loc, f"{name}: expected text or a number, got {shortened(value)}"))
+            problems.append(document.problem(at, f"{name}: expected text or a number, got {shortened(value)}"))
         else:
             try:
-                found[name] = _typed(name, declared[name], value)
+                values[name] = _parse_value(name, declared[name], value)
             except UsageError as error:
-                wrong.append(document.problem(loc, str(error)))
-    gather([wrong])
-    return found
+                problems.append(document.problem(at, str(error)))
+    raise_problems(problems)
+    return values
 
 
-def _typed(said: str, setting: Setting, text: str) -> str | int | float:
-    """The text as the setting's type; said: where it is from."""
-    kind = str if setting.default is None else type(setting.default)
-    if kind is str:
-        if not SAFE.fullmatch(text) or (setting.default is None and not text):
-            raise UsageError(f"{said}: expected {SAFE_LETTERS}, got {shortened(text)}")
+def _parse_value(source: str, setting: Setting, text: str) -> Value:
+    """Return the text as the type of the setting's default; raises UsageError that begins with the source."""
+    default = setting.default
+    if default is None or isinstance(default, str):
+        if not SAFE.fullmatch(text) or (default is None and not text):
+            raise UsageError(f"{source}: expected {SAFE_CHARACTERS}, got {shortened(text)}")
         return text
-    pattern, number = (WHOLE, int) if kind is int else (REAL, float)
-    value = number(text) if pattern.fullmatch(text) else None
-    if value is None or not math.isfinite(value):
-        said = f"{said}: expected {EXPECTED[kind]}, as {setting.default!r}, got {shortened(text)}"
-        raise UsageError(said)
-    return value
+    if isinstance(default, int) and INTEGER.fullmatch(text):
+        return int(text)
+    if isinstance(default, float) and DECIMAL.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    raise UsageError(f"{source}: expected {kind}, such as {default!r}, got {shortened(text)}")

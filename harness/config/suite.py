@@ -1,270 +1,212 @@
-"""Suite: what to measure, from suites/*.yaml."""
+"""Loading of suites: what to measure, from suites/*.yaml."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, create_model, model_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from harness.config import resources as shipped
-from harness.config import suite_validation
-from harness.config.language import expressions, validation
-from harness.config.language.document import MOST_TOLD, Document, Loc, Problem, gather
-from harness.config.language.inheritance import layered
+from harness.config import expressions, resources
+from harness.config.document import (
+    MAX_PROBLEMS,
+    Document,
+    KeyPath,
+    Problem,
+    dotted,
+    iter_texts,
+    raise_problems,
+)
+from harness.config.evaluation import ExpressionError
+from harness.config.expressions import Expression
+from harness.config.suite_checks import NAMESPACES, RESERVED, check_consistency, resolve_files
+from harness.config.suite_file import Resources, Suite
+from harness.config.validation import check_model, describe_errors
+from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import did_you_mean, shortened
-from harness.protocol.registry import PROGRAMS, lists, partial
-from harness.protocol.types import Count, Minutes, Name, Strict, Word
+from harness.protocol.registry import load_programs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Suite", "load_suite"]
+
+# Where expressions may be.
+EXPRESSION_SECTIONS = ("variables", "parameters", "resources", "sanity", "performance")
+# Keys that an overlay of `scale` may not change.
+FIXED_KEYS = ("name", "scale", "extends", "program")
 
 
-def _number(value: str | int | float) -> str | int | float:
-    if isinstance(value, str) and not expressions.is_expression(value):
-        raise ValueError(f"expected a number, got {shortened(value)}")
-    return value
+def load_suite(path: Path, scale_for: str | None = None) -> Suite:
+    """Load and check a suite, overlaid by its `scale` for a system if it has one.
 
-
-Scalar = bool | int | float | str
-Axis = Annotated[list[Scalar], Field(min_length=1)]
-Number = Annotated[str | int | float, AfterValidator(_number)]
-# More is a slip of the pen on any machine.
-Many = Annotated[int, Field(ge=1, le=1_000_000)]
-
-# Parameters that hold the path of a file, or the name of a shipped checkpoint.
-FILES = ("checkpoint", "structures")
-
-
-class Resources(Strict):
-    """What one case needs; the values may be expressions.
-
-    minutes: wall time after which the case is stopped. expected_minutes: what it should take, for cost estimates.
+    All overlays are checked, whichever is selected; raises UsageError with every problem.
     """
-
-    nodes: Many = 1
-    ranks_per_node: Many = 1
-    minutes: Minutes = 60.0
-    expected_minutes: Minutes | None = None
-
-
-class After(Strict):
-    """Cases that match `cases` start after the cases that match `needs` and agree with them on every other axis.
-
-    across: axes on which they need not agree.
-    """
-
-    cases: dict[Word, Scalar] = Field(default_factory=dict)
-    needs: Annotated[dict[Word, Scalar], Field(min_length=1)]
-    across: list[Word] = Field(default_factory=list)
-
-
-class Observation(Strict):
-    """Which events of a case to look at, and which field of them.
-
-    event: its kind. where: fields that must have these values. field: the value looked at, dots lead into mappings.
-    """
-
-    event: str
-    where: dict[str, Scalar] = Field(default_factory=dict)
-    field: str | None = None
+    document = load_with_bases(path, "suites")
+    base = document.drop("scale")
+    suite, problems = check_suite(base)
+    known = {problem.message for problem in problems}
+    overlays, scale_problems = _find_overlays(document)
+    problems += scale_problems
+    scaled: dict[str, Suite | None] = {}
+    for name, part in overlays.items():
+        fixed = [key for key in FIXED_KEYS if key in part.data]
+        problems += [part.problem((key,), f"scale.{name}: {key!r} cannot differ by system") for key in fixed]
+        overlay = part.drop(*FIXED_KEYS)
+        scaled[name], overlay_problems = check_suite(overlay.overlay_on(base))
+        problems += [
+            Problem(p.location, f"{p.message} (scale.{name})")
+            for p in (*overlay.invalid_removals(base), *overlay_problems)
+            if p.message not in known
+        ]
+    raise_problems(problems)
+    selected = scaled.get(scale_for or "") or suite
+    assert selected is not None, "a suite without problems is valid"
+    return selected
 
 
-class Check(Observation):
-    """What must be true of the events of a case that ended well; otherwise it counts as failed."""
-
-    at_least: Annotated[int, Field(ge=0)] = 1
-    at_most: Annotated[int, Field(ge=0)] | None = None
-    equals: Any = None
-    above: Number | None = None
-    below: Number | None = None
-
-    @model_validator(mode="after")
-    def _has_field(self) -> Check:
-        if self.field is None and (self.equals, self.above, self.below) != (None, None, None):
-            raise ValueError("equals, above and below need the field that they are about")
-        if self.at_most is not None and self.at_most < self.at_least:
-            raise ValueError(f"at_most {self.at_most} is below at_least {self.at_least}")
-        return self
-
-
-class Reference(Observation):
-    """What a figure of merit should be: median of a field within a relative tolerance of the reference."""
-
-    name: Name
-    field: str
-    reference: Number
-    tolerance: Annotated[float, Field(gt=0)]
-    direction: Literal["higher_is_better", "lower_is_better", "equal"]
-    unit: str
-    statistic: Literal["median", "mean", "min", "max"] = "median"
-
-
-class Suite(Strict):
-    """One experiment: a program, the parameters all its cases share, and those that the cases run through.
-
-    variables: names for values and expressions. matrix: axis -> values, all combinations. zips: axes that advance
-    together. exclude, where: combinations left out, conditions on those kept. pack: cases that share one allocation
-    at most. retries: how often a case that was lost (a dead node, a vanished job) is submitted again.
-    """
-
-    name: Name
-    title: Annotated[str, Field(min_length=1, max_length=200, pattern=validation.ONE_LINE)]
-    description: str = ""
-    program: str
-    variables: dict[Word, Any] = Field(default_factory=dict)
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    matrix: dict[str, list[Any]] = Field(default_factory=dict)
-    zips: dict[Word, dict[str, list[Any]]] = Field(default_factory=dict)
-    exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = Field(default_factory=list)
-    where: list[str] = Field(default_factory=list)
-    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    resources: dict[str, Any] = Field(default_factory=dict)
-    pack: Count = 1
-    retries: Annotated[int, Field(ge=0, le=100)] = 1
-    after: list[After] = Field(default_factory=list)
-    sanity: list[Check] = Field(default_factory=list)
-    performance: list[Reference] = Field(default_factory=list)
-    tags: list[Name] = Field(default_factory=list)
-
-    _document: Document | None = PrivateAttr(default=None)
-
-    @property
-    def document(self) -> Document:
-        """Where its parts stand."""
-        return self._document or Document(Path(f"{self.name}.yaml"), {}, {})
-
-
-def load(path: Path, scale_for: str | None = None) -> Suite:
-    """Read and check a suite, with the overlay of its `scale` for a system, if it has one, laid over it.
-
-    All overlays are checked, whichever is asked for; raises UsageError with every problem.
-    """
-    document = layered(path, "suites")
-    base, overlays = document.without("scale"), _scale(document)
-    gather([problems(base), *_scale_problems(document, base, overlays)])
-    if scale_for in overlays:
-        base = overlays[scale_for].over(base)
-    suite = Suite.model_validate(_with_files(base))
-    suite._document = base
-    return suite
-
-
-def _scale(document: Document) -> dict[str, Document]:
-    """The overlays by system."""
-    scale = document.data.get("scale")
-    parts = scale.items() if isinstance(scale, dict) else ()
-    return {name: document.part(("scale", name)) for name, part in parts if isinstance(part, dict)}
-
-
-def _scale_problems(document: Document, base: Document, overlays: dict[str, Document]) -> Iterator[list[Problem]]:
-    """What is wrong in `scale`, and what is wrong with the suite on a system and not without its overlay."""
-    scale = document.data.get("scale", {})
+def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Problem]]:
+    """Return the overlays of `scale` by system, and the problems of what is not an overlay."""
+    scale, systems = document.data.get("scale", {}), resources.list_resources("systems")
     if not isinstance(scale, dict):
-        yield [document.problem(("scale",), "scale: expected a mapping from systems to what differs there")]
-        return
-    known = shipped.names("systems")
-    without = {problem.message for problem in problems(base)}
-    for name in scale:
+        return {}, [document.problem(("scale",), "scale: expected a mapping from systems to overlays")]
+    overlays, problems = {}, []
+    for name, value in scale.items():
         at = ("scale", name)
-        if name not in known:
-            yield [document.problem(at, f"scale: unknown system {shortened(name)}{did_you_mean(name, known)}")]
-        elif name not in overlays:
-            yield [document.problem(at, f"scale.{name}: expected a mapping of what differs there")]
+        if name not in systems:
+            message = f"scale: unknown system {shortened(name)}{did_you_mean(name, systems)}"
+            problems.append(document.problem(at, message))
+        elif not isinstance(value, dict):
+            problems.append(document.problem(at, f"scale.{name}: expected a mapping of the keys that differ"))
         else:
-            part = overlays[name]
-            fixed = [key for key in ("name", "scale", "extends", "program") if key in part.data]
-            yield [document.problem((*at, key), f"scale.{name}: {key!r} cannot differ by system") for key in fixed]
-            part = part.without(*fixed)
-            found = [*part.takes_nothing(base), *problems(part.over(base))]
-            yield [Problem(p.mark, f"{p.message} (scale.{name})") for p in found if p.message not in without]
+            overlays[name] = document.subdocument(at)
+    return overlays, problems
 
 
-def problems(document: Document) -> list[Problem]:
-    """What is wrong with a suite's document."""
+def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
+    """Return the document as a suite, or None, and its problems."""
+    by_path, misplaced = _find_expressions(document)
+    used = {name for expression in by_path.values() for name in expression.names}
+    problems = [*misplaced.values(), *_check_names(document, by_path, used)]
+    suite, errors = check_model(document, Suite)
+    errors += _check_program_values(document, {*by_path, *misplaced}, used)
+    known = {problem.location for problem in misplaced.values()}
+    problems += [error for error in errors if error.location not in known]
+    if suite is None or errors or misplaced:
+        return None, problems
+    suite._document = document
+    problems += islice(check_consistency(suite), MAX_PROBLEMS + 1)
+    problems += resolve_files(suite)
+    return None if problems else suite, problems
+
+
+def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], dict[KeyPath, Problem]]:
+    """Return the compiled expressions by key path, and the problems of the others."""
+    by_path: dict[KeyPath, Expression] = {}
+    problems = {}
+    for at, text in iter_texts(document.data):
+        is_condition = at[0] == "where" and len(at) == 2
+        if not is_condition and not expressions.is_expression(text):
+            continue
+        if not is_condition and at[0] not in EXPRESSION_SECTIONS:
+            message = f"expressions are not supported in {at[0]!r}, but in {', '.join(EXPRESSION_SECTIONS)}"
+            problems[at] = document.problem(at, message)
+            continue
+        try:
+            by_path[at] = expressions.parse_condition(text) if is_condition else expressions.parse(text)
+        except ExpressionError as error:
+            problems[at] = document.problem(at, f"{dotted(at)}: {error}")
+    return by_path, problems
+
+
+def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used: Collection[str]) -> Iterator[Problem]:
+    """Yield names that expressions read and that have no value, and variables that no expression reads."""
+    known = {*_section(document.data, "variables"), *_section(document.data, "parameters"), "repeat"}
+    known.update(name for at in _axis_sections(document.data) for name in _section(document.data, *at))
+    for at, expression in by_path.items():
+        if message := expression.find_unknown_name(known, NAMESPACES):
+            yield document.problem(at, f"{dotted(at)}: {message}")
+    for name in _section(document.data, "variables"):
+        if name not in used and name not in RESERVED:
+            yield document.problem(("variables", name), f"no expression uses the variable {name!r}")
+
+
+def _section(data: Any, *at: str) -> dict[str, Any]:
+    """Return the mapping at a key path; an empty one if there is none."""
+    for key in at:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _axis_sections(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [("matrix",), *(("zips", name) for name in _section(data, "zips"))]
+
+
+def _check_program_values(
+    document: Document, expression_paths: Collection[KeyPath], used: Collection[str]
+) -> list[Problem]:
+    """Return the problems of the values that the program and the resources are given, except expressions."""
+    problems = _check_section(document, "resources", Resources, expression_paths)
     program = document.data.get("program")
-    if not isinstance(program, str) or program not in PROGRAMS:
-        said = f"unknown program {shortened(program)}" if "program" in document.data else "'program' is missing"
-        found = [document.problem(("program",), f"{said}{did_you_mean(str(program), PROGRAMS)}")]
-        return found + _model_problems(document.without("program"), Suite, {("program",): found[0]})
-    axes = partial(program), lists(program)
-    typed = create_model(
-        "SuiteFile",
-        __base__=Suite,
-        parameters=(axes[0], Field(default_factory=axes[0])),
-        matrix=(axes[1], Field(default_factory=axes[1])),
-        zips=(dict[Word, axes[1]], Field(default_factory=dict)),  # type: ignore[valid-type]
-        resources=(Resources, Field(default_factory=Resources)),
-    )
-    expressions_found, wrong = suite_validation.expressions_of(document)
-    used = suite_validation.names_used(document, expressions_found)
-    pruned = suite_validation.without_expressions(document, {*expressions_found, *wrong}, used)
-    found = [*wrong.values(), *suite_validation.name_problems(document, expressions_found, used)]
-    types = _model_problems(pruned, typed, wrong)
-    if types or wrong:
-        return found + types
-    return found + list(islice(suite_validation.problems(document, program), MOST_TOLD + 1)) + _file_problems(document)
+    programs = load_programs()
+    if not isinstance(program, str) or program not in programs:
+        return problems
+    model = programs[program].parameters
+    problems += _check_section(document, "parameters", model, expression_paths)
+    for at in _axis_sections(document.data):
+        for axis, values in _section(document.data, *at).items():
+            if not isinstance(values, list) or not values:
+                continue
+            if axis in model.model_fields:
+                try:
+                    _values_adapter(model, axis).validate_python(values)
+                except ValidationError as error:
+                    problems += describe_errors(document, error.errors(include_url=False), model, (*at, axis))
+            elif axis not in used:
+                message = f"unknown key {shortened(axis)}{did_you_mean(axis, model.model_fields)}"
+                problems.append(document.problem((*at, axis), message))
+    return problems
 
 
-def _model_problems(document: Document, model: type[Suite], told: dict[Loc, Problem]) -> list[Problem]:
-    """What the model says, but nothing of the places of which something is told already."""
+@cache
+def _values_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    """Return what validates a list of values of one field."""
+    field = model.model_fields[name]
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(list[annotation])
+
+
+def _check_section(
+    document: Document, section: str, model: type[BaseModel], expression_paths: Collection[KeyPath]
+) -> list[Problem]:
+    """Return the problems of the fields that a section has, except those that are or contain expressions."""
+    values = _strip_expressions(_section(document.data, section), (section,), expression_paths)
     try:
-        model.model_validate(document.data)
+        model.model_validate(values)
     except ValidationError as error:
-        found = validation.problems(document, model, error)
-        missing = {f"{'.'.join(map(str, loc))!r} is missing" for loc in told}
-        return [p for p in found if p.mark not in {t.mark for t in told.values()} and p.message not in missing]
+        # required fields may be axes, and what concerns several fields is checked when all have values
+        errors = [
+            e
+            for e in error.errors(include_url=False)
+            if e["loc"]
+            and not (e["type"] == "missing" and (len(e["loc"]) == 1 or (section, *e["loc"]) in expression_paths))
+        ]
+        return describe_errors(document, errors, model, (section,))
     return []
 
 
-def _file_problems(document: Document) -> list[Problem]:
-    return [
-        document.problem(
-            loc,
-            f"{'.'.join(map(str, loc))}: no file {shortened(value)}{did_you_mean(str(value), shipped.checkpoints())}",
-        )
-        for loc, value in _files(document)
-        if not expressions.is_expression(value) and _placed(document, loc, value) is None
-    ]
-
-
-def _with_files(document: Document) -> dict[str, Any]:
-    """The document's data, the files in it made absolute."""
-    data = {**document.data}
-    for loc, value in _files(document):
-        placed = None if expressions.is_expression(value) else _placed(document, loc, value)
-        if placed is not None:
-            data = _replaced(data, loc, placed)
-    return data
-
-
-def _files(document: Document) -> list[tuple[Loc, Any]]:
-    """Every place of the document that names a file."""
-    found: list[tuple[Loc, Any]] = []
-    for name in FILES:
-        if document.data.get("parameters", {}).get(name) is not None:
-            found.append((("parameters", name), document.data["parameters"][name]))
-        lists_here: list[tuple[Loc, Any]] = [(("matrix",), document.data.get("matrix", {}))]
-        lists_here += [(("zips", zipped), axes) for zipped, axes in document.data.get("zips", {}).items()]
-        for at, axes in lists_here:
-            found += [((*at, name, k), value) for k, value in enumerate(axes.get(name, []))]
-    return found
-
-
-def _placed(document: Document, loc: Loc, value: Any) -> str | None:
-    if value in shipped.checkpoints():
-        return str(value)
-    try:
-        # as the user names it: the machine that runs the case may not have what a link leads to
-        found = os.path.abspath(document.mark(loc).path.parent / str(value))
-        return found if os.path.isfile(found) else None
-    except (OSError, ValueError):
-        return None
-
-
-def _replaced(data: Any, loc: Loc, value: Any) -> Any:
-    if not loc:
-        return value
-    copy: Any = dict(data) if isinstance(data, dict) else list(data)
-    copy[loc[0]] = _replaced(copy[loc[0]], loc[1:], value)
-    return copy
+def _strip_expressions(node: Any, at: KeyPath, expression_paths: Collection[KeyPath]) -> Any:
+    """Return mappings without the keys whose value is an expression or a list that contains one."""
+    if not isinstance(node, dict):
+        return node
+    constants = {}
+    for key, value in node.items():
+        inner = (*at, key)
+        is_list = isinstance(value, list)
+        if inner not in expression_paths and not (
+            is_list and any(path[: len(inner)] == inner for path in expression_paths)
+        ):
+            constants[key] = _strip_expressions(value, inner, expression_paths)
+    return constants

@@ -1,46 +1,47 @@
-"""System: where to measure, from systems/*.yaml."""
+"""Loading of systems: where to measure, from systems/*.yaml."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from harness.config import resources, settings
-from harness.config.language import expressions, validation
-from harness.config.language.document import Document, Loc, Problem, gather
-from harness.config.language.evaluation import ExpressionError, NotYetKnown, Placeholder
-from harness.config.language.inheritance import layered
-from harness.config.system_file import System, TelemetryLines
+from harness.config import expressions, resources, settings
+from harness.config.document import Document, KeyPath, Problem, dotted, iter_texts, raise_problems
+from harness.config.evaluation import ExpressionError, Placeholder, ValueUnavailable
+from harness.config.system_file import System, TelemetryTemplate
+from harness.config.validation import check_model
+from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import UsageError, did_you_mean, shortened
 
-# What the lines of a system may read besides `settings`.
-CASE_FACTS = ("nodes", "ranks", "ranks_per_node")
-SETUP_FACTS = ("package",)
-NODE_FACTS = ("ranks_per_node", "cores", "accelerators")
-# Where expressions may stand, and which of these are known before there is a case.
-EARLY = ("directives", "modules", "prepare", "stage")
-IN_JOBS = ("modules", "prepare", "environment", "stage", "launch", "telemetry")
-PLACES = ("node", "chunk", "environment", "install", "launch", "telemetry", *EARLY)
-COLLECTORS = ("omnistat", "sampler", "none")
-# What stands for these as long as the settings that decide them have no value.
-DEFAULTS = {name: TelemetryLines.model_fields[name].default for name in ("collector", "interval_s")}
-PLAIN = re.compile(r"[\w.-]+", re.ASCII)
-# The option by which each scheduler's command puts variables into the environment of a job.
-HAND_OVER = {"slurm": "--export=ALL,", "pbs": "-v "}
+__all__ = ["ResolvedSystem", "System", "TelemetryConfig", "load_system"]
+
+# What expressions may read besides `settings`, by section.
+SECTION_ATTRIBUTES: dict[str, dict[str, Collection[str]]] = {
+    "launch": {"case": ("nodes", "ranks", "ranks_per_node")},
+    "install": {"setup": ("package",)},
+    "chunk": {"node": ("ranks_per_node", "cores", "accelerators")},
+}
+# Where expressions may be; which sections are rendered before there is a case, and which are part of jobs.
+PRE_CASE_SECTIONS = ("directives", "modules", "prepare", "stage")
+JOB_SECTIONS = ("modules", "prepare", "environment", "stage", "launch", "telemetry")
+EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *PRE_CASE_SECTIONS)
+Collector = Literal["omnistat", "sampler", "none"]
+COLLECTORS: tuple[Collector, ...] = ("omnistat", "sampler", "none")
+CHUNK_VALUE = re.compile(r"[\w.-]+", re.ASCII)
+# The option of each scheduler's command that passes variables to a job.
+EXPORT_OPTIONS = {"slurm": "--export=ALL,", "pbs": "-v "}
 
 
 @dataclass(frozen=True)
-class Watch:
-    """A system's telemetry with its settings decided; see TelemetryLines."""
+class TelemetryConfig:
+    """A system's telemetry, rendered; see TelemetryTemplate."""
 
-    collector: Literal["omnistat", "sampler", "none"]
+    collector: Collector
     interval_s: float
     modules: list[str]
     omnistat: str
@@ -48,36 +49,33 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Site:
-    """A system with its settings decided.
-
-    settings: those that have a value. missing: what to say about those that have none, by name. folder: where its
-    job template is.
-    """
+class ResolvedSystem:
+    """A system and its settings."""
 
     system: System
     settings: Mapping[str, Any]
+    """The settings that have a value."""
     missing: Mapping[str, str]
+    """The settings that have none, and what to tell the user about each."""
     folder: Path
+    """The folder of its job template."""
     document: Document
 
     @cached_property
     def ranks_per_node(self) -> int:
         """Ranks that fill a node."""
-        value = self.system.node.ranks_per_node
+        at, value = ("node", "ranks_per_node"), self.system.node.ranks_per_node
         if isinstance(value, str):
-            if needed := self.missing_in(value):  # what a case measures depends on it
-                said = "; ".join(self.missing[name] for name in needed)
-                raise self.document.error(("node", "ranks_per_node"), f"node.ranks_per_node: {said}")
-            value = self._expression(value, ("node", "ranks_per_node"), {})
+            if missing := self._missing_in(value):  # what a case measures depends on it
+                raise self._error(at, "; ".join(self.missing[name] for name in missing))
+            value = self._evaluate(value, at, {})
         if not isinstance(value, int) or value < 1:
-            said = f"node.ranks_per_node: expected a whole number of at least 1, got {shortened(value)}"
-            raise self.document.error(("node", "ranks_per_node"), said)
+            raise self._error(at, f"expected a whole number of at least 1, got {shortened(value)}")
         return value
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What `system.` means in a suite."""
+        """The attributes of `system` in a suite."""
         node = self.system.node
         return {
             "name": self.system.name,
@@ -92,202 +90,198 @@ class Site:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The settings that change what is measured."""
-        return {n: v for n, v in self.settings.items() if self.system.settings[n].identity}
+        return {name: value for name, value in self.settings.items() if self.system.settings[name].identity}
 
     @property
     def nodes_allowed(self) -> int | None:
-        """The most nodes that a case may use, those that are spare being left; None: no limit is known."""
-        most = self.system.limits.nodes
-        return None if most is None else most - self.spares
+        """The most nodes that a case may use besides the spare nodes, or None if no limit is known."""
+        limit = self.system.limits.nodes
+        return None if limit is None else limit - self.spares
 
     def minutes_allowed(self, nodes: int) -> float | None:
-        """The site's walltime limit for a job of so many nodes; None: no limit is known."""
-        return next((w.minutes for w in self.system.limits.walltime if nodes <= w.nodes), None)
+        """Return the site's walltime limit for a job of so many nodes, or None if no limit is known."""
+        return next((limit.minutes for limit in self.system.limits.walltime if nodes <= limit.nodes), None)
 
     def require_settings(self) -> None:
-        """Raise UsageError that names every setting which has no value and needs one."""
+        """Raise UsageError if any setting has no value."""
         if self.missing:
             raise UsageError("\n".join(self.missing.values()))
 
-    def missing_in(self, text: object) -> list[str]:
-        """Return the settings without a value that an expression reads."""
-        if not isinstance(text, str) or not expressions.is_expression(text):
-            return []
-        read = {name for space, name in expressions.parse(text).attributes if space == "settings"}
-        return [name for name in self.missing if name in read]
+    def text(self, text: str, at: KeyPath, **namespaces: Any) -> str:
+        """Return a line of the system with its expressions evaluated; raises UsageError.
 
-    def text(self, text: str, loc: Loc, **known: Any) -> str:
-        """A line of the system with its expressions evaluated; raises UsageError.
-
-        A setting without a value stands in it as the variable of the job's environment that gives it.
+        A setting without a value becomes the environment variable from which the job takes it.
         """
         if not expressions.is_expression(text):
             return text
         try:
-            line = str(self._expression(text, loc, known))
-        except NotYetKnown:
-            given = " ".join(f"-S {name}=..." for name in self.missing_in(text))
-            return f"${{GFM_HARNESS_UNDECIDED:?write this script again with {given}}}"
+            line = str(self._evaluate(text, at, namespaces))
+        except ValueUnavailable:
+            options = " ".join(f"-S {name}=..." for name in self._missing_in(text))
+            return f"${{GFM_HARNESS_UNDECIDED:?write this script again with {options}}}"
         if "\n" in line:
-            raise self.document.error(
-                loc, f"{'.'.join(map(str, loc))}: expected one line, came to be {shortened(line)}"
-            )
+            raise self._error(at, f"expected one line, got {shortened(line)}")
         return line
 
-    def lines(self, name: str, **known: Any) -> list[str]:
-        """One of the system's lists of lines, evaluated, without those that come out empty.
+    def lines(self, name: str, **namespaces: Any) -> list[str]:
+        """Return the rendered lines of a section without empty ones.
 
-        A directive with a setting that has no value is left out, since only the scheduler reads it.
+        A directive that needs a missing setting is left out, as only the scheduler reads directives.
         """
-        given = enumerate(getattr(self.system, name))
-        kept = [(k, line) for k, line in given if name != "directives" or not self.missing_in(line)]
-        found = [self.text(line, (name, k), **known) for k, line in kept]
-        return [line for line in found if line.strip()]
+        given = [
+            (k, line)
+            for k, line in enumerate(getattr(self.system, name))
+            if name != "directives" or not self._missing_in(line)
+        ]
+        rendered = [self.text(line, (name, k), **namespaces) for k, line in given]
+        return [line for line in rendered if line.strip()]
 
-    def requests(self, parts: Collection[str] = IN_JOBS) -> list[str]:
-        """Return shell lines that end a script with what to set, where these parts need a setting that has no value."""
+    def requests(self, sections: Collection[str] = JOB_SECTIONS) -> list[str]:
+        """Return shell lines that end a script with an instruction if a setting that these sections need is missing."""
         return [
             f'# {name}: {self.system.settings[name].help}\n: "${{{variable}:?it gives the setting {name}, which is'
             f' missing: set it in the environment}}"'
-            for name, variable in self._asked(parts).items()
+            for name, variable in self._missing_variables(sections).items()
         ]
 
     @cached_property
     def options(self) -> str:
-        """What a person who submits a script adds to the scheduler's command, for the settings that have no value."""
-        words = []
-        named = {"settings": {**self.settings, **{n: Placeholder(n.upper()) for n in self.missing}}}
-        for line in filter(self.missing_in, self.system.directives):
+        """What a person who submits a script by hand adds to the scheduler's command for the missing settings."""
+        values = {"settings": {**self.settings, **{name: Placeholder(name.upper()) for name in self.missing}}}
+        options = []
+        for line in filter(self._missing_in, self.system.directives):
             with suppress(ExpressionError):
-                words.append(str(expressions.parse(line)(named)))
-        asked = [f"{variable}={name.upper()}" for name, variable in self._asked(IN_JOBS).items()]
-        if asked:
-            words.append(HAND_OVER.get(self.system.scheduler, "") + ",".join(asked))
-        return " ".join(words)
-
-    def _asked(self, parts: Collection[str]) -> dict[str, str]:
-        """The settings without a value that parts of the system read, and the variables that give them in a job."""
-        texts = [text for loc, text in _texts(self.document.data, ()) if loc[0] in parts]
-        needed = {name for text in texts for name in self.missing_in(text)}
-        return {name: settings.variable_of(name) for name in self.missing if name in needed}
+                options.append(str(expressions.parse(line)(values)))
+        exports = [f"{variable}={name.upper()}" for name, variable in self._missing_variables(JOB_SECTIONS).items()]
+        if exports:
+            options.append(EXPORT_OPTIONS.get(self.system.scheduler, "") + ",".join(exports))
+        return " ".join(options)
 
     @cached_property
     def chunk(self) -> str:
-        """What a PBS job asks for on each node, as `select` has it: `:ncpus=8:ngpus=4`."""
+        """What a PBS job requests on each node, in the syntax of `select`: `:ncpus=8:ngpus=4`."""
         shape = self.system.node
         node = {"ranks_per_node": self.ranks_per_node, "cores": shape.cores or 0, "accelerators": shape.accelerators}
-        words = []
+        parts = []
         for name, given in self.system.chunk.items():
-            if not self.missing_in(given):
+            if not self._missing_in(given):
                 value = self.text(str(given), ("chunk", name), node=node)
-                if not PLAIN.fullmatch(value):
-                    said = f"chunk.{name}: expected letters, digits and any of ._-, came to be {shortened(value)}"
-                    raise self.document.error(("chunk", name), said)
-                words.append(f":{name}={value}")
-        return "".join(words)
+                if not CHUNK_VALUE.fullmatch(value):
+                    message = f"expected letters, digits and any of ._-, got {shortened(value)}"
+                    raise self._error(("chunk", name), message)
+                parts.append(f":{name}={value}")
+        return "".join(parts)
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """What every job exports."""
-        given = self.system.environment
-        return {name: self.text(value, ("environment", name)) for name, value in given.items()}
+        """The variables that every job exports."""
+        return {name: self.text(value, ("environment", name)) for name, value in self.system.environment.items()}
 
     @cached_property
-    def watch(self) -> Watch:
-        """What watches every job; raises UsageError for a collector or an interval that is none."""
-        given = self.system.telemetry
-        known = given.model_copy(update={n: DEFAULTS[n] for n in DEFAULTS if self.missing_in(getattr(given, n))})
-        text = {n: self.text(getattr(known, n), ("telemetry", n)) for n in ("collector", "interval_s", "omnistat")}
-        collector = next((c for c in COLLECTORS if c == text["collector"]), None)
+    def watch(self) -> TelemetryConfig:
+        """The telemetry of every job, by default while the settings for it are missing; raises UsageError."""
+        given, default = self.system.telemetry, TelemetryTemplate()
+        text = {}
+        for name in ("collector", "interval_s", "omnistat"):
+            is_undecided = name != "omnistat" and self._missing_in(getattr(given, name))
+            text[name] = self.text(getattr(default if is_undecided else given, name), ("telemetry", name))
+        collector = next((known for known in COLLECTORS if known == text["collector"]), None)
         if collector is None:
-            said = f"telemetry.collector: expected one of {', '.join(COLLECTORS)}, got {shortened(text['collector'])}"
-            raise self.document.error(("telemetry", "collector"), said + did_you_mean(text["collector"], COLLECTORS))
+            got = f"{shortened(text['collector'])}{did_you_mean(text['collector'], COLLECTORS)}"
+            raise self._error(("telemetry", "collector"), f"expected one of {', '.join(COLLECTORS)}, got {got}")
         try:
             interval_s = float(text["interval_s"])
         except ValueError:
             interval_s = 0.0
         if not 0.05 <= interval_s <= 3600:
-            said = f"telemetry.interval_s: expected 0.05 to 3600 seconds, got {shortened(text['interval_s'])}"
-            raise self.document.error(("telemetry", "interval_s"), said)
+            message = f"expected 0.05 to 3600 seconds, got {shortened(text['interval_s'])}"
+            raise self._error(("telemetry", "interval_s"), message)
         modules = [self.text(line, ("telemetry", "modules", k)) for k, line in enumerate(given.modules)]
         config = self.text(given.config, ("telemetry", "config"))
-        return Watch(collector, interval_s, modules, text["omnistat"], config)  # type: ignore[arg-type]
+        return TelemetryConfig(collector, interval_s, modules, text["omnistat"], config)
 
     @property
     def spares(self) -> int:
-        """Nodes that each job asks for beyond those needed."""
+        """Spare nodes that each job requests."""
         value = str(self.settings.get("spares", 0))
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            said = f"settings.spares: expected a whole number of at least 0, got {shortened(value)}"
-            raise self.document.error(("settings", "spares"), said)
+            message = f"expected a whole number of at least 0, got {shortened(value)}"
+            raise self._error(("settings", "spares"), message)
         return int(value)
 
-    def _expression(self, text: str, loc: Loc, known: Mapping[str, Any]) -> Any:
-        stand_ins = {name: Placeholder(f"${{{settings.variable_of(name)}}}") for name in self.missing}
+    def _missing_in(self, text: object) -> list[str]:
+        """Return the missing settings that an expression reads."""
+        if not isinstance(text, str) or not expressions.is_expression(text):
+            return []
+        read = {name for space, name in expressions.parse(text).attributes if space == "settings"}
+        return [name for name in self.missing if name in read]
+
+    def _missing_variables(self, sections: Collection[str]) -> dict[str, str]:
+        """Return the missing settings that sections read, and the variables from which a job takes them."""
+        texts = [text for at, text in iter_texts(self.document.data) if at[0] in sections]
+        needed = {name for text in texts for name in self._missing_in(text)}
+        return {name: settings.variable_name(name) for name in self.missing if name in needed}
+
+    def _evaluate(self, text: str, at: KeyPath, namespaces: Mapping[str, Any]) -> Any:
+        variables = {name: Placeholder(f"${{{settings.variable_name(name)}}}") for name in self.missing}
         try:
-            return expressions.parse(text)({"settings": {**self.settings, **stand_ins}, **known})
-        except NotYetKnown:
+            return expressions.parse(text)({"settings": {**self.settings, **variables}, **namespaces})
+        except ValueUnavailable:
             raise
         except ExpressionError as error:
-            raise self.document.error(loc, f"{'.'.join(map(str, loc))}: {error}") from None
+            raise self._error(at, str(error)) from None
+
+    def _error(self, at: KeyPath, message: str) -> UsageError:
+        return self.document.error(at, f"{dotted(at)}: {message}")
 
 
-def load(path: Path, given: Mapping[str, str]) -> Site:
-    """Read and check a system and decide its settings, by -S, HARNESS_* variables or the user's file."""
-    document = layered(path, "systems")
-    gather([_model_problems(document), _expression_problems(document), _scale_problems(document)])
-    system = System.model_validate(document.data)
-    template_folder = document.mark(("template",)).path.parent
-    if not any((place / system.template).is_file() for place in (template_folder, resources.folder("systems"))):
-        said = f"template {system.template!r} is neither beside {document.mark(('template',)).path.name} nor shipped"
-        raise document.error(("template",), said)
-    decided, missing = settings.decide(system.name, system.settings, given)
-    site = Site(system, decided, missing, template_folder, document)
-    _ = site.ranks_per_node, site.spares, site.chunk, site.environment, site.watch
-    _ = [site.lines(name) for name in EARLY]
-    return site
+def load_system(path: Path, given: Mapping[str, str]) -> ResolvedSystem:
+    """Load and check a system and resolve its settings.
+
+    Args:
+        path: The system's file.
+        given: Settings from the command line, which precede HARNESS_* variables and the user's file.
+
+    Raises:
+        UsageError: with every problem of the file or of the settings.
+    """
+    document = load_with_bases(path, "systems")
+    system, problems = check_model(document, System)
+    raise_problems([*problems, *_check_expressions(document), *_check_scale(document)])
+    assert system is not None, "a system without problems is valid"
+    template = document.locate(("template",)).path
+    if not any((folder / system.template).is_file() for folder in (template.parent, resources.resource_dir("systems"))):
+        message = f"template {system.template!r} is neither next to {template.name} nor shipped"
+        raise document.error(("template",), message)
+    values, missing = settings.resolve_settings(system.name, system.settings, given)
+    resolved = ResolvedSystem(system, values, missing, template.parent, document)
+    # render what does not depend on a case, for the errors
+    _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.watch
+    _ = [resolved.lines(name) for name in PRE_CASE_SECTIONS]
+    return resolved
 
 
-def _model_problems(document: Document) -> list[Problem]:
-    try:
-        System.model_validate(document.data)
-    except ValidationError as error:
-        return validation.problems(document, System, error)
-    return []
+def _check_scale(document: Document) -> Iterator[Problem]:
+    name, known = document.data.get("scale"), resources.list_resources("systems")
+    if isinstance(name, str) and name not in known and name != document.data.get("name"):
+        yield document.problem(("scale",), f"scale: unknown system {shortened(name)}{did_you_mean(name, known)}")
 
 
-def _scale_problems(document: Document) -> list[Problem]:
-    name, known = document.data.get("scale"), resources.names("systems")
-    if not isinstance(name, str) or name in known or name == document.data.get("name"):
-        return []
-    return [document.problem(("scale",), f"scale: unknown system {shortened(name)}{did_you_mean(name, known)}")]
-
-
-def _expression_problems(document: Document) -> list[Problem]:
-    """Names and attributes in the system's lines that nothing gives a value to."""
+def _check_expressions(document: Document) -> Iterator[Problem]:
+    """Yield expressions that are invalid, in the wrong section, or read unknown names."""
     given = document.data.get("settings")
-    own = {"settings": list(given) if isinstance(given, dict) else []}
-    allowed = {"launch": {**own, "case": CASE_FACTS}, "install": {**own, "setup": SETUP_FACTS}}
-    allowed["chunk"] = {**own, "node": NODE_FACTS}
-    found = []
-    for loc, text in _texts(document.data, ()):
+    names: dict[str, Collection[str]] = {"settings": list(given) if isinstance(given, dict) else []}
+    for at, text in iter_texts(document.data):
         if not expressions.is_expression(text):
             continue
-        here = allowed.get(str(loc[0]), own)
-        try:
-            said = expressions.parse(text).unknown((), here)
-        except ExpressionError as error:
-            said = str(error)
-        if loc[0] not in PLACES:
-            said = f"expressions have no meaning here, but under {', '.join(PLACES)}"
-        if said:
-            found.append(document.problem(loc, f"{'.'.join(map(str, loc))}: {said}"))
-    return found
-
-
-def _texts(node: Any, loc: Loc) -> list[tuple[Loc, str]]:
-    if isinstance(node, dict):
-        return [found for key, value in node.items() for found in _texts(value, (*loc, key))]
-    if isinstance(node, list):
-        return [found for k, value in enumerate(node) for found in _texts(value, (*loc, k))]
-    return [(loc, node)] if isinstance(node, str) else []
+        message: str | None
+        if at[0] not in EXPRESSION_SECTIONS:
+            message = f"expressions are not supported here, but in {', '.join(EXPRESSION_SECTIONS)}"
+        else:
+            try:
+                namespaces = names | SECTION_ATTRIBUTES.get(str(at[0]), {})
+                message = expressions.parse(text).find_unknown_name((), namespaces)
+            except ExpressionError as error:
+                message = str(error)
+        if message:
+            yield document.problem(at, f"{dotted(at)}: {message}")

@@ -1,4 +1,4 @@
-"""What a file of systems/ may hold."""
+"""The keys of a file of systems/."""
 
 from __future__ import annotations
 
@@ -6,104 +6,134 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.config.language import validation
+from harness.config import validation
 from harness.config.settings import Setting
-from harness.protocol.types import Count, Minutes, Name, Positive, Strict, Word
+from harness.protocol.types import Count, Identifier, Minutes, Name, NonNegativeInt, Positive, StrictModel
 
-Line = Annotated[str, Field(pattern=validation.ONE_LINE)]
+SingleLine = Annotated[str, Field(pattern=validation.ONE_LINE)]
 FileName = Annotated[str, Field(pattern=validation.FILE, max_length=100)]
-Resource = Annotated[str, Field(pattern=validation.IDENTIFIER, max_length=60)]
+ResourceName = Annotated[str, Field(pattern=validation.VARIABLE, max_length=60)]
 
 
-def _free(name: str) -> str:
+def check_variable(name: str) -> str:
+    """Return the name of an environment variable; raises ValueError for one that job scripts use themselves."""
     if name.islower() and not name.endswith("_proxy"):
-        raise ValueError("job scripts use names of small letters themselves, all but those that end in _proxy")
+        raise ValueError("job scripts use lower-case names themselves, except those that end in _proxy")
     return name
 
 
-Variable = Annotated[str, Field(pattern=validation.IDENTIFIER), AfterValidator(_free)]
+Variable = Annotated[str, Field(pattern=validation.VARIABLE), AfterValidator(check_variable)]
 
 
-class WalltimeLimit(Strict):
-    """Jobs of up to so many nodes may run so many minutes."""
+class WalltimeLimit(StrictModel):
+    """The walltime of jobs of up to a number of nodes."""
 
     nodes: Count
+    """The most nodes of such a job."""
     minutes: Minutes
+    """The most minutes that it may run."""
 
 
-class Limits(Strict):
-    """What the site allows: nodes of a job, jobs in the queue at once, walltime by node count, tasks of an array."""
+class Limits(StrictModel):
+    """The limits of a site, by which cases are packed into jobs."""
 
     nodes: Count | None = None
+    """Nodes of one job."""
     jobs: Count = 100
-    array: Annotated[int, Field(ge=0)] = 0
+    """Jobs in the queue at once."""
+    array: NonNegativeInt = 0
+    """Tasks of a job array; 0: no arrays."""
     walltime: list[WalltimeLimit] = Field(default_factory=list)
+    """Walltime by number of nodes, in ascending order."""
 
     @model_validator(mode="after")
-    def _ascending(self) -> Limits:
-        sizes = [w.nodes for w in self.walltime]
+    def _is_ascending(self) -> Limits:
+        sizes = [limit.nodes for limit in self.walltime]
         if sizes != sorted(set(sizes)):
             raise ValueError(f"walltime: node counts must ascend, got {sizes}")
         return self
 
 
-class Node(Strict):
-    """The shape of one node; ranks_per_node is what fills it: one rank for each accelerator, or as a setting says."""
+class Node(StrictModel):
+    """Ranks, cores and accelerators of one node."""
 
     ranks_per_node: int | str
+    """Ranks that fill a node: one for each accelerator, or an expression with a setting."""
     cores: Count | None = None
-    accelerators: Annotated[int, Field(ge=0)] = 0
+    """CPU cores."""
+    accelerators: NonNegativeInt = 0
+    """Number of accelerators."""
     accelerator: str = "none"
+    """Name of the accelerator."""
     accelerator_memory_gb: Positive | None = None
+    """Memory of each accelerator."""
 
 
-class TelemetryLines(Strict):
-    """What watches the jobs. collector: an expression that comes to `omnistat`, `sampler` (the ranks themselves) or
-    `none`. interval_s: seconds between samples. modules: shell lines that bring Omnistat. omnistat: how its programs
-    are called, `$tool` being usermode, annotate or query. config: its configuration, `%p` in it being the precision of
-    the job's cases."""
+class TelemetryTemplate(StrictModel):
+    """The collector of energy and use that runs alongside jobs."""
 
-    collector: Line = "none"
-    interval_s: Line = "15"
-    modules: list[Line] = Field(default_factory=list)
-    omnistat: Line = '"omnistat-$tool"'
-    config: Line = ""
+    collector: SingleLine = "none"
+    """`omnistat`, `sampler` (the ranks themselves) or `none`, or an expression with that value."""
+    interval_s: SingleLine = "15"
+    """Seconds between samples."""
+    modules: list[SingleLine] = Field(default_factory=list)
+    """Shell lines that make Omnistat available."""
+    omnistat: SingleLine = '"omnistat-$tool"'
+    """Command of Omnistat's programs; `$tool` is usermode, annotate or query."""
+    config: SingleLine = ""
+    """Its configuration file; `%p` in it stands for the precision of the job's cases."""
 
 
-class System(Strict):
-    """A machine: scheduler and job template, the lines that its jobs hold, its limits, and its settings.
-
-    scale: the overlay of a suite's `scale` that applies here; without it, that of the system's own name. exclusive:
-    whether jobs ask for nodes that nobody else uses, without which times mean little. chunk: what a PBS job asks for on
-    each node, such as ncpus and ngpus. directives: scheduler options. modules, prepare: shell lines before anything
-    runs. stage: shell lines that bring the environment to the nodes. python: the interpreter there; empty: the one that
-    runs the harness. check: shell line that succeeds on a healthy node. probe: how it is started once a node. launch:
-    how a case is started. install: shell lines by which `harness setup` makes the environment. overhead_minutes: what a
-    job takes beside its cases. telemetry: what watches the jobs.
-    """
+class System(StrictModel):
+    """A machine: scheduler and job template, the lines that its jobs contain, its limits, and its settings."""
 
     name: Name
+    """Name by which the system is selected."""
     scale: Name | None = None
-    title: Line
+    """System whose overlay in a suite's `scale` applies here; without it, the system itself."""
+    title: SingleLine
+    """What machine it is, in one line."""
     source: str = ""
+    """Address of the site's documentation."""
     scheduler: Literal["local", "slurm", "pbs"]
+    """What jobs are submitted to; local: each job is a process group on this machine."""
     template: FileName
+    """Jinja2 template of the job script, a file next to this one."""
     node: Node
+    """The shape of one node."""
     backend: Literal["gloo", "nccl", "xccl"] = "gloo"
+    """Communication backend of ranks: system.backend in a suite."""
     device: Literal["cpu", "cuda", "xpu"] = "cpu"
+    """Device of ranks: system.device in a suite."""
     limits: Limits = Field(default_factory=Limits)
+    """What the site allows."""
     exclusive: bool = True
-    chunk: dict[Resource, Annotated[int, Field(ge=0)] | Line] = Field(default_factory=dict)
-    directives: list[Line] = Field(default_factory=list)
-    modules: list[Line] = Field(default_factory=list)
-    prepare: list[Line] = Field(default_factory=list)
-    stage: list[Line] = Field(default_factory=list)
-    install: list[Line] = Field(default_factory=list)
-    environment: dict[Variable, Line] = Field(default_factory=dict)
-    check: Line = ""
-    probe: Line = ""
-    launch: list[Line]
-    telemetry: TelemetryLines = Field(default_factory=TelemetryLines)
-    python: Line = ""
+    """Whether jobs ask for nodes that nobody else uses; times measured on shared nodes mean little."""
+    chunk: dict[ResourceName, NonNegativeInt | SingleLine] = Field(default_factory=dict)
+    """What a PBS job requests on each node, such as ncpus and ngpus."""
+    directives: list[SingleLine] = Field(default_factory=list)
+    """Options of the scheduler in job scripts."""
+    modules: list[SingleLine] = Field(default_factory=list)
+    """Shell lines that load software."""
+    prepare: list[SingleLine] = Field(default_factory=list)
+    """Shell lines before anything runs."""
+    stage: list[SingleLine] = Field(default_factory=list)
+    """Shell lines that copy the environment to the nodes."""
+    install: list[SingleLine] = Field(default_factory=list)
+    """Shell lines by which `harness setup` makes the environment."""
+    environment: dict[Variable, SingleLine] = Field(default_factory=dict)
+    """Variables that every job exports; values are text, so numbers are in quotes."""
+    check: SingleLine = ""
+    """Shell line that succeeds on a healthy node."""
+    probe: SingleLine = ""
+    """How `check` is started, once on each node."""
+    launch: list[SingleLine]
+    """How a case is started."""
+    telemetry: TelemetryTemplate = Field(default_factory=TelemetryTemplate)
+    """The collector of energy and use."""
+    python: SingleLine = ""
+    """Interpreter in jobs; if empty, the one that runs the harness."""
     overhead_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
-    settings: dict[Word, Setting] = Field(default_factory=dict)
+    """Walltime of a job besides that of its cases."""
+    settings: dict[Identifier, Setting] = Field(default_factory=dict)
+    """Values that the user gives with -S, in HARNESS_* variables or in a file: settings.NAME in a line."""

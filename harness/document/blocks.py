@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import pandas as pd
 
 from harness.document.figures import Figure
 from harness.protocol.text import count
+from harness.results.tables import Row
 
-DASH = "\N{EN DASH}"
+EN_DASH = "\N{EN DASH}"
 MINUTE = 60.0
 PERIODS = ((365.25 * 86400, "year"), (86400.0, "day"), (3600.0, "hour"), (MINUTE, "minute"))
 COUNTED = {"datasets", "structures", "elements", "campaigns", "nodes", "machines", "precisions", "tasks"}
@@ -21,7 +22,7 @@ COUNTED = {"datasets", "structures", "elements", "campaigns", "nodes", "machines
 
 @dataclass(frozen=True)
 class Link:
-    """Text that leads to a file of the report."""
+    """Text that links to a file of the report."""
 
     text: str
     href: str
@@ -30,22 +31,24 @@ class Link:
         return self.text
 
 
-def raw_records(folder: str, deep: int = 3) -> Link:
-    """To a case's folder, which lies three deep in the results, or another that lies deeper."""
-    place = "/".join(Path(folder).parts[-deep:])
-    return Link(place.rsplit("/", 1)[-1], f"{place}/")
+def link_run_folder(folder: str, depth: int = 3) -> Link:
+    """Return a link to a case's folder, which lies `depth` levels below the results."""
+    path = "/".join(Path(folder).parts[-depth:])
+    return Link(path.rsplit("/", 1)[-1], f"{path}/")
 
 
 Cell = str | Link | tuple[Link, ...]
+# What a column of a block shows of a row: the value of a column of the table, or what a function makes of the row.
+Column = tuple[str, str | Callable[[Row], Any]]
 
 
 def as_cell(value: Any) -> Cell:
-    """A value as a cell: text and links as they are, a dash for None."""
-    return value if isinstance(value, (str, Link, tuple)) else DASH if value is None else str(value)
+    """Return a value as a cell: text and links as they are, a dash for None."""
+    return value if isinstance(value, (str, Link, tuple)) else EN_DASH if value is None else str(value)
 
 
 @dataclass(frozen=True)
-class View:
+class TableBlock:
     """A table to print: a title, column heads, rows of text and links, and a note under it."""
 
     title: str
@@ -54,66 +57,118 @@ class View:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Show a dash where a record leaves a value open."""
+        """Show a dash where a value is missing."""
         object.__setattr__(self, "rows", [[as_cell(cell) for cell in row] for row in self.rows])
+
+
+def build_block(title: str, rows: Iterable[Row], columns: Sequence[Column], note: str = "") -> TableBlock:
+    """Return a block with one line per row; columns: the head of each, and what it shows of a row."""
+    body = [[row[shown] if isinstance(shown, str) else shown(row) for _, shown in columns] for row in rows]
+    return TableBlock(title, [head for head, _ in columns], body, note)
+
+
+def number_cell(column: str, spec: str = ".3g", scale: float = 1.0) -> Callable[[Row], str]:
+    """Return what shows a column as numbers, times a scale."""
+
+    def show(row: Row) -> str:
+        value = row[column]
+        return format_number(value if value is None or scale == 1 else scale * value, spec)
+
+    return show
+
+
+def interval_cell(column: str, low: str = "", high: str = "") -> Callable[[Row], str]:
+    """Return what shows a column with its interval, by default `column_low` and `column_high`."""
+    ends = (low or f"{column}_low", high or f"{column}_high")
+    return lambda row: format_interval(row[column], *(row[end] for end in ends))
+
+
+def text_cell(column: str, default: str = EN_DASH) -> Callable[[Row], str]:
+    """Return what shows a column as text, and the default where it is empty or missing."""
+    return lambda row: str(row[column] or default)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, figures and tables."""
+    """A heading with paragraphs, figures and tables.
+
+    Attributes:
+        is_fault: whether it only says why a page cannot be shown.
+    """
 
     title: str
     anchor: str
     paragraphs: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    views: list[View] = field(default_factory=list)
+    views: list[TableBlock] = field(default_factory=list)
+    is_fault: bool = False
 
 
-def lines(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table, None where there is no value."""
-    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
+def rows_as_dicts(table: pd.DataFrame) -> list[Row]:
+    """Return the rows of a table, None where there is no value; a missing column is an error that names the table."""
+    columns = {
+        str(name): [
+            None if is_missing else value for value, is_missing in zip(values.tolist(), values.isna(), strict=True)
+        ]
+        for name, values in table.items()
+    }
+    rows = [Row(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for row in rows:
+        row.table_name = getattr(table, "table_name", "")
+    return rows
 
 
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """`12.3 [11.9, 12.8]`."""
+def select_campaign(table: pd.DataFrame, campaign: str) -> pd.DataFrame:
+    """Return the rows of one campaign."""
+    return table[table["campaign"] == campaign]
+
+
+def count_by_reason(table: pd.DataFrame, column: str, text: str, noun: str) -> list[str]:
+    """Return a sentence for each reason in a column: `Not compiled, 2 runs: no compiler.`"""
+    groups = table[table[column].notna()].groupby(column)
+    return [f"{text}, {count(len(rows), noun)}: {reason}." for reason, rows in groups]
+
+
+def format_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """Return `12.3 [11.9, 12.8]`, or a dash where a number is missing."""
     if value is None or math.isnan(value) or low is None or high is None:
-        return DASH
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+        return EN_DASH
+    return f"{format_number(value)} [{format_number(low)}, {format_number(high)}]"
 
 
-def number(value: Any, spec: str = ".3g") -> str:
-    """A number as text, a dash where there is none; three digits without an exponent by default."""
+def format_number(value: Any, spec: str = ".3g") -> str:
+    """Return a number as text, a dash where there is none; by default three digits without an exponent."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return DASH
+        return EN_DASH
     if spec == ".3g" and abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:{spec}}"
 
 
-def quantity(value: float, unit: str) -> str:
-    """A number with its unit as people write them: `3rd place`, `1 node`, `14 days`, `33 x`."""
+def format_quantity(value: float, unit: str) -> str:
+    """Return a number with its unit: `3rd place`, `1 node`, `14 days`, `33 x`."""
     if unit == "place":
-        return f"{ordinal(round(value))} place"
+        return f"{format_ordinal(round(value))} place"
     if unit == "s" and abs(value) >= 2 * MINUTE:
         size, one = next((size, one) for size, one in PERIODS if abs(value) >= 2 * size)
-        return count_of(value / size, one)
+        return format_period(value / size, one)
     if unit.endswith("s") and unit != "s" and value == 1:
         return f"1 {unit[:-1]}"
-    return f"{number(value) if unit not in COUNTED else f'{value:,.10g}'} {unit}".rstrip()
+    return f"{format_number(value) if unit not in COUNTED else f'{value:,.10g}'} {unit}".rstrip()
 
 
-def count_of(value: float, one: str) -> str:
-    """`14.1 days`, with three digits."""
-    text = number(value)
+def format_period(value: float, one: str) -> str:
+    """Return `14.1 days`, with three digits."""
+    text = format_number(value)
     return f"{text} {one}" if text == "1" else f"{text} {one}s"
 
 
-def ordinal(place: int) -> str:
-    """`1st`, `2nd`, `3rd`, `11th`."""
-    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
-    return f"{place:,}{ending}"
+def format_ordinal(rank: int) -> str:
+    """Return `1st`, `2nd`, `3rd` or `11th`."""
+    ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    return f"{rank:,}{ending}"
 
 
-def threads_of(threads: Any) -> str:
-    """`1 thread`, or a dash where their number is not known."""
-    return DASH if threads is None or math.isnan(threads) else count(threads, "thread")
+def format_threads(threads: Any) -> str:
+    """Return `1 thread`, or a dash where the number is not known."""
+    return EN_DASH if threads is None or math.isnan(threads) else count(threads, "thread")

@@ -1,302 +1,179 @@
-"""A plan being carried out: submit what is missing, watch it, and know at any time how far it is."""
+"""A campaign carries out a plan: it submits what is missing, watches it, and knows the state of every case."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from harness.execution import case_results, vanished_jobs
-from harness.execution.campaign_lock import alone
-from harness.execution.case_results import Outcome
-from harness.execution.job_script import JOBS
-from harness.execution.journal import Ended, Journal, OpenJob
+from harness.execution.job_monitor import JobMonitor
+from harness.execution.journal import Journal
 from harness.execution.progress import Progress
-from harness.execution.schedulers.base import Queued, Scheduler
+from harness.execution.schedulers.base import Scheduler
 from harness.execution.schedulers.command import CommandFailed, Pauses, SchedulerBusy, notify
 from harness.execution.schedulers.local import LocalScheduler
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.execution.schedulers.slurm import SlurmScheduler
-from harness.execution.status import Standing
-from harness.execution.submission import Orders, Submission
-from harness.execution.vanished_jobs import files_s
+from harness.execution.status import CampaignStatus, Outcome
+from harness.execution.submission import RunOptions, Submission
+from harness.host.locks import campaign_lock
 from harness.planning.expand import Plan
-from harness.planning.jobs import Job, pack
+from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
 from harness.protocol.errors import Interrupted, UsageError
 
-CANCEL_S = 10.0
-# The id on record of a job that somebody submitted and whose id is not known.
-BY_HAND = "by hand"
-# A submission whose command was cut off by a kill may still be on its way for so long.
-IN_FLIGHT_S = 10.0
-
 
 class Campaign:
-    """The cases of one plan under root/<suite>-<system>/<case>/, their jobs under .../jobs/."""
+    """The cases of one plan in root/<suite>-<system>/<case>/, with their jobs in .../jobs/."""
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
         self.folder = root / plan.campaign_name
-        self.scheduler = _scheduler(plan.site.system.scheduler, self.folder)
+        self.scheduler = _make_scheduler(plan.site.system.scheduler, self.folder)
         self.submission: Submission | None = None
-        self._last_queue: dict[str, Queued] = {}
-        self._by_id = {case.id: case for case in plan.cases}
 
     def case_folder(self, case: Case) -> Path:
-        """Where the case's files are."""
+        """Return the folder of the case's files."""
         return self.folder / case.folder_name
 
-    def jobs_left(self, retry: bool = False) -> list[Job]:
-        """The jobs that a run would submit."""
+    def pending_jobs(self, retry: bool = False) -> list[Job]:
+        """Return the jobs that a run would submit."""
         journal = Journal(self.folder)
         if retry:
-            journal.ended = {case: e for case, e in journal.ended.items() if e.state == "done"}
-        return self._left(journal)
+            journal.results = {case: result for case, result in journal.results.items() if result.state == "done"}
+        return self._pending_jobs(journal)
 
     def status(self) -> list[Outcome]:
-        """Where every case stands now; reads only, so that it may be asked at any time."""
+        """Return the state of every case; nothing is written, so that this may be called at any time."""
         journal = Journal(self.folder)
         try:
-            queue: dict[str, Queued] | None = self._queue(journal)
+            queue = self._monitor(journal).query_queue()
         except (SchedulerBusy, CommandFailed) as error:
-            notify(f"{error}; what follows is as the scheduler last said")
+            notify(f"{error}; the states below are those that the scheduler last reported")
             queue = None
-        return self._standing(journal).outcomes(queue)
+        return self._status(journal).case_outcomes(queue)
 
-    def run(self, orders: Orders, progress: Progress) -> list[Outcome]:
-        """Gather what has ended, submit what is missing, and stay if told to; return where all cases stand.
+    def run(self, options: RunOptions, progress: Progress) -> list[Outcome]:
+        """Gather what has ended, submit what is missing, and wait if asked to; return the state of all cases.
 
-        A case that fails does not stop the others, nor does a job that is refused: `submission` tells of those.
-        KeyboardInterrupt ends jobs of this machine and leaves those of a queue; raises Interrupted if the scheduler
-        does not answer.
+        A case that fails does not stop the others, nor does a job that is rejected: `submission` holds those.
+        KeyboardInterrupt ends jobs of this machine and leaves those of a queue.
+
+        Raises:
+            Interrupted: the scheduler does not answer.
+            UsageError: its commands cannot be used, or another harness runs the campaign.
         """
-        with alone(self.folder):
+        with (
+            campaign_lock(self.folder),
+            _scheduler_errors("nothing is lost, and the same command carries on from here"),
+        ):
             journal = Journal(self.folder)
+            monitor = self._monitor(journal, progress)
             try:
-                return self._run(orders, journal, progress)
-            except SchedulerBusy as error:
-                raise Interrupted(f"{error}; nothing is lost, and the same command carries on from here") from None
-            except CommandFailed as error:
-                raise UsageError(str(error)) from None
+                if options.submit or journal.active_jobs:
+                    self._gather(options, monitor, progress)
+                self.submission = self._submission(options, journal, progress)
+                if options.submit:
+                    return self._submit_and_wait(self.submission, monitor, progress)
+                self.submission.write_scripts(self._pending_jobs(journal))
+                return self._status(journal).case_outcomes(None)
             except KeyboardInterrupt:
-                if not self.scheduler.waits:
-                    self._end(journal, list(journal.open.values()), "interrupted")
+                if not self.scheduler.detached:
+                    monitor.cancel_jobs("interrupted")
                 raise
 
     def collect(self, progress: Progress) -> list[Outcome]:
-        """Gather what has ended, and submit nothing; return where all cases stand."""
-        with alone(self.folder):
+        """Gather what has ended, submit nothing, and return the state of all cases; raise as run does."""
+        with campaign_lock(self.folder), _scheduler_errors("nothing is lost"):
             journal = Journal(self.folder)
-            try:
-                self._recover(journal)
-                self._settle(journal, progress)
-                return self._standing(journal).outcomes(self._queue(journal))
-            except SchedulerBusy as error:
-                raise Interrupted(f"{error}; nothing is lost") from None
-            except CommandFailed as error:
-                raise UsageError(str(error)) from None
+            monitor = self._monitor(journal, progress)
+            monitor.recover()
+            monitor.reconcile()
+            return self._status(journal).case_outcomes(monitor.query_queue())
 
     def cancel(self) -> int:
-        """Take every job of the campaign out of the queue; return how many there were."""
-        with alone(self.folder):
-            journal = Journal(self.folder)
-            jobs = list(journal.open.values())
+        """Take every job of the campaign out of the queue and return how many there were."""
+        with campaign_lock(self.folder):
             try:
-                self._end(journal, jobs, "cancelled")
+                return self._monitor(Journal(self.folder)).cancel_jobs("cancelled")
             except (SchedulerBusy, CommandFailed) as error:
                 raise Interrupted(f"{error}; the jobs are as they were") from None
-            return len(jobs)
 
-    def _run(self, orders: Orders, journal: Journal, progress: Progress) -> list[Outcome]:
-        if not orders.submit and not journal.open:
-            return self._written(orders, journal, progress)
-        self._recover(journal)
-        if orders.retry:
-            for failed in [i for i, e in journal.ended.items() if e.state != "done" and i in self._by_id]:
-                journal.retried(failed)
-        self._settle(journal, progress)
-        standing = self._standing(journal)
-        progress.already_done([case.name for case in self.plan.cases if standing.is_done(case)])
-        if not orders.submit:
-            return self._written(orders, journal, progress)
-        left = self._adopt(journal, self._left(journal))
-        submission = self.submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
+    def _gather(self, options: RunOptions, monitor: JobMonitor, progress: Progress) -> None:
+        """Record what has ended since the last command, and free the cases that are to be retried."""
+        journal = monitor.journal
+        monitor.recover()
+        if options.retry:
+            planned = {case.id for case in self.plan.cases}
+            for case in [i for i, result in journal.results.items() if result.state != "done" and i in planned]:
+                journal.record_retry(case)
+        monitor.reconcile()
+        status = self._status(journal)
+        progress.report_skipped([case.name for case in self.plan.cases if status.is_done(case)])
+
+    def _submit_and_wait(self, submission: Submission, monitor: JobMonitor, progress: Progress) -> list[Outcome]:
+        """Submit the pending jobs, and all that turns out to be lost, until nothing is left to wait for.
+
+        The wait also ends when the scheduler says twice that the remaining jobs will never start.
+        """
+        journal, has_to_wait = monitor.journal, submission.options.wait
         pauses = Pauses(*self.scheduler.poll_s)
-        hopeless_looks = 0
-        while True:
-            left = submission.submit(left)
-            if not orders.wait or not (journal.open or submission.waits_for_room) or hopeless_looks > 1:
-                break
-            progress.watch(self._standing(journal).begun())
+        hopeless_polls = 0
+        jobs = submission.submit(monitor.adopt_external(self._pending_jobs(journal)))
+        while has_to_wait and hopeless_polls <= 1 and (journal.active_jobs or submission.waits_for_queue):
+            progress.update(self._status(journal).started_cases())
             pauses.sleep()
-            before = len(journal.open_cases)
-            lost = self._settle(journal, progress)
-            if len(journal.open_cases) < before:
+            active_before = len(journal.active_cases)
+            lost = monitor.reconcile()
+            if len(journal.active_cases) < active_before:
                 pauses.reset()
-            progress.waiting(self._last_queue)
-            hopeless_looks = hopeless_looks + 1 if not lost and self._is_hopeless(journal) else 0
-            left += pack(self.plan, [self._by_id[i] for i in lost], self.folder, journal.seconds())
-        if hopeless_looks > 1:
-            progress.say("the jobs that remain will not start by themselves; the same command goes on once they can")
-        if orders.wait:
-            self.scheduler.drain()
+            progress.report_waiting(monitor.last_queue)
+            hopeless_polls = hopeless_polls + 1 if not lost and monitor.is_hopeless() else 0
+            jobs = submission.submit(jobs + pack_jobs(self.plan, lost, self.folder, journal.measured_seconds()))
+        if hopeless_polls > 1:
+            message = "the jobs that remain will not start by themselves; the same command goes on once they can"
+            progress.print_line(message)
+        if has_to_wait:
+            self.scheduler.wait_for_children()
         progress.close()
-        return self._standing(journal).outcomes(self._queue(journal))
+        return self._status(journal).case_outcomes(monitor.query_queue())
 
-    def _is_hopeless(self, journal: Journal) -> bool:
-        """Whether the scheduler says of all open jobs that they will not start."""
-        queue = self._last_queue
-        return bool(journal.open) and all(job in queue and queue[job].is_hopeless for job in journal.open)
+    def _submission(self, options: RunOptions, journal: Journal, progress: Progress) -> Submission:
+        return Submission(
+            plan=self.plan,
+            folder=self.folder,
+            scheduler=self.scheduler,
+            journal=journal,
+            options=options,
+            progress=progress,
+        )
 
-    def _written(self, orders: Orders, journal: Journal, progress: Progress) -> list[Outcome]:
-        """Make the scripts of what is left, without a word to the scheduler."""
-        submission = Submission(self.plan, self.folder, self.scheduler, journal, orders, progress)
-        left = self._left(journal)
-        submission.write_only(left)
-        return self._standing(journal).outcomes(None)
+    def _monitor(self, journal: Journal, progress: Progress | None = None) -> JobMonitor:
+        return JobMonitor(
+            plan=self.plan, folder=self.folder, scheduler=self.scheduler, journal=journal, progress=progress
+        )
 
-    def _standing(self, journal: Journal) -> Standing:
-        return Standing(self.plan, self.folder, journal)
+    def _status(self, journal: Journal) -> CampaignStatus:
+        return CampaignStatus(self.plan, self.folder, journal)
 
-    def _left(self, journal: Journal) -> list[Job]:
-        standing = self._standing(journal)
-        cases = [case for case in self.plan.cases if standing.is_left(case)]
-        return pack(self.plan, cases, self.folder, journal.seconds())
-
-    def _recover(self, journal: Journal) -> None:
-        """Find out what became of submissions that were cut off between asking and knowing."""
-        unknown = [job for job in journal.open.values() if job.id is None]
-        if not unknown:
-            return
-        if self.scheduler.waits:
-            newest = max(job.time_s for job in unknown)
-            time.sleep(min(IN_FLIGHT_S, max(0.0, newest + IN_FLIGHT_S - time.time())))
-        names = {job.submission for job in unknown}
-        there = {queued.name: queued.id for queued in self.scheduler.queue(names)}
-        for name in names:
-            if name in there:
-                journal.submitted(name, there[name].split("_")[0])
-        for job in [j for j in unknown if j.id is None and j.submission not in there]:
-            if time.time() - job.time_s >= self._files_s() and not self._was_begun(job):
-                journal.released(job.submission, "never reached the scheduler")
-
-    def _adopt(self, journal: Journal, jobs: Sequence[Job]) -> list[Job]:
-        """Leave out the jobs that somebody submitted by hand, and put them on record."""
-        there = {queued.name: queued.id for queued in self.scheduler.queue({job.name for job in jobs})}
-        held = self._held({i: folder for job in jobs for i, folder in job.folders.items()})
-        free = []
-        for job in jobs:
-            if job.name in there or any(case.id in held for case in job.cases):
-                journal.submitting(job.name, {job.name: job.folders}, array=False)
-                journal.submitted(job.name, there.get(job.name, BY_HAND))
-            else:
-                free.append(job)
-        return free
-
-    def _held(self, cases: Mapping[str, str]) -> set[str]:
-        """Those of the cases (id -> folder) that a living job has taken up, whatever job they are on record for."""
-        claims = {case: case_results.claim_of(self.folder / folder) for case, folder in cases.items()}
-        ids = {claim for claim in claims.values() if claim}
-        alive = {queued.id for queued in self.scheduler.queue((), ids)} if ids else set()
-        return {case for case, claim in claims.items() if claim in alive}
-
-    def _settle(self, journal: Journal, progress: Progress) -> list[str]:
-        """Put on record what has ended; return the cases that were lost and may be submitted again."""
-        for failed in [c for c in self.plan.cases if c.id in journal.ended and journal.ended[c.id].state != "done"]:
-            ended = case_results.ended(self.case_folder(failed))
-            if ended is not None and ended.state == "done":  # somebody ran it again by hand
-                journal.end(failed.id, ended)
-        if not journal.open:
-            return []
-        queue = self._queue(journal)
-        self._look(journal, progress)
-        for name in [name for name, job in journal.open.items() if name in queue and job.vanished_s is not None]:
-            journal.back(name)
-        gone = [job for name, job in journal.open.items() if name not in queue]
-        if any(job.vanished_s is None for job in gone):
-            time.sleep(self.scheduler.settle_s)
-            queue = self._queue(journal)
-            self._look(journal, progress)
-            gone = [job for name, job in journal.open.items() if name not in queue]
-        return self._close(journal, progress, gone) if gone else []
-
-    def _close(self, journal: Journal, progress: Progress, gone: Sequence[OpenJob]) -> list[str]:
-        """Put on record the cases of jobs that the queue has no more, but those whose files may still come."""
-        held = self._held({case: folder for job in gone for case, folder in job.cases.items()})
-        endings = self.scheduler.endings([job.id for job in gone if job.id])
-        lost: set[str] = set()
-        late: dict[str, list[str]] = defaultdict(list)
-        for job in gone:
-            ending = endings.get(job.id or "")
-            reason = vanished_jobs.reason_of(ending, self.folder / JOBS / f"{job.name}.log")
-            for case, folder in list(job.cases.items()):
-                if case in held or (ending is not None and ending.kind == "alive"):
-                    continue
-                case_results.list_anew(self.folder / folder)
-                ended = case_results.ended(self.folder / folder) or vanished_jobs.judge(self.folder / folder, ending)
-                since_s = job.time_s if job.id is None else job.vanished_s
-                if vanished_jobs.may_come(self.folder / folder, ending, since_s, self._files_s()):
-                    if job.vanished_s is None:
-                        journal.vanished(job.name)
-                        late[vanished_jobs.describe(ending, self._files_s())].append(job.name)
-                elif ended is not None:
-                    self._ended(journal, progress, case, folder, ended)
-                elif journal.losses[case] >= self.plan.suite.retries:
-                    said = f"{reason}; tried {journal.losses[case] + 1} times"
-                    self._ended(journal, progress, case, folder, Ended("lost", None, None, said))
-                else:
-                    journal.lost(case, reason)
-                    lost.add(case)
-        for said, jobs in late.items():
-            progress.say(f"{jobs[0]}{f' and {len(jobs) - 1} more' * (len(jobs) > 1)}: {said}")
-        return [case for case in self._by_id if case in lost]
-
-    def _was_begun(self, job: OpenJob) -> bool:
-        return any(case_results.was_begun(self.folder / folder) for folder in job.cases.values())
-
-    def _files_s(self) -> float:
-        """How long the files of a job that has ended may take to show."""
-        return files_s(self.scheduler.files_s) if self.scheduler.waits else 0.0
-
-    def _look(self, journal: Journal, progress: Progress) -> None:
-        """Put on record the open cases that have an exit code."""
-        for job in list(journal.open.values()):
-            for case, folder in list(job.cases.items()):
-                ended = case_results.ended(self.folder / folder)
-                if ended is not None:
-                    self._ended(journal, progress, case, folder, ended)
-
-    def _ended(self, journal: Journal, progress: Progress, case: str, folder: str, ended: Ended) -> None:
-        journal.end(case, ended)
-        known = self._by_id.get(case)
-        progress.ended(known.name if known else folder, ended, self.folder / folder)
-
-    def _end(self, journal: Journal, jobs: Sequence[OpenJob], reason: str) -> None:
-        """Cancel jobs, and do not come back before they are gone or refuse to go."""
-        for force in (False, True):
-            self.scheduler.cancel([queued.id for queued in self._queue(journal).values()], force=force)
-            deadline = time.monotonic() + CANCEL_S
-            while self._queue(journal) and time.monotonic() < deadline:
-                time.sleep(0.2)
-        for name in {job.submission for job in jobs}:
-            journal.released(name, reason)
-
-    def _queue(self, journal: Journal) -> dict[str, Queued]:
-        """Job name -> what the scheduler says, of the open jobs that it still has."""
-        by_id = {job.id: name for name, job in journal.open.items() if job.id and job.id != BY_HAND}
-        names = {job.submission for job in journal.open.values() if job.id is None or job.id == BY_HAND}
-        found: dict[str, Queued] = {}
-        for queued in self.scheduler.queue(names, by_id) if journal.open else ():
-            job = by_id.get(queued.id, queued.name if queued.name in journal.open else "")
-            if job and (job not in found or queued.state == "running"):
-                found[job] = queued
-        self._last_queue = found
-        return found
+    def _pending_jobs(self, journal: Journal) -> list[Job]:
+        status = self._status(journal)
+        cases = [case for case in self.plan.cases if status.is_pending(case)]
+        return pack_jobs(self.plan, cases, self.folder, journal.measured_seconds())
 
 
-def _scheduler(kind: str, folder: Path) -> Scheduler:
+@contextmanager
+def _scheduler_errors(advice: str) -> Iterator[None]:
+    """Turn the errors of scheduler commands into errors for the user."""
+    try:
+        yield
+    except SchedulerBusy as error:
+        raise Interrupted(f"{error}; {advice}") from None
+    except CommandFailed as error:
+        raise UsageError(str(error)) from None
+
+
+def _make_scheduler(kind: str, folder: Path) -> Scheduler:
     match kind:
         case "slurm":
             return SlurmScheduler()

@@ -1,4 +1,4 @@
-"""Jobs as files: jobs/<job>.sh for the scheduler, and a folder with case.json for each case."""
+"""Jobs as files: jobs/<job>.sh for the scheduler, a folder with case.json for each case, a setup script per system."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ import orjson
 
 from harness import __version__
 from harness.config import resources
-from harness.host.atomic_files import INDENTED, absolute, write_bytes, write_text
+from harness.config.system import ResolvedSystem
+from harness.execution.schedulers.base import JOBS_FOLDER
+from harness.host.files import JSON_OPTIONS, absolute_path, write_bytes, write_text
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job
+from harness.protocol import user_experiments
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError
-from harness.protocol.registry import DRIVERS
+from harness.protocol.registry import PROGRAMS
 
-JOBS, LAUNCH = "jobs", "launch.sh"
-# How long nodes may take to say that they are still there: to start something on thousands takes minutes.
-MANY_NODES, PATIENCE_S, PATIENCE_OF_MANY_S = 512, 60, 300
-# A driver starts each of its runs with this.
-RUN_LAUNCH = """\
+TRIAL_LAUNCHER = "launch.sh"
+# How long nodes may take to answer a check: to start something on thousands of nodes takes minutes.
+MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_OF_MANY_S = 512, 60, 300
+# A program that launches others, such as a search, starts each of them with this script.
+TRIAL_LAUNCH_TEMPLATE = """\
 #!/usr/bin/env bash
 # launch.sh NODES COMMAND...: one run of this case, {nodes} node{s} x {ranks_per_node} ranks, on the file NODES.
 set -euo pipefail
@@ -44,7 +47,7 @@ mark start
 mark stop
 exit "$status"
 """
-ARRAY = """\
+ARRAY_TEMPLATE = """\
 #!/usr/bin/env bash
 {directives}
 # {count} jobs of one shape, each with a script of its own in this folder: task N runs the N-th line of {name}.txt.
@@ -55,37 +58,44 @@ mapfile -t jobs < {name}.txt
 job=${{jobs[${{SLURM_ARRAY_TASK_ID:?this script is for sbatch}} - 1]}}
 exec bash "$job.sh" "$@" >> "$job.log" 2>&1
 """
+SETUP_TEMPLATE = """\
+#!/usr/bin/env bash
+# The Python environment of gfm-harness {version} on {title}; run it once, on a login node.
+# {source}
+# shellcheck disable=SC1091
+set -eo pipefail
+"""
 
 
-class Scripts:
+class JobScriptWriter:
     """Renders and writes the jobs of one plan in its campaign's folder."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
-        self.folder = absolute(folder)
+        self.folder = absolute_path(folder)
         if re.search('["\\\\\n\ud800-\udfff]', str(self.folder)):
-            said = "a quote, backslash or line break, or one that is not UTF-8"
-            raise UsageError(f"{self.folder}: job scripts cannot name a folder with {said}")
-        self.jobs = self.folder / JOBS
-        self._template = _environment(plan.site.folder).get_template(plan.site.system.template)
-        self._known = self._constants()
+            characters = "a quote, backslash or line break, or one that is not UTF-8"
+            raise UsageError(f"{self.folder}: job scripts cannot name a folder with {characters}")
+        self.jobs_folder = self.folder / JOBS_FOLDER
+        self._template = _template_environment(plan.site.folder).get_template(plan.site.system.template)
+        self._context = self._plan_context()
 
-    def path(self, job: str) -> Path:
-        """Where a job's script is."""
-        return self.jobs / f"{job}.sh"
+    def script_path(self, job: str) -> Path:
+        """Return the path of a job's script."""
+        return self.jobs_folder / f"{job}.sh"
 
     def render(self, job: Job) -> str:
-        """The script of a job; raises UsageError for what is wrong with its template."""
+        """Return the script of a job; raise UsageError for an error in its template."""
         try:
             text = self._template.render(
-                self._known,
+                self._context,
                 job=job,
                 cases=job.cases,
-                patience=PATIENCE_S if job.nodes < MANY_NODES else PATIENCE_OF_MANY_S,
-                drivers=any(is_driver(case) for case in job.cases),
-                config=self._known["watch"].config.replace("%p", precision_of(job.cases)),
-                script=self.path(job.name),
-                log=self.jobs / f"{job.name}.log",
+                check_timeout_s=CHECK_TIMEOUT_S if job.nodes < MANY_NODES else CHECK_TIMEOUT_OF_MANY_S,
+                has_launcher_programs=any(is_launcher_program(case) for case in job.cases),
+                config=self._context["telemetry"].config.replace("%p", shared_precision(job.cases)),
+                script=self.script_path(job.name),
+                log=self.jobs_folder / f"{job.name}.log",
             )
         except jinja2.TemplateError as error:
             site = self.plan.site
@@ -95,47 +105,49 @@ class Scripts:
         return text
 
     def write(self, job: Job) -> Path:
-        """Make the job and the folders of its cases ready to be submitted; return its script."""
-        if not os.path.isdir(self.jobs):
-            self.jobs.mkdir(parents=True, exist_ok=True)
+        """Write all files that the job needs to be submitted, and return its script."""
+        if not os.path.isdir(self.jobs_folder):
+            self.jobs_folder.mkdir(parents=True, exist_ok=True)
         for case in job.cases:
             write_case(self.folder, case)
-            if is_driver(case):
-                write_text(self.folder / case.folder_name / LAUNCH, self.launch_of_runs(case))
-        script = self.path(job.name)
+            if is_launcher_program(case):
+                write_text(self.folder / case.folder_name / TRIAL_LAUNCHER, self.render_trial_launcher(case))
+        script = self.script_path(job.name)
         write_text(script, self.render(job))
         return script
 
     def write_array(self, name: str, jobs: list[Job]) -> Path:
-        """One script that the scheduler starts once for each of these jobs, which are of one shape."""
-        text = self.render(jobs[0])
-        directives = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
-        own = {"--job-name=": f"#SBATCH --job-name={name}", "--output=": "#SBATCH --output=/dev/null"}
-        kept = [next((own[key] for key in own if key in line), line) for line in directives]
-        write_text(self.jobs / f"{name}.txt", "".join(f"{job.name}\n" for job in jobs))
-        script = ARRAY.format(
-            directives="\n".join([*kept, f"#SBATCH --array=1-{len(jobs)}"]),
+        """Write one script that the scheduler starts once for each of these jobs, which have the same shape."""
+        overrides = {"--job-name=": f"#SBATCH --job-name={name}", "--output=": "#SBATCH --output=/dev/null"}
+        directives = [
+            next((override for option, override in overrides.items() if option in line), line)
+            for line in self.render(jobs[0]).splitlines()
+            if line.startswith("#SBATCH ")
+        ]
+        write_text(self.jobs_folder / f"{name}.txt", "".join(f"{job.name}\n" for job in jobs))
+        script = ARRAY_TEMPLATE.format(
+            directives="\n".join([*directives, f"#SBATCH --array=1-{len(jobs)}"]),
             count=len(jobs),
             name=name,
             version=__version__,
-            script=self.path(name),
-            folder=shlex.quote(str(self.jobs)),
+            script=self.script_path(name),
+            folder=shlex.quote(str(self.jobs_folder)),
         )
-        write_text(self.path(name), script)
-        return self.path(name)
+        write_text(self.script_path(name), script)
+        return self.script_path(name)
 
-    def _constants(self) -> dict[str, Any]:
+    def _plan_context(self) -> dict[str, Any]:
+        """Return the values that the template reads for every job of the plan."""
         site = self.plan.site
-        prefix = Path(sys.executable).parent
         return {
             "suite": self.plan.suite,
             "system": site.system,
             "version": __version__,
             "folder": self.folder,
             "python": site.system.python or sys.executable,
-            "bin": prefix,
-            "environment": site.environment,
-            "watch": site.watch,
+            "bin": Path(sys.executable).parent,
+            "environment": site.environment | user_experiments.list_variables(self.plan.suite.program),
+            "telemetry": site.watch,
             "directives": site.lines("directives"),
             "options": f" {site.options}" if site.options else "",
             "requests": site.requests(),
@@ -143,65 +155,80 @@ class Scripts:
             "modules": site.lines("modules"),
             "prepare": site.lines("prepare"),
             "stage": site.lines("stage"),
-            "launch": self._launcher(),
-            "least_nodes": least_nodes,
+            "launch": self._make_launcher(),
+            "min_nodes": min_nodes,
         }
 
-    def launch_of_runs(self, case: Case) -> str:
-        """The script by which a driver starts each of its runs on some of the job's nodes."""
-        shape = {"nodes": least_nodes(case), "ranks_per_node": case.ranks_per_node}
+    def render_trial_launcher(self, case: Case) -> str:
+        """Return the script by which a search starts each of its trials on some of the job's nodes."""
+        shape = {"nodes": min_nodes(case), "ranks_per_node": case.ranks_per_node}
         lines = self.plan.site.lines("launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]})
         launch = "".join(f"    {line} \\\n" for line in lines if line)
-        return RUN_LAUNCH.format(**shape, s="s" * (shape["nodes"] > 1), launch=launch)
+        return TRIAL_LAUNCH_TEMPLATE.format(**shape, s="s" * (shape["nodes"] > 1), launch=launch)
 
-    def _launcher(self) -> Callable[[Case], list[str]]:
-        known: dict[tuple[int, int], list[str]] = {}
+    def _make_launcher(self) -> Callable[[Case], list[str]]:
+        cache: dict[tuple[int, int], list[str]] = {}
 
         def launch(case: Case) -> list[str]:
-            if is_driver(case):
+            if is_launcher_program(case):
                 return []
             shape = (case.nodes, case.ranks_per_node)
-            if shape not in known:
-                facts = {"nodes": case.nodes, "ranks_per_node": case.ranks_per_node, "ranks": case.ranks}
-                known[shape] = self.plan.site.lines("launch", case=facts)
-            return known[shape]
+            if shape not in cache:
+                context = {"nodes": case.nodes, "ranks_per_node": case.ranks_per_node, "ranks": case.ranks}
+                cache[shape] = self.plan.site.lines("launch", case=context)
+            return cache[shape]
 
         return launch
 
 
-def is_driver(case: Case) -> bool:
+def is_launcher_program(case: Case) -> bool:
     """Whether the case runs as one process that starts others on the job's nodes."""
-    return case.program in DRIVERS
+    return case.program in PROGRAMS and PROGRAMS[case.program].is_driver
 
 
-def least_nodes(case: Case) -> int:
-    """The nodes without which the case cannot run: all, or those of one run of a driver."""
-    return int(case.parameters.get("nodes_per_trial", 1)) if is_driver(case) else case.nodes
+def min_nodes(case: Case) -> int:
+    """Return the nodes without which the case cannot run: all, or those of one trial of a search."""
+    return int(case.parameters.get("nodes_per_trial", 1)) if is_launcher_program(case) else case.nodes
 
 
-def precision_of(cases: Sequence[Case]) -> str:
-    """The one that the cases share, or `mixed`."""
-    found = {str(case.parameters.get("precision") or "mixed") for case in cases}
-    return found.pop() if len(found) == 1 else "mixed"
+def shared_precision(cases: Sequence[Case]) -> str:
+    """Return the precision that the cases share, or `mixed`."""
+    precisions = {str(case.parameters.get("precision") or "mixed") for case in cases}
+    return precisions.pop() if len(precisions) == 1 else "mixed"
 
 
 def write_case(campaign: Path, case: Case) -> None:
-    """The case's folder with its case.json."""
+    """Write the case's folder with its case.json."""
     folder = f"{campaign}/{case.folder_name}"
     with suppress(FileExistsError):
         os.mkdir(folder)
-    write_bytes(f"{folder}/case.json", _json(case))
+    content = {field.name: getattr(case, field.name) for field in fields(case)} | {"ranks": case.ranks}
+    write_bytes(f"{folder}/case.json", orjson.dumps(content, option=JSON_OPTIONS))
 
 
-def _json(case: Case) -> bytes:
-    plain = {field.name: getattr(case, field.name) for field in fields(case)} | {"ranks": case.ranks}
-    return orjson.dumps(plain, option=INDENTED)
+def render_setup_script(site: ResolvedSystem) -> str:
+    """Return a bash script that makes the Python environment of a system's jobs.
+
+    Raises:
+        UsageError: the system's file has no `install` lines.
+    """
+    package = (
+        str(resources.REPO_ROOT)
+        if (resources.REPO_ROOT / "pyproject.toml").is_file()
+        else f"gfm-harness=={__version__}"
+    )
+    lines = site.lines("install", setup={"package": package})
+    if not lines:
+        raise UsageError(f"system {site.system.name!r} has no `install` lines, so nothing is known of how to set it up")
+    source = f"See {site.system.source}" if site.system.source else "From the system's `modules` and `install` lines."
+    head = SETUP_TEMPLATE.format(version=__version__, title=site.system.title, source=source)
+    return "\n".join([head, *site.requests(("modules", "install")), *site.lines("modules"), *lines]) + "\n"
 
 
-def _environment(folder: Path) -> jinja2.Environment:
-    """Templates of the system's own folder, then those that are shipped."""
+def _template_environment(folder: Path) -> jinja2.Environment:
+    """Return an environment with the templates of the system's folder, then those that are shipped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, resources.folder("systems")]),
+        loader=jinja2.FileSystemLoader([folder, resources.resource_dir("systems")]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=False,
@@ -212,7 +239,7 @@ def _environment(folder: Path) -> jinja2.Environment:
 
 
 def _double_quote(value: Any) -> str:
-    """As one word of bash in which $NAME still stands for its value."""
+    """Quote a value as one word of bash in which $NAME is still expanded."""
     text = str(value)
     if re.fullmatch(r"[\w./:@%+=,~-]*", text, re.ASCII):
         return text or '""'

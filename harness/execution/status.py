@@ -1,77 +1,96 @@
-"""Where the cases of a campaign stand, by journal, scheduler and files; reads only."""
+"""The state of a campaign's cases by journal, scheduler and files; nothing is written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness.execution import case_results
-from harness.execution.case_results import Outcome
+from harness.execution import case_files
 from harness.execution.journal import Journal
-from harness.execution.schedulers.base import Queued
+from harness.execution.schedulers.base import QueueEntry
 from harness.planning.expand import Plan
 from harness.protocol.case import Case
 from harness.protocol.checks import State
 
+CASES_EXAMINED, CASES_SHOWN = 50, 4
 
-class Standing:
-    """The plan's cases in the campaign's folder, as one journal tells of them."""
+
+@dataclass(frozen=True)
+class Outcome:
+    """The state of a case, the reason why it is not done, and the folder with its files."""
+
+    case: Case
+    state: State
+    exit_code: int | None
+    reason: str
+    folder: Path
+
+
+class CampaignStatus:
+    """The state of the plan's cases in the campaign's folder, according to one journal."""
 
     def __init__(self, plan: Plan, folder: Path, journal: Journal) -> None:
         self.plan, self.folder, self.journal = plan, folder, journal
-        self._id_of_folder = {case.folder_name: case.id for case in plan.cases}
+        self._ids = {case.folder_name: case.id for case in plan.cases}
 
-    def outcomes(self, queue: Mapping[str, Queued] | None) -> list[Outcome]:
-        """Every case; queue: what the scheduler says of the open jobs, by name; None: it was not asked."""
-        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
-        return [self._outcome(case, queue, case.folder_name in there) for case in self.plan.cases]
+    def case_outcomes(self, queue: Mapping[str, QueueEntry] | None) -> list[Outcome]:
+        """Return the outcome of every case.
 
-    def begun(self, most: int = 4) -> list[tuple[str, Path]]:
-        """Name and folder of open cases that have begun; some of them, where there are many."""
+        Args:
+            queue: the scheduler's entries for the active jobs, by name; None if it was not asked.
+        """
+        folders = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return [self._outcome(case, queue, case.folder_name in folders) for case in self.plan.cases]
+
+    def started_cases(self) -> list[tuple[str, Path]]:
+        """Return name and folder of some active cases that have started, enough to show progress."""
         names = {case.id: (case.name, self.folder / case.folder_name) for case in self.plan.cases}
-        some = [names[case] for case in list(self.journal.open_cases)[:50] if case in names]
-        return [(name, folder) for name, folder in some if case_results.was_begun(folder)][:most]
+        active = [names[case] for case in list(self.journal.active_cases)[:CASES_EXAMINED] if case in names]
+        return [(name, folder) for name, folder in active if case_files.is_started(folder)][:CASES_SHOWN]
 
     def is_done(self, case: Case) -> bool:
-        """Whether the journal knows it as done, and nobody has deleted its folder to have it run anew."""
-        ended = self.journal.ended.get(case.id)
-        return ended is not None and ended.state == "done" and os.path.isdir(self.folder / case.folder_name)
+        """Whether the journal lists the case as done; deleting its folder has it run again."""
+        result = self.journal.results.get(case.id)
+        return result is not None and result.state == "done" and os.path.isdir(self.folder / case.folder_name)
 
-    def is_left(self, case: Case) -> bool:
-        """Whether a run would submit it: it is neither open nor ended, by the journal or, run by hand, by its files."""
-        if case.id in self.journal.open_cases:
+    def is_pending(self, case: Case) -> bool:
+        """Whether a run would submit the case: it is neither active nor ended, also not by hand."""
+        if case.id in self.journal.active_cases:
             return False
         folder = f"{self.folder}/{case.folder_name}"
-        if case.id in self.journal.ended:
+        if case.id in self.journal.results:
             return not os.path.isdir(folder)
-        if case.after and self.failed_needs(case):
+        if case.after and self.failed_dependencies(case):
             return False
-        ended = case_results.ended(Path(folder))
-        return ended is None or ended.state != "done"
+        result = case_files.read_result(Path(folder))
+        return result is None or result.state != "done"
 
-    def failed_needs(self, case: Case) -> list[str]:
-        """The cases that it needs and that ended otherwise than well."""
-        ends = {name: self.journal.ended.get(i) for name in case.after if (i := self._id_of_folder.get(name))}
-        return [name for name, ended in ends.items() if ended is not None and ended.state != "done"]
+    def failed_dependencies(self, case: Case) -> list[str]:
+        """Return the folders of the cases that this one depends on and that ended without being done."""
+        results = {name: self.journal.results.get(i) for name in case.after if (i := self._ids.get(name))}
+        return [name for name, result in results.items() if result is not None and result.state != "done"]
 
-    def _outcome(self, case: Case, queue: Mapping[str, Queued] | None, is_there: bool) -> Outcome:
+    def _outcome(self, case: Case, queue: Mapping[str, QueueEntry] | None, has_folder: bool) -> Outcome:
         folder = self.folder / case.folder_name
-        ended = (self.journal.ended.get(case.id) or case_results.ended(folder)) if is_there else None
-        if ended is not None:
-            return Outcome(case, ended.state, ended.exit_code, ended.reason, folder)
-        begun = is_there and case_results.was_begun(folder)
-        if queue is None and case.id in self.journal.open_cases:
-            return Outcome(case, "running" if begun else "waiting", None, "when the scheduler was last asked", folder)
-        job = (queue or {}).get(self.journal.open_cases.get(case.id, ""))
-        if job is not None:
-            state: State = "running" if begun and job.state == "running" else "waiting"
-            hopeless = " (it will not start by itself)" if job.is_hopeless else ""
-            return Outcome(case, state, None, job.reason + hopeless if state == "waiting" else "", folder)
-        if case.id in self.journal.open_cases:
-            said = "its job has left the queue; waiting for its files"
-            return Outcome(case, "running" if begun else "waiting", None, said, folder)
-        if begun:
+        result = (self.journal.results.get(case.id) or case_files.read_result(folder)) if has_folder else None
+        if result is not None:
+            return Outcome(case, result.state, result.exit_code, result.reason, folder)
+        is_started = has_folder and case_files.is_started(folder)
+        is_active = case.id in self.journal.active_cases
+        if queue is None and is_active:
+            reason = "when the scheduler was last asked"
+            return Outcome(case, "running" if is_started else "waiting", None, reason, folder)
+        entry = (queue or {}).get(self.journal.active_cases.get(case.id, ""))
+        if entry is not None:
+            state: State = "running" if is_started and entry.state == "running" else "waiting"
+            suffix = " (it will not start by itself)" if entry.is_hopeless else ""
+            return Outcome(case, state, None, entry.reason + suffix if state == "waiting" else "", folder)
+        if is_active:
+            reason = "its job has left the queue; waiting for its files"
+            return Outcome(case, "running" if is_started else "waiting", None, reason, folder)
+        if is_started:
             return Outcome(case, "lost", None, "", folder)
-        failed = self.failed_needs(case)
+        failed = self.failed_dependencies(case)
         return Outcome(case, "blocked" if failed else "not run", None, f"needs {failed[0]}" if failed else "", folder)

@@ -1,4 +1,4 @@
-"""Handing jobs to the scheduler: in order, within the limits of site and user, never one twice."""
+"""Submit jobs to the scheduler: in order, within the limits of site and user, and never one twice."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.execution import case_results
-from harness.execution.job_script import Scripts
+from harness.execution import case_files
+from harness.execution.job_script import JobScriptWriter
 from harness.execution.journal import Journal
 from harness.execution.progress import Progress
-from harness.execution.schedulers.base import QueueFull, Refused, Scheduler
+from harness.execution.schedulers.base import JobRejected, QueueFull, Scheduler
 from harness.execution.schedulers.command import CommandFailed
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job, node_hours
+from harness.protocol.text import count
 
-FEWEST_FOR_ARRAY = 3
+MIN_ARRAY_SIZE = 3
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What the user wants of a run: whether to submit, to stay until all has ended, to try failed cases again.
+class RunOptions:
+    """What the user wants of a run: to submit, to wait until all has ended, to run failed cases again.
 
-    max_jobs: jobs in the queue at once; None: what the site allows. max_node_hours: what may be spent at most.
+    max_jobs: jobs in the queue at once; None: what the site allows. max_node_hours: what all jobs may cost together.
     """
 
     submit: bool = True
@@ -36,49 +37,55 @@ class Orders:
 
 
 class Submission:
-    """The submitting half of a run."""
+    """The jobs that one run submits.
+
+    held_back: jobs that the scheduler did not accept now. rejected: job -> why the scheduler will never accept it.
+    """
 
     def __init__(
-        self, plan: Plan, folder: Path, scheduler: Scheduler, journal: Journal, orders: Orders, progress: Progress
+        self,
+        *,
+        plan: Plan,
+        folder: Path,
+        scheduler: Scheduler,
+        journal: Journal,
+        options: RunOptions,
+        progress: Progress,
     ) -> None:
         self.plan, self.folder = plan, folder
         self.scheduler, self.journal = scheduler, journal
-        self.orders, self.progress = orders, progress
-        self.scripts = Scripts(plan, folder)
-        self.most = orders.max_jobs or plan.site.system.limits.jobs
-        self.budget = orders.max_node_hours
-        self.spent = 0.0
-        self._too_dear: set[str] = set()
-        self.id_of = {case.folder_name: case.id for case in plan.cases}
-        self.in_plan = set(self.id_of.values())
+        self.options, self.progress = options, progress
+        self.scripts = JobScriptWriter(plan, folder)
+        self.max_jobs = options.max_jobs or plan.site.system.limits.jobs
         self.submitted = 0
         self.held_back: list[Job] = []
-        self.may_never_fit = False
-        self.refused: dict[str, str] = {}
+        self.rejected: dict[str, str] = {}
+        self._node_hours = 0.0
+        self._reported_over_budget: set[str] = set()
+        self._ids = {case.folder_name: case.id for case in plan.cases}
+        self._planned_ids = set(self._ids.values())
+        self._may_never_fit = False
 
-    def write_only(self, jobs: Sequence[Job]) -> None:
-        """Make the scripts and say how to submit them."""
+    def write_scripts(self, jobs: Sequence[Job]) -> None:
+        """Write the scripts and report where they are."""
         for job in jobs:
-            self._prepare(job)
-        self.progress.written(self.scripts.jobs, len(jobs), node_hours(jobs)[0])
+            self._prepare_job(job)
+        self.progress.report_scripts(self.scripts.jobs_folder, len(jobs), node_hours(jobs)[0])
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
-        """Submit what is ready and fits; return the jobs that are to wait.
-
-        held_back: those that the scheduler did not take now. refused: job -> why the scheduler will never take it.
-        """
+        """Submit the jobs that are ready and fit; return those that have to wait."""
         waiting = list(jobs)
-        before = {job.name for job in self.held_back}
+        held_back_before = {job.name for job in self.held_back}
         self.held_back = []
         while True:
-            ready, later = self._sorted(waiting)
-            taken = self.submitted
+            ready, later = self._partition_ready(waiting)
+            submitted_before = self.submitted
             try:
                 self._submit_all(ready)
             except QueueFull as error:
-                self.held_back = [job for job, _ in ready if not self._is_settled(job)]
-                self.may_never_fit = error.may_be_for_good and not self.journal.open
-                if taken < self.submitted or {job.name for job in self.held_back} - before:
+                self.held_back = [job for job, _ in ready if not self._is_answered(job)]
+                self._may_never_fit = error.may_be_permanent and not self.journal.active_jobs
+                if submitted_before < self.submitted or {job.name for job in self.held_back} - held_back_before:
                     self._report_held_back(error)
                 return self.held_back + later
             waiting = later
@@ -86,155 +93,156 @@ class Submission:
                 return waiting
 
     @property
-    def waits_for_room(self) -> bool:
-        """Whether the scheduler may take more later."""
-        return bool(self.held_back) and not self.may_never_fit
+    def waits_for_queue(self) -> bool:
+        """Whether the scheduler may accept more later."""
+        return bool(self.held_back) and not self._may_never_fit
 
-    def _is_settled(self, job: Job) -> bool:
-        """Whether the scheduler has taken the job or refused it."""
-        return job.name in self.journal.open or job.name in self.refused
+    def _is_answered(self, job: Job) -> bool:
+        """Whether the scheduler has accepted or rejected the job."""
+        return job.name in self.journal.active_jobs or job.name in self.rejected
 
     def _report_held_back(self, error: QueueFull) -> None:
         cases = sum(len(job.cases) for job in self.held_back)
-        when = "the rest is tried again" if self.orders.wait else "the same command submits the rest later"
-        doubt = (
-            "; the scheduler says the same of a job that is too large or too long for the account, so look at that too"
-            if error.may_be_for_good
+        plan = "the rest is tried again" if self.options.wait else "the same command submits the rest later"
+        hint = (
+            "; a job that is too large or too long for the account gets the same message, so check that too"
+            if error.may_be_permanent
             else ""
         )
-        jobs = f"{len(self.held_back)} job{'s' * (len(self.held_back) != 1)} ({cases} case{'s' * (cases != 1)})"
-        self.progress.say(f"the scheduler takes no more for now: {jobs} held back; {when}; its words: {error}{doubt}")
+        jobs = f"{count(len(self.held_back), 'job')} ({count(cases, 'case')})"
+        message = f"the scheduler accepts no more jobs now: {jobs} held back; {plan}; its message: {error}{hint}"
+        self.progress.print_line(message)
 
-    def _sorted(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
-        """The jobs to submit now, each with the open cases it starts after, and those for later."""
+    def _partition_ready(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
+        """Return the jobs to submit now, each with the active cases that it starts after, and those for later."""
         ready: list[tuple[Job, list[str]]] = []
         later = []
-        cost = 0.0
-        room = self.most - len(self.journal.open)
+        ready_node_hours = 0.0
+        room = self.max_jobs - len(self.journal.active_jobs)
         for job in jobs:
-            when, after = self._readiness(job)
-            affordable = self.budget is None or self.spent + cost + job.node_hours <= self.budget
-            if not affordable and job.name not in self._too_dear:
-                self._too_dear.add(job.name)
-                self.progress.say(f"{job.name}: not submitted, since it may take the campaign over --max-node-hours")
-            if when == "now" and affordable and len(ready) < room:
+            state, after = self._dependency_state(job)
+            is_affordable = self._is_within_budget(job, ready_node_hours)
+            if state == "now" and is_affordable and len(ready) < room:
                 ready.append((job, after))
-                cost += job.node_hours
-            elif when != "never":
+                ready_node_hours += job.node_hours
+            elif state != "never":
                 later.append(job)
         return ready, later
 
-    def _readiness(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
-        """Whether what its cases need is done, and which of that is still under way in other jobs."""
+    def _is_within_budget(self, job: Job, ready_node_hours: float) -> bool:
+        """Whether --max-node-hours allows the job too; the first refusal of each is reported."""
+        budget = self.options.max_node_hours
+        if budget is None or self._node_hours + ready_node_hours + job.node_hours <= budget:
+            return True
+        if job.name not in self._reported_over_budget:
+            self._reported_over_budget.add(job.name)
+            message = f"{job.name}: not submitted, since it may take the campaign over --max-node-hours"
+            self.progress.print_line(message)
+        return False
+
+    def _dependency_state(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
+        """Return whether the cases that the job depends on are done, and which of them are active in other jobs."""
         inside = {case.folder_name for case in job.cases}
-        under_way = []
-        for folder in dict.fromkeys(f for case in job.cases for f in case.after if f not in inside):
-            need = self.id_of.get(folder, "")
-            found = case_results.exit_of(self.folder / folder)
-            if need in self.journal.open_cases:
-                under_way.append(need)
-            elif need in self.journal.ended or need not in self.in_plan:
-                ended = self.journal.ended.get(need)
-                if found is None and ended is not None and ended.state == "done":
-                    said = "it left no exit code, which this job asks for; delete its folder to have it run again"
-                    self.refused[job.name] = f"{job.name}: needs {self.folder / folder}: {said}"
-                if found is None or found[0] != 0:
+        active = []
+        for folder in dict.fromkeys(name for case in job.cases for name in case.after if name not in inside):
+            case = self._ids.get(folder, "")
+            exit_code = case_files.read_exit_code(self.folder / folder)
+            is_successful = exit_code is not None and exit_code[0] == 0
+            if case in self.journal.active_cases:
+                active.append(case)
+            elif case in self.journal.results or case not in self._planned_ids:
+                result = self.journal.results.get(case)
+                if exit_code is None and result is not None and result.state == "done":
+                    reason = "it left no exit code, which this job asks for; delete its folder to have it run again"
+                    self.rejected[job.name] = f"{job.name}: needs {self.folder / folder}: {reason}"
+                if not is_successful:
                     return "never", []
-            elif found is None or found[0] != 0:
+            elif not is_successful:
                 return "later", []
-        return ("later", []) if under_way and not self.scheduler.waits else ("now", under_way)
+        return ("later", []) if active and not self.scheduler.detached else ("now", active)
 
     def _submit_all(self, ready: Sequence[tuple[Job, list[str]]]) -> None:
         by_shape: dict[object, list[Job]] = defaultdict(list)
         for job, after in ready:
-            by_shape[("alone", job.name) if after else job.shape].append(job)
-        afters = {job.name: after for job, after in ready}
-        limit = self.plan.site.system.limits.array
+            by_shape[("dependent", job.name) if after else job.shape].append(job)
+        dependencies = {job.name: after for job, after in ready}
+        max_size = self.plan.site.system.limits.array
         for jobs in by_shape.values():
-            if self.scheduler.arrays and limit > 1 and len(jobs) >= FEWEST_FOR_ARRAY:
-                self._submit_arrays(jobs, limit)
+            if self.scheduler.supports_arrays and max_size > 1 and len(jobs) >= MIN_ARRAY_SIZE:
+                self._submit_arrays(jobs, max_size)
             else:
                 for job in jobs:
-                    self._submit_one(job, afters[job.name])
-            if any(job.name in self.refused for job in jobs):
-                self._refuse_like(jobs)
+                    self._submit_one(job, dependencies[job.name])
+            if any(job.name in self.rejected for job in jobs):
+                self._reject_same_shape(jobs)
 
     def _submit_arrays(self, jobs: Sequence[Job], size: int) -> None:
-        """Submit jobs of one shape as arrays, half as large whenever the scheduler does not take one."""
+        """Submit jobs of one shape as arrays, half as large whenever the scheduler does not accept one."""
         done = 0
         while done < len(jobs):
-            some = list(jobs[done : done + size])
+            batch = list(jobs[done : done + size])
             try:
-                if len(some) >= FEWEST_FOR_ARRAY:
-                    self._submit_array(some)
+                if len(batch) >= MIN_ARRAY_SIZE:
+                    self._submit_array(batch)
                 else:
-                    for job in some:
+                    for job in batch:
                         self._submit_one(job, ())
                         done += 1
                     continue
             except QueueFull:
-                size = len(some) // 2
-                if size == 0 or len(some) < FEWEST_FOR_ARRAY:
+                size = len(batch) // 2
+                if size == 0 or len(batch) < MIN_ARRAY_SIZE:
                     raise
                 continue
-            done += len(some)
-            if some[0].name in self.refused:
+            done += len(batch)
+            if batch[0].name in self.rejected:
                 return
 
-    def _refuse_like(self, jobs: Sequence[Job]) -> None:
-        """What is said of one job holds for those of its shape that were not asked for: their scripts ask the same."""
-        said = next(self.refused[job.name] for job in jobs if job.name in self.refused)
+    def _reject_same_shape(self, jobs: Sequence[Job]) -> None:
+        """Reject jobs of the shape of a rejected one without asking: their scripts request the same resources."""
+        reason = next(self.rejected[job.name] for job in jobs if job.name in self.rejected)
         for job in jobs:
-            if not self._is_settled(job):
-                self.refused[job.name] = said
+            if not self._is_answered(job):
+                self.rejected[job.name] = reason
 
     def _submit_one(self, job: Job, after: Sequence[str]) -> None:
-        script = self._prepare(job)
-        ids = [self.journal.open[self.journal.open_cases[case]].id for case in after]
-        self.journal.submitting(job.name, {job.name: job.folders}, array=False)
-        job_id = self._ask([job], job.name, script, lambda: self.scheduler.submit(script, job.name, _known(ids)))
-        if job_id is None:
-            return
-        self.spent += job.node_hours
-        self.submitted += 1
-        self.progress.submitted([job.name], job_id, len(job.cases))
+        script = self._prepare_job(job)
+        active_ids = [self.journal.active_jobs[self.journal.active_cases[case]].id for case in after]
+        ids = list(dict.fromkeys(job_id for job_id in active_ids if job_id))
+        self.journal.record_request(job.name, {job.name: job.folders}, array=False)
+        self._submit([job], job.name, script, lambda: self.scheduler.submit(script, job.name, ids))
 
     def _submit_array(self, jobs: list[Job]) -> None:
         digest = hashlib.sha256("\n".join(job.name for job in jobs).encode()).hexdigest()[:8]
         name = f"{self.plan.suite.name}-array-{digest}"
         for job in jobs:
-            self._prepare(job)
+            self._prepare_job(job)
         script = self.scripts.write_array(name, jobs)
-        self.journal.submitting(name, {job.name: job.folders for job in jobs}, array=True)
-        job_id = self._ask(jobs, name, script, lambda: self.scheduler.submit_array(script, name))
-        if job_id is None:
-            return
-        self.submitted += len(jobs)
-        self.spent += sum(job.node_hours for job in jobs)
-        self.progress.submitted([job.name for job in jobs], job_id, sum(len(job.cases) for job in jobs))
+        self.journal.record_request(name, {job.name: job.folders for job in jobs}, array=True)
+        self._submit(jobs, name, script, lambda: self.scheduler.submit_array(script, name))
 
-    def _ask(self, jobs: Sequence[Job], name: str, script: Path, submit: Callable[[], str]) -> str | None:
-        """The id under which the scheduler has taken the jobs, or None if it refuses them."""
+    def _submit(self, jobs: Sequence[Job], name: str, script: Path, call_scheduler: Callable[[], str]) -> None:
+        """Submit a script of jobs and record the scheduler's answer."""
         try:
-            job_id = submit()
+            job_id = call_scheduler()
         except QueueFull as error:
-            self.journal.released(name, str(error))
+            self.journal.record_release(name, str(error))
             raise
-        except (Refused, CommandFailed) as error:
-            self.journal.released(name, str(error))
-            self.refused |= dict.fromkeys((job.name for job in jobs), f"{script}: {error}")
-            return None
-        self.journal.submitted(name, job_id)
-        return job_id
+        except (JobRejected, CommandFailed) as error:
+            self.journal.record_release(name, str(error))
+            self.rejected |= dict.fromkeys((job.name for job in jobs), f"{script}: {error}")
+            return
+        self.journal.record_submission(name, job_id)
+        self._node_hours += node_hours(jobs)[0]
+        self.submitted += len(jobs)
+        names, cases = [job.name for job in jobs], sum(len(job.cases) for job in jobs)
+        self.progress.report_submission(names, job_id, cases)
 
-    def _prepare(self, job: Job) -> Path:
+    def _prepare_job(self, job: Job) -> Path:
+        """Archive the attempts of the job's cases and write its script."""
         for case in job.cases:
             folder = self.folder / case.folder_name
-            ended = case_results.ended(folder)
-            if ended is None or ended.state != "done":  # the script passes over what has just turned out to be done
-                case_results.set_aside(folder)
+            result = case_files.read_result(folder)
+            if result is None or result.state != "done":  # the script skips a case that has just turned out to be done
+                case_files.archive_attempt(folder)
         return self.scripts.write(job)
-
-
-def _known(ids: Sequence[str | None]) -> list[str]:
-    return list(dict.fromkeys(i for i in ids if i))

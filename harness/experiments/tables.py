@@ -6,125 +6,71 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from harness.experiments.cost import metrics as cost
-from harness.experiments.cost.metrics import CostTables, cost_tables
-from harness.experiments.data.metrics import DataTables, data_tables
-from harness.experiments.hpo.metrics import SearchTables, search_tables
-from harness.experiments.hydragnn.metrics import OriginalTables, original_tables
-from harness.experiments.ladder.metrics import ladder_table
-from harness.experiments.metrics import metrics_of
-from harness.experiments.precision.metrics import PrecisionTables, precision_tables
-from harness.experiments.scaling.metrics import scaling_table
-from harness.experiments.scaling.projection import projection_table
-from harness.experiments.screening.metrics import ScreeningTables, screening_tables
-from harness.experiments.training.metrics import TrainingTables, training_tables
-from harness.experiments.training.multitask import AblationTables, ablation_tables
-from harness.experiments.training_steps.metrics import training_steps_table
-from harness.experiments.transfer.metrics import TransferTables, transfer_tables
-from harness.results.containment import MISFITS, set_misfits_aside
-from harness.results.runs import Record, readable
+from harness.experiments.cost.metrics import join_costs
+from harness.experiments.experiment import CostJoin
+from harness.experiments.metrics import run_metrics
+from harness.experiments.registry import load_experiments
+from harness.protocol.errors import UsageError, did_you_mean
+from harness.results.misfits import MISFIT_ERRORS, isolate_misfits
+from harness.results.runs import RunRecord, readable
 from harness.results.tables import merits_table, samples_table
-from harness.telemetry.collect import gather
 
 
 @dataclass(frozen=True)
 class Results:
-    """The records, and what each experiment makes of them."""
+    """The runs and the tables made from them.
 
-    records: list[Record]
-    samples: pd.DataFrame
-    merits: pd.DataFrame
-    ladder: pd.DataFrame
-    training_steps: pd.DataFrame
-    scaling: pd.DataFrame
-    projection: pd.DataFrame
-    data: DataTables
-    training: TrainingTables
-    ablation: AblationTables
-    searches: SearchTables
-    precision: PrecisionTables
-    transfer: TransferTables
-    screening: ScreeningTables
-    original: OriginalTables
-    cost: CostTables
+    Attributes:
+        records: all runs, also those that cannot be read.
+        named_tables: every table by the name of its file.
+        names_by_page: the names of the tables of each page.
+    """
+
+    records: list[RunRecord]
+    named_tables: dict[str, pd.DataFrame]
+    names_by_page: dict[str, list[str]]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Name -> table, as they are written."""
-        alone = ("samples", "merits", "ladder", "training_steps", "scaling", "projection")
-        found = {name: getattr(self, name) for name in alone}
-        found |= {name: table for name, table in vars(self.data).items() if isinstance(table, pd.DataFrame)}
-        named = {
-            "training": self.training,
-            "ablation": self.ablation,
-            "hpo": self.searches,
-            "precision": self.precision,
-            "transfer": self.transfer,
-            "screening": self.screening,
-            "original": self.original,
-            "cost": self.cost,
-        }
-        for prefix, own in named.items():
-            found |= {f"{prefix}_{name}": table for name, table in vars(own).items()}
-        return found
+        """Return every table by the name of its file."""
+        return dict(self.named_tables)
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """Return a table by name."""
+        if name not in self.named_tables:
+            raise UsageError(f"no table {name!r}{did_you_mean(name, self.named_tables)}")
+        return self.named_tables[name]
+
+    @property
+    def merits(self) -> pd.DataFrame:
+        """The figures of merit of all runs."""
+        return self["merits"]
 
 
-def results(records: list[Record]) -> Results:
-    """Every table, of the cases that can be read; those that cannot be are among the records all the same."""
+def build_results(records: list[RunRecord]) -> Results:
+    """Build every table from the runs that can be read and whose events fit together; keep the others as records."""
     try:
-        return replace(analyse(readable(records)), records=records)
-    except MISFITS:
-        sound = set_misfits_aside(records, analyse)
-        return replace(analyse(readable(sound)), records=sound)
+        return replace(_analyse(readable(records)), records=records)
+    except MISFIT_ERRORS:
+        sound = isolate_misfits(records, _analyse)
+        return replace(_analyse(readable(sound)), records=sound)
 
 
-def analyse(records: list[Record]) -> Results:
-    """Every table, and of each finished case the numbers that can be compared."""
+def _analyse(records: list[RunRecord]) -> Results:
+    """Build every table, and of each finished run the numbers that can be compared, so that a misfit shows here."""
     for record in records:
         if record.state == "done":
-            metrics_of(record)
-    return _results(records)
-
-
-def _results(records: list[Record]) -> Results:
-    """Every table, from records and the telemetry beside them; what has throughput has its cost beside it."""
-    costs = cost_tables(records, gather(records))
-    training = training_tables(records)
-    searches, precision = search_tables(records), precision_tables(records)
-    transfer, screening = transfer_tables(records), screening_tables(records)
-    return Results(
-        records,
-        samples_table(records),
-        merits_table(records),
-        _of_pieces(ladder_table(records), costs, "stage", {"folder": "folder", "stage": "name"}),
-        _of_pieces(training_steps_table(records), costs, "stage", {"folder": "folder", "stage": "name"}),
-        _of_cases(scaling_table(records), costs),
-        projection_table(records),
-        data_tables(records),
-        replace(training, runs=_of_cases(training.runs, costs)),
-        ablation_tables(training.held_out),
-        replace(
-            searches,
-            searches=_of_cases(searches.searches, costs),
-            trials=_of_pieces(
-                searches.trials, costs, "trial", {"campaign": "campaign", "case": "case", "trial": "name"}
-            ),
-        ),
-        replace(precision, costs=_precision_costs(precision.costs, costs)),
-        replace(transfer, tasks=_of_cases(transfer.tasks, costs)),
-        replace(screening, runs=_of_cases(screening.runs, costs)),
-        original_tables(records),
-        costs,
-    )
-
-
-def _of_cases(table: pd.DataFrame, costs: CostTables) -> pd.DataFrame:
-    return cost.beside(table, costs.cases, {"folder": "folder"})
-
-
-def _of_pieces(table: pd.DataFrame, costs: CostTables, what: str, keys: dict[str, str]) -> pd.DataFrame:
-    return cost.beside(table, costs.pieces[costs.pieces["what"] == what], keys)
-
-
-def _precision_costs(table: pd.DataFrame, costs: CostTables) -> pd.DataFrame:
-    named = table.assign(name=table["task"].astype(str) + " " + table["precision"].astype(str))
-    return _of_pieces(named, costs, "precision", {"folder": "folder", "name": "name"}).drop(columns="name")
+            run_metrics(record)
+    tables = {"samples": samples_table(records), "merits": merits_table(records)}
+    names_by_page: dict[str, list[str]] = {}
+    joins: dict[str, CostJoin] = {}
+    for experiment in load_experiments():
+        added = experiment.metrics.build_tables(records)
+        duplicate = next((name for name in added if name in tables), None)
+        if duplicate is not None:
+            raise UsageError(f"{experiment.package}: another experiment has a table {duplicate!r}; name it otherwise")
+        tables |= added
+        names_by_page[experiment.page] = [*added, *(["samples"] if experiment.has_samples else [])]
+        joins |= experiment.costs
+    for name, join in joins.items():
+        tables[name] = join_costs(tables[name], tables["cost_cases"], tables["cost_pieces"], join)
+    return Results(records, tables, names_by_page)

@@ -1,4 +1,4 @@
-"""Locks on files, which hold on file systems that have none: there a second file names the process that holds it."""
+"""Locks on files, also on file systems without locks: there a second file names the process that holds the lock."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-# What file systems without flock answer, such as Lustre and some NFS.
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-# A process may seem to have begun so much later than it wrote its name.
-SKEW_S = 2.0
+from harness.protocol.errors import UsageError
+
+# The errors of file systems without flock, such as Lustre and some NFS.
+NO_FLOCK_ERRORS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+# The kernel's start time of a process may be this much later than the time that the process wrote into the file.
+CLOCK_TOLERANCE_S = 2.0
+HOLDER_LENGTH = 200
 
 
 class LockTaken(Exception):
@@ -24,55 +27,55 @@ class LockTaken(Exception):
 
 
 class FileLock:
-    """A lock on an open file, that its process and those which inherit the file hold until the last one closes it.
+    """A lock on an open file, held by its process and by those that inherit the file until the last one closes it.
 
-    Without flock, PATH.held names the holder: host, process and the time since when. One of this host that is gone is
-    forgotten; of another host nobody can tell.
+    Without flock, PATH.held names the holder: host, process id and start time. A holder on this host whose process has
+    ended no longer counts; a holder on another host always does.
     """
 
     def __init__(self, path: Path, handle: int) -> None:
-        self._held = path.with_name(f"{path.name}.held")
+        self._holder_file = path.with_name(f"{path.name}.held")
         self._handle = handle
-        self._is_mine = False
+        self._owns_holder_file = False
 
     def acquire(self) -> None:
-        """Take the lock; raises LockTaken at once where another process holds it."""
+        """Take the lock, or raise LockTaken at once where another process holds it."""
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockTaken("another process") from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NO_FLOCK_ERRORS:
                 raise
-            self._acquire_by_name()
+            self._acquire_by_file()
 
-    def pass_on(self, process: int) -> None:
-        """Let the lock end with another process of this host, which has inherited the file."""
-        if self._is_mine:
-            self._held.write_text(_name(process), encoding="utf-8")
+    def transfer(self, process: int) -> None:
+        """Hand the lock to another process of this host, which has inherited the file."""
+        if self._owns_holder_file:
+            self._holder_file.write_text(_holder_line(process), encoding="utf-8")
 
     def close(self) -> None:
-        """Give up what closing the file does not."""
-        if self._is_mine:
-            self._is_mine = False
-            self._held.unlink(missing_ok=True)
+        """Remove the holder's file; closing the locked file does the rest."""
+        if self._owns_holder_file:
+            self._owns_holder_file = False
+            self._holder_file.unlink(missing_ok=True)
 
-    def _acquire_by_name(self) -> None:
-        holder = living_holder(self._held)
+    def _acquire_by_file(self) -> None:
+        holder = find_holder(self._holder_file)
         if holder is None:
-            _remove_stale(self._held)
+            _remove_stale_holder(self._holder_file)
             with suppress(FileExistsError):
-                handle = os.open(self._held, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                handle = os.open(self._holder_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 with open(handle, "w", encoding="utf-8") as file:
-                    file.write(_name(os.getpid()))
-                self._is_mine = True
+                    file.write(_holder_line(os.getpid()))
+                self._owns_holder_file = True
                 return
-        raise LockTaken(f"{holder or 'another process'}; if it is gone, remove {self._held}")
+        raise LockTaken(f"{holder or 'another process'}; if it is gone, remove {self._holder_file}")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[FileLock]:
-    """Hold the lock of a file, which is made where there is none; raises LockTaken."""
+    """Hold the lock of a file, which is created if necessary; raise LockTaken where another process holds it."""
     with path.open("a") as file:
         lock = FileLock(path, file.fileno())
         lock.acquire()
@@ -83,49 +86,64 @@ def locked(path: Path) -> Iterator[FileLock]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock of a file; there may be no such file."""
+    """Return whether a process holds the lock of a file; the file need not exist."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NO_FLOCK_ERRORS:
                 raise
-            return living_holder(path.with_name(f"{path.name}.held")) is not None
+            return find_holder(path.with_name(f"{path.name}.held")) is not None
     return False
 
 
-def living_holder(held: Path) -> str | None:
-    """Return who holds a lock by name, or None if nobody does, or a process of this host that is gone."""
+def find_holder(holder_file: Path) -> str | None:
+    """Return the holder that a file names, or None if no file exists or the holder, on this host, has ended."""
     try:
-        host, process, since = held.read_text(encoding="utf-8").split()
-        number, began = int(process), float(since)
+        host, process, since = holder_file.read_text(encoding="utf-8").split()
+        process_id, start_s = int(process), float(since)
     except FileNotFoundError:
         return None
-    except ValueError:  # a full disk, or a name on its way
+    except ValueError:  # the disk is full, or the holder is about to write
         return "a process that has not written its name"
     if host == platform.node():
         try:
-            if psutil.Process(number).create_time() > began + SKEW_S:
+            if psutil.Process(process_id).create_time() > start_s + CLOCK_TOLERANCE_S:
                 return None
         except psutil.NoSuchProcess:
             return None
         except psutil.Error:
             pass
-    return f"process {number} on {host} since {time.strftime('%F %T', time.localtime(began))}"
+    return f"process {process_id} on {host} since {time.strftime('%F %T', time.localtime(start_s))}"
 
 
-def _name(process: int) -> str:
+@contextmanager
+def campaign_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a campaign's folder; raise UsageError, which names the holder, if another harness has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))
+        except LockTaken as error:
+            holder = path.read_text(encoding="utf-8", errors="replace")[:HOLDER_LENGTH].strip()
+            raise UsageError(f"{folder}: another harness is running this campaign ({holder or error})") from None
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+
+
+def _holder_line(process: int) -> str:
     return f"{platform.node()} {process} {time.time():.0f}\n"
 
 
-def _remove_stale(held: Path) -> None:
-    """Remove the name of a holder that is gone, but not that of one which has come meanwhile."""
-    aside = held.with_name(f"{held.name}.{os.getpid()}")
+def _remove_stale_holder(holder_file: Path) -> None:
+    """Remove the file of a holder that has ended, but not that of a holder which has taken the lock meanwhile."""
+    renamed = holder_file.with_name(f"{holder_file.name}.{os.getpid()}")
     with suppress(FileNotFoundError):
-        os.rename(held, aside)
-        if living_holder(aside) is not None:
+        os.rename(holder_file, renamed)
+        if find_holder(renamed) is not None:
             with suppress(FileExistsError):
-                os.link(aside, held)
-        aside.unlink()
+                os.link(renamed, holder_file)
+        renamed.unlink()

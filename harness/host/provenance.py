@@ -1,10 +1,11 @@
-"""What a number rests on: code, environment, hardware, and how busy the machine was."""
+"""The provenance of a measurement: code, environment, hardware and load of the machine."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from functools import cache
@@ -13,22 +14,50 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.host.git import run_git
 
 PACKAGES = (
     "torch", "torch_geometric", "vesin", "e3nn", "ase", "numpy", "scipy", "pandas", "matplotlib", "adios2", "mpi4py",
     "mpich",
 )  # fmt: skip
+# A hook or another program may have set these variables, and they would name another repository than the folder's.
+GIT_REPOSITORY_VARIABLES = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_EXTERNAL_DIFF",
+)  # fmt: skip
+GIT_SETTINGS = {
+    "log.showSignature": "false", "log.mailmap": "false", "color.ui": "false", "core.quotePath": "false",
+    "i18n.logOutputEncoding": "UTF-8", "core.pager": "cat",
+}  # fmt: skip
 
 
-def collect() -> dict[str, Any]:
-    """Plain data for provenance.json, written beside each case as it is submitted."""
+def run_git(folder: Path, *arguments: str) -> str | None:
+    """Run git on the repository of a folder, whatever the user has configured.
+
+    Returns:
+        The output as UTF-8 text without surrounding white space; None if the command fails or git is not installed.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in GIT_REPOSITORY_VARIABLES}
+    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", "GIT_PAGER": "cat"}
+    options = [word for key, value in GIT_SETTINGS.items() for word in ("-c", f"{key}={value}")]
+    command = ["git", "--no-pager", *options, "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
+            env=environment,
+        )  # fmt: skip
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def collect_provenance() -> dict[str, Any]:
+    """Return the content of provenance.json, which every job writes next to its cases."""
     return {
         "time_s": time.time(),
         "harness": __version__,
-        **git(),
+        **git_state(),
         "python": platform.python_version(),
-        "packages": packages(),
+        "packages": package_versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -39,31 +68,31 @@ def collect() -> dict[str, Any]:
 
 
 @cache
-def git() -> dict[str, Any]:
-    """Commit of the code that runs and whether it was changed since; None outside a clone."""
-    here = Path(__file__).parent
-    commit = run_git(here, "rev-parse", "HEAD")
-    status = run_git(here, "status", "--porcelain", "--untracked-files=no")
+def git_state() -> dict[str, Any]:
+    """Return the commit of the running code and whether it was changed since; both None outside a repository."""
+    folder = Path(__file__).parent
+    commit = run_git(folder, "rev-parse", "HEAD")
+    status = run_git(folder, "status", "--porcelain", "--untracked-files=no")
     if commit is None or status is None:
         return {"commit": None, "changed_since_commit": None}
     return {"commit": commit, "changed_since_commit": bool(status)}
 
 
 @cache
-def packages() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that results depend on."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache
 def cpu_name() -> str:
-    """The processor as the kernel names it."""
+    """Return the model name of the processor as the kernel reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -74,4 +103,4 @@ def cpu_name() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(collect(), indent=2, sort_keys=True))
+    print(json.dumps(collect_provenance(), indent=2, sort_keys=True))

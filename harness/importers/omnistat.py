@@ -1,4 +1,4 @@
-"""Exports of Omnistat from elsewhere -> run folders: a case for each annotation, or one for the whole job."""
+"""Import exports of Omnistat as run folders: a case for each annotation, or one for the whole job."""
 
 from __future__ import annotations
 
@@ -9,63 +9,63 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from harness.host.atomic_files import write_text
+from harness.host.files import write_text
 from harness.protocol.errors import UsageError
 from harness.protocol.events import FILE_NAME
 from harness.protocol.text import sanitize_line
-from harness.telemetry.job_annotations import markers
 from harness.telemetry.omnistat_csv import PATTERN, CsvExport
-from harness.telemetry.prometheus_export import Export
-from harness.telemetry.timeseries import Source
+from harness.telemetry.prometheus_export import PrometheusExport
+from harness.telemetry.timeseries import TelemetrySource, find_annotations
 
 PROGRAM = "omnistat"
-WHOLE = "whole-job"
-LONGEST_NAME = 150
+WHOLE_JOB = "whole-job"
+NAME_LENGTH = 150
 
 
-def take_in(place: Path, out: Path) -> list[Path]:
-    """Make a campaign below out/runs of an export (a JSON lines file, or a folder of CSV files); return its cases.
+def import_export(path: Path, out: Path) -> list[Path]:
+    """Write a campaign in out/runs from an export, a JSON lines file or a folder of CSV files; return its cases.
 
-    Raises UsageError for what is no export.
+    Raises:
+        UsageError: the path is not an export.
     """
-    source = _source(place)
+    source = _open_source(path)
     spans = source.spans()
     if not spans:
-        wrong = f" ({source.faults.told()})" if source.faults.told() else ""
-        raise UsageError(f"{place}: no samples of Omnistat here{wrong}")
-    whole = (WHOLE, min(s for s, _ in spans.values()), max(e for _, e in spans.values()))
-    campaign = out / "runs" / f"omnistat-{_plain(place.stem or place.resolve().name)}"
+        faults = f" ({source.faults.summary()})" if source.faults.summary() else ""
+        raise UsageError(f"{path}: no samples of Omnistat here{faults}")
+    whole_job = (WHOLE_JOB, min(s for s, _ in spans.values()), max(e for _, e in spans.values()))
+    campaign = out / "runs" / f"omnistat-{_file_name(path.stem or path.resolve().name)}"
     campaign.mkdir(parents=True, exist_ok=True)
-    for path in [place] if place.is_file() else sorted(place.glob(PATTERN)):
-        name = f"{path.stem}.omnistat.jsonl" if place.is_file() else path.name
-        _linked(path, campaign / name)
-    written: list[Path] = []
-    for marker, start, end in markers(source) or [whole]:
-        folder = campaign / _plain(marker)
+    for file in [path] if path.is_file() else sorted(path.glob(PATTERN)):
+        _link_or_copy(file, campaign / (f"{path.stem}.omnistat.jsonl" if path.is_file() else file.name))
+    folders: list[Path] = []
+    for marker, start_s, end_s in find_annotations(source) or [whole_job]:
+        folder = campaign / _file_name(marker)
         number = 1
-        while folder in written:
+        while folder in folders:
             number += 1
-            folder = campaign / f"{_plain(marker)}-{number}"
-        written.append(_written(folder, marker, start, end, nodes=len(spans)))
-    return written
+            folder = campaign / f"{_file_name(marker)}-{number}"
+        _write_case(folder, marker, start_s, end_s, nodes=len(spans))
+        folders.append(folder)
+    return folders
 
 
-def _source(place: Path) -> Source:
-    if place.is_dir():
-        if not any(place.glob(PATTERN)):
-            raise UsageError(f"{place}: no {PATTERN} here; expected what `omnistat-query --export` writes")
-        return CsvExport(place)
-    if not place.is_file():
-        raise UsageError(f"{place}: no such file or folder")
-    return Export(place)
+def _open_source(path: Path) -> TelemetrySource:
+    if path.is_dir():
+        if not any(path.glob(PATTERN)):
+            raise UsageError(f"{path}: no {PATTERN} here; expected what `omnistat-query --export` writes")
+        return CsvExport(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file or folder")
+    return PrometheusExport(path)
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", text).strip("-.")[:LONGEST_NAME] or "export"
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-.")[:NAME_LENGTH] or "export"
 
 
-def _linked(source: Path, target: Path) -> None:
-    """The file, without a second copy where the file system can do that."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Link the file, or copy it where the file system cannot link."""
     target.unlink(missing_ok=True)
     with suppress(OSError):
         os.link(source.resolve(), target)
@@ -73,13 +73,13 @@ def _linked(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _written(folder: Path, marker: str, start: float, end: float, *, nodes: int) -> Path:
+def _write_case(folder: Path, marker: str, start_s: float, end_s: float, *, nodes: int) -> None:
+    """Write the run folder of one annotation, and replace one of an earlier import."""
     folder.mkdir(exist_ok=True)
-    shown = sanitize_line(marker)[:LONGEST_NAME]
-    case = {"id": folder.name, "name": shown, "suite": folder.parent.name, "system": "elsewhere", "program": PROGRAM,
+    name = sanitize_line(marker)[:NAME_LENGTH]
+    case = {"id": folder.name, "name": name, "suite": folder.parent.name, "system": "elsewhere", "program": PROGRAM,
             "parameters": {}, "point": {}, "nodes": nodes}  # fmt: skip
-    events = [{"event": "start", "time_s": start}, {"event": "done", "time_s": end}]
+    events = [{"event": "start", "time_s": start_s}, {"event": "done", "time_s": end_s}]
     write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")
-    write_text(folder / FILE_NAME, "".join(json.dumps(e) + "\n" for e in events))
+    write_text(folder / FILE_NAME, "".join(json.dumps(event) + "\n" for event in events))
     write_text(folder / "exit_code", "0\n")
-    return folder

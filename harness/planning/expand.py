@@ -1,4 +1,4 @@
-"""Suite x system -> plan: frozen cases, each known by the hash of its content."""
+"""Expansion of a suite on a system into a plan of cases, each identified by the hash of its content."""
 
 from __future__ import annotations
 
@@ -6,159 +6,182 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from harness.config.language import validation
-from harness.config.language.document import Loc
-from harness.config.language.templating import Template, Templates
-from harness.config.suite import Resources, Suite
-from harness.config.suite_validation import MAX_CASES, axes_of
-from harness.config.system import Site
-from harness.host.garbage import without_garbage
-from harness.planning.dependencies import with_after
+from harness.config.document import KeyPath
+from harness.config.suite_checks import MAX_CASES
+from harness.config.suite_file import Resources, Suite
+from harness.config.system import ResolvedSystem
+from harness.config.templating import Template, TemplateCompiler
+from harness.config.validation import describe_error
+from harness.host.process import gc_paused
+from harness.planning.dependencies import resolve_dependencies
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError, shortened
-from harness.protocol.registry import PROGRAMS
+from harness.protocol.registry import load_programs
 
-LABEL_LENGTH = 32
-NAME_LENGTH = 120
-# Fields of sanity checks and figures of merit that are numbers by the time there is a case.
-NUMBERS = ("above", "below", "reference")
+MAX_LABEL_LENGTH = 32
+MAX_NAME_LENGTH = 120
+# Fields of sanity checks and figures of merit that are numbers once they are rendered.
+NUMERIC_FIELDS = ("above", "below", "reference")
+Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cases of one suite on one system; a campaign is a plan being carried out."""
+    """The cases of one suite on one system; a campaign carries it out."""
 
     suite: Suite
-    site: Site
+    site: ResolvedSystem
     cases: tuple[Case, ...]
 
     @property
     def campaign_name(self) -> str:
-        """Its folder inside runs/."""
+        """Name of its folder in runs/."""
         return f"{self.suite.name}-{self.site.system.name}"
 
 
-def expand(suite: Suite, site: Site, repeats: int | None = None) -> Plan:
-    """Every point of the suite's axes, in the order of the file, the last axis running fastest; raises UsageError."""
-    each = repeats or suite.repeats
-    points = math.prod(len(values) for values in suite.matrix.values())
-    points *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
-    if points * each > MAX_CASES:
-        raise suite.document.error(("repeats",), f"{points * each} cases, where at most {MAX_CASES} can be handled")
-    with without_garbage():
-        cases = list(_Expansion(suite, site).cases(each))
+def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None) -> Plan:
+    """Return the plan of all combinations of the suite's axes, of which the last one varies fastest.
+
+    Args:
+        suite: The suite, overlaid for the system.
+        site: The system.
+        repeats: Repeats of each case, instead of the suite's.
+
+    Raises:
+        UsageError: if there is no case, there are too many, two are equal, or a rendered value is invalid.
+    """
+    repeats = repeats or suite.repeats
+    n_points = math.prod(len(values) for values in suite.matrix.values())
+    n_points *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
+    if n_points * repeats > MAX_CASES:
+        raise suite.document.error(("repeats",), f"{n_points * repeats} cases, but the limit is {MAX_CASES}")
+    with gc_paused():
+        cases = tuple(_SuiteExpander(suite, site, repeats).iter_cases())
     if not cases:
-        at = "where" if suite.where else "exclude"
-        raise suite.document.error((at,), f"no case: exclude and where leave none of {points} combinations")
+        section = "where" if suite.where else "exclude"
+        raise suite.document.error((section,), f"no case: exclude and where remove all {n_points} combinations")
     by_id: dict[str, Case] = {}
     for case in cases:
-        twin = by_id.setdefault(case.id, case)
-        if twin is not case:
-            raise suite.document.error((), f"cases {twin.name} and {case.name} are the same work")
-    return Plan(suite, site, with_after(suite, tuple(cases)))
+        duplicate = by_id.setdefault(case.id, case)
+        if duplicate is not case:
+            raise suite.document.error((), f"cases {duplicate.name} and {case.name} are the same work")
+    return Plan(suite, site, resolve_dependencies(suite, cases))
 
 
-def select(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequence[str]) -> Plan:
-    """The plan with only the cases whose name holds one of names, that have all tags, and match nothing excluded."""
+def filter_cases(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequence[str]) -> Plan:
+    """Return the plan with the cases that have all tags and whose name contains one of `names`, none of `excluded`."""
     cases = tuple(
-        c
-        for c in plan.cases
-        if (not names or any(n in c.name for n in names))
-        and all(t in c.tags for t in tags)
-        and not any(x in c.name for x in excluded)
+        case
+        for case in plan.cases
+        if (not names or any(name in case.name for name in names))
+        and all(tag in case.tags for tag in tags)
+        and not any(name in case.name for name in excluded)
     )
-    return Plan(plan.suite, plan.site, cases)
+    return replace(plan, cases=cases)
 
 
-def label(name: str, value: Any) -> str:
-    """An axis and its value as part of a case's name: words speak for themselves, numbers need the axis."""
+def axis_label(axis: str, value: Any) -> str:
+    """Return an axis and its value as part of a case's name; text is clear without the axis, a number is not."""
     text = Path(value).stem if isinstance(value, str) else str(value)
-    short = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:LABEL_LENGTH]
-    return short if isinstance(value, str) else f"{name}_{short}"
+    short = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:MAX_LABEL_LENGTH]
+    return short if isinstance(value, str) else f"{axis}_{short}"
 
 
-class _Expansion:
-    """A suite on a site, made ready to be filled in point by point."""
+class _SuiteExpander:
+    """A suite on a system, compiled to be rendered for each combination of its axes."""
 
-    def __init__(self, suite: Suite, site: Site) -> None:
-        self.suite = suite
-        self.model: type[BaseModel] = PROGRAMS[suite.program]
-        self.known = {"system": site.facts, "settings": dict(site.settings)}
-        spaces = {"system": list(site.facts), "settings": list(site.system.settings)}
-        templates = Templates(suite.document, spaces)
-        self.variables = templates.of(suite.variables, ("variables",))
-        self.parameters = templates.of(suite.parameters, ("parameters",))
-        self.resources = templates.of(suite.resources, ("resources",))
-        self.checks = {
-            kind: [
-                templates.of(row.model_dump(exclude_unset=True), (kind, k))
+    def __init__(self, suite: Suite, site: ResolvedSystem, repeats: int) -> None:
+        self.suite, self.repeats = suite, repeats
+        self.model: type[BaseModel] = load_programs()[suite.program].parameters
+        self.parameter_axes = suite.axes.keys() & self.model.model_fields.keys()
+        compiler = TemplateCompiler(
+            suite.document, {"system": list(site.facts), "settings": list(site.system.settings)}
+        )
+        self.variables = compiler.compile(suite.variables, ("variables",))
+        self.parameters = compiler.compile(suite.parameters, ("parameters",))
+        self.resources = compiler.compile(suite.resources, ("resources",))
+        self.sanity, self.performance = (
+            [
+                compiler.compile(row.model_dump(exclude_unset=True), (kind, k))
                 for k, row in enumerate(getattr(suite, kind))
             ]
             for kind in ("sanity", "performance")
-        }
-        self.where = [templates.condition(text, ("where", k)) for k, text in enumerate(suite.where)]
+        )
+        self.where = [compiler.compile_condition(text, ("where", k)) for k, text in enumerate(suite.where)]
         self.exclude = [{n: v if isinstance(v, list) else [v] for n, v in row.items()} for row in suite.exclude]
-        self.axes = axes_of({"matrix": suite.matrix, "zips": suite.zips})
-        self.shared: dict[str, Any] = {
+        self.known = {
+            "system": site.facts,
+            "settings": dict(site.settings),
+            **self.parameters.constants,
+            **self.variables.constants,
+        }
+        self.content: dict[str, Any] = {
             "program": suite.program,
             "system": site.system.name,
             "environment": dict(site.system.environment),
             "settings": site.identity,
         }
-        self.settings = dict(site.settings)
-        self.needed: dict[str, Resources] = {}
+        self.settings, self.tags = dict(site.settings), tuple(suite.tags)
+        self.valid_resources: dict[str, Resources] = {}
         self.labels: dict[Any, str] = {}
 
-    def cases(self, repeats: int) -> Iterator[Case]:
-        for point in self.points():
-            for repeat in range(repeats):
-                case = self.case(point, repeat, repeats)
-                if case is not None:
-                    yield case
+    def iter_cases(self) -> Iterator[Case]:
+        for point in self.iter_points():
+            if not any(all(point.get(n) in values for n, values in row.items()) for row in self.exclude):
+                for repeat in range(self.repeats):
+                    case = self.build_case(point, repeat)
+                    if case is not None:
+                        yield case
 
-    def points(self) -> Iterator[dict[str, Any]]:
-        """All combinations of matrix axes and zip rows."""
-        rows: list[list[dict[str, Any]]] = [[{n: v} for v in values] for n, values in self.suite.matrix.items()]
+    def iter_points(self) -> Iterator[Point]:
+        """Yield all combinations of matrix axes and zip rows."""
+        rows: list[list[Point]] = [[{axis: value} for value in values] for axis, values in self.suite.matrix.items()]
         for axes in self.suite.zips.values():
             rows.append([dict(zip(axes, row, strict=True)) for row in zip(*axes.values(), strict=True)])
         for parts in itertools.product(*rows):
-            point: dict[str, Any] = {}
+            point: Point = {}
             for part in parts:
                 point.update(part)
             yield point
 
-    def case(self, point: dict[str, Any], repeat: int, repeats: int) -> Case | None:
-        """The case at a point, or None if the suite leaves it out."""
-        if any(all(point.get(n) in values for n, values in row.items()) for row in self.exclude):
-            return None
-        values = {**self.known, "repeat": repeat, **point, **self.parameters.fixed, **self.variables.fixed}
-        for name, fill in self.variables.fills:
-            values[name] = fill(values)
+    def build_case(self, point: Point, repeat: int) -> Case | None:
+        """Return the case at a point, or None if a condition of `where` is false."""
+        values = {**self.known, "repeat": repeat, **point}
+        for name, render in self.variables.renderers:
+            values[name] = render(values)
         if not all(condition(values) for condition in self.where):
             return None
-        parameters = {**self.parameters.fixed, **{n: v for n, v in point.items() if n in self.model.model_fields}}
-        for name, fill in self.parameters.fills:
-            values[name] = parameters[name] = fill(values)
-        name = self.name(point, repeat, repeats)
-        parameters = self.checked(parameters, name)
-        resources = self.resources_of(values, name)
-        free = {n: v for n, v in point.items() if n not in self.model.model_fields}
-        content: dict[str, Any] = {**self.shared, "parameters": parameters, "point": free}
-        content |= {"nodes": resources.nodes, "ranks_per_node": resources.ranks_per_node}
+        parameters = {**self.parameters.constants, **{n: point[n] for n in point if n in self.parameter_axes}}
+        for name, render in self.parameters.renderers:
+            values[name] = parameters[name] = render(values)
+        name = self.build_name(point, repeat)
+        parameters = self.validate_parameters(parameters, name)
+        resources = self.render_resources(values, name)
+        content = {
+            **self.content,
+            "parameters": parameters,
+            "point": {n: point[n] for n in point if n not in self.parameter_axes},
+            "nodes": resources.nodes,
+            "ranks_per_node": resources.ranks_per_node,
+        }
         if repeat:
             content["repeat"] = repeat
+        try:
+            digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        except orjson.JSONEncodeError as error:
+            raise self.suite.document.error(("parameters",), f"parameters: {error} (in case {name})") from None
         return Case(
-            id=hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16],
+            id=digest[:16],
             name=name,
             suite=self.suite.name,
-            system=self.shared["system"],
+            system=self.content["system"],
             program=self.suite.program,
             parameters=parameters,
             point=point,
@@ -168,65 +191,62 @@ class _Expansion:
             minutes=resources.minutes,
             expected_minutes=resources.expected_minutes or resources.minutes,
             repeat=repeat,
-            tags=tuple(self.suite.tags),
-            sanity=self.rows("sanity", values, name),
-            performance=self.rows("performance", values, name),
+            tags=self.tags,
+            sanity=self.render_checks("sanity", self.sanity, values, name),
+            performance=self.render_checks("performance", self.performance, values, name),
         )
 
-    def rows(self, kind: str, values: Mapping[str, Any], name: str) -> tuple[dict[str, Any], ...]:
-        """What the events of the case must show."""
-        found = tuple(_filled(row, values) for row in self.checks[kind])
-        for k, (template, row) in enumerate(zip(self.checks[kind], found, strict=True)):
-            for field, _ in template.fills:
-                if field in NUMBERS and (isinstance(row[field], bool) or not isinstance(row[field], (int, float))):
-                    said = f"{kind}.{k}.{field}: expected a number, got {shortened(row[field])} (in case {name})"
-                    raise self.suite.document.error((kind, k, field), said)
-        return found
-
-    def name(self, point: Mapping[str, Any], repeat: int, repeats: int) -> str:
-        words = [self.suite.name]
+    def build_name(self, point: Point, repeat: int) -> str:
+        parts = [self.suite.name]
         for axis, value in point.items():
             key = (axis, type(value), value if isinstance(value, (str, int, float)) else repr(value))
             if key not in self.labels:
-                self.labels[key] = label(axis, value)
-            words.append(self.labels[key])
-        if repeats > 1:
-            words.append(f"repeat_{repeat}")
-        return "-".join(words)[:NAME_LENGTH].rstrip("-")
+                self.labels[key] = axis_label(axis, value)
+            parts.append(self.labels[key])
+        if self.repeats > 1:
+            parts.append(f"repeat_{repeat}")
+        return "-".join(parts)[:MAX_NAME_LENGTH].rstrip("-")
 
-    def checked(self, parameters: dict[str, Any], name: str) -> dict[str, Any]:
-        """The parameters as the program takes them; raises UsageError."""
+    def render_checks(
+        self, kind: str, templates: list[Template], values: Mapping[str, Any], name: str
+    ) -> tuple[dict[str, Any], ...]:
+        """Return what the events of the case must show."""
+        if not templates:
+            return ()
+        rows = tuple([template.render(values) for template in templates])
+        for k, template in enumerate(templates):
+            for field, _ in template.renderers:
+                value = rows[k][field]
+                if field in NUMERIC_FIELDS and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                    message = f"{kind}.{k}.{field}: expected a number, got {shortened(value)} (in case {name})"
+                    raise self.suite.document.error((kind, k, field), message)
+        return rows
+
+    def validate_parameters(self, parameters: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the parameters as the program reads them; raises UsageError."""
         try:
             model = self.model.model_validate(parameters)
         except ValidationError as error:
-            raise self.complaint(error, self.model, ("parameters",), name) from None
+            raise self.describe_invalid(error, self.model, ("parameters",), name) from None
         return model.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
-    def resources_of(self, values: Mapping[str, Any], name: str) -> Resources:
-        asked = _filled(self.resources, values)
-        key = repr(asked)
-        if key not in self.needed:
+    def render_resources(self, values: Mapping[str, Any], name: str) -> Resources:
+        given = self.resources.render(values)
+        key = repr(given) if self.resources.renderers else ""
+        if key not in self.valid_resources:
             try:
-                self.needed[key] = Resources.model_validate(asked)
+                self.valid_resources[key] = Resources.model_validate(given)
             except ValidationError as error:
-                raise self.complaint(error, Resources, ("resources",), name) from None
-        return self.needed[key]
+                raise self.describe_invalid(error, Resources, ("resources",), name) from None
+        return self.valid_resources[key]
 
-    def complaint(self, error: ValidationError, model: type[BaseModel], at: Loc, name: str) -> UsageError:
-        """What is wrong with a value that only came to be at a point."""
-        document, lines = self.suite.document, []
+    def describe_invalid(self, error: ValidationError, model: type[BaseModel], at: KeyPath, name: str) -> UsageError:
+        """Return the error about values of one case, at the expressions or axes that they come from."""
+        document, axes = self.suite.document, self.suite.axes
+        lines = []
         for e in error.errors(include_url=False):
-            loc = (*at, *e["loc"])
-            if e["loc"] and e["loc"][0] in self.axes:
-                loc = self.axes[str(e["loc"][0])][0]
-            said = validation.describe([e], model, (*at, *e["loc"]))
-            lines.append(document.problem(loc, f"{said} (in case {name})").told())
+            path = (*at, *e["loc"])
+            message = f"{describe_error([e], model, path)} (in case {name})"
+            is_axis = at == ("parameters",) and e["loc"] and e["loc"][0] in axes
+            lines.append(document.problem(axes[str(e["loc"][0])][0] if is_axis else path, message).format())
         return UsageError("\n".join(lines))
-
-
-def _filled(template: Template, values: Mapping[str, Any]) -> dict[str, Any]:
-    return (
-        {**template.fixed, **{name: fill(values) for name, fill in template.fills}}
-        if template.fills
-        else template.fixed
-    )

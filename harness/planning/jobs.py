@@ -1,24 +1,24 @@
-"""Cases -> jobs: which cases share an allocation, how long it lasts, and what it costs."""
+"""Packing of cases into jobs: which cases share an allocation, how long it lasts, and what it costs."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config.system import Site
+from harness.config.system import ResolvedSystem
 from harness.planning.expand import Plan
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError
 
-NAME_LENGTH = 60
+MAX_NAME_LENGTH = 60
 
 
 @dataclass(frozen=True)
 class Job:
-    """One allocation: cases that run in it one after another, the nodes of the largest, and spare nodes."""
+    """One allocation: the cases that it runs one after another, the nodes of the largest of them, and spare nodes."""
 
     name: str
     cases: tuple[Case, ...]
@@ -29,110 +29,116 @@ class Job:
 
     @property
     def folders(self) -> dict[str, str]:
-        """Case id -> its folder in the campaign's."""
+        """The folder in the campaign's folder of each case, by id."""
         return {case.id: case.folder_name for case in self.cases}
 
     @property
     def walltime(self) -> str:
-        """hh:mm:ss."""
+        """Its walltime as hh:mm:ss."""
         minutes = math.ceil(self.minutes)
         return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
     @property
     def node_hours(self) -> float:
-        """What it is charged at most."""
+        """The most that it is charged."""
         return (self.nodes + self.spares) * self.minutes / 60
 
     @property
     def expected_node_hours(self) -> float:
-        """What it should be charged."""
+        """What it is expected to be charged."""
         return (self.nodes + self.spares) * self.expected_minutes / 60
 
     @property
     def shape(self) -> tuple[int, int, float]:
-        """What the scheduler sees of it: jobs of one shape may share an array."""
+        """What the scheduler reserves; jobs of equal shape may share an array."""
         return (self.nodes, self.spares, self.minutes)
 
 
-def pack(plan: Plan, cases: Iterable[Case], folder: Path, seconds: Mapping[str, float] | None = None) -> list[Job]:
-    """The cases as jobs, in their order, at most `pack` in each and as long as the site's walltime allows.
+def pack_jobs(
+    plan: Plan, cases: Iterable[Case], folder: Path, measured_seconds: Mapping[str, float] | None = None
+) -> list[Job]:
+    """Return the cases as jobs, in their order; a job has at most `pack` cases and the walltime that the site allows.
 
-    A case joins a job only if each of them uses at least half of its nodes. folder: the campaign's, a part of the
-    jobs' names. seconds: case id -> how long it took before. Raises UsageError for a case that no job can hold.
+    A case joins a job only if each of its cases uses at least half of its nodes.
+
+    Args:
+        plan: The plan that the cases belong to.
+        cases: The cases to pack.
+        folder: The campaign's folder, on which the jobs' names depend.
+        measured_seconds: How long cases took before, by id.
+
+    Raises:
+        UsageError: if no job can hold a case.
     """
-    site, bins = plan.site, list[list[Case]]()
+    site, batches = plan.site, list[list[Case]]()
     for case in cases:
-        _refuse_too_large(plan, case)
-        if bins and _fits(site, [*bins[-1], case], plan.suite.pack):
-            bins[-1].append(case)
+        _refuse_oversized(plan, case)
+        if batches and _fits(site, [*batches[-1], case], plan.suite.pack):
+            batches[-1].append(case)
         else:
-            bins.append([case])
-    place, took = str(folder.resolve()), seconds or {}
-    return [_job(site, tuple(b), place, took) for b in bins]
+            batches.append([case])
+    path, seconds = str(folder.resolve()), measured_seconds or {}
+    return [_build_job(site, tuple(batch), path, seconds) for batch in batches]
 
 
-def split_too_large(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
-    """Return the plan without the cases that need more nodes than the system has, or a case that does, and those.
+def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
+    """Return the plan without the cases that need more nodes than the system has, or depend on such, and those cases.
 
-    A plan of which nothing is left is returned whole, for `pack` to say why.
+    If no case fits, return the whole plan, which `pack_jobs` refuses with the reason.
     """
-    most = plan.site.nodes_allowed
-    lost: dict[str, Case] = {}
-    for case in plan.cases:  # none stands before one that it needs
-        if (most is not None and case.nodes > most) or not lost.keys().isdisjoint(case.after):
-            lost[case.folder_name] = case
-    if len(lost) == len(plan.cases):
+    limit = plan.site.nodes_allowed
+    dropped: dict[str, Case] = {}
+    for case in plan.cases:  # each case is after those that it depends on
+        if (limit is not None and case.nodes > limit) or not dropped.keys().isdisjoint(case.after):
+            dropped[case.folder_name] = case
+    if len(dropped) == len(plan.cases):
         return plan, ()
-    left = tuple(case for case in plan.cases if case.folder_name not in lost)
-    return Plan(plan.suite, plan.site, left), tuple(lost.values())
+    return replace(plan, cases=tuple(c for c in plan.cases if c.folder_name not in dropped)), tuple(dropped.values())
 
 
 def node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
-    """What the jobs are charged at most, and what they should be."""
-    return sum(j.node_hours for j in jobs), sum(j.expected_node_hours for j in jobs)
+    """Return the most that the jobs are charged, and what they are expected to be charged."""
+    return sum(job.node_hours for job in jobs), sum(job.expected_node_hours for job in jobs)
 
 
-def _fits(site: Site, cases: Sequence[Case], most: int) -> bool:
+def _fits(site: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
     nodes = [case.nodes for case in cases]
     allowed = site.minutes_allowed(max(nodes) + site.spares)
-    fits_time = allowed is None or _minutes(site, cases) <= allowed
-    return len(cases) <= most and min(nodes) * 2 >= max(nodes) and fits_time
+    fits_time = allowed is None or _walltime(site, cases) <= allowed
+    return len(cases) <= max_cases and min(nodes) * 2 >= max(nodes) and fits_time
 
 
-def _minutes(site: Site, cases: Sequence[Case]) -> float:
+def _walltime(site: ResolvedSystem, cases: Sequence[Case]) -> float:
     return math.ceil(sum(case.minutes for case in cases) + site.system.overhead_minutes)
 
 
-def _refuse_too_large(plan: Plan, case: Case) -> None:
-    site, nodes = plan.site, case.nodes + plan.site.spares
-    limits = site.system.limits
-    where = plan.suite.document
-    if limits.nodes is not None and nodes > limits.nodes:
+def _refuse_oversized(plan: Plan, case: Case) -> None:
+    site, name, document = plan.site, plan.site.system.name, plan.suite.document
+    nodes, limit = case.nodes + site.spares, site.system.limits.nodes
+    if limit is not None and nodes > limit:
         spare = f", {site.spares} of them spare" if site.spares else ""
-        said = f"case {case.name} takes {nodes} nodes{spare}, and a job on {site.system.name} has at most"
-        raise where.error(("resources", "nodes"), f"{said} {limits.nodes}")
-    allowed, asked = site.minutes_allowed(nodes), _minutes(site, [case])
-    if allowed is not None and asked > allowed:
-        said = (
-            f"case {case.name} takes {asked:g} minutes with what a job takes beside it, and {site.system.name} allows"
+        message = f"case {case.name} takes {nodes} nodes{spare}, and a job on {name} has at most {limit}"
+        raise document.error(("resources", "nodes"), message)
+    allowed, minutes = site.minutes_allowed(nodes), _walltime(site, [case])
+    if allowed is not None and minutes > allowed:
+        message = (
+            f"case {case.name} takes {minutes:g} minutes including the overhead of a job, and {name} allows"
+            f" {allowed:g} for {nodes} nodes; -x {case.name} excludes it"
         )
-        raise where.error(
-            ("resources", "minutes"), f"{said} {allowed:g} to a job of {nodes} nodes; -x {case.name} leaves it out"
-        )
-    is_set = "ranks_per_node" in site.system.settings and site.system.scheduler == "local"
-    most = site.ranks_per_node if is_set else case.ranks_per_node
-    if case.ranks_per_node > most:
-        said = f"case {case.name} takes {case.ranks_per_node} ranks and this machine is set to at most {most}"
-        raise UsageError(f"{said}; -S ranks_per_node={case.ranks_per_node} allows it")
+        raise document.error(("resources", "minutes"), message)
+    is_limited = "ranks_per_node" in site.system.settings and site.system.scheduler == "local"
+    if is_limited and case.ranks_per_node > site.ranks_per_node:
+        message = f"case {case.name} takes {case.ranks_per_node} ranks and this machine is set to {site.ranks_per_node}"
+        raise UsageError(f"{message}; -S ranks_per_node={case.ranks_per_node} allows it")
 
 
-def _job(site: Site, cases: tuple[Case, ...], folder: str, seconds: Mapping[str, float]) -> Job:
+def _build_job(site: ResolvedSystem, cases: tuple[Case, ...], folder: str, seconds: Mapping[str, float]) -> Job:
     digest = hashlib.sha256("\n".join([folder, *(case.id for case in cases)]).encode()).hexdigest()[:8]
     nodes = cases[0].nodes if len(cases) == 1 else max(case.nodes for case in cases)
     expected = sum(seconds[c.id] / 60 if c.id in seconds else c.expected_minutes for c in cases)
-    minutes = _minutes(site, cases)
+    minutes = _walltime(site, cases)
     return Job(
-        name=f"{cases[0].name[:NAME_LENGTH].rstrip('-')}-{digest}",
+        name=f"{cases[0].name[:MAX_NAME_LENGTH].rstrip('-')}-{digest}",
         cases=cases,
         nodes=nodes,
         spares=site.spares,

@@ -22,8 +22,8 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
 
 
 @dataclass(frozen=True)
-class Merit:
-    """A figure of merit beside its reference; ratio is measured / reference, verdict says which side it fell on."""
+class FigureOfMerit:
+    """A figure of merit and its reference; the verdict says on which side of the reference it is."""
 
     name: str
     unit: str
@@ -34,49 +34,50 @@ class Merit:
     verdict: Literal["ok", "better", "worse", "not measured"]
 
 
-def judge(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | None) -> tuple[State, str]:
-    """The state of a case by what it left, and why it is not done.
+def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | None) -> tuple[State, str]:
+    """Return the state of a case by what it recorded, and the reason where it is not done.
 
-    lost: it began and there is no exit code. Done takes exit code 0, a `done` event and every sanity check; a program
-    that wrote `done` as its last event, and whose job was killed before it could write the exit code, is judged alike.
+    A case is lost if it has begun and there is no exit code. It is done if the exit code is 0, there is a `done` event
+    and every sanity check holds; a program that wrote `done` as its last event, and whose job was killed before it
+    could write the exit code, is treated alike.
     """
     if exit_code is None and not has_finished(events):
         return ("lost", "it began and left no exit code") if events else ("not run", "")
     if exit_code:
-        said = [e["message"] for e in events if e["event"] == "error" and isinstance(e.get("message"), str)]
-        return "failed", sanitize_line(said[-1]) if said else f"exit code {exit_code}"
+        messages = [e["message"] for e in events if e["event"] == "error" and isinstance(e.get("message"), str)]
+        return "failed", sanitize_line(messages[-1]) if messages else f"exit code {exit_code}"
     if not any(e["event"] == "done" for e in events):
         return "failed", "exit code 0 without a `done` event"
-    failures = [failure for row in case.get("sanity", ()) if (failure := sanity(row, events))]
+    failures = [failure for row in case.get("sanity", ()) if (failure := find_sanity_failure(row, events))]
     return ("failed", "sanity: " + "; ".join(failures)) if failures else ("done", "")
 
 
 def has_finished(events: Sequence[Event]) -> bool:
-    """Whether the last thing that the program recorded is that it is done."""
+    """Whether the last event of the program is that it is done."""
     return bool(events) and events[-1]["event"] == "done"
 
 
-def sanity(row: Mapping[str, Any], events: Iterable[Event]) -> str | None:
-    """What a check found wrong, or None."""
-    found = selected(row, events)
+def find_sanity_failure(row: Mapping[str, Any], events: Iterable[Event]) -> str | None:
+    """Return what a check finds wrong, or None."""
+    matching = select_events(row, events)
     what = row["event"] + (f" {dict(row['where'])}" if row.get("where") else "")
-    if len(found) < row.get("at_least", 1):
-        return f"{len(found)} events {what}, expected at least {row.get('at_least', 1)}"
-    if row.get("at_most") is not None and len(found) > row["at_most"]:
-        return f"{len(found)} events {what}, expected at most {row['at_most']}"
+    if len(matching) < row.get("at_least", 1):
+        return f"{len(matching)} events {what}, expected at least {row.get('at_least', 1)}"
+    if row.get("at_most") is not None and len(matching) > row["at_most"]:
+        return f"{len(matching)} events {what}, expected at most {row['at_most']}"
     if row.get("field") is None:
         return None
-    for event in found:
-        value = field_of(event, row["field"])
+    for event in matching:
+        value = get_field(event, row["field"])
         if value is None:
             return f"{what} has no field {row['field']!r}{did_you_mean(row['field'], event)}"
-        wrong = _wrong_value(row, value)
-        if wrong:
-            return f"{what}: {row['field']} {wrong}"
+        problem = _describe_value(row, value)
+        if problem:
+            return f"{what}: {row['field']} {problem}"
     return None
 
 
-def _wrong_value(row: Mapping[str, Any], value: Any) -> str | None:
+def _describe_value(row: Mapping[str, Any], value: Any) -> str | None:
     if "equals" in row and row["equals"] is not None and value != row["equals"]:
         return f"is {value!r}, expected {row['equals']!r}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -92,16 +93,16 @@ def _wrong_value(row: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
-def merit(row: Mapping[str, Any], events: Iterable[Event]) -> Merit:
-    """A figure of merit of one case against its reference."""
-    values = [field_of(event, row["field"]) for event in selected(row, events)]
+def measure_merit(row: Mapping[str, Any], events: Iterable[Event]) -> FigureOfMerit:
+    """Return a figure of merit of one case, compared with its reference."""
+    values = [get_field(event, row["field"]) for event in select_events(row, events)]
     numbers = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     reference, tolerance = float(row["reference"]), float(row["tolerance"])
     common = {"name": row["name"], "unit": row["unit"], "samples": len(numbers)}
     if not numbers:
-        return Merit(**common, measured=None, reference=reference, tolerance=tolerance, verdict="not measured")
+        return FigureOfMerit(**common, measured=None, reference=reference, tolerance=tolerance, verdict="not measured")
     measured = float(STATISTICS[row.get("statistic", "median")](numbers))
-    return Merit(
+    return FigureOfMerit(
         **common,
         measured=measured,
         reference=reference,
@@ -122,14 +123,14 @@ def _verdict(
     return "better" if higher == (direction == "higher_is_better") else "worse"
 
 
-def selected(row: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
-    """The events of the row's kind whose fields have its values."""
+def select_events(row: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
+    """Return the events that a check looks at: those of its kind whose fields have the values that it names."""
     where = row.get("where") or {}
-    return [e for e in events if e["event"] == row["event"] and all(field_of(e, k) == v for k, v in where.items())]
+    return [e for e in events if e["event"] == row["event"] and all(get_field(e, k) == v for k, v in where.items())]
 
 
-def field_of(event: Mapping[str, Any], path: str) -> Any:
-    """A field; dots lead into mappings and, by number, lists; None where there is none."""
+def get_field(event: Mapping[str, Any], path: str) -> Any:
+    """Return a field, or None; dots lead into mappings and, by number, lists."""
     value: Any = event
     for part in path.split("."):
         if isinstance(value, Mapping):

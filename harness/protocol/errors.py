@@ -1,4 +1,4 @@
-"""What a user can get wrong, told so that it can be put right."""
+"""Errors that a user can cause, and the words that help to correct them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from harness.protocol.text import sanitize
 SHOWN = 12
 VALUE_SHOWN = 60
 WORDS = {"None": "null", "True": "true", "False": "false"}
-# Longer words and more names are no typing errors, and comparing them takes long.
+# Longer words and more names are not typing errors, and comparing them takes long.
 COMPARED_LETTERS, COMPARED_NAMES = 80, 1000
-# What a terminal would obey or hide: control characters but tab and newline, half characters, unusual line ends,
-# direction marks, spaces without width.
+# Characters that a terminal would obey or hide: control characters but tab and newline, half characters, unusual
+# line ends, direction marks, spaces without width.
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
 
 class UsageError(Exception):
-    """What is wrong, one line a problem (an indented line belongs to the one above); the command ends with code 2."""
+    """What is wrong, one line for each problem (indented lines belong to the one above); the exit code is 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(sanitize(message))
 
 
 class Interrupted(UsageError):
-    """The scheduler could not be reached: nothing is lost, and the same command carries on; exit code 3."""
+    """The scheduler could not be reached: nothing is lost, the same command continues, and the exit code is 3."""
 
 
 def shortened(value: object) -> str:
-    """The value as Python writes it (but null, true, false as YAML does), or its beginning."""
+    """Return the value as Python writes it (but null, true and false as YAML does), or its beginning."""
     text = WORDS.get(repr(value)) or repr(value)
     return text if len(text) <= VALUE_SHOWN else text[: VALUE_SHOWN - 3] + "..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` or, where nothing is near, ` (there are: a, b, c)`."""
+    """Return ` (did you mean 'x'?)` or, where no name is close, ` (there are: a, b, c)`."""
     names = sorted(known)
     near = [name for name in names[:COMPARED_NAMES] if len(name) <= COMPARED_LETTERS]
     close = difflib.get_close_matches(word[:COMPARED_LETTERS], near, n=1)

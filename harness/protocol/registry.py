@@ -1,53 +1,136 @@
-"""The programs of the reference implementation, and what a case may ask of each, without torch."""
+"""The programs that a case may run: the types of their parameters, events and facts, without torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
 
-from pydantic import BaseModel, Field, create_model
-
-from harness.protocol.downstream import ScreeningParameters, TransferParameters
-from harness.protocol.parameters import (
-    DataParallelParameters,
-    DataParameters,
-    HpoParameters,
-    LadderParameters,
-    PrecisionParameters,
-    TrainingStepsParameters,
-    TrainParameters,
+from harness.protocol import user_experiments
+from harness.protocol.errors import UsageError
+from harness.protocol.parameters import Parameters, parse_model
+from harness.protocol.programs import (
+    data,
+    data_parallel,
+    hpo,
+    imported,
+    ladder,
+    precision,
+    screening,
+    train,
+    training_steps,
+    transfer,
 )
-from harness.protocol.types import Strict
+from harness.protocol.records import EventRecord, Facts
 
-PROGRAMS: dict[str, type[Strict]] = {
-    "ladder": LadderParameters,
-    "train": TrainParameters,
-    "training_steps": TrainingStepsParameters,
-    "data_parallel": DataParallelParameters,
-    "data": DataParameters,
-    "hpo": HpoParameters,
-    "precision": PrecisionParameters,
-    "transfer": TransferParameters,
-    "screening": ScreeningParameters,
+
+@dataclass(frozen=True)
+class LogTypes:
+    """What the log of a program may hold beside the events of every program."""
+
+    events: tuple[type[EventRecord], ...]
+    facts: type[Facts]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that a case may run.
+
+    Attributes:
+        module: the module with its function run(parameters, log, folder).
+        parameters: the type of its parameters.
+        log: the types of its events and facts.
+        has_ranks: whether it is started once per rank.
+        is_driver: whether it runs as one process and starts others on the nodes of its job.
+    """
+
+    module: str
+    parameters: type[Parameters]
+    log: LogTypes
+    has_ranks: bool = False
+    is_driver: bool = False
+
+
+_FOLDER = "harness.reference.programs"
+PROGRAMS: dict[str, Program] = {
+    "ladder": Program(
+        f"{_FOLDER}.ladder.program", ladder.LadderParameters, LogTypes(ladder.EVENTS, ladder.LadderFacts)
+    ),
+    "train": Program(
+        f"{_FOLDER}.train.program", train.TrainParameters, LogTypes(train.EVENTS, train.TrainFacts), has_ranks=True
+    ),
+    "training_steps": Program(
+        f"{_FOLDER}.training_steps.program",
+        training_steps.TrainingStepsParameters,
+        LogTypes(training_steps.EVENTS, training_steps.TrainingStepsFacts),
+    ),
+    "data_parallel": Program(
+        f"{_FOLDER}.scaling.program",
+        data_parallel.DataParallelParameters,
+        LogTypes(data_parallel.EVENTS, data_parallel.DataParallelFacts),
+        has_ranks=True,
+    ),
+    "data": Program(
+        f"{_FOLDER}.data.program", data.DataParameters, LogTypes(data.EVENTS, data.DataFacts), has_ranks=True
+    ),
+    "hpo": Program(f"{_FOLDER}.hpo.search", hpo.HpoParameters, LogTypes(hpo.EVENTS, hpo.HpoFacts), is_driver=True),
+    "precision": Program(
+        f"{_FOLDER}.precision.program",
+        precision.PrecisionParameters,
+        LogTypes(precision.EVENTS, precision.PrecisionFacts),
+    ),
+    "transfer": Program(
+        f"{_FOLDER}.transfer.program",
+        transfer.TransferParameters,
+        LogTypes(transfer.EVENTS, transfer.TransferFacts),
+        has_ranks=True,
+    ),
+    "screening": Program(
+        f"{_FOLDER}.screening.program",
+        screening.ScreeningParameters,
+        LogTypes(screening.EVENTS, screening.ScreeningFacts),
+        has_ranks=True,
+    ),
 }
-# Programs that run as one process and start others on the nodes of their job.
-DRIVERS = {"hpo"}
+# Formats that are imported as runs -> what their logs hold.
+IMPORTED: dict[str, LogTypes] = {
+    "hydragnn": LogTypes(imported.HYDRAGNN_EVENTS, imported.HydraFacts),
+    "omnistat": LogTypes((), imported.OmnistatFacts),
+}
 
 
-def partial(program: str) -> type[BaseModel]:
-    """The program's parameters with none required: what a suite's `parameters` may hold."""
-    fields: dict[str, Any] = {n: (_of(f), None) for n, f in PROGRAMS[program].model_fields.items()}
-    return create_model(f"{program}_parameters", __base__=Strict, **fields)
+@cache
+def load_programs() -> dict[str, Program]:
+    """Return every program by its name, those of the user last."""
+    added = {}
+    for name, parameters in user_experiments.load_parameters(PROGRAMS).items():
+        module = user_experiments.import_experiment(name, "program")
+        added[name] = Program(module.__name__, parameters, _find_log_types(module), has_ranks=True)
+    return PROGRAMS | added
 
 
-def lists(program: str) -> type[BaseModel]:
-    """A list of values for each of the program's parameters: what a suite's `matrix` may hold."""
-    fields: dict[str, Any] = {
-        n: (Annotated[list[_of(f)], Field(min_length=1)], None)  # type: ignore[misc]
-        for n, f in PROGRAMS[program].model_fields.items()
-    }
-    return create_model(f"{program}_matrix", __base__=Strict, **fields)
+def _find_log_types(module: ModuleType) -> LogTypes:
+    """Return the events and facts that a user's program defines or imports from its folder."""
+    classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__[:8] != "harness."]
+    events = tuple(kind for kind in classes if issubclass(kind, EventRecord))
+    return LogTypes(events, next((kind for kind in classes if issubclass(kind, Facts)), Facts))
 
 
-def _of(field: Any) -> Any:
-    """A field's type with its bounds."""
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+@cache
+def find_log_types(program: str) -> LogTypes | None:
+    """Return what the log of a program may hold; None if neither the harness nor the user has such a program."""
+    if program in IMPORTED:
+        return IMPORTED[program]
+    known = PROGRAMS.get(program) or load_programs().get(program)
+    return known.log if known else None
+
+
+def parse_parameters(program: str, given: Any) -> Parameters:
+    """Return the parameters of a case as its program takes them; raise UsageError with every problem on one line."""
+    if not isinstance(given, dict):
+        raise UsageError("parameters: expected a mapping")
+    try:
+        return parse_model(load_programs()[program].parameters, given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -1,29 +1,32 @@
-"""Types that the fields of documents share."""
+"""Types that the fields of documents and parameters share."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
-WORD = r"^[a-z][a-z0-9_]*$"
+IDENTIFIER = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME, max_length=60)]
-Word = Annotated[str, Field(pattern=WORD, max_length=60)]
+Identifier = Annotated[str, Field(pattern=IDENTIFIER, max_length=60)]
 Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Values = TypeVar("Values", bound=Sequence[str])
 Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
 
 
-class Strict(BaseModel):
-    """Unknown keys are errors."""
+class StrictModel(BaseModel):
+    """An immutable model that refuses unknown keys; strings below its fields describe them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def without_repeats(words: list[str]) -> list[str]:
-    """The list as it is; raises ValueError if a word stands in it twice."""
-    if len(set(words)) < len(words):
-        raise ValueError("a value stands in the list twice")
-    return words
+def check_unique(values: Values) -> Values:
+    """Return the values unchanged; raise ValueError for a duplicate one."""
+    duplicate = next((value for k, value in enumerate(values) if value in values[:k]), None)
+    if duplicate is not None:
+        raise ValueError(f"duplicate value {duplicate!r}")
+    return values

@@ -13,29 +13,20 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
-from harness.host.homes import ensure_user
-from harness.protocol.events import FILE_NAME, VERSION, EventLog
+from harness.host.process import ensure_user
+from harness.protocol.errors import UsageError, did_you_mean, shortened
+from harness.protocol.events import FILE_NAME, VERSION, CaseLog
+from harness.protocol.parameters import Parameters
+from harness.protocol.records import Done, Failure, Start
+from harness.protocol.registry import load_programs, parse_parameters
+from harness.protocol.text import sanitize_line
 from harness.reference.distributed import launch
-from harness.reference.distributed.launch import LostRank, Place
+from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.errors import InputError
 from harness.reference.profiling import fom_client, node_sampler
 
 TRACEBACK = "traceback.txt"
-PROGRAMS = {
-    "ladder": "harness.reference.programs.ladder.program",
-    "train": "harness.reference.programs.train.program",
-    "training_steps": "harness.reference.programs.training_steps.program",
-    "data_parallel": "harness.reference.programs.scaling.program",
-    "data": "harness.reference.programs.data.program",
-    "hpo": "harness.reference.programs.hpo.search",
-    "precision": "harness.reference.programs.precision.program",
-    "screening": "harness.reference.programs.screening.program",
-    "transfer": "harness.reference.programs.transfer.program",
-}
-# Started once per rank; of the others a launcher's variables in the environment say nothing.
-PARALLEL = {"train", "data_parallel", "data", "screening", "transfer"}
 # A launcher ends all ranks as soon as one has failed: the others leave rank 0 this long to put it on record.
 LINGER_S = 3.0
 
@@ -47,27 +38,34 @@ def main(arguments: list[str]) -> int:
         return 2
     ensure_user()
     folder = Path(arguments[0])
+    path = folder / "case.json"
     try:
-        case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-        program, parameters = case["program"], case["parameters"]
-        module_name = PROGRAMS[program]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"error: {folder / 'case.json'}: not a case that can be run ({error!r})", file=sys.stderr)
-        return 2
+        case = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return reject(f"{path}: not a case that can be run ({error!r})")
+    program = case.get("program") if isinstance(case, dict) else None
     try:
-        place = launch.find(os.environ, case.get("ranks")) if program in PARALLEL else Place()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    log = EventLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull))
-    log.write("start", version=VERSION, case=case.get("id"), program=program, pid=os.getpid())
+        programs = load_programs()
+        if not isinstance(program, str) or program not in programs:
+            what = "'program' is missing" if program is None else f"unknown program {shortened(program)}"
+            return reject(f"{path}: not a case that can be run ({what}{did_you_mean(str(program), programs)})")
+        # of a program that is not started per rank, the variables of a launcher say nothing
+        place = launch.detect_rank(os.environ, case.get("ranks")) if programs[program].has_ranks else RankInfo()
+    except (InputError, UsageError) as error:
+        return reject(str(error))
+    log = CaseLog(folder / FILE_NAME if place.rank == 0 else Path(os.devnull), program)
+    log.write(Start(version=VERSION, case=str(case.get("id", "")), program=program, pid=os.getpid()))
+    try:
+        parameters = parse_parameters(program, case.get("parameters"))
+    except UsageError as error:
+        return tell(log, f"{path.name}: {error}", 2)
     if place.rank > 0:  # one figure of merit a run
         os.environ.pop(fom_client.URL, None)
-    on_gpu = parameters.get("device") == "cuda" or parameters.get("backend") == "nccl"
+    on_gpu = getattr(parameters, "device", None) == "cuda" or getattr(parameters, "backend", None) == "nccl"
     sampling = node_sampler.start(folder, place.local_rank, on_gpu=on_gpu)
-    exit_code = attempt(module_name, parameters, log, folder, place)
+    exit_code = attempt(programs[program].module, parameters, log, folder, place)
     if exit_code == 0:
-        log.write("done")
+        log.write(Done())
     if sampling is not None:
         sampling.stop()
     if exit_code != 0 and place.rank > 0:
@@ -75,8 +73,14 @@ def main(arguments: list[str]) -> int:
     return exit_code
 
 
-def attempt(module_name: str, parameters: dict[str, Any], log: EventLog, folder: Path, place: Place) -> int:
-    """Run the program and return the exit code, what went wrong being told."""
+def reject(message: str) -> int:
+    """Print what is wrong with the input and return the exit code."""
+    print(f"error: {sanitize_line(message)}", file=sys.stderr)
+    return 2
+
+
+def attempt(module_name: str, parameters: Parameters, log: CaseLog, folder: Path, place: RankInfo) -> int:
+    """Run the program and return the exit code; report what went wrong."""
     prefix = f"rank {place.rank} of {place.size}: " if place.rank > 0 else ""
     try:
         importlib.import_module(module_name).run(parameters, log, folder)
@@ -86,16 +90,15 @@ def attempt(module_name: str, parameters: dict[str, Any], log: EventLog, folder:
         return tell(log, f"{prefix}{error}; the jobs need what `pip install 'gfm-harness[reference]'` brings", 2)
     except Exception as error:
         if place.rank > 0:
-            return tell(log, f"{prefix}{launch.told(error)}", 1)
+            return tell(log, f"{prefix}{launch.describe_error(error)}", 1)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        message = f"{type(error).__name__}: {launch.first_line(error)} (where it happened: {TRACEBACK})"
-        return tell(log, message, 1)
+        return tell(log, f"{launch.describe_error(error)}; traceback: {TRACEBACK}", 1)
     return 0
 
 
-def tell(log: EventLog, message: str, exit_code: int, kind: str | None = None) -> int:
-    """Put what went wrong into the event log and on stderr, in one line."""
-    log.write("error", message=message, kind=kind)
+def tell(log: CaseLog, message: str, exit_code: int, kind: str | None = None) -> int:
+    """Write what went wrong into the event log and to stderr, as one line, and return the exit code."""
+    log.write(Failure(message=message, kind=kind))
     print(f"error: {message}", file=sys.stderr)
     return exit_code
 

@@ -1,4 +1,4 @@
-"""The section of the report on what the numbers rest on: code, environment and machine of every case."""
+"""The page on provenance: code, environment and machine of every case."""
 
 from __future__ import annotations
 
@@ -6,55 +6,51 @@ import math
 import time
 from pathlib import Path
 
-from harness.document.blocks import DASH, Link, Section, View, number
+from harness.document.blocks import EN_DASH, Cell, Link, Section, TableBlock, format_number
 from harness.protocol.text import count
-from harness.results.runs import Record
+from harness.results.runs import RunRecord
 
-KEPT = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
+FILES = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
 
 
-def provenance_section(records: list[Record], out: Path) -> Section:
-    """Code, environment and machine of every case."""
-    rows = []
-    for r in records:
-        p, seen = r.provenance, r.facts.get("observed", {})
-        changed = " + changes" if p.get("changed_since_commit") else ""
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else DASH
-        load = max((s["load_1min"] for s in r.samples if "load_1min" in s), default=math.nan)
-        cores = count(p["cores"], "core") if p.get("cores") else DASH
-        memory = f"{p['memory_bytes'] / 2**30:.0f} GiB" if p.get("memory_bytes") else DASH
-        threads = count(seen["threads"], "thread") if "threads" in seen else DASH
-        commit = r.provenance_fault or (p.get("commit") or "not a clone")[:12] + changed
-        rows.append(
-            [
-                r.case.get("name", ""), files(r, out), when, commit,
-                f"{p.get('cpu', DASH)}, {cores}, {memory}",
-                f"{seen.get('device', DASH)}, {threads}", number(load, ".1f"),
-                ", ".join(seen.get("parameters", [])) or DASH,
-                ", ".join(f"{k} {v}" for k, v in p.get("packages", {}).items()),
-            ]
-        )  # fmt: skip
-    columns = [
-        "case",
-        "raw records",
-        "submitted",
-        "commit",
-        "machine",
-        "device",
-        "highest load",
-        "dtype of weights",
+def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
+    """Return the section on code, environment and machine of every case."""
+    heads = (
+        "case", "raw records", "submitted", "commit", "machine", "device", "highest load", "dtype of weights",
         "packages",
-    ]
+    )  # fmt: skip
     note = (
         "Load: the highest one-minute load average at the start of a round; well above the thread count, others were"
         " at work."
     )
-    return Section("Provenance", "provenance", views=[View("Cases", columns, rows, note)])
+    block = TableBlock("Cases", list(heads), [_describe_run(record, out) for record in records], note)
+    return Section("Provenance", "provenance", views=[block])
 
 
-def files(record: Record, out: Path) -> tuple[Link, ...]:
-    """What a case has left, where it lies below the report."""
+def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
+    p, observed = record.provenance, record.facts.get("observed", {})
+    changed = " + changes" if p.get("changed_since_commit") else ""
+    submitted = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else EN_DASH
+    load = max((s["load_1min"] for s in record.samples if "load_1min" in s), default=math.nan)
+    cores = count(p["cores"], "core") if p.get("cores") else EN_DASH
+    memory = f"{p['memory_bytes'] / 2**30:.0f} GiB" if p.get("memory_bytes") else EN_DASH
+    threads = count(observed["threads"], "thread") if "threads" in observed else EN_DASH
+    return [
+        record.case.get("name", ""),
+        link_files(record, out),
+        submitted,
+        record.provenance_fault or (p.get("commit") or "not a clone")[:12] + changed,
+        f"{p.get('cpu', EN_DASH)}, {cores}, {memory}",
+        f"{observed.get('device', EN_DASH)}, {threads}",
+        format_number(load, ".1f"),
+        ", ".join(observed.get("parameters", [])) or EN_DASH,
+        ", ".join(f"{name} {version}" for name, version in p.get("packages", {}).items()),
+    ]
+
+
+def link_files(record: RunRecord, out: Path) -> tuple[Link, ...]:
+    """Return links to the files of a case, if its folder lies below the report."""
     if not record.folder.is_relative_to(out):
         return ()
-    own = record.folder.relative_to(out)
-    return tuple(Link(name, f"{own}/{name}") for name in KEPT if (record.folder / name).exists())
+    folder = record.folder.relative_to(out)
+    return tuple(Link(name, f"{folder}/{name}") for name in FILES if (record.folder / name).exists())

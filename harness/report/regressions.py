@@ -7,122 +7,179 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-from harness.document.blocks import DASH, Section, View, number
+from harness.document.blocks import EN_DASH, Section, TableBlock, format_number
+from harness.document.figures import STYLE, Figure, save_figure
 from harness.protocol.text import count
-from harness.report.regression_figures import PANELS, trends
-from harness.tracking.history import FILE_NAME, read
-from harness.tracking.series import series
-from harness.tracking.verdicts import Verdict, change_in_words, sizes, verdicts
+from harness.results.tables import Columns
+from harness.tracking.history import FILE_NAME, read_history
+from harness.tracking.verdicts import Verdict, build_series, format_change, format_sizes, judge_all
 
 SOURCES = {"asv": "Benchmarks over commits", "campaign": "Runs of suites over commits"}
 PREFIXES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "\N{MICRO SIGN}s"), (1e-9, "ns"))
-COLUMNS = ("machine", "source", "benchmark", "unit", "commit", "subject", "values", "low", "median", "high")
+REGRESSION = Columns("regression", columns="machine source benchmark unit commit subject values low median high")
+
+PANELS, PANELS_PER_ROW = 24, 3
+MAX_LABELS = 6
+MAX_LETTERS = 44
+COLOURS = {"regression": "#d55e00", "broken": "#d55e00", "improvement": "#009e73"}
+OTHER_COLOUR = "#0072b2"
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """What became of every benchmark in the history, and the lines of it that are not told of."""
+class RegressionHistory:
+    """The verdict on every benchmark in the history, and the number of lines that could not be read."""
 
     verdicts: list[Verdict]
     passed_over: int
 
     def table(self) -> pd.DataFrame:
-        """A row a benchmark and commit: the least, middle and greatest of its rounds."""
+        """Return a row per benchmark and commit, with the lowest, median and highest of its rounds."""
         rows = []
         for v in self.verdicts:
             s = v.series
             for k, commit in enumerate(s.commits):
-                own = np.atleast_2d(s.values)[:, k]
-                own = own[np.isfinite(own)]
-                ends = (own.min(), float(np.median(own)), own.max()) if len(own) else (math.nan,) * 3
-                rows.append([s.machine, s.source, s.name, s.unit, commit.hash, commit.subject, len(own), *ends])
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+                values = np.atleast_2d(s.values)[:, k]
+                values = values[np.isfinite(values)]
+                ends = (values.min(), float(np.median(values)), values.max()) if len(values) else (math.nan,) * 3
+                row = (s.machine, s.source, s.name, s.unit, commit.hash, commit.subject, len(values), *ends)
+                rows.append(dict(zip(REGRESSION, row, strict=True)))
+        return REGRESSION.build(rows)
 
 
-def tracked(out: Path) -> Tracked:
-    """What the history of a results folder says; a suite that ran on one commit alone says nothing yet."""
-    history = read(out / FILE_NAME)
-    known = [s for s in series(history.entries) if s.source == "asv" or len(s.commits) > 1]
-    return Tracked(verdicts(known), history.passed_over)
+def load_history(out: Path) -> RegressionHistory:
+    """Return the verdicts on the history of a results folder, without suites that ran on one commit alone."""
+    history = read_history(out / FILE_NAME)
+    known = [s for s in build_series(history.measurements) if s.source == "asv" or len(s.commits) > 1]
+    return RegressionHistory(judge_all(known), history.n_skipped)
 
 
-def regression_sections(found: Tracked, figures: Path) -> list[Section]:
-    """A section for each machine and source; draws its figures into the folder."""
+def build_regression_sections(history: RegressionHistory, figures: Path) -> list[Section]:
+    """Return a section for each machine and source."""
     groups: dict[tuple[str, str], list[Verdict]] = {}
-    for v in found.verdicts:
+    for v in history.verdicts:
         groups.setdefault((v.series.source, v.series.machine), []).append(v)
-    return [section(k, own, found.passed_over, figures) for k, own in enumerate(groups.values())]
+    return [build_section(k, group, history.passed_over, figures) for k, group in enumerate(groups.values())]
 
 
-def section(place: int, own: Sequence[Verdict], passed_over: int, figures: Path) -> Section:
-    """One machine: the worst first."""
-    first = own[0].series
-    ranked = sorted(own, key=lambda v: (not v.is_bad, v.change is None, v.series.name))
-    name = f"regression-{place}"
+def build_section(index: int, group: Sequence[Verdict], passed_over: int, figures: Path) -> Section:
+    """Return the section on one machine and source, the worst verdicts first."""
+    first = group[0].series
+    ranked = sorted(group, key=lambda v: (not v.is_bad, v.change is None, v.series.name))
+    name = f"regression-{index}"
     title = f"{SOURCES[first.source]} on {first.machine}"
-    drawn = [trends(ranked[:PANELS], figures, name)] if any(np.isfinite(v.series.values).any() for v in own) else []
-    return Section(title, name, paragraphs(ranked, passed_over), drawn, [verdicts_view(ranked)])
+    has_values = any(np.isfinite(v.series.values).any() for v in group)
+    drawn = [draw_trends(ranked[:PANELS], figures, name)] if has_values else []
+    return Section(title, name, describe_verdicts(ranked, passed_over), drawn, [build_block(ranked)])
 
 
-def paragraphs(own: Sequence[Verdict], passed_over: int) -> list[str]:
-    """How many became worse, how it was measured, and what was passed over."""
-    bad, s = sum(v.is_bad for v in own), own[0].series
-    commits = max((v.series.commits for v in own), key=len)
-    said = [
-        f"{bad} of {len(own)} became worse between {commits[0].short} and {commits[-1].short}"
+def describe_verdicts(group: Sequence[Verdict], passed_over: int) -> list[str]:
+    """Return how many benchmarks became worse, how they were measured, and which lines were skipped."""
+    n_bad, s = sum(v.is_bad for v in group), group[0].series
+    commits = max((v.series.commits for v in group), key=len)
+    text = [
+        f"{n_bad} of {len(group)} became worse between {commits[0].short} and {commits[-1].short}"
         f" ({count(len(commits), 'commit')})."
     ]
     if s.source == "asv":
-        said.append(
-            f"{count(max(v.series.rounds for v in own), 'round')}, each over all commits in an order by"
-            " chance, so that a drift"
-            " of the machine is common to them; of each round the least time counts. Percentages: medians over rounds,"
-            " each compared within itself, with their interval; n: values before and after."
+        text.append(
+            f"{count(max(v.series.rounds for v in group), 'round')}, each over all commits in an order by chance, so"
+            " that a drift of the machine is common to them; of each round the least time counts. Percentages: medians"
+            " over rounds, each compared within itself, with their interval; n: values before and after."
         )
     else:
-        said.append("Medians of runs on different days: only what exceeds the scatter between them is told.")
+        text.append("Medians of runs on different days: only changes beyond the scatter between them are reported.")
     if passed_over:
         verb = "is" if passed_over == 1 else "are"
-        said.append(
+        text.append(
             f"{count(passed_over, 'line')} of {FILE_NAME} {verb} torn, foreign or of another version, and left out."
         )
-    return said
+    return text
 
 
-def verdicts_view(own: Sequence[Verdict]) -> View:
-    """A row a benchmark."""
+def build_block(group: Sequence[Verdict]) -> TableBlock:
+    """Return a row per benchmark."""
     columns = ["benchmark", "latest", "verdict", "change", "since", "last over first", "n", "counts from"]
     rows = [
         [
-            v.series.name, latest(v), v.state, change_in_words(v.series, v.change.shift) if v.change else DASH,
-            f"{v.since.short} {v.since.subject}" if v.since else DASH, over_first(v), sizes(v.overall),
+            v.series.name,
+            format_latest(v),
+            v.state,
+            format_change(v.series, v.change.shift) if v.change else EN_DASH,
+            f"{v.since.short} {v.since.subject}" if v.since else EN_DASH,
+            format_overall(v),
+            format_sizes(v.overall),
             f"{100 * v.series.threshold:.2g}%",
         ]
-        for v in own
-    ]  # fmt: skip
+        for v in group
+    ]
     note = (
         "Too noisy: the interval of the last commit over the first holds changes that would count, so that none was"
         " found says nothing about them. Too few: with so few rounds no change at all could be told from chance."
     )
-    return View("Verdicts", columns, rows, note)
+    return TableBlock("Verdicts", columns, rows, note)
 
 
-def over_first(v: Verdict) -> str:
-    """The last commit over the first with its interval, three digits after the point."""
+def format_overall(v: Verdict) -> str:
+    """Return the last commit over the first with its interval, three digits after the point."""
     o = v.overall
-    return DASH if math.isnan(o.estimate) else f"{o.estimate:.3f} [{o.low:.3f}, {o.high:.3f}]"
+    return EN_DASH if math.isnan(o.estimate) else f"{o.estimate:.3f} [{o.low:.3f}, {o.high:.3f}]"
 
 
-def latest(v: Verdict) -> str:
-    """The median of the last commit that has one, with its unit."""
+def format_latest(v: Verdict) -> str:
+    """Return the median of the last commit that has one, with its unit."""
     with_values = np.atleast_2d(v.series.values)
     medians = [float(np.median(c[np.isfinite(c)])) for c in with_values.T if np.isfinite(c).any()]
     if not medians:
-        return DASH
+        return EN_DASH
     if v.series.unit != "seconds":
-        return f"{number(medians[-1])} {v.series.unit}"
+        return f"{format_number(medians[-1])} {v.series.unit}"
     scale, unit = next(((s, u) for s, u in PREFIXES if medians[-1] >= s), PREFIXES[-1])
-    return f"{number(medians[-1] / scale)} {unit}"
+    return f"{format_number(medians[-1] / scale)} {unit}"
+
+
+def draw_trends(shown: Sequence[Verdict], folder: Path, name: str) -> Figure:
+    """Draw a panel per benchmark: rounds as dots, their median as a line, over the first commit; changes as bars."""
+    across = min(PANELS_PER_ROW, len(shown))
+    down = -(-len(shown) // across)
+    with mpl.rc_context(STYLE | {"font.size": 7.5}):
+        figure, panels = plt.subplots(
+            down, across, figsize=(0.2 + 2.8 * across, 0.3 + 1.75 * down), squeeze=False, layout="constrained"
+        )
+        for axes in panels.flat[len(shown) :]:
+            axes.set_visible(False)
+        for axes, verdict in zip(panels.flat, shown, strict=False):
+            _draw_panel(axes, verdict)
+        caption = (
+            "Values of every commit over the median of the first, in percent: dots are rounds, the line is their"
+            " median; dashed: the first commit after a change."
+        )
+        return save_figure(figure, folder, name, caption)
+
+
+def _draw_panel(axes: Axes, verdict: Verdict) -> None:
+    s = verdict.series
+    values = np.atleast_2d(s.values)
+    measured = np.flatnonzero(np.isfinite(values).any(axis=0))
+    colour = COLOURS.get(verdict.state, OTHER_COLOUR)
+    axes.set_title(f"{_shorten(s.name)}\n{verdict.state}", fontsize=7, loc="left")
+    if len(measured):
+        relative = 100 * (values / np.nanmedian(values[:, measured[0]]) - 1)
+        for row in relative:
+            axes.plot(row, ".", color=colour, alpha=0.3, ms=3.5, mew=0)
+        axes.plot(measured, np.nanmedian(relative[:, measured], axis=0), "-", color=colour, lw=1.3)
+    for change in verdict.changes:
+        axes.axvline(change.index - 0.5, color="#59636e", ls="--", lw=0.8)
+    ticks = np.unique(np.linspace(0, len(s.commits) - 1, min(MAX_LABELS, len(s.commits))).round().astype(int))
+    axes.set_xticks(ticks, [s.commits[k].short[:7] for k in ticks], rotation=40, ha="right", fontsize=6)
+    axes.set_xlim(-0.5, len(s.commits) - 0.5)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.3g}%")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else "..." + name[3 - MAX_LETTERS :]

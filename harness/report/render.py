@@ -1,10 +1,11 @@
-"""Run folders -> <out>/index.html and its pages, report.md, tables/, figures/, scorecard.json."""
+"""Write the report of a results folder: index.html and its pages, report.md, tables/, figures/, scorecard.json."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -13,98 +14,133 @@ import jinja2
 import pandas as pd
 
 from harness import __version__
+from harness.claims.evaluate import NO_RUNS, SCORECARD, Judgement, judge_folder
+from harness.claims.model import Paper
+from harness.claims.papers import find_table, load_papers
+from harness.claims.scorecard import Score
 from harness.config import resources
-from harness.document import paper
 from harness.document.blocks import Cell, Link
-from harness.experiments.metrics import metrics_of
-from harness.experiments.tables import results
-from harness.host.atomic_files import make_folder_below, remove_below, write_below
+from harness.document.paper import Paper as PrintedPaper
+from harness.experiments.metrics import run_metrics
+from harness.host.files import make_folder_below, remove_below, write_below
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
 from harness.report import site
-from harness.report.judges import score
-from harness.report.regressions import Tracked, tracked
-from harness.report.scorecard import Score, remembered
-from harness.results.runs import Record, load, readable
-from harness.tracking import history, run_history
+from harness.report.regressions import RegressionHistory, load_history
+from harness.results.runs import RunRecord, readable
+from harness.tracking import history
+from harness.tracking import history as run_history
 
 
 @dataclass(frozen=True)
-class Made:
-    """What the report says in short: verdicts on claims, figures of merit beside their references, and on commits.
+class Report:
+    """What a report is made of: the judgement of the runs, and the history of commits.
 
-    records: of all cases, also those that cannot be read.
+    Attributes:
+        faults: why pages cannot be shown, by their names.
     """
 
-    scores: list[Score]
-    merits: pd.DataFrame
-    past: Tracked
-    records: list[Record]
+    judgement: Judgement
+    past: RegressionHistory
+    faults: Mapping[str, str]
+
+    @property
+    def scores(self) -> list[Score]:
+        """Return the verdicts on claims."""
+        return self.judgement.scores
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Return the records of all cases, including those that cannot be read."""
+        return self.judgement.tables.records
 
 
-def report(out: Path) -> Made:
-    """Rebuild every product from out/runs and the history of commits; raises UsageError if there is neither."""
-    records = load(out / "runs")
-    found = results(records)
-    sound = readable(found.records)
-    history.append(out / history.FILE_NAME, run_history.entries(sound, metrics_of, resources.CLONE))
-    past = tracked(out)
-    if not records and not past.verdicts:
-        raise UsageError(f"{out / 'runs'}: no run folders; run a suite first, for example `harness run ladder`")
-    quoted = paper.load()
-    scores = remembered(score(quoted.claims, found, out), out / "scorecard.json")
-    for name in ("tables", "figures"):
-        make_folder_below(out, name)
-    for name, table in (found.tables() | {"regression": past.table()}).items():
-        path = f"tables/{name}.csv"
-        if len(table):
-            write_below(out, path, within(table, out).to_csv(index=False))
-        else:
-            remove_below(out, path)
-    write_below(out, "scorecard.json", json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    made = site.pages(found, past, scores, quoted, out)
+def write_report(out: Path, claims: Sequence[Path] = ()) -> Report:
+    """Judge the runs below out/runs, record them in the history of commits, and write every file of the report.
+
+    Args:
+        out: the results folder.
+        claims: files of claims, in addition to the shipped ones and those in ./claims.
+
+    Raises:
+        UsageError: there are neither runs nor a history of commits, or a file of claims has a mistake.
+    """
+    papers = load_papers(claims)
+    judgement = judge_folder(out, papers)
+    tables, scores = judgement.tables, judgement.scores
+    history.append_measurements(
+        out / history.FILE_NAME,
+        run_history.run_measurements(readable(tables.records), run_metrics, resources.REPO_ROOT),
+    )
+    past = load_history(out)
+    if not tables.records and not past.verdicts:
+        raise UsageError(f"{out / 'runs'}: {NO_RUNS}")
+    _write_tables(tables.tables() | {"regression": past.table()}, out)
+    write_below(out, SCORECARD, json.dumps([asdict(s) for s in scores], indent=2) + "\n")
+    pages = site.pages(tables, past, scores, _find_printed_ladder(papers), out)
+    _write_pages(pages, out, has_runs=bool(tables.records), source="; ".join(p.source for p in papers.values()))
+    faults = {page.name: " ".join(s.paragraphs) for page in pages for s in page.sections if s.is_fault}
+    return Report(judgement, past, faults)
+
+
+def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str) -> None:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(resources.folder("reports")),
+        loader=jinja2.FileSystemLoader(resources.resource_dir("reports")),
         undefined=jinja2.StrictUndefined,
         autoescape=jinja2.select_autoescape(["html", "html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": markdown, "escaped": escape}
-    known = {
-        "pages": made,
-        "ran": bool(records),
+    environment.filters |= {"cell": format_markdown, "escaped": escape_markdown}
+    context = {
+        "pages": pages,
+        "ran": has_runs,
         "links": lambda cell: cell if isinstance(cell, tuple) else (cell,),
         "version": __version__,
-        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "source": quoted.source,
+        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "source": source,
     }
-    for page in made:
-        text = environment.get_template("page.html.j2").render(known, page=page)
+    for page in pages:
+        text = environment.get_template("page.html.j2").render(context, page=page)
         write_below(out, f"{page.name}.html", text)
-    for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in made}:
+    for stale in {f"{name}.html" for name in site.TITLES} - {f"{page.name}.html" for page in pages}:
         remove_below(out, stale)
-    write_below(out, "report.md", environment.get_template("report.md.j2").render(known))
-    return Made(scores, found.merits, past, found.records)
+    write_below(out, "report.md", environment.get_template("report.md.j2").render(context))
 
 
-def within(table: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """The table with folders as they lie in the results, which may be moved."""
+def _write_tables(tables: Mapping[str, pd.DataFrame], out: Path) -> None:
+    for name in ("tables", "figures"):
+        make_folder_below(out, name)
+    for name, table in tables.items():
+        path = f"tables/{name}.csv"
+        if len(table):
+            write_below(out, path, relative_folders(table, out).to_csv(index=False))
+        else:
+            remove_below(out, path)
+
+
+def _find_printed_ladder(papers: Mapping[str, Paper]) -> PrintedPaper:
+    paper, table = find_table(papers, "table_xv")
+    return PrintedPaper(source=paper.source, table_xv=table)
+
+
+def relative_folders(table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Return the table with its folders relative to the results folder, which may be moved."""
     if "folder" not in table:
         return table
     return table.assign(folder=table["folder"].map(lambda f: str(f).removeprefix(f"{out}/"), na_action="ignore"))
 
 
-def markdown(cell: Cell) -> str:
-    """A cell of a table in Markdown."""
+def format_markdown(cell: Cell) -> str:
+    """Return a cell of a table as Markdown."""
     if isinstance(cell, Link):
-        return f"[{escape(cell.text)}]({quote(cell.href, safe='/', errors='replace')})"
+        return f"[{escape_markdown(cell.text)}]({quote(cell.href, safe='/', errors='replace')})"
     if isinstance(cell, tuple):
-        return ", ".join(map(markdown, cell))
-    return escape(cell)
+        return ", ".join(map(format_markdown, cell))
+    return escape_markdown(cell)
 
 
-def escape(text: str) -> str:
-    """Text on one line in which nothing is HTML or Markdown."""
+def escape_markdown(text: str) -> str:
+    """Return the text on one line, with everything escaped that HTML or Markdown would interpret."""
     line = sanitize_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

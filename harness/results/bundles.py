@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from harness.host.atomic_files import write_below, write_bytes
+from harness.host.files import write_below, write_bytes
 from harness.protocol.errors import UsageError
 
 FOLDER = "runs"

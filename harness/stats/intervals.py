@@ -1,45 +1,84 @@
-"""Statistics of raw samples, as pure functions."""
+"""Confidence intervals of the median, the mean and the geometric mean of one sample."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from scipy import special  # type: ignore[import-untyped]
+
+from harness.stats import Floats
+
+MAX_LOGARITHM = 700.0  # exp() overflows a little above
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A median with a distribution-free interval; coverage is the interval's true confidence, n the sample size."""
+    """An estimate with its confidence interval.
 
-    median: float
+    Attributes:
+        value: The estimate; NaN without samples.
+        low: Lower end of the interval; NaN where there are too few samples for one.
+        high: Upper end of the interval.
+        coverage: True confidence of the interval, 0 to 1.
+        n: Number of samples.
+    """
+
+    value: float
     low: float
     high: float
-    coverage: float
-    n: int
+    coverage: float = math.nan
+    n: int = 0
+
+    @property
+    def median(self) -> float:
+        """Return the estimate of an interval of the median."""
+        return self.value
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median and the narrowest symmetric pair of order statistics that covers it with the given confidence.
+    """Return the median and the narrowest symmetric pair of order statistics with at least the given confidence.
 
-    With fewer than six samples no pair reaches 95%: the extremes are given, with the coverage that they have.
-    Source: David and Nagaraja, Order Statistics, 3rd ed. (2003), section 7.1.
+    No assumption is made on the distribution. With fewer than six samples no pair reaches 95%: the extremes are
+    returned, with the coverage that they have. Source: David and Nagaraja, Order Statistics, 3rd ed. (2003),
+    section 7.1.
     """
-    x = np.sort(np.asarray(samples, dtype=float))
+    x = sorted(map(float, samples))
     n = len(x)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0.0, 0)
-    best, best_coverage = 0, _coverage(n, 0)
-    for k in range(1, (n - 1) // 2 + 1):
-        coverage = _coverage(n, k)
-        if coverage < confidence:
-            break
-        best, best_coverage = k, coverage
-    return Interval(float(np.median(x)), float(x[best]), float(x[n - 1 - best]), best_coverage, n)
+    outside = _tail_probabilities(n)
+    k = max(0, int(np.searchsorted(outside, (1.0 - confidence) / 2.0, side="right")) - 1)
+    return Interval(float(np.median(x)), float(x[k]), float(x[n - 1 - k]), 1.0 - 2.0 * float(outside[k]), n)
 
 
-def _coverage(n: int, k: int) -> float:
-    """Probability that the median lies between order statistics k and n-1-k (counted from 0)."""
-    outside = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return 1.0 - 2.0 * outside
+def mean_interval(samples: Iterable[float], confidence: float = 0.95) -> Interval:
+    """Return the mean with Student's t interval; all fields are NaN if a sample is NaN.
+
+    Source: Student, Biometrika 6, 1 (1908).
+    """
+    x = np.fromiter(samples, dtype=float)
+    n = len(x)
+    mean = float(x.mean()) if n else math.nan
+    if n < 2 or not math.isfinite(mean):
+        return Interval(mean, math.nan, math.nan, 0.0, n)
+    half_width = float(special.stdtrit(n - 1, (1.0 + confidence) / 2.0)) * float(x.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half_width, mean + half_width, confidence, n)
+
+
+def geometric_mean_interval(ratios: Iterable[float], confidence: float = 0.95) -> Interval:
+    """Return the geometric mean with Student's t interval of the logarithms; NaN if a ratio is not positive."""
+    logarithms = [math.log(r) if 0.0 < r < math.inf else math.nan for r in ratios]
+    of_logarithms = mean_interval(logarithms, confidence)
+    ends = (of_logarithms.value, of_logarithms.low, of_logarithms.high)
+    value, low, high = (math.exp(min(x, MAX_LOGARITHM)) for x in ends)
+    return Interval(value, low, high, of_logarithms.coverage, of_logarithms.n)
+
+
+@lru_cache(maxsize=1024)
+def _tail_probabilities(n: int) -> Floats:
+    """Return P(the median of n samples lies below order statistic k, counted from 0), for k up to the middle."""
+    return np.asarray(special.bdtr(np.arange((n + 1) // 2), n, 0.5), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The series of a source, one after another, summed up over windows: of each node and device a number a window."""
+"""Aggregates of the series of a source over windows: for each node and device one number per window."""
 
 from __future__ import annotations
 
@@ -10,164 +10,174 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.telemetry.cumulative import Curve, curve
-from harness.telemetry.energy_regression import apportioned, turns_of
+from harness.telemetry.cumulative import CumulativeSeries, build_cumulative
 from harness.telemetry.metrics import (
     FIGURE_OF_MERIT,
     HARDWARE_COUNTER,
-    ORIGINS,
-    bounds_of,
-    host_of,
-    name_of,
-    quantity_of,
+    SENSOR_PRIORITY,
+    format_name,
+    get_bounds,
+    get_host,
+    identify_quantity,
 )
-from harness.telemetry.timeseries import Floats, Series, Source
-from harness.telemetry.windows import Window
+from harness.telemetry.timeseries import Floats, Series, TelemetrySource
+from harness.telemetry.windows import Window, group_interleaved
 
-# Below this share of a window (or of its nodes) there is no telling what it used.
-ENOUGH = 0.9
+MIN_COVERAGE = 0.9  # share of a window (or of its nodes) below which its use is unknown
 MEANS = (
     "accelerator_utilization_percent", "accelerator_memory_percent", "accelerator_clock_mhz",
     "accelerator_temperature_c", "busy_cores",
 )  # fmt: skip
-# Unit of an energy's or a power's name -> how it tells of energy.
-UNITS = {"j": "counter", "w": "power"}
-HIGHEST = {
+MAXIMA = {
     "accelerator_memory_percent": "accelerator_memory_highest_percent",
     "accelerator_temperature_c": "accelerator_temperature_highest_c",
 }
+# Unit of the name of an energy or power -> what it is measured by.
+ENERGY_METHODS = {"j": "counter", "w": "power"}
 
 
-class Place(NamedTuple):
-    """One device of one node, as one origin tells of it."""
+class SensorKey(NamedTuple):
+    """One device of one node, as measured by one sensor."""
 
     host: str
     component: str
-    origin: str
+    sensor: str
     device: str
 
 
 @dataclass
-class Gathered:
-    """Sums over a source's series, an array with a number a window each."""
+class Aggregates:
+    """Aggregates over a source's series; every array has one number per window.
 
-    # place -> "counter" or "power" -> joules, NaN where too little of the window is covered
-    joules: dict[Place, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
-    # the same of windows that take turns, by regression, and the variance of that
-    turns: dict[Place, dict[str, tuple[Floats, Floats]]] = field(default_factory=lambda: defaultdict(dict))
-    # host -> name -> (sums, how many series)
+    Attributes:
+        joules: Sensor -> "counter" or "power" -> joules; NaN where too little of the window is covered.
+        regressed: The same of interleaved windows by regression, with its variance.
+        means: Host -> name -> means of each series.
+        maxima: Host -> name -> largest sample.
+        totals: Host -> name -> increase of counters.
+        memory: Host -> name -> smallest sample of the host's memory.
+        samples: Host -> number of samples.
+        intervals: Sampling interval of each series in seconds.
+        figures_of_merit: Name -> medians of each series.
+    """
+
+    joules: dict[SensorKey, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
+    regressed: dict[SensorKey, dict[str, tuple[Floats, Floats]]] = field(default_factory=lambda: defaultdict(dict))
     means: dict[str, dict[str, list[Floats]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    highest: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
+    maxima: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
     totals: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
     memory: dict[str, dict[str, Floats]] = field(default_factory=lambda: defaultdict(dict))
     samples: dict[str, Floats] = field(default_factory=dict)
     intervals: list[float] = field(default_factory=list)
-    merits: dict[str, list[Floats]] = field(default_factory=lambda: defaultdict(list))
+    figures_of_merit: dict[str, list[Floats]] = field(default_factory=lambda: defaultdict(list))
 
 
-class Pieces:
-    """The pieces of all windows as arrays, and sums over those of each window."""
+class WindowSegments:
+    """The pieces of all windows as arrays, and reductions over those of each window."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
         self.owner = np.repeat(np.arange(len(windows)), [len(w.pieces) for w in windows])
-        flat = [piece for window in windows for piece in window.pieces]
-        self.starts, self.ends = (np.array([p[k] for p in flat], dtype=float) for k in (0, 1))
+        pieces = np.array([piece for window in windows for piece in window.pieces], dtype=float).reshape(-1, 2)
+        self.starts, self.ends = pieces.T
         self.count = len(windows)
-        self.turns = list(turns_of(windows))
-        self.seconds = self.summed(self.ends - self.starts)
+        self.interleaved = list(group_interleaved(windows))
+        self.seconds = self.sum(self.ends - self.starts)
 
-    def apportioned(self, known: Curve) -> tuple[Floats, Floats]:
-        """Of windows that take turns."""
-        joules, variance = np.full(self.count, np.nan), np.full(self.count, np.nan)
-        for turns in self.turns:
-            joules[turns.windows], variance[turns.windows] = apportioned(turns, known)
+    def regress_energy(self, energy: CumulativeSeries) -> tuple[Floats, Floats]:
+        """Return energy and variance of each interleaved window; NaN of the others."""
+        joules, variance = np.full((2, self.count), np.nan)
+        for group in self.interleaved:
+            joules[group.indices], variance[group.indices] = group.regress_energy(energy)
         return joules, variance
 
-    def summed(self, values: Floats) -> Floats:
-        """Sums over each window's pieces."""
+    def integrate(self, curve: CumulativeSeries) -> tuple[Floats, Floats, Floats]:
+        """Return of each window: increase or integral, covered seconds, and these as a share of all."""
+        amount, covered = (self.sum(x) for x in curve.integrate(self.starts, self.ends))
+        return amount, covered, np.divide(covered, self.seconds, out=np.zeros_like(covered), where=self.seconds > 0)
+
+    def sum(self, values: Floats) -> Floats:
+        """Return the sum over each window's pieces."""
         return np.bincount(self.owner, weights=values, minlength=self.count).astype(np.float64)
 
-    def highest(self, values: Floats) -> Floats:
-        """The highest of each window's pieces; NaN where none has a value."""
-        found = np.full(self.count, -np.inf)
-        np.fmax.at(found, self.owner, values)
-        return np.where(np.isfinite(found), found, np.nan)
+    def max(self, values: Floats) -> Floats:
+        """Return the maximum over each window's pieces; NaN where none has a value."""
+        largest = np.full(self.count, -np.inf)
+        np.fmax.at(largest, self.owner, values)
+        return np.where(np.isfinite(largest), largest, np.nan)
 
-    def lowest(self, values: Floats) -> Floats:
-        """The lowest of each window's pieces; NaN where none has a value."""
-        return -self.highest(-values)
+    def min(self, values: Floats) -> Floats:
+        """Return the minimum over each window's pieces; NaN where none has a value."""
+        return -self.max(-values)
 
 
-def take(gathered: Gathered, one: Series, pieces: Pieces, source: Source) -> None:
-    """Add a series to the sums; what is wrong with it is counted among the source's faults."""
-    host, name = host_of(one.labels), one.labels.get("__name__")
+def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments, source: TelemetrySource) -> None:
+    """Add a series to the aggregates; its faults are counted among those of the source."""
+    host, name = get_host(series.labels), series.labels.get("__name__")
     if name == FIGURE_OF_MERIT:
-        inside = np.array([_median_within(one, s, e) for s, e in zip(pieces.starts, pieces.ends, strict=True)])
-        gathered.merits[one.labels.get("name", "")].append(pieces.highest(inside))
+        medians = [_median_within(series, s, e) for s, e in zip(segments.starts, segments.ends, strict=True)]
+        aggregates.figures_of_merit[series.labels.get("name", "")].append(segments.max(np.array(medians)))
         return
-    quantity = quantity_of(one.labels)
+    quantity = identify_quantity(series.labels)
     assert quantity is not None
     with np.errstate(over="ignore"):
-        values = one.values * quantity.scale
-    known = curve(
-        one.times, values, quantity.kind, bounds_of(quantity), source.faults, name_of(one.labels),
-        may_start_anew=name == HARDWARE_COUNTER,
+        values = series.values * quantity.scale
+    curve = build_cumulative(
+        series.times, values, quantity.kind, get_bounds(quantity), source.faults, name=format_name(series.labels),
+        may_restart=name == HARDWARE_COUNTER,
     )  # fmt: skip
     component, _, unit = quantity.name.rpartition("_")
-    device = one.labels.get(quantity.device, "") if quantity.device else ""
-    place = Place(host, component.removesuffix("_energy").removesuffix("_power"), quantity.origin, device)
-    tells_energy = quantity.origin in ORIGINS and unit in UNITS
-    if known is None:
+    device = series.labels.get(quantity.device, "") if quantity.device else ""
+    key = SensorKey(host, component.removesuffix("_energy").removesuffix("_power"), quantity.sensor, device)
+    measures_energy = quantity.sensor in SENSOR_PRIORITY and unit in ENERGY_METHODS
+    if curve is None:
         source.faults.add("series of fewer than two samples")
-        if tells_energy:
-            # The device is there; that nothing is known of it must not make the sum of the others its node's.
-            gathered.joules[place].setdefault(UNITS[unit], np.full(pieces.count, np.nan))
+        if measures_energy:
+            # the device exists: without its energy, the sum of the others is not that of the node
+            aggregates.joules[key].setdefault(ENERGY_METHODS[unit], np.full(segments.count, np.nan))
         return
-    gathered.intervals.append(known.interval_s)
-    count = pieces.summed(known.samples(pieces.starts, pieces.ends).astype(float))
-    gathered.samples[host] = np.maximum(gathered.samples.get(host, np.zeros_like(count)), count)
-    if tells_energy:
-        _take_energy(gathered, place, UNITS[unit], known, pieces)
+    aggregates.intervals.append(curve.interval_s)
+    n_samples = segments.sum(curve.count_samples(segments.starts, segments.ends).astype(float))
+    aggregates.samples[host] = np.maximum(aggregates.samples.get(host, np.zeros_like(n_samples)), n_samples)
+    if measures_energy:
+        _add_energy(aggregates, key, ENERGY_METHODS[unit], curve, segments)
     elif quantity.kind == "counter":
-        _add(gathered.totals[host], quantity.name, _gained(known, pieces))
+        totals = aggregates.totals[host]
+        totals[quantity.name] = totals.get(quantity.name, 0.0) + _counter_increase(curve, segments)
     elif quantity.name.startswith("host_memory"):
-        gathered.memory[host][quantity.name] = pieces.lowest(known.lowest(pieces.starts, pieces.ends))
+        smallest = segments.min(curve.window_min(segments.starts, segments.ends))
+        aggregates.memory[host][quantity.name] = smallest
     elif quantity.name in MEANS:
-        amount, covered, share = _covered(known, pieces)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gathered.means[host][quantity.name].append(np.where(share >= ENOUGH, amount / covered, np.nan))
-        if quantity.name in HIGHEST:
-            top = pieces.highest(known.highest(pieces.starts, pieces.ends))
-            before = gathered.highest[host].get(quantity.name)
-            gathered.highest[host][quantity.name] = top if before is None else np.fmax(before, top)
+        _add_gauge(aggregates, host, quantity.name, curve, segments)
 
 
-def _take_energy(gathered: Gathered, place: Place, kind: str, known: Curve, pieces: Pieces) -> None:
-    amount, _, share = _covered(known, pieces)
+def _add_energy(
+    aggregates: Aggregates, key: SensorKey, method: str, curve: CumulativeSeries, segments: WindowSegments
+) -> None:
+    amount, _, share = segments.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # What a window used in the little that is not covered is taken to be as in the rest.
-        gathered.joules[place][kind] = np.where(share >= ENOUGH, amount / share, np.nan)
-    if pieces.turns:
-        gathered.turns[place][kind] = pieces.apportioned(known)
+        # the use of the small part that is not covered is assumed to equal that of the rest
+        aggregates.joules[key][method] = np.where(share >= MIN_COVERAGE, amount / share, np.nan)
+    if segments.interleaved:
+        aggregates.regressed[key][method] = segments.regress_energy(curve)
 
 
-def _covered(known: Curve, pieces: Pieces) -> tuple[Floats, Floats, Floats]:
-    """Of each window: increase or integral, seconds that samples cover, and these as a share of all."""
-    amount, covered = (pieces.summed(x) for x in known.over(pieces.starts, pieces.ends))
-    return amount, covered, np.divide(covered, pieces.seconds, out=np.zeros_like(covered), where=pieces.seconds > 0)
-
-
-def _gained(known: Curve, pieces: Pieces) -> Floats:
-    """A counter's increase, as it is where it covers part of a window: processes and interfaces come and go."""
-    amount, _, share = _covered(known, pieces)
+def _add_gauge(aggregates: Aggregates, host: str, name: str, curve: CumulativeSeries, segments: WindowSegments) -> None:
+    amount, covered, share = segments.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(share >= ENOUGH, amount / share, amount)
+        aggregates.means[host][name].append(np.where(share >= MIN_COVERAGE, amount / covered, np.nan))
+    if name in MAXIMA:
+        largest = segments.max(curve.window_max(segments.starts, segments.ends))
+        previous = aggregates.maxima[host].get(name, largest)
+        aggregates.maxima[host][name] = np.fmax(previous, largest)
 
 
-def _add(sums: dict[str, Floats], name: str, amount: Floats) -> None:
-    sums[name] = sums[name] + amount if name in sums else amount
+def _counter_increase(curve: CumulativeSeries, segments: WindowSegments) -> Floats:
+    """Return a counter's increase, unscaled where it covers part of a window: processes and interfaces come and go."""
+    amount, _, share = segments.integrate(curve)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(share >= MIN_COVERAGE, amount / share, amount)
 
 
-def _median_within(one: Series, start: float, end: float) -> float:
-    inside = one.values[(one.times >= start) & (one.times <= end) & np.isfinite(one.values)]
+def _median_within(series: Series, start: float, end: float) -> float:
+    inside = series.values[(series.times >= start) & (series.times <= end) & np.isfinite(series.values)]
     return float(np.median(inside)) if len(inside) else math.nan

@@ -1,31 +1,39 @@
-"""Run folders -> what every piece of every case used, from whichever telemetry lies there.
+"""Use of every part of every case, from the telemetry in run folders.
 
-Looked for are raw exports (`omnistat*.jsonl`), folders of exported CSV files (`omnistat-*.csv`) and the sampler's files
+Sources are raw exports (`omnistat*.jsonl`), folders of exported CSV files (`omnistat-*.csv`) and the sampler's files
 (`telemetry/<node>.jsonl`): in a case's folder for that case, in the campaign's and its jobs' for all of its cases.
+Results are cached in the campaign's folder, since an export of 700 MB takes about ten seconds to read; the cache can
+be deleted at any time.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from harness.results.runs import Record
-from harness.telemetry import usage_cache
-from harness.telemetry.job_annotations import version_of
+from pydantic import BaseModel, ValidationError
+
+from harness.host.files import write_bytes
+from harness.results.runs import RunRecord
 from harness.telemetry.omnistat_csv import PATTERN, CsvExport
-from harness.telemetry.prometheus_export import Export
-from harness.telemetry.timeseries import Source
-from harness.telemetry.usage import Usage, usages
-from harness.telemetry.windows import Window, windows_of
+from harness.telemetry.prometheus_export import PrometheusExport
+from harness.telemetry.timeseries import TelemetrySource, collector_version
+from harness.telemetry.usage import Consumption, Usage, compute_usage
+from harness.telemetry.windows import Window, list_windows
 
-RAW = "*omnistat*.jsonl"
-SAMPLED = "telemetry"
+RAW_PATTERN = "*omnistat*.jsonl"
+SAMPLER_FOLDER = "telemetry"
+CACHE_FILE = "telemetry.cache.json"
+MAX_CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a source said of itself: campaign, path, collector, and what was wrong with it."""
+class SourceSummary:
+    """A source: its campaign, path, kind, version of the collector, and faults."""
 
     campaign: str
     path: Path
@@ -36,77 +44,129 @@ class Told:
 
 @dataclass
 class Telemetry:
-    """Usages by window, and the sources that they are from."""
+    """Usage of windows, and the sources that it is from."""
 
     usages: list[Usage] = field(default_factory=list)
-    sources: list[Told] = field(default_factory=list)
+    sources: list[SourceSummary] = field(default_factory=list)
 
 
-def gather(records: Sequence[Record]) -> Telemetry:
-    """The usage of every window of every record that has telemetry; the case's own files count where no job's do."""
-    found = Telemetry()
-    by_campaign: dict[Path, list[Record]] = {}
+class CacheEntry(BaseModel, strict=True, extra="forbid"):
+    """What one source gave: consumption in the order of its windows, version of the collector, and faults."""
+
+    usages: list[Consumption]
+    version: str
+    faults: str
+
+
+class Cache(BaseModel, strict=True, extra="forbid"):
+    """Entries of the sources of one campaign, by the state of their files and the windows."""
+
+    version: Literal[3] = 3
+    sources: dict[str, CacheEntry] = {}
+
+
+def collect_usage(records: Sequence[RunRecord]) -> Telemetry:
+    """Return the usage of every window with telemetry; a case's own files are used where its job's have no samples."""
+    telemetry = Telemetry()
+    by_campaign: dict[Path, list[RunRecord]] = {}
     for record in records:
         by_campaign.setdefault(record.folder.parent, []).append(record)
-    for folder, own in by_campaign.items():
-        of_case = {r.folder: list(windows_of(r)) for r in own}
-        windows = [w for some in of_case.values() for w in some]
-        if not windows:
-            continue
-        with usage_cache.Memory(folder) as memory:
-            told: dict[Window, Usage] = {}
-            for source in sources_of([folder, folder / "jobs"]):
-                _add(found, told, source, overlapping(windows, source), memory)
-            for place, some in of_case.items():
-                left = [w for w in some if not _sampled(told.get(w))]
-                for source in sources_of([place]) if left else ():
-                    _add(found, told, source, left, memory)
-        found.usages += [told[w] for w in windows if w in told]
-    return found
+    for folder, campaign_records in by_campaign.items():
+        by_case = {r.folder: list(list_windows(r)) for r in campaign_records}
+        if any(by_case.values()):
+            with CampaignCollector(folder, telemetry) as collector:
+                collector.collect(by_case)
+    return telemetry
 
 
-def sources_of(folders: Iterable[Path]) -> Iterator[Source]:
-    """The telemetry in these folders; CSV files count where there is no raw export beside them."""
+class CampaignCollector:
+    """Collects the usage of one campaign; a context manager that loads and saves its cache."""
+
+    def __init__(self, folder: Path, telemetry: Telemetry) -> None:
+        self._folder, self._telemetry = folder, telemetry
+        self._usages: dict[Window, Usage] = {}
+        self._cached, self._used = _load_cache(folder / CACHE_FILE), Cache()
+
+    def __enter__(self) -> CampaignCollector:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._used.sources and self._used.sources != self._cached.sources:
+            with suppress(OSError):  # runs that were copied here may not be writable
+                write_bytes(f"{self._folder}/{CACHE_FILE}", self._used.model_dump_json().encode())
+
+    def collect(self, by_case: dict[Path, list[Window]]) -> None:
+        """Add the usage of the campaign's windows, given by run folder, and its sources."""
+        windows = [window for case_windows in by_case.values() for window in case_windows]
+        for source in find_sources([self._folder, self._folder / "jobs"]):
+            self._add_source(source, _overlapping_windows(windows, source))
+        for case_folder, case_windows in by_case.items():
+            remaining = [window for window in case_windows if not self._has_samples(window)]
+            for source in find_sources([case_folder]) if remaining else ():
+                self._add_source(source, remaining)
+        self._telemetry.usages += [self._usages[window] for window in windows if window in self._usages]
+
+    def _add_source(self, source: TelemetrySource, windows: Sequence[Window]) -> None:
+        entry = CacheEntry(usages=[], version="", faults=source.faults.summary())
+        if windows:
+            key = _cache_key(source, windows)
+            cached = self._cached.sources.get(key)
+            if cached is None or len(cached.usages) != len(windows):
+                usages = compute_usage(source, windows)
+                cached = CacheEntry.model_construct(
+                    usages=usages, version=collector_version(source), faults=source.faults.summary()
+                )
+            entry = self._used.sources[key] = cached
+        for window, consumption in zip(windows, entry.usages, strict=True):
+            if not self._has_samples(window):
+                values = {name: value for name, value in vars(consumption).items() if name != "window"}
+                self._usages[window] = Usage(window=window, **values)
+        summary = SourceSummary(self._folder.name, source.path, _source_kind(source), entry.version, entry.faults)
+        self._telemetry.sources.append(summary)
+
+    def _has_samples(self, window: Window) -> bool:
+        return window in self._usages and self._usages[window].samples > 0
+
+
+def find_sources(folders: Iterable[Path]) -> Iterator[TelemetrySource]:
+    """Yield the telemetry sources in these folders; CSV files only where there is no raw export."""
     for folder in folders:
-        raw = sorted(path for path in folder.glob(RAW) if path.is_file())
-        yield from (Export(path) for path in raw)
-        sampled = sorted(path for path in (folder / SAMPLED).glob("*.jsonl") if path.is_file())
+        raw = sorted(path for path in folder.glob(RAW_PATTERN) if path.is_file())
+        yield from (PrometheusExport(path) for path in raw)
+        sampled = sorted(path for path in (folder / SAMPLER_FOLDER).glob("*.jsonl") if path.is_file())
         if sampled:
-            yield Export(*sampled)
+            yield PrometheusExport(*sampled)
         if not raw:
-            yield from (CsvExport(place) for place in sorted({path.parent for path in _csv_files(folder)}))
+            csv_files = [p for pattern in (PATTERN, f"*/{PATTERN}") for p in folder.glob(pattern) if p.is_file()]
+            yield from (CsvExport(parent) for parent in sorted({path.parent for path in csv_files}))
 
 
-def overlapping(windows: Sequence[Window], source: Source) -> list[Window]:
-    """Those that any node of the source has samples for, by time."""
+def _overlapping_windows(windows: Sequence[Window], source: TelemetrySource) -> list[Window]:
+    """Return the windows during which any node of the source has samples."""
     spans = list(source.spans().values())
     if not spans:
         return []
-    first, last = min(s for s, _ in spans), max(e for _, e in spans)
+    first, last = min(start for start, _ in spans), max(end for _, end in spans)
     return [w for w in windows if w.pieces[0][0] < last and w.pieces[-1][1] > first]
 
 
-def _csv_files(folder: Path) -> Iterator[Path]:
-    yield from (path for pattern in (PATTERN, f"*/{PATTERN}") for path in folder.glob(pattern) if path.is_file())
+def _source_kind(source: TelemetrySource) -> str:
+    if source.path.parent.name == SAMPLER_FOLDER:
+        return "sampler"
+    return "CSV export" if isinstance(source, CsvExport) else "raw export"
 
 
-def _sampled(usage: Usage | None) -> bool:
-    return usage is not None and usage.samples > 0
+def _load_cache(path: Path) -> Cache:
+    """Load a cache; an empty one if it is missing, damaged or too large."""
+    with suppress(OSError, ValidationError):
+        if path.stat().st_size < MAX_CACHE_BYTES:
+            return Cache.model_validate_json(path.read_bytes())
+    return Cache()
 
 
-def _add(
-    found: Telemetry, told: dict[Window, Usage], source: Source, windows: Sequence[Window], memory: usage_cache.Memory
-) -> None:
-    """Take in a source, from memory if it has been read before, and is as it was."""
-    kind = "CSV export" if isinstance(source, CsvExport) else "raw export"
-    if source.path.parent.name == SAMPLED:
-        kind = "sampler"
-    known = memory.recall(source, windows) if windows else usage_cache.Entry([], "", source.faults.told())
-    if known is None:
-        new = usages(source, windows)
-        known = usage_cache.Entry(new, version_of(source), source.faults.told())
-        memory.keep(source, windows, known)
-    for usage in known.usages:
-        if not _sampled(told.get(usage.window)):
-            told[usage.window] = usage
-    found.sources.append(Told(memory.folder.name, source.path, kind, known.version, known.faults))
+def _cache_key(source: TelemetrySource, windows: Sequence[Window]) -> str:
+    digest = hashlib.sha256(repr(list(windows)).encode())
+    for path in getattr(source, "paths", None) or sorted(source.path.glob("*.csv")):
+        state = path.stat()
+        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
+    return digest.hexdigest()

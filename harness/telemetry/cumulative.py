@@ -1,7 +1,8 @@
-"""Samples of one series as cumulative curves, from which any window's increase, integral and coverage are read.
+"""Cumulative curves of one series, from which increase, integral and coverage of any window are read.
 
 A counter's increase and a power's integral over a window are differences of such a curve at its two ends, with straight
-lines between samples. What lies beyond the first and last sample, or in a gap of a gauge, is not covered.
+lines between samples. What lies beyond the first and last sample, or in a gap of a gauge, is not covered. Samples that
+no device can show are dropped and counted first.
 """
 
 from __future__ import annotations
@@ -14,22 +15,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.telemetry.bounds import drop_impossible
 from harness.telemetry.metrics import Kind
 from harness.telemetry.timeseries import Faults, Floats
 
-# An interval so many times longer than the median one is a gap.
-GAP = 3.0
-# A step so many times faster than the median one, just after a fall, is a counter that came back from nonsense.
-LEAP = 50.0
-# A counter of which more than this share of steps fall counts each interval for itself.
-ANEW = 0.2
+OUT_OF_BOUNDS, LEAPS = "samples out of bounds", "counter leaps out of bounds"
+INVALID_COUNTER = "invalid counter samples"
+GAP_FACTOR = 3.0  # an interval so many times longer than the median one is a gap
+SPIKE_FACTOR = 50.0  # a step so many times faster than the median one, just after a fall, is a return from a bad sample
+RESET_FRACTION = 0.2  # a counter of which more than this share of steps fall counts each interval on its own
+COUNTER_LAG_S = 1.0  # a counter may lag behind the clock by so much
+MAX_LEAPS = 100  # a counter that leaps more often is of no use
+MAX_COUNT = 1e30  # no counter gets so far, whatever it counts
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One series, ascending in time. total: what has accumulated up to each sample, of a gauge its time integral.
-    covered: seconds known up to each sample. levels: a gauge's own values."""
+class CumulativeSeries:
+    """One series, ascending in time.
+
+    Attributes:
+        times: Unix times of the samples, in seconds.
+        total: Accumulated up to each sample; of a gauge its time integral.
+        covered: Seconds that are known up to each sample.
+        levels: The samples themselves.
+        interval_s: Median time between samples.
+    """
 
     times: Floats
     total: Floats
@@ -37,105 +47,182 @@ class Curve:
     levels: Floats
     interval_s: float
 
-    def over(self, starts: Floats, ends: Floats) -> tuple[Floats, Floats]:
-        """Increase (or integral) and seconds covered, in each window."""
-        found = [np.interp(ends, self.times, y) - np.interp(starts, self.times, y) for y in (self.total, self.covered)]
-        return found[0], found[1]
+    def integrate(self, starts: Floats, ends: Floats) -> tuple[Floats, Floats]:
+        """Return increase (or integral) and covered seconds of each window."""
+        total, covered = (
+            np.interp(ends, self.times, y) - np.interp(starts, self.times, y) for y in (self.total, self.covered)
+        )
+        return total, covered
 
-    def highest(self, starts: Floats, ends: Floats) -> Floats:
-        """The highest sample in each window; NaN where there is none."""
-        return self._extreme(starts, ends, np.max)
+    def window_max(self, starts: Floats, ends: Floats) -> Floats:
+        """Return the largest sample of each window; NaN where there is none."""
+        return self._reduce(starts, ends, np.max)
 
-    def lowest(self, starts: Floats, ends: Floats) -> Floats:
-        """The lowest sample in each window; NaN where there is none."""
-        return self._extreme(starts, ends, np.min)
+    def window_min(self, starts: Floats, ends: Floats) -> Floats:
+        """Return the smallest sample of each window; NaN where there is none."""
+        return self._reduce(starts, ends, np.min)
 
-    def _extreme(self, starts: Floats, ends: Floats, of: Callable[[Floats], Any]) -> Floats:
-        first = np.searchsorted(self.times, starts, side="left")
-        last = np.searchsorted(self.times, ends, side="right")
-        found = np.full(len(starts), np.nan)
+    def count_samples(self, starts: Floats, ends: Floats) -> NDArray[np.int64]:
+        """Return the number of samples in each window."""
+        first, last = self._sample_range(starts, ends)
+        return np.maximum(last - first, 0)
+
+    def _reduce(self, starts: Floats, ends: Floats, function: Callable[[Floats], Any]) -> Floats:
+        first, last = self._sample_range(starts, ends)
+        reduced = np.full(len(starts), np.nan)
         for k in np.flatnonzero(last > first):
-            found[k] = of(self.levels[first[k] : last[k]])
-        return found
+            reduced[k] = function(self.levels[first[k] : last[k]])
+        return reduced
 
-    def samples(self, starts: Floats, ends: Floats) -> NDArray[np.int64]:
-        """How many samples lie in each window."""
-        first = np.searchsorted(self.times, starts, side="left")
-        return np.maximum(np.searchsorted(self.times, ends, side="right") - first, 0)
+    def _sample_range(self, starts: Floats, ends: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.searchsorted(self.times, starts, side="left"), np.searchsorted(self.times, ends, side="right")
 
 
-def curve(
-    times: Floats, values: Floats, kind: Kind, bounds: tuple[float, float], faults: Faults, name: str,
-    *, may_start_anew: bool = False,
-) -> Curve | None:  # fmt: skip
-    """A series' curve; None with fewer than two samples. What had to be mended is counted in faults.
+def build_cumulative(
+    times: Floats, values: Floats, kind: Kind, bounds: tuple[float, float], faults: Faults, *, name: str,
+    may_restart: bool = False,
+) -> CumulativeSeries | None:  # fmt: skip
+    """Build the curve of a series; None with fewer than two usable samples. Corrections are counted in `faults`.
 
-    Samples are sorted, those with a time twice are dropped but the first, and so are those that are no numbers or
-    beyond the bounds. may_start_anew: the counter may be one that counts each interval for itself; one that falls all
-    the time is.
+    Samples are sorted; repeated times, non-finite values and values out of bounds are dropped.
+
+    Args:
+        times: Unix times (n,) in seconds.
+        values: Samples (n,).
+        kind: Gauge or counter.
+        bounds: Range of a gauge's values, or of a counter's gain in a second.
+        faults: Faults of the source, which are added to.
+        name: Name of the series in messages.
+        may_restart: The counter may count each interval on its own; one that falls all the time does.
     """
-    times, values = cleaned(times, values, faults.counts)
-    starts_anew = may_start_anew and len(values) > 1 and (np.diff(values) < 0).mean() > ANEW
-    times, values, unknown = drop_impossible(times, values, kind, bounds, faults, name, starts_anew=starts_anew)
+    times, values = _sanitize(times, values, faults.counts)
+    restarts = may_restart and len(values) > 1 and (np.diff(values) < 0).mean() > RESET_FRACTION
+    if kind == "gauge":
+        times, values, is_unknown = _drop_invalid_gauge(times, values, bounds, faults, name)
+    else:
+        times, values, is_unknown = _drop_invalid_counter(times, values, bounds[1], faults, name, restarts=restarts)
     if len(times) < 2:
         return None
     steps = np.diff(times)
-    usual = float(np.median(steps))
-    gaps = steps > GAP * usual
+    interval_s = float(np.median(steps))
+    gaps = steps > GAP_FACTOR * interval_s
     faults.counts["gaps"] += int(gaps.sum())
-    if kind == "counter":
-        if starts_anew:
-            faults.counts["counters that start anew with each sample"] += 1
-            increments = values[1:]
-        else:
-            increments = increases(values, steps, unknown, faults.counts)
-    else:
-        unknown = unknown | gaps
+    if kind == "gauge":
+        is_unknown = is_unknown | gaps
         increments = steps * (values[1:] + values[:-1]) / 2.0
-    increments, known = np.where(unknown, 0.0, increments), np.where(unknown, 0.0, steps)
-    return Curve(times, _summed(increments), _summed(known), values, usual)
+    elif restarts:
+        faults.counts["counters that restart with each sample"] += 1
+        increments = values[1:]
+    else:
+        increments = _counter_increments(values, steps, is_unknown, faults.counts)
+    increments, known_s = np.where(is_unknown, 0.0, increments), np.where(is_unknown, 0.0, steps)
+    return CumulativeSeries(times, _accumulate(increments), _accumulate(known_s), values, interval_s)
 
 
-def cleaned(times: Floats, values: Floats, faults: Counter[str]) -> tuple[Floats, Floats]:
-    """Ascending in time, each time once, numbers alone."""
-    sound = np.isfinite(values) & np.isfinite(times)
-    if not sound.all():
-        faults["values not finite"] += int((~sound).sum())
-        times, values = times[sound], values[sound]
+def _sanitize(times: Floats, values: Floats, counts: Counter[str]) -> tuple[Floats, Floats]:
+    """Return finite samples, ascending in time, each time once."""
+    is_finite = np.isfinite(values) & np.isfinite(times)
+    if not is_finite.all():
+        counts["values not finite"] += int((~is_finite).sum())
+        times, values = times[is_finite], values[is_finite]
     steps = np.diff(times)
     if (steps <= 0).any():
-        faults["samples out of order"] += int((steps < 0).sum())
+        counts["samples out of order"] += int((steps < 0).sum())
         order = np.argsort(times, kind="stable")
         times, values = times[order], values[order]
-        first = np.concatenate([[True], np.diff(times) > 0])
-        faults["samples twice"] += int((~first).sum())
-        times, values = times[first], values[first]
+        is_first = np.concatenate([[True], np.diff(times) > 0])
+        counts["duplicate samples"] += int((~is_first).sum())
+        times, values = times[is_first], values[is_first]
     return times, values
 
 
-def increases(values: Floats, steps: Floats, unknown: NDArray[np.bool_], faults: Counter[str]) -> Floats:
-    """What a counter has gained between samples; in unknown intervals that is of no use.
+def _drop_invalid_gauge(
+    times: Floats, values: Floats, bounds: tuple[float, float], faults: Faults, name: str
+) -> tuple[Floats, Floats, Mask]:
+    """Return the samples within bounds, and which intervals between them hold dropped ones."""
+    is_valid = (values >= bounds[0]) & (values <= bounds[1])
+    faults.add(OUT_OF_BOUNDS, name, int((~is_valid).sum()))
+    retained = np.flatnonzero(is_valid)
+    return times[retained], values[retained], np.diff(retained) > 1
 
-    Where it fell it was set back, and how far it had come since the sample before is lost: the median rate of its other
-    steps stands in. A sample that fell and from which the counter leapt back to where it was is nonsense, and passed
-    over.
+
+def _drop_invalid_counter(
+    times: Floats, values: Floats, max_rate: float, faults: Faults, name: str, *, restarts: bool
+) -> tuple[Floats, Floats, Mask]:
+    """Return the samples that a counter of at most max_rate per second can show, and the intervals in which it leapt.
+
+    restarts: the counter counts each interval on its own.
+    """
+    is_valid = (values >= 0) & (values <= MAX_COUNT)
+    faults.add(OUT_OF_BOUNDS, name, int((~is_valid).sum()))
+    times, values = times[is_valid], values[is_valid]
+    max_gain = max_rate * (np.diff(times) + COUNTER_LAG_S)
+    if restarts:
+        leapt = values[1:] > max_gain
+        faults.add(LEAPS, name, int(leapt.sum()))
+        return times, values, leapt
+    dips = _find_dips(times, values, max_rate, max_gain)
+    faults.add(INVALID_COUNTER, name, int(dips.sum()))
+    return _drop_leaps(times[~dips], values[~dips], max_rate, faults, name)
+
+
+def _find_dips(times: Floats, values: Floats, max_rate: float, max_gain: Floats) -> Mask:
+    """Find single samples that fell and from which the counter leapt back to where it was."""
+    dips = np.zeros(len(values), dtype=bool)
+    if len(values) > 2:
+        across = values[2:] - values[:-2]
+        fits = (across >= 0) & (across <= max_rate * (times[2:] - times[:-2] + COUNTER_LAG_S))
+        dips[1:-1] = (values[1:-1] < values[:-2]) & (np.diff(values)[1:] > max_gain[1:]) & fits
+        dips[1:] &= ~dips[:-1]
+    return dips
+
+
+def _drop_leaps(
+    times: Floats, values: Floats, max_rate: float, faults: Faults, name: str
+) -> tuple[Floats, Floats, Mask]:
+    """Drop samples to which a counter leapt and from which it returned; where it stayed, that interval is unknown."""
+    gains = np.diff(values)
+    leaps = np.flatnonzero(gains > max_rate * (np.diff(times) + COUNTER_LAG_S))
+    faults.add(LEAPS, name, len(leaps))
+    if len(leaps) > MAX_LEAPS:
+        return times[:0], values[:0], np.zeros(0, dtype=bool)
+    is_valid, is_unknown = np.ones(len(values), dtype=bool), np.zeros(len(values), dtype=bool)
+    falls = np.flatnonzero(gains < 0) + 1
+    for k in leaps:
+        later = falls[falls > k + 1]
+        if len(later):
+            returned = later[0]
+            gained = values[returned] - values[k]
+            if is_valid[k] and 0 <= gained <= max_rate * (times[returned] - times[k] + COUNTER_LAG_S):
+                is_valid[k + 1 : returned] = False
+                continue
+        is_unknown[k] = True
+    retained = np.flatnonzero(is_valid)
+    return times[retained], values[retained], is_unknown[retained[:-1]]
+
+
+def _counter_increments(values: Floats, steps: Floats, is_unknown: Mask, counts: Counter[str]) -> Floats:
+    """Return what a counter has gained between samples; values of unknown intervals are arbitrary.
+
+    Where it fell it was reset, and its gain since the sample before is lost: the median rate of its other steps is
+    assumed. A sample that fell and from which the counter leapt back to where it was is invalid, and skipped.
     """
     gained = np.diff(values)
     fell = gained < 0
     if not fell.any():
         return gained
     rates = gained / steps
-    usable = ~fell & ~unknown
-    usual = float(np.median(rates[usable])) if usable.any() else 0.0
-    returned = fell[:-1] & (values[2:] >= values[:-2]) & (rates[1:] > LEAP * max(usual, 0.0))
-    faults["counter samples that were nonsense"] += int(returned.sum())
-    faults["counters set back"] += int(fell.sum() - returned.sum())
-    gained = np.where(fell, usual * steps, gained)
+    usable = ~fell & ~is_unknown
+    median_rate = float(np.median(rates[usable])) if usable.any() else 0.0
+    returned = fell[:-1] & (values[2:] >= values[:-2]) & (rates[1:] > SPIKE_FACTOR * max(median_rate, 0.0))
+    counts[INVALID_COUNTER] += int(returned.sum())
+    counts["counter resets"] += int(fell.sum() - returned.sum())
+    gained = np.where(fell, median_rate * steps, gained)
     for k in np.flatnonzero(returned):
         whole = values[k + 2] - values[k]
         gained[k : k + 2] = whole * steps[k : k + 2] / steps[k : k + 2].sum()
     return gained
 
 
-def _summed(increments: Floats) -> Floats:
+def _accumulate(increments: Floats) -> Floats:
     return np.concatenate([[0.0], np.cumsum(increments)])

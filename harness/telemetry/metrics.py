@@ -1,4 +1,4 @@
-"""What the metrics of Omnistat, and those of the harness's own sampler, measure: tables.
+"""Metrics that Omnistat and the harness's own sampler write: what each measures, in which unit and within which bounds.
 
 Omnistat's names, labels and units are those of its documentation, https://rocm.github.io/omnistat/metrics.html (v1.14).
 """
@@ -13,20 +13,29 @@ from typing import Literal
 from harness.protocol.text import sanitize_line
 
 Kind = Literal["gauge", "counter"]
-# Who tells of a component's energy or power, best first; of one node only one of them is believed.
-ORIGINS = ("rocm", "nvml", "cray", "rapl")
+# Sensors of a component's energy or power, best first; of each node only one of them is used.
+SENSOR_PRIORITY = ("rocm", "nvml", "cray", "rapl")
 COMPONENTS = ("node", "accelerator", "cpu", "memory")
+DEVICE_LABELS = ("card", "accel", "package", "interface", "name")
+MAX_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a metric measures: a name with its unit, whether it accumulates, the label that tells devices apart, who
-    tells, and what a value is multiplied with to come to that unit."""
+    """What a metric measures.
+
+    Attributes:
+        name: Name with its unit.
+        kind: Whether it accumulates (counter) or not (gauge).
+        device: Label that distinguishes devices.
+        sensor: Who measures it.
+        scale: Factor from values of the metric to the unit of the name.
+    """
 
     name: str
     kind: Kind = "gauge"
     device: str | None = None
-    origin: str = ""
+    sensor: str = ""
     scale: float = 1.0
 
 
@@ -34,7 +43,7 @@ QUANTITIES: dict[str, Quantity] = {
     "rocm_utilization_percentage": Quantity("accelerator_utilization_percent", device="card"),
     "rocm_vram_used_percentage": Quantity("accelerator_memory_percent", device="card"),
     "rocm_vram_total_bytes": Quantity("accelerator_memory_total_bytes", device="card"),
-    "rocm_average_socket_power_watts": Quantity("accelerator_power_w", device="card", origin="rocm"),
+    "rocm_average_socket_power_watts": Quantity("accelerator_power_w", device="card", sensor="rocm"),
     "rocm_energy_joules": Quantity("accelerator_energy_j", "counter", "card", "rocm"),
     "rocm_sclk_clock_mhz": Quantity("accelerator_clock_mhz", device="card"),
     "rocm_temperature_celsius": Quantity("accelerator_temperature_c", device="card"),
@@ -47,16 +56,16 @@ QUANTITIES: dict[str, Quantity] = {
     "omnistat_host_io_write_local_total_bytes": Quantity("local_written_bytes", "counter"),
     "omnistat_network_rx_bytes": Quantity("received_bytes", "counter", "interface"),
     "omnistat_network_tx_bytes": Quantity("sent_bytes", "counter", "interface"),
-    "omnistat_vendor_energy_joules": Quantity("node_energy_j", "counter", origin="cray"),
-    "omnistat_vendor_power_watts": Quantity("node_power_w", origin="cray"),
-    "omnistat_vendor_cpu_energy_joules": Quantity("cpu_energy_j", "counter", origin="cray"),
-    "omnistat_vendor_cpu_power_watts": Quantity("cpu_power_w", origin="cray"),
-    "omnistat_vendor_memory_energy_joules": Quantity("memory_energy_j", "counter", origin="cray"),
-    "omnistat_vendor_memory_power_watts": Quantity("memory_power_w", origin="cray"),
+    "omnistat_vendor_energy_joules": Quantity("node_energy_j", "counter", sensor="cray"),
+    "omnistat_vendor_power_watts": Quantity("node_power_w", sensor="cray"),
+    "omnistat_vendor_cpu_energy_joules": Quantity("cpu_energy_j", "counter", sensor="cray"),
+    "omnistat_vendor_cpu_power_watts": Quantity("cpu_power_w", sensor="cray"),
+    "omnistat_vendor_memory_energy_joules": Quantity("memory_energy_j", "counter", sensor="cray"),
+    "omnistat_vendor_memory_power_watts": Quantity("memory_power_w", sensor="cray"),
     "omnistat_vendor_accel_energy_joules": Quantity("accelerator_energy_j", "counter", "accel", "cray"),
-    "omnistat_vendor_accel_power_watts": Quantity("accelerator_power_w", device="accel", origin="cray"),
+    "omnistat_vendor_accel_power_watts": Quantity("accelerator_power_w", device="accel", sensor="cray"),
     "harness_gpu_energy_joules": Quantity("accelerator_energy_j", "counter", "card", "nvml"),
-    "harness_gpu_power_watts": Quantity("accelerator_power_w", device="card", origin="nvml"),
+    "harness_gpu_power_watts": Quantity("accelerator_power_w", device="card", sensor="nvml"),
     "harness_gpu_utilization_percentage": Quantity("accelerator_utilization_percent", device="card"),
     "harness_gpu_memory_used_percentage": Quantity("accelerator_memory_percent", device="card"),
     "harness_gpu_temperature_celsius": Quantity("accelerator_temperature_c", device="card"),
@@ -66,7 +75,7 @@ QUANTITIES: dict[str, Quantity] = {
     "harness_sampler_cpu_seconds": Quantity("sampler_cpu_s", "counter"),
 }  # fmt: skip
 
-# What a device can show, in its unit; of a counter, what it can gain in a second. Beyond them a sensor is at fault.
+# Range of a gauge, or of a counter's gain in a second; a sensor beyond it is faulty.
 WATTS, NODE_WATTS = (0.0, 5e3), (0.0, 5e4)
 PERCENT, BYTES, BYTES_PER_S = (0.0, 100.5), (0.0, 1e18), (0.0, 1e13)
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -82,20 +91,20 @@ OPERATIONS_PER_S = (0.0, 1e18)
 HARDWARE_COUNTER = "omnistat_hardware_counter"
 FIGURE_OF_MERIT = "omnistat_fom"
 ANNOTATION = "rmsjob_annotations"
-JOB, ABOUT = "rmsjob_info", "omnistat_info"
-# A wavefront of the CDNA GPUs is 64 lanes; a fused multiply-add is two operations. MOPS counts 512 operations each.
+JOB_INFO, COLLECTOR_INFO = "rmsjob_info", "omnistat_info"
+# A wavefront of a CDNA GPU has 64 lanes; a fused multiply-add is two operations; MOPS counts units of 512 operations.
 # Source: ROCm documentation, MI200 performance counters and metrics.
-LANES, MATRIX_UNIT = 64.0, 512.0
+LANES, MATRIX_OPERATIONS = 64.0, 512.0
 VECTOR = re.compile(r"SQ_INSTS_VALU_(ADD|MUL|TRANS|FMA)_F(16|32|64)")
 MATRIX = re.compile(r"(?:SQ_INSTS_VALU_)?MFMA_MOPS_(F64|XF32|F32|BF16|F16)")
 MEMORY = {"FETCH_SIZE", "WRITE_SIZE"}
 
 
-def quantity_of(labels: Mapping[str, str]) -> Quantity | None:
-    """What a series measures; None if the harness has no use for it.
+def identify_quantity(labels: Mapping[str, str]) -> Quantity | None:
+    """Return what a series measures; None if the harness does not use it.
 
-    Hardware counters come as operations (`flop_f64`, of all lanes of a wavefront, active or not) and bytes of device
-    memory (`memory_traffic_bytes`).
+    Hardware counters are converted to operations (`flop_f64`, of all lanes of a wavefront, active or not) and bytes of
+    device memory (`memory_traffic_bytes`).
     """
     name = labels.get("__name__", "").strip()
     if name != HARDWARE_COUNTER:
@@ -103,35 +112,33 @@ def quantity_of(labels: Mapping[str, str]) -> Quantity | None:
     counter = labels.get("name", "").strip()
     if counter in MEMORY:
         return Quantity("memory_traffic_bytes", "counter", "card", counter, 1024.0)
-    if found := VECTOR.fullmatch(counter):
-        operations = LANES * (2.0 if found[1] == "FMA" else 1.0)
-        return Quantity(f"flop_f{found[2]}", "counter", "card", counter, operations)
-    if found := MATRIX.fullmatch(counter):
-        return Quantity(f"flop_{found[1].lower()}", "counter", "card", counter, MATRIX_UNIT)
+    if match := VECTOR.fullmatch(counter):
+        operations = LANES * (2.0 if match[1] == "FMA" else 1.0)
+        return Quantity(f"flop_f{match[2]}", "counter", "card", counter, operations)
+    if match := MATRIX.fullmatch(counter):
+        return Quantity(f"flop_{match[1].lower()}", "counter", "card", counter, MATRIX_OPERATIONS)
     return None
 
 
-def bounds_of(quantity: Quantity) -> tuple[float, float]:
-    """Return the lowest and highest value of a gauge, or gain of a counter in a second, that is no fault."""
+def get_bounds(quantity: Quantity) -> tuple[float, float]:
+    """Return the valid range of a gauge, or of a counter's gain in a second."""
     if quantity.name.startswith("flop_"):
         return OPERATIONS_PER_S
     return BOUNDS.get(quantity.name, BYTES_PER_S)
 
 
-def name_of(labels: Mapping[str, str]) -> str:
-    """Return what a series is called in messages: `rocm_energy_joules of n1, card 0`."""
+def format_name(labels: Mapping[str, str]) -> str:
+    """Return the name of a series in messages: `rocm_energy_joules of n1, card 0`."""
     name = labels.get("__name__", "").strip()
-    others = (
-        f", {label} {labels[label]}" for label in ("card", "accel", "package", "interface", "name") if label in labels
-    )
-    return sanitize_line(f"{name} of {host_of(labels) or 'no node'}{''.join(others)}")[:200]
+    device = "".join(f", {label} {labels[label]}" for label in DEVICE_LABELS if label in labels)
+    return sanitize_line(f"{name} of {get_host(labels) or 'no node'}{device}")[:MAX_NAME_LENGTH]
 
 
-def host_of(labels: Mapping[str, str]) -> str:
-    """The node that a series is from, without domain and port."""
-    return short(labels.get("instance", ""))
+def get_host(labels: Mapping[str, str]) -> str:
+    """Return the node that a series is from, without domain and port."""
+    return short_hostname(labels.get("instance", ""))
 
 
-def short(host: str) -> str:
-    """A host's name without domain and port."""
+def short_hostname(host: str) -> str:
+    """Return a host's name without domain and port."""
     return host.split(":", 1)[0].split(".", 1)[0]

@@ -1,4 +1,4 @@
-"""What `omnistat-query --export` writes: CSV files whose first rows are label levels, then times and values.
+"""Exports of `omnistat-query --export`: CSV files whose first rows are label levels, then times and values.
 
     metric,rocm_utilization_percentage,rocm_average_socket_power_watts
     instance,node1,node1
@@ -6,8 +6,8 @@
     timestamp,,
     2026-11-22 10:33:17,60.0,200.0
 
-Times are UTC without saying so. Values are on a grid: a blank is no sample, and one figure of merit may fill two rows.
-A file takes memory as it is long times wide; the raw export is the way for large jobs.
+Times are UTC, unmarked. Values are on a grid: a blank is no sample, and one figure of merit may fill two rows. Memory
+grows with rows times columns; use the raw export for large jobs.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import numpy as np
 import pandas as pd
 
 from harness.protocol.text import sanitize_line
-from harness.telemetry.metrics import FIGURE_OF_MERIT, host_of, name_of, quantity_of
-from harness.telemetry.prometheus_export import ABOUT_JOB, LONGEST, UNREADABLE
-from harness.telemetry.timeseries import Faults, Floats, Series, timed
+from harness.telemetry.metrics import FIGURE_OF_MERIT, format_name, get_host, identify_quantity
+from harness.telemetry.prometheus_export import JOB_METRICS, MAX_LINE_BYTES, TOO_LONG, UNREADABLE
+from harness.telemetry.timeseries import Faults, Floats, Series, drop_untimed
 
 PATTERN = "omnistat-*.csv"
-FIRST, LAST = "metric", "timestamp"
-LEVELS = 20
+FIRST_LEVEL, LAST_LEVEL = "metric", "timestamp"
+MAX_LEVELS = 20
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """One file: labels of each column, times in Unix seconds [n], values [n, columns]."""
+class CsvTable:
+    """One file: labels of each column, Unix times in seconds (n,), values (n, columns)."""
 
     labels: list[dict[str, str]]
     times: Floats
@@ -48,91 +48,90 @@ class CsvExport:
         self.faults = Faults()
 
     @cached_property
-    def sheets(self) -> list[Sheet]:
-        """Those of the files that have labels; the others (process inventories) are flat."""
-        found = []
+    def tables(self) -> list[CsvTable]:
+        """Read the files that have labels; the others (process inventories) are flat."""
+        tables = []
         for path in sorted(self.path.glob(PATTERN)):
             try:
-                sheet = self._sheet(path)
-            except (OSError, ValueError, OverflowError) as error:  # what pandas cannot read is a ValueError
+                table = self._read_file(path)
+            except (OSError, ValueError, OverflowError) as error:  # pandas raises ValueError for invalid files
                 self.faults.add(UNREADABLE, f"{path.name}: {sanitize_line(str(error))[:200]}")
                 continue
-            found += [sheet] if sheet is not None else []
-        return found
+            tables += [table] if table is not None else []
+        return tables
 
     def job_series(self) -> Iterator[Series]:
-        """Those that tell of the job."""
-        yield from (s for s in self._every() if s.labels.get("__name__") in ABOUT_JOB)
+        """Yield the series about the job."""
+        yield from (s for s in self._iter_series() if s.labels.get("__name__") in JOB_METRICS)
 
     def series(self) -> Iterator[Series]:
-        """Those that the harness has a use for."""
-        for one in self._every():
-            if one.labels.get("__name__") == FIGURE_OF_MERIT:
-                new = np.ones(len(one.values), dtype=bool)
-                new[1:] = one.values[1:] != one.values[:-1]
-                yield Series(one.labels, one.times[new], one.values[new])
-            elif quantity_of(one.labels) is not None:
-                yield one
+        """Yield the series that the harness uses."""
+        for series in self._iter_series():
+            if series.labels.get("__name__") == FIGURE_OF_MERIT:
+                is_new = np.ones(len(series.values), dtype=bool)
+                is_new[1:] = series.values[1:] != series.values[:-1]
+                yield Series(series.labels, series.times[is_new], series.values[is_new])
+            elif identify_quantity(series.labels) is not None:
+                yield series
 
     def spans(self) -> Mapping[str, tuple[float, float]]:
-        """Node -> times of its first and last sample."""
-        found: dict[str, tuple[float, float]] = {}
-        for one in self._every():
-            if len(one.times):
-                host, (first, last) = host_of(one.labels), (float(one.times[0]), float(one.times[-1]))
-                low, high = found.get(host, (first, last))
-                found[host] = (min(low, first), max(high, last))
-        return found
+        """Return node -> times of its first and last sample."""
+        spans: dict[str, tuple[float, float]] = {}
+        for series in self._iter_series():
+            if len(series.times):
+                host, (first, last) = get_host(series.labels), (float(series.times[0]), float(series.times[-1]))
+                low, high = spans.get(host, (first, last))
+                spans[host] = (min(low, first), max(high, last))
+        return spans
 
-    def _every(self) -> Iterator[Series]:
-        for sheet in self.sheets:
-            for k, labels in enumerate(sheet.labels):
-                there = ~np.isnan(sheet.values[:, k])
-                known = timed(sheet.times[there], sheet.values[there, k], self.faults, name_of(labels))
-                yield Series(labels, *known)
+    def _iter_series(self) -> Iterator[Series]:
+        for table in self.tables:
+            for k, labels in enumerate(table.labels):
+                is_sample = ~np.isnan(table.values[:, k])
+                times, values = table.times[is_sample], table.values[is_sample, k]
+                yield Series(labels, *drop_untimed(times, values, self.faults, format_name(labels)))
 
-    def _sheet(self, path: Path) -> Sheet | None:
+    def _read_file(self, path: Path) -> CsvTable | None:
         with path.open(encoding="utf-8", errors="replace", newline="") as handle:
             levels: list[list[str]] = []
-            while line := handle.readline(LONGEST):
-                cells = _split(line)
-                if cells[0] == LAST or len(levels) == LEVELS:
+            while line := handle.readline(MAX_LINE_BYTES):
+                cells = _split_cells(line)
+                if cells[0] == LAST_LEVEL or len(levels) == MAX_LEVELS:
                     break
                 levels.append(cells)
-        if not levels or levels[0][0] != FIRST or len(levels) == LEVELS:
+        if not levels or levels[0][0] != FIRST_LEVEL or len(levels) == MAX_LEVELS:
             return None
         if _has_long_line(path):
-            self.faults.add("files with lines of more than 32 MiB", path.name)
+            self.faults.add(f"files with {TOO_LONG}", path.name)
             return None
         width = len(levels[0])
         if any(len(cells) != width for cells in levels):
             self.faults.add("files with label rows of unequal length", path.name)
             return None
-        return self._read(path, labels_of(levels), len(levels) + 1)
+        return self._read_samples(path, _column_labels(levels), len(levels) + 1)
 
-    def _read(self, path: Path, labels: list[dict[str, str]], skipped: int) -> Sheet:
+    def _read_samples(self, path: Path, labels: list[dict[str, str]], n_skipped: int) -> CsvTable:
         table = pd.read_csv(
-            path, header=None, skiprows=skipped, names=range(len(labels) + 1), dtype=str, engine="c",
+            path, header=None, skiprows=n_skipped, names=range(len(labels) + 1), dtype=str, engine="c",
             on_bad_lines="skip", skip_blank_lines=True, encoding_errors="replace", quoting=csv.QUOTE_NONE,
         )  # fmt: skip
         if table.empty:
             self.faults.add("files without samples", path.name)
         with path.open("rb") as handle:
-            too_long = sum(line.count(b",") > len(labels) for line in handle)
-        self.faults.counts["rows that are too long"] += too_long
+            self.faults.counts["rows that are too long"] += sum(line.count(b",") > len(labels) for line in handle)
         times = pd.to_datetime(table[0], format="ISO8601", utc=True, errors="coerce")
-        known = times.notna().to_numpy()
+        has_time = times.notna().to_numpy()
         values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
-        wrong = int((~known).sum())
-        self.faults.counts["rows without a time"] += wrong
-        written = table.iloc[:, 1:].notna().to_numpy(dtype=bool)
-        self.faults.counts["values that are no numbers"] += int((written & np.isnan(values)).sum())
-        seconds = (times[known] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-        return Sheet(labels, np.asarray(seconds, dtype=np.float64), values[known])
+        self.faults.counts["rows without a time"] += int((~has_time).sum())
+        # dtype: without a data column pandas returns object, of which & with a mask raises
+        is_filled = table.iloc[:, 1:].notna().to_numpy(dtype=bool)
+        self.faults.counts["values that are not numbers"] += int((is_filled & np.isnan(values)).sum())
+        seconds = (times[has_time] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+        return CsvTable(labels, np.asarray(seconds, dtype=np.float64), values[has_time])
 
 
-def _split(line: str) -> list[str]:
-    """The cells of a line of labels; a comma within quotes is part of a cell."""
+def _split_cells(line: str) -> list[str]:
+    """Split a line of labels; a comma within quotes is part of a cell."""
     try:
         cells = next(csv.reader([line.rstrip("\r\n")], skipinitialspace=True), [""])
     except csv.Error:
@@ -142,14 +141,14 @@ def _split(line: str) -> list[str]:
 
 def _has_long_line(path: Path) -> bool:
     with path.open("rb") as handle:
-        while line := handle.readline(LONGEST):
-            if len(line) == LONGEST:
+        while line := handle.readline(MAX_LINE_BYTES):
+            if len(line) == MAX_LINE_BYTES:
                 return True
     return False
 
 
-def labels_of(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """The labels of each column; a label that a metric does not have is blank in the file, and left out."""
+def _column_labels(levels: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return the labels of each column; a blank is a label that the metric does not have."""
     names = ["__name__", *(cells[0] for cells in levels[1:])]
     columns = zip(*(cells[1:] for cells in levels), strict=True)
     return [{name: cell for name, cell in zip(names, column, strict=True) if cell} for column in columns]

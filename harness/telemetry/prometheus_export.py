@@ -1,15 +1,15 @@
 """Raw exports of the server's API: JSON lines, each `metric`, `values` and `timestamps` in milliseconds.
 
-A series may lie on several lines anywhere in the file. A first pass notes where, a second reads one series at a time:
-memory does not grow with the length of the file. What `query_range` answers, one object with values as text and times
-in seconds, is read too.
+A series may be spread over several lines anywhere in the file. A first pass indexes them, a second reads one series at
+a time: memory does not grow with the length of the file. An answer of `query_range`, one object with values as text and
+times in seconds, is read too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,38 +18,45 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from harness.telemetry.metrics import ABOUT, ANNOTATION, FIGURE_OF_MERIT, JOB, host_of, name_of, quantity_of
-from harness.telemetry.timeseries import FIRST_S, LAST_S, Faults, Floats, Series, timed
+from harness.telemetry.metrics import (
+    ANNOTATION,
+    COLLECTOR_INFO,
+    FIGURE_OF_MERIT,
+    JOB_INFO,
+    format_name,
+    get_host,
+    identify_quantity,
+)
+from harness.telemetry.timeseries import FIRST_S, LAST_S, Faults, Floats, Series, drop_untimed
 
-ABOUT_JOB = {ANNOTATION, JOB, ABOUT}
-NO_JSON, NO_SERIES, UNEQUAL, TORN = (
-    "lines that are no JSON", "lines that are no series", "lines with values and times of unequal number",
-    "last line torn off",
+JOB_METRICS = {ANNOTATION, JOB_INFO, COLLECTOR_INFO}
+INVALID_JSON, NOT_A_SERIES, UNEQUAL, TRUNCATED_LINE = (
+    "lines that are not JSON", "lines that are not a series", "lines with unequal numbers of values and times",
+    "truncated last line",
 )  # fmt: skip
-TOO_LONG, UNREADABLE = "lines of more than 32 MiB", "files that could not be read"
-# Of what the server writes a line holds some thousands of samples; more memory than such a line takes is never used.
-LONGEST = 32 << 20
-# What the server writes, so that the labels of a line can be read without its numbers.
-HEAD = re.compile(rb'\{"metric":(\{[^{}]*\}),"values":\[')
-TIMES = b'"timestamps":['
+MAX_LINE_BYTES = 32 << 20  # the server writes some thousands of samples on a line; longer lines are skipped
+TOO_LONG, UNREADABLE = f"lines of more than {MAX_LINE_BYTES >> 20} MiB", "files that could not be read"
+# As the server writes a line, so that its labels can be read without its numbers.
+LINE_START = re.compile(rb'\{"metric":(\{[^{}]*\}),"values":\[')
+TIMESTAMPS = b'"timestamps":['
 Key = tuple[tuple[str, str], ...]
 
 
 @dataclass
 class Index:
-    """Where the lines of each series are (labels -> file and offset), and what the first pass saw of times."""
+    """Locations of the lines of each series (labels -> file index and byte offset), and the time span of each node."""
 
-    places: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
+    locations: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def seen(self, host: str, first: float, last: float) -> None:
-        """A series of the node has samples from first to last."""
+    def update_span(self, host: str, first: float, last: float) -> None:
+        """Extend the span of a node by that of one of its series."""
         low, high = self.spans.get(host, (first, last))
         self.spans[host] = (min(low, first), max(high, last))
 
 
-class Export:
-    """A raw export on disk, in one file or in several, such as one a node."""
+class PrometheusExport:
+    """A raw export on disk, in one file or in several, such as one per node."""
 
     def __init__(self, *paths: Path) -> None:
         self.path = paths[0]
@@ -58,110 +65,113 @@ class Export:
 
     @cached_property
     def index(self) -> Index:
-        """The first pass over the files."""
-        found = Index()
-        for which, path in enumerate(self.paths):
+        """Index the files in a first pass."""
+        index = Index()
+        for file_index, path in enumerate(self.paths):
             try:
                 with path.open("rb") as handle:
-                    self._note_all(found, handle, which, path.name)
+                    self._index_file(index, handle, file_index, path.name)
             except OSError as error:
                 self.faults.add(UNREADABLE, f"{path.name}: {error.strerror}")
-        return found
+        return index
 
-    def _note_all(self, index: Index, handle: BinaryIO, which: int, name: str) -> None:
+    def _index_file(self, index: Index, handle: BinaryIO, file_index: int, name: str) -> None:
         number = offset = 0
-        while line := handle.readline(LONGEST):
+        while line := handle.readline(MAX_LINE_BYTES):
             number += 1
-            if len(line) == LONGEST and not line.endswith(b"\n"):
+            if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                 self.faults.add(TOO_LONG, f"{name}:{number}")
-                while (rest := handle.readline(LONGEST)) and not rest.endswith(b"\n"):
+                while (rest := handle.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                     pass
             else:
-                self._note(index, line, (which, offset), f"{name}:{number}")
+                self._index_line(index, line, (file_index, offset), f"{name}:{number}")
             offset = handle.tell()
 
     def job_series(self) -> Iterator[Series]:
-        """Those that tell of the job."""
-        yield from self._read(lambda labels: labels.get("__name__") in ABOUT_JOB)
+        """Yield the series about the job."""
+        yield from self._read(lambda labels: labels.get("__name__") in JOB_METRICS)
 
     def series(self) -> Iterator[Series]:
-        """Those that the harness has a use for, each whole."""
-        yield from self._read(lambda labels: quantity_of(labels) is not None or _is_merit(labels))
+        """Yield the series that the harness uses, each complete."""
+        yield from self._read(_is_used)
 
     def spans(self) -> Mapping[str, tuple[float, float]]:
-        """Node -> times of its first and last sample."""
+        """Return node -> times of its first and last sample."""
         return self.index.spans
 
     def _read(self, wanted: Callable[[Mapping[str, str]], bool]) -> Iterator[Series]:
-        places = self.index.places
+        locations = self.index.locations
         with ExitStack() as stack:
             handles = [stack.enter_context(path.open("rb")) for path in self.paths]
-            for key, offsets in places.items():
+            for key, lines in locations.items():
                 labels = dict(key)
-                if wanted(labels):
-                    parts = [part for which, at in offsets for part in self._parts(handles[which], at, key)]
-                    if parts:
-                        times, values = (np.concatenate(column) for column in zip(*parts, strict=True))
-                        yield Series(labels, *timed(times, values, self.faults, name_of(labels)))
+                if not wanted(labels):
+                    continue
+                parts = [
+                    part for file_index, offset in lines for part in self._read_line(handles[file_index], offset, key)
+                ]
+                if parts:
+                    times, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+                    yield Series(labels, *drop_untimed(times, values, self.faults, format_name(labels)))
 
-    def _parts(self, handle: BinaryIO, offset: int, key: Key) -> Iterator[tuple[Floats, Floats]]:
-        """Times in seconds and values of a series on the line at the offset."""
+    def _read_line(self, handle: BinaryIO, offset: int, key: Key) -> Iterator[tuple[Floats, Floats]]:
+        """Yield times in seconds and values of a series on the line at a byte offset."""
         handle.seek(offset)
-        content = _loaded(handle.readline())
+        content = _parse_json(handle.readline())
         if content is None:
-            self.faults.add(NO_JSON, f"byte {offset}")
+            self.faults.add(INVALID_JSON, f"byte {offset}")
             return
-        for labels, times, values in _rows(content):
+        for labels, times, values in _parse_rows(content):
             if len(times) != len(values):
                 self.faults.add(UNEQUAL, f"byte {offset}")
             elif _key(labels) == key:
                 yield times, values
 
-    def _note(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
+    def _index_line(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
         text = line.strip()
         if not text:
             return
-        head = HEAD.match(text)
-        if head and text.endswith(b"]}") and text.count(b"[") == 2:
-            labels = _loaded(head[1])
-            times = text[text.rfind(TIMES) + len(TIMES) : -2]
-            if not _named(labels) or not times.strip():
-                self.faults.add(NO_SERIES, where)
+        start = LINE_START.match(text)
+        if start and text.endswith(b"]}") and text.count(b"[") == 2:
+            labels = _parse_json(start[1])
+            times = text[text.rfind(TIMESTAMPS) + len(TIMESTAMPS) : -2]
+            if not _are_labels(labels) or not times.strip():
+                self.faults.add(NOT_A_SERIES, where)
                 return
             ends = times[: times.find(b",")] if b"," in times else times, times[times.rfind(b",") + 1 :]
             try:
                 first, last = (float(end) / 1e3 for end in ends)
             except ValueError:
-                self.faults.add(NO_JSON, where)
+                self.faults.add(INVALID_JSON, where)
                 return
-            index.places.setdefault(_key(labels), []).append(offset)
+            index.locations.setdefault(_key(labels), []).append(offset)
             if FIRST_S <= first <= LAST_S and FIRST_S <= last <= LAST_S:
-                index.seen(host_of(labels), first, last)
+                index.update_span(get_host(labels), first, last)
             return
-        self._note_whole(index, line, offset, where)
+        self._index_nonstandard_line(index, line, offset, where)
 
-    def _note_whole(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
-        """A line in another order, an answer of query_range, or none of these."""
-        content = _loaded(line)
+    def _index_nonstandard_line(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
+        """Index a line with its keys in another order, or an answer of query_range."""
+        content = _parse_json(line)
         if content is None:
-            self.faults.add(NO_JSON if line.endswith(b"\n") else TORN, where)
+            self.faults.add(INVALID_JSON if line.endswith(b"\n") else TRUNCATED_LINE, where)
             return
-        rows = _rows(content)
+        rows = _parse_rows(content)
         if not rows:
-            self.faults.add(NO_SERIES, where)
+            self.faults.add(NOT_A_SERIES, where)
         for labels, times, _ in rows:
-            index.places.setdefault(_key(labels), []).append(offset)
-            known = times[(times >= FIRST_S) & (times <= LAST_S)]
-            if len(known):
-                index.seen(host_of(labels), float(known.min()), float(known.max()))
+            index.locations.setdefault(_key(labels), []).append(offset)
+            valid = times[(times >= FIRST_S) & (times <= LAST_S)]
+            if len(valid):
+                index.update_span(get_host(labels), float(valid.min()), float(valid.max()))
 
 
-def _is_merit(labels: Mapping[str, str]) -> bool:
-    return labels.get("__name__") == FIGURE_OF_MERIT
+def _is_used(labels: Mapping[str, str]) -> bool:
+    return identify_quantity(labels) is not None or labels.get("__name__") == FIGURE_OF_MERIT
 
 
-def _named(labels: Any) -> bool:
-    """Whether these are labels: texts by name, the metric's own among them."""
+def _are_labels(labels: Any) -> bool:
+    """Return whether these are labels: strings by name, with the name of the metric among them."""
     return isinstance(labels, dict) and "__name__" in labels and all(isinstance(v, str) for v in labels.values())
 
 
@@ -169,47 +179,45 @@ def _key(labels: Mapping[str, Any]) -> Key:
     return tuple(sorted((str(name).strip(), str(value).strip()) for name, value in labels.items()))
 
 
-def _loaded(text: bytes) -> Any:
+def _parse_json(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
 
 
-def _rows(content: Any) -> list[tuple[dict[str, Any], Floats, Floats]]:
-    """Labels, times in seconds and values of each series of a line; none if it is something else."""
+def _parse_rows(content: Any) -> list[tuple[dict[str, Any], Floats, Floats]]:
+    """Return labels, times in seconds and values of each series of a line; none if it is something else."""
     if not isinstance(content, dict):
         return []
     if "data" in content:
         results = content["data"].get("result") if isinstance(content["data"], dict) else None
         results = results if isinstance(results, list) else []
-        return [row for result in results if isinstance(result, dict) for row in _queried(result)]
+        return [row for result in results if isinstance(result, dict) for row in _parse_query_result(result)]
     labels, values, times = (content.get(name) for name in ("metric", "values", "timestamps"))
-    if not _named(labels) or not isinstance(values, list) or not isinstance(times, list):
+    if not _are_labels(labels) or not isinstance(values, list) or not isinstance(times, list):
         return []
     assert isinstance(labels, dict)
-    return [(labels, _numbers(times) / 1e3, _numbers(values))]
+    return [(labels, _to_floats(times) / 1e3, _to_floats(values))]
 
 
-def _queried(result: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Floats, Floats]]:
+def _parse_query_result(result: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Floats, Floats]]:
     labels, pairs = result.get("metric"), result.get("values")
-    if isinstance(labels, dict) and _named(labels) and isinstance(pairs, list):
-        sound = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2]
-        yield labels, _numbers([pair[0] for pair in sound]), _numbers([pair[1] for pair in sound])
+    if isinstance(labels, dict) and _are_labels(labels) and isinstance(pairs, list):
+        valid = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+        yield labels, _to_floats([pair[0] for pair in valid]), _to_floats([pair[1] for pair in valid])
 
 
-def _numbers(values: list[Any]) -> Floats:
-    """As floats; what is no number becomes NaN."""
-    try:
-        found = np.array(values, dtype=float)
-    except (TypeError, ValueError, OverflowError):
-        found = None
-    if found is None or found.ndim != 1:
-        found = np.array([_number(value) for value in values], dtype=float)
-    return found
+def _to_floats(values: list[Any]) -> Floats:
+    """Convert to floats; NaN where that is not possible."""
+    with suppress(TypeError, ValueError, OverflowError):
+        numbers = np.array(values, dtype=float)
+        if numbers.ndim == 1:
+            return numbers
+    return np.array([_to_float(value) for value in values], dtype=float)
 
 
-def _number(value: Any) -> float:
+def _to_float(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""One metric of one device of one node, whatever file it comes from."""
+"""Time series of a telemetry source, whatever its file format, and what a source says about its job and its clocks."""
 
 from __future__ import annotations
 
@@ -11,38 +11,41 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.telemetry.metrics import ANNOTATION, COLLECTOR_INFO
+
 Floats = NDArray[np.float64]
+
+FIRST_S, LAST_S = 1.0, 1e11  # Unix seconds (1970 and 5138); a time outside of them is not one
+NO_TIME = "samples without a time"
+ANNOTATION_DELAY_S = 3600.0  # an annotation is sampled at most so many seconds after it began
+SYNC_TOLERANCE_S = 60.0  # collectors start and stop within this on nodes whose clocks agree
+MIN_NODES_TO_COMPARE = 3  # with fewer nodes there is no majority
 
 
 @dataclass(frozen=True)
 class Series:
-    """Labels (`__name__` among them), times in Unix seconds and values, as the file has them."""
+    """One metric of one device of one node: labels (`__name__` among them), Unix times in seconds, and values."""
 
     labels: Mapping[str, str]
     times: Floats
     values: Floats
 
 
-# Times outside of these Unix seconds (1970 and 5138) are none.
-FIRST_S, LAST_S = 1.0, 1e11
-NO_TIME = "samples without a time"
-
-
 @dataclass
 class Faults:
-    """What was wrong with a file, counted by kind; of some kinds, where first."""
+    """Faults of a source, counted by kind; of some kinds also where the first one is."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, where: str = "", number: int = 1) -> None:
-        """Count more of a kind."""
+        """Count faults of a kind."""
         self.counts[kind] += number
         if where and number:
             self.first.setdefault(kind, where)
 
-    def told(self) -> str:
-        """`3 lines that are no JSON (first: omnistat.jsonl:17), 2 gaps`, or nothing."""
+    def summary(self) -> str:
+        """Return `3 lines that are not JSON (first: omnistat.jsonl:17), 2 gaps`, or an empty string."""
         parts = []
         for kind, number in sorted(self.counts.items()):
             if number:
@@ -51,26 +54,72 @@ class Faults:
         return ", ".join(parts)
 
 
-def timed(times: Floats, values: Floats, faults: Faults, where: str) -> tuple[Floats, Floats]:
-    """Return the samples that have a time; the others are counted."""
-    known = (times >= FIRST_S) & (times <= LAST_S)
-    if known.all():
-        return times, values
-    faults.add(NO_TIME, where, int((~known).sum()))
-    return times[known], values[known]
-
-
-class Source(Protocol):
-    """A file, or files of one export, with telemetry in it."""
+class TelemetrySource(Protocol):
+    """A file, or the files of one export, with telemetry in it."""
 
     path: Path
     faults: Faults
 
     def job_series(self) -> Iterator[Series]:
-        """Those that tell of the job: annotations, the scheduler's facts, the collector's own."""
+        """Yield the series about the job: annotations, the scheduler's facts, the collector's own."""
 
     def series(self) -> Iterator[Series]:
-        """Those that the harness has a use for, each whole; memory holds one at a time."""
+        """Yield the series that the harness uses, each complete; memory holds one at a time."""
 
     def spans(self) -> Mapping[str, tuple[float, float]]:
-        """Node -> times of its first and last sample."""
+        """Return node -> times of its first and last sample."""
+
+
+def drop_untimed(times: Floats, values: Floats, faults: Faults, where: str) -> tuple[Floats, Floats]:
+    """Return the samples that have a time, and count the others."""
+    is_valid = (times >= FIRST_S) & (times <= LAST_S)
+    if is_valid.all():
+        return times, values
+    faults.add(NO_TIME, where, int((~is_valid).sum()))
+    return times[is_valid], values[is_valid]
+
+
+def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
+    """Return the annotations of a job, by time: marker, and Unix times of its begin and end."""
+    spans: dict[str, tuple[float, float]] = {}
+    for series in source.job_series():
+        if series.labels.get("__name__") != ANNOTATION:
+            continue
+        active = series.times[series.values > 0]  # 0 marks that it was stopped
+        if len(active):
+            # a value is the time at which the annotation began, not long before it was first sampled
+            start = active.min()
+            began = series.values[(series.values > start - ANNOTATION_DELAY_S) & (series.values <= start)]
+            first, last = float(began.min() if len(began) else start), float(series.times.max())
+            marker = series.labels.get("marker", "")
+            low, high = spans.get(marker, (first, last))
+            spans[marker] = (min(low, first), max(high, last))
+    return [(marker, *span) for marker, span in sorted(spans.items(), key=lambda item: item[1])]
+
+
+def collector_version(source: TelemetrySource) -> str:
+    """Return the version of the collector; empty if the source does not hold it."""
+    versions = {s.labels.get("version") for s in source.job_series() if s.labels.get("__name__") == COLLECTOR_INFO}
+    return ", ".join(sorted(filter(None, versions)))
+
+
+def clock_offsets(spans: Mapping[str, tuple[float, float]], faults: Faults) -> dict[str, float]:
+    """Return the seconds by which clocks of nodes are ahead of the majority's; nodes that agree are left out.
+
+    A node whose samples begin and end equally early (or late) has a wrong clock; one whose samples only begin late
+    joined late.
+    """
+    if len(spans) < MIN_NODES_TO_COMPARE:
+        return {}
+    ends = np.array(list(spans.values()))
+    deviations = ends - np.median(ends, axis=0)
+    offsets = {}
+    for host, (first, last) in zip(spans, deviations, strict=True):
+        if abs(first - last) < SYNC_TOLERANCE_S and min(abs(first), abs(last)) > SYNC_TOLERANCE_S:
+            offsets[host] = float((first + last) / 2)
+            faults.add("clocks that disagree, corrected", f"{host}, {offsets[host]:+.0f} s")
+        elif first > SYNC_TOLERANCE_S:
+            faults.add("nodes that began late", f"{host}, {first:.0f} s")
+        elif last < -SYNC_TOLERANCE_S:
+            faults.add("nodes that ended early", f"{host}, {-last:.0f} s")
+    return offsets

@@ -1,192 +1,236 @@
-"""What pieces of cases used: one source of telemetry and the windows that it covers -> energy, utilisation, traffic."""
+"""Use of windows, from one telemetry source: energy, utilization and traffic."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
-from harness.telemetry.aggregate import ENOUGH, HIGHEST, MEANS, Gathered, Pieces, take
-from harness.telemetry.clock_skew import offsets_of
-from harness.telemetry.metrics import COMPONENTS, ORIGINS, host_of
-from harness.telemetry.timeseries import Floats, Series, Source
+from harness.telemetry.aggregate import MAXIMA, MEANS, MIN_COVERAGE, Aggregates, SensorKey, WindowSegments, add_series
+from harness.telemetry.metrics import COMPONENTS, SENSOR_PRIORITY, get_host
+from harness.telemetry.timeseries import Floats, Series, TelemetrySource, clock_offsets
 from harness.telemetry.windows import Window
 
-# A window (and each of its pieces) must hold so many sampling intervals: its ends are known to one.
-LEAST_INTERVALS = 2.0
+# Shortest window (and piece of one) in sampling intervals; its edges are only resolved to one interval.
+MIN_INTERVALS = 2.0
 # Energy by regression counts where two standard errors are at most this share of it.
-CLOSE = 0.2
-SHORT = "too short"
-FLOP = "flop_"
-# The even die of an MI250X carries the power of both.
-SILENT = "devices that report 0 W"
+MAX_REGRESSION_ERROR = 0.2
+TOO_SHORT = "too short"
+FLOP_PREFIX = "flop_"
+# The even die of an MI250X reports the power of both.
+ZERO_POWER = "devices that report 0 W"
+Joules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-@dataclass
-class Usage:
-    """What a window used.
+@dataclass(kw_only=True)
+class Consumption:
+    """What was used, without the window that it was used in; what is written to the cache.
 
-    energy_j: component -> joules, of as many nodes as were seen; how: component -> where the joules are from.
-    figures: means, highest values, totals and rates, by name. why_not: why there is no energy, if there is none.
-    missing: a component that some nodes do not tell of in full, and that is left out.
+    Attributes:
+        source: File name of the source.
+        nodes_seen: Number of nodes with samples.
+        nodes: Number of nodes of the window.
+        interval_s: Median time between samples; NaN without samples.
+        samples: Number of samples of all nodes.
+        energy_j: Component -> joules of the nodes with samples.
+        how: Component -> what the joules were measured by.
+        figures: Name -> mean, maximum, total or rate.
+        why_not: Why there is no energy; empty if there is one.
+        missing: A component that is left out since some nodes have only part of it.
     """
 
-    window: Window
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants")
+
     source: str
     nodes_seen: int = 0
     nodes: int = 0
     interval_s: float = math.nan
     samples: int = 0
-    energy_j: dict[str, float] = field(default_factory=dict)
+    energy_j: dict[str, Joules] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     why_not: str = ""
     missing: str = ""
 
 
-def usages(source: Source, windows: Sequence[Window]) -> list[Usage]:
-    """What each window used, as far as the source tells; its faults are complete afterwards."""
-    offsets = offsets_of(source.spans(), source.faults)
-    pieces = Pieces(windows)
-    gathered = Gathered()
-    for one in source.series():
-        shifted = Series(one.labels, one.times - offsets.get(host_of(one.labels), 0.0), one.values)
-        take(gathered, shifted, pieces, source)
-    interval = float(np.median(gathered.intervals)) if gathered.intervals else math.nan
+@dataclass(kw_only=True)
+class Usage(Consumption):
+    """What a window used."""
+
+    window: Window
+
+
+def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Usage]:
+    """Compute what each window used, as far as the source shows it; its faults are complete afterwards."""
+    offsets = clock_offsets(source.spans(), source.faults)
+    segments = WindowSegments(windows)
+    aggregates = Aggregates()
+    for series in source.series():
+        corrected = Series(series.labels, series.times - offsets.get(get_host(series.labels), 0.0), series.values)
+        add_series(aggregates, corrected, segments, source)
+    interval_s = float(np.median(aggregates.intervals)) if aggregates.intervals else math.nan
+    source.faults.counts[ZERO_POWER] += sum(
+        bool(key.device) and "power" in joules and not np.nansum(joules["power"])
+        for key, joules in aggregates.joules.items()
+    )
     hosts = set(source.spans())
-    silent = [p for p, told in gathered.joules.items() if p.device and "power" in told and not np.nansum(told["power"])]
-    source.faults.counts[SILENT] += len(silent)
-    return [_usage(k, window, gathered, source, interval, hosts) for k, window in enumerate(windows)]
+    usages = [Usage(window=window, source=source.path.name, interval_s=interval_s) for window in windows]
+    return [_WindowUsage(aggregates, hosts, k, usage).compute() for k, usage in enumerate(usages)]
 
 
-def _usage(k: int, window: Window, gathered: Gathered, source: Source, interval: float, hosts: set[str]) -> Usage:
-    nodes = tuple(frozenset([host]) for host in hosts) if window.nodes is None else window.nodes
-    seen = [
-        h
-        for h in sorted(hosts.intersection(*nodes and [frozenset.union(*nodes)]))
-        if h in gathered.samples and gathered.samples[h][k] > 0
-    ]
-    usage = Usage(window, source.path.name, sum(not node.isdisjoint(seen) for node in nodes), len(nodes), interval)
-    usage.samples = int(sum(gathered.samples[h][k] for h in seen))
-    usage.why_not = _why_not(usage, interval)
-    if usage.why_not.startswith(SHORT) and len(window.pieces) > 1:
-        _regressed(usage, k, seen, gathered)
-    if usage.why_not or usage.energy_j:
+class _WindowUsage:
+    """Computes the usage of window k from aggregates over all windows."""
+
+    def __init__(self, aggregates: Aggregates, hosts: set[str], k: int, usage: Usage) -> None:
+        nodes = usage.window.nodes
+        if nodes is None:
+            nodes = tuple(frozenset([host]) for host in hosts)
+        known = hosts.intersection(*[frozenset().union(*nodes)] if nodes else [])
+        self.hosts = [h for h in sorted(known) if h in aggregates.samples and aggregates.samples[h][k] > 0]
+        self.aggregates, self.k, self.usage = aggregates, k, usage
+        usage.nodes_seen = sum(not node.isdisjoint(self.hosts) for node in nodes)
+        usage.nodes = len(nodes)
+        usage.samples = int(sum(aggregates.samples[h][k] for h in self.hosts))
+
+    def compute(self) -> Usage:
+        usage = self.usage
+        usage.why_not = self._unavailable_reason()
+        if usage.why_not.startswith(TOO_SHORT) and len(usage.window.pieces) > 1:
+            self._add_regressed_energy()
+        if usage.why_not or usage.energy_j:
+            return usage
+        for component in COMPONENTS:
+            self._add_energy(component)
+        usage.figures.update(self._figures())
+        if not usage.energy_j:
+            usage.why_not = usage.missing or "no power or energy sensor"
         return usage
-    for component in COMPONENTS:
-        _energy(usage, component, k, seen, gathered)
-    _figures(usage, k, seen, gathered)
-    if not usage.energy_j:
-        usage.why_not = usage.missing or "no power or energy sensor"
-    return usage
 
+    def _unavailable_reason(self) -> str:
+        usage = self.usage
+        if not usage.samples or not usage.nodes_seen:
+            return "no samples"
+        if usage.nodes_seen < MIN_COVERAGE * usage.nodes:
+            return f"only {usage.nodes_seen} of {usage.nodes} nodes sent samples"
+        shortest = min(end - start for start, end in usage.window.pieces)
+        if not shortest >= MIN_INTERVALS * usage.interval_s:
+            return f"{TOO_SHORT}: pieces of {shortest:.3g} s, samples every {usage.interval_s:.3g} s"
+        return ""
 
-def _why_not(usage: Usage, interval: float) -> str:
-    if not usage.samples or not usage.nodes_seen:
-        return "no samples"
-    if usage.nodes_seen < ENOUGH * usage.nodes:
-        return f"only {usage.nodes_seen} of {usage.nodes} nodes sent samples"
-    shortest = min(end - start for start, end in usage.window.pieces)
-    if not shortest >= LEAST_INTERVALS * interval:
-        return f"{SHORT}: pieces of {shortest:.3g} s, samples every {interval:.3g} s"
-    return ""
+    def _add_energy(self, component: str) -> None:
+        """Add the joules of a component on all the window's nodes.
 
-
-def _energy(usage: Usage, component: str, k: int, hosts: Sequence[str], gathered: Gathered) -> None:
-    """Joules of a component on all the window's nodes: of each node from its best origin, of each device by its counter
-    where that moved, else by its power. A node that tells nothing, or of fewer devices than others do, leaves the
-    component without a number."""
-    found: list[float] = []
-    how: set[str] = set()
-    devices: set[int] = set()
-    silent = 0
-    for host in hosts:
-        for origin in ORIGINS:
-            own = [v for place, v in gathered.joules.items() if place[:3] == (host, component, origin)]
-            told = [_device(device, k) for device in own]
-            silent += sum(joules is None for joules, _ in told)
-            if own and all(joules is not None for joules, _ in told):
-                found.append(sum(joules for joules, _ in told if joules is not None))
-                how |= {word for _, word in told}
-                devices.add(len(own))
-                break
-    if len(devices) > 1:
-        usage.missing = f"{component}: nodes with {min(devices)} and with {max(devices)} devices"
-    elif found and len(found) == len(hosts):
-        usage.energy_j[component] = sum(found)
-        usage.how[component] = " and ".join(sorted(how))
-    elif silent:
-        usage.missing = f"{component}: {silent} devices with too few samples that are no fault"
-
-
-def _regressed(usage: Usage, k: int, hosts: Sequence[str], gathered: Gathered) -> None:
-    """Joules of a window that took turns with others, of the components whose sum is known well enough."""
-    spreads = []
-    for component in COMPONENTS:
-        joules = variance = 0.0
-        known = 0
-        for host in hosts:
-            for origin in ORIGINS:
-                own = [(v, gathered.joules[p]) for p, v in gathered.turns.items() if p[:3] == (host, component, origin)]
-                if own:
-                    # a sensor that never moved says nothing of the device, whatever least squares make of it
-                    told = [
-                        v["counter" if "counter" in v and np.nansum(j["counter"]) > 0 else "power"]
-                        for v, j in own
-                        if "power" in v or np.nansum(j["counter"]) > 0
-                    ]
-                    joules += sum(float(amount[k]) for amount, _ in told)
-                    variance += sum(float(off[k]) for _, off in told)
-                    known += 1
+        Each node uses its best sensor, each device its counter where that moved, else its power. A node without
+        joules, or with fewer devices than others, leaves the component without a number.
+        """
+        joules: list[float] = []
+        methods: set[str] = set()
+        device_counts: set[int] = set()
+        n_unknown = 0
+        for host in self.hosts:
+            for sensor in SENSOR_PRIORITY:
+                devices = [
+                    _device_energy(by_method, self.k)
+                    for key, by_method in self.aggregates.joules.items()
+                    if key[:3] == (host, component, sensor)
+                ]
+                known = [device for device in devices if device is not None]
+                n_unknown += len(devices) - len(known)
+                if devices and len(known) == len(devices):
+                    joules.append(sum(value for value, _ in known))
+                    methods |= {method for _, method in known}
+                    device_counts.add(len(devices))
                     break
-        if known and known == len(hosts) and joules > 0:
-            spread = 2.0 * math.sqrt(variance) / joules
-            spreads.append(spread)
-            if spread <= CLOSE:
+        usage = self.usage
+        if len(device_counts) > 1:
+            usage.missing = f"{component}: nodes with {min(device_counts)} and with {max(device_counts)} devices"
+        elif joules and len(joules) == len(self.hosts):
+            usage.energy_j[component] = sum(joules)
+            usage.how[component] = " and ".join(sorted(methods))
+        elif n_unknown:
+            usage.missing = f"{component}: {n_unknown} devices with too few valid samples"
+
+    def _add_regressed_energy(self) -> None:
+        """Add the joules of a window that alternated with others, of the components whose sum is known well enough."""
+        usage = self.usage
+        errors = []
+        for component in COMPONENTS:
+            per_host = [list(self._regressed_devices(host, component)) for host in self.hosts]
+            devices = [device for host_devices in per_host for device in host_devices]
+            joules = sum(float(value[self.k]) for value, _ in devices)
+            if not per_host or not all(per_host) or not joules > 0:
+                continue
+            error = 2.0 * math.sqrt(sum(float(variance[self.k]) for _, variance in devices)) / joules
+            errors.append(error)
+            if error <= MAX_REGRESSION_ERROR:
                 usage.energy_j[component] = joules
-                usage.how[component] = f"regression over turns, within {spread:.0%}"
-    if usage.energy_j:
-        usage.why_not = ""
-    elif spreads and not math.isnan(min(spreads)):
-        usage.why_not += f"; by regression over turns known within {min(spreads):.0%} alone"
+                usage.how[component] = f"regression over turns, within {error:.0%}"
+        if usage.energy_j:
+            usage.why_not = ""
+        elif errors and not math.isnan(min(errors)):
+            usage.why_not += f"; regression over turns gives it only within {min(errors):.0%}"
+
+    def _regressed_devices(self, host: str, component: str) -> Iterator[tuple[Floats, Floats]]:
+        """Yield joules and variance of each device of a host, from its best sensor."""
+        for sensor in SENSOR_PRIORITY:
+            keys = [key for key in self.aggregates.regressed if key[:3] == (host, component, sensor)]
+            if keys:
+                for key in keys:
+                    yield from self._regressed_device(key)
+                return
+
+    def _regressed_device(self, key: SensorKey) -> Iterator[tuple[Floats, Floats]]:
+        by_method = self.aggregates.regressed[key]
+        # a counter that never moved is not connected to the device, whatever least squares give
+        if "counter" in by_method and np.nansum(self.aggregates.joules[key]["counter"]) > 0:
+            yield by_method["counter"]
+        elif "power" in by_method:
+            yield by_method["power"]
+
+    def _figures(self) -> Iterator[tuple[str, float]]:
+        """Yield means, maxima, totals and rates by name."""
+        aggregates, hosts, k = self.aggregates, self.hosts, self.k
+        for name in MEANS:
+            means = [float(series[k]) for h in hosts for series in aggregates.means[h].get(name, [])]
+            known = [v for v in means if not math.isnan(v)]
+            if known:
+                yield name, sum(known) / (len(hosts) if name == "busy_cores" else len(known))
+        for name, figure in MAXIMA.items():
+            largest = [float(aggregates.maxima[h][name][k]) for h in hosts if name in aggregates.maxima[h]]
+            if largest and not all(map(math.isnan, largest)):
+                yield figure, float(np.nanmax(largest))
+        totals = {
+            name: sum(float(aggregates.totals[h][name][k]) for h in hosts if name in aggregates.totals[h])
+            for name in sorted({n for h in hosts for n in aggregates.totals[h]})
+        }
+        yield from totals.items()
+        seconds = self.usage.window.seconds
+        flop = [total for name, total in totals.items() if name.startswith(FLOP_PREFIX)]
+        if flop:
+            yield "counted_gflop_per_s", sum(flop) / seconds / 1e9
+        if "memory_traffic_bytes" in totals:
+            yield "counted_gb_per_s", totals["memory_traffic_bytes"] / seconds / 1e9
+        memory = [_memory_used(aggregates.memory[h], k) for h in hosts]
+        if memory and not any(map(math.isnan, memory)):
+            yield "host_memory_used_highest_bytes", max(memory)
+        for name, medians in aggregates.figures_of_merit.items():
+            known = [float(values[k]) for values in medians if not math.isnan(values[k])]
+            if known:
+                yield f"merit {name}", float(np.median(known))
 
 
-def _device(device: Mapping[str, Floats], k: int) -> tuple[float | None, str]:
-    counter, power = (float(device[name][k]) if name in device else math.nan for name in ("counter", "power"))
+def _device_energy(by_method: Mapping[str, Floats], k: int) -> tuple[float, str] | None:
+    """Return joules of a device in window k and what they were measured by; None if they are unknown."""
+    counter, power = (float(by_method[m][k]) if m in by_method else math.nan for m in ("counter", "power"))
     if counter > 0 or (counter == 0 and not power > 0):
         return counter, "counter"
-    return (power, "power integrated") if not math.isnan(power) else (None, "")
+    return None if math.isnan(power) else (power, "power integrated")
 
 
-def _figures(usage: Usage, k: int, hosts: Sequence[str], gathered: Gathered) -> None:
-    figures, seconds = usage.figures, usage.window.seconds
-    for name in MEANS:
-        values = [float(series[k]) for h in hosts for series in gathered.means[h].get(name, [])]
-        known = [v for v in values if not math.isnan(v)]
-        if known:
-            figures[name] = sum(known) / (len(hosts) if name == "busy_cores" else len(known))
-    for name, said in HIGHEST.items():
-        highest = [float(gathered.highest[h][name][k]) for h in hosts if name in gathered.highest[h]]
-        if highest and not all(map(math.isnan, highest)):
-            figures[said] = float(np.nanmax(highest))
-    for name in sorted({n for h in hosts for n in gathered.totals[h]}):
-        figures[name] = sum(float(gathered.totals[h][name][k]) for h in hosts if name in gathered.totals[h])
-    flop = [value for name, value in figures.items() if name.startswith(FLOP)]
-    if flop:
-        figures["counted_gflop_per_s"] = sum(flop) / seconds / 1e9
-    if "memory_traffic_bytes" in figures:
-        figures["counted_gb_per_s"] = figures["memory_traffic_bytes"] / seconds / 1e9
-    used = [_used(gathered.memory[h], k) for h in hosts]
-    if used and not any(map(math.isnan, used)):
-        figures["host_memory_used_highest_bytes"] = max(used)
-    for name, series in gathered.merits.items():
-        values = [float(one[k]) for one in series if not math.isnan(one[k])]
-        if values:
-            figures[f"merit {name}"] = float(np.median(values))
-
-
-def _used(memory: Mapping[str, Floats], k: int) -> float:
+def _memory_used(memory: Mapping[str, Floats], k: int) -> float:
     total, available = (memory.get(f"host_memory_{n}_bytes") for n in ("total", "available"))
     return float(total[k] - available[k]) if total is not None and available is not None else math.nan

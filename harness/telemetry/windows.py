@@ -1,4 +1,8 @@
-"""When and on which nodes a case ran, and its trials, epochs, stages and precisions: from its records alone."""
+"""Windows of cases: when and on which nodes a case, its trials, epochs, stages and precisions ran, from its records.
+
+Windows of one case that alternate too quickly for single samples (stages of a ladder, precisions) share the samples of
+their case; the energy of each is estimated by regression.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.results.runs import Record
-from harness.telemetry.metrics import short
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.results.runs import RunRecord
+from harness.telemetry.cumulative import CumulativeSeries
+from harness.telemetry.metrics import short_hostname
+from harness.telemetry.timeseries import Floats
 
 What = Literal["case", "epoch", "trial", "stage", "precision"]
-NODES = "nodes"
 Nodes = tuple[frozenset[str], ...]
+NODE_FILE = "nodes"
+MIN_SPARE_INTERVALS = 5  # sampling intervals beyond the number of windows that a regression needs for its residual
+MIN_IDLE_SHARE = 1e-3  # of an interval, from which the time outside all windows gets a power of its own
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a piece of a case is, when it ran (Unix seconds, in as many pieces as it had), and on which nodes.
+    """When and where a part of a case ran.
 
-    nodes: of each node the short names that it goes by; None where the records do not say, and then all of a file are
-    taken.
+    Attributes:
+        folder: Run folder of the case.
+        what: Kind of the part.
+        name: Which of its kind; empty for the case.
+        pieces: Unix times of begin and end in seconds; one pair, or many where parts alternate.
+        nodes: The short names of each node; None where the records hold none, which stands for all nodes of a source.
     """
 
     folder: str
@@ -31,54 +46,54 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """All pieces together."""
+        """Return the duration of all pieces."""
         return sum(end - start for start, end in self.pieces)
 
 
-def windows_of(record: Record) -> Iterator[Window]:
-    """The case's own window first; none for a case that has not begun."""
+def list_windows(record: RunRecord) -> Iterator[Window]:
+    """Yield the windows of a case, its own first; none for a case that has not begun."""
     if record.began_s is None or record.ended_s is None or record.ended_s <= record.began_s:
         return
-    folder, nodes = str(record.folder), nodes_of(record.folder)
+    folder, nodes = str(record.folder), read_nodes(record.folder)
     yield Window(folder, "case", "", ((record.began_s, record.ended_s),), nodes)
-    for event in record.others.get("trial", []):
+    for event in record.events_by_kind.get("trial", []):
         if event.get("began_s") and event.get("ended_s"):
-            own = _named([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
-            yield Window(folder, "trial", str(event["trial"]), ((event["began_s"], event["ended_s"]),), own)
+            trial_nodes = _match_nodes([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
+            yield Window(folder, "trial", str(event["trial"]), ((event["began_s"], event["ended_s"]),), trial_nodes)
     yield from (Window(folder, "epoch", name, (piece,), nodes) for name, piece in _epochs(record))
-    yield from (Window(folder, what, name, pieces, nodes) for what, name, pieces in _sampled(record))
+    yield from (Window(folder, what, name, pieces, nodes) for what, name, pieces in _alternating_parts(record))
 
 
-def nodes_of(folder: Path) -> Nodes | None:
-    """The case's nodes as its job wrote them: a line each, its name and perhaps its host's."""
+def read_nodes(folder: Path) -> Nodes | None:
+    """Read the nodes that the job of a case wrote: one line each, its name and perhaps its host's."""
     try:
-        lines = (folder / NODES).read_text(encoding="utf-8").splitlines()
+        lines = (folder / NODE_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return tuple(frozenset(map(short, line.split())) for line in lines if line.split()) or None
+    return tuple(frozenset(map(short_hostname, line.split())) for line in lines if line.split()) or None
 
 
-def _named(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
-    """Nodes by name, with the other names that the case's list has for them."""
-    own = [frozenset(map(short, words)) for words in names]
-    return tuple(next((node for node in known or () if node & words), words) for words in own)
+def _match_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
+    """Return the nodes with these names, with all the names that the list of the case has for them."""
+    named = [frozenset(map(short_hostname, aliases)) for aliases in names]
+    return tuple(next((node for node in known or () if node & aliases), aliases) for aliases in named)
 
 
-def _epochs(record: Record) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Each from its own seconds where it tells them, else from the end of the one before."""
-    before = record.began_s
-    for event in record.others.get("epoch", []):
-        end, took = event.get("time_s"), event.get("train_s")
+def _epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield each epoch with its time: its own seconds where it has them, else since the end of the one before."""
+    previous_end = record.began_s
+    for event in record.events_by_kind.get("epoch", []):
+        end, duration = event.get("time_s"), event.get("train_s")
         if end is None:
             continue
-        start = end - took if took is not None else before
+        start = end - duration if duration is not None else previous_end
         if start is not None and end > start:
             yield str(event["epoch"]), (start, end)
-        before = end
+        previous_end = end
 
 
-def _sampled(record: Record) -> Iterator[tuple[What, str, tuple[tuple[float, float], ...]]]:
-    """Stages of the ladder and precisions of a study take turns: many pieces each."""
+def _alternating_parts(record: RunRecord) -> Iterator[tuple[What, str, tuple[tuple[float, float], ...]]]:
+    """Yield stages of a ladder and precisions of a study, which have many pieces each."""
     pieces: dict[tuple[What, str], list[tuple[float, float]]] = {}
     for sample in record.samples:
         if "stage" in sample and sample.get("ended_s"):
@@ -88,4 +103,66 @@ def _sampled(record: Record) -> Iterator[tuple[What, str, tuple[tuple[float, flo
             piece = (sample["time_s"] - sample["seconds"], sample["time_s"])
             name = f"{sample.get('task', 'all')} {sample['precision']}"
             pieces.setdefault(("precision", name), []).append(piece)
-    yield from ((what, name, tuple(found)) for (what, name), found in pieces.items())
+    yield from ((what, name, tuple(part)) for (what, name), part in pieces.items())
+
+
+@dataclass(frozen=True)
+class InterleavedWindows:
+    """Windows of one case that alternate.
+
+    Attributes:
+        indices: Their indices among all windows.
+        occupied: For each window, the edges of its pieces and how many seconds it has had by each edge.
+        seconds: Duration of each window.
+    """
+
+    indices: NDArray[np.int64]
+    occupied: list[tuple[Floats, Floats]]
+    seconds: Floats
+
+    def regress_energy(self, energy: CumulativeSeries) -> tuple[Floats, Floats]:
+        """Estimate the energy of each window and its variance by least squares; NaN where samples do not suffice.
+
+        For each sampling interval the energy is known, and how many seconds each window had: their powers are the
+        coefficients (ordinary least squares; Seber and Lee, Linear Regression Analysis, 2nd ed., 2003, section 3.2).
+        Windows with the same share of every interval cannot be distinguished: their variance shows that.
+        """
+        start = min(edges[0] for edges, _ in self.occupied)
+        end = max(edges[-1] for edges, _ in self.occupied)
+        unknown = np.full(len(self.seconds), np.nan)
+        steps = np.diff(energy.times)
+        usable = (energy.times[:-1] >= start) & (energy.times[1:] <= end) & (np.diff(energy.covered) > 0)
+        if usable.sum() < len(self.seconds) + 1 + MIN_SPARE_INTERVALS:
+            return unknown, unknown
+        shares = np.stack([np.diff(np.interp(energy.times, *edges)) for edges in self.occupied], axis=1)[usable]
+        idle = steps[usable] - shares.sum(axis=1)
+        design = np.column_stack([shares, idle]) if (idle > MIN_IDLE_SHARE * steps[usable]).any() else shares
+        joules = np.diff(energy.total)[usable]
+        if np.linalg.matrix_rank(design) < design.shape[1]:
+            return unknown, unknown
+        power, *_ = np.linalg.lstsq(design, joules, rcond=None)
+        residual_variance = float(((joules - design @ power) ** 2).sum()) / (len(joules) - design.shape[1])
+        variance = residual_variance * np.diag(np.linalg.inv(design.T @ design))
+        n = len(self.seconds)  # the last coefficient may be that of the idle time
+        return power[:n] * self.seconds, variance[:n] * self.seconds**2
+
+
+def group_interleaved(windows: Sequence[Window]) -> Iterator[InterleavedWindows]:
+    """Yield the windows with several pieces, by case and kind."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for k, window in enumerate(windows):
+        if len(window.pieces) > 1:
+            groups.setdefault((window.folder, window.what), []).append(k)
+    for indices in groups.values():
+        group = [windows[k] for k in indices]
+        yield InterleavedWindows(
+            np.array(indices), [_occupied_seconds(w) for w in group], np.array([w.seconds for w in group])
+        )
+
+
+def _occupied_seconds(window: Window) -> tuple[Floats, Floats]:
+    """Return the edges of a window's pieces, and how many seconds it has had by each."""
+    pieces = np.array(sorted(window.pieces))
+    lengths = np.maximum(pieces[:, 1] - pieces[:, 0], 0.0)
+    total = np.concatenate([[0.0], np.cumsum(lengths)])
+    return pieces.reshape(-1), np.column_stack([total[:-1], total[1:]]).reshape(-1)

@@ -1,7 +1,7 @@
-"""asv over commits: one round at a time, each in a folder of its own.
+"""asv over commits: one round at a time, each in its own folder.
 
-A round runs every benchmark once on every commit, in an order of its own by chance, so that the drift of a busy machine
-hits all commits alike. What a killed round has measured stays; the next one carries on from there.
+A round runs every benchmark once on every commit, in a random order of its own, so that drift of a busy machine affects
+all commits alike. The results of a round that was killed stay, and the next call resumes it.
 """
 
 from __future__ import annotations
@@ -23,133 +23,162 @@ from typing import Any
 import orjson
 import psutil
 
-from harness.host.atomic_files import write_json, write_text
+from harness.host.files import write_json, write_text
 from harness.host.provenance import cpu_name
 from harness.protocol.errors import UsageError
-from harness.tracking.asv_config import Project
 from harness.tracking.git_commits import Commit
 
-# Of the plugin that asv loads: its module (the dot: not one of asv's own), its environment, and its file of machines.
-PLUGIN, SOURCES, MACHINES = ".harness.tracking.asv_plugin", "sources", "machines.json"
+CONFIG_FILES = ("asv.conf.json", "tests/benchmarks/over_commits/asv.conf.json")
+DEFAULT_THRESHOLD = 0.02
+# Of the plugin that asv loads: its module (the dot keeps asv from looking among its own), its environment type, and its
+# machine file.
+PLUGIN, SOURCES_ENVIRONMENT, MACHINE_FILE = ".harness.tracking.asv_plugin", "sources", "machines.json"
 LOG = "asv.log"
-BUILT_AT_ONCE = 50
-OK, SOME_FAILED = 0, 2
+BUILD_CACHE_SIZE = 50
+OK, SOME_FAILED = 0, 2  # exit codes of asv
 
 
 @dataclass(frozen=True)
-class Session:
+class Project:
+    """A clone and its benchmarks: the content of its asv.conf.json, with the benchmark folder made absolute."""
+
+    repo: Path
+    config: dict[str, Any]
+    benchmarks: Path
+
+    def threshold(self, name: str) -> float:
+        """Return the smallest relative change of a benchmark that counts: the largest whose pattern matches."""
+        thresholds = self.config.get("regressions_thresholds", {})
+        return max((float(v) for regex, v in thresholds.items() if re.match(regex, name)), default=DEFAULT_THRESHOLD)
+
+
+@dataclass(frozen=True)
+class AsvSession:
     """What is measured together: commits on one machine, by one set of benchmarks, in one kind of environment.
 
-    here: sources of each commit under this Python, nothing installed. folder: where its rounds are.
+    Attributes:
+        machine: Description of the machine, with asv's keys.
+        in_place: Run the sources of each commit with the current Python; install nothing.
+        root: Folder of all sessions.
     """
 
     project: Project
     commits: Sequence[Commit]
     machine: dict[str, str]
-    here: bool
+    in_place: bool
     root: Path
 
     @property
     def id(self) -> str:
-        """Equal sessions have equal ids, and share their rounds."""
+        """Return an identifier; equal sessions have equal ones, and share their rounds."""
         digest = hashlib.sha256()
         for path in sorted(self.project.benchmarks.rglob("*.py")):
             digest.update(path.read_bytes())
-        known = [[c.hash for c in self.commits], self.project.config, self.machine, self.here, sys.version]
-        digest.update(orjson.dumps(known, option=orjson.OPT_SORT_KEYS))
+        identity = [[c.hash for c in self.commits], self.project.config, self.machine, self.in_place, sys.version]
+        digest.update(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS))
         return digest.hexdigest()[:12]
 
     @property
     def machine_name(self) -> str:
-        """Host and processor: what must be equal for times to be compared."""
+        """Return host and processor, which must be equal for times to be comparable."""
         return f"{self.machine['machine']} ({self.machine['cpu']})"
 
     @property
     def folder(self) -> Path:
-        """Where its rounds are."""
+        """Return the folder of its rounds."""
         return self.root / self.id
 
+    def round_folder(self, number: int) -> Path:
+        """Return the folder of one round."""
+        return self.folder / f"round-{number:02}"
 
-def measure(session: Session, number: int, bench: Sequence[str]) -> bool:
-    """Run one round (from 1) where it is not complete; whether asv had something to say against it.
 
-    Raises UsageError with asv's last words if it gave up.
+def load_project(repo: Path, config: Path | None) -> Project:
+    """Load the benchmarks of a clone, from `config` or from where asv looks for its configuration.
+
+    Raises:
+        UsageError: There is no configuration, or it is not valid.
     """
-    place = session.folder / f"round-{number:02}"
-    done, log = place / "done.json", session.folder / LOG
-    if read(done).get("bench") in ([], list(bench)):
+    candidates = [config] if config is not None else [repo / name for name in CONFIG_FILES]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        raise UsageError(f"{candidates[0]}: no such file; benchmarks are described there (or in a --config FILE)")
+    content = _load_config(path)
+    benchmarks = (path.parent / str(content.get("benchmark_dir", "benchmarks"))).resolve()
+    if not benchmarks.is_dir():
+        raise UsageError(f"{path}: benchmark_dir: no folder {benchmarks}")
+    thresholds = content.get("regressions_thresholds", {})
+    if not isinstance(thresholds, dict) or not all(map(_is_threshold, thresholds.items())):
+        raise UsageError(f"{path}: regressions_thresholds: expected patterns with numbers above 0")
+    return Project(repo, content, benchmarks)
+
+
+def check_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return regular expressions for names of benchmarks; raise UsageError for an invalid one."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--bench {pattern}: not a regular expression: {error}") from None
+    return tuple(patterns)
+
+
+def run_round(session: AsvSession, number: int, patterns: Sequence[str]) -> bool:
+    """Run one round, counted from 1, unless it is complete; return whether a benchmark failed.
+
+    Raises:
+        UsageError: asv stopped; the message holds its last line.
+    """
+    folder = session.round_folder(number)
+    marker, log = folder / "done.json", session.folder / LOG
+    if read_json(marker).get("bench") in ([], list(patterns)):
         return False
-    _remove_torn(place / "results")
-    write_configuration(session, place, number)
-    words = [sys.executable, "-m", "asv", "run", "--config", str(place / "asv.conf.json"), "HASHFILE:commits.txt"]
-    words += ["--machine", session.machine["machine"], "--attribute", "rounds=1", "--record-samples", "--show-stderr"]
-    words += ["--skip-existing-successful", "--no-pull", *(word for regex in bench for word in ("--bench", regex))]
+    _remove_truncated(folder / "results")
+    write_configuration(session, number)
+    command = [sys.executable, "-m", "asv", "run", "--config", str(folder / "asv.conf.json"), "HASHFILE:commits.txt"]
+    command += ["--machine", session.machine["machine"], "--attribute", "rounds=1", "--record-samples", "--show-stderr"]
+    command += ["--skip-existing-successful", "--no-pull", *(arg for p in patterns for arg in ("--bench", p))]
     with log.open("ab") as handle:
         handle.write(f"\nround {number}\n".encode())
         handle.flush()
-        code = _ended(words, handle.fileno())
+        code = _run_asv(command, handle.fileno())
     if code == OK:
-        write_json(done, {"bench": list(bench)})
+        write_json(marker, {"bench": list(patterns)})
     elif code != SOME_FAILED:
-        raise UsageError(f"asv gave up: {_last_words(log)}\n  all it said is in {log}")
+        raise UsageError(f"asv stopped: {_last_line(log)}\n  its whole output is in {log}")
     return code != OK
 
 
-def write_configuration(session: Session, place: Path, number: int) -> None:
-    """asv's configuration for one round, beside the commits in the order of their turns and the machine."""
-    place.mkdir(parents=True, exist_ok=True)
+def write_configuration(session: AsvSession, number: int) -> None:
+    """Write asv's configuration of one round, the commits in the order of the round, and the machine."""
+    folder = session.round_folder(number)
+    folder.mkdir(parents=True, exist_ok=True)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    own: dict[str, Any] = {
-        "build_cache_size": BUILT_AT_ONCE,
+    config: dict[str, Any] = {
+        "build_cache_size": BUILD_CACHE_SIZE,
+        "pythons": [version],
+        "environment_type": "virtualenv",
         **session.project.config,
         "repo": str(session.project.repo),
         "dvcs": "git",
         "branches": [session.commits[-1].hash],
         "benchmark_dir": str(session.project.benchmarks),
         "env_dir": str(session.root / "env"),
-        "results_dir": str(place / "results"),
-        "html_dir": str(place / "html"),
+        "results_dir": str(folder / "results"),
+        "html_dir": str(folder / "html"),
         "plugins": [PLUGIN, *session.project.config.get("plugins", [])],
     }
-    own.setdefault("pythons", [version])
-    if session.here:
-        own |= {"environment_type": SOURCES, "pythons": [version]}
-    own.setdefault("environment_type", "virtualenv")
-    write_json(place / "asv.conf.json", own)
-    write_json(place / MACHINES, {session.machine["machine"]: session.machine, "version": 1})
-    turns = [commit.hash for commit in session.commits]
-    random.Random(f"{session.id} {number}").shuffle(turns)
-    write_text(place / "commits.txt", "\n".join(turns) + "\n")
+    if session.in_place:
+        config |= {"environment_type": SOURCES_ENVIRONMENT, "pythons": [version]}
+    write_json(folder / "asv.conf.json", config)
+    write_json(folder / MACHINE_FILE, {session.machine["machine"]: session.machine, "version": 1})
+    order = [commit.hash for commit in session.commits]
+    random.Random(f"{session.id} {number}").shuffle(order)
+    write_text(folder / "commits.txt", "\n".join(order) + "\n")
 
 
-def _ended(words: Sequence[str], output: int) -> int:
-    """Run asv to its end; after an interrupt it ends with all that it has started."""
-    package = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *sys.path[1:]])}
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment) as process:
-        try:
-            return process.wait()
-        except BaseException:
-            with suppress(psutil.Error):
-                for part in psutil.Process(process.pid).children(recursive=True):
-                    part.kill()
-            process.kill()
-            raise
-
-
-def _remove_torn(results: Path) -> None:
-    for path in results.rglob("*.json"):
-        if not read(path):
-            path.unlink()
-
-
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "nothing said"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file; empty if there is none or a kill tore it. asv writes NaN, which orjson does not read."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, with NaN as asv writes it; return an empty one if the file is missing or truncated."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -157,10 +186,58 @@ def read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def this_machine() -> dict[str, str]:
-    """The machine as asv wants it described."""
+def describe_machine() -> dict[str, str]:
+    """Return the description of this machine, with asv's keys."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "unnamed"
     return {
         "machine": host, "os": platform.system(), "arch": platform.machine(), "cpu": cpu_name(),
         "num_cpu": str(os.cpu_count()), "ram": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
     }  # fmt: skip
+
+
+def _load_config(path: Path) -> dict[str, Any]:
+    try:
+        from asv import util
+    except ImportError:
+        raise UsageError("asv is not installed: pip install 'asv>=0.6.4'") from None
+    try:
+        content = util.load_json(str(path), js_comments=True)
+    except (util.UserError, ValueError) as error:
+        raise UsageError(f"{path}: not a configuration of asv: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: not a configuration of asv")
+    return content
+
+
+def _is_threshold(item: tuple[str, Any]) -> bool:
+    pattern, value = item
+    with suppress(re.error):
+        re.compile(pattern)
+        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return False
+
+
+def _run_asv(command: Sequence[str], output: int) -> int:
+    """Run asv and return its exit code; an interrupt ends it with all processes that it has started."""
+    package = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *sys.path[1:]])}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            with suppress(psutil.Error):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+            process.kill()
+            raise
+
+
+def _remove_truncated(results: Path) -> None:
+    for path in results.rglob("*.json"):
+        if not read_json(path):
+            path.unlink()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"

@@ -1,9 +1,12 @@
-"""Two sides, metric by metric: how far one lies from the other, with interval, and whether noise could do that."""
+"""Comparison of two selections of runs, metric by metric: ratio, interval, and whether noise could explain it."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,182 +14,269 @@ import numpy as np
 
 from harness.experiments.metrics import Metric
 from harness.protocol.errors import UsageError
+from harness.protocol.text import count, sanitize_line
 from harness.stats.intervals import median_interval
-from harness.stats.multiple_testing import benjamini_hochberg
-from harness.stats.two_sample import Shift, ratios
-from harness.tracking.selectors import ELSEWHERE, Observation, Side
+from harness.stats.two_sample import Shift, estimate_ratios
+from harness.tracking.selectors import LOCATION_KEYS, Observation, RunSelector
 
 Verdict = Literal["better", "worse", "no difference seen", "too noisy", "too few samples"]
-# Of those called different at most this share is wrongly called so.
-FALSE_SHARE = 0.05
-# An interval that reaches farther than this on either side could hide a difference that matters.
-NOISY = 0.05
+Key = tuple[str, ...]
+Samples = tuple[float, ...]
+FALSE_DISCOVERY_RATE = 0.05  # largest share of wrong ones among the metrics that are called different
+MAX_RESOLUTION = 0.05  # an interval that reaches farther than this could hide a difference that matters
 CONFIDENCE = 0.95
+COVERAGE_TOLERANCE = 0.02
+MAX_SHOWN = 40
+HEADS = ("what", "metric", "A", "B", "B / A [95%]", "p", "n", "noise", "verdict")
+COLUMNS = (
+    "what", "metric", "unit", "better", "a_median", "b_median", "ratio", "low", "high", "coverage", "p", "paired",
+    "n_a", "n_b", "a_spread", "b_spread", "verdict",
+)  # fmt: skip
+# Most important first.
+VERDICT_ORDER: tuple[Verdict, ...] = ("worse", "better", "no difference seen", "too noisy", "too few samples")
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class MetricComparison:
     """One metric of one case on both sides.
 
-    shift: B over A, of pairs of one round where both took turns. p: adjusted for the number of rows, NaN where there
-    are too few samples to ask.
+    Attributes:
+        name: What distinguishes the case, or the part of it, from the others.
+        a: Samples of side A.
+        b: Samples of side B.
+        is_paired: Whether samples are compared round by round, since both sides are parts of interleaved rounds.
+        shift: B over A.
+        p: Adjusted for the number of comparisons; NaN where there are too few samples.
     """
 
     name: str
     metric: Metric
-    a: tuple[float, ...]
-    b: tuple[float, ...]
-    paired: bool
-    shift: Shift
+    a: Samples
+    b: Samples
+    is_paired: bool
+    shift: Shift[float]
     p: float
 
     @property
     def medians(self) -> tuple[float, float]:
-        """Of A and of B."""
+        """Return the medians of A and of B."""
         return float(np.median(self.a)), float(np.median(self.b))
 
     @property
-    def spread(self) -> tuple[float, float]:
-        """Half the middle half of the samples over their median, of A and of B."""
-        return spread(self.a), spread(self.b)
+    def noise(self) -> tuple[float, float]:
+        """Return half the interquartile range over the median, of A and of B."""
+        return _relative_iqr(self.a) / 2, _relative_iqr(self.b) / 2
 
     @property
-    def resolution(self) -> float:
-        """Smaller differences than this would not have shown."""
+    def min_detectable_change(self) -> float:
+        """Return the relative difference below which the interval cannot show one."""
         return max(self.shift.high / self.shift.estimate, self.shift.estimate / self.shift.low) - 1.0
 
     @property
-    def suffices(self) -> bool:
-        """Whether there are samples enough for an interval with the confidence asked for."""
-        return self.shift.coverage >= CONFIDENCE - 0.02
+    def has_enough_samples(self) -> bool:
+        """Return whether the interval has the requested confidence."""
+        return self.shift.coverage >= CONFIDENCE - COVERAGE_TOLERANCE
 
     @property
     def verdict(self) -> Verdict:
-        """Better, worse, or why it is neither."""
-        if not self.suffices:
+        """Return better, worse, or why it is neither."""
+        if not self.has_enough_samples:
             return "too few samples"
-        apart = self.shift.low > 1.0 or self.shift.high < 1.0
-        if self.p < FALSE_SHARE and apart:
-            higher = self.shift.estimate > 1.0
-            return "better" if higher == (self.metric.better == "higher") else "worse"
-        return "too noisy" if self.resolution > NOISY else "no difference seen"
+        excludes_one = self.shift.low > 1.0 or self.shift.high < 1.0
+        if self.p < FALSE_DISCOVERY_RATE and excludes_one:
+            is_higher = self.shift.estimate > 1.0
+            return "better" if is_higher == (self.metric.better == "higher") else "worse"
+        return "too noisy" if self.min_detectable_change > MAX_RESOLUTION else "no difference seen"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, and how many metrics one side has alone."""
+    """All compared metrics, and the number of metrics that one side alone has."""
 
-    rows: list[Row]
+    rows: list[MetricComparison]
     only_a: int
     only_b: int
 
 
-Key = tuple[str, ...]
+def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[RunSelector, RunSelector]) -> Comparison:
+    """Compare every metric that both sides have.
 
+    Cases are the same by suite and name where only location, system or commit differs, or a part of a run such as its
+    stage; where a condition names an axis, they are the same by all other axes.
 
-def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Side, Side]) -> Comparison:
-    """Every metric that both sides have; raises UsageError if there is none.
-
-    Cases are the same by suite and name where only the place, system or commit differs, or a part of a run such as its
-    stage; where a condition names an axis, by all their other axes.
+    Raises:
+        UsageError: There is no such metric.
     """
-    keys = {k for one in sides for k in one.conditions}
-    there = [{o.record.case.get("system") for o in side} for side in (a, b)]
-    of_one_system = "system" not in keys and bool(there[0] & there[1])
-    left, right = (_by_key(side, keys, of_one_system) for side in (a, b))
-    both = [key for key in left if key in right]
-    if not both:
+    conditions = {k for selector in sides for k in selector.conditions}
+    systems = [{o.record.case.get("system") for o in side} for side in (a, b)]
+    is_per_system = "system" not in conditions and bool(systems[0] & systems[1])
+    a_by_key, b_by_key = (_group_by_key(side, conditions, is_per_system=is_per_system) for side in (a, b))
+    shared = [key for key in a_by_key if key in b_by_key]
+    if not shared:
         raise UsageError(f"{sides[0].text} and {sides[1].text}: no metric of one case that both have")
-    pairs = {key: _paired(left[key], right[key]) for key in both}
-    names = dict(zip(both, _names(both), strict=True))
-    rows = _unpaired([(names[k], left[k], right[k]) for k in both if pairs[k] is None])
-    rows += [_turns(names[k], left[k][0].measured.metric, pair) for k, pair in pairs.items() if pair is not None]
-    adjusted = benjamini_hochberg([row.p if row.suffices else math.nan for row in rows])
-    done = [replace(row, p=float(p)) for row, p in zip(rows, adjusted, strict=True)]
-    return Comparison(done, len(left) - len(both), len(right) - len(both))
-
-
-def _by_key(side: Iterable[Observation], keys: set[str], of_one_system: bool) -> dict[Key, list[Observation]]:
-    """Samples that belong together, by what must be the same on both sides."""
-    found: dict[Key, list[Observation]] = {}
-    for one in side:
-        case, own = one.record.case, one.measured
-        what = [str(case.get("suite"))]
-        if all(k in ELSEWHERE or k in own.part for k in keys):
-            what.append(str(case.get("name")))
+    unpaired, paired = [], []
+    for key, name in zip(shared, _distinguishing_names(shared), strict=True):
+        metric = a_by_key[key][0].measured.metric
+        pairs = _match_rounds(a_by_key[key], b_by_key[key])
+        if pairs is None:
+            samples = [tuple(v for o in side[key] for v in o.measured.values) for side in (a_by_key, b_by_key)]
+            unpaired.append((name, metric, samples[0], samples[1]))
         else:
-            point = {"precision": case.get("parameters", {}).get("precision"), **case.get("point", {})}
-            what += [f"{k} {v}" for k, v in sorted(point.items()) if k not in keys and v is not None]
-        if of_one_system:
-            what.append(f"on {case.get('system')}")
-        part = [f"{k} {v}" for k, v in own.part.items() if k not in keys]
-        found.setdefault((*what, *part, own.metric.name), []).append(one)
-    return found
+            paired.append(_compare_pairs(name, metric, pairs[0], pairs[1]))
+    rows = _adjust_p_values([*_compare_unpaired(unpaired), *paired])
+    return Comparison(rows, len(a_by_key) - len(shared), len(b_by_key) - len(shared))
 
 
-def _names(keys: Sequence[Key]) -> list[str]:
-    """The words that tell the rows apart; the metric has a column of its own, and words that all share say nothing."""
+def format_lines(comparison: Comparison, sides: tuple[RunSelector, RunSelector], verbose: bool) -> Iterator[str]:
+    """Yield the lines of a text table, differences first, and a summary; `verbose` shows all rows."""
+    rows = sorted(
+        comparison.rows, key=lambda r: (VERDICT_ORDER.index(r.verdict), -abs(math.log(r.shift.estimate or 1.0)))
+    )
+    shown = rows if verbose else rows[:MAX_SHOWN]
+    yield sanitize_line(f"A: {sides[0].text}") + "   " + sanitize_line(f"B: {sides[1].text}")
+    yield from _align([HEADS, *(_format_cells(row) for row in shown)])
+    if len(rows) > len(shown):
+        yield f"... and {len(rows) - len(shown)} more (-v shows all, --csv FILE writes them)"
+    counts = Counter[str](row.verdict for row in rows)
+    yield f"{count(len(rows), 'metric')}: " + ", ".join(f"{counts[v]} {v}" for v in VERDICT_ORDER if counts[v])
+    if comparison.only_a or comparison.only_b:
+        yield f"only in A: {count(comparison.only_a, 'metric')}, only in B: {comparison.only_b}"
+    yield (
+        "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval and p is that of Mann and Whitney;"
+        " where both sides took turns (*), they are the median of ratios within a round and the p of the sign test."
+        f" p is adjusted so that at most {FALSE_DISCOVERY_RATE:.0%} of the reported differences are false. Noise is"
+        " half the interquartile range over the median, A / B."
+    )
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Return all rows as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in comparison.rows:
+        s, metric = row.shift, row.metric
+        writer.writerow(
+            [row.name, metric.name, metric.unit, metric.better, *row.medians, s.estimate, s.low, s.high, s.coverage,
+             row.p, row.is_paired, s.n_a, s.n_b, *row.noise, row.verdict]
+        )  # fmt: skip
+    return text.getvalue()
+
+
+def _group_by_key(
+    side: Iterable[Observation], conditions: set[str], *, is_per_system: bool
+) -> dict[Key, list[Observation]]:
+    """Group samples by what must be equal on both sides; the last item of a key is the metric."""
+    groups: dict[Key, list[Observation]] = {}
+    for observation in side:
+        case, samples = observation.record.case, observation.measured
+        key = [str(case.get("suite"))]
+        if all(k in LOCATION_KEYS or k in samples.part for k in conditions):
+            key.append(str(case.get("name")))
+        else:
+            axes = {"precision": case.get("parameters", {}).get("precision"), **case.get("point", {})}
+            key += [f"{k} {v}" for k, v in sorted(axes.items()) if k not in conditions and v is not None]
+        if is_per_system:
+            key.append(f"on {case.get('system')}")
+        part = [f"{k} {v}" for k, v in samples.part.items() if k not in conditions]
+        groups.setdefault((*key, *part, samples.metric.name), []).append(observation)
+    return groups
+
+
+def _distinguishing_names(keys: Sequence[Key]) -> list[str]:
+    """Return the items of each key that distinguish the rows, without the metric, which has a column of its own."""
     if len(keys) == 1:
         return [keys[0][1]]
-    places = range(min(len(words) for words in keys) - 1)
-    shared = {k for k in places if len({words[k] for words in keys}) == 1}
-    return [", ".join(w for k, w in enumerate(words[:-1]) if k not in shared) or "all" for words in keys]
+    indices = range(min(map(len, keys)) - 1)
+    shared = {k for k in indices if len({key[k] for key in keys}) == 1}
+    return [", ".join(item for k, item in enumerate(key[:-1]) if k not in shared) or "all" for key in keys]
 
 
-Pairs = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _paired(a: Sequence[Observation], b: Sequence[Observation]) -> Pairs | None:
-    """Samples of the rounds that both have, where both are parts of the same runs that took turns."""
-    there = {str(o.record.folder): dict(zip(o.measured.rounds, o.measured.values, strict=False)) for o in b}
+def _match_rounds(a: Sequence[Observation], b: Sequence[Observation]) -> tuple[Samples, Samples] | None:
+    """Return samples of the rounds that both have, where both are parts of the same runs that took turns."""
+    by_run = {str(o.record.folder): dict(zip(o.measured.rounds, o.measured.values, strict=False)) for o in b}
     pairs = [
         (value, other[number])
         for o in a
-        if o.measured.rounds and (other := there.get(str(o.record.folder)))
+        if o.measured.rounds and (other := by_run.get(str(o.record.folder)))
         for number, value in zip(o.measured.rounds, o.measured.values, strict=True)
         if number in other
     ]
     if not pairs:
         return None
-    left, right = zip(*pairs, strict=True)
-    return left, right
+    a_samples, b_samples = zip(*pairs, strict=True)
+    return a_samples, b_samples
 
 
-def _turns(name: str, metric: Metric, pairs: Pairs) -> Row:
-    """The median ratio of pairs, its order-statistic interval, and the p of the sign test (Arbuthnot, 1710)."""
-    a, b = pairs
+def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricComparison:
+    """Compare by the median ratio of pairs, its order-statistic interval, and the p of the sign test.
+
+    Source: Conover, Practical Nonparametric Statistics, 3rd ed. (1999), section 3.4.
+    """
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # takes most of a second to import
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.array(b) / np.array(a)
-    found = median_interval(ratio.tolist(), CONFIDENCE)
-    above, below = int((ratio > 1).sum()), int((ratio < 1).sum())
-    n = above + below
-    p = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(above, below) + 1)) / 2**n) if n else 1.0
-    shift = Shift(found.median, found.low, found.high, p, found.coverage, len(a), len(b))
-    return Row(name, metric, a, b, True, shift, p)
+        ratios = np.array(b) / np.array(a)
+    interval = median_interval(ratios.tolist(), CONFIDENCE)
+    above, below = int((ratios > 1).sum()), int((ratios < 1).sum())
+    p = float(binomtest(above, above + below).pvalue) if above + below else 1.0
+    shift = Shift(
+        estimate=interval.value, low=interval.low, high=interval.high, p=p, coverage=interval.coverage,
+        n_a=len(a), n_b=len(b),
+    )  # fmt: skip
+    return MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=True, shift=shift, p=p)
 
 
-def _unpaired(rows: Sequence[tuple[str, list[Observation], list[Observation]]]) -> list[Row]:
-    """Hodges and Lehmann's ratio and Mann and Whitney's p, all rows of like sizes at once."""
-    groups: dict[tuple[int, int], list[tuple[str, Metric, tuple[float, ...], tuple[float, ...]]]] = {}
-    for name, left, right in rows:
-        a, b = (tuple(v for o in side for v in o.measured.values) for side in (left, right))
-        groups.setdefault((len(a), len(b)), []).append((name, left[0].measured.metric, a, b))
-    found = []
-    for own in groups.values():
-        s = ratios([a for *_, a, _ in own], [b for *_, b in own], CONFIDENCE)
-        columns = zip(own, s.estimate.tolist(), s.low.tolist(), s.high.tolist(), s.p.tolist(), strict=True)
-        found += [
-            Row(name, metric, a, b, False, Shift(e, low, high, p, s.coverage, s.n_a, s.n_b), p)
-            for (name, metric, a, b), e, low, high, p in columns
-        ]
-    return found
+def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> Iterator[MetricComparison]:
+    """Compare by the ratio of Hodges and Lehmann and the p of Mann and Whitney, all rows of equal sizes at once."""
+    by_size: dict[tuple[int, int], list[tuple[str, Metric, Samples, Samples]]] = {}
+    for row in rows:
+        by_size.setdefault((len(row[2]), len(row[3])), []).append(row)
+    for group in by_size.values():
+        shifts = estimate_ratios([a for _, _, a, _ in group], [b for *_, b in group], CONFIDENCE)
+        for i, (name, metric, a, b) in enumerate(group):
+            shift = shifts.row(i)
+            yield MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=False, shift=shift, p=shift.p)
 
 
-def spread(values: Sequence[float]) -> float:
-    """Half of the middle half over the median; NaN of fewer than four."""
+def _adjust_p_values(rows: Sequence[MetricComparison]) -> list[MetricComparison]:
+    """Adjust the p values of rows with enough samples for their number, and set the others to NaN.
+
+    Source: Benjamini and Hochberg, J. R. Statist. Soc. B 57, 289 (1995).
+    """
+    from scipy.stats import false_discovery_control
+
+    p = np.array([row.p if row.has_enough_samples else math.nan for row in rows])
+    is_tested = ~np.isnan(p)
+    if is_tested.any():
+        p[is_tested] = false_discovery_control(p[is_tested])
+    return [replace(row, p=float(value)) for row, value in zip(rows, p, strict=True)]
+
+
+def _format_cells(row: MetricComparison) -> tuple[str, ...]:
+    a, b = row.medians
+    s = row.shift
+    verdict: str = row.verdict
+    if verdict in ("too noisy", "no difference seen") and math.isfinite(row.min_detectable_change):
+        verdict += f", > {row.min_detectable_change:.1%} would show"
+    return (
+        sanitize_line(row.name), f"{row.metric.name} ({row.metric.unit})" if row.metric.unit else row.metric.name,
+        f"{a:.4g}", f"{b:.4g}", f"{s.estimate:.3f}{'*' * row.is_paired} [{s.low:.3f}, {s.high:.3f}]",
+        "-" if math.isnan(row.p) else f"{row.p:.2g}", f"{s.n_a}, {s.n_b}",
+        " / ".join("-" if math.isnan(v) else f"{v:.1%}" for v in row.noise), verdict,
+    )  # fmt: skip
+
+
+def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    yield from ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _relative_iqr(values: Sequence[float]) -> float:
+    """Return the interquartile range over the median; NaN of fewer than four values."""
     if len(values) < 4:
         return math.nan
     ordered = sorted(values)
     quarter = len(ordered) // 4
     middle = ordered[len(ordered) // 2]
-    return (ordered[-1 - quarter] - ordered[quarter]) / 2 / abs(middle) if middle else math.nan
+    return (ordered[-1 - quarter] - ordered[quarter]) / abs(middle) if middle else math.nan

@@ -1,117 +1,137 @@
-"""Everything ever measured of a project's commits: <out>/history.jsonl, one line a measurement, only appended to.
+"""All measurements of a project's commits: <out>/history.jsonl, one line per measurement, only appended to.
 
-A line is an Entry as JSON beside its `version`. Lines that are torn, foreign or of another version are counted and
-passed over, so that files of several machines can be joined by `cat`.
+A line is a Measurement as JSON. Lines that are truncated, foreign or of another version are counted and skipped, so
+that files of several machines can be concatenated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import orjson
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from harness.host.atomic_files import append_below
+from harness.experiments.metrics import Metric
+from harness.host.files import append_below
+from harness.results.runs import RunRecord
+from harness.tracking.git_commits import describe_commit, first_parent_index
 
 FILE_NAME = "history.jsonl"
-VERSION = 1
+RUN_THRESHOLD = 0.05  # for runs on different days; the noise between them decides as well
 Better = Literal["lower", "higher"]
+Source = Literal["asv", "campaign"]
 Key = tuple[str, str, str, str, str, int | None]
+MetricsOf = Callable[[RunRecord], Mapping[Metric, Sequence[float]]]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What one machine measured of one commit, at one time.
+class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_by_name=True):
+    """Samples of one benchmark on one commit, from one machine at one time.
 
-    source: asv or campaign. session: what was measured together, in turns, and may be compared row by row. place:
-    the commit's among those of its session, or in the history of its clone. threshold: the least relative change that
-    counts. round: which turn, None for a run by itself. values: raw samples; none if the benchmark failed.
+    Attributes:
+        source: Benchmarks over commits (asv), or runs of suites (campaign).
+        session: Identifier of what was measured together, in interleaved rounds, and may be compared round by round.
+        commit: Full hash.
+        committed_s: Unix time of the commit in seconds.
+        commit_index: Index among the commits of its session, or in the history of its clone; `place` in the file.
+        machine: Host and processor.
+        threshold: Smallest relative change that counts.
+        round: Number of the round; None for a run on its own.
+        values: Raw samples in `unit`; empty if the benchmark failed.
     """
 
-    source: Literal["asv", "campaign"]
+    version: Literal[1] = 1
+    source: Source
     session: str
     commit: str
     committed_s: int
     subject: str
-    place: int
+    commit_index: int = Field(validation_alias="place", serialization_alias="place")
     machine: str
     name: str
     unit: str
     better: Better
-    threshold: float
+    threshold: FiniteFloat
     round: int | None
-    values: tuple[float, ...]
+    values: tuple[FiniteFloat, ...]
 
     @property
     def key(self) -> Key:
-        """Equal keys are the same measurement."""
+        """Return what identifies a measurement: equal keys are the same one."""
         return self.source, self.session, self.machine, self.commit, self.name, self.round
 
 
 @dataclass(frozen=True)
 class History:
-    """The measurements, oldest line first, and how many lines are not told of."""
+    """The measurements in the order of their lines, and the number of lines that were skipped."""
 
-    entries: list[Entry]
-    passed_over: int
+    measurements: list[Measurement]
+    n_skipped: int
 
 
-def read(path: Path) -> History:
-    """Every measurement once; the first line of a key counts, but a failure yields to a later success."""
+def read_history(path: Path) -> History:
+    """Read every measurement once: the first line of a key counts, but a success replaces an earlier failure."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return History([], 0)
-    found: dict[Key, Entry] = {}
-    passed_over = 0
+    by_key: dict[Key, Measurement] = {}
+    n_skipped = 0
     for line in lines:
-        entry = parsed(line)
-        if entry is None:
-            passed_over += bool(line.strip())
-        elif entry.key not in found or not found[entry.key].values:
-            found[entry.key] = entry
-    return History(list(found.values()), passed_over)
+        try:
+            new = Measurement.model_validate_json(line)
+        except ValidationError:
+            n_skipped += bool(line.strip())
+            continue
+        if new.key not in by_key or not by_key[new.key].values:
+            by_key[new.key] = new
+    return History(list(by_key.values()), n_skipped)
 
 
-def append(path: Path, entries: Iterable[Entry]) -> int:
-    """Add those that the file does not hold yet, in one write; how many they were."""
-    known = {entry.key: bool(entry.values) for entry in read(path).entries}
-    new = [entry for entry in entries if not known.get(entry.key, False) and (entry.values or entry.key not in known)]
+def append_measurements(path: Path, measurements: Iterable[Measurement]) -> int:
+    """Append the measurements that the file does not hold yet, in one write; return their number."""
+    known = {m.key: bool(m.values) for m in read_history(path).measurements}
+    new = [m for m in measurements if not known.get(m.key, False) and (m.values or m.key not in known)]
     if not new:
         return 0
-    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    append_below(path.parent, path.name, b"\n" * torn + b"".join(map(_line, new)))
+    is_truncated = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    lines = "".join(f"{m.model_dump_json(by_alias=True)}\n" for m in new)
+    append_below(path.parent, path.name, b"\n" * is_truncated + lines.encode())
     return len(new)
 
 
-def parsed(line: bytes) -> Entry | None:
-    """The measurement of a line; None if it holds none that this version understands."""
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(value, dict) or value.pop("version", None) != VERSION or value.keys() != KINDS.keys():
-        return None
-    sound = all(isinstance(value[name], kind) and not isinstance(value[name], bool) for name, kind in KINDS.items())
-    if not sound or not all(map(_is_number, (*value["values"], value["threshold"]))):
-        return None
-    if value["source"] not in ("asv", "campaign") or value["better"] not in ("lower", "higher"):
-        return None
-    return Entry(**value | {"values": tuple(map(float, value["values"]))})
+def run_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, repo: Path) -> Iterator[Measurement]:
+    """Yield the metrics of every finished run of a suite under the commit of its code and the machine that it ran on.
 
-
-def _line(entry: Entry) -> bytes:
-    return orjson.dumps({"version": VERSION, **asdict(entry)}, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-OTHER_KINDS: dict[str, tuple[type, ...]] = {
-    "committed_s": (int,), "place": (int,), "threshold": (float, int), "round": (int, type(None)), "values": (list,),
-}  # fmt: skip
-KINDS = {f.name: OTHER_KINDS.get(f.name, (str,)) for f in fields(Entry)}
+    Runs of uncommitted or unknown code are left out, and so are values that are not finite.
+    """
+    for record in records:
+        provenance, case = record.provenance, record.case
+        commit = provenance.get("commit")
+        if record.state != "done" or not isinstance(commit, str) or provenance.get("changed_since_commit") is not False:
+            continue
+        index = first_parent_index(repo, commit)
+        described = None if index is None else describe_commit(repo, commit)
+        time_s = int(provenance.get("time_s", 0))
+        short_id = case.get("id", "")[:10]
+        for metric, values in metrics_of(record).items():
+            finite = tuple(float(v) for v in values if math.isfinite(v))
+            if values and not finite:
+                continue
+            yield Measurement(
+                source="campaign",
+                session=f"{short_id}@{time_s}",
+                commit=commit,
+                committed_s=described.committed_s if described else time_s,
+                subject=described.subject if described else "",
+                commit_index=index or 0,
+                machine=f"{provenance.get('host', '?')} ({provenance.get('cpu', '?')})",
+                name=f"{case.get('suite')}/{case.get('name')}-{short_id} {metric.name}",
+                unit=metric.unit,
+                better=metric.better,
+                threshold=RUN_THRESHOLD,
+                round=None,
+                values=finite,
+            )

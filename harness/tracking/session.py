@@ -1,74 +1,133 @@
-"""A session of rounds over the commits of a range, into the history, however often it is interrupted."""
+"""A session of rounds over a range of commits, appended to the history; it resumes however often it is interrupted."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from harness.execution.campaign_lock import alone
-from harness.host.atomic_files import make_folder_below
+from harness.host.files import make_folder_below
+from harness.host.locks import campaign_lock
 from harness.protocol.errors import UsageError
-from harness.tracking import asv_results, asv_runner, history
-from harness.tracking.series import series
-from harness.tracking.verdicts import Verdict, verdicts
+from harness.tracking.asv_runner import AsvSession, read_json, run_round
+from harness.tracking.history import FILE_NAME, Measurement, append_measurements, read_history
+from harness.tracking.verdicts import Verdict, build_series, judge_all
 
 FOLDER = "regression"
 
 
 @dataclass(frozen=True)
-class Orders:
-    """How many rounds, of which benchmarks (regular expressions; none: all), and whether to tell how far it is."""
+class SessionOptions:
+    """How to run a session.
+
+    Attributes:
+        rounds: Number of rounds.
+        bench: Regular expressions of the benchmarks to run; all if there is none.
+        quiet: Print no progress.
+    """
 
     rounds: int
     bench: Sequence[str] = ()
     quiet: bool = False
 
-    def asks_for(self, name: str) -> bool:
-        """Whether a benchmark is among those wanted."""
+    def includes(self, name: str) -> bool:
+        """Return whether a benchmark is among those to run."""
         return not self.bench or any(re.search(regex, name) for regex in self.bench)
 
 
-def follow(session: asv_runner.Session, orders: Orders, out: Path) -> bool:
-    """Measure what is missing and append it to the history; whether asv had something to say against any of it.
+def run_session(session: AsvSession, options: SessionOptions, out: Path) -> bool:
+    """Run the missing rounds and append them to the history; return whether a benchmark failed.
 
-    What seems to have become worse is measured as often again: it must be found with all rounds as well. Raises
-    UsageError if there is nothing to compare.
+    Benchmarks that seem to have become worse run as many rounds again: the change must be significant with all of them.
+
+    Raises:
+        UsageError: There is only one commit.
     """
-    complaints = measure(session, orders, out)
-    worse = [v.series.name for v in judged(session, out) if v.state == "regression" and orders.asks_for(v.series.name)]
+    had_failures = run_rounds(session, options, out)
+    worse = [
+        v.series.name
+        for v in judge_session(session, out)
+        if v.state == "regression" and options.includes(v.series.name)
+    ]
     if worse:
-        if not orders.quiet:
-            print(f"looking again at {len(worse)} that seem to have become worse", file=sys.stderr)
-        names = sorted({f"^{re.escape(name.split('(')[0].split(' ')[0])}(\\W|$)" for name in worse})
-        complaints |= measure(session, Orders(2 * orders.rounds, names, orders.quiet), out)
-    return complaints
+        if not options.quiet:
+            print(f"measuring {len(worse)} again that seem to have become worse", file=sys.stderr)
+        patterns = sorted({f"^{re.escape(name.split('(')[0].split(' ')[0])}(\\W|$)" for name in worse})
+        had_failures |= run_rounds(session, SessionOptions(2 * options.rounds, patterns, options.quiet), out)
+    return had_failures
 
 
-def judged(session: asv_runner.Session, out: Path) -> list[Verdict]:
-    """The verdicts of this session as far as it has come."""
-    entries = history.read(out / history.FILE_NAME).entries
-    return verdicts([s for s in series(entries) if s.session == session.id])
+def judge_session(session: AsvSession, out: Path) -> list[Verdict]:
+    """Return the verdicts on the measurements that this session has so far."""
+    measurements = read_history(out / FILE_NAME).measurements
+    return judge_all([s for s in build_series(measurements) if s.session == session.id])
 
 
-def measure(session: asv_runner.Session, orders: Orders, out: Path) -> bool:
-    """Measure what is missing; whether asv had something to say against any of it."""
+def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
+    """Run the missing rounds and append them to the history; return whether a benchmark failed."""
     if len(session.commits) < 2:
         raise UsageError(f"one commit alone ({session.commits[0].short}): nothing to compare it with")
     make_folder_below(out, FOLDER)
     session.folder.mkdir(parents=True, exist_ok=True)
-    complaints = False
-    began = time.monotonic()
-    with alone(session.root):
-        for number in range(1, orders.rounds + 1):
-            if not orders.quiet:
-                minutes = (time.monotonic() - began) / 60
-                print(f"round {number} of {orders.rounds}, {minutes:.1f} minutes so far", file=sys.stderr)
+    had_failures = False
+    started = time.monotonic()
+    with campaign_lock(session.root):
+        for number in range(1, options.rounds + 1):
+            if not options.quiet:
+                minutes = (time.monotonic() - started) / 60
+                print(f"round {number} of {options.rounds}, {minutes:.1f} minutes so far", file=sys.stderr)
             try:
-                complaints |= asv_runner.measure(session, number, orders.bench)
+                had_failures |= run_round(session, number, options.bench)
             finally:
-                history.append(out / history.FILE_NAME, asv_results.entries(session, number))
-    return complaints
+                append_measurements(out / FILE_NAME, round_measurements(session, number))
+    return had_failures
+
+
+def round_measurements(session: AsvSession, number: int) -> Iterator[Measurement]:
+    """Yield what asv has written of a round so far; a benchmark that failed on a commit has no values."""
+    results = session.round_folder(number) / "results"
+    benchmarks = read_json(results / "benchmarks.json")
+    commits = {commit.hash: (k, commit) for k, commit in enumerate(session.commits)}
+    files = sorted((results / session.machine["machine"]).glob("*-*.json"))
+    loaded = [content for content in map(read_json, files) if content.get("commit_hash") in commits]
+    has_several_environments = len({content["env_name"] for content in loaded}) > 1
+    for content in loaded:
+        index, commit = commits[content["commit_hash"]]
+        for name, values in _iter_values(content, benchmarks):
+            yield Measurement(
+                source="asv",
+                session=session.id,
+                commit=commit.hash,
+                committed_s=commit.committed_s,
+                subject=commit.subject,
+                commit_index=index,
+                machine=session.machine_name,
+                name=f"{name} [{content['env_name']}]" if has_several_environments else name,
+                unit=benchmarks[name.split("(")[0]].get("unit") or "",
+                better="lower",
+                threshold=session.project.threshold(name),
+                round=number,
+                values=tuple(values),
+            )
+
+
+def _iter_values(content: dict[str, Any], benchmarks: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    """Yield name with parameters, and samples, of every benchmark that asv ran in its present version."""
+    for name, row in content["results"].items():
+        columns = dict(zip(content["result_columns"], row, strict=False))
+        if columns.get("version") != benchmarks.get(name, {}).get("version"):
+            continue
+        points = itertools.product(*(columns.get("params") or []))
+        names = [name + (f"({', '.join(point)})" if point else "") for point in points]
+        values = columns.get("result") or [None] * len(names)
+        samples = columns.get("samples") or [None] * len(names)
+        for full_name, value, raw in zip(names, values, samples, strict=False):
+            finite = [] if value is None else [float(v) for v in raw or [value] if math.isfinite(v)]
+            if value is None or finite:
+                yield full_name, finite

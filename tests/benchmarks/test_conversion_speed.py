@@ -14,24 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.reference.datasets.catalog import source
+from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.conversion.convert import Conversion, convert
-from harness.reference.datasets.conversion.inputs import about_official
-from harness.reference.datasets.conversion.read_part import Rules
-from harness.reference.datasets.readers.registry import named
-from tests.reference.datasets.readers.official import array, write_ani1x, write_aselmdb
+from harness.reference.datasets.conversion.inputs import describe_official
+from harness.reference.datasets.conversion.read_part import ConversionRules
+from harness.reference.datasets.readers.registry import get_format
+from tests.reference.datasets.official_files.writers import array, write_ani1x, write_aselmdb
 
 ATOMS = 50
 
 
-def timed(slug: str, file: Path, rules: Rules) -> tuple[Callable[[], dict[str, Any]], list[float]]:
+def timed(slug: str, file: Path, rules: ConversionRules) -> tuple[Callable[[], dict[str, Any]], list[float]]:
     """A conversion to a new store each time, and where the processor's seconds are kept."""
-    entry, numbers, spent = source(slug), itertools.count(), []
+    entry, numbers, spent = find_source(slug), itertools.count(), []
 
     def once() -> dict[str, Any]:
         store = file.with_name(f"{next(numbers)}.bp")
         began = time.process_time()
-        order = Conversion(slug, named(entry.format), (file,), store, entry, about_official(entry), rules)
+        order = Conversion(slug, get_format(entry.format), (file,), store, entry, describe_official(entry), rules)
         found = convert(order, lambda done, total, what: None)
         spent.append(time.process_time() - began)
         return found
@@ -39,7 +39,7 @@ def timed(slug: str, file: Path, rules: Rules) -> tuple[Callable[[], dict[str, A
     return once, spent
 
 
-def judge(benchmark: Any, slug: str, file: Path, rules: Rules, target: float) -> None:
+def judge(benchmark: Any, slug: str, file: Path, rules: ConversionRules, target: float) -> None:
     once, spent = timed(slug, file, rules)
     found = benchmark.pedantic(once, rounds=3, warmup_rounds=1)
     rate = found["conversion"]["written"] / min(spent)
@@ -49,8 +49,10 @@ def judge(benchmark: Any, slug: str, file: Path, rules: Rules, target: float) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rules", "target"), [(Rules(), 20_000), (Rules(cutoff=5.0, max_neighbours=20), 5_000)])
-def test_hdf5(benchmark: Any, tmp_path: Path, rules: Rules, target: float) -> None:
+@pytest.mark.parametrize(
+    ("rules", "target"), [(ConversionRules(), 20_000), (ConversionRules(cutoff=5.0, max_neighbours=20), 5_000)]
+)
+def test_hdf5(benchmark: Any, tmp_path: Path, rules: ConversionRules, target: float) -> None:
     file = tmp_path / "ani1x-release.h5"
     write_ani1x(file, {f"g{k}": 100 for k in range(100)})
     judge(benchmark, "ani1x", file, rules, target)
@@ -62,7 +64,7 @@ def test_aselmdb(benchmark: Any, tmp_path: Path) -> None:
     rows = {k: crystal(rng) for k in range(1, 2001)}
     file = tmp_path / "data.aselmdb"
     write_aselmdb(file, dict(rows))
-    judge(benchmark, "omat24", file, Rules(), 2_000)
+    judge(benchmark, "omat24", file, ConversionRules(), 2_000)
 
 
 def crystal(rng: np.random.Generator) -> dict[str, Any]:

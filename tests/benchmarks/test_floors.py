@@ -13,23 +13,25 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import Graph, neighbour_graph
-from harness.reference.datasets.random_structures import random_structures
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.inference.bucketing import shape_of
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.profiling.flops import work
-from harness.tracking.history import Entry, append, read
+from harness.reference.profiling.flops import count_work
+from harness.tracking.history import Measurement, append_measurements, read_history
 from tests.benchmarks.floors import over_floor
 
 BATCH, SIDE = 16, 256
 
 
 @pytest.fixture(scope="module")
-def graphs() -> list[Graph]:
-    return [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in random_structures(BATCH, atoms=(2, 100))]
+def graphs() -> list[NeighbourList]:
+    return [
+        build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in make_random_structures(BATCH, atoms=(2, 100))
+    ]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,7 +40,7 @@ def one_thread() -> None:
 
 
 def test_a_neighbour_list_over_all_distances(benchmark: BenchmarkFixture) -> None:
-    structures = random_structures(BATCH, atoms=(2, 100))
+    structures = make_random_structures(BATCH, atoms=(2, 100))
 
     def distances() -> None:
         for s in structures:
@@ -46,26 +48,28 @@ def test_a_neighbour_list_over_all_distances(benchmark: BenchmarkFixture) -> Non
 
     def lists() -> None:
         for s in structures:
-            neighbour_graph(s, cutoff=5.0, max_neighbours=20)
+            build_neighbour_list(s, cutoff=5.0, max_neighbours=20)
 
     assert over_floor(benchmark, lists, distances) < 5
 
 
-def test_collation_over_joining_the_arrays(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+def test_collation_over_joining_the_arrays(benchmark: BenchmarkFixture, graphs: list[NeighbourList]) -> None:
     def joined() -> None:
         for _ in range(8):
             np.concatenate([g.structure.positions for g in graphs])
 
-    assert over_floor(benchmark, lambda: collate(graphs), joined) < 8
+    assert over_floor(benchmark, lambda: build_batch(graphs), joined) < 8
 
 
-def test_energies_and_forces_over_as_many_multiplications(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+def test_energies_and_forces_over_as_many_multiplications(
+    benchmark: BenchmarkFixture, graphs: list[NeighbourList]
+) -> None:
     """In matrices of 256 x 256; narrow ones, gathers and scatters are what is dearer."""
     torch.manual_seed(0)
     model = FoundationModel(ModelConfig()).requires_grad_(False)
-    batch = collate(graphs).to("cpu", torch.float32)
+    batch = build_batch(graphs).to("cpu", torch.float32)
     weights = model.gate(batch.composition)
-    flops = work(lambda: batched_heads(model, batch, weights), shape_of(batch)).matrix_flops
+    flops = count_work(lambda: batched_heads(model, batch, weights), shape_of(batch)).matrix_flops
     products = max(1, round(flops / (2 * SIDE**3)))
     square = torch.randn(SIDE, SIDE)
 
@@ -79,8 +83,10 @@ def test_energies_and_forces_over_as_many_multiplications(benchmark: BenchmarkFi
 def test_a_history_over_parsing_its_lines(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     values = tuple(np.random.default_rng(0).random(5).tolist())
-    append(path, [
-        Entry("asv", "s", f"{k:040x}", k, "x", k, "m", "a benchmark", "seconds", "lower", 0.02, r, values)
+    append_measurements(path, [
+        Measurement(source="asv", session="s", commit=f"{k:040x}", committed_s=k, subject="x", commit_index=k,
+                    machine="m", name="a benchmark", unit="seconds", better="lower", threshold=0.02, round=r,
+                    values=values)
         for k in range(100) for r in range(12)
     ])  # fmt: skip
 
@@ -88,4 +94,4 @@ def test_a_history_over_parsing_its_lines(benchmark: BenchmarkFixture, tmp_path:
         for line in path.read_bytes().splitlines():
             orjson.loads(line)
 
-    assert over_floor(benchmark, lambda: read(path), parsed) < 18
+    assert over_floor(benchmark, lambda: read_history(path), parsed) < 18

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import neighbour_graph
-from harness.reference.datasets.random_structures import random_structures
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import build_neighbour_list
+from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.inference.bucketing import shape_of
 from harness.reference.models.config import ModelConfig
-from harness.reference.models.foundation import backbone
-from harness.reference.profiling.flops import work
+from harness.reference.models.foundation import build_backbone
+from harness.reference.profiling.flops import count_work
 from tests.support.reference_models import SchNetPackPaiNN, TorchGeometricDimeNet, TorchGeometricSchNet
 
 pytestmark = pytest.mark.slow
@@ -107,8 +107,10 @@ def interleaved(ours: Call, theirs: Call, rounds: int = ROUNDS) -> Ratio:
 
 
 def boxes(count: int, *, with_triplets: bool = False) -> Batch:
-    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in random_structures(count, atoms=(2, 100))]
-    return collate(graphs, with_triplets=with_triplets).to("cpu", torch.get_default_dtype())
+    graphs = [
+        build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in make_random_structures(count, atoms=(2, 100))
+    ]
+    return build_batch(graphs, with_triplets=with_triplets).to("cpu", torch.get_default_dtype())
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -141,7 +143,9 @@ def report(what: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: B
     def forces(model: nn.Module) -> None:
         model.requires_grad_(False)(batch, batch.positions.clone().requires_grad_()).sum().backward()
 
-    flops = [work(lambda model=model: forces(model), shape_of(batch)).matrix_flops / 1e9 for model in (ours, theirs)]
+    flops = [
+        count_work(lambda model=model: forces(model), shape_of(batch)).matrix_flops / 1e9 for model in (ours, theirs)
+    ]
     print(f"\n{what:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")
 
 
@@ -149,7 +153,7 @@ def painns(dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Batch]:
     """Ours and schnetpack's with the same weights: three layers, twenty radial functions."""
     torch.set_default_dtype(dtype)
     config = ModelConfig(hidden_dim=WIDTH, num_radial=20)
-    ours, theirs = backbone(config), SchNetPackPaiNN(config)
+    ours, theirs = build_backbone(config), SchNetPackPaiNN(config)
     theirs.take_weights(ours)
     models = Energy(ours, WIDTH).to(dtype), Energy(theirs, WIDTH).to(dtype)
     models[1].readout.load_state_dict(models[0].readout.state_dict())
@@ -183,8 +187,8 @@ def test_painn_infers_faster_than_that_of_schnetpack_compiled() -> None:
 
 @pytest.mark.parametrize("make", [inference, training])
 def test_schnet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
-    config, batch = ModelConfig(backbone="schnet", hidden_dim=WIDTH), boxes(16)
-    ours, theirs = Energy(backbone(config), WIDTH), TorchGeometricSchNet(config)
+    config, batch = ModelConfig(build_backbone="schnet", hidden_dim=WIDTH), boxes(16)
+    ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricSchNet(config)
     ratio = interleaved(make(ours, batch), make(theirs, batch))
     report(f"SchNet, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
     assert median(ratio.rounds) > 0.8
@@ -192,8 +196,8 @@ def test_schnet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module,
 
 @pytest.mark.parametrize("make", [inference, training])
 def test_dimenet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
-    config, batch = ModelConfig(backbone="dimenet", hidden_dim=WIDTH), boxes(4, with_triplets=True)
-    ours, theirs = Energy(backbone(config), WIDTH), TorchGeometricDimeNet(config)
+    config, batch = ModelConfig(build_backbone="dimenet", hidden_dim=WIDTH), boxes(4, with_triplets=True)
+    ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricDimeNet(config)
     ratio = interleaved(make(ours, batch), make(theirs, batch), rounds=3)
     report(f"DimeNet++, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
     assert median(ratio.rounds) > 0.8

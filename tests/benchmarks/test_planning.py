@@ -13,11 +13,11 @@ import pytest
 
 from harness.config import resources, suite, system
 from harness.execution.campaign import Campaign
-from harness.execution.job_script import Scripts
-from harness.execution.journal import Ended, Journal
-from harness.planning.expand import Plan, expand
-from harness.planning.jobs import pack
-from harness.results.runs import load
+from harness.execution.job_script import JobScriptWriter
+from harness.execution.journal import CaseResult, Journal
+from harness.planning.expand import Plan, expand_suite
+from harness.planning.jobs import pack_jobs
+from harness.results.runs import load_runs
 
 SUITE = """\
 name: big
@@ -34,7 +34,7 @@ resources: {{minutes: 5}}
 
 
 def cpu_s(work: Callable[[], Any]) -> float:
-    """CPU seconds of this process; the least of three, as other work on the machine only adds."""
+    """Return the CPU seconds of this process: the least of three runs, as other load only adds to them."""
     best = float("inf")
     for _ in range(3):
         began = time.process_time()
@@ -46,8 +46,8 @@ def cpu_s(work: Callable[[], Any]) -> float:
 def plan(folder: Path, cases: int) -> Plan:
     path = folder / "big.yaml"
     path.write_text(SUITE.format(seeds=", ".join(map(str, range(cases // 50)))))
-    site = system.load(resources.find("systems", "slurm"), {})
-    return expand(suite.load(path), site)
+    site = system.load_system(resources.find_resource("systems", "slurm"), {})
+    return expand_suite(suite.load_suite(path), site)
 
 
 def listed(folder: Path, cases: int) -> str:
@@ -56,7 +56,7 @@ def listed(folder: Path, cases: int) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """A campaign of 10,000 cases of which all but ten have ended."""
+    """Return a campaign of 10,000 cases of which all but ten have ended."""
     folder = tmp_path_factory.mktemp("finished")
     campaign = Campaign(plan(folder, 10_000), folder / "runs")
     campaign.folder.mkdir(parents=True)
@@ -74,21 +74,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
         {"event": "done", "time_s": 3.0},
     ]  # fmt: skip
     log = b"".join(orjson.dumps(line) + b"\n" for line in lines)
-    scripts = Scripts(campaign.plan, campaign.folder)
-    for job in pack(campaign.plan, campaign.plan.cases, campaign.folder):
+    scripts = JobScriptWriter(campaign.plan, campaign.folder)
+    for job in pack_jobs(campaign.plan, campaign.plan.cases, campaign.folder):
         scripts.write(job)
     for case in campaign.plan.cases[:-10]:
         place = campaign.case_folder(case)
         (place / "events.jsonl").write_bytes(log)
         (place / "exit_code").write_text("0\n12\n")
-        journal.end(case.id, Ended("done", 0, 12.0, ""))
+        journal.record_end(case.id, CaseResult("done", 0, 12.0, ""))
     return campaign
 
 
-def test_validate_expand_and_list_within_a_second(tmp_path: Path) -> None:
+def test_ten_thousand_cases_are_planned_within_the_target(tmp_path: Path) -> None:
+    """The target is 0.2 s; the limit is twice that, for slower machines."""
     seconds = min(cpu_s(lambda: listed(tmp_path, 10_000)) for _ in range(3))
     print(f"10,000 cases listed in {seconds:.2f} CPU s")
-    assert seconds <= 1.0
+    assert seconds <= 0.4
 
 
 def test_expansion_is_linear(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_expansion_is_linear(tmp_path: Path) -> None:
 
 
 def bare_files_s(folder: Path, count: int) -> float:
-    """CPU seconds that as many folders and files of the size of a job take here, made as plainly as can be."""
+    """Return the CPU seconds to write as many folders and files of the same size without the harness."""
     began = time.process_time()
     (folder / "bare").mkdir()
     for k in range(count):
@@ -112,7 +113,7 @@ def bare_files_s(folder: Path, count: int) -> float:
 
 
 def test_scripts_within_three_seconds(tmp_path: Path) -> None:
-    """Three seconds, or three times what the bare files take at the same moment where that is more.
+    """The limit is three seconds, or three times the time of the bare files if that is more.
 
     The best of three goes: other work on the machine makes both slower.
     """
@@ -123,8 +124,8 @@ def test_scripts_within_three_seconds(tmp_path: Path) -> None:
         place.mkdir()
         floor = bare_files_s(place, 10_000)
         began = time.process_time()
-        scripts = Scripts(whole, place / "campaign")
-        jobs = pack(whole, whole.cases, place / "campaign")
+        scripts = JobScriptWriter(whole, place / "campaign")
+        jobs = pack_jobs(whole, whole.cases, place / "campaign")
         for job in jobs:
             scripts.write(job)
         seconds = time.process_time() - began
@@ -135,7 +136,7 @@ def test_scripts_within_three_seconds(tmp_path: Path) -> None:
 
 
 def bare_reads_s(campaign: Campaign) -> float:
-    """CPU seconds that reading and parsing the same files takes, as plainly as can be."""
+    """Return the CPU seconds to read and parse the same files without the harness."""
 
     def read() -> None:
         for case in campaign.plan.cases[:-10]:
@@ -149,17 +150,17 @@ def bare_reads_s(campaign: Campaign) -> float:
 
 
 def test_results_load_within_half_a_second(finished: Campaign) -> None:
-    """Half a second, or on a slower machine no more than three times the bare reads."""
-    seconds, floor = cpu_s(lambda: load(finished.folder.parent)), bare_reads_s(finished)
+    """The limit is half a second, or three times the time of the bare reads if that is more."""
+    seconds, floor = cpu_s(lambda: load_runs(finished.folder.parent)), bare_reads_s(finished)
     print(f"10,000 results loaded in {seconds:.2f} CPU s; the bare reads: {floor:.2f}")
     assert seconds <= max(0.5, 3 * floor)
-    records = load(finished.folder.parent)
+    records = load_runs(finished.folder.parent)
     assert len(records) == 10_000
     assert sum(r.state == "done" for r in records) == 9_990
 
 
-def test_what_is_left_within_half_a_second(finished: Campaign) -> None:
+def test_remaining_jobs_within_half_a_second(finished: Campaign) -> None:
     seconds = cpu_s(finished.jobs_left)
     print(f"what is left of 10,000 cases in {seconds:.2f} CPU s")
     assert seconds <= 0.5
-    assert sum(len(job.cases) for job in finished.jobs_left()) == 10
+    assert sum(len(job.cases) for job in finished.pending_jobs()) == 10

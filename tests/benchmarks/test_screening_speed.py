@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import neighbour_graph
-from harness.reference.datasets.random_structures import random_structures
-from harness.reference.programs.screening.candidates.dense_neighbours import isolated_arrays
-from harness.reference.programs.screening.candidates.filters import charge_balanced
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import build_neighbour_list
+from harness.reference.datasets.random_structures import make_random_structures
+from harness.reference.programs.screening.candidates.filters import is_charge_balanced
 from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies
-from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, Run
-from harness.reference.programs.screening.candidates.prototypes import prototypes
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, PrototypeBlock
+from harness.reference.programs.screening.candidates.prototypes import load_prototypes
+from harness.reference.programs.screening.candidates.random_workload import build_vacuum_arrays
 
 BLOCK, BATCH = 1 << 16, 512
-SPACE = CandidateSpace(prototypes(), tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91}))
+SPACE = CandidateSpace(
+    load_prototypes(), tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
+)
 
 
-def spread_runs(count: int) -> list[Run]:
+def spread_runs(count: int) -> list[PrototypeBlock]:
     """Batches from all over the space, each within a prototype."""
     starts = np.linspace(0, len(SPACE) - BATCH, count).astype(int).tolist()
     return [max(SPACE.block(k, k + BATCH), key=len) for k in starts]
@@ -53,7 +55,9 @@ def test_neighbours_are_looked_up(benchmark: BenchmarkFixture) -> None:
     benchmark(lambda: [topologies.arrays(run) for run in runs])
     rate = sum(map(len, runs)) / benchmark.stats.stats.median
     benchmark.extra_info["structures_per_s"] = rate
-    assert rate > 10 * own_rate(lambda: [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures], 40)
+    assert rate > 10 * own_rate(
+        lambda: [build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in structures], 40
+    )
 
 
 def test_edges_are_counted(benchmark: BenchmarkFixture) -> None:
@@ -65,13 +69,14 @@ def test_edges_are_counted(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize(("atoms", "count"), [((2, 100), 256), ((2, 500), 48)])
 def test_random_structures(benchmark: BenchmarkFixture, atoms: tuple[int, int], count: int) -> None:
     """Twice as fast as one by one; four and six times were measured."""
-    structures = random_structures(count, atoms=atoms)
-    benchmark(isolated_arrays, structures, cutoff=5.0, max_neighbours=20)
+    structures = make_random_structures(count, atoms=atoms)
+    benchmark(build_vacuum_arrays, structures, cutoff=5.0, max_neighbours=20)
     rate = count / benchmark.stats.stats.median
     benchmark.extra_info["structures_per_s"] = rate
     one_by_one = structures[: count // 4]
     assert rate > 2 * own_rate(
-        lambda: collate([neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in one_by_one]), len(one_by_one)
+        lambda: build_batch([build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in one_by_one]),
+        len(one_by_one),
     )
 
 
@@ -79,5 +84,5 @@ def test_charge_balance(benchmark: BenchmarkFixture) -> None:
     """At most 5 us a candidate, of four species in batches; 1 us was measured."""
     pytest.importorskip("smact")
     run = SPACE.block(len(SPACE) // 2, len(SPACE) // 2 + BATCH)[0]
-    benchmark(charge_balanced, SPACE.prototypes[run.prototype], run)
+    benchmark(is_charge_balanced, SPACE.prototypes[run.prototype], run)
     assert benchmark.stats.stats.median / BATCH < 5e-6

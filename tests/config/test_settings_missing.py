@@ -1,4 +1,4 @@
-"""Scripts are written whatever setting has no value: it is left out, or the job asks for it; submitting insists."""
+"""Scripts are written although settings are missing, and read them from the environment; submission requires them."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def test_the_first_example_for_a_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """`nox -s scaling -- --system aurora` and no more."""
+def test_run_without_settings_prints_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """This is what `nox -s scaling -- --system aurora` runs."""
     assert main(["run", "scaling", "--system", "aurora"]) == 0
     said = capsys.readouterr().out.splitlines()
     scripts = {name: text for name, text in files(tmp_path).items() if name.endswith(".sh")}
@@ -78,7 +78,7 @@ def test_the_first_example_for_a_cluster(capsys: pytest.CaptureFixture[str], tmp
 
 
 @pytest.mark.parametrize("base", ["pbs", "slurm"])
-def test_whatever_is_missing_scripts_are_written_and_sound(
+def test_scripts_with_missing_settings_pass_shellcheck(
     base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     needs("shellcheck")
@@ -118,7 +118,7 @@ def test_planning_needs_no_settings(words: tuple[str, ...], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("words", [("--submit",), ("--wait",)])
-def test_submitting_insists_on_every_setting(
+def test_submitting_requires_every_setting(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, "pbs")
@@ -128,7 +128,7 @@ def test_submitting_insists_on_every_setting(
     assert not (tmp_path / "results").exists()
 
 
-def test_a_setting_that_is_given_later_changes_no_case_and_no_name(tmp_path: Path) -> None:
+def test_settings_without_identity_change_no_case_name(tmp_path: Path) -> None:
     write(tmp_path, "pbs")
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
     before = files(tmp_path)
@@ -142,7 +142,7 @@ def test_a_setting_that_is_given_later_changes_no_case_and_no_name(tmp_path: Pat
         assert "HARNESS_FOLDER" not in text
 
 
-def test_a_job_without_the_setting_that_it_needs_says_which(tmp_path: Path) -> None:
+def test_a_job_ends_with_the_name_of_a_missing_setting(tmp_path: Path) -> None:
     write(tmp_path, "slurm")
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
     script = next((tmp_path / "results").rglob("jobs/*.sh"))
@@ -155,7 +155,7 @@ def test_a_job_without_the_setting_that_it_needs_says_which(tmp_path: Path) -> N
     assert line.endswith("HARNESS_FOLDER: it gives the setting folder, which is missing: set it in the environment")
 
 
-def test_setup_is_printed_and_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_setup_prints_commands_that_check_missing_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "pbs")
     assert main(["setup", "--system", "site.yaml"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -164,15 +164,15 @@ def test_setup_is_printed_and_asks(tmp_path: Path, capsys: pytest.CaptureFixture
     assert asked == ["TOOL", "VENV"]
 
 
-def test_a_suite_that_reads_a_missing_setting_is_told_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a case measures cannot be left to the job."""
+def test_a_suite_that_reads_a_missing_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A job cannot decide what a case measures."""
     write(tmp_path, "pbs")
     (tmp_path / "suite.yaml").write_text(SUITE + 'resources: {minutes: "{{ settings.count }}"}\n')
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 2
-    assert "the setting 'count' has no value, which -S count=... gives it" in capsys.readouterr().err
+    assert "the setting 'count' has no value (give -S count=...)" in capsys.readouterr().err
 
 
-def test_the_ranks_of_a_node_cannot_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_per_node_requires_its_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE)
     (tmp_path / "site.yaml").write_text(
         "name: site\nextends: slurm\nsettings: {ranks_per_node: null, each: {help: ranks}}\n"
@@ -182,12 +182,12 @@ def test_the_ranks_of_a_node_cannot_wait(tmp_path: Path, capsys: pytest.CaptureF
     assert "node.ranks_per_node: system 'site' needs the setting 'each' (ranks)" in capsys.readouterr().err
 
 
-def test_chunk_resources_of_pbs(tmp_path: Path) -> None:
+def test_chunk_is_rendered_for_pbs(tmp_path: Path) -> None:
     write(tmp_path, "pbs")
     path = tmp_path / "gpu.yaml"
     path.write_text("name: gpu\nextends: pbs\nchunk: {ngpus: 4, gpu_model: a100, mem: 64gb}\n")
     given = {"ranks_per_node": "4", "threads": "2"}
-    assert system.load(path, given).chunk == ":ncpus=8:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb"
+    assert system.load_system(path, given).chunk == ":ncpus=8:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb"
     assert main(["run", "suite.yaml", "--system", "gpu.yaml", "-S", "ranks_per_node=4"]) == 0
     text = next((tmp_path / "results").rglob("jobs/*.sh")).read_text()
     assert "\n#PBS -l select=1:ncpus=4:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb\n#PBS -l place=scatter:excl\n" in text

@@ -1,4 +1,4 @@
-"""Real jobs on this machine: failures, resumption, a killed harness, two at once, interruption."""
+"""Real jobs on this machine: failures, resumption, a killed harness, two harnesses at once, interruption."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def suite(folder: Path, text: str = TINY) -> None:
     (folder / "tiny.yaml").write_text(text)
 
 
-# A shell that starts the tests in the background has interrupts ignored; the harness under test must hear them.
-HEARING = """
+# A shell that starts the tests in the background ignores interrupts; the harness under test must receive them.
+INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from harness.cli.main import main
@@ -51,9 +51,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HEARING, *words],
+        [sys.executable, "-c", INTERRUPTIBLE, *argv],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -64,19 +64,19 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def wait_for(path: Path, word: str, times: int = 1) -> None:
     deadline = time.monotonic() + 300
-    while held(path).count(word) < times:
+    while read_text(path).count(word) < times:
         assert time.monotonic() < deadline, f"{path} never held {word} {times} times"
         time.sleep(0.05)
 
 
-def held(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text()
     except FileNotFoundError:
         return ""
 
 
-def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
+def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path)
     done = harness("run", "tiny.yaml", "--out", "out")
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
     costs = pd.read_csv(out / "tables" / "cost_cases.csv")
     measured = costs["busy_cores"].notna()
-    assert costs.loc[~measured, "why_not"].notna().all()  # a busy machine takes too few samples, and the table says so
+    assert costs.loc[~measured, "why_not"].notna().all()  # a busy machine takes too few samples, which the table states
     assert drawn == ({"tiny", "cost"} if measured.any() else {"tiny"})
     assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
 
@@ -107,7 +107,7 @@ def test_the_whole_flow(harness: Harness, tmp_path: Path) -> None:
     assert before == [(f.parent / "events.jsonl").read_bytes() for f in folders]
 
 
-def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
+def test_moved_campaign_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path)
     harness("run", "tiny.yaml", "--out", "out", "-n", "random")
     campaign = (tmp_path / "out" / "runs" / "tiny-local").rename(tmp_path / "elsewhere")
@@ -123,7 +123,7 @@ def test_a_campaign_moves_and_runs_by_hand(harness: Harness, tmp_path: Path) -> 
     assert (folder / "exit_code").read_text().startswith("0\n")
 
 
-def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_path: Path) -> None:
+def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_path: Path) -> None:
     model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
     broken = tmp_path / "broken.safetensors"
     broken.write_text("not a checkpoint")
@@ -149,7 +149,7 @@ def test_a_case_that_fails_is_told_and_run_again_alone(harness: Harness, tmp_pat
     assert len(list((tmp_path / "out" / "runs").glob("*/*/attempt-1/stderr"))) == 1
 
 
-def test_a_killed_harness_leaves_a_job_that_the_next_one_joins(harness: Harness, tmp_path: Path) -> None:
+def test_next_harness_joins_the_job_of_a_killed_one(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 150").replace("[random, crystals]", "[random]"))
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
@@ -164,10 +164,10 @@ def test_a_killed_harness_leaves_a_job_that_the_next_one_joins(harness: Harness,
     assert sum(e["event"] == "start" for e in lines) == 1
     assert sum(e["event"] == "sample" for e in lines) == 150 * 5 * 2
     assert journal.read_text().count('"submitted"') == 1
-    assert not Journal(journal.parent).open
+    assert not Journal(journal.parent).active_jobs
 
 
-def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, tmp_path: Path) -> None:
+def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
@@ -176,7 +176,7 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     for attempt in (1, 2):
         wait_for(journal, '"submitted"', attempt)
         wait_for(folder / "events.jsonl", "sample")
-        LocalScheduler(journal.parent).cancel(list(Journal(journal.parent).open), force=True)
+        LocalScheduler(journal.parent).cancel(list(Journal(journal.parent).active_jobs), force=True)
         if attempt == 1:
             wait_for(folder / "attempt-1" / "events.jsonl", "sample")
     assert first.wait(300) == 3
@@ -188,8 +188,8 @@ def test_a_killed_job_is_incomplete_and_its_samples_are_kept(harness: Harness, t
     assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
 
-def test_a_program_that_outlives_its_jobs_shell_is_not_run_again(harness: Harness, tmp_path: Path) -> None:
-    """Nobody is there to write its exit code; its own last event says that it has come to its end."""
+def test_program_that_outlives_its_shell_is_not_rerun(harness: Harness, tmp_path: Path) -> None:
+    """The exit code is never written; the last event of the program shows that it finished."""
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
@@ -198,9 +198,9 @@ def test_a_program_that_outlives_its_jobs_shell_is_not_run_again(harness: Harnes
     wait_for(folder / "events.jsonl", "sample")
     [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
     shell.kill()
-    _, said = first.communicate(timeout=300)
-    assert first.returncode == 0, said
-    assert not (folder / "exit_code").exists(), "the case that this test is about"
+    _, errors = first.communicate(timeout=300)
+    assert first.returncode == 0, errors
+    assert not (folder / "exit_code").exists(), "this test needs a case without exit code"
     lines = list(events.read(folder / "events.jsonl"))
     assert sum(e["event"] == "start" for e in lines) == 1
     assert not list(folder.glob("attempt-*"))
@@ -209,7 +209,7 @@ def test_a_program_that_outlives_its_jobs_shell_is_not_run_again(harness: Harnes
     assert set(pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")["case_state"]) == {"done"}
 
 
-def test_a_program_that_dies_after_its_jobs_shell_is_run_again(harness: Harness, tmp_path: Path) -> None:
+def test_program_that_dies_after_its_shell_is_rerun(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 300").replace("[random, crystals]", "[random]"))
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
@@ -226,7 +226,7 @@ def test_a_program_that_dies_after_its_jobs_shell_is_run_again(harness: Harness,
     assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
 
-def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path) -> None:
+def test_second_harness_on_one_campaign_is_refused(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
@@ -245,10 +245,10 @@ def test_two_harnesses_do_not_run_one_campaign(harness: Harness, tmp_path: Path)
     assert log.stat().st_size == size, "the interrupted job goes on"
 
 
-def test_a_stage_that_cannot_run_is_shown_and_the_others_stay(
+def test_stage_that_cannot_run_is_shown_as_not_available(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a C++ compiler torch.compile has nothing to compile with, nor have our own operators."""
+    """torch.compile and the fused operators need a C++ compiler."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty-cache"))
@@ -267,7 +267,7 @@ def test_a_stage_that_cannot_run_is_shown_and_the_others_stay(
     assert "not available" in score["reason"]
 
 
-def test_no_job_is_begun_that_may_cost_more_than_allowed(harness: Harness, tmp_path: Path) -> None:
+def test_run_over_the_node_hour_limit_starts_no_job(harness: Harness, tmp_path: Path) -> None:
     suite(tmp_path)
     dear = harness("run", "tiny.yaml", "--out", "out", "--max-node-hours", "0.16")
     assert dear.returncode == 2
@@ -278,8 +278,8 @@ def test_no_job_is_begun_that_may_cost_more_than_allowed(harness: Harness, tmp_p
 
 
 @pytest.mark.slow
-def test_what_another_selection_submitted_is_gathered_rightly(harness: Harness, tmp_path: Path) -> None:
-    """A harness killed in a run of all cases; the next runs only one: the other's end is not taken for a loss."""
+def test_run_of_one_case_keeps_the_results_of_others(harness: Harness, tmp_path: Path) -> None:
+    """A run of all cases is killed, and the next runs only one: the result of the other is not a loss."""
     suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))
     first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
@@ -293,7 +293,7 @@ def test_what_another_selection_submitted_is_gathered_rightly(harness: Harness, 
     assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("2 done\n")
 
 
-def test_sanity_and_figures_of_merit_judge_a_case(harness: Harness, tmp_path: Path) -> None:
+def test_sanity_checks_and_figures_of_merit_judge_a_case(harness: Harness, tmp_path: Path) -> None:
     checks = """\
 sanity:
   - {event: sample, at_least: 12}

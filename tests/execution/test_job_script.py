@@ -1,7 +1,7 @@
-"""Job scripts as they are handed to a scheduler: the very text, and what every one of them must keep.
+"""Job scripts: their exact text, and what every one of them must contain.
 
-golden/<system>.sh is the script of one scaling job. After a change that is meant, renew them and read the
-difference: `python -m tests.execution.test_job_script`.
+golden/<system>.sh is the script of one scaling job. After an intended change, renew the files and read the difference:
+`python -m tests.execution.test_job_script`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import harness
 from harness.config import resources
 from harness.config import suite as suites
 from harness.config import system as systems
-from harness.execution import environment
-from harness.execution.job_script import Scripts
-from harness.planning.expand import Plan, expand
-from harness.planning.jobs import Job, pack
+from harness.execution.job_script import JobScriptWriter, render_setup_script
+from harness.planning.expand import Plan, expand_suite
+from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
-from harness.protocol.registry import DRIVERS
+from harness.protocol.registry import PROGRAMS
 from tests.conftest import needs
-from tests.execution.test_run_case import make
+from tests.execution.test_run_case import make_job
 from tests.support.cluster import Cluster, available
 from tests.system.test_slurm import until
 
@@ -37,26 +36,28 @@ SYSTEMS = ("aurora", "frontier", "local", "pbs", "perlmutter", "slurm")
 CAMPAIGN = Path("/campaign")
 
 
-def site(system: str, **given: str) -> systems.Site:
-    own = systems.load(resources.find("systems", system), {}).system.settings
-    kept = {name: value for name, value in (GIVEN | given).items() if name in own}
-    return systems.load(resources.find("systems", system), kept)
+def site(system: str, **given: str) -> systems.ResolvedSystem:
+    declared = systems.load_system(resources.find_resource("systems", system), {}).system.settings
+    given = {name: value for name, value in (GIVEN | given).items() if name in declared}
+    return systems.load_system(resources.find_resource("systems", system), given)
 
 
 def plan(suite: str, system: str, **given: str) -> Plan:
     where = site(system, **given)
-    return expand(suites.load(resources.find("suites", suite), where.system.scale or system), where)
+    return expand_suite(
+        suites.load_suite(resources.find_resource("suites", suite), where.system.scale or system), where
+    )
 
 
 def jobs(of: Plan, folder: Path = CAMPAIGN) -> list[Job]:
-    return pack(of, of.cases, folder)
+    return pack_jobs(of, of.cases, folder)
 
 
 def golden(system: str) -> str:
-    """The script of the largest job, with what differs between machines and versions replaced."""
+    """Return the script of the largest job, without what differs between machines and versions."""
     of = plan("scaling", system)
     job = max(jobs(of), key=lambda job: (job.nodes, job.cases[0].ranks, job.name))
-    text = Scripts(of, CAMPAIGN).render(job)
+    text = JobScriptWriter(of, CAMPAIGN).render(job)
     text = text.replace(sys.executable, "/environment/bin/python").replace(
         str(Path(sys.executable).parent), "/environment/bin"
     )
@@ -64,56 +65,65 @@ def golden(system: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[Plan, Job]]:
-    """Every job of every shipped suite on every system, as a file."""
-    found: dict[Path, tuple[Plan, Job]] = {}
+def every_script(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[Plan, Job]]:
+    """Write every job of every shipped suite on every system."""
+    scripts: dict[Path, tuple[Plan, Job]] = {}
     for system in SYSTEMS:
-        for suite in resources.names("suites"):
+        for suite in resources.list_resources("suites"):
             of = plan(suite, system, spares="2", nccl_plugin="/sw/librccl-net.so", archive="$HOME/a.tar.gz")
             folder = tmp_path_factory.mktemp(of.campaign_name)
-            scripts = Scripts(of, folder)
-            found |= {scripts.write(job): (of, job) for job in jobs(of, folder)}
-    return found
+            writer = JobScriptWriter(of, folder)
+            scripts |= {writer.write(job): (of, job) for job in jobs(of, folder)}
+    return scripts
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_the_script_of_a_scaling_job(system: str) -> None:
+def test_scaling_script_equals_its_golden_file(system: str) -> None:
     assert golden(system) == (GOLDEN / f"{system}.sh").read_text()
 
 
-def test_every_script_and_setup_is_sound_bash(every: dict[Path, tuple[Plan, Job]], tmp_path: Path) -> None:
+def test_every_script_passes_shellcheck_and_bash(every_script: dict[Path, tuple[Plan, Job]], tmp_path: Path) -> None:
     needs("shellcheck")
-    assert {of.campaign_name for of, _ in every.values()} == {
-        f"{suite}-{system}" for suite in resources.names("suites") for system in SYSTEMS
+    assert {of.campaign_name for of, _ in every_script.values()} == {
+        f"{suite}-{system}" for suite in resources.list_resources("suites") for system in SYSTEMS
     }
-    files = [str(path) for path in every]
-    # scripts of one campaign differ in cases alone, and a check of each takes a while
-    campaigns = {of.campaign_name: [p for p, (o, _) in every.items() if o is of] for of, _ in every.values()}
-    looked_at = [str(path) for paths in campaigns.values() for path in [*paths[:3], *paths[3:][-3:]]]
-    files += [str(launch_of(path, c)) for path, (_, job) in every.items() for c in job.cases if c.program in DRIVERS]
-    looked_at += [name for name in files if name.endswith("launch.sh")]
+    files = [str(path) for path in every_script]
+    # scripts of one campaign differ only in their cases, and checking each takes long
+    campaigns = {
+        of.campaign_name: [p for p, (o, _) in every_script.items() if o is of] for of, _ in every_script.values()
+    }
+    checked_files = [str(path) for paths in campaigns.values() for path in {paths[0], paths[-1]}]
+    files += [
+        str(trial_launcher(path, c))
+        for path, (_, job) in every_script.items()
+        for c in job.cases
+        if PROGRAMS[c.program].is_driver
+    ]
+    checked_files += [name for name in files if name.endswith("launch.sh")]
     for system in SYSTEMS:
         path = tmp_path / f"setup-{system}.sh"
-        path.write_text(environment.commands(site(system)))
+        path.write_text(render_setup_script(site(system)))
         files.append(str(path))
-        looked_at.append(str(path))
-    checked = subprocess.run(["shellcheck", "--shell=bash", *looked_at], capture_output=True, text=True, check=False)
+        checked_files.append(str(path))
+    checked = subprocess.run(
+        ["shellcheck", "--shell=bash", *checked_files], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stdout[:5000]
     for name in files:
         assert subprocess.run(["bash", "-n", name], check=False).returncode == 0, name
 
 
-def test_nothing_is_left_to_be_filled_in(every: dict[Path, tuple[Plan, Job]]) -> None:
-    for path in every:
+def test_scripts_contain_no_unfilled_placeholder(every_script: dict[Path, tuple[Plan, Job]]) -> None:
+    for path in every_script:
         text = path.read_text()
         assert not re.search(r"\{\{|\{%|%\}|\bNone\b|\bsettings\.|\bUndefined\b", text), path
         assert "\n\n\n" not in text
 
 
-def test_the_time_asked_for_is_that_of_the_cases_and_what_a_job_takes_beside_them(
-    every: dict[Path, tuple[Plan, Job]],
+def test_walltime_is_the_sum_of_cases_and_overhead(
+    every_script: dict[Path, tuple[Plan, Job]],
 ) -> None:
-    for path, (of, job) in every.items():
+    for path, (of, job) in every_script.items():
         asked = re.search(r"^#(?:SBATCH --time|PBS -l walltime)=(\d+):(\d\d):00$", path.read_text(), re.MULTILINE)
         if of.site.system.scheduler != "local":
             assert asked, path
@@ -121,24 +131,24 @@ def test_the_time_asked_for_is_that_of_the_cases_and_what_a_job_takes_beside_the
             assert int(asked[1]) * 60 + int(asked[2]) == minutes
 
 
-def test_every_case_is_started_on_its_nodes_with_its_ranks(every: dict[Path, tuple[Plan, Job]]) -> None:
-    for path, (of, job) in every.items():
+def test_every_case_starts_with_its_nodes_and_ranks(every_script: dict[Path, tuple[Plan, Job]]) -> None:
+    for path, (of, job) in every_script.items():
         lines = path.read_text().replace(" \\\n", " ").splitlines()
         runs = [line for line in lines if line.startswith("run_case ")]
         assert [line.split()[1] for line in runs] == [case.folder_name for case in job.cases]
         for line, case in zip(runs, job.cases, strict=True):
             n, ranks, each = case.nodes, case.ranks, case.ranks_per_node
-            if case.program in DRIVERS:
+            if PROGRAMS[case.program].is_driver:
                 n = case.parameters["nodes_per_trial"]
                 ranks = n * each
             assert shlex.split(line)[3:5] == [str(n), str(round(case.minutes * 60))]
             assert line.endswith(f'"$python" -P -m harness.reference "$campaign"/{case.folder_name}')
             started = line
-            if case.program in DRIVERS:
+            if PROGRAMS[case.program].is_driver:
                 assert "srun" not in line
                 assert "mpiexec" not in line
                 assert not case.nodes % n
-                started = launch_of(path, case).read_text().replace(" \\\n", " ")
+                started = trial_launcher(path, case).read_text().replace(" \\\n", " ")
             match of.site.system.scheduler:
                 case "slurm":
                     assert f"srun --nodes={n} --ntasks={ranks} --ntasks-per-node={each} " in started
@@ -151,15 +161,15 @@ def test_every_case_is_started_on_its_nodes_with_its_ranks(every: dict[Path, tup
                     assert ("mpiexec -n" in started) == (ranks > 1)
 
 
-def launch_of(script: Path, case: Case) -> Path:
-    """What a driver starts its runs with."""
+def trial_launcher(script: Path, case: Case) -> Path:
+    """Return the script by which a search starts its trials."""
     return script.parent.parent / case.folder_name / "launch.sh"
 
 
-def test_the_nodes_asked_for_are_those_of_the_largest_case_and_the_spares(
-    every: dict[Path, tuple[Plan, Job]],
+def test_job_requests_nodes_of_its_largest_case_and_spares(
+    every_script: dict[Path, tuple[Plan, Job]],
 ) -> None:
-    for path, (of, job) in every.items():
+    for path, (of, job) in every_script.items():
         asked = re.search(r"^#(?:SBATCH --nodes|PBS -l select)=(\d+)\b", path.read_text(), re.MULTILINE)
         if asked:
             assert int(asked[1]) == max(case.nodes for case in job.cases) + 2
@@ -167,8 +177,8 @@ def test_the_nodes_asked_for_are_those_of_the_largest_case_and_the_spares(
             assert of.site.system.scheduler == "local"
 
 
-def test_aurora_binds_twelve_ranks_to_cores_that_the_system_leaves_free() -> None:
-    """Core 0 of each socket, 0 and 52, is the operating system's."""
+def test_aurora_binds_twelve_ranks_to_free_cores() -> None:
+    """The first core of each socket, 0 and 52, is reserved for the operating system."""
     text = golden("aurora")
     [bound, *_] = re.findall(r"--cpu-bind=list:(\S+)", text)
     ranges = [tuple(map(int, part.split("-"))) for part in bound.split(":")]
@@ -180,17 +190,17 @@ def test_aurora_binds_twelve_ranks_to_cores_that_the_system_leaves_free() -> Non
     assert ranges[-1][1] < 104
 
 
-def test_gpus_are_allocated_before_the_nodes_are_checked() -> None:
-    """On Perlmutter a job step sees only the GPUs that its job asked for, and the check counts them."""
+def test_perlmutter_allocates_gpus_in_the_job() -> None:
+    """A job step sees only the GPUs that its job requested, and the node check counts them."""
     assert "\n#SBATCH --gpus-per-node=4\n" in golden("perlmutter")
 
 
-def test_a_kind_of_node_on_perlmutter() -> None:
+def test_perlmutter_selects_the_gpu_memory() -> None:
     of = plan("scaling", "perlmutter", memory="hbm80g")
-    assert '\n#SBATCH --constraint="gpu&hbm80g"\n' in Scripts(of, CAMPAIGN).render(jobs(of)[0])
+    assert '\n#SBATCH --constraint="gpu&hbm80g"\n' in JobScriptWriter(of, CAMPAIGN).render(jobs(of)[0])
 
 
-def test_the_sites_walltime_limits_hold_by_node_count() -> None:
+def test_walltime_limits_depend_on_the_node_count() -> None:
     aurora, frontier = site("aurora"), site("frontier")
     assert [aurora.minutes_allowed(n) for n in (512, 513, 1025, 2048)] == [360, 720, 1080, 1440]
     assert [frontier.minutes_allowed(n) for n in (91, 92, 184)] == [120, 360, 720]
@@ -198,7 +208,7 @@ def test_the_sites_walltime_limits_hold_by_node_count() -> None:
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A Slurm as large as the largest job, where nothing runs."""
+    """Start a Slurm with as many nodes as the largest job needs; nothing runs on most of them."""
     missing = available()
     if missing:
         needs(missing)
@@ -211,23 +221,23 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_a_real_slurm_would_take_every_script(every: dict[Path, tuple[Plan, Job]], planner: Cluster) -> None:
-    mine = [path for path, (of, _) in every.items() if of.site.system.scheduler == "slurm"]
+def test_real_slurm_accepts_every_script(every_script: dict[Path, tuple[Plan, Job]], planner: Cluster) -> None:
+    mine = [path for path, (of, _) in every_script.items() if of.site.system.scheduler == "slurm"]
     assert len(mine) > 20
     for path in mine:
-        said = planner.run("sbatch", "--test-only", str(path))
-        assert said.returncode == 0, f"{path}: {said.stderr}"
+        completed = planner.run("sbatch", "--test-only", str(path))
+        assert completed.returncode == 0, f"{path}: {completed.stderr}"
     too_large = mine[0].read_text().replace("#SBATCH --nodes=", "#SBATCH --nodes=999")
     (planner.folder / "large.sh").write_text(too_large)
     assert planner.run("sbatch", "--test-only", "large.sh").returncode != 0
 
 
 @pytest.mark.slow
-def test_a_campaign_in_a_folder_of_any_name_runs_on_a_real_slurm(planner: Cluster, tmp_path: Path) -> None:
-    made = make(tmp_path, "slurm", spares="0")
-    planner.call("sbatch", str(made.script))
-    until("all cases have ended", lambda: made.ends == ["0", "0", "0"], 120)
-    assert "three-seed_3" in made.script.with_suffix(".log").read_text()
+def test_campaign_in_a_folder_with_odd_name_runs_on_real_slurm(planner: Cluster, tmp_path: Path) -> None:
+    job = make_job(tmp_path, "slurm", spares="0")
+    planner.call("sbatch", str(job.script))
+    until("all cases have ended", lambda: job.exit_codes == ["0", "0", "0"], 120)
+    assert "three-seed_3" in job.script.with_suffix(".log").read_text()
 
 
 if __name__ == "__main__":

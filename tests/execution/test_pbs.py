@@ -1,4 +1,4 @@
-"""The PBS client: recorded answers of real servers from a stand-in, and a real qsub, qstat and qdel over Slurm."""
+"""The PBS client, on recorded answers of real servers that fake commands print."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.execution.schedulers import command, pbs
-from harness.execution.schedulers.base import Ending, Queued, QueueFull, Refused
+from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry, QueueFull
 from harness.execution.schedulers.command import CommandFailed, SchedulerBusy
 from harness.execution.schedulers.pbs import PbsScheduler
-from tests.support import fake_schedulers as stand_ins
+from tests.support import fake_schedulers
 from tests.support.fake_schedulers import Programs, says
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -29,11 +29,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 
 def prints(name: str, code: int = 0) -> str:
-    return stand_ins.prints(RECORDED / name, code)
+    return fake_schedulers.prints(RECORDED / name, code)
 
 
 def jobs_of(*records: tuple[str, str]) -> str:
-    """One answer with several recorded jobs, each under an id of its own."""
+    """Return one answer with several recorded jobs, each under an id of its own."""
     head = json.loads((RECORDED / "queued.json").read_text())
     head["Jobs"] = {
         number: next(iter(json.loads((RECORDED / name).read_text())["Jobs"].values())) for number, name in records
@@ -61,7 +61,7 @@ def jobs_of(*records: tuple[str, str]) -> str:
         ("no-jobs.json", "pbsuser", []),
     ],
 )
-def test_every_recorded_job_is_known_by_its_name(
+def test_queue_finds_recorded_jobs_by_name(
     server: Programs, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
 ) -> None:
     monkeypatch.setenv("LOGNAME", user)
@@ -70,7 +70,7 @@ def test_every_recorded_job_is_known_by_its_name(
     assert [queued.state for queued in PbsScheduler().queue(names)] == expected
 
 
-def test_no_recorded_file_is_left_out() -> None:
+def test_every_recorded_file_is_tested() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     assert [path.name for path in RECORDED.iterdir() if f'"{path.name}"' not in text and path.suffix != ".md"] == []
 
@@ -78,58 +78,58 @@ def test_no_recorded_file_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("finished.json", Ending("finished with Exit_status 0", "completed")),
-        ("failed.json", Ending("finished with Exit_status 3", "exited")),
-        ("finished.txt", Ending("finished with Exit_status 0", "completed")),
-        ("walltime.json", Ending("walltime exceeded", "failed")),
-        ("walltime-text.json", Ending("walltime exceeded", "failed")),
-        ("walltime-old.json", Ending("ended by signal 15", "failed")),
-        ("deleted.json", Ending("deleted while it ran", "cancelled")),
-        ("deleted-queued.json", Ending("deleted while it waited", "cancelled")),
-        ("requeued.json", Ending("state Q", "alive")),
-        ("requeued-running.json", Ending("state R", "alive")),
-        ("held.json", Ending("state H", "alive")),
-        ("running.json", Ending("state R", "alive")),
-        ("running.txt", Ending("state R", "alive")),
+        ("finished.json", ExitInfo("finished with Exit_status 0", "completed")),
+        ("failed.json", ExitInfo("finished with Exit_status 3", "exited")),
+        ("finished.txt", ExitInfo("finished with Exit_status 0", "completed")),
+        ("walltime.json", ExitInfo("walltime exceeded", "failed")),
+        ("walltime-text.json", ExitInfo("walltime exceeded", "failed")),
+        ("walltime-old.json", ExitInfo("ended by signal 15", "failed")),
+        ("deleted.json", ExitInfo("deleted while it ran", "cancelled")),
+        ("deleted-queued.json", ExitInfo("deleted while it waited", "cancelled")),
+        ("requeued.json", ExitInfo("state Q", "alive")),
+        ("requeued-running.json", ExitInfo("state R", "alive")),
+        ("held.json", ExitInfo("state H", "alive")),
+        ("running.json", ExitInfo("state R", "alive")),
+        ("running.txt", ExitInfo("state R", "alive")),
     ],
 )
-def test_why_a_recorded_job_ended(server: Programs, file: str, expected: Ending) -> None:
+def test_exit_info_of_recorded_jobs_is_parsed(server: Programs, file: str, expected: ExitInfo) -> None:
     text = (RECORDED / file).read_text()
     job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
     server.answers("qstat", prints(file))
-    assert PbsScheduler().endings([job]) == {job: expected}
+    assert PbsScheduler().exit_info([job]) == {job: expected}
 
 
-def test_what_pbs_could_not_run_may_be_tried_again() -> None:
-    assert pbs.ending_of({"job_state": "F", "Exit_status": -3}) == Ending(
-        "PBS could not run it (Exit_status -3)", "again"
+def test_job_that_pbs_could_not_run_is_retryable() -> None:
+    assert pbs.parse_exit_info({"job_state": "F", "Exit_status": -3}) == ExitInfo(
+        "PBS could not run it (Exit_status -3)", "retryable"
     )
 
 
-def test_broken_json_is_asked_for_as_text(server: Programs) -> None:
-    """The text tells the same of the job as sound JSON would."""
+def test_broken_json_is_queried_as_text(server: Programs) -> None:
+    """The text contains the same fields as valid JSON."""
     with pytest.raises(ValueError, match="delimiter"):
         pbs.parse_json((RECORDED / "broken.json").read_text())
     server.answers("qstat", f"case $* in *json*) {prints('broken.json')};; *) {prints('finished.txt')};; esac")
     assert PbsScheduler().queue(["pbs_sleep"]) == []
-    assert PbsScheduler().endings(["40.pbs"])["40.pbs"].kind == "completed"
+    assert PbsScheduler().exit_info(["40.pbs"])["40.pbs"].kind == "completed"
     assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
     assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
-    sound = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
-    told = pbs.parse_text((RECORDED / "finished.txt").read_text())["40.pbs"]
-    same = {name for name, value in sound.items() if not isinstance(value, dict)}
-    assert {name: str(sound[name]) for name in same} == {name: told[name] for name in same}
+    from_json = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
+    from_text = pbs.parse_text((RECORDED / "finished.txt").read_text())["40.pbs"]
+    same = {name for name, value in from_json.items() if not isinstance(value, dict)}
+    assert {name: str(from_json[name]) for name in same} == {name: from_text[name] for name in same}
 
 
-def test_a_variable_of_the_user_is_no_field() -> None:
-    """Values go on in lines that begin with a tab; one of them may look like a field."""
+def test_continuation_line_of_a_variable_is_not_a_field() -> None:
+    """A line that begins with a tab continues a value, even if it looks like a field."""
     text = "Job Id: 1.pbs\n    Job_Name = mine\n    Variable_List = A=x,\n\tJob_Name = other\n    job_state = R\n"
     assert pbs.parse_text(text) == {
         "1.pbs": {"Job_Name": "mine", "Variable_List": "A=x,Job_Name = other", "job_state": "R"}
     }
 
 
-def test_one_question_for_many_jobs_and_none_without(server: Programs) -> None:
+def test_queue_uses_one_command_for_many_jobs(server: Programs) -> None:
     scheduler = PbsScheduler()
     assert scheduler.queue([]) == []
     assert server.calls == []
@@ -142,39 +142,39 @@ def test_one_question_for_many_jobs_and_none_without(server: Programs) -> None:
     assert server.calls == ["qstat -f -F json", "qstat -f -F json", "qstat -f 1.pbs 2.pbs"]
 
 
-def test_a_job_that_waits_tells_why(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_job_has_a_reason(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "user2")
     server.answers("qstat", prints("held.json"))
     [held] = PbsScheduler().queue(["pyannote"])
-    assert isinstance(held, Queued)
+    assert isinstance(held, QueueEntry)
     assert held.reason != ""
 
 
 @pytest.mark.parametrize("code", [255, 183, 35])
-def test_a_qstat_that_fails_is_asked_again(server: Programs, code: int) -> None:
-    """Such a server prints the head of an answer all the same, which would say that there are no jobs."""
+def test_failed_qstat_is_repeated(server: Programs, code: int) -> None:
+    """A failing server may still print an answer without jobs, which must not count."""
     server.answers("qstat", prints("no-jobs.json", code), prints("no-jobs.json", code), prints("requeued.json"))
     assert len(PbsScheduler().queue(["pbs_sleep"])) == 1
     assert len(server.calls) == 3
 
 
-def test_a_qstat_that_keeps_failing_is_no_empty_queue(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(command.PATIENCE_VARIABLE, "0.05")
+def test_qstat_that_keeps_failing_raises_scheduler_busy(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.05")
     server.answers("qstat", says("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
     with pytest.raises(SchedulerBusy, match="cannot connect"):
         PbsScheduler().queue(["pbs_sleep"])
 
 
-def test_a_forgotten_job_and_a_server_without_history_have_no_endings(server: Programs) -> None:
-    for said, code in (
+def test_forgotten_job_has_no_exit_info(server: Programs) -> None:
+    for message, code in (
         ("qstat: Unknown Job Id 7.pbs", 153),
         ("qstat: PBS is not configured to maintain job history", 18),
     ):
-        server.answers("qstat", says(said, code))
-        assert PbsScheduler().endings(["7.pbs"]) == {}
+        server.answers("qstat", says(message, code))
+        assert PbsScheduler().exit_info(["7.pbs"]) == {}
 
 
-def test_submit_tells_the_id_and_hands_on_what_comes_before(server: Programs) -> None:
+def test_submit_returns_the_id_and_passes_dependencies(server: Programs) -> None:
     server.answers("qsub", "echo 12.pbs", "echo 13.pbs")
     scheduler = PbsScheduler()
     assert scheduler.submit(Path("jobs/a.sh"), "a") == "12.pbs"
@@ -182,7 +182,7 @@ def test_submit_tells_the_id_and_hands_on_what_comes_before(server: Programs) ->
     assert server.calls == ["qsub jobs/a.sh", "qsub -W depend=afterany:12.pbs:11.pbs jobs/b.sh"]
 
 
-def test_a_qsub_that_fails_for_a_while(server: Programs) -> None:
+def test_failed_qsub_is_repeated(server: Programs) -> None:
     away = says("qsub: cannot connect to server pbs (errno=15010)", 1)
     server.answers("qstat", prints("no-jobs.json"))
     server.answers("qsub", away, away, "echo 14.pbs")
@@ -190,8 +190,8 @@ def test_a_qsub_that_fails_for_a_while(server: Programs) -> None:
 
 
 @pytest.mark.parametrize("answer", [says("qsub: End of File", 190), "exit 0"])
-def test_a_qsub_that_was_heard_is_not_repeated(server: Programs, answer: str) -> None:
-    """Its answer is lost, and the job is in the queue."""
+def test_qsub_whose_answer_was_lost_is_not_repeated(server: Programs, answer: str) -> None:
+    """The job is in the queue although qsub failed."""
     server.answers("qsub", answer)
     server.answers("qstat", prints("requeued.json"))
     [job] = pbs.parse_json((RECORDED / "requeued.json").read_text())
@@ -200,7 +200,7 @@ def test_a_qsub_that_was_heard_is_not_repeated(server: Programs, answer: str) ->
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "qsub: Unknown queue",
         "qsub: Account_Name is required to be set.",
@@ -209,15 +209,15 @@ def test_a_qsub_that_was_heard_is_not_repeated(server: Programs, answer: str) ->
         "qsub: Access to queue is denied",
     ],
 )
-def test_what_is_never_taken_is_not_tried_again(server: Programs, said: str) -> None:
-    server.answers("qsub", says(said, 171))
-    with pytest.raises(Refused, match=said.removeprefix("qsub: ")):
+def test_permanent_rejection_is_not_repeated(server: Programs, message: str) -> None:
+    server.answers("qsub", says(message, 171))
+    with pytest.raises(JobRejected, match=message.removeprefix("qsub: ")):
         PbsScheduler().submit(Path("a.sh"), "a")
     assert server.calls == ["qsub a.sh"]
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "would exceed queue prod's per-user limit of jobs in 'Q' state",
         "would exceed complex's per-user limit of jobs in 'Q' state",
@@ -237,33 +237,33 @@ def test_what_is_never_taken_is_not_tried_again(server: Programs, said: str) -> 
         "Request not allowed: Server shutting down",
     ],
 )
-def test_a_full_queue_is_no_refusal(server: Programs, said: str) -> None:
-    """Words of OpenPBS, src/lib/Liblog/pbs_messages.c."""
-    server.answers("qsub", says(f"qsub: {said}", 223))
-    with pytest.raises(QueueFull, match=re.escape(said)):
+def test_full_queue_raises_queue_full(server: Programs, message: str) -> None:
+    """The messages are those of OpenPBS, src/lib/Liblog/pbs_messages.c."""
+    server.answers("qsub", says(f"qsub: {message}", 223))
+    with pytest.raises(QueueFull, match=re.escape(message)):
         PbsScheduler().submit(Path("a.sh"), "a")
     assert server.calls == ["qsub a.sh"]
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "cannot connect to server pbs (errno=15010)", "No free connections", "End of File", "Batch protocol error",
         "PBS server internal error", "Resource temporarily unavailable", "Expired credential",
     ],
 )  # fmt: skip
-def test_a_server_that_is_away_is_asked_again_and_reported(
-    server: Programs, said: str, capfd: pytest.CaptureFixture[str]
+def test_unavailable_server_is_reported_and_asked_again(
+    server: Programs, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server.answers("qsub", says(f"qsub: {said}", 1), says(f"qsub: {said}", 1), "echo 14.pbs")
+    server.answers("qsub", says(f"qsub: {message}", 1), says(f"qsub: {message}", 1), "echo 14.pbs")
     assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
-    assert capfd.readouterr().err == f"qsub: qsub: {said}; trying again for up to 600 s\n"
+    assert capfd.readouterr().err == f"qsub: qsub: {message}; trying again for up to 600 s\n"
 
 
-@pytest.mark.parametrize("said", ["Unknown Job Id 11.pbs", "Invalid Job Dependency", "Job has finished"])
-def test_a_dependency_that_has_ended_is_dropped(server: Programs, said: str) -> None:
-    """The script looks at the cases that it needs by itself."""
-    server.answers("qsub", f"case $* in *11.pbs*) {says(f'qsub: {said}', 153)};; *) echo 13.pbs;; esac")
+@pytest.mark.parametrize("message", ["Unknown Job Id 11.pbs", "Invalid Job Dependency", "Job has finished"])
+def test_ended_dependency_is_dropped(server: Programs, message: str) -> None:
+    """The script itself checks the cases that it depends on."""
+    server.answers("qsub", f"case $* in *11.pbs*) {says(f'qsub: {message}', 153)};; *) echo 13.pbs;; esac")
     text = (RECORDED / "running.txt").read_text()
     [job] = pbs.parse_text(text)
     (server.folder / "one.txt").write_text(text.replace(job, "12.pbs"))
@@ -284,13 +284,13 @@ def test_a_dependency_that_has_ended_is_dropped(server: Programs, said: str) -> 
         ("14", "14"),
     ],
 )
-def test_the_id_is_the_last_line_that_is_one(server: Programs, answer: str, job: str) -> None:
+def test_job_id_is_the_last_line_that_is_an_id(server: Programs, answer: str, job: str) -> None:
     server.answers("qsub", f"cat << 'END'\n{answer}\nEND")
     assert PbsScheduler().submit(Path("a.sh"), "a") == job
 
 
-def test_a_qsub_that_says_no_id_is_not_repeated(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(command.PATIENCE_VARIABLE, "0.1")
+def test_qsub_without_id_is_not_repeated(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.1")
     server.answers("qsub", "echo thank you")
     server.answers("qstat", prints("no-jobs.json"))
     with pytest.raises(SchedulerBusy, match="no job id in its answer 'thank you'"):
@@ -308,10 +308,10 @@ def test_a_qsub_that_says_no_id_is_not_repeated(server: Programs, monkeypatch: p
         ({"job_state": "H", "Hold_Types": "s", "depend": "afterany:11.pbs@pbs"}, False, ""),
     ],
 )
-def test_jobs_that_will_not_start_are_known(
+def test_hopeless_reasons_are_recognized(
     server: Programs, change: dict[str, str], is_hopeless: bool, reason: str
 ) -> None:
-    """Comments of pbs_sched; a job that waits for another is held too, and starts by itself."""
+    """The comments are those of pbs_sched; a job that waits for another is held too, but will start."""
     fields = {"Job_Name": "a", **change}
     lines = "".join(f"    {name} = {value}\n" for name, value in fields.items())
     server.answers("qstat", f"cat << 'END'\nJob Id: 12.pbs\n{lines}\nEND")
@@ -320,7 +320,7 @@ def test_jobs_that_will_not_start_are_known(
     assert queued.reason.startswith(reason)
 
 
-def test_a_job_that_has_gone_hides_no_other(server: Programs) -> None:
+def test_ended_job_does_not_hide_others(server: Programs) -> None:
     text = (RECORDED / "running.txt").read_text()
     [job] = pbs.parse_text(text)
     (server.folder / "one.txt").write_text(text)
@@ -330,7 +330,7 @@ def test_a_job_that_has_gone_hides_no_other(server: Programs) -> None:
     assert PbsScheduler().queue((), ["7.pbs"]) == []
 
 
-def test_cancel_asks_for_every_job_though_some_have_ended(server: Programs) -> None:
+def test_cancel_continues_after_jobs_that_have_ended(server: Programs) -> None:
     gone = [says("qdel: Job has finished 1.pbs", 35), says("qdel: Unknown Job Id 2.pbs", 153)]
     server.answers("qdel", *gone, "exit 0", says("qdel: cannot connect to server pbs (errno=111)", 1), "exit 0")
     scheduler = PbsScheduler()
@@ -340,9 +340,9 @@ def test_cancel_asks_for_every_job_though_some_have_ended(server: Programs) -> N
     assert server.calls[2:] == ["qdel 3.pbs", "qdel -W force 4.pbs", "qdel -W force 5.pbs"]
 
 
-def test_a_machine_without_pbs_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_pbs_commands_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CommandFailed, match="qstat: no such command"):
         PbsScheduler().queue(["a"])
-    with pytest.raises(Refused, match="qsub: no such command"):
+    with pytest.raises(JobRejected, match="qsub: no such command"):
         PbsScheduler().submit(Path("a.sh"), "a")

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.document.periodic_table import SYMBOLS, cell_of
-from harness.experiments.data.figures import short
-from harness.experiments.data.metrics import data_tables
-from harness.protocol.events import EventLog
-from harness.report.render import report
-from harness.results.runs import load
+from harness.document.figures import format_count
+from harness.experiments.data.figures import SYMBOLS, locate_element
+from harness.experiments.data.metrics import build_tables
+from harness.protocol.events import JsonLinesLog
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.conftest import pages_of
 
 HEADS = (
@@ -61,7 +61,7 @@ def statistics(rng: np.random.Generator, structures: int, molecules: bool, label
     }  # fmt: skip
 
 
-def folder_of(out: Path, campaign: str, name: str, program: str, time_s: float = 0.0) -> EventLog:
+def folder_of(out: Path, campaign: str, name: str, program: str, time_s: float = 0.0) -> JsonLinesLog:
     """The log of a case that ended well, but for what it says."""
     folder = out / "runs" / campaign / name
     folder.mkdir(parents=True)
@@ -69,7 +69,7 @@ def folder_of(out: Path, campaign: str, name: str, program: str, time_s: float =
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "provenance.json").write_text(json.dumps({"time_s": time_s}))
     (folder / "exit_code").write_text("0\n")
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     return log
 
@@ -124,22 +124,22 @@ def everything(out: Path) -> None:
             write_reading(out, mode, ranks, us * (1 + 0.3 * math.log2(ranks)), floor=0.6 + 0.1 * ranks)
 
 
-def test_tables_say_what_the_facts_say(tmp_path: Path) -> None:
+def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3)
     write_reading(tmp_path, "disk", 4, 100.0, floor=2.0)
-    tables = data_tables(load(tmp_path / "runs"))
-    row = tables.datasets.iloc[0]
+    tables = build_tables(load_runs(tmp_path / "runs"))
+    row = tables["datasets"].iloc[0]
     assert (row["slug"], row["role"], row["structures"], row["left_out"]) == ("oc2020", "stand-in", 900, 4)
     assert row["left_out_kinds"] == "3 not finite, 1 duplicate"
-    assert row["elements"] == len(tables.elements)
+    assert row["elements"] == len(tables["elements"])
     assert row["elements_undetermined"] == "Na, Cl"
     assert row["periodic_share"] == 1.0
-    sizes = tables.distributions[tables.distributions["quantity"] == "sizes"]
+    sizes = tables["distributions"][tables["distributions"]["quantity"] == "sizes"]
     assert sizes["count"].sum() == 900
     assert (sizes["low"] < sizes["high"]).all()
-    energies = tables.distributions[tables.distributions["quantity"] == "energy_ev_per_atom"]
+    energies = tables["distributions"][tables["distributions"]["quantity"] == "energy_ev_per_atom"]
     assert energies["low"].is_monotonic_increasing
-    read = tables.reading.iloc[0]
+    read = tables["reading"].iloc[0]
     assert read["us_per_sample"] == pytest.approx(100.0)
     assert (read["us_low"], read["us_high"]) == pytest.approx((97.0, 103.0))
     assert read["samples_per_s"] == pytest.approx(4 / 100e-6)
@@ -147,7 +147,7 @@ def test_tables_say_what_the_facts_say(tmp_path: Path) -> None:
     assert read["floor_us"] == 2.0
 
 
-def test_modes_of_one_run_are_told_apart(tmp_path: Path) -> None:
+def test_reading_has_one_row_per_mode(tmp_path: Path) -> None:
     log = folder_of(tmp_path, "data-local", "read-all", "data")
     modes = ("on_demand", "preload")
     log.fact("reading", [{"mode": m, "ranks": 2, "sets": ["qm7x"]} for m in modes])
@@ -155,32 +155,32 @@ def test_modes_of_one_run_are_told_apart(tmp_path: Path) -> None:
         for mode, seconds in zip(modes, (1e-2, 1e-3), strict=True):
             log.write("sample", mode=mode, seconds=seconds, batch=100, bytes=10**6, ranks=2, round=number)
     log.write("done")
-    table = data_tables(load(tmp_path / "runs")).reading.set_index("mode")
+    table = build_tables(load_runs(tmp_path / "runs"))["reading"].set_index("mode")
     assert table["us_per_sample"].to_dict() == pytest.approx({"on_demand": 100.0, "preload": 10.0})
     assert table["batches"].tolist() == [6, 6]
 
 
-def test_official_files_are_called_that(tmp_path: Path) -> None:
+def test_official_files_have_official_role(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3)
     log = tmp_path / "runs" / "data-local" / "convert-oc2020" / "events.jsonl"
     log.write_text(log.read_text().replace('"stand-in"', '"official"'))
-    report(tmp_path)
+    write_report(tmp_path)
     page = pages_of(tmp_path)
     assert "official files of OC2020" in page
     assert "stand-in" not in page
 
 
-def test_the_latest_finished_conversion_counts(tmp_path: Path) -> None:
+def test_latest_finished_conversion_counts(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3, count=700, name="a", time_s=30.0)
     write_conversion(tmp_path, 3, count=500, name="b", time_s=20.0)
     write_conversion(tmp_path, 3, count=300, name="c", time_s=40.0)
     (tmp_path / "runs" / "data-local" / "c" / "exit_code").write_text("1\n")
-    assert data_tables(load(tmp_path / "runs")).datasets["structures"].tolist() == [700]
+    assert build_tables(load_runs(tmp_path / "runs"))["datasets"]["structures"].tolist() == [700]
 
 
-def test_the_section_shows_every_dataset_and_calls_stand_ins_by_name(tmp_path: Path) -> None:
+def test_data_section_shows_every_dataset_and_names_stand_ins(tmp_path: Path) -> None:
     everything(tmp_path)
-    report(tmp_path)
+    write_report(tmp_path)
     page = pages_of(tmp_path)
     assert 'id="data"' in page
     assert "PBE &lt;&amp; co&gt;" in page
@@ -194,16 +194,16 @@ def test_the_section_shows_every_dataset_and_calls_stand_ins_by_name(tmp_path: P
     assert not re.search(r"\bnan\b", (tmp_path / "report.md").read_text())
 
 
-def test_no_data_no_section(tmp_path: Path) -> None:
+def test_data_page_is_empty_without_data(tmp_path: Path) -> None:
     folder_of(tmp_path, "ladder-local", "none", "ladder").write("done")
-    report(tmp_path)
+    write_report(tmp_path)
     assert 'id="data"' not in pages_of(tmp_path)
     assert not (tmp_path / "tables" / "datasets.csv").exists()
     assert not list((tmp_path / "figures").glob("data-*"))
 
 
 @pytest.mark.parametrize("facts", ["conversions", "reading"])
-def test_either_half_stands_alone(tmp_path: Path, facts: str) -> None:
+def test_data_section_shows_conversion_or_reading_alone(tmp_path: Path, facts: str) -> None:
     """Also a conversion that left no statistics, and a run without a floor."""
     if facts == "reading":
         write_reading(tmp_path, "disk", 1, 50.0)
@@ -212,14 +212,14 @@ def test_either_half_stands_alone(tmp_path: Path, facts: str) -> None:
         log = tmp_path / "runs" / "data-local" / "convert-alexandria" / "events.jsonl"
         lines = [line for line in log.read_text().splitlines(keepends=True) if '"statistics"' not in line]
         log.write_text("".join(lines))
-    report(tmp_path)
+    write_report(tmp_path)
     page = pages_of(tmp_path)
     assert 'id="data"' in page
     assert ("data-reading-local.svg" in (tmp_path / "report.md").read_text()) == (facts == "reading")
 
 
-def test_the_periodic_table_is_in_its_places() -> None:
-    places = {s: cell_of(z) for z, s in enumerate(SYMBOLS, 1)}
+def test_elements_are_located_in_periodic_table() -> None:
+    places = {s: locate_element(z) for z, s in enumerate(SYMBOLS, 1)}
     assert len(set(places.values())) == len(SYMBOLS) == 118
     assert [places[s] for s in ("H", "He", "Li", "B", "Ne", "Sc", "Zn", "Hf", "Og")] == [
         (0, 0), (0, 17), (1, 0), (1, 12), (1, 17), (3, 2), (3, 11), (5, 3), (6, 17),
@@ -231,5 +231,5 @@ def test_the_periodic_table_is_in_its_places() -> None:
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0"), (7, "7"), (999, "999"), (9_996, "10k"), (1_580_000, "1.6M"), (133_900_000, "134M")]
 )
-def test_counts_in_short(count: int, text: str) -> None:
-    assert short(count) == text
+def test_format_count_uses_three_digits(count: int, text: str) -> None:
+    assert format_count(count) == text

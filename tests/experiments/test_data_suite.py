@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -12,13 +13,13 @@ from harness.cli.main import main
 from harness.config import resources
 from harness.config import suite as suites
 from harness.protocol import events
-from harness.protocol.parameters import DataParameters
+from harness.protocol.parameters import ReadMode
 from harness.reference.datasets.catalog import SOURCES
-from harness.reference.programs.data.config import MODES, DataConfig
 from harness.reference.storage.adios.writer import BPFile
-from tests.reference.datasets.readers.official import write_ani1x
+from tests.reference.datasets.official_files.writers import write_ani1x
 
 SETS = ("mptrj", "ani1x")
+MODES = get_args(ReadMode)
 SUITE = """\
 name: small-data
 title: Two datasets
@@ -65,17 +66,13 @@ def facts(out: Path, case: str) -> dict[str, object]:
     return {e["name"]: e["value"] for e in events.read(folder / "events.jsonl") if e["event"] == "fact"}
 
 
-def test_suites_may_ask_for_exactly_what_there_is() -> None:
-    assert set(DataParameters.model_fields) == set(DataConfig.__dataclass_fields__)
-
-
-def test_the_shipped_suite_has_all_sixteen_and_reads_them_together() -> None:
-    suite = suites.load(resources.find("suites", "data"))
+def test_data_suite_converts_all_datasets_and_reads_them_together() -> None:
+    suite = suites.load_suite(resources.find_resource("suites", "data"))
     assert suite.matrix["dataset"] == [*(s.slug for s in SOURCES), "all"]
     assert suite.parameters["modes"] == list(MODES)
 
 
-def test_official_files_are_taken_where_there_are_some_and_a_stand_in_elsewhere(out: Path) -> None:
+def test_data_suite_prefers_official_files_to_stand_ins(out: Path) -> None:
     table = pd.read_csv(out / "tables" / "datasets.csv").set_index("slug")
     assert table.loc["ani1x", "role"] == "official"
     assert table.loc["mptrj", "role"] == "sample"
@@ -83,7 +80,7 @@ def test_official_files_are_taken_where_there_are_some_and_a_stand_in_elsewhere(
     assert sum(facts(out, "convert-ani1x")["conversion"]["splits"].values()) == 300  # type: ignore[index]
 
 
-def test_every_mode_is_measured_with_one_rank_and_with_two(out: Path) -> None:
+def test_data_suite_measures_every_mode_with_one_and_two_ranks(out: Path) -> None:
     table = pd.read_csv(out / "tables" / "reading.csv")
     assert {(m, r) for m, r in zip(table["mode"], table["ranks"], strict=True)} == {
         (m, r) for m in MODES for r in (1, 2)
@@ -93,14 +90,14 @@ def test_every_mode_is_measured_with_one_rank_and_with_two(out: Path) -> None:
     assert facts(out, "read-all-per_node_2")["reading"][0]["sets"] == ["ani1x", "mptrj"]  # type: ignore[index]
 
 
-def test_the_report_tells_of_data_and_calls_things_by_their_names(out: Path) -> None:
+def test_data_page_names_sets_roles_and_modes(out: Path) -> None:
     page = (out / "report.md").read_text(encoding="utf-8")
     assert "sample of MPTrj" in page
     assert "files of ANI1x" in page
     assert "wB97X/6-31G(d)" in page
 
 
-def test_stores_of_a_campaign_can_be_trained_on(out: Path) -> None:
+def test_training_reads_stores_of_data_suite(out: Path) -> None:
     suite = """\
 name: on-stores
 title: On stores
@@ -119,7 +116,7 @@ resources: {ranks_per_node: 2, minutes: 5}
     assert {s["set"]: s["role"] for s in workload["sets"]} == {"ani1x": "official", "mptrj": "sample of MPTrj"}
 
 
-def test_reading_without_stores_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reading_without_stores_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from harness.reference import __main__ as program
 
     case = {"id": "1", "program": "data", "parameters": {"task": "read", "dataset": "all"}, "after": []}
@@ -128,7 +125,7 @@ def test_reading_without_stores_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == "error: no store: this case reads what the conversions before it have made\n"
 
 
-def test_a_store_says_itself_what_it_is(out: Path) -> None:
+def test_store_describes_itself(out: Path) -> None:
     (path,) = (out / "runs" / "small-data-local").glob("small-data-convert-mptrj-*/store/mptrj.bp")
     with BPFile(path) as file:
         assert file.attributes["about"]["role"] == "sample of MPTrj"

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.document import paper
-from harness.experiments.screening.metrics import BILLION, screening_tables
-from harness.experiments.tables import results
-from harness.experiments.transfer.metrics import transfer_tables
-from harness.protocol.events import EventLog, last_run
-from harness.reference.programs.screening import program
-from harness.reference.programs.transfer import program as study
-from harness.report.judges import score
-from harness.report.render import report
-from harness.results.runs import load
+from harness.claims.evaluate import judge_papers
+from harness.claims.papers import load_papers
+from harness.experiments.screening import metrics as screening
+from harness.experiments.tables import build_results
+from harness.experiments.transfer import metrics as transfer
+from harness.protocol.events import last_run
+from harness.protocol.records import Done
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.conftest import pages_of
+from tests.support.programs import run_program
 
 LEARN: dict[str, Any] = {
     "labels": [10, 30], "seeds": 2, "subsets": 1, "test_limit": 20, "steps": 4, "every": 2, "batch_size": 4,
@@ -35,16 +35,13 @@ JUDGE = {
 }  # fmt: skip
 
 
-def ran(out: Path, name: str, kind: str, module: Any, parameters: dict[str, Any], *after: str) -> Path:
+def ran(out: Path, name: str, kind: str, parameters: dict[str, Any], *after: str) -> Path:
     folder = out / "runs" / f"{kind}-local" / f"{name}-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": name, "suite": kind, "program": kind, "system": "local", "parameters": parameters}
     case |= {"after": after}
     (folder / "case.json").write_text(json.dumps(case))
-    log = EventLog(folder / "events.jsonl")
-    log.write("start")
-    module.run(parameters, log, folder)
-    log.write("done")
+    run_program(kind, parameters, folder).write(Done())
     (folder / "exit_code").write_text("0\n")
     return folder
 
@@ -53,55 +50,61 @@ def ran(out: Path, name: str, kind: str, module: Any, parameters: dict[str, Any]
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("downstream")
     for name in ("matbench_log_kvrh", "qm9", "matbench_phonons"):
-        ran(place, f"transfer-{name}", "transfer", study, LEARN | {"task": name})
-    ran(place, "screening-prototypes", "screening", program, SCREEN)
-    ran(place, "screening-judged", "screening", program, SCREEN | JUDGE, "screening-prototypes-1")
+        ran(place, f"transfer-{name}", "transfer", LEARN | {"task": name})
+    ran(place, "screening-prototypes", "screening", SCREEN)
+    ran(place, "screening-judged", "screening", SCREEN | JUDGE, "screening-prototypes-1")
     return place
 
 
-def test_errors_and_gains_are_those_of_the_events(out: Path) -> None:
-    tables = transfer_tables(load(out / "runs"))
-    assert tables.tasks.set_index("task")["available"].to_dict() == {
+def test_transfer_tables_follow_from_events(out: Path) -> None:
+    tables = transfer.build_tables(load_runs(out / "runs"))
+    assert tables["transfer_tasks"].set_index("task")["available"].to_dict() == {
         "matbench_log_kvrh": True, "matbench_phonons": False, "qm9": True,
     }  # fmt: skip
     log = last_run(out / "runs" / "transfer-local" / "transfer-qm9-1" / "events.jsonl")
     fits = {(e["mode"], e["labels"], e["seed"]): e["mae"] for e in log if e["event"] == "fit"}
-    gains = tables.gains[(tables.gains["task"] == "qm9") & (tables.gains["mode"] == "full")].set_index("labels")
+    gains = tables["transfer_gains"][
+        (tables["transfer_gains"]["task"] == "qm9") & (tables["transfer_gains"]["mode"] == "full")
+    ].set_index("labels")
     for labels in (10, 30):
         ratios = [fits["full", labels, k] / fits["scratch", labels, k] for k in (0, 1)]
         assert gains.loc[labels, "ratio"] == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
         assert gains.loc[labels, "low"] < gains.loc[labels, "ratio"] < gains.loc[labels, "high"]
-    errors = tables.errors[(tables.errors["task"] == "qm9") & (tables.errors["mode"] == "full")].set_index("labels")
+    errors = tables["transfer_errors"][
+        (tables["transfer_errors"]["task"] == "qm9") & (tables["transfer_errors"]["mode"] == "full")
+    ].set_index("labels")
     assert errors.loc[30, "mae"] == pytest.approx((fits["full", 30, 0] + fits["full", 30, 1]) / 2)
 
 
-def test_rates_and_times_follow_from_the_ranks(out: Path) -> None:
-    tables = screening_tables(load(out / "runs"))
-    (run,) = tables.runs.to_dict("records")
+def test_screening_rates_follow_from_ranks(out: Path) -> None:
+    tables = screening.build_tables(load_runs(out / "runs"))
+    (run,) = tables["screening_runs"].to_dict("records")
     log = last_run(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
     (rank,) = [e for e in log if e["event"] == "rank"]
     assert run["end_to_end_per_s"] == pytest.approx(rank["evaluated"] / rank["wall_s"])
     assert run["device_per_s"] == pytest.approx(rank["evaluated"] / rank["device_s"])
     assert run["device_per_s"] > run["end_to_end_per_s"]
     assert run["proven"]
-    here = tables.times[tables.times["machine"] == "local"].iloc[0]
-    assert here["seconds"] == pytest.approx(BILLION / run["end_to_end_per_s"])
-    frontier = tables.times[tables.times["machine"] == "Frontier"].iloc[0]
+    here = tables["screening_times"][tables["screening_times"]["machine"] == "local"].iloc[0]
+    assert here["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / run["end_to_end_per_s"])
+    frontier = tables["screening_times"][tables["screening_times"]["machine"] == "Frontier"].iloc[0]
     assert frontier["basis"] == "projected"
-    assert frontier["seconds"] == pytest.approx(BILLION / (75_264 * run["per_rank_per_s"]))
+    assert frontier["seconds"] == pytest.approx(screening.PAPER_CANDIDATES / (75_264 * run["per_rank_per_s"]))
 
 
-def test_what_is_outside_the_training_is_counted(out: Path) -> None:
-    tables = screening_tables(load(out / "runs"))
+def test_screening_counts_candidates_outside_training(out: Path) -> None:
+    tables = screening.build_tables(load_runs(out / "runs"))
     folder = out / "runs" / "screening-local"
     (outside,) = [e for e in last_run(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"]
-    rows = tables.trust[tables.trust["what"] == "outside the training"].set_index("kind")
+    rows = tables["screening_trust"][tables["screening_trust"]["what"] == "outside the training"].set_index("kind")
     assert rows["value"].to_dict() == {why: n / outside["candidates"] for why, n in outside["reasons"].items()}
     (rank,) = [e for e in last_run(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
-    assert tables.runs["unranked"].tolist() == [", ".join(f"{n} {why}" for why, n in rank["unranked"].items())]
+    assert tables["screening_runs"]["unranked"].tolist() == [
+        ", ".join(f"{n} {why}" for why, n in rank["unranked"].items())
+    ]
 
 
-def test_the_threshold_flags_what_it_was_set_to(out: Path) -> None:
+def test_threshold_flags_share_that_it_was_set_to(out: Path) -> None:
     log = last_run(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
     (found,) = [e for e in log if e["event"] == "calibration"]
     assert found["share"] <= 0.05 + 1.0 / found["calibrated_on"]
@@ -114,23 +117,33 @@ def test_the_threshold_flags_what_it_was_set_to(out: Path) -> None:
     assert np.isfinite([e["off_ev_per_atom"] for e in labels]).all()
 
 
-def test_verdicts_do_not_say_more_than_was_run(out: Path) -> None:
-    claims = paper.load().claims
-    scores = {s.id: s for s in score(claims, results(load(out / "runs")), out)}
+def test_verdicts_claim_no_more_than_was_run(out: Path) -> None:
+    scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(out / "runs")), out)}
     assert scores["transfer-tasks"].verdict == "inconclusive"
     assert scores["transfer-tasks"].measured_value == 2
     assert scores["transfer-tasks"].basis == "stand-in"
-    assert scores["screening-count"].verdict == "out of reach here"
+    assert scores["screening-count"].verdict == "not applicable"
     assert scores["screening-count"].measured_value == 96
-    assert scores["screening-time"].verdict == "projected"
+    assert scores["screening-time"].verdict == "extrapolated"
     assert scores["screening-rate"].verdict == "inconclusive"
 
 
-def test_the_pages_tell_it(out: Path) -> None:
-    report(out)
+def test_pages_show_transfer_and_screening(out: Path) -> None:
+    write_report(out)
     pages = pages_of(out)
     assert "2 of 3 tasks were learned from, 1 of them on stand-ins" in pages
     assert "needs matbench_phonons.json.gz" in pages
     assert "proves that every candidate was taken once" in pages
     for name in ("transfer_gains", "transfer_errors", "screening_runs", "screening_trust", "screening_labels"):
         assert (out / "tables" / f"{name}.csv").exists()
+
+
+def test_page_shows_a_task_that_failed_before_it_was_described(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "transfer-local" / "transfer-qm9-1"
+    folder.mkdir(parents=True)
+    case = {"id": "1", "name": "transfer-qm9", "suite": "transfer", "program": "transfer", "system": "local"}
+    (folder / "case.json").write_text(json.dumps(case | {"parameters": {"task": "qm9"}}))
+    (folder / "events.jsonl").write_text(json.dumps({"event": "start", "time_s": 1.0}) + "\n")
+    (folder / "exit_code").write_text("1\n")
+    write_report(tmp_path)
+    assert "0 of 1 tasks were learned from" in pages_of(tmp_path)

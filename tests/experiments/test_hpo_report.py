@@ -14,11 +14,11 @@ import pytest
 from harness.cli.main import main
 from harness.config import resources, suite
 from harness.config import system as systems
-from harness.experiments.hpo.metrics import importance, pareto, search_tables
-from harness.planning.expand import expand
-from harness.protocol.events import EventLog
-from harness.report.render import report
-from harness.results.runs import load
+from harness.experiments.hpo.metrics import build_tables, find_pareto_front, rank_importance
+from harness.planning.expand import expand_suite
+from harness.protocol.events import JsonLinesLog
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.conftest import pages_of
 
 SPACE = {
@@ -36,7 +36,8 @@ def trial(number: int, objective: float | None, backbone: str = "mace", **change
         measured = errors | {"graphs_per_s": 50.0 - number, "epochs": 2}
     return {
         "trial": number, "backbone": backbone, "state": "done" if measured else "timeout", "reason": None,
-        "configuration": {"hidden_dim": 16 + 8 * number, "learning_rate": 1e-3, "radial_type": "bessel"},
+        "configuration": {"hidden_dim": 16 + 8 * number, "learning_rate": 1e-3}
+        | ({"radial_type": "bessel"} if backbone == "mace" else {}),
         "objective": objective, **measured, "began_s": BEGAN + 60 * number, "ended_s": BEGAN + 60 * number + 90,
         "nodes": [f"n{number}"], "node_hours": 0.5, "folder": f"trials/{number:04d}",
     } | changes  # fmt: skip
@@ -49,14 +50,14 @@ def searched(out: Path, search: str, trials: list[dict[str, Any]], exit_code: in
     case = {"id": search, "name": f"hpo-{search}", "suite": "hpo", "program": "hpo", "system": "slurm",
             "parameters": parameters, "point": {"search": search}}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     log.fact("warm_start", {"told": 3, "outside": 2, "failed": 1})
     log.fact("search", {"space": SPACE, "backbone": search, "evaluations": 6, "trial": {}})
     for one in trials:
         log.write("trial", **one)
         (folder / one["folder"]).mkdir(parents=True)
-        EventLog(folder / one["folder"] / "events.jsonl").write("start")
+        JsonLinesLog(folder / one["folder"] / "events.jsonl").write("start")
     if exit_code == 0:
         log.fact("overhead", {"optimizer_s": 5.0, "search_s": 400.0})
         log.write("done")
@@ -73,30 +74,30 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_tables_of_a_whole_and_of_half_a_search(out: Path) -> None:
-    tables = search_tables(load(out / "runs"))
-    mace = tables.trials[tables.trials["search"] == "mace"]
+def test_tables_hold_complete_and_interrupted_searches(out: Path) -> None:
+    tables = build_tables(load_runs(out / "runs"))
+    mace = tables["hpo_trials"][tables["hpo_trials"]["search"] == "mace"]
     assert mace["best_so_far"].tolist() == [-3.0, -3.0, -1.0, -1.0, -0.5, -0.4]
     assert mace["spent_node_hours"].tolist() == pytest.approx([0.5 * k for k in range(1, 7)])
     assert mace["ended_h"].tolist() == pytest.approx([(60 * k + 90) / 3600 for k in range(6)])
-    searches = tables.searches.set_index("search")
+    searches = tables["hpo_searches"].set_index("search")
     assert searches.loc["mace", ["trials", "done", "timeout", "lost"]].tolist() == [6, 5, 1, 0]
     assert searches.loc["painn", ["state", "trials", "lost", "left_out_before"]].tolist() == ["failed", 2, 1, 3]
     assert searches.loc["mace", "overhead"] == pytest.approx(5.0 / (6 * 90))
-    assert tables.best.set_index("backbone")["trial"].to_dict() == {"mace": 5, "painn": 0}
+    assert tables["hpo_best"].set_index("backbone")["trial"].to_dict() == {"mace": 5, "painn": 0}
     # painn's trial 0 is best in accuracy; of mace's none is faster and as good
-    assert set(zip(*(tables.trials[tables.trials["on_front"]][k] for k in ("search", "trial")), strict=True)) == {
-        ("painn", 0)
-    }
+    assert set(
+        zip(*(tables["hpo_trials"][tables["hpo_trials"]["on_front"]][k] for k in ("search", "trial")), strict=True)
+    ) == {("painn", 0)}
 
 
-def test_the_front_holds_what_nothing_beats() -> None:
+def test_pareto_front_holds_unbeaten_points() -> None:
     a = np.array([1.0, 2.0, 3.0, 2.0, math.nan, 1.0])
     b = np.array([3.0, 2.0, 1.0, 1.5, 9.0, 3.0])
-    assert pareto(a, b).tolist() == [True, True, True, False, False, True]
+    assert find_pareto_front(a, b).tolist() == [True, True, True, False, False, True]
 
 
-def test_importance_finds_what_decides_and_nothing_else() -> None:
+def test_importance_finds_only_decisive_hyperparameters() -> None:
     draw = np.random.default_rng(1)
     rows = []
     for k in range(40):
@@ -104,7 +105,7 @@ def test_importance_finds_what_decides_and_nothing_else() -> None:
         objective = -(values["decides"] ** 2) + (0.02 if values["word"] == "a" else 0.0)
         common = {"campaign": "c", "case": "x", "search": "s", "trial": k, "objective": objective}
         rows += [{**common, "hyperparameter": n, "value": v} for n, v in values.items()]
-    found = importance(pd.DataFrame(rows)).set_index("hyperparameter")
+    found = rank_importance(pd.DataFrame(rows)).set_index("hyperparameter")
     assert set(found.index) == {"decides", "idle", "word"}
     assert found.loc["decides", "explained"] > 0.9
     assert found.loc["decides", "direction"] == -1
@@ -113,8 +114,8 @@ def test_importance_finds_what_decides_and_nothing_else() -> None:
     assert found.loc["word", "kind"] == "choice"
 
 
-def test_the_report_shows_searches_for_what_they_are(out: Path) -> None:
-    report(out)
+def test_search_page_shows_states_and_incomplete_searches(out: Path) -> None:
+    write_report(out)
     page = pages_of(out)
     assert "2 searches by Bayesian optimization (DeepHyper), 8 trials: 6 done, 1 timeout, 1 lost" in page
     assert "Not complete, and read as far as they went: hpo-painn (failed, 2 of 6)." in page
@@ -127,13 +128,13 @@ def test_the_report_shows_searches_for_what_they_are(out: Path) -> None:
         assert (out / "figures" / f"hpo-slurm-{figure}.svg").exists()
 
 
-def test_the_best_points_become_a_suite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["promote", "hpo-slurm", "--out", str(out)]) == 0
     assert str(out / "pretrain-promoted.yaml") in capsys.readouterr().out
     for system in ("local", "slurm", "frontier", "aurora"):
         given = {"account": "a"} if system in ("frontier", "aurora") else {}
-        site = systems.load(resources.find("systems", system), given)
-        plan = expand(suite.load(out / "pretrain-promoted.yaml", system), site)
+        site = systems.load_system(resources.find_resource("systems", system), given)
+        plan = expand_suite(suite.load_suite(out / "pretrain-promoted.yaml", system), site)
         by_name = {case.point["backbone"]: case.parameters for case in plan.cases}
         assert by_name["mace"]["model"] == {
             "backbone": "mace", "hidden_dim": 56, "radial_type": "bessel", "cutoff": 4.5
@@ -158,7 +159,7 @@ def test_the_best_points_become_a_suite(out: Path, capsys: pytest.CaptureFixture
         ("{space: {hidden_dim: [1, 2]}, halving: {eta: 1, least_epochs: 1}}", "a number of at least 2"),
     ],
 )
-def test_a_wrong_search_is_refused_in_one_line(
+def test_wrong_search_is_refused_in_one_line(
     given: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = given if given.startswith("{") else f"{{{given}}}"
@@ -170,7 +171,7 @@ def test_a_wrong_search_is_refused_in_one_line(
     assert said in told
 
 
-def test_every_system_has_its_size_of_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hpo_suite_plans_on_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 4, "local": 1}
     for system, count in nodes.items():
         given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.experiments.ladder.metrics import attainable, ladder_table, of_products
-from harness.protocol.events import EventLog
-from harness.report.render import report
-from harness.results.runs import load
+from harness.experiments.ladder.metrics import attainable, ladder_table, matmul_rates
+from harness.protocol.events import JsonLinesLog
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.report.test_report import write_run
 
 CEILINGS = {
@@ -27,7 +27,7 @@ CEILINGS = {
 FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}, {"of": "heads", "dtype": "float64", "flops": 1e9}]
 
 
-def test_the_least_time_is_of_arithmetic_or_of_traffic() -> None:
+def test_attainable_time_is_that_of_arithmetic_or_traffic() -> None:
     computing = 4 / 40 + 1 / 20
     found = attainable(FLOPS, int(1e9), CEILINGS, 0.3)
     assert found["share_of_attainable"] == pytest.approx(computing / 0.3)
@@ -37,20 +37,20 @@ def test_the_least_time_is_of_arithmetic_or_of_traffic() -> None:
     assert moving["share_of_attainable"] == pytest.approx(2 / 10 / 0.3)
 
 
-def test_each_type_is_held_against_its_own_ceiling() -> None:
+def test_attainable_uses_ceiling_of_each_type() -> None:
     low = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
     assert attainable(low, 1, CEILINGS, 0.1)["share_of_attainable"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
 
 
-def test_products_are_held_against_square_ones_of_their_own_type() -> None:
+def test_matmul_rates_use_square_products_of_same_type() -> None:
     mixed = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1], {"of": "messages", "dtype": "x", "flops": 1}]
-    found = of_products(mixed, CEILINGS, 0.1)
+    found = matmul_rates(mixed, CEILINGS, 0.1)
     assert found["share_of_matrix_peak"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
     assert found["matrix_gflop_per_s"] == pytest.approx(50.0)
-    assert math.isnan(of_products(mixed, {}, 0.1)["share_of_matrix_peak"])
+    assert math.isnan(matmul_rates(mixed, {}, 0.1)["share_of_matrix_peak"])
 
 
-def test_what_was_not_counted_is_not_told() -> None:
+def test_attainable_is_empty_without_counts() -> None:
     assert attainable(None, 1, CEILINGS, 1.0) == {}
     assert attainable(FLOPS, 1, {"squares": []}, 1.0) == {}
     assert "share_of_attainable" not in attainable(FLOPS, None, CEILINGS, 1.0)
@@ -59,7 +59,7 @@ def test_what_was_not_counted_is_not_told() -> None:
 def add(out: Path, precision: str, **fields: Any) -> None:
     """More events of the case that write_run made."""
     folder = out / "runs" / "ladder-local" / f"case-{precision}"
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.fact("ceilings", CEILINGS)
     log.fact("free_bytes", 10 * 2**20)
     for stage in ("baseline", "batched_heads", "torch_compile"):
@@ -75,20 +75,20 @@ def add(out: Path, precision: str, **fields: Any) -> None:
     log.write("done")
 
 
-def test_the_table_holds_it(tmp_path: Path) -> None:
+def test_ladder_table_holds_work(tmp_path: Path) -> None:
     write_run(tmp_path)
     add(tmp_path, "fp64")
-    last = ladder_table(load(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    last = ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
     assert last["gb"] == 1.0
     assert last["largest_batch"] == 160, "16 structures took a tenth of what is free"
     assert (last["empty_atoms"], last["empty_edges"], last["shapes"]) == (0.05, 0.01, 2)
     assert last["share_of_attainable"] == pytest.approx(0.15 / (10.5 / 40))
 
 
-def test_the_page_shows_it_with_the_roofline_and_where_the_time_goes(tmp_path: Path) -> None:
+def test_ladder_page_shows_work_roofline_and_profile(tmp_path: Path) -> None:
     write_run(tmp_path)
     add(tmp_path, "fp64")
-    report(tmp_path)
+    write_report(tmp_path)
     page = (tmp_path / "ladder.html").read_text()
     for words in (
         "FP64: arithmetic, traffic and memory", "Where the time of torch compile goes, FP64", "aten::mm &lt;x&gt;",
@@ -98,9 +98,9 @@ def test_the_page_shows_it_with_the_roofline_and_where_the_time_goes(tmp_path: P
     assert list((tmp_path / "figures").glob("*-roofline.png"))
 
 
-def test_logs_from_before_this_was_measured_still_make_a_page(tmp_path: Path) -> None:
+def test_ladder_page_shows_logs_without_work(tmp_path: Path) -> None:
     write_run(tmp_path)
-    report(tmp_path)
+    write_report(tmp_path)
     table = pd.read_csv(tmp_path / "tables" / "ladder.csv")
     assert table["share_of_attainable"].isna().all()
     assert not list((tmp_path / "figures").glob("*-roofline.png"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from harness.experiments.scaling.metrics import scaling_table
-from harness.experiments.scaling.projection import Network, StepModel, fitted, projection_table
-from harness.protocol.events import EventLog
-from harness.report.render import report
-from harness.results.runs import load
+from harness.experiments.scaling.projection import Network, StepModel, fit_step_model, projection_table
+from harness.protocol.events import JsonLinesLog
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.conftest import pages_of
 
 PER_STEP, PER_ATOM, PER_EDGE = 4e-3, 2e-5, 3e-6
@@ -39,7 +39,7 @@ def ran(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -
             "point": {"mode": mode}}  # fmt: skip
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "exit_code").write_text("0\n")
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     hosts = changes.get("hosts", ranks)
     places = [{"rank": k, "host": f"h{k % hosts}", "node": f"n{k}", "cores": 1} for k in range(ranks)]
@@ -69,12 +69,12 @@ def ran(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -
     log.write("done")
 
 
-def test_runs_that_the_projection_has_not_seen(tmp_path: Path) -> None:
+def test_projection_predicts_unseen_runs(tmp_path: Path) -> None:
     """Each from smaller runs alone, of weak scaling and of strong, where the batch shrinks."""
     for ranks in (1, 2, 4, 8, 32, 128):
         ran(tmp_path, ranks, batch=16)
         ran(tmp_path, ranks, batch=max(1, 256 // ranks), mode="strong")
-    table = projection_table(load(tmp_path / "runs"))
+    table = projection_table(load_runs(tmp_path / "runs"))
     tested = table[table["basis"] == "held out"]
     assert len(tested) == 10
     assert tested["error"].abs().max() < 0.08
@@ -87,62 +87,62 @@ def test_runs_that_the_projection_has_not_seen(tmp_path: Path) -> None:
     assert (further["overlapped_s"] < further["projected_s"]).all()
 
 
-def test_the_law_of_a_step_is_found() -> None:
+def test_step_model_recovers_coefficients() -> None:
     draw = np.random.default_rng(0)
     times, sizes = seconds(draw, 4000, 8)
     sizes[:, 1] *= draw.uniform(0.5, 1.5, len(sizes))
     times = PER_STEP + sizes @ np.array([PER_ATOM, PER_EDGE])
-    found = fitted(np.column_stack([times, sizes]), SIZES)
+    found = fit_step_model(np.column_stack([times, sizes]), SIZES)
     assert found.coefficients == pytest.approx([PER_STEP, PER_ATOM, PER_EDGE], rel=1e-6)
-    falling = fitted(np.column_stack([1.0 - 1e-4 * sizes[:, 0], sizes]), SIZES)
+    falling = fit_step_model(np.column_stack([1.0 - 1e-4 * sizes[:, 0], sizes]), SIZES)
     assert (falling.coefficients >= 0).all()
-    same = fitted(np.column_stack([times, np.ones_like(sizes)]), SIZES)
+    same = fit_step_model(np.column_stack([times, np.ones_like(sizes)]), SIZES)
     assert same.coefficients == pytest.approx([times.mean(), 0, 0])
 
 
-def test_the_slowest_of_many_ranks() -> None:
+def test_expected_max_step_of_uniform_times() -> None:
     """Uniform times from 0 to 2: the largest of p is 2 p / (p + 1) on average."""
     model = StepModel(np.array([1.0, 0.0, 0.0]), np.linspace(0.0, 2.0, 2001), SIZES)
     for ranks in (1, 3, 15, 99):
-        assert model.slowest(ranks, 4) == pytest.approx(2 * ranks / (ranks + 1), rel=0.03)
+        assert model.expected_max_step(ranks, 4) == pytest.approx(2 * ranks / (ranks + 1), rel=0.03)
 
 
-def test_all_reduces() -> None:
+def test_all_reduce_time_follows_formula() -> None:
     link = Network(1e-6, 1e9, "")
     assert link.all_reduce(1, 1e9) == 0
     assert link.all_reduce(2, 1e9) == pytest.approx(2e-6 + 1.0)
     assert link.all_reduce(1024, 1e9) == pytest.approx(20e-6 + 2 * 1023 / 1024)
 
 
-def test_the_network_is_as_measured_or_else_as_assumed(tmp_path: Path) -> None:
+def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
     ran(tmp_path / "a", 1, 4)
-    alone = projection_table(load(tmp_path / "a" / "runs"))
+    alone = projection_table(load_runs(tmp_path / "a" / "runs"))
     assert set(alone["network"]) == {"none: computing alone"}
     ran(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_s": 1}})
-    assumed = projection_table(load(tmp_path / "b" / "runs")).iloc[0]
+    assumed = projection_table(load_runs(tmp_path / "b" / "runs")).iloc[0]
     assert assumed["network"] == "assumed by the suite"
     assert assumed["communication_s"] == pytest.approx(LINK.all_reduce(2, 8 * PARAMETERS))
     ran(tmp_path / "c", 8, 4)
-    measured = projection_table(load(tmp_path / "c" / "runs")).iloc[0]
+    measured = projection_table(load_runs(tmp_path / "c" / "runs")).iloc[0]
     assert measured["network"] == "all-reduces of 8 ranks"
     assert measured["communication_s"] == pytest.approx(LINK.all_reduce(16, 8 * PARAMETERS), rel=1e-3)
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
-def test_emulated_nodes_project_nothing(tmp_path: Path, hosts: int) -> None:
+def test_emulated_nodes_are_not_projected(tmp_path: Path, hosts: int) -> None:
     ran(tmp_path, 8, 4, hosts=hosts)
-    assert projection_table(load(tmp_path / "runs")).empty
+    assert projection_table(load_runs(tmp_path / "runs")).empty
 
 
-def test_the_report_tells_projected_from_measured(tmp_path: Path) -> None:
+def test_scaling_page_separates_projected_from_measured(tmp_path: Path) -> None:
     for ranks in (1, 2, 4):
         ran(tmp_path, ranks, batch=8)
-    table = scaling_table(load(tmp_path / "runs"))
+    table = scaling_table(load_runs(tmp_path / "runs"))
     assert table["edges_imbalance"].tolist() == sorted(table["edges_imbalance"])
     assert table["edges_imbalance"].iloc[0] == 1
     assert (table["efficiency_low"] <= table["efficiency"]).all()
     assert table["backward_s"].tolist() == [2.0] * 3
-    report(tmp_path)
+    write_report(tmp_path)
     page = pages_of(tmp_path)
     assert "on 2 measured runs. What it says of more ranks is a projection, and no measurement." in page
     assert "Where a step&#39;s time goes" in page

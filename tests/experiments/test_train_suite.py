@@ -34,7 +34,7 @@ scale:
 """
 
 
-def test_a_killed_job_of_a_suite_goes_on_and_is_reported(tmp_path: Path) -> None:
+def test_killed_training_job_resumes_and_is_reported(tmp_path: Path) -> None:
     (tmp_path / "brief.yaml").write_text(SUITE)
     words = [sys.executable, "-m", "harness", "run", "brief.yaml", "-q"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -71,7 +71,7 @@ def _folder(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("system", ["frontier", "perlmutter", "aurora", "slurm", "local"])
-def test_every_system_has_its_size_of_pretraining(
+def test_pretraining_suites_plan_on_every_system(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
@@ -82,9 +82,9 @@ def test_every_system_has_its_size_of_pretraining(
     assert len(capsys.readouterr().out.splitlines()) == 17 * 3
 
 
-def test_twins_differ_in_their_data_alone() -> None:
+def test_single_task_cases_differ_in_data_alone() -> None:
     """Else a ratio of their errors would not be one of multi-task to single-task training."""
-    suite = suites.load(resources.find("suites", "multitask"), "local")
+    suite = suites.load_suite(resources.find_resource("suites", "multitask"), "local")
     assert suite.parameters["sets"] == "{{ everything if dataset == 'all' else [dataset] }}"
     assert suite.parameters["epoch_length"] == "{{ each * (16 if dataset == 'all' else 1) }}"
     others = {name: value for name, value in suite.parameters.items() if name not in ("sets", "epoch_length")}

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from harness.document import paper
-from harness.experiments.tables import results
-from harness.experiments.training.metrics import TrainingTables, training_tables
-from harness.experiments.training.multitask import AblationTables, ablation_tables
-from harness.experiments.training.page import remarks
-from harness.protocol.events import EventLog
-from harness.report.judges import score
-from harness.report.overview import measured
-from harness.report.render import report
-from harness.results.runs import load
-from harness.stats.means import geometric_interval, mean_interval, t_quantile
+from harness.claims.evaluate import judge_papers
+from harness.claims.papers import load_papers
+from harness.experiments.tables import build_results
+from harness.experiments.training.descriptions import describe_runs
+from harness.experiments.training.metrics import build_tables
+from harness.protocol.events import JsonLinesLog
+from harness.report.overview import format_measured
+from harness.report.render import write_report
+from harness.results.runs import load_runs
+from harness.stats.intervals import geometric_mean_interval, mean_interval
 from tests.conftest import pages_of
 
 HEADS = (
@@ -56,7 +56,7 @@ def epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def begin(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes: Any) -> EventLog:
+def begin(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes: Any) -> JsonLinesLog:
     """The log of a run up to its first step; changes: of the facts workload and observed, and of the case."""
     folder = out / "runs" / changes.get("campaign", "pretrain-local") / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def begin(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes
     case = {"id": name, "name": name, "suite": "pretrain", "program": "train", "parameters": parameters}
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "exit_code").write_text(f"{changes.get('exit_code', 0)}\n")
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     config = {"backbone": "painn", "hidden_dim": 64, "num_conv_layers": 3, "heads": len(rows)}
     log.fact("model", {"config": config, "parameters": 123_456})
@@ -102,9 +102,8 @@ def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, *
     log.write("done")
 
 
-def tables(out: Path) -> tuple[TrainingTables, AblationTables]:
-    training = training_tables(load(out / "runs"))
-    return training, ablation_tables(training.held_out)
+def tables(out: Path) -> dict[str, pd.DataFrame]:
+    return build_tables(load_runs(out / "runs"))
 
 
 def everything(out: Path) -> None:
@@ -128,10 +127,10 @@ def everything(out: Path) -> None:
             write_run(out, f"{row['set']}-{seed}", [row], seed, campaign="multitask-local")
 
 
-def test_errors_are_means_over_seeds_with_students_interval(tmp_path: Path) -> None:
+def test_errors_are_means_over_seeds_with_interval(tmp_path: Path) -> None:
     for seed, (energy, force) in enumerate([(0.010, 0.1), (0.012, 0.2), (0.014, 0.3)]):
         write_run(tmp_path, f"run-{seed}", [held_out("MPTrj", energy, force), held_out("QCML", 0.1, 0.1)], seed)
-    found = tables(tmp_path)[0].errors.set_index(["head", "quantity"])
+    found = tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
     row = found.loc[("MPTrj", "energy")]
     half = T2 * 0.002 / math.sqrt(3)
     assert (row["mae"], row["mae_low"], row["mae_high"]) == pytest.approx((0.012, 0.012 - half, 0.012 + half))
@@ -150,13 +149,11 @@ def test_errors_are_means_over_seeds_with_students_interval(tmp_path: Path) -> N
     ("energy", "force", "verdicts"),
     [(0.0299, 0.199, ("met", "met")), (0.0301, 0.199, ("missed", "met")), (0.0299, 0.201, ("met", "missed"))],
 )
-def test_targets_are_a_third_of_composition_only_and_half_of_zero_forces(
-    tmp_path: Path, energy: float, force: float, verdicts: tuple[str, str]
-) -> None:
+def test_verdicts_follow_targets(tmp_path: Path, energy: float, force: float, verdicts: tuple[str, str]) -> None:
     write_run(tmp_path, "run", [held_out("MPTrj", energy, force), held_out("QCML", 0.01, 0.1)])
-    found = tables(tmp_path)[0].errors.set_index(["head", "quantity"])["verdict"]
+    found = tables(tmp_path)["training_errors"].set_index(["head", "quantity"])["verdict"]
     assert (found["MPTrj", "energy"], found["MPTrj", "forces"]) == verdicts
-    report(tmp_path)
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     for title, verdict in zip(("Energy per atom", "Forces"), verdicts, strict=True):
         said = re.search(rf"{title}: MAE at most .*? on (\d) of 2 heads\.(.*)", text)
@@ -165,73 +162,73 @@ def test_targets_are_a_third_of_composition_only_and_half_of_zero_forces(
         assert ("Not on MPTrj" in said[2]) == (verdict == "missed")
 
 
-def test_one_seed_has_no_interval_and_the_page_says_so(tmp_path: Path) -> None:
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     write_run(tmp_path, "run", [held_out("MPTrj", 0.0123, 0.111), held_out("QCML", 0.1, 0.1)], seed=4)
-    row = tables(tmp_path)[0].errors.iloc[0]
+    row = tables(tmp_path)["training_errors"].iloc[0]
     assert row["mae"] == 0.0123
     assert math.isnan(row["mae_low"])
     assert math.isnan(row["ratio_high"])
-    report(tmp_path)
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "one seed (4), hence no intervals" in text
     assert "| 12.3 | 24.6 | 90 | 120 | 500 | 0.137 | met | 1 |" in text
     assert "with the whole interval" not in text
 
 
-def test_failed_and_unfinished_runs_are_left_out(tmp_path: Path) -> None:
+def test_training_tables_skip_failed_and_unfinished_runs(tmp_path: Path) -> None:
     rows = [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)]
     write_run(tmp_path, "good", rows, 0)
     write_run(tmp_path, "bad", [held_out("MPTrj", 0.5, 0.5), held_out("QCML", 0.5, 0.5)], 1, exit_code=1)
     begin(tmp_path, "lost", rows, 2)
-    training, _ = tables(tmp_path)
-    assert training.runs["case"].tolist() == ["good"]
-    assert training.errors.iloc[0]["mae"] == 0.01
-    report(tmp_path)
+    training = tables(tmp_path)
+    assert training["training_runs"]["case"].tolist() == ["good"]
+    assert training["training_errors"].iloc[0]["mae"] == 0.01
+    write_report(tmp_path)
     assert "bad | failed" in (tmp_path / "report.md").read_text()
 
 
-def test_a_head_without_force_labels_is_not_judged_on_forces(tmp_path: Path) -> None:
+def test_head_without_force_labels_has_no_force_verdict(tmp_path: Path) -> None:
     without = {"zero_force_mae_ev_per_a": None, "zero_force_rmse_ev_per_a": None}
     for seed in range(2):
         write_run(tmp_path, f"run-{seed}", [held_out("QM7X", 0.01, None, **without), held_out("QCML", 0.01, 0.1)], seed)
-    found = tables(tmp_path)[0].errors.set_index(["head", "quantity"])
+    found = tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
     assert found.loc[("QM7X", "forces"), "verdict"] == "no labels"
     assert math.isnan(found.loc[("QM7X", "forces"), "mae"])
     assert found.loc[("QM7X", "energy"), "verdict"] == "met"
-    report(tmp_path)
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "zero forces on 1 of 1 heads" in text
     assert "no force labels" in text
 
 
-def test_an_error_that_is_no_number_is_not_averaged_away(tmp_path: Path) -> None:
+def test_error_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
     for seed, energy in enumerate((0.01, None, 0.01)):
         write_run(tmp_path, f"run-{seed}", [held_out("MPTrj", energy, 0.1), held_out("QCML", 0.01, 0.1)], seed)
-    training, _ = tables(tmp_path)
-    row = training.errors.iloc[0]
+    training = tables(tmp_path)
+    row = training["training_errors"].iloc[0]
     assert math.isnan(row["mae"])
     assert row["verdict"] == "not finite"
-    assert training.runs["judged_heads"].tolist() == [2, 1, 2]
-    report(tmp_path)
+    assert training["training_runs"]["judged_heads"].tolist() == [2, 1, 2]
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "composition alone on 1 of 2 heads (on 1 with the whole interval). Not on MPTrj" in text
     assert not re.search(r"\bnan\b", text)
 
 
-def test_a_seed_run_twice_counts_once(tmp_path: Path) -> None:
+def test_seed_run_twice_counts_once(tmp_path: Path) -> None:
     for name, seed, energy in (("a", 0, 0.010), ("b", 0, 0.014), ("c", 1, 0.020)):
         write_run(tmp_path, name, [held_out("MPTrj", energy, 0.1), held_out("QCML", 0.1, 0.1)], seed)
-    row = tables(tmp_path)[0].errors.iloc[0]
+    row = tables(tmp_path)["training_errors"].iloc[0]
     assert row["seeds"] == 2
     assert row["mae"] == pytest.approx((0.012 + 0.020) / 2)
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_kept_apart(tmp_path: Path) -> None:
+def test_runs_that_differ_in_more_than_seed_are_separate_experiments(tmp_path: Path) -> None:
     rows = [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)]
     for seed in range(2):
         for rate in (1e-3, 2e-3):
             write_run(tmp_path, f"run-{seed}-{rate}", rows, seed, parameters={"learning_rate": rate})
-    errors = tables(tmp_path)[0].errors
+    errors = tables(tmp_path)["training_errors"]
     assert errors["experiment"].nunique() == 2
     assert (errors["seeds"] == 2).all()
 
@@ -246,24 +243,24 @@ def write_ablation(out: Path, multi: dict[int, Errors], single: dict[int, Errors
             write_run(out, f"{head}-{seed}", [held_out(head, *values)], seed, campaign="m")
 
 
-def test_ratios_to_single_task_runs_are_paired_by_seed(tmp_path: Path) -> None:
+def test_ablation_ratios_are_paired_by_seed(tmp_path: Path) -> None:
     write_ablation(
         tmp_path,
         {0: {"A": (0.02, 0.1), "B": (0.03, 0.1)}, 1: {"A": (0.08, 0.1), "B": (0.04, 0.1)}},
         {0: {"A": (0.01, 0.2), "B": (0.03, 0.2)}, 1: {"A": (0.10, 0.2), "B": (0.05, 0.2)}},
     )
-    _, ablation = tables(tmp_path)
-    found = ablation.heads.set_index(["head", "quantity"])
+    ablation = tables(tmp_path)
+    found = ablation["ablation_heads"].set_index(["head", "quantity"])
     row = found.loc[("A", "energy")]
     logs = np.log([2.0, 0.8])
-    half = t_quantile(0.95, 1) * logs.std(ddof=1) / math.sqrt(2)
+    half = stats.t.ppf(0.975, 1) * logs.std(ddof=1) / math.sqrt(2)
     assert row["ratio"] == pytest.approx(math.sqrt(1.6))
     assert row["ratio_high"] == pytest.approx(math.exp(logs.mean() + half))
     assert row["ratio_low"] == pytest.approx(math.exp(logs.mean() - half))
     assert (row["multi_task"], row["single_task"]) == pytest.approx((0.05, 0.055))
     assert (row["verdict"], found.loc[("B", "energy"), "verdict"]) == ("worse", "ok")
     assert found.loc[("A", "forces"), "ratio"] == pytest.approx(0.5)
-    overall = ablation.overall.set_index("quantity")
+    overall = ablation["ablation_overall"].set_index("quantity")
     assert overall.loc["energy", "ratio"] == pytest.approx((2.0 * 0.8 * 1.0 * 0.8) ** 0.25)
     assert overall.loc["forces", "ratio"] == pytest.approx(0.5)
     assert overall.loc["forces", "ratio_low"] == pytest.approx(0.5)
@@ -271,41 +268,41 @@ def test_ratios_to_single_task_runs_are_paired_by_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.09, "ok"), (1.11, "worse")])
-def test_worse_is_more_than_a_tenth(tmp_path: Path, ratio: float, verdict: str) -> None:
+def test_ablation_verdict_follows_tolerance(tmp_path: Path, ratio: float, verdict: str) -> None:
     write_ablation(tmp_path, {0: {"A": (0.01, 0.1 * ratio), "B": (0.01, 0.1)}}, {0: {"A": (0.01, 0.1)}})
-    found = tables(tmp_path)[1].heads.set_index(["head", "quantity"])["verdict"]
+    found = tables(tmp_path)["ablation_heads"].set_index(["head", "quantity"])["verdict"]
     assert found["A", "forces"] == verdict
-    report(tmp_path)
+    write_report(tmp_path)
     named = "Worse by more than 10%: A (1.11x)" in (tmp_path / "report.md").read_text()
     assert named == (verdict == "worse")
 
 
-def test_a_missing_seed_leaves_the_pairs_that_there_are(tmp_path: Path) -> None:
+def test_ablation_uses_pairs_of_common_seeds(tmp_path: Path) -> None:
     """Of a head with one pair fewer; the mean over heads rests on the seeds that have all of them."""
     both = {"A": (0.02, 0.1), "B": (0.01, 0.1)}
     write_ablation(tmp_path, dict.fromkeys(range(3), both), {0: both, 1: both, 2: {"A": (0.01, 0.1)}})
-    ablation = tables(tmp_path)[1]
-    seeds = ablation.heads.set_index(["head", "quantity"])["seeds"]
+    ablation = tables(tmp_path)
+    seeds = ablation["ablation_heads"].set_index(["head", "quantity"])["seeds"]
     assert (seeds["A", "energy"], seeds["B", "energy"]) == (3, 2)
-    assert ablation.overall["seeds"].tolist() == [2, 2]
-    report(tmp_path)
+    assert ablation["ablation_overall"]["seeds"].tolist() == [2, 2]
+    write_report(tmp_path)
     assert "2 to 3 seeds" in (tmp_path / "report.md").read_text()
 
 
-def test_a_multi_task_error_that_is_no_number_shows(tmp_path: Path) -> None:
+def test_ablation_shows_error_that_is_not_finite(tmp_path: Path) -> None:
     single: Errors = {"A": (0.01, 0.1), "B": (0.01, 0.1)}
     write_ablation(tmp_path, {0: {"A": (None, None), "B": (0.01, 0.1)}}, {0: single})
-    ablation = tables(tmp_path)[1]
-    assert ablation.heads.set_index(["head", "quantity"]).loc[("A", "energy"), "verdict"] == "not finite"
-    assert ablation.overall["ratio"].isna().all()
-    report(tmp_path)
+    ablation = tables(tmp_path)
+    assert ablation["ablation_heads"].set_index(["head", "quantity"]).loc[("A", "energy"), "verdict"] == "not finite"
+    assert ablation["ablation_overall"]["ratio"].isna().all()
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Worse by more than 10%: A (not finite)." in text
     assert "times the single-task one, geometric mean over 2 heads" in text
     assert not re.search(r"\bnan\b", text)
 
 
-def test_unequal_budgets_are_told(tmp_path: Path) -> None:
+def test_ablation_page_states_budgets(tmp_path: Path) -> None:
     both: Errors = {"A": (0.01, 0.1), "B": (0.01, 0.1)}
     write_ablation(tmp_path / "equal", {0: both}, {0: both})
     write_ablation(tmp_path / "each", {0: both}, {0: both}, workload={"epochs": 6})
@@ -316,14 +313,14 @@ def test_unequal_budgets_are_told(tmp_path: Path) -> None:
         "unequal": "WRONG: budgets",
     }
     for name, said in told.items():
-        report(tmp_path / name)
+        write_report(tmp_path / name)
         assert said in (tmp_path / name / "report.md").read_text()
 
 
-def test_single_task_runs_alone_make_one_section(tmp_path: Path) -> None:
+def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
     for head in ("MPTrj", "QCML"):
         write_run(tmp_path, head, [held_out(head, 0.01, 0.1)])
-    report(tmp_path)
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert text.count("## Single-task training: PaiNN, width 64, 3 layers") == 1
     assert "2 datasets, trained each on its own: 1 sample, 1 stand-in" in text
@@ -342,26 +339,26 @@ def test_single_task_runs_alone_make_one_section(tmp_path: Path) -> None:
         ({"autocast": "torch.bfloat16"}, False),
     ],
 )
-def test_another_precision_than_asked_for_is_told(tmp_path: Path, observed: dict[str, Any], held: bool) -> None:
+def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], held: bool) -> None:
     write_run(
         tmp_path, "run", [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)],
         observed=observed | {"compiled": False, "why_eager": "no compiler", "why_plain": "no C++ compiler"},
     )  # fmt: skip
-    runs = tables(tmp_path)[0].runs
+    runs = tables(tmp_path)["training_runs"]
     assert bool(runs["as_asked"].iloc[0]) == held
-    said = remarks(runs)
+    said = describe_runs(runs)
     assert any(text.startswith("WRONG: run was asked for") for text in said) != held
     assert "Not compiled, 1 run: no compiler." in said
     assert "Plain messages in place of fused ones, 1 run: no C++ compiler." in said
 
 
-def test_runs_of_two_precisions_stand_side_by_side(tmp_path: Path) -> None:
+def test_page_has_section_per_precision(tmp_path: Path) -> None:
     """Each with the types that were found; structures that were left out are counted."""
     rows = [held_out("MPTrj", 0.01, 0.1, unseen_elements=3), held_out("QCML", 0.1, 0.1)]
     write_run(tmp_path, "single", rows)
     half = {"requested": "bf16", "autocast": "torch.bfloat16", "matrix_layers": ["torch.bfloat16"]}
     write_run(tmp_path, "half", rows, observed=half, parameters={"precision": "bf16"})
-    report(tmp_path)
+    write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| FP32 | float32 throughout |" in text
     assert "| BF16 | parameters float32; matrix layers bfloat16; energies float32; forces float32 |" in text
@@ -370,21 +367,21 @@ def test_runs_of_two_precisions_stand_side_by_side(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", text)
 
 
-def test_runs_say_what_they_took(tmp_path: Path) -> None:
+def test_runs_table_holds_time_and_rate(tmp_path: Path) -> None:
     write_run(tmp_path, "run", [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)], seed=1)
-    row = tables(tmp_path)[0].runs.iloc[0]
+    row = tables(tmp_path)["training_runs"].iloc[0]
     assert (row["steps"], row["epochs_done"], row["best_epoch"], row["validation_loss"]) == (30, 3, 2, 1.5)
     assert (row["graphs_per_s"], row["waiting"], row["train_s"]) == pytest.approx((81.0, 0.05, 6.0))
     assert (row["parameters"], row["elements"], row["stand_ins"], row["budget"]) == (123_456, 89, 1, 240)
     assert row["gate_right_branch"] == pytest.approx(0.91)
 
 
-def test_a_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
+def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     """What it had told before its last start is told again, up to where it went on; the rest does not count."""
     rows = [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)]
     told = {"head": "MPTrj", "set": "mptrj", "split": "validation", "structures": 9, "force_mae_ev_per_a": 0.1}
 
-    def tell(log: EventLog, *losses: tuple[int, float]) -> None:
+    def tell(log: JsonLinesLog, *losses: tuple[int, float]) -> None:
         for number, loss in losses:
             log.write("head", epoch=number, energy_mae_ev_per_atom=loss, **told)
             log.write("epoch", **epoch(number, loss))
@@ -397,12 +394,12 @@ def test_a_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     log.write("stopped", why="no better for 5 epochs", epoch=3)
     log.fact("held_out", rows)
     log.write("done")
-    training, _ = tables(tmp_path)
-    assert training.epochs["loss"].tolist() == [8.0, 4.0, 2.0, 1.0]
-    assert training.heads["energy_mae_ev_per_atom"].tolist() == [8.0, 4.0, 2.0, 1.0]
-    assert training.heads["step"].tolist() == [10, 20, 30, 40]
-    assert training.runs[["resumed", "train_s"]].iloc[0].tolist() == [1, 8.0]
-    said = remarks(training.runs)
+    training = tables(tmp_path)
+    assert training["training_epochs"]["loss"].tolist() == [8.0, 4.0, 2.0, 1.0]
+    assert training["training_heads"]["energy_mae_ev_per_atom"].tolist() == [8.0, 4.0, 2.0, 1.0]
+    assert training["training_heads"]["step"].tolist() == [10, 20, 30, 40]
+    assert training["training_runs"][["resumed", "train_s"]].iloc[0].tolist() == [1, 8.0]
+    said = describe_runs(training["training_runs"])
     assert "Ended early, 1 run: no better for 5 epochs." in said
     assert "Broken off and resumed from a checkpoint: 1 run." in said
 
@@ -417,24 +414,24 @@ def test_a_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
         (1, "sample of", 89, ("not run", "not run")),
     ],
 )
-def test_claims_on_joint_training_are_judged_by_what_ran(
+def test_claims_on_joint_training_follow_from_runs(
     tmp_path: Path, heads: int, role: str, elements: int, verdicts: tuple[str, str]
 ) -> None:
     rows = [held_out(h, 0.01, 0.1, role=f"{role} {h}") for h in HEADS[:heads]]
     write_run(tmp_path, "run", rows, workload={"elements": list(range(1, elements + 1))})
-    scores = {s.id: s for s in score(paper.load().claims, results(load(tmp_path / "runs")), tmp_path)}
+    scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
     assert (scores["datasets"].verdict, scores["elements"].verdict) == verdicts
     if heads > 1:
         assert scores["datasets"].measured_value == heads
         assert scores["elements"].measured_value == elements
         assert ("stand-ins" in scores["datasets"].reason) == (role == "stand-in for")
         assert scores["datasets"].evidence == ["runs/pretrain-local/run/events.jsonl"]
-        assert measured(scores["datasets"]) == f"{heads} datasets"
+        assert format_measured(scores["datasets"]) == f"{heads} datasets"
 
 
-def test_the_sections_show_every_dataset_and_call_stand_ins_by_name(tmp_path: Path) -> None:
+def test_training_page_shows_every_dataset_and_names_stand_ins(tmp_path: Path) -> None:
     everything(tmp_path)
-    report(tmp_path)
+    write_report(tmp_path)
     page = pages_of(tmp_path)
     assert "PBE &lt;&amp; co&gt;" in page
     for head in HEADS:
@@ -450,32 +447,27 @@ def test_the_sections_show_every_dataset_and_call_stand_ins_by_name(tmp_path: Pa
     assert not re.search(r"\bnan\b", (tmp_path / "report.md").read_text())
 
 
-def test_no_training_no_section(tmp_path: Path) -> None:
+def test_training_page_is_empty_without_runs(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "ladder-local" / "none"
     folder.mkdir(parents=True)
     (folder / "case.json").write_text(
         json.dumps({"id": "1", "name": "none", "suite": "ladder", "program": "ladder", "parameters": {}})
     )
-    report(tmp_path)
+    write_report(tmp_path)
     assert not re.search(r"## .*-task", (tmp_path / "report.md").read_text())
     assert not list((tmp_path / "tables").glob("training_*.csv"))
     assert not list((tmp_path / "tables").glob("ablation_*.csv"))
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706205), (2, T2), (3, 3.182446), (4, 2.776445), (29, 2.045230)])
-def test_quantiles_of_students_distribution(freedom: int, t: float) -> None:
-    assert t_quantile(0.95, freedom) == pytest.approx(t, rel=1e-6)
-
-
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_the_interval_covers_the_mean_as_often_as_it_says(n: int) -> None:
+def test_mean_interval_has_nominal_coverage(n: int) -> None:
     rng = np.random.default_rng(n)
     found = [mean_interval(rng.normal(5.0, 2.0, n)) for _ in range(3000)]
     assert np.mean([m.low <= 5.0 <= m.high for m in found]) == pytest.approx(0.95, abs=0.013)
 
 
-def test_a_ratio_of_zero_or_none_at_all_has_no_mean() -> None:
-    assert math.isnan(geometric_interval([1.0, 0.0]).value)
-    assert math.isnan(geometric_interval([]).value)
-    assert geometric_interval([2.0]).value == pytest.approx(2.0)
-    assert math.isnan(geometric_interval([2.0]).low)
+def test_geometric_interval_of_zero_or_nothing_is_nan() -> None:
+    assert math.isnan(geometric_mean_interval([1.0, 0.0]).value)
+    assert math.isnan(geometric_mean_interval([]).value)
+    assert geometric_mean_interval([2.0]).value == pytest.approx(2.0)
+    assert math.isnan(geometric_mean_interval([2.0]).low)

@@ -1,6 +1,6 @@
-"""Run a function on inputs drawn at random, within bounds of time and memory, in a process of its own.
+"""Run a function on random inputs, within limits of time and memory, in a separate process.
 
-`FUZZ_SEED` repeats a run, whose seed is printed and part of every failure; `FUZZ_COUNT` sets the number of inputs.
+`FUZZ_SEED` repeats a run; its seed is printed and is part of every failure. `FUZZ_COUNT` sets the number of inputs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import traceback
 from collections.abc import Callable
@@ -22,11 +23,11 @@ LIMIT_BYTES = 2 << 30
 
 
 def run_fuzzer(examine: Callable[[random.Random, Path], None], folder: Path, count: int = COUNT) -> None:
-    """Call `examine(rng, folder)` for each input and fail on the first that breaks a promise.
+    """Call `examine(rng, folder)` for each input and fail on the first for which it raises.
 
-    `examine` draws one input from `rng`, writes what it needs below `folder` (empty at each call), hands it over, and
-    raises for whatever must not happen; errors that users may see are its to catch. An input that takes more than
-    60 s or 2 GiB on top of what the process had fails too.
+    `examine` draws one input from `rng`, writes what it needs below `folder` (empty at each call), processes it, and
+    raises for anything that must not happen; it catches errors that users may see. An input that takes more than 60 s,
+    or 2 GiB more than the process had, fails too.
     """
     print(f"FUZZ_SEED={SEED}")
     verdict = folder / "verdict"
@@ -42,28 +43,22 @@ def _examine_all(examine: Callable[[random.Random, Path], None], folder: Path, v
     signal.signal(signal.SIGALRM, _time_out)
     for number in range(count):
         verdict.write_text(f"input {number}: the process was killed")
-        place = folder / f"input-{number}"
-        place.mkdir()
+        input_folder = folder / f"input-{number}"
+        input_folder.mkdir()
         signal.alarm(LIMIT_S)
         try:
-            examine(random.Random(f"{SEED}-{number}"), place)
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-            assert grown < LIMIT_BYTES, f"memory grew by {grown >> 20} MiB"
+            examine(random.Random(f"{SEED}-{number}"), input_folder)
+            growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+            assert growth < LIMIT_BYTES, f"memory grew by {growth >> 20} MiB"
         except BaseException:
             signal.alarm(0)
-            verdict.write_text(f"input {number} (kept in {place}):\n{traceback.format_exc()}")
+            verdict.write_text(f"input {number} (left in {input_folder}):\n{traceback.format_exc()}")
             os._exit(1)
         signal.alarm(0)
-        _remove(place)
+        shutil.rmtree(input_folder, ignore_errors=True)
     verdict.write_text("passed")
     os._exit(0)
 
 
 def _time_out(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"no answer within {LIMIT_S} s")
-
-
-def _remove(place: Path) -> None:
-    import shutil
-
-    shutil.rmtree(place, ignore_errors=True)

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.reference.datasets import downloads, http_transfer
+from harness.reference.datasets import fetch as downloads
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.catalog import SOURCES
-from harness.reference.datasets.downloads import Download
-from harness.reference.datasets.fetch import fetch
+from harness.reference.datasets.fetch import Download, fetch
 from harness.reference.errors import InputError
 from tests.fuzz.bounded import run_fuzzer
-from tests.reference.datasets.readers.official import write_ani1x
+from tests.reference.datasets.official_files.writers import write_ani1x
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +81,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_odd_words_and_folders(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_command_survives_odd_arguments(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = {
         slug: tuple(replace(d, url="http://127.0.0.1:9/x") for d in some) for slug, some in downloads.DOWNLOADS.items()
     }
@@ -138,8 +137,8 @@ def draw_answer(rng: random.Random, request: bytes) -> bytes:
         status = rng.choice(
             ["202 Accepted", "204 No", "206 P", "302 Found", "403 \x1b[2J", "503", "0 x", "99999 x", ""]
         )
-    told = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if rng.random() < 0.95)
-    sent = f"HTTP/1.1 {status}\r\n{told}\r\n".encode("latin-1") + body
+    message = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if rng.random() < 0.95)
+    sent = f"HTTP/1.1 {status}\r\n{message}\r\n".encode("latin-1") + body
     if headers.get("Transfer-Encoding"):
         sent = (
             sent[: len(sent) - len(body)] + b"%x\r\n%s\r\n" % (len(body), body) + rng.choice([b"0\r\n\r\n", b"", b"zz"])
@@ -172,8 +171,8 @@ def serving(rng: random.Random) -> Iterator[str]:
         thread.join()
 
 
-def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_transfer, "TIMEOUT_S", PATIENCE_S)
+def test_fetch_survives_misbehaving_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "TIMEOUT_S", PATIENCE_S)
 
     def examine(rng: random.Random, folder: Path) -> None:
         with serving(rng) as url:
@@ -182,12 +181,12 @@ def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 try:
                     path = fetch(download, folder, lambda done, total, what: None)
                 except InputError as error:
-                    told = str(error)
+                    message = str(error)
                 else:
                     assert path.read_bytes()[:6] == BODY[:6]
                     assert download.size is None or path.stat().st_size == len(BODY)
                     return
-                assert told.isprintable()
+                assert message.isprintable()
                 assert not (folder / "x.xz").exists()
 
     run_fuzzer(examine, tmp_path)

@@ -23,7 +23,9 @@ import pytest
 
 from harness.reference.datasets.__main__ import main
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.reference.datasets.readers import official, official_json, official_tfrecord
+from tests.reference.datasets.official_files import json_writers as official_json
+from tests.reference.datasets.official_files import tfrecord_writers as official_tfrecord
+from tests.reference.datasets.official_files import writers as official
 
 pytestmark = pytest.mark.slow
 
@@ -85,19 +87,19 @@ def spoil(value: Any, rng: random.Random) -> Any:
 
 def spoil_bytes(data: bytes, rng: random.Random) -> bytes:
     """Flip, cut, repeat or insert bytes."""
-    found = bytearray(data)
+    result = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(found) + 1)
+        at = rng.randrange(len(result) + 1)
         how = rng.randrange(4)
-        if how == 0 and at < len(found):
-            found[at] = rng.randrange(256)
+        if how == 0 and at < len(result):
+            result[at] = rng.randrange(256)
         elif how == 1:
-            del found[at : at + rng.choice((1, 4, 100, 10**6))]
+            del result[at : at + rng.choice((1, 4, 100, 10**6))]
         elif how == 2:
-            found[at:at] = found[at : at + rng.choice((1, 8, 200))]
+            result[at:at] = result[at : at + rng.choice((1, 8, 200))]
         else:
-            found[at:at] = rng.randbytes(rng.choice((1, 4, 8)))
-    return bytes(found)
+            result[at:at] = rng.randbytes(rng.choice((1, 4, 8)))
+    return bytes(result)
 
 
 def spoil_text(text: str, rng: random.Random) -> str:
@@ -262,7 +264,7 @@ def check_and_convert(dataset: str, path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", WRITERS)
-def test_changed_official_files_are_read_reported_or_refused(tmp_path: Path, family: str) -> None:
+def test_damaged_official_files_are_read_or_reported(tmp_path: Path, family: str) -> None:
     def examine(rng: random.Random, folder: Path) -> None:
         dataset, path = WRITERS[family](folder, rng)
         check_and_convert(dataset, path, folder)

@@ -23,13 +23,14 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from harness.protocol.backbones import BACKBONES
 from harness.reference.errors import InputError
 from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.models import checkpoints, sealed
-from harness.reference.models.config import OWN, ModelConfig
+from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.tasks.dataset import Labelled
-from harness.reference.tasks.load import open_task
+from harness.reference.tasks.dataset import TaskDataset
+from harness.reference.tasks.load import load_task
 from tests.fuzz.bounded import COUNT, run_fuzzer
 
 pytestmark = pytest.mark.slow
@@ -99,10 +100,10 @@ SIZES: dict[str, Any] = {"hidden_dim": 8, "num_conv_layers": 1, "dim_sharedlayer
 
 def examine_checkpoint(rng: random.Random, folder: Path) -> None:
     path = folder / "model.safetensors"
-    config = ModelConfig(backbone=rng.choice((*OWN, "painn", "painn", "egnn")), **SIZES)  # type: ignore[arg-type]
+    config = ModelConfig(backbone=rng.choice((*BACKBONES, "painn", "painn", "egnn")), **SIZES)  # type: ignore[arg-type]
     model = FoundationModel(config)
     model.trained[:] = True
-    model.know_everything()
+    model.mark_all_elements_known()
     tensors = dict(model.state_dict())
     about: Any = {"format": checkpoints.FORMAT, "config": config.asdict(), "notes": {}}
     kind = rng.randrange(4)
@@ -255,8 +256,8 @@ def examine_task(rng: random.Random, folder: Path) -> None:
     name = rng.choice(list(WRITERS))
     (folder / name).mkdir()
     WRITERS[name](rng, folder / name)
-    found: list[Labelled] = []
-    if refused(lambda: found.append(open_task(name, folder))):
+    found: list[TaskDataset] = []
+    if refused(lambda: found.append(load_task(name, folder))):
         return
     labelled = found[0]
     assert len(labelled) == len(labelled.frames) > 0

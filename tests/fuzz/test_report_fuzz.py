@@ -18,26 +18,14 @@ import pytest
 
 from harness.cli.main import main
 from harness.experiments.hpo import metrics
-from harness.experiments.hpo.promote import promote
+from harness.experiments.hpo.promote import write_best_suite
 from harness.protocol.errors import UsageError
-from harness.report.render import report
-from harness.results.runs import load
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.support.kept_results import unpack_results
+from tests.support.kept_results import CASES, FILES, copy_case, save_nothing
 
 pytestmark = pytest.mark.slow
-FILES = ("case.json", "events.jsonl", "exit_code", "provenance.json")
-CASES = (
-    (".", "ladder-337-local/ladder-337-fp64-11c17b60e4"),
-    (".", "training-steps-local/training-steps-fp64-5783f493b7"),
-    *(("laptop", name) for name in (
-        "hpo-local/hpo-egnn-1510a10c74", "scaling-local/scaling-weak-per_node_2-4dd3d0a251",
-        "precision-local/precision-egnn-01bc721342", "pretrain-short-local/pretrain-short-f1aed702a7",
-        "transfer-local/transfer-qm9-199717ed4d", "screening-local/screening-prototypes-judged-cecba89919",
-        "screening-local/screening-prototypes-few-2e59583ea6", "data-local/data-convert-ani1x-per_node_1-8637319116",
-        "data-local/data-read-all-per_node_2-48120d3c7a", "ladder-local/ladder-crystals-fp32-4ba82fe5bf",
-    )),
-)  # fmt: skip
 DAMAGED_AT_ONCE = 6
 # A report takes two seconds, however few of its cases are damaged.
 PER_REPORT = 16
@@ -52,14 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound results folder: a case of each program, each in a campaign of its own, their long logs thinned out."""
     out = tmp_path_factory.mktemp("whole")
     for k, (result, path) in enumerate(CASES):
-        place = out / "runs" / f"campaign-{k:02}" / Path(path).name
-        place.mkdir(parents=True)
-        for name in FILES:
-            shutil.copyfile(unpack_results(result) / "runs" / path / name, place / name)
-        lines = (place / "events.jsonl").read_bytes().splitlines(keepends=True)
-        many = [b'"event": "progress"', b'"event": "own_step"', b'"event": "module"', b'"event": "label"']
-        kept = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(word in x for word in many)]
-        (place / "events.jsonl").write_bytes(b"".join(kept))
+        copy_case(result, path, out / "runs" / f"campaign-{k:02}")
     return out
 
 
@@ -90,7 +71,7 @@ def test_a_damaged_case_leaves_all_others_as_they_are(
     for folder in folders:
         alone = tmp_path / folder.name
         shutil.copytree(folder.parent, alone / "runs" / folder.parent.name)
-        report(alone)
+        write_report(alone)
         before[folder.name] = written(alone)
 
     def examine(rng: random.Random, place: Path) -> None:
@@ -103,10 +84,11 @@ def test_a_damaged_case_leaves_all_others_as_they_are(
             told.append(damage(rng, own))
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             code = main(["check", "--out", str(out)])
+            main(["report", "--out", str(out)])
             compared = main(["compare", f"{out}", f"{whole}"])
             for campaign in ("campaign-02", "none"):
                 with contextlib.suppress(UsageError):
-                    promote(out, campaign)
+                    write_best_suite(out, campaign)
         assert code in (0, 1), told
         assert compared in (0, 2), told
         assert "\x1b" not in printed.getvalue(), told
@@ -116,20 +98,13 @@ def test_a_damaged_case_leaves_all_others_as_they_are(
                 lost = before[folder.name] - here
                 assert not lost, (told, [(name, sorted(row)) for name, row in lost][:2])
         page = (out / "index.html").read_text()
-        for record in load(out / "runs"):
+        for record in load_runs(out / "runs"):
             if record.state == "unreadable":
                 assert record.folder.name in page, told
         broken = [line for line in (out / "report.md").read_text().splitlines() if "cannot be shown" in line]
         assert not broken, (told, broken)
 
     run_fuzzer(examine, tmp_path, max(1, COUNT // PER_REPORT))
-
-
-def save_nothing(figure: Any, file: Any, **options: Any) -> None:
-    """Stand in for drawing, which takes most of the time."""
-    del figure, options
-    if isinstance(file, io.StringIO):
-        file.write("<svg></svg>")
 
 
 def damage(rng: random.Random, folder: Path) -> str:

@@ -1,8 +1,7 @@
-"""Schedulers whose answers are mutilated: never a traceback, a second submission of a living job, or a wrong `done`.
+"""Schedulers with damaged answers: never a traceback, a second submission of an active job, or a wrong `done`.
 
-A small queue in memory stands for Slurm or PBS. Its answers lose lines, repeat them, are cut off, hold banners and odd
-ids, or do not come at all. One thing is spared: a listing by name, the only trace of a job whose id was never heard,
-gains lines and loses none.
+A small queue in memory replaces Slurm or PBS. Its answers lose lines, repeat them, are truncated, contain banners and
+odd ids, or are missing. Only a listing by name, the only trace of a job whose id was never read, loses no lines.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.commands import plans
-from harness.cli.main import parser
+from harness.cli.loading import load_plans
+from harness.cli.main import build_parser
 from harness.execution.campaign import Campaign
 from harness.execution.progress import Progress
 from harness.execution.schedulers import command
@@ -25,7 +24,7 @@ from harness.execution.schedulers.base import Scheduler
 from harness.execution.schedulers.command import CommandFailed
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.execution.schedulers.slurm import SlurmScheduler
-from harness.execution.submission import Orders
+from harness.execution.submission import RunOptions
 from harness.planning.expand import Plan
 from harness.protocol.errors import UsageError
 from tests.fuzz.bounded import run_fuzzer
@@ -90,7 +89,7 @@ class Job:
 
 
 class Site:
-    """The truth, and the commands that tell it badly."""
+    """The true state of the queue, and the commands that print it damaged."""
 
     def __init__(self, rng: random.Random, campaign: Campaign) -> None:
         self.rng, self.campaign = rng, campaign
@@ -98,22 +97,22 @@ class Site:
         self.jobs: list[Job] = []
         self.next_id = 101
 
-    def once(self, words: Sequence[str]) -> str:
-        """In place of harness.execution.schedulers.command.once."""
-        rng, program = self.rng, words[0]
+    def once(self, command: Sequence[str]) -> str:
+        """Replace harness.execution.schedulers.command.run_once."""
+        rng, program = self.rng, command[0]
         if program in ("sbatch", "qsub"):
-            output = self._submit(Path(words[-1]), "." * (program == "qsub"))
+            output = self._submit(Path(command[-1]), "." * (program == "qsub"))
         else:
-            output = getattr(self, f"_{program}")(list(words))
+            output = getattr(self, f"_{program}")(list(command))
         if rng.random() < 0.15:
-            is_taken = program in ("sbatch", "qsub")  # then it cannot say that it was not
-            said = rng.choice(SAID[:2] if is_taken else SAID)
-            raise CommandFailed(words, rng.choice([1, 1, 35, 153, None]), said, mutate(rng, output))
-        by_name = program in ("squeue", "qstat") and not any(w.startswith("--jobs") or w[0].isdigit() for w in words)
+            is_taken = program in ("sbatch", "qsub")  # an accepted job cannot be rejected
+            message = rng.choice(SAID[:2] if is_taken else SAID)
+            raise CommandFailed(command, rng.choice([1, 1, 35, 153, None]), message, mutate(rng, output))
+        by_name = program in ("squeue", "qstat") and not any(w.startswith("--jobs") or w[0].isdigit() for w in command)
         return add_lines(rng, output) if by_name else mutate(rng, output)
 
     def advance(self) -> None:
-        """Time goes by: jobs start and end, and files that were late are seen."""
+        """Let time pass: jobs start and end, and late files appear."""
         for job in self.jobs:
             if job.has_late_files:
                 self._write(job)
@@ -151,14 +150,14 @@ class Site:
         (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in log))
         (folder / "exit_code").write_text("0\n1\n")
 
-    def _squeue(self, words: list[str]) -> str:
+    def _squeue(self, command: list[str]) -> str:
         return "".join(f"{j.id}|{j.listed_as}|{j.state}|None\n" for j in self.jobs if j.lives)
 
-    def _sacct(self, words: list[str]) -> str:
+    def _sacct(self, command: list[str]) -> str:
         return "".join(f"{j.id}|{j.state}\n" for j in self.jobs)
 
-    def _scontrol(self, words: list[str]) -> str:
-        mine = [j for j in self.jobs if j.id.partition("_")[0] == words[-1]]
+    def _scontrol(self, command: list[str]) -> str:
+        mine = [j for j in self.jobs if j.id.partition("_")[0] == command[-1]]
         split = ((j, j.id.partition("_")) for j in mine)
         return "".join(
             f"JobId={base} ArrayJobId={base} ArrayTaskId={task or 'N/A'} JobState={j.state.split()[0]}\n"
@@ -166,9 +165,9 @@ class Site:
             for j, (base, _, task) in split
         )  # fmt: skip
 
-    def _qstat(self, words: list[str]) -> str:
-        has_history = "-x" in words
-        asked = [word for word in words if word[0].isdigit()]
+    def _qstat(self, command: list[str]) -> str:
+        has_history = "-x" in command
+        asked = [word for word in command if word[0].isdigit()]
         shown = [j for j in self.jobs if (j.lives or has_history) and (not asked or j.id in asked)]
         codes = {"COMPLETED": 0, "FAILED": 1, "NODE_FAIL": -3, "CANCELLED by 1000": 271, "TIMEOUT": -29}
         fields = {
@@ -176,19 +175,19 @@ class Site:
             | ({} if j.lives else {"Exit_status": codes[j.state], "substate": 91 if "CANC" in j.state else 93})
             for j in shown
         }
-        if "json" in words:
+        if "json" in command:
             return json.dumps({"Jobs": fields})
         lines = (f"Job Id: {job}\n" + "".join(f"    {k} = {v}\n" for k, v in of.items()) for job, of in fields.items())
         return "\n".join(lines)
 
-    def _scancel(self, words: list[str]) -> str:
+    def _scancel(self, command: list[str]) -> str:
         return ""
 
     _qdel = _scancel
 
 
 def add_lines(rng: random.Random, text: str) -> str:
-    """The text with lines that do not belong to it, and with some of its own twice; JSON stays as it is."""
+    """Return the text with foreign and repeated lines; JSON is unchanged."""
     lines = text.splitlines()
     for _ in range(rng.choice([0, 0, 1, 2])):
         if not text.startswith("{"):
@@ -197,7 +196,7 @@ def add_lines(rng: random.Random, text: str) -> str:
 
 
 def mutate(rng: random.Random, text: str) -> str:
-    """The text, or what is left of it."""
+    """Return the text, usually damaged."""
     if rng.random() < 0.4 or not text:
         return text
     lines = text.splitlines(keepends=True)
@@ -218,31 +217,31 @@ def mutate(rng: random.Random, text: str) -> str:
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     path = tmp_path_factory.mktemp("suite") / "fleet.yaml"
     path.write_text(SUITE)
-    [found] = plans(parser().parse_args(["run", str(path), "--system", "slurm"]))
-    return found
+    [plan_of_suite] = load_plans(build_parser()[0].parse_args(["run", str(path), "--system", "slurm"]))
+    return plan_of_suite
 
 
 @pytest.mark.parametrize("kind", [SlurmScheduler, PbsScheduler])
-def test_no_answer_makes_a_campaign_err(
+def test_damaged_answers_cause_no_wrong_result(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Scheduler]
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(command, "notify", lambda _: None)
-    monkeypatch.setenv(command.PATIENCE_VARIABLE, "0.002")
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.002")
 
     def examine(rng: random.Random, folder: Path) -> None:
         site = Site(rng, Campaign(plan, folder))
-        command.once = site.once
+        command.run_once = site.once
         for _ in range(5):
             campaign = Campaign(plan, folder)
             campaign.scheduler = kind()
             try:
-                outcomes = campaign.run(Orders(wait=False), Progress(quiet=True))
+                outcomes = campaign.run(RunOptions(wait=False), Progress(quiet=True))
                 done = {o.case.name for o in outcomes if o.state == "done"}
-                assert done <= {name for name, place in site.folders.items() if (place / "exit_code").exists()}
+                assert done <= {name for name, folder in site.folders.items() if (folder / "exit_code").exists()}
             except UsageError:
-                pass  # the user is told
+                pass  # the user gets an error
             site.advance()
 
-    monkeypatch.setattr(command, "once", command.once)
+    monkeypatch.setattr(command, "run_once", command.run_once)
     run_fuzzer(examine, tmp_path)

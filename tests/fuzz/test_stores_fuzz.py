@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import Neighbourhood, stored
-from harness.reference.datasets.inspect import statistics_line
-from harness.reference.datasets.splitting import isolated_process
+from harness.reference.datasets.collection import NeighbourSpec, open_dataset
+from harness.reference.datasets.hydragnn import inspect as isolated_process
+from harness.reference.datasets.inspect import summarize_store
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPFile
 from harness.reference.storage.open import open_samples
@@ -50,9 +50,9 @@ def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_store(path: Path, folder: Path) -> Path:
-    for found in path.parent.iterdir():
-        copy = shutil.copytree if found.is_dir() else shutil.copyfile
-        copy(found, folder / found.name)
+    for result in path.parent.iterdir():
+        copy = shutil.copytree if result.is_dir() else shutil.copyfile
+        copy(result, folder / result.name)
     return folder / path.name
 
 
@@ -133,9 +133,9 @@ def attempt(work: Callable[[], object]) -> bool:
     return False
 
 
-def test_seals_of_any_content(whole: Path, authors: Path, tmp_path: Path) -> None:
+def test_damaged_seals_are_rejected(whole: Path, authors: Path, tmp_path: Path) -> None:
     expected = {path: read_all(path, "preload") for path in (whole, authors)}
-    reach = Neighbourhood(5.0, 20)
+    reach = NeighbourSpec(5.0, 20)
 
     def examine(rng: random.Random, folder: Path) -> None:
         origin = rng.choice([whole, authors])
@@ -143,19 +143,19 @@ def test_seals_of_any_content(whole: Path, authors: Path, tmp_path: Path) -> Non
         sealed = mutate_seal(rng, path / SEAL if origin == whole else path.with_name(f"{path.name}.{SEAL}"))
 
         def read() -> None:
-            found = read_all(path, rng.choice(["on_demand", "preload"]))
-            assert all(map(same, found, expected[origin]))
+            result = read_all(path, rng.choice(["on_demand", "preload"]))
+            assert all(map(same, result, expected[origin]))
 
         attempt(read)
-        attempt(lambda: statistics_line(path))
+        attempt(lambda: summarize_store(path))
         opened: list[Any] = []
-        if attempt(lambda: opened.append(stored(path, reach, "on_demand"))) and origin == authors and not sealed:
+        if attempt(lambda: opened.append(open_dataset(path, reach, "on_demand"))) and origin == authors and not sealed:
             assert len(opened[0].samples) == len(expected[origin])
 
     run_fuzzer(examine, tmp_path)
 
 
-def test_files_of_a_sealed_store_of_any_content(whole: Path, authors: Path, tmp_path: Path) -> None:
+def test_damaged_files_of_sealed_stores_are_rejected(whole: Path, authors: Path, tmp_path: Path) -> None:
     expected = {path: read_all(path, "preload") for path in (whole, authors)}
 
     def examine(rng: random.Random, folder: Path) -> None:
@@ -178,11 +178,11 @@ def test_files_of_a_sealed_store_of_any_content(whole: Path, authors: Path, tmp_
     run_fuzzer(examine, tmp_path, min(COUNT, 500))
 
 
-def test_files_of_a_store_without_a_seal_of_any_content(
+def test_damaged_files_of_unsealed_stores_are_rejected(
     authors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ADIOS2 crashes on some of them, and never returns from others; the command says so."""
-    monkeypatch.setattr(isolated_process, "LONGEST_READ_S", 3)
+    monkeypatch.setattr(isolated_process, "MAX_READ_S", 3)
 
     def examine(rng: random.Random, folder: Path) -> None:
         path = Path(shutil.copytree(authors, folder / authors.name))

@@ -16,14 +16,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from harness.cli.main import main
-from harness.config import resources
-from harness.config.language import expressions
-from harness.config.language.evaluation import FILTERS, ExpressionError
+from harness.config import expressions, resources
+from harness.config.evaluation import FILTERS, ExpressionError
 from tests.fuzz.bounded import COUNT, run_fuzzer
 
 pytestmark = pytest.mark.slow
 YAML_FILES = YAML(typ="safe", pure=True)
-FILES = {kind: sorted(resources.folder(kind).glob("*.yaml")) for kind in ("suites", "systems")}
+FILES = {kind: sorted(resources.resource_dir(kind).glob("*.yaml")) for kind in ("suites", "systems")}
 TREES = {path: YAML_FILES.load(path) for paths in FILES.values() for path in paths}
 BYTES = (b"", b"\n", b": ", b"- ", b"'", b"\xff", b"&a ", b"*a", b"\t", b"0")
 NAMES = ("a", "b", "long", "deep", "none", "system.nodes", "settings.threads", "nope")
@@ -147,8 +146,12 @@ def examine_expressions(rng: random.Random, folder: Path) -> None:
     """Evaluate an expression, or one that is nearly one, alone and inside text."""
     del folder
     inner = expression(rng)
-    read: Callable[[str], Any] = rng.choice([expressions.parse, expressions.condition])
-    text = inner if read is expressions.condition else rng.choice(["{{ %s }}", "x{{ %s }}y", "{{ %s }}{{ a }}"]) % inner
+    read: Callable[[str], Any] = rng.choice([expressions.parse, expressions.parse_condition])
+    text = (
+        inner
+        if read is expressions.parse_condition
+        else rng.choice(["{{ %s }}", "x{{ %s }}y", "{{ %s }}{{ a }}"]) % inner
+    )
     try:
         value = read(text)(VALUES)
     except ExpressionError:
@@ -165,10 +168,10 @@ def _size(value: Any) -> int:
     return len(value) if isinstance(value, str) else 1
 
 
-def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_files_are_planned_or_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     run_fuzzer(examine_files, tmp_path, COUNT // 2)
 
 
-def test_expressions(tmp_path: Path) -> None:
+def test_expressions_are_evaluated_or_refused(tmp_path: Path) -> None:
     run_fuzzer(examine_expressions, tmp_path)

@@ -1,4 +1,4 @@
-"""Mutated exports, files of the sampler and logs of the original code: answers or one clear error, no traceback."""
+"""Mutated exports, files of the sampler and logs of the original code give results or one clear error, no traceback."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from harness.importers import hydragnn, omnistat
 from harness.protocol.errors import UsageError
-from harness.results.runs import load
-from harness.telemetry.collect import gather
+from harness.results.runs import load_runs
+from harness.telemetry.collect import CACHE_FILE, collect_usage
 from tests.fuzz.bounded import run_fuzzer
 from tests.importers.test_hydragnn_runs import COMMAND, CONFIG, epochs, trace
 from tests.telemetry.exports import Recorded, case, every
@@ -46,8 +46,8 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
     return content
 
 
-def recorded(rng: random.Random) -> Recorded:
-    found = Recorded()
+def make_export(rng: random.Random) -> Recorded:
+    export = Recorded()
     for k in range(rng.randrange(1, 5)):
         values = rng.choice((200.0, lambda t: 100 * t, lambda t: rng.choice((-1.0, 1e17, 5.0, math.inf, 1e308))))
         labels = {
@@ -55,31 +55,34 @@ def recorded(rng: random.Random) -> Recorded:
             "name": rng.choice(("FETCH_SIZE", "x")),
             "marker": rng.choice(("a", "a/b", "m" * 400)),
         }
-        found.add(rng.choice(METRICS), rng.choice(("n1", "n2")), every(1, 60, values), **labels)
-    return found
+        export.add(rng.choice(METRICS), rng.choice(("n1", "n2")), every(1, 60, values), **labels)
+    return export
 
 
 def examine_telemetry(rng: random.Random, folder: Path) -> None:
     case(folder, "a", 10, 50, nodes=["n1"] if rng.random() < 0.5 else [])
     campaign = folder / "runs/mine"
-    place = campaign / rng.choice(("jobs/j.omnistat.jsonl", "a/telemetry/n1-0.jsonl", "jobs/j.omnistat/omnistat-x.csv"))
-    told = recorded(rng)
-    path = told.write_csv(place, "card", "name") if place.suffix == ".csv" else told.write(place)
+    path = campaign / rng.choice(("jobs/j.omnistat.jsonl", "a/telemetry/n1-0.jsonl", "jobs/j.omnistat/omnistat-x.csv"))
+    export = make_export(rng)
+    if path.suffix == ".csv":
+        export.write_csv(path, "card", "name")
+    else:
+        export.write(path)
     path.write_bytes(mutate(rng, path.read_bytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        for again in (False, True):
-            if again and (cache := campaign / "telemetry.cache.json").exists():
+        for is_repeated in (False, True):
+            if is_repeated and (cache := campaign / CACHE_FILE).exists():
                 cache.write_bytes(mutate(rng, cache.read_bytes()))
-            for usage in gather(load(folder / "runs")).usages:
+            for usage in collect_usage(load_runs(folder / "runs")).usages:
                 assert all(math.isfinite(j) and j >= 0 for j in usage.energy_j.values())
         with contextlib.suppress(UsageError):
-            omnistat.take_in(path if path.suffix == ".jsonl" else path.parent, folder / "out")
+            omnistat.import_export(path if path.suffix == ".jsonl" else path.parent, folder / "out")
     check_events(folder / "out")
 
 
 def examine_logs(rng: random.Random, folder: Path) -> None:
-    place = folder / "GFM"
+    logs = folder / "GFM"
     log = COMMAND.format(name="GFM", more="--batch_size=200") + epochs(0, 0.5, 0.4, 0.3)
     log += "0: Tasks Val Loss: [12.5, 0.11, 0.3]\n0: Process 0 - Local timer:  train_validate_test  :  123.45\n"
     log += "0: LossComponents epoch=04 split=validation total=0.2 supervised.energy.raw=0.1 weight=1 weighted=0.1\n"
@@ -91,16 +94,16 @@ def examine_logs(rng: random.Random, folder: Path) -> None:
         "rocm_energy.p0": "name, ncalls, mean, total, median, std_dev, max, min\n"
         "train, 3, 1e9, 3e9, 1e9, 0.0, 1e9, 1e9\n",
     }  # fmt: skip
-    place.mkdir()
+    logs.mkdir()
     for name, content in files.items():
-        (place / name).write_bytes(mutate(rng, content.encode()))
+        (logs / name).write_bytes(mutate(rng, content.encode()))
     with contextlib.suppress(UsageError), contextlib.redirect_stdout(io.StringIO()):
-        hydragnn.take_in(place, folder / "out")
+        hydragnn.import_logs(logs, folder / "out")
     check_events(folder / "out")
 
 
 def check_events(out: Path) -> None:
-    """What was written can be read, by readers that know no NaN."""
+    """Check that the written JSON can be parsed by a strict parser, which rejects NaN."""
     for path in out.rglob("case.json"):
         orjson.loads(path.read_bytes())
     for path in out.rglob("events.jsonl"):
@@ -108,9 +111,9 @@ def check_events(out: Path) -> None:
             orjson.loads(text)
 
 
-def test_telemetry(tmp_path: Path) -> None:
+def test_mutated_telemetry_is_read_or_rejected(tmp_path: Path) -> None:
     run_fuzzer(examine_telemetry, tmp_path)
 
 
-def test_logs_of_the_original_code(tmp_path: Path) -> None:
+def test_mutated_logs_of_the_original_code_are_imported_or_rejected(tmp_path: Path) -> None:
     run_fuzzer(examine_logs, tmp_path)

@@ -1,4 +1,4 @@
-"""Locks hold between processes, on file systems that have none too, and say so in words when they do not."""
+"""Locks between processes, on file systems with and without flock."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from typing import Any
 
 import pytest
 
-from harness.execution.campaign_lock import alone
-from harness.host.locks import FileLock, LockTaken, is_locked, locked
+from harness.host.locks import FileLock, LockTaken, campaign_lock, is_locked, locked
 from harness.protocol.errors import UsageError
 from harness.reference.datasets.conversion.spool import Spool
 from harness.reference.errors import InputError
-from harness.reference.profiling.node_sampler import Sampler
-from tests.execution.test_run_case import Made, make
+from harness.reference.profiling.node_sampler import NodeSampler
+from tests.execution.test_run_case import ScriptedJob, make_job
 
 REFUSALS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @pytest.fixture(params=REFUSALS, ids=lambda number: errno.errorcode[number])
 def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that answers flock as Lustre and NFS do without locks."""
+    """Make flock fail as on Lustre and NFS without locks."""
 
     def refuse(*_: Any) -> None:
         raise OSError(request.param, os.strerror(request.param))
@@ -36,9 +35,9 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-@pytest.fixture(params=["with flock", "without"])
-def either(request: pytest.FixtureRequest) -> None:
-    if request.param == "without":
+@pytest.fixture(params=["with flock", "without flock"])
+def with_or_without_flock(request: pytest.FixtureRequest) -> None:
+    if request.param == "without flock":
         request.getfixturevalue("monkeypatch").setattr(fcntl, "flock", _not_implemented)
 
 
@@ -46,7 +45,7 @@ def _not_implemented(*_: Any) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-def test_a_lock_is_held_until_it_is_given_up(tmp_path: Path, either: None) -> None:
+def test_lock_is_held_until_released(tmp_path: Path, with_or_without_flock: None) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
     with locked(path):
@@ -59,20 +58,20 @@ def test_a_lock_is_held_until_it_is_given_up(tmp_path: Path, either: None) -> No
         pass
 
 
-def test_the_holder_is_named(tmp_path: Path, no_locks: None) -> None:
+def test_refused_lock_names_its_holder(tmp_path: Path, no_locks: None) -> None:
     with locked(tmp_path / "lock"), pytest.raises(LockTaken) as error, locked(tmp_path / "lock"):
         pass
     assert f"process {os.getpid()} on {platform.node()} since 20" in str(error.value)
     assert str(error.value).endswith(f"; if it is gone, remove {tmp_path / 'lock.held'}")
 
 
-def test_a_holder_of_this_host_that_is_gone_holds_nothing(tmp_path: Path, no_locks: None) -> None:
+def test_ended_holder_on_this_host_is_ignored(tmp_path: Path, no_locks: None) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     path = tmp_path / "lock"
     for text in (
         f"{platform.node()} {ended.pid} {time.time():.0f}",
-        f"{platform.node()} {os.getpid()} 1",  # the number went to another process later
+        f"{platform.node()} {os.getpid()} 1",  # the process id was reused later
     ):
         (tmp_path / "lock.held").write_text(text)
         assert not is_locked(path) or not path.exists()
@@ -82,25 +81,25 @@ def test_a_holder_of_this_host_that_is_gone_holds_nothing(tmp_path: Path, no_loc
 
 
 @pytest.mark.parametrize("text", ["elsewhere 1 1", "", "half", "a b c"])
-def test_of_another_host_or_without_a_name_nobody_can_tell(tmp_path: Path, no_locks: None, text: str) -> None:
+def test_holder_on_another_host_is_respected(tmp_path: Path, no_locks: None, text: str) -> None:
     (tmp_path / "lock.held").write_text(text)
     with pytest.raises(LockTaken, match=r"if it is gone, remove .*lock\.held"), locked(tmp_path / "lock"):
         pass
 
 
-def test_a_lock_that_is_passed_on_lives_as_long_as_its_new_holder(tmp_path: Path, no_locks: None) -> None:
+def test_transferred_lock_lives_as_long_as_its_new_holder(tmp_path: Path, no_locks: None) -> None:
     path = tmp_path / "lock"
     with path.open("a") as file:
         lock = FileLock(path, file.fileno())
         lock.acquire()
         with subprocess.Popen(["sleep", "60"]) as child:
-            lock.pass_on(child.pid)
+            lock.transfer(child.pid)
             assert is_locked(path)
             child.kill()
         assert not is_locked(path)
 
 
-def test_other_errors_of_the_file_system_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -109,8 +108,8 @@ def test_other_errors_of_the_file_system_are_not_hidden(tmp_path: Path, monkeypa
         pass
 
 
-def test_a_campaign_and_a_conversion_lock_without_flock(tmp_path: Path, no_locks: None) -> None:
-    with alone(tmp_path), pytest.raises(UsageError) as campaign, alone(tmp_path):
+def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, no_locks: None) -> None:
+    with campaign_lock(tmp_path), pytest.raises(UsageError) as campaign, campaign_lock(tmp_path):
         pass
     assert f"another harness is running this campaign (process {os.getpid()} on" in str(campaign.value)
     spool = Spool(tmp_path / "spool", {})
@@ -121,52 +120,52 @@ def test_a_campaign_and_a_conversion_lock_without_flock(tmp_path: Path, no_locks
         pass
 
 
-def test_a_sampler_samples_without_flock(tmp_path: Path, no_locks: None) -> None:
-    sampler = Sampler(tmp_path / "node-0.jsonl", 0.05, [lambda: [("metric", {}, 1.0)]])
+def test_sampler_works_without_flock(tmp_path: Path, no_locks: None) -> None:
+    sampler = NodeSampler(tmp_path / "node-0.jsonl", 0.05, [lambda: [("metric", {}, 1.0)]])
     sampler.start()
     sampler.stop()
     assert '"metric"' in (tmp_path / "node-0.jsonl").read_text()
 
 
 @pytest.fixture(params=["no program", "no locks on the file system"])
-def without(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
-    """A job of this machine where `flock` is absent, or is refused."""
-    made = make(tmp_path, "local")
+def job_without_flock(request: pytest.FixtureRequest, tmp_path: Path) -> ScriptedJob:
+    """Return a local job on a machine where the program `flock` is missing, or fails."""
+    job = make_job(tmp_path, "local")
     if request.param == "no program":
         tools = tmp_path / "tools"
         tools.mkdir()
         for program in ("bash", "cat", "cp", "cut", "date", "grep", "head", "mkdir", "mv", "rm", "sed", "sleep", "sort",
                         "timeout", "wc"):  # fmt: skip
             (tools / program).symlink_to(shutil.which(program) or "")
-        made.environment["PATH"] = f"{tmp_path}/bin:{tools}"
+        job.environment["PATH"] = f"{tmp_path}/bin:{tools}"
     else:
         (tmp_path / "bin" / "flock").write_text("#!/bin/sh\necho 'flock: 9: Function not implemented' >&2\nexit 71\n")
         (tmp_path / "bin" / "flock").chmod(0o755)
-    return made
+    return job
 
 
-def test_a_job_runs_once_at_a_time_without_flock(without: Made) -> None:
-    held = without.script.with_suffix(".lock.held")
-    without.does(0, 'cat "$HELD" > holder; bash "$SCRIPT" 2> second || echo "$?" >> second')
-    first = without.run(HELD=str(held), SCRIPT=str(without.script))
+def test_job_runs_once_at_a_time_without_flock(job_without_flock: ScriptedJob) -> None:
+    held = job_without_flock.script.with_suffix(".lock.held")
+    job_without_flock.set_action(0, 'cat "$HELD" > holder; bash "$SCRIPT" 2> second || echo "$?" >> second')
+    first = job_without_flock.run(HELD=str(held), SCRIPT=str(job_without_flock.script))
     assert first.returncode == 0, first.stderr
     assert "Function not implemented" not in first.stderr
-    assert without.ends == ["0", "0", "0"]
-    assert (without.cases[0] / "second").read_text() == "error: this job is already running here\n3\n"
-    assert (without.cases[0] / "holder").read_text().split()[0] == "login"
+    assert job_without_flock.exit_codes == ["0", "0", "0"]
+    assert (job_without_flock.cases[0] / "second").read_text() == "error: this job is already running here\n3\n"
+    assert (job_without_flock.cases[0] / "holder").read_text().split()[0] == "login"
     assert not held.exists()
 
 
-def test_a_job_takes_over_from_one_that_was_killed(without: Made) -> None:
-    held = without.script.with_suffix(".lock.held")
-    held.write_text("login 4194304 1\n")  # more than any process may have for a number
-    done = without.run()
+def test_job_takes_the_lock_of_a_killed_one(job_without_flock: ScriptedJob) -> None:
+    held = job_without_flock.script.with_suffix(".lock.held")
+    held.write_text("login 4194304 1\n")  # larger than any process id
+    done = job_without_flock.run()
     assert done.returncode == 0, done.stderr
     held.write_text("elsewhere 4194304 1\n")
-    assert without.run().returncode == 3
+    assert job_without_flock.run().returncode == 3
 
 
-def test_the_harness_sees_the_job_that_holds_a_lock_by_name(tmp_path: Path, no_locks: None) -> None:
+def test_scheduler_lists_the_job_that_holds_a_named_lock(tmp_path: Path, no_locks: None) -> None:
     from harness.execution.schedulers.local import LocalScheduler
 
     (tmp_path / "jobs").mkdir()
@@ -177,8 +176,8 @@ def test_the_harness_sees_the_job_that_holds_a_lock_by_name(tmp_path: Path, no_l
 
 
 @pytest.mark.slow
-def test_of_many_that_come_at_once_one_takes_the_lock(tmp_path: Path) -> None:
-    """Also where the one before has left its name."""
+def test_one_of_many_concurrent_processes_gets_the_lock(tmp_path: Path) -> None:
+    """The file of a holder that has ended does not matter."""
     (tmp_path / "lock.held").write_text(f"{platform.node()} 4194304 1\n")
     script = (
         "import errno, fcntl, sys, time\nfrom pathlib import Path\nfrom harness.host import locks\n"
@@ -187,7 +186,7 @@ def test_of_many_that_come_at_once_one_takes_the_lock(tmp_path: Path) -> None:
         "try:\n    with locks.locked(Path(sys.argv[1])):\n        print('mine', flush=True)\n        time.sleep(2)\n"
         "except locks.LockTaken:\n    print('taken')\n"
     )
-    words = [sys.executable, "-c", script, str(tmp_path / "lock")]
-    started = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(12)]
-    said = [process.communicate()[0].strip() for process in started]
-    assert sorted(said) == ["mine", *["taken"] * 11]
+    command = [sys.executable, "-c", script, str(tmp_path / "lock")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(12)]
+    outputs = [process.communicate()[0].strip() for process in started]
+    assert sorted(outputs) == ["mine", *["taken"] * 11]

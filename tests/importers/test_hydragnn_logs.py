@@ -1,4 +1,4 @@
-"""Logs of the original code: every line that counts is read, with its place; what is no log is told."""
+"""Logs of the original code: every relevant line is read with its location, and other files are refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import main
-from harness.experiments.hydragnn.metrics import original_tables
+from harness.experiments.hydragnn.metrics import build_tables
 from harness.importers.hydragnn.files import Line
-from harness.importers.hydragnn.segments import split_runs
-from harness.results.runs import load
+from harness.importers.hydragnn.log_parser import split_runs
+from harness.results.runs import load_runs
 from tests.conftest import pages_of
 
 LOG = """\
@@ -30,21 +30,21 @@ ENERGY = "name ncalls mean total median std_dev max min\ntrain 2 1e6 2000000 1e6
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
-    place = tmp_path / "frontier" / "job-123"
-    place.mkdir(parents=True)
-    (place / "job-123.out").write_text(LOG)
-    (place / "gp_full.p0").write_text(TRACE.format(rank=0, seconds=10.0))
-    (place / "gp_full.p1").write_text(TRACE.format(rank=1, seconds=14.0))
-    (place / "rocm_energy.p0").write_text(ENERGY)
+    folder = tmp_path / "frontier" / "job-123"
+    folder.mkdir(parents=True)
+    (folder / "job-123.out").write_text(LOG)
+    (folder / "gp_full.p0").write_text(TRACE.format(rank=0, seconds=10.0))
+    (folder / "gp_full.p1").write_text(TRACE.format(rank=1, seconds=14.0))
+    (folder / "rocm_energy.p0").write_text(ENERGY)
     (tmp_path / "frontier" / "notes.md").write_text("nothing")
     return tmp_path / "frontier"
 
 
 def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    assert main(["collect", "--format", "hydragnn", str(logs), "--out", str(out)]) == 0
-    tables = original_tables(load(out / "runs"))
-    epochs = tables.epochs.set_index("epoch")
+    assert main(["import", "hydragnn", str(logs), "--out", str(out)]) == 0
+    tables = build_tables(load_runs(out / "runs"))
+    epochs = tables["original_epochs"].set_index("epoch")
     assert epochs["validation_loss"].tolist() == [0.4, 0.3]
     assert epochs["loss"].isna().tolist() == [False, True]
     assert epochs.loc[0, ["validation_energy", "validation_energy_per_atom", "validation_force"]].tolist() == [
@@ -53,25 +53,25 @@ def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> No
         0.3,
     ]
     assert epochs["line"].tolist() == [2, 4]
-    regions = tables.regions.set_index("region")
+    regions = tables["original_regions"].set_index("region")
     assert regions.loc["train", ["ranks", "seconds_mean", "seconds_most", "joule"]].tolist() == [2, 12.0, 14.0, 2.0]
     assert regions.loc["forward", "calls"] == 400
-    (rate,) = tables.rates.to_dict("records")
+    (rate,) = tables["original_rates"].to_dict("records")
     assert (rate["structures_per_s"], rate["train_s"]) == (738.1, 125.0)
     page = pages_of(out)
     assert "1 run of HydraGNN, from its logs, as they stand" in page
     assert (out / "figures" / "original-losses.svg").exists()
-    assert main(["collect", "--format", "hydragnn", str(logs), "--out", str(out)]) == 0
-    assert len(load(out / "runs")) == 1
+    assert main(["import", "hydragnn", str(logs), "--out", str(out)]) == 0
+    assert len(load_runs(out / "runs")) == 1
 
 
-def test_what_is_no_log_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_logs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.log").write_text("hello\n")
-    assert main(["collect", "--format", "hydragnn", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert main(["import", "hydragnn", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "no log of HydraGNN here; expected lines such as" in capsys.readouterr().err
-    assert main(["collect", "--format", "hydragnn", str(tmp_path / "none")]) == 2
+    assert main(["import", "hydragnn", str(tmp_path / "none")]) == 2
     assert "no such file or folder" in capsys.readouterr().err
-    assert main(["collect", "--format", "gromacs", str(tmp_path)]) == 2
+    assert main(["import", "gromacs", str(tmp_path)]) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,6 @@ def test_what_is_no_log_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "\x00\xff",
     ],
 )
-def test_half_a_line_is_none(line: str) -> None:
+def test_incomplete_line_gives_no_result(line: str) -> None:
     (segment,) = split_runs([Line(1, line)], Path("a"))
     assert not segment.has_results

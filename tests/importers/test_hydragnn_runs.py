@@ -1,4 +1,4 @@
-"""Logs of the original code as its job scripts leave them: each run once, with its parameters and its rates."""
+"""Logs of the original code as its job scripts leave them: each run once, with its parameters and rates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from harness.cli.main import main
-from harness.experiments.hydragnn.metrics import OriginalTables, original_tables
-from harness.importers.hydragnn import take_in
-from harness.results.runs import load
+from harness.experiments.hydragnn.metrics import build_tables
+from harness.importers.hydragnn import import_logs
+from harness.results.runs import load_runs
 
 COMMAND = "0: Command: gfm_mlip_all_mpnn.py --log={name} --everyone --multi --multi_model_list=ANI1x,MPTrj {more}\n\n"
 CONFIG = {
@@ -33,14 +33,14 @@ def epochs(first: int, *losses: float, prefix: str = "0: ") -> str:
 
 
 def trace(rank: int, calls: dict[str, list[float]]) -> str:
-    """One row a call: the count so far, and this call's seconds."""
+    """Return one row per call, with the count so far and the seconds of the call."""
     rows = [f"{rank},{name},{k + 1},{s}\n" for name, some in calls.items() for k, s in enumerate(some)]
     return "rank,label,count,wallclock\n" + "".join(rows)
 
 
-def taken(place: Path, tmp_path: Path) -> OriginalTables:
-    take_in(place, tmp_path / "out")
-    return original_tables(load(tmp_path / "out/runs"))
+def import_tables(folder: Path, tmp_path: Path) -> dict[str, pd.DataFrame]:
+    import_logs(folder, tmp_path / "out")
+    return build_tables(load_runs(tmp_path / "out/runs"))
 
 
 def losses_of(table: pd.DataFrame) -> dict[int, float]:
@@ -54,7 +54,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def scaling_run(folder: Path) -> None:
-    """Two ranks, three traced epochs of 20 steps each; rank 1 is the slower."""
+    """Write the files of two ranks with three traced epochs of 20 steps each; rank 1 is the slower one."""
     write(folder / "run.log", COMMAND.format(name=folder.name, more="--batch_size=200 --precision=bf16"))
     write(folder / "config.json", json.dumps(CONFIG))
     for rank, slow in ((0, 1.0), (1, 1.5)):
@@ -64,23 +64,23 @@ def scaling_run(folder: Path) -> None:
               "train, 3, 1e9, 3e9, 1e9, 0.0, 1e9, 1e9\nforward, 60, nan, nan, nan, nan, nan, nan\n")  # fmt: skip
 
 
-def test_each_row_of_the_tracer_is_a_call_and_each_file_a_rank(tmp_path: Path) -> None:
+def test_tracer_rows_are_calls_and_files_are_ranks(tmp_path: Path) -> None:
     scaling_run(tmp_path / "GFM")
-    # The same calls as a table: they count once.
+    # The table lists the same calls, which count once.
     table = "Stats for thread 0:\n      Called  Recurse  Wall  max  min\n  train   3   -   30.0  10.0  10.0\n"
     write(tmp_path / "GFM/gp_timing.p0", table)
-    tables = taken(tmp_path / "GFM", tmp_path)
-    regions = tables.regions.set_index("region")
+    tables = import_tables(tmp_path / "GFM", tmp_path)
+    regions = tables["original_regions"].set_index("region")
     shown = ["ranks", "calls", "seconds_mean", "seconds_most", "imbalance", "joule"]
     assert regions.loc["train", shown].tolist() == pytest.approx([2, 6, 37.5, 45.0, 1.2, 6000.0])
     assert regions.loc["forward", shown[:-1]].tolist() == pytest.approx([2, 120, 7.5, 9.0, 1.2])
     assert pd.isna(regions.loc["forward", "joule"])
-    assert "2 rows that are no energy" in tables.rates.loc[0, "notes"]
+    assert "2 rows that are not an energy" in tables["original_rates"].loc[0, "notes"]
 
 
-def test_a_run_has_its_parameters_and_so_a_training_throughput(tmp_path: Path) -> None:
+def test_run_with_parameters_has_a_training_throughput(tmp_path: Path) -> None:
     scaling_run(tmp_path / "GFM")
-    (rate,) = taken(tmp_path / "GFM", tmp_path).rates.to_dict("records")
+    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert rate["train_structures_per_s"] == pytest.approx(2 * 200 * 60 / 45.0)
     assert rate["steps"] == 60
     case = json.loads((tmp_path / "out/runs/hydragnn-original/GFM/case.json").read_text())
@@ -90,7 +90,7 @@ def test_a_run_has_its_parameters_and_so_a_training_throughput(tmp_path: Path) -
     assert case["ranks"] == 2
 
 
-def test_the_table_of_the_tracer_counts_where_no_rows_are(tmp_path: Path) -> None:
+def test_tracer_table_is_used_without_rows(tmp_path: Path) -> None:
     table = (
         "GPTL version 8\n\nStats for thread 0:\n                 Called  Recurse     Wall      max      min\n"
         "  train               3     -       30.500   10.500   10.000\n"
@@ -98,7 +98,7 @@ def test_the_table_of_the_tracer_counts_where_no_rows_are(tmp_path: Path) -> Non
         "Stats for thread 1:\n  train               9     -       99.000   10.500   10.000\n"
     )
     write(tmp_path / "logs/gp_timing.p0", table)
-    regions = taken(tmp_path / "logs", tmp_path).regions.set_index("region")
+    regions = import_tables(tmp_path / "logs", tmp_path)["original_regions"].set_index("region")
     assert regions.loc["train", ["calls", "seconds_mean"]].tolist() == [3, 30.5]
     assert regions.loc["opt_step", ["calls", "seconds_mean"]].tolist() == [1_200_000, 12.25]
 
@@ -111,9 +111,7 @@ def test_the_table_of_the_tracer_counts_where_no_rows_are(tmp_path: Path) -> Non
         ({"gp_full.p0": trace(0, {"train": [1.0]}), "gp_full.p1": None}, "no tracer files with the regions train"),
     ],
 )
-def test_a_throughput_that_rests_on_too_little_is_withheld(
-    tmp_path: Path, made: dict[str, str | None], why: str
-) -> None:
+def test_throughput_without_sufficient_data_is_withheld(tmp_path: Path, made: dict[str, str | None], why: str) -> None:
     scaling_run(tmp_path / "GFM")
     for name, content in made.items():
         if content is None:
@@ -122,18 +120,18 @@ def test_a_throughput_that_rests_on_too_little_is_withheld(
             write(tmp_path / "GFM" / name, content)
     for path in tmp_path.glob("GFM/rocm*"):
         path.unlink()
-    (rate,) = taken(tmp_path / "GFM", tmp_path).rates.to_dict("records")
+    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert pd.isna(rate["train_structures_per_s"])
     assert why in rate["why_not"]
 
 
-def test_the_launcher_says_how_many_ranks_there_were(tmp_path: Path) -> None:
+def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
     folder = tmp_path / "logs/GFM"
     scaling_run(folder)
     (folder / "gp_full.p1").unlink()
     line = "srun --nodelist=frontier[1-4] -N4 -n32 -c7 python -u /x/gfm_mlip_all_mpnn.py --log=GFM --batch_size=200\n"
     write(tmp_path / "job-7.out", line + COMMAND.format(name="GFM", more="--batch_size=200"))
-    (rate,) = taken(tmp_path, tmp_path).rates.to_dict("records")
+    (rate,) = import_tables(tmp_path, tmp_path)["original_rates"].to_dict("records")
     assert (rate["ranks"], rate["nodes"]) == (32, 4)
     assert rate["train_structures_per_s"] == pytest.approx(32 * 200 * 60 / 30.0)
     assert rate["why_not"] == "from the tracer files of 1 of 32 ranks"
@@ -141,34 +139,34 @@ def test_the_launcher_says_how_many_ranks_there_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_copies_of_a_log_count_once(tmp_path: Path, named: bool) -> None:
-    place = tmp_path / "GFM"
+    folder = tmp_path / "GFM"
     head = COMMAND.format(name="GFM", more="") if named else ""
     text = head + epochs(0, 0.5, 0.25) + "  Throughput:          738.1 structures/s\n"
     for name in ("run.log", "stdout", "slurm-17.out", "GFM.o123", "x.out.1"):
-        write(place / name, text)
-    write(place / "labelled.out", head + epochs(0, 0.5, 0.25, prefix="0: 0: "))
-    with gzip.open(place / "old.log.gz", "wt") as file:
+        write(folder / name, text)
+    write(folder / "labelled.out", head + epochs(0, 0.5, 0.25, prefix="0: 0: "))
+    with gzip.open(folder / "old.log.gz", "wt") as file:
         file.write(text)
-    tables = taken(place, tmp_path)
-    assert losses_of(tables.epochs) == {0: 0.5, 1: 0.25}
-    assert len(tables.epochs) == 2
-    (rate,) = tables.rates.to_dict("records")
+    tables = import_tables(folder, tmp_path)
+    assert losses_of(tables["original_epochs"]) == {0: 0.5, 1: 0.25}
+    assert len(tables["original_epochs"]) == 2
+    (rate,) = tables["original_rates"].to_dict("records")
     assert (rate["samples"], rate["notes"]) == (1, "")
 
 
-def test_a_run_that_started_again_has_each_epoch_once_and_the_last_one_counts(tmp_path: Path) -> None:
-    place = tmp_path / "GFM"
+def test_restarted_run_keeps_the_last_version_of_each_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "GFM"
     first, second = epochs(0, 0.5, 0.4, 0.3), epochs(2, 0.29, 0.2)
-    write(place / "job-9.out", first)
-    write(place / "job-10.out", second)
-    write(place / "run.log", first + second)
-    tables = taken(place, tmp_path)
-    assert losses_of(tables.epochs) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
-    assert len(tables.epochs) == 4
-    assert "epoch 2 was repeated after a restart" in tables.rates.loc[0, "notes"]
+    write(folder / "job-9.out", first)
+    write(folder / "job-10.out", second)
+    write(folder / "run.log", first + second)
+    tables = import_tables(folder, tmp_path)
+    assert losses_of(tables["original_epochs"]) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
+    assert len(tables["original_epochs"]) == 4
+    assert "epoch 2 was repeated after a restart" in tables["original_rates"].loc[0, "notes"]
 
 
-def test_two_runs_in_one_file_are_two_cases(tmp_path: Path) -> None:
+def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
     job = "".join(
         COMMAND.format(name=name, more=f"--batch_size={batch}") + epochs(0, loss, loss / 2)
         for name, batch, loss in (("weak", 200, 0.8), ("strong", 50, 0.6))
@@ -176,23 +174,23 @@ def test_two_runs_in_one_file_are_two_cases(tmp_path: Path) -> None:
     write(tmp_path / "job.o123", job)
     for name, loss in (("weak", 0.8), ("strong", 0.6)):
         write(tmp_path / f"logs/{name}/run.log", COMMAND.format(name=name, more="") + epochs(0, loss, loss / 2))
-    tables = taken(tmp_path, tmp_path)
-    batch = tables.rates.set_index("case")["batch_size"].to_dict()
+    tables = import_tables(tmp_path, tmp_path)
+    batch = tables["original_rates"].set_index("case")["batch_size"].to_dict()
     assert sorted(batch.values()) == [50, 200]
     assert all(name.endswith(("logs-weak", "logs-strong")) for name in batch)
-    assert {case: list(own["loss"]) for case, own in tables.epochs.groupby("case")} == {
+    assert {case: list(rows["loss"]) for case, rows in tables["original_epochs"].groupby("case")} == {
         case: [0.8, 0.4] if case.endswith("weak") else [0.6, 0.3] for case in batch
     }
 
 
-def test_two_runs_without_names_in_one_file_are_two_cases(tmp_path: Path) -> None:
-    tables = taken(write(tmp_path / "two.log", epochs(0, 0.5, 0.4) + epochs(0, 0.7, 0.6)), tmp_path)
-    assert [list(own["loss"]) for _, own in tables.epochs.groupby("case")] == [[0.5, 0.4], [0.7, 0.6]]
+def test_two_unnamed_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
+    tables = import_tables(write(tmp_path / "two.log", epochs(0, 0.5, 0.4) + epochs(0, 0.7, 0.6)), tmp_path)
+    assert [list(rows["loss"]) for _, rows in tables["original_epochs"].groupby("case")] == [[0.5, 0.4], [0.7, 0.6]]
 
 
-def test_every_rank_that_prints_its_losses_adds_no_epoch(tmp_path: Path) -> None:
+def test_losses_of_several_ranks_count_once(tmp_path: Path) -> None:
     text = "".join(epochs(k, loss, prefix=f"{r}: {r}: ") for k, loss in enumerate((0.5, 0.4)) for r in (3, 0, 11))
-    assert losses_of(taken(write(tmp_path / "job.o1", text), tmp_path).epochs) == {0: 0.5, 1: 0.4}
+    assert losses_of(import_tables(write(tmp_path / "job.o1", text), tmp_path)["original_epochs"]) == {0: 0.5, 1: 0.4}
 
 
 def test_losses_by_component_are_read(tmp_path: Path) -> None:
@@ -203,76 +201,82 @@ def test_losses_by_component_are_read(tmp_path: Path) -> None:
         for epoch in (0, 1)
         for split, total in (("train", 4.0 - epoch), ("validation", 5.0 - epoch), ("test", 6.0 - epoch))
     )
-    row = taken(write(tmp_path / "run.log", text), tmp_path).epochs.to_dict("records")[1]
+    row = import_tables(write(tmp_path / "run.log", text), tmp_path)["original_epochs"].to_dict("records")[1]
     assert [row[k] for k in ("epoch", "loss", "validation_loss", "test_loss")] == [1, 3.0, 4.0, 5.0]
     assert [row[k] for k in ("validation_energy", "validation_energy_per_atom", "validation_force")] == [4.0, 0.11, 0.3]
 
 
-def test_a_last_line_that_is_cut_off_gives_no_number(tmp_path: Path) -> None:
-    place = tmp_path / "GFM"
-    write(place / "run.log", epochs(0, 0.5, 0.25)[:-6])
-    write(place / "gp_full.p0", trace(0, {"train": [10.0, 10.0]})[:-2])
-    write(place / "gp_full.p1", trace(1, {"train": [10.0, 10.0]}) + "1,train,3,-4\n1,train,9" + "9" * 5000 + ",1\n")
-    tables = taken(place, tmp_path)
-    assert list(tables.epochs["epoch"]) == [0]
-    assert tables.regions.set_index("region").loc["train", "seconds_most"] == 20.0
-    notes = tables.rates.loc[0, "notes"]
-    for fault in ("1 last line cut off", "1 rows cut off", "2 rows that are no call"):
+def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
+    folder = tmp_path / "GFM"
+    write(folder / "run.log", epochs(0, 0.5, 0.25)[:-6])
+    write(folder / "gp_full.p0", trace(0, {"train": [10.0, 10.0]})[:-2])
+    write(folder / "gp_full.p1", trace(1, {"train": [10.0, 10.0]}) + "1,train,3,-4\n1,train,9" + "9" * 5000 + ",1\n")
+    tables = import_tables(folder, tmp_path)
+    assert list(tables["original_epochs"]["epoch"]) == [0]
+    assert tables["original_regions"].set_index("region").loc["train", "seconds_most"] == 20.0
+    notes = tables["original_rates"].loc[0, "notes"]
+    for fault in ("1 last line cut off", "1 rows cut off", "2 rows that are not a call"):
         assert fault in notes
 
 
-def test_a_folder_of_runs_with_links_is_a_case_each(tmp_path: Path) -> None:
+def test_linked_folders_become_one_case_each(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     write(elsewhere / "run.log", epochs(0, 0.9))
-    place = tmp_path / "all"
+    folder = tmp_path / "all"
     for name, loss in (("a", 0.5), ("b/c", 0.4)):
-        write(place / name / "job-1.out", epochs(0, loss))
-    (place / "linked").symlink_to(elsewhere)
-    (place / "b/latest").symlink_to(place / "a")
-    (place / "b/loop").symlink_to(place)
-    found = taken(place, tmp_path).epochs.set_index("case")["loss"].to_dict()
-    assert found == {"all-a": 0.5, "all-b-c": 0.4, "all-linked": 0.9}
+        write(folder / name / "job-1.out", epochs(0, loss))
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "b/latest").symlink_to(folder / "a")
+    (folder / "b/loop").symlink_to(folder)
+    losses = import_tables(folder, tmp_path)["original_epochs"].set_index("case")["loss"].to_dict()
+    assert losses == {"all-a": 0.5, "all-b-c": 0.4, "all-linked": 0.9}
     link = tmp_path / "link"
-    link.symlink_to(place)
+    link.symlink_to(folder)
     shutil.rmtree(tmp_path / "out")
-    assert len(taken(link, tmp_path).rates) == 3
+    assert len(import_tables(link, tmp_path)["original_rates"]) == 3
 
 
-def test_what_is_passed_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = tmp_path / "GFM"
-    write(place / "run.log", epochs(0, 0.5) + "0: Epoch: 01, Train Loss: 0.4\n")
-    write(place / "notes.md", "nothing\n")
-    (place / "GFM.pk").write_bytes(b"PK\0\0" * 100)
-    (place / "torn.log.gz").write_bytes(gzip.compress(epochs(0, *[0.1] * 200).encode())[:60])
-    assert main(["collect", "--format", "hydragnn", str(place), "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "3 files passed over: " in said
+def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "GFM"
+    write(folder / "run.log", epochs(0, 0.5) + "0: Epoch: 01, Train Loss: 0.4\n")
+    write(folder / "notes.md", "nothing\n")
+    (folder / "GFM.pk").write_bytes(b"PK\0\0" * 100)
+    (folder / "torn.log.gz").write_bytes(gzip.compress(epochs(0, *[0.1] * 200).encode())[:60])
+    assert main(["import", "hydragnn", str(folder), "--out", str(tmp_path / "out")]) == 0
+    output = capsys.readouterr().out
+    assert "3 files skipped: " in output
     for name in ("GFM.pk (not text)", "notes.md (no line of a log)", "torn.log.gz (damaged"):
-        assert name in said
-    assert "1 lines that could not be read" in original_tables(load(tmp_path / "out/runs")).rates.loc[0, "notes"]
+        assert name in output
+    assert (
+        "1 lines that could not be read"
+        in build_tables(load_runs(tmp_path / "out/runs"))["original_rates"].loc[0, "notes"]
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"NeuralNetwork": 5}', "[" * 100_000, '{"a":' + "9" * 5000 + "}"])
-def test_a_configuration_that_cannot_be_read_is_noted(tmp_path: Path, content: str) -> None:
+def test_unreadable_configuration_is_noted(tmp_path: Path, content: str) -> None:
     write(tmp_path / "GFM/run.log", epochs(0, 0.5))
     write(tmp_path / "GFM/config.json", content)
-    (rate,) = taken(tmp_path / "GFM", tmp_path).rates.to_dict("records")
+    (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert "config.json: expected JSON with `NeuralNetwork`" in rate["notes"]
 
 
-def test_energy_of_some_ranks_is_shown_as_that(tmp_path: Path) -> None:
+def test_energy_of_some_ranks_is_shown_with_their_number(tmp_path: Path) -> None:
     scaling_run(tmp_path / "GFM")
     (tmp_path / "GFM/rocm_energy.p1").unlink()
-    assert main(["collect", "--format", "hydragnn", str(tmp_path / "GFM"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["import", "hydragnn", str(tmp_path / "GFM"), "--out", str(tmp_path / "out")]) == 0
     page = "".join(path.read_text() for path in (tmp_path / "out").glob("*.html"))
     assert "3,000 (1 of 2 ranks)" in page
     assert "EGNN" in page
 
 
-def test_an_energy_beyond_what_a_device_draws_is_left_out(tmp_path: Path) -> None:
+def test_impossible_energy_is_dropped(tmp_path: Path) -> None:
     scaling_run(tmp_path / "GFM")
     text = (tmp_path / "GFM/rocm_energy.p1").read_text().replace("3e9", "1e23")
     write(tmp_path / "GFM/rocm_energy.p1", text)
-    tables: Any = taken(tmp_path / "GFM", tmp_path)
-    assert tables.regions.set_index("region").loc["train", ["joule", "energy_ranks"]].tolist() == [3000.0, 1]
-    assert "1 energies of more than 5,000 W" in tables.rates.loc[0, "notes"]
+    tables: Any = import_tables(tmp_path / "GFM", tmp_path)
+    assert tables["original_regions"].set_index("region").loc["train", ["joule", "energy_ranks"]].tolist() == [
+        3000.0,
+        1,
+    ]
+    assert "1 energies of more than 5,000 W" in tables["original_rates"].loc[0, "notes"]

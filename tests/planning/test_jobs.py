@@ -1,4 +1,4 @@
-"""Which cases share a job: never too many, too unequal or too long together, and always under the same name."""
+"""Cases are packed into jobs within the limits of suite and site, under reproducible names."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from harness.config import resources as shipped
 from harness.config import system as systems
 from harness.config.suite import Suite
-from harness.config.system import Site
-from harness.planning.expand import Plan, expand
-from harness.planning.jobs import Job, pack
+from harness.config.system import ResolvedSystem
+from harness.planning.expand import Plan, expand_suite
+from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
 
 FOLDER = Path("runs/s-frontier")
-FRONTIER = systems.load(shipped.find("systems", "frontier"), {"account": "abc"})
+FRONTIER = systems.load_system(shipped.find_resource("systems", "frontier"), {"account": "abc"})
 NODES = [1, 2, 3, 5, 8, 13, 40, 80, 90, 180, 400]
 MINUTES = [1, 7, 20, 55, 100]
 
 
-def plan_of(most: int, shapes: list[tuple[int, int]], site: Site = FRONTIER) -> Plan:
-    """A plan with a case of each shape, nodes and minutes, that packs at most so many in a job."""
+def plan_of(most: int, shapes: list[tuple[int, int]], site: ResolvedSystem = FRONTIER) -> Plan:
+    """Return a plan with a case of each shape (nodes, minutes) and at most so many cases in a job."""
     zips = {
         "shape": {"nodes": [n for n, _ in shapes], "minutes": [m for _, m in shapes], "seed": [*range(len(shapes))]}
     }
@@ -36,12 +36,12 @@ def plan_of(most: int, shapes: list[tuple[int, int]], site: Site = FRONTIER) -> 
         resources={"nodes": "{{ nodes }}", "minutes": "{{ minutes }}"},
         pack=most,
     )
-    return expand(suite, site)
+    return expand_suite(suite, site)
 
 
 def packed(most: int, shapes: list[tuple[int, int]]) -> list[Job]:
     plan = plan_of(most, shapes)
-    return pack(plan, plan.cases, FOLDER)
+    return pack_jobs(plan, plan.cases, FOLDER)
 
 
 SHAPES = st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from(MINUTES)), min_size=1, max_size=12)
@@ -49,9 +49,9 @@ SHAPES = st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from(MINUTES)), m
 
 @given(st.integers(1, 6), SHAPES)
 @settings(max_examples=150, deadline=None)
-def test_a_job_holds_what_it_may_and_no_case_is_lost(most: int, shapes: list[tuple[int, int]]) -> None:
+def test_jobs_respect_all_limits_and_contain_every_case(most: int, shapes: list[tuple[int, int]]) -> None:
     plan = plan_of(most, shapes)
-    jobs = pack(plan, plan.cases, FOLDER)
+    jobs = pack_jobs(plan, plan.cases, FOLDER)
     assert [case for job in jobs for case in job.cases] == list(plan.cases)
     assert len({job.name for job in jobs}) == len(jobs)
     for job in jobs:
@@ -63,10 +63,10 @@ def test_a_job_holds_what_it_may_and_no_case_is_lost(most: int, shapes: list[tup
         assert allowed is not None
         assert job.minutes <= allowed
         assert job.expected_minutes <= job.minutes
-    assert [job.name for job in pack(plan, plan.cases, FOLDER)] == [job.name for job in jobs]
+    assert [job.name for job in pack_jobs(plan, plan.cases, FOLDER)] == [job.name for job in jobs]
 
 
-def test_cases_join_until_one_thing_forbids_it() -> None:
+def test_cases_are_packed_up_to_each_limit() -> None:
     def sizes(most: int, shapes: list[tuple[int, int]]) -> list[int]:
         return [len(job.cases) for job in packed(most, shapes)]
 
@@ -79,24 +79,24 @@ def test_cases_join_until_one_thing_forbids_it() -> None:
 def test_spare_nodes_count_for_the_walltime_of_a_job() -> None:
     shapes = [(91, 100), (91, 100)]
     assert [len(job.cases) for job in packed(2, [(91, 50), (91, 50)])] == [2]
-    site = systems.load(shipped.find("systems", "frontier"), {"account": "abc", "spares": "1"})
+    site = systems.load_system(shipped.find_resource("systems", "frontier"), {"account": "abc", "spares": "1"})
     plan = plan_of(2, shapes, site)
-    (job,) = pack(plan, plan.cases, FOLDER)
+    (job,) = pack_jobs(plan, plan.cases, FOLDER)
     assert (job.nodes, job.spares, job.minutes) == (91, 1, 205)
 
 
 def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
     plan = plan_of(2, [(1, 1), (1, 2), (1, 3)])
-    names = [job.name for job in pack(plan, plan.cases, FOLDER)]
+    names = [job.name for job in pack_jobs(plan, plan.cases, FOLDER)]
     renamed: list[Case] = [replace(case, minutes=9.0) for case in plan.cases]
-    assert [job.name for job in pack(plan, renamed, FOLDER)] == names
-    assert not set(names) & {job.name for job in pack(plan, plan.cases, Path("elsewhere"))}
-    assert names != [job.name for job in pack(plan, plan.cases[1:], FOLDER)]
+    assert [job.name for job in pack_jobs(plan, renamed, FOLDER)] == names
+    assert not set(names) & {job.name for job in pack_jobs(plan, plan.cases, Path("elsewhere"))}
+    assert names != [job.name for job in pack_jobs(plan, plan.cases[1:], FOLDER)]
 
 
-def test_what_cases_took_before_is_what_is_expected_of_them() -> None:
+def test_expected_minutes_use_measured_seconds() -> None:
     plan = plan_of(2, [(1, 10), (1, 20)])
-    (job,) = pack(plan, plan.cases, FOLDER, {plan.cases[0].id: 60.0})
+    (job,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 60.0})
     assert job.expected_minutes == 1 + 20 + FRONTIER.system.overhead_minutes
-    (late,) = pack(plan, plan.cases, FOLDER, {plan.cases[0].id: 1e6})
+    (late,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 1e6})
     assert late.expected_minutes == late.minutes

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.inference.prediction import Prediction, batched_heads
 from harness.reference.models.config import ModelConfig
@@ -50,7 +50,9 @@ def crystal(n: int = 4, seed: int = 1) -> Structure:
 
 
 def batch_of(structures: list[Structure], config: ModelConfig = SMALL) -> Batch:
-    return collate([neighbour_graph(s, cutoff=config.cutoff, max_neighbours=config.max_neighbours) for s in structures])
+    return build_batch(
+        [build_neighbour_list(s, cutoff=config.cutoff, max_neighbours=config.max_neighbours) for s in structures]
+    )
 
 
 def predict(model: FoundationModel, structures: list[Structure]) -> Prediction:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.claims.evaluate import judge_papers
+from harness.claims.papers import find_table, load_papers
 from harness.cli.main import main
-from harness.document import paper
 from harness.experiments.ladder.metrics import ladder_table
-from harness.experiments.tables import results
-from harness.protocol.events import EventLog
-from harness.report.judges import score
-from harness.report.render import report
-from harness.results.runs import load
+from harness.experiments.tables import build_results
+from harness.protocol.events import JsonLinesLog
+from harness.report.render import write_report
+from harness.results.runs import load_runs
 from tests.conftest import pages_of
 
 DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
@@ -32,7 +32,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     case = {"id": "1", "name": f"case-{precision}", "suite": "ladder", "program": "ladder", "parameters": parameters}
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "provenance.json").write_text(json.dumps({"cpu": "A <CPU> & co", "time_s": 0.0, "commit": "c" * 40}))
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     log.fact(
         "model",
@@ -62,9 +62,9 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     (folder / "exit_code").write_text("0\n")
 
 
-def test_the_table_is_the_arithmetic_of_the_samples(tmp_path: Path) -> None:
+def test_ladder_table_follows_from_samples(tmp_path: Path) -> None:
     write_run(tmp_path)
-    table = ladder_table(load(tmp_path / "runs")).set_index("stage")
+    table = ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
     last = table.loc["torch_compile"]
     assert last["structures_per_s"] == pytest.approx((16 * 40 / 10 + 16 * 40 / 11) / 2)
     assert (last["ci_low"], last["ci_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
@@ -81,20 +81,19 @@ def test_the_table_is_the_arithmetic_of_the_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "error", "counts"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
 )
-def test_a_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, counts: bool) -> None:
+def test_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, counts: bool) -> None:
     write_run(tmp_path, precision=precision, error=error)
-    last = ladder_table(load(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    last = ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
     assert (last["verdict"] == "ok") == counts
     assert (not pd.isna(last["speedup"])) == counts
-    claim = next(c for c in paper.load().claims if c.precision == precision)
-    verdict = score([claim], results(load(tmp_path / "runs")), tmp_path)[0].verdict
-    assert verdict == ("reproduced" if counts else "wrong")
+    scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
+    assert scores[f"ladder-speedup-{precision}"].verdict == ("reproduced" if counts else "incorrect")
 
 
 @pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
-def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
+def test_verdict_follows_interval(tmp_path: Path, speedup: float, verdict: str) -> None:
     write_run(tmp_path, speedup=speedup)
-    scores = {s.id: s for s in report(tmp_path).scores}
+    scores = {s.id: s for s in write_report(tmp_path).scores}
     assert scores["ladder-speedup-fp64"].verdict == verdict
     assert scores["ladder-speedup-fp64"].measured_value == pytest.approx(speedup)
     assert scores["ladder-speedup-fp32"].verdict == "not run"
@@ -117,7 +116,7 @@ def test_the_verdict_follows_the_interval(tmp_path: Path, speedup: float, verdic
 
 
 @pytest.mark.parametrize(("speedup", "error", "code"), [(40.0, 1e-12, 0), (20.0, 1e-12, 1), (40.0, 1e-3, 1)])
-def test_check_fails_for_a_deviation_or_a_wrong_stage(tmp_path: Path, speedup: float, error: float, code: int) -> None:
+def test_check_fails_for_deviation_or_wrong_stage(tmp_path: Path, speedup: float, error: float, code: int) -> None:
     write_run(tmp_path, speedup=speedup, error=error)
     assert main(["check", "--out", str(tmp_path)]) == code
 
@@ -141,24 +140,26 @@ class Links(HTMLParser):
             self.targets.add(str(known["href"]).removeprefix("#"))
 
 
-def test_the_page_stands_alone_and_escapes_what_it_quotes(tmp_path: Path) -> None:
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     write_run(tmp_path)
-    report(tmp_path)
+    write_report(tmp_path)
     page = pages_of(tmp_path)
     links = Links()
     links.feed(page)
     assert not links.fetched
     assert "A &lt;CPU&gt; &amp; co" in page
     assert "A <CPU>" not in page
+    assert "10¹" in page
+    assert "mathdefault" not in page
     text = (tmp_path / "report.md").read_text()
     assert "A &lt;CPU> &amp; co" in text
     for image in text.split("](")[1:]:
         assert (tmp_path / image.split(")")[0]).is_file()
 
 
-def test_the_papers_table_is_quoted_right() -> None:
+def test_paper_table_is_quoted_correctly() -> None:
     """The printed speed-ups follow from the printed rates, up to their rounding."""
-    table = paper.load().table_xv
+    _, table = find_table(load_papers(), "table_xv")
     for k, printed in enumerate(table.printed_speedup):
         assert table.rows["torch_compile"][k] / table.rows["baseline"][k] == pytest.approx(printed, abs=1.0)
 
@@ -166,7 +167,7 @@ def test_the_papers_table_is_quoted_right() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("finite", False), ("energy_dtype", "torch.float32"), ("force_dtype", "torch.float32")]
 )
-def test_one_bad_sample_makes_a_stage_wrong(tmp_path: Path, field: str, value: object) -> None:
+def test_one_bad_sample_makes_stage_wrong(tmp_path: Path, field: str, value: object) -> None:
     """Not a number, or computed in less precision than asked for."""
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
@@ -174,25 +175,25 @@ def test_one_bad_sample_makes_a_stage_wrong(tmp_path: Path, field: str, value: o
     victim = next(e for e in lines if e.get("stage") == "batched_heads" and e.get("round") == 3)
     victim[field] = value
     log.write_text("".join(json.dumps(e) + "\n" for e in lines))
-    table = ladder_table(load(tmp_path / "runs")).set_index("stage")
+    table = ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
     assert table.loc["batched_heads", "verdict"] == "WRONG"
     assert pd.isna(table.loc["batched_heads", "speedup"])
     assert not table.loc["batched_heads", "counts"]
     assert table.loc["torch_compile", "counts"]
 
 
-def test_a_case_run_again_by_hand_counts_once(tmp_path: Path) -> None:
+def test_case_repeated_by_hand_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     log.write_bytes(2 * log.read_bytes())
-    assert (ladder_table(load(tmp_path / "runs"))["samples"] == 6).all()
+    assert (ladder_table(load_runs(tmp_path / "runs"))["samples"] == 6).all()
 
 
 def verdict_of(claim: str, out: Path) -> str:
-    return next(s.verdict for s in report(out).scores if s.id == claim)
+    return next(s.verdict for s in write_report(out).scores if s.id == claim)
 
 
-def test_too_few_rounds_or_an_unfinished_case_judge_nothing(tmp_path: Path) -> None:
+def test_few_rounds_or_unfinished_case_decide_nothing(tmp_path: Path) -> None:
     write_run(tmp_path)
     folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
     (folder / "exit_code").write_text("1\n")
@@ -204,24 +205,24 @@ def test_too_few_rounds_or_an_unfinished_case_judge_nothing(tmp_path: Path) -> N
     assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
 
 
-def test_a_torn_last_line_costs_only_itself(tmp_path: Path) -> None:
+def test_torn_last_line_is_ignored(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
-    before = len(load(tmp_path / "runs")[0].samples)
+    before = len(load_runs(tmp_path / "runs")[0].samples)
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:-2]) + lines[-2][:25])
-    (record,) = load(tmp_path / "runs")
+    (record,) = load_runs(tmp_path / "runs")
     assert (record.state, record.error) == ("failed", "exit code 0 without a `done` event")
     assert len(record.samples) == before - 1
 
 
-def test_a_damaged_line_amid_the_log_makes_the_case_unreadable(tmp_path: Path) -> None:
+def test_damaged_line_makes_case_unreadable(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:9]) + b"\xff\xfe not json\n" + b"".join(lines[9:]))
-    (record,) = load(tmp_path / "runs")
+    (record,) = load_runs(tmp_path / "runs")
     assert (record.state, record.samples, record.stages) == ("unreadable", [], {})
     assert record.error == "events.jsonl:10: not an event; expected a JSON object with `event`"
-    EventLog(log).write("start")  # the case is run again
-    assert load(tmp_path / "runs")[0].state == "failed"
+    JsonLinesLog(log).write("start")  # the case is run again
+    assert load_runs(tmp_path / "runs")[0].state == "failed"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.report.render import report
+from harness.report.render import write_report
 from harness.report.site import TITLES
-from harness.tracking.history import FILE_NAME, append
+from harness.tracking.history import FILE_NAME, append_measurements
 from tests.conftest import needs
 from tests.experiments.test_hpo_report import searched, trial
 from tests.experiments.test_projection import ran
@@ -22,7 +22,7 @@ from tests.experiments.test_training_report import HEADS, held_out
 from tests.experiments.test_training_report import write_run as write_training
 from tests.report.test_report import write_run
 from tests.telemetry.exports import Recorded, case, every
-from tests.tracking.test_history import measured
+from tests.tracking.test_history import make_measurements
 
 WIDTHS = (1280, 390)
 # Loads every page in a frame of a given width, and writes what it finds into its own title.
@@ -65,13 +65,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     case(place, "watched", 10, 50, nodes=["n1"], program="omnistat")
     power = Recorded().add("rocm_average_socket_power_watts", "n1", every(1, 60, 300.0), card="0")
     power.write(place / "runs/mine/jobs/job.1.omnistat.jsonl")
-    entries = measured([1.0, 1.0, 1.2])
-    append(place / FILE_NAME, entries)
-    report(place)
+    entries = make_measurements([1.0, 1.0, 1.2])
+    append_measurements(place / FILE_NAME, entries)
+    write_report(place)
     return place
 
 
-def test_every_link_leads_somewhere(out: Path) -> None:
+def test_links_of_pages_resolve(out: Path) -> None:
     there = [path.stem for path in out.glob("*.html")]
     assert set(there) == {"index", "training", "search", "scaling", "ladder", "cost", "regression", "provenance"}
     for name in there:
@@ -88,7 +88,7 @@ def test_every_link_leads_somewhere(out: Path) -> None:
         assert f"<title>{TITLES[name]} - " in text
 
 
-def test_figures_tables_and_raw_records_are_a_click_away(out: Path) -> None:
+def test_pages_link_to_figures_tables_and_raw_records(out: Path) -> None:
     for name, table in (
         ("training", "training_errors"),
         ("search", "hpo_trials"),
@@ -102,7 +102,7 @@ def test_figures_tables_and_raw_records_are_a_click_away(out: Path) -> None:
     assert 'href="runs/ladder-local/case-fp64/events.jsonl"' in (out / "index.html").read_text()
 
 
-def test_a_browser_shows_every_page_whole_and_without_complaint(out: Path, tmp_path: Path) -> None:
+def test_browser_shows_every_page_without_errors(out: Path, tmp_path: Path) -> None:
     needs("chromium")
     pages = sorted(path.name for path in out.glob("*.html"))
     urls = [(out / name).resolve().as_uri() for name in pages]

@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 
 from harness.cli.main import main
-from harness.document.blocks import DASH, View, ordinal, quantity
+from harness.document.blocks import EN_DASH, TableBlock, format_ordinal, format_quantity
 from harness.document.figures import file_name
-from harness.execution.case_results import ended, exit_of, last_progress
-from harness.experiments.tables import results
+from harness.execution.case_files import last_progress, read_exit_code, read_result
+from harness.experiments.tables import build_results
 from harness.host import provenance
-from harness.host.atomic_files import append_below, write_below, write_text
-from harness.protocol import event_schema
+from harness.host.files import append_below, write_below, write_text
+from harness.protocol import events
 from harness.protocol.errors import UsageError
-from harness.protocol.events import VERSION, EventLog, read_run
+from harness.protocol.events import VERSION, JsonLinesLog, read_run
 from harness.protocol.text import count
-from harness.report.render import escape, report
-from harness.results.runs import Record, load
+from harness.report.render import escape_markdown, write_report
+from harness.results.runs import RunRecord, load_runs
 from harness.tracking import git_commits
 from tests.report.test_report import write_run
 from tests.support import kept_results
-from tests.tracking.test_compare import data_parallel, ladder
+from tests.tracking.test_compare import write_ladder_run, write_scaling_run
 
 CAMPAIGN = "runs/ladder-local"
 
@@ -50,19 +50,19 @@ def change(folder: Path, kind: str, **fields: Any) -> int:
     return number
 
 
-def record_of(folder: Path) -> Record:
-    return next(r for r in load(folder.parents[1]) if r.folder == folder)
+def record_of(folder: Path) -> RunRecord:
+    return next(r for r in load_runs(folder.parents[1]) if r.folder == folder)
 
 
 @pytest.mark.parametrize("name", kept_results.NAMES)
-def test_every_record_of_version_1_is_read(name: str) -> None:
-    records = load(kept_results.unpack_results(name) / "runs")
+def test_kept_results_are_read(name: str) -> None:
+    records = load_runs(kept_results.unpack_results(name) / "runs")
     assert records
     assert {(r.state, r.error) for r in records} == {("done", None)}
 
 
-def test_every_version_up_to_this_one_has_a_migration() -> None:
-    assert sorted(event_schema.MIGRATIONS) == list(range(1, VERSION))
+def test_every_version_has_migration() -> None:
+    assert sorted(events.MIGRATIONS) == list(range(1, VERSION))
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_every_version_up_to_this_one_has_a_migration() -> None:
         ("start", {"program": "train"}, "the log of another case: program is 'train', and case.json has 'ladder'"),
     ],
 )  # fmt: skip
-def test_one_event_makes_one_case_unreadable(
+def test_wrong_event_makes_its_case_unreadable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, fields: dict[str, Any], said: str
 ) -> None:
     folder = two_cases(tmp_path)
-    before = results([record_of(tmp_path / CAMPAIGN / "case-fp64")]).ladder
+    before = build_results([record_of(tmp_path / CAMPAIGN / "case-fp64")])["ladder"]
     line = change(folder, kind, **fields)
     record = record_of(folder)
     assert (record.state, record.error) == ("unreadable", f"events.jsonl:{line}: {said}")
@@ -95,8 +95,8 @@ def test_one_event_makes_one_case_unreadable(
     assert main(["report", "--out", str(tmp_path)]) == 0
     assert f"unreadable: {folder}: events.jsonl:{line}: {said}" in capsys.readouterr().out
     page = (tmp_path / "report.md").read_text()
-    assert f"| case-fp32 | unreadable | {escape(f'events.jsonl:{line}: {said}')} |" in page
-    after = results(load(tmp_path / "runs")).ladder
+    assert f"| case-fp32 | unreadable | {escape_markdown(f'events.jsonl:{line}: {said}')} |" in page
+    after = build_results(load_runs(tmp_path / "runs"))["ladder"]
     assert after.drop(columns="experiment").equals(before.drop(columns="experiment"))
 
 
@@ -113,7 +113,7 @@ def test_one_event_makes_one_case_unreadable(
         ("exit_code", "0 -3", "exit_code: expected the exit code"),
     ],
 )
-def test_files_of_a_case(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+def test_damaged_file_makes_case_unreadable(tmp_path: Path, name: str, content: str | None, said: str) -> None:
     folder = two_cases(tmp_path)
     (folder / name).unlink()
     if content is not None:
@@ -121,7 +121,7 @@ def test_files_of_a_case(tmp_path: Path, name: str, content: str | None, said: s
     record = record_of(folder)
     assert record.state == "unreadable"
     assert said in str(record.error)
-    assert [r.state for r in report(tmp_path).records] == ["unreadable", "done"]
+    assert [r.state for r in write_report(tmp_path).records] == ["unreadable", "done"]
     assert main(["check", "--out", str(tmp_path)]) == 1
 
 
@@ -147,7 +147,7 @@ def damage_device(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [damage_pipe, damage_folder, damage_loop, damage_device])
 @pytest.mark.parametrize("name", ["case.json", "events.jsonl", "exit_code", "provenance.json"])
-def test_what_is_no_file(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_special_file_makes_case_unreadable(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     folder = two_cases(tmp_path)
     damage(folder / name)
     record = record_of(folder)
@@ -159,7 +159,7 @@ def test_what_is_no_file(tmp_path: Path, name: str, damage: Callable[[Path], Non
     assert record_of(tmp_path / CAMPAIGN / "case-fp64").state == "done"
 
 
-def test_a_ladder_without_what_its_page_shows_is_unreadable(tmp_path: Path) -> None:
+def test_ladder_without_required_fact_is_unreadable(tmp_path: Path) -> None:
     folder = two_cases(tmp_path)
     lines = (folder / "events.jsonl").read_text()
     with (folder / "events.jsonl").open("a") as log:
@@ -170,53 +170,53 @@ def test_a_ladder_without_what_its_page_shows_is_unreadable(tmp_path: Path) -> N
     assert "cannot be shown" not in (tmp_path / "report.md").read_text()
 
 
-def test_a_process_that_gives_memory_back_is_no_fault() -> None:
+def test_negative_memory_growth_is_accepted() -> None:
     fact = {"event": "fact", "name": "reading", "value": [{"mode": "file", "ranks": 1, "rss_bytes": -15360}]}
-    assert event_schema.find_fault("data", [fact]) is None
+    assert events.find_fault("data", [fact]) is None
 
 
-def test_a_provenance_that_is_impossible_is_said_and_the_case_still_counts(tmp_path: Path) -> None:
+def test_impossible_provenance_is_reported_and_case_counts(tmp_path: Path) -> None:
     folder = two_cases(tmp_path)
     (folder / "provenance.json").write_text('{"time_s": "yesterday", "cores": 4}')
     assert record_of(folder).state == "done"
-    report(tmp_path)
+    write_report(tmp_path)
     assert "provenance.json: time_s is 'yesterday', expected a number" in (tmp_path / "report.md").read_text()
 
 
-def test_a_case_whose_events_do_not_fit_together_is_set_aside(tmp_path: Path) -> None:
-    data_parallel(tmp_path / "runs" / "scaling-here" / "without-facts", [1.0, 2.0])
+def test_misfit_case_is_set_aside(tmp_path: Path) -> None:
+    write_scaling_run(tmp_path / "runs" / "scaling-here" / "without-facts", [1.0, 2.0])
     write_run(tmp_path)
-    found = results(load(tmp_path / "runs"))
+    found = build_results(load_runs(tmp_path / "runs"))
     assert {r.folder.name: r.state for r in found.records} == {"without-facts": "unreadable", "case-fp64": "done"}
     assert "its events do not hold what the analysis needs" in str(found.records[1].error)
-    assert len(found.ladder) == 4
+    assert len(found["ladder"]) == 4
 
 
-def test_a_comparison_names_what_it_could_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_names_unreadable_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for precision in ("fp64", "fp32"):
-        ladder(tmp_path / CAMPAIGN / f"sound-{precision}", {"a": lambda k: 1 + k / 100}, precision=precision)
-    folder = ladder(tmp_path / CAMPAIGN / "worse", {"a": lambda k: 1 + k / 100}, precision="bf16")
+        write_ladder_run(tmp_path / CAMPAIGN / f"sound-{precision}", {"a": lambda k: 1 + k / 100}, precision=precision)
+    folder = write_ladder_run(tmp_path / CAMPAIGN / "worse", {"a": lambda k: 1 + k / 100}, precision="bf16")
     change(folder, "sample", device_s=-1.0)
     assert main(["compare", "precision=fp64", "precision=fp32", "--out", str(tmp_path)]) == 0
     assert f"not compared: {folder} is unreadable: events.jsonl:2: sample: device_s" in capsys.readouterr().out
 
 
-def test_the_end_of_a_case_is_told_with_the_line_at_fault(tmp_path: Path) -> None:
+def test_end_of_case_names_damaged_line(tmp_path: Path) -> None:
     folder = two_cases(tmp_path)
     change(folder, "sample", device_s=-1.0)
-    found = ended(folder)
+    found = read_result(folder)
     assert found is not None
     assert found.state == "failed"
     assert found.reason.startswith("unreadable: events.jsonl:")
-    assert exit_of(folder) == (0, None)
+    assert read_exit_code(folder) == (0, None)
 
 
-def test_a_log_is_of_the_last_run_and_a_torn_line_before_it_is_none_of_its(tmp_path: Path) -> None:
+def test_log_starts_at_last_run_and_ignores_torn_line_before(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
-    EventLog(log).write("start")
+    JsonLinesLog(log).write("start")
     with log.open("a") as handle:
         handle.write('{"event": "sam')
-    second = EventLog(log)
+    second = JsonLinesLog(log)
     second.write("start", version=VERSION)
     second.write("done")
     run = read_run(log)
@@ -236,7 +236,7 @@ def with_reference(folder: Path, exit_code: int) -> None:
 
 
 @pytest.mark.parametrize(("exit_code", "expected"), [(0, 0), (1, 1), (None, 1)])
-def test_a_figure_that_was_to_be_measured_and_was_not_fails_the_check(
+def test_check_fails_for_figure_that_was_not_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], exit_code: int | None, expected: int
 ) -> None:
     folder = two_cases(tmp_path)
@@ -251,9 +251,7 @@ def test_a_figure_that_was_to_be_measured_and_was_not_fails_the_check(
     assert ("ladder-speedup-fp32: the claim is not measured" in said) == bool(expected)
 
 
-def test_a_case_that_was_not_run_yet_does_not_fail_the_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_passes_for_case_that_has_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = two_cases(tmp_path)
     with_reference(folder, 0)
     for name in ("events.jsonl", "exit_code"):
@@ -262,7 +260,7 @@ def test_a_case_that_was_not_run_yet_does_not_fail_the_check(
     assert "1 case not run yet: not judged" in capsys.readouterr().out
 
 
-def test_no_link_below_the_folder_is_followed(tmp_path: Path) -> None:
+def test_links_below_folder_are_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("mine")
@@ -273,29 +271,29 @@ def test_no_link_below_the_folder_is_followed(tmp_path: Path) -> None:
         place = out / "tables" if name.startswith("ladder") else out
         place.mkdir(exist_ok=True)
         (place / name).symlink_to(outside / "precious")
-        report(out)
+        write_report(out)
         assert (outside / "precious").read_text() == "mine"
         assert name == "history.jsonl" or not (place / name).is_symlink()
 
 
 @pytest.mark.parametrize("name", ["tables", "figures"])
-def test_a_linked_folder_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+def test_linked_folder_is_refused_before_writing(tmp_path: Path, name: str) -> None:
     out, outside = tmp_path / "out", tmp_path / "outside"
     write_run(out)
     outside.mkdir()
     (outside / "training_runs.csv").write_text("mine")
     (out / name).symlink_to(outside)
     with pytest.raises(UsageError, match=f"{name}: a symbolic link, and nothing is written through one"):
-        report(out)
+        write_report(out)
     assert [p.name for p in outside.iterdir()] == ["training_runs.csv"]
     linked = tmp_path / "linked"
     linked.symlink_to(out)
     (out / name).unlink()
-    report(linked)
+    write_report(linked)
     assert (out / "index.html").exists()
 
 
-def test_writing_and_appending(tmp_path: Path) -> None:
+def test_files_below_folder_are_written_and_appended(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("mine")
     for name in ("a", "a.part"):
@@ -309,17 +307,16 @@ def test_writing_and_appending(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "deep" / "file").read_text() == "?"
 
 
-def test_nothing_in_a_record_reaches_the_terminal_or_the_page_raw(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_of_records_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = two_cases(tmp_path)
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("error", message="\x1b[31mred\x1b[0m\nerror: forged <script>alert(1)</script> | [x](javascript:alert(1))")
     with_reference(folder, 1)
     assert main(["check", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert "\nerror: forged" not in said
+    write_report(tmp_path)
     page, text = ((tmp_path / name).read_text() for name in ("index.html", "report.md"))
     assert "<script>alert" not in page + text
     assert r"&lt;script>alert(1)&lt;/script> \| \[x\](javascript:alert(1))" in text
@@ -332,7 +329,7 @@ def test_nothing_in_a_record_reaches_the_terminal_or_the_page_raw(
 
 
 @pytest.mark.parametrize("name", ["a b/../..", "$x^{$", "x" * 300, "<&>", "ä"])
-def test_names_of_figures_are_names_of_files(name: str) -> None:
+def test_file_name_is_safe_and_unique(name: str) -> None:
     found = file_name(name)
     assert found.isascii()
     assert len(found) < 200
@@ -349,16 +346,16 @@ def test_names_of_figures_are_names_of_files(name: str) -> None:
         (33.0, "x", "33 x"), (1.0, "x", "1 x"), (300.0, "structures/s", "300 structures/s"),
     ],
 )  # fmt: skip
-def test_words_and_units(value: float, unit: str, text: str) -> None:
-    assert quantity(value, unit) == text
+def test_format_quantity_writes_units(value: float, unit: str, text: str) -> None:
+    assert format_quantity(value, unit) == text
 
 
-def test_counts_and_places() -> None:
+def test_counts_and_ordinals_are_formatted() -> None:
     assert [count(1, "search", "searches"), count(1200, "node")] == ["1 search", "1,200 nodes"]
-    assert [ordinal(n) for n in (2, 11, 21, 112, 123)] == ["2nd", "11th", "21st", "112th", "123rd"]
+    assert [format_ordinal(n) for n in (2, 11, 21, 112, 123)] == ["2nd", "11th", "21st", "112th", "123rd"]
 
 
-def test_git_is_asked_whatever_its_user_has_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_ignores_user_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repo, home = tmp_path / "clone", tmp_path / "home"
     repo.mkdir()
     home.mkdir()
@@ -381,16 +378,16 @@ def test_git_is_asked_whatever_its_user_has_configured(tmp_path: Path, monkeypat
         subprocess.run(words, input=message, check=True, capture_output=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
-    first, second = git_commits.of_range(git_commits.toplevel(repo), "HEAD~1..HEAD")
+    first, second = git_commits.list_commits(git_commits.find_repository(repo), "HEAD~1..HEAD")
     assert len(first.hash) == len(second.hash) == 40
     assert first.subject.startswith("caf")
     assert first.subject.endswith("?[31mred")
     assert second.subject == "second"
-    assert git_commits.place(repo, second.hash) == 2
+    assert git_commits.first_parent_index(repo, second.hash) == 2
     assert provenance.run_git(repo, "status", "--porcelain") == ""
-    assert git_commits.told(repo, "f" * 40) is None
+    assert git_commits.describe_commit(repo, "f" * 40) is None
 
 
-def test_a_value_that_is_open_is_a_dash() -> None:
-    view = View("t", ["a", "b"], [[None, "x"]])  # type: ignore[list-item]
-    assert view.rows == [[DASH, "x"]]
+def test_missing_cell_is_dash() -> None:
+    view = TableBlock("t", ["a", "b"], [[None, "x"]])  # type: ignore[list-item]
+    assert view.rows == [[EN_DASH, "x"]]

@@ -1,8 +1,8 @@
-"""Change-point detectors on series whose noise is known: ours, asv's and Apache Otava's.
+"""Compare change-point detectors on series with known noise: ours, asv's and Apache Otava's.
 
 `python -m tests.support.changepoint_methods` measures all of them on many series, and writes
-reports/measured/detection/README.md.
-Otava pins a numpy older than ours; what of it is used here runs with any: `pip install --no-deps apache-otava`.
+reports/measured/detection/README.md. Otava pins an older numpy than ours, but the part used here runs with any:
+`pip install --no-deps apache-otava`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness.stats.changepoints.detect import change_points_of_many
-from harness.stats.changepoints.null_distribution import noise as autoregressive
+from harness.stats import Floats
+from harness.stats.changepoints.detect import detect_in_each
+from harness.stats.changepoints.null_distribution import simulate_noise
 from tests.conftest import ROOT
 
-Floats = NDArray[np.float64]
 SEED = 1
 SPREAD = 0.02  # standard deviation of the logarithm of a value; of autocorrelated noise, each value's own
-FROM_ENDS = 5  # values that are left on both sides of a step at random
-PLACE = ROOT / "reports" / "measured" / "detection" / "README.md"
+MIN_DISTANCE_FROM_ENDS = 5  # values on either side of a step at a random index
+PAGE_PATH = ROOT / "reports" / "measured" / "detection" / "README.md"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Series of one kind of noise and one shape of level; size is the relative height of its steps."""
+    """Series with one kind of noise and one shape of level; size is the relative height of its steps."""
 
     noise: str
     shape: str = "none"
@@ -41,9 +40,9 @@ class Case:
         return self.shape if self.shape == "none" else f"{self.shape}, {self.size:.0%}"
 
     def series(self, count: int) -> Floats:
-        """(count, n), the same in every call; steps go up, as asv reports no others."""
-        words = [*self.noise.encode(), *self.shape.encode(), round(1000 * self.size), self.n]
-        rng = np.random.default_rng([SEED, *words])
+        """Simulate series (count, n), the same in every call; steps go up, since asv reports no others."""
+        seed = [SEED, *self.noise.encode(), *self.shape.encode(), round(1000 * self.size), self.n]
+        rng = np.random.default_rng(seed)
         level = np.log1p(self.size) * SHAPES[self.shape](rng, count, self.n)
         return np.exp(level + NOISES[self.noise](rng, count, self.n))
 
@@ -52,17 +51,17 @@ NOISES: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {
     "iid": lambda rng, m, n: SPREAD * rng.standard_normal((m, n)),
     "heavy tails": lambda rng, m, n: SPREAD / 2 * rng.standard_t(2, (m, n)),
     "spikes": lambda rng, m, n: SPREAD * rng.standard_normal((m, n)) + np.log(1.3) * (rng.random((m, n)) < 0.05),
-    "AR(1) 0.3": lambda rng, m, n: SPREAD * autoregressive(rng, m, n, 0.3),
-    "AR(1) 0.5": lambda rng, m, n: SPREAD * autoregressive(rng, m, n, 0.5),
-    "AR(1) 0.7": lambda rng, m, n: SPREAD * autoregressive(rng, m, n, 0.7),
-    "AR(1) 0.85": lambda rng, m, n: SPREAD * autoregressive(rng, m, n, 0.85),
+    "AR(1) 0.3": lambda rng, m, n: SPREAD * simulate_noise(rng, m, n, 0.3),
+    "AR(1) 0.5": lambda rng, m, n: SPREAD * simulate_noise(rng, m, n, 0.5),
+    "AR(1) 0.7": lambda rng, m, n: SPREAD * simulate_noise(rng, m, n, 0.7),
+    "AR(1) 0.85": lambda rng, m, n: SPREAD * simulate_noise(rng, m, n, 0.85),
     "counts": lambda rng, m, n: np.log1p(rng.poisson(2, (m, n))),
     "one odd value in ten": lambda rng, m, n: np.log(2) * (rng.random((m, n)) < 0.1),
 }
 
 
 def _step(rng: np.random.Generator, m: int, n: int) -> Floats:
-    return (np.arange(n) >= rng.integers(FROM_ENDS, n - FROM_ENDS + 1, (m, 1))).astype(float)
+    return (np.arange(n) >= rng.integers(MIN_DISTANCE_FROM_ENDS, n - MIN_DISTANCE_FROM_ENDS + 1, (m, 1))).astype(float)
 
 
 def _step_amid(rng: np.random.Generator, m: int, n: int) -> Floats:
@@ -82,36 +81,36 @@ SHAPES: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {
 }
 
 
-def ours(series: Floats) -> list[bool]:
-    return [bool(found) for found in change_points_of_many(series)]
+def detect_ours(series: Floats) -> list[bool]:
+    return [bool(changes) for changes in detect_in_each(series)]
 
 
-def asv(series: Floats) -> list[bool]:
-    """As asv's page of regressions: no weights without intervals, and the threshold of 5% that it has by default."""
+def detect_asv(series: Floats) -> list[bool]:
+    """Detect as asv's page of regressions does: no weights without intervals, and its default threshold of 5%."""
     from asv.step_detect import detect_regressions, detect_steps
 
-    found = (detect_regressions(detect_steps(row, [None] * len(row)), 0.05) for row in series.tolist())
-    return [latest is not None for latest, _, _ in found]
+    regressions = (detect_regressions(detect_steps(row, [None] * len(row)), 0.05) for row in series.tolist())
+    return [latest is not None for latest, _, _ in regressions]
 
 
-def asv_steps(series: Floats) -> list[bool]:
-    """The steps that asv draws, of any height and in both directions."""
+def detect_asv_steps(series: Floats) -> list[bool]:
+    """Detect the steps that asv draws, of any height and in both directions."""
     from asv.step_detect import detect_steps
 
     return [len(detect_steps(row, [None] * len(row))) > 1 for row in series.tolist()]
 
 
-def otava(series: Floats) -> list[bool]:
-    """With its defaults: windows of 50 values, p at most 0.001."""
+def detect_otava(series: Floats) -> list[bool]:
+    """Detect with Otava's defaults: windows of 50 values, p at most 0.001."""
     from otava.analysis import compute_change_points
 
     return [bool(compute_change_points(row)[0]) for row in series.tolist()]
 
 
 PACKAGES = {"asv": "asv", "otava": "apache-otava"}
-DETECTORS = {"ours": ours, "asv": asv, "asv, steps": asv_steps, "otava": otava}
+DETECTORS = {"ours": detect_ours, "asv": detect_asv, "asv, steps": detect_asv_steps, "otava": detect_otava}
 
-# what the test measures; the page adds MORE
+# The test measures these; the page adds PAGE_CASES.
 CASES = (
     Case("iid"),
     Case("iid", "step", 0.03),
@@ -123,7 +122,7 @@ CASES = (
     Case("iid", "up and back", 0.06),
     Case("iid", "two steps", 0.03),
 )
-MORE = (
+PAGE_CASES = (
     Case("iid", "step amid", 0.03),
     Case("AR(1) 0.5", "step amid", 0.03),
     Case("AR(1) 0.5", "step amid", 0.06),
@@ -150,8 +149,8 @@ MORE = (
 )
 
 
-def present() -> dict[str, Callable[[Floats], list[bool]]]:
-    """The detectors that are installed."""
+def installed_detectors() -> dict[str, Callable[[Floats], list[bool]]]:
+    """Return the detectors that are installed."""
     return {
         name: detect
         for name, detect in DETECTORS.items()
@@ -159,75 +158,79 @@ def present() -> dict[str, Callable[[Floats], list[bool]]]:
     }
 
 
-def rates(case: Case, count: int, of_others: int) -> dict[str, float]:
-    """Share of `count` series in which ours finds any change, and of `of_others` series in which the others do."""
-    series = {True: case.series(count), False: case.series(of_others)}
-    return {name: float(np.mean(detect(series[name == "ours"]))) for name, detect in present().items()}
+def detection_rates(case: Case, count: int, count_of_others: int) -> dict[str, float]:
+    """Return the share of `count` series in which ours detects a change, and of `count_of_others` for the others."""
+    series = {True: case.series(count), False: case.series(count_of_others)}
+    return {name: float(np.mean(detect(series[name == "ours"]))) for name, detect in installed_detectors().items()}
 
 
-def table(rows: dict[Case, dict[str, float]]) -> str:
-    """Markdown; a detector that was not there has a dash."""
+def format_table(rows: dict[Case, dict[str, float]]) -> str:
+    """Format rates as Markdown; a detector that is not installed has a dash."""
     head = f"| values | noise | level | {' | '.join(DETECTORS)} |\n|---|---|---|{'---|' * len(DETECTORS)}\n"
     return head + "".join(
         f"| {case.n} | {case.noise} | {case.title} | "
-        + " | ".join(f"{found[name]:.3f}" if name in found else "–" for name in DETECTORS)
+        + " | ".join(f"{rates[name]:.3f}" if name in rates else "–" for name in DETECTORS)
         + " |\n"
-        for case, found in rows.items()
+        for case, rates in rows.items()
     )
 
 
 PAGE = """\
-# How often a change is found
+# How often a change is detected
 
-Share of series in which a detector finds any change of level: of {count:,} series of each kind for ours, {of_others:,}
-for the others. Where the level is "none", every one found is a false alarm; elsewhere, the more the better.
+The table shows the share of series in which a detector reports any change of level: of {count:,} series of each kind
+for ours, of {count_of_others:,} for the others. Where the level is "none", each is a false alarm; elsewhere, more is
+better.
 
 {table}
-Values are log-normal with a spread of 2%, each of autocorrelated noise too; spikes multiply 5% of values by 1.3; heavy
-tails are Student's t with two degrees of freedom, half as wide; counts are Poisson with mean 2. A step goes up, at a
-place drawn at random among those that leave {ends} values on both sides or, "amid", a third of them; "up and back" and
-"two steps" (up both times) are thirds of a series. Seed {seed}.
+Values are log-normal with a standard deviation of 2%, also those of autocorrelated noise; spikes multiply 5% of values
+by 1.3; heavy tails are Student's t with two degrees of freedom, half as wide; counts are Poisson with mean 2. A step
+goes up, at a random index with at least {ends} values on either side or, "amid", a third of them; "up and back" and
+"two steps" (both up) are thirds of a series. The seed is {seed}.
 
-- **ours**: `harness.stats.changepoints.detect.change_points_of_many`, alpha 0.01.
+- **ours**: `harness.stats.changepoints.detect.detect_in_each`, alpha 0.01.
 - **asv**: its page of regressions, with its default threshold of 5%, without weights; **asv, steps**: the steps that it
-  draws, whatever their height.
+  draws, of any height.
 - **otava**: `otava.analysis.compute_change_points` with its defaults (windows of 50 values, p at most 0.001).
 
-Made by `python -m tests.support.changepoint_methods` in {seconds:.0f} CPU seconds with {versions}.
+This page was written by `python -m tests.support.changepoint_methods` in {seconds:.0f} CPU seconds with {versions}.
 
-## What ours does, and where it ends
+## How ours works, and its limits
 
-The ranks of the values are scanned for one step, as a regression with autoregressive errors, and for two at once, as
-Kruskal and Wallis's test; four fifths of alpha go to the first. The statistic is measured by what noise of the
-correlation found would reach, and p is that of a permutation test: where values are exchangeable, false alarms are at
-most alpha whatever their distribution. Parts between changes are scanned again, and in the end every change must stand
-between its two neighbours.
+The ranks of the values are scanned for one step, by a regression with autoregressive errors, and for two at once, by
+the test of Kruskal and Wallis; four fifths of alpha go to the first. The statistic is divided by the value that noise
+of the estimated correlation would reach, and p is that of a permutation test: where values are exchangeable, false
+alarms are at most alpha whatever their distribution. Segments between changes are scanned again, and in the end every
+change must be significant between its two neighbours.
 
-Correlation has to be learnt from the same few values. With 60 of them, lag-1 correlation of 0.5 makes false alarms two
-to three times alpha, and much of what steps of 3% would show is given up for that; with 24, it makes them five times
-alpha. A series of many changes looks like correlated noise too: of eight in 240 values, at random, up or down by 5%,
-two thirds are found, of four 95%. A slow drift is a change of level to any of these detectors. Interleaved rounds,
-which measure commits side by side, have none of these problems.
+The correlation is estimated from the same few values. With 60 of them, lag-1 correlation of 0.5 makes false alarms two
+to three times as frequent as alpha, and the correction hides many steps of 3%; with 24, it makes them five times as
+frequent. A series of many changes resembles correlated noise too: of eight random changes by 5% in 240 values, two
+thirds are detected, of four 95%. To any of these detectors a slow drift is a change of level. Interleaved rounds, which
+measure all commits in turn, have none of these problems.
 """
 
 
-def page(count: int, of_others: int) -> str:
-    """All cases, as the page that is kept."""
-    began = time.process_time()
-    found = {case: rates(case, count, of_others) for case in sorted((*CASES, *MORE), key=lambda c: c.n != 60)}
-    spent = time.process_time() - began
-    packages = ["numpy", *(PACKAGES[name] for name in present() if name in PACKAGES)]
+def render_page(count: int, count_of_others: int) -> str:
+    """Measure all cases and render the page."""
+    started = time.process_time()
+    rates = {
+        case: detection_rates(case, count, count_of_others)
+        for case in sorted((*CASES, *PAGE_CASES), key=lambda c: c.n != 60)
+    }
+    seconds = time.process_time() - started
+    packages = ["numpy", *(PACKAGES[name] for name in installed_detectors() if name in PACKAGES)]
     return PAGE.format(
-        table=table(found),
+        table=format_table(rates),
         count=count,
-        of_others=of_others,
-        ends=FROM_ENDS,
+        count_of_others=count_of_others,
+        ends=MIN_DISTANCE_FROM_ENDS,
         seed=SEED,
-        seconds=spent,
+        seconds=seconds,
         versions=", ".join(f"{package} {version(package)}" for package in packages),
     )
 
 
 if __name__ == "__main__":
-    PLACE.parent.mkdir(parents=True, exist_ok=True)
-    PLACE.write_text(page(4000, 1000))
+    PAGE_PATH.parent.mkdir(parents=True, exist_ok=True)
+    PAGE_PATH.write_text(render_page(4000, 1000))

@@ -1,9 +1,8 @@
 """A real Slurm on this machine: one controller and several emulated nodes on loopback, in a folder of its own.
 
-Nothing outside the folder is read or written: a munge key, the configuration, state and logs lie in it, and the ports
-are free ones, so several clusters may run at once: their job ids, from which jobs derive the port of their ranks, start
-at a random number. A guard process ends all that belongs to the folder as soon as the program that started it stops or
-dies.
+Nothing outside the folder is read or written: it contains a munge key, the configuration, state and logs. Several
+clusters may run at once: their ports are free ones, and their job ids, from which jobs derive the port of their ranks,
+start at a random number. A guard process ends all that belongs to the folder when the program that started it ends.
 """
 
 from __future__ import annotations
@@ -26,7 +25,9 @@ from typing import Self
 
 import psutil
 
-PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"  # where daemons lie, which a user's own often lacks
+PATH = (
+    f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"  # where the daemons are, which a user's PATH often lacks
+)
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 CONFIGURATION = """\
@@ -64,7 +65,7 @@ SETTINGS = {
 }
 
 
-# A database for one cluster of a test: reached by its socket alone, and not safe against a loss of power.
+# A database for the cluster of one test: only reachable by its socket, and not safe against a power loss.
 DATABASE = """\
 [mysqld]
 user=root
@@ -95,7 +96,7 @@ StorageLoc=slurm
 
 
 def available(accounting: bool = False) -> str | None:
-    """What a cluster needs and this machine lacks: a program, or root's rights (its daemons trust only root here)."""
+    """Return what this machine lacks for a cluster: a program, or root's rights (the daemons here trust only root)."""
     if os.geteuid() != 0:
         return "root"
     programs = PROGRAMS + ACCOUNTING_PROGRAMS * accounting
@@ -104,7 +105,7 @@ def available(accounting: bool = False) -> str | None:
 
 @dataclass(frozen=True)
 class Job:
-    """A job or array task as squeue or the completion log has it."""
+    """A job or array task in squeue or the completion log."""
 
     id: str
     name: str
@@ -148,14 +149,14 @@ class Cluster:
 
     @property
     def names(self) -> list[str]:
-        """The names of the nodes that run jobs."""
+        """Return the names of the nodes that run jobs."""
         return [f"n{i}" for i in range(1, self.nodes + 1)]
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, with which Slurm's commands talk to this cluster."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
+        """Return an environment in which Slurm's commands use this cluster."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
         database = {"MYSQL_UNIX_PORT": f"{self.folder}/database.socket"} if self.accounting else {}
-        return kept | {"SLURM_CONF": str(self.folder / "slurm.conf")} | database
+        return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")} | database
 
     def start(self) -> None:
         """Start everything and wait until all nodes are idle."""
@@ -194,21 +195,21 @@ class Cluster:
         self._keeper = None
         self._daemons.clear()
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the cluster's folder."""
         return subprocess.run(
-            words, env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
+            command, env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
         )
 
-    def call(self, *words: str) -> str:
-        """What a Slurm command printed; an error if it failed."""
-        done = self.run(*words)
+    def call(self, *command: str) -> str:
+        """Run a command and return its output; raise RuntimeError if it fails."""
+        done = self.run(*command)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr.strip()}")
+            raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
     def states(self) -> dict[str, str]:
-        """The state of each node, in sinfo's words."""
+        """Return the state of each node as sinfo prints it."""
         try:
             lines = self.call("sinfo", "-h", "-N", "-o", "%N %t").splitlines()
         except RuntimeError:
@@ -216,14 +217,14 @@ class Cluster:
         return {line.split()[0]: line.split()[1] for line in lines}
 
     def down(self, name: str) -> None:
-        """A node dies: first all of its processes, then the controller notices (SlurmdTimeout would take minutes)."""
+        """Kill all processes of a node, then tell the controller (SlurmdTimeout would take minutes)."""
         log = f"{self.folder}/log/slurmd-{name}.log"
         _kill(lambda process: _log(process) == log)
         self._daemons.pop(name).wait(10)
         self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=died")
 
     def resume(self, name: str) -> None:
-        """The node comes back and waits for work."""
+        """Start a node again and wait until it accepts jobs."""
         self._spawn_node(name)
         self._wait_for(f"{name} to be back", lambda: self.states().get(name) in ("idle", "mix", "alloc"))
 
@@ -233,13 +234,13 @@ class Cluster:
         self.call("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def stop_controller(self) -> None:
-        """The controller saves its state and ends: squeue, sbatch and the like fail until it is started."""
+        """Stop the controller, which saves its state: Slurm's commands fail until it is started again."""
         process = self._daemons.pop("slurmctld")
         process.terminate()
         process.wait(30)
 
     def start_controller(self) -> None:
-        """Start the controller, with the state that it saved, and wait until it has heard of all living nodes."""
+        """Start the controller with its saved state, and wait until all living nodes have reported."""
         self._spawn("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         alive = self._daemons.keys() & set(self.names)
         self._wait_for("slurmctld", lambda: bool(states := self.states()) and all(states[n] != "unk" for n in alive))
@@ -250,13 +251,13 @@ class Cluster:
         self.start_controller()
 
     def jobs(self) -> list[Job]:
-        """What squeue shows: pending, running and completing jobs, and those that ended within MinJobAge seconds."""
+        """Return the jobs of squeue: pending, running and completing ones, and those that have just ended."""
         lines = self.call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N|%r|%S|%e|%j").splitlines()
         rows = (line.split("|", 6) for line in lines)
         return [Job(i, name, state, nodes, reason, start, end) for i, state, nodes, reason, start, end, name in rows]
 
     def history(self) -> list[Job]:
-        """The completion log: one entry for each run of a job, so several for a requeued one."""
+        """Return the completion log: one entry for each run of a job, so several for a requeued one."""
         path = self.folder / "log" / "jobcomp.txt"
         lines = path.read_text().splitlines() if path.exists() else []
         jobs = []
@@ -287,7 +288,7 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(text)
 
     def _fake_gpus(self) -> str:
-        """Character devices that stand for GPUs, so that tasks see CUDA_VISIBLE_DEVICES; else only a number of them."""
+        """Make character devices that stand for GPUs, so that tasks see CUDA_VISIBLE_DEVICES, or else only a count."""
         which = f"Count={self.gpus}"
         try:
             for i in range(self.gpus):
@@ -317,11 +318,11 @@ class Cluster:
     def _spawn_node(self, name: str) -> None:
         self._spawn("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", name, name=name)
 
-    def _spawn(self, program: str, *words: str, name: str = "") -> None:
+    def _spawn(self, program: str, *command: str, name: str = "") -> None:
         path = shutil.which(program, path=PATH) or program
         with (self.folder / "log" / f"{name or program}.out").open("ab") as out:
             self._daemons[name or program] = subprocess.Popen(
-                [path, *words], env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [path, *command], env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
@@ -340,7 +341,7 @@ class Cluster:
 
 
 def free_ports(count: int = 1) -> int:
-    """The first of `count` free ports in a row, below those that the system gives to outgoing connections.
+    """Return the first of `count` consecutive free ports, below those that the system uses for outgoing connections.
 
     Tests that run beside these (two workers of pytest-xdist) draw from a range of their own.
     """
@@ -357,13 +358,13 @@ def free_ports(count: int = 1) -> int:
 
 
 def _processes(belongs: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-    """The living processes that belong, and all below them, but this one."""
-    found = set()
+    """Return the living processes that belong, and their descendants, except this one."""
+    matches = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if belongs(process):
-                found |= {process, *process.children(recursive=True)}
-    return [process for process in found if process.pid != os.getpid() and _lives(process)]
+                matches |= {process, *process.children(recursive=True)}
+    return [process for process in matches if process.pid != os.getpid() and _lives(process)]
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -373,16 +374,16 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _log(process: psutil.Process) -> str:
-    """The log that a Slurm daemon writes: all that ties a step's manager, whose environment is blank, to its node."""
+    """Return the log of a Slurm daemon, the only link of a step manager, whose environment is empty, to its node."""
     files = process.open_files() if process.name().startswith("slurm") else []
     return next((file.path for file in files if "/log/slurm" in file.path), "")
 
 
 def _kill(belongs: Callable[[psutil.Process], bool]) -> None:
-    """Kill until none is left: what starts meanwhile is met in the next round."""
+    """Kill until none is left; processes that start meanwhile are killed in the next round."""
     deadline = time.monotonic() + 20
     while (alive := _processes(belongs)) and time.monotonic() < deadline:
-        for act in (psutil.Process.suspend, psutil.Process.kill):  # none may report, or react to, another's death
+        for act in (psutil.Process.suspend, psutil.Process.kill):  # suspended, none can react to the death of another
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     act(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             (tmp_path / f"{name}.yaml").write_bytes(data)
         began = time.process_time()
         code = main(words)
-        assert time.process_time() - began < SECONDS
+        assert time.process_time() - began < SECONDS or sys.gettrace() is not None  # coverage takes its time
         said = capsys.readouterr().err
         assert code == 2, said
         lines = said.splitlines()

@@ -1,4 +1,4 @@
-"""Programs that stand for those of a scheduler, and print what real ones print."""
+"""Fake commands of schedulers, which print what real ones print."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ echo "$id"
 
 
 class Programs:
-    """Programs that answer as they are set to, the last answer again and again; `calls` are those that were made."""
+    """Fake programs with given answers, of which the last is repeated; `calls` lists all calls."""
 
     def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
@@ -65,12 +65,12 @@ class Programs:
 
     @property
     def path(self) -> str:
-        """PATH with these programs first, and with the Python of the tests."""
+        """Return PATH with these programs first, and with the Python of the tests."""
         return f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 class Queue(Programs):
-    """A Slurm that takes jobs up to a limit and starts none; its files may be changed at any time."""
+    """A fake Slurm that accepts jobs up to a limit and starts none; its files may be changed at any time."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, *QUEUE)
@@ -88,8 +88,8 @@ class Queue(Programs):
         return (self.folder / "jobs").read_text().splitlines()
 
     @property
-    def taken(self) -> list[int]:
-        """How many jobs each submission that was taken held."""
+    def accepted(self) -> list[int]:
+        """Return the number of jobs in each accepted submission."""
         return [int(line.split()[-1]) for line in (self.folder / "taken").read_text().splitlines()]
 
     def account(self, *lines: str) -> None:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import atexit
+import io
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from harness.results.bundles import unpack_bundle
 from tests.conftest import ROOT
 
 PUBLISHED = ROOT / "reports" / "measured"
+FILES = ("case.json", "events.jsonl", "exit_code", "provenance.json")
+# One finished case of each program: a published result and the case's folder below its runs.
+CASES = (
+    (".", "ladder-337-local/ladder-337-fp64-11c17b60e4"),
+    (".", "training-steps-local/training-steps-fp64-5783f493b7"),
+    *(("laptop", name) for name in (
+        "hpo-local/hpo-egnn-1510a10c74", "scaling-local/scaling-weak-per_node_2-4dd3d0a251",
+        "precision-local/precision-egnn-01bc721342", "pretrain-short-local/pretrain-short-f1aed702a7",
+        "transfer-local/transfer-qm9-199717ed4d", "screening-local/screening-prototypes-judged-cecba89919",
+        "screening-local/screening-prototypes-few-2e59583ea6", "data-local/data-convert-ani1x-per_node_1-8637319116",
+        "data-local/data-read-all-per_node_2-48120d3c7a", "ladder-local/ladder-crystals-fp32-4ba82fe5bf",
+    )),
+)  # fmt: skip
 NAMES = sorted(str(p.parent.relative_to(PUBLISHED)) for p in PUBLISHED.rglob("runs.tar.xz"))
 
 
@@ -22,3 +37,23 @@ def unpack_results(name: str) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     unpack_bundle(PUBLISHED / name / "runs.tar.xz", folder)
     return folder
+
+
+def copy_case(result: str, case: str, campaign: Path) -> Path:
+    """Copy one of CASES into a campaign's folder, its long log thinned out, and return the case's folder."""
+    folder = campaign / Path(case).name
+    folder.mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(unpack_results(result) / "runs" / case / name, folder / name)
+    lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
+    many = [b'"event": "progress"', b'"event": "own_step"', b'"event": "module"', b'"event": "label"']
+    rest = [x for k, x in enumerate(lines) if k % 8 == 0 or not any(word in x for word in many)]
+    (folder / "events.jsonl").write_bytes(b"".join(rest))
+    return folder
+
+
+def save_nothing(figure: Any, file: Any, **options: Any) -> None:
+    """Stand in for drawing, which takes most of the time."""
+    del figure, options
+    if isinstance(file, io.StringIO):
+        file.write("<svg></svg>")

@@ -1,4 +1,4 @@
-"""The emulated cluster is what it claims to be, so that what the harness does on it means something."""
+"""The emulated Slurm cluster behaves like a real one, so that tests on it are meaningful."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.cluster import Cluster, Job
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A running cluster of eight nodes."""
+    """Start a cluster of eight nodes."""
     if missing := emulated.available():
         if os.environ.get("CI"):
             pytest.fail(f"{missing} is missing, and CI must have it")
@@ -60,26 +60,26 @@ def output(cluster: Cluster, job: str) -> list[str]:
     return (cluster.folder / f"slurm-{job}.out").read_text().splitlines()
 
 
-def test_exit_codes(cluster: Cluster) -> None:
+def test_completion_log_has_exit_codes(cluster: Cluster) -> None:
     good, bad = submit(cluster, "true"), submit(cluster, "exit 3")
     wait(lambda: states(cluster, good) == ["COMPLETED"] and states(cluster, bad) == ["FAILED"])
     assert " ExitCode=3:0 " in cluster.call("scontrol", "show", "job", "-o", bad)
 
 
-def test_a_step_spans_nodes(cluster: Cluster) -> None:
+def test_step_spans_nodes(cluster: Cluster) -> None:
     job = submit(cluster, "srun bash -c 'echo $SLURMD_NODENAME'", "-N2", "--ntasks-per-node=1")
     wait(lambda: states(cluster, job) == ["COMPLETED"])
     assert len(set(output(cluster, job))) == 2
 
 
-def test_gpus(cluster: Cluster) -> None:
+def test_tasks_see_their_gpus(cluster: Cluster) -> None:
     if not cluster.has_gpu_devices:
         pytest.skip("device files may not be made here")
     done = cluster.call("srun", "--gpus-per-node=2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES")
     assert len(done.strip().split(",")) == 2
 
 
-def test_a_job_whose_node_dies_starts_again_under_its_id(cluster: Cluster) -> None:
+def test_job_of_a_dead_node_restarts_under_its_id(cluster: Cluster) -> None:
     body = "echo restarts=$SLURM_RESTART_COUNT; [[ $SLURM_RESTART_COUNT ]] || sleep 60"
     job = submit(cluster, body, "-N2", "--requeue", "--open-mode=append")
     wait(lambda: running(cluster, job) and (cluster.folder / f"slurm-{job}.out").exists())
@@ -93,7 +93,7 @@ def test_a_job_whose_node_dies_starts_again_under_its_id(cluster: Cluster) -> No
     assert cluster.states()[f"n{node}"] == "idle"
 
 
-def test_a_job_that_may_not_be_requeued_ends_with_its_node(cluster: Cluster) -> None:
+def test_job_without_requeue_ends_with_its_node(cluster: Cluster) -> None:
     job = submit(cluster, "sleep 60", "--no-requeue", "-w", "n5")
     wait(lambda: running(cluster, job))
     cluster.down("n5")
@@ -101,7 +101,7 @@ def test_a_job_that_may_not_be_requeued_ends_with_its_node(cluster: Cluster) -> 
     cluster.resume("n5")
 
 
-def test_restart_keeps_the_queue(cluster: Cluster) -> None:
+def test_controller_restart_keeps_the_queue(cluster: Cluster) -> None:
     held, busy = submit(cluster, "true", "--hold"), submit(cluster, "sleep 60")
     wait(lambda: running(cluster, busy))
     cluster.restart()
@@ -110,7 +110,7 @@ def test_restart_keeps_the_queue(cluster: Cluster) -> None:
     wait(lambda: states(cluster, busy) == ["CANCELLED"])
 
 
-def test_without_its_controller_nothing_answers(cluster: Cluster) -> None:
+def test_commands_fail_without_controller(cluster: Cluster) -> None:
     job = submit(cluster, "sleep 5")
     wait(lambda: running(cluster, job))
     cluster.stop_controller()
@@ -121,7 +121,7 @@ def test_without_its_controller_nothing_answers(cluster: Cluster) -> None:
     wait(lambda: states(cluster, job) == ["COMPLETED"])
 
 
-def test_array_and_dependency(cluster: Cluster) -> None:
+def test_arrays_and_dependencies_run_in_order(cluster: Cluster) -> None:
     array = submit(cluster, "exit $SLURM_ARRAY_TASK_ID", "--array=0-3")
     after = submit(cluster, "true", f"--dependency=afterany:{array}")
     wait(lambda: states(cluster, after) == ["COMPLETED"])
@@ -147,7 +147,7 @@ def test_planned_nodes_answer_test_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_nothing_survives_its_owner(tmp_path: Path) -> None:
+def test_cluster_ends_with_its_owner(tmp_path: Path) -> None:
     program = f"""
 import sys, time, pathlib
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
@@ -169,7 +169,7 @@ with Cluster(pathlib.Path({str(tmp_path)!r}), nodes=2) as cluster:
 
 
 def left(folder: Path) -> list[psutil.Process]:
-    """Living processes that name the folder, or that it made sleep."""
+    """Return the living processes that name the folder, or that the cluster made sleep."""
     marks = str(folder), "sleep 987"
     alive = psutil.process_iter(["cmdline", "status"])
     return [p for p in alive if any(mark in " ".join(p.info["cmdline"] or []) for mark in marks)]

@@ -1,4 +1,4 @@
-"""What the pages for users show works as shown."""
+"""The examples in the pages for users work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from harness.cli import main as cli
 from harness.cli.main import main
 from harness.reference.datasets import __main__ as data
-from harness.reference.datasets.catalog import source
+from harness.reference.datasets.catalog import find_source
 from tests.conftest import ROOT
 
 PAGES = (
@@ -26,13 +26,13 @@ PAGES = (
 
 
 def block(page: str) -> str:
-    """The YAML example of a page."""
-    found = re.search(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert found is not None
-    return found[1]
+    """Return the YAML example of a page."""
+    example = re.search(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert example is not None
+    return example[1]
 
 
-def test_the_example_suite_has_every_key_and_expands(
+def test_example_suite_has_every_key_and_expands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from harness.config.suite import Suite
@@ -48,7 +48,7 @@ def test_the_example_suite_has_every_key_and_expands(
         assert re.search(rf"^{key}:", text, re.MULTILINE), f"the example does not show {key}"
 
 
-def test_the_example_system_plans(
+def test_example_system_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,10 +62,10 @@ def test_the_example_system_plans(
     assert main(["run", "scaling", "--system", "mine", "-S", "account=abc"]) == 0
 
 
-def test_the_example_of_a_pbs_site_is_written(
+def test_example_of_a_pbs_site_writes_scripts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On its 16 nodes all rungs of a cluster's scaling fit."""
+    """All cases of the scaling suite fit on its 16 nodes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "systems").mkdir()
     text = re.findall(r"```yaml\n(.*?)```", (ROOT / "systems" / "README.md").read_text(), re.DOTALL)[1]
@@ -76,7 +76,7 @@ def test_the_example_of_a_pbs_site_is_written(
         assert re.search(r"^#PBS -l select=\d:ncpus=64:mpiprocs=4:ngpus=4$", script.read_text(), re.MULTILINE)
 
 
-def test_the_first_example_for_a_cluster_needs_no_setting_and_ci_runs_it() -> None:
+def test_first_cluster_example_is_run_by_ci() -> None:
     example = "python3 -m nox -s scaling -- --system aurora"
     [shown] = re.findall(rf"`({example}[^`]*)`", (ROOT / "README.md").read_text())
     assert shown == example
@@ -84,8 +84,8 @@ def test_the_first_example_for_a_cluster_needs_no_setting_and_ci_runs_it() -> No
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    """Files are there, and so are the headings that are named within them."""
+def test_links_have_targets(page: str) -> None:
+    """Linked files and headings exist."""
     links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / page).read_text())
     for link in links:
         path, _, heading = link.partition("#")
@@ -96,30 +96,30 @@ def test_links_lead_somewhere(page: str) -> None:
             assert heading in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, f"{page}: {link}"
 
 
-def test_sessions_that_pages_name_are_there() -> None:
+def test_sessions_named_in_pages_exist() -> None:
     tree = ast.parse((ROOT / "noxfile.py").read_text())
     sessions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list}
     named = {name for page in PAGES for name in re.findall(r"nox -s (\w+)", (ROOT / page).read_text())}
     assert {"reproduce", "tests"} < named <= sessions
 
 
-def test_every_command_of_the_guide_is_understood(
+def test_every_command_of_the_guide_is_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those that would run or submit something are parsed and planned."""
+    """Commands that would run or submit jobs are only parsed and planned."""
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^    harness (.*?)(?:\s+#.*)?$", (ROOT / "GUIDE.md").read_text(), re.MULTILINE)
     assert len(lines) >= 8
     for line in lines:
-        words = shlex.split(line)
-        if words[0] == "data":
-            data.parser().parse_args(words[1:])
-            source(next((w for w in words[2:] if w != "stores"), "ani1x"))
+        argv = shlex.split(line)
+        if argv[0] == "data":
+            data.build_parser().parse_args(argv[1:])
+            find_source(next((w for w in argv[2:] if w != "stores"), "ani1x"))
             continue
-        if words[0] == "run":
-            words = ["plan", *(w for w in words[1:] if w not in ("--submit", "--wait"))]
-        if words[0] in ("report", "check", "collect", "promote", "compare"):
-            cli.parser().parse_args(words)
+        if argv[0] == "run":
+            argv = ["plan", *(w for w in argv[1:] if w not in ("--submit", "--wait"))]
+        if argv[0] in ("report", "check", "collect", "import", "promote", "compare"):
+            cli.build_parser()[0].parse_args(argv)
             continue
-        assert main(words) in (0, 3), line
+        assert main(argv) in (0, 3), line
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""A disk that fills up under a campaign: told in one line, nothing lost, and carried on once there is room."""
+"""A disk that fills up during a run: one error line, nothing is lost, and the same command continues later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.protocol.events import EventLog, read
+from harness.protocol.events import JsonLinesLog, read
 from tests.conftest import Harness
 
 SUITE = """\
@@ -29,21 +29,21 @@ resources: {minutes: 5}
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB."""
-    with mounted(tmp_path / "disk", "400k") as place:
-        yield place
+    """Mount a disk of 400 kB."""
+    with mounted(tmp_path / "disk", "600k") as mount_point:
+        yield mount_point
 
 
 @contextmanager
-def mounted(place: Path, size: str) -> Iterator[Path]:
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], check=False)
+def mounted(mount_point: Path, size: str) -> Iterator[Path]:
+    mount_point.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mount_point)], check=False)
     if done.returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
-        yield place
+        yield mount_point
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
 def fill(disk: Path, leave: int) -> Path:
@@ -53,7 +53,7 @@ def fill(disk: Path, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("leave", [4096, 24576, 40960])
-def test_a_campaign_goes_on_when_there_is_room_again(harness: Harness, tmp_path: Path, disk: Path, leave: int) -> None:
+def test_campaign_continues_after_a_full_disk(harness: Harness, tmp_path: Path, disk: Path, leave: int) -> None:
     (tmp_path / "small.yaml").write_text(SUITE)
     filling = fill(disk, leave)
     full = harness("run", "small.yaml", "--out", str(disk / "out"))
@@ -67,59 +67,59 @@ def test_a_campaign_goes_on_when_there_is_room_again(harness: Harness, tmp_path:
         assert [e["event"] for e in read(log)].count("start") == 1
 
 
-def write_many(log: EventLog) -> None:
+def write_many(log: JsonLinesLog) -> None:
     for k in range(1000):
         log.write("sample", text="y" * 100, k=k)
 
 
-def test_an_event_that_does_not_fit_is_an_error_and_spoils_no_other(disk: Path) -> None:
-    log = EventLog(disk / "events.jsonl")
+def test_event_on_a_full_disk_is_an_error_and_damages_no_other(disk: Path) -> None:
+    log = JsonLinesLog(disk / "events.jsonl")
     log.write("start", case="a")
     filling = fill(disk, 0)
     with pytest.raises(OSError, match="No space left"):
         write_many(log)
-    kept = [e["k"] for e in read(disk / "events.jsonl") if e["event"] == "sample"]
+    written = [e["k"] for e in read(disk / "events.jsonl") if e["event"] == "sample"]
     filling.unlink()
     log.write("done")
-    found = list(read(disk / "events.jsonl"))
-    assert [e["k"] for e in found if e["event"] == "sample"] == kept == list(range(len(kept)))
-    assert found[-1]["event"] == "done"
+    logged = list(read(disk / "events.jsonl"))
+    assert [e["k"] for e in logged if e["event"] == "sample"] == written == list(range(len(written)))
+    assert logged[-1]["event"] == "done"
 
 
 @pytest.mark.parametrize("leave", [200_000, 3_000_000])
-def test_a_conversion_goes_on_when_there_is_room_again(harness: Harness, tmp_path: Path, leave: int) -> None:
-    """Full while parts are read, and while the store is written."""
+def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path, leave: int) -> None:
+    """The disk is full while parts are read, or while the store is written."""
     with mounted(tmp_path / "disk", "24m") as disk:
-        words = ("data", "convert", "alexandria", "--to", str(disk / "stores"), "--cutoff", "3", "--workers", "1")
+        argv = ("data", "convert", "alexandria", "--to", str(disk / "stores"), "--cutoff", "3", "--workers", "1")
         filling = fill(disk, leave)
-        full = harness(*words)
+        full = harness(*argv)
         assert full.returncode == 3, full.stderr
         assert full.stderr.splitlines()[0].startswith("error: [Errno 28] No space left on device")
         assert "the same command carries on" in full.stderr
         assert "Traceback" not in full.stderr
         filling.unlink()
-        again = harness(*words)
+        again = harness(*argv)
         assert again.returncode == 0, again.stderr
         assert "1,000 structures" in again.stdout
 
 
 @pytest.mark.parametrize("leave", [200_000, 1_400_000])
-def test_a_screening_goes_on_when_there_is_room_again(tmp_path: Path, leave: int) -> None:
-    """Full before the first segment and after some: what is there is kept, and no candidate is taken twice."""
+def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> None:
+    """The disk is full before the first segment, or after some; no candidate is screened twice."""
     asked = {
         "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256,
         "candidates": 4096, "keep": {"what": "all"}, "energy_only": True, "compile": False, "commit_s": 0.0,
     }  # fmt: skip
-    words = [sys.executable, "-m", "harness.reference"]
+    argv = [sys.executable, "-m", "harness.reference"]
     with mounted(tmp_path / "disk", "16m") as disk:
         (disk / "case.json").write_text(json.dumps({"id": "1", "program": "screening", "parameters": asked}))
         filling = fill(disk, leave)
-        full = subprocess.run([*words, str(disk)], capture_output=True, text=True, check=False)
+        full = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
         assert full.returncode == 1, full.stderr
         assert "No space left on device" in full.stderr
         assert "Traceback" not in full.stderr
         filling.unlink()
-        again = subprocess.run([*words, str(disk)], capture_output=True, text=True, check=False)
+        again = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
         (proof,) = [e for e in read(disk / "events.jsonl") if e["event"] == "proof"]
         assert proof["candidates"] == 4096

@@ -1,9 +1,9 @@
-"""Jobs made for PBS, run through qsub, qstat and qdel as Debian ships them for a Slurm (package slurm-wlm-torque).
+"""Jobs for PBS, run through qsub, qstat and qdel as Debian ships them for a Slurm (package slurm-wlm-torque).
 
-Real here: the job script of a system that extends pbs, its #PBS lines as a scheduler reads them, PBS_JOBID and
-PBS_O_WORKDIR, a copy of the script in a spool folder, qstat's text, a job that runs on two nodes. Not real: there is no
-PBS server, no mpiexec of PALS, no module; the wrapper knows no JSON, no history, no `qdel -W force` and takes no -o
-from the script; the nodes are emulated ones, of which only Slurm knows the names.
+Real: the job script of a system that extends pbs, its #PBS lines as a scheduler reads them, PBS_JOBID and
+PBS_O_WORKDIR, a copy of the script in a spool folder, qstat's text, a job on two nodes. Not real: there is no PBS
+server, no mpiexec of PALS, no module; the wrapper has no JSON, no history, no `qdel -W force` and ignores -o in the
+script; the nodes are emulated, and only Slurm knows their names.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def call(cluster: Cluster, tmp_path: Path) -> Call:
-    """`harness WORDS` in the test's folder, with a system file and a suite of two seeds, on two nodes and on one."""
+    """Run the harness in the test's folder, with a system and a suite of two seeds, on two nodes and on one."""
     (tmp_path / "torque.yaml").write_text(SYSTEM)
     text = FLEET.replace("[1, 2, 3, 4]", "[1, 2]").replace("{minutes: 5}", "{minutes: 5, nodes: '{{ 3 - seed }}'}")
     (tmp_path / "fleet.yaml").write_text(text)
     environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "harness", *words],
+            [sys.executable, "-m", "harness", *argv],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
     return run
 
 
-def test_a_script_submitted_with_qsub_is_joined_by_the_harness(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_harness_joins_a_script_submitted_with_qsub(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     assert call(*WORDS).returncode == 0
     campaign = tmp_path / "results" / "runs" / "fleet-torque"
     [script] = campaign.glob("jobs/*seed_1*.sh")
@@ -97,8 +97,8 @@ def test_a_script_submitted_with_qsub_is_joined_by_the_harness(call: Call, clust
     assert [rank["rank"] for rank in ranks] == [0, 1]
 
 
-def test_the_clients_see_and_delete_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This qstat has no JSON, and no exit code 0 without jobs; this qdel says nothing of a job that has ended."""
+def test_pbs_clients_list_and_delete_a_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This qstat has no JSON and fails without jobs; this qdel prints nothing for a job that has ended."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CONF", cluster.environment()["SLURM_CONF"])
     script = tmp_path / "long.sh"
@@ -112,4 +112,4 @@ def test_the_clients_see_and_delete_a_job(cluster: Cluster, monkeypatch: pytest.
     scheduler.cancel([after, job])
     until("both are gone", lambda: scheduler.queue(["long"]) == [])
     scheduler.cancel([after, job])
-    assert scheduler.endings([job]) == {}
+    assert scheduler.exit_info([job]) == {}

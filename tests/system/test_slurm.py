@@ -59,11 +59,11 @@ def environment(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def call(environment: dict[str, str], tmp_path: Path) -> Call:
-    """`harness WORDS` in the test's folder."""
+    """Run the harness in the test's folder."""
 
-    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "harness", *words],
+            [sys.executable, "-m", "harness", *argv],
             cwd=tmp_path,
             env=environment | more,
             capture_output=True,
@@ -81,7 +81,7 @@ def write(folder: Path, text: str = FLEET, name: str = "fleet") -> Path:
 
 
 def starts(campaign: Path) -> dict[str, int]:
-    """Case -> how often its program was started, in all its attempts."""
+    """Return how often the program of each case was started, in all its attempts."""
     count = {}
     for case in campaign.glob("*/case.json"):
         logs = [case.parent / "events.jsonl", *case.parent.glob("attempt-*/events.jsonl")]
@@ -97,7 +97,7 @@ def until(what: str, holds: Callable[[], bool], timeout_s: float = 300) -> None:
         time.sleep(0.2)
 
 
-def test_submit_today_collect_tomorrow(call: Call, tmp_path: Path) -> None:
+def test_submitted_jobs_are_collected_later(call: Call, tmp_path: Path) -> None:
     campaign = write(tmp_path)
     written = call("run", "fleet.yaml", "--system", "slurm")
     assert written.returncode == 0, written.stderr
@@ -118,7 +118,7 @@ def test_submit_today_collect_tomorrow(call: Call, tmp_path: Path) -> None:
     assert call("status", "fleet.yaml", "--system", "slurm").stdout.endswith("4 done\n")
 
 
-def test_thirty_cases_while_everything_dies(
+def test_thirty_cases_finish_while_everything_dies(
     call: Call, cluster: Cluster, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """One case fails, a node dies under another, the harness is killed, started twice, the controller restarted."""
@@ -127,8 +127,8 @@ def test_thirty_cases_while_everything_dies(
     odd = odd.replace("  sets: [mptrj]\n", "").replace("  steps: 1\n", "")
     odd += "zips: {kinds: {sets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
     fleet, odd_ones = write(tmp_path, text), write(tmp_path, odd, "odd")
-    words = ["run", "odd.yaml", "--system", "slurm", "--submit"]
-    assert call(*words).returncode == 0
+    argv = ["run", "odd.yaml", "--system", "slurm", "--submit"]
+    assert call(*argv).returncode == 0
     command = [
         sys.executable,
         "-m",
@@ -157,9 +157,9 @@ def test_thirty_cases_while_everything_dies(
     cluster.restart()
     two = [subprocess.Popen(command, **quiet) for _ in range(2)]  # type: ignore[call-overload]
     cluster.hasten(long_job.id)
-    said = [process.communicate(timeout=1200) for process in two]
-    assert sorted(p.returncode for p in two) == [2, 3], said
-    assert sum("another harness is running this campaign" in stderr for _, stderr in said) == 1
+    output = [process.communicate(timeout=1200) for process in two]
+    assert sorted(p.returncode for p in two) == [2, 3], output
+    assert sum("another harness is running this campaign" in stderr for _, stderr in output) == 1
     outcomes = call("status", "fleet.yaml", "odd.yaml", "--system", "slurm").stdout.splitlines()
     assert outcomes[-1] == "29 done, 1 failed"
     assert "no-such-set" in next(line for line in outcomes if line.startswith("failed"))
@@ -173,31 +173,33 @@ def test_thirty_cases_while_everything_dies(
     cluster.resume(long_job.nodes)
 
 
-def test_a_harness_killed_between_asking_and_knowing(call: Call, environment: dict[str, str], tmp_path: Path) -> None:
-    """sbatch has taken the job, and the harness dies before it hears of it: no second job."""
+def test_harness_killed_during_submission_recovers_the_job(
+    call: Call, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """sbatch has accepted the job, and the harness dies before it reads the id: no second job is submitted."""
     campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
     traps = tmp_path / "bin"
     traps.mkdir()
     (traps / "sbatch").write_text(f'#!/bin/sh\n{real} "$@" > /dev/null\nkill -9 $PPID\n')
     (traps / "sbatch").chmod(0o755)
-    words = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
-    assert call(*words, PATH=f"{traps}:{environment['PATH']}").returncode == -9
+    argv = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
+    assert call(*argv, PATH=f"{traps}:{environment['PATH']}").returncode == -9
     assert '"submitting"' in (campaign / "journal.jsonl").read_text()
-    done = call(*words)
+    done = call(*argv)
     assert done.returncode == 0, done.stderr
     assert "submitted" not in done.stderr
     assert list(starts(campaign).values()) == [1]
 
 
-def test_a_job_submitted_by_hand_is_joined(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_job_submitted_by_hand_is_joined(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 500"))
-    words = ["run", "fleet.yaml", "--system", "slurm"]
-    assert call(*words).returncode == 0
+    argv = ["run", "fleet.yaml", "--system", "slurm"]
+    assert call(*argv).returncode == 0
     script = next(campaign.glob("jobs/*.sh"))
     cluster.call("sbatch", str(script))
     cluster.call("sbatch", str(script))
-    done = call(*words, "--wait")
+    done = call(*argv, "--wait")
     assert done.returncode == 0, done.stderr
     assert "submitted" not in done.stderr
     until("the second copy has ended", lambda: not [j for j in cluster.jobs() if j.state in ("RUNNING", "PENDING")])
@@ -206,54 +208,52 @@ def test_a_job_submitted_by_hand_is_joined(call: Call, cluster: Cluster, tmp_pat
     assert "has it" in next(campaign.glob("jobs/*.log")).read_text()
 
 
-def test_a_controller_that_is_away(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_unavailable_controller_interrupts_and_recovers(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1, 2]"))
-    words = ["run", "fleet.yaml", "--system", "slurm"]
+    argv = ["run", "fleet.yaml", "--system", "slurm"]
     cluster.stop_controller()
-    away = call(*words, "--submit", GFM_HARNESS_PATIENCE_S="2")
+    away = call(*argv, "--submit", GFM_HARNESS_PATIENCE_S="2")
     assert away.returncode == 3
     assert away.stderr.splitlines()[-1].startswith("error: squeue: slurm_load_jobs error: Unable to contact slurm")
     assert "nothing is lost" in away.stderr
     assert call("status", "fleet.yaml", "--system", "slurm", GFM_HARNESS_PATIENCE_S="2").returncode == 3
     cluster.start_controller()
-    assert call(*words, "--wait").returncode == 0
+    assert call(*argv, "--wait").returncode == 0
     assert set(starts(campaign).values()) == {1}
 
 
-def test_a_case_that_cannot_start_while_the_controller_is_away_has_not_failed(
-    call: Call, cluster: Cluster, tmp_path: Path
-) -> None:
-    """A srun that does not reach the controller in MessageTimeout seconds ends with exit code 1, as a program may."""
+def test_case_waits_for_an_unavailable_controller(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    """srun ends with exit code 1, like a program, if it does not reach the controller in MessageTimeout seconds."""
     held = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
     (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage: ['{held}']\n")
     write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     campaign = tmp_path / "results" / "runs" / "fleet-here"
-    words = ["run", "fleet.yaml", "--system", "here.yaml"]
-    assert call(*words, "--submit").returncode == 0
+    argv = ["run", "fleet.yaml", "--system", "here.yaml"]
+    assert call(*argv, "--submit").returncode == 0
     until("the job has its nodes", (tmp_path / "staged").exists)
     cluster.stop_controller()
     (tmp_path / "go").touch()
     [log] = campaign.glob("jobs/*.log")
     until("srun has given up", lambda: "Slurm's controller did not answer srun" in log.read_text())
     cluster.start_controller()
-    done = call(*words, "--wait")
+    done = call(*argv, "--wait")
     assert done.returncode == 0, done.stderr
     assert "submitted" not in done.stderr
     assert not list(campaign.glob("*/attempt-*"))
     assert starts(campaign) == {"fleet-seed_1": 1}
 
 
-def test_what_slurm_refuses_is_told_and_can_be_put_right(call: Call, tmp_path: Path) -> None:
+def test_rejection_is_reported_and_can_be_corrected(call: Call, tmp_path: Path) -> None:
     write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
-    words = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
-    refused = call(*words, "-S", "partition=nope")
+    argv = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
+    refused = call(*argv, "-S", "partition=nope")
     assert refused.returncode == 2
     assert "invalid partition specified: nope" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert call(*words, "-S", "partition=debug").returncode == 0
+    assert call(*argv, "-S", "partition=debug").returncode == 0
 
 
-def test_cases_start_after_those_they_need(call: Call, tmp_path: Path) -> None:
+def test_cases_start_after_their_dependencies(call: Call, tmp_path: Path) -> None:
     text = FLEET.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "2, 1"
     )
@@ -266,7 +266,7 @@ def test_cases_start_after_those_they_need(call: Call, tmp_path: Path) -> None:
     assert first[-1] < second[0]
 
 
-def test_what_needs_a_failed_case_is_blocked(call: Call, tmp_path: Path) -> None:
+def test_case_with_failed_dependency_is_blocked(call: Call, tmp_path: Path) -> None:
     text = FLEET.replace("[mptrj]", "[no-such-set]")
     text = text.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "1, 2"
@@ -279,30 +279,30 @@ def test_what_needs_a_failed_case_is_blocked(call: Call, tmp_path: Path) -> None
     assert starts(campaign).get("fleet-seed_2", 0) == 0
 
 
-def test_sick_nodes_are_left_out_and_spares_step_in(call: Call, tmp_path: Path) -> None:
-    """A node that fails the check takes no part; the job asked for one more than its case needs."""
+def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
+    """A node that fails the check is not used; the job requested one more than its case needs."""
     (tmp_path / "here.yaml").write_text('name: here\nextends: slurm\ncheck: test "$SLURMD_NODENAME" != n1\n')
     write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{minutes: 5}", "{minutes: 5, nodes: 1}"))
-    words = ["run", "fleet.yaml", "--system", "here.yaml", "--wait"]
-    done = call(*words, "-S", "spares=7")
+    argv = ["run", "fleet.yaml", "--system", "here.yaml", "--wait"]
+    done = call(*argv, "-S", "spares=7")
     assert done.returncode == 0, done.stderr
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
     assert "n1 " not in next(campaign.glob("jobs/*.nodes")).read_text()
 
 
-def test_a_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    """Both ranks of a case on two nodes; the second node dies; the job goes on with the spare one."""
+def test_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+    """The second of two nodes dies under a case, and the job continues with the spare node."""
     text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
     campaign = write(tmp_path, text.replace("{minutes: 5}", "{minutes: 5, nodes: 2}"))
-    words = ["run", "fleet.yaml", "--system", "slurm", "-S", "spares=1"]
-    assert call(*words, "--submit").returncode == 0
+    argv = ["run", "fleet.yaml", "--system", "slurm", "-S", "spares=1"]
+    assert call(*argv, "--submit").returncode == 0
     log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
     until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
     ranks = next(e["value"] for e in events.read(log) if e.get("name") == "ranks")
     dead = ranks[1]["node"]
     cluster.down(dead)
-    done = call(*words, "--wait")
+    done = call(*argv, "--wait")
     assert done.returncode == 0, done.stderr
     assert "started again on others" in next(campaign.glob("jobs/*.log")).read_text()
     assert starts(campaign) == {"fleet-seed_1": 2}
@@ -311,9 +311,7 @@ def test_a_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, t
     cluster.resume(dead)
 
 
-def test_a_packed_job_put_back_into_the_queue_goes_on_where_it_was(
-    call: Call, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_requeued_packed_job_continues_where_it_stopped(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     text = FLEET.replace("resources", "pack: 3\nresources").replace("  steps: 1\n", "")
     text = text.replace("matrix:\n  seed: [1, 2, 3, 4]", "zips: {one: {seed: [1, 2, 3], steps: [1, 2000, 1]}}")
     campaign = write(tmp_path, text)
@@ -322,7 +320,7 @@ def test_a_packed_job_put_back_into_the_queue_goes_on_where_it_was(
     until("the second case runs", lambda: any(e.get("name") == "ranks" for e in events.read(second / "events.jsonl")))
     job = next(job for job in cluster.jobs() if job.state == "RUNNING")
     cluster.call("scontrol", "requeue", job.id)
-    time.sleep(3)  # Slurm refuses to start a job again within the second
+    time.sleep(3)  # Slurm does not restart a job within the same second
     cluster.hasten(job.id)
     done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
     assert done.returncode == 0, done.stderr
@@ -331,7 +329,7 @@ def test_a_packed_job_put_back_into_the_queue_goes_on_where_it_was(
     assert "has ended before" in next(campaign.glob("jobs/*.log")).read_text()
 
 
-def test_cancel_takes_jobs_out_and_run_puts_them_back(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_cancelled_jobs_can_be_submitted_again(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     campaign = write(tmp_path, FLEET.replace("steps: 1", "steps: 100000"))
     assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
     until("one runs", lambda: any(job.state == "RUNNING" for job in cluster.jobs()))
@@ -344,8 +342,8 @@ def test_cancel_takes_jobs_out_and_run_puts_them_back(call: Call, cluster: Clust
     assert len(list(campaign.glob("*/exit_code"))) == 4
 
 
-def test_scaling_runs_on_the_nodes_that_it_says(call: Call, tmp_path: Path) -> None:
-    """Two cases of one allocation, on one node and on two, each with the ranks that were really there."""
+def test_scaling_runs_on_the_planned_nodes(call: Call, tmp_path: Path) -> None:
+    """Two cases run in one allocation, on one node and on two, and record the ranks that really ran."""
     done = call("run", "scaling", "--system", "slurm", "--wait", "-n", "weak-nodes_1", "-n", "weak-nodes_2")
     assert done.returncode == 0, done.stderr
     for nodes in (1, 2):

@@ -28,7 +28,7 @@ UNLIMITED = "maxsubmitjobs=-1", "grpsubmitjobs=-1"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; in a folder that other users may enter."""
+    """Start two nodes, in a folder that other users may enter."""
     missing = available(accounting=True)
     if missing:
         if os.environ.get("CI"):
@@ -45,7 +45,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def shut(cluster: Cluster) -> Iterator[None]:
-    """Jobs are taken, and none starts."""
+    """Let Slurm accept jobs and start none."""
     cluster.call("scontrol", "update", "partition=debug", "state=down")
     yield
     cluster.call("scancel", "--user=root")
@@ -59,9 +59,9 @@ def shut(cluster: Cluster) -> Iterator[None]:
 def call(cluster: Cluster, tmp_path: Path) -> Call:
     environment = cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 
-    def run(*words: str, within: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*argv: str, within: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*within, sys.executable, "-m", "harness", *words],
+            [*within, sys.executable, "-m", "harness", *argv],
             cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=400, check=False,
         )  # fmt: skip
 
@@ -69,7 +69,7 @@ def call(cluster: Cluster, tmp_path: Path) -> Call:
 
 
 def of_fleet(cluster: Cluster) -> list[str]:
-    """The jobs that have not ended, by id."""
+    """Return the jobs that have not ended, by id."""
     return [j.id for j in cluster.jobs() if j.name.startswith("fleet") and j.state in ("PENDING", "RUNNING")]
 
 
@@ -82,7 +82,7 @@ def of_fleet(cluster: Cluster) -> list[str]:
         (("qos", "normal", "set", "maxsubmitjobsperuser=3"), "QOSMaxSubmitJobPerUserLimit"),
     ],
 )
-def test_a_limit_is_filled_and_the_rest_follows(
+def test_jobs_over_a_limit_are_submitted_later(
     call: Call, cluster: Cluster, shut: None, tmp_path: Path, change: tuple[str, ...], named: str
 ) -> None:
     campaign = write(tmp_path, TEN)
@@ -99,11 +99,11 @@ def test_a_limit_is_filled_and_the_rest_follows(
     rest = call(*WORDS, "--submit")
     assert rest.returncode == 0, rest.stderr
     assert len(of_fleet(cluster)) == 10
-    assert len(Journal(campaign).open) == 10
+    assert len(Journal(campaign).active_jobs) == 10
 
 
-def test_an_array_of_any_size_gets_through(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
-    """MaxArraySize is 1001 by default: with a smaller one, `--array=1-10` is refused as a specification."""
+def test_array_of_any_size_is_submitted(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+    """With a MaxArraySize below its default of 1001, `--array=1-10` is rejected as an invalid specification."""
     write(tmp_path, TEN)
     conf = cluster.folder / "slurm.conf"
     text = conf.read_text()
@@ -117,9 +117,7 @@ def test_an_array_of_any_size_gets_through(call: Call, cluster: Cluster, shut: N
     assert len(of_fleet(cluster)) == 10
 
 
-def test_a_waiting_array_that_was_cancelled_is_not_put_back(
-    call: Call, cluster: Cluster, shut: None, tmp_path: Path
-) -> None:
+def test_cancelled_waiting_array_is_not_resubmitted(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
     write(tmp_path)
     assert call(*WORDS, "--submit").returncode == 0
     [array] = {job.partition("_")[0] for job in of_fleet(cluster)}
@@ -135,7 +133,7 @@ def test_a_waiting_array_that_was_cancelled_is_not_put_back(
     assert "CANCELLED by 0" in status
 
 
-def test_a_running_case_that_was_cancelled_reads_so(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_cancelled_running_case_is_shown_as_cancelled(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     campaign = write(tmp_path, ONE.replace("steps: 1", "steps: 100000"))
     assert call(*WORDS, "--submit").returncode == 0
     until("it runs", lambda: bool(list(campaign.glob("fleet-*/events.jsonl"))))
@@ -148,18 +146,18 @@ def test_a_running_case_that_was_cancelled_reads_so(call: Call, cluster: Cluster
     assert sum(starts(campaign).values()) <= 1
 
 
-def test_a_held_job_ends_the_wait_with_its_reason(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+def test_held_job_ends_the_wait_with_its_reason(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
     write(tmp_path, ONE)
     assert call(*WORDS, "--submit").returncode == 0
     cluster.call("scontrol", "uhold", *of_fleet(cluster))
     done = call(*WORDS, "--wait")
     assert done.returncode == 3
-    assert "JobHeldUser; by itself it will not start" in done.stderr
+    assert "JobHeldUser; it will not start by itself" in done.stderr
     assert "JobHeldUser (it will not start by itself)" in call("status", *WORDS[1:]).stdout
 
 
-def test_the_users_variables_hide_no_job(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
-    """Nor do they put options into jobs."""
+def test_user_variables_hide_no_job(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+    """They add no options to jobs either."""
     write(tmp_path, ONE)
     mine = {
         "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "other", "SQUEUE_FORMAT": "%j", "SQUEUE_USERS": "nobody",
@@ -172,11 +170,11 @@ def test_the_users_variables_hide_no_job(call: Call, cluster: Cluster, shut: Non
     assert "1 waiting" in call("status", *WORDS[1:], **mine).stdout
 
 
-def test_a_job_from_within_salloc_has_nothing_of_the_allocation(call: Call, cluster: Cluster, tmp_path: Path) -> None:
+def test_job_submitted_inside_salloc_ignores_the_allocation(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nprepare: ['env > {tmp_path}/seen']\n")
     write(tmp_path, ONE)
-    words = ("run", "fleet.yaml", "--system", "here.yaml", "--submit")
-    done = call(*words, within=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
+    argv = ("run", "fleet.yaml", "--system", "here.yaml", "--submit")
+    done = call(*argv, within=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
     assert done.returncode == 0, done.stderr
     until("the job has begun", (tmp_path / "seen").exists)
     until("it has written", lambda: "SLURM_JOB_ID" in (tmp_path / "seen").read_text())
@@ -186,19 +184,19 @@ def test_a_job_from_within_salloc_has_nothing_of_the_allocation(call: Call, clus
     until("it has ended", lambda: of_fleet(cluster) == [])
 
 
-def test_jobs_in_a_hidden_partition_are_seen(cluster: Cluster, shut: None) -> None:
-    """Root sees them anyway: somebody else submits and asks."""
+def test_jobs_in_a_hidden_partition_are_listed(cluster: Cluster, shut: None) -> None:
+    """Root sees all partitions, so another user submits and queries."""
     cluster.run("sacctmgr", "--immediate", "add", "user", "nobody", "account=root")
     cluster.call("scontrol", "update", "partition=debug", "hidden=yes")
-    # imported before the user changes, who may not read this Python's folder
+    # imported before the user changes, since the new user may not read this Python's folder
     ask = "import os, sys; from harness.execution.schedulers.slurm import SlurmScheduler as Slurm; "
     ask += "os.setgroups([]); os.setgid(65534); "
     ask += "os.setuid(65534); print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
 
-    def as_nobody(*words: str) -> str:
-        user = {} if words[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    def as_nobody(*argv: str) -> str:
+        user = {} if argv[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         done = subprocess.run(
-            words, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
+            argv, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
             cwd="/tmp", capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Suites on a real Slurm: a search of which a node goes down in the middle, and a training longer than its jobs."""
+"""Suites on a real Slurm: a search that loses a node, and a training that needs several jobs."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ def trials(case: Path) -> list[dict[str, Any]]:
     return [e for e in events.last_run(case / "events.jsonl") if e["event"] == "trial"]
 
 
-def test_a_search_outlives_a_node(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
-    """The trial that was on it runs again on another; no two trials share a node at a time; none is lost."""
+def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    """The trial of the lost node runs again on another; trials never share a node, and none is lost."""
     (tmp_path / "hunt.yaml").write_text(SUITE)
-    words = ["run", "hunt.yaml", "--system", "slurm", "-S", "ranks_per_node=1"]
-    submitted = call(*words, "--submit")
+    argv = ["run", "hunt.yaml", "--system", "slurm", "-S", "ranks_per_node=1"]
+    submitted = call(*argv, "--submit")
     assert submitted.returncode == 0, submitted.stderr
     campaign = tmp_path / "results" / "runs" / "hunt-slurm"
     case = next(campaign.glob("hunt-*"))
     running = [case / "trials" / f"{k:04d}" for k in range(3)]
-    until("three trials run", lambda: all(any(e["event"] == "epoch" for e in log(place)) for place in running))
+    until("three trials run", lambda: all(any(e["event"] == "epoch" for e in log(folder)) for folder in running))
     dead = (running[1] / "nodes").read_text().strip()
     cluster.down(dead)
-    done = call(*words, "--wait")
+    done = call(*argv, "--wait")
     assert done.returncode == 0, done.stderr
-    told = trials(case)
-    assert sorted(t["trial"] for t in told) == [0, 1, 2, 3, 4]
-    assert {t["state"] for t in told} == {"done"}
-    assert len({t["nodes"][0] for t in told} - {dead}) == 2
-    for one, other in combinations(told, 2):
+    reported = trials(case)
+    assert sorted(t["trial"] for t in reported) == [0, 1, 2, 3, 4]
+    assert {t["state"] for t in reported} == {"done"}
+    assert len({t["nodes"][0] for t in reported} - {dead}) == 2
+    for one, other in combinations(reported, 2):
         if one["nodes"] == other["nodes"]:
             assert one["ended_s"] <= other["began_s"] or other["ended_s"] <= one["began_s"]
     starts = [e for e in events.read(running[1] / "events.jsonl") if e["event"] == "start"]
@@ -83,8 +83,8 @@ def test_a_search_outlives_a_node(call: Call, cluster: Cluster, tmp_path: Path) 
     cluster.resume(dead)
 
 
-def test_a_training_outlives_its_jobs(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
-    """Each job begins when the one before has ended; no step is taken twice; the last ones do no more than is left."""
+def test_training_continues_over_several_jobs(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
+    """Each job starts when the previous one has ended; no step is repeated, and the last jobs do only what remains."""
     (tmp_path / "links.yaml").write_text(CHAIN)
     done = call("run", "links.yaml", "--system", "slurm", "--submit", "--wait")
     assert done.returncode == 0, done.stderr
@@ -99,8 +99,8 @@ def test_a_training_outlives_its_jobs(call: Call, cluster: Cluster, tmp_path: Pa
     for before, after in zip(stopped, resumed[1:], strict=False):
         assert after == before[-1:]
     for link in links:
-        told = [e["epoch"] for e in link if e["event"] == "epoch"]
-        assert told == list(range(len(told)))
+        reported = [e["epoch"] for e in link if e["event"] == "epoch"]
+        assert reported == list(range(len(reported)))
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

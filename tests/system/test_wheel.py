@@ -1,4 +1,4 @@
-"""A wheel holds all that the harness needs to plan: it works from an empty folder, without the extras."""
+"""An installed wheel plans from an empty folder without the optional dependencies."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import json_schema
 from tests.conftest import ROOT
 
-# As if the extras were not installed: an import of what stands in sys.modules as None fails.
+# Pretend that the extras are not installed: importing a module that is None in sys.modules fails.
 ABSENT = "import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which only the wheel is installed."""
+    """Install only the wheel, in a folder of its own."""
     wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT))
     (wheel,) = wheels.glob("*.whl")
@@ -31,41 +32,46 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def _pip(*words: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
+def _pip(*argv: str) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *argv]
     subprocess.run(command, check=True, timeout=120)
 
 
 def _python(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Python in a folder, with the wheel before all else."""
+    """Run Python in a folder with the wheel first on its path."""
     environment = os.environ | {"PYTHONPATH": str(site), "XDG_CONFIG_HOME": str(folder / "none")}
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_every_shipped_file_is_in_it(site: Path) -> None:
-    there = site / "harness" / "shipped_files"
+def test_the_wheel_contains_every_shipped_file(site: Path) -> None:
+    shipped = site / "harness" / "shipped_files"
     kinds = [p for kind in ("suites", "systems", "reports") for p in (ROOT / kind).rglob("*") if p.is_file()]
-    assert {"suite.schema.json", "ladder.yaml", "system.schema.json", "job.sh.j2"} <= {p.name for p in kinds}
+    assert {"ladder.yaml", "job.sh.j2"} <= {p.name for p in kinds}
     for path in kinds:
-        assert (there / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+        assert (shipped / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
 
 
-def test_what_is_imported_is_the_wheel_and_torch_is_absent(site: Path, tmp_path: Path) -> None:
+def test_the_build_generates_the_schemas(site: Path) -> None:
+    for path, text in json_schema.build_files().items():
+        assert (site / "harness" / "shipped_files" / path.relative_to(ROOT)).read_text(encoding="utf-8") == text
+
+
+def test_the_wheel_is_imported_and_torch_is_absent(site: Path, tmp_path: Path) -> None:
     done = _python(site, tmp_path, "-c", "import harness; print(harness.__file__)\nimport torch")
     assert Path(done.stdout.strip()).is_relative_to(site)
     assert "ModuleNotFoundError: import of torch halted" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         ("list", "Weak and strong scaling"),
         ("plan scaling --system frontier", "scaling-weak-nodes_1024"),
         ("run ladder --dry-run", "ladder-random-fp64"),
     ],
 )
-def test_plans_without_the_extras(site: Path, tmp_path: Path, words: str, expected: str) -> None:
-    done = _python(site, tmp_path, "-m", "harness", *words.split())
+def test_wheel_plans_without_extras(site: Path, tmp_path: Path, argv: str, expected: str) -> None:
+    done = _python(site, tmp_path, "-m", "harness", *argv.split())
     assert (done.returncode, done.stderr) == (0, "")
     assert expected in done.stdout

@@ -1,4 +1,4 @@
-"""Exports as the real tool writes them, of nodes whose power, work and faults are known."""
+"""Builders of exports as the real tool writes them, of nodes with known power, work and faults."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.results.runs import load
-from harness.telemetry.collect import Telemetry, gather
+from harness.results.runs import load_runs
+from harness.telemetry.collect import Telemetry, collect_usage
 from harness.telemetry.usage import Usage
 
 T0 = 1795343604.0
@@ -19,40 +19,40 @@ Samples = Sequence[tuple[float, float]]
 
 @dataclass
 class Recorded:
-    """Series by labels; each is a list of (seconds since T0, value)."""
+    """Series with their labels; samples are (seconds since T0, value)."""
 
     series: list[tuple[dict[str, str], Samples]] = field(default_factory=list)
 
     def add(self, metric: str, node: str, samples: Iterable[tuple[float, float]], /, **labels: str) -> Recorded:
-        """One more series."""
+        """Add a series."""
         self.series.append(({"__name__": metric, "instance": node, **labels, "user": "u"}, list(samples)))
         return self
 
     def lines(self) -> list[str]:
-        """As the server's API exports it."""
-        return [line(labels, samples) for labels, samples in self.series]
+        """Return the lines that the server's API exports."""
+        return [format_line(labels, samples) for labels, samples in self.series]
 
     def write(self, path: Path) -> Path:
-        """The raw export."""
+        """Write the raw export."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{text}\n" for text in self.lines()))
         return path
 
     def write_csv(self, path: Path, *levels: str) -> Path:
-        """As `omnistat-query --export` writes it: label levels, a grid with blanks, names with a leading blank."""
+        """Write what `omnistat-query --export` does: label levels, a grid with blanks, names with a leading blank."""
         times = sorted({t for _, samples in self.series for t, _ in samples})
         rows = [["metric", *(f" {labels['__name__']}" for labels, _ in self.series)]]
         rows += [[level, *(labels.get(level, "") for labels, _ in self.series)] for level in ("instance", *levels)]
         rows.append(["timestamp", *("" for _ in self.series)])
         columns = [dict(samples) for _, samples in self.series]
-        rows += [[stamp(t), *(str(c.get(t, "")) for c in columns)] for t in times]
+        rows += [[format_time(t), *(str(c.get(t, "")) for c in columns)] for t in times]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(",".join(row) + "\n" for row in rows))
         return path
 
 
-def line(labels: Mapping[str, str], samples: Samples) -> str:
-    """One series on one line."""
+def format_line(labels: Mapping[str, str], samples: Samples) -> str:
+    """Format one series as one line."""
     content: dict[str, Any] = {
         "metric": dict(labels),
         "values": [v for _, v in samples],
@@ -61,13 +61,13 @@ def line(labels: Mapping[str, str], samples: Samples) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def stamp(t: float) -> str:
-    """Naive UTC, with a fraction only where there is one."""
+def format_time(t: float) -> str:
+    """Format a time as naive UTC, with a fraction only where it has one."""
     return str(datetime.fromtimestamp(T0 + t, UTC).replace(tzinfo=None))
 
 
 def every(step: float, until: float, value: Any, start: float = 0.0) -> list[tuple[float, float]]:
-    """Samples of a function of time, or of a constant."""
+    """Sample a function of time, or a constant, each `step` seconds."""
     count = round((until - start) / step) + 1
     times = [start + k * step for k in range(count)]
     return [(t, value(t) if callable(value) else value) for t in times]
@@ -77,17 +77,18 @@ def case(
     root: Path, name: str, start: float, end: float, *, nodes: Sequence[str] = (),
     events: Iterable[Mapping[str, Any]] = (), program: str = "ladder", campaign: str = "mine", **parameters: Any,
 ) -> Path:  # fmt: skip
-    """A run folder of a case that ran from start to end, in seconds since T0."""
+    """Write the run folder of a case that ran from start to end, in seconds since T0."""
     folder = root / "runs" / campaign / name
     folder.mkdir(parents=True)
     if program == "ladder":
         parameters = {"precision": "fp64"} | parameters
-    plain = {"name": name, "id": name, "suite": "mine", "system": "here", "program": program, "parameters": parameters,
-             "point": {}, "nodes": max(1, len(nodes)), "ranks_per_node": 8,
-             "ranks": 8 * max(1, len(nodes))}  # fmt: skip
-    (folder / "case.json").write_text(json.dumps(plain))
-    told = [{"event": "start", "time_s": T0 + start}, *events, {"event": "done", "time_s": T0 + end}]
-    (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in told))
+    content = {
+        "name": name, "id": name, "suite": "mine", "system": "here", "program": program, "parameters": parameters,
+        "point": {}, "nodes": max(1, len(nodes)), "ranks_per_node": 8, "ranks": 8 * max(1, len(nodes)),
+    }  # fmt: skip
+    (folder / "case.json").write_text(json.dumps(content))
+    lines = [{"event": "start", "time_s": T0 + start}, *events, {"event": "done", "time_s": T0 + end}]
+    (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
     (folder / "exit_code").write_text("0\n1\n")
     if nodes:
         (folder / "nodes").write_text("".join(f"{node}\n" for node in nodes))
@@ -103,14 +104,16 @@ def trial_event(number: int, start: float, end: float, nodes: Sequence[str]) -> 
     }  # fmt: skip
 
 
-def gathered(root: Path) -> Telemetry:
-    """What the harness makes of the run folders below root."""
-    return gather(load(root / "runs"))
+def collect_telemetry(root: Path) -> Telemetry:
+    """Collect the telemetry of the run folders below root."""
+    return collect_usage(load_runs(root / "runs"))
 
 
-def usage_of(root: Path, name: str, what: str = "case", piece: str = "") -> Usage:
-    """What one case, or a piece of it, used."""
-    found = gathered(root).usages
-    return next(
-        u for u in found if u.window.folder.endswith(f"/{name}") and (u.window.what, u.window.name) == (what, piece)
+def get_usage(root: Path, name: str, what: str = "case", piece: str = "") -> Usage:
+    """Return the usage of one case, or of a piece of it."""
+    (usage,) = (
+        u
+        for u in collect_telemetry(root).usages
+        if u.window.folder.endswith(f"/{name}") and (u.window.what, u.window.name) == (what, piece)
     )
+    return usage

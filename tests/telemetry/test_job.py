@@ -1,4 +1,4 @@
-"""Telemetry in jobs: Omnistat around a real run and a real server, and what happens where it fails."""
+"""Telemetry in jobs: Omnistat with a real run and a real server, its failures, and the harness's own sampler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Harness, needs
 from tests.support.cluster import free_ports
 
-STAND_IN = Path(__file__).parent / "stand_in.py"
+FAKE_OMNISTAT = Path(__file__).parent / "fake_omnistat.py"
 SUITE = """\
 name: tiny
 title: One stage, small
@@ -35,24 +35,24 @@ parameters:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with programs that stand in for Omnistat's."""
+    """Return a folder with fakes of Omnistat's programs."""
     folder = tmp_path / "omnistat"
     folder.mkdir()
     for tool in ("usermode", "annotate", "query"):
         script = folder / f"omnistat-{tool}"
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} {tool} "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE_OMNISTAT} {tool} "$@"\n')
         script.chmod(0o755)
     monkeypatch.setenv("OMNISTAT_SERVER", f"http://127.0.0.1:{free_ports()}")
     monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{free_ports()}/fom")
-    monkeypatch.setenv("STAND_IN_HOME", str(tmp_path / "server"))
+    monkeypatch.setenv("FAKE_OMNISTAT_HOME", str(tmp_path / "server"))
     return folder
 
 
-def run(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, dict[str, str], str]:
-    """Run the suite; return the campaign, the row of costs, and what the job said."""
+def run_suite(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, dict[str, str], str]:
+    """Run the suite; return the campaign, the row of costs, and the output of the job."""
     (tmp_path / "tiny.yaml").write_text(SUITE)
-    words = [word for setting in settings for word in ("-S", setting)]
-    done = harness("run", "tiny.yaml", "-q", *words)
+    options = [argument for setting in settings for argument in ("-S", setting)]
+    done = harness("run", "tiny.yaml", "-q", *options)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results/tables/cost_cases.csv").open() as table:
         row = next(csv.DictReader(table))
@@ -60,11 +60,9 @@ def run(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, dict[st
     return campaign, row, next(p for p in campaign.glob("jobs/*.log") if "omnistat" not in p.name).read_text()
 
 
-def test_a_job_s_telemetry_is_exported_before_the_server_goes_and_becomes_energy(
-    harness: Harness, tmp_path: Path, programs: Path
-) -> None:
+def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp_path: Path, programs: Path) -> None:
     needs("victoria-metrics")
-    campaign, row, _ = run(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
+    campaign, row, _ = run_suite(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
     calls = [line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines()]
     assert [c for c in calls if c[0] != "collect"] == [
         ["usermode", "--start"], ["annotate", "--mode"], ["annotate", "--mode"], ["usermode", "--stopexporters"],
@@ -83,37 +81,40 @@ def test_a_job_s_telemetry_is_exported_before_the_server_goes_and_becomes_energy
 
 
 @pytest.mark.parametrize("fault", ["no start", "no sample"])
-def test_telemetry_that_fails_fails_no_job(harness: Harness, tmp_path: Path, programs: Path, fault: str) -> None:
+def test_failure_of_telemetry_does_not_fail_the_job(
+    harness: Harness, tmp_path: Path, programs: Path, fault: str
+) -> None:
     if fault == "no start":
         shutil.rmtree(programs)
     else:
         (programs / "omnistat-usermode").write_text("#!/bin/sh\ntrue\n")
-    campaign, row, said = run(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
+    campaign, row, output = run_suite(
+        harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5"
+    )
     assert row["state"] == "done"
     assert not list(campaign.glob("jobs/*.jsonl*"))
-    why = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
-    assert f"warning: {why}" in said
+    reason = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
+    assert f"warning: {reason}" in output
     assert float(row["busy_cores"]) > 0.3  # the ranks sampled themselves
 
 
-def test_the_sampler_costs_a_run_next_to_nothing(harness: Harness, tmp_path: Path) -> None:
-    campaign, row, _ = run(harness, tmp_path, "telemetry_s=0.5")
+def test_sampler_uses_less_than_one_percent_of_a_core(harness: Harness, tmp_path: Path) -> None:
+    campaign, row, _ = run_suite(harness, tmp_path, "telemetry_s=0.5")
     assert next(campaign.glob("*/telemetry/*-0.jsonl")).stat().st_size > 500
     assert 0 < float(row["sampler_share"]) < 0.01
     assert int(row["samples"]) >= 3
     assert row["why_not"] == "no power or energy sensor" or float(row["energy_j"]) > 0
 
 
-def test_the_sampler_leaves_a_full_disk_and_a_kill_alone(tmp_path: Path) -> None:
-    """It ends in silence where it cannot write, and what it has written survives its process."""
+def test_sampler_survives_a_full_disk_and_flushes_before_a_kill(tmp_path: Path) -> None:
+    """It stops without output where it cannot write, and its samples survive a kill of its process."""
     script = (
-        "import os, sys, time; from pathlib import Path\n"
-        "from harness.reference.profiling import node_sampler as sampler\n"
-        "sampler.HELD_S = 0.2\n"
-        "one = sampler.start(Path(sys.argv[1]), 0, on_gpu=True); time.sleep(3.0)\n"
-        "print(one.is_alive(), flush=True); os.kill(os.getpid(), 9)\n"
+        "import os, sys, time; from pathlib import Path; import harness.reference.profiling.node_sampler\n"
+        "harness.reference.profiling.node_sampler.BUFFER_S = 0.2\n"
+        "sampler = harness.reference.profiling.node_sampler.start(Path(sys.argv[1]), 0, on_gpu=True); time.sleep(3.0)\n"
+        "print(sampler.is_alive(), flush=True); os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "GFM_HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(STAND_IN.parents[2])}
+    environment = {**os.environ, "GFM_HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(FAKE_OMNISTAT.parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )

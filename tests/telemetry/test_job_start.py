@@ -1,4 +1,4 @@
-"""Jobs whose Omnistat starts badly: the ranks sample themselves, and nobody else's samples are taken for the job's."""
+"""Jobs whose Omnistat does not start: the ranks sample themselves, and samples of other jobs are not used."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
-from tests.execution.test_run_case import Made, make
+from tests.execution.test_run_case import ScriptedJob, make_job
 from tests.support.cluster import free_ports
-from tests.telemetry.test_job import STAND_IN
+from tests.telemetry.test_job import FAKE_OMNISTAT
 
 SYSTEM = """\
 telemetry: {{collector: omnistat, interval_s: "1", omnistat: '"{tools}/omnistat-$tool"', config: "{config}"}}
 """
 CONFIG = "[omnistat.collectors]\nenable_rms = True\nport = 8001\n\n[omnistat.usermode]\nport = 17\n"
-TELLS = 'echo "sampler=${GFM_HARNESS_SAMPLER_S:-} merits=${GFM_HARNESS_FOM_URL:-}" > told'
+WRITE_ENVIRONMENT = 'echo "sampler=${GFM_HARNESS_SAMPLER_S:-} merits=${GFM_HARNESS_FOM_URL:-}" > environment'
 
 
 @pytest.fixture
 def ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[int, int]:
-    """Of the server and of figures of merit, free both."""
-    server, merits = free_ports(), free_ports()
+    """Return free ports of the server and of figures of merit."""
+    server, fom = free_ports(), free_ports()
     monkeypatch.setenv("OMNISTAT_SERVER", f"http://127.0.0.1:{server}")
-    monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{merits}/fom")
-    monkeypatch.setenv("STAND_IN_HOME", str(tmp_path / "server"))
-    return server, merits
+    monkeypatch.setenv("OMNISTAT_FOM", f"http://127.0.0.1:{fom}/fom")
+    monkeypatch.setenv("FAKE_OMNISTAT_HOME", str(tmp_path / "server"))
+    return server, fom
 
 
 @pytest.fixture
-def job(tmp_path: Path, ports: tuple[int, int]) -> Made:
-    """Three cases under Omnistat's stand-ins; each leaves what its ranks were told about telemetry."""
+def job(tmp_path: Path, ports: tuple[int, int]) -> ScriptedJob:
+    """Return three cases under the fake of Omnistat; each writes the telemetry variables of its ranks."""
     tools = tmp_path / "omnistat"
     tools.mkdir()
     for tool in ("usermode", "annotate", "query"):
-        write_tool(tools, tool, f'exec {sys.executable} {STAND_IN} {tool} "$@"')
+        write_tool(tools, tool, f'exec {sys.executable} {FAKE_OMNISTAT} {tool} "$@"')
     (tmp_path / "config").write_text(CONFIG)
-    made = make(tmp_path, "local", system=SYSTEM.format(tools=tools, config=tmp_path / "config"))
+    job = make_job(tmp_path, "local", system=SYSTEM.format(tools=tools, config=tmp_path / "config"))
     for k in range(3):
-        made.does(k, TELLS)
-    return made
+        job.set_action(k, WRITE_ENVIRONMENT)
+    return job
 
 
 def write_tool(folder: Path, tool: str, line: str) -> None:
@@ -59,13 +59,13 @@ def write_tool(folder: Path, tool: str, line: str) -> None:
     script.chmod(0o755)
 
 
-def told(job: Made) -> set[str]:
-    return {(case / "told").read_text().strip() for case in job.cases}
+def rank_environments(job: ScriptedJob) -> set[str]:
+    return {(case / "environment").read_text().strip() for case in job.cases}
 
 
 @contextlib.contextmanager
 def listener(port: int, *, answers: bool) -> Iterator[None]:
-    """Another program at a port: one that answers every request with nonsense, or one that is silent."""
+    """Occupy a port with a program that answers every request with nonsense, or with one that is silent."""
 
     class Nonsense(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -75,8 +75,8 @@ def listener(port: int, *, answers: bool) -> Iterator[None]:
 
         do_POST = do_GET
 
-        def log_message(self, *words: object) -> None:
-            """Say nothing."""
+        def log_message(self, *arguments: object) -> None:
+            """Write no log."""
 
     if answers:
         server = HTTPServer(("127.0.0.1", port), Nonsense)
@@ -91,7 +91,7 @@ def listener(port: int, *, answers: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def database(port: int, folder: Path) -> Iterator[None]:
-    """A server of somebody else, with samples of somebody else that go on arriving."""
+    """Run a server of another job, in which samples of that job keep arriving."""
     process = subprocess.Popen(
         ["victoria-metrics", f"-httpListenAddr=127.0.0.1:{port}", f"-storageDataPath={folder}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -113,35 +113,35 @@ def database(port: int, folder: Path) -> Iterator[None]:
         process.wait(30)
 
 
-def test_samples_that_arrive_are_waited_for_and_the_ranks_do_not_sample(
-    job: Made, tmp_path: Path, ports: tuple[int, int]
+def test_job_waits_for_samples_and_the_ranks_do_not_sample(
+    job: ScriptedJob, tmp_path: Path, ports: tuple[int, int]
 ) -> None:
     needs("victoria-metrics")
     job.environment.pop("USER", None)
     done = job.run()
-    assert (done.returncode, job.ends) == (0, ["0"] * 3), done.stderr
-    assert told(job) == {f"sampler= merits=http://127.0.0.1:{ports[1]}/fom"}
+    assert (done.returncode, job.exit_codes) == (0, ["0"] * 3), done.stderr
+    assert rank_environments(job) == {f"sampler= merits=http://127.0.0.1:{ports[1]}/fom"}
     assert "warning" not in done.stderr
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     start = next(call for call in calls if call[:2] == ["usermode", "--start"])
-    # In minutes; the tool refuses less than one.
+    # in minutes; the tool rejects less than one
     assert start[start.index("--pushinterval") + 1] == "1"
-    seen = json.loads((tmp_path / "server/environment").read_text())
-    assert seen["USER"]
-    # Two jobs share no folder.
-    assert seen["OMNISTAT_VICTORIA_DATADIR"].startswith(f"{job.script.parent}/{job.script.stem}.")
-    assert seen["OMNISTAT_VICTORIA_DATADIR"].endswith(f"data-{job.script.stem}")
+    environment = json.loads((tmp_path / "server/environment").read_text())
+    assert environment["USER"]
+    # two jobs share no folder
+    assert environment["OMNISTAT_VICTORIA_DATADIR"].startswith(f"{job.script.parent}/{job.script.stem}.")
+    assert environment["OMNISTAT_VICTORIA_DATADIR"].endswith(f"data-{job.script.stem}")
     export = next(job.script.parent.glob("*.omnistat.jsonl")).read_text()
     assert "rocm_average_socket_power_watts" in export
-    assert not Path(seen["OMNISTAT_VICTORIA_DATADIR"]).exists()
+    assert not Path(environment["OMNISTAT_VICTORIA_DATADIR"]).exists()
 
 
-def test_the_exporters_have_a_port_of_their_own(job: Made, tmp_path: Path) -> None:
+def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> None:
     needs("victoria-metrics")
     job.environment.pop("OMNISTAT_FOM", None)
     job.run()
-    seen = json.loads((tmp_path / "server/environment").read_text())
-    lines = Path(seen["OMNISTAT_CONFIG"]).read_text().splitlines()
+    environment = json.loads((tmp_path / "server/environment").read_text())
+    lines = Path(environment["OMNISTAT_CONFIG"]).read_text().splitlines()
     port = int(lines[1].removeprefix("port = "))
     assert lines == [
         "[omnistat.collectors]",
@@ -152,60 +152,60 @@ def test_the_exporters_have_a_port_of_their_own(job: Made, tmp_path: Path) -> No
         "port = 17",
     ]
     assert 20_000 <= port < 31_000
-    assert told(job) == {f"sampler= merits=http://localhost:{port}/fom"}
+    assert rank_environments(job) == {f"sampler= merits=http://localhost:{port}/fom"}
 
 
 @pytest.mark.parametrize("fault", ["nothing listens", "nonsense", "silence", "no start"])
-def test_the_ranks_sample_where_no_sample_of_the_job_arrives(
-    job: Made, tmp_path: Path, ports: tuple[int, int], fault: str
+def test_ranks_sample_if_no_sample_of_the_job_arrives(
+    job: ScriptedJob, tmp_path: Path, ports: tuple[int, int], fault: str
 ) -> None:
-    """As where a port is taken, or a node's name is not known: the tool says SUCCESS all the same."""
+    """This happens where a port is taken or a node's name is unknown: the tool prints SUCCESS all the same."""
     line = (
         "false"
         if fault == "no start"
-        else 'echo "$*" >> "$STAND_IN_HOME.calls"; echo "User mode data collectors: SUCCESS"'
+        else 'echo "$*" >> "$FAKE_OMNISTAT_HOME.calls"; echo "User mode data collectors: SUCCESS"'
     )
     write_tool(tmp_path / "omnistat", "usermode", line)
-    held = contextlib.nullcontext()
+    other_program = contextlib.nullcontext()
     if fault in ("nonsense", "silence"):
-        held = listener(ports[0], answers=fault == "nonsense")
-    with held:
+        other_program = listener(ports[0], answers=fault == "nonsense")
+    with other_program:
         done = job.run()
-    assert (done.returncode, job.ends) == (0, ["0"] * 3), done.stderr
-    assert told(job) == {"sampler=1 merits="}
-    why = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
-    assert f"warning: {why}" in done.stderr
+    assert (done.returncode, job.exit_codes) == (0, ["0"] * 3), done.stderr
+    assert rank_environments(job) == {"sampler=1 merits="}
+    reason = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
+    assert f"warning: {reason}" in done.stderr
     assert "the ranks sample their nodes themselves" in done.stderr
     assert not list(job.script.parent.glob("*.omnistat.jsonl*"))
     if fault == "nonsense":
-        # It would stop the other's server.
+        # it would stop the server of the other program
         assert "--stopserver" not in (tmp_path / "server.calls").read_text()
 
 
 @pytest.mark.slow
-def test_samples_of_another_job_on_the_same_server_are_not_taken_for_this_job_s(
-    job: Made, tmp_path: Path, ports: tuple[int, int]
+def test_samples_of_another_job_on_the_same_server_do_not_count(
+    job: ScriptedJob, tmp_path: Path, ports: tuple[int, int]
 ) -> None:
     needs("victoria-metrics")
     write_tool(tmp_path / "omnistat", "usermode", "echo SUCCESS")
     with database(ports[0], tmp_path / "data"):
         done = job.run()
-    assert told(job) == {"sampler=1 merits="}
+    assert rank_environments(job) == {"sampler=1 merits="}
     assert "no sample of this job reached" in done.stderr
 
 
-def test_a_server_s_port_that_is_taken_is_told_before_omnistat_starts(job: Made, tmp_path: Path) -> None:
+def test_occupied_server_port_is_reported_before_omnistat_starts(job: ScriptedJob, tmp_path: Path) -> None:
     job.environment.pop("OMNISTAT_SERVER", None)
     with contextlib.suppress(OSError), listener(9090, answers=True):
         done = job.run()
-        assert told(job) == {"sampler=1 merits="}
+        assert rank_environments(job) == {"sampler=1 merits="}
         assert "where Omnistat starts its server, is taken by another program" in done.stderr
         assert not (tmp_path / "calls").exists()
 
 
-def test_a_port_of_figures_of_merit_that_is_taken_gets_none(job: Made, ports: tuple[int, int]) -> None:
+def test_no_figures_of_merit_are_posted_to_an_occupied_port(job: ScriptedJob, ports: tuple[int, int]) -> None:
     needs("victoria-metrics")
     with listener(ports[1], answers=True):
         done = job.run()
-    assert {line.partition(" ")[2] for line in told(job)} == {"merits="}
+    assert {line.partition(" ")[2] for line in rank_environments(job)} == {"merits="}
     assert "no figures of merit are posted" in done.stderr

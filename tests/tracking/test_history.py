@@ -1,4 +1,4 @@
-"""The history of commits: what is kept, what is passed over, what is never mixed, and the verdicts on it."""
+"""The history of commits: what is read, what is skipped, what is never mixed, and the verdicts on it."""
 
 from __future__ import annotations
 
@@ -13,72 +13,75 @@ from typing import Any
 import pytest
 
 from harness.cli.main import main
-from harness.report.render import report
-from harness.results.runs import Record
-from harness.tracking import run_history
-from harness.tracking import session as follow
-from harness.tracking.asv_config import Project
-from harness.tracking.git_commits import Commit, evenly
-from harness.tracking.history import FILE_NAME, VERSION, Entry, append, read
-from harness.tracking.series import series
-from harness.tracking.verdicts import Verdict, verdicts
+from harness.report.render import write_report
+from harness.results.runs import RunRecord
+from harness.tracking import session as sessions
+from harness.tracking.asv_runner import AsvSession, Project
+from harness.tracking.git_commits import Commit, subsample
+from harness.tracking.history import FILE_NAME, Measurement, append_measurements, read_history, run_measurements
+from harness.tracking.session import SessionOptions
+from harness.tracking.verdicts import Verdict, build_series, judge, judge_all
 
 ROUNDS = 10
 
 
-def entry(place: int = 0, number: int | None = 1, values: Sequence[float] = (1.0,), **other: Any) -> Entry:
-    told = {
-        "source": "asv", "session": "s", "commit": f"{place:040x}", "committed_s": 100 - place, "machine": "m (cpu)",
-        "subject": f"change {place}", "name": "a.time_it", "unit": "seconds", "better": "lower", "threshold": 0.02,
+def make_measurement(
+    index: int = 0, number: int | None = 1, values: Sequence[float] = (1.0,), **other: Any
+) -> Measurement:
+    fields = {
+        "source": "asv", "session": "s", "commit": f"{index:040x}", "committed_s": 100 - index, "machine": "m (cpu)",
+        "subject": f"change {index}", "name": "a.time_it", "unit": "seconds", "better": "lower", "threshold": 0.02,
     }  # fmt: skip
-    return Entry(**told | other, place=place, round=number, values=tuple(values))  # type: ignore[arg-type]
+    return Measurement(**fields | other, commit_index=index, round=number, values=tuple(values))  # type: ignore[arg-type]
 
 
-def measured(levels: Sequence[float | None], noise: float = 0.01, rounds: int = ROUNDS, **other: Any) -> list[Entry]:
-    """A level a commit (None: fails), under a drift of the machine that is common to the commits of a round."""
+def make_measurements(
+    levels: Sequence[float | None], noise: float = 0.01, rounds: int = ROUNDS, **other: Any
+) -> list[Measurement]:
+    """Measure a level per commit (None: fails), with a drift of the machine that all commits of a round share."""
     rng = random.Random(1)
-    found = []
+    measurements = []
     for number in range(1, rounds + 1):
         drift = rng.lognormvariate(0, 0.3)
-        for place, level in enumerate(levels):
+        for index, level in enumerate(levels):
             values = [] if level is None else [level * drift * rng.lognormvariate(0, noise)]
-            found.append(entry(place, number, values, **other))
-    return found
+            measurements.append(make_measurement(index, number, values, **other))
+    return measurements
 
 
-def judged(*entries: Entry) -> Verdict:
-    (verdict,) = verdicts(series(entries))
+def judge_one(*measurements: Measurement) -> Verdict:
+    (verdict,) = judge_all(build_series(measurements))
     return verdict
 
 
-def test_what_is_appended_is_read_and_once(tmp_path: Path) -> None:
+def test_appended_measurements_are_read_once(tmp_path: Path) -> None:
     path = tmp_path / "deep" / FILE_NAME
-    entries = measured([1.0, 1.1])
-    assert append(path, entries) == len(entries)
-    assert append(path, entries) == 0
-    assert append(path, [*entries, entry(7)]) == 1
-    history = read(path)
-    assert history.entries == [*entries, entry(7)]
-    assert history.passed_over == 0
+    measurements = make_measurements([1.0, 1.1])
+    assert append_measurements(path, measurements) == len(measurements)
+    assert append_measurements(path, measurements) == 0
+    assert append_measurements(path, [*measurements, make_measurement(7)]) == 1
+    history = read_history(path)
+    assert history.measurements == [*measurements, make_measurement(7)]
+    assert history.n_skipped == 0
 
 
-def test_duplicates_of_joined_files_count_once(tmp_path: Path) -> None:
+def test_duplicate_lines_of_concatenated_files_count_once(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
-    append(path, measured([1.0, 1.1]))
+    append_measurements(path, make_measurements([1.0, 1.1]))
     path.write_bytes(path.read_bytes() * 2)
-    assert read(path).entries == measured([1.0, 1.1])
+    assert read_history(path).measurements == make_measurements([1.0, 1.1])
 
 
-def test_a_failure_yields_to_a_later_success_but_not_the_other_way_round(tmp_path: Path) -> None:
+def test_success_replaces_an_earlier_failure_but_not_the_reverse(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
-    assert append(path, [entry(values=())]) == 1
-    assert append(path, [entry(values=())]) == 0
-    assert append(path, [entry(values=(2.0,))]) == 1
-    assert append(path, [entry(values=())]) == 0
-    assert read(path).entries == [entry(values=(2.0,))]
+    assert append_measurements(path, [make_measurement(values=())]) == 1
+    assert append_measurements(path, [make_measurement(values=())]) == 0
+    assert append_measurements(path, [make_measurement(values=(2.0,))]) == 1
+    assert append_measurements(path, [make_measurement(values=())]) == 0
+    assert read_history(path).measurements == [make_measurement(values=(2.0,))]
 
 
-SOUND = {"version": VERSION, **dataclasses.asdict(entry())}
+VALID = make_measurement().model_dump(by_alias=True)
 
 
 @pytest.mark.parametrize(
@@ -88,56 +91,56 @@ SOUND = {"version": VERSION, **dataclasses.asdict(entry())}
         "nonsense",
         "[]",
         "7",
-        json.dumps(SOUND | {"version": VERSION + 1}),
-        json.dumps({k: v for k, v in SOUND.items() if k != "machine"}),
-        json.dumps(SOUND | {"more": 1}),
-        json.dumps(SOUND | {"values": ["a"]}),
-        json.dumps(SOUND | {"values": [True]}),
-        json.dumps(SOUND | {"values": [float("nan")]}),
-        json.dumps(SOUND | {"round": True}),
-        json.dumps(SOUND | {"better": "sideways"}),
-        json.dumps(SOUND | {"source": "hearsay"}),
-        json.dumps(SOUND | {"commit": None}),
+        json.dumps(VALID | {"version": 2}),
+        json.dumps({k: v for k, v in VALID.items() if k != "machine"}),
+        json.dumps(VALID | {"more": 1}),
+        json.dumps(VALID | {"values": ["a"]}),
+        json.dumps(VALID | {"values": [True]}),
+        json.dumps(VALID | {"values": [float("nan")]}),
+        json.dumps(VALID | {"round": True}),
+        json.dumps(VALID | {"better": "sideways"}),
+        json.dumps(VALID | {"source": "hearsay"}),
+        json.dumps(VALID | {"commit": None}),
         "\x00\xff",
     ],
 )
-def test_lines_that_are_not_understood_are_counted_and_passed_over(tmp_path: Path, line: str) -> None:
+def test_invalid_lines_are_counted_and_skipped(tmp_path: Path, line: str) -> None:
     path = tmp_path / FILE_NAME
-    append(path, [entry(1)])
+    append_measurements(path, [make_measurement(1)])
     with path.open("a") as handle:
         handle.write(line)
-    append(path, [entry(2)])
-    history = read(path)
-    assert history.entries == [entry(1), entry(2)]
-    assert history.passed_over == 1
+    append_measurements(path, [make_measurement(2)])
+    history = read_history(path)
+    assert history.measurements == [make_measurement(1), make_measurement(2)]
+    assert history.n_skipped == 1
 
 
-def test_a_torn_line_is_told_of_on_the_page(tmp_path: Path) -> None:
-    append(tmp_path / FILE_NAME, measured([1.0, 1.0, 1.2]))
+def test_page_reports_a_truncated_line(tmp_path: Path) -> None:
+    append_measurements(tmp_path / FILE_NAME, make_measurements([1.0, 1.0, 1.2]))
     with (tmp_path / FILE_NAME).open("a") as handle:
         handle.write('{"version": 1, "sour')
-    report(tmp_path)
+    write_report(tmp_path)
     page = (tmp_path / "regression.html").read_text()
     assert "1 line of history.jsonl is torn, foreign or of another version" in page
     assert "change 2" in page
 
 
-def test_no_history_and_no_runs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_without_history_and_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--out", str(tmp_path)]) == 2
     assert "no run folders" in capsys.readouterr().err
 
 
-def test_machines_and_sessions_are_never_mixed() -> None:
-    """One machine is half as fast, one session ran at a bad time: neither is a change."""
-    slow = measured([2.0, 2.0], machine="slow (cpu)")
-    earlier = measured([5.0, 5.0, 5.0], session="earlier")
-    found = verdicts(series([*earlier, *measured([1.0, 1.0, 1.0]), *slow]))
-    assert [(v.series.machine, v.series.session) for v in found] == [("m (cpu)", "s"), ("slow (cpu)", "s")]
-    assert all(v.change is None and not v.is_bad for v in found)
+def test_machines_and_sessions_are_not_mixed() -> None:
+    """One machine is half as fast, one session ran while the machine was busy: neither is a change."""
+    slow = make_measurements([2.0, 2.0], machine="slow (cpu)")
+    earlier = make_measurements([5.0, 5.0, 5.0], session="earlier")
+    verdicts = judge_all(build_series([*earlier, *make_measurements([1.0, 1.0, 1.0]), *slow]))
+    assert [(v.series.machine, v.series.session) for v in verdicts] == [("m (cpu)", "s"), ("slow (cpu)", "s")]
+    assert all(v.change is None and not v.is_bad for v in verdicts)
 
 
-def test_commits_stand_in_the_order_of_their_history_whatever_their_dates() -> None:
-    assert [c.subject for c in judged(*reversed(measured([1.0, 1.0, 1.2]))).series.commits] == [
+def test_commits_are_in_history_order_whatever_their_dates() -> None:
+    assert [c.subject for c in judge_one(*reversed(make_measurements([1.0, 1.0, 1.2]))).series.commits] == [
         "change 0", "change 1", "change 2",
     ]  # fmt: skip
 
@@ -149,7 +152,7 @@ def test_commits_stand_in_the_order_of_their_history_whatever_their_dates() -> N
         ([1, 1, 1.06, 1.06], ("regression",), 2),
         ([1, 1.03, 1.03, 1.03], ("regression",), 1),
         ([1, 1, 0.9, 0.9], ("improvement",), 2),
-        ([1, 1.2, 1.2, 1, 1], ("undone",), 1),
+        ([1, 1.2, 1.2, 1, 1], ("reverted",), 1),
         ([1, 0.8, 0.8, 1, 1], ("regression",), 3),
         ([1, 1.2, 1.2, 1.1, 1.1], ("regression",), 1),
         ([1, 1, None, None], ("broken",), 2),
@@ -158,53 +161,58 @@ def test_commits_stand_in_the_order_of_their_history_whatever_their_dates() -> N
         ([None, None], ("never ran",), None),
     ],
 )
-def test_verdicts(levels: list[float | None], state: tuple[str, ...], since: int | None) -> None:
-    """Under 1% of noise and 30% of drift between rounds; a change that was undone is none."""
-    verdict = judged(*measured(levels))
+def test_verdict_has_the_state_and_first_commit(
+    levels: list[float | None], state: tuple[str, ...], since: int | None
+) -> None:
+    """Noise is 1%, drift between rounds 30%; a reverted change is not a regression."""
+    verdict = judge_one(*make_measurements(levels))
     assert verdict.state in state
     assert (verdict.since.subject if verdict.since else None) == (None if since is None else f"change {since}")
     assert verdict.is_bad == (state[0] in ("regression", "broken"))
     assert str(verdict)
 
 
-def test_the_threshold_is_the_benchmarks_own() -> None:
-    small = judged(*measured([1.0, 1.0, 1.06, 1.06], threshold=0.1))
+def test_verdict_uses_the_threshold_of_the_benchmark() -> None:
+    small = judge_one(*make_measurements([1.0, 1.0, 1.06, 1.06], threshold=0.1))
     assert not small.is_bad
     assert "below the 10% that counts" in str(small)
 
 
-def test_more_is_better_for_some() -> None:
-    assert judged(*measured([1.0, 1.0, 0.8, 0.8], better="higher", unit="graphs/s")).is_bad
-    assert judged(*measured([1.0, 1.0, 1.2, 1.2], better="higher", unit="graphs/s")).state == "improvement"
+def test_verdict_of_a_rate_has_the_opposite_sign() -> None:
+    assert judge_one(*make_measurements([1.0, 1.0, 0.8, 0.8], better="higher", unit="graphs/s")).is_bad
+    assert judge_one(*make_measurements([1.0, 1.0, 1.2, 1.2], better="higher", unit="graphs/s")).state == "improvement"
 
 
-def test_few_rounds_tell_nothing_and_say_so() -> None:
-    """Not even of a change by a half."""
-    verdict = judged(*measured([1.0, 1.5], rounds=3))
+def test_three_rounds_are_too_few() -> None:
+    """They do not show even a change by a half."""
+    verdict = judge_one(*make_measurements([1.0, 1.5], rounds=3))
     assert str(verdict) == "too few rounds to tell (n = 3 and 3)"
     assert not verdict.is_bad
 
 
-def test_noise_is_told_with_what_could_be_seen() -> None:
-    assert judged(*measured([1.0, 1.0, 1.0], noise=0.2)).state == "too noisy"
+def test_noisy_benchmark_reports_the_smallest_detectable_change() -> None:
+    verdict = judge_one(*make_measurements([1.0, 1.0, 1.0], noise=0.2))
+    assert verdict.state == "too noisy"
+    assert re.search(r"only a change above \d+% could be detected", str(verdict))
 
 
-def test_many_benchmarks_without_a_change_seldom_raise_an_alarm() -> None:
-    """Forty of 3% noise: at most one, where a hundredth each would be as many in two of three times."""
-    rng = random.Random(3)
-    entries = [
-        entry(place, number, [rng.lognormvariate(0, 0.03)], name=f"a.time_{k}")
-        for k in range(40) for number in range(1, 13) for place in range(6)
-    ]  # fmt: skip
-    assert sum(v.is_bad for v in verdicts(series(entries))) <= 1
+def test_alpha_is_corrected_for_the_number_of_benchmarks() -> None:
+    """Of forty unchanged benchmarks with 3% noise, one is significant on its own and none among the others."""
+    rng = random.Random(0)
+    series = build_series([
+        make_measurement(index, number, [rng.lognormvariate(0, 0.03)], name=f"a.time_{k}", threshold=1e-4)
+        for k in range(40) for number in range(1, 13) for index in range(6)
+    ])  # fmt: skip
+    assert sum(judge(s).is_bad for s in series) == 1
+    assert not any(v.is_bad for v in judge_all(series))
 
 
-def test_a_benchmark_that_is_gone_is_told_of() -> None:
-    beside = measured([1.0, 1.0, 1.0], name="a.time_other")
-    found = {v.series.name: v for v in verdicts(series([*measured([1.0, 1.0]), *beside]))}
-    assert found["a.time_it"].is_gone
-    assert str(found["a.time_it"]).endswith("; not there on 0000000000")
-    assert not found["a.time_other"].is_gone
+def test_benchmark_that_is_missing_on_the_last_commit_is_reported() -> None:
+    other = make_measurements([1.0, 1.0, 1.0], name="a.time_other")
+    verdicts = {v.series.name: v for v in judge_all(build_series([*make_measurements([1.0, 1.0]), *other]))}
+    assert verdicts["a.time_it"].is_missing
+    assert str(verdicts["a.time_it"]).endswith("; not measured on 0000000000")
+    assert not verdicts["a.time_other"].is_missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,28 +222,28 @@ class Rate:
     better: str = "higher"
 
 
-def run(folder: Path, commit: str | None, when: float, *, changed: bool | None = False, host: str = "a") -> Record:
+def run(folder: Path, commit: str | None, when: float, *, changed: bool | None = False, host: str = "a") -> RunRecord:
     folder.mkdir(parents=True)
     known = {"commit": commit, "changed_since_commit": changed, "time_s": when, "host": host, "cpu": "c"}
     (folder / "provenance.json").write_text(json.dumps(known))
-    return Record(folder, {"id": "0123456789ab", "name": "n", "suite": "s"}, "done")
+    return RunRecord(folder, {"id": "0123456789ab", "name": "n", "suite": "s"}, "done")
 
 
-def test_runs_of_suites_enter_under_their_commit_and_machine(tmp_path: Path) -> None:
-    """A rate that falls by a tenth after ten commits; runs of changed or unknown code are no commit's."""
+def test_runs_of_suites_are_recorded_under_their_commit_and_machine(tmp_path: Path) -> None:
+    """A rate falls by a tenth after ten commits; runs of uncommitted or unknown code belong to no commit."""
     runs = [run(tmp_path / str(k), f"{k:040x}", 1000 + k) for k in range(20)]
     runs += [run(tmp_path / "dirty", "d" * 40, 1.0, changed=True), run(tmp_path / "none", None, 1.0, changed=None)]
     runs += [run(tmp_path / "other", f"{3:040x}", 1003, host="b")]
     rng = random.Random(0)
 
-    def metrics_of(record: Record) -> dict[Any, list[float]]:
+    def metrics_of(record: RunRecord) -> dict[Any, list[float]]:
         level = 1.0 if record.provenance["time_s"] < 1010 else 0.9
         return {Rate(): [level * rng.lognormvariate(0, 0.01) for _ in range(5)]}
 
     path = tmp_path / FILE_NAME
-    assert append(path, run_history.entries(runs, metrics_of, tmp_path)) == 21
-    assert append(path, run_history.entries(runs, metrics_of, tmp_path)) == 0
-    (verdict,) = verdicts(series(read(path).entries))
+    assert append_measurements(path, run_measurements(runs, metrics_of, tmp_path)) == 21
+    assert append_measurements(path, run_measurements(runs, metrics_of, tmp_path)) == 0
+    (verdict,) = judge_all(build_series(read_history(path).measurements))
     assert verdict.state == "regression"
     assert verdict.since is not None
     assert verdict.since.hash == f"{10:040x}"
@@ -244,43 +252,43 @@ def test_runs_of_suites_enter_under_their_commit_and_machine(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("most", "kept"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (2, [0, 4]), (1, [4])]
+    ("max_commits", "expected"), [(None, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (2, [0, 4]), (1, [4])]
 )
-def test_steps_keep_both_ends(most: int | None, kept: list[int]) -> None:
+def test_subsample_includes_both_ends(max_commits: int | None, expected: list[int]) -> None:
     commits = [Commit(str(k), k, "") for k in range(5)]
-    assert [c.committed_s for c in evenly(commits, most)] == kept
+    assert [c.committed_s for c in subsample(commits, max_commits)] == expected
 
 
-@pytest.mark.parametrize(("lasts", "state"), [(True, "regression"), (False, "no change")])
-def test_what_seems_worse_is_measured_as_often_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasts: bool, state: str
+@pytest.mark.parametrize("is_lasting", [True, False])
+def test_suspected_regression_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lasting: bool
 ) -> None:
-    """A machine that was slow in the first rounds, on one commit alone, is no regression."""
-    session = follow.asv_runner.Session(
+    """A machine that was slow in the first rounds, on one commit alone, is not a regression."""
+    session = AsvSession(
         Project(tmp_path, {}, tmp_path), [Commit("a" * 40, 1, "a"), Commit("b" * 40, 2, "b")], {"machine": "m"}, True,
         tmp_path / "regression",
     )  # fmt: skip
-    asked: list[tuple[int, list[str]]] = []
+    calls: list[tuple[int, list[str]]] = []
 
-    def measure(_: object, number: int, bench: Sequence[str]) -> bool:
-        asked.append((number, list(bench)))
+    def run_round(_: object, number: int, bench: Sequence[str]) -> bool:
+        calls.append((number, list(bench)))
         return False
 
-    def entries(_: object, number: int) -> Iterator[Entry]:
+    def round_measurements(_: object, number: int) -> Iterator[Measurement]:
         chance = random.Random(number)
-        for place, commit in enumerate(session.commits):
-            for name, slow in (("m.time_one", 1.2 if number <= ROUNDS or lasts else 0.9), ("m.time_two", 1.0)):
-                level = (slow if place else 1.0) * chance.gauss(1.0, 0.002)
-                yield entry(
-                    place, number, [level], session=session.id, commit=commit.hash, name=name, subject=commit.subject
+        for index, commit in enumerate(session.commits):
+            for name, slow in (("m.time_one", 1.2 if number <= ROUNDS or is_lasting else 0.9), ("m.time_two", 1.0)):
+                level = (slow if index else 1.0) * chance.gauss(1.0, 0.002)
+                yield make_measurement(
+                    index, number, [level], session=session.id, commit=commit.hash, name=name, subject=commit.subject
                 )
 
-    monkeypatch.setattr(follow.asv_runner, "measure", measure)
-    monkeypatch.setattr(follow.asv_results, "entries", entries)
-    follow.follow(session, follow.Orders(ROUNDS, quiet=True), tmp_path)
-    again = [(number, bench) for number, bench in asked if bench]
+    monkeypatch.setattr(sessions, "run_round", run_round)
+    monkeypatch.setattr(sessions, "round_measurements", round_measurements)
+    sessions.run_session(session, SessionOptions(ROUNDS, quiet=True), tmp_path)
+    again = [(number, bench) for number, bench in calls if bench]
     assert [number for number, _ in again] == list(range(1, 2 * ROUNDS + 1))
     assert all(re.search(bench[0], "m.time_one") and not re.search(bench[0], "m.time_two") for _, bench in again)
-    found = {v.series.name: v.state for v in follow.judged(session, tmp_path)}
-    assert found["m.time_two"] == "no change"
-    assert (found["m.time_one"] == "regression") == (state == "regression")
+    states = {v.series.name: v.state for v in sessions.judge_session(session, tmp_path)}
+    assert states["m.time_two"] == "no change"
+    assert (states["m.time_one"] == "regression") == is_lasting

@@ -1,4 +1,4 @@
-"""The project's own benchmarks over commits still run on this one."""
+"""The project's own benchmarks over commits run on this commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.tracking.asv_config import project
+from harness.tracking.asv_runner import load_project
 from tests.benchmarks.over_commits.given import Sampled
 from tests.conftest import ROOT
 
@@ -18,7 +18,7 @@ MODULES = sorted(path.stem for path in (ROOT / "tests" / "benchmarks" / "over_co
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if m not in ("__init__", "given")])
-def test_each_benchmark_runs(name: str) -> None:
+def test_benchmark_runs(name: str) -> None:
     module = importlib.import_module(f"tests.benchmarks.over_commits.{name}")
     kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, Sampled) and k is not Sampled]
     assert kinds
@@ -26,15 +26,15 @@ def test_each_benchmark_runs(name: str) -> None:
         calls = [call for call in dir(kind) if call.startswith("time_")]
         assert calls
         for point in itertools.product(*getattr(kind, "params", ())):
-            one: Any = kind()
-            one.setup(*point)
+            benchmark: Any = kind()
+            benchmark.setup(*point)
             for call in calls:
-                getattr(one, call)(*point)
+                getattr(benchmark, call)(*point)
 
 
-def test_thresholds_name_benchmarks_that_there_are() -> None:
-    found = project(ROOT, None)
-    assert found.threshold("model.Training.time_step") == 0.02
-    assert found.threshold("store.Get.time_get('preload')") == 0.05
-    patterns = found.config["regressions_thresholds"]
+def test_threshold_patterns_match_existing_benchmarks() -> None:
+    project = load_project(ROOT, None)
+    assert project.threshold("model.Training.time_step") == 0.02
+    assert project.threshold("store.Get.time_get('preload')") == 0.05
+    patterns = project.config["regressions_thresholds"]
     assert all(any(re.match(pattern, f"{m}.x") for m in MODULES) for pattern in patterns), json.dumps(patterns)

@@ -1,145 +1,244 @@
-"""Scheduler commands: in an environment that changes nothing of what they do, and with patience while they fail."""
+"""Schedulers that are asked by commands: these run in a clean environment, and are repeated while they fail."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import ClassVar
 
+from harness.execution.schedulers.base import JobRejected, QueueEntry, Scheduler
 from harness.protocol.text import sanitize
 
-# A command gets TIMEOUT_S; the user hears of it after SLOW_S.
+# A command may take TIMEOUT_S; the user is told after SLOW_S.
 TIMEOUT_S, SLOW_S = 60.0, 5.0
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
-PATIENCE_S = 600.0
-PATIENCE_VARIABLE = "GFM_HARNESS_PATIENCE_S"
-WORDS_SHOWN = 600
-# Variables by which a user's habits, or the job that the harness runs in, change what a scheduler's commands do or put
-# options into every job, and those among them that say where the scheduler is.
+FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 1.0, 60.0, 1.5
+DEFAULT_RETRY_TIMEOUT_S = ContextVar("DEFAULT_RETRY_TIMEOUT_S", default=600.0)
+RETRY_TIMEOUT_VARIABLE = "GFM_HARNESS_PATIENCE_S"
+MESSAGE_LENGTH = 600
+IDS_PER_QUERY = 200
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+# Variables by which a user's habits, or the job that the harness runs in, change what a scheduler's commands do or add
+# options to every job; of these, LOCATION_VARIABLES say where the scheduler is.
 COMMANDS = ("SBATCH", "SQUEUE", "SINFO", "SACCT", "SCANCEL", "SCONTROL", "SALLOC", "SRUN", "SLURM", "SLURMD", "PBS")
-CHANGING = tuple(f"{name}_" for name in COMMANDS)
-REACHING = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
-REACHING |= {f"PBS_{name}" for name in ("SERVER", "DEFAULT", "CONF_FILE", "EXEC", "HOME", "PRIMARY", "SECONDARY")}
-REACHING |= {f"PBS_{name}" for name in ("LEAF_NAME", "BATCH_SERVICE_PORT", "AUTH_METHOD", "ENCRYPT_METHOD")}
+OPTION_PREFIXES = tuple(f"{name}_" for name in COMMANDS)
+LOCATION_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+LOCATION_VARIABLES |= {f"PBS_{name}" for name in ("SERVER", "DEFAULT", "CONF_FILE", "EXEC", "HOME", "PRIMARY")}
+LOCATION_VARIABLES |= {f"PBS_{name}" for name in ("SECONDARY", "LEAF_NAME", "BATCH_SERVICE_PORT", "AUTH_METHOD")}
+LOCATION_VARIABLES |= {"PBS_ENCRYPT_METHOD"}
 
 
 class SchedulerBusy(Exception):
-    """A scheduler command that kept failing; the message is the command and its last words."""
+    """A scheduler command kept failing; the message is the command and its last error."""
 
 
 class CommandFailed(Exception):
-    """One try of a command: exit code (None: no end in time), its stderr, and what it printed all the same."""
+    """One attempt of a command failed.
 
-    def __init__(self, words: Sequence[str], code: int | None, said: str, output: str = "") -> None:
+    code: the exit code, None if the command did not end in time. message: what it printed on stderr. output: what it
+    printed on stdout nevertheless.
+    """
+
+    def __init__(self, command: Sequence[str], code: int | None, message: str, output: str = "") -> None:
         self.code = code
         self.output = output
-        self.said = sanitize(" ".join(said.split()))[-WORDS_SHOWN:] or f"exit code {code}"
-        super().__init__(f"{words[0]}: {self.said}")
+        self.message = sanitize(" ".join(message.split()))[-MESSAGE_LENGTH:] or f"exit code {code}"
+        super().__init__(f"{command[0]}: {self.message}")
+
+    @property
+    def is_unusable(self) -> bool:
+        """Whether the command cannot be executed on this machine."""
+        return self.code in (NOT_EXECUTABLE, NOT_FOUND)
+
+
+class CommandScheduler(Scheduler):
+    """A scheduler with a command that submits a script.
+
+    submit_command: without the script and its options. dependency_errors: messages about a job to start after.
+    """
+
+    submit_command: ClassVar[tuple[str, ...]]
+    dependency_errors: ClassVar[re.Pattern[str]]
+
+    @abstractmethod
+    def dependency_options(self, after: Sequence[str]) -> list[str]:
+        """Return the options with which a job starts after others have ended, whether well or not."""
+
+    @abstractmethod
+    def read_job_id(self, output: str) -> str | None:
+        """Return the job id in what the submit command printed, or None."""
+
+    @abstractmethod
+    def raise_if_rejected(self, error: CommandFailed) -> None:
+        """Raise JobRejected or QueueFull, unless the scheduler may answer otherwise soon."""
+
+    def submission_id(self, entry: QueueEntry) -> str:
+        """Return the id of the submission that an entry of the queue belongs to."""
+        return entry.id
+
+    def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
+        """Submit a script; it may start when others have ended badly, since it checks the cases that it needs."""
+        options = self.dependency_options(after) if after else []
+        try:
+            return self.submit_with_retry([*options, str(script)], name)
+        except JobRejected as error:
+            if not after or not self.dependency_errors.search(str(error)):
+                raise
+        active = {entry.id for entry in self.queue((), after)}
+        return self.submit(script, name, [job for job in after if job in active] if len(active) < len(after) else ())
+
+    def submit_with_retry(self, arguments: Sequence[str], name: str) -> str:
+        """Submit one job; an attempt that seemed to fail may have succeeded, so the queue is searched for its name."""
+        backoff = Backoff()
+        is_accepted = False
+        while True:
+            if not is_accepted:
+                try:
+                    output = run_once([*self.submit_command, *arguments])
+                    job = self.read_job_id(output)
+                    if job is not None:
+                        return job
+                    is_accepted = True
+                    error = CommandFailed([self.command], 0, f"no job id in its answer {output.strip()!r}")
+                except CommandFailed as failure:
+                    error = failure
+                    self.raise_if_rejected(failure)
+            backoff.wait(error)
+            entries = self.queue([name])
+            if entries:
+                return self.submission_id(entries[0])
+
+
+def batches(ids: Sequence[str]) -> list[Sequence[str]]:
+    """Return the ids in as many parts as commands take at once."""
+    return [ids[k : k + IDS_PER_QUERY] for k in range(0, len(ids), IDS_PER_QUERY)]
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what changes a scheduler's commands; arrays are listed in full."""
-    kept = {k: v for k, v in os.environ.items() if k in REACHING or not k.startswith(CHANGING)}
-    return kept | {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}
+    """Return this process's environment without variables that change a scheduler's commands.
+
+    SLURM_BITSTR_LEN makes Slurm list the tasks of an array in full.
+    """
+    environment = {k: v for k, v in os.environ.items() if k in LOCATION_VARIABLES or not k.startswith(OPTION_PREFIXES)}
+    return environment | {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}
 
 
-def once(words: Sequence[str]) -> str:
-    """The command's stdout; raises CommandFailed. A command that is slow is reported."""
-    limit = min(TIMEOUT_S, max(patience_s(), 2 * SLOW_S))
+def run_once(command: Sequence[str]) -> str:
+    """Run a command and return its stdout; report it when it is slow, and raise CommandFailed when it fails."""
+    limit_s = min(TIMEOUT_S, max(retry_timeout_s(), 2 * SLOW_S))
     try:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             errors="replace", env=clean_environment(), start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        raise CommandFailed(words, 127, f"{words[0]}: no such command on this machine") from None
+        raise CommandFailed(command, NOT_FOUND, f"{command[0]}: no such command on this machine") from None
     except OSError as error:
-        raise CommandFailed(words, 126, f"{words[0]}: {error.strerror}") from None
+        raise CommandFailed(command, NOT_EXECUTABLE, f"{command[0]}: {error.strerror}") from None
     try:
         try:
-            output, said = process.communicate(timeout=SLOW_S)
+            output, errors = process.communicate(timeout=SLOW_S)
         except subprocess.TimeoutExpired:
-            notify(f"{words[0]} has not answered for {SLOW_S:g} s; it is given {limit:g} s")
-            output, said = process.communicate(timeout=limit - SLOW_S)
+            notify(f"{command[0]} has not answered for {SLOW_S:g} s; it is given {limit_s:g} s")
+            output, errors = process.communicate(timeout=limit_s - SLOW_S)
     except subprocess.TimeoutExpired:
-        _end(process)
-        raise CommandFailed(words, None, f"no answer in {limit:g} s") from None
+        _kill(process)
+        raise CommandFailed(command, None, f"no answer in {limit_s:g} s") from None
     except BaseException:
-        _end(process)
+        _kill(process)
         raise
     if process.returncode != 0:
-        raise CommandFailed(words, process.returncode, said or output, output)
+        raise CommandFailed(command, process.returncode, errors or output, output)
     return output
 
 
-def patiently(words: Sequence[str], hopeless: Callable[[CommandFailed], bool] = lambda _: False) -> str:
-    """The command's stdout, tried until it works; raises CommandFailed if hopeless, SchedulerBusy when time is up."""
-    patience = Patience()
+def run_with_retry(command: Sequence[str], is_permanent: Callable[[CommandFailed], bool] = lambda _: False) -> str:
+    """Run a command until it works and return its stdout.
+
+    Raises:
+        CommandFailed: the error is permanent.
+        SchedulerBusy: the command still failed at the end of the time for retries.
+    """
+    backoff = Backoff()
     while True:
         try:
-            return once(words)
+            return run_once(command)
         except CommandFailed as error:
-            if hopeless(error) or error.code in (126, 127):
+            if is_permanent(error) or error.is_unusable:
                 raise
-            patience.wait(error)
+            backoff.wait(error)
 
 
-def patience_s() -> float:
-    """How long a command may keep failing: ten minutes, or GFM_HARNESS_PATIENCE_S seconds."""
+def retry_timeout_s() -> float:
+    """Return how long a command may keep failing: ten minutes, or GFM_HARNESS_PATIENCE_S seconds."""
+    default_s = DEFAULT_RETRY_TIMEOUT_S.get()
     try:
-        return float(os.environ.get(PATIENCE_VARIABLE, PATIENCE_S))
+        return float(os.environ.get(RETRY_TIMEOUT_VARIABLE, default_s))
     except ValueError:
-        return PATIENCE_S
+        return default_s
+
+
+@contextmanager
+def default_retry_timeout(seconds: float) -> Iterator[None]:
+    """Within the context, let a command keep failing for so long, unless GFM_HARNESS_PATIENCE_S is set."""
+    token = DEFAULT_RETRY_TIMEOUT_S.set(seconds)
+    try:
+        yield
+    finally:
+        DEFAULT_RETRY_TIMEOUT_S.reset(token)
 
 
 def notify(text: str) -> None:
-    """Tell the user at once, on stderr, that a scheduler makes the harness wait."""
+    """Tell the user at once, on stderr, that the harness waits for a scheduler."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Patience:
-    """Pauses between tries of one request; the first failure is reported, and time runs out at last."""
+class Backoff:
+    """Pauses between the attempts of one request; the first failure is reported, and the time is limited."""
 
     def __init__(self) -> None:
         self._pauses = Pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        self._deadline = time.monotonic() + patience_s()
+        self._deadline = time.monotonic() + retry_timeout_s()
         self._is_reported = False
 
     def wait(self, error: CommandFailed) -> None:
-        """Pause before another try; raises SchedulerBusy, with the error's words, when time is up."""
+        """Pause before another attempt; raise SchedulerBusy, with the error's message, when the time is up."""
         if time.monotonic() >= self._deadline:
             raise SchedulerBusy(str(error)) from None
         if not self._is_reported:
-            notify(f"{error}; trying again for up to {patience_s():g} s")
+            notify(f"{error}; trying again for up to {retry_timeout_s():g} s")
             self._is_reported = True
         self._pauses.sleep(self._deadline)
 
 
 class Pauses:
-    """Pauses that grow by half from the first to the longest."""
+    """Pauses that grow from the first to the longest."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
-        self._first, self._longest = first_s, longest_s
-        self._next = first_s
+        self._first_s, self._longest_s = first_s, longest_s
+        self._next_s = first_s
 
     def reset(self) -> None:
-        """Something happened: look again soon."""
-        self._next = self._first
+        """Begin with the first pause again."""
+        self._next_s = self._first_s
 
     def sleep(self, deadline: float | None = None) -> None:
         """Sleep, but not past a deadline on the monotonic clock."""
-        left = self._next if deadline is None else max(0.05, deadline - time.monotonic())
-        time.sleep(min(self._next, left))
-        self._next = min(self._next * 1.5, self._longest)
+        limit_s = self._next_s if deadline is None else max(0.05, deadline - time.monotonic())
+        time.sleep(min(self._next_s, limit_s))
+        self._next_s = min(self._next_s * PAUSE_GROWTH, self._longest_s)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill the command with what it started, and do not wait for who may hold its pipes."""
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill the command and its child processes, and do not wait for others that hold its pipes."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine; they outlive the harness and are found again by the next one."""
+"""Jobs as processes of this machine; they outlive the harness, and the next one finds them again."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from pathlib import Path
 
 import psutil
 
-from harness.execution.schedulers.base import Queued, Scheduler
+from harness.execution.schedulers.base import JOBS_FOLDER, QueueEntry, Scheduler
 from harness.host.locks import is_locked
 
-JOBS = "jobs"
-# What a job may take to end once its last case has.
-DRAIN_S = 120.0
+# What a job may take to end once its last case has ended.
+CHILD_TIMEOUT_S = 120.0
+NAME_LENGTH = 200
 
 
 class LocalScheduler(Scheduler):
     """A job is alive while its processes hold the lock that its script takes; its id is its name.
 
-    The kernel drops the lock with the last of them, however they end, so no process id can be mistaken for another's.
+    The kernel releases the lock when the last of them ends, so a process id that is used again does no harm.
     """
 
     command = "bash"
-    waits = False
-    settle_s = 0.0
-    files_s = 0.0
+    detached = False
+    queue_delay_s = 0.0
+    file_sync_delay_s = 0.0
     poll_s = (0.2, 0.5)
 
     def __init__(self, campaign: Path) -> None:
-        self._jobs = campaign.resolve() / JOBS
+        self._jobs = campaign.resolve() / JOBS_FOLDER
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[Queued]:
-        """Those whose shell, if it is our child, or any holder of their lock still runs."""
+    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
+        """Return the jobs whose shell, if it is a child of this process, or any holder of their lock still runs."""
         known = [name for name in dict.fromkeys([*names, *ids]) if _is_file_name(name)]
-        return [Queued(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]
+        return [QueueEntry(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]
 
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
         """Start bash on the script, in a process session of its own."""
@@ -51,22 +51,22 @@ class LocalScheduler(Scheduler):
         return name
 
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
-        """Signal every process that has the lock file of one of the jobs open, shells before what they started."""
+        """Signal every process that has the lock file of one of the jobs open, shells before their children."""
         locks = {str(self._lock(name)) for name in ids}
         holders = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.pid != os.getpid() and any(f.path in locks for f in process.open_files()):
+                if process.pid != os.getpid() and any(file.path in locks for file in process.open_files()):
                     holders.append((process.create_time(), process))
         for _, process in sorted(holders, key=itemgetter(0)):
             with suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
 
-    def drain(self) -> None:
-        """Wait for the shells that this harness has started: telemetry is exported after the last case."""
+    def wait_for_children(self) -> None:
+        """Wait for the shells that this harness has started: they export telemetry after the last case."""
         for child in self._children.values():
             with suppress(subprocess.TimeoutExpired):
-                child.wait(DRAIN_S)
+                child.wait(CHILD_TIMEOUT_S)
 
     def _lock(self, name: str) -> Path:
         return self._jobs / f"{name}.lock"
@@ -80,5 +80,5 @@ class LocalScheduler(Scheduler):
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether it may be a job's name; ids come from files, which may hold anything."""
-    return 0 < len(name) <= 200 and not set(name) & {"/", "\0"}
+    """Whether the text may be a job's name; ids are read from files, which may contain anything."""
+    return 0 < len(name) <= NAME_LENGTH and not set(name) & {"/", "\0"}

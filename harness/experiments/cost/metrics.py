@@ -1,102 +1,131 @@
-"""What runs cost: telemetry joined to what it was spent on. Energy, GPU-hours, counted operations, per useful result.
+"""Telemetry joined to what it was spent on: energy, GPU-hours and counted operations, per useful result.
 
-Energy is of all nodes that a case ran on, by whatever sensors they have (`scope`), and is withheld, with the reason,
-where telemetry does not carry it: no number is better than a wrong one.
+Energy is that of all nodes that a case ran on, by the sensors that they have (`energy_scope`). Where telemetry does not
+support a number, it is withheld with the reason.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from harness.experiments.work_units import results_of
-from harness.results.runs import Record
-from harness.telemetry.collect import Telemetry
+from harness.experiments.experiment import CostJoin, Scope, WorkCount
+from harness.experiments.registry import find_experiment
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns
+from harness.telemetry.collect import Telemetry, collect_usage
 from harness.telemetry.usage import Usage
 from harness.telemetry.windows import Window
 
-# What stands beside throughput in the tables of every experiment.
-BESIDE = ("energy_j", "energy_scope", "energy_per_result_j", "result", "gpu_hours", "counted_gflop_per_s",
-          "counted_gb_per_s")  # fmt: skip
-FIGURES = (
-    "accelerator_utilization_percent", "accelerator_memory_percent", "accelerator_memory_highest_percent",
-    "accelerator_clock_mhz", "accelerator_temperature_c", "accelerator_temperature_highest_c", "busy_cores",
-    "host_memory_used_highest_bytes", "received_bytes", "sent_bytes", "read_bytes", "written_bytes",
-    "local_read_bytes", "local_written_bytes", "memory_traffic_bytes", "counted_gflop_per_s", "counted_gb_per_s",
-)  # fmt: skip
 ENERGY = (
-    "energy_j", "energy_scope", "energy_by", "power_w", "node_energy_j", "accelerator_energy_j", "cpu_energy_j",
-    "memory_energy_j", "results", "result", "energy_per_result_j", "why_not",
+    "energy_j energy_scope energy_by power_w node_energy_j accelerator_energy_j cpu_energy_j memory_energy_j results"
+    " result energy_per_result_j why_not"
+)
+FIGURES = (
+    "accelerator_utilization_percent accelerator_memory_percent accelerator_memory_highest_percent"
+    " accelerator_clock_mhz accelerator_temperature_c accelerator_temperature_highest_c busy_cores"
+    " host_memory_used_highest_bytes received_bytes sent_bytes read_bytes written_bytes local_read_bytes"
+    " local_written_bytes memory_traffic_bytes counted_gflop_per_s counted_gb_per_s"
+)
+COVERAGE = "source interval_s samples nodes nodes_seen"
+CASES = Columns(
+    "cost_cases",
+    case="campaign suite system case id program precision state",
+    time="seconds gpu_hours node_hours",
+    energy=ENERGY,
+    figures=FIGURES,
+    sampler="sampler_share",
+    coverage=COVERAGE,
+    run="folder",
+)
+PIECES = Columns(
+    "cost_pieces",
+    piece="campaign case program what name",
+    time="seconds gpu_hours",
+    energy=ENERGY,
+    figures=FIGURES,
+    coverage=COVERAGE,
+    run="folder",
+)
+SOURCES = Columns("cost_sources", source="campaign path kind version faults")
+# What is added to the tables of the other experiments.
+JOINED = (
+    "energy_j", "energy_scope", "energy_per_result_j", "result", "gpu_hours", "counted_gflop_per_s", "counted_gb_per_s",
 )  # fmt: skip
-SEEN = ("source", "interval_s", "samples", "nodes", "nodes_seen")
-CASES = (
-    "campaign", "suite", "system", "case", "id", "program", "precision", "state", "seconds", "gpu_hours", "node_hours",
-    *ENERGY, *FIGURES, "sampler_share", *SEEN, "folder",
-)  # fmt: skip
-PIECES = (
-    "campaign", "case", "program", "what", "name", "seconds", "gpu_hours", *ENERGY, *FIGURES, *SEEN, "folder",
-)  # fmt: skip
-SOURCES = ("campaign", "path", "kind", "version", "faults")
-# Kinds of devices of which a rank takes one.
+# Kinds of devices of which each rank takes one.
 ACCELERATORS = ("cuda", "xpu")
+# The share of a trial that another one on its nodes may overlap before its cost is withheld.
+MAX_OVERLAP = 0.02
 
 
-@dataclass(frozen=True)
-class CostTables:
-    """cases: a row a case that has begun. pieces: a row an epoch, trial, stage or precision within one, of those cases
-    that have telemetry. sources: files of telemetry, and what was wrong with them."""
-
-    cases: pd.DataFrame
-    pieces: pd.DataFrame
-    sources: pd.DataFrame
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables of costs from the telemetry that lies in the folders of the runs."""
+    return cost_tables(records, collect_usage(records))
 
 
-def cost_tables(records: Sequence[Record], telemetry: Telemetry) -> CostTables:
-    """All tables; missing values are NaN or None."""
+def cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:
+    """Return the tables of costs; missing values are NaN or None.
+
+    cost_cases: a row per case that has begun. cost_pieces: a row per epoch, trial, stage or precision of a case with
+    telemetry. cost_sources: the files of telemetry, and what was wrong with them.
+    """
     by_case: dict[str, list[Usage]] = {}
     for usage in telemetry.usages:
         by_case.setdefault(usage.window.folder, []).append(usage)
-    begun = [r for r in records if r.began_s is not None and r.ended_s is not None and r.ended_s > r.began_s]
     cases, pieces = [], []
-    for record in begun:
-        own = by_case.get(str(record.folder), [])
-        whole = next((u for u in own if u.window.what == "case"), None)
-        cases.append(_case(record, whole))
-        shared = _shared([u for u in own if u.window.what == "trial"])
-        pieces += [_piece(record, u, u.window.name in shared) for u in own if u.window.what != "case"]
+    for record in records:
+        if record.duration_s is None:
+            continue
+        usages = by_case.get(str(record.folder), [])
+        whole = next((u for u in usages if u.window.what == "case"), None)
+        cases.append(_case(record, record.duration_s, whole))
+        shared = _overlapping_trials([u for u in usages if u.window.what == "trial"])
+        pieces += [_piece(record, u, u.window.name in shared) for u in usages if u.window.what != "case"]
     sources = [
-        {"campaign": told.campaign, "path": str(told.path), "kind": told.kind, "version": told.version,
-         "faults": told.faults}
-        for told in telemetry.sources
-    ]  # fmt: skip
-    return CostTables(
-        pd.DataFrame(cases, columns=CASES),
-        pd.DataFrame(pieces, columns=PIECES),
-        pd.DataFrame(sources, columns=SOURCES),
-    )
+        {"campaign": s.campaign, "path": str(s.path), "kind": s.kind, "version": s.version, "faults": s.faults}
+        for s in telemetry.sources
+    ]
+    return {
+        "cost_cases": CASES.build(cases),
+        "cost_pieces": PIECES.build(pieces),
+        "cost_sources": SOURCES.build(sources),
+    }
 
 
-def beside(table: pd.DataFrame, costs: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:
-    """An experiment's table with what its rows cost; keys: its column -> the column of `costs` that it must equal."""
-    names = list(BESIDE)
+def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, join: CostJoin) -> pd.DataFrame:
+    """Return an experiment's table with what its rows cost; NaN where nothing is known of a row."""
+    costs = cases if join.scope == "case" else pieces[pieces["what"] == join.scope]
+    names = list(JOINED)
     if table.empty or costs.empty:
         return table.reindex(columns=[*table.columns, *names])
-    right = costs[[*keys.values(), *names]].drop_duplicates(list(keys.values())).copy()
-    left = pd.DataFrame({f"_{column}": table[column].astype(str) for column in keys}, index=table.index)
-    right = right.assign(**{f"_{column}": right[other].astype(str) for column, other in keys.items()})
-    found = left.merge(right[[*left.columns, *names]], how="left", on=list(left.columns))
-    return table.assign(**{name: found[name].to_numpy() for name in names})
+    left = pd.DataFrame({key: table[key].astype(str) for key in join.keys}, index=table.index)
+    right = costs[[*join.keys, *names]].astype(dict.fromkeys(join.keys, str))
+    keys = list(join.keys)
+    if join.name:
+        left["_name"] = [" ".join(map(str, values)) for values in table[list(join.name)].itertuples(index=False)]
+        right["_name"] = costs["name"].astype(str)
+        keys.append("_name")
+    joined = pd.DataFrame(left).merge(pd.DataFrame(right).drop_duplicates(keys), how="left", on=keys)
+    return table.assign(**{name: joined[name].to_numpy() for name in names})
 
 
-def energy_of(usage: Usage) -> tuple[float, str, str]:
-    """Joules of the whole window, what they are of, and where they are from.
+def count_results(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return number and unit of the useful results of a case, or of a part of it; NaN where they are not known."""
+    if scope == "trial":
+        return 1.0, "trial"
+    experiment = find_experiment(record.program)
+    function = experiment.find_function("count_work") if experiment else None
+    return (math.nan, "") if function is None else function(record, scope, name)
 
-    A node's own sensor knows of everything in it; else the parts that have sensors are added up. Where a few nodes sent
-    nothing, they are taken to have used what the others did.
+
+def total_energy(usage: Usage) -> tuple[float, str, str]:
+    """Return the joules of a whole window, what they are of, and how they were measured.
+
+    A node's own sensor covers everything in it; without one, the parts that have sensors are added up. Nodes that sent
+    nothing are taken to have used what the others did.
     """
     parts = (
         ["node"] if "node" in usage.energy_j else [p for p in ("accelerator", "cpu", "memory") if p in usage.energy_j]
@@ -114,7 +143,7 @@ def energy_of(usage: Usage) -> tuple[float, str, str]:
 
 
 def _energies(usage: Usage, results: float, unit: str, *, shared: bool = False) -> dict[str, Any]:
-    joules, scope, how = energy_of(usage)
+    joules, scope, how = total_energy(usage)
     row: dict[str, Any] = {"results": results, "result": unit, "why_not": usage.why_not}
     if shared:
         return row | {"why_not": "other trials ran on its nodes meanwhile"}
@@ -125,14 +154,11 @@ def _energies(usage: Usage, results: float, unit: str, *, shared: bool = False) 
     }  # fmt: skip
 
 
-def _case(record: Record, usage: Usage | None) -> dict[str, Any]:
+def _case(record: RunRecord, seconds: float, usage: Usage | None) -> dict[str, Any]:
     case = record.case
-    assert record.began_s is not None
-    assert record.ended_s is not None
-    seconds = record.ended_s - record.began_s
-    results, unit = results_of(record, "case", "")
+    results, unit = count_results(record, "case", "")
     row: dict[str, Any] = {
-        "campaign": record.folder.parent.name, **{k: case.get(k) for k in ("suite", "system", "id", "program")},
+        "campaign": record.campaign, **{k: case.get(k) for k in ("suite", "system", "id", "program")},
         "case": case.get("name"), "precision": case.get("parameters", {}).get("precision"), "state": record.state,
         "seconds": seconds, "gpu_hours": _gpus(record) * seconds / 3600, "results": results, "result": unit,
         "node_hours": case.get("nodes", math.nan) * seconds / 3600, "why_not": "no telemetry",
@@ -142,26 +168,30 @@ def _case(record: Record, usage: Usage | None) -> dict[str, Any]:
         return row
     sampler = usage.figures.get("sampler_cpu_s")
     share = sampler / usage.window.seconds / max(usage.nodes_seen, 1) if sampler is not None else math.nan
-    return row | _seen(usage) | _energies(usage, results, unit) | usage.figures | {"sampler_share": share}
+    return row | _coverage(usage) | _energies(usage, results, unit) | _figures(usage) | {"sampler_share": share}
 
 
-def _piece(record: Record, usage: Usage, shared: bool) -> dict[str, Any]:
+def _piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
     window = usage.window
-    results, unit = results_of(record, window.what, window.name)
+    results, unit = count_results(record, window.what, window.name)
     return {
-        "campaign": record.folder.parent.name, "case": record.case.get("name"), "program": record.case.get("program"),
+        "campaign": record.campaign, "case": record.case.get("name"), "program": record.case.get("program"),
         "what": window.what, "name": window.name, "seconds": window.seconds, "folder": window.folder,
-        "gpu_hours": _gpus(record, window) * window.seconds / 3600, **_seen(usage),
-        **_energies(usage, results, unit, shared=shared), **usage.figures,
+        "gpu_hours": _gpus(record, window) * window.seconds / 3600, **_coverage(usage),
+        **_energies(usage, results, unit, shared=shared), **_figures(usage),
     }  # fmt: skip
 
 
-def _seen(usage: Usage) -> dict[str, Any]:
-    return {name: getattr(usage, name) for name in SEEN}
+def _figures(usage: Usage) -> dict[str, Any]:
+    return CASES.select(usage.figures, "figures")
 
 
-def _gpus(record: Record, window: Window | None = None) -> float:
-    """Accelerators that the case, or a trial on nodes of its own, held: one a rank. NaN on CPUs."""
+def _coverage(usage: Usage) -> dict[str, Any]:
+    return {name: getattr(usage, name) for name in CASES["coverage"]}
+
+
+def _gpus(record: RunRecord, window: Window | None = None) -> float:
+    """Return the accelerators that the case, or a trial on nodes of its own, held: one per rank. NaN on CPUs."""
     case = record.case
     parameters = case.get("parameters", {})
     parameters = parameters.get("trial") or parameters  # a search has those of its trials
@@ -173,14 +203,15 @@ def _gpus(record: Record, window: Window | None = None) -> float:
     return float(case.get("ranks", math.nan))
 
 
-def _shared(trials: Sequence[Usage]) -> set[str]:
-    """Names of the trials that ran while another one did on the same nodes."""
-    found = set()
+def _overlapping_trials(trials: Sequence[Usage]) -> set[str]:
+    """Return the names of the trials that ran while another one did on the same nodes."""
+    names = set()
     for usage in trials:
         (start, end), nodes = usage.window.pieces[0], usage.window.nodes
         for other in trials:
-            (first, last), theirs = other.window.pieces[0], other.window.nodes
-            together = nodes is None or theirs is None or any(a & b for a in nodes for b in theirs)
-            if other is not usage and together and min(end, last) - max(start, first) > 0.02 * (end - start):
-                found.add(usage.window.name)
-    return found
+            (other_start, other_end), other_nodes = other.window.pieces[0], other.window.nodes
+            is_shared = nodes is None or other_nodes is None or any(a & b for a in nodes for b in other_nodes)
+            overlap_s = min(end, other_end) - max(start, other_start)
+            if other is not usage and is_shared and overlap_s > MAX_OVERLAP * (end - start):
+                names.add(usage.window.name)
+    return names

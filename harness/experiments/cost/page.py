@@ -1,25 +1,36 @@
-"""The page on what runs cost: energy, GPU-hours, use of the machine; and the columns of it that stand beside rates."""
+"""The page on what runs cost, and the columns of costs in the tables of other pages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from harness.document.blocks import DASH, Cell, Section, View, lines, number, raw_records
-from harness.document.figures import STYLE, Figure, kept
-from harness.experiments.cost.metrics import CostTables
+from harness.document.blocks import (
+    EN_DASH,
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    link_run_folder,
+    number_cell,
+    rows_as_dicts,
+    text_cell,
+)
+from harness.document.figures import STYLE, Figure, save_figure
+from harness.experiments.experiment import PageContext
 from harness.protocol.text import count
+from harness.results.tables import Row
 
 SHOWN = 60
 GIB = 2**30
 SECONDS_AN_HOUR = 3600.0
-# Column of a table of costs -> head of a column beside rates, and how its numbers are printed.
-BESIDE = {
+# Column of costs -> the head of its column in the tables of other pages, and the format of its numbers.
+COST_COLUMNS = {
     "energy_per_result_j": ("J/{result}", ".3g"),
     "gpu_hours": ("GPU-hours", ".3g"),
     "counted_gflop_per_s": ("counted GFLOP/s", ".3g"),
@@ -27,41 +38,42 @@ BESIDE = {
 }
 
 
-def with_costs(view: View, rows: pd.DataFrame) -> View:
-    """The view, whose rows are those of the table, with what each cost; unchanged where nothing of it is known."""
-    columns, body = list(view.columns), [list(row) for row in view.rows]
-    for name, (head, spec) in BESIDE.items():
+def add_cost_columns(block: TableBlock, rows: pd.DataFrame) -> TableBlock:
+    """Return the block, whose lines are the rows of the table, with what each cost; unchanged where that is unknown."""
+    columns, body = list(block.columns), [list(row) for row in block.rows]
+    for name, (head, spec) in COST_COLUMNS.items():
         if name in rows and rows[name].notna().any():
             units = rows["result"].dropna().unique()
             columns.append(head.format(result=units[0] if len(units) == 1 else "result"))
             for row, value in zip(body, rows[name].tolist(), strict=True):
-                row.append(number(value, spec))
-    return replace(view, columns=columns, rows=body)
+                row.append(format_number(value, spec))
+    return replace(block, columns=columns, rows=body)
 
 
-def cost_sections(tables: CostTables, figures: Path) -> list[Section]:
-    """One section; draws its figures into the folder. None where no case has telemetry."""
-    known = tables.cases[tables.cases["source"].notna()]
+def build_sections(context: PageContext) -> list[Section]:
+    """Return one section; none where no case has telemetry."""
+    cases, pieces, sources = (context.tables[f"cost_{name}"] for name in ("cases", "pieces", "sources"))
+    known = cases[cases["source"].notna()]
     if known.empty:
         return []
     drawn = []
     if known["energy_j"].notna().any():
-        drawn.append(bars(known[known["energy_j"].notna()], figures))
+        drawn.append(draw_energy(known[known["energy_j"].notna()], context.figures))
     elif known["busy_cores"].notna().any():
-        drawn.append(cores(known, figures))
-    views = [campaigns_view(tables.cases), cases_view(known)]
-    pieces = tables.pieces[tables.pieces["energy_j"].notna()]
-    if len(pieces):
-        views.append(pieces_view(pieces))
-    views.append(sources_view(tables.sources))
-    return [Section("What runs cost", "cost", paragraphs(tables, known), drawn, views)]
+        drawn.append(draw_cores(known, context.figures))
+    blocks = [build_campaigns_block(cases), build_cases_block(known)]
+    with_energy = pieces[pieces["energy_j"].notna()]
+    if len(with_energy):
+        blocks.append(build_pieces_block(with_energy))
+    blocks.append(build_sources_block(sources))
+    return [Section("What runs cost", "cost", describe_costs(cases, pieces, known), drawn, blocks)]
 
 
-def paragraphs(tables: CostTables, known: pd.DataFrame) -> list[str]:
-    """What telemetry there is, and how far it goes."""
-    said = [
-        f"{len(known)} of {count(len(tables.cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
-        f" sampled every {number(known['interval_s'].median())} s in the median."
+def describe_costs(cases: pd.DataFrame, pieces: pd.DataFrame, known: pd.DataFrame) -> list[str]:
+    """Return which telemetry there is, and what it does not cover."""
+    text = [
+        f"{len(known)} of {count(len(cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
+        f" sampled every {format_number(known['interval_s'].median())} s in the median."
         " Energy comes from counters where there are any"
         " (last minus first, resets mended), else from power, integrated; to each case, trial, epoch and stage by"
         " its times and nodes, with straight lines between samples."
@@ -69,150 +81,164 @@ def paragraphs(tables: CostTables, known: pd.DataFrame) -> list[str]:
     without = known[known["energy_j"].isna()]
     if len(without):
         reasons = ", ".join(f"{n}: {why}" for why, n in without["why_not"].value_counts().items())
-        said.append(f"Without a number for energy are {len(without)} of them ({reasons}). None is made up for these.")
-    withheld = tables.pieces[tables.pieces["energy_j"].isna()]
+        text.append(f"Without a number for energy are {len(without)} of them ({reasons}). None is estimated.")
+    withheld = pieces[pieces["energy_j"].isna()]
     if len(withheld):
         kinds = withheld["why_not"].str.split(":").str[0].value_counts()
         reasons = ", ".join(f"{n} {why}" for why, n in kinds.items())
-        said.append(f"Of epochs, trials, stages and precisions, {len(withheld)} have none: {reasons}.")
+        text.append(f"Of epochs, trials, stages and precisions, {len(withheld)} have none: {reasons}.")
     if known["sampler_share"].notna().any():
         share = known["sampler_share"]
-        said.append(
+        text.append(
             f"The harness's own sampler took {share.median():.2%} of one core in the median case,"
             f" {share.max():.2%} at most."
         )
-    return said
+    return text
 
 
-def campaigns_view(cases: pd.DataFrame) -> View:
-    """A row a campaign."""
+def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
+    """Return a row per campaign."""
     columns = ["campaign", "cases", "with telemetry", "with energy", "hours", "GPU-hours", "node-hours", "energy (kJ)",
                "of what"]  # fmt: skip
     body = []
-    for campaign, own in cases.groupby("campaign", sort=False):
-        energies = own["energy_j"].dropna()
-        scopes = ", ".join(own.loc[energies.index, "energy_scope"].unique())
+    for campaign, group in cases.groupby("campaign", sort=False):
+        energies = group["energy_j"].dropna()
+        scopes = ", ".join(group.loc[energies.index, "energy_scope"].unique())
         body.append(
             [
-                str(campaign), str(len(own)), str(int(own["source"].notna().sum())), str(len(energies)),
-                number(own["seconds"].sum() / SECONDS_AN_HOUR),
-                number(own["gpu_hours"].sum() if own["gpu_hours"].notna().any() else None),
-                number(own["node_hours"].sum()), number(energies.sum() / 1e3 if len(energies) else None),
-                scopes or DASH,
+                str(campaign), str(len(group)), str(int(group["source"].notna().sum())), str(len(energies)),
+                format_number(group["seconds"].sum() / SECONDS_AN_HOUR),
+                format_number(group["gpu_hours"].sum() if group["gpu_hours"].notna().any() else None),
+                format_number(group["node_hours"].sum()),
+                format_number(energies.sum() / 1e3 if len(energies) else None),
+                scopes or EN_DASH,
             ]
         )  # fmt: skip
-    return View("Campaigns", columns, body, "Energy of the cases that have it; the others are not in the sum.")
+    return TableBlock("Campaigns", columns, body, "Energy of the cases that have it; the others are not in the sum.")
 
 
-def cases_view(known: pd.DataFrame) -> View:
-    """A row a case, of the first so many."""
-    columns = [
-        "case", "precision", "seconds", "nodes", "energy (kJ)", "of", "by", "mean power (W)", "J/result", "result",
-        "GPU-hours", "GPU use (%)", "GPU memory, most (%)", "GPU, hottest (\N{DEGREE SIGN}C)", "busy cores a node",
-        "host memory, most (GiB)", "network (GB)", "counted GFLOP/s", "counted GB/s", "why no energy", "raw records",
-    ]  # fmt: skip
-    body: list[list[Cell]] = [
-        [
-            r["case"], r["precision"] or DASH, number(r["seconds"]), nodes(r),
-            number(scaled(r["energy_j"], 1e3)), r["energy_scope"] or DASH, r["energy_by"] or DASH,
-            number(r["power_w"]), number(r["energy_per_result_j"]), r["result"] or DASH, number(r["gpu_hours"]),
-            number(r["accelerator_utilization_percent"]), number(r["accelerator_memory_highest_percent"]),
-            number(r["accelerator_temperature_highest_c"]), number(r["busy_cores"]),
-            number(scaled(r["host_memory_used_highest_bytes"], GIB)), number(network(r)),
-            number(r["counted_gflop_per_s"]), number(r["counted_gb_per_s"]), r["why_not"] or DASH,
-            raw_records(r["folder"]),
-        ]
-        for r in lines(known.head(SHOWN))
-    ]  # fmt: skip
+def build_cases_block(known: pd.DataFrame) -> TableBlock:
+    """Return a row per case, of the first SHOWN; columns without a value in any row are left out."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("precision", text_cell("precision")),
+        ("seconds", number_cell("seconds")),
+        ("nodes", format_nodes),
+        ("energy (kJ)", number_cell("energy_j", scale=1e-3)),
+        ("of", text_cell("energy_scope")),
+        ("by", text_cell("energy_by")),
+        ("mean power (W)", number_cell("power_w")),
+        ("J/result", number_cell("energy_per_result_j")),
+        ("result", text_cell("result")),
+        ("GPU-hours", number_cell("gpu_hours")),
+        ("GPU use (%)", number_cell("accelerator_utilization_percent")),
+        ("GPU memory, highest (%)", number_cell("accelerator_memory_highest_percent")),
+        ("GPU, hottest (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_highest_c")),
+        ("busy cores per node", number_cell("busy_cores")),
+        ("host memory, highest (GiB)", number_cell("host_memory_used_highest_bytes", scale=1 / GIB)),
+        ("network (GB)", lambda r: format_number(network_gb(r))),
+        ("counted GFLOP/s", number_cell("counted_gflop_per_s")),
+        ("counted GB/s", number_cell("counted_gb_per_s")),
+        ("why no energy", text_cell("why_not")),
+        ("raw records", lambda r: link_run_folder(r["folder"])),
+    ]
     more = f" The first {SHOWN} of {len(known)}; all are in tables/cost_cases.csv." if len(known) > SHOWN else ""
     note = (
         "Host memory is the node's, whoever uses it. Counted: operations (of all lanes of a wavefront) and bytes of"
         f" device memory by hardware counters, over the whole case.{more}"
     )
-    told = [k for k in range(len(columns)) if any(row[k] != DASH for row in body)]
-    return View("Cases", [columns[k] for k in told], [[row[k] for k in told] for row in body], note)
+    block = build_block("Cases", rows_as_dicts(known.head(SHOWN)), columns, note)
+    shown = [k for k in range(len(columns)) if any(row[k] != EN_DASH for row in block.rows)]
+    return TableBlock("Cases", [columns[k][0] for k in shown], [[row[k] for k in shown] for row in block.rows], note)
 
 
-def pieces_view(pieces: pd.DataFrame) -> View:
-    """A row a kind of piece of a case, of those with energy."""
+def build_pieces_block(pieces: pd.DataFrame) -> TableBlock:
+    """Return a row per case and kind of piece, or piece where it has a name that says something."""
     columns = ["case", "piece", "pieces", "J/result [lowest, highest]", "result", "mean power (W)"]
     body = []
-    for (case, what), own in pieces.groupby(["case", "what"], sort=False):
-        named = own.groupby("name", sort=False) if what in ("stage", "precision") else [("", own)]
+    for (case, what), group in pieces.groupby(["case", "what"], sort=False):
+        named = group.groupby("name", sort=False) if what in ("stage", "precision") else [("", group)]
         for name, rows in named:
             per = rows["energy_per_result_j"]
             body.append(
                 [
                     str(case), f"{what} {name}".strip(), str(len(rows)),
-                    f"{number(per.median())} [{number(per.min())}, {number(per.max())}]", rows["result"].iloc[0],
-                    number(rows["power_w"].median()),
+                    f"{format_number(per.median())} [{format_number(per.min())}, {format_number(per.max())}]",
+                    rows["result"].iloc[0],
+                    format_number(rows["power_w"].median()),
                 ]
             )  # fmt: skip
     note = "Median; all are in tables/cost_pieces.csv."
-    return View("Epochs, trials, stages, precisions", columns, body[:SHOWN], note)
+    return TableBlock("Epochs, trials, stages, precisions", columns, body[:SHOWN], note)
 
 
-def sources_view(sources: pd.DataFrame) -> View:
-    """The files, one row for those that are alike."""
+def build_sources_block(sources: pd.DataFrame) -> TableBlock:
+    """Return the files of telemetry, one row for those that are alike."""
     body = []
-    for (campaign, kind, version), own in sources.groupby(["campaign", "kind", "version"], sort=False):
-        wrong = own[own["faults"] != ""]
+    for (campaign, kind, version), group in sources.groupby(["campaign", "kind", "version"], sort=False):
+        wrong = group[group["faults"] != ""]
         first = f"{Path(wrong['path'].iloc[0]).name}: {wrong['faults'].iloc[0]}" if len(wrong) else "nothing"
         more = f"; {count(len(wrong) - 1, 'more file')} in tables/cost_sources.csv" if len(wrong) > 1 else ""
-        body.append([str(campaign), str(kind), str(version) or DASH, str(len(own)), first + more])
+        body.append([str(campaign), str(kind), str(version) or EN_DASH, str(len(group)), first + more])
     note = "What was wrong is mended where that is safe, else left out; what is left out is in no number."
-    return View("Telemetry", ["campaign", "kind", "collector", "files", "what was wrong"], body, note)
+    return TableBlock("Telemetry", ["campaign", "kind", "collector", "files", "what was wrong"], body, note)
 
 
-def nodes(row: Any) -> str:
-    """`64`, or `62 of 64`."""
+def format_nodes(row: Row) -> str:
+    """Return `64`, or `62 of 64` where some sent nothing."""
     return (
         f"{row['nodes']:.0f}" if row["nodes"] == row["nodes_seen"] else f"{row['nodes_seen']:.0f} of {row['nodes']:.0f}"
     )
 
 
-def network(row: Any) -> float | None:
-    """Gigabytes received and sent by the nodes' interfaces."""
+def network_gb(row: Row) -> float | None:
+    """Return the gigabytes that the nodes' interfaces received and sent."""
     both = [row[name] for name in ("received_bytes", "sent_bytes") if row[name] is not None]
     return sum(both) / 1e9 if both else None
 
 
-def scaled(value: float | None, unit: float) -> float | None:
-    """In another unit."""
-    return None if value is None else value / unit
-
-
-def bars(known: pd.DataFrame, figures: Path) -> Figure:
-    """Energy of each useful result, case by case."""
+def draw_energy(known: pd.DataFrame, figures: Path) -> Figure:
+    """Draw the energy of each useful result, or of each case where no results are counted, case by case."""
     rows = known[known["energy_per_result_j"] > 0]
     if rows.empty:
         caption = f"Energy of each case, of {', '.join(known['energy_scope'].unique())}."
-        return _horizontal(known, known["energy_j"] / 1e3, "kJ", "cost-energy", caption, figures, log=False)
+        return _draw_bars(known, known["energy_j"] / 1e3, figures, name="cost-energy", label="kJ", caption=caption)
     caption = (
-        "Energy of each useful result (structure, candidate, trial, ...), a bar a case, of"
+        "Energy of each useful result (structure, candidate, trial, ...), a bar per case, of"
         f" {', '.join(rows['energy_scope'].unique())}."
     )
-    return _horizontal(rows, rows["energy_per_result_j"], "J a result", "cost-energy", caption, figures, log=True)
+    values = rows["energy_per_result_j"]
+    return _draw_bars(rows, values, figures, name="cost-energy", label="J per result", caption=caption, log=True)
 
 
-def cores(known: pd.DataFrame, figures: Path) -> Figure:
-    """Busy cores, case by case, where there is no energy to show."""
+def draw_cores(known: pd.DataFrame, figures: Path) -> Figure:
+    """Draw the busy cores, case by case, where there is no energy to show."""
     rows = known[known["busy_cores"].notna()]
-    caption = "Cores at work on a node, mean over the case, whoever kept them busy: no sensor tells of energy here."
-    return _horizontal(rows, rows["busy_cores"], "busy cores a node", "cost-cores", caption, figures, log=False)
+    caption = (
+        "Cores at work on a node, mean over the case, whichever process used them: no sensor measures energy here."
+    )
+    label = "busy cores per node"
+    return _draw_bars(rows, rows["busy_cores"], figures, name="cost-cores", label=label, caption=caption)
 
 
-def _horizontal(
-    rows: pd.DataFrame, values: pd.Series[float], label: str, name: str, caption: str, figures: Path, *, log: bool
+def _draw_bars(
+    rows: pd.DataFrame,
+    values: pd.Series[float],
+    figures: Path,
+    *,
+    name: str,
+    label: str,
+    caption: str,
+    log: bool = False,
 ) -> Figure:
     rows, values = rows.head(SHOWN), values.head(SHOWN)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.4, 0.9 + 0.21 * max(len(rows), 2)), layout="constrained")
-        places = range(len(rows))
-        axes.barh(places, values.tolist(), color="#0072b2", height=0.7)
-        axes.set_yticks(list(places), rows["case"].tolist(), fontsize=7)
+        positions = range(len(rows))
+        axes.barh(positions, values.tolist(), color="#0072b2", height=0.7)
+        axes.set_yticks(list(positions), rows["case"].tolist(), fontsize=7)
         axes.invert_yaxis()
         if log:
             axes.set_xscale("log")
         axes.set_xlabel(label)
-        return kept(figure, figures, name, caption)
+        return save_figure(figure, figures, name, caption)

@@ -1,4 +1,4 @@
-"""The section of the report on the datasets, their imbalance, and how fast they are read."""
+"""The page on the datasets, their imbalance, and how fast they are read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ from typing import Any
 
 import pandas as pd
 
-from harness.document.blocks import DASH, Section, View, interval, number
+from harness.document.blocks import (
+    EN_DASH,
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    interval_cell,
+    number_cell,
+    rows_as_dicts,
+    text_cell,
+)
 from harness.document.figures import Figure
 from harness.experiments.data.figures import (
-    distribution_rows,
-    element_table,
-    element_tables,
-    imbalance_bars,
-    reading_lines,
+    draw_distributions,
+    draw_elements,
+    draw_elements_by_dataset,
+    draw_imbalance,
+    draw_reading,
 )
-from harness.experiments.data.metrics import DataTables, wholes
+from harness.experiments.data.metrics import exclude_subsets, list_unreachable
+from harness.experiments.experiment import PageContext
 from harness.protocol.text import count
+from harness.results.tables import Row
 
 MEANING = {
     "sample": "A sample is drawn from the dataset itself.",
@@ -31,159 +44,161 @@ MEANING = {
 PREPOSITION = {"official": "files of", "sample": "of", "stand-in": "for"}
 
 
-def data_section(data: DataTables, figures: Path) -> list[Section]:
-    """The section, or none where no dataset was converted and none read; draws its figures into the folder."""
-    paragraphs, drawn, views = [], [], []
-    rows = [{str(k): None if pd.isna(v) else v for k, v in r.items()} for r in data.datasets.to_dict("records")]
-    if rows:
-        paragraphs.append(in_short(data.datasets))
-        drawn += dataset_figures(data, figures)
-        views += [datasets_view(rows), energies_view(rows), conversions_view(rows)]
-    if len(data.reading):
-        for system, own in data.reading.groupby("system"):
-            drawn.append(reading_lines(own, figures, f"data-reading-{system}"))
-        views.append(reading_view(data.reading))
-        paragraphs += [f"Out of reach here: {told}." for told in data.out_of_reach]
-    return [Section("Data", "data", paragraphs, drawn, views)] if views else []
+def build_sections(context: PageContext) -> list[Section]:
+    """Return the section, or none where no dataset was converted and none read."""
+    tables, figures = context.tables, context.figures
+    datasets, reading = tables["datasets"], tables["reading"]
+    paragraphs, drawn, blocks = [], [], []
+    if len(datasets):
+        rows = rows_as_dicts(datasets)
+        paragraphs.append(describe_datasets(datasets))
+        drawn += draw_datasets(datasets, tables["elements"], tables["distributions"], figures)
+        blocks += [build_datasets_block(rows), build_energies_block(rows), build_conversions_block(rows)]
+    if len(reading):
+        for system, group in reading.groupby("system"):
+            drawn.append(draw_reading(group, figures, f"data-reading-{system}"))
+        blocks.append(build_reading_block(reading))
+        paragraphs += [f"Out of reach here: {reason}." for reason in list_unreachable(context.records)]
+    return [Section("Data", "data", paragraphs, drawn, blocks)] if blocks else []
 
 
-def in_short(datasets: pd.DataFrame) -> str:
-    """How many there are and of which kind, and what that means."""
+def describe_datasets(datasets: pd.DataFrame) -> str:
+    """Return how many datasets there are, of which kind, and what that means."""
     counts = datasets["role"].value_counts(sort=False)
     kinds = [f"{n} {role}{'s' if n > 1 and role != 'official' else ''}" for role, n in counts.items()]
-    own = wholes(datasets)
-    said = f"{count(own['structures'].sum(), 'structure')} in {count(len(datasets), 'dataset')}: {', '.join(kinds)}."
-    if len(own) < len(datasets):
-        said += f" {len(datasets) - len(own)} of them are parts of another, and are counted once."
-    return " ".join([said, *(text for role, text in MEANING.items() if role in counts)])
+    counted = exclude_subsets(datasets)
+    total = count(counted["structures"].sum(), "structure")
+    text = f"{total} in {count(len(datasets), 'dataset')}: {', '.join(kinds)}."
+    if len(counted) < len(datasets):
+        text += f" {len(datasets) - len(counted)} of them are parts of another, and are counted once."
+    return " ".join([text, *(meaning for role, meaning in MEANING.items() if role in counts)])
 
 
-def dataset_figures(data: DataTables, figures: Path) -> list[Figure]:
-    """Imbalance, elements and distributions; without statistics only the first."""
-    drawn = [imbalance_bars(data.datasets, figures, "data-imbalance")]
-    if len(data.elements):
-        drawn.append(element_table(data.datasets, data.elements, figures, "data-elements"))
-        drawn.append(element_tables(data.datasets, data.elements, figures, "data-elements-by-dataset"))
-    if len(data.distributions):
-        drawn.append(distribution_rows(data.datasets, data.distributions, figures, "data-distributions"))
+def draw_datasets(
+    datasets: pd.DataFrame, elements: pd.DataFrame, distributions: pd.DataFrame, figures: Path
+) -> list[Figure]:
+    """Draw imbalance, elements and distributions; without statistics only the first."""
+    drawn = [draw_imbalance(datasets, figures, "data-imbalance")]
+    if len(elements):
+        drawn.append(draw_elements(datasets, elements, figures, "data-elements"))
+        drawn.append(draw_elements_by_dataset(datasets, elements, figures, "data-elements-by-dataset"))
+    if len(distributions):
+        drawn.append(draw_distributions(datasets, distributions, figures, "data-distributions"))
     return drawn
 
 
-def role(row: dict[str, Any]) -> str:
-    """`stand-in for OC2020`."""
+def describe_role(row: Mapping[str, Any]) -> str:
+    """Return `stand-in for OC2020`."""
     return f"{row['role']} {PREPOSITION[row['role']]} {row['head']}"
 
 
-def source(row: dict[str, Any]) -> str:
-    """Where a dataset comes from, without the digests of files."""
-    return re.sub(r",? sha256 [0-9a-f]{64}", "", row["source"] or DASH)
+def describe_source(row: Mapping[str, Any]) -> str:
+    """Return where a dataset comes from, without the digests of files."""
+    return re.sub(r",? sha256 [0-9a-f]{64}", "", row["source"] or EN_DASH)
 
 
-def datasets_view(rows: list[dict[str, Any]]) -> View:
-    """What each dataset is and holds."""
-    columns = [
-        "data", "source", "level of theory", "structures", "original", "left out", "atoms", "groups, about",
-        "atoms each: median, largest", "elements", "periodic", "|F| rms, max (eV/\N{ANGSTROM SIGN})",
-        "stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", "neighbours",
-    ]  # fmt: skip
-    body = [
-        [
-            role(r), source(r), r["level"] or DASH, number(r["structures"], ","),
-            number(r["original_count"], ",.0f"), number(r["left_out"], ","), number(r["atoms"], ",.0f"),
-            number(r["groups"], ",.0f"), pair(r["size_median"], r["size_max"], ".0f"),
-            number(r["elements"], ".0f"), number(r["periodic_share"], ".0%"),
-            pair(r["force_rms"], r["force_max"]), number(r["stress_rms"], ".2g"),
-            number(r["neighbours"], ".1f"),
-        ]
-        for r in rows
-    ]  # fmt: skip
+def build_datasets_block(rows: list[Row]) -> TableBlock:
+    """Return what each dataset is and holds."""
+    columns: list[Column] = [
+        ("data", describe_role),
+        ("source", describe_source),
+        ("level of theory", text_cell("level")),
+        ("structures", number_cell("structures", ",")),
+        ("original", number_cell("original_count", ",.0f")),
+        ("left out", number_cell("left_out", ",")),
+        ("atoms", number_cell("atoms", ",.0f")),
+        ("groups, about", number_cell("groups", ",.0f")),
+        ("atoms each: median, largest", lambda r: format_pair(r["size_median"], r["size_max"], ".0f")),
+        ("elements", number_cell("elements", ".0f")),
+        ("periodic", number_cell("periodic_share", ".0%")),
+        ("|F| rms, max (eV/\N{ANGSTROM SIGN})", lambda r: format_pair(r["force_rms"], r["force_max"])),
+        ("stress rms (eV/\N{ANGSTROM SIGN}\N{SUPERSCRIPT THREE})", number_cell("stress_rms", ".2g")),
+        ("neighbours", number_cell("neighbours", ".1f")),
+    ]
     note = (
         "Original: structures of the dataset that the head is named after, as published or listed. Medians are right"
         " to 1%, groups (molecules, materials, trajectories that no split parts) to about 3%. A dash: no such labels,"
         " or not known. Digests of the sources are in tables/datasets.csv."
     )
-    return View("Datasets", columns, body, note)
+    return build_block("Datasets", rows, columns, note)
 
 
-def energies_view(rows: list[dict[str, Any]]) -> View:
-    """Reference energies and what is left beyond them."""
-    columns = [
-        "data", "elements told apart", "not determined alone", "MAE of the references (eV/atom)",
-        "sd beyond them (eV/atom)", "1% .. 99% (eV/atom)",
-    ]  # fmt: skip
-    body = [
-        [
-            role(r), number(r["reference_rank"], ".0f"), r["elements_undetermined"] or "none",
-            number(r["reference_mae_ev_per_atom"]), number(r["energy_sd"]),
-            f"{number(r['energy_low'])} .. {number(r['energy_high'])}",
-        ]
-        for r in rows
-    ]  # fmt: skip
+def build_energies_block(rows: list[Row]) -> TableBlock:
+    """Return the reference energies, and the energies that remain beyond them."""
+    columns: list[Column] = [
+        ("data", describe_role),
+        ("elements distinguished", number_cell("reference_rank", ".0f")),
+        ("not determined alone", text_cell("elements_undetermined", "none")),
+        ("MAE of the references (eV/atom)", number_cell("reference_mae_ev_per_atom")),
+        ("sd beyond them (eV/atom)", number_cell("energy_sd")),
+        ("1% .. 99% (eV/atom)", lambda r: f"{format_number(r['energy_low'])} .. {format_number(r['energy_high'])}"),
+    ]
     note = (
         "One energy per element and dataset, by least squares of the energy per atom on the composition. Not determined"
         " alone: elements of which the data knows only sums, as of two that always come in one ratio."
     )
-    return View("Reference energies", columns, body, note)
+    return build_block("Reference energies", rows, columns, note)
 
 
-def conversions_view(rows: list[dict[str, Any]]) -> View:
-    """Whom each dataset is owed to and how it was converted."""
-    columns = [
-        "data", "licence", "attribution", "read", "left out", "splits", "structures/s", "workers", "store (MB)",
-        "edges stored",
-    ]  # fmt: skip
-    body = [
-        [
-            role(r), r["licence"] or DASH, r["attribution"] or DASH, number(r["read"], ","),
-            r["left_out_kinds"] or "none", r["splits"] or DASH, number(r["structures_per_s"]),
-            number(r["workers"], ".0f"), number(None if r["store_bytes"] is None else r["store_bytes"] / 1e6), edges(r),
-        ]
-        for r in rows
-    ]  # fmt: skip
-    return View("Licences and conversions", columns, body)
+def build_conversions_block(rows: list[Row]) -> TableBlock:
+    """Return who published each dataset, and how it was converted."""
+    columns: list[Column] = [
+        ("data", describe_role),
+        ("licence", text_cell("licence")),
+        ("attribution", text_cell("attribution")),
+        ("read", number_cell("read", ",")),
+        ("left out", text_cell("left_out_kinds", "none")),
+        ("splits", text_cell("splits")),
+        ("structures/s", number_cell("structures_per_s")),
+        ("workers", number_cell("workers", ".0f")),
+        ("store (MB)", number_cell("store_bytes", scale=1e-6)),
+        ("edges stored", describe_edges),
+    ]
+    return build_block("Licences and conversions", rows, columns)
 
 
-def pair(one: float | None, other: float | None, spec: str = ".3g") -> str:
-    """Two numbers, or one dash for none."""
-    return DASH if one is None else f"{number(one, spec)}, {number(other, spec)}"
+def format_pair(first: float | None, second: float | None, spec: str = ".3g") -> str:
+    """Return two numbers, or one dash where there are none."""
+    return EN_DASH if first is None else f"{format_number(first, spec)}, {format_number(second, spec)}"
 
 
-def edges(row: dict[str, Any]) -> str:
-    """`at most 20 within 5 angstrom`, or that there are none."""
+def describe_edges(row: Mapping[str, Any]) -> str:
+    """Return `at most 20 within 5 angstrom`, or that there are none."""
     if not row["edges"]:
         return "no"
     most = f"at most {row['max_neighbours']:.0f}" if row["max_neighbours"] else "all"
     return f"{most} within {row['cutoff']:g} \N{ANGSTROM SIGN}"
 
 
-def read_sets(row: Mapping[Any, Any]) -> str:
-    """`16, 14 of them stand-ins`, or their names where they are few."""
+def describe_sets(row: Mapping[str, Any]) -> str:
+    """Return `16, 14 of them stand-ins`, or the names of sets where they are few."""
     names = row["sets"].split(", ")
-    said = row["sets"] if len(names) <= 3 else str(len(names))
-    return said + (f", {row['stand_ins']} of them stand-ins" if row["stand_ins"] else "")
+    text = row["sets"] if len(names) <= 3 else str(len(names))
+    return text + (f", {row['stand_ins']} of them stand-ins" if row["stand_ins"] else "")
 
 
-def reading_view(reading: pd.DataFrame) -> View:
-    """Every run of reading, with intervals, beside its floor."""
-    columns = [
-        "mode", "system", "nodes", "ranks", "replica width", "sets", "\N{MICRO SIGN}s per sample [interval]",
-        "floor (\N{MICRO SIGN}s)", "samples/s, all ranks [interval]", "MB/s, all ranks", "bytes per sample", "open (s)",
-        "memory per rank (MiB)", "batch", "n",
-    ]  # fmt: skip
-    body = [
-        [
-            r["mode"], r["system"], number(r["nodes"], ".0f"), str(r["ranks"]), number(r["width"], ".0f"), read_sets(r),
-            interval(r["us_per_sample"], r["us_low"], r["us_high"]), number(r["floor_us"]),
-            interval(r["samples_per_s"], r["samples_per_s_low"], r["samples_per_s_high"]), number(r["mb_per_s"]),
-            number(r["bytes_per_sample"], ",.0f"), number(r["open_s"], ".2g"),
-            number(None if r["rss_bytes"] is None else r["rss_bytes"] / 2**20, ".0f"), str(r["batch"]),
-            str(r["batches"]),
-        ]
-        for r in reading.to_dict("records")
-    ]  # fmt: skip
+def build_reading_block(reading: pd.DataFrame) -> TableBlock:
+    """Return every run of reading with its intervals and its floor."""
+    columns: list[Column] = [
+        ("mode", "mode"),
+        ("system", "system"),
+        ("nodes", number_cell("nodes", ".0f")),
+        ("ranks", "ranks"),
+        ("replica width", number_cell("width", ".0f")),
+        ("sets", describe_sets),
+        ("\N{MICRO SIGN}s per sample [interval]", interval_cell("us_per_sample", "us_low", "us_high")),
+        ("floor (\N{MICRO SIGN}s)", number_cell("floor_us")),
+        ("samples/s, all ranks [interval]", interval_cell("samples_per_s")),
+        ("MB/s, all ranks", number_cell("mb_per_s")),
+        ("bytes per sample", number_cell("bytes_per_sample", ",.0f")),
+        ("open (s)", number_cell("open_s", ".2g")),
+        ("memory per rank (MiB)", number_cell("rss_bytes", ".0f", 2**-20)),
+        ("batch", "batch"),
+        ("n", "batches"),
+    ]
     note = (
-        f"Medians over n batches with order-statistic intervals ({number(100 * reading['coverage'].min(), '.1f')}%"
-        " coverage); the time of a batch is that of the slowest rank. Ranks in one process or on one host share its"
-        " disk and memory."
+        "Medians over n batches with order-statistic intervals"
+        f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage); the time of a batch is that of the"
+        " slowest rank. Ranks in one process or on one host share its disk and memory."
     )
-    return View("Reading", columns, body, note)
+    return build_block("Reading", rows_as_dicts(reading), columns, note)

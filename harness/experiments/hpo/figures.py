@@ -10,21 +10,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from harness.document.figures import STYLE, Figure, kept
-from harness.document.ticks import plain_ticks
+from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
+from harness.protocol.backbones import GREY, find_backbone
 from harness.protocol.text import count
 
-# Okabe and Ito's, and grey for the search over all backbones
-COLOURS = {
-    "painn": "#0072b2", "pnaeq": "#56b4e9", "egnn": "#009e73", "schnet": "#e69f00", "dimenet": "#cc79a7",
-    "mace": "#d55e00", "mixed": "#59636e",
-}  # fmt: skip
-MARKS = {"painn": "o", "pnaeq": "s", "egnn": "^", "schnet": "D", "dimenet": "v", "mace": "P", "mixed": "x"}
-SOFT, BAD = "#59636e", "#b42318"
+BAD = "#b42318"
 
 
-def best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """The lowest mean error until then, over time and over node-hours, a line a search."""
+def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
+    """Draw the lowest mean error so far, over time and over node-hours, a line per search."""
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.5), sharey=True, layout="constrained")
         per_hour, unit = (1.0, "hours") if trials["ended_h"].max() > 1.0 else (60.0, "minutes")
@@ -34,43 +28,48 @@ def best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name:
             (f"{unit} since the search began", f"node-{unit} spent"),
             strict=True,
         ):
-            for search, own in trials.groupby("search", sort=False):
-                colour = COLOURS.get(str(search), SOFT)
+            for search, group in trials.groupby("search", sort=False):
+                colour = find_backbone(search).colour
                 label_of = names.get(str(search), str(search))
-                when = per_hour * own[column]
-                axes.step(when, -own["best_so_far"], where="post", color=colour, lw=1.4, label=label_of)
-                axes.plot(when, -own["objective"], ".", color=colour, ms=4, alpha=0.6)
-                bad = when[own["objective"].isna()]
+                when = per_hour * group[column]
+                axes.step(when, -group["best_so_far"], where="post", color=colour, lw=1.4, label=label_of)
+                axes.plot(when, -group["objective"], ".", color=colour, ms=4, alpha=0.6)
+                bad = when[group["objective"].isna()]
                 if len(bad):
                     at: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
                     axes.plot(bad, np.full(len(bad), 1.0), "x", color=colour, ms=5, **at)
             axes.set_xlabel(label)
         panels[0].set_yscale("log")
-        plain_ticks(panels[0].yaxis, *panels[0].get_ylim())
+        set_plain_ticks(panels[0].yaxis, *panels[0].get_ylim())
         panels[0].set_ylabel("(MAE(E/atom) + MAE(F)) / 2, eV and eV/\N{ANGSTROM SIGN}")
         panels[1].legend(frameon=False, fontsize=8)
         caption = (
             f"Searches, {count(len(trials), 'trial')}: a dot each, the line the best until then; errors on validation"
-            " structures, in eV/atom and eV/\N{ANGSTROM SIGN}. Crosses along the top: trials that came to no objective."
+            " structures, in eV/atom and eV/\N{ANGSTROM SIGN}. Crosses along the top: trials without an objective."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def accuracy_against_throughput(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Every trial's mean error over its rate, and the front of those that none beats in both."""
+def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
+    """Draw every trial's mean error over its rate, and the front of those that none beats in both."""
     done = trials[trials["objective"].notna()]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-        for backbone, own in done.groupby("backbone", sort=False):
+        for backbone, group in done.groupby("backbone", sort=False):
             key = str(backbone)
-            look: Any = {"color": COLOURS.get(key, SOFT), "marker": MARKS.get(key, "o"), "ls": "", "ms": 4.5}
-            axes.plot(own["graphs_per_s"], -own["objective"], label=names.get(key, key), alpha=0.8, **look)
+            look: Any = {
+                "color": find_backbone(key).colour,
+                "marker": find_backbone(key).marker,
+                "ls": "",
+                "ms": 4.5,
+            }
+            axes.plot(group["graphs_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **look)
         front = done[done["on_front"].astype(bool)].sort_values("graphs_per_s")
-        axes.plot(front["graphs_per_s"], -front["objective"], "-", color=SOFT, lw=0.9, zorder=0, label="front")
+        axes.plot(front["graphs_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            plain_ticks(axis, *ends)
+            set_plain_ticks(axis, *ends)
         axes.set_xlabel("training throughput, graphs/s")
         axes.set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
         axes.legend(frameon=False, fontsize=8)
@@ -78,11 +77,11 @@ def accuracy_against_throughput(trials: pd.DataFrame, names: dict[str, str], fol
             f"Accuracy against throughput, {count(len(done), 'trial')} of all searches."
             " The line joins those that no other trial beats in both."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def tried(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
-    """Parallel coordinates of one search: a line a trial through the places of its values."""
+def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
+    """Draw the parallel coordinates of one search: a line per trial through the places of its values."""
     names = list(points["hyperparameter"].unique())
     table = points.pivot_table(index="trial", columns="hyperparameter", values="place")[names]
     objective = points.drop_duplicates("trial").set_index("trial")["objective"]
@@ -104,7 +103,7 @@ def tried(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
             axes.axvline(k, color="#d8dee4", lw=0.8, zorder=0)
             low, high = _ends(ends.get_group(hyperparameter), table[hyperparameter])
             for value, y, side in ((low, -0.06, "top"), (high, 1.06, "bottom")):
-                axes.text(k, y, value, ha="center", va=side, fontsize=7, color=SOFT)
+                axes.text(k, y, value, ha="center", va=side, fontsize=7, color=GREY)
         axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=7.5)
         axes.tick_params(length=0, pad=12)
         axes.set_ylim(-0.05, 1.05)
@@ -113,15 +112,15 @@ def tried(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
             spine.set_visible(False)
         failed = int(objective.isna().sum())
         caption = (
-            f"{title}: a line a trial, {count} with an objective (yellow: good; the best is thick)"
+            f"{title}: a line per trial, {count} with an objective (yellow: good; the best is thick)"
             + (f" and {failed} without (dotted)" if failed else "")
             + ". Each axis spans the range that is searched; the numbers are the least and largest value tried."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
 def _ends(values: pd.Series[Any], places: pd.Series[Any]) -> tuple[str, str]:
-    """The least and the largest value, as text."""
+    """Return the least and the largest value as text."""
     if values.map(lambda v: isinstance(v, str)).any():
         return str(values.iloc[0]) if values.nunique() == 1 else "", ""
     return f"{values.astype(float).min():.3g}", f"{values.astype(float).max():.3g}"

@@ -1,76 +1,99 @@
-"""Hyperparameter search: records of the program `hpo` -> trials, best points, and what the hyperparameters explain.
+"""Tables on hyperparameter searches: trials, best points, and what each hyperparameter explains.
 
-A search leaves the facts search, warm_start and overhead, and an event `trial` for each that has ended, however it did.
-Half a search is read like a whole one.
+A search leaves the facts search, warm_start and overhead, and an event `trial` for each trial that has ended in any
+way. An interrupted search is read like a complete one.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.results.runs import Record
+from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount, select_numbers
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns
 
 STATES = ("done", "stopped", "failed", "not finite", "timeout", "lost")
-SEARCHES = (
-    "campaign", "suite", "system", "case", "id", "search", "state", "evaluations", "trials", *STATES, "told_before",
-    "left_out_before", "best_objective", "hours", "node_hours", "trial_s", "optimizer_s", "overhead", "stand_ins",
-    "folder",
-)  # fmt: skip
-TRIALS = (
-    "campaign", "case", "search", "trial", "backbone", "state", "reason", "objective", "energy_mae_ev_per_atom",
-    "force_mae_ev_per_a", "graphs_per_s", "epochs", "began_h", "ended_h", "node_hours", "spent_node_hours",
-    "best_so_far", "on_front", "nodes", "configuration", "folder",
-)  # fmt: skip
-POINTS = ("campaign", "case", "search", "trial", "objective", "hyperparameter", "value", "place")
-IMPORTANCE = ("campaign", "case", "search", "hyperparameter", "kind", "trials", "explained", "direction", "p_value")
+SEARCHES = Columns(
+    "hpo_searches",
+    search="campaign suite system case id search state evaluations trials",
+    states=STATES,
+    totals="told_before left_out_before best_objective hours node_hours trial_s optimizer_s overhead stand_ins",
+    folder="folder",
+)
+TRIALS = Columns(
+    "hpo_trials",
+    search="campaign case search",
+    event="trial backbone state reason objective energy_mae_ev_per_atom force_mae_ev_per_a graphs_per_s epochs",
+    times="began_h ended_h node_hours spent_node_hours",
+    standing="best_so_far on_front",
+    run="nodes configuration folder",
+)
+POINTS = Columns("hpo_points", search="campaign case search", value="trial objective hyperparameter value place")
+IMPORTANCE = Columns(
+    "hpo_importance",
+    search="campaign case search",
+    value="hyperparameter kind trials explained direction p_value",
+)
+BEST_ERROR = Metric("best trial's error", "", "lower")
 LEAST_TRIALS = 5
 PERMUTATIONS = 2000
 
 
-@dataclass(frozen=True)
-class SearchTables:
-    """searches: a row a search. trials: a row a trial, in the order in which they ended. best: those of each search and
-    backbone with the highest objective. points: a row a trial and hyperparameter. importance: see `importance`."""
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables on searches; missing values are NaN or None.
 
-    searches: pd.DataFrame
-    trials: pd.DataFrame
-    best: pd.DataFrame
-    points: pd.DataFrame
-    importance: pd.DataFrame
-
-
-def search_tables(records: Sequence[Record]) -> SearchTables:
-    """All tables on searches; missing values are NaN or None."""
-    own = [r for r in records if r.case.get("program") == "hpo" and r.others.get("trial")]
-    trials = pd.DataFrame([row for r in own for row in _trials(r)], columns=TRIALS)
+    hpo_searches: a row per search. hpo_trials: a row per trial, in the order in which they ended. hpo_best: the trial
+    with the highest objective of each search and backbone. hpo_points: a row per trial and hyperparameter.
+    hpo_importance: see `rank_importance`.
+    """
+    runs = [r for r in records if r.program == "hpo" and r.events("trial")]
+    trials = TRIALS.build(row for r in runs for row in _trials(r))
     trials["on_front"] = False
-    for _, rows in trials.groupby("campaign"):
-        found = (rows[k].to_numpy(dtype=float) for k in ("objective", "graphs_per_s"))
-        trials.loc[rows.index, "on_front"] = pareto(*found)
-    points = pd.DataFrame([row for r in own for row in _points(r)], columns=POINTS)
-    searches = pd.DataFrame([_search(r, trials) for r in own], columns=SEARCHES)
+    for _, group in trials.groupby("campaign"):
+        objectives, rates = (group[k].to_numpy(dtype=float) for k in ("objective", "graphs_per_s"))
+        trials.loc[group.index, "on_front"] = find_pareto_front(objectives, rates)
+    points = POINTS.build(row for r in runs for row in _points(r))
     best = trials[trials["objective"].notna()].sort_values("objective", ascending=False, kind="stable")
     best = best.drop_duplicates(["campaign", "case", "backbone"]).sort_values(["campaign", "case"], kind="stable")
-    return SearchTables(searches, trials, best, points, importance(points))
+    return {
+        "hpo_searches": SEARCHES.build(_search(r, trials) for r in runs),
+        "hpo_trials": trials,
+        "hpo_best": best,
+        "hpo_points": points,
+        "hpo_importance": rank_importance(points),
+    }
 
 
-def _names(record: Record) -> dict[str, Any]:
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the error of the best trial, and the rates of all trials."""
+    trials = record.events("trial")
+    objectives = select_numbers(t.get("objective") for t in trials)
+    yield MetricSamples(BEST_ERROR, (-max(objectives),) if objectives else ())
+    yield MetricSamples(THROUGHPUT, select_numbers(t.get("graphs_per_s") for t in trials))
+
+
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of trials."""
+    del scope, name
+    return float(len(record.events("trial"))), "trial"
+
+
+def _names(record: RunRecord) -> dict[str, Any]:
     case = record.case
     search = case.get("point", {}).get("search") or record.facts.get("search", {}).get("backbone")
-    return {"campaign": record.folder.parent.name, "case": case.get("name"), "search": search}
+    return {"campaign": record.campaign, "case": case.get("name"), "search": search}
 
 
-def _trials(record: Record) -> list[dict[str, Any]]:
+def _trials(record: RunRecord) -> list[dict[str, Any]]:
     """The trials with times since the first began, what had been spent, and the best until then."""
-    events = record.others["trial"]
+    events = record.events("trial")
     first = min(e["began_s"] for e in events)
     rows, spent, best = [], 0.0, math.nan
     for e in sorted(events, key=lambda e: (e["ended_s"], e["trial"])):
@@ -80,7 +103,7 @@ def _trials(record: Record) -> list[dict[str, Any]]:
         rows.append(
             {
                 **_names(record),
-                **{k: e.get(k) for k in TRIALS[3:12]},
+                **{k: e.get(k) for k in TRIALS["event"]},
                 "objective": objective,
                 "began_h": (e["began_s"] - first) / 3600,
                 "ended_h": (e["ended_s"] - first) / 3600,
@@ -95,17 +118,17 @@ def _trials(record: Record) -> list[dict[str, Any]]:
     return rows
 
 
-def pareto(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points no other one beats in one of two quantities and equals in the other; NaN is beaten by all."""
-    there = np.isfinite(first) & np.isfinite(second)
-    a, b = (np.where(there, x, -np.inf) for x in (first, second))
+def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which points no other one beats in one quantity and equals in the other; NaN is beaten by all."""
+    is_known = np.isfinite(first) & np.isfinite(second)
+    a, b = (np.where(is_known, x, -np.inf) for x in (first, second))
     as_good = (a[None, :] >= a[:, None]) & (b[None, :] >= b[:, None])
     better = (a[None, :] > a[:, None]) | (b[None, :] > b[:, None])
-    return there & ~(as_good & better).any(axis=1)
+    return is_known & ~(as_good & better).any(axis=1)
 
 
-def _points(record: Record) -> list[dict[str, Any]]:
-    """Every hyperparameter of every trial; place: from 0 to 1 between the ends of its range, or among the choices."""
+def _points(record: RunRecord) -> list[dict[str, Any]]:
+    """Return every hyperparameter of every trial; place: its value between the ends of its range, from 0 to 1."""
     space = record.facts.get("search", {}).get("space", {})
     return [
         {
@@ -114,83 +137,102 @@ def _points(record: Record) -> list[dict[str, Any]]:
             "objective": math.nan if e["objective"] is None else e["objective"],
             "hyperparameter": name,
             "value": value,
-            "place": place(value, space[name]),
+            "place": normalize_value(value, space[name]),
         }
-        for e in record.others["trial"]
+        for e in record.events("trial")
         for name, value in e["configuration"].items()
         if name in space
     ]
 
 
-def place(value: Any, of: dict[str, Any]) -> float:
-    """Where a value stands in its range or among its choices, 0 to 1."""
-    if "values" in of:
-        return of["values"].index(value) / max(1, len(of["values"]) - 1)
-    low, high, here = of["low"], of["high"], value
-    if of["log"]:
-        low, high, here = math.log(low), math.log(high), math.log(value)
-    return float((here - low) / (high - low))
+def normalize_value(value: Any, dimension: dict[str, Any]) -> float:
+    """Return where a value lies in its range or among its choices, from 0 to 1."""
+    if "values" in dimension:
+        return dimension["values"].index(value) / max(1, len(dimension["values"]) - 1)
+    numbers = (dimension["low"], dimension["high"], value)
+    low, high, x = map(math.log, numbers) if dimension["log"] else numbers
+    return float((x - low) / (high - low))
 
 
-def _search(record: Record, trials: pd.DataFrame) -> dict[str, Any]:
+def _search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
     names = _names(record)
-    own = trials[(trials["campaign"] == names["campaign"]) & (trials["case"] == names["case"])]
-    facts, warmth = record.facts, record.facts.get("warm_start", {})
-    spent = facts.get("overhead", {})
-    busy = 3600 * (own["ended_h"] - own["began_h"]).sum()
+    rows = trials[(trials["campaign"] == names["campaign"]) & (trials["case"] == names["case"])]
+    facts, warm_start = record.facts, record.facts.get("warm_start", {})
+    overhead = facts.get("overhead", {})
+    busy = 3600 * (rows["ended_h"] - rows["began_h"]).sum()
     fixed = facts.get("search", {}).get("trial", {})
     return {
         **names,
         **{k: record.case.get(k) for k in ("suite", "system", "id")},
         "state": record.state,
         "evaluations": facts.get("search", {}).get("evaluations"),
-        "trials": len(own),
-        **{state: int((own["state"] == state).sum()) for state in STATES},
-        "told_before": warmth.get("told", 0),
-        "left_out_before": warmth.get("outside", 0) + warmth.get("failed", 0),
-        "best_objective": own["objective"].max(),
-        "hours": own["ended_h"].max(),
-        "node_hours": own["node_hours"].sum(),
+        "trials": len(rows),
+        **{state: int((rows["state"] == state).sum()) for state in STATES},
+        "told_before": warm_start.get("told", 0),
+        "left_out_before": warm_start.get("outside", 0) + warm_start.get("failed", 0),
+        "best_objective": rows["objective"].max(),
+        "hours": rows["ended_h"].max(),
+        "node_hours": rows["node_hours"].sum(),
         "trial_s": busy,
-        "optimizer_s": spent.get("optimizer_s"),
-        "overhead": spent["optimizer_s"] / busy if spent and busy else None,
+        "optimizer_s": overhead.get("optimizer_s"),
+        "overhead": overhead["optimizer_s"] / busy if overhead and busy else None,
         "stand_ins": not fixed.get("stores"),
         "folder": str(record.folder),
     }
 
 
-def importance(points: pd.DataFrame) -> pd.DataFrame:
-    """The share of the variance of the objective's ranks that one hyperparameter alone explains, and its chance.
+def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of the variance of the objective's ranks that each hyperparameter alone explains.
 
     Numbers: the square of Spearman's correlation, whose sign is the direction. Choices: the correlation ratio. p_value:
     how often a permutation of the objectives explains as much. Trials without an objective are left out; so are
     hyperparameters that took one value, and all of a search with fewer than LEAST_TRIALS trials.
     """
     rows = []
-    for names, own in points[points["objective"].notna()].groupby(
-        ["campaign", "case", "search", "hyperparameter"], sort=False
-    ):
-        if len(own) < LEAST_TRIALS or own["value"].nunique() < 2:
+    groups = points[points["objective"].notna()].groupby([*IMPORTANCE["search"], "hyperparameter"], sort=False)
+    for names, group in groups:
+        values = group["value"]
+        if len(group) < LEAST_TRIALS or values.nunique() < 2:
             continue
-        words = own["value"].map(lambda v: isinstance(v, str)).any()
-        ranks = np.asarray(own["objective"].rank(), dtype=np.float64)
-        groups = own["value"].astype(str).to_numpy() if words else own["value"].astype(float).rank().to_numpy()
-        found, direction = _explained(groups, ranks, bool(words))
+        is_choice = bool(values.map(lambda v: isinstance(v, str)).any())
+        ranks = np.asarray(group["objective"].rank(), dtype=np.float64)
         draw = np.random.default_rng(0)
-        others = [_explained(groups, draw.permutation(ranks), bool(words))[0] for _ in range(PERMUTATIONS)]
-        p = (1 + sum(o >= found - 1e-12 for o in others)) / (1 + PERMUTATIONS)
-        kind = "choice" if words else "number"
-        rows.append((*names, kind, len(own), found, math.nan if words else direction, p))
-    table = pd.DataFrame(rows, columns=IMPORTANCE)
+        shuffled = np.stack([draw.permutation(ranks) for _ in range(PERMUTATIONS)])
+        if is_choice:
+            choices = values.astype(str).to_numpy()
+            explained, direction = float(_explained_by_choice(choices, ranks[None])[0]), math.nan
+            by_chance = _explained_by_choice(choices, shuffled)
+        else:
+            x = values.astype(float).rank().to_numpy()
+            rho = float(np.corrcoef(x, ranks)[0, 1])
+            explained, direction = rho**2, math.copysign(1.0, rho)
+            by_chance = _correlations(x, shuffled) ** 2
+        rows.append(
+            {
+                **dict(zip([*IMPORTANCE["search"], "hyperparameter"], names, strict=True)),
+                "kind": "choice" if is_choice else "number",
+                "trials": len(group),
+                "explained": explained,
+                "direction": direction,
+                "p_value": (1 + int((by_chance >= explained - 1e-12).sum())) / (1 + PERMUTATIONS),
+            }
+        )
+    table = IMPORTANCE.build(rows)
     return table.sort_values(["campaign", "case", "explained"], ascending=[True, True, False], kind="stable")
 
 
-def _explained(x: NDArray[Any], ranks: NDArray[np.float64], words: bool) -> tuple[float, float]:
-    """Share of the variance of ranks that x explains, and the sign of its slope."""
-    if words:
-        between = sum(
-            (x == word).sum() * (ranks[x == word].mean() - ranks.mean()) ** 2 for word in dict.fromkeys(x.tolist())
-        )
-        return float(between / (len(ranks) * ranks.var())), math.nan
-    rho = float(np.corrcoef(x.astype(float), ranks)[0, 1])
-    return rho**2, math.copysign(1.0, rho)
+def _explained_by_choice(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of the variance of each row of ranks that lies between the groups of equal choices."""
+    mean = orders.mean(axis=1)
+    between = sum(
+        (choices == choice).sum() * (orders[:, choices == choice].mean(axis=1) - mean) ** 2
+        for choice in dict.fromkeys(choices.tolist())
+    )
+    return np.asarray(between / (orders.shape[1] * orders.var(axis=1)))
+
+
+def _correlations(x: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the correlation of x with each row of ranks."""
+    x = x - x.mean()
+    centred = orders - orders.mean(axis=1, keepdims=True)
+    return np.asarray(centred @ x / np.sqrt((centred**2).sum(axis=1) * (x**2).sum()))

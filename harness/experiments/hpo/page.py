@@ -1,159 +1,186 @@
-"""The section of the report on hyperparameter searches."""
+"""The page on hyperparameter searches."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.document.blocks import DASH, Section, View, lines, number, raw_records
+from harness.document.blocks import (
+    EN_DASH,
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    link_run_folder,
+    number_cell,
+    rows_as_dicts,
+    select_campaign,
+    text_cell,
+)
 from harness.document.figures import Figure
-from harness.experiments.cost.page import with_costs
-from harness.experiments.hpo.figures import accuracy_against_throughput, best_so_far, tried
-from harness.experiments.hpo.metrics import LEAST_TRIALS, STATES, SearchTables
-from harness.experiments.training.page import NAMES
+from harness.experiments.cost.page import add_cost_columns
+from harness.experiments.experiment import PageContext
+from harness.experiments.hpo.figures import draw_best_so_far, draw_front, draw_points
+from harness.experiments.hpo.metrics import LEAST_TRIALS, STATES
+from harness.protocol.backbones import BACKBONES, MIXED, name_backbone
 from harness.protocol.text import count
+from harness.results.tables import Row
 
-SEARCHES = {**NAMES, "mixed": "all backbones"}
+SEARCH_NAMES = {**{str(name): backbone.title for name, backbone in BACKBONES.items()}, "mixed": MIXED.title}
+SEARCH_COLUMN: Column = ("search", lambda r: name_search(str(r["search"])))
 SHOWN = 40
 LIKELY = 0.05
 
 
-def search_sections(tables: SearchTables, figures: Path) -> list[Section]:
-    """A section for each campaign; draws its figures into the folder."""
-    return [campaign_section(str(campaign), tables, figures) for campaign in tables.searches["campaign"].unique()]
+def build_sections(context: PageContext) -> list[Section]:
+    """Return a section for each campaign."""
+    return [build_campaign_section(str(c), context) for c in context.tables["hpo_searches"]["campaign"].unique()]
 
 
-def campaign_section(campaign: str, tables: SearchTables, figures: Path) -> Section:
-    """What the searches of one campaign have found."""
+def build_campaign_section(campaign: str, context: PageContext) -> Section:
+    """Return the section on the searches of one campaign."""
     searches, trials, best, points, importance = (
-        t[t["campaign"] == campaign]
-        for t in (tables.searches, tables.trials, tables.best, tables.points, tables.importance)
+        select_campaign(context.tables[f"hpo_{name}"], campaign)
+        for name in ("searches", "trials", "best", "points", "importance")
     )
+    figures = context.figures
     drawn: list[Figure] = []
     if trials["objective"].notna().any():
         drawn = [
-            best_so_far(trials, SEARCHES, figures, f"{campaign}-best"),
-            accuracy_against_throughput(trials, SEARCHES, figures, f"{campaign}-front"),
+            draw_best_so_far(trials, SEARCH_NAMES, figures, f"{campaign}-best"),
+            draw_front(trials, SEARCH_NAMES, figures, f"{campaign}-front"),
         ]
-        for case, own in points.groupby("case", sort=False):
-            if own["objective"].notna().any():
-                search = str(own["search"].iloc[0])
-                title = f"Search of {SEARCHES.get(search, search)}"
-                drawn.append(tried(own, title, figures, f"{campaign}-{case}-points"))
-    views = [searches_view(searches), best_view(best), importance_view(importance), trials_view(trials)]
+        for case, group in points.groupby("case", sort=False):
+            if group["objective"].notna().any():
+                title = f"Search of {name_search(str(group['search'].iloc[0]))}"
+                drawn.append(draw_points(group, title, figures, f"{campaign}-{case}-points"))
+    blocks = [
+        build_searches_block(searches),
+        build_best_block(best),
+        build_importance_block(importance),
+        build_trials_block(trials),
+    ]
     title = f"Hyperparameter search on {searches['system'].iloc[0]}"
-    return Section(title, f"search-{campaign}", paragraphs(searches, trials), drawn, views)
+    return Section(title, f"search-{campaign}", describe_searches(searches, trials), drawn, blocks)
 
 
-def paragraphs(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
-    """How many trials, what became of them, and what the search itself cost."""
+def name_search(search: str) -> str:
+    """Return the name of what was searched: a backbone, or all of them."""
+    return SEARCH_NAMES.get(search, search)
+
+
+def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
+    """Return how many trials there are, how they ended, and how complete the searches are."""
     counts = [f"{n} {state}" for state in STATES if (n := int((trials["state"] == state).sum()))]
-    said = [
+    text = [
         f"{count(len(searches), 'search', 'searches')} by Bayesian optimization (DeepHyper),"
         f" {count(len(trials), 'trial')}: {', '.join(counts)};"
-        f" {number(trials['node_hours'].sum())} node-hours. Objective: -(MAE(E/atom) + MAE(F)) / 2 on validation"
+        f" {format_number(trials['node_hours'].sum())} node-hours. Objective: -(MAE(E/atom) + MAE(F)) / 2 on validation"
         " structures, eV and eV/\N{ANGSTROM SIGN}; of a stopped trial, when it was stopped."
     ]
     if searches["stand_ins"].any():
-        said.append(
+        text.append(
             "Trained on the shipped sets, most of them stand-ins, and for minutes: the ranking of backbones here says"
             " nothing of the paper's."
         )
-    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['evaluations']})" for r in lines(searches)
+    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['evaluations']})" for r in rows_as_dicts(searches)
                   if r["state"] != "done"]  # fmt: skip
     if unfinished:
-        said.append(f"Not complete, and read as far as they went: {', '.join(unfinished)}.")
-    return said
+        text.append(f"Not complete, and read as far as they went: {', '.join(unfinished)}.")
+    return text
 
 
-def searches_view(searches: pd.DataFrame) -> View:
-    """A row a search."""
-    columns = [
-        "search", "trials", *STATES, "best (MAE(E)+MAE(F))/2", "hours", "node-hours", "time in trials (s)",
-        "optimizer, of that time", "told of earlier trials", "of these left out",
-    ]  # fmt: skip
-    body = [
-        [
-            SEARCHES.get(r["search"], str(r["search"])), f"{r['trials']} of {number(r['evaluations'], '.0f')}",
-            *(str(r[state]) for state in STATES), number(negative(r["best_objective"])), number(r["hours"]),
-            number(r["node_hours"]), number(r["trial_s"]), number(r["overhead"], ".1%"),
-            str(r["told_before"] + r["left_out_before"]), str(r["left_out_before"]),
-        ]
-        for r in lines(searches)
-    ]  # fmt: skip
+def build_searches_block(searches: pd.DataFrame) -> TableBlock:
+    """Return a row per search."""
+    columns: list[Column] = [
+        SEARCH_COLUMN,
+        ("trials", lambda r: f"{r['trials']} of {format_number(r['evaluations'], '.0f')}"),
+        *((state, state) for state in STATES),
+        ("best (MAE(E)+MAE(F))/2", lambda r: format_number(negate(r["best_objective"]))),
+        ("hours", number_cell("hours")),
+        ("node-hours", number_cell("node_hours")),
+        ("time in trials (s)", number_cell("trial_s")),
+        ("optimizer, of that time", number_cell("overhead", ".1%")),
+        ("earlier trials that it was given", lambda r: r["told_before"] + r["left_out_before"]),
+        ("of these left out", "left_out_before"),
+    ]
     note = (
         "Optimizer: the time that asking for points and telling results took; other trials run meanwhile. Left out:"
         " points outside the range searched, and failures."
     )
-    return with_costs(View("Searches", columns, body, note), searches)
+    return add_cost_columns(build_block("Searches", rows_as_dicts(searches), columns, note), searches)
 
 
-def best_view(best: pd.DataFrame) -> View:
-    """The best point of each backbone in each search."""
-    columns = [
-        "search", "backbone", "trial", "MAE(E) (meV/atom)", "MAE(F) (meV/\N{ANGSTROM SIGN})", "graphs/s", "point",
-        "raw records",
-    ]  # fmt: skip
-    body = [
-        [
-            SEARCHES.get(r["search"], str(r["search"])), NAMES.get(r["backbone"], r["backbone"]), str(r["trial"]),
-            number(1e3 * r["energy_mae_ev_per_atom"]), number(1e3 * r["force_mae_ev_per_a"]),
-            number(r["graphs_per_s"]), point(r["configuration"]), raw_records(r["folder"], 5),
-        ]
-        for r in lines(best)
-    ]  # fmt: skip
+def build_best_block(best: pd.DataFrame) -> TableBlock:
+    """Return the best point of each backbone in each search."""
+    columns: list[Column] = [
+        SEARCH_COLUMN,
+        ("backbone", lambda r: name_backbone(r["backbone"])),
+        ("trial", "trial"),
+        ("MAE(E) (meV/atom)", number_cell("energy_mae_ev_per_atom", scale=1e3)),
+        ("MAE(F) (meV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a", scale=1e3)),
+        ("graphs/s", number_cell("graphs_per_s")),
+        ("point", lambda r: format_point(r["configuration"])),
+        ("raw records", lambda r: link_run_folder(r["folder"], 5)),
+    ]
     note = "One seed each: how far apart two trials of one point lie is not measured here."
-    return View("Best of each backbone", columns, body, note)
+    return build_block("Best of each backbone", rows_as_dicts(best), columns, note)
 
 
-def negative(value: float | None) -> float | None:
-    """The mean error of an objective."""
+def negate(value: float | None) -> float | None:
+    """Return the mean error that is the negative of an objective."""
     return None if value is None else -value
 
 
-def point(configuration: str) -> str:
-    """`hidden_dim 64, learning_rate 0.00123`."""
-    plain: dict[str, Any] = json.loads(configuration)
-    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
+def format_point(configuration: str) -> str:
+    """Return `hidden_dim 64, learning_rate 0.00123`."""
+    values: dict[str, Any] = json.loads(configuration)
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
-def importance_view(importance: pd.DataFrame) -> View:
-    """What each hyperparameter alone explains."""
-    columns = ["search", "hyperparameter", "explains", "better when", "chance", "trials"]
-    body = [
-        [
-            SEARCHES.get(r["search"], str(r["search"])), r["hyperparameter"], number(r["explained"], ".0%"),
-            DASH if r["kind"] == "choice" else ("larger" if r["direction"] > 0 else "smaller"),
-            number(r["p_value"], ".3f") + (" *" if r["p_value"] < LIKELY else ""), str(r["trials"]),
-        ]
-        for r in lines(importance)
-    ]  # fmt: skip
+def build_importance_block(importance: pd.DataFrame) -> TableBlock:
+    """Return what each hyperparameter alone explains."""
+    columns: list[Column] = [
+        SEARCH_COLUMN,
+        ("hyperparameter", "hyperparameter"),
+        ("explains", number_cell("explained", ".0%")),
+        ("better when", describe_direction),
+        ("chance", lambda r: format_number(r["p_value"], ".3f") + (" *" if r["p_value"] < LIKELY else "")),
+        ("trials", "trials"),
+    ]
     note = (
         "Share of the variance of the objectives' ranks that the hyperparameter alone explains; chance: how often a"
         f" permutation of the objectives explains as much (* below {LIKELY:g}; of twenty rows, one by luck). Not for"
         f" searches with fewer than {LEAST_TRIALS} trials. The optimizer does not draw points independently, so read"
         " this as a description of the search."
     )
-    return View("Importance of hyperparameters", columns, body, note)
+    return build_block("Importance of hyperparameters", rows_as_dicts(importance), columns, note)
 
 
-def trials_view(trials: pd.DataFrame) -> View:
-    """The trials that matter: those without an objective, and the best."""
-    kept = pd.concat(
-        [trials[trials["objective"].isna()], trials.sort_values("objective", ascending=False)]
-    ).drop_duplicates(["case", "trial"])[:SHOWN]
-    columns = ["search", "trial", "state", "why", "(MAE(E)+MAE(F))/2", "graphs/s", "minutes", "nodes", "point"]
-    body = [
-        [
-            SEARCHES.get(r["search"], str(r["search"])), str(r["trial"]), r["state"], r["reason"] or DASH,
-            number(negative(r["objective"])), number(r["graphs_per_s"]), number(60 * (r["ended_h"] - r["began_h"])),
-            r["nodes"] or DASH, point(r["configuration"]),
-        ]
-        for r in lines(kept)
-    ]  # fmt: skip
-    more = f" {len(trials) - len(kept)} more" if len(trials) > len(kept) else " All"
+def describe_direction(row: Row) -> str:
+    """Return whether larger or smaller values are better; a dash for choices."""
+    return EN_DASH if row["kind"] == "choice" else ("larger" if row["direction"] > 0 else "smaller")
+
+
+def build_trials_block(trials: pd.DataFrame) -> TableBlock:
+    """Return the trials without an objective, and the best of the others."""
+    failed, ranked = trials[trials["objective"].isna()], trials.sort_values("objective", ascending=False)
+    shown = pd.concat([failed, ranked]).drop_duplicates(["case", "trial"])[:SHOWN]
+    columns: list[Column] = [
+        SEARCH_COLUMN,
+        ("trial", "trial"),
+        ("state", "state"),
+        ("why", text_cell("reason")),
+        ("(MAE(E)+MAE(F))/2", lambda r: format_number(negate(r["objective"]))),
+        ("graphs/s", number_cell("graphs_per_s")),
+        ("minutes", lambda r: format_number(60 * (r["ended_h"] - r["began_h"]))),
+        ("nodes", text_cell("nodes")),
+        ("point", lambda r: format_point(r["configuration"])),
+    ]
+    more = f" {len(trials) - len(shown)} more" if len(trials) > len(shown) else " All"
     note = f"{more} in tables/hpo_trials.csv.".strip()
-    return with_costs(View("Trials without an objective, and the best", columns, body, note), kept)
+    title = "Trials without an objective, and the best"
+    return add_cost_columns(build_block(title, rows_as_dicts(shown), columns, note), shown)

@@ -1,4 +1,4 @@
-"""The best points of a search -> a suite that pretrains with them: the paper's way from campaigns to 2,048 nodes."""
+"""A suite that pretrains with the best points of a search: how the paper goes from campaigns to 2,048 nodes."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from harness.experiments.hpo.metrics import search_tables
-from harness.host.atomic_files import write_below
+from harness.experiments.hpo.metrics import build_tables
+from harness.host.files import write_below
 from harness.protocol.errors import UsageError, did_you_mean
-from harness.protocol.parameters import ModelSizes
-from harness.results.runs import load
+from harness.protocol.programs.model import ModelParameters
+from harness.results.runs import load_runs
 
 NAME = "pretrain-promoted"
 SCALES = ("slurm", "local")
 HEAD = """\
-# Made by `harness promote {campaign}`: the best trial of each backbone, by its objective.
+# Written by `harness promote {campaign}`: the best trial of each backbone, by its objective.
 {lines}
 # `harness run {path} --system NAME` trains them; -n BACKBONE chooses one.
 """
 
 
-def promote(out: Path, campaign: str) -> Path:
-    """Write the suite beside the runs and return its path; raises UsageError where nothing was found."""
-    records = load(out / "runs")
-    known = sorted({r.folder.parent.name for r in records if r.case.get("program") == "hpo"})
+def write_best_suite(out: Path, campaign: str) -> Path:
+    """Write the suite next to the runs and return its path; raise UsageError where there is no result."""
+    records = load_runs(out / "runs")
+    known = sorted({r.campaign for r in records if r.program == "hpo"})
     if campaign not in known:
         raise UsageError(f"{out / 'runs'}: no campaign of searches named {campaign!r}{did_you_mean(campaign, known)}")
-    own = [r for r in records if r.folder.parent.name == campaign]
-    best = search_tables(own).best.sort_values("objective", ascending=False, kind="stable").drop_duplicates("backbone")
+    searches = [r for r in records if r.campaign == campaign]
+    best = build_tables(searches)["hpo_best"].sort_values("objective", ascending=False, kind="stable")
+    best = best.drop_duplicates("backbone")
     if best.empty:
-        raise UsageError(f"{own[0].folder.parent}: no trial has come to an objective yet")
-    fixed = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in own}
+        raise UsageError(f"{searches[0].folder.parent}: no trial has an objective yet")
+    fixed = {r.case.get("name"): r.case["parameters"].get("trial", {}).get("model", {}) for r in searches}
     points, lines = {}, []
     for row in best.to_dict("records"):
-        points[row["backbone"]] = parts(json.loads(row["configuration"]), row["backbone"], fixed[row["case"]])
+        points[row["backbone"]] = split_point(json.loads(row["configuration"]), row["backbone"], fixed[row["case"]])
         lines.append(f"#   {row['backbone']}: trial {row['trial']} of {row['case']}, objective {row['objective']:.4g}")
     path = out / f"{NAME}.yaml"
-    text = HEAD.format(campaign=campaign, lines="\n".join(lines), path=path) + _yaml(suite(points))
+    text = HEAD.format(campaign=campaign, lines="\n".join(lines), path=path) + _to_yaml(build_suite(points))
     write_below(out, path.name, text)
     return path
 
 
-def parts(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """A point as parameters of training: those of the model under model."""
-    of_model = {k: v for k, v in configuration.items() if k in ModelSizes.model_fields}
-    others = {k: v for k, v in configuration.items() if k not in ModelSizes.model_fields}
+def split_point(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point as parameters of training, those of the model under `model`."""
+    of_model = {k: v for k, v in configuration.items() if k in ModelParameters.model_fields}
+    others = {k: v for k, v in configuration.items() if k not in ModelParameters.model_fields}
     return {"model": {**fixed, **of_model, "backbone": backbone}, **others}
 
 
-def suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The suite: `pretrain` on every system, with these points in place of its own."""
+def build_suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the suite: `pretrain` on every system, with these points instead of its own."""
     names = list(next(iter(points.values())))
     chosen = {name: "{{ best[backbone]['" + name + "'] }}" for name in names}
     return {
@@ -68,7 +69,7 @@ def suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _yaml(plain: Mapping[str, Any]) -> str:
+def _to_yaml(plain: Mapping[str, Any]) -> str:
     text = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False

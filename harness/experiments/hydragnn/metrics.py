@@ -1,69 +1,73 @@
-"""Runs of the original code, as harness.importers.hydragnn has taken them in -> epochs, regions, energy, rates."""
+"""Tables on runs of the original code, which harness.importers.hydragnn has imported."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from harness.protocol.events import Event
-from harness.results.runs import Record
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns
 
 PROGRAM = "hydragnn"
-EPOCHS = (
-    "case", "epoch", "loss", "validation_loss", "test_loss", "validation_energy", "validation_energy_per_atom",
-    "validation_force", "source", "line",
-)  # fmt: skip
-REGIONS = ("case", "region", "ranks", "calls", "seconds_mean", "seconds_most", "imbalance", "joule", "energy_ranks")
-PARAMETERS = ("mpnn_type", "hidden_dim", "num_conv_layers", "batch_size", "precision", "num_epoch", "datasets", "ranks",
-              "nodes")  # fmt: skip
-RATES = ("case", "structures_per_s", "samples", "train_s", "train_structures_per_s", "steps", "why_not", "notes",
-         *PARAMETERS, "folder")  # fmt: skip
+EPOCHS = Columns(
+    "original_epochs",
+    case="case",
+    losses="epoch loss validation_loss test_loss",
+    tasks="validation_energy validation_energy_per_atom validation_force",
+    line="source line",
+)
+REGIONS = Columns(
+    "original_regions", columns="case region ranks calls seconds_mean seconds_most imbalance joule energy_ranks"
+)
+RATES = Columns(
+    "original_rates",
+    case="case",
+    rates="structures_per_s samples train_s train_structures_per_s steps why_not notes",
+    parameters="mpnn_type hidden_dim num_conv_layers batch_size precision num_epoch datasets ranks nodes",
+    folder="folder",
+)
 TRAIN = "train"
-# Regions that every step of training enters once, the best witness first.
-STEP = ("opt_step", "backward", "forward")
+# Regions that every step of training enters once, the most reliable first.
+STEP_REGIONS = ("opt_step", "backward", "forward")
 
 
-@dataclass(frozen=True)
-class OriginalTables:
-    """epochs: a row an epoch, losses and errors of the tasks [E, E/atom, F] in the original's units, with the line that
-    says so. regions: of its tracer, over ranks. rates: a row a run, with its parameters; train_structures_per_s is
-    derived: batch size x steps of all ranks / seconds of the slowest rank in `train`."""
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables on runs of the original code; missing values are NaN.
 
-    epochs: pd.DataFrame
-    regions: pd.DataFrame
-    rates: pd.DataFrame
-
-
-def original_tables(records: Sequence[Record]) -> OriginalTables:
-    """All tables; missing values are NaN."""
-    own = [r for r in records if r.case.get("program") == PROGRAM]
-    return OriginalTables(
-        pd.DataFrame([row for r in own for row in _epochs(r)], columns=EPOCHS),
-        pd.DataFrame([row for r in own for row in _regions(r)], columns=REGIONS),
-        pd.DataFrame([_rate(r) for r in own], columns=RATES),
-    )
+    original_epochs: a row per epoch, losses and errors of the tasks [E, E/atom, F] in the original's units, with the
+    line of the log. original_regions: the regions of its tracer, over ranks. original_rates: a row per run with its
+    parameters; train_structures_per_s is derived: batch size x steps of all ranks / seconds of the slowest rank in
+    `train`.
+    """
+    runs = [r for r in records if r.program == PROGRAM]
+    return {
+        "original_epochs": EPOCHS.build(row for r in runs for row in _epochs(r)),
+        "original_regions": REGIONS.build(row for r in runs for row in _regions(r)),
+        "original_rates": RATES.build(_rate(r) for r in runs),
+    }
 
 
-def _epochs(record: Record) -> list[dict[str, Any]]:
-    tasks = {e["epoch"]: e["errors"] for e in record.others.get("tasks", []) if e["split"] == "validation"}
+def _epochs(record: RunRecord) -> list[dict[str, Any]]:
+    tasks = {e["epoch"]: e["errors"] for e in record.events("tasks") if e["split"] == "validation"}
     rows = []
-    for e in record.others.get("epoch", []):
+    for e in record.events("epoch"):
         errors = tasks.get(e["epoch"], [])
-        named = dict(zip(EPOCHS[5:8], errors, strict=True)) if len(errors) == 3 else {}
-        rows.append({"case": record.case["name"], **{k: e[k] for k in ("epoch", *EPOCHS[2:5], *EPOCHS[8:])}, **named})
+        by_task = dict(zip(EPOCHS["tasks"], errors, strict=True)) if len(errors) == len(EPOCHS["tasks"]) else {}
+        event = {k: e[k] for k in (*EPOCHS["losses"], *EPOCHS["line"])}
+        rows.append({"case": record.case["name"], **event, **by_task})
     return rows
 
 
-def _regions(record: Record) -> list[dict[str, Any]]:
+def _regions(record: RunRecord) -> list[dict[str, Any]]:
     joules: dict[str, list[float]] = defaultdict(list)
-    for e in record.others.get("energy", []):
+    for e in record.events("energy"):
         joules[e["name"]].append(e["joule"])
-    by_name = _by_name(record)
+    by_name = _regions_by_name(record)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*by_name, *joules]):
         seconds = [e["seconds"] for e in by_name.get(name, [])]
@@ -79,19 +83,17 @@ def _regions(record: Record) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_name(record: Record) -> dict[str, list[Event]]:
-    found: dict[str, list[Event]] = defaultdict(list)
-    for event in record.others.get("region", []):
-        found[event["name"]].append(event)
-    return found
+def _regions_by_name(record: RunRecord) -> dict[str, list[Event]]:
+    by_name: dict[str, list[Event]] = defaultdict(list)
+    for event in record.events("region"):
+        by_name[event["name"]].append(event)
+    return by_name
 
 
-def _rate(record: Record) -> dict[str, Any]:
+def _rate(record: RunRecord) -> dict[str, Any]:
     rates = [s["structures_per_s"] for s in record.samples if s.get("structures_per_s")]
-    timers = [
-        e["seconds"] for e in record.others.get("timer", []) if e["name"] == "train_validate_test" and e["seconds"]
-    ]
-    parameters = {name: record.case["parameters"].get(name) for name in PARAMETERS}
+    timers = [e["seconds"] for e in record.events("timer") if e["name"] == "train_validate_test" and e["seconds"]]
+    parameters = {name: record.case["parameters"].get(name) for name in RATES["parameters"]}
     if isinstance(parameters["datasets"], list):
         parameters["datasets"] = " ".join(map(str, parameters["datasets"]))
     return {
@@ -101,26 +103,26 @@ def _rate(record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _training_rate(record: Record) -> dict[str, Any]:
-    """Structures a second in training, or why there is no telling."""
-    by_name, parameters = _by_name(record), record.case["parameters"]
+def _training_rate(record: RunRecord) -> dict[str, Any]:
+    """Return the structures per second in training, or the reason why they cannot be derived."""
+    by_name, parameters = _regions_by_name(record), record.case["parameters"]
     batch, ranks = parameters.get("batch_size"), parameters.get("ranks")
     train = {e["rank"]: e["seconds"] for e in by_name.get(TRAIN, [])}
-    counted = next((by_name[name] for name in STEP if name in by_name), [])
+    counted = next((by_name[name] for name in STEP_REGIONS if name in by_name), [])
     steps = {e["rank"]: e["calls"] for e in counted if e["rank"] in train}
     why_not = _why_no_rate(train, steps, batch, ranks)
     if why_not:
         return {"why_not": why_not}
     seconds, mean = max(train.values()), statistics.fmean(steps.values())
-    found: dict[str, Any] = {"steps": mean, "train_structures_per_s": ranks * batch * mean / seconds}
+    rate: dict[str, Any] = {"steps": mean, "train_structures_per_s": ranks * batch * mean / seconds}
     if len(steps) < ranks:
-        found["why_not"] = f"from the tracer files of {len(steps)} of {ranks} ranks"
-    return found
+        rate["why_not"] = f"from the tracer files of {len(steps)} of {ranks} ranks"
+    return rate
 
 
 def _why_no_rate(train: dict[int, float], steps: dict[int, int], batch: Any, ranks: Any) -> str:
     if not train or not steps or not max(train.values()) > 0:
-        return f"no tracer files with the regions {TRAIN} and {STEP[0]}"
+        return f"no tracer files with the regions {TRAIN} and {STEP_REGIONS[0]}"
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         return "no batch size in config.json or a command line"
     if not isinstance(ranks, int):

@@ -1,4 +1,4 @@
-"""The section of the report on runs of the original code."""
+"""The page on runs of the original code."""
 
 from __future__ import annotations
 
@@ -9,114 +9,121 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from harness.document.blocks import DASH, Section, View, lines, number
-from harness.document.figures import STYLE, Figure, kept
-from harness.experiments.hydragnn.metrics import PARAMETERS, OriginalTables
+from harness.document.blocks import (
+    EN_DASH,
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    number_cell,
+    rows_as_dicts,
+)
+from harness.document.figures import STYLE, Figure, save_figure
+from harness.experiments.experiment import PageContext
+from harness.experiments.hydragnn.metrics import EPOCHS, RATES
+from harness.results.tables import Row
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
-def original_sections(tables: OriginalTables, figures: Path) -> list[Section]:
-    """The section, or none where nothing was taken in; draws its figure into the folder."""
-    if tables.rates.empty:
+def build_sections(context: PageContext) -> list[Section]:
+    """Return the section; none where no run was imported."""
+    rates, epochs, regions = (context.tables[f"original_{name}"] for name in ("rates", "epochs", "regions"))
+    if rates.empty:
         return []
-    runs = len(tables.rates)
-    said = [
+    runs = len(rates)
+    text = [
         f"{runs} run{'s' * (runs > 1)} of HydraGNN, from its logs, as they stand: nothing here was measured by this"
         " harness, and units are those of the logs. Training throughput is not in them; it is derived as ranks x batch"
         " size x steps / seconds of the slowest rank in `train`, without the first epoch, which the tracer leaves out."
     ]
-    drawn = [losses(tables.epochs, figures)] if len(tables.epochs) else []
-    views = [
-        runs_view(tables),
-        parameters_view(tables),
-        *([regions_view(tables.regions)] if len(tables.regions) else []),
-    ]
-    return [Section("Runs of the original code", "original", said, drawn, views)]
+    drawn = [draw_losses(epochs, context.figures)] if len(epochs) else []
+    blocks = [build_runs_block(rates, epochs), build_parameters_block(rates)]
+    if len(regions):
+        blocks.append(build_regions_block(regions))
+    return [Section("Runs of the original code", "original", text, drawn, blocks)]
 
 
-def losses(epochs: pd.DataFrame, folder: Path) -> Figure:
-    """Losses over epochs, a colour a run."""
+def draw_losses(epochs: pd.DataFrame, folder: Path) -> Figure:
+    """Draw losses over epochs, a colour per run."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
-        for k, (case, own) in enumerate(epochs.groupby("case", sort=False)):
+        for k, (case, rows) in enumerate(epochs.groupby("case", sort=False)):
             for column, style in (("loss", "-"), ("validation_loss", "--"), ("test_loss", ":")):
-                values: Any = own[column].astype(float)
+                values: Any = rows[column].astype(float)
                 name = f"{case}, {column.removesuffix('loss').strip('_') or 'training'}"
-                axes.plot(own["epoch"], values, style, color=COLOURS[k % len(COLOURS)], lw=1.1, label=name)
+                axes.plot(rows["epoch"], values, style, color=COLOURS[k % len(COLOURS)], lw=1.1, label=name)
         axes.set_yscale("log")
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         axes.legend(frameon=False, fontsize=7)
-        return kept(figure, folder, "original-losses", "Losses that the original code printed, epoch by epoch.")
+        return save_figure(figure, folder, "original-losses", "Losses that the original code printed, epoch by epoch.")
 
 
-def runs_view(tables: OriginalTables) -> View:
-    """A row a run: its last epoch, time and rate."""
+def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
+    """Return a row per run: its last epoch, time and rate."""
     columns = [
         "run", "epochs", "last training loss", "validation", "test", "validation E", "E/atom", "F",
         "train_validate_test (s)", "training, derived (structures/s)", "inference (structures/s)",
     ]  # fmt: skip
     body = []
-    for r in lines(tables.rates):
-        own = lines(tables.epochs[tables.epochs["case"] == r["case"]])
-        last: dict[str, Any] = dict(own[-1]) if own else {}
-        shown = ("loss", "validation_loss", "test_loss", "validation_energy", "validation_energy_per_atom")
+    for r in rows_as_dicts(rates):
+        of_run = rows_as_dicts(epochs[epochs["case"] == r["case"]])
+        last: dict[str, Any] = of_run[-1] if of_run else {}
+        shown = [name for name in (*EPOCHS["losses"], *EPOCHS["tasks"]) if name != "epoch"]
         body.append(
             [
-                r["case"], str(len(own)), *(number(last.get(k), ".4g") for k in (*shown, "validation_force")),
-                number(r["train_s"]), number(r["train_structures_per_s"]),
-                number(r["structures_per_s"]) if r["samples"] else DASH,
+                r["case"],
+                str(len(of_run)),
+                *(format_number(last.get(name), ".4g") for name in shown),
+                format_number(r["train_s"]),
+                format_number(r["train_structures_per_s"]),
+                format_number(r["structures_per_s"]) if r["samples"] else EN_DASH,
             ]
-        )  # fmt: skip
-    return View("Runs", columns, body, "Every line that was read, with its number: tables/original_epochs.csv.")
+        )
+    return TableBlock("Runs", columns, body, "Every line that was read, with its number: tables/original_epochs.csv.")
 
 
-def parameters_view(tables: OriginalTables) -> View:
-    """A row a run: what it was made with, and what its logs leave open."""
-    columns = [
-        "run",
-        "model",
-        "width",
-        "layers",
-        "batch size",
-        "precision",
-        "epochs",
-        "datasets",
-        "ranks",
-        "nodes",
-        "notes",
-    ]
+def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
+    """Return a row per run: its parameters, and what its logs do not say."""
+    heads = ("model", "width", "layers", "batch size", "precision", "epochs", "datasets", "ranks", "nodes")
     body = [
         [
-            r["case"], *(_shown(r[name]) for name in PARAMETERS),
-            "; ".join(text for text in (r["why_not"], r["notes"]) if text) or DASH,
+            r["case"],
+            *(_format_parameter(r[name]) for name in RATES["parameters"]),
+            "; ".join(text for text in (r["why_not"], r["notes"]) if text) or EN_DASH,
         ]
-        for r in lines(tables.rates)
-    ]  # fmt: skip
-    return View("Parameters", columns, body, "From config.json, the command line and the launcher's.")
+        for r in rows_as_dicts(rates)
+    ]
+    note = "From config.json, the command line and the launcher's."
+    return TableBlock("Parameters", ["run", *heads, "notes"], body, note)
 
 
-def _shown(value: Any) -> str:
+def _format_parameter(value: Any) -> str:
     if value is None:
-        return DASH
+        return EN_DASH
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def regions_view(regions: pd.DataFrame) -> View:
-    """Where its time went, by its own tracer."""
-    columns = ["run", "region", "ranks", "calls", "mean rank (s)", "slowest (s)", "slowest over mean", "energy (J)"]
-    body = [
-        [
-            r["case"], r["region"], str(r["ranks"]), f"{r['calls']:,}", number(r["seconds_mean"]),
-            number(r["seconds_most"]), number(r["imbalance"], ".2f"), _energy(r),
-        ]
-        for r in lines(regions)
-    ]  # fmt: skip
-    return View("Regions of its tracer", columns, body, "Regions lie inside one another; their times do not add up.")
+def build_regions_block(regions: pd.DataFrame) -> TableBlock:
+    """Return the regions of the original's own tracer."""
+    columns: list[Column] = [
+        ("run", "case"),
+        ("region", "region"),
+        ("ranks", "ranks"),
+        ("calls", number_cell("calls", ",")),
+        ("mean rank (s)", number_cell("seconds_mean")),
+        ("slowest (s)", number_cell("seconds_most")),
+        ("slowest over mean", number_cell("imbalance", ".2f")),
+        ("energy (J)", _format_energy),
+    ]
+    note = "Regions lie inside one another; their times do not add up."
+    return build_block("Regions of its tracer", rows_as_dicts(regions), columns, note)
 
 
-def _energy(region: dict[str, Any]) -> str:
-    """Joules, and of how many ranks where they are not of all."""
+def _format_energy(region: Row) -> str:
+    """Return joules, and of how many ranks where not all have them."""
     ranks = region["energy_ranks"]
-    return number(region["joule"]) + (f" ({ranks} of {region['ranks']} ranks)" if 0 < ranks < region["ranks"] else "")
+    some = f" ({ranks} of {region['ranks']} ranks)" if 0 < ranks < region["ranks"] else ""
+    return format_number(region["joule"]) + some

@@ -1,45 +1,69 @@
-"""The sections of the report on the inference ladder, and on the trained model that climbs it."""
+"""The page on the inference ladder, on training steps, and on the trained model that the ladder runs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 
-from harness.document.blocks import Section, View, interval, number, threads_of
-from harness.document.figures import ladder_bars
+from harness.document.blocks import (
+    EN_DASH,
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    format_threads,
+    interval_cell,
+    number_cell,
+    rows_as_dicts,
+)
 from harness.document.paper import Paper
-from harness.experiments.cost.page import with_costs
-from harness.experiments.ladder.metrics import APPROXIMATE, TOLERANCE
-from harness.experiments.ladder.roofline import roofline
-from harness.experiments.ladder.work import profile_views, work_view
-from harness.protocol.parameters import StageName
+from harness.experiments.cost.page import add_cost_columns
+from harness.experiments.experiment import PageContext
+from harness.experiments.ladder.figures import draw_ladder, draw_roofline
+from harness.experiments.ladder.metrics import TOLERANCE
+from harness.experiments.ladder.stages import APPROXIMATE, BUSY
+from harness.experiments.ladder.training_steps_page import build_steps_sections
+from harness.protocol.programs.ladder import StageName
 from harness.protocol.text import count
-from harness.results.runs import Record
+from harness.results.runs import RunRecord
+from harness.results.tables import Row
 
+MIB = 2**20
 STAGES = list(get_args(StageName))
-# What the load average may exceed the threads by before the report speaks of it.
-BUSY = 0.7
 
 
-def ladder_section(rows: pd.DataFrame, records: list[Record], paper: Paper, figures: Path) -> Section:
-    """One model on one workload: paper beside ours, the figure, and the details of each precision."""
+def build_sections(context: PageContext) -> list[Section]:
+    """Return a section for each ladder, then those on training steps, then the one on the trained model."""
+    sections = []
+    for _, rows in context.tables["ladder"].groupby("experiment", sort=False):
+        folders = set(rows["folder"])
+        records = [r for r in context.records if str(r.folder) in folders]
+        sections.append(build_ladder_section(rows, records, context.paper, context.figures))
+    return [*sections, *build_steps_sections(context.tables["training_steps"]), *build_model_section(context.records)]
+
+
+def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Paper, figures: Path) -> Section:
+    """Return the section on one model and workload: the paper's rates, the figures, and each precision in detail."""
     first = rows.iloc[0]
     slug = f"{first['suite']}-{first['workload']}-{first['experiment']}"
-    views = [beside_paper(rows, paper)]
-    for precision, own in rows.groupby("precision", sort=False):
-        views += [details(str(precision), own), work_view(str(precision), own)]
-    views += [v for r in records for v in profile_views(r)]
-    drawn = [ladder_bars(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
+    blocks = [build_paper_block(rows, paper)]
+    for precision, group in rows.groupby("precision", sort=False):
+        blocks += [build_details_block(str(precision), group), build_work_block(str(precision), group)]
+    blocks += [block for record in records for block in build_profile_blocks(record)]
+    drawn = [draw_ladder(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
     if rows["share_of_attainable"].notna().any():
-        drawn.append(roofline(rows, records, figures, f"{slug}-roofline"))
-    return Section(f"Ladder: {first['model']}, {first['workload']} workload", slug, notes(records), drawn, views)
+        drawn.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
+    title = f"Ladder: {first['model']}, {first['workload']} workload"
+    return Section(title, slug, describe_ladder(records), drawn, blocks)
 
 
-def beside_paper(rows: pd.DataFrame, paper: Paper) -> View:
-    """Table XV's four columns and ours; each cell a rate and the speed-up over its own baseline."""
+def build_paper_block(rows: pd.DataFrame, paper: Paper) -> TableBlock:
+    """Return Table XV's four columns and ours; each cell is a rate and the speed-up over its own baseline."""
     table = paper.table_xv
     precisions = list(dict.fromkeys(rows["precision"]))
     first = rows.iloc[0]
@@ -51,18 +75,18 @@ def beside_paper(rows: pd.DataFrame, paper: Paper) -> View:
             value = table.rows.get(stage)
             line.append(f"{value[k]:g} ({value[k] / table.rows['baseline'][k]:.1f}x)" if value else "not printed")
         for precision in precisions:
-            line.append(our_cell(rows[(rows["precision"] == precision) & (rows["stage"] == stage)]))
+            line.append(format_rate(rows[(rows["precision"] == precision) & (rows["stage"] == stage)]))
         body.append(line)
     note = (
         f"Structures/s (speed-up over the column's own baseline). Paper: {table.source}, one GPU. Here:"
-        f" {first['device']}, {threads_of(first['threads'])}, device work only. * differs from the"
+        f" {first['device']}, {format_threads(first['threads'])}, device work only. * differs from the"
         " baseline on purpose."
     )
-    return View("The paper's Table XV beside this machine", columns, body, note)
+    return TableBlock("The paper's Table XV and this machine", columns, body, note)
 
 
-def our_cell(row: pd.DataFrame) -> str:
-    """`12.3 (4.5x)`, or why there is no number."""
+def format_rate(row: pd.DataFrame) -> str:
+    """Return `12.3 (4.5x)`, or the reason why there is no number."""
     if row.empty:
         return "not run"
     r = row.iloc[0]
@@ -70,113 +94,162 @@ def our_cell(row: pd.DataFrame) -> str:
         return str(r["verdict"])
     star = "*" if r["stage"] in APPROXIMATE else ""
     speedup = f"{r['speedup']:.1f}x{star}" if not math.isnan(r["speedup"]) else str(r["verdict"])
-    return f"{number(r['structures_per_s'])} ({speedup})"
+    return f"{format_number(r['structures_per_s'])} ({speedup})"
 
 
-def details(precision: str, rows: pd.DataFrame) -> View:
-    """Everything measured of one case, with intervals and errors."""
-    columns = [
-        "stage", "verdict", "structures/s [interval]", "speed-up [interval]", "end to end, structures/s [interval]",
-        "max |dE| (eV/atom)", "max |dF| (eV/\N{ANGSTROM SIGN})", "max |dF| / largest force", "first call (s)", "n",
-    ]  # fmt: skip
-    body = [
-        [
-            r["stage"].replace("_", " "),
-            r["verdict"],
-            interval(r["structures_per_s"], r["ci_low"], r["ci_high"]),
-            interval(r["speedup"], r["speedup_low"], r["speedup_high"]),
-            interval(r["end_to_end_structures_per_s"], r["end_to_end_low"], r["end_to_end_high"]),
-            number(r["max_energy_error_ev_per_atom"], ".1e"),
-            number(r["max_force_error_ev_per_a"], ".1e"),
-            number(r["force_error_relative"], ".1e"),
-            number(r["first_call_s"], ".1f"),
-            str(r["samples"]),
-        ]
-        for _, r in rows.iterrows()
+def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
+    """Return everything measured of one case, with intervals and errors."""
+    columns: list[Column] = [
+        ("stage", format_stage),
+        ("verdict", "verdict"),
+        ("structures/s [interval]", interval_cell("structures_per_s", "ci_low", "ci_high")),
+        ("speed-up [interval]", interval_cell("speedup")),
+        (
+            "end to end, structures/s [interval]",
+            interval_cell("end_to_end_structures_per_s", "end_to_end_low", "end_to_end_high"),
+        ),
+        ("max |dE| (eV/atom)", number_cell("max_energy_error_ev_per_atom", ".1e")),
+        ("max |dF| (eV/\N{ANGSTROM SIGN})", number_cell("max_force_error_ev_per_a", ".1e")),
+        ("max |dF| / largest force", number_cell("force_error_relative", ".1e")),
+        ("first call (s)", number_cell("first_call_s", ".1f")),
+        ("n", "samples"),
     ]
     first = rows.iloc[0]
     state = (
         "" if first["case_state"] == "done" else f" The case is not complete ({first['case_state']}): what there is."
     )
     note = (
-        f"{number(first['structures'], '.0f')} structures, {number(first['atoms'], '.0f')} atoms,"
-        f" {number(first['edges'], '.0f')} edges. Medians over rounds of all batches with order-statistic"
-        f" intervals ({number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups from pairs of"
+        f"{format_number(first['structures'], '.0f')} structures, {format_number(first['atoms'], '.0f')} atoms,"
+        f" {format_number(first['edges'], '.0f')} edges. Medians over rounds of all batches with order-statistic"
+        f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups from pairs of"
         f" the same round. An exact stage is ok within {TOLERANCE[precision]:g} of the largest force and energy. End to"
         f" end adds neighbour lists, collation and transfer.{state}"
     )
-    return with_costs(View(f"{precision.upper()} in detail", columns, body, note), rows)
+    title = f"{precision.upper()} in detail"
+    return add_cost_columns(build_block(title, rows_as_dicts(rows), columns, note), rows)
 
 
-def notes(records: list[Record]) -> list[str]:
-    """What must be known to read a ladder: what kind of model, what the gate leaves live, what is untrained."""
+def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
+    """Return arithmetic, traffic and memory of each stage of one case, and what the machine can do."""
+    columns: list[Column] = [
+        ("stage", format_stage),
+        ("GFLOP/batch", number_cell("gflop")),
+        ("GB/batch", number_cell("gb")),
+        (
+            "FLOP/byte",
+            lambda r: EN_DASH if r["gflop"] is None or r["gb"] is None else format_number(r["gflop"] / r["gb"]),
+        ),
+        ("GFLOP/s", number_cell("gflop_per_s")),
+        ("attainable GFLOP/s", number_cell("attainable_gflop_per_s")),
+        ("of attainable", number_cell("share_of_attainable", ".0%")),
+        ("of matrix peak", number_cell("share_of_matrix_peak", ".0%")),
+        ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
+        ("largest batch", number_cell("largest_batch", ",.0f")),
+        ("empty atoms", number_cell("empty_atoms", ".1%")),
+        ("empty edges", number_cell("empty_edges", ".1%")),
+        ("shapes", number_cell("shapes", ".0f")),
+    ]
+    note = (
+        "Of the first batch. Arithmetic: matrix products and, where one operator makes them, messages; element-wise"
+        " work is left out. Traffic: each operation's, or compiled kernel's, inputs and results, as if no cache held"
+        " them. Attainable: the arithmetic at the rate of a product of the same shape and type, or the traffic at the"
+        " rate of a copy, whichever takes longer, all measured in this run; what caches do"
+        " hold can bring a stage above 100%. Of matrix peak: matrix products alone"
+        " against square ones of the same types. Peak memory: what tensors of one call hold at once, the weights not"
+        " counted; the largest batch is what free memory would hold at that rate, not tried. Empty: what static shapes"
+        " fill up."
+    )
+    return build_block(f"{precision.upper()}: arithmetic, traffic and memory", rows_as_dicts(rows), columns, note)
+
+
+def build_profile_blocks(record: RunRecord) -> list[TableBlock]:
+    """Return where the last stage spends its time: by kind of work, and by operation."""
+    if record.profile is None:
+        return []
+    stage, precision = format_stage(record.profile), record.case["parameters"]["precision"].upper()
+    subject = f"the time of {stage} goes, {precision}"
+    note = "One profiled call; self time."
+    groups = [[g["group"], f"{g['ms']:.2f}", f"{g['share']:.1%}"] for g in record.profile.get("groups", [])]
+    rows = [[r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{r['share']:.1%}"] for r in record.profile["rows"]]
+    by_group = TableBlock(f"Where {subject}", ["kind of work", "ms", "share"], groups, note)
+    fused = f"{note} Compiled element-wise and gather/scatter kernels hold `_fused_`."
+    by_operation = TableBlock(f"Operations: where {subject}", ["operation", "calls", "ms", "share"], rows, fused)
+    return [by_group, by_operation] if groups else [by_operation]
+
+
+def format_stage(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's stage as text."""
+    return str(row["stage"]).replace("_", " ")
+
+
+def describe_ladder(records: list[RunRecord]) -> list[str]:
+    """Return what a reader must know: what kind of model, which branches the gate leaves live, what is untrained."""
     for record in records:
-        about, workload, gate, observed = (record.facts.get(k) for k in ("model", "workload", "gate", "observed"))
-        if not about or not workload or not gate or not observed:
+        model, workload, gate, observed = (record.facts.get(k) for k in ("model", "workload", "gate", "observed"))
+        if not model or not workload or not gate or not observed:
             continue
         live = sorted({h for batch in gate["live_heads"] for h in batch})
         counts = sorted({len(batch) for batch in gate["live_heads"]})
-        said = [
+        text = [
             f"{count(workload['structures'], 'structure')} in {count(workload['batches'], 'batch', 'batches')} of"
             f" {workload['batch_size']}."
-            f" {about['parameters']:,} parameters, readout: {about['config']['readout']}; at most"
-            f" {workload['max_neighbours'] or 'any number of'} neighbours within {about['config']['cutoff']:g}"
+            f" {model['parameters']:,} parameters, readout: {model['config']['readout']}; at most"
+            f" {workload['max_neighbours'] or 'any format_number of'} neighbours within {model['config']['cutoff']:g}"
             " angstrom.",
             f"Branches with a mean weight of at least {gate['threshold']:g}: {' or '.join(map(str, counts))} of"
             f" {len(gate['mean_weight'])} per batch ({', '.join(live)}).",
         ]
-        if not about["trained"]:
-            said.append(
+        if not model["trained"]:
+            text.append(
                 "The weights are untrained and the gate is fixed by hand: rates and rounding errors are real, what"
                 " branch skip costs in accuracy is not."
             )
         if workload["elements_not_trained"]:
-            said.append(
+            text.append(
                 "Atomic numbers in this workload that no training set holds:"
                 f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
                 " chemistry: its atoms overlap, and a trained model answers with forces without meaning or bound."
             )
         if record.stages.get("tuned_allocator", {}).get("event") == "warm_up":
-            said.append(
-                "Stages up to torch compile have glibc's allocator as it is by itself, which gives large tensors back"
-                " to the kernel and has their pages cleared anew each time; those after it have it keep them."
+            text.append(
+                "Stages up to torch compile use glibc's allocator with its defaults, which returns large tensors to the"
+                " kernel and has their pages cleared again each time; in later stages it keeps them."
             )
         busy = max((s.get("load_1min", 0.0) for r in records for s in r.samples), default=0.0)
         threads = observed["threads"]
         if busy > threads + BUSY:
-            said.append(
-                f"Other work was running beside this (load {busy:.1f} for {count(threads, 'thread')}):"
-                " read the intervals."
+            text.append(
+                f"Other work was running at the same time (load {busy:.1f} for {count(threads, 'thread')}):"
+                " consider the intervals."
             )
-        return said
+        return text
     return ["No complete case."]
 
 
-def model_section(records: list[Record]) -> Section | None:
-    """What the trained model has learnt, and from which data."""
-    about = next((r.facts["model"] for r in records if r.facts.get("model", {}).get("held_out")), None)
-    if about is None:
-        return None
-    rows = [
-        [
-            r["head"], r["role"], r["level"], str(r["structures"]),
-            number(r.get("energy_mae_ev_per_atom"), ".3f"), number(r.get("composition_mae_ev_per_atom"), ".3f"),
-            number(r.get("force_mae_ev_per_a"), ".3f"), number(r.get("zero_force_mae_ev_per_a"), ".3f"),
-        ]
-        for r in about["held_out"]
-    ]  # fmt: skip
-    columns = [
-        "head", "data", "level of theory", "held-out structures", "MAE E (eV/atom)", "composition only",
-        "MAE F (eV/\N{ANGSTROM SIGN})", "zero forces",
-    ]  # fmt: skip
+def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
+    """Return the section on what the trained model has learnt, and from which data; none if no run used one."""
+    model = next((r.facts["model"] for r in records if r.facts.get("model", {}).get("held_out")), None)
+    if model is None:
+        return []
+    columns: list[Column] = [
+        ("head", "head"),
+        ("data", "role"),
+        ("level of theory", "level"),
+        ("held-out structures", "structures"),
+        ("MAE E (eV/atom)", lambda r: format_number(r.get("energy_mae_ev_per_atom"), ".3f")),
+        ("composition only", lambda r: format_number(r.get("composition_mae_ev_per_atom"), ".3f")),
+        ("MAE F (eV/\N{ANGSTROM SIGN})", lambda r: format_number(r.get("force_mae_ev_per_a"), ".3f")),
+        ("zero forces", lambda r: format_number(r.get("zero_force_mae_ev_per_a"), ".3f")),
+    ]
     paragraphs = [
         "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"
         " they train; samples are drawn from the dataset itself. Sources and licences:"
         " harness/reference/datasets/shipped/sets.yaml.",
-        f"Untrained heads (no data yet): {', '.join(about.get('untrained_heads', ())) or 'none'}.",
+        f"Untrained heads (no data yet): {', '.join(model.get('untrained_heads', ())) or 'none'}.",
     ]
     note = (
         "Held-out structures of the shipped sets; of their molecules, materials, reactions and trajectories none is in"
         " training. Left out are those with elements that the head was not trained on. A dash: no force labels."
     )
-    return Section("The trained model", "model", paragraphs, views=[View("Held-out errors", columns, rows, note)])
+    block = build_block("Held-out errors", map(Row, model["held_out"]), columns, note)
+    return [Section("The trained model", "model", paragraphs, views=[block])]

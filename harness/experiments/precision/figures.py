@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,16 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from harness.document.figures import STYLE, Figure, kept
-from harness.document.ticks import plain_ticks
-from harness.experiments.hpo.figures import COLOURS, SOFT
+from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.precision.metrics import REFERENCE
+from harness.protocol.backbones import BACKBONES, GREY, find_backbone, name_backbone
 from harness.protocol.text import count
 
 MARKS = {"fp64": "o", "fp32": "s", "bf16": "^"}
 
 
-def error_against_rate(
-    costs: pd.DataFrame, inference: pd.DataFrame, names: dict[str, str], folder: Path, name: str
-) -> Figure:
-    """Distance from FP64 over throughput of inference: a colour a backbone, a mark a precision."""
+def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the distance from FP64 over throughput of inference: a colour per backbone, a mark per precision."""
     off = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
@@ -30,21 +28,22 @@ def error_against_rate(
         rates = costs[costs["task"] == "inference"].set_index(["backbone", "precision"])
         for axes, column, label in zip(panels, columns, labels, strict=True):
             for (backbone, precision), rows in off:
-                look: Any = {"color": COLOURS.get(str(backbone), SOFT), "marker": MARKS.get(str(precision), "o")}
-                speedup = rates["speedup"][str(backbone), str(precision)]
+                look: Any = {
+                    "color": find_backbone(backbone).colour,
+                    "marker": MARKS.get(str(precision), "o"),
+                }
+                speedup = rates["speedup"].get((str(backbone), str(precision)), math.nan)
                 axes.plot(speedup, 1e3 * rows[column].mean(), ls="", ms=5, **look)
-            axes.axvline(1.0, color=SOFT, lw=0.8, zorder=0)
+            axes.axvline(1.0, color=GREY, lw=0.8, zorder=0)
             axes.set_yscale("log")
             axes.set_xscale("log")
-            plain_ticks(axes.xaxis, *axes.get_xlim())
+            set_plain_ticks(axes.xaxis, *axes.get_xlim())
             axes.set_xlabel("throughput of inference over FP64")
             axes.set_ylabel(label)
-        backbones = [b for b in COLOURS if b in set(inference["backbone"])]
-        handles = [
-            mpl.lines.Line2D([], [], color=COLOURS[b], marker=".", ls="", label=names.get(b, b)) for b in backbones
-        ]
+        backbones = [b for name, b in BACKBONES.items() if name in set(inference["backbone"])]
+        handles = [mpl.lines.Line2D([], [], color=b.colour, marker=".", ls="", label=b.title) for b in backbones]
         handles += [
-            mpl.lines.Line2D([], [], color=SOFT, marker=m, ls="", label=p.upper())
+            mpl.lines.Line2D([], [], color=GREY, marker=m, ls="", label=p.upper())
             for p, m in MARKS.items() if p in set(inference["precision"]) - {REFERENCE}
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
@@ -53,11 +52,11 @@ def error_against_rate(
             f" structures of {count(inference['head'].nunique(), 'head')}; throughput as median of ratios of one"
             " round. Right of the line it is faster than FP64."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def drift(losses: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Relative distance of the training loss from that of FP64, step by step, a panel a backbone."""
+def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the relative distance of the training loss from that of FP64, step by step, a panel per backbone."""
     shown = list(losses["backbone"].unique())
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
@@ -67,12 +66,12 @@ def drift(losses: pd.DataFrame, names: dict[str, str], folder: Path, name: str) 
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
         for axes, backbone in zip(grid.flat, shown, strict=False):
-            own = losses[(losses["backbone"] == backbone) & (losses["precision"] != REFERENCE) & (losses["off"] > 0)]
-            for precision, rows in own.groupby("precision", sort=False):
-                style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), SOFT)}
+            group = losses[(losses["backbone"] == backbone) & (losses["precision"] != REFERENCE) & (losses["off"] > 0)]
+            for precision, rows in group.groupby("precision", sort=False):
+                style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), GREY)}
                 axes.plot(rows["step"], rows["off"], label=str(precision).upper(), **style)
             axes.set_yscale("log")
-            axes.set_title(names.get(backbone, backbone), fontsize=9)
+            axes.set_title(name_backbone(backbone), fontsize=9)
         grid.flat[0].legend(frameon=False, fontsize=8)
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("|loss / loss in FP64 - 1|", fontsize=9)
@@ -80,4 +79,4 @@ def drift(losses: pd.DataFrame, names: dict[str, str], folder: Path, name: str) 
             "Training from equal weights on equal batches: how far the loss is from that of FP64. Small differences"
             " grow with the steps in any precision; a level reached at once is rounding."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)

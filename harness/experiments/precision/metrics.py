@@ -1,77 +1,109 @@
-"""Three precisions side by side: records of the program `precision` -> rates, memory, errors, and their origin."""
+"""Tables on precisions: throughput, memory, errors, and where the errors enter."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from harness.results.runs import Record
+from harness.experiments.experiment import THROUGHPUT, MetricSamples, Scope, WorkCount
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns, interval_columns
 from harness.stats.intervals import median_interval
 
 REFERENCE = "fp64"
-COSTS = (
-    "campaign", "case", "backbone", "task", "precision", "structures_per_s", "low", "high", "speedup", "speedup_low",
-    "speedup_high", "samples", "peak_bytes", "finite", "device", "threads", "folder",
-)  # fmt: skip
-INFERENCE = (
-    "campaign", "case", "backbone", "precision", "head", "structures", "energy_off_mean_ev_per_atom",
-    "energy_off_max_ev_per_atom", "force_off_mean_ev_per_a", "force_off_max_ev_per_a", "force_scale_ev_per_a",
-    "energy_mae_ev_per_atom", "force_mae_ev_per_a", "energy_share", "force_share", "verdict", "weights",
-)  # fmt: skip
-TRAINING = (
-    "campaign", "case", "backbone", "precision", "head", "set", "role", "structures", "energy_mae_ev_per_atom",
-    "force_mae_ev_per_a", "energy_ratio", "force_ratio",
-)  # fmt: skip
-LOSSES = ("campaign", "case", "backbone", "precision", "step", "loss", "off")
-MODULES = ("campaign", "case", "backbone", "precision", "order", "module", "kind", "input", "output", "growth")
-TYPES = ("campaign", "case", "backbone", "precision", "parameters", "matrix_layers", "pooled", "energies", "forces")
-# What low precision may add to the error that the model has anyway, before it counts.
+COSTS = Columns(
+    "precision_costs",
+    run="campaign case backbone task precision",
+    rates="structures_per_s low high speedup speedup_low speedup_high samples",
+    memory="peak_bytes finite",
+    machine="device threads",
+    folder="folder",
+)
+INFERENCE = Columns(
+    "precision_inference",
+    run="campaign case backbone precision head structures",
+    errors="energy_off_mean_ev_per_atom energy_off_max_ev_per_atom force_off_mean_ev_per_a force_off_max_ev_per_a"
+    " force_scale_ev_per_a energy_mae_ev_per_atom force_mae_ev_per_a",
+    verdict="energy_share force_share verdict weights",
+)
+# Of these the largest over all batches counts, of the other errors the mean over structures.
+MAXIMA = {"energy_off_max_ev_per_atom", "force_off_max_ev_per_a", "force_scale_ev_per_a"}
+TRAINING = Columns(
+    "precision_training",
+    run="campaign case backbone precision",
+    event="head set role structures energy_mae_ev_per_atom force_mae_ev_per_a",
+    ratios="energy_ratio force_ratio",
+)
+LOSSES = Columns("precision_losses", run="campaign case backbone precision", step="step loss off")
+MODULES = Columns(
+    "precision_modules",
+    run="campaign case backbone precision",
+    order="order",
+    event="module kind input output",
+    growth="growth",
+)
+TYPES = Columns(
+    "precision_types",
+    run="campaign case backbone precision",
+    types="parameters matrix_layers pooled energies forces",
+)
+# What low precision may add to the model's error against labels and still be called harmless.
 HARMLESS = 0.1
 
 
-@dataclass(frozen=True)
-class PrecisionTables:
-    """costs: a row a backbone, task and precision; speedup over FP64 from pairs of one round. inference: a row a
-    backbone, precision and head; off: distance from FP64, share: of the error against labels. training: errors of
-    models trained in each precision, ratio: over those of FP64. losses: a row a step; off: relative distance from the
-    FP64 run. modules: see reference/precision_study/module_errors.py; growth: output over input. types: as observed."""
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables of finished studies; missing values are NaN.
 
-    costs: pd.DataFrame
-    inference: pd.DataFrame
-    training: pd.DataFrame
-    losses: pd.DataFrame
-    modules: pd.DataFrame
-    types: pd.DataFrame
-
-
-def precision_tables(records: Sequence[Record]) -> PrecisionTables:
-    """All tables of finished studies; missing values are NaN."""
-    own = [r for r in records if r.case.get("program") == "precision" and r.state == "done"]
-    return PrecisionTables(
-        pd.DataFrame([row for r in own for row in _costs(r)], columns=COSTS),
-        pd.DataFrame([row for r in own for row in _inference(r)], columns=INFERENCE),
-        pd.DataFrame([row for r in own for row in _training(r)], columns=TRAINING),
-        pd.DataFrame([row for r in own for row in _losses(r)], columns=LOSSES),
-        pd.DataFrame([row for r in own for row in _modules(r)], columns=MODULES),
-        pd.DataFrame([row for r in own for row in _types(r)], columns=TYPES),
-    )
+    precision_costs: a row per backbone, task and precision; speedup: over FP64, from pairs of one round.
+    precision_inference: a row per backbone, precision and head; off: distance from FP64; share: of the error against
+    labels. precision_training: errors of models trained in each precision; ratio: over those of FP64.
+    precision_losses: a row per step; off: relative distance from the FP64 run. precision_modules: the error of every
+    module's output; growth: output over input. precision_types: the types that were observed.
+    """
+    runs = [r for r in records if r.program == "precision" and r.state == "done"]
+    return {
+        "precision_costs": COSTS.build(row for r in runs for row in _costs(r)),
+        "precision_inference": INFERENCE.build(row for r in runs for row in _inference(r)),
+        "precision_training": TRAINING.build(row for r in runs for row in _training(r)),
+        "precision_losses": LOSSES.build(row for r in runs for row in _losses(r)),
+        "precision_modules": MODULES.build(row for r in runs for row in _modules(r)),
+        "precision_types": TYPES.build(row for r in runs for row in _types(r)),
+    }
 
 
-def _names(record: Record) -> dict[str, Any]:
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the throughput of each task and precision, a sample per round."""
+    rates: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for s in record.samples:
+        if not s.get("discarded"):
+            rates.setdefault((s["task"], s["precision"]), []).append((s["round"], s["structures"] / s["seconds"]))
+    for (task, precision), timed in rates.items():
+        rounds, values = zip(*timed, strict=True)
+        yield MetricSamples(THROUGHPUT, values, {"task": task, "precision": precision}, rounds)
+
+
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of structures, of all tasks and precisions or of one."""
+    samples = [s for s in record.samples if not s.get("discarded")]
+    if scope == "precision":
+        samples = [s for s in samples if f"{s.get('task', 'all')} {s['precision']}" == name]
+    return float(sum(s["structures"] for s in samples)), "structure"
+
+
+def _names(record: RunRecord) -> dict[str, Any]:
     backbone = record.facts["model"]["config"]["backbone"]
-    return {"campaign": record.folder.parent.name, "case": record.case.get("name"), "backbone": backbone}
+    return {"campaign": record.campaign, "case": record.case.get("name"), "backbone": backbone}
 
 
-def _precisions(record: Record) -> list[str]:
+def _precisions(record: RunRecord) -> list[str]:
     return list(record.facts["observed"]["precisions"])
 
 
-def _costs(record: Record) -> list[dict[str, Any]]:
+def _costs(record: RunRecord) -> list[dict[str, Any]]:
     memory = {(m["task"], m["precision"]): m["peak_bytes"] for m in record.facts["memory"]}
     rows = []
     for task in ("training", "inference"):
@@ -83,39 +115,48 @@ def _costs(record: Record) -> list[dict[str, Any]]:
             rate, ratio = median_interval(list(rates.values())), median_interval(pairs)
             rows.append(
                 {
-                    **_names(record), "task": task, "precision": name, "structures_per_s": rate.median,
-                    "low": rate.low, "high": rate.high, "speedup": ratio.median, "speedup_low": ratio.low,
-                    "speedup_high": ratio.high, "samples": rate.n, "peak_bytes": memory.get((task, name)),
-                    "finite": all(s["loss"] is not None for s in record.samples
-                                  if s["task"] == task == "training" and s["precision"] == name),
-                    **{k: record.facts["observed"][k] for k in ("device", "threads")}, "folder": str(record.folder),
+                    **_names(record),
+                    "task": task,
+                    "precision": name,
+                    "structures_per_s": rate.value,
+                    "low": rate.low,
+                    "high": rate.high,
+                    **interval_columns("speedup", ratio),
+                    "samples": rate.n,
+                    "peak_bytes": memory.get((task, name)),
+                    "finite": all(
+                        s["loss"] is not None
+                        for s in record.samples
+                        if s["task"] == task == "training" and s["precision"] == name
+                    ),
+                    **{k: record.facts["observed"][k] for k in COSTS["machine"]},
+                    "folder": str(record.folder),
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
-def _inference(record: Record) -> list[dict[str, Any]]:
-    """Every head and precision; batches of one head are averaged by their structures, maxima are of all."""
+def _inference(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per head and precision: means over the structures of all batches, and maxima of all."""
     predicting = record.facts["predicting"]
     weights = predicting["checkpoint"] or f"trained {predicting['steps']} steps in FP64"
-    events = record.others.get("prediction", [])
+    events = record.events("prediction")
     rows = []
     for name, head in dict.fromkeys((e["precision"], e["head"]) for e in events):
-        own = [e for e in events if (e["precision"], e["head"]) == (name, head)]
-        counts = [e["structures"] for e in own]
+        batches = [e for e in events if (e["precision"], e["head"]) == (name, head)]
+        counts = [e["structures"] for e in batches]
         row: dict[str, Any] = {**_names(record), "precision": name, "head": head, "structures": sum(counts)}
-        for key in INFERENCE[6:13]:
-            values = [math.nan if e[key] is None else e[key] for e in own]
-            largest = key.endswith(("max_ev_per_atom", "max_ev_per_a")) or "scale" in key
-            row[key] = max(values) if largest else statistics.fmean(values, counts)
+        for key in INFERENCE["errors"]:
+            values = [math.nan if e[key] is None else e[key] for e in batches]
+            row[key] = max(values) if key in MAXIMA else statistics.fmean(values, counts)
         row["energy_share"] = row["energy_off_mean_ev_per_atom"] / row["energy_mae_ev_per_atom"]
         row["force_share"] = row["force_off_mean_ev_per_a"] / row["force_mae_ev_per_a"]
-        rows.append(row | {"weights": weights, "verdict": verdict(row)})
+        rows.append(row | {"weights": weights, "verdict": judge_inference(row)})
     return rows
 
 
-def verdict(row: dict[str, Any]) -> str:
-    """Whether the precision adds to the error that the model has against labels anyway."""
+def judge_inference(row: dict[str, Any]) -> str:
+    """Return whether the precision adds to the error that the model has against labels."""
     if row["precision"] == REFERENCE:
         return "reference"
     shares = [s for s in (row["energy_share"], row["force_share"]) if not math.isnan(s)]
@@ -124,21 +165,21 @@ def verdict(row: dict[str, Any]) -> str:
     return "harmless" if all(s <= HARMLESS for s in shares) else "adds to the error"
 
 
-def _training(record: Record) -> list[dict[str, Any]]:
-    events = record.others.get("trained", [])
+def _training(record: RunRecord) -> list[dict[str, Any]]:
+    events = record.events("trained")
     exact = {r["head"]: r for e in events if e["precision"] == REFERENCE for r in e["rows"]}
     rows = []
     for e in events:
         for r in e["rows"]:
-            row = {**_names(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING[4:10]}}
-            for what, key in (("energy", TRAINING[8]), ("force", TRAINING[9])):
-                mine, its = r.get(key), exact.get(r["head"], {}).get(key)
-                row[f"{what}_ratio"] = mine / its if mine is not None and its else math.nan
+            row = {**_names(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING["event"]}}
+            for ratio, key in (("energy_ratio", "energy_mae_ev_per_atom"), ("force_ratio", "force_mae_ev_per_a")):
+                error, reference = r.get(key), exact.get(r["head"], {}).get(key)
+                row[ratio] = error / reference if error is not None and reference else math.nan
             rows.append(row)
     return rows
 
 
-def _losses(record: Record) -> list[dict[str, Any]]:
+def _losses(record: RunRecord) -> list[dict[str, Any]]:
     steps = [s for s in record.samples if s["task"] == "training" and s["loss"] is not None]
     exact = {s["round"]: s["loss"] for s in steps if s["precision"] == REFERENCE}
     return [
@@ -150,22 +191,22 @@ def _losses(record: Record) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _modules(record: Record) -> list[dict[str, Any]]:
-    """In the order in which they ran; growth is left out where the input is exact to rounding."""
+def _modules(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per module in the order in which they ran; growth is left out where the input is exact."""
     order: dict[str, int] = {}
     rows = []
-    for e in record.others.get("module", []):
+    for e in record.events("module"):
         order[e["precision"]] = order.get(e["precision"], -1) + 1
-        given, got = e["input"], e["output"]
-        growth = got / given if given and got is not None else math.nan
-        named = {k: e[k] for k in ("precision", "module", "kind", "input", "output")}
-        rows.append({**_names(record), **named, "order": order[e["precision"]], "growth": growth})
+        growth = e["output"] / e["input"] if e["input"] and e["output"] is not None else math.nan
+        event = {k: e[k] for k in ("precision", *MODULES["event"])}
+        rows.append({**_names(record), **event, "order": order[e["precision"]], "growth": growth})
     return rows
 
 
-def _types(record: Record) -> list[dict[str, Any]]:
-    found = []
-    for name, seen in record.facts["observed"]["precisions"].items():
-        plain = {k: ", ".join(seen[k]) if isinstance(seen[k], list) else seen[k] for k in TYPES[4:]}
-        found.append({**_names(record), "precision": name, **{k: v.replace("torch.", "") for k, v in plain.items()}})
-    return found
+def _types(record: RunRecord) -> list[dict[str, Any]]:
+    rows = []
+    for name, observed in record.facts["observed"]["precisions"].items():
+        types = {k: ", ".join(observed[k]) if isinstance(observed[k], list) else observed[k] for k in TYPES["types"]}
+        types = {k: v.replace("torch.", "") for k, v in types.items()}
+        rows.append({**_names(record), "precision": name, **types})
+    return rows

@@ -1,36 +1,62 @@
-"""Weak and strong scaling: records of data-parallel training -> one row per run."""
+"""Tables on weak and strong scaling of data-parallel training."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from harness.results.runs import Record
+from harness.experiments.experiment import THROUGHPUT, MetricSamples, Scope, WorkCount, select_numbers
+from harness.experiments.scaling.projection import projection_table
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns
 
-# The kinds of work that steps are cut into, harness.reference.programs.scaling.phases.
+# The regions of a step, as harness.reference.programs.scaling.phases times them.
 REGIONS = ("data", "neighbour_lists", "collation", "forward", "gradient", "backward", "optimizer")
-COLUMNS = (
-    "campaign", "suite", "system", "case", "id", "mode", "nodes", "hosts", "cores", "ranks", "batch_size",
-    "global_batch", "graphs_per_s", "lowest", "highest", "epochs", "efficiency", "efficiency_low", "efficiency_high",
-    "communication", "waiting",
-    "atoms_imbalance", "edges_imbalance", *(f"{name}_s" for name in REGIONS),
-    "gradient_error", "divergence", "precision", "device", "data", "folder",
-)  # fmt: skip
+SCALING = Columns(
+    "scaling",
+    run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch",
+    rates="graphs_per_s lowest highest epochs",
+    efficiency="efficiency efficiency_low efficiency_high",
+    losses="communication waiting atoms_imbalance edges_imbalance",
+    regions=tuple(f"{name}_s" for name in REGIONS),
+    agreement="gradient_error divergence",
+    machine="precision device data",
+    folder="folder",
+)
 
 
-def scaling_table(records: list[Record]) -> pd.DataFrame:
-    """One row per finished run, smallest first within each mode.
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables `scaling` and `projection`."""
+    return {"scaling": scaling_table(records), "projection": projection_table(records)}
 
-    graphs_per_s: ranks x batch x steps over the time of the train region, median of the kept epochs. efficiency:
-    throughput per rank over that of the smallest run of the same mode and campaign; low and high: of the slowest and
-    fastest epochs of both. imbalance: atoms and edges of the rank that has most, over the mean rank, mean over steps.
-    <region>_s: median over cut-up steps of the slowest rank. communication: the part of the
-    step that goes away when the ranks do not exchange gradients. waiting: for data, of the time of the kept epochs.
+
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the throughput, a sample per epoch."""
+    yield MetricSamples(THROUGHPUT, select_numbers(record.facts.get("throughput_graphs_per_s", ())))
+
+
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of structures trained on, in all epochs or in one."""
+    epochs = [e for e in record.events("epoch") if scope == "case" or str(e["epoch"]) == name]
+    return float(sum(e["graphs"] for e in epochs)), "structure"
+
+
+def scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return one row per finished run, smallest first within each mode.
+
+    Columns of note:
+        graphs_per_s: ranks x batch x steps over the time of the train region, median of the epochs that count.
+        efficiency: throughput per rank over that of the smallest run of the same mode and campaign; low and high: from
+            the slowest and fastest epochs of both.
+        atoms_imbalance, edges_imbalance: of the rank that has most, over the mean rank; mean over steps.
+        <region>_s: time of a region on the slowest rank, median over the steps whose regions were timed.
+        communication: the part of the step that goes away when the ranks do not exchange gradients.
+        waiting: for data, over the time of the epochs that count.
     """
-    rows = [_row(r) for r in records if r.case.get("program") == "data_parallel" and r.state == "done"]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = SCALING.build(_row(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
     per_rank = table["graphs_per_s"] / table["ranks"]
     keys = [table["campaign"], table["mode"]]
@@ -41,12 +67,12 @@ def scaling_table(records: list[Record]) -> pd.DataFrame:
     return table
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
-    ranks, workload, seen = facts["ranks"], facts["workload"], facts["observed"]
+    ranks, workload, observed = facts["ranks"], facts["workload"], facts["observed"]
     throughput = facts["throughput_graphs_per_s"]
     return {
-        "campaign": record.folder.parent.name,
+        "campaign": record.campaign,
         **{name: case.get(name) for name in ("suite", "system", "id")},
         "case": case.get("name"),
         "mode": str(case.get("point", {}).get("mode", "runs")),
@@ -66,40 +92,40 @@ def _row(record: Record) -> dict[str, Any]:
         **_regions(record),
         "gradient_error": facts.get("gradient_error"),
         "divergence": facts.get("parameter_divergence"),
-        "precision": seen["requested"],
-        "device": seen["device_name"] or seen["device"],
+        "precision": observed["requested"],
+        "device": observed["device_name"] or observed["device"],
         "data": ", ".join(f"{s['set']} ({s['role']})" for s in workload["sets"]),
         "folder": str(record.folder),
     }
 
 
-def _communication(record: Record) -> float | None:
-    """From the last epoch's steps and the same steps done once more without an exchange."""
-    alone = record.others.get("compute_only", [])
+def _communication(record: RunRecord) -> float | None:
+    """Return the share of communication, from the last epoch's steps and the same steps repeated without exchange."""
+    compute_only = record.events("compute_only")
     last = max((s["epoch"] for s in record.samples), default=None)
-    together = [s["busy" if "busy" in s else "seconds"] for s in record.samples if s["epoch"] == last]
-    if not alone or len(alone) != len(together):
+    seconds = [s["busy" if "busy" in s else "seconds"] for s in record.samples if s["epoch"] == last]
+    if not compute_only or len(compute_only) != len(seconds):
         return None
-    return max(0.0, 1.0 - sum(s["seconds"] for s in alone) / sum(together))
+    return max(0.0, 1.0 - sum(s["seconds"] for s in compute_only) / sum(seconds))
 
 
-def _imbalance(record: Record) -> dict[str, float]:
+def _imbalance(record: RunRecord) -> dict[str, float]:
     ranks = len(record.facts["ranks"])
-    kept = [s for s in record.samples if not s["discarded"] and s.get("edges_most")]
+    counted = [s for s in record.samples if not s["discarded"] and s.get("edges_most")]
     return {
-        f"{what}_imbalance": statistics.fmean(ranks * s[f"{what}_most"] / s[what] for s in kept)
+        f"{what}_imbalance": statistics.fmean(ranks * s[f"{what}_most"] / s[what] for s in counted)
         for what in ("atoms", "edges")
-        if kept
+        if counted
     }
 
 
-def _regions(record: Record) -> dict[str, float]:
-    cut = record.others.get("region", [])
-    each = {name: [e["seconds"] for e in cut if e["name"] == name] for name in REGIONS}
+def _regions(record: RunRecord) -> dict[str, float]:
+    timed = record.events("region")
+    each = {name: [e["seconds"] for e in timed if e["name"] == name] for name in REGIONS}
     return {f"{name}_s": statistics.median(seconds) for name, seconds in each.items() if seconds}
 
 
-def _waiting(record: Record) -> float | None:
-    """Of the mean rank."""
-    kept = [e for e in record.others.get("epoch", []) if not e["discarded"] and "wait_s_mean" in e]
-    return sum(e["wait_s_mean"] for e in kept) / sum(e["train_s_mean"] for e in kept) if kept else None
+def _waiting(record: RunRecord) -> float | None:
+    """Return the share of the time that the mean rank waits for data."""
+    epochs = [e for e in record.events("epoch") if not e["discarded"] and "wait_s_mean" in e]
+    return sum(e["wait_s_mean"] for e in epochs) / sum(e["train_s_mean"] for e in epochs) if epochs else None

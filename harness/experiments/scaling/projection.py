@@ -1,4 +1,4 @@
-"""Step times of runs that were not made, from those that were: the slowest of p ranks, and the exchange of gradients.
+"""Step times on more ranks, projected from measured steps: the slowest of p ranks, and the exchange of gradients.
 
 A rank's step is taken as a + b atoms + c edges of its batch, with the scatter that the measured steps have about that;
 batches of any size are drawn from the graphs that the ranks were dealt. The step of p ranks is that of the slowest,
@@ -14,19 +14,22 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from harness.results.runs import Record
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns, Table
 
 Array = NDArray[np.float64]
-COLUMNS = (
-    "campaign", "system", "mode", "ranks", "batch_size", "basis", "measured_s", "compute_s", "communication_s",
-    "projected_s", "overlapped_s", "graphs_per_s", "error", "from_ranks", "network",
-)  # fmt: skip
+PROJECTION = Columns(
+    "projection",
+    run="campaign system mode ranks batch_size basis measured_s",
+    projected="compute_s communication_s projected_s overlapped_s graphs_per_s error",
+    basis="from_ranks network",
+)
 DRAWS = 4000
-FURTHER = 6
-MOST_STEPS = 5000
+# How many doublings of the ranks are projected beyond the largest run.
+EXTRAPOLATION_DOUBLINGS = 6
+MAX_STEPS = 5000
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
 
 
@@ -38,25 +41,25 @@ class StepModel:
     scatter: Array
     sizes: Array
 
-    def slowest(self, ranks: int, batch: int) -> float:
-        """Expected seconds of the slowest of so many ranks, each with a batch of so many graphs.
+    def expected_max_step(self, ranks: int, batch: int) -> float:
+        """Return the expected seconds of the slowest rank, each rank having a batch drawn at random.
 
         The expectation of the largest of p draws from DRAWS simulated steps x_1 <= ... <= x_n:
         sum_i x_i ((i / n)^p - ((i - 1) / n)^p).
         """
         draw = np.random.default_rng(0)
         picked = self.sizes[draw.integers(len(self.sizes), size=(DRAWS, batch))].sum(axis=1)
-        seconds = np.sort(self.mean(picked) * draw.choice(self.scatter, DRAWS))
+        seconds = np.sort(self.mean_step(picked) * draw.choice(self.scatter, DRAWS))
         edges = (np.arange(DRAWS + 1) / DRAWS) ** ranks
         return float(seconds @ np.diff(edges))
 
-    def mean(self, sizes: Array) -> Array:
-        """Seconds without scatter; sizes [n, 2]: atoms and edges of whole batches."""
+    def mean_step(self, sizes: Array) -> Array:
+        """Return seconds without scatter; sizes [n, 2]: atoms and edges of whole batches."""
         return self.coefficients[0] + sizes @ self.coefficients[1:]
 
 
-def fitted(steps: Array, sizes: Array) -> StepModel:
-    """The model of measured steps [n, 3] (seconds, atoms, edges); sizes [g, 2]: atoms and edges of single graphs.
+def fit_step_model(steps: Array, sizes: Array) -> StepModel:
+    """Return the model of measured steps [n, 3] (seconds, atoms, edges); sizes [g, 2]: atoms and edges of graphs.
 
     Least squares over the subset of terms with no negative coefficient that leaves least; sizes that do not vary are
     no terms.
@@ -76,14 +79,14 @@ def fitted(steps: Array, sizes: Array) -> StepModel:
 
 @dataclass(frozen=True)
 class Network:
-    """alpha: seconds a message takes; beta: bytes a second that one rank, or one node, can send. source: of both."""
+    """The latency of a message, the bytes per second that one rank or node can send, and where both are from."""
 
     alpha_s: float
     beta_bytes_per_s: float
     source: str
 
     def all_reduce(self, ranks: int, size: float) -> float:
-        """Seconds: 2 ceil(log2 p) alpha + 2 (p - 1) / p size / beta.
+        """Return seconds: 2 ceil(log2 p) alpha + 2 (p - 1) / p size / beta.
 
         Latency of a tree, bandwidth of a ring: reduce-scatter and all-gather by halving and doubling (Thakur,
         Rabenseifner, Gropp, Int. J. High Perform. Comput. Appl. 19, 49 (2005)).
@@ -97,112 +100,116 @@ class Network:
 class Run:
     """A finished run as a projection sees it.
 
-    own: steps of rank 0 without exchange [n, 3]: seconds, atoms, edges. step_s: median over steps of the slowest rank.
+    Attributes:
+        rank0_steps: steps of rank 0 without exchange [n, 3]: seconds, atoms, edges.
+        step_s: median over steps of the slowest rank.
+        sizes: atoms and edges of the graphs [g, 2].
     """
 
-    record: Record
+    record: RunRecord
     mode: str
     ranks: int
     batch: int
-    own: Array
+    rank0_steps: Array
     step_s: float
     sizes: Array
 
 
-def projection_table(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each run that smaller ones predict (basis "held out"), and for each number of ranks beyond the largest.
+def projection_table(records: Sequence[RunRecord]) -> Table:
+    """Return a row for each run that smaller ones predict (basis "held out"), and for more ranks than the largest has.
 
-    error: projected over measured, less one. Runs whose ranks share cores or whose nodes are emulated tell nothing of
-    time and are left out.
+    error: projected over measured, less one. Runs whose ranks share cores, or whose nodes are emulated, are left out,
+    since their times mean nothing.
     """
     runs = [run for r in records if (run := _run(r)) is not None]
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(r.record.folder.parent.name for r in runs):
-        campaign = Campaign(name, [r for r in runs if r.record.folder.parent.name == name])
+    for name in dict.fromkeys(r.record.campaign for r in runs):
+        campaign = CampaignProjection(name, [r for r in runs if r.record.campaign == name])
         for mode in dict.fromkeys(r.mode for r in campaign.runs):
-            rows += campaign.of_mode(mode)
-    return pd.DataFrame(rows, columns=COLUMNS)
+            rows += campaign.project_mode(mode)
+    return PROJECTION.build(rows)
 
 
-def _run(record: Record) -> Run | None:
-    facts, told = record.facts, record.others.get("own_step", [])
-    steps = [e for e in told if not e["discarded"] and not e["exchanged"]]
-    if record.case.get("program") != "data_parallel" or record.state != "done" or not steps:
+def _run(record: RunRecord) -> Run | None:
+    facts = record.facts
+    steps = [e for e in record.events("own_step") if not e["discarded"] and not e["exchanged"]]
+    if record.program != "data_parallel" or record.state != "done" or not steps:
         return None
-    places, hosts = facts["ranks"], {r["host"] for r in facts["ranks"]}
-    nodes = {r["node"] or r["host"] for r in places}
-    if len(hosts) < len(nodes) or len(places) > min(r["cores"] for r in places) * len(hosts):
+    ranks, hosts = facts["ranks"], {r["host"] for r in facts["ranks"]}
+    nodes = {r["node"] or r["host"] for r in ranks}
+    if len(hosts) < len(nodes) or len(ranks) > min(r["cores"] for r in ranks) * len(hosts):
         return None
     return Run(
-        record,
-        str(record.case.get("point", {}).get("mode", "runs")),
-        len(places),
-        facts["workload"]["batch_size"],
-        np.array([[e["busy"], e["atoms"], e["edges"]] for e in steps], dtype=float),
-        float(np.median([s["busy"] for s in record.samples if not s["discarded"]])),
-        np.array(facts["graph_sizes"], dtype=float),
+        record=record,
+        mode=str(record.case.get("point", {}).get("mode", "runs")),
+        ranks=len(ranks),
+        batch=facts["workload"]["batch_size"],
+        rank0_steps=np.array([[e["busy"], e["atoms"], e["edges"]] for e in steps], dtype=float),
+        step_s=float(np.median([s["busy"] for s in record.samples if not s["discarded"]])),
+        sizes=np.array(facts["graph_sizes"], dtype=float),
     )
 
 
 @dataclass
-class Campaign:
-    """What projections of one campaign share: its runs, its network and gradient, and models fitted once each."""
+class CampaignProjection:
+    """The projections of one campaign: its runs, its network and gradient, and models that are fitted once each."""
 
     name: str
     runs: Sequence[Run]
 
     def __post_init__(self) -> None:
-        self.link = network(self.runs)
+        self.network = find_network(self.runs)
         self.bytes = gradient_bytes(self.runs[0].record)
-        self.share = backward_share(self.runs)
+        self.backward_share = backward_share(self.runs)
         self._models: dict[float, StepModel] = {}
 
-    def below(self, ranks: float) -> StepModel:
-        """The model of steps of all runs with fewer ranks; of more steps than MOST_STEPS a part, drawn at random."""
+    def fit_below(self, ranks: float) -> StepModel:
+        """Return the model of the steps of all runs with fewer ranks; of more than MAX_STEPS a random part."""
         if ranks not in self._models:
             known = [r for r in self.runs if r.ranks < ranks]
-            steps, sizes = (np.concatenate([getattr(r, k) for r in known]) for k in ("own", "sizes"))
-            picked = np.random.default_rng(0).permutation(len(steps))[:MOST_STEPS]
-            self._models[ranks] = fitted(steps[picked], sizes)
+            steps, sizes = (np.concatenate([getattr(r, k) for r in known]) for k in ("rank0_steps", "sizes"))
+            picked = np.random.default_rng(0).permutation(len(steps))[:MAX_STEPS]
+            self._models[ranks] = fit_step_model(steps[picked], sizes)
         return self._models[ranks]
 
-    def row(self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None) -> dict[str, Any]:
-        """A projection from the steps of runs with fewer ranks than `bound`; the network is measured on its own."""
-        compute = self.below(bound).slowest(ranks, batch)
-        exchange = self.link.all_reduce(ranks, self.bytes) if self.link else math.nan
-        total = compute + (exchange if self.link else 0.0)
+    def _row(self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None) -> dict[str, Any]:
+        """Return a projection from the steps of runs with fewer ranks than `bound`; the network is measured apart."""
+        compute = self.fit_below(bound).expected_max_step(ranks, batch)
+        exchange = self.network.all_reduce(ranks, self.bytes) if self.network else math.nan
+        total = compute + (exchange if self.network else 0.0)
         return {
             "campaign": self.name, "system": self.runs[0].record.case.get("system"), "mode": mode, "ranks": ranks,
             "batch_size": batch, "basis": "projected" if measured_s is None else "held out", "measured_s": measured_s,
             "compute_s": compute, "communication_s": exchange, "projected_s": total,
-            "overlapped_s": total - min(exchange, self.share * compute) if self.link else total,
+            "overlapped_s": total - min(exchange, self.backward_share * compute) if self.network else total,
             "graphs_per_s": ranks * batch / total,
             "error": math.nan if measured_s is None else total / measured_s - 1,
             "from_ranks": max(r.ranks for r in self.runs if r.ranks < bound),
-            "network": self.link.source if self.link else "none: computing alone",
+            "network": self.network.source if self.network else "none: computing alone",
         }  # fmt: skip
 
-    def of_mode(self, mode: str) -> list[dict[str, Any]]:
-        """Runs that smaller ones predict, and what lies beyond the largest."""
-        own = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
-        least, largest = min(r.ranks for r in self.runs), own[-1]
-        rows = [self.row(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in own if r.ranks > least]
-        for k in range(1, FURTHER + 1):
+    def project_mode(self, mode: str) -> list[dict[str, Any]]:
+        """Return the projections of runs that smaller ones predict, and of more ranks than the largest run has."""
+        runs = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
+        least, largest = min(r.ranks for r in self.runs), runs[-1]
+        rows = [self._row(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in runs if r.ranks > least]
+        for k in range(1, EXTRAPOLATION_DOUBLINGS + 1):
             ranks = largest.ranks * 2**k
-            batch = largest.batch if mode != "strong" else own[0].batch * own[0].ranks // ranks
+            batch = largest.batch if mode != "strong" else runs[0].batch * runs[0].ranks // ranks
             if batch < 1:
                 break
-            rows.append(self.row(mode, ranks, batch, math.inf))
+            rows.append(self._row(mode, ranks, batch, math.inf))
         return rows
 
 
-def network(runs: Sequence[Run]) -> Network | None:
-    """As the all-reduces of the run with most ranks show it, else as the suite assumes it, else nothing."""
+def find_network(runs: Sequence[Run]) -> Network | None:
+    """Return the network as the all-reduces of the run with most ranks show it, or else as the suite assumes it."""
     for run in sorted(runs, key=lambda r: -r.ranks):
-        found = {e["bytes"]: [x["seconds"] for x in run.record.others["exchange"] if x["bytes"] == e["bytes"]]
-                 for e in run.record.others.get("exchange", [])}  # fmt: skip
-        if len(found) == 2:
-            (small, short), (large, long) = sorted((k, float(np.median(v))) for k, v in found.items())
+        seconds: dict[float, list[float]] = {}
+        for exchange in run.record.events("exchange"):
+            seconds.setdefault(exchange["bytes"], []).append(exchange["seconds"])
+        if len(seconds) == 2:
+            (small, short), (large, long) = sorted((k, float(np.median(v))) for k, v in seconds.items())
             p = run.ranks
             alpha = short / (2 * math.ceil(math.log2(p)))
             beta = 2 * (p - 1) / p * (large - small) / max(long - short, 1e-9)
@@ -213,17 +220,17 @@ def network(runs: Sequence[Run]) -> Network | None:
     return None
 
 
-def gradient_bytes(record: Record) -> float:
-    """What is exchanged a step."""
+def gradient_bytes(record: RunRecord) -> float:
+    """Return the bytes that are exchanged per step."""
     precision = record.facts["observed"]["requested"]
     return float(record.facts["model"]["trained_parameters"] * BYTES[precision])
 
 
 def backward_share(runs: Sequence[Run]) -> float:
-    """Of a step's computing the part in which an exchange can hide: the backward pass, by the cut-up steps."""
+    """Return the part of a step in which an exchange can hide: the backward pass, by the steps timed by region."""
     regions: dict[str, float] = {}
     for run in runs:
-        for e in run.record.others.get("region", []):
+        for e in run.record.events("region"):
             regions[e["name"]] = regions.get(e["name"], 0.0) + e["seconds_mean"]
     device = sum(regions.get(k, 0.0) for k in ("forward", "gradient", "backward", "optimizer"))
     return regions["backward"] / device if device else 0.0

@@ -1,82 +1,102 @@
-"""Screenings: records of the program `screening` -> rates, times for a billion, the best, and how far to trust them."""
+"""Tables on screenings: rates, times for the paper's number of candidates, the best, and how far to trust them."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from harness.results.runs import Record
+from harness.experiments.experiment import Metric, MetricSamples, Scope, WorkCount, select_numbers
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns
 
-BILLION = 1_129_000_000
+PAPER_CANDIDATES = 1_129_000_000
 PAPER_RANKS = 9408 * 8
 MACHINES = {"Frontier": PAPER_RANKS, "Aurora": 10_624 * 12, "Perlmutter": 1_792 * 4}
-RUNS = (
-    "campaign", "case", "system", "workload", "total", "candidates", "evaluated", "left_out", "unranked", "ranks",
-    "precision",
-    "device", "threads", "compiled", "why_eager", "messages", "why_plain", "device_per_s", "end_to_end_per_s", "share",
-    "make_share", "per_rank_per_s", "atoms", "edges", "seconds", "warm_up_s", "memory_growth", "memory_peak_bytes",
-    "proven", "state", "folder",
-)  # fmt: skip
-TIMES = ("campaign", "case", "machine", "ranks", "basis", "seconds", "candidates")
-BEST = ("campaign", "case", "place", "candidate", "formula", "prototype", "volume", "stream", "energy_ev_per_atom",
-        "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a", "distance")  # fmt: skip
-TRUST = ("campaign", "case", "what", "kind", "value", "unit", "n")
-LABELS = ("campaign", "case", "flagged", "candidates", "mae_ev_per_atom", "median_ev_per_atom", "worst_ev_per_atom",
-          "force_mae_ev_per_a", "force_median_ev_per_a", "head", "level")  # fmt: skip
-RELAXED = ("campaign", "case", "candidate", "formula", "prototype", "converged", "steps", "before_ev_per_atom",
-           "after_ev_per_atom", "volume_before", "volume_after", "force_max_ev_per_a", "file")  # fmt: skip
-PLACES = ("campaign", "case", "kind", "x", "y")
+RUNS = Columns(
+    "screening_runs",
+    case="campaign case system workload",
+    candidates="total candidates evaluated left_out unranked ranks",
+    model="precision device threads compiled why_eager messages why_plain",
+    rates="device_per_s end_to_end_per_s share make_share per_rank_per_s",
+    size="atoms edges seconds warm_up_s memory_growth memory_peak_bytes",
+    run="proven state folder",
+)
+TIMES = Columns("screening_times", columns="campaign case machine ranks basis seconds candidates")
+BEST = Columns(
+    "screening_best",
+    case="campaign case",
+    candidate="place candidate formula prototype volume stream energy_ev_per_atom beyond_ev_per_atom"
+    " spread_ev_per_atom force_max_ev_per_a distance",
+)
+TRUST = Columns("screening_trust", case="campaign case", value="what kind value unit n")
+LABELS = Columns(
+    "screening_labels",
+    columns="campaign case flagged candidates mae_ev_per_atom median_ev_per_atom worst_ev_per_atom force_mae_ev_per_a"
+    " force_median_ev_per_a head level",
+)
+RELAXED = Columns(
+    "screening_relaxed",
+    case="campaign case",
+    candidate="candidate formula prototype converged steps before_ev_per_atom after_ev_per_atom volume_before"
+    " volume_after force_max_ev_per_a file",
+)
+PLACES = Columns("screening_places", columns="campaign case kind x y")
+DEVICE_RATE = Metric("device throughput", "candidates/s", "higher")
+END_TO_END_RATE = Metric("end-to-end throughput", "candidates/s", "higher")
 
 
-@dataclass(frozen=True)
-class ScreeningTables:
-    """runs: a row a case; share: of the device's rate that is left end to end, make_share: of the time of evaluation
-    that making candidates took, beside it. times: seconds for the paper's 1.129e9 candidates at the rate of a rank,
-    on this machine and, as a projection, on as many ranks as the machines of the paper have, each as fast as one here.
-    best, relaxed: rows of candidates. trust: one number a row. labels: errors of calculated candidates, flagged and
-    not. places: points of the plane of embeddings."""
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables on screenings; what a case has not come to is missing.
 
-    runs: pd.DataFrame
-    times: pd.DataFrame
-    best: pd.DataFrame
-    trust: pd.DataFrame
-    labels: pd.DataFrame
-    relaxed: pd.DataFrame
-    places: pd.DataFrame
-
-
-def screening_tables(records: Sequence[Record]) -> ScreeningTables:
-    """All tables; what a case has not come to is missing."""
-    own = [r for r in records if r.case.get("program") == "screening"]
-    runs = [_run(r) for r in own if r.others.get("rank")]
-    return ScreeningTables(
-        pd.DataFrame(runs, columns=RUNS),
-        pd.DataFrame([row for run in runs for row in _times(run)], columns=TIMES),
-        pd.DataFrame([row for r in own for row in _plain(r, "best")], columns=BEST),
-        pd.DataFrame([row for r in own for row in _trust(r)], columns=TRUST),
-        pd.DataFrame([row for r in own for row in _labels(r)], columns=LABELS),
-        pd.DataFrame([row for r in own for row in _plain(r, "relaxed")], columns=RELAXED),
-        pd.DataFrame([row for r in own for row in _places(r)], columns=PLACES),
-    )
+    screening_runs: a row per case; share: the part of the device's rate that remains end to end; make_share: the time
+    that making candidates took at the same time, over that of evaluation. screening_times: seconds for the paper's
+    1.129e9 candidates at the measured rate of a rank, on this machine and, as a projection, on as many ranks as the
+    paper's machines have, each as fast as one here. screening_best, screening_relaxed: candidates. screening_trust:
+    one number per row. screening_labels: errors of calculated candidates, flagged and not. screening_places: points in
+    the plane of embeddings.
+    """
+    cases = [r for r in records if r.program == "screening"]
+    runs = [_run(r) for r in cases if r.events("rank")]
+    return {
+        "screening_runs": RUNS.build(runs),
+        "screening_times": TIMES.build(row for run in runs for row in _times(run)),
+        "screening_best": BEST.build(row for r in cases for row in _candidates(r, "best", BEST)),
+        "screening_trust": TRUST.build(row for r in cases for row in _trust(r)),
+        "screening_labels": LABELS.build(row for r in cases for row in _labels(r)),
+        "screening_relaxed": RELAXED.build(row for r in cases for row in _candidates(r, "relaxed", RELAXED)),
+        "screening_places": PLACES.build(row for r in cases for row in _places(r)),
+    }
 
 
-def _of(record: Record) -> dict[str, Any]:
-    return {"campaign": record.folder.parent.name, "case": record.case.get("name")}
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the rates of the device alone and end to end, a sample per rank."""
+    for metric, seconds in ((DEVICE_RATE, "device_s"), (END_TO_END_RATE, "wall_s")):
+        ranks = [r for r in record.events("rank") if r.get("evaluated") and r.get(seconds)]
+        yield MetricSamples(metric, select_numbers(r["evaluated"] / r[seconds] for r in ranks))
 
 
-def _plain(record: Record, kind: str) -> list[dict[str, Any]]:
-    return [{**_of(record), **event} for event in record.others.get(kind, [])]
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of candidates evaluated."""
+    del scope, name
+    return float(sum(e.get("evaluated", 0) for e in record.events("rank"))), "candidate"
 
 
-def _run(record: Record) -> dict[str, Any]:
-    """Rates of all ranks together: of the device alone, and by the slowest rank's clock end to end."""
-    ranks = record.others["rank"]
-    facts, proofs = record.facts, record.others.get("proof", [])
+def _case(record: RunRecord) -> dict[str, Any]:
+    return {"campaign": record.campaign, "case": record.case.get("name")}
+
+
+def _candidates(record: RunRecord, kind: str, columns: Columns) -> list[dict[str, Any]]:
+    return [_case(record) | columns.select(event, "candidate") for event in record.events(kind)]
+
+
+def _run(record: RunRecord) -> dict[str, Any]:
+    """Return the rates of all ranks together: of the device alone, and end to end by the slowest rank's clock."""
+    ranks = record.events("rank")
+    facts, proofs = record.facts, record.events("proof")
     done = sum(r["evaluated"] for r in ranks)
     slowest = max(r["wall_s"] for r in ranks)
     device = sum(r["evaluated"] / r["device_s"] for r in ranks if r["device_s"] > 0)
@@ -85,7 +105,7 @@ def _run(record: Record) -> dict[str, Any]:
     model = facts.get("model", {})
     why_eager = next((r["why_eager"] for r in ranks if r.get("why_eager")), None)
     growth = max(r["memory_last_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
-    return _of(record) | {
+    return _case(record) | {
         "system": record.case.get("system"),
         "workload": facts.get("workload", {}).get("name"),
         "total": facts.get("workload", {}).get("total"),
@@ -126,64 +146,63 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def _times(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds for the paper's count of candidates."""
-    origin = {k: run[k] for k in ("campaign", "case")} | {"candidates": BILLION}
-    here = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "from the rate measured"}
-    rows = [{**origin, **here, "seconds": BILLION / run["end_to_end_per_s"]}]
+    """Return the seconds for the paper's number of candidates, here and on the paper's machines."""
+    origin = {k: run[k] for k in ("campaign", "case")} | {"candidates": PAPER_CANDIDATES}
+    measured = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "from the rate measured"}
+    rows = [{**origin, **measured, "seconds": PAPER_CANDIDATES / run["end_to_end_per_s"]}]
     for machine, ranks in MACHINES.items():
-        seconds = BILLION / (ranks * run["per_rank_per_s"])
+        seconds = PAPER_CANDIDATES / (ranks * run["per_rank_per_s"])
         rows.append({**origin, "machine": machine, "ranks": ranks, "basis": "projected", "seconds": seconds})
     return rows
 
 
-def _trust(record: Record) -> list[dict[str, Any]]:
-    """Every number that bears on trust, with the number of structures that it rests on."""
+def _trust(record: RunRecord) -> list[dict[str, Any]]:
+    """Return every number that bears on trust, with the number of structures that it is from."""
     rows: list[tuple[str, str, float | None, str, int]] = []
-    for e in record.others.get("calibration", []):
+    for e in record.events("calibration"):
         rows += [
             ("threshold", "distance from training sets", e["threshold"], "1", e["calibrated_on"]),
             ("flagged", "held out, for the threshold", e["share"], "share", e["calibrated_on"]),
             ("flagged", "held out, others: false alarms", e["false_alarms"], "share", e["tested_on"]),
         ]
         rows += [("flagged", f"{kind}: detected", v, "share", e["strange"]) for kind, v in e["detected"].items()]
-    for e in record.others.get("outside", []):
+    for e in record.events("outside"):
         n = e["candidates"]
         rows += [("outside the training", why, count / n, "share", n) for why, count in e["reasons"].items()]
-    for e in record.others.get("uncertainty", []):
+    for e in record.events("uncertainty"):
         for way in ("heads", "dropout", "ensemble"):
             rows.append((f"median spread of {way}", e["kind"], e[f"{way}_ev_per_atom"], "eV/atom", e["candidates"]))
-    for e in record.others.get("overlap", []):
+    for e in record.events("overlap"):
         rows.append(("mean Wasserstein distance", e["kind"], e["mean"], "training deviations", e["structures"]))
         rows.append(("outside the plot's range", e["kind"], e["beyond"], "share", e["structures"]))
-    for e in record.others.get("elements", []):
+    for e in record.events("elements"):
         rows.append(("elements", "in the sample", len(e["candidates"]), "elements", sum(e["candidates"].values())))
         rows.append(("elements", "in it, of none in training", len(e["never_seen"]), "elements", 0))
-    columns = ("what", "kind", "value", "unit", "n")
-    return [{**_of(record), **dict(zip(columns, row, strict=True))} for row in rows]
+    return [_case(record) | dict(zip(TRUST["value"], row, strict=True)) for row in rows]
 
 
-def _labels(record: Record) -> list[dict[str, Any]]:
-    """Errors of calculated candidates; of a few, one that is far off makes the mean, so the median stands beside it."""
-    rows = pd.DataFrame(record.others.get("label", []))
+def _labels(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the errors of calculated candidates: means, and medians, which single outliers do not change."""
+    rows = pd.DataFrame(record.events("label"))
     if rows.empty:
         return []
-    found = []
-    for flagged, own in rows.groupby("flagged"):
-        energy, force = own["off_ev_per_atom"], own["force_off_ev_per_a"]
-        found.append(
+    errors = []
+    for flagged, group in rows.groupby("flagged"):
+        energy, force = group["off_ev_per_atom"], group["force_off_ev_per_a"]
+        errors.append(
             {
-                **_of(record), "flagged": bool(flagged), "candidates": len(own), "mae_ev_per_atom": energy.mean(),
+                **_case(record), "flagged": bool(flagged), "candidates": len(group), "mae_ev_per_atom": energy.mean(),
                 "median_ev_per_atom": energy.median(), "worst_ev_per_atom": energy.max(),
                 "force_mae_ev_per_a": force.mean(), "force_median_ev_per_a": force.median(),
-                "head": own["head"].iloc[0], "level": own["level"].iloc[0],
+                "head": group["head"].iloc[0], "level": group["level"].iloc[0],
             }
         )  # fmt: skip
-    return found
+    return errors
 
 
-def _places(record: Record) -> list[dict[str, Any]]:
+def _places(record: RunRecord) -> list[dict[str, Any]]:
     return [
-        {**_of(record), "kind": e["kind"], "x": x, "y": y}
-        for e in record.others.get("embedding", [])
+        {**_case(record), "kind": e["kind"], "x": x, "y": y}
+        for e in record.events("embedding")
         for x, y in zip(e["x"], e["y"], strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The section of the report on screenings."""
+"""The page on screenings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from harness.document.blocks import DASH, Cell, Section, View, lines, number, raw_records
-from harness.document.figures import STYLE, Figure, kept
-from harness.experiments.cost.page import with_costs
-from harness.experiments.screening.metrics import ScreeningTables
+from harness.document.blocks import (
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    count_by_reason,
+    format_number,
+    link_run_folder,
+    number_cell,
+    rows_as_dicts,
+    select_campaign,
+    text_cell,
+)
+from harness.document.figures import STYLE, Figure, save_figure
+from harness.experiments.cost.page import add_cost_columns
+from harness.experiments.experiment import PageContext
 from harness.protocol.text import count
 
 KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
@@ -20,189 +32,191 @@ SHOWN = 12
 UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
 
 
-def screening_sections(tables: ScreeningTables, figures: Path) -> list[Section]:
-    """A section for each campaign; draws its figures into the folder."""
-    return [campaign_section(str(c), tables, figures) for c in tables.runs["campaign"].unique()]
+def build_sections(context: PageContext) -> list[Section]:
+    """Return a section for each campaign."""
+    return [build_campaign_section(str(c), context) for c in context.tables["screening_runs"]["campaign"].unique()]
 
 
-def campaign_section(campaign: str, tables: ScreeningTables, figures: Path) -> Section:
-    """What the screenings of one campaign came to."""
+def build_campaign_section(campaign: str, context: PageContext) -> Section:
+    """Return the section on the screenings of one campaign."""
     runs, times, best, trust, labels, relaxed, places = (
-        t[t["campaign"] == campaign]
-        for t in (tables.runs, tables.times, tables.best, tables.trust, tables.labels, tables.relaxed, tables.places)
+        select_campaign(context.tables[f"screening_{name}"], campaign)
+        for name in ("runs", "times", "best", "trust", "labels", "relaxed", "places")
     )
     drawn = [
-        embedding(own, str(case), figures, f"{campaign}-{case}-embedding")
-        for case, own in places.groupby("case", sort=False)
+        draw_embedding(group, str(case), context.figures, f"{campaign}-{case}-embedding")
+        for case, group in places.groupby("case", sort=False)
     ]
-    views = [runs_view(runs), times_view(times), trust_view(trust)]
-    views += [v for v in (labels_view(labels), best_view(best), relaxed_view(relaxed)) if v.rows]
-    return Section("Screening", f"screening-{campaign}", paragraphs(runs), drawn, views)
+    blocks = [build_runs_block(runs), build_times_block(times), build_trust_block(trust)]
+    optional = (build_labels_block(labels), build_best_block(best), build_relaxed_block(relaxed))
+    blocks += [block for block in optional if block.rows]
+    return Section("Screening", f"screening-{campaign}", describe_screenings(runs), drawn, blocks)
 
 
-def paragraphs(runs: pd.DataFrame) -> list[str]:
-    """What was screened, and whether nothing was left out or taken twice."""
+def describe_screenings(runs: pd.DataFrame) -> list[str]:
+    """Return what was screened, and whether every candidate was taken once."""
     proven = int(runs["proven"].sum())
-    said = [
+    text = [
         f"{count(len(runs), 'screening')}, {count(runs['candidates'].sum(), 'candidate')};"
-        f" of {proven} of them a checksum over"
-        " the indices"
-        " proves that every candidate was taken once. The rate of the device alone counts evaluation, as the"
-        " paper's does;"
-        " end to end also what makes candidates and neighbour lists, moves them and writes results."
+        f" of {proven} of them a checksum over the indices proves that every candidate was taken once. The rate of the"
+        " device alone counts evaluation, as the paper's does; end to end also what makes candidates and neighbour"
+        " lists, moves them and writes results."
     ]
     weak = []
-    for workload, own in runs.groupby("workload", sort=False):
-        first, most = own.iloc[own["ranks"].argmin()], own.iloc[own["ranks"].argmax()]
+    for workload, group in runs.groupby("workload", sort=False):
+        first, most = group.iloc[group["ranks"].argmin()], group.iloc[group["ranks"].argmax()]
         if most["ranks"] > first["ranks"]:
             share = most["per_rank_per_s"] / first["per_rank_per_s"]
             weak.append(
                 f"{workload}: {share:.0%} of the rate of a rank is left from {first['ranks']} to {most['ranks']} ranks"
             )
     if weak:
-        said.append("Weak scaling, " + "; ".join(weak) + ".")
-    for why, own in runs[runs["why_eager"].notna()].groupby("why_eager"):
-        said.append(f"Not compiled, {count(len(own), 'screening')}: {why}.")
-    for why, own in runs[runs["why_plain"].notna()].groupby("why_plain"):
-        said.append(f"Plain messages in place of fused ones, {count(len(own), 'screening')}: {why}.")
-    return said
+        text.append("Weak scaling, " + "; ".join(weak) + ".")
+    return [
+        *text,
+        *count_by_reason(runs, "why_eager", "Not compiled", "screening"),
+        *count_by_reason(runs, "why_plain", "Plain messages in place of fused ones", "screening"),
+    ]
 
 
-def runs_view(runs: pd.DataFrame) -> View:
-    """A row a screening."""
-    columns = [
-        "workload", "messages", "ranks", "candidates", "left out", "not ranked", "atoms", "edges", "device alone (1/s)",
-        "end to end (1/s)", "end to end / device", "making them / evaluating", "memory, last / median",
-        "taken once", "raw records",
-    ]  # fmt: skip
-    body: list[list[Cell]] = [
-        [
-            f"{r['workload']}, {r['precision']}", r["messages"] or DASH, str(r["ranks"]), f"{r['candidates']:,}",
-            r["left_out"] or DASH, r["unranked"] or DASH, number(r["atoms"]), number(r["edges"]),
-            number(r["device_per_s"]), number(r["end_to_end_per_s"]), number(r["share"], ".0%"),
-            number(r["make_share"], ".0%"),
-            number(r["memory_growth"]), "proven" if r["proven"] else "NOT PROVEN", raw_records(r["folder"]),
-        ]
-        for r in lines(runs)
-    ]  # fmt: skip
+def build_runs_block(runs: pd.DataFrame) -> TableBlock:
+    """Return a row per screening."""
+    columns: list[Column] = [
+        ("workload", lambda r: f"{r['workload']}, {r['precision']}"),
+        ("messages", text_cell("messages")),
+        ("ranks", "ranks"),
+        ("candidates", number_cell("candidates", ",")),
+        ("left out", text_cell("left_out")),
+        ("not ranked", text_cell("unranked")),
+        ("atoms", number_cell("atoms")),
+        ("edges", number_cell("edges")),
+        ("device alone (1/s)", number_cell("device_per_s")),
+        ("end to end (1/s)", number_cell("end_to_end_per_s")),
+        ("end to end / device", number_cell("share", ".0%")),
+        ("making them / evaluating", number_cell("make_share", ".0%")),
+        ("memory, last / median", number_cell("memory_growth")),
+        ("taken once", lambda r: "proven" if r["proven"] else "NOT PROVEN"),
+        ("raw records", lambda r: link_run_folder(r["folder"])),
+    ]
     note = (
-        "Rates of all ranks together; atoms and edges of a candidate on average; the first batch, with"
-        " compilation, is not"
-        " in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Not"
+        "Rates of all ranks together; atoms and edges of a candidate on average; the first batch, with compilation, is"
+        " not in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Not"
         " ranked: evaluated, but with elements that no single head was trained on, or atoms closer than any in"
         " training, so that the scores mean nothing; they are in no table of results. Memory"
         " of a rank at the end over the median after its parts: it rises with batches larger than any before, not with"
         " the number of candidates."
     )
-    return with_costs(View("Rates", columns, body, note), runs)
+    return add_cost_columns(build_block("Rates", rows_as_dicts(runs), columns, note), runs)
 
 
-def times_view(times: pd.DataFrame) -> View:
-    """Seconds for the paper's count."""
-    columns = ["case", "machine", "ranks", "1.129e9 candidates take", "basis"]
-    body = [
-        [str(r["case"]), str(r["machine"]), f"{r['ranks']:,}", duration(r["seconds"]), r["basis"]] for r in lines(times)
+def build_times_block(times: pd.DataFrame) -> TableBlock:
+    """Return the time for the paper's number of candidates."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("machine", "machine"),
+        ("ranks", number_cell("ranks", ",")),
+        ("1.129e9 candidates take", lambda r: format_duration(r["seconds"])),
+        ("basis", "basis"),
     ]
     note = (
         "The paper: 50 s on 9,408 nodes of Frontier, device work alone. Projected: as many ranks as the machine has"
         " accelerators or tiles, each as fast as one core here, which they are not; it tells what is asked of each."
     )
-    return View("Time for the paper's count of candidates", columns, body, note)
+    return build_block("Time for the paper's count of candidates", rows_as_dicts(times), columns, note)
 
 
-def duration(seconds: float) -> str:
-    """`50 s`, `3.2 h`, `41 days`."""
-    for below, unit, word in UNITS:
+def format_duration(seconds: float) -> str:
+    """Return `50 s`, `3.2 h` or `41 days`."""
+    for below, unit, name in UNITS:
         if seconds < below:
-            return f"{number(seconds / unit)} {word}"
-    return f"{number(seconds / 3.156e7)} years"
+            return f"{format_number(seconds / unit)} {name}"
+    return f"{format_number(seconds / 3.156e7)} years"
 
 
-def trust_view(trust: pd.DataFrame) -> View:
-    """Every number that bears on trust."""
-    columns = ["case", "what", "of", "value", "unit", "structures"]
-    body = [
-        [str(r["case"]), r["what"], r["kind"], number(r["value"]), r["unit"], number(r["n"] or None, ".0f")]
-        for r in lines(trust)
-        if r["value"] is not None
+def build_trust_block(trust: pd.DataFrame) -> TableBlock:
+    """Return every number that bears on trust."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("what", "what"),
+        ("of", "kind"),
+        ("value", number_cell("value")),
+        ("unit", "unit"),
+        ("structures", lambda r: format_number(r["n"] or None, ".0f")),
     ]
     note = (
-        "On a random sample of the candidates. A structure is flagged whose embedding lies further from the"
-        " training sets"
-        " than the threshold, which was set on structures held out of training; false alarms are of others. Dropout is"
-        " put on the features that the heads read; the shipped model was trained without it."
+        "On a random sample of the candidates. A structure is flagged whose embedding lies further from the training"
+        " sets than the threshold, which was set on structures held out of training; false alarms are of others."
+        " Dropout is put on the features that the heads read; the shipped model was trained without it."
     )
-    return View("How far to trust it", columns, body, note)
+    rows = [row for row in rows_as_dicts(trust) if row["value"] is not None]
+    return build_block("How far to trust it", rows, columns, note)
 
 
-def labels_view(labels: pd.DataFrame) -> View:
-    """Errors of calculated candidates."""
-    columns = [
-        "case", "candidates", "count", "MAE (eV/atom)", "median", "worst", "force MAE (eV/\N{ANGSTROM SIGN})", "median",
-        "head", "calculated at",
-    ]  # fmt: skip
-    body = [
-        [
-            str(r["case"]), "flagged" if r["flagged"] else "not flagged", str(r["candidates"]),
-            number(r["mae_ev_per_atom"]), number(r["median_ev_per_atom"]), number(r["worst_ev_per_atom"]),
-            number(r["force_mae_ev_per_a"]), number(r["force_median_ev_per_a"]), r["head"], r["level"],
-        ]
-        for r in lines(labels)
-    ]  # fmt: skip
-    note = "Candidates of the elements that this head was trained on, drawn at random over the whole space."
-    return View("A random subset calculated", columns, body, note)
-
-
-def best_view(best: pd.DataFrame) -> View:
-    """The first of best.csv."""
-    columns = ["case", "place", "candidate", "formula", "prototype", "beyond elements (eV/atom)", "spread", "distance"]
-    body = [
-        [
-            str(r["case"]), str(r["place"]), str(r["candidate"]), r["formula"] or DASH, r["prototype"] or DASH,
-            number(r["beyond_ev_per_atom"]), number(r["spread_ev_per_atom"]), number(r["distance"]),
-        ]
-        for r in lines(best[best["place"] <= SHOWN])
-    ]  # fmt: skip
-    return View("The best", columns, body, "More in best.csv of each case; all that was kept in its results-*.bp.")
-
-
-def relaxed_view(relaxed: pd.DataFrame) -> View:
-    """What relaxation did to the best."""
-    columns = [
-        "case",
-        "candidate",
-        "formula",
-        "converged",
-        "steps",
-        "energy before, after (eV/atom)",
-        "volume before, after",
-        "file",
+def build_labels_block(labels: pd.DataFrame) -> TableBlock:
+    """Return the errors of calculated candidates."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("candidates", lambda r: "flagged" if r["flagged"] else "not flagged"),
+        ("count", "candidates"),
+        ("MAE (eV/atom)", number_cell("mae_ev_per_atom")),
+        ("median", number_cell("median_ev_per_atom")),
+        ("worst", number_cell("worst_ev_per_atom")),
+        ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae_ev_per_a")),
+        ("median", number_cell("force_median_ev_per_a")),
+        ("head", "head"),
+        ("calculated at", "level"),
     ]
-    body = [
-        [
-            str(r["case"]), str(r["candidate"]), r["formula"] or DASH, "yes" if r["converged"] else "no",
-            str(r["steps"]),
-            f"{r['before_ev_per_atom']:.4f}, {r['after_ev_per_atom']:.4f}",
-            f"{r['volume_before']:.2f}, {r['volume_after']:.2f}", r["file"],
-        ]
-        for r in lines(relaxed)
-    ]  # fmt: skip
-    return View("The best, relaxed on the model", columns, body, "Volumes an atom, cubic \N{ANGSTROM SIGN}.")
+    note = "Candidates of the elements that this head was trained on, drawn at random over the whole space."
+    return build_block("A random subset calculated", rows_as_dicts(labels), columns, note)
 
 
-def embedding(places: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:
-    """The plane of the first two principal components of the training sets' embeddings."""
+def build_best_block(best: pd.DataFrame) -> TableBlock:
+    """Return the first of the candidates in best.csv."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("place", "place"),
+        ("candidate", "candidate"),
+        ("formula", text_cell("formula")),
+        ("prototype", text_cell("prototype")),
+        ("beyond elements (eV/atom)", number_cell("beyond_ev_per_atom")),
+        ("spread", number_cell("spread_ev_per_atom")),
+        ("distance", number_cell("distance")),
+    ]
+    note = "More in best.csv of each case; all that was kept in its results-*.bp."
+    return build_block("The best", rows_as_dicts(best[best["place"] <= SHOWN]), columns, note)
+
+
+def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
+    """Return what relaxation did to the best."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("candidate", "candidate"),
+        ("formula", text_cell("formula")),
+        ("converged", lambda r: "yes" if r["converged"] else "no"),
+        ("steps", "steps"),
+        (
+            "energy before, after (eV/atom)",
+            lambda r: f"{r['before_ev_per_atom']:.4f}, {r['after_ev_per_atom']:.4f}",
+        ),
+        ("volume before, after", lambda r: f"{r['volume_before']:.2f}, {r['volume_after']:.2f}"),
+        ("file", "file"),
+    ]
+    note = "Volumes per atom, cubic \N{ANGSTROM SIGN}."
+    return build_block("The best, relaxed on the model", rows_as_dicts(relaxed), columns, note)
+
+
+def draw_embedding(places: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:
+    """Draw the plane of the first two principal components of the training sets' embeddings."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
-        for kind, own in places.groupby("kind", sort=False):
+        for kind, group in places.groupby("kind", sort=False):
             style: Any = {"color": KINDS.get(str(kind), "#cc79a7"), "ms": 3.2, "ls": "", "alpha": 0.75}
-            axes.plot(own["x"], own["y"], "o", label=f"{kind} ({len(own)})", **style)
+            axes.plot(group["x"], group["y"], "o", label=f"{kind} ({len(group)})", **style)
         axes.set_xlabel("first component / its deviation")
         axes.set_ylabel("second")
         axes.legend(frameon=False, fontsize=7.5)
         caption = (
             f"{case}: embeddings per atom along the first two principal components of the training sets; what"
-            " lies beyond"
-            " ten deviations is drawn at the edge. Numbers in brackets: structures drawn."
+            " lies beyond ten deviations is drawn at the edge. Numbers in brackets: structures drawn."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)

@@ -12,51 +12,50 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from harness.document.figures import STYLE, Figure, kept
-from harness.document.ticks import plain_ticks
+from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.data.figures import ROLE_COLOURS
 from harness.experiments.data.metrics import ROLES
-from harness.experiments.training.metrics import ENERGY, FORCES, QUANTITIES
 from harness.experiments.training.multitask import TOLERANCE
+from harness.experiments.training.quantities import ENERGY, FORCES, QUANTITIES
 
 COLOURS = {"forces": "#0072b2", "energy": "#e69f00", "training": "#0072b2", "validation": "#e69f00"}
 WORSE, SOFT = "#d55e00", "#59636e"
 TITLES = {"energy": "energy per atom, over composition only", "forces": "forces, over zero forces"}
 FRACTIONS = {1 / 3: "1/3", 1 / 2: "1/2", 1.0: "1"}
-WORDS = {"no labels": "no force labels", "not finite": "not finite", "no structures": "no test structures"}
+VERDICT_TEXTS = {"no labels": "no force labels", "not finite": "not finite", "no structures": "no test structures"}
 
 
-def kind_of(role: str) -> str:
-    """`stand-in` of `stand-in for OC2020`."""
+def role_kind(role: str) -> str:
+    """Return `stand-in` for `stand-in for OC2020`."""
     return next((kind for kind in ROLES if role.startswith(kind)), role)
 
 
-def error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Error of each head over that of its baseline, with the target, forces beside energy."""
+def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the error of each head over that of its baseline, with the target, for forces and energy."""
     with mpl.rc_context(STYLE):
         figure, panels = _panels(errors)
         for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
-            own = errors[errors["quantity"] == quantity.name]
-            colours = [ROLE_COLOURS.get(kind_of(role), SOFT) for role in own["role"]]
-            _dots(axes, own, colours, quantity.target)
+            group = errors[errors["quantity"] == quantity.name]
+            colours = [ROLE_COLOURS.get(role_kind(role), SOFT) for role in group["role"]]
+            _dots(axes, group, colours, quantity.target)
             axes.set_title(TITLES[quantity.name], fontsize=9, pad=14)
-            for place, style in ((quantity.target, "--"), (1.0, "-")):
-                axes.axvline(place, color=SOFT, lw=0.9, ls=style, zorder=0)
-                said = "target " * (place < 1) + FRACTIONS[place]
-                _above(axes, place, said)
+            for position, style in ((quantity.target, "--"), (1.0, "-")):
+                axes.axvline(position, color=SOFT, lw=0.9, ls=style, zorder=0)
+                text = "target " * (position < 1) + FRACTIONS[position]
+                _label_above(axes, position, text)
             axes.set_xlabel("MAE over that of the baseline")
-        kinds = [kind for kind in ROLE_COLOURS if kind in set(map(kind_of, errors["role"]))]
+        kinds = [kind for kind in ROLE_COLOURS if kind in set(map(role_kind, errors["role"]))]
         handles = [mpl.lines.Line2D([], [], marker="o", ls="", color=ROLE_COLOURS[k], label=k) for k in kinds]
         figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=8)
         caption = (
             "Errors on held-out structures over those of a baseline that has learnt next to nothing: mean of"
-            f" {seeds_of(errors)}. Left of the dashed line the target is met."
+            f" {describe_seeds(errors)}. Left of the dashed line the target is met."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def seeds_of(rows: pd.DataFrame) -> str:
-    """`2 to 3 seeds with 95% interval`."""
+def describe_seeds(rows: pd.DataFrame) -> str:
+    """Return `2 to 3 seeds with 95% interval`."""
     least, most = int(rows["seeds"].min()), int(rows["seeds"].max())
     if most == 1:
         return "one seed, hence without interval"
@@ -64,56 +63,56 @@ def seeds_of(rows: pd.DataFrame) -> str:
 
 
 def _panels(rows: pd.DataFrame) -> tuple[Any, Any]:
-    """Two charts side by side with a line for each head."""
+    """Return two charts side by side with a line for each head."""
     heads = rows["head"].nunique()
     return plt.subplots(1, 2, figsize=(8.6, 1.3 + 0.24 * heads), sharey=True, layout="constrained")
 
 
-def _dots(axes: Axes, own: pd.DataFrame, colours: list[str], mark: float) -> None:
-    """A dot with its interval on each head's line, on a logarithmic axis that shows the mark; words for no number."""
-    y = np.arange(len(own))
-    found, low, high = (own[f"ratio{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
-    left, right = _span(np.concatenate([found, low, high, [mark]]))
+def _dots(axes: Axes, group: pd.DataFrame, colours: list[str], mark: float) -> None:
+    """Draw each head's value with its interval, on a logarithmic axis that shows the mark; text where there is none."""
+    y = np.arange(len(group))
+    values, low, high = (group[f"ratio{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
+    left, right = _span(np.concatenate([values, low, high, [mark]]))
     for k, colour in enumerate(colours):
         axes.plot([max(low[k], left), high[k]], [k, k], color=colour, lw=1.4)
-        axes.plot(found[k], k, "o", color=colour, ms=5)
+        axes.plot(values[k], k, "o", color=colour, ms=5)
     axes.set_xscale("log")
     axes.set_xlim(left, right)
-    axes.set_yticks(y, own["head"])
-    axes.set_ylim(len(own) - 0.5, -0.6)
+    axes.set_yticks(y, group["head"])
+    axes.set_ylim(len(group) - 0.5, -0.6)
     axes.grid(axis="y", color="#eef0f2", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
-    plain_ticks(axes.xaxis, left, right)
-    told: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
-    for place, verdict in zip(y[~np.isfinite(found)], own["verdict"][~np.isfinite(found)], strict=True):
+    set_plain_ticks(axes.xaxis, left, right)
+    style: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
+    for position, verdict in zip(y[~np.isfinite(values)], group["verdict"][~np.isfinite(values)], strict=True):
         colour = WORSE if verdict == "not finite" else SOFT
-        axes.text(0.02, place, WORDS.get(verdict, verdict), color=colour, **told)
+        axes.text(0.02, position, VERDICT_TEXTS.get(verdict, verdict), color=colour, **style)
 
 
 def _span(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Ends of an axis of ratios that shows them and one; an interval down to zero ends at the left."""
-    own = values[np.isfinite(values) & (values > 0)]
-    least, most = float(own.min()), float(own.max())
+    """Return the ends of an axis that shows the ratios and one; an interval down to zero ends at the left."""
+    group = values[np.isfinite(values) & (values > 0)]
+    least, most = float(group.min()), float(group.max())
     return max(min(0.8 * least, 0.8), 1e-3), max(1.25 * most, 1.25)
 
 
 def _log_log(axes: Axes, steps: pd.Series[float]) -> None:
-    """Both axes logarithmic, over the steps that there are."""
+    """Make both axes logarithmic, over the range of the steps."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(0.9 * steps.min(), 1.1 * steps.max())
     for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        plain_ticks(axis, *ends)
+        set_plain_ticks(axis, *ends)
 
 
-def _above(axes: Axes, place: float, said: str, side: str = "center") -> None:
+def _label_above(axes: Axes, x: float, text: str, side: str = "center") -> None:
     placed: Any = {"xytext": (0, 2), "textcoords": "offset points", "ha": side, "va": "bottom"}
-    axes.annotate(said, (place, 1.0), xycoords=axes.get_xaxis_transform(), fontsize=7, color=SOFT, **placed)
+    axes.annotate(text, (x, 1.0), xycoords=axes.get_xaxis_transform(), fontsize=7, color=SOFT, **placed)
 
 
-def loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Loss in training and in validation over the steps, a line a seed, both axes logarithmic."""
+def draw_loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the loss in training and in validation over the steps, a line per seed, both axes logarithmic."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
         for number, (_, run) in enumerate(epochs.groupby("case", sort=False)):
@@ -132,11 +131,11 @@ def loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
             f"Learning curves, {runs} run{'s' if runs > 1 else ''}, a line each. Training: mean over the epoch, of"
             " weights as they change."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Error in validation over that of the baseline, head by head, over the steps."""
+def draw_head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the error in validation over that of the baseline, head by head, over the steps."""
     shown = [h for h in errors["head"].unique() if h in set(heads["head"])]
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
@@ -149,7 +148,7 @@ def head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: s
         for axes, head in zip(grid.flat, shown, strict=False):
             rows = heads[(heads["head"] == head) & (heads["split"] == "validation")]
             about = errors[errors["head"] == head].set_index("quantity")
-            mark = ", stand-in" if kind_of(about["role"].iloc[0]) == "stand-in" else ""
+            mark = ", stand-in" if role_kind(about["role"].iloc[0]) == "stand-in" else ""
             axes.set_title(f"{head}{mark}", fontsize=8, pad=2)
             for quantity in QUANTITIES:
                 baseline = float(about.loc[quantity.name, "baseline_mae"])
@@ -166,29 +165,32 @@ def head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: s
         handles = [mpl.lines.Line2D([], [], color=COLOURS[q.name], label=TITLES[q.name]) for q in (FORCES, ENERGY)]
         figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
         caption = (
-            "Errors on validation structures of each head, over the baseline's on its test structures; a line a seed."
+            "Errors on validation structures of each head, over the baseline's on its test structures; a line per seed."
             " Dotted: the targets."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def ablation_ratios(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Multi-task over single-task error of each head, forces beside energy, around one."""
+def draw_ablation_ratios(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the multi-task over the single-task error of each head, forces and energy, around one."""
     heads = list(rows["head"].unique())
     with mpl.rc_context(STYLE):
         figure, panels = _panels(rows)
         for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
-            own = rows[rows["quantity"] == quantity.name].set_index("head").reindex(heads).reset_index()
-            own["verdict"] = own["verdict"].fillna("no labels, or no pair of runs")
-            _dots(axes, own, [WORSE if v == "worse" else COLOURS["training"] for v in own["verdict"]], TOLERANCE)
+            group = rows[rows["quantity"] == quantity.name].set_index("head").reindex(heads).reset_index()
+            group["verdict"] = group["verdict"].fillna("no labels, or no pair of runs")
+            _dots(axes, group, [WORSE if v == "worse" else COLOURS["training"] for v in group["verdict"]], TOLERANCE)
             axes.set_title({"energy": "energy per atom", "forces": "forces"}[quantity.name], fontsize=9, pad=14)
-            for place, style, said, side in ((1, "-", "equal ", "right"), (TOLERANCE, "--", " worse by 10%", "left")):
-                axes.axvline(place, color=SOFT, lw=0.9, ls=style, zorder=0)
-                _above(axes, place, said, side)
+            for position, style, text, side in (
+                (1, "-", "equal ", "right"),
+                (TOLERANCE, "--", " worse by 10%", "left"),
+            ):
+                axes.axvline(position, color=SOFT, lw=0.9, ls=style, zorder=0)
+                _label_above(axes, position, text, side)
             axes.set_xlabel("multi-task MAE over single-task MAE")
         caption = (
             "Errors on held-out structures of a model trained on all sets over those of one trained on the head's set"
-            f" alone: geometric mean of {seeds_of(rows)}, paired by seed. Left of one, learning together helps; in red,"
-            f" worse by more than {TOLERANCE - 1:.0%}."
+            f" alone: geometric mean of {describe_seeds(rows)}, paired by seed. Left of one, learning together helps;"
+            f" in red, worse by more than {TOLERANCE - 1:.0%}."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)

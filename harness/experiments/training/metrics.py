@@ -1,7 +1,7 @@
-"""Training of models: records of the program `train` -> runs, learning curves and errors on held-out structures.
+"""Tables on training: runs, learning curves and errors on held-out structures.
 
-A run leaves the facts model, workload, observed, held_out (a row a head) and perhaps gate, and the events epoch, head,
-resumed and stopped. Runs that differ in nothing but the seed are one experiment.
+A run leaves the facts model, workload, observed, held_out (a row per head) and perhaps gate, and the events epoch,
+head, resumed and stopped. Runs that differ in the seed alone are one experiment.
 """
 
 from __future__ import annotations
@@ -10,121 +10,131 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, Literal
 
 import pandas as pd
 
-from harness.results.runs import Record
-from harness.stats.means import Mean, mean_interval
+from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount, select_numbers
+from harness.experiments.training.multitask import ablation_tables
+from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, by_seed
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns, Table, interval_columns
+from harness.stats.intervals import mean_interval
 
-RUNS = (
-    "campaign", "suite", "system", "case", "id", "experiment", "recipe", "task", "seed", "split_seed", "sets", "data",
-    "stand_ins", "judged_heads", "structures", "elements", "backbone", "hidden_dim", "num_conv_layers", "parameters",
-    "precision", "found", "as_asked", "compiled", "why_eager", "messages", "why_plain", "epochs",
-    "epochs_done", "steps", "batch_size", "global_batch", "budget", "best_epoch", "validation_loss", "stopped",
-    "resumed", "skipped", "train_s",
-    "graphs_per_s", "waiting", "gate_energy_error_ev_per_atom", "gate_right_branch", "world_size", "device", "threads",
-    "torch", "folder",
-)  # fmt: skip
-HELD_OUT = (
-    "experiment", "recipe", "task", "seed", "case", "head", "set", "role", "level", "structures", "atoms",
-    "unseen_elements", "energy_mae_ev_per_atom", "energy_rmse_ev_per_atom", "force_mae_ev_per_a", "force_rmse_ev_per_a",
-    "composition_mae_ev_per_atom", "composition_rmse_ev_per_atom", "mean_mae_ev_per_atom", "zero_force_mae_ev_per_a",
-    "zero_force_rmse_ev_per_a", "folder",
-)  # fmt: skip
-ABOUT = ("head", "set", "role", "level", "structures", "unseen_elements")
-ERRORS = (
-    "experiment", "task", *ABOUT, "quantity", "seeds", "mae", "mae_low", "mae_high", "rmse", "rmse_low", "rmse_high",
-    "baseline_mae", "baseline_rmse", "mean_mae", "ratio", "ratio_low", "ratio_high", "target", "verdict",
-)  # fmt: skip
-EPOCHS = (
-    "experiment", "task", "seed", "case", "epoch", "step", "loss", "energy_mae_ev_per_atom", "force_mae_ev_per_a",
-    "validation_loss", "validation_energy_mae_ev_per_atom", "validation_force_mae_ev_per_a", "learning_rate", "seconds",
-    "wait_s", "graphs_per_s", "best",
-)  # fmt: skip
-HEADS = (
-    "experiment", "task", "seed", "case", "epoch", "step", "head", "set", "split", "energy_mae_ev_per_atom",
-    "force_mae_ev_per_a", "structures",
-)  # fmt: skip
-# Parameters in which multi-task training and its single-task twins may differ: of the budget, and idle with one set.
+RUNS = Columns(
+    "training_runs",
+    case="campaign suite system case id experiment recipe task seed split_seed",
+    data="sets data stand_ins judged_heads structures elements",
+    model="backbone hidden_dim num_conv_layers parameters",
+    precision="precision found as_asked compiled why_eager messages why_plain",
+    length="epochs epochs_done steps batch_size global_batch budget best_epoch validation_loss stopped resumed skipped",
+    rates="train_s graphs_per_s waiting",
+    gate="gate_energy_error_ev_per_atom gate_right_branch",
+    machine="world_size device threads torch",
+    folder="folder",
+)
+HELD_OUT = Columns(
+    "training_held_out",
+    run="experiment recipe task seed case",
+    head="head set role level structures atoms unseen_elements",
+    errors="energy_mae_ev_per_atom energy_rmse_ev_per_atom force_mae_ev_per_a force_rmse_ev_per_a"
+    " composition_mae_ev_per_atom composition_rmse_ev_per_atom mean_mae_ev_per_atom zero_force_mae_ev_per_a"
+    " zero_force_rmse_ev_per_a",
+    folder="folder",
+)
+ERRORS = Columns(
+    "training_errors",
+    experiment="experiment task",
+    head=HEAD,
+    errors="quantity seeds mae mae_low mae_high rmse rmse_low rmse_high",
+    baselines="baseline_mae baseline_rmse mean_mae ratio ratio_low ratio_high",
+    verdict="target verdict",
+)
+EPOCHS = Columns(
+    "training_epochs",
+    run="experiment task seed case",
+    counts="epoch",
+    curves="step loss energy_mae_ev_per_atom force_mae_ev_per_a validation_loss validation_energy_mae_ev_per_atom"
+    " validation_force_mae_ev_per_a learning_rate seconds wait_s graphs_per_s",
+    best="best",
+)
+HEADS = Columns(
+    "training_heads",
+    run="experiment task seed case",
+    head="epoch step head set split",
+    errors="energy_mae_ev_per_atom force_mae_ev_per_a structures",
+)
+VALIDATION_LOSS = Metric("validation loss", "", "lower")
+# Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those
+# without effect on one set.
 FREE = frozenset({"sets", "epochs", "epoch_length", "batch_size", "sampling", "temperature", "balance", "gate_steps"})
 # Where types are observed in one pass.
-PLACES = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
+OBSERVED = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
 FLOATS = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
 Verdict = Literal["met", "missed", "not finite", "no labels", "no structures"]
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """What is predicted, the columns that tell of it, and how far below its baseline the error ought to be."""
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables on training, of finished runs alone; missing values are NaN or None.
 
-    name: str
-    mae: str
-    rmse: str
-    baseline_mae: str
-    baseline_rmse: str
-    target: float
-    mean_mae: str | None = None
-
-
-ENERGY = Quantity(
-    "energy", "energy_mae_ev_per_atom", "energy_rmse_ev_per_atom", "composition_mae_ev_per_atom",
-    "composition_rmse_ev_per_atom", 1 / 3, "mean_mae_ev_per_atom",
-)  # fmt: skip
-FORCES = Quantity(
-    "forces", "force_mae_ev_per_a", "force_rmse_ev_per_a", "zero_force_mae_ev_per_a", "zero_force_rmse_ev_per_a", 1 / 2
-)
-QUANTITIES = (ENERGY, FORCES)
-
-
-@dataclass(frozen=True)
-class TrainingTables:
-    """runs, held_out, epochs, heads: as the runs left them, a row a run, run and head, run and epoch, or all three.
-
-    errors: a row an experiment, head and quantity, means over seeds with 95% intervals beside the baselines.
+    training_runs, training_held_out, training_epochs, training_heads: a row per run, per run and head, per run and
+    epoch, or per all three, as the runs left them. training_errors: a row per experiment, head and quantity, means over
+    seeds with 95% intervals, and the baselines. ablation_*: see `harness.experiments.training.multitask`.
     """
-
-    runs: pd.DataFrame
-    held_out: pd.DataFrame
-    epochs: pd.DataFrame
-    heads: pd.DataFrame
-    errors: pd.DataFrame
-
-
-def training_tables(records: list[Record]) -> TrainingTables:
-    """All tables on training, of finished runs alone; missing values are NaN or None."""
-    done = [r for r in records if r.case.get("program") == "train" and r.state == "done"]
-    done = [r for r in done if r.facts.get("held_out") and r.facts.get("workload", {}).get("sets")]
-    names = [_names(r) for r in done]
-    runs = pd.DataFrame([{**n, **_run(r)} for n, r in zip(names, done, strict=True)], columns=RUNS)
-    told = [
-        {**row, **n, "folder": str(r.folder)} for n, r in zip(names, done, strict=True) for row in r.facts["held_out"]
-    ]
-    held_out = _numbers(pd.DataFrame(told, columns=HELD_OUT), HELD_OUT[12:-1])
-    epochs = [{**event, **n} for n, r in zip(names, done, strict=True) for event in r.others.get("epoch", [])]
-    heads = [{**event, **n} for n, r in zip(names, done, strict=True) for event in _heads(r)]
-    return TrainingTables(
-        runs,
-        held_out,
-        _numbers(pd.DataFrame(epochs, columns=EPOCHS), EPOCHS[5:-1]),
-        _numbers(pd.DataFrame(heads, columns=HEADS), HEADS[9:]),
-        _errors(held_out),
+    runs = [r for r in records if r.program == "train" and r.state == "done"]
+    runs = [r for r in runs if r.facts.get("held_out") and r.facts.get("workload", {}).get("sets")]
+    named = [(r, _identify(r)) for r in runs]
+    held_out = _with_numbers(
+        HELD_OUT.build(
+            {**HELD_OUT.select(row), **names, "folder": str(r.folder)}
+            for r, names in named
+            for row in r.facts["held_out"]
+        ),
+        HELD_OUT["errors"],
     )
+    epochs = EPOCHS.build({**EPOCHS.select(e), **EPOCHS.select(names)} for r, names in named for e in r.events("epoch"))
+    heads = HEADS.build({**HEADS.select(e), **HEADS.select(names)} for r, names in named for e in _heads(r))
+    return {
+        "training_runs": RUNS.build({**names, **_run(r)} for r, names in named),
+        "training_held_out": held_out,
+        "training_epochs": _with_numbers(epochs, EPOCHS["curves"]),
+        "training_heads": _with_numbers(heads, HEADS["errors"]),
+        "training_errors": _errors(held_out),
+        **ablation_tables(held_out),
+    }
 
 
-def _numbers(table: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the throughput, a sample per epoch, and the lowest validation loss."""
+    epochs = record.events("epoch")
+    yield MetricSamples(THROUGHPUT, select_numbers(e.get("graphs_per_s") for e in epochs))
+    losses = select_numbers(e.get("validation_loss") for e in epochs)
+    yield MetricSamples(VALIDATION_LOSS, (min(losses),) if losses else ())
+
+
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of structures drawn, steps times graphs of all ranks, in all epochs or in one."""
+    steps, before = {}, 0
+    for event in record.events("epoch"):
+        steps[str(event["epoch"])] = event["step"] - before
+        before = event["step"]
+    counted = sum(steps.values()) if scope == "case" else steps.get(name, 0)
+    return float(counted * record.facts.get("workload", {}).get("global_batch_size", math.nan)), "structure"
+
+
+def _with_numbers(table: Table, columns: tuple[str, ...]) -> Table:
+    """Return the table with these columns as numbers."""
     return table.astype(dict.fromkeys(columns, float))
 
 
-def _names(record: Record) -> dict[str, Any]:
-    """What every row of a run carries: whose it is, and what it may be averaged with or held against."""
+def _identify(record: RunRecord) -> dict[str, Any]:
+    """Return what every row of a run carries: the run, and what it may be averaged with or compared with."""
     case, facts = record.case, record.facts
     workload, parameters = facts["workload"], case.get("parameters", {})
     names = sorted(s["set"] for s in workload["sets"])
     config = {k: v for k, v in facts.get("model", {}).get("config", {}).items() if k != "heads"}
-    common = [record.folder.parent.name, case.get("settings"), config, workload.get("split_seed")]
+    common = [record.campaign, case.get("settings"), config, workload.get("split_seed")]
     alone = len(names) == 1
     return {
         "case": case.get("name"),
@@ -140,20 +150,20 @@ def _digest(*content: Any) -> str:
 
 
 def _without(value: Any, keys: Set[str]) -> Any:
-    """The value, at no depth with one of the keys."""
+    """Return the value without these keys, at any depth."""
     if isinstance(value, dict):
         return {k: _without(v, keys) for k, v in value.items() if k not in keys}
     return value
 
 
-def _run(record: Record) -> dict[str, Any]:
+def _run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
-    workload, about, seen, gate = (facts.get(k) or {} for k in ("workload", "model", "observed", "gate"))
-    epochs, roles = record.others.get("epoch", []), [s["role"] for s in workload["sets"]]
+    workload, about, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "observed", "gate"))
+    epochs, roles = record.events("epoch"), [s["role"] for s in workload["sets"]]
     waits = [e["wait_s"] for e in epochs if e.get("wait_s") is not None]
     best = next((e for e in reversed(epochs) if e.get("best")), {})
     return {
-        "campaign": record.folder.parent.name,
+        "campaign": record.campaign,
         **{k: case.get(k) for k in ("suite", "system", "id")},
         "sets": len(roles),
         "data": ", ".join(f"{s['set']} ({s['role']})" for s in workload["sets"]),
@@ -163,11 +173,14 @@ def _run(record: Record) -> dict[str, Any]:
         "elements": len(workload.get("elements", [])),
         **{k: about.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
         "parameters": about.get("parameters"),
-        "precision": seen.get("requested"),
-        "found": _types(seen),
-        "as_asked": _as_asked(seen),
-        **{k: seen.get(k) for k in ("compiled", "why_eager", "why_plain", "world_size", "device", "threads", "torch")},
-        "messages": seen.get("messages", "plain"),
+        "precision": observed.get("requested"),
+        "found": _types(observed),
+        "as_asked": _as_asked(observed),
+        **{
+            k: observed.get(k)
+            for k in ("compiled", "why_eager", "why_plain", "world_size", "device", "threads", "torch")
+        },
+        "messages": observed.get("messages", "plain"),
         **{k: workload.get(k) for k in ("split_seed", "epochs", "batch_size")},
         "global_batch": workload.get("global_batch_size"),
         "budget": math.prod(workload.get(k) or 0 for k in ("epochs", "steps_per_epoch", "global_batch_size")),
@@ -175,9 +188,9 @@ def _run(record: Record) -> dict[str, Any]:
         "steps": epochs[-1]["step"] if epochs else None,
         "best_epoch": best.get("epoch"),
         "validation_loss": best.get("validation_loss"),
-        "stopped": next((e["why"] for e in record.others.get("stopped", [])), None),
-        "resumed": len(record.others.get("resumed", [])),
-        "skipped": len(record.others.get("skipped", [])),
+        "stopped": next((e["why"] for e in record.events("stopped")), None),
+        "resumed": len(record.events("resumed")),
+        "skipped": len(record.events("skipped")),
         "train_s": facts.get("train_s", sum(e["seconds"] for e in epochs)),
         "graphs_per_s": statistics.median(rates) if (rates := [e["graphs_per_s"] for e in epochs]) else None,
         "waiting": sum(waits) / seconds if waits and (seconds := sum(e["seconds"] for e in epochs)) else None,
@@ -187,78 +200,69 @@ def _run(record: Record) -> dict[str, Any]:
     }
 
 
-def _found(seen: dict[str, Any]) -> dict[str, set[str]]:
-    """The types at each place where any were observed."""
-    each = {k: seen[k] if isinstance(seen[k], list) else [seen[k]] for k in PLACES if seen.get(k)}
-    return {k: set(types) for k, types in each.items()}
+def _observed_types(observed: dict[str, Any]) -> dict[str, set[str]]:
+    """Return the types at each place where any were observed."""
+    by_place = {k: observed[k] if isinstance(observed[k], list) else [observed[k]] for k in OBSERVED if observed.get(k)}
+    return {k: set(types) for k, types in by_place.items()}
 
 
-def _types(seen: dict[str, Any]) -> str:
-    """`float32 throughout`, or what was found where."""
-    each = {k: ", ".join(sorted(types)).replace("torch.", "") for k, types in _found(seen).items()}
-    if len(set(each.values())) == 1:
-        return f"{each.popitem()[1]} throughout"
-    return "; ".join(f"{k.replace('_', ' ')} {types}" for k, types in each.items())
+def _types(observed: dict[str, Any]) -> str:
+    """Return `float32 throughout`, or which types were found where."""
+    by_place = {k: ", ".join(sorted(v)).replace("torch.", "") for k, v in _observed_types(observed).items()}
+    if len(set(by_place.values())) == 1:
+        return f"{by_place.popitem()[1]} throughout"
+    return "; ".join(f"{k.replace('_', ' ')} {types}" for k, types in by_place.items())
 
 
-def _as_asked(seen: dict[str, Any]) -> bool:
-    """Whether each place has the type that the precision asks for; bf16 has its own in matrix layers alone."""
-    wanted, half, found = FLOATS.get(seen.get("requested", "")), "torch.bfloat16", _found(seen)
-    matrices = found.pop("matrix_layers", set())
-    if seen.get("requested") == "bf16":
-        right = seen.get("autocast") == half and (not matrices or half in matrices)
+def _as_asked(observed: dict[str, Any]) -> bool:
+    """Return whether each place has the type that the precision asks for; bf16 changes matrix layers alone."""
+    expected, half = FLOATS.get(observed.get("requested", "")), "torch.bfloat16"
+    by_place = _observed_types(observed)
+    matrices = by_place.pop("matrix_layers", set())
+    if observed.get("requested") == "bf16":
+        is_right = observed.get("autocast") == half and (not matrices or half in matrices)
     else:
-        right = seen.get("autocast") is None and matrices <= {wanted}
-    return right and bool(found) and all(types == {wanted} for types in found.values())
+        is_right = observed.get("autocast") is None and matrices <= {expected}
+    return is_right and bool(by_place) and all(types == {expected} for types in by_place.values())
 
 
-def _heads(record: Record) -> list[dict[str, Any]]:
-    """The curves of the heads over steps, of those epochs that are known."""
-    steps = {e["epoch"]: e["step"] for e in record.others.get("epoch", [])}
-    events = record.others.get("head", [])
+def _heads(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the curves of the heads over steps, of the epochs that are known."""
+    steps = {e["epoch"]: e["step"] for e in record.events("epoch")}
+    events = record.events("head")
     return [{**e, "step": steps[e["epoch"]]} for e in events if e["epoch"] in steps]
 
 
-def _errors(held_out: pd.DataFrame) -> pd.DataFrame:
+def _errors(held_out: pd.DataFrame) -> Table:
     groups = held_out.groupby(["experiment", "head"], sort=False)
-    return pd.DataFrame([_error(own, q) for _, own in groups for q in QUANTITIES], columns=ERRORS)
+    return ERRORS.build(_error(rows, quantity) for _, rows in groups for quantity in QUANTITIES)
 
 
-def _error(own: pd.DataFrame, quantity: Quantity) -> dict[str, Any]:
-    """Of one head and quantity, over all seeds of an experiment."""
-    first = own.iloc[0]
-    mae, baseline = by_seed(own, quantity.mae), by_seed(own, quantity.baseline_mae)
+def _error(rows: pd.DataFrame, quantity: Quantity) -> dict[str, Any]:
+    """Return the errors of one head and quantity, over all seeds of an experiment."""
+    first = rows.iloc[0]
+    mae, baseline = by_seed(rows, quantity.mae), by_seed(rows, quantity.baseline_mae)
     ratio = mean_interval(mae / baseline.where(baseline > 0))
     return {
-        **{k: first[k] for k in ("experiment", "task", *ABOUT)},
+        **{k: first[k] for k in (*ERRORS["experiment"], *HEAD)},
         "quantity": quantity.name,
         "seeds": len(mae),
-        **spread("mae", mean_interval(mae)),
-        **spread("rmse", mean_interval(by_seed(own, quantity.rmse))),
+        **interval_columns("mae", mean_interval(mae)),
+        **interval_columns("rmse", mean_interval(by_seed(rows, quantity.rmse))),
         "baseline_mae": baseline.mean(),
-        "baseline_rmse": own[quantity.baseline_rmse].mean(),
-        "mean_mae": own[quantity.mean_mae].mean() if quantity.mean_mae else math.nan,
-        **spread("ratio", ratio),
+        "baseline_rmse": rows[quantity.baseline_rmse].mean(),
+        "mean_mae": rows[quantity.mean_mae].mean() if quantity.mean_mae else math.nan,
+        **interval_columns("ratio", ratio),
         "target": quantity.target,
-        "verdict": _verdict(own, quantity, ratio.value),
+        "verdict": _judge(rows, quantity, ratio.value),
     }
 
 
-def by_seed(own: pd.DataFrame, column: str) -> pd.Series[float]:
-    """The column by seed, of one seed run again the mean; not a number as soon as one of them is none."""
-    return own.groupby("seed", dropna=False)[column].agg(lambda values: values.mean(skipna=False))
-
-
-def spread(name: str, found: Mean) -> dict[str, float]:
-    """A mean and its interval as three columns."""
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def _verdict(own: pd.DataFrame, quantity: Quantity, ratio: float) -> Verdict:
-    if not (own["structures"] > 0).any():
+def _judge(rows: pd.DataFrame, quantity: Quantity, ratio: float) -> Verdict:
+    if not (rows["structures"] > 0).any():
         return "no structures"
-    if own[quantity.baseline_mae].isna().all() and own[quantity.mae].isna().all():
+    if rows[quantity.baseline_mae].isna().all() and rows[quantity.mae].isna().all():
         return "no labels"
-    if own[quantity.mae].isna().any():
+    if rows[quantity.mae].isna().any():
         return "not finite"
     return "met" if ratio <= quantity.target else "missed"

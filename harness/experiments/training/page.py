@@ -1,173 +1,111 @@
-"""The sections of the report on training: errors on held-out structures, learning curves, and how the runs went."""
+"""The page on training: errors on held-out structures, learning curves, and how the runs went."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import pandas as pd
 
-from harness.document.blocks import DASH, Section, View, lines, number, threads_of
+from harness.document.blocks import (
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    format_threads,
+    number_cell,
+    rows_as_dicts,
+    text_cell,
+)
 from harness.document.figures import Figure
-from harness.experiments.cost.page import with_costs
-from harness.experiments.data.page import MEANING, role
-from harness.experiments.training.figures import FRACTIONS, WORDS, error_ratios, head_curves, kind_of, loss_curves
-from harness.experiments.training.metrics import ENERGY, FORCES, QUANTITIES, Quantity, TrainingTables
-from harness.experiments.training.multitask import AblationTables
-from harness.protocol.text import count
+from harness.experiments.cost.page import add_cost_columns
+from harness.experiments.experiment import PageContext
+from harness.experiments.training.descriptions import (
+    MEV,
+    QUANTITY_TITLES,
+    UNITS,
+    describe_dataset,
+    describe_model,
+    describe_runs,
+    describe_setup,
+    estimate_cell,
+    join_unique,
+)
+from harness.experiments.training.figures import (
+    FRACTIONS,
+    VERDICT_TEXTS,
+    draw_error_ratios,
+    draw_head_curves,
+    draw_loss_curves,
+)
+from harness.experiments.training.multitask_page import build_ablation_sections
+from harness.experiments.training.quantities import ENERGY, FORCES, QUANTITIES, Quantity
 
-MEV = 1000.0
-NAMES = {"painn": "PaiNN", "pnaeq": "PNAEq", "egnn": "EGNN", "schnet": "SchNet", "dimenet": "DimeNet++", "mace": "MACE"}
-UNITS = {"energy": "meV/atom", "forces": "meV/\N{ANGSTROM SIGN}"}
-TITLES = {"energy": "Energy per atom", "forces": "Forces"}
 BASELINES = {"energy": "composition only", "forces": "zero forces"}
 
 
-def training_sections(training: TrainingTables, ablation: AblationTables, figures: Path) -> list[Section]:
-    """A section for each experiment but those of an ablation, which have one of their own; draws the figures."""
-    runs = training.runs
-    twins = runs["recipe"].isin(ablation.heads["recipe"]) & (runs["task"] == "single-task")
-    left = runs[~twins & ~runs["experiment"].isin(ablation.heads["experiment"])]
-    return [experiment_section(experiment, training, figures) for experiment in left["experiment"].unique()]
+def build_sections(context: PageContext) -> list[Section]:
+    """Return a section for each experiment, then those on multi-task against single-task training."""
+    runs, ablation = context.tables["training_runs"], context.tables["ablation_heads"]
+    is_baseline = runs["recipe"].isin(ablation["recipe"]) & (runs["task"] == "single-task")
+    others = runs[~is_baseline & ~runs["experiment"].isin(ablation["experiment"])]
+    sections = [build_experiment_section(experiment, context) for experiment in others["experiment"].unique()]
+    return [*sections, *build_ablation_sections(context)]
 
 
-def experiment_section(experiment: str, training: TrainingTables, figures: Path) -> Section:
-    """What one experiment has learnt, over its seeds."""
+def build_experiment_section(experiment: str, context: PageContext) -> Section:
+    """Return what one experiment has learnt, over its seeds."""
     runs, errors, epochs, heads = (
-        t[t["experiment"] == experiment] for t in (training.runs, training.errors, training.epochs, training.heads)
+        table[table["experiment"] == experiment]
+        for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads"))
     )
-    alone = runs["task"].iloc[0] == "single-task"
-    paragraphs = [setting(runs, errors), *(target(errors, q) for q in (FORCES, ENERGY)), *remarks(runs)]
+    is_single = runs["task"].iloc[0] == "single-task"
+    targets = [describe_target(errors, quantity) for quantity in (FORCES, ENERGY)]
     name = f"training-{experiment}"
-    drawn: list[Figure] = [error_ratios(errors, figures, f"{name}-errors")]
-    if len(epochs) and not alone:
-        drawn.append(loss_curves(epochs, figures, f"{name}-loss"))
+    drawn: list[Figure] = [draw_error_ratios(errors, context.figures, f"{name}-errors")]
+    if len(epochs) and not is_single:
+        drawn.append(draw_loss_curves(epochs, context.figures, f"{name}-loss"))
     if len(heads):
-        drawn.append(head_curves(heads, errors, figures, f"{name}-heads"))
-    views = [*(errors_view(errors, q) for q in QUANTITIES), runs_view(runs)]
-    what = "Single-task training" if alone else "Multi-task training"
-    return Section(f"{what}: {model(runs)}", name, paragraphs, drawn, views)
+        drawn.append(draw_head_curves(heads, errors, context.figures, f"{name}-heads"))
+    blocks = [*(build_errors_block(errors, quantity) for quantity in QUANTITIES), build_runs_block(runs)]
+    task = "Single-task training" if is_single else "Multi-task training"
+    paragraphs = [describe_setup(runs, errors), *targets, *describe_runs(runs)]
+    return Section(f"{task}: {describe_model(runs)}", name, paragraphs, drawn, blocks)
 
 
-def model(runs: pd.DataFrame) -> str:
-    """`PaiNN, width 64, 3 layers`."""
-    first = runs.iloc[0]
-    name = NAMES.get(first["backbone"], first["backbone"])
-    return f"{name}, width {first['hidden_dim']}, {count(first['num_conv_layers'], 'layer')}"
-
-
-def setting(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
-    """Which data, how many parameters, which seeds."""
-    about = errors.drop_duplicates("head")
-    counts = about["role"].map(kind_of).value_counts(sort=False)
-    kinds = [f"{n} {kind}{'s' if n > 1 and kind != 'official' else ''}" for kind, n in counts.items()]
-    first = runs.iloc[0]
-    joint = first["task"] == "multi-task"
-    how = "trained jointly, one head each" if joint else "trained each on its own"
-    return " ".join(
-        [
-            f"{count(len(about), 'dataset')}, {how}: {', '.join(kinds)};"
-            f" {'' if joint else 'at most '}{runs['elements'].max()} elements,"
-            f" {number(first['parameters'], ',.0f')} parameters, {seeds(runs)}.",
-            *(text for kind, text in MEANING.items() if kind in counts),
-        ]
-    )
-
-
-def seeds(runs: pd.DataFrame) -> str:
-    """`seeds 0, 1, 2`, or that there is but one."""
-    found = listed(runs["seed"])
-    return f"seeds {found}" if runs["seed"].nunique() > 1 else f"one seed ({found}), hence no intervals"
-
-
-def listed(values: pd.Series[Any]) -> str:
-    """The distinct values in order, with commas."""
-    return ", ".join(map(str, sorted(set(values.dropna())))) or DASH
-
-
-def target(errors: pd.DataFrame, quantity: Quantity) -> str:
-    """How many heads meet the target, and which do not."""
-    own = errors[(errors["quantity"] == quantity.name) & ~errors["verdict"].isin(["no labels", "no structures"])]
-    if own.empty:
-        return f"{TITLES[quantity.name]}: no head has labels to be judged by."
-    met = own[own["verdict"] == "met"]
+def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
+    """Return how many heads meet the target, and which do not."""
+    judged = errors[(errors["quantity"] == quantity.name) & ~errors["verdict"].isin(["no labels", "no structures"])]
+    if judged.empty:
+        return f"{QUANTITY_TITLES[quantity.name]}: no head has labels to be judged by."
+    met = judged[judged["verdict"] == "met"]
     whole = int((met["ratio_high"] <= quantity.target).sum())
     sure = f" (on {whole} with the whole interval)" if met["ratio_high"].notna().any() else ""
-    short = own[own["verdict"] != "met"]
-    rest = [f"{r['head']} ({number(r['ratio'], '.3f')})" for r in lines(short)]
+    missed = judged[judged["verdict"] != "met"]
+    rest = [f"{r['head']} ({format_number(r['ratio'], '.3f')})" for r in rows_as_dicts(missed)]
     return (
-        f"{TITLES[quantity.name]}: MAE at most {FRACTIONS[quantity.target]} of that of"
-        f" {'the composition alone' if quantity is ENERGY else 'zero forces'} on {len(met)} of {len(own)} heads{sure}."
-        + (f" Not on {', '.join(rest)}." if rest else "")
+        f"{QUANTITY_TITLES[quantity.name]}: MAE at most {FRACTIONS[quantity.target]} of that of"
+        f" {'the composition alone' if quantity is ENERGY else 'zero forces'} on {len(met)} of {len(judged)}"
+        f" heads{sure}." + (f" Not on {', '.join(rest)}." if rest else "")
     )
 
 
-def remarks(runs: pd.DataFrame) -> list[str]:
-    """What must be known of how the runs went: precision, compilation, early stops, resumption, the gate."""
-    said = []
-    for r in lines(runs[~runs["as_asked"].astype(bool)]):
-        said.append(f"WRONG: {r['case']} was asked for {r['precision']} and ran with {r['found']}.")
-    for why, own in runs[runs["why_eager"].notna()].groupby("why_eager"):
-        said.append(f"Not compiled, {count(len(own), 'run')}: {why}.")
-    for why, own in runs[runs["why_plain"].notna()].groupby("why_plain"):
-        said.append(f"Plain messages in place of fused ones, {count(len(own), 'run')}: {why}.")
-    for why, own in runs[runs["stopped"].notna()].groupby("stopped"):
-        said.append(f"Ended early, {count(len(own), 'run')}: {why}.")
-    resumed = int((runs["resumed"] > 0).sum())
-    if resumed:
-        said.append(f"Broken off and resumed from a checkpoint: {count(resumed, 'run')}.")
-    gate = runs[runs["gate_right_branch"].notna()]
-    if len(gate):
-        said.append(
-            "The gate gives more than half of the weight to the right branch for"
-            f" {span(gate['gate_right_branch'], '.0%')} of training structures; the mixed energy is"
-            f" {span(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom from that of the right branch."
-        )
-    return said
-
-
-def span(values: pd.Series[float], spec: str = ".3g") -> str:
-    """`0.91 to 0.94`, or the one number that there is."""
-    low, high = number(float(values.min()), spec), number(float(values.max()), spec)
-    return low if low == high else f"{low} to {high}"
-
-
-def spread(row: Mapping[Any, Any], name: str, scale: float = 1.0, spec: str = ".3g") -> str:
-    """`12.3 [11.9, 12.8]`; of one seed without an interval."""
-    value, low, high = (scaled(row[f"{name}{end}"], scale, spec) for end in ("", "_low", "_high"))
-    return value if low == DASH else f"{value} [{low}, {high}]"
-
-
-def scaled(value: float | None, scale: float, spec: str = ".3g") -> str:
-    """The value times the scale as text, a dash for none."""
-    return number(None if value is None else scale * value, spec)
-
-
-def dataset(row: Mapping[Any, Any]) -> str:
-    """`stand-in for OC2020`."""
-    return role({"role": kind_of(row["role"]), "head": row["head"]})
-
-
-def errors_view(errors: pd.DataFrame, quantity: Quantity) -> View:
-    """Errors of each head on its test set beside the baselines."""
+def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
+    """Return the errors of each head on its test set, and those of the baselines."""
     unit, baseline = UNITS[quantity.name], BASELINES[quantity.name]
-    mean = ["predict the mean, MAE"] if quantity.mean_mae else []
-    columns = [
-        "data", "level of theory", "test structures", f"MAE ({unit}) [95%]", f"RMSE ({unit}) [95%]",
-        f"{baseline}, MAE", f"{baseline}, RMSE", *mean, f"MAE / {baseline} [95%]",
-        f"at most {FRACTIONS[quantity.target]}", "seeds",
-    ]  # fmt: skip
-    rows = lines(errors[errors["quantity"] == quantity.name])
-    body = [
-        [
-            dataset(r), r["level"] or DASH, number(r["structures"], ",.0f"), spread(r, "mae", MEV),
-            spread(r, "rmse", MEV), scaled(r["baseline_mae"], MEV), scaled(r["baseline_rmse"], MEV),
-            *([scaled(r["mean_mae"], MEV)] if mean else []), spread(r, "ratio", 1.0, ".3f"),
-            WORDS.get(r["verdict"], r["verdict"]), str(r["seeds"]),
-        ]
-        for r in rows
-    ]  # fmt: skip
+    mean: list[Column] = [("predict the mean, MAE", number_cell("mean_mae", scale=MEV))] if quantity.mean_mae else []
+    columns: list[Column] = [
+        ("data", describe_dataset),
+        ("level of theory", text_cell("level")),
+        ("test structures", number_cell("structures", ",.0f")),
+        (f"MAE ({unit}) [95%]", estimate_cell("mae", MEV)),
+        (f"RMSE ({unit}) [95%]", estimate_cell("rmse", MEV)),
+        (f"{baseline}, MAE", number_cell("baseline_mae", scale=MEV)),
+        (f"{baseline}, RMSE", number_cell("baseline_rmse", scale=MEV)),
+        *mean,
+        (f"MAE / {baseline} [95%]", estimate_cell("ratio", spec=".3f")),
+        (f"at most {FRACTIONS[quantity.target]}", lambda r: VERDICT_TEXTS.get(r["verdict"], r["verdict"])),
+        ("seeds", "seeds"),
+    ]
+    rows = rows_as_dicts(errors[errors["quantity"] == quantity.name])
     unseen = [f"{r['unseen_elements']} of {r['head']}" for r in rows if r["unseen_elements"]]
     note = (
         "Means over seeds with Student's 95% interval over them, which says nothing of the choice of test structures."
@@ -175,27 +113,30 @@ def errors_view(errors: pd.DataFrame, quantity: Quantity) -> View:
         + (" A dash: no force labels." if quantity is FORCES else "")
         + (f" Left out for elements that the head's training set lacks: {', '.join(unseen)}." if unseen else "")
     )
-    return View(f"{TITLES[quantity.name]}: errors on held-out structures", columns, body, note)
+    return build_block(f"{QUANTITY_TITLES[quantity.name]}: errors on held-out structures", rows, columns, note)
 
 
-def runs_view(runs: pd.DataFrame) -> View:
-    """How each run was made and how fast it went."""
-    columns = [
-        "case", "seed", "asked for", "found", "compiled", "messages", "ranks", "device", "batch, all ranks", "epochs",
-        "steps", "best epoch", "validation loss", "time (s)", "graphs/s", "waiting for data",
-    ]  # fmt: skip
-    body = [
-        [
-            r["case"], str(r["seed"]), str(r["precision"]).upper(), r["found"] or DASH,
-            "yes" if r["compiled"] else "no, eager", r["messages"], number(r["world_size"], ".0f"),
-            f"{r['device']}, {threads_of(r['threads'])}",
-            number(r["global_batch"], ",.0f"), f"{r['epochs_done']} of {number(r['epochs'], '.0f')}",
-            number(r["steps"], ",.0f"), number(r["best_epoch"], ".0f"), number(r["validation_loss"]),
-            number(r["train_s"]), number(r["graphs_per_s"]), number(r["waiting"], ".1%"),
-        ]
-        for r in lines(runs)
-    ]  # fmt: skip
+def build_runs_block(runs: pd.DataFrame) -> TableBlock:
+    """Return how each run was made and how fast it was."""
+    columns: list[Column] = [
+        ("case", "case"),
+        ("seed", lambda r: str(r["seed"])),
+        ("asked for", lambda r: str(r["precision"]).upper()),
+        ("found", text_cell("found")),
+        ("compiled", lambda r: "yes" if r["compiled"] else "no, eager"),
+        ("messages", "messages"),
+        ("ranks", number_cell("world_size", ".0f")),
+        ("device", lambda r: f"{r['device']}, {format_threads(r['threads'])}"),
+        ("batch, all ranks", number_cell("global_batch", ",.0f")),
+        ("epochs", lambda r: f"{r['epochs_done']} of {format_number(r['epochs'], '.0f')}"),
+        ("steps", number_cell("steps", ",.0f")),
+        ("best epoch", number_cell("best_epoch", ".0f")),
+        ("validation loss", number_cell("validation_loss")),
+        ("time (s)", number_cell("train_s")),
+        ("graphs/s", number_cell("graphs_per_s")),
+        ("waiting for data", number_cell("waiting", ".1%")),
+    ]
     note = "Graphs/s: median over epochs. Waiting for data: share of the time of the epochs."
     if runs["skipped"].sum():
-        note += f" Steps left out, since their gradient was no number: {listed(runs['skipped'])}."
-    return with_costs(View("Runs", columns, body, note), runs)
+        note += f" Steps skipped because their gradient was not finite: {join_unique(runs['skipped'])}."
+    return add_cost_columns(build_block("Runs", rows_as_dicts(runs), columns, note), runs)

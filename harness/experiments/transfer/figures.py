@@ -11,16 +11,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from harness.document.figures import STYLE, Figure, kept
-from harness.document.ticks import plain_ticks
+from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.protocol.text import count
 
-FAR_OFF = 30.0  # of total energies the mean is of no use, and would flatten all else
+# Errors this many times the median are not drawn: that of the mean of total energies would flatten all others.
+MAX_OVER_MEDIAN = 30.0
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a mode is drawn and called."""
+class ModeStyle:
+    """The title, colour and marks of a mode."""
 
     title: str
     colour: str
@@ -29,34 +29,32 @@ class Look:
 
 
 MODES = {
-    "full": Look("everything", "#0072b2", "o"),
-    "frozen_encoder": Look("frozen encoder", "#56b4e9", "s"),
-    "head_only": Look("head only", "#009e73", "^"),
-    "as_pretrained": Look("as pretrained", "#cc79a7", "v"),
-    "scratch": Look("from scratch", "#d55e00", "D"),
-    "composition": Look("composition", "#59636e", "", "--"),
-    "mean": Look("mean", "#9aa2ab", "", ":"),
+    "full": ModeStyle("everything", "#0072b2", "o"),
+    "frozen_encoder": ModeStyle("frozen encoder", "#56b4e9", "s"),
+    "head_only": ModeStyle("head only", "#009e73", "^"),
+    "as_pretrained": ModeStyle("as pretrained", "#cc79a7", "v"),
+    "scratch": ModeStyle("from scratch", "#d55e00", "D"),
+    "composition": ModeStyle("composition", "#59636e", "", "--"),
+    "mean": ModeStyle("mean", "#9aa2ab", "", ":"),
 }
 
 
-def errors_over_labels(
-    errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, folder: Path, name: str
-) -> Figure:
-    """Error over labels seen, a panel a part of the task, a line a mode, published results as stars."""
+def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, folder: Path, name: str) -> Figure:
+    """Draw the error over labels seen, a panel per part of the task, a line per mode, published results as stars."""
     subsets, starred = list(errors["subset"].unique()), False
     with mpl.rc_context(STYLE):
         width = min(8.6, 1.6 + 3.4 * len(subsets))
         figure, panels = plt.subplots(1, len(subsets), figsize=(width, 3.2), squeeze=False, layout="constrained")
         for axes, subset in zip(panels[0], subsets, strict=True):
-            own = errors[errors["subset"] == subset]
+            group = errors[errors["subset"] == subset]
             for mode, look in MODES.items():
-                of = own[own["mode"] == mode].sort_values("labels")
-                if of.empty or (mode == "mean" and of["mae"].min() > FAR_OFF * own["mae"].median()):
+                curve = group[group["mode"] == mode].sort_values("labels")
+                if curve.empty or (mode == "mean" and curve["mae"].min() > MAX_OVER_MEDIAN * group["mae"].median()):
                     continue
                 style: Any = {"color": look.colour, "marker": look.mark, "ls": look.line, "ms": 4.5, "lw": 1.3}
-                span = np.abs(np.array([of["mae"] - of["low"], of["high"] - of["mae"]]))
+                span = np.abs(np.array([curve["mae"] - curve["low"], curve["high"] - curve["mae"]]))
                 span = np.nan_to_num(span, posinf=0.0) if look.mark else None
-                axes.errorbar(of["labels"], of["mae"], yerr=span, capsize=2, label=look.title, **style)
+                axes.errorbar(curve["labels"], curve["mae"], yerr=span, capsize=2, label=look.title, **style)
             others = published[(published["subset"] == subset) & (published["unit"] == task["unit"])]
             starred |= bool(len(others))
             if len(others):
@@ -64,11 +62,11 @@ def errors_over_labels(
             axes.set_xscale("log")
             axes.set_yscale("log")
             # wide intervals of few seeds run out of the panel, so that the curves can be told apart
-            values = [v for v in (*own["mae"], *others["value"]) if v > 0 and np.isfinite(v)]
+            values = [v for v in (*group["mae"], *others["value"]) if v > 0 and np.isfinite(v)]
             if values:
-                axes.set_ylim(0.5 * min(values), 2.0 * min(max(values), FAR_OFF * float(own["mae"].median())))
+                axes.set_ylim(0.5 * min(values), 2.0 * min(max(values), MAX_OVER_MEDIAN * float(group["mae"].median())))
             for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-                plain_ticks(axis, *ends)
+                set_plain_ticks(axis, *ends)
             axes.set_xlabel("labels seen")
             axes.set_title(subset, fontsize=9)
         panels[0][0].set_ylabel(f"MAE, {task['unit']}")
@@ -76,33 +74,32 @@ def errors_over_labels(
         seeds, tested = int(errors["seeds"].max()), int(errors["test"].median())
         caption = (
             f"{task['title']}, {task['target']} ({task['role']}): error on {tested} held-out structures, mean of"
-            f" {seeds}"
-            " seeds with the 95% interval of their geometric mean."
+            f" {seeds} seeds with the 95% interval of their geometric mean."
             + (" Stars: published, on the official data." if starred else "")
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)
 
 
-def gains_of_pretraining(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Error of each mode over that of training from scratch, for every task with the most labels."""
+def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the error of each mode over that of training from scratch, for every task with the most labels."""
     full = gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
     rows = list(dict.fromkeys(zip(full["title"], full["subset"], full["labels"], strict=True)))
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
         for j, mode in enumerate(m for m in MODES if m in set(full["mode"])):
-            look, own = MODES[mode], full[full["mode"] == mode]
-            places = [
+            look, group = MODES[mode], full[full["mode"] == mode]
+            positions = [
                 rows.index(key) + 0.16 * (j - 1.5)
-                for key in zip(own["title"], own["subset"], own["labels"], strict=True)
+                for key in zip(group["title"], group["subset"], group["labels"], strict=True)
             ]
-            span = np.nan_to_num(np.array([own["ratio"] - own["low"], own["high"] - own["ratio"]]))
+            span = np.nan_to_num(np.array([group["ratio"] - group["low"], group["high"] - group["ratio"]]))
             style: Any = {"color": look.colour, "marker": look.mark, "ls": "", "ms": 5, "capsize": 2}
-            axes.errorbar(own["ratio"], places, xerr=np.abs(span), label=look.title, **style)
+            axes.errorbar(group["ratio"], positions, xerr=np.abs(span), label=look.title, **style)
         axes.axvline(1.0, color="#59636e", lw=0.9, zorder=0)
         axes.set_xscale("log")
         low, high = full["ratio"].min(), full["ratio"].max()
         axes.set_xlim(0.7 * low, 1.5 * high)
-        plain_ticks(axes.xaxis, *axes.get_xlim())
+        set_plain_ticks(axes.xaxis, *axes.get_xlim())
         axes.set_yticks(range(len(rows)), [f"{t}{f' {s}' if s else ''}, {n} labels" for t, s, n in rows])
         axes.invert_yaxis()
         axes.set_xlabel("error / error from scratch (less is better)")
@@ -110,7 +107,7 @@ def gains_of_pretraining(gains: pd.DataFrame, folder: Path, name: str) -> Figure
         seeds = int(full["seeds"].max())
         caption = (
             f"Gain from pretraining, {count(len(rows), 'task')} or parts of tasks with the most labels of each:"
-            " geometric mean of"
-            f" {count(seeds, 'seed')} with Student's 95% interval, which is drawn as far as the axis goes."
+            f" geometric mean of {count(seeds, 'seed')} with Student's 95% interval, which is drawn as far as the axis"
+            " goes."
         )
-        return kept(figure, folder, name, caption)
+        return save_figure(figure, folder, name, caption)

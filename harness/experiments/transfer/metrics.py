@@ -1,74 +1,91 @@
-"""Fine-tuning on downstream tasks: records of the program `transfer` -> errors over labels, gains of pretraining."""
+"""Tables on downstream tasks: errors over labels, gains of pretraining, and results that others have published."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from harness.results.runs import Record
-from harness.stats.means import geometric_interval, mean_interval
+from harness.experiments.experiment import Metric, MetricSamples, Scope, WorkCount
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns
+from harness.stats.intervals import geometric_mean_interval, mean_interval
 
-TASKS = (
-    "campaign", "task", "title", "target", "unit", "available", "role", "level", "structures", "left_out",
-    "unseen_elements", "folds", "splits", "needs", "state", "folder",
-)  # fmt: skip
-ERRORS = ("campaign", "task", "subset", "mode", "labels", "mae", "low", "high", "force_mae", "seeds", "test", "unit")
-GAINS = ("campaign", "task", "title", "subset", "mode", "labels", "ratio", "low", "high", "seeds", "force_ratio",
-         "composition_ratio")  # fmt: skip
-PUBLISHED = ("task", "model", "value", "spread", "unit", "train", "quantity", "subset", "source")
+TASKS = Columns(
+    "transfer_tasks",
+    campaign="campaign",
+    task="task title target unit available role level structures",
+    left_out="left_out",
+    data="unseen_elements folds splits needs",
+    run="state folder",
+)
+ERRORS = Columns("transfer_errors", columns="campaign task subset mode labels mae low high force_mae seeds test unit")
+GAINS = Columns(
+    "transfer_gains",
+    columns="campaign task title subset mode labels ratio low high seeds force_ratio composition_ratio",
+)
+PUBLISHED = Columns("transfer_published", columns="task model value spread unit train quantity subset source")
 BASELINES = {"composition": "composition_mae", "mean": "mean_mae"}
 SCRATCH = "scratch"
+ERROR = Metric("error", "task's unit", "lower")
 
 
-@dataclass(frozen=True)
-class TransferTables:
-    """tasks: a row a case. errors: a row a mode, subset and number of labels: mean over seeds with the geometric
-    one's interval; baselines are modes too. gains: error over that of training from scratch, geometric mean over seeds
-    with interval; below 1 is better; composition_ratio: of the mode's error to composition's. published:
-    results of others."""
+def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
+    """Return the tables on transfer; a case that has not ended is a row of transfer_tasks alone.
 
-    tasks: pd.DataFrame
-    errors: pd.DataFrame
-    gains: pd.DataFrame
-    published: pd.DataFrame
-
-
-def transfer_tables(records: Sequence[Record]) -> TransferTables:
-    """All tables; a case that has not ended is a row of tasks alone."""
-    own = [r for r in records if r.case.get("program") == "transfer"]
-    return TransferTables(
-        pd.DataFrame([_task(r) for r in own], columns=TASKS),
-        pd.DataFrame([row for r in own for row in _errors(r)], columns=ERRORS),
-        pd.DataFrame([row for r in own for row in _gains(r)], columns=GAINS),
-        pd.DataFrame([row for r in own for row in _published(r)], columns=PUBLISHED).drop_duplicates(),
-    )
+    transfer_tasks: a row per case. transfer_errors: a row per mode, subset and number of labels, the mean over seeds
+    with the interval of the geometric mean; baselines are modes too. transfer_gains: the error over that of training
+    from scratch, geometric mean over seeds with its interval; below 1 is better; composition_ratio: over the error of
+    the composition. transfer_published: results of others.
+    """
+    runs = [r for r in records if r.program == "transfer"]
+    return {
+        "transfer_tasks": TASKS.build(_task(r) for r in runs),
+        "transfer_errors": ERRORS.build(row for r in runs for row in _errors(r)),
+        "transfer_gains": GAINS.build(row for r in runs for row in _gains(r)),
+        "transfer_published": PUBLISHED.build(row for r in runs for row in _published(r)).drop_duplicates(),
+    }
 
 
-def _told(record: Record) -> dict[str, Any]:
-    """The event that describes the task, or what the case asked for."""
-    events = record.others.get("task", [])
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the errors of all fits, by mode and number of labels."""
+    errors: dict[tuple[str, str], list[float]] = {}
+    for fit in record.events("fit"):
+        if fit.get("mae") is not None:
+            errors.setdefault((str(fit.get("mode")), str(fit.get("labels"))), []).append(float(fit["mae"]))
+    for (mode, labels), values in errors.items():
+        yield MetricSamples(ERROR, tuple(values), {"mode": mode, "labels": labels})
+
+
+def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+    """Return the number of fits."""
+    del scope, name
+    return float(len(record.events("fit"))), "fit"
+
+
+def _describe_task(record: RunRecord) -> dict[str, Any]:
+    """Return the event that describes the task, or what the case asked for."""
+    events = record.events("task")
     return events[-1] if events else {"task": record.case["parameters"].get("task")}
 
 
-def _task(record: Record) -> dict[str, Any]:
-    told = _told(record)
-    left_out = told.get("left_out") or {}
-    return {name: told.get(name) for name in TASKS} | {
-        "campaign": record.folder.parent.name,
+def _task(record: RunRecord) -> dict[str, Any]:
+    task = _describe_task(record)
+    left_out = task.get("left_out") or {}
+    return TASKS.select(task, "task", "data") | {
+        "campaign": record.campaign,
         "left_out": ", ".join(f"{n} {why}" for why, n in left_out.items()),
         "state": record.state,
         "folder": str(record.folder),
     }
 
 
-def _rows(record: Record) -> pd.DataFrame:
-    """A row a fit or baseline, by mode."""
-    rows = [dict(e) for e in record.others.get("fit", [])]
-    for event in record.others.get("baseline", []):
+def _rows(record: RunRecord) -> pd.DataFrame:
+    """Return a row per fit and per baseline, each with its mode."""
+    rows = [dict(e) for e in record.events("fit")]
+    for event in record.events("baseline"):
         for mode, column in BASELINES.items():
             if column in event:
                 force = event.get("zero_force_mae") if mode == "mean" else None
@@ -76,54 +93,70 @@ def _rows(record: Record) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _errors(record: Record) -> list[dict[str, Any]]:
-    rows = _rows(record)
-    if rows.empty:
+def _errors(record: RunRecord) -> list[dict[str, Any]]:
+    fits = _rows(record)
+    if fits.empty:
         return []
-    told, found = _told(record), []
-    for (subset, mode, labels), own in rows.groupby(["subset", "mode", "labels"], sort=False):
-        mean, spread = mean_interval(own["mae"]), geometric_interval(own["mae"])
-        forces = own["force_mae"].dropna()
-        found.append(
+    task, rows = _describe_task(record), []
+    for (subset, mode, labels), group in fits.groupby(["subset", "mode", "labels"], sort=False):
+        mean, geometric = mean_interval(group["mae"]), geometric_mean_interval(group["mae"])
+        forces = group["force_mae"].dropna()
+        rows.append(
             {
-                "campaign": record.folder.parent.name, "task": told["task"], "subset": subset, "mode": mode,
-                "labels": labels, "mae": mean.value, "low": spread.low, "high": spread.high,
-                "force_mae": forces.mean() if len(forces) else math.nan, "seeds": mean.n,
-                "test": int(own["test"].median()), "unit": told.get("unit"),
+                "campaign": record.campaign,
+                "task": task["task"],
+                "subset": subset,
+                "mode": mode,
+                "labels": labels,
+                "mae": mean.value,
+                "low": geometric.low,
+                "high": geometric.high,
+                "force_mae": forces.mean() if len(forces) else math.nan,
+                "seeds": mean.n,
+                "test": int(group["test"].median()),
+                "unit": task.get("unit"),
             }
-        )  # fmt: skip
-    return found
+        )
+    return rows
 
 
-def _gains(record: Record) -> list[dict[str, Any]]:
-    rows = _rows(record)
-    if rows.empty or SCRATCH not in set(rows["mode"]):
+def _gains(record: RunRecord) -> list[dict[str, Any]]:
+    fits = _rows(record)
+    if fits.empty or SCRATCH not in set(fits["mode"]):
         return []
-    told, found = _told(record), []
-    for (subset, labels), own in rows.groupby(["subset", "labels"], sort=False):
-        by_mode = {str(m): o.set_index("seed") for m, o in own.groupby("mode", sort=False)}
-        base = by_mode.get(SCRATCH)
-        if base is None:
+    task, rows = _describe_task(record), []
+    for (subset, labels), group in fits.groupby(["subset", "labels"], sort=False):
+        by_mode = {str(mode): of_mode.set_index("seed") for mode, of_mode in group.groupby("mode", sort=False)}
+        scratch, composition = by_mode.get(SCRATCH), by_mode.get("composition")
+        if scratch is None:
             continue
-        composition = by_mode.get("composition")
-        for mode, of in by_mode.items():
+        for mode, fitted in by_mode.items():
             if mode in (SCRATCH, *BASELINES):
                 continue
-            ratio = geometric_interval((of["mae"] / base["mae"]).dropna())
-            force = geometric_interval((of["force_mae"] / base["force_mae"]).dropna().astype(float))
-            beside = math.nan
+            ratio = geometric_mean_interval((fitted["mae"] / scratch["mae"]).dropna())
+            force = geometric_mean_interval((fitted["force_mae"] / scratch["force_mae"]).dropna().astype(float))
+            over_composition = math.nan
             if composition is not None:
-                beside = geometric_interval((of["mae"] / composition["mae"]).dropna()).value
-            found.append(
+                over_composition = geometric_mean_interval((fitted["mae"] / composition["mae"]).dropna()).value
+            rows.append(
                 {
-                    "campaign": record.folder.parent.name, "task": told["task"], "title": told.get("title"),
-                    "subset": subset, "mode": mode, "labels": labels, "ratio": ratio.value, "low": ratio.low,
-                    "high": ratio.high, "seeds": ratio.n, "force_ratio": force.value, "composition_ratio": beside,
+                    "campaign": record.campaign,
+                    "task": task["task"],
+                    "title": task.get("title"),
+                    "subset": subset,
+                    "mode": mode,
+                    "labels": labels,
+                    "ratio": ratio.value,
+                    "low": ratio.low,
+                    "high": ratio.high,
+                    "seeds": ratio.n,
+                    "force_ratio": force.value,
+                    "composition_ratio": over_composition,
                 }
-            )  # fmt: skip
-    return found
+            )
+    return rows
 
 
-def _published(record: Record) -> list[dict[str, Any]]:
-    told = _told(record)
-    return [{"task": told["task"], **row} for row in told.get("published") or ()]
+def _published(record: RunRecord) -> list[dict[str, Any]]:
+    task = _describe_task(record)
+    return [PUBLISHED.select({"task": task["task"], **row}) for row in task.get("published") or ()]

@@ -1,4 +1,4 @@
-"""Folders and files of logs, each read once, within bounds of time and memory."""
+"""List and read log files, each once, within bounds of time and memory."""
 
 from __future__ import annotations
 
@@ -13,101 +13,99 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-# Beyond these, the rest of a line or of a file is not read.
-LONGEST_LINE, LARGEST_FILE = 1 << 20, 2 << 30
-SNIFFED = 4096
-COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error)
+# The rest of a longer line or a larger file is not read.
+MAX_LINE_BYTES, MAX_FILE_BYTES = 1 << 20, 2 << 30
+SNIFFED_BYTES = 4096
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 class Line(NamedTuple):
-    """A line of a file; `is_whole` is false where the file or the line was cut off."""
+    """A line of a file; `is_whole` is false where the file or the line was truncated."""
 
     number: int
     text: str
     is_whole: bool = True
 
 
-def list_files(place: Path) -> Iterator[Path]:
-    """Yield every regular file at or below a place once, those behind links to folders last."""
-    if place.is_file():
-        yield place
+def list_files(path: Path) -> Iterator[Path]:
+    """Yield the file, or every regular file in the folder once, those behind links to folders last."""
+    if path.is_file():
+        yield path
         return
-    waiting, folders, known = [str(place)], set[str](), set[str]()
-    while waiting:
+    roots, folders, targets = [str(path)], set[str](), set[str]()
+    while roots:
         linked: list[str] = []
-        for top in waiting:
+        for top in roots:
             for folder, names, files in os.walk(top):
                 real = os.path.realpath(folder)
                 names[:] = sorted(names) if real not in folders else []
                 if real in folders:
                     continue
                 folders.add(real)
-                linked += [path for name in names if os.path.islink(path := os.path.join(folder, name))]
+                linked += [link for name in names if os.path.islink(link := os.path.join(folder, name))]
                 for name in sorted(files, key=natural_key):
-                    path = os.path.join(folder, name)
-                    target = os.path.realpath(path)
-                    if os.path.isfile(path) and target not in known:
-                        known.add(target)
-                        yield Path(path)
-        waiting = linked
+                    file = os.path.join(folder, name)
+                    target = os.path.realpath(file)
+                    if os.path.isfile(file) and target not in targets:
+                        targets.add(target)
+                        yield Path(file)
+        roots = linked
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Order job-9.out before job-10.out."""
+    """Return a key that sorts job-9.out before job-10.out."""
     parts = re.split(r"([0-9]{1,18})", name)
     return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in parts]
 
 
 def bare_name(path: Path) -> str:
     """Return the file's name without the suffix of a compressed file."""
-    return path.stem if path.suffix in COMPRESSED else path.name
+    return path.stem if path.suffix in OPENERS else path.name
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file begins like text.
-
-    Raises what DAMAGED names where it cannot be read.
-    """
+    """Whether the file begins like text; raise one of READ_ERRORS where it cannot be read."""
     with _open(path) as file:
-        return b"\0" not in file.read(SNIFFED)
+        return b"\0" not in file.read(SNIFFED_BYTES)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a text file; what a progress bar overwrote counts as the same line.
+    """Yield the lines of a text file; what a progress bar has overwritten counts as the same line.
 
-    Raises what DAMAGED names where the file is damaged.
+    Raises:
+        READ_ERRORS: the file is damaged.
     """
     number = size = 0
     with _open(path) as file:
-        while size < LARGEST_FILE and (chunk := file.readline(LONGEST_LINE)):
+        while size < MAX_FILE_BYTES and (chunk := file.readline(MAX_LINE_BYTES)):
             size += len(chunk)
             number += 1
             is_whole = chunk.endswith(b"\n")
             if not is_whole:
-                size += _skip_line(file) if len(chunk) == LONGEST_LINE else 0
+                size += _skip_line(file) if len(chunk) == MAX_LINE_BYTES else 0
             *before, last = chunk.decode(errors="replace").rstrip("\r\n").split("\r")
             yield from (Line(number, text) for text in before)
             yield Line(number, last, is_whole)
 
 
-def read_small(path: Path, most: int) -> bytes:
-    """Return a file's content, or nothing where it is larger than `most` bytes or cannot be read."""
-    with suppress(*DAMAGED), _open(path) as file:
-        content = file.read(most + 1)
-        return content if len(content) <= most else b""
+def read_small(path: Path, max_bytes: int) -> bytes:
+    """Return a file's content, or nothing where it is larger than `max_bytes` or cannot be read."""
+    with suppress(*READ_ERRORS), _open(path) as file:
+        content = file.read(max_bytes + 1)
+        return content if len(content) <= max_bytes else b""
     return b""
 
 
 def _skip_line(file: IO[bytes]) -> int:
     size = 0
-    while chunk := file.readline(LONGEST_LINE):
+    while chunk := file.readline(MAX_LINE_BYTES):
         size += len(chunk)
-        if chunk.endswith(b"\n") or size > LARGEST_FILE:
+        if chunk.endswith(b"\n") or size > MAX_FILE_BYTES:
             break
     return size
 
 
 def _open(path: Path) -> IO[bytes]:
-    opener = COMPRESSED.get(path.suffix)
+    opener = OPENERS.get(path.suffix)
     return opener(path, "rb") if opener else path.open("rb")  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Files of a place -> runs: what several files say of one run is brought together."""
+"""Bring together the parts of several log files that belong to one run."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.importers.hydragnn.files import DAMAGED, bare_name, is_text, natural_key, read_lines
-from harness.importers.hydragnn.segments import Segment, Versions, add_version, split_runs
+from harness.importers.hydragnn.files import READ_ERRORS, bare_name, is_text, natural_key, read_lines
+from harness.importers.hydragnn.log_parser import Segment, Versions, add_version, split_runs
 from harness.importers.hydragnn.tracer import (
     ENERGY,
     FULL,
     TIMING,
     Regions,
-    drop_impossible,
+    drop_impossible_energies,
     read_energy,
     read_full,
     read_timing,
 )
 
 CONFIG, LOG = "config.json", "run.log"
+NUMBERS_SHOWN = 8
 
 
 @dataclass
 class Run:
-    """One run: what its parts of files say, its tracer's regions by rank, and its configuration file."""
+    """One run: its segments of log files, the regions of its tracer by rank, and its configuration file."""
 
     folder: Path
     segments: list[Segment] = field(default_factory=list)
@@ -35,7 +36,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name that a command line gives, or nothing."""
+        """The name that a command line gives, or an empty text."""
         return next((s.name for s in self.segments if s.name), "")
 
     @property
@@ -49,7 +50,7 @@ class Run:
         return result
 
     def continues(self, other: Segment) -> bool:
-        """Whether a segment belongs to this run: it repeats one of its epochs, or goes on from it."""
+        """Whether a segment belongs to this run: it repeats one of its epochs, or continues after them."""
         known, new = self.epochs, other.epochs
         if not known or not new:
             return True
@@ -58,148 +59,148 @@ class Run:
         return min(new) > min(known) or self._is_restarted_by(other)
 
     def _is_restarted_by(self, other: Segment) -> bool:
-        return bool(other.name) and any(s.words == other.words for s in self.segments)
+        return bool(other.name) and any(s.options == other.options for s in self.segments)
 
 
 @dataclass
-class Place:
-    """All that the files of a place say, by folder; passed_over: files of which nothing could be used, and why."""
+class LogFiles:
+    """The content of many log files, by folder; skipped: files of which nothing could be used, and why."""
 
     segments: list[Segment] = field(default_factory=list)
     regions: dict[Path, dict[int, Regions]] = field(default_factory=lambda: defaultdict(dict))
     configs: dict[Path, Path] = field(default_factory=dict)
-    passed_over: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def read_place(files: Iterable[Path]) -> Place:
-    """Read the files; one that is damaged counts as far as it can be read."""
-    place = Place()
+def read_files(files: Iterable[Path]) -> LogFiles:
+    """Read the files; a damaged one counts as far as it can be read."""
+    logs = LogFiles()
     for path in files:
         if bare_name(path) == CONFIG:
-            place.configs[path.parent] = path
+            logs.configs[path.parent] = path
             continue
         try:
             if not is_text(path):
-                place.passed_over.append((path, "not text"))
-            elif not _read_tracer(place, path):
-                _read_text(place, path)
-        except DAMAGED as error:
-            place.passed_over.append((path, f"damaged: {error}"))
-    for ranks in place.regions.values():
+                logs.skipped.append((path, "not text"))
+            elif not _read_tracer(logs, path):
+                _read_text(logs, path)
+        except READ_ERRORS as error:
+            logs.skipped.append((path, f"damaged: {error}"))
+    for ranks in logs.regions.values():
         for regions in ranks.values():
-            drop_impossible(regions)
-    return place
+            drop_impossible_energies(regions)
+    return logs
 
 
-def _read_text(place: Place, path: Path) -> None:
-    result = 0
-    for segment in split_runs(read_lines(path), path):
+def _read_text(logs: LogFiles, path: Path) -> None:
+    is_used = False
+    for segment in split_runs(read_lines(path), path):  # a damaged file raises after its last readable segment
         if segment.has_results or segment.name or segment.faults:
-            place.segments.append(segment)
-            result += 1
-    if not result:
-        place.passed_over.append((path, "no line of a log"))
+            logs.segments.append(segment)
+            is_used = True
+    if not is_used:
+        logs.skipped.append((path, "no line of a log"))
 
 
-def _read_tracer(place: Place, path: Path) -> bool:
+def _read_tracer(logs: LogFiles, path: Path) -> bool:
     name = bare_name(path)
     if match := FULL.match(name):
-        regions = place.regions[path.parent].setdefault(int(match[1]), Regions())
-        # The table of the same calls, if it was read before.
+        regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
+        # The table gp_timing may have been read before, and counts the same calls.
         regions.calls.clear()
         regions.seconds.clear()
         read_full(read_lines(path), regions)
     elif match := TIMING.match(name):
-        regions = place.regions[path.parent].setdefault(int(match[1]), Regions())
+        regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
         if not regions.calls:
             read_timing(read_lines(path), regions)
     elif match := ENERGY.match(name):
-        regions = place.regions[path.parent].setdefault(int(match[2]), Regions())
+        regions = logs.regions[path.parent].setdefault(int(match[2]), Regions())
         read_energy(read_lines(path), match[1], regions)
     else:
         return name == "gp_timing.summary"
     return True
 
 
-def find_runs(place: Place) -> list[Run]:
-    """Bring together what belongs to one run, in the order of their folders."""
+def find_runs(logs: LogFiles) -> list[Run]:
+    """Return the runs in the order of their folders, each with all that belongs to it."""
     runs: dict[Path, list[Run]] = defaultdict(list)
-    folders = {*place.regions, *place.configs, *(s.source.parent for s in place.segments)}
-    ordered = sorted(place.segments, key=lambda s: (s.source.name == LOG, not s.name, natural_key(str(s.source))))
-    # Command lines name their runs; parts without one join them afterwards.
+    folders = {*logs.regions, *logs.configs, *(s.source.parent for s in logs.segments)}
+    ordered = sorted(logs.segments, key=lambda s: (s.source.name == LOG, not s.name, natural_key(str(s.source))))
+    # Segments with a command line name their run; the others join them afterwards.
     for segment in sorted(ordered, key=lambda s: not s.name):
-        folder = home_of(segment, folders)
-        own = [r for r in runs[folder] if not segment.name or r.name in ("", segment.name)]
-        fitting = [r for r in own if r.continues(segment)]
-        if segment.epochs or len(own) <= 1:
+        folder = find_run_folder(segment, folders)
+        candidates = [r for r in runs[folder] if not segment.name or r.name in ("", segment.name)]
+        fitting = [r for r in candidates if r.continues(segment)]
+        if segment.epochs or len(candidates) <= 1:
             run = fitting[-1] if fitting else None
         else:
-            run = next((r for r in reversed(own) if segment.name and r.name), None)
+            run = next((r for r in reversed(candidates) if segment.name and r.name), None)
         if run is None:
             run = Run(folder)
             runs[folder].append(run)
         run.segments.append(segment)
-    for folder, ranks in place.regions.items():
-        run = _last(runs[folder], folder, "tracer files")
+    for folder, ranks in logs.regions.items():
+        run = _last_run(runs[folder], folder, "tracer files")
         run.regions = ranks
-    for folder, path in place.configs.items():
+    for folder, path in logs.configs.items():
         if runs[folder]:
-            _last(runs[folder], folder, CONFIG).config = path
+            _last_run(runs[folder], folder, CONFIG).config = path
         else:
-            place.passed_over.append((path, "no logs of its run beside it"))
+            logs.skipped.append((path, "no logs of its run in its folder"))
     result = [run for folder in sorted(runs) for run in runs[folder]]
-    place.passed_over += [
-        (s.source, _count(s.faults)) for run in result if not has_results(run) for s in run.segments if s.faults
+    logs.skipped += [
+        (s.source, _format_faults(s.faults)) for run in result if not has_results(run) for s in run.segments if s.faults
     ]
     return [run for run in result if has_results(run)]
 
 
 def has_results(run: Run) -> bool:
-    """Whether there is anything to report of it."""
+    """Whether a run has anything to report."""
     return any(s.has_results for s in run.segments) or any(r.calls or r.joules for r in run.regions.values())
 
 
-def home_of(segment: Segment, folders: Iterable[Path]) -> Path:
-    """The folder of logs that bears the run's name, below the file; else the file's own."""
-    here = segment.source.parent
-    if not segment.name or here.name == segment.name:
-        return here
-    below = [f for f in folders if f.name == segment.name and here in f.parents]
-    return below[0] if len(below) == 1 else here
+def find_run_folder(segment: Segment, folders: Iterable[Path]) -> Path:
+    """Return the log folder with the run's name below the segment's file, or else the folder of the file."""
+    parent = segment.source.parent
+    if not segment.name or parent.name == segment.name:
+        return parent
+    below = [f for f in folders if f.name == segment.name and parent in f.parents]
+    return below[0] if len(below) == 1 else parent
 
 
-def _last(runs: list[Run], folder: Path, what: str) -> Run:
+def _last_run(runs: list[Run], folder: Path, what: str) -> Run:
     if not runs:
         runs.append(Run(folder))
-    named = [r for r in runs if r.name == folder.name] or runs
-    if len(named) > 1:
-        named[-1].notes.append(f"{what}: taken to be of the last of {len(named)} runs in {folder.name}")
-    return named[-1]
+    candidates = [r for r in runs if r.name == folder.name] or runs
+    if len(candidates) > 1:
+        candidates[-1].notes.append(f"{what}: taken to be of the last of {len(candidates)} runs in {folder.name}")
+    return candidates[-1]
 
 
-def notes_of(run: Run) -> list[str]:
-    """Return what was restarted, left out or missing, a line each."""
+def collect_notes(run: Run) -> list[str]:
+    """Return what was restarted, left out or missing in a run, a line each."""
     notes = list(run.notes)
     for epoch, rows in sorted(run.epochs.items()):
         if len(rows) > 1:
-            places = ", ".join(f"{r.source.name}:{r.line}" for r in rows)
-            notes.append(f"epoch {epoch} was repeated after a restart, and the last one counts ({places})")
-    lost = sorted(epoch for epoch, rows in run.epochs.items() if None in rows[-1].losses.values())
-    if lost:
-        notes.append(f"losses that are no numbers: epochs {_shortened(lost)}")
+            locations = ", ".join(f"{r.source.name}:{r.line}" for r in rows)
+            notes.append(f"epoch {epoch} was repeated after a restart, and the last one counts ({locations})")
+    missing = sorted(epoch for epoch, rows in run.epochs.items() if None in rows[-1].losses.values())
+    if missing:
+        notes.append(f"losses that are not numbers: epochs {_format_numbers(missing)}")
     for segment in run.segments:
         if segment.faults:
-            notes.append(f"{segment.source.name}: {_count(segment.faults)}")
+            notes.append(f"{segment.source.name}: {_format_faults(segment.faults)}")
     faults = sum((r.faults for r in run.regions.values()), Counter[str]())
     if faults:
         ranks = [rank for rank, r in run.regions.items() if r.faults]
-        notes.append(f"tracer files of ranks {_shortened(ranks)}: {_count(faults)}")
+        notes.append(f"tracer files of ranks {_format_numbers(ranks)}: {_format_faults(faults)}")
     return notes
 
 
-def _count(faults: Counter[str]) -> str:
+def _format_faults(faults: Counter[str]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in sorted(faults.items()))
 
 
-def _shortened(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+def _format_numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:NUMBERS_SHOWN])) + (", ..." if len(numbers) > NUMBERS_SHOWN else "")

@@ -1,4 +1,4 @@
-"""Files of the tracer, one a rank: gp_full (a row a call), gp_timing (a table) and <tool>_energy."""
+"""Read the files of the tracer, one per rank: gp_full (a row per call), gp_timing (a table) and <tool>_energy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from harness.importers.hydragnn.files import Line
-from harness.importers.hydragnn.lines import finite
+from harness.importers.hydragnn.log_parser import parse_finite
 
 FULL, TIMING, ENERGY = (
     re.compile(rf"^{name}\.p(\d{{1,8}})$", re.A) for name in ("gp_full", "gp_timing", r"(rocm|nvml|xpu)_energy")
@@ -18,14 +18,14 @@ TABLE = re.compile(
     r"^[\s*]*(\S.*?)\s+(\d{1,18}|\d\.\d+e[+-]?\d+)\s+(-|\d+)\s+([-+]?[\d.]+(?:e[+-]?\d+)?)(?:\s|$)", re.A
 )
 THREAD = "Stats for thread "
-# A call of more seconds, or a device that draws more watts over a region, is none.
-LONGEST_S, MOST_WATTS = 1e7, 5000.0
-MICRO = 1e-6
+# A longer call, or a device that draws more power over a region, is impossible.
+MAX_CALL_S, MAX_POWER_W = 1e7, 5000.0
+JOULES_PER_MICROJOULE = 1e-6
 
 
 @dataclass
 class Regions:
-    """Of one rank: region -> calls and seconds, and joules by tool; what could not be read, counted."""
+    """The regions of one rank: calls, seconds and joules by name, and counts of what could not be read."""
 
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -34,29 +34,29 @@ class Regions:
     faults: Counter[str] = field(default_factory=Counter)
 
 
-def read_full(lines: Iterable[Line], into: Regions) -> None:
-    """Sum up the rows `rank,label,count,wallclock`: a row is one call, its count is of all calls so far."""
+def read_full(lines: Iterable[Line], regions: Regions) -> None:
+    """Sum the rows `rank,label,count,wallclock`: a row is one call, and its count is of all calls so far."""
     last: dict[str, int] = {}
     for line in lines:
         rank, _, rest = line.text.partition(",")
         label, *numbers = rest.rsplit(",", 2)
         if rank.strip() == "rank" or not line.text.strip():
             continue
-        count, seconds = (numbers[0].strip(), finite(numbers[1])) if len(numbers) == 2 else ("", None)
+        count, seconds = (numbers[0].strip(), parse_finite(numbers[1])) if len(numbers) == 2 else ("", None)
         if not line.is_whole:
-            into.faults["rows cut off"] += 1
-        elif not re.fullmatch(r"[1-9]\d{0,17}", count, re.A) or seconds is None or not 0 <= seconds <= LONGEST_S:
-            into.faults["rows that are no call (its count, and seconds of 0 or more)"] += 1
+            regions.faults["rows cut off"] += 1
+        elif not re.fullmatch(r"[1-9]\d{0,17}", count, re.A) or seconds is None or not 0 <= seconds <= MAX_CALL_S:
+            regions.faults["rows that are not a call (its count, and seconds of 0 or more)"] += 1
         else:
             name = label.strip()
-            # A count that falls begins another run of the tracer.
-            gained = int(count) - last.get(name, 0)
-            into.calls[name] = into.calls.get(name, 0) + (gained if gained > 0 else int(count))
-            into.seconds[name] = into.seconds.get(name, 0.0) + seconds
+            # A count that falls is the start of another run of the tracer.
+            increase = int(count) - last.get(name, 0)
+            regions.calls[name] = regions.calls.get(name, 0) + (increase if increase > 0 else int(count))
+            regions.seconds[name] = regions.seconds.get(name, 0.0) + seconds
             last[name] = int(count)
 
 
-def read_timing(lines: Iterable[Line], into: Regions) -> None:
+def read_timing(lines: Iterable[Line], regions: Regions) -> None:
     """Read the table of the first thread: region, calls, recursion, seconds, and more."""
     is_inside = False
     for line in lines:
@@ -65,36 +65,36 @@ def read_timing(lines: Iterable[Line], into: Regions) -> None:
                 break
             is_inside = True
         elif is_inside and line.is_whole and (match := TABLE.match(line.text)):
-            calls, seconds = finite(match[2]), finite(match[4])
-            if calls is None or seconds is None or not 0 <= seconds <= LONGEST_S * max(calls, 1.0):
-                into.faults["rows that are no region (calls, and seconds of 0 or more)"] += 1
+            calls, seconds = parse_finite(match[2]), parse_finite(match[4])
+            if calls is None or seconds is None or not 0 <= seconds <= MAX_CALL_S * max(calls, 1.0):
+                regions.faults["rows that are not a region (calls, and seconds of 0 or more)"] += 1
             else:
-                into.calls[match[1]] = into.calls.get(match[1], 0) + int(calls)
-                into.seconds[match[1]] = into.seconds.get(match[1], 0.0) + seconds
+                regions.calls[match[1]] = regions.calls.get(match[1], 0) + int(calls)
+                regions.seconds[match[1]] = regions.seconds.get(match[1], 0.0) + seconds
 
 
-def read_energy(lines: Iterable[Line], tool: str, into: Regions) -> None:
+def read_energy(lines: Iterable[Line], tool: str, regions: Regions) -> None:
     """Read `name, ncalls, mean, total, ...`, in microjoules."""
-    if into.tool and into.tool != tool:
-        into.faults[f"{tool}_energy, passed over since {into.tool}_energy is of the same rank"] += 1
+    if regions.tool and regions.tool != tool:
+        regions.faults[f"{tool}_energy, skipped since {regions.tool}_energy is of the same rank"] += 1
         return
-    into.tool = tool
+    regions.tool = tool
     for line in lines:
         parts = re.split(r"[,\s]+", line.text.strip())
         if parts[0] == "name" or not line.text.strip():
             continue
-        total = finite(parts[-5]) if len(parts) > len(ENERGY_COLUMNS) else None
+        total = parse_finite(parts[-5]) if len(parts) > len(ENERGY_COLUMNS) else None
         if total is None or total < 0 or not line.is_whole:
-            into.faults["rows that are no energy (0 or more microjoules)"] += 1
+            regions.faults["rows that are not an energy (0 or more microjoules)"] += 1
         else:
             name = " ".join(parts[: -len(ENERGY_COLUMNS)])
-            into.joules[name] = into.joules.get(name, 0.0) + MICRO * total
+            regions.joules[name] = regions.joules.get(name, 0.0) + JOULES_PER_MICROJOULE * total
 
 
-def drop_impossible(into: Regions) -> None:
-    """Leave out energies that no device draws in the seconds of their region."""
-    for name in list(into.joules):
-        seconds = into.seconds.get(name)
-        if seconds is not None and into.joules[name] > MOST_WATTS * (seconds + 1.0):
-            del into.joules[name]
-            into.faults[f"energies of more than {MOST_WATTS:,.0f} W"] += 1
+def drop_impossible_energies(regions: Regions) -> None:
+    """Remove energies that no device can draw in the seconds of their region."""
+    for name in list(regions.joules):
+        seconds = regions.seconds.get(name)
+        if seconds is not None and regions.joules[name] > MAX_POWER_W * (seconds + 1.0):
+            del regions.joules[name]
+            regions.faults[f"energies of more than {MAX_POWER_W:,.0f} W"] += 1

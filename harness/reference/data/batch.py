@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.reference.data.neighbours import Graph, triplets
+from harness.reference.data.neighbours import NeighbourList, find_triplets
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.errors import InputError
 
@@ -43,11 +43,11 @@ class Batch(NamedTuple):
         return self.composition.sum(1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """The same batch elsewhere; integers stay integers."""
+        """Return the batch on a device with another floating-point type; integers stay integers."""
         return Batch(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in self))
 
 
-def collate(graphs: Sequence[Graph], *, with_triplets: bool = False) -> Batch:
+def build_batch(graphs: Sequence[NeighbourList], *, with_triplets: bool = False) -> Batch:
     """Concatenate graphs into one batch in double precision on the CPU, with its pairs of edges if so wanted."""
     if not graphs:
         raise InputError("a batch needs at least one structure")
@@ -59,7 +59,7 @@ def collate(graphs: Sequence[Graph], *, with_triplets: bool = False) -> Batch:
     numbers = np.concatenate([s.numbers for s in structures])
     composition = np.zeros((len(graphs), MAX_ATOMIC_NUMBER + 1))
     np.add.at(composition, (graph, numbers), 1.0)
-    pairs = [triplets(g) for g in graphs] if with_triplets else []
+    pairs = [find_triplets(g) for g in graphs] if with_triplets else []
     first_edge = np.repeat(np.concatenate([[0], np.cumsum(edges)[:-1]]), [len(p[0]) for p in pairs] or 0)
     incoming, outgoing = (np.concatenate([p[k] for p in pairs] or [np.zeros(0, int)]) + first_edge for k in (0, 1))
     arrays = (

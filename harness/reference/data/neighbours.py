@@ -1,14 +1,16 @@
-"""Who is near whom: neighbour lists, without torch."""
+"""Neighbour lists of one structure or of a table of them, without torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import vesin
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array, Structure
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.errors import InputError
 
 COINCIDENT_ANGSTROM = 1e-3
@@ -16,28 +18,29 @@ SAME_SHELL_ANGSTROM = 1e-6
 
 
 @dataclass(frozen=True)
-class Graph:
-    """Who is near whom: edges sorted by receiver, then by distance.
+class NeighbourList:
+    """A structure with the neighbours of its atoms: edges sorted by receiver, then by distance.
 
-    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell). dropped: how
-    many more edges are shorter than the cutoff, but beyond the neighbour limit, where the graph was searched for.
+    receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell). n_dropped:
+    edges shorter than the cutoff that the limit on neighbours leaves out, where the list was searched for.
     """
 
     structure: Structure
     receiver: NDArray[np.int64]
     sender: NDArray[np.int64]
     shift: Array
-    dropped: int = 0
+    n_dropped: int = 0
 
 
-def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> Graph:
-    """All pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
+def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours: int | None = None) -> NeighbourList:
+    """Return all pairs closer than cutoff (angstrom), or the nearest max_neighbours of each atom.
 
-    A shell of equal distances that does not fit under max_neighbours is left out whole, so that the graph does not
+    A shell of equal distances that does not fit under max_neighbours is left out whole, so that the list does not
     depend on the order or orientation of the atoms; only where the very first shell does not fit is it cut. What a
-    model makes of the graph jumps where the order of distances changes at the limit, however smooth its cutoff is.
+    model computes from the list jumps where the order of distances changes at the limit, however smooth its cutoff is.
 
-    Raises InputError for an unusable structure, coincident atoms included.
+    Raises:
+        InputError: The structure is unusable, or two of its atoms coincide.
     """
     structure.check()
     try:
@@ -45,7 +48,7 @@ def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int 
             points=structure.positions, box=structure.cell, periodic=structure.periodic, quantities="ijSd"
         )
     except RuntimeError as error:  # a cell that cannot be inverted, or too thin for its cutoff
-        raise InputError(f"structure {structure.name!r}: no neighbour list can be made ({error})") from None
+        raise InputError(f"structure {structure.name!r}: no neighbour list can be built ({error})") from None
     # An empty list comes back as floating point.
     receiver, sender = receiver.astype(np.int64), sender.astype(np.int64)
     if distance.size and distance.min() < COINCIDENT_ANGSTROM:
@@ -54,37 +57,95 @@ def neighbour_graph(structure: Structure, *, cutoff: float, max_neighbours: int 
             f"structure {structure.name!r}: atoms {receiver[edge]} and {sender[edge]} coincide"
             f" ({distance[edge]:.1e} angstrom apart)"
         )
-    order = np.lexsort((distance, receiver))
-    if max_neighbours is not None:
-        order = order[nearest(receiver[order], distance[order], max_neighbours, len(structure))]
+    order = _sort_edges(receiver, distance, max_neighbours, len(structure))
     shift = images[order].reshape(-1, 3).astype(np.float64) @ structure.cell
-    return Graph(structure, receiver[order], sender[order], shift, dropped=len(distance) - len(order))
+    return NeighbourList(structure, receiver[order], sender[order], shift, n_dropped=len(distance) - len(order))
 
 
-def nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_atoms: int) -> NDArray[np.bool_]:
-    """Mask of the edges to keep of those sorted by (receiver, distance): at most limit each, whole shells."""
+def add_neighbours(
+    table: StructureTable, *, cutoff: float, max_neighbours: int | None
+) -> tuple[StructureTable, list[RejectedStructure]]:
+    """Return the table with the edges that `build_neighbour_list` gives; structures with coincident atoms are rejected.
+
+    Args:
+        table: Structures that have been checked.
+        cutoff: Angstrom.
+        max_neighbours: As in `build_neighbour_list`.
+    """
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    parts: list[tuple[Any, ...]] = []
+    stop = 0
+    for k, size in enumerate(table.sizes.tolist()):
+        first, stop = stop, stop + size
+        parts.append(
+            search.compute(
+                points=table.positions[first:stop], box=table.cell[k], periodic=table.periodic[k], quantities="ijSd"
+            )
+        )
+    columns = zip(*parts, strict=True) if parts else (np.zeros((0, 3)),) * 4
+    # An empty list comes back as floating point.
+    ends, starts, images, distance = map(np.concatenate, columns)
+    receiver, sender = ends.astype(np.int64), starts.astype(np.int64)
+    owner = np.repeat(np.arange(len(table)), [len(part[3]) for part in parts])
+    atom = receiver + (table.ends - table.sizes)[owner]
+    order = _sort_edges(atom, distance, max_neighbours, int(table.sizes.sum()))
+    owner, distance = owner[order], distance[order]
+    table = replace(
+        table,
+        edge_counts=np.bincount(owner, minlength=len(table)),
+        receiver=receiver[order],
+        sender=sender[order],
+        shift=np.einsum("ek,ekj->ej", images.reshape(-1, 3)[order].astype(np.float64), table.cell[owner]),
+        distance=distance,
+    )
+    close = np.bincount(owner[distance < COINCIDENT_ANGSTROM], minlength=len(table)) > 0
+    if not close.any():
+        return table, []
+    rejected = [RejectedStructure(str(i), "coincident atoms", "two atoms at one place") for i in table.ids[close]]
+    return table[~close], rejected
+
+
+def count_degrees(table: StructureTable) -> NDArray[np.int64]:
+    """Return how many atoms of a table have 0, 1, ... neighbours."""
+    assert table.edge_counts is not None
+    assert table.receiver is not None
+    first = np.repeat(table.ends - table.sizes, table.edge_counts)
+    return np.bincount(np.bincount(first + table.receiver, minlength=int(table.sizes.sum()))).astype(np.int64)
+
+
+def _sort_edges(receiver: NDArray[np.int64], distance: Array, limit: int | None, n_atoms: int) -> NDArray[np.int64]:
+    """Return the order by receiver and distance, without the edges that the limit on neighbours leaves out."""
+    order = np.lexsort((distance, receiver))
+    if limit is None:
+        return order
+    return order[select_nearest(receiver[order], distance[order], limit, n_atoms)]
+
+
+def select_nearest(receiver: NDArray[np.int64], distance: Array, limit: int, n_atoms: int) -> NDArray[np.bool_]:
+    """Return the mask of the edges to keep: whole shells, at most limit of a receiver; sorted by receiver, distance."""
     degree = np.bincount(receiver, minlength=n_atoms)
     first = np.concatenate([[0], np.cumsum(degree)[:-1]])
     rank = np.arange(len(receiver)) - first[receiver]
     bound = np.full(n_atoms, np.inf)
-    full = degree > limit
-    bound[full] = distance[first[full] + limit] - SAME_SHELL_ANGSTROM
+    is_full = degree > limit
+    bound[is_full] = distance[first[is_full] + limit] - SAME_SHELL_ANGSTROM
     keep = distance < bound[receiver]
-    nothing_left = np.bincount(receiver, weights=keep, minlength=n_atoms) == 0
-    return (keep | nothing_left[receiver]) & (rank < limit)
+    is_isolated = np.bincount(receiver, weights=keep, minlength=n_atoms) == 0
+    return (keep | is_isolated[receiver]) & (rank < limit)
 
 
-def triplets(graph: Graph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of edges k -> j and j -> i, [t] each, but not an edge with its own way back.
+def find_triplets(neighbours: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of edges k -> j and j -> i, [t] each, without pairs of an edge and its reverse.
 
-    An image of i is an atom like any other: only the very edge i -> j, by the same image, is left out.
+    An image of i is an atom like any other: only the edge i -> j by the same image is the reverse.
     """
-    degree = np.bincount(graph.receiver, minlength=len(graph.structure))
+    receiver, sender, shift = neighbours.receiver, neighbours.sender, neighbours.shift
+    degree = np.bincount(receiver, minlength=len(neighbours.structure))
     first = np.cumsum(degree) - degree
-    count = degree[graph.sender]
-    outgoing = np.repeat(np.arange(len(graph.receiver)), count)
-    turn = np.arange(len(outgoing)) - np.repeat(np.cumsum(count) - count, count)
-    incoming = first[graph.sender[outgoing]] + turn
-    there_and_back = graph.shift[incoming] + graph.shift[outgoing]
-    back = (graph.sender[incoming] == graph.receiver[outgoing]) & (np.abs(there_and_back).max(1) < SAME_SHELL_ANGSTROM)
-    return incoming[~back], outgoing[~back]
+    count = degree[sender]
+    outgoing = np.repeat(np.arange(len(receiver)), count)
+    rank = np.arange(len(outgoing)) - np.repeat(np.cumsum(count) - count, count)
+    incoming = first[sender[outgoing]] + rank
+    round_trip = shift[incoming] + shift[outgoing]
+    is_reverse = (sender[incoming] == receiver[outgoing]) & (np.abs(round_trip).max(1) < SAME_SHELL_ANGSTROM)
+    return incoming[~is_reverse], outgoing[~is_reverse]

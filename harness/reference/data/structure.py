@@ -18,12 +18,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Structure:
-    """Atoms in a box (or in vacuum) and what is known about them.
+    """Atoms in a box (or in vacuum) and their labels.
 
     numbers: [n] atomic numbers. positions: [n, 3] angstrom. cell: [3, 3] rows are lattice vectors, angstrom.
     periodic: along each lattice vector. head: branch id of the dataset it comes from, or -1.
     energy: eV. forces: [n, 3] eV/angstrom. stress: [3, 3] eV/angstrom^3, tension positive. None: not labelled.
-    charge: elementary charges. multiplicity: 2S + 1, 0 where not known. group: what a split must not part.
+    charge: elementary charges. multiplicity: 2S + 1, 0 where not known.
+    group: structures of one group stay in one split.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Many structures side by side as columns: what readers yield, checks look at and stores are written from."""
+"""Many structures as columns: what readers yield, checks look at and stores are written from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,25 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array, Structure
 
-PER_ATOM = frozenset({"numbers", "positions", "forces"})
+ATOM_COLUMNS = frozenset({"numbers", "positions", "forces"})
+EDGE_COLUMNS = ("receiver", "sender", "shift", "distance")
+# A column that only some of the concatenated tables have is filled with NaN in the shape of this one.
+FILLED_LIKE = {"forces": "positions", "stress": "cell"}
 
 
 @dataclass(frozen=True)
-class Frames:
-    """g structures of n atoms in all; eV, angstrom, eV/angstrom, eV/angstrom^3 (tension positive).
+class StructureTable:
+    """g structures with n atoms in all; eV, angstrom, eV/angstrom, eV/angstrom^3 (tension positive).
 
-    ids: [g] text, unique within a dataset. groups: [g] text, the molecule, material, reaction or trajectory; frames of
-    one group never fall on both sides of a split. sizes: [g] atoms of each. numbers: [n]. positions: [n, 3].
+    ids: [g] text, unique within a dataset. groups: [g] text, the molecule, material, reaction or trajectory; no split
+    separates the structures of a group. sizes: [g] atoms of each. numbers: [n]. positions: [n, 3].
     energy: [g], NaN where the source has none. cell: [g, 3, 3], rows are lattice vectors. periodic: [g, 3].
     charge: [g] elementary charges. multiplicity: [g] 2S + 1, 0 where the source does not say. forces: [n, 3].
-    stress: [g, 3, 3]. None: no structure of these has the label.
+    stress: [g, 3, 3]. None: no structure of the table has the label.
+
+    Neighbour lists, where they have been added (`add_neighbours`), are e edges sorted by structure, receiver and
+    distance. edge_counts: [g] edges of each structure. receiver, sender: [e] atoms, counted within their structure.
+    shift: [e, 3] angstrom, the periodic image of the sender. distance: [e] angstrom.
     """
 
     ids: NDArray[np.str_]
@@ -37,6 +44,11 @@ class Frames:
     multiplicity: NDArray[np.int64]
     forces: Array | None = None
     stress: Array | None = None
+    edge_counts: NDArray[np.int64] | None = None
+    receiver: NDArray[np.int64] | None = None
+    sender: NDArray[np.int64] | None = None
+    shift: Array | None = None
+    distance: Array | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -51,27 +63,33 @@ class Frames:
         """The structure of each atom, [n]."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
-    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Frames:
-        """Some of the structures, in the order asked for; consecutive ones without a copy."""
+    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> StructureTable:
+        """Return some of the structures, in the order asked for; consecutive ones without a copy."""
         if isinstance(picked, slice):
             first, stop, step = picked.indices(len(self))
             if step == 1:
-                edges = np.concatenate([[0], self.ends])
                 stop = max(first, stop)
-                return self._mapped(slice(first, stop), slice(edges[first], edges[stop]))
+                bounds = (_cut(counts, first, stop) for counts in (self.sizes, self.edge_counts))
+                return self._select(slice(first, stop), *bounds)
         rows = np.arange(len(self))[picked]
-        sizes = self.sizes[rows]
-        before = np.cumsum(sizes) - sizes
-        atoms = np.arange(sizes.sum()) + np.repeat((self.ends - self.sizes)[rows] - before, sizes)
-        return self._mapped(rows, atoms)
+        return self._select(rows, *(_take(counts, rows) for counts in (self.sizes, self.edge_counts)))
 
-    def _mapped(self, rows: slice | NDArray[np.int64], atoms: slice | NDArray[np.int64]) -> Frames:
-        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        columns = {n: c if c is None else c[atoms if n in PER_ATOM else rows] for n, c in columns.items()}
-        return Frames(**columns)
+    def _select(self, rows: Any, atoms: Any, edges: Any) -> StructureTable:
+        columns: dict[str, Any] = {}
+        for name, column in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            index = atoms if name in ATOM_COLUMNS else edges if name in EDGE_COLUMNS else rows
+            columns[name] = None if column is None else column[index]
+        return StructureTable(**columns)
+
+    def select_edges(self, mask: NDArray[np.bool_]) -> StructureTable:
+        """Return all structures with some of their edges; mask: [e]."""
+        assert self.edge_counts is not None
+        owner = np.repeat(np.arange(len(self)), self.edge_counts)
+        columns: dict[str, Any] = {name: getattr(self, name)[mask] for name in EDGE_COLUMNS}
+        return replace(self, edge_counts=np.bincount(owner[mask], minlength=len(self)), **columns)
 
     def structures(self, head: int = -1) -> Iterator[Structure]:
-        """Each structure by itself."""
+        """Yield each structure, without its neighbours."""
         stop = 0
         for k, size in enumerate(self.sizes.tolist()):
             first, stop = stop, stop + size
@@ -91,23 +109,40 @@ class Frames:
             )
 
 
-def joined(parts: Sequence[Frames]) -> Frames:
-    """Frames one after the other; where only some of them have a label, it is NaN in the others."""
+def _cut(counts: NDArray[np.int64] | None, first: int, stop: int) -> slice:
+    """Return the rows of the structures first..stop; counts: rows of each."""
+    if counts is None:
+        return slice(0)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    return slice(ends[first], ends[stop])
+
+
+def _take(counts: NDArray[np.int64] | None, structures: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows of some structures; counts: rows of each."""
+    if counts is None:
+        return np.zeros(0, dtype=np.int64)
+    taken = counts[structures]
+    before = np.cumsum(taken) - taken
+    return np.arange(taken.sum()) + np.repeat((np.cumsum(counts) - counts)[structures] - before, taken)
+
+
+def concatenate(tables: Sequence[StructureTable]) -> StructureTable:
+    """Concatenate tables; a label that only some of them have is NaN in the others."""
     columns: dict[str, Any] = {}
-    for name, like in ((f.name, {"forces": "positions", "stress": "cell"}.get(f.name)) for f in fields(Frames)):
-        found = [getattr(part, name) for part in parts]
-        if like and any(c is not None for c in found):
-            blank = [np.full_like(getattr(part, like), np.nan) for part in parts]
-            found = [empty if c is None else c for c, empty in zip(found, blank, strict=True)]
-        columns[name] = None if found[0] is None else np.concatenate(found)
-    return Frames(**columns)
+    for name in (f.name for f in fields(StructureTable)):
+        parts = [getattr(table, name) for table in tables]
+        if name in FILLED_LIKE and any(part is not None for part in parts):
+            blanks = (np.full_like(getattr(table, FILLED_LIKE[name]), np.nan) for table in tables)
+            parts = [blank if part is None else part for part, blank in zip(parts, blanks, strict=True)]
+        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    return StructureTable(**columns)
 
 
-def from_structures(structures: Sequence[Structure]) -> Frames:
-    """Columns of structures, whose names become the ids."""
-    return joined(
+def tabulate(structures: Sequence[Structure]) -> StructureTable:
+    """Return the columns of structures, whose names become the ids."""
+    return concatenate(
         [
-            Frames(
+            StructureTable(
                 ids=np.array([s.name]),
                 groups=np.array([s.group or s.name]),
                 sizes=np.array([len(s)], dtype=np.int64),
@@ -127,11 +162,11 @@ def from_structures(structures: Sequence[Structure]) -> Frames:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A structure that a reader or a check leaves out, where it stands, and why.
+class RejectedStructure:
+    """A structure that a reader or a check leaves out, its location and the reason.
 
     kind: one of a few words to count by, as in "not finite", "duplicate", "missing key", "truncated", "force norm".
-    count: structures, where one fault stands for several.
+    count: structures, where one rejection stands for several.
     """
 
     where: str
@@ -141,7 +176,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Remark(Fault):
+class Remark(RejectedStructure):
     """What users should know of structures that are used all the same: a label under another name, an assumed unit.
 
     kind: the label, or "units". count: structures that it is about; none of them is left out.

@@ -5,59 +5,26 @@ Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 the disk is full, 
 
 from __future__ import annotations
 
-import argparse
-import copy
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from harness.host.command_line import ArgumentParser, CommandParser, run_command
+from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
 from harness.reference.datasets.splitting.splits import SEED
 from harness.reference.errors import InputError
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
-
-class Parser(argparse.ArgumentParser):
-    """argparse that tells usage errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave the printing to main."""
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
-class CommandParser(Parser):
-    """A parser of one command, whose options may stand before, between and after its arguments."""
-
-    _is_mixed = False
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does and, if arguments are left over, once more with options and arguments apart."""
-        words = list(sys.argv[1:] if args is None else args)
-        found, rest = super().parse_known_args(words, copy.copy(namespace))
-        if not rest or self._is_mixed:
-            return found, rest
-        stop = words.index("--") if "--" in words else len(words)
-        after = [f"./{word}" if word.startswith("-") else word for word in words[stop + 1 :]]
-        self._is_mixed = True
-        try:
-            return self.parse_known_intermixed_args([*words[:stop], *after], namespace)
-        finally:
-            self._is_mixed = False
-
-
-def parser() -> Parser:
-    """The command line."""
-    top = Parser(prog="harness data", description="The sixteen datasets: their files, their checks, their stores.")
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    top = ArgumentParser(
+        prog="harness data", description="The sixteen datasets: their files, their checks, their stores."
+    )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser, required=True)
 
-    found = commands.add_parser("list", help="the datasets, or all that is known of some")
-    found.add_argument("datasets", nargs="*", metavar="DATASET")
+    list_command = commands.add_parser("list", help="the datasets, or all that is known of some")
+    list_command.add_argument("datasets", nargs="*", metavar="DATASET")
 
     fetch = commands.add_parser("fetch", help="download official files, or say how to get them")
     fetch.add_argument("dataset", metavar="DATASET")
@@ -72,7 +39,7 @@ def parser() -> Parser:
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="files or folders (none: the shipped set); or a store that HydraGNN wrote, made usable where it lies",
+        help="files or folders (none: the shipped set); or a store that HydraGNN wrote, which is made usable in place",
     )
     convert.add_argument("--to", type=Path, metavar="DIR", help="the folder of all stores (stores)")
     convert.add_argument(
@@ -99,32 +66,22 @@ def parser() -> Parser:
     return top
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run one command; raises UsageError for what a user can put right."""
     try:
-        arguments = parser().parse_args(words)
+        arguments = build_parser().parse_args(argv)
         from harness.reference.datasets import commands
 
         return int(getattr(commands, f"do_{arguments.command}")(arguments))
     except InputError as error:
-        print(f"error: {sanitize_line(str(error))}", file=sys.stderr)
-        return 2
+        raise UsageError(sanitize_line(str(error))) from None
     except ModuleNotFoundError as error:
-        print(f"error: {error}; this needs what `pip install 'gfm-harness[reference]'` brings", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        full = error.errno in FULL_DISK
-        print(
-            f"error: {sanitize_line(str(error))}{'; nothing is lost, the same command carries on' if full else ''}",
-            file=sys.stderr,
-        )
-        return 3 if full else 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command carries on from here", file=sys.stderr)
-        return 130
+        raise UsageError(f"{error}; install `pip install 'gfm-harness[reference]'`, which this needs") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ranks train on: the datasets of some branches, from the shipped sets or from stores, as graphs with labels."""
+"""The datasets that ranks train on: shipped sets or stores of some branches, as labelled neighbour lists."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.data.neighbours import Graph, neighbour_graph
-from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.hydragnn.stores import REFERENCED, describe_store, require_seal, source_named
-from harness.reference.datasets.shipped_sets import load_frames, mini_set
-from harness.reference.datasets.splitting.assignment import split_frames
+from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.hydragnn.stores import REFERENCED, describe_store, find_named_source, require_seal
+from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
+from harness.reference.datasets.splitting.duplicates import assign_structures
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.datasets.statistics import reference_energies
 from harness.reference.datasets.statistics.reference_energies import References
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.columns import frames_block
-from harness.reference.storage.open import Mode, open_samples
-from harness.reference.storage.samples import Merged, Preloaded, Remaining, Samples, merged
-from harness.reference.storage.sampling.sampler import Drawn
+from harness.reference.storage import structure_codec
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.open import ReadMode, open_samples
+from harness.reference.storage.samples import (
+    ConcatenatedSamples,
+    FilteredSamples,
+    PreloadedSamples,
+    Samples,
+    concatenate_samples,
+)
+from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record
+from harness.reference.storage.structure_codec import decode_neighbours, decode_structure, encode_table
 
-NEEDED = ("pos", "atomic_numbers", "energy", "cell", "pbc", "graph_attr")
-EDGES = ("edge_index", "edge_shifts")
-TRAINING = SPLITS[0]
+REQUIRED_KEYS, EDGE_KEYS = structure_codec.REQUIRED_KEYS, structure_codec.EDGE_KEYS
+TRAINING_SPLIT = SPLITS[0]
 
 
 @dataclass(frozen=True)
@@ -53,41 +58,41 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
-    """Who is a neighbour: closer than cutoff (angstrom), at most so many."""
+class NeighbourSpec:
+    """The definition of a neighbour: closer than cutoff (angstrom), and among the nearest max_neighbours."""
 
     cutoff: float
     max_neighbours: int | None
 
 
-class Corpus:
+class DatasetCollection:
     """Datasets side by side."""
 
-    def __init__(self, datasets: Sequence[Dataset], reach: Neighbourhood) -> None:
+    def __init__(self, datasets: Sequence[Dataset], reach: NeighbourSpec) -> None:
         self.datasets = tuple(datasets)
         self.reach = reach
-        self.samples: Merged = merged([d.samples for d in datasets])
+        self.samples: ConcatenatedSamples = concatenate_samples([d.samples for d in datasets])
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Samples of each dataset."""
         return tuple(len(d.samples) for d in self.datasets)
 
-    def graphs(self, drawn: Drawn) -> list[Graph]:
-        """The samples drawn, with their neighbours."""
-        return self.graphs_of(drawn, self.records(drawn))
+    def graphs(self, drawn: SampleIndices) -> list[NeighbourList]:
+        """Load the drawn samples with their neighbours."""
+        return self.build_graphs(drawn, self.records(drawn))
 
-    def records(self, drawn: Drawn) -> list[Record]:
-        """The samples drawn, as they are stored."""
+    def records(self, drawn: SampleIndices) -> list[Record]:
+        """Load the drawn samples as they are stored."""
         return self.samples.get(np.array(self.samples.starts)[drawn.dataset] + drawn.index)
 
-    def graphs_of(self, drawn: Drawn, records: Sequence[Record]) -> list[Graph]:
-        """Records of what was drawn, with their neighbours."""
+    def build_graphs(self, drawn: SampleIndices, records: Sequence[Record]) -> list[NeighbourList]:
+        """Return neighbour lists of the records of drawn samples."""
         names = zip(drawn.dataset.tolist(), drawn.index.tolist(), records, strict=True)
         return [self._graph(self.datasets[d], k, record) for d, k, record in names]
 
-    def atoms(self, drawn: Drawn) -> NDArray[np.int64]:
-        """How many atoms each of the samples drawn has."""
+    def atoms(self, drawn: SampleIndices) -> NDArray[np.int64]:
+        """Return the number of atoms of each drawn sample."""
         return np.array([self._sizes[d][k] for d, k in zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True)])
 
     @cached_property
@@ -98,104 +103,102 @@ class Corpus:
             for d in self.datasets
         ]
 
-    def _graph(self, dataset: Dataset, index: int, record: Record) -> Graph:
-        charge, multiplicity = record["graph_attr"].reshape(-1).tolist()
-        numbers = record["atomic_numbers"].reshape(-1).astype(np.int64)
-        energy = float(record["energy"].reshape(-1)[0])
-        forces = record.get("forces")
-        structure = Structure(
+    def _graph(self, dataset: Dataset, index: int, record: Record) -> NeighbourList:
+        structure = decode_structure(
+            record,
             name=f"{dataset.name}/{index}",
-            numbers=numbers,
-            positions=record["pos"].astype(np.float64, copy=False),
-            cell=record["cell"].astype(np.float64, copy=False),
-            periodic=tuple((record["pbc"].reshape(-1) != 0).tolist()),
             head=dataset.head,
-            energy=energy + (float(dataset.references.energy_ev[numbers].sum()) if dataset.is_referenced else 0.0),
-            forces=None if forces is None else forces.astype(np.float64, copy=False),
-            charge=int(charge),
-            multiplicity=int(multiplicity),
+            reference_energy_ev=dataset.references.energy_ev if dataset.is_referenced else None,
         )
         if dataset.edges:
-            sender, receiver = record["edge_index"]
-            return Graph(structure, receiver, sender, -record["edge_shifts"])
-        return neighbour_graph(structure, cutoff=self.reach.cutoff, max_neighbours=self.reach.max_neighbours)
+            return decode_neighbours(record, structure)
+        return build_neighbour_list(structure, cutoff=self.reach.cutoff, max_neighbours=self.reach.max_neighbours)
 
 
-def shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
-    """A shipped set in memory, or its structures of atoms[0] to atoms[1] atoms; raises InputError if there are none."""
-    entry = mini_set(name)
-    frames = load_frames(entry)
+def load_shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
+    """Load a shipped set, or its structures of atoms[0] to atoms[1] atoms; raises InputError if there are none."""
+    entry = find_shipped_set(name)
+    frames = load_table(entry)
     if atoms is not None:
         frames = frames[(frames.sizes >= atoms[0]) & (frames.sizes <= atoms[1])]
         if not len(frames):
             raise InputError(f"set {name!r} has no structure of {atoms[0]} to {atoms[1]} atoms")
-    found = reference_energies.fit(lambda: iter([frames]))
+    references = reference_energies.fit(lambda: iter([frames]))
     return Dataset(
-        name, entry.branch, entry.role, entry.level, _in_memory(frames), found, has_forces=frames.forces is not None
+        name,
+        entry.branch,
+        entry.role,
+        level=entry.level,
+        samples=_in_memory(frames),
+        references=references,
+        has_forces=frames.forces is not None,
     )
 
 
-def parted(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
-    """A shipped set, or its first `limit` structures, by split: `held_out` of it for tests, half of that to validate.
+def load_shipped_splits(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
+    """Return the splits of a shipped set, or of its first `limit` structures, by name.
+
+    `held_out` of the structures are for tests, half as many for validation.
 
     All frames of a molecule, material, reaction or trajectory fall into one split, and so do equal structures;
     references are of the training split alone. Raises InputError if that is empty.
     """
-    entry = mini_set(name)
-    frames = load_frames(entry)
+    entry = find_shipped_set(name)
+    frames = load_table(entry)
     frames = frames[np.arange(len(frames)) < (limit or len(frames))]
-    of = split_frames(frames, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
-    train = frames[of == 0]
+    split_index = assign_structures(frames, shares=(1.0 - 1.5 * held_out, 0.5 * held_out, held_out), seed=seed)
+    train = frames[split_index == 0]
     if not len(train):
         raise InputError(f"set {name!r}: no structure is left for training")
-    found = reference_energies.fit(lambda: iter([train]))
+    references = reference_energies.fit(lambda: iter([train]))
     return {
         split: Dataset(
             name,
             entry.branch,
             entry.role,
-            entry.level,
-            _in_memory(frames[of == k]),
-            found,
+            level=entry.level,
+            samples=_in_memory(frames[split_index == k]),
+            references=references,
             has_forces=frames.forces is not None,
         )
         for k, split in enumerate(SPLITS)
     }
 
 
-def _in_memory(frames: Frames) -> Samples:
-    return Preloaded.of_block(frames_block(frames, keys=(*NEEDED, "forces")))
+def _in_memory(frames: StructureTable) -> Samples:
+    return PreloadedSamples.from_block(encode_table(frames, keys=(*REQUIRED_KEYS, "forces")))
 
 
-def stored(
+def open_dataset(
     path: Path,
-    reach: Neighbourhood,
-    mode: Mode,
+    reach: NeighbourSpec,
+    mode: ReadMode,
+    *,
     comm: Any = None,
     width: int | None = None,
     backend: str = "auto",
-    split: str = TRAINING,
+    split: str = TRAINING_SPLIT,
 ) -> Dataset:
-    """One split of a store; collective over comm, where there is one."""
+    """Open one split of a store; collective over comm, if there is one."""
     with BPFile(path) as file:
         facts = describe_store(file)
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
         edges = limits == (reach.cutoff, reach.max_neighbours)
-        wanted = (*NEEDED, "forces", *EDGES * edges)
-        keys: Collection[str] = [k for k in wanted if k in NEEDED or k in file.keys(split)]
+        wanted = (*REQUIRED_KEYS, "forces", *EDGE_KEYS * edges)
+        keys: Collection[str] = [k for k in wanted if k in REQUIRED_KEYS or k in file.keys(split)]
     samples: Samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
     if left_out := facts.left_out.get(split):
-        samples = Remaining(samples, left_out)
+        samples = FilteredSamples(samples, left_out)
     return Dataset(
-        facts.source.slug,
-        facts.source.branch,
-        facts.role,
-        facts.level,
-        samples,
-        facts.references,
-        edges,
-        facts.energies == REFERENCED,
-        "forces" in keys,
+        name=facts.source.slug,
+        head=facts.source.branch,
+        role=facts.role,
+        level=facts.level,
+        samples=samples,
+        references=facts.references,
+        edges=edges,
+        is_referenced=facts.energies == REFERENCED,
+        has_forces="forces" in keys,
     )
 
 
@@ -214,27 +217,29 @@ def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
         )
 
 
-def splits_in(path: Path) -> tuple[str, ...]:
+def list_splits(path: Path) -> tuple[str, ...]:
     """Return those of training, validation and test that a store has; raises InputError if it is not for training."""
     with BPFile(path) as file:
-        found = tuple(split for split in SPLITS if split in file.splits)
-    if TRAINING not in found:
-        raise InputError(f"{path}: expected a split {TRAINING!r} to train on, found {', '.join(file.splits) or 'none'}")
-    return found
+        splits = tuple(split for split in SPLITS if split in file.splits)
+    if TRAINING_SPLIT not in splits:
+        raise InputError(
+            f"{path}: expected a split {TRAINING_SPLIT!r} to train on, found {', '.join(file.splits) or 'none'}"
+        )
+    return splits
 
 
-def stores_in(folder: Path) -> list[Path]:
-    """The stores in a folder, or one a case below it, in the order of the branches; raises InputError if none."""
-    found = [*folder.glob("*.bp"), *folder.glob("*/store/*.bp")]
-    if not found:
+def find_stores(folder: Path) -> list[Path]:
+    """Return the stores in a folder, or one case below it, in the order of branches; raises InputError if none."""
+    paths = [*folder.glob("*.bp"), *folder.glob("*/store/*.bp")]
+    if not paths:
         raise InputError(f"{folder}: no stores (*.bp) here; `harness data convert` and `harness run data` make them")
     by_slug: dict[str, Path] = {}
-    for path in sorted(found):
+    for path in sorted(paths):
         require_seal(path)
         try:
-            slug = source_named(path.stem).slug
+            slug = find_named_source(path.stem).slug
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if by_slug.setdefault(slug, path) is not path:
             raise InputError(f"{path}: {by_slug[slug]} holds the same dataset; keep one of them in this folder")
-    return sorted(by_slug.values(), key=lambda path: source_named(path.stem).branch)
+    return sorted(by_slug.values(), key=lambda path: find_named_source(path.stem).branch)

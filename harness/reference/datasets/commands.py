@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.protocol.text import sanitize, sanitize_line
-from harness.reference.datasets.catalog import SOURCES, Source, source
+from harness.reference.datasets.catalog import SOURCES, DatasetSource, find_source
 from harness.reference.datasets.hydragnn.stores import is_bp_folder, require_seal
-from harness.reference.datasets.shipped_sets import mini_set
+from harness.reference.datasets.shipped_sets import find_shipped_set
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.errors import InputError
 
@@ -27,19 +27,19 @@ def do_list(arguments: Namespace) -> int:
     """Print the datasets in a table, or all that is known of those named."""
     if arguments.datasets:
         for name in arguments.datasets:
-            print(described(source(name)))
+            print(describe_source(find_source(name)))
         return DONE
     print(f"{'dataset':<20} {'published':>11}  {'level of theory':<36} {'shipped':>7}  as")
     for entry in SOURCES:
-        mini = mini_set(entry.slug)
+        mini = find_shipped_set(entry.slug)
         count = f"{entry.count:,}" if entry.count else "a part"
         print(f"{entry.slug:<20} {count:>11}  {entry.level:<36} {mini.count:>7,}  {mini.role}, {mini.level}")
     return DONE
 
 
-def described(entry: Source) -> str:
-    """All that is known of a dataset."""
-    mini = mini_set(entry.slug)
+def describe_source(entry: DatasetSource) -> str:
+    """Return all that is known of a dataset, in lines."""
+    mini = find_shipped_set(entry.slug)
     facts = {
         "format": entry.format,
         "files": entry.files,
@@ -61,29 +61,28 @@ def described(entry: Source) -> str:
 
 def do_fetch(arguments: Namespace) -> int:
     """Download files that can be had by address alone; of others say what to do."""
-    from harness.reference.datasets.downloads import DOWNLOADS
-    from harness.reference.datasets.fetch import chosen, fetch
+    from harness.reference.datasets.fetch import DOWNLOADS, fetch, select_downloads
 
-    entry = source(arguments.dataset)
+    entry = find_source(arguments.dataset)
     known = DOWNLOADS.get(entry.slug, ())
     if not known:
         raise InputError(f"{entry.slug} cannot be fetched by address alone; by hand: {entry.fetch} ({entry.url})")
     names = arguments.files or [d.name for d in known if len(known) == 1]
     if not names:
         raise InputError(f"{entry.slug}: say which of {', '.join(d.name for d in known)}")
-    for download in chosen(entry.slug, names):
-        path = fetch(download, arguments.to / entry.slug, progress(arguments.quiet))
+    for download in select_downloads(entry.slug, names):
+        path = fetch(download, arguments.to / entry.slug, make_progress(arguments.quiet))
         is_archive = ".tar" in path.name
         print(f"{sanitize_line(str(path))}{' (unpack it with tar -xf before it is converted)' if is_archive else ''}")
     return DONE
 
 
 def do_convert(arguments: Namespace) -> int:
-    """Make a store and say what is in it."""
+    """Make a store and print its summary."""
     from harness.reference.datasets.conversion import labels
     from harness.reference.datasets.conversion.convert import convert
-    from harness.reference.datasets.conversion.inputs import conversion
-    from harness.reference.datasets.conversion.read_part import Rules
+    from harness.reference.datasets.conversion.inputs import plan_conversion
+    from harness.reference.datasets.conversion.read_part import ConversionRules
 
     if arguments.max_neighbours is not None and arguments.cutoff is None and arguments.form is None:
         raise InputError("--max-neighbours needs --cutoff")
@@ -91,12 +90,12 @@ def do_convert(arguments: Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')}: expected a number above 0, got {value}")
-    entry = source(arguments.dataset)
+    entry = find_source(arguments.dataset)
     if arguments.form == HYDRAGNN:
         return _convert_for_hydragnn(entry, arguments)
     if any(is_bp_folder(path) for path in arguments.paths):
         return _convert_store(entry, arguments)
-    rules = Rules(
+    rules = ConversionRules(
         cutoff=arguments.cutoff,
         max_neighbours=arguments.max_neighbours,
         max_force=arguments.max_force,
@@ -105,21 +104,21 @@ def do_convert(arguments: Namespace) -> int:
     )
     workers = arguments.workers or len(os.sched_getaffinity(0))
     store = (arguments.to or STORES) / (entry.slug + STORE_ENDING)
-    found = convert(conversion(entry, arguments.paths, store, rules, workers), progress(arguments.quiet))
-    print(f"{sanitize_line(str(store))}: {concluded(found)}")
-    for line in labels.describe(labels.from_json(found["conversion"]["missing_labels"]), entry.labels):
+    result = convert(plan_conversion(entry, arguments.paths, store, rules, workers), make_progress(arguments.quiet))
+    print(f"{sanitize_line(str(store))}: {summarize_conversion(result)}")
+    for line in labels.describe_missing_labels(labels.from_json(result["conversion"]["missing_labels"]), entry.labels):
         print(f"  {line}")
-    for text in found["conversion"]["examples"]:
+    for text in result["conversion"]["examples"]:
         print(f"  left out: {sanitize_line(text)}")
     return DONE
 
 
-def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
+def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
     """Write NAME-v2.bp of a store, or of files or the shipped set by way of a store that is then gone."""
     from harness.reference.datasets.hydragnn.export import (
         CUTOFF_ANGSTROM,
         MAX_NEIGHBOURS,
-        file_name,
+        store_file_name,
         write_for_hydragnn,
     )
 
@@ -129,7 +128,7 @@ def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
     ):
         if value not in (None, its):
             raise InputError(f"{option} {value:g}: HydraGNN's stores have {its:g}; leave it out with --for hydragnn")
-    target = (arguments.to or STORES) / file_name(entry.head)
+    target = (arguments.to or STORES) / store_file_name(entry.head)
     if target.exists():
         raise InputError(f"{target}: there is a store of this name already; remove it, or choose another folder")
     if any(is_bp_folder(path) for path in arguments.paths):
@@ -138,29 +137,29 @@ def _convert_for_hydragnn(entry: Source, arguments: Namespace) -> int:
             raise InputError(f"{origin}: expected one store, or files")
         require_seal(origin)
         _require_same(entry, origin)
-        found = write_for_hydragnn(origin, target, progress(arguments.quiet))
+        result = write_for_hydragnn(origin, target, make_progress(arguments.quiet))
     else:
         folder = target.with_name(f"{target.name}.origin")
         shutil.rmtree(folder / (entry.slug + STORE_ENDING), ignore_errors=True)  # of a run that was killed
         plain = {**vars(arguments), "form": None, "to": folder, "cutoff": None, "max_neighbours": None}
         do_convert(Namespace(**plain))
-        found = write_for_hydragnn(folder / (entry.slug + STORE_ENDING), target, progress(arguments.quiet))
+        result = write_for_hydragnn(folder / (entry.slug + STORE_ENDING), target, make_progress(arguments.quiet))
         shutil.rmtree(folder)
-    splits = ", ".join(f"{n:,} {label}" for label, n in found.samples.items())
+    splits = ", ".join(f"{n:,} {label}" for label, n in result.samples.items())
     print(
-        f"{target}: {found.samples.total():,} structures ({splits}) with {found.edges:,} edges for HydraGNN; the linear"
-        " regression on the composition is subtracted from the energies"
+        f"{target}: {result.samples.total():,} structures ({splits}) with {result.edges:,} edges for HydraGNN;"
+        " the linear regression on the composition is subtracted from the energies"
     )
-    if found.isolated:
+    if result.isolated:
         print(
-            f"  {found.isolated:,} structures have no edges: HydraGNN reads these only where it preloads, as it trains"
+            f"  {result.isolated:,} structures have no edges: HydraGNN reads these only where it preloads, as it trains"
         )
-    if found.coincident:
-        print(f"  left out: {found.coincident:,} structures with two atoms at one place")
+    if result.coincident:
+        print(f"  left out: {result.coincident:,} structures with two atoms at one place")
     return DONE
 
 
-def _require_same(entry: Source, path: Path) -> None:
+def _require_same(entry: DatasetSource, path: Path) -> None:
     from harness.reference.datasets.hydragnn.in_place import require_dataset
     from harness.reference.storage.adios.writer import BPFile
 
@@ -168,7 +167,7 @@ def _require_same(entry: Source, path: Path) -> None:
         require_dataset(entry, path, file.attributes.get("dataset_name"))
 
 
-def _convert_store(entry: Source, arguments: Namespace) -> int:
+def _convert_store(entry: DatasetSource, arguments: Namespace) -> int:
     """Make a store of HydraGNN usable where it lies."""
     from harness.reference.datasets.hydragnn.in_place import convert_in_place
 
@@ -177,17 +176,17 @@ def _convert_store(entry: Source, arguments: Namespace) -> int:
     if len(arguments.paths) > 1 or given:
         reason = f"{given[0]} would change it" if given else "one at a time"
         raise InputError(f"{arguments.paths[0]}: a store is converted where it lies: {reason}")
-    print(convert_in_place(entry, arguments.paths[0], arguments.to, progress(arguments.quiet)))
+    print(convert_in_place(entry, arguments.paths[0], arguments.to, make_progress(arguments.quiet)))
     return DONE
 
 
-def concluded(found: dict[str, object]) -> str:
-    """A conversion in one line."""
+def summarize_conversion(found: dict[str, object]) -> str:
+    """Summarize a conversion in one line."""
     about, c = found["dataset"], found["conversion"]
     assert isinstance(about, dict)
     assert isinstance(c, dict)
     splits = ", ".join(f"{n:,} {name}" for name, n in c["splits"].items())
-    left = ", ".join(f"{n:,} {kind}" for kind, n in c["left_out"].items())
+    left_out = ", ".join(f"{n:,} {kind}" for kind, n in c["left_out"].items())
     rate = "" if c["structures_per_s"] is None else f"; {c['structures_per_s']:,.0f}/s"
     others = f"; {c['other_charges']:,} of other charges passed over" if c["other_charges"] else ""
     others += "".join(f"; passed over: {what}: {n:,}" for what, n in c["passed_over"].items())
@@ -198,7 +197,7 @@ def concluded(found: dict[str, object]) -> str:
         others += f"; {c['repeats']:,} structures repeat another's geometry and are in its split"
     return (
         f"{c['written']:,} structures ({splits}) of {about['role']} {about['level']};"
-        f" {'left out: ' + left if left else 'none left out'}{others}{rate}"
+        f" {'left out: ' + left_out if left_out else 'none left out'}{others}{rate}"
     )
 
 
@@ -213,11 +212,11 @@ def do_check(arguments: Namespace) -> int:
             print(f"{sanitize_line(str(path))}: an empty folder, with nothing to check")
             return FAILED
     if given and all(path.suffix == STORE_ENDING for path in given):
-        reports = [inspect.of_store(path, progress(arguments.quiet)) for path in given]
+        reports = [inspect.inspect_store(path, make_progress(arguments.quiet)) for path in given]
     else:
-        entry = source(arguments.dataset)
-        reports = [inspect.of_files(entry, arguments.paths, progress(arguments.quiet))]
-    print("\n".join(sanitize(report.told) for report in reports))
+        entry = find_source(arguments.dataset)
+        reports = [inspect.inspect_files(entry, arguments.paths, make_progress(arguments.quiet))]
+    print("\n".join(sanitize(report.text) for report in reports))
     return FAILED if any(report.faults for report in reports) else DONE
 
 
@@ -225,24 +224,24 @@ def do_stats(arguments: Namespace) -> int:
     """Print what stores hold, one line each."""
     from harness.reference.datasets import inspect
 
-    for path in stores(arguments.stores):
-        print(sanitize_line(inspect.statistics_line(path)))
+    for path in list_stores(arguments.stores):
+        print(sanitize_line(inspect.summarize_store(path)))
     return DONE
 
 
-def stores(paths: list[Path]) -> list[Path]:
-    """Stores as named and those in folders; raises InputError where there is none."""
-    found: list[Path] = []
+def list_stores(paths: list[Path]) -> list[Path]:
+    """Return the stores that are named or lie in named folders; raises InputError where there are none."""
+    paths_found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob(f"*{STORE_ENDING}")) if path.suffix != STORE_ENDING else [path]
         if not inside:
             raise InputError(f"{path}: no store (*{STORE_ENDING}) in this folder")
-        found += inside
-    return found
+        paths_found += inside
+    return paths_found
 
 
-def progress(quiet: bool) -> Callable[[int, int, str], None]:
-    """A line that is written over, on a terminal; nothing elsewhere."""
+def make_progress(quiet: bool) -> Callable[[int, int, str], None]:
+    """Return a function that rewrites one line of a terminal, and does nothing elsewhere."""
     shown = not quiet and sys.stderr.isatty()
 
     def tell(done: int, total: int, what: str) -> None:

@@ -5,22 +5,32 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
+import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness.reference.datasets.downloads import DOWNLOADS, Download
-from harness.reference.datasets.http_transfer import discard, receive
+from harness.reference.datasets.parsing.base import Progress
 from harness.reference.errors import InputError
 
 MAGIC = {".xz": b"\xfd7zXZ\x00", ".h5": b"\x89HDF\r\n\x1a\n", ".gz": b"\x1f\x8b", ".tar": b"ustar"}
 MAGIC_AT = {".tar": 257}
-Progress = Callable[[int, int, str], None]
+_OPEN_CATALYST = "https://dl.fbaipublicfiles.com/opencatalystproject/data/"
+_QM7X = "https://zenodo.org/records/4288677/files/"
+_QM7X_MD5 = (
+    "b50c6a5d0a4493c274368cf22285503e", "4418a813daf5e0d44aa5a26544249ee6", "f7b5aac39a745f11436047c12d1eb24e",
+    "26819601705ef8c14080fa7fc69decd4", "85ac444596b87812aaa9e48d203d0b70", "787fc4a9036af0e67c034a30ad854c07",
+    "5ecce00a188410d06b747cb683d8d347", "c893ae88b8f5c32541c3f024fc1daa45",
+)  # fmt: skip
+CHUNK_BYTES = 1 << 20
+TIMEOUT_S = 60.0
+NUMBER = "[0-9]{1,18}"
 
 
-def chosen(slug: str, names: list[str]) -> list[Download]:
-    """The downloads of those names; raises InputError with the names there are."""
+def select_downloads(slug: str, names: list[str]) -> list[Download]:
+    """Return the downloads of those names; raises InputError with the names there are."""
     known = {d.name: d for d in DOWNLOADS[slug]}
     for name in names:
         if name not in known:
@@ -43,24 +53,24 @@ def fetch(download: Download, folder: Path, progress: Progress) -> Path:
     try:
         receive(download, partial, progress)
     except urllib.error.HTTPError as error:
-        raise InputError(f"{download.url}: the server answers {error.code} {_one_line(error.reason)}") from None
+        raise InputError(f"{download.url}: the server answers {error.code} {_join_words(error.reason)}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = _one_line(getattr(error, "reason", error)) or type(error).__name__
+        reason = _join_words(getattr(error, "reason", error)) or type(error).__name__
         raise InputError(f"{download.url}: {reason}; what has come is kept, the same command carries on") from None
     if fault := _find_fault(download, partial, is_new=True):
-        discard(partial)
+        discard_partial(partial)
         raise InputError(f"{download.url}: what came {fault}; it was thrown away")
     os.replace(partial, path)
-    discard(partial)
+    discard_partial(partial)
     return path
 
 
-def _one_line(reason: object) -> str:
+def _join_words(reason: object) -> str:
     return " ".join(str(reason).split())[:200]
 
 
 def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
-    """Say what is wrong with a whole file, or nothing; the digest is that of new files alone, because it takes long."""
+    """Return the fault of a complete file, or ""; only new files are hashed, because that takes long."""
     size, kind = path.stat().st_size, Path(download.name).suffix
     if not size:
         return "holds no byte"
@@ -75,3 +85,173 @@ def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
     if kind in MAGIC and not start[MAGIC_AT.get(kind, 0) :].startswith(MAGIC[kind]):
         return f"is no {kind} file{' but a web page' if start.lstrip()[:1] == b'<' else ''}"
     return ""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file and its address; md5, size: what its publisher says of it, or None. size: bytes."""
+
+    name: str
+    url: str
+    md5: str | None = None
+    size: int | None = None
+
+
+# Addresses that need no account; of all others `Source.fetch` says what to do.
+DOWNLOADS: dict[str, tuple[Download, ...]] = {
+    "ani1x": (
+        Download(
+            "ani1x-release.h5",
+            "https://springernature.figshare.com/ndownloader/files/18112775",
+            md5="98090dd6679106da861f52bed825ffb7",
+            size=5_590_846_027,
+        ),
+    ),
+    "oc2020": tuple(
+        Download(f"s2ef_{name}.tar", f"{_OPEN_CATALYST}s2ef_{name}.tar")
+        for name in ("train_200K", "train_2M", "train_20M", "train_all")
+    ),
+    "oc2022": (
+        Download(
+            "s2ef_total_train_val_test_lmdbs.tar.gz",
+            "https://dl.fbaipublicfiles.com/opencatalystproject/data/oc22/s2ef_total_train_val_test_lmdbs.tar.gz",
+            md5="ebea523c6f8d61248a37b4dd660b11e6",
+        ),
+    ),
+    "qm7x": tuple(Download(f"{k}000.xz", f"{_QM7X}{k}000.xz", md5) for k, md5 in enumerate(_QM7X_MD5, start=1)),
+}
+
+
+def receive(download: Download, partial: Path, progress: Progress) -> None:
+    """Append the missing part of a file; return only if the server confirms that the file is complete.
+
+    Raises InputError for an answer that is not the file, and what urllib raises for a broken connection.
+    """
+    have = partial.stat().st_size if partial.exists() else 0
+    try:
+        _receive_rest(download, partial, have, progress)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        total = re.fullmatch(rf"bytes \*/({NUMBER})", error.headers.get("Content-Range") or "")
+        if not ((total and int(total[1]) == have) or download.size == have or (download.md5 and not total)):
+            discard_partial(partial)  # more than there is, or another file's
+            _receive_rest(download, partial, 0, progress)
+
+
+def discard_partial(partial: Path) -> None:
+    """Forget what has come of a file."""
+    for path in (partial, _version(partial)):
+        path.unlink(missing_ok=True)
+
+
+def _version(partial: Path) -> Path:
+    """Return the file that says which version of the file the first part is of: its ETag."""
+    return partial.with_name(partial.name + ".version")
+
+
+def _receive_rest(download: Download, partial: Path, have: int, progress: Progress) -> None:
+    request = urllib.request.Request(download.url, headers={"Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        _reject_other_content(download, answer)
+        if answer.status == 206:
+            total = _read_total(download, answer, have)
+        else:
+            have, total = 0, _parse_length(answer)  # the server starts over
+        tag = answer.headers.get("ETag") or ""
+        if have:
+            _reject_other_version(download, partial, tag, total)
+        _reject_unknown_end(download, answer, total)
+        if total is not None and download.size not in (None, total):
+            raise InputError(f"{download.url}: the server offers {total} bytes, the published file has {download.size}")
+        _check_room(partial.parent, (total or 0) - have)
+        _version(partial).write_text(tag, encoding="utf-8")
+        _copy(download, answer, partial, have=have, total=total or download.size, progress=progress)
+
+
+def _reject_other_version(download: Download, partial: Path, tag: str, total: int | None) -> None:
+    """Raise InputError, and forget the first part, where the rest would be of another version of the file."""
+    version = _version(partial)
+    before = version.read_text(encoding="utf-8") if version.exists() else ""
+    if (before and tag and before != tag) or (total is not None and total < partial.stat().st_size):
+        discard_partial(partial)
+        raise InputError(
+            f"{download.url}: the file has changed since its first part came, which was thrown away; the same command"
+            " begins again"
+        )
+
+
+def _copy(
+    download: Download,
+    answer: http.client.HTTPResponse,
+    partial: Path,
+    *,
+    have: int,
+    total: int | None,
+    progress: Progress,
+) -> None:
+    with open(partial, "ab" if have else "wb") as out:
+        while chunk := answer.read1(CHUNK_BYTES):
+            out.write(chunk)
+            have += len(chunk)
+            progress(have // CHUNK_BYTES, max(total or 0, have + 1) // CHUNK_BYTES, f"MB of {download.name}")
+            if total is not None and have > total:
+                raise InputError(f"{download.url}: more came than the {total} bytes of the file")
+    if total is not None and have < total:
+        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+
+
+def _reject_other_content(download: Download, answer: http.client.HTTPResponse) -> None:
+    """Raise InputError for an answer that holds no file, whatever it calls itself."""
+    if answer.status not in (200, 206):
+        raise InputError(
+            f"{download.url}: the server answers {answer.status} {answer.reason} in place of the file; try again later,"
+            " or download it with a browser"
+        )
+    kind = answer.headers.get_content_type()
+    if kind in ("text/html", "application/xhtml+xml"):
+        raise InputError(
+            f"{download.url}: the server answers with a web page (a login, a proxy, a question to humans?) in place of"
+            " the file; download it with a browser"
+        )
+    coding = answer.headers.get("Content-Encoding", "identity").lower()
+    if coding != "identity":
+        raise InputError(f"{download.url}: the server sends the file in the coding {coding!r}, which was not asked for")
+
+
+def _reject_unknown_end(download: Download, answer: http.client.HTTPResponse, total: int | None) -> None:
+    """Raise InputError where nothing would tell a whole file from a broken one."""
+    is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    if total is None and not is_chunked and download.md5 is None and download.size is None:
+        raise InputError(
+            f"{download.url}: the server does not announce the length of the file, so a truncated one could not be"
+            " recognized; download it with a browser"
+        )
+
+
+def _parse_length(answer: http.client.HTTPResponse) -> int | None:
+    text = answer.headers.get("Content-Length")
+    return int(text) if text and re.fullmatch(NUMBER, text) else None
+
+
+def _read_total(download: Download, answer: http.client.HTTPResponse, have: int) -> int | None:
+    """Return the length of the whole file of which a part comes; raises InputError if it is not the part asked for."""
+    text = answer.headers.get("Content-Range")
+    if text is None:
+        length = _parse_length(answer)
+        return None if length is None else have + length
+    span = re.fullmatch(rf"bytes ({NUMBER})-({NUMBER})/({NUMBER}|\*)", text.strip())
+    if span is None or int(span[1]) != have:
+        raise InputError(
+            f"{download.url}: asked for the bytes from {have} on, the server answers with {text!r}; what has come is"
+            " kept"
+        )
+    return int(span[2]) + 1 if span[3] == "*" else int(span[3])
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"{folder}: {needed / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free")

@@ -1,9 +1,9 @@
-"""Going through official files without writing, and through stores: what is in them, and what is wrong with it."""
+"""Check official files without converting them, and stores: their content and its faults."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,30 @@ from typing import Any
 import numpy as np
 
 from harness.protocol.text import sanitize_line
-from harness.reference.data.structure_table import Fault, Frames, Remark
-from harness.reference.datasets.catalog import Source
+from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable
+from harness.reference.datasets.catalog import DatasetSource
 from harness.reference.datasets.conversion import labels
-from harness.reference.datasets.conversion.inputs import SHIPPED, format_of
+from harness.reference.datasets.conversion.inputs import SHIPPED, detect_source_format
 from harness.reference.datasets.conversion.labels import LabelCounts
-from harness.reference.datasets.conversion.read_part import EXAMPLES, STATED, UNREADABLE, of_charges
-from harness.reference.datasets.hydragnn.in_place import describe
+from harness.reference.datasets.conversion.read_part import MAX_EXAMPLES, REJECTED_BY_SOURCE, UNREADABLE, select_charges
+from harness.reference.datasets.hydragnn.in_place import describe_findings
 from harness.reference.datasets.hydragnn.inspect import examine_store
-from harness.reference.datasets.hydragnn.stored_frames import read_blocks
-from harness.reference.datasets.hydragnn.stores import describe_store, is_bp_folder, require_seal, source_named
-from harness.reference.datasets.parsing.base import Part
-from harness.reference.datasets.parsing.paths import count_passed_over
-from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check
-from harness.reference.datasets.splitting.copies import refuse_copies
-from harness.reference.datasets.splitting.splits import digests
+from harness.reference.datasets.hydragnn.stores import (
+    describe_store,
+    find_named_source,
+    is_bp_folder,
+    read_blocks,
+    require_seal,
+)
+from harness.reference.datasets.parsing.base import FileChunk, Progress
+from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
+from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
+from harness.reference.datasets.splitting.splits import hash_texts
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import find_seal, inner_seal_paths
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.columns import text_of
 from harness.reference.storage.schema import is_finite
+from harness.reference.storage.structure_codec import decode_text
 
 STEP = 1024
 OUTLIERS = {
@@ -39,20 +43,19 @@ OUTLIERS = {
 }
 NEEDED = frozenset({"forces", "spin"})  # labels without which a whole set is not what its dataset is
 MOST_OUTLIERS = 0.05  # share of structures above which large forces mean that the units are wrong
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, in lines, and how many structures cannot be used; at least one where none can."""
+    """The findings in lines, and how many structures cannot be used; at least one where none can."""
 
-    told: str
+    text: str
     faults: int
 
 
 @dataclass
 class _Findings:
-    """What was found in official files."""
+    """The findings in official files."""
 
     sound: int = 0
     other_charges: int = 0
@@ -61,86 +64,94 @@ class _Findings:
     examples: list[str] = field(default_factory=list)
     shown: Counter[str] = field(default_factory=Counter)
 
-    def add(self, fault: Fault, path: Path) -> None:
+    def add(self, fault: RejectedStructure, path: Path) -> None:
         """Count a structure that cannot be used, and keep the first few of each kind as examples."""
         self.faults[fault.kind] += fault.count
-        self.labels.add_fault(fault)
+        self.labels.add_rejection(fault)
         self.show(fault.kind, f"{path.name}: {fault.where}: {fault.reason}")
 
     def show(self, kind: str, text: str) -> None:
         """Keep an example, up to a few of each kind."""
         self.shown[kind] += 1
-        if self.shown[kind] <= EXAMPLES:
+        if self.shown[kind] <= MAX_EXAMPLES:
             self.examples.append(f"  {sanitize_line(text)}")
 
 
-def of_files(entry: Source, paths: Sequence[Path], progress: Progress) -> Report:
+def inspect_files(entry: DatasetSource, paths: Sequence[Path], progress: Progress) -> Report:
     """Read all of a dataset's files, or its shipped set, as a conversion would."""
-    form, official = (format_of(entry, paths), entry) if paths else (SHIPPED, None)
-    found = _Findings()
-    parts = form.parts(list(paths) or [Path(entry.slug)])
-    refuse_copies(part.path for part in parts)
+    form, official = (detect_source_format(entry, paths), entry) if paths else (SHIPPED, None)
+    findings = _Findings()
+    parts = form.list_chunks(list(paths) or [Path(entry.slug)])
+    reject_copies(part.path for part in parts)
     for number, part in enumerate(parts):
         try:
-            for item in form.read(part):
-                _take(item, part, entry, official, found)
+            for item in form.read_chunk(part):
+                _count_item(item, part, entry, official, findings)
         except InputError as error:
-            found.faults[UNREADABLE] += 1
-            found.show(UNREADABLE, str(error))
+            findings.faults[UNREADABLE] += 1
+            findings.show(UNREADABLE, str(error))
         progress(number + 1, len(parts), "parts read")
-    return _report(entry, found, count_passed_over(paths, parts), is_official=official is not None)
+    return _report(entry, findings, count_passed_over(paths, parts), is_official=official is not None)
 
 
-def _take(item: Frames | Fault, part: Part, entry: Source, official: Source | None, found: _Findings) -> None:
+def _count_item(
+    item: StructureTable | RejectedStructure,
+    part: FileChunk,
+    entry: DatasetSource,
+    official: DatasetSource | None,
+    findings: _Findings,
+) -> None:
     """Check what a reader yields, and count it."""
     if isinstance(item, Remark):
-        found.labels.add_remark(item)
-    elif isinstance(item, Fault):
-        found.add(item, part.path)
+        findings.labels.add_remark(item)
+    elif isinstance(item, RejectedStructure):
+        findings.add(item, part.path)
     else:
-        wanted = of_charges(item, entry.charges)
-        found.other_charges += len(item) - len(wanted)
-        sound, faults = check(wanted, source=official)
-        found.labels.add(sound)
-        found.sound += len(sound)
+        wanted = select_charges(item, entry.charges)
+        findings.other_charges += len(item) - len(wanted)
+        sound, faults = check_structures(wanted, source=official)
+        findings.labels.add(sound)
+        findings.sound += len(sound)
         for fault in faults:
-            found.add(fault, part.path)
+            findings.add(fault, part.path)
 
 
-def _report(entry: Source, found: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
-    """The lines of a report, and how many structures or labels are at fault."""
-    unforced = found.labels.without["forces"]
-    usable = found.sound - (unforced if unforced < found.sound else 0)
-    lacking = [label for label in entry.labels if is_official and 0 < found.sound == found.labels.without[label]]
-    unusable = set(lacking) & NEEDED or (found.labels.hint("charge") and "spin" in entry.labels)
-    lines = labels.describe(found.labels, entry.labels)
-    lines += [_outliers(found.faults[kind], text) for kind, text in OUTLIERS.items() if found.faults[kind]]
-    if found.other_charges:
-        lines.append(f"{labels.count_structures(found.other_charges)} of other charges passed over")
+def _report(entry: DatasetSource, findings: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
+    """Return the lines of a report and the number of structures or labels at fault."""
+    unforced = findings.labels.without["forces"]
+    usable = findings.sound - (unforced if unforced < findings.sound else 0)
+    lacking = [label for label in entry.labels if is_official and 0 < findings.sound == findings.labels.without[label]]
+    unusable = set(lacking) & NEEDED or (findings.labels.find_hint("charge") and "spin" in entry.labels)
+    lines = labels.describe_missing_labels(findings.labels, entry.labels)
+    lines += [
+        _describe_outliers(findings.faults[kind], text) for kind, text in OUTLIERS.items() if findings.faults[kind]
+    ]
+    if findings.other_charges:
+        lines.append(f"{labels.format_count(findings.other_charges)} of other charges passed over")
     lines += [f"passed over: {what}: {n:,}" for what, n in passed_over.items()]
-    counted = ", ".join(f"{n:,} {kind}" for kind, n in found.faults.most_common())
+    counted = ", ".join(f"{n:,} {kind}" for kind, n in findings.faults.most_common())
     clean = "nothing is wrong with the rest" if not (lacking or unusable) and usable else "no other fault was found"
     summary = f"{entry.slug}: {usable:,} structures can be used; {counted or clean}"
-    faults = sum(n for kind, n in found.faults.items() if not _is_usual(kind, n, found))
-    at_fault = faults or (found.sound if unusable else int(not usable))
-    return Report("\n".join([summary, *(f"  {line}" for line in lines), *found.examples]), at_fault)
+    faults = sum(n for kind, n in findings.faults.items() if not _is_usual(kind, n, findings))
+    at_fault = faults or (findings.sound if unusable else int(not usable))
+    return Report("\n".join([summary, *(f"  {line}" for line in lines), *findings.examples]), at_fault)
 
 
-def _outliers(count: int, text: str) -> str:
-    return f"outliers: {labels.count_structures(count)} {text}, left out"
+def _describe_outliers(count: int, text: str) -> str:
+    return f"outliers: {labels.format_count(count)} {text}, left out"
 
 
-def _is_usual(kind: str, count: int, found: _Findings) -> bool:
-    """Whether intact official files may hold so many structures of a kind that is left out."""
-    if kind in STATED:
+def _is_usual(kind: str, count: int, findings: _Findings) -> bool:
+    """Return whether intact official files may hold this many rejected structures of a kind."""
+    if kind in REJECTED_BY_SOURCE:
         return True
-    return kind in OUTLIERS and count <= MOST_OUTLIERS * (found.sound + found.faults.total())
+    return kind in OUTLIERS and count <= MOST_OUTLIERS * (findings.sound + findings.faults.total())
 
 
-def of_store(path: Path, progress: Progress) -> Report:
+def inspect_store(path: Path, progress: Progress) -> Report:
     """Read all of a store: checksums, values, ids."""
     if is_bp_folder(path) and not inner_seal_paths(path)[0].exists():
-        return _of_original(path, progress)
+        return _inspect_original(path, progress)
     with BPFile(path) as file:
         file.verify()
         faults, ids = Counter[str](), [np.zeros(0, dtype=np.uint64)]
@@ -152,55 +163,56 @@ def of_store(path: Path, progress: Progress) -> Report:
                     if column.values.dtype.kind == "f" and not is_finite(name, column.values):
                         faults[f"{label}/{name} not finite"] += 1
                 if "id" in block.columns:
-                    ids.append(digests(np.array([text_of(record["id"]) for record in block.records()])))
+                    ids.append(hash_texts(np.array([decode_text(record["id"]) for record in block.records()])))
                 done += block.samples
                 progress(done, total, "samples read")
         names = np.concatenate(ids)
-        faults["ids that stood there before"] = len(names) - len(np.unique(names))
+        faults["duplicate ids"] = len(names) - len(np.unique(names))
         splits = ", ".join(f"{file.samples(label):,} {label}" for label in file.splits)
     counted = ", ".join(f"{n:,} {kind}" for kind, n in (+faults).items())
-    told = f"{sanitize_line(str(path))}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}"
-    return Report(told, faults.total() or int(not total))
+    summary = f"{sanitize_line(str(path))}: {total:,} structures ({splits}); {counted or 'nothing is wrong'}"
+    return Report(summary, faults.total() or int(not total))
 
 
-def _of_original(path: Path, progress: Progress) -> Report:
+def _inspect_original(path: Path, progress: Progress) -> Report:
     """Go through a store of HydraGNN, array by array."""
 
-    def find_source(name: object) -> Source | None:
+    def expected_source(name: object) -> DatasetSource | None:
         try:
-            return source_named(str(name or path.stem))
+            return find_named_source(str(name or path.stem))
         except InputError:
             return None
 
-    findings = examine_store(path, find_source, progress)
+    findings = examine_store(path, expected_source, progress)
     faults = findings.faults.total()
     ready = ""
     if find_seal(path) is None:
         name = findings.entry.slug if findings.entry else "DATASET"
         ready = f"; `harness data convert {name} {path}` makes it usable"
-    found = f"{faults:,} cannot be used" if faults else "nothing is wrong"
-    told = f"{path}: {findings.samples:,} structures as HydraGNN stores them; {found}{ready}"
-    return Report("\n".join([told, *describe(findings)]), faults or int(not findings.samples))
+    verdict = f"{faults:,} cannot be used" if faults else "nothing is wrong"
+    summary = f"{path}: {findings.samples:,} structures as HydraGNN stores them; {verdict}{ready}"
+    return Report("\n".join([summary, *describe_findings(findings)]), faults or int(not findings.samples))
 
 
-def statistics_line(path: Path) -> str:
-    """A store in one line, from what was noted when it was made."""
+def summarize_store(path: Path) -> str:
+    """Summarize a store in one line, from the statistics of its conversion."""
     require_seal(path)
     with BPFile(path) as file:
         facts = describe_store(file)
         total = sum(file.samples(label) for label in file.splits)
     try:
-        return f"{facts.source.slug} ({facts.role}, {facts.level}): {total:,} structures {_summed_up(facts.statistics)}"
+        statistics = _format_statistics(facts.statistics)
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: its statistics are damaged; convert it anew") from None
+        raise InputError(f"{path}: its statistics are damaged; convert it again") from None
+    return f"{facts.source.slug} ({facts.role}, {facts.level}): {total:,} structures {statistics}"
 
 
-def _summed_up(told: Mapping[str, Any]) -> str:
-    elements = " ".join(told["elements"])
-    shown = elements if len(told["elements"]) <= 12 else f"{len(told['elements'])} elements"
-    energy, forces = told["energy_ev_per_atom"], told["force_norm_ev_per_a"]
+def _format_statistics(statistics: Mapping[str, Any]) -> str:
+    elements = " ".join(statistics["elements"])
+    shown = elements if len(statistics["elements"]) <= 12 else f"{len(statistics['elements'])} elements"
+    energy, forces = statistics["energy_ev_per_atom"], statistics["force_norm_ev_per_a"]
     return (
-        f"of {told['sizes']['min']:.0f} to"
-        f" {told['sizes']['max']:.0f} atoms; {shown}; energy beyond the references sd {energy['sd']:.3g} eV/atom"
+        f"of {statistics['sizes']['min']:.0f} to"
+        f" {statistics['sizes']['max']:.0f} atoms; {shown}; energy beyond the references sd {energy['sd']:.3g} eV/atom"
         + (f", forces rms {forces['rms']:.3g} eV/angstrom" if forces["number"] else ", no forces")
     )

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import numpy as np
 
 from harness.reference.data.structure import Array, Structure
-from harness.reference.datasets.units import BOHR_ANGSTROM, HARTREE_EV
+from harness.reference.datasets.parsing.constants import BOHR_ANGSTROM, HARTREE_EV
 
 KELVIN_HARTREE = 3.166811563e-6
 METAL_KELVIN = 3000.0
@@ -24,8 +24,8 @@ POINTS_ANGSTROM = 6.3
 Labels = tuple[float, Array]
 
 
-def versions(packages: Iterable[str]) -> str:
-    """The packages with their installed versions."""
+def format_versions(packages: Iterable[str]) -> str:
+    """Return the packages with their installed versions."""
     return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
@@ -34,7 +34,7 @@ class NotConvergedError(Exception):
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelOfTheory:
     """A level of theory: the words that name it, the packages whose versions matter, and the function."""
 
     words: str
@@ -44,19 +44,19 @@ class Level:
     @property
     def code(self) -> str:
         """The packages with their installed versions."""
-        return versions(self.packages)
+        return format_versions(self.packages)
 
 
-def unpaired(structure: Structure) -> int:
-    """Unpaired electrons: from the multiplicity, by parity where it is not given; ValueError if it is impossible."""
+def count_unpaired_electrons(structure: Structure) -> int:
+    """Return the unpaired electrons from the multiplicity, or else by parity; ValueError if they are impossible."""
     odd = int(structure.numbers.sum() - structure.charge) % 2
     if structure.multiplicity and structure.multiplicity % 2 == odd:
         raise ValueError(f"{structure.name}: no multiplicity of {structure.multiplicity} with its electrons")
     return structure.multiplicity - 1 if structure.multiplicity else odd
 
 
-def xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Labels:
-    """GFN1-xTB or GFN2-xTB; periodic structures at the Gamma point alone. The energy is the electronic free energy."""
+def compute_xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Labels:
+    """Compute GFN1-xTB or GFN2-xTB (electronic free energy); periodic structures at the Gamma point alone."""
     from tblite.interface import Calculator
 
     repeats = any(structure.periodic)
@@ -65,7 +65,7 @@ def xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Labels:
         structure.numbers,
         structure.positions / BOHR_ANGSTROM,
         charge=structure.charge,
-        uhf=unpaired(structure),
+        uhf=count_unpaired_electrons(structure),
         lattice=structure.cell / BOHR_ANGSTROM if repeats else None,
         periodic=np.array(structure.periodic) if repeats else None,
     )
@@ -75,17 +75,17 @@ def xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Labels:
         result = calculator.singlepoint()
     except RuntimeError as error:
         raise NotConvergedError(str(error)) from None
-    return _finite(result.get("energy") * HARTREE_EV, -result.get("gradient") * HARTREE_EV / BOHR_ANGSTROM)
+    return _check_finite(result.get("energy") * HARTREE_EV, -result.get("gradient") * HARTREE_EV / BOHR_ANGSTROM)
 
 
-def gaussian(structure: Structure, functional: str, basis: str) -> Labels:
-    """Kohn-Sham DFT in a Gaussian basis, density fitting; open shells unrestricted; def2 core potentials from Rb on."""
+def compute_gaussian(structure: Structure, functional: str, basis: str) -> Labels:
+    """Compute Kohn-Sham DFT in a Gaussian basis with density fitting; open shells unrestricted, ECPs from Rb on."""
     from ase.data import chemical_symbols as symbols
     from pyscf import dft, gto, lib
 
     lib.num_threads(1)
     atoms = list(zip(structure.numbers.tolist(), structure.positions.tolist(), strict=True))
-    spin = unpaired(structure)
+    spin = count_unpaired_electrons(structure)
     core = {symbols[z]: basis for z in set(structure.numbers.tolist()) if z > 36 and basis.startswith("def2")}
     molecule = gto.M(atom=atoms, basis=basis, ecp=core, charge=structure.charge, spin=spin, verbose=0)
     field = (dft.UKS if spin else dft.RKS)(molecule).density_fit()
@@ -95,11 +95,11 @@ def gaussian(structure: Structure, functional: str, basis: str) -> Labels:
     energy = field.kernel()
     if not field.converged:
         raise NotConvergedError(f"{functional}/{basis}: no convergence in {field.max_cycle} cycles")
-    return _finite(energy * HARTREE_EV, -field.nuc_grad_method().kernel() * HARTREE_EV / BOHR_ANGSTROM)
+    return _check_finite(energy * HARTREE_EV, -field.nuc_grad_method().kernel() * HARTREE_EV / BOHR_ANGSTROM)
 
 
-def plane_waves(structure: Structure, functional: str, cutoff: float) -> Labels:
-    """Spin-paired PAW in plane waves, cutoff in eV."""
+def compute_plane_waves(structure: Structure, functional: str, cutoff: float) -> Labels:
+    """Compute spin-paired PAW in plane waves; cutoff in eV."""
     from ase import Atoms
     from gpaw import GPAW, PW, FermiDirac, KohnShamConvergenceError
 
@@ -118,38 +118,38 @@ def plane_waves(structure: Structure, functional: str, cutoff: float) -> Labels:
         energy, forces = atoms.get_potential_energy(force_consistent=True), atoms.get_forces()
     except KohnShamConvergenceError as error:
         raise NotConvergedError(str(error)) from None
-    return _finite(energy, forces)
+    return _check_finite(energy, forces)
 
 
-def _finite(energy: float, forces: Array) -> Labels:
+def _check_finite(energy: float, forces: Array) -> Labels:
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
         raise NotConvergedError("a label is not finite")
     return float(energy), np.asarray(forces)
 
 
-GFN2 = Level("GFN2-xTB (semi-empirical)", ("tblite",), partial(xtb, method="GFN2-xTB"))
-GFN1 = Level("GFN1-xTB (semi-empirical)", ("tblite",), partial(xtb, method="GFN1-xTB"))
-GFN1_PERIODIC = Level(
-    "GFN1-xTB (semi-empirical), periodic, Gamma point alone", ("tblite",), partial(xtb, method="GFN1-xTB")
+GFN2 = LevelOfTheory("GFN2-xTB (semi-empirical)", ("tblite",), partial(compute_xtb, method="GFN2-xTB"))
+GFN1 = LevelOfTheory("GFN1-xTB (semi-empirical)", ("tblite",), partial(compute_xtb, method="GFN1-xTB"))
+GFN1_PERIODIC = LevelOfTheory(
+    "GFN1-xTB (semi-empirical), periodic, Gamma point alone", ("tblite",), partial(compute_xtb, method="GFN1-xTB")
 )
-GFN1_METAL = Level(
+GFN1_METAL = LevelOfTheory(
     f"GFN1-xTB (semi-empirical), periodic, Gamma point alone, electronic temperature {METAL_KELVIN:.0f} K",
     ("tblite",),
-    partial(xtb, method="GFN1-xTB", kelvin=METAL_KELVIN),
+    partial(compute_xtb, method="GFN1-xTB", kelvin=METAL_KELVIN),
 )
-WB97X = Level(
+WB97X = LevelOfTheory(
     "wB97X/6-31G*, density fitting, PySCF grid level 2",
     ("pyscf",),
-    partial(gaussian, functional="wb97x", basis="6-31g*"),
+    partial(compute_gaussian, functional="wb97x", basis="6-31g*"),
 )
-PBE0 = Level(
+PBE0 = LevelOfTheory(
     "PBE0/def2-SVP without dispersion, density fitting, PySCF grid level 2",
     ("pyscf",),
-    partial(gaussian, functional="pbe0", basis="def2-svp"),
+    partial(compute_gaussian, functional="pbe0", basis="def2-svp"),
 )
-PBE_PAW = Level(
+PBE_PAW = LevelOfTheory(
     "PBE (GPAW), PAW plane waves to 400 eV, "
     f"k-grid of round({POINTS_ANGSTROM} A / length) points with Gamma, spin-paired",
     ("gpaw", "gpaw-data"),
-    partial(plane_waves, functional="PBE", cutoff=400.0),
+    partial(compute_plane_waves, functional="PBE", cutoff=400.0),
 )

@@ -11,8 +11,8 @@ ELEMENTS = (1, 94)
 SEED = 42
 
 
-def random_structures(count: int, *, atoms: tuple[int, int], rank: int = 0) -> list[Structure]:
-    """Isolated structures with atoms[0]..atoms[1] atoms, uniform positions and elements, seed 42 + rank."""
+def make_random_structures(count: int, *, atoms: tuple[int, int], rank: int = 0) -> list[Structure]:
+    """Return isolated structures of atoms[0]..atoms[1] atoms, uniform positions and elements, seed 42 + rank."""
     rng = np.random.default_rng(SEED + rank)
     structures = []
     for k in range(count):

@@ -1,20 +1,28 @@
-"""Structures from a user's own file."""
+"""Structures from ASE objects and from users' own files, with charge and multiplicity."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms
 
-from harness.reference.data.electronic_state import electronic_state
 from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
 
+CHARGE_NAMES = ("charge", "total_charge")
+# OMol25 calls the multiplicity 2S + 1 `spin`
+MULTIPLICITY_NAMES = ("multiplicity", "spin_multiplicity", "spin")
+MOST = 100
 
-def read_file(path: Path, count: int) -> list[Structure]:
-    """The first structures of a file in any format that ASE reads, checked; raises InputError naming what is wrong."""
+
+def read_structures(path: Path, count: int) -> list[Structure]:
+    """Return the first structures of a file that ASE reads, checked; raises InputError naming what is wrong."""
     try:
         frames = ase.io.read(path, f":{count}")
     except FileNotFoundError:
@@ -24,12 +32,12 @@ def read_file(path: Path, count: int) -> list[Structure]:
         raise InputError(f"{path}: cannot be read as structures ({reason[:120]})") from None
     if not frames:
         raise InputError(f"{path}: holds no structures")
-    return [from_ase(atoms, f"{path.name}/{k}").check() for k, atoms in enumerate(frames)]
+    return [structure_from_ase(atoms, f"{path.name}/{k}").check() for k, atoms in enumerate(frames)]
 
 
-def from_ase(atoms: Atoms, name: str) -> Structure:
-    """The geometry of an ASE object, without labels; charge and multiplicity as `electronic_state` reads its info."""
-    charge, multiplicity = electronic_state(atoms.info, name)
+def structure_from_ase(atoms: Atoms, name: str) -> Structure:
+    """Return the geometry of an ASE object, without labels; `read_electronic_state` gives charge and multiplicity."""
+    charge, multiplicity = read_electronic_state(atoms.info, name)
     return Structure(
         name=name,
         numbers=atoms.numbers.astype(np.int64),
@@ -39,3 +47,33 @@ def from_ase(atoms: Atoms, name: str) -> Structure:
         charge=charge,
         multiplicity=multiplicity,
     )
+
+
+def read_electronic_state(info: Mapping[str, Any], name: str = "atoms") -> tuple[int, int]:
+    """Return (charge, multiplicity 2S + 1), each 0 where `info` does not give it; multiplicity 0 means unknown.
+
+    Raises:
+        InputError: A value is not a whole number within -100..100 (charge) or 0..100 (multiplicity), or two names
+            of the same quantity have different values.
+    """
+    return _value(info, CHARGE_NAMES, -MOST, name), _value(info, MULTIPLICITY_NAMES, 0, name)
+
+
+def _value(info: Mapping[str, Any], names: tuple[str, ...], least: int, structure: str) -> int:
+    given = {key: _whole(key, info[key], least, structure) for key in names if key in info}
+    if len(set(given.values())) > 1:
+        words = ", ".join(f"info[{key!r}] is {value}" for key, value in given.items())
+        raise InputError(f"structure {structure!r}: {words}; they are names of one quantity and must agree")
+    return next(iter(given.values()), 0)
+
+
+def _whole(key: str, value: Any, least: int, structure: str) -> int:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool | np.bool_) else math.nan
+    if not (least <= number <= MOST and number == round(number)):
+        shown = " ".join(repr(value).split())[:40]
+        raise InputError(
+            f"structure {structure!r}: info[{key!r}] is {shown}, expected a whole number from {least} to {MOST}"
+        )
+    return int(number)

@@ -1,4 +1,4 @@
-"""The ranks of one run at work together: how they meet, agree on numbers, and learn that one of them is lost."""
+"""The ranks of one run as a process group: collective operations, devices, and the report of a lost rank."""
 
 from __future__ import annotations
 
@@ -14,94 +14,118 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from harness.reference.distributed.launch import LostRank, Place, first_line, told
+from harness.reference.distributed.launch import LostRank, RankInfo, describe_error, first_line
 from harness.reference.errors import InputError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 FAILED = "failed"
-NEEDED_DEVICE = {"nccl": "cuda", "xccl": "xpu"}
+REQUIRED_DEVICE = {"nccl": "cuda", "xccl": "xpu"}
 DEVICES = ("cpu", "cuda", "xpu")
-BACKENDS = ("gloo", *NEEDED_DEVICE)
+BACKENDS = ("gloo", *REQUIRED_DEVICE)
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process's place and device, and what all ranks do together; every method must be called by all ranks."""
+class ProcessGroup:
+    """This process and the others of its run. Every method is collective: all ranks must call it.
 
-    place: Place
+    Attributes:
+        rank_info: The rank of this process.
+        device: The device on which this process computes.
+    """
+
+    rank_info: RankInfo
     device: torch.device
 
-    def largest(self, numbers: Tensor) -> Tensor:
-        """Of each number the largest over the ranks."""
-        return self._reduced(numbers, dist.ReduceOp.MAX)
+    @property
+    def rank(self) -> int:
+        """Return the rank of this process, 0 .. size - 1."""
+        return self.rank_info.rank
 
-    def total(self, numbers: Tensor) -> Tensor:
-        """Of each number the sum over the ranks."""
-        return self._reduced(numbers, dist.ReduceOp.SUM)
+    @property
+    def size(self) -> int:
+        """Return the number of ranks."""
+        return self.rank_info.size
 
-    def mean(self, numbers: Tensor) -> Tensor:
-        """Of each number the mean over the ranks."""
-        return self.total(numbers) / self.place.size
+    def all_reduce_max(self, numbers: Tensor) -> Tensor:
+        """Return the element-wise maximum over the ranks, in double precision on the CPU."""
+        return self._all_reduce(numbers, dist.ReduceOp.MAX)
 
-    def from_first(self, values: Tensor) -> Tensor:
-        """What rank 0 holds, as a copy."""
+    def all_reduce_sum(self, numbers: Tensor) -> Tensor:
+        """Return the element-wise sum over the ranks, in double precision on the CPU."""
+        return self._all_reduce(numbers, dist.ReduceOp.SUM)
+
+    def all_reduce_mean(self, numbers: Tensor) -> Tensor:
+        """Return the element-wise mean over the ranks, in double precision on the CPU."""
+        return self.all_reduce_sum(numbers) / self.size
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return a copy of the tensor of rank 0."""
         copy = values.detach().clone()
         dist.broadcast(copy, 0)
         return copy
 
-    def gathered(self, value: Value) -> list[Value]:
-        """The plain values of all ranks, in their order."""
-        found: list[Value] = [value] * self.place.size
-        dist.all_gather_object(found, value)
-        return found
+    def all_gather(self, value: Value) -> list[Value]:
+        """Return the picklable values of all ranks, ordered by rank."""
+        values: list[Value] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def gathered_by_first(self, value: Value) -> list[Value]:
-        """As gathered, on rank 0; nothing elsewhere."""
-        found: list[Value] = [value] * self.place.size if self.place.rank == 0 else []
-        dist.gather_object(value, found or None)
-        return found
+    def gather(self, value: Value) -> list[Value]:
+        """Return the picklable values of all ranks on rank 0, and an empty list on the others."""
+        values: list[Value] = [value] * self.size if self.rank == 0 else []
+        dist.gather_object(value, values or None)
+        return values
 
-    def told_by(self, rank: int, value: Value) -> Value:
-        """The plain value of one rank; what the others bring is nowhere read."""
-        found = [value]
-        dist.broadcast_object_list(found, rank)
-        return found[0]
+    def broadcast_object(self, rank: int, value: Value) -> Value:
+        """Return the picklable value that the given rank passes; the values of the others are ignored."""
+        values = [value]
+        dist.broadcast_object_list(values, rank)
+        return values[0]
 
-    def reduce_s(self, content: Tensor) -> float:
-        """Seconds that a sum of the content over all ranks takes, on the slowest; content is overwritten."""
+    def time_all_reduce(self, content: Tensor) -> float:
+        """Return the seconds that the slowest rank needs to sum the content over all ranks; overwrites the content."""
         synchronize(self.device)
-        began = time.perf_counter()
+        started = time.perf_counter()
         dist.all_reduce(content)
         synchronize(self.device)
-        return float(self.largest(torch.tensor([time.perf_counter() - began])))
+        return float(self.all_reduce_max(torch.tensor([time.perf_counter() - started])))
 
-    def meet(self) -> None:
-        """Wait until all ranks are here and their devices idle."""
-        self.total(torch.zeros(1))
+    def barrier(self) -> None:
+        """Wait until all ranks have come here and their devices are idle."""
+        self.all_reduce_sum(torch.zeros(1))
 
-    def _reduced(self, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """numbers [k], from anywhere -> [k] in double precision on the CPU."""
-        there = numbers.detach().to(self.device, torch.float64, copy=True)
-        dist.all_reduce(there, operation)
-        return there.cpu()
+    def _all_reduce(self, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """Reduce numbers [k] of any type and device -> [k] in double precision on the CPU."""
+        on_device = numbers.detach().to(self.device, torch.float64, copy=True)
+        dist.all_reduce(on_device, operation)
+        return on_device.cpu()
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device, of whatever kind, has finished what was asked of it."""
+    """Wait until a device of any kind has finished its work."""
     torch.get_device_module(device).synchronize()
 
 
-def own_device(kind: str, backend: str, place: Place) -> torch.device:
-    """The rank's device, by local rank modulo those it sees; raises InputError where it or the backend is absent."""
+def local_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
+    """Return the device of this rank: its local rank modulo the number of visible devices.
+
+    Args:
+        kind: One of DEVICES.
+        backend: One of BACKENDS, with which the ranks communicate.
+        rank_info: The rank of this process.
+
+    Raises:
+        InputError: The device or the backend is unknown, absent, or they do not fit each other.
+    """
     if kind not in DEVICES or backend not in BACKENDS:
         raise InputError(
             f"device {kind!r} with backend {backend!r}: there are {', '.join(DEVICES)}; {', '.join(BACKENDS)}"
         )
-    if NEEDED_DEVICE.get(backend, kind) != kind:
-        raise InputError(f"backend {backend!r} needs device {NEEDED_DEVICE[backend]!r}, got {kind!r}")
+    if REQUIRED_DEVICE.get(backend, kind) != kind:
+        raise InputError(f"backend {backend!r} needs device {REQUIRED_DEVICE[backend]!r}, got {kind!r}")
     if not dist.is_backend_available(backend):
         raise InputError(f"this build of torch has no backend {backend!r}")
     if kind == "cpu":
@@ -110,76 +134,87 @@ def own_device(kind: str, backend: str, place: Place) -> torch.device:
     visible = module.device_count()
     if not visible:
         raise InputError(f"device {kind!r} is asked for and none is visible")
-    device = torch.device(kind, place.local_rank % visible)
+    device = torch.device(kind, rank_info.local_rank % visible)
     module.set_device(device)
     return device
 
 
 @contextmanager
-def joined(place: Place, *, backend: str, device: torch.device, timeout_s: float) -> Iterator[Team]:
-    """Meet the other ranks at MASTER_ADDR:MASTER_PORT, work, and part.
+def process_group(
+    rank_info: RankInfo, *, backend: str, device: torch.device, timeout_s: float
+) -> Iterator[ProcessGroup]:
+    """Connect to the other ranks at MASTER_ADDR:MASTER_PORT, and disconnect in the end.
 
-    No wait for another rank lasts longer than timeout_s. Raises LostRank when another rank is the reason for the end;
-    an error of this rank is told to rank 0 before the connections close.
+    An error of this rank is reported to rank 0 before the connections close.
+
+    Args:
+        rank_info: The rank of this process.
+        backend: One of BACKENDS.
+        device: The device on which this process computes.
+        timeout_s: The longest wait for another rank.
+
+    Raises:
+        LostRank: Another rank has failed, ended or never started.
+        InputError: MASTER_PORT is not set.
     """
     timeout = timedelta(seconds=timeout_s)
     try:
-        store = _store(place, timeout)
+        store = _open_store(rank_info, timeout)
         dist.init_process_group(
             backend,
             store=store,
-            rank=place.rank,
-            world_size=place.size,
+            rank=rank_info.rank,
+            world_size=rank_info.size,
             timeout=timeout,
             device_id=None if device.type == "cpu" else device,
         )
     except RuntimeError as error:
-        if not _of_connection(error):
+        if not _is_connection_error(error):
             raise
         raise LostRank(
-            f"the {place.size} ranks did not all meet within {timeout_s:g} s ({first_line(error)})"
+            f"the {rank_info.size} ranks did not all meet within {timeout_s:g} s ({first_line(error)})"
         ) from None
     try:
-        yield Team(place, device)
+        yield ProcessGroup(rank_info, device)
     except Exception as error:
-        if _of_connection(error):
-            raise LostRank(_reason(store, place, error)) from None
-        _announce(store, place, error)
+        if _is_connection_error(error):
+            raise LostRank(_failure_reason(store, rank_info, error)) from None
+        _announce_failure(store, rank_info, error)
         raise
     finally:
         dist.destroy_process_group()
 
 
-def _store(place: Place, timeout: timedelta) -> Store:
-    """Where ranks leave word for one another; rank 0 keeps it."""
-    if place.size == 1:
+def _open_store(rank_info: RankInfo, timeout: timedelta) -> Store:
+    """Return the key-value store of all ranks, which rank 0 serves."""
+    if rank_info.size == 1:
         return dist.HashStore()  # type: ignore[attr-defined]
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "")
     if not port.isdecimal():
-        raise InputError(f"{place.size} ranks need MASTER_PORT, a free port of rank 0's node, in the environment")
+        raise InputError(f"{rank_info.size} ranks need MASTER_PORT, a free port of rank 0's node, in the environment")
     return dist.TCPStore(  # type: ignore[attr-defined]
-        address, int(port), place.size, is_master=place.rank == 0, timeout=timeout
+        address, int(port), rank_info.size, is_master=rank_info.rank == 0, timeout=timeout
     )
 
 
-def _of_connection(error: Exception) -> bool:
-    """True if the error says that another rank does not answer; those of gloo have no type of their own."""
+def _is_connection_error(error: Exception) -> bool:
+    """Return whether the error says that another rank does not answer; gloo has no error type for that."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _announce(store: Store, place: Place, error: Exception) -> None:
-    """Leave word of this rank's error; the first to fail is the one that counts."""
+def _announce_failure(store: Store, rank_info: RankInfo, error: Exception) -> None:
+    """Store the error of this rank, unless another has failed before."""
     try:
-        store.compare_set(FAILED, "", f"rank {place.rank} failed: {told(error)}")
+        store.compare_set(FAILED, "", f"rank {rank_info.rank} failed: {describe_error(error)}")
     except RuntimeError:
         return
 
 
-def _reason(store: Store, place: Place, error: Exception) -> str:
-    """What the failed rank has left word of; one that was killed has left none.
+def _failure_reason(store: Store, rank_info: RankInfo, error: Exception) -> str:
+    """Return the error that the failed rank has stored; a killed rank stores none.
 
-    Rank 0 alone looks: the others would have to ask it, and it may be the one that no longer answers.
+    Only rank 0 looks: the others would have to ask it, and it may be the one that no longer answers.
     """
-    if place.rank == 0 and store.check([FAILED]):
+    if rank_info.rank == 0 and store.check([FAILED]):
         return store.get(FAILED).decode()
     return f"another rank has ended or no longer answers ({first_line(error)})"

@@ -1,4 +1,4 @@
-"""Batches filled up to one of a few shapes, so that code made for a shape serves many batches."""
+"""Batches padded to one of a few shapes, so that code compiled for a shape serves many batches."""
 
 from __future__ import annotations
 
@@ -11,77 +11,86 @@ from torch.nn.functional import pad
 
 from harness.reference.data.batch import Batch
 
-# Sizes are rounded up to so many steps between a power of two and the next: at most 1/16 is filled up, 3% on average.
+# Sizes are rounded up to one of 16 steps between powers of two: padding is at most 1/16, and 3% on average.
 STEPS = 16
-# A shape that is there already serves a batch that leaves at most this share of its atoms empty.
-SLACK = 1 / 8
+# An existing shape serves a batch that leaves at most this share of its atoms empty.
+MAX_WASTE = 1 / 8
 
 
 class Shape(NamedTuple):
-    """How many graphs, atoms and edges a batch has."""
+    """The numbers of graphs, atoms and edges of a batch."""
 
     graphs: int
     atoms: int
     edges: int
 
     def holds(self, other: Shape) -> bool:
-        """Whether the other fits, filled up."""
+        """Return whether a batch of the other shape can be padded to this one."""
         return self.graphs == other.graphs and self.atoms >= other.atoms and self.edges >= other.edges
 
 
 def shape_of(batch: Batch) -> Shape:
-    """The shape of a batch."""
+    """Return the shape of a batch."""
     return Shape(len(batch.head), len(batch.numbers), len(batch.receiver))
 
 
-def rounded(size: int) -> int:
-    """The next size up of STEPS between powers of two."""
+def round_up(size: int) -> int:
+    """Round a size up to the next of STEPS values between powers of two."""
     step = max(1, (1 << max(0, size.bit_length() - 1)) // STEPS)
     return -(-size // step) * step
 
 
 @dataclass
-class Buckets:
-    """The shapes that there are, new ones as they are needed, and what they cost.
+class ShapeBuckets:
+    """The shapes in use, to which new ones are added on demand, and the cost of padding.
 
-    filled, offered: atoms and edges of batches, and of the shapes that took them.
+    Attributes:
+        shapes: The shapes in use.
+        batches: Number of batches assigned.
+        used: Atoms and edges of the batches.
+        allocated: Atoms and edges of the shapes assigned to them.
     """
 
     shapes: list[Shape] = field(default_factory=list)
     batches: int = 0
-    filled: list[int] = field(default_factory=lambda: [0, 0])
-    offered: list[int] = field(default_factory=lambda: [0, 0])
+    used: list[int] = field(default_factory=lambda: [0, 0])
+    allocated: list[int] = field(default_factory=lambda: [0, 0])
 
-    def fit(self, own: Shape) -> Shape:
-        """The smallest shape that holds one more graph, of an atom or more, and wastes little; a new one if need be."""
-        least = Shape(own.graphs + 1, own.atoms + 1, own.edges)
-        fitting = [s for s in self.shapes if s.holds(least) and s.atoms * (1 - SLACK) <= least.atoms]
+    def assign(self, shape: Shape) -> Shape:
+        """Return the smallest suitable shape with room for one more graph of an atom; add a shape if there is none."""
+        required = Shape(shape.graphs + 1, shape.atoms + 1, shape.edges)
+        fitting = [s for s in self.shapes if s.holds(required) and s.atoms * (1 - MAX_WASTE) <= required.atoms]
         if fitting:
-            found = min(fitting, key=lambda s: (s.atoms, s.edges))
+            bucket = min(fitting, key=lambda s: (s.atoms, s.edges))
         else:
-            found = Shape(least.graphs, rounded(least.atoms), rounded(least.edges))
-            self.shapes.append(found)
+            bucket = Shape(required.graphs, round_up(required.atoms), round_up(required.edges))
+            self.shapes.append(bucket)
         self.batches += 1
-        for k, (used, there) in enumerate(zip(own[1:], found[1:], strict=True)):
-            self.filled[k] += used
-            self.offered[k] += there
-        return found
+        for k, (used, allocated) in enumerate(zip(shape[1:], bucket[1:], strict=True)):
+            self.used[k] += used
+            self.allocated[k] += allocated
+        return bucket
 
-    def about(self) -> dict[str, object]:
-        """Shapes, and the shares of atoms and edges that were there for nothing."""
-        atoms, edges = (1 - f / o if o else 0.0 for f, o in zip(self.filled, self.offered, strict=True))
+    def stats(self) -> dict[str, object]:
+        """Return the shapes, and the shares of atoms and edges that are padding."""
+        atoms, edges = (1 - f / o if o else 0.0 for f, o in zip(self.used, self.allocated, strict=True))
         return {"shapes": [list(s) for s in self.shapes], "empty_atoms": atoms, "empty_edges": edges}
 
 
-def padded(batch: Batch, shape: Shape, cutoff: float) -> Batch:
-    """The batch with one more graph, whose atoms (element 0) and edges fill it up to the shape.
+def pad_batch(batch: Batch, shape: Shape, cutoff: float) -> Batch:
+    """Pad a batch to a shape by one more graph of atoms of element 0.
 
-    These edges run from an atom to its own image at twice the cutoff, where every message is zero. Pairs of edges
-    are not filled up.
+    The padding edges run from an atom to its own image at twice the cutoff, where every message is zero. Pairs of edges
+    are not padded.
+
+    Args:
+        batch: The batch.
+        shape: The shape, which must hold the batch.
+        cutoff: Cutoff of the model in angstrom.
     """
-    own = shape_of(batch)
-    graphs, atoms, edges = (there - used for there, used in zip(shape, own, strict=True))
-    end = own.atoms + torch.arange(edges, device=batch.head.device) % atoms
+    unpadded = shape_of(batch)
+    graphs, atoms, edges = (padded - used for padded, used in zip(shape, unpadded, strict=True))
+    end = unpadded.atoms + torch.arange(edges, device=batch.head.device) % atoms
     far = batch.shift.new_zeros(edges, 3)
     far[:, 0] = 2.0 * cutoff
     composition = pad(batch.composition, (0, 0, 0, graphs))
@@ -92,8 +101,8 @@ def padded(batch: Batch, shape: Shape, cutoff: float) -> Batch:
         receiver=torch.cat([batch.receiver, end]),
         sender=torch.cat([batch.sender, end]),
         shift=torch.cat([batch.shift, far]),
-        graph=pad(batch.graph, (0, atoms), value=own.graphs),
-        edge_graph=pad(batch.edge_graph, (0, edges), value=own.graphs),
+        graph=pad(batch.graph, (0, atoms), value=unpadded.graphs),
+        edge_graph=pad(batch.edge_graph, (0, edges), value=unpadded.graphs),
         cell=pad(batch.cell, (0, 0, 0, 0, 0, graphs)),
         composition=composition,
         charge=pad(batch.charge, (0, graphs)),
@@ -102,6 +111,6 @@ def padded(batch: Batch, shape: Shape, cutoff: float) -> Batch:
     )
 
 
-def padded_rows(x: Tensor, rows: int) -> Tensor:
-    """x [m, k] with rows of zeros up to so many."""
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """Pad x [m, k] with zeros to [rows, k]."""
     return pad(x, (0, 0, 0, rows - x.shape[0]))

@@ -1,4 +1,4 @@
-"""Three precisions, as asked for and as observed: FP64, FP32, and BF16 matrix products on FP32 parameters."""
+"""Three precisions, as requested and as observed: FP64, FP32, and BF16 matrix products on FP32 parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.protocol import parameters as protocol
 from harness.reference.data.batch import Batch
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
@@ -14,48 +15,52 @@ from harness.reference.models.foundation import FoundationModel
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: of parameters, positions, sums, energies, forces. autocast: of the encoder's matrix products, or None."""
+    """A precision of the model.
+
+    Attributes:
+        name: "fp64", "fp32" or "bf16".
+        dtype: Type of parameters, positions, sums, energies and forces.
+        autocast: Type of the encoder's matrix products if it differs from dtype.
+    """
 
     name: str
     dtype: torch.dtype
     autocast: torch.dtype | None = None
 
-    def of(self, model: FoundationModel) -> FoundationModel:
-        """The model in this precision, changed in place."""
+    def apply(self, model: FoundationModel) -> FoundationModel:
+        """Convert a model to this precision in place, and return it."""
         model.autocast = self.autocast
         return model.to(self.dtype)
 
 
-PRECISIONS = {
-    p.name: p
-    for p in (
-        Precision("fp64", torch.float64),
-        Precision("fp32", torch.float32),
-        Precision("bf16", torch.float32, torch.bfloat16),
+PRECISIONS: dict[str, Precision] = {
+    name: Precision(
+        name, getattr(torch, types.dtype), None if types.autocast is None else getattr(torch, types.autocast)
     )
+    for name, types in protocol.PRECISIONS.items()
 }
 
 
 def precision(name: str) -> Precision:
-    """The precision of that name; raises InputError with the names that there are."""
+    """Return the precision of that name; raise InputError if there is none."""
     if name not in PRECISIONS:
         raise InputError(f"unknown precision {name!r}; there are {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
-def observed(model: FoundationModel, batch: Batch) -> dict[str, object]:
-    """The types that really occur in one pass over a batch: of parameters, of what matrix layers return, of results."""
+def observed_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
+    """Return the types that occur in one pass over a batch: of parameters, linear layers, energies and forces."""
     seen: set[str] = set()
 
-    def note(_: nn.Module, __: object, result: object) -> None:
+    def record(_: nn.Module, __: object, result: object) -> None:
         if isinstance(result, Tensor):
             seen.add(str(result.dtype))
 
-    hooks = [m.register_forward_hook(note) for m in model.encoder.modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_hook(record) for m in model.encoder.modules() if isinstance(m, nn.Linear)]
     try:
         positions = batch.positions.detach().requires_grad_()
         pooled = model.encode(batch, positions, batch.shift)
-        energies = model.beyond_references(pooled, batch)
+        energies = model.residual_energies(pooled, batch)
         (slope,) = torch.autograd.grad(energies.sum(), positions)
     finally:
         for hook in hooks:

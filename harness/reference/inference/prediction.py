@@ -1,7 +1,8 @@
-"""Energies and forces, a function per formulation: the paper's optimization ladder (Table XV), and mixed precision.
+"""Energies and forces, one function per formulation of the paper's optimization ladder (Table XV), and mixed precision.
 
-Every one takes the same model and batch and returns the gated energy and its forces. All give the baseline's numbers up
-to rounding but branch_skip, which leaves out the forces of branches that the gate hardly uses, and mixed.
+Each takes a model, a batch and the weights [g, heads] of the heads, and returns the gated energy and its forces. All
+agree with the baseline up to rounding, except branch_skip, which omits the forces of heads that the gate hardly uses,
+and mixed_precision.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ SKIP_THRESHOLD = 0.01
 
 
 class Prediction(NamedTuple):
-    """energy [g] in eV, forces [n, 3] in eV/angstrom, detached."""
+    """Detached results.
+
+    Attributes:
+        energy: [g] eV.
+        forces: [n, 3] eV/angstrom.
+    """
 
     energy: Tensor
     forces: Tensor
@@ -28,13 +34,13 @@ class Prediction(NamedTuple):
 Predict = Callable[[FoundationModel, Batch, Tensor], Prediction]
 
 
-def gradient(energy: Tensor, positions: Tensor, *, keep_graph: bool = False) -> Tensor:
-    """d(sum of energy)/d(positions)."""
-    return torch.autograd.grad(energy.sum(), positions, retain_graph=keep_graph)[0]
+def gradient(energy: Tensor, positions: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Return d(sum of energy)/d(positions) [n, 3]."""
+    return torch.autograd.grad(energy.sum(), positions, retain_graph=retain_graph)[0]
 
 
 def baseline(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """Each branch on its own: encoder, head and gradient, then the weighted mean of energies and forces."""
+    """Run encoder, head and gradient for each head separately, then average energies and forces by weight."""
     energy = torch.zeros_like(weights[:, 0])
     forces = torch.zeros_like(batch.positions)
     for head in range(model.config.heads):
@@ -47,31 +53,31 @@ def baseline(model: FoundationModel, batch: Batch, weights: Tensor) -> Predictio
 
 
 def encoder_reuse(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """The encoder runs once; every branch still has its own gradient through it."""
+    """Run the encoder once; each head still has its own gradient through it."""
     return _per_head(model, batch, weights, threshold=0.0)
 
 
 def branch_skip(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """Branches whose mean weight over the batch is under the threshold get no gradient; their energy counts."""
+    """Omit the gradients of heads whose mean weight over the batch is below SKIP_THRESHOLD; their energies count."""
     return _per_head(model, batch, weights, threshold=SKIP_THRESHOLD)
 
 
-def live_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
-    """Branches that branch_skip takes gradients of."""
+def active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
+    """Return the heads whose mean weight over the batch, weights [g, heads], is at least the threshold."""
     return torch.nonzero(weights.mean(0) >= threshold).flatten().tolist()
 
 
 def _per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshold: float) -> Prediction:
     positions = batch.positions.detach().requires_grad_()
     pooled = model.encode(batch, positions, batch.shift)
-    live = set(live_heads(weights, threshold))
+    active = set(active_heads(weights, threshold))
     energy = torch.zeros_like(weights[:, 0])
     forces = torch.zeros_like(batch.positions)
     for head in range(model.config.heads):
         weight = weights[:, head]
-        if head in live:
+        if head in active:
             of_head = model.head_energy(head, pooled, batch)
-            forces -= weight[batch.graph].unsqueeze(-1) * gradient(of_head, positions, keep_graph=True)
+            forces -= weight[batch.graph].unsqueeze(-1) * gradient(of_head, positions, retain_graph=True)
         else:
             of_head = model.head_energy(head, pooled.detach(), batch)
         energy += weight * of_head.detach()
@@ -79,7 +85,7 @@ def _per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshol
 
 
 def fused_gradient(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-    """The weighted sum of energies comes first; one gradient gives the forces of all branches."""
+    """Sum the weighted energies of all heads first, so that one gradient gives the forces."""
     positions = batch.positions.detach().requires_grad_()
     pooled = model.encode(batch, positions, batch.shift)
     heads = range(model.config.heads)
@@ -89,7 +95,14 @@ def fused_gradient(model: FoundationModel, batch: Batch, weights: Tensor) -> Pre
 
 
 def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False) -> Prediction:
-    """As fused_gradient, with the sixteen heads as one batched product a layer; fused: as of FoundationModel.encode."""
+    """Compute all heads as one batched product per layer, and one gradient as in `fused_gradient`.
+
+    Args:
+        model: The model.
+        batch: The structures.
+        weights: [g, heads] weight of each head.
+        fused: Whether the fused operator computes the messages; see FoundationModel.features.
+    """
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
         pooled = model.encode(batch, positions, batch.shift, fused=fused)
@@ -97,12 +110,19 @@ def batched_heads(model: FoundationModel, batch: Batch, weights: Tensor, *, fuse
         return Prediction(energy.detach(), -gradient(energy, positions))
 
 
-def mixed(
+def mixed_precision(
     model: FoundationModel, low: FoundationModel, batch: Batch, weights: Tensor, *, fused: bool = False
 ) -> Prediction:
-    """As batched_heads; low, the same model in single precision, does all but distances and sums.
+    """Compute as `batched_heads`, but with a single-precision model for all but distances and sums.
 
-    Geometry, sums over atoms, reference energies, and the sums over edges that make forces are in the batch's own type.
+    Geometry, sums over atoms, reference energies, and the sums over edges that yield forces have the type of the batch.
+
+    Args:
+        model: The model in the type of the batch, for its reference energies.
+        low: The same model in single precision.
+        batch: The structures.
+        weights: [g, heads] weight of each head.
+        fused: Whether the fused operator computes the messages.
     """
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
@@ -110,16 +130,21 @@ def mixed(
         vector = positions[batch.sender] + batch.shift - positions[batch.receiver]
         s = low.features(coarse, vector.float(), fused=fused).to(positions.dtype)
         pooled = s.new_zeros(batch.composition.shape[0], s.shape[1]).index_add(0, batch.graph, s)
-        beyond = low.beyond_references(pooled.float(), coarse).to(positions.dtype)
-        energy = (weights * (beyond + batch.composition @ model.reference_energy.T)).sum(-1)
+        residual = low.residual_energies(pooled.float(), coarse).to(positions.dtype)
+        energy = (weights * (residual + batch.composition @ model.reference_energy.T)).sum(-1)
         return Prediction(energy.detach(), -gradient(energy, positions))
 
 
 def stress(model: FoundationModel, batch: Batch, weights: Tensor) -> tuple[Prediction, Tensor]:
-    """Energy, forces, and stress [g, 3, 3] in eV/angstrom^3 (tension positive; NaN where the cell has no volume).
+    """Return energy and forces, and the stress [g, 3, 3] in eV/angstrom^3 (tension is positive).
 
-    The stress is the derivative of the energy by a symmetric strain of positions and periodic images, over the
-    volume (Knuth et al., Comput. Phys. Commun. 190, 33 (2015)).
+    The stress is the derivative of the energy with respect to a symmetric strain of positions and periodic images,
+    divided by the volume (Knuth et al., Comput. Phys. Commun. 190, 33 (2015)). It is NaN if the cell has no volume.
+
+    Args:
+        model: The model.
+        batch: The structures.
+        weights: [g, heads] weight of each head.
     """
     positions = batch.positions.detach().requires_grad_()
     strain = torch.zeros_like(batch.cell).requires_grad_()

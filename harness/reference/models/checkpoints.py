@@ -1,4 +1,4 @@
-"""Models on disk: weights, configuration and notes in one safetensors file, loaded strictly or not at all."""
+"""Checkpoints: weights, configuration and notes of a model in one safetensors file, loaded strictly or not at all."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from harness.reference.errors import InputError
 from harness.reference.models import sealed
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.options import build
 
 KIND = "gfm-harness checkpoint"
 FORMAT = 3
 KEYS = ("format", "config", "notes")
 SHIPPED = Path(__file__).parent / "shipped"
-ENDING = ".safetensors"
-CONSTANTS = 1 << 24  # numbers in the tables of a model and in the making of them, which no file holds
+SUFFIX = ".safetensors"
+MAX_CONSTANTS = 1 << 24  # numbers that the tables of a model, and their computation, take beyond the file's
 _ATEN = torch.ops.aten
 FACTORIES = {
     _ATEN.empty.memory_format, _ATEN.zeros.default, _ATEN.ones.default, _ATEN.full.default, _ATEN.rand.default,
@@ -31,35 +30,41 @@ CONVERT = "python -m harness.reference.models.convert_checkpoint"
 
 
 def save(model: FoundationModel, path: Path, notes: Mapping[str, object]) -> None:
-    """Write atomically; notes (plain data) say how the model came to be."""
+    """Write a checkpoint atomically.
+
+    Args:
+        model: The model.
+        path: The file.
+        notes: Plain data on how the model was trained.
+    """
     about = {"format": FORMAT, "config": model.config.asdict(), "notes": dict(notes)}
     sealed.write(path, KIND, model.state_dict(), about)
 
 
-def named(word: str) -> tuple[FoundationModel, dict[str, object]]:
-    """As `load`, of a shipped model's name or a path."""
-    shipped = SHIPPED / f"{word}{ENDING}"
-    return load(shipped if shipped.exists() else Path(word))
+def load_named(name: str) -> tuple[FoundationModel, dict[str, object]]:
+    """Load a shipped checkpoint by its name, or any checkpoint by its path; see `load`."""
+    shipped = SHIPPED / f"{name}{SUFFIX}"
+    return load(shipped if shipped.exists() else Path(name))
 
 
 def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
     """Return the model, in double or single precision as saved, and its notes.
 
-    No more is allocated than the file has numbers, whatever sizes its configuration asks for.
+    The memory allocated is bounded by the size of the file, whatever sizes its configuration asks for.
 
     Raises:
-        InputError: The file is missing, damaged or foreign, its weights do not fit its configuration, or are no
-            finite numbers.
+        InputError: The file is missing, damaged or of another program, or its weights are not finite or do not fit
+            its configuration.
     """
     try:
         header = sealed.read_header(path, KIND)
-        config, notes = _described(header.about)
+        config, notes = _parse_header(header.about)
         model = _build(config, header.shapes)
         state = sealed.read_tensors(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except sealed.Unreadable as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error}){_advice(path)}") from None
+        raise InputError(f"{path}: not a readable checkpoint ({error}){_conversion_hint(path)}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     for name, value in state.items():
@@ -69,7 +74,7 @@ def load(path: Path) -> tuple[FoundationModel, dict[str, object]]:
     return model, notes
 
 
-def _described(about: Any) -> tuple[ModelConfig, dict[str, object]]:
+def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"not a checkpoint of this version of the harness (format {FORMAT} expected)")
     if unknown := sorted(about.keys() - set(KEYS)):
@@ -78,54 +83,54 @@ def _described(about: Any) -> tuple[ModelConfig, dict[str, object]]:
     for name in ("config", "notes"):
         if not isinstance(about.get(name), dict):
             raise InputError(f"{name} is missing, or not a mapping")
-    return build(ModelConfig, about["config"]), about["notes"]
+    return ModelConfig(**about["config"]), about["notes"]
 
 
-class _Bounded(TorchDispatchMode):
-    """Refuse to allocate, all in all, more numbers than a file holds and the constants of a model take."""
+class _AllocationLimit(TorchDispatchMode):
+    """Refuse to allocate, in total, more numbers than a file holds and the constants of a model take."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
-        self.left = numbers + CONSTANTS
+        self.remaining = numbers + MAX_CONSTANTS
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in FACTORIES:
-            self.left -= math.prod(args[0])
-            if self.left < 0:
+            self.remaining -= math.prod(args[0])
+            if self.remaining < 0:
                 raise InputError("weights and configuration do not fit: it asks for more numbers than the file holds")
         return func(*args, **(kwargs or {}))
 
 
 def _build(config: ModelConfig, shapes: sealed.Shapes) -> FoundationModel:
-    """Return the model for tensors of these shapes, before they are read; raises InputError where they do not fit."""
+    """Build the model for tensors of these shapes before they are read; raise InputError if they do not fit."""
     layers = config.num_conv_layers + len(config.head_sizes) + (config.num_before_skip or 0)
     if layers > len(shapes):
         raise InputError(f"weights and configuration do not fit: {layers} layers, but {len(shapes)} tensors")
-    with _Bounded(sum(math.prod(shape) for _, shape in shapes.values())):
+    with _AllocationLimit(sum(math.prod(shape) for _, shape in shapes.values())):
         model = FoundationModel(config)
-    decimal = {kind for kind, _ in shapes.values() if kind.is_floating_point}
-    if decimal not in ({torch.float32}, {torch.float64}):
-        types = ", ".join(sorted(map(str, decimal))) or "none"
+    dtypes = {dtype for dtype, _ in shapes.values() if dtype.is_floating_point}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        types = ", ".join(sorted(map(str, dtypes))) or "none"
         raise InputError(f"the weights are of type {types}, expected float32 or float64 for all of them")
-    model.to(decimal.pop())
+    model.to(dtypes.pop())
     expected = {name: (value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
-            got, wanted = (_words(found.get(name)) for found in (shapes, expected))
+            got, wanted = (_format_shape(table.get(name)) for table in (shapes, expected))
             raise InputError(f"weights and configuration do not fit: {name} is {got}, expected {wanted}")
     return model
 
 
-def _words(shape: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+def _format_shape(shape: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
     return "absent" if shape is None else f"{str(shape[0]).removeprefix('torch.')} {list(shape[1])}"
 
 
-def _advice(path: Path) -> str:
+def _conversion_hint(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            old = file.read(len(sealed.ZIP)) == sealed.ZIP
+            is_zip = file.read(len(sealed.ZIP)) == sealed.ZIP
     except OSError:
         return ""
-    return f"; if an earlier version of the harness wrote it, convert it: {CONVERT} {path}" if old else ""
+    return f"; if an earlier version of the harness wrote it, convert it: {CONVERT} {path}" if is_zip else ""

@@ -1,8 +1,8 @@
-"""What the heads of a model were trained on, and which structures lie outside it: other elements, shorter distances.
+"""Which structures lie outside the training sets of a model: other elements, or atoms closer than in training.
 
-A distance counts in units of the sum of the two covalent radii (Cordero et al., Dalton Trans. 2832 (2008)). What a head
-has seen down to is stored with the model; of a weighted sum of heads, the limit is the weighted mean of theirs. It
-depends on the composition alone, and so is the same all along a relaxation or a trajectory.
+Distances are divided by the sum of the two covalent radii (Cordero et al., Dalton Trans. 2832 (2008)). The shortest
+distance in the training set of each head is stored with the model. For a weighted sum of heads, the limit is the
+weighted mean of theirs: it depends on the composition alone, and so is constant along a relaxation or a trajectory.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.reference.data.batch import Batch
-from harness.reference.data.neighbours import Graph
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array, Structure
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.parsing.free_atoms import RADII
+from harness.reference.datasets.parsing.constants import COVALENT_RADII
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
 
@@ -31,11 +31,20 @@ TOO_CLOSE = "atoms closer than in training"
 
 
 class OutsideTraining(InputError):
-    """A structure of which the model cannot know anything."""
+    """A structure outside the training sets of the model, for which its energies mean nothing."""
 
 
 def check_elements(model: FoundationModel, structure: Structure, head: int | None = None) -> None:
-    """Raise OutsideTraining if the head, or every single head, lacks an element of the structure."""
+    """Check that the model knows the elements of a structure.
+
+    Args:
+        model: The model.
+        structure: The structure.
+        head: The head in use; None if the gate weighs all of them.
+
+    Raises:
+        OutsideTraining: The head, or every single head, lacks an element of the structure.
+    """
     numbers = np.unique(structure.numbers)
     known = model.known_elements.cpu().numpy()[:, numbers]
     complete = np.asarray(known.all(axis=1))
@@ -51,40 +60,43 @@ def check_elements(model: FoundationModel, structure: Structure, head: int | Non
     else:
         lacking, who = numbers, "no single head of this model was trained on all of"
         hint = "it cannot be used for this structure"
-    words = ", ".join(f"{chemical_symbols[z]} (element {z})" for z in lacking)
-    raise OutsideTraining(f"structure {structure.name!r}: {who} {words}; {hint}")
+    elements = ", ".join(f"{chemical_symbols[z]} (element {z})" for z in lacking)
+    raise OutsideTraining(f"structure {structure.name!r}: {who} {elements}; {hint}")
 
 
-def contacts(graph: Graph) -> Array:
-    """Return the length of each edge over the sum of the covalent radii of its atoms, [e]."""
+def contact_ratios(graph: NeighbourList) -> Array:
+    """Return [e] the length of each edge over the sum of the covalent radii of its atoms."""
     structure = graph.structure
     vector = structure.positions[graph.sender] + graph.shift - structure.positions[graph.receiver]
-    radii = RADII[structure.numbers]
+    radii = COVALENT_RADII[structure.numbers]
     return np.asarray(np.linalg.norm(vector, axis=1) / (radii[graph.sender] + radii[graph.receiver]))
 
 
-def shortest_contact(graphs: Iterable[Graph]) -> float:
-    """Return the least of all contacts, or 0 if there are none."""
-    result = [float(ratios.min()) for ratios in map(contacts, graphs) if ratios.size]
+def shortest_contact(graphs: Iterable[NeighbourList]) -> float:
+    """Return the smallest contact ratio of all graphs, or 0 if there are no edges."""
+    result = [float(ratios.min()) for ratios in map(contact_ratios, graphs) if ratios.size]
     return min(result, default=0.0)
 
 
-def check_distances(model: FoundationModel, graph: Graph, weights: Tensor) -> None:
-    """Raise OutsideTraining, naming the pair, if two atoms are closer than the heads in use have seen.
+def check_distances(model: FoundationModel, graph: NeighbourList, weights: Tensor) -> None:
+    """Check that no two atoms are closer than in the training sets of the heads in use.
 
     Args:
         model: The model, with the limits of its heads.
         graph: The structure with its neighbours.
-        weights: What each head counts, [heads].
+        weights: [heads] weight of each head.
+
+    Raises:
+        OutsideTraining: Two atoms are closer; the message names them.
     """
     limit = float(weights @ model.closest.to(weights)) * (1.0 - ROUNDING)
-    ratios = contacts(graph)
+    ratios = contact_ratios(graph)
     if not ratios.size or ratios.min() >= limit:
         return
     edge = int(ratios.argmin())
     pair = sorted((int(graph.receiver[edge]), int(graph.sender[edge])))
     names = "-".join(f"{chemical_symbols[graph.structure.numbers[k]]}{k}" for k in pair)
-    radii = float(RADII[graph.structure.numbers[pair]].sum())
+    radii = float(COVALENT_RADII[graph.structure.numbers[pair]].sum())
     raise OutsideTraining(
         f"structure {graph.structure.name!r}: {names} are {ratios[edge] * radii:.3f} angstrom apart, closer than any"
         f" atoms that the model was trained on (for this pair {limit * radii:.3f} angstrom, {limit:.2f} times the sum"
@@ -93,7 +105,7 @@ def check_distances(model: FoundationModel, graph: Graph, weights: Tensor) -> No
 
 
 class Coverage:
-    """What a model was trained on, at hand on the CPU, to sort out candidates while the device works."""
+    """The limits of a model's training sets, copied to the CPU, to check candidates while the device computes."""
 
     def __init__(self, model: FoundationModel) -> None:
         self.gate = copy.deepcopy(model.gate).to("cpu", torch.float64).requires_grad_(False)
@@ -102,14 +114,18 @@ class Coverage:
         self.is_total = not (self.unknown[1:].any() or self.closest.any())
 
     def outside(self, batch: Batch) -> dict[str, NDArray[np.bool_]]:
-        """Return which structures of a batch in double precision are outside, [g], by reason; each has one reason."""
+        """Return by reason which structures are outside the training sets, [g]; each structure has at most one reason.
+
+        Args:
+            batch: Structures in double precision on the CPU.
+        """
         if self.is_total:
             return {}
         known = batch.composition @ self.unknown == 0
-        alien = ~known.any(1)
-        limit = torch.nan_to_num(self.gate.among(batch.composition, known) @ self.closest)
-        radii = torch.from_numpy(RADII)[batch.numbers]
+        lacks_element = ~known.any(1)
+        limit = torch.nan_to_num(self.gate.masked_weights(batch.composition, known) @ self.closest)
+        radii = torch.from_numpy(COVALENT_RADII)[batch.numbers]
         vector = batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]
         ratio = torch.linalg.vector_norm(vector, dim=1) / (radii[batch.sender] + radii[batch.receiver])
-        least = torch.full_like(limit, torch.inf).scatter_reduce(0, batch.edge_graph, ratio, "amin")
-        return {OTHER_ELEMENTS: alien.numpy(), TOO_CLOSE: ((least < limit) & ~alien).numpy()}
+        shortest = torch.full_like(limit, torch.inf).scatter_reduce(0, batch.edge_graph, ratio, "amin")
+        return {OTHER_ELEMENTS: lacks_element.numpy(), TOO_CLOSE: ((shortest < limit) & ~lacks_element).numpy()}

@@ -1,4 +1,4 @@
-"""Which messages a run takes: the operator of harness.reference.ops where there is one, else the plain."""
+"""The choice between plain messages and the fused operator of harness.reference.ops."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from typing import Literal
 
 import torch
 
-from harness.reference.distributed.group import Team
+from harness.reference.distributed.group import ProcessGroup
 from harness.reference.ops import messages
-from harness.reference.ops.jit_build import CannotBuild
-from harness.reference.ops.messages import NoSuchKernel
+from harness.reference.ops.jit_build import BuildError
+from harness.reference.ops.messages import UnsupportedKernel
 
 Messages = Literal["plain", "fused"]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Whether messages are fused, and if that was asked for and is not so, why."""
+class MessageBackend:
+    """Whether messages are fused, and why not if fused messages were asked for."""
 
     fused: bool
     why_plain: str | None = None
 
     @property
     def messages(self) -> Messages:
-        """The name of what runs."""
+        """Return the name of the backend in use."""
         return "fused" if self.fused else "plain"
 
 
-PLAIN = Chosen(False)
+PLAIN = MessageBackend(False)
 
 
-def chosen(wanted: Messages, backbone: str, team: Team) -> Chosen:
-    """Fused messages if they were asked for and every rank has them; all ranks together."""
+def select_backend(wanted: Messages, backbone: str, team: ProcessGroup) -> MessageBackend:
+    """Return fused messages if they are wanted and every rank supports them; collective if they are wanted."""
     if wanted == "plain":
         return PLAIN
-    why = next((reason for reason in team.gathered(lacking(backbone, team.device)) if reason is not None), None)
-    return Chosen(why is None, why)
+    reasons = team.all_gather(unavailable_reason(backbone, team.device))
+    reason = next((reason for reason in reasons if reason is not None), None)
+    return MessageBackend(reason is None, reason)
 
 
-def lacking(backbone: str, device: torch.device) -> str | None:
-    """What stands between this process and fused messages; None: they are ready."""
+def unavailable_reason(backbone: str, device: torch.device) -> str | None:
+    """Return why this process cannot use fused messages, or None once they are loaded."""
     try:
         messages.check(backbone, device)
         messages.load(device)
-    except (NoSuchKernel, CannotBuild) as error:
+    except (UnsupportedKernel, BuildError) as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Tensors and plain data in one safetensors file, with a checksum over every byte of it."""
+"""Sealed files: tensors and plain data in one safetensors file, with a checksum over every byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.reference.errors import InputError
 
-MOST_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_HEADER_BYTES = 100_000_000  # limit of the format
 CHUNK_BYTES = 1 << 20
 ZIP = b"PK\x03\x04"  # what torch.save writes
 _NO_DIGEST = "0" * 64
@@ -33,35 +33,40 @@ Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Unreadable(InputError):
-    """A file that is no sealed file of the wanted kind; the message is the reason alone, without the path."""
+    """A file is not a sealed file of the expected kind; the message is the reason alone, without the path."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. about: plain data. shapes: type and shape of each tensor, by name."""
+    """The header of a sealed file.
+
+    Attributes:
+        about: Plain data.
+        shapes: Type and shape of each tensor, by name.
+    """
 
     about: Any
     shapes: Shapes
 
 
 def write(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Any) -> None:
-    """Write atomically and wait for the disk.
+    """Write a sealed file atomically, and wait for the disk.
 
     Args:
-        path: The file; a kill leaves what was there before.
-        kind: What the file is, which `read_header` asks for.
-        tensors: They may share memory and lie on any device.
-        about: Data that JSON can hold.
+        path: The file; if the process is killed, it keeps its earlier content.
+        kind: The kind of file, which `read_header` checks.
+        tensors: Tensors by name; they may share memory and lie on any device.
+        about: Plain data that JSON can represent.
     """
     part = path.with_name(f"{path.name}.part")
     part.touch()
-    mode = part.stat().st_mode  # that of any new file here; the library makes files for their owner alone
-    alone = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(alone, part, {"kind": kind, "about": json.dumps(about), "sha256": _NO_DIGEST})
+    mode = part.stat().st_mode  # that of any new file; the library creates files that only their owner can read
+    separate = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(separate, part, {"kind": kind, "about": json.dumps(about), "sha256": _NO_DIGEST})
     part.chmod(mode)
     with part.open("r+b") as file:
-        digest, place = _digest(file, _NO_DIGEST)
-        file.seek(place)
+        digest, offset = _compute_digest(file, _NO_DIGEST)
+        file.seek(offset)
         file.write(digest.encode())
         file.flush()
         os.fsync(file.fileno())
@@ -69,21 +74,25 @@ def write(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Any) -> N
 
 
 def read_header(path: Path, kind: str) -> Header:
-    """Check the whole file against its checksum, and return what it says of its tensors without reading them.
+    """Check the whole file against its checksum, and return its header without reading the tensors.
+
+    Args:
+        path: The file.
+        kind: The expected kind of file.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        Unreadable: The file is damaged, of another kind, or no safetensors file.
+        Unreadable: The file is damaged, of another kind, or not a safetensors file.
     """
     try:
         with path.open("rb") as file:
-            header = _header(file)
+            header = _read_json_header(file)
             metadata = header.pop("__metadata__", None)
             if not isinstance(metadata, dict) or not {"kind", "about", "sha256"} <= metadata.keys():
                 raise Unreadable("a safetensors file of another program, without kind, about and sha256")
             if metadata["kind"] != kind:
                 raise Unreadable(f"it is a {str(metadata['kind'])[:40]!r}, expected a {kind!r}")
-            if _digest(file, str(metadata["sha256"]))[0] != metadata["sha256"]:
+            if _compute_digest(file, str(metadata["sha256"]))[0] != metadata["sha256"]:
                 raise Unreadable("damaged, its checksum differs")
         shapes = {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
         return Header(json.loads(metadata["about"]), shapes)
@@ -96,20 +105,20 @@ def read_header(path: Path, kind: str) -> Header:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file that `read_header` has checked; raises Unreadable."""
+    """Return the tensors of a file that `read_header` has checked; raise Unreadable if that fails."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise Unreadable(str(error).splitlines()[0][:120]) from None
 
 
-def _header(file: BinaryIO) -> dict[str, Any]:
+def _read_json_header(file: BinaryIO) -> dict[str, Any]:
     size = os.fstat(file.fileno()).st_size
     head = file.read(8)
     if head.startswith(ZIP):
         raise Unreadable("a file of torch.save, not safetensors")
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    if not 2 <= length <= min(size - 8, MOST_HEADER_BYTES):
+    if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
         raise Unreadable("not a safetensors file, or cut short")
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
@@ -117,25 +126,29 @@ def _header(file: BinaryIO) -> dict[str, Any]:
     return header
 
 
-def _digest(file: BinaryIO, recorded: str) -> tuple[str, int]:
-    """Return the SHA-256 of a file, its own record of it read as zeros, and where that record is."""
+def _compute_digest(file: BinaryIO, recorded: str) -> tuple[str, int]:
+    """Return the SHA-256 of a file with the recorded digest read as zeros, and the offset of that record."""
     file.seek(0)
     start = file.read(8)
     start += file.read(struct.unpack("<Q", start)[0])
     record = _MARK + recorded.encode()
     if len(recorded) != len(_NO_DIGEST) or start.count(record) != 1:
         raise Unreadable("damaged, its checksum cannot be found")
-    place = start.index(record) + len(_MARK)
+    offset = start.index(record) + len(_MARK)
     digest = hashlib.sha256(start.replace(record, _MARK + _NO_DIGEST.encode()))
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
-    return digest.hexdigest(), place
+    return digest.hexdigest(), offset
 
 
 def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return plain data in the form of the value, and put its tensors into `tensors`, so that JSON can hold the rest.
+    """Replace the tensors of nested data by names, so that JSON can represent the rest; see `unflatten`.
 
     Dictionaries become lists of pairs, as their keys may be numbers; tuples become lists.
+
+    Args:
+        value: Nested dictionaries, lists, tuples, tensors and plain values.
+        tensors: Receives the tensors by name.
     """
     if isinstance(value, Tensor):
         name = str(len(tensors))
@@ -149,7 +162,7 @@ def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def unflatten(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return what `flatten` was given."""
+    """Invert `flatten`, given its result and its tensors."""
     if isinstance(plain, list):
         return [unflatten(item, tensors) for item in plain]
     if isinstance(plain, dict):

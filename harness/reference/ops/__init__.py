@@ -1,1 +1,1 @@
-"""Operators of our own, for CPUs in C++ and for GPUs in Triton, compiled on first use; what torch must know of them."""
+"""Custom operators of torch, in C++ for CPUs and in Triton for GPUs, compiled on first use."""

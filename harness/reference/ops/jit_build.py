@@ -1,4 +1,4 @@
-"""C++ sources compiled on first use and kept, by what they are made of, for the next process."""
+"""Compile C++ operators on first use, and cache the library by a fingerprint of its sources for later processes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ FLAGS = (
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-class CannotBuild(RuntimeError):
-    """There is no compiler, or it does not make a library of the source; the first line says which."""
+class BuildError(RuntimeError):
+    """There is no compiler, or it fails to build the library; the message says which."""
 
 
 @functools.cache
 def load(folder: Path) -> None:
-    """Register the operators of folder/operators.cpp with torch, compiled if no sound library of it is in the cache.
+    """Register the operators of folder/operators.cpp with torch, and compile them unless the cache has a valid library.
 
-    A cache that cannot be written, or holds what cannot be loaded, is passed by: then the library is made in a
-    temporary folder, for this process alone. Raises CannotBuild.
+    If the cache cannot be written, or its library cannot be loaded, the library is built in a temporary folder for this
+    process alone.
+
+    Raises:
+        BuildError: The library cannot be built or loaded.
     """
     name = f"{folder.name}-{fingerprint(folder)}.so"
     try:
@@ -39,40 +42,40 @@ def load(folder: Path) -> None:
             try:
                 _load_from(Path(temporary) / name, folder)
             except OSError as error:
-                raise CannotBuild(f"the operators of {folder.name} cannot be loaded: {error}") from error
+                raise BuildError(f"the operators of {folder.name} cannot be loaded: {error}") from error
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
+    """Return the folder of compiled libraries."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfm-harness"
 
 
 def fingerprint(folder: Path) -> str:
-    """Twenty hexadecimal digits of sources, flags, torch and processor."""
+    """Return a hash, 20 hexadecimal digits, of the sources, flags, version of torch and processor."""
     sources = [path.read_text(encoding="utf-8") for path in sorted([*folder.glob("*.h"), *folder.glob("*.cpp")])]
     content = [*sources, *FLAGS, torch.__version__, _processor()]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:20]
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """Describe the processor, on which -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine() + platform.processor()
-    wanted = ("model name", "flags", "CPU part", "Features", "cpu\t")
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+    prefixes = ("model name", "flags", "CPU part", "Features", "cpu\t")
+    return "\n".join(sorted({line for line in lines if line.startswith(prefixes)}))
 
 
 def _load_from(path: Path, sources: Path) -> None:
-    if not _is_sound(path):
+    if not _has_valid_digest(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _compile(sources / "operators.cpp", path)
     torch.ops.load_library(path)
 
 
-def _is_sound(path: Path) -> bool:
-    """Whether the file ends in the digest of what comes before: loading a cut-off library would end the process."""
+def _has_valid_digest(path: Path) -> bool:
+    """Return whether the file ends in the digest of its content: loading a truncated library would end the process."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -81,8 +84,8 @@ def _is_sound(path: Path) -> bool:
 
 
 def _compile(source: Path, path: Path) -> None:
-    """Write the library and its digest under another name and move it: nobody sees half of it."""
-    compiler = _compiler()
+    """Write the library with its digest under a temporary name, then move it, so that no process sees half of it."""
+    compiler = _find_compiler()
     root = Path(torch.__file__).parent
     handle, part = tempfile.mkstemp(suffix=".so", prefix=f"{path.stem}-", dir=path.parent)
     os.close(handle)
@@ -91,9 +94,9 @@ def _compile(source: Path, path: Path) -> None:
             compiler, *FLAGS, str(source), "-o", part, f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include",
             f"-L{root}/lib", "-ltorch_cpu", "-lc10",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CannotBuild(f"{Path(compiler).name} fails: {_first_error(done.stderr)}")
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise BuildError(f"{Path(compiler).name} fails: {_first_error(result.stderr)}")
         with Path(part).open("r+b") as file:
             digest = hashlib.sha256(file.read()).digest()
             file.write(digest)
@@ -102,12 +105,13 @@ def _compile(source: Path, path: Path) -> None:
         Path(part).unlink(missing_ok=True)
 
 
-def _compiler() -> str:
-    wanted = os.environ.get("CXX")
-    found = next((path for c in ([wanted] if wanted else ["c++", "g++", "clang++"]) if (path := shutil.which(c))), None)
-    if found is None:
-        raise CannotBuild(f"no C++ compiler{f' {wanted!r}' if wanted else ''}")
-    return found
+def _find_compiler() -> str:
+    requested = os.environ.get("CXX")
+    names = [requested] if requested else ["c++", "g++", "clang++"]
+    path = next((path for name in names if (path := shutil.which(name))), None)
+    if path is None:
+        raise BuildError(f"no C++ compiler{f' {requested!r}' if requested else ''}")
+    return path
 
 
 def _first_error(text: str) -> str:

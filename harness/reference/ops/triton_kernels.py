@@ -3,9 +3,9 @@
 s_i = sum_j W_s phi_s_j        v_ia = sum_j W_r phi_r_j u_a + W_v phi_v_j v_ja        W = radial weight
 
 Sizes and layouts are those of messages.py, all contiguous: F features, C columns of radial, P = 3 parts (s, r, v), or
-two without v. Edges x features exist as tiles in registers alone, EDGES x BLOCK, and W is computed anew in each. Every
-number is summed by one program in an order that the graph alone decides: no atomics. order and start give the edges of
-an atom: order[start[atom]] .. order[start[atom + 1] - 1].
+two without v. Edges x features exist only as tiles in registers, EDGES x BLOCK, and each recomputes W. One program sums
+each number, in an order that depends on the graph alone: there are no atomics. order and start give the edges of an
+atom: order[start[atom]] .. order[start[atom + 1] - 1].
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import triton.language as tl
 
 @triton.jit
 def _features(F: tl.tensor, BLOCK: tl.constexpr) -> Any:
-    """The features of this program, and which of them there are."""
+    """Return the features of this program, and which of them exist."""
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     return f, f < F
 
 
 @triton.jit
 def _rows(x: tl.tensor, row: tl.tensor, pitch: tl.tensor, f: tl.tensor, inside: tl.tensor) -> Any:
-    """x[row, f] where inside, else 0: a tile [EDGES, BLOCK]."""
+    """Load x[row, f] where inside, else 0: a tile [EDGES, BLOCK]."""
     return tl.load(x + (row * pitch)[:, None] + f[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def _filters(
-    radial: tl.tensor, weight: tl.tensor, e: tl.tensor, there: tl.tensor, f: tl.tensor, real: tl.tensor, F: tl.tensor,
+    radial: tl.tensor, weight: tl.tensor, e: tl.tensor, valid: tl.tensor, f: tl.tensor, real: tl.tensor, F: tl.tensor,
     C: tl.constexpr, P: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """W_s, W_r and W_v of edges e and features f, [EDGES, BLOCK] each; W_v is 0 where there are two parts."""
+    """Compute W_s, W_r and W_v of edges e and features f, [EDGES, BLOCK] each; W_v is 0 if there are two parts."""
     zero = tl.zeros([e.shape[0], f.shape[0]], radial.dtype.element_ty)
     w_s, w_r, w_v = zero, zero, zero
     for c in tl.static_range(C):
-        r = tl.load(radial + e * C + c, mask=there, other=0.0)[:, None]
+        r = tl.load(radial + e * C + c, mask=valid, other=0.0)[:, None]
         row = weight + c * P * F + f
         w_s += r * tl.load(row, mask=real, other=0.0)[None, :]
         w_r += r * tl.load(row + F, mask=real, other=0.0)[None, :]
@@ -48,12 +48,12 @@ def _filters(
 
 
 @triton.jit
-def _unit(unit: tl.tensor, e: tl.tensor, there: tl.tensor) -> Any:
-    """x, y and z of the directions of edges, [EDGES, 1] each."""
+def _unit(unit: tl.tensor, e: tl.tensor, valid: tl.tensor) -> Any:
+    """Load x, y and z of the directions of edges, [EDGES, 1] each."""
     at = unit + 3 * e
-    x = tl.load(at, mask=there, other=0.0)
-    y = tl.load(at + 1, mask=there, other=0.0)
-    z = tl.load(at + 2, mask=there, other=0.0)
+    x = tl.load(at, mask=valid, other=0.0)
+    y = tl.load(at + 1, mask=valid, other=0.0)
+    z = tl.load(at + 2, mask=valid, other=0.0)
     return x[:, None], y[:, None], z[:, None]
 
 
@@ -63,7 +63,7 @@ def messages_kernel(
     sender: tl.tensor, order: tl.tensor, start: tl.tensor, atoms: tl.tensor, F: tl.tensor, C: tl.constexpr,
     P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """s [n, F] and to_v [3, n, F]: a program per receiver and block of features."""
+    """Compute s [n, F] and to_v [3, n, F], with one program per receiver and block of features."""
     i = tl.program_id(0).to(tl.int64)
     f, real = _features(F, BLOCK)
     zero = tl.zeros([EDGES, BLOCK], phi.dtype.element_ty)
@@ -72,12 +72,12 @@ def messages_kernel(
     last = tl.load(start + i + 1)
     for k in range(tl.load(start + i), last, EDGES):
         at = k + tl.arange(0, EDGES)
-        there = at < last
-        inside = there[:, None] & real[None, :]
-        e = tl.load(order + at, mask=there, other=0)
-        j = tl.load(sender + e, mask=there, other=0)
-        w_s, w_r, w_v = _filters(radial, weight, e, there, f, real, F, C, P)
-        x, y, z = _unit(unit, e, there)
+        valid = at < last
+        inside = valid[:, None] & real[None, :]
+        e = tl.load(order + at, mask=valid, other=0)
+        j = tl.load(sender + e, mask=valid, other=0)
+        w_s, w_r, w_v = _filters(radial, weight, e, valid, f, real, F, C, P)
+        x, y, z = _unit(unit, e, valid)
         of_s += w_s * _rows(phi, j, P * F, f, inside)
         along = w_r * _rows(phi + F, j, P * F, f, inside)
         of_x += along * x
@@ -101,7 +101,7 @@ def messages_of_nodes_kernel(
     radial: tl.tensor, weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, order: tl.tensor, start: tl.tensor,
     atoms: tl.tensor, F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """by_phi [n, P F] and by_v [3, n, F]: a program per sender and block of features."""
+    """Compute by_phi [n, P F] and by_v [3, n, F], with one program per sender and block of features."""
     j = tl.program_id(0).to(tl.int64)
     f, real = _features(F, BLOCK)
     zero = tl.zeros([EDGES, BLOCK], phi.dtype.element_ty)
@@ -110,12 +110,12 @@ def messages_of_nodes_kernel(
     last = tl.load(start + j + 1)
     for k in range(tl.load(start + j), last, EDGES):
         at = k + tl.arange(0, EDGES)
-        there = at < last
-        inside = there[:, None] & real[None, :]
-        e = tl.load(order + at, mask=there, other=0)
-        i = tl.load(receiver + e, mask=there, other=0)
-        w_s, w_r, w_v = _filters(radial, weight, e, there, f, real, F, C, P)
-        x, y, z = _unit(unit, e, there)
+        valid = at < last
+        inside = valid[:, None] & real[None, :]
+        e = tl.load(order + at, mask=valid, other=0)
+        i = tl.load(receiver + e, mask=valid, other=0)
+        w_s, w_r, w_v = _filters(radial, weight, e, valid, f, real, F, C, P)
+        x, y, z = _unit(unit, e, valid)
         of_x = _rows(to_v, i, F, f, inside)
         of_y = _rows(to_v + plane, i, F, f, inside)
         of_z = _rows(to_v + 2 * plane, i, F, f, inside)
@@ -129,7 +129,7 @@ def messages_of_nodes_kernel(
     tl.store(by_phi + of_phi, tl.sum(by_s, axis=0), mask=real)
     tl.store(by_phi + of_phi + F, tl.sum(by_r, axis=0), mask=real)
     if P == 3:
-        # phi_v and v are the same on all edges of a sender, so that each is multiplied by what the other's edges gave
+        # phi_v and v are the same on all edges of a sender, so each multiplies the sum over the edges of the other
         to = j * F + f
         x, y, z = tl.sum(by_x, axis=0), tl.sum(by_y, axis=0), tl.sum(by_z, axis=0)
         v_x = tl.load(v + to, mask=real, other=0.0)
@@ -148,15 +148,15 @@ def messages_of_edges_kernel(
     weight: tl.tensor, unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, atoms: tl.tensor,
     F: tl.tensor, C: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """partial [blocks, e, C + 3]: by_radial and by_unit of each block of features, a program per tile of edges."""
+    """Compute partial [blocks, e, C + 3], by_radial and by_unit of each block of features, per tile of edges."""
     f, real = _features(F, BLOCK)
     plane = atoms.to(tl.int64) * F
     e = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)
-    there = e < edges
-    inside = there[:, None] & real[None, :]
-    i = tl.load(receiver + e, mask=there, other=0)
-    j = tl.load(sender + e, mask=there, other=0)
-    x, y, z = _unit(unit, e, there)
+    valid = e < edges
+    inside = valid[:, None] & real[None, :]
+    i = tl.load(receiver + e, mask=valid, other=0)
+    j = tl.load(sender + e, mask=valid, other=0)
+    x, y, z = _unit(unit, e, valid)
     of_x = _rows(to_v, i, F, f, inside)
     of_y = _rows(to_v + plane, i, F, f, inside)
     of_z = _rows(to_v + 2 * plane, i, F, f, inside)
@@ -171,18 +171,18 @@ def messages_of_edges_kernel(
     to = partial + (tl.program_id(1) * edges.to(tl.int64) + e) * (C + 3)
     w_r = tl.zeros([EDGES, BLOCK], phi.dtype.element_ty)
     for c in tl.static_range(C):
-        r = tl.load(radial + e * C + c, mask=there, other=0.0)[:, None]
+        r = tl.load(radial + e * C + c, mask=valid, other=0.0)[:, None]
         row = weight + c * P * F + f
         of_r = tl.load(row + F, mask=real, other=0.0)[None, :]
         w_r += r * of_r
         by_r = by_w_s * tl.load(row, mask=real, other=0.0)[None, :] + by_w_r * of_r
         if P == 3:
             by_r += by_w_v * tl.load(row + 2 * F, mask=real, other=0.0)[None, :]
-        tl.store(to + c, tl.sum(by_r, axis=1), mask=there)
+        tl.store(to + c, tl.sum(by_r, axis=1), mask=valid)
     through = w_r * phi_r
-    tl.store(to + C, tl.sum(through * of_x, axis=1), mask=there)
-    tl.store(to + C + 1, tl.sum(through * of_y, axis=1), mask=there)
-    tl.store(to + C + 2, tl.sum(through * of_z, axis=1), mask=there)
+    tl.store(to + C, tl.sum(through * of_x, axis=1), mask=valid)
+    tl.store(to + C + 1, tl.sum(through * of_y, axis=1), mask=valid)
+    tl.store(to + C + 2, tl.sum(through * of_z, axis=1), mask=valid)
 
 
 @triton.jit(do_not_specialize=["atoms", "edges", "chunk"])
@@ -191,9 +191,9 @@ def messages_of_filter_kernel(
     unit: tl.tensor, receiver: tl.tensor, sender: tl.tensor, edges: tl.tensor, chunk: tl.tensor, atoms: tl.tensor,
     F: tl.tensor, C: tl.constexpr, P: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """partial [chunks, C, P F]: by_weight of each chunk of edges, a program per chunk and block of features.
+    """Compute partial [chunks, C, P F], by_weight of each chunk of edges, by programs per chunk and block of features.
 
-    COLUMNS: the power of two that C fits in.
+    COLUMNS is the smallest power of two that is at least C.
     """
     f, real = _features(F, BLOCK)
     plane = atoms.to(tl.int64) * F

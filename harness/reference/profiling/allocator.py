@@ -1,7 +1,7 @@
-"""glibc's allocator: as it is by itself, and as it serves large tensors better; switched while the process runs.
+"""glibc's allocator: its default settings, and settings for large tensors, switched while the process runs.
 
-By itself it hands a large freed block back to the kernel, which clears every page of the next one anew; on tensors of
-edges that can cost more than the arithmetic. Tuned it keeps what it once had (mallopt(3)).
+By default it returns a large freed block to the kernel, which clears every page of the next one; for tensors of edges
+that can cost more than the arithmetic. With the tuned settings it retains freed blocks (mallopt(3)).
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
-Mode = Literal["own", "tuned"]
+Mode = Literal["default", "tuned"]
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 MIB = 1 << 20
 SETTINGS: dict[Mode, dict[int, int]] = {
-    # what glibc's own adjustment ends up with once a block of 32 MiB or more has been freed
-    "own": {TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8, MMAP_THRESHOLD: 32 * MIB, MMAP_MAX: 65536},
-    # -1: nothing is ever handed back; no block comes from the kernel alone
+    # the result of glibc's own adjustment once a block of 32 MiB or more has been freed
+    "default": {TRIM_THRESHOLD: 64 * MIB, TOP_PAD: MIB // 8, MMAP_THRESHOLD: 32 * MIB, MMAP_MAX: 65536},
+    # -1: nothing is ever returned to the kernel, and no block is mapped separately
     "tuned": {TRIM_THRESHOLD: -1, TOP_PAD: 256 * MIB, MMAP_MAX: 0},
 }
 OTHERS = ("jemalloc", "tcmalloc", "mimalloc", "hoard")
 
 
 class NotGlibc(RuntimeError):
-    """This process has another allocator; the message names it."""
+    """This process does not use glibc's allocator; the message says why."""
 
 
 @functools.cache
 def _glibc() -> Any:
-    """The C library; raises NotGlibc where these settings would change nothing."""
+    """Return the C library; raise NotGlibc if these settings would have no effect."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -67,43 +67,46 @@ class _Info(ctypes.Structure):
     )
 
 
-_now: list[Mode] = []
-_stoppers: list[int] = []
+_current: list[Mode] = []
+_heap_fillers: list[int] = []
 LARGEST, SMALLEST = 1024 * MIB, MIB
 
 
-def use(mode: Mode) -> bool:
-    """Let the allocator work that way from now on, as if it had never worked the other way; False if it does already.
+def set_mode(mode: Mode) -> bool:
+    """Switch the allocator to a mode, as if it had never been in the other; return False if nothing changes.
 
-    "own" also forgets what the heap has come to hold since, each time. Raises NotGlibc.
+    Mode "default" also releases, at every call, the free blocks that the heap has accumulated.
+
+    Raises:
+        NotGlibc: This process does not use glibc's allocator.
     """
     library = _glibc()
-    if mode == "tuned" and _now == ["tuned"]:
+    if mode == "tuned" and _current == ["tuned"]:
         return False
-    _now[:] = [mode]
-    while _stoppers:
-        library.free(_stoppers.pop())
+    _current[:] = [mode]
+    while _heap_fillers:
+        library.free(_heap_fillers.pop())
     for name, value in SETTINGS[mode].items():
         library.mallopt(name, value)
-    if mode == "own":
+    if mode == "default":
         library.malloc_trim(0)
-        _stop_holes(library)
+        _fill_heap(library)
     return True
 
 
-def _stop_holes(library: Any) -> None:
-    """Take all large free blocks of the heap, so that none serves what would have to come from the kernel."""
+def _fill_heap(library: Any) -> None:
+    """Occupy all large free blocks of the heap, so that none serves a request that should go to the kernel."""
 
-    def held() -> tuple[int, int]:
+    def measure() -> tuple[int, int]:
         info = library.mallinfo2()
         return info.arena, info.hblks
 
     size = LARGEST
     while size >= SMALLEST:
-        before = held()
+        before = measure()
         block = library.malloc(size)
-        if block is not None and held() == before:
-            _stoppers.append(block)
+        if block is not None and measure() == before:
+            _heap_fillers.append(block)
         else:
             library.free(block)
             size //= 2

@@ -1,4 +1,8 @@
-"""What a call does: arithmetic by what it is of and in which type, and bytes that its operations read and write."""
+"""The work of a call: floating-point operations by operand and type, and bytes that its operations read and write.
+
+The counts of matrix products are those of torch.utils.flop_counter; those of the message operators, registered here
+with it, follow the loops of ops/painn/kernels.h.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, Literal
 
 import torch
@@ -14,34 +17,82 @@ from torch import Tensor
 from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from harness.reference.inference.bucketing import Shape
-from harness.reference.ops.message_flops import FLOPS as MESSAGE_FLOPS
+from harness.reference.ops.messages import NAMESPACE
 
-# Matrix products with a row for every edge, atom, or structure (the heads); and messages that one operator makes.
-Of = Literal["edges", "nodes", "heads", "messages"]
-Kind = tuple[Of, str]
-# [b] m k n of products [m, k] [k, n], b of them where there is a fourth.
+# Matrix products with one row per edge, atom or structure (the heads), and messages by the fused operator.
+Operand = Literal["edges", "nodes", "heads", "messages"]
+Kind = tuple[Operand, str]
+# [b] m k n of products [m, k] [k, n], b of them if there are four numbers.
 Sizes = tuple[int, ...]
 _aten = torch.ops.aten
+_operators = torch.ops.gfm_harness
 PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm}
 TF32 = "tf32"
-# Share of all arithmetic that no ceiling is measured for.
-SMALL = 0.01
+# Kinds with a smaller share of the arithmetic have no measured ceiling.
+MIN_SHARE = 0.01
 _INDUCTOR_METRICS = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
+
+# Operations per edge and feature besides the products with the columns of radial; the second number only with v.
+FORWARD = (9, 7)  # s: 2, along the direction: 1 + 3 x 2; of v: 1 + 3 x 2
+BACKWARD = (14, 6)  # by unit: 7, along: 5, by filter: 2; by the filter of v: 6
+BACKWARD_NODES = (4, 6)
+FILTER = (7, 6)
+
+
+def _per_edge_and_feature(v: Tensor | None, *counts: tuple[int, int]) -> int:
+    return sum(always + (of_v if v is not None else 0) for always, of_v in counts)
+
+
+def _parts(v: Tensor | None) -> int:
+    return 2 if v is None else 3
+
+
+@register_flop_formula(_operators.messages, get_raw=True)
+def count_messages(phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__: Any) -> int:
+    """Count the operations of gfm_harness::messages."""
+    edges, columns = radial.shape
+    each = 2 * columns * _parts(v) + _per_edge_and_feature(v, FORWARD)
+    return edges * (phi.shape[1] // _parts(v)) * each
+
+
+@register_flop_formula(_operators.messages_backward, get_raw=True)
+def count_messages_backward(
+    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *rest: Any, **_: Any
+) -> int:
+    """Count the operations of gfm_harness::messages_backward; it computes one filter for positions, all for atoms."""
+    edges, columns = radial.shape
+    nodes = bool(rest[-1])
+    filters = _parts(v) if nodes else 1
+    counts = (BACKWARD, BACKWARD_NODES) if nodes else (BACKWARD,)
+    each = 2 * columns * (filters + _parts(v)) + _per_edge_and_feature(v, *counts)
+    return edges * to_s.shape[1] * each
+
+
+@register_flop_formula(_operators.filter_backward, get_raw=True)
+def count_filter_backward(
+    to_s: Tensor, to_v: Tensor, phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__: Any
+) -> int:
+    """Count the operations of gfm_harness::filter_backward."""
+    edges, columns = radial.shape
+    return edges * to_s.shape[1] * (2 * columns * _parts(v) + _per_edge_and_feature(v, FILTER))
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """`float64`."""
+    """Return the name of a type, such as `float64`."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass
-class Work:
-    """flops: floating-point operations (2 per multiply-add), element-wise ones left out, by what they are of and type.
+class WorkCount:
+    """The work of a call.
 
-    products: of each kind, those of each size. bytes: read and written; each operation reads its inputs from memory and
-    writes its results there, as if nothing stayed in a cache.
+    Attributes:
+        flops: Floating-point operations by kind (2 per multiply-add), without element-wise ones.
+        products: The flops of matrix products of each kind, by their sizes.
+        bytes: Bytes read and written, if each operation reads its inputs from memory and writes its results there.
     """
 
     flops: Counter[Kind] = field(default_factory=Counter)
@@ -50,66 +101,69 @@ class Work:
 
     @property
     def kinds(self) -> dict[Kind, Sizes | None]:
-        """Those that count, with the sizes of the products that are most of each; None of messages."""
-        least = SMALL * self.flops.total()
+        """Return the kinds with at least MIN_SHARE of the flops, with their most costly sizes; None for messages."""
+        least = MIN_SHARE * self.flops.total()
         most = {kind: max(sizes, key=lambda s: sizes[s]) for kind, sizes in self.products.items()}
         return {kind: most.get(kind) for kind, n in self.flops.items() if n > least}
 
     @property
     def matrix_flops(self) -> int:
-        """Of matrix products alone."""
+        """Return the flops of matrix products alone."""
         return sum(n for (of, _), n in self.flops.items() if of != "messages")
 
 
-def work(call: Callable[[], object], shape: Shape) -> Work:
-    """Of one uncompiled call on a batch of this shape."""
-    with _Count(shape) as count:
+def count_work(call: Callable[[], object], shape: Shape) -> WorkCount:
+    """Run a call without compilation on a batch of this shape, and count its work."""
+    with _WorkCounter(shape) as counter:
         call()
-    return count.work
+    return counter.work
 
 
-class _Count(TorchDispatchMode):
+class _WorkCounter(TorchDispatchMode):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.work = Work()
-        # vectors are three rows an atom
-        self._rows: dict[int, Of] = {shape.graphs: "heads", 3 * shape.atoms: "nodes", shape.atoms: "nodes"}
+        self.work = WorkCount()
+        # vectors are three rows per atom
+        self._rows: dict[int, Operand] = {shape.graphs: "heads", 3 * shape.atoms: "nodes", shape.atoms: "nodes"}
         self._rows |= {shape.edges: "edges"}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         inputs, results = ([x for x in tree_leaves(t) if isinstance(x, Tensor)] for t in ((args, kwargs), out))
-        if func._overloadpacket in PRODUCTS:
+        packet = func._overloadpacket
+        if packet in PRODUCTS:
             left, right = inputs[-2:]
             sizes = (*left.shape, right.shape[-1])
-            kind = self._of(sizes), type_of(results[0])
-            self.work.flops[kind] += 2 * prod(sizes)
-            self.work.products.setdefault(kind, Counter())[sizes] += 2 * prod(sizes)
-        elif func.namespace == "gfm_harness":
-            self.work.flops["messages", name_of(results[0].dtype)] += MESSAGE_FLOPS[func._opname](*args)
+            flops = flop_registry[packet](*args, **kwargs, out_val=out)
+            kind = self._operand(sizes), type_of(results[0])
+            self.work.flops[kind] += flops
+            self.work.products.setdefault(kind, Counter())[sizes] += flops
+        elif func.namespace == NAMESPACE:
+            flops = flop_registry[packet](*args, **kwargs, out_val=out)
+            self.work.flops["messages", name_of(results[0].dtype)] += flops
         if not func.is_view:
             self.work.bytes += sum(x.nbytes for x in (*inputs, *results))
         return out
 
-    def _of(self, sizes: Sizes) -> Of:
-        """By the rows of the product, or what it sums over; one of neither, of elements or weights, is as of atoms."""
+    def _operand(self, sizes: Sizes) -> Operand:
+        """Classify a product by its rows or what it sums over; one of neither, of elements or weights, is of nodes."""
         *stack, m, k, n = sizes
         transposed = [of for size in (n, k) if (of := self._rows.get(size)) != "heads"]
-        found = [*(self._rows.get(size) for size in (m, *stack)), *transposed]
-        return next((of for of in found if of is not None), "nodes")
+        candidates = [*(self._rows.get(size) for size in (m, *stack)), *transposed]
+        return next((of for of in candidates if of is not None), "nodes")
 
 
 def type_of(product: Tensor) -> str:
-    """The type in which a product is made: that of its result, or TF32."""
+    """Return the type in which a product is computed: that of its result, or TF32."""
     on_tensor_cores = product.is_cuda and torch.get_float32_matmul_precision() == "high"
     return TF32 if on_tensor_cores and product.dtype == torch.float32 else name_of(product.dtype)
 
 
 def compiled_bytes(first_call: Callable[[], object]) -> int | None:
-    """Bytes that the compiler's kernels read and write in what the first call compiles; None where it does not say.
+    """Return the bytes that compiled kernels read and write, or None if the first call compiles nothing.
 
-    Its kernels are fused; each counts its own inputs and results once.
+    The kernels are fused; each counts its inputs and results once.
     """
     _INDUCTOR_METRICS.setLevel(logging.INFO)
     _INDUCTOR_METRICS.propagate = False

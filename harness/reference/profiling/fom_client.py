@@ -1,4 +1,4 @@
-"""Figures of merit for whoever watches the job: posted to Omnistat's endpoint, and lost rather than waited for."""
+"""Figures of merit of a running job, posted to Omnistat's endpoint; a value is dropped rather than waited for."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from contextlib import suppress
 from functools import cache
 
 URL = "GFM_HARNESS_FOM_URL"
-PATIENCE_S = 2.0
-# An endpoint that fails so many times in a row is not asked again.
-TRIES = 3
+TIMEOUT_S = 2.0
+# After this many failures in a row, nothing more is posted.
+MAX_FAILURES = 3
 
 
-def post(name: str, value: float) -> None:
-    """Post a value where the job has an endpoint; at once, or never if the last one is still on its way."""
-    waiting = _waiting()
-    if waiting is not None:
+def post_figure_of_merit(name: str, value: float) -> None:
+    """Post a value if the job has an endpoint; drop it if the previous one is still being sent."""
+    pending = _get_queue()
+    if pending is not None:
         with suppress(queue.Full):
-            waiting.put_nowait((name, value))
+            pending.put_nowait((name, value))
 
 
 @cache
-def _waiting() -> queue.Queue[tuple[str, float]] | None:
-    """What the thread that posts takes from; None without an endpoint."""
+def _get_queue() -> queue.Queue[tuple[str, float]] | None:
+    """Return the queue of the thread that posts values, or None without an endpoint."""
     url = os.environ.get(URL)
     if not url:
         return None
-    waiting: queue.Queue[tuple[str, float]] = queue.Queue(maxsize=1)
-    threading.Thread(target=_posting, args=(url, waiting), name="merit", daemon=True).start()
-    return waiting
+    pending: queue.Queue[tuple[str, float]] = queue.Queue(maxsize=1)
+    threading.Thread(target=_post_all, args=(url, pending), name="figures of merit", daemon=True).start()
+    return pending
 
 
-def _posting(url: str, waiting: queue.Queue[tuple[str, float]]) -> None:
+def _post_all(url: str, pending: queue.Queue[tuple[str, float]]) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     failures = 0
-    while failures < TRIES:
-        name, value = waiting.get()
+    while failures < MAX_FAILURES:
+        name, value = pending.get()
         content = json.dumps({"name": name, "value": value}).encode()
         request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
         try:
-            opener.open(request, timeout=PATIENCE_S).close()
+            opener.open(request, timeout=TIMEOUT_S).close()
             failures = 0
         except (OSError, ValueError):
             failures += 1

@@ -1,4 +1,4 @@
-"""Free memory, and how large a batch it holds."""
+"""Free memory of a device, and the largest batch that fits into it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from pathlib import Path
 import psutil
 import torch
 
-# Of what is free, this much is planned with: sizes differ from batch to batch.
+# Share of the free memory that is used, as sizes differ from batch to batch.
 SHARE = 0.8
-# Where a control group of either version says its limit, its use, and what of that is cached files it can do without.
+# The files of a control group with its limit and use, and the entry of memory.stat for reclaimable cached files.
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be had on the device; of the host what the system or this process's control groups leave."""
+    """Return the free memory of a device; for the host, within the control groups of this process."""
     if device.type == "cpu":
-        return min([psutil.virtual_memory().available, *left_by_groups()])
+        return min([psutil.virtual_memory().available, *cgroup_free_bytes()])
     module = torch.get_device_module(device)
     free, _ = module.mem_get_info(device)
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
-def left_by_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Limit less use of this process's control group, and of each that this one is in, where a limit is set."""
-    left = []
-    for line in own.read_text().splitlines() if own.exists() else []:
+def cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return the limit less the use of the control group of this process and of each parent group with a limit.
+
+    Args:
+        groups: The file that lists the control groups of this process.
+        root: Where control groups are mounted.
+    """
+    free = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -34,23 +39,28 @@ def left_by_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
         names = VERSION_1 if controllers else VERSION_2
         folder = top / path.lstrip("/")
         folders = [folder, *(p for p in folder.parents if p.is_relative_to(top))]
-        left += [n for f in folders if (n := _left(f, *names)) is not None]
-    return left
+        free += [n for f in folders if (n := _read_free_bytes(f, *names)) is not None]
+    return free
 
 
-def _left(folder: Path, limit: str, used: str, inactive: str) -> int | None:
-    """None where no limit is set, or none can be read."""
+def _read_free_bytes(folder: Path, limit: str, used: str, inactive: str) -> int | None:
+    """Return the limit less the use of one group, or None if it has no limit or cannot be read."""
     try:
-        most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
-        told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        maximum, current = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    return None if most == "max" else max(0, int(most) - now + int(told.get(inactive, 0)))
+    return None if maximum == "max" else max(0, int(maximum) - current + int(statistics.get(inactive, 0)))
 
 
 def largest_batch(peak_bytes: int, structures: int, free: int) -> int:
-    """How many structures fit, if so many took that peak; at least 1.
+    """Return how many structures fit into the free memory, at least 1.
 
-    In proportion, which is on the safe side: some of what a small batch takes does not grow with it.
+    The estimate is proportional, which is safe: some of the memory of a small batch does not grow with it.
+
+    Args:
+        peak_bytes: Peak memory of a batch.
+        structures: Structures in that batch.
+        free: Free memory in bytes.
     """
     return max(1, int(SHARE * free * structures / max(1, peak_bytes)))

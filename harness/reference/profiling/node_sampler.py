@@ -1,9 +1,9 @@
-"""A light sampler for machines where no Omnistat runs: a thread of the first rank of each node, and of each with a GPU.
+"""A light sampler for machines without Omnistat: a thread in the first rank of each node, and in each rank with a GPU.
 
 It writes telemetry/<node>-<local rank>.jsonl in the form of Omnistat's raw export: host memory, busy cores, disk and
-network; the energy of CPUs with readable RAPL counters; of the rank's own NVIDIA GPU, where pynvml is installed, its
-energy, power, utilisation, memory, temperature and clock. What is not there is not written. Whatever fails in it ends
-the sampling, not the run.
+network; the energy of CPUs with readable RAPL counters; energy, power, utilisation, memory, temperature and clock of
+the rank's NVIDIA GPU if pynvml is installed. Sensors that do not exist are omitted. A failure ends the sampling, not
+the run.
 """
 
 from __future__ import annotations
@@ -23,52 +23,58 @@ import psutil
 
 from harness.host.locks import locked
 
-EVERY, FOLDER = "GFM_HARNESS_SAMPLER_S", "GFM_HARNESS_TELEMETRY"
+INTERVAL_VARIABLE, FOLDER_VARIABLE = "GFM_HARNESS_SAMPLER_S", "GFM_HARNESS_TELEMETRY"
 TELEMETRY = "telemetry"
-# A kill loses at most so many seconds of samples.
-HELD_S = 20.0
+# Samples are buffered for this many seconds, which a kill loses at most.
+BUFFER_S = 20.0
 RAPL = Path("/sys/class/powercap")
 Key = tuple[tuple[str, str], ...]
 Reading = tuple[str, Mapping[str, str], float]
 Reader = Callable[[], Iterable[Reading]]
 
 
-class Sampler(threading.Thread):
-    """Reads all readers every so many seconds, and appends what they said to one file."""
+class NodeSampler(threading.Thread):
+    """Call all readers at a fixed interval, and append their readings to one file.
+
+    Args:
+        path: The file.
+        every_s: The interval in seconds.
+        readers: Functions that return readings: name, labels and value.
+    """
 
     def __init__(self, path: Path, every_s: float, readers: Iterable[Reader]) -> None:
         super().__init__(name="sampler", daemon=True)
         self._path, self._every_s, self._readers = path, every_s, tuple(readers)
-        self._over = threading.Event()
-        self._held: dict[Key, tuple[list[int], list[float]]] = {}
+        self._stopped = threading.Event()
+        self._buffer: dict[Key, tuple[list[int], list[float]]] = {}
 
     def run(self) -> None:
-        """Sample until stopped; a full disk or a sensor that goes away ends it in silence."""
-        with suppress(Exception), self._path.open("ab") as out, locked(self._path):  # another process may be at it
+        """Sample until stopped; a full disk or a sensor that fails ends it silently."""
+        with suppress(Exception), self._path.open("ab") as out, locked(self._path):  # another process may write too
             written = time.monotonic()
             try:
-                while not self._over.wait(self._take()):
-                    if time.monotonic() - written > HELD_S:
+                while not self._stopped.wait(self._sample()):
+                    if time.monotonic() - written > BUFFER_S:
                         self._write(out.fileno())
                         written = time.monotonic()
-                self._take()
+                self._sample()
             finally:
                 self._write(out.fileno())
 
     def stop(self) -> None:
-        """Take a last sample and write what is held."""
-        self._over.set()
+        """Take a last sample, and write the buffer."""
+        self._stopped.set()
         if self.is_alive():
             self.join(2.0)
 
-    def _take(self) -> float:
-        """Read everything once; return the seconds to the next time."""
+    def _sample(self) -> float:
+        """Read every sensor once, and return the seconds until the next sample."""
         now = time.time()
         milliseconds = round(1e3 * now)
-        own: Reading = ("harness_sampler_cpu_seconds", {}, time.thread_time())
-        for name, labels, value in [*(reading for reader in self._readers for reading in reader()), own]:
+        cost: Reading = ("harness_sampler_cpu_seconds", {}, time.thread_time())
+        for name, labels, value in [*(reading for reader in self._readers for reading in reader()), cost]:
             if math.isfinite(value):
-                times, values = self._held.setdefault((("__name__", name), *labels.items()), ([], []))
+                times, values = self._buffer.setdefault((("__name__", name), *labels.items()), ([], []))
                 times.append(milliseconds)
                 values.append(value)
         return max(0.0, self._every_s - (time.time() - now))
@@ -78,50 +84,55 @@ class Sampler(threading.Thread):
         lines = [
             json.dumps({"metric": {**dict(key), "instance": node}, "values": values, "timestamps": times},
                        separators=(",", ":"))
-            for key, (times, values) in self._held.items()
+            for key, (times, values) in self._buffer.items()
         ]  # fmt: skip
-        self._held.clear()
+        self._buffer.clear()
         if lines:
             os.write(handle, "".join(f"{line}\n" for line in lines).encode())
 
 
-def start(folder: Path, local_rank: int, *, on_gpu: bool) -> Sampler | None:
-    """This rank's sampler, running, where the job asks for one: of the node for its first rank, of the rank's own GPU
-    for every rank that computes on one.
+def start(folder: Path, local_rank: int, *, on_gpu: bool) -> NodeSampler | None:
+    """Start the sampler of this rank if the job asks for one, and return it.
 
-    Programs that this one starts write into the same folder.
+    The first rank of a node samples the node; every rank that computes on a GPU samples it. Programs that this one
+    starts write into the same folder.
+
+    Args:
+        folder: The folder of the case.
+        local_rank: The rank within the node.
+        on_gpu: Whether the rank computes on a GPU.
     """
     try:
-        every_s = float(os.environ.get(EVERY) or 0.0)
+        every_s = float(os.environ.get(INTERVAL_VARIABLE) or 0.0)
     except ValueError:
         return None
     if not every_s > 0.0:
         return None
-    own: list[Reader] = list(node_readers()) if local_rank == 0 else []
+    readers: list[Reader] = list(node_readers()) if local_rank == 0 else []
     if on_gpu:
-        own += gpu_readers(local_rank)
-    if not own:
+        readers += gpu_readers(local_rank)
+    if not readers:
         return None
-    place = Path(os.environ.setdefault(FOLDER, str(folder.resolve() / TELEMETRY)))
+    target = Path(os.environ.setdefault(FOLDER_VARIABLE, str(folder.resolve() / TELEMETRY)))
     with suppress(OSError):
-        place.mkdir(exist_ok=True)
-        sampler = Sampler(place / f"{platform.node()}-{local_rank}.jsonl", every_s, own)
+        target.mkdir(exist_ok=True)
+        sampler = NodeSampler(target / f"{platform.node()}-{local_rank}.jsonl", every_s, readers)
         sampler.start()
         return sampler
     return None
 
 
 def node_readers() -> Iterator[Reader]:
-    """Those of what this node has beside GPUs."""
-    yield host
+    """Yield the readers of a node's sensors, without GPUs."""
+    yield read_host
     packages = sorted(RAPL.glob("intel-rapl:*")) if RAPL.is_dir() else []
     zones = [zone for zone in packages if os.access(zone / "energy_uj", os.R_OK)]
     if zones:
         yield Rapl(zones)
 
 
-def host() -> Iterator[Reading]:
-    """Memory, busy cores, disks and network of this node."""
+def read_host() -> Iterator[Reading]:
+    """Yield memory, busy cores, disk and network traffic of this node."""
     memory = psutil.virtual_memory()
     yield "omnistat_host_mem_total_bytes", {}, memory.total
     yield "omnistat_host_mem_available_bytes", {}, memory.available
@@ -137,38 +148,38 @@ def host() -> Iterator[Reading]:
 
 
 def _busy_cores() -> float:
-    """Cores at work since it was asked last; 0 the first time."""
+    """Return the mean number of busy cores since the last call; 0 at the first."""
     return psutil.cpu_percent() / 100.0 * (psutil.cpu_count() or 1)
 
 
 class Rapl:
-    """Energy of CPU packages and their memory, unwrapped: the kernel's counters start anew at a maximum."""
+    """Read the energy of CPU packages and their memory, adding up the kernel's counters, which wrap at a maximum."""
 
     def __init__(self, zones: Iterable[Path]) -> None:
         self._zones = {zone: (_text(zone / "name"), int(_text(zone / "max_energy_range_uj"))) for zone in zones}
         self._last: dict[Path, int] = {}
-        self._turns: dict[Path, int] = dict.fromkeys(self._zones, 0)
+        self._wraps: dict[Path, int] = dict.fromkeys(self._zones, 0)
 
     def __call__(self) -> Iterator[Reading]:
-        """Joules of each package and of its memory, since the machine was started."""
+        """Yield the joules of each package and of its memory since the machine started."""
         for zone, (name, largest) in self._zones.items():
             kind = {"p": "cpu", "d": "memory"}.get(name[:1])  # package-0, dram; core and uncore are parts of a package
             if kind is None:
                 continue
             value = int(_text(zone / "energy_uj"))
-            self._turns[zone] += value < self._last.get(zone, 0)
+            self._wraps[zone] += value < self._last.get(zone, 0)
             self._last[zone] = value
-            joules = (value + self._turns[zone] * largest) / 1e6
+            joules = (value + self._wraps[zone] * largest) / 1e6
             yield f"harness_{kind}_energy_joules", {"package": zone.name.removeprefix("intel-rapl:")}, joules
 
 
 def gpu_readers(local_rank: int) -> Iterator[Reader]:
-    """Of the GPU that this rank computes on; none without pynvml (package nvidia-ml-py) or without a GPU."""
+    """Yield the reader of this rank's GPU; none without pynvml (package nvidia-ml-py) or without a GPU."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        card = own_gpu(local_rank, pynvml.nvmlDeviceGetCount())
+        card = local_gpu_index(local_rank, pynvml.nvmlDeviceGetCount())
         gpu = pynvml.nvmlDeviceGetHandleByIndex(card)
     except Exception:
         return
@@ -190,12 +201,16 @@ def gpu_readers(local_rank: int) -> Iterator[Reader]:
     yield read
 
 
-def own_gpu(local_rank: int, count: int) -> int:
-    """The machine's number of the GPU that a rank takes: of those that CUDA_VISIBLE_DEVICES leaves it, the one with the
-    rank's own number, or the only one."""
-    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    left = [int(word) for word in words if word.isdecimal() and int(word) < count] or list(range(count))
-    return left[local_rank % len(left)]
+def local_gpu_index(local_rank: int, count: int) -> int:
+    """Return the machine's number of the GPU that a rank takes among those of CUDA_VISIBLE_DEVICES.
+
+    Args:
+        local_rank: The rank within the node.
+        count: Number of GPUs of the machine.
+    """
+    numbers = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = [int(number) for number in numbers if number.isdecimal() and int(number) < count] or list(range(count))
+    return visible[local_rank % len(visible)]
 
 
 def _share(memory: Any) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from harness.reference.distributed.launch import LostRank, Place, told
+from harness.reference.distributed.launch import LostRank, RankInfo, describe_error
 from harness.reference.errors import InputError
 
 T = TypeVar("T")
@@ -17,30 +17,30 @@ GRACE_S = 3.0
 PASSED_ON_S = 1.0  # launchers drop lines that they have not read by the time of an abort
 
 
-def each(comm: Any, work: Callable[[], T]) -> T:
-    """What this rank's work gives, once that of all ranks is done. Collective.
+def run_collectively(comm: Any, work: Callable[[], T]) -> T:
+    """Return what this rank's work gives, once that of all ranks is done. Collective.
 
     Where any fails, the first of these raises its own error and all others LostRank, which names it.
     """
     if comm is None:
         return work()
-    found: list[T] = []
+    results: list[T] = []
     error: Exception | None = None
     try:
-        found.append(work())
+        results.append(work())
     except Exception as raised:
         error = raised
-    errors = comm.allgather(None if error is None else told(error))
+    errors = comm.allgather(None if error is None else describe_error(error))
     failed = next((rank for rank, text in enumerate(errors) if text is not None), None)
     if failed is None:
-        return found[0]
+        return results[0]
     if error is not None and failed == comm.Get_rank():
         raise error
     raise LostRank(f"rank {failed}: {errors[failed]}")
 
 
-def world(place: Place) -> Any:
-    """The communicator of all ranks; raises InputError where MPI does not see those that the launcher has started."""
+def get_mpi_world(place: RankInfo) -> Any:
+    """Return the communicator of all ranks; raises InputError where MPI does not see the ranks of the launcher."""
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
@@ -53,10 +53,10 @@ def world(place: Place) -> Any:
 
 
 @contextmanager
-def aborting(comm: Any) -> Iterator[None]:
-    """End all ranks if this one fails in the block, saying why in one line: others may wait in MPI for ever.
+def abort_on_error(comm: Any) -> Iterator[None]:
+    """End all ranks if this one fails in the block, with its error in one line: others may wait in MPI forever.
 
-    A rank that has only lost another leaves it to that one to tell.
+    A rank that failed only because a peer did lets the peer report the error.
     """
     try:
         yield
@@ -67,8 +67,8 @@ def aborting(comm: Any) -> Iterator[None]:
             time.sleep(GRACE_S)
         trace = error.__traceback__
         sys.stdout.flush()
-        # Without this frame, which would be told as the place.
-        sys.stderr.write(f"rank {comm.Get_rank()}: {told(error.with_traceback(trace and trace.tb_next))}\n")
+        # Without this frame, which would be reported as the location.
+        sys.stderr.write(f"rank {comm.Get_rank()}: {describe_error(error.with_traceback(trace and trace.tb_next))}\n")
         sys.stderr.flush()
         time.sleep(PASSED_ON_S)
         comm.Abort(1)

@@ -10,16 +10,16 @@ from harness.reference.errors import InputError
 from harness.reference.storage import collectives
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.memory.distributed import DistributedStore
-from harness.reference.storage.memory.shared import Shared
-from harness.reference.storage.samples import OnDemand, Preloaded, Samples, share
+from harness.reference.storage.memory.shared import SharedSamples
+from harness.reference.storage.samples import OnDemandSamples, PreloadedSamples, Samples, split_evenly
 
-Mode = Literal["on_demand", "preload", "shared", "distributed"]
+ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 
 
 def open_samples(
     path: Path | str,
     split: str,
-    mode: Mode,
+    mode: ReadMode,
     *,
     comm: Any = None,
     width: int | None = None,
@@ -27,34 +27,38 @@ def open_samples(
     own_share: bool = False,
     backend: str = "auto",
 ) -> Samples:
-    """A split of a store in one of the modes; collective over comm (mpi4py), where there is one.
+    """Return a split of a store in one of the modes; collective over comm (mpi4py), where there is one.
 
     preload: all samples, or with own_share this rank's alone. shared: one copy for the ranks of a node. distributed:
     one copy for every `width` ranks (default: all), by MPI (rma), DDStore (ddstore,
     ddstore-libfabric), or DDStore where it is installed (auto).
     keys: those wanted, where not all are. Raises InputError on one rank and LostRank on all others.
     """
-    file = collectives.each(comm, lambda: _opened(path, split, keys))
+    file = collectives.run_collectively(comm, lambda: _open_file(path, split, keys))
     if mode == "on_demand":
-        return OnDemand(file, split, keys)
+        return OnDemandSamples(file, split, keys)
     if mode == "preload":
         first, stop = 0, file.samples(split)
         if own_share and comm is not None:
-            first, stop = share(stop, comm.Get_rank(), comm.Get_size())
+            first, stop = split_evenly(stop, comm.Get_rank(), comm.Get_size())
         with file:
-            block = collectives.each(comm, lambda: file.columns(split, first, stop, keys) if first < stop else None)
+            block = collectives.run_collectively(
+                comm, lambda: file.columns(split, first, stop, keys) if first < stop else None
+            )
         total = file.samples(split)
-        return Preloaded([], 0, first, total) if block is None else Preloaded.of_block(block, first, total)
+        return (
+            PreloadedSamples([], 0, first, total) if block is None else PreloadedSamples.from_block(block, first, total)
+        )
     if mode == "shared":
         with file:
-            return Shared.load(file, split, keys, comm)
+            return SharedSamples.load(file, split, keys, comm)
     if mode == "distributed":
         with file:
-            return DistributedStore.load(file, split, keys, comm, width, backend)
+            return DistributedStore.load(file, split, keys, comm=comm, width=width, backend=backend)
     raise InputError(f"unknown mode {mode!r}; there are on_demand, preload, shared and distributed")
 
 
-def _opened(path: Path | str, split: str, keys: Collection[str] | None) -> BPFile:
+def _open_file(path: Path | str, split: str, keys: Collection[str] | None) -> BPFile:
     file = BPFile(path)
     for key in keys or ():
         file.shape(split, key)

@@ -18,7 +18,7 @@ Fetched = TypeVar("Fetched")
 class Prefetch(Generic[Wanted, Fetched]):
     """What `fetch` gives for each of `wanted`, in order, up to `depth` of them ahead.
 
-    threaded: False where depth is 0 or the samples cannot be read beside other work (MPI without THREAD_MULTIPLE);
+    threaded: False where depth is 0 or the samples cannot be read concurrently (MPI without THREAD_MULTIPLE);
     each batch is then fetched when asked for, and `reason` says why. waited_s: seconds the consumer has waited.
     An exception of fetch or wanted is raised where its batch would come.
 
@@ -60,7 +60,7 @@ class Prefetch(Generic[Wanted, Fetched]):
             self._hand(("end", None))
 
     def _hand(self, item: tuple[str, Any]) -> bool:
-        """Queue it, unless the consumer has stopped."""
+        """Queue an item, unless the consumer has stopped."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=0.05)
@@ -88,7 +88,7 @@ class Prefetch(Generic[Wanted, Fetched]):
         raise value if kind == "error" else StopIteration
 
     def close(self) -> None:
-        """Stop: what is under way is finished and dropped."""
+        """Stop; the batch in progress is finished and discarded."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()

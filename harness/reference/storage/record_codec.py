@@ -21,7 +21,7 @@ UNIT = 8  # bytes; lengths and places of records are counted in it
 
 
 @dataclass(frozen=True)
-class Field:
+class RecordField:
     """A key of a record. rest: its axes but the one along which rows follow."""
 
     name: str
@@ -40,10 +40,10 @@ class Field:
         return (*range(1, self.axis + 1), 0, *range(self.axis + 1, len(self.rest) + 1))
 
 
-class Schema:
+class RecordSchema:
     """What the records of a store hold; the same on all ranks."""
 
-    def __init__(self, fields: Collection[Field]) -> None:
+    def __init__(self, fields: Collection[RecordField]) -> None:
         self.fields = tuple(fields)
         self.header_units = -(-4 * len(self.fields) // UNIT)
         self._plan = [
@@ -51,21 +51,21 @@ class Schema:
         ]
 
     @classmethod
-    def of_file(cls, file: BPFile, label: str, keys: Collection[str] | None = None) -> Schema:
-        """That of a split, or of some of its keys."""
-        return cls([Field(*file.field(label, key)) for key in (file.keys(label) if keys is None else keys)])
+    def from_file(cls, file: BPFile, label: str, keys: Collection[str] | None = None) -> RecordSchema:
+        """Return the schema of a split, or of some of its keys."""
+        return cls([RecordField(*file.field(label, key)) for key in (file.keys(label) if keys is None else keys)])
 
     @classmethod
-    def of_record(cls, record: Record, axes: Mapping[str, int]) -> Schema:
-        """That of a sample; axes: where rows do not follow along the first axis."""
+    def from_record(cls, record: Record, axes: Mapping[str, int]) -> RecordSchema:
+        """Return the schema of a sample; axes: the samples' axis of keys where it is not the first."""
         fields = []
         for name, values in record.items():
             axis = axes.get(name, 0)
-            fields.append(Field(name, str(values.dtype), axis, values.shape[:axis] + values.shape[axis + 1 :]))
+            fields.append(RecordField(name, str(values.dtype), axis, values.shape[:axis] + values.shape[axis + 1 :]))
         return cls(fields)
 
     def units(self, counts: Mapping[str, Counts]) -> Counts:
-        """Lengths of records from the rows of each key, [samples]."""
+        """Return the lengths of records, [samples], from the rows of each key."""
         total: Any = self.header_units
         for field in self.fields:
             total = total + -(-np.asarray(counts[field.name], dtype=np.int64) * field.row_bytes // UNIT)
@@ -90,12 +90,12 @@ class Schema:
             source = np.ascontiguousarray(np.moveaxis(column.values, field.axis, 0)).reshape(-1).data.cast("B")
             sizes = rows[field.name] * field.row_bytes
             ends = np.cumsum(sizes)
-            for place, size, end in zip(at.tolist(), sizes.tolist(), ends.tolist(), strict=True):
-                target[place : place + size] = source[end - size : end]
+            for start, size, end in zip(at.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+                target[start : start + size] = source[end - size : end]
             at = at + -(-sizes // UNIT) * UNIT
 
     def pack(self, record: Record) -> bytes:
-        """One sample as bytes."""
+        """Return one sample as bytes."""
         columns = {f.name: Column(record[f.name], record[f.name].shape[f.axis], f.axis) for f in self.fields}
         counts = {name: np.array([column.counts]) for name, column in columns.items()}
         out = np.zeros(int(self.units(counts)[0]), dtype=np.int64)
@@ -103,19 +103,19 @@ class Schema:
         return out.tobytes()
 
     def unpack(self, buffer: Any, start: int = 0) -> Record:
-        """The sample whose record begins at a unit of the buffer, as views of it."""
+        """Return the sample whose record begins at a unit of the buffer, as views of it."""
         at = start * UNIT
         rows = np.ndarray(len(self._plan), np.int32, buffer, at).tolist()
         at += self.header_units * UNIT
-        found = {}
+        record = {}
         for (name, dtype, row_bytes, rest, order), n in zip(self._plan, rows, strict=True):
             values: NDArray[Any] = np.ndarray((n, *rest), dtype, buffer, at)
-            found[name] = values if order is None else values.transpose(order)
+            record[name] = values if order is None else values.transpose(order)
             at += -(-n * row_bytes // UNIT) * UNIT
-        return found
+        return record
 
 
-def _check_same(field: Field, column: Column) -> None:
+def _check_same(field: RecordField, column: Column) -> None:
     shape = column.values.shape
     rest = shape[: column.axis] + shape[column.axis + 1 :]
     if (str(column.values.dtype), column.axis, rest) != (field.dtype, field.axis, field.rest):

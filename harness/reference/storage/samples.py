@@ -15,11 +15,11 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import Block, Record
 
-Group = tuple[Any, list[tuple[str, NDArray[Any], int]]]
+ColumnGroup = tuple[Any, list[tuple[str, NDArray[Any], int]]]
 
 
 class Samples(ABC):
-    """Samples 0..len-1. thread_safe: whether `get` may run in a thread beside others."""
+    """Samples 0..len-1. thread_safe: whether `get` may run concurrently in threads."""
 
     thread_safe = True
 
@@ -28,7 +28,7 @@ class Samples(ABC):
 
     @abstractmethod
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for, read only; raises InputError for an index that does not exist."""
+        """Return the samples in the order asked for, read only; raises InputError for an index that does not exist."""
 
     def close(self) -> None:  # noqa: B027
         """Let go of files, memory and windows; collective where opening was."""
@@ -44,7 +44,7 @@ class Samples(ABC):
             self.close()
 
 
-class OnDemand(Samples):
+class OnDemandSamples(Samples):
     """Each sample read from disk when asked for."""
 
     def __init__(self, file: BPFile, label: str, keys: Collection[str] | None = None) -> None:
@@ -55,7 +55,7 @@ class OnDemand(Samples):
         return self._length
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for."""
+        """Return the samples in the order asked for."""
         return [self._file.record(self._label, int(i), self._keys) for i in indices]
 
     def close(self) -> None:
@@ -63,19 +63,19 @@ class OnDemand(Samples):
         self._file.close()
 
 
-class Preloaded(Samples):
+class PreloadedSamples(Samples):
     """Samples in memory as columns, given out as views. first: index of the first one that is there."""
 
-    def __init__(self, groups: Sequence[Group], held: int, first: int = 0, length: int | None = None) -> None:
-        """groups: keys that have equal numbers of rows, with where samples begin and end in them, [held + 1]."""
+    def __init__(self, groups: Sequence[ColumnGroup], held: int, first: int = 0, length: int | None = None) -> None:
+        """Hold groups of keys that have equal numbers of rows, each with the sample boundaries in them, [held + 1]."""
         self._groups = groups
         self.held = range(first, first + held)
         self._length = held if length is None else length
 
     @classmethod
-    def of_block(cls, block: Block, first: int = 0, length: int | None = None) -> Preloaded:
-        """All samples of a block; length: of the split that it is a part of."""
-        groups: list[Group] = []
+    def from_block(cls, block: Block, first: int = 0, length: int | None = None) -> PreloadedSamples:
+        """Return the samples of a block; length: of the split that the block is a part of."""
+        groups: list[ColumnGroup] = []
         for name, column in block.columns.items():
             ends = column.ends(block.samples)
             column.values.flags.writeable = False
@@ -89,8 +89,8 @@ class Preloaded(Samples):
         return self._length
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for, as views."""
-        found = []
+        """Return the samples in the order asked for, as views."""
+        records = []
         first, held = self.held.start, len(self.held)
         for index in indices.tolist() if isinstance(indices, np.ndarray) else indices:
             i = index - first
@@ -101,17 +101,17 @@ class Preloaded(Samples):
                 a, b = ends[i], ends[i + 1]
                 for name, values, axis in columns:
                     record[name] = values[a:b] if axis == 0 else values[(slice(None),) * axis + (slice(a, b),)]
-            found.append(record)
-        return found
+            records.append(record)
+        return records
 
 
-class Remaining(Samples):
+class FilteredSamples(Samples):
     """The samples of a split but for some that are left out."""
 
     def __init__(self, samples: Samples, left_out: Sequence[int]) -> None:
-        """left_out: sorted indices, each once."""
+        """Leave out the samples with these indices, which are sorted and distinct."""
         self._samples = samples
-        # Before index i of the rest lie as many that are left out as have no more than i of the rest before them.
+        # Left-out samples before index i of the rest: those with at most i of the rest before them.
         self._before = np.asarray(left_out, dtype=np.int64) - np.arange(len(left_out))
         self.thread_safe = samples.thread_safe
 
@@ -119,7 +119,7 @@ class Remaining(Samples):
         return len(self._samples) - len(self._before)
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for."""
+        """Return the samples in the order asked for."""
         wanted = np.asarray(indices, dtype=np.int64)
         beyond = wanted[(wanted < 0) | (wanted >= len(self))]
         if len(beyond):
@@ -131,7 +131,7 @@ class Remaining(Samples):
         self._samples.close()
 
 
-class Merged(Samples):
+class ConcatenatedSamples(Samples):
     """Several datasets as one, one after the other."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
@@ -143,28 +143,28 @@ class Merged(Samples):
         return int(self.starts[-1])
 
     def datasets(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the datasets each sample is of, [n]."""
+        """Return the dataset of each sample, [n]."""
         return np.searchsorted(self.starts, np.asarray(indices), side="right") - 1
 
     def index(self, dataset: int, sample: int) -> int:
-        """The index of a dataset's sample among all."""
+        """Return the index of a dataset's sample among all."""
         return int(self.starts[dataset]) + sample
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for, each dataset asked once."""
+        """Return the samples in the order asked for, each dataset asked once."""
         wanted: dict[int, tuple[list[int], list[int]]] = {}
-        for place, index in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices):
+        for position, index in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices):
             if not 0 <= index < len(self):
                 raise InputError(f"there are samples 0..{len(self) - 1}, not {index}")
             dataset = bisect_right(self.starts, index) - 1
-            places, own = wanted.setdefault(dataset, ([], []))
-            places.append(place)
-            own.append(index - self.starts[dataset])
-        found: list[Record] = [{} for _ in indices]
-        for dataset, (places, own) in wanted.items():
-            for place, record in zip(places, self.parts[dataset].get(own), strict=True):
-                found[place] = record
-        return found
+            positions, local_indices = wanted.setdefault(dataset, ([], []))
+            positions.append(position)
+            local_indices.append(index - self.starts[dataset])
+        records: list[Record] = [{} for _ in indices]
+        for dataset, (positions, local_indices) in wanted.items():
+            for position, record in zip(positions, self.parts[dataset].get(local_indices), strict=True):
+                records[position] = record
+        return records
 
     def close(self) -> None:
         """Close all."""
@@ -172,15 +172,15 @@ class Merged(Samples):
             part.close()
 
 
-def merged(parts: Sequence[Samples]) -> Merged:
-    """Several datasets as one index space; Merged.datasets says which dataset a sample is of."""
+def concatenate_samples(parts: Sequence[Samples]) -> ConcatenatedSamples:
+    """Return several datasets in one index space; `ConcatenatedSamples.datasets` tells the dataset of a sample."""
     if not parts:
         raise InputError("no datasets to merge")
-    return Merged(parts)
+    return ConcatenatedSamples(parts)
 
 
-def share(samples: int, rank: int, ranks: int) -> tuple[int, int]:
-    """First and one past the last of a rank's consecutive samples; shares differ by one at most."""
+def split_evenly(samples: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Return the first and one past the last of a rank's consecutive samples; shares differ by one at most."""
     each, more = divmod(samples, ranks)
     first = rank * each + min(rank, more)
     return first, first + each + (rank < more)

@@ -1,4 +1,4 @@
-"""What a store holds of a structure: names, types and shapes, as HydraGNN's own BP files have them.
+"""The schema of stored structures: names, types and shapes, as in HydraGNN's own BP files.
 
 A key k of a split L is one array `L/k`, the samples one after the other along one axis, with how many rows each sample
 has in `L/k/variable_count`. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
@@ -19,10 +19,12 @@ ELEMENTS = 118
 FORMAT_VERSION = 1
 Record = dict[str, NDArray[Any]]
 Counts = NDArray[np.int64]
+# Types that ADIOS2 writes and the original reads; bool and float16 it rejects.
+DTYPES = frozenset(np.dtype(t) for t in ("float64", "float32", "int64", "int32", "uint8"))
 
 
 @dataclass(frozen=True)
-class Key:
+class KeySpec:
     """One quantity. dtype: "real" is that of the store, float64 or float32.
 
     per: what the rows along `axis` follow. rows: how many a structure has; None where it varies. rest: the other axes.
@@ -39,31 +41,73 @@ class Key:
     listed: bool = True
 
 
-KEYS: dict[str, Key] = {
+KEYS: dict[str, KeySpec] = {
     key.name: key
     for key in (
-        Key("pos", "real", "atom", None, (3,), "position, angstrom"),
-        Key("atomic_numbers", "real", "atom", None, (1,), "atomic number"),
-        Key("x", "real", "atom", None, (7,), "atomic number, position and, where known, force side by side"),
-        Key("forces", "real", "atom", None, (3,), "eV/angstrom"),
-        Key("energy", "real", "structure", 1, (), "eV"),
-        Key("energy_per_atom", "real", "structure", 1, (), "eV"),
-        Key("y", "real", "structure", 1, (), "the graph's target: energy, or energy per atom"),
-        Key("cell", "real", "structure", 3, (3,), "rows are lattice vectors, angstrom"),
-        Key("pbc", "int32", "structure", 3, (), "1 where periodic along a lattice vector"),
-        Key("natoms", "int32", "structure", 1, (), "atoms"),
-        Key("chemical_composition", "real", "structure", ELEMENTS, (1,), "atoms of each element, from hydrogen on"),
-        Key("graph_attr", "real", "structure", 2, (), "charge and spin multiplicity, 1 where not known"),
-        Key("stress", "real", "structure", 3, (3,), "eV/angstrom^3, tension positive"),
-        Key("edge_index", "int64", "edge", None, (2,), "sender and receiver, counted within the structure", axis=1),
-        Key("edge_attr", "real", "edge", None, (1,), "distance, angstrom"),
-        Key("edge_shifts", "real", "edge", None, (3,), "receiver - sender + shift is the edge's vector, angstrom"),
-        Key("id", "uint8", "text", None, (), "name within the dataset, UTF-8", listed=False),
-        Key("group", "uint8", "text", None, (), "what a split must not part, UTF-8", listed=False),
+        KeySpec("pos", "real", "atom", rows=None, rest=(3,), meaning="position, angstrom"),
+        KeySpec("atomic_numbers", "real", "atom", rows=None, rest=(1,), meaning="atomic number"),
+        KeySpec(
+            "x",
+            "real",
+            "atom",
+            rows=None,
+            rest=(7,),
+            meaning="atomic number, position and, where known, force side by side",
+        ),
+        KeySpec("forces", "real", "atom", rows=None, rest=(3,), meaning="eV/angstrom"),
+        KeySpec("energy", "real", "structure", rows=1, rest=(), meaning="eV"),
+        KeySpec("energy_per_atom", "real", "structure", rows=1, rest=(), meaning="eV"),
+        KeySpec("y", "real", "structure", rows=1, rest=(), meaning="the graph's target: energy, or energy per atom"),
+        KeySpec("cell", "real", "structure", rows=3, rest=(3,), meaning="rows are lattice vectors, angstrom"),
+        KeySpec("pbc", "int32", "structure", rows=3, rest=(), meaning="1 where periodic along a lattice vector"),
+        KeySpec("natoms", "int32", "structure", rows=1, rest=(), meaning="atoms"),
+        KeySpec(
+            "chemical_composition",
+            "real",
+            "structure",
+            rows=ELEMENTS,
+            rest=(1,),
+            meaning="atoms of each element, from hydrogen on",
+        ),
+        KeySpec(
+            "graph_attr",
+            "real",
+            "structure",
+            rows=2,
+            rest=(),
+            meaning="charge and spin multiplicity, 1 where not known",
+        ),
+        KeySpec("stress", "real", "structure", rows=3, rest=(3,), meaning="eV/angstrom^3, tension positive"),
+        KeySpec(
+            "edge_index",
+            "int64",
+            "edge",
+            rows=None,
+            rest=(2,),
+            meaning="sender and receiver, counted within the structure",
+            axis=1,
+        ),
+        KeySpec("edge_attr", "real", "edge", rows=None, rest=(1,), meaning="distance, angstrom"),
+        KeySpec(
+            "edge_shifts",
+            "real",
+            "edge",
+            rows=None,
+            rest=(3,),
+            meaning="receiver - sender + shift is the edge's vector, angstrom",
+        ),
+        KeySpec("id", "uint8", "text", rows=None, rest=(), meaning="name within the dataset, UTF-8", listed=False),
+        KeySpec(
+            "group",
+            "uint8",
+            "text",
+            rows=None,
+            rest=(),
+            meaning="structures of one group stay in one split, UTF-8",
+            listed=False,
+        ),
     )
 }
-# Types that ADIOS2 writes and the original reads; bool and float16 it rejects.
-DTYPES = frozenset(np.dtype(t) for t in ("float64", "float32", "int64", "int32", "uint8"))
 
 
 @dataclass(frozen=True)
@@ -78,19 +122,19 @@ class Column:
     axis: int = 0
 
     def rows(self, samples: int) -> Counts:
-        """Rows of each sample, [samples]."""
+        """Return rows of each sample, [samples]."""
         if isinstance(self.counts, int):
             return np.full(samples, self.counts, dtype=np.int64)
         return self.counts
 
     def ends(self, samples: int) -> Counts:
-        """Where each sample begins and the last one ends along the axis, [samples + 1]."""
+        """Return where each sample begins and the last one ends along the axis, [samples + 1]."""
         if isinstance(self.counts, int):
             return np.arange(samples + 1, dtype=np.int64) * self.counts
         return np.concatenate([[0], np.cumsum(self.counts)])
 
     def cut(self, first: int, stop: int) -> NDArray[Any]:
-        """A view of the rows first..stop along the axis."""
+        """Return a view of the rows first..stop along the axis."""
         return self.values[(slice(None),) * self.axis + (slice(first, stop),)]
 
 
@@ -107,7 +151,7 @@ class Block:
         return sum(column.values.nbytes for column in self.columns.values())
 
     def pieces(self, size: int) -> Iterator[Block]:
-        """The block in parts of at most `size` samples, without a copy."""
+        """Yield the block in parts of at most `size` samples, without a copy."""
         if self.samples <= size:
             yield self
             return
@@ -127,7 +171,7 @@ class Block:
             )
 
     def records(self) -> Iterator[Record]:
-        """Each sample by itself, as views."""
+        """Yield each sample, as views."""
         ends = {name: column.ends(self.samples).tolist() for name, column in self.columns.items()}
         for k in range(self.samples):
             yield {name: c.cut(ends[name][k], ends[name][k + 1]) for name, c in self.columns.items()}
@@ -137,23 +181,23 @@ class Block:
         if self.samples < 1 or not self.columns:
             raise InputError("a block without samples or without keys")
         for name, column in self.columns.items():
-            _check(name, column, self.samples, first)
+            _check_column(name, column, self.samples, first)
         return self
 
 
 def may_be_empty(name: str) -> bool:
-    """Whether a sample may have no rows of this: an atom out of reach of all others has no edges."""
+    """Return whether a sample may have no rows of this key: an atom without neighbours has no edges."""
     return name in KEYS and KEYS[name].per == "edge"
 
 
 def is_finite(name: str, values: NDArray[Any]) -> bool:
-    """Whether all values are numbers; of a stress those of whole structures may be NaN: these have none."""
+    """Return whether all values are finite; a stress that is NaN throughout means that there is none."""
     if name == "stress" and values.ndim == 2 and len(values) % 3 == 0:
         values = values[~np.isnan(values).reshape(-1, 3, values.shape[1]).all(axis=(1, 2)).repeat(3)]
     return bool(np.isfinite(values).all())
 
 
-def _check(name: str, column: Column, samples: int, first: int) -> None:
+def _check_column(name: str, column: Column, samples: int, first: int) -> None:
     values = column.values
     if values.dtype not in DTYPES or not values.dtype.isnative:
         raise InputError(f"{name}: cannot be stored as {values.dtype}; use {', '.join(sorted(map(str, DTYPES)))}")
@@ -173,6 +217,6 @@ def _check(name: str, column: Column, samples: int, first: int) -> None:
         raise InputError(f"{name} of sample {first + sample} is not finite")
 
 
-def sample_major(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    """The values with the samples' axis first, contiguous: what checksums are taken of, however blocks were cut."""
+def move_samples_first(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Return the values with the samples' axis first, contiguous, which is what checksums are taken of."""
     return np.ascontiguousarray(np.moveaxis(values, axis, 0))

@@ -1,11 +1,11 @@
-"""The twelve downstream tasks of transfer learning: what is predicted, how it is measured, where the data is."""
+"""The twelve downstream tasks of transfer learning: their targets, error measures and data."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.protocol.errors import did_you_mean
 from harness.reference.errors import InputError
 from harness.reference.tasks.published_results import MATBENCH, MD17, QM9, Result
 
@@ -186,12 +186,9 @@ TASKS: tuple[Task, ...] = (
 )
 
 
-def task(name: str) -> Task:
-    """The task of that name; raises InputError with the known names and the closest."""
+def find_task(name: str) -> Task:
+    """Return the task of that name; raises InputError with the known names and the closest."""
     for entry in TASKS:
         if entry.name == name:
             return entry
-    names = [t.name for t in TASKS]
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise InputError(f"no task {name!r}{hint}; there are {', '.join(names)}")
+    raise InputError(f"no task {name!r}{did_you_mean(name.lower(), (task.name for task in TASKS))}")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Fault, Frames, joined
-from harness.reference.datasets.parsing.structure_builder import Row, gathered
-from harness.reference.datasets.splitting.splits import digests
+from harness.reference.data.structure_table import RejectedStructure, StructureTable, concatenate
+from harness.reference.datasets.parsing.structure_builder import StructureRow, tabulate_rows
+from harness.reference.datasets.splitting.splits import hash_texts
 from harness.reference.errors import InputError
 
 Indices = NDArray[np.int64]
@@ -20,17 +20,17 @@ Fold = tuple[Indices, Indices]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class TaskDataset:
     """g structures with their values.
 
     frames: forces are filled where the task has them, energies where they are known. target: [g] the value to predict,
     in the task's unit. role: how the data is to be called wherever its numbers are shown. level: of theory.
     left_out: structures of the source that are not here, by reason. official_ids: [g] as the benchmark names them.
-    subset: [g] the part of the task that a structure belongs to, trained and tested by itself; "" where there are none.
+    subset: [g] the part of the task that a structure belongs to, trained and tested by itself; "" if none.
     folds: (train, test) positions where the benchmark fixes its splits.
     """
 
-    frames: Frames
+    frames: StructureTable
     target: Array
     role: str
     level: str
@@ -44,47 +44,51 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Value:
-    """One structure as a reader hands it on: its columns, what is to be predicted, and the part it belongs to."""
+class LabelledRow:
+    """One structure of a reader: its columns, the value to predict and the subset it belongs to."""
 
-    row: Row
+    row: StructureRow
     target: float
     subset: str = ""
 
 
-def collected(
-    values: Iterable[Value | Fault], source: str, role: str, level: str, left_out: Counter[str] | None = None
-) -> Labelled:
-    """All values side by side, faults counted; `{count}` in the role becomes their number.
+def collect_rows(
+    values: Iterable[LabelledRow | RejectedStructure],
+    source: str,
+    role: str,
+    level: str,
+    left_out: Counter[str] | None = None,
+) -> TaskDataset:
+    """Return all values side by side, faults counted; `{count}` in the role becomes their number.
 
     Raises InputError, naming the source, where nothing is left.
     """
-    kept: list[Value] = []
-    gone: Counter[str] = Counter(left_out or {})
+    usable: list[LabelledRow] = []
+    rejections: Counter[str] = Counter(left_out or {})
     for value in values:
-        if isinstance(value, Fault):
-            gone[value.kind] += value.count
-        elif kind := _unfit(value):
-            gone[kind] += 1
+        if isinstance(value, RejectedStructure):
+            rejections[value.kind] += value.count
+        elif kind := _find_rejection_kind(value):
+            rejections[kind] += 1
         else:
-            kept.append(value)
-    gone += Counter()  # drops the zeros
-    if not kept:
-        reasons = ", ".join(f"{count} {kind}" for kind, count in gone.most_common(3)) or "it is empty"
+            usable.append(value)
+    rejections += Counter()  # drops the zeros
+    if not usable:
+        reasons = ", ".join(f"{count} {kind}" for kind, count in rejections.most_common(3)) or "it is empty"
         raise InputError(f"{source}: no structure with a value can be read from it ({reasons})")
-    return Labelled(
-        frames=joined([f for f in gathered(v.row for v in kept) if isinstance(f, Frames)]),
-        target=np.array([v.target for v in kept], dtype=np.float64),
-        role=role.format(count=f"{len(kept):,}"),
+    return TaskDataset(
+        frames=concatenate([f for f in tabulate_rows(v.row for v in usable) if isinstance(f, StructureTable)]),
+        target=np.array([v.target for v in usable], dtype=np.float64),
+        role=role.format(count=f"{len(usable):,}"),
         level=level,
-        official_ids=np.array([v.row.id for v in kept]),
-        subset=np.array([v.subset for v in kept]),
-        left_out=gone,
+        official_ids=np.array([v.row.id for v in usable]),
+        subset=np.array([v.subset for v in usable]),
+        left_out=rejections,
     )
 
 
-def _unfit(value: Value) -> str:
-    """What keeps a structure from being used, in a few words to count by; empty if nothing does."""
+def _find_rejection_kind(value: LabelledRow) -> str:
+    """Return what makes a structure unusable, in a few words to count by, or ""."""
     row = value.row
     checks = (
         ("value not finite", not np.isfinite(value.target)),
@@ -98,8 +102,8 @@ def _unfit(value: Value) -> str:
     return next((name for name, bad in checks if bad), "")
 
 
-def split(labelled: Labelled, *, seed: int, test_share: float) -> Fold:
-    """(pool, test): positions of about that share of each subset for testing, no group in both.
+def split_task(labelled: TaskDataset, *, seed: int, test_share: float) -> Fold:
+    """Return (pool, test): positions of about that share of each subset for testing, no group in both.
 
     Groups are drawn by their names, so that a group is drawn alike whatever else is there. Raises InputError where a
     subset has one group alone, or a share leaves one side empty.
@@ -113,7 +117,7 @@ def split(labelled: Labelled, *, seed: int, test_share: float) -> Fold:
         if len(groups) < 2:
             where = f"subset {str(name)!r}" if name else "the data"
             raise InputError(f"{labelled.role}: {where} has only the group {str(groups[0])!r}, which cannot be split")
-        order = np.argsort(digests(groups, f"task {seed}"), kind="stable")
+        order = np.argsort(hash_texts(groups, f"task {seed}"), kind="stable")
         # the groups whose middle lies within the share: as near to it as whole groups come
         middle = np.cumsum(sizes[order]) - sizes[order] / 2
         count = int(np.clip(np.count_nonzero(middle < test_share * len(rows)), 1, len(groups) - 1))

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_FINETUNING = (
+    "github.com/ORNL/HydraGNN_GFM_FineTuning4Materials, examples/md17/benchmark_results/benchmark_summary.json "
+    "(commit 0f270a2): best validation error, 1,000 frames of one molecule, by default uracil, 70% to train"
+)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -20,7 +25,7 @@ class Result:
 
 
 def _leaderboard(task: str, unit: str, size: int, rows: dict[str, tuple[float, float]]) -> tuple[Result, ...]:
-    """Mean and standard deviation over the five folds, as the leaderboard prints them."""
+    """Return mean and standard deviation over the five folds, as the leaderboard prints them."""
     source = f"Matbench v0.1 leaderboard, {task} (github.com/materialsproject/matbench, docs_src)"
     return tuple(
         Result(model, mean, unit, size * 4 // 5, source, spread=deviation) for model, (mean, deviation) in rows.items()
@@ -116,10 +121,6 @@ QM9: tuple[Result, ...] = (
     Result("SchNet", 0.012, "eV", 100_000, "SchNetPack's documentation, Benchmarks and Trained Models (energy_U0)"),
 )
 
-_FINETUNING = (
-    "github.com/ORNL/HydraGNN_GFM_FineTuning4Materials, examples/md17/benchmark_results/benchmark_summary.json "
-    "(commit 0f270a2): best validation error, 1,000 frames of one molecule, by default uracil, 70% to train"
-)
 MD17: tuple[Result, ...] = tuple(
     Result(f"HydraGNN, {what}", value, unit, 700, _FINETUNING, quantity=quantity)
     for what, quantity, value, unit in (

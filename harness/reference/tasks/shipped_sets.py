@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.errors import InputError
-from harness.reference.tasks.catalog import TASKS, Task, task
-from harness.reference.tasks.dataset import Labelled
+from harness.reference.tasks.catalog import TASKS, Task, find_task
+from harness.reference.tasks.dataset import TaskDataset
 
 if TYPE_CHECKING:
     import h5py
@@ -50,37 +50,37 @@ class ShippedSet:
     @property
     def words(self) -> str:
         """How the set is to be called wherever its numbers are shown."""
-        title = task(self.name).title
+        title = find_task(self.name).title
         if self.role == "stand-in":
             return f"stand-in for {title}: {self.chemistry}"
         return f"official {title}, a sample of {self.count:,}"
 
 
 @cache
-def shipped_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
-    """The sets by the name of their task, in the order of the tasks; raises InputError naming what is wrong."""
+def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
+    """Return the sets by the name of their task, in the order of the tasks; raises InputError naming what is wrong."""
     path = folder / TABLE
     rows = YAML(typ="safe").load(path)
     if unknown := sorted(set(rows) - {t.name for t in TASKS}):
         raise InputError(f"{path}: {unknown[0]!r} is no task")
-    found = {}
+    sets = {}
     for name in (t.name for t in TASKS if t.name in rows):
         row = rows[name]
-        words = {f.name for f in fields(ShippedSet)} - {"name"}
-        if missing := sorted(words - row.keys()):
+        values = {f.name for f in fields(ShippedSet)} - {"name"}
+        if missing := sorted(values - row.keys()):
             raise InputError(f"{path}: {name} lacks {', '.join(missing)}")
-        if unknown := sorted(row.keys() - words):
+        if unknown := sorted(row.keys() - values):
             raise InputError(f"{path}: {name} has {unknown[0]!r}, which is no column")
         if row["role"] not in ROLES:
             raise InputError(f"{path}: {name} has the role {row['role']!r}, expected one of {', '.join(ROLES)}")
-        found[name] = ShippedSet(name=name, **row)
-    return found
+        sets[name] = ShippedSet(name=name, **row)
+    return sets
 
 
-def shipped(name: str, folder: Path = FOLDER) -> Labelled | None:
-    """The set that ships for a task, or None; raises InputError if its file is not the one described."""
-    wanted = task(name)
-    entry = shipped_sets(folder).get(name)
+def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
+    """Return the set that ships for a task, or None; raises InputError if its file is not the one described."""
+    wanted = find_task(name)
+    entry = load_table_of_sets(folder).get(name)
     if entry is None:
         return None
     path = folder / f"{name}.h5"
@@ -93,47 +93,47 @@ def shipped(name: str, folder: Path = FOLDER) -> Labelled | None:
     import h5py  # not where suites are only planned
 
     with h5py.File(io.BytesIO(data), "r") as file:
-        labelled = _labelled(file, entry, wanted)
+        labelled = _decode_dataset(file, entry, wanted)
     if len(labelled) != entry.count:
         raise InputError(f"{path}: {len(labelled)} structures, expected {entry.count}")
     return labelled
 
 
-def _labelled(file: h5py.File, entry: ShippedSet, wanted: Task) -> Labelled:
+def _decode_dataset(file: h5py.File, entry: ShippedSet, wanted: Task) -> TaskDataset:
     sizes = file["natoms"][:].astype(np.int64)
     count = len(sizes)
-    target = _decimal(file, "target")
-    ids = _text(file, "id")
+    target = _decode_decimals(file, "target")
+    ids = _decode_texts(file, "id")
     known = target if wanted.kind != "property" else np.full(count, np.nan)
-    frames = Frames(
+    frames = StructureTable(
         ids=ids,
-        groups=_text(file, "group"),
+        groups=_decode_texts(file, "group"),
         sizes=sizes,
         numbers=file["numbers"][:],
-        positions=_decimal(file, "positions"),
-        energy=_decimal(file, "energy") if "energy" in file else known,
-        cell=_decimal(file, "cell") if "cell" in file else np.zeros((count, 3, 3)),
+        positions=_decode_decimals(file, "positions"),
+        energy=_decode_decimals(file, "energy") if "energy" in file else known,
+        cell=_decode_decimals(file, "cell") if "cell" in file else np.zeros((count, 3, 3)),
         periodic=file["periodic"][:].astype(bool) if "periodic" in file else np.zeros((count, 3), dtype=bool),
         charge=np.zeros(count, dtype=np.int64),
         multiplicity=file["multiplicity"][:].astype(np.int64),
-        forces=_decimal(file, "forces") if "forces" in file else None,
+        forces=_decode_decimals(file, "forces") if "forces" in file else None,
     )
-    return Labelled(
+    return TaskDataset(
         frames=frames,
         target=target,
         role=entry.words,
         level=entry.level,
         official_ids=ids,
-        subset=_text(file, "subset"),
+        subset=_decode_texts(file, "subset"),
     )
 
 
-def _text(file: h5py.File, name: str) -> NDArray[np.str_]:
+def _decode_texts(file: h5py.File, name: str) -> NDArray[np.str_]:
     return np.char.decode(file[name][:], "utf-8")
 
 
-def _decimal(file: h5py.File, name: str) -> Array:
-    """A column of fixed-point numbers; the division gives the double nearest to each decimal."""
+def _decode_decimals(file: h5py.File, name: str) -> Array:
+    """Return a column of fixed-point numbers; the division gives the double nearest to each decimal."""
     column = file[name]
     integers: NDArray[np.int64] = column[:]
     return np.asarray(integers / 10.0 ** int(column.attrs["decimals"]))

@@ -1,4 +1,4 @@
-"""torch.compile for training: the force loss in one compiled function of dynamic shapes, or eager, with the reason."""
+"""torch.compile for training: the force loss as one compiled function of dynamic shapes, or eager with the reason."""
 
 from __future__ import annotations
 
@@ -12,41 +12,46 @@ from harness.reference.data.batch import Batch
 from harness.reference.distributed.launch import first_line
 from harness.reference.training.loss import Errors, Labels
 
-# Shapes are symbols. What would be compiled anew more often (batches of one graph, without edges, ...) stays eager.
+# Shapes are symbolic. Batches that would need further compilations (of one graph, without edges, ...) stay eager.
 RECOMPILE_LIMIT = 16
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """Whether compiled code runs, and if not, why not."""
+class CompileResult:
+    """Whether compiled code runs, and why not, or why only in parts."""
 
-    really: bool
+    active: bool
     why_eager: str | None = None
 
 
-def compiled_errors(module: nn.Module, example: tuple[Batch, Labels]) -> Compiled:
-    """Compile the module's forward, if a first step on an example works; else leave it as it was."""
+def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileResult:
+    """Compile the forward method of a module in place, if a first step on an example works.
+
+    Args:
+        module: (batch, labels) -> Errors.
+        example: A batch with its labels.
+    """
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.optimize_ddp = False  # it would cut the graph, and the gradient inside it, at bucket borders
     batch, labels = example
     leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
-    drawn = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     try:
         module.compile(dynamic=True)
         of_graphs: Errors = module(leaf, labels)
         (of_graphs.energy.sum() + of_graphs.force.sum()).backward()
-    except Exception as error:  # the compiler fails in as many ways as there are compilers
+    except Exception as error:  # each compiler raises its own errors
         module._compiled_call_impl = None
-        return Compiled(False, first_line(error)[:300])
+        return CompileResult(False, first_line(error)[:300])
     finally:
         module.zero_grad()
-        torch.set_rng_state(drawn)
+        torch.set_rng_state(rng_state)
     if counters["graph_break"]:
-        return Compiled(True, f"in parts: {next(iter(counters['graph_break']))[:300]}")
-    return Compiled(True)
+        return CompileResult(True, f"in parts: {next(iter(counters['graph_break']))[:300]}")
+    return CompileResult(True)
 
 
-def times_compiled() -> int:
-    """How many graphs this process has compiled."""
+def count_compiled_graphs() -> int:
+    """Return the number of graphs that this process has compiled."""
     return int(counters["stats"]["unique_graphs"])

@@ -1,4 +1,4 @@
-"""One training as a chain of cases, each in a job of its own: a link takes over the state that the last has left."""
+"""One training as a chain of cases, each in its own job: a case continues from the state of the previous one."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ import os
 import shutil
 from pathlib import Path
 
-from harness.protocol.events import EventLog
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.train import TrainFacts
 from harness.reference.errors import InputError
 from harness.reference.training.state import FILE_NAME
 
 MODEL = "model.safetensors"
 
 
-def before(folder: Path) -> Path:
-    """The folder of the link before; raises InputError where the case is none's successor."""
+def previous_case(folder: Path) -> Path:
+    """Return the folder of the case that this one continues; raise InputError if it does not depend on exactly one."""
     case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    needed = case.get("after") or []
-    if len(needed) != 1:
-        raise InputError(f"expected one case before this one (`after`), got {len(needed)}")
-    return folder.resolve().parent / str(needed[0])
+    required = case.get("after") or []
+    if len(required) != 1:
+        raise InputError(f"expected one case before this one (`after`), got {len(required)}")
+    return folder.resolve().parent / str(required[0])
 
 
-def ended_before(folder: Path, log: EventLog, rank: int) -> bool:
+def copy_finished_model(folder: Path, log: CaseLog, rank: int) -> bool:
     """Whether the training has come to its end in an earlier link, whose model rank 0 then puts into this one too."""
-    earlier = before(folder) / MODEL
+    earlier = previous_case(folder) / MODEL
     if not earlier.exists():
         return False
     if rank == 0 and not (folder / MODEL).exists():
         part = folder / f"{MODEL}.part"
         shutil.copyfile(earlier, part)
         os.replace(part, folder / MODEL)
-    log.fact("ended_before", earlier.parent.name)
+    log.record_facts(TrainFacts(ended_before=earlier.parent.name))
     return True
 
 
-def take_over(folder: Path) -> None:
-    """Copy the state of the link before, unless this one has a state of its own; raises InputError if there is none."""
+def copy_state(folder: Path) -> None:
+    """Copy the state of the previous case, unless this folder has a state; raise InputError if there is none."""
     if (folder / FILE_NAME).exists():
         return
-    earlier = before(folder)
+    earlier = previous_case(folder)
     if not (earlier / FILE_NAME).exists():
         raise InputError(f"{earlier / FILE_NAME}: no state to go on from")
-    # the file that counts comes last: parts without it are none
+    # the main file comes last: parts without it do not count as a state
     for path in [*earlier.glob("training-*.safetensors"), earlier / FILE_NAME]:
         part = folder / f"{path.name}.part"
         shutil.copyfile(path, part)

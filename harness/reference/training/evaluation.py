@@ -1,4 +1,4 @@
-"""Errors on held-out structures, head by head, beside those of what knows nothing of structure."""
+"""Errors of each head on its test set, compared with those of baselines that know nothing of the structure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from harness.reference.data.batch import Batch
-from harness.reference.data.neighbours import Graph
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array
-from harness.reference.datasets.collection import Corpus, Dataset
+from harness.reference.datasets.collection import Dataset, DatasetCollection
 from harness.reference.datasets.heads import HEADS
-from harness.reference.distributed.group import Team
+from harness.reference.distributed.group import ProcessGroup
 from harness.reference.models.coverage import shortest_contact
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.storage.sampling.sampler import Drawn
-from harness.reference.training.loss import labelled, own_head
+from harness.reference.storage.sampling.sampler import SampleIndices
+from harness.reference.training.loss import collate_labelled, predict_own_head
 
 BATCH = 32
-MEAN_OF, MEAN_BATCH = 100_000, 1000
-CLOSEST_OF = 2000
-# What is known of one head's test set: number and sums, so that ranks can add theirs up.
+MEAN_SAMPLE, MEAN_BATCH = 100_000, 1000
+CONTACT_SAMPLE = 2000
+# Counts and sums over the test set of one head, which add up over ranks.
 SUMS = (
     "structures", "atoms", "unseen_elements", "energy_abs", "energy_sq", "composition_abs", "composition_sq",
     "mean_abs", "components", "force_abs", "force_sq", "zero_abs", "zero_sq",
@@ -31,107 +31,114 @@ SUMS = (
 
 
 @dataclass
-class Tally:
-    """Sums over the structures of one head."""
+class ErrorSums:
+    """The sums of SUMS over the structures of one head."""
 
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
 
     def add(self, **values: float) -> None:
-        """Count these in."""
+        """Add values to the sums of these names."""
         for name, value in values.items():
             self.sums[name] += value
 
 
 def predicted(model: FoundationModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Energy beyond the references [g] and forces [n, 3] of each structure from its own head, detached."""
-    energy, forces = own_head(model, batch, create_graph=False)
+    """Return the residual energy [g] and the forces [n, 3] of each structure from its own head, detached."""
+    energy, forces = predict_own_head(model, batch, create_graph=False)
     return energy.detach(), forces
 
 
-def mean_energy(dataset: Dataset, team: Team) -> float:
-    """The mean energy per atom of a dataset, eV: of MEAN_OF structures evenly spread over it, or all if there are less.
+def mean_energy(dataset: Dataset, team: ProcessGroup) -> float:
+    """Return the mean energy per atom of a dataset in eV, from at most MEAN_SAMPLE evenly spaced structures.
 
-    Each rank reads its share, a batch at a time.
+    The ranks share the reading.
     """
     count = len(dataset.samples)
-    looked_at = np.linspace(0, count - 1, min(count, MEAN_OF)).round().astype(np.int64)
-    mine = looked_at[team.place.rank :: team.place.size]
-    own = 0.0
-    for first in range(0, len(mine), MEAN_BATCH):
-        records = dataset.samples.get(mine[first : first + MEAN_BATCH])
-        own += sum(float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records)
-    total, number = team.total(torch.tensor([own, len(mine)], dtype=torch.float64)).tolist()
+    sample = np.linspace(0, count - 1, min(count, MEAN_SAMPLE)).round().astype(np.int64)
+    indices = sample[team.rank :: team.size]
+    part = 0.0
+    for first in range(0, len(indices), MEAN_BATCH):
+        records = dataset.samples.get(indices[first : first + MEAN_BATCH])
+        part += sum(float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records)
+    total, number = team.all_reduce_sum(torch.tensor([part, len(indices)], dtype=torch.float64)).tolist()
     return float(total / number)
 
 
-def shortest_distance(corpus: Corpus, dataset: Dataset, team: Team) -> float:
-    """Return the shortest distance in a set, as FoundationModel.closest counts it.
+def shortest_distance(corpus: DatasetCollection, dataset: Dataset, team: ProcessGroup) -> float:
+    """Return the shortest distance in a dataset over the sum of covalent radii; see FoundationModel.closest.
 
-    Of a set of more than CLOSEST_OF structures, so many spread evenly over it are looked at, by each rank its share.
+    At most CONTACT_SAMPLE evenly spaced structures count, which the ranks share.
     """
-    place, count = corpus.datasets.index(dataset), len(dataset.samples)
-    looked_at = np.linspace(0, count - 1, min(count, CLOSEST_OF)).round().astype(np.int64)
-    mine = looked_at[team.place.rank :: team.place.size]
-    found = [shortest_contact(corpus.graphs(Drawn(np.array([place]), np.array([k])))) for k in mine.tolist()]
-    least = min(filter(None, found), default=np.inf)
-    everywhere = -float(team.largest(torch.tensor([-least], dtype=torch.float64)))
-    return everywhere if np.isfinite(everywhere) else 0.0
+    position, count = corpus.datasets.index(dataset), len(dataset.samples)
+    sample = np.linspace(0, count - 1, min(count, CONTACT_SAMPLE)).round().astype(np.int64)
+    indices = sample[team.rank :: team.size].tolist()
+    contacts = [shortest_contact(corpus.graphs(SampleIndices(np.array([position]), np.array([k])))) for k in indices]
+    smallest = min(filter(None, contacts), default=np.inf)
+    overall = -float(team.all_reduce_max(torch.tensor([-smallest], dtype=torch.float64)))
+    return overall if np.isfinite(overall) else 0.0
 
 
-def held_out(
-    model: FoundationModel, training: Corpus, test: Corpus, references: Tensor, team: Team
+def evaluate_test_sets(
+    model: FoundationModel, training: DatasetCollection, test: DatasetCollection, references: Tensor, team: ProcessGroup
 ) -> list[dict[str, object]]:
-    """One row a dataset: mean absolute and root mean square errors over all ranks' shares of the test set.
+    """Return one row per dataset: mean absolute and root mean square errors on its test set; collective.
 
-    composition: of the references alone, a linear model of composition fitted on the training set. mean: of the mean
-    energy per atom of the training set. zero_force: of no forces. Structures with elements that the head's training set
-    lacks are counted and left out: nothing is known of them. None where there is nothing to take a mean of.
+    The baselines are `composition`, the reference energies alone (a linear model of composition fitted on the training
+    set), `mean`, the mean energy per atom of the training set, and `zero_force`, no forces. Structures with elements
+    that the head's training set lacks are counted and omitted, as nothing is known of them. An empty mean is None.
+
+    Args:
+        model: The model.
+        training: The training sets.
+        test: The test sets, which the ranks share.
+        references: [heads, 119] eV.
+        team: The ranks.
     """
     rows = []
     for k, dataset in enumerate(test.datasets):
         mean = mean_energy(training.datasets[[d.head for d in training.datasets].index(dataset.head)], team)
-        tally = Tally()
-        mine = np.arange(team.place.rank, len(dataset.samples), team.place.size)
-        for first in range(0, len(mine), BATCH):
-            own = mine[first : first + BATCH]
-            graphs = test.graphs(Drawn(np.full(len(own), k), own))
-            kept = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
-            tally.add(unseen_elements=len(graphs) - len(kept))
-            if kept:
-                tally.add(**sums_of(model, kept, references, mean, team))
-        own_sums = torch.tensor([tally.sums[name] for name in SUMS], dtype=torch.float64)
-        total = dict(zip(SUMS, team.total(own_sums).tolist(), strict=True))
-        rows.append(row(dataset, total))
+        errors = ErrorSums()
+        indices = np.arange(team.rank, len(dataset.samples), team.size)
+        for first in range(0, len(indices), BATCH):
+            some = indices[first : first + BATCH]
+            graphs = test.graphs(SampleIndices(np.full(len(some), k), some))
+            known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
+            errors.add(unseen_elements=len(graphs) - len(known))
+            if known:
+                errors.add(**sum_errors(model, known, references, mean, team))
+        sums = torch.tensor([errors.sums[name] for name in SUMS], dtype=torch.float64)
+        total = dict(zip(SUMS, team.all_reduce_sum(sums).tolist(), strict=True))
+        rows.append(error_row(dataset, total))
     return rows
 
 
-def sums_of(
-    model: FoundationModel, graphs: Sequence[Graph], references: Tensor, mean: float, team: Team
+def sum_errors(
+    model: FoundationModel, graphs: Sequence[NeighbourList], references: Tensor, mean: float, team: ProcessGroup
 ) -> dict[str, float]:
-    """The sums of SUMS over some structures of one head."""
+    """Return the sums of SUMS over structures of one head; mean: energy per atom of its training set in eV."""
     dtype = next(model.parameters()).dtype
-    batch, labels = labelled(graphs, references, dtype, with_triplets=model.config.needs_triplets)
+    batch, labels = collate_labelled(graphs, references, dtype, with_triplets=model.config.needs_triplets)
     batch = batch.to(team.device, dtype)
     energy, forces = predicted(model, batch)
     atoms = np.array([len(g.structure) for g in graphs], dtype=float)
-    beyond = _numpy(labels.beyond) / atoms
-    error = _numpy(energy) / atoms - beyond
-    whole = np.array([g.structure.energy for g in graphs]) / atoms
-    there = labels.known.squeeze(1).numpy() > 0
-    wrong, right = (_numpy(forces) - _numpy(labels.forces))[there], _numpy(labels.forces)[there]
+    residual = _numpy(labels.residual_energy) / atoms
+    error = _numpy(energy) / atoms - residual
+    per_atom = np.array([g.structure.energy for g in graphs]) / atoms
+    known = labels.force_mask.squeeze(1).numpy() > 0
+    force_error, force = (_numpy(forces) - _numpy(labels.forces))[known], _numpy(labels.forces)[known]
     return {
         "structures": len(graphs),
         "atoms": float(atoms.sum()),
         "energy_abs": float(np.abs(error).sum()),
         "energy_sq": float((error**2).sum()),
-        "composition_abs": float(np.abs(beyond).sum()),
-        "composition_sq": float((beyond**2).sum()),
-        "mean_abs": float(np.abs(whole - mean).sum()),
-        "components": wrong.size,
-        "force_abs": float(np.abs(wrong).sum()),
-        "force_sq": float((wrong**2).sum()),
-        "zero_abs": float(np.abs(right).sum()),
-        "zero_sq": float((right**2).sum()),
+        "composition_abs": float(np.abs(residual).sum()),
+        "composition_sq": float((residual**2).sum()),
+        "mean_abs": float(np.abs(per_atom - mean).sum()),
+        "components": force_error.size,
+        "force_abs": float(np.abs(force_error).sum()),
+        "force_sq": float((force_error**2).sum()),
+        "zero_abs": float(np.abs(force).sum()),
+        "zero_sq": float((force**2).sum()),
     }
 
 
@@ -139,8 +146,8 @@ def _numpy(tensor: Tensor) -> Array:
     return tensor.detach().double().cpu().numpy()
 
 
-def row(dataset: Dataset, total: dict[str, float]) -> dict[str, object]:
-    """The errors of one head as plain data."""
+def error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, object]:
+    """Return the errors of one head as plain data."""
 
     def mean(name: str, over: str, root: bool = False) -> float | None:
         if not total[over]:

@@ -1,4 +1,4 @@
-"""Training the gate, all else frozen, so that the weighted sum of energies is that of the right branch."""
+"""Training of the gate alone, so that the weighted sum of energies matches the energy of the right head."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class GateErrors:
-    """energy_error_ev_per_atom: mean distance of the mixed energy from the right branch's. right_branch: the share of
-    structures that the gate gives more than half of the weight to the right branch."""
+    """The quality of the gate.
+
+    Attributes:
+        energy_error_ev_per_atom: Mean absolute difference between the weighted energy and that of the right head.
+        right_branch: Share of structures whose right head has more than half of the weight.
+    """
 
     energy_error_ev_per_atom: float
     right_branch: float
 
 
 @torch.no_grad()
-def branch_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each structure: energy per atom beyond the references by every head [s, heads], composition, own head [s]."""
+def head_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for s structures the residual energy per atom of every head [s, heads], composition [s, 119], head [s]."""
     rows = [
         (
-            model.beyond_references(model.encode(b, b.positions, b.shift), b) / b.atoms.unsqueeze(-1),
+            model.residual_energies(model.encode(b, b.positions, b.shift), b) / b.atoms.unsqueeze(-1),
             b.composition,
             b.head,
         )
@@ -43,11 +47,18 @@ def branch_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[T
 def train_gate(
     model: FoundationModel, batches: Iterable[Batch], *, temperature: float, steps: int, seed: int
 ) -> GateErrors:
-    """Fit the gate to structures drawn as in training, and tell how well it does on them.
+    """Fit the gate to structures drawn as in training, and return its errors on them.
 
-    Energies count beyond the references, whose zeros lie thousands of eV/atom apart.
+    The loss compares residual energies, since the zeros of the reference energies differ by thousands of eV/atom.
+
+    Args:
+        model: The model, whose gate is changed in place.
+        batches: Structures with the head of their dataset.
+        temperature: Temperature of the sampling over datasets in training.
+        steps: Number of steps.
+        seed: Seed of the sampling.
     """
-    per_atom, composition, head = branch_energies(model, batches)
+    per_atom, composition, head = head_energies(model, batches)
     right = per_atom.gather(1, head.unsqueeze(1))
     chance = head.bincount(minlength=model.config.heads).to(per_atom.dtype)[head] ** (1.0 / temperature - 1.0)
     optimizer = torch.optim.AdamW(model.gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

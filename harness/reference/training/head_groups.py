@@ -1,8 +1,8 @@
-"""Task-parallel heads: each rank keeps the heads of its own datasets alone, whose gradients its group shares.
+"""Task-parallel heads: each rank holds only the heads of its group's datasets, and the group shares their gradients.
 
-Every rank serves the datasets of its group. Encoder gradients are averaged over all ranks; a head's gradient is summed
-over the ranks of its group and divided by the number of all ranks, which is what the average over all would be, since
-the others have none. The step is therefore that of heads on every rank, with less memory and less to exchange.
+Every rank trains on the datasets of its group. Encoder gradients are averaged over all ranks. A head's gradient is
+summed over the ranks of its group and divided by the number of all ranks: the average over all, as the other ranks have
+none. A step is therefore the same as with all heads on every rank, with less memory and communication.
 """
 
 from __future__ import annotations
@@ -13,59 +13,75 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from harness.reference.distributed.group import Team
+from harness.reference.distributed.group import ProcessGroup
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.storage.sampling.rank_assignment import Assignment
 
 
 class HeadGroups:
-    """Who keeps which heads; collective, so all ranks must make it. heads: branch of each dataset, in their order."""
+    """The assignment of heads to groups of ranks; the constructor is collective.
 
-    def __init__(self, assignment: Assignment, heads: Sequence[int], team: Team) -> None:
+    Args:
+        assignment: The datasets of each group of ranks.
+        heads: The head of each dataset, in their order.
+        team: The ranks.
+
+    Attributes:
+        members: The ranks of each group.
+        heads_of_groups: The heads of each group.
+        index: The group of this rank.
+    """
+
+    def __init__(self, assignment: Assignment, heads: Sequence[int], team: ProcessGroup) -> None:
         self.team = team
         self.members = [range(g.first, g.first + g.size) for g in assignment.groups]
-        self.kept = [[heads[d] for d in g.datasets] for g in assignment.groups]
+        self.heads_of_groups = [[heads[d] for d in g.datasets] for g in assignment.groups]
         groups = [dist.new_group(list(ranks)) for ranks in self.members]
-        self.own = next(k for k, ranks in enumerate(self.members) if team.place.rank in ranks)
-        self._group = groups[self.own]
+        self.index = next(k for k, ranks in enumerate(self.members) if team.rank in ranks)
+        self._group = groups[self.index]
 
     @property
     def heads(self) -> list[int]:
-        """The heads that this rank keeps."""
-        return self.kept[self.own]
+        """Return the heads that this rank holds."""
+        return self.heads_of_groups[self.index]
 
     @property
-    def leads(self) -> bool:
-        """Whether this rank is the first of its group."""
-        return self.team.place.rank == self.members[self.own][0]
+    def is_leader(self) -> bool:
+        """Return whether this rank is the first of its group."""
+        return self.team.rank == self.members[self.index][0]
 
     def reduce(self, heads: nn.Module) -> None:
-        """Share the gradients of the heads within the group."""
+        """Sum the gradients of the heads over the group, and divide them by the number of all ranks."""
         gradients = [p.grad for p in heads.parameters() if p.grad is not None]
         if not gradients:
             return
         flat = torch.cat([g.reshape(-1) for g in gradients])
         dist.all_reduce(flat, group=self._group)
-        flat /= self.team.place.size
+        flat /= self.team.size
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def squared_norm(self, encoder: nn.Module, heads: nn.Module) -> Tensor:
-        """Of the gradient of encoder and all heads, wherever they are kept."""
-        own = _squared(heads) / len(self.members[self.own])
-        return _squared(encoder) + self.team.total(own.reshape(1)).to(own.device, own.dtype).squeeze()
+        """Return the squared norm of the gradient of the encoder and of the heads of all ranks, a scalar."""
+        part = _squared_norm(heads) / len(self.members[self.index])
+        return _squared_norm(encoder) + self.team.all_reduce_sum(part.reshape(1)).to(part.device, part.dtype).squeeze()
 
-    def whole(self, model: FoundationModel, complete: FoundationModel) -> None:
-        """Put the heads of all ranks, with this rank's encoder, into a model that has all heads."""
-        own = {name: value.cpu() for name, value in model.heads.state_dict().items()}
+    def merge_into(self, model: FoundationModel, complete: FoundationModel) -> None:
+        """Copy the heads of all ranks, and this rank's encoder, into a model that has all heads.
+
+        Args:
+            model: The model of this rank.
+            complete: The model that receives the weights.
+        """
+        local = {name: value.cpu() for name, value in model.heads.state_dict().items()}
         state = complete.state_dict()
-        for kept, ranks in zip(self.kept, self.members, strict=True):
-            for name, value in self.team.told_by(ranks[0], own).items():
-                state[f"heads.{name}"][kept] = value
+        for heads, ranks in zip(self.heads_of_groups, self.members, strict=True):
+            for name, value in self.team.broadcast_object(ranks[0], local).items():
+                state[f"heads.{name}"][heads] = value
         state |= {n: v for n, v in model.state_dict().items() if n.startswith("encoder.")}
         complete.load_state_dict(state)
 
 
-def _squared(module: nn.Module) -> Tensor:
+def _squared_norm(module: nn.Module) -> Tensor:
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients) ** 2

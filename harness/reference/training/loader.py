@@ -1,7 +1,8 @@
-"""What one rank does in data-parallel training: its share of the structures, and its steps, timed."""
+"""Data-parallel training on one rank: its batches, and a timed pass over them."""
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,102 +17,129 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.reference.data.batch import Batch
-from harness.reference.data.neighbours import Graph
-from harness.reference.datasets.collection import Corpus
-from harness.reference.datasets.statistics.reference_energies import ELEMENTS, State
+from harness.reference.data.neighbours import NeighbourList
+from harness.reference.datasets.collection import DatasetCollection
+from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.statistics.reference_energies import ELEMENT_SLOTS, ElementState
 from harness.reference.distributed.group import synchronize
-from harness.reference.distributed.launch import Place
+from harness.reference.distributed.launch import RankInfo
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.storage.sampling.sampler import Drawn, Sampler
-from harness.reference.training.loss import Labels, Objective, labelled
+from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices
+from harness.reference.training.loss import Labels, MultiTaskLoss, collate_labelled
 
-Labelled = tuple[Batch, Labels]
+LabelledBatch = tuple[Batch, Labels]
+
 SCALE_FLOOR_EV = 0.05
-EVERY_BATCH = 32
+EVALUATION_BATCH = 32
 
 
 @dataclass(frozen=True)
-class Feed:
-    """Batches for every rank: what the sampler deals out, with neighbours and labels, on the device.
+class BatchLoader:
+    """Load batches with neighbours and labels onto the device, as the sampler assigns structures to ranks.
 
-    references [heads, 119] eV, in double precision on the CPU: what comes off the energies.
+    Attributes:
+        corpus: The datasets.
+        sampler: Draws structures, and assigns them to ranks.
+        dtype: Type of batches and labels.
+        references: [heads, 119] eV in double precision on the CPU, subtracted from the energies.
+        with_triplets: Whether batches include pairs of edges.
+        balance: "none" for equal numbers of graphs per rank, "atoms" for similar numbers of atoms.
     """
 
-    corpus: Corpus
-    sampler: Sampler
+    corpus: DatasetCollection
+    sampler: DistributedSampler
     dtype: torch.dtype
     references: Tensor
     with_triplets: bool = False
     balance: str = "none"
 
-    def dealt(self, step: int, rank: int) -> Drawn:
-        """What one rank takes at one step, counted from where the sampler stands: as many graphs, or as many atoms."""
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of steps of a whole epoch."""
+        return math.ceil(self.sampler.length / (self.sampler.ranks * self.sampler.batch_size))
+
+    @property
+    def head_weights(self) -> Tensor:
+        """Return [heads] the structures of each head drawn per epoch, by which its validation set is weighted."""
+        weights = torch.zeros(len(HEADS), dtype=torch.float64)
+        for dataset, drawn in zip(self.corpus.datasets, self.sampler.draws.tolist(), strict=True):
+            weights[dataset.head] += drawn
+        return weights
+
+    def indices_for(self, step: int, rank: int) -> SampleIndices:
+        """Return the structures of one rank at one step, counted from the position of the sampler."""
         return self.sampler.batch(step, rank, self._atoms if self.balance == "atoms" else None)
 
-    def _atoms(self, drawn: Drawn) -> NDArray[np.float64]:
+    def _atoms(self, drawn: SampleIndices) -> NDArray[np.float64]:
         return self.corpus.atoms(drawn).astype(np.float64)
 
-    def every(self, limit: int, device: torch.device, share: Place | None = None) -> Iterator[Labelled]:
-        """The first `limit` structures of every set, or the share of one rank, in batches of one set each.
+    def evaluation_batches(
+        self, limit: int, device: torch.device, share: RankInfo | None = None
+    ) -> Iterator[LabelledBatch]:
+        """Yield the first structures of every dataset, in batches of one dataset each.
 
-        Without those that hold an element which the training set lacks: nothing is known of it.
+        Structures with elements that the training set of their head lacks are omitted, as nothing is known of them.
+
+        Args:
+            limit: Structures of each dataset.
+            device: The device of the batches.
+            share: The rank whose share is returned; None for all structures.
         """
-        share = share or Place()
+        share = share or RankInfo()
         for k, dataset in enumerate(self.corpus.datasets):
-            mine = np.arange(share.rank, min(len(dataset.samples), limit), share.size)
-            for first in range(0, len(mine), EVERY_BATCH):
-                own = mine[first : first + EVERY_BATCH]
-                graphs = self.corpus.graphs(Drawn(np.full(len(own), k), own))
+            indices = np.arange(share.rank, min(len(dataset.samples), limit), share.size)
+            for first in range(0, len(indices), EVALUATION_BATCH):
+                some = indices[first : first + EVALUATION_BATCH]
+                graphs = self.corpus.graphs(SampleIndices(np.full(len(some), k), some))
                 known = [g for g in graphs if dataset.references.knows(g.structure.numbers)]
                 if known:
-                    yield self.collated(known, device)
+                    yield self.collate(known, device)
 
-    def batch(self, drawn: Drawn, device: torch.device) -> Labelled:
-        """What was drawn, as one batch."""
-        return self.collated(self.corpus.graphs(drawn), device)
+    def batch(self, drawn: SampleIndices, device: torch.device) -> LabelledBatch:
+        """Load the structures drawn as one batch."""
+        return self.collate(self.corpus.graphs(drawn), device)
 
-    def collated(self, graphs: Sequence[Graph], device: torch.device) -> Labelled:
-        """Graphs as one batch with their labels."""
-        batch, labels = labelled(graphs, self.references, self.dtype, with_triplets=self.with_triplets)
+    def collate(self, graphs: Sequence[NeighbourList], device: torch.device) -> LabelledBatch:
+        """Collate graphs into one batch with labels on a device."""
+        batch, labels = collate_labelled(graphs, self.references, self.dtype, with_triplets=self.with_triplets)
         return batch.to(device, self.dtype), Labels(*(t.to(device) for t in labels))
 
 
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All numbers of all tensors in one row, whatever their layout."""
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate the numbers of all tensors into one vector, whatever their layout."""
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def replicate(module: nn.Module) -> DistributedDataParallel:
-    """The module with rank 0's parameters on every rank, gradients averaged; buffers, all constant, are left alone."""
-    # Of one graph, the gradient of the last head layer's bias comes in an order of its own: 16 numbers to copy.
+def wrap_ddp(module: nn.Module) -> DistributedDataParallel:
+    """Replicate the parameters of rank 0 on every rank, and average gradients; buffers, all constant, stay local."""
+    # For one graph, the gradient of the last head layer's bias has different strides: 16 numbers to copy.
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     with warnings.catch_warnings():
-        # Newer torch has another word for this option, older only this one.
+        # Newer torch renamed this option.
         warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def adopted(model: FoundationModel, corpus: Corpus) -> Tensor:
-    """Give each head its dataset's references; returns them, [heads, 119] eV in double precision."""
-    table = torch.zeros(model.config.heads, ELEMENTS, dtype=torch.float64)
+def set_reference_energies(model: FoundationModel, corpus: DatasetCollection) -> Tensor:
+    """Set the reference energies of each dataset's head, and return them, [heads, 119] eV in double precision."""
+    table = torch.zeros(model.config.heads, ELEMENT_SLOTS, dtype=torch.float64)
     for dataset in corpus.datasets:
-        found = dataset.references
-        model.adopt(
-            dataset.head, found.energy_ev, max(found.mae_ev_per_atom, SCALE_FLOOR_EV), found.state > State.ABSENT
-        )
-        table[dataset.head] = torch.from_numpy(np.nan_to_num(found.energy_ev))
+        references = dataset.references
+        scale = max(references.mae_ev_per_atom, SCALE_FLOOR_EV)
+        model.set_reference(dataset.head, references.energy_ev, scale, references.state > ElementState.ABSENT)
+        table[dataset.head] = torch.from_numpy(np.nan_to_num(references.energy_ev))
     return table
 
 
 class Stopwatch:
-    """Marks along the work of a device, without waiting for it."""
+    """Time marks along the work of a device, set without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Note that the work asked for so far ends here."""
+        """Set a mark at the end of the work submitted so far."""
         if self.device.type == "cpu":
             self._marks.append(time.perf_counter())
         else:
@@ -120,7 +148,7 @@ class Stopwatch:
             self._marks.append(event)
 
     def laps(self) -> list[float]:
-        """Seconds between one mark and the next, once the device has come to the last."""
+        """Return the seconds between consecutive marks; the device must have reached the last one."""
         pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
         if self.device.type == "cpu":
             return [after - before for before, after in pairs]
@@ -128,10 +156,16 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one rank keeps of one pass: its time in seconds; of each step its time, its wait for data, its loss.
+class EpochTiming:
+    """The timing of one pass of one rank.
 
-    busy: time without the wait; on a device, whose work goes on while the host waits, the whole time.
+    Attributes:
+        seconds: Duration of the pass.
+        steps: [steps] seconds of each step.
+        busy: [steps] seconds of each step without the wait for data; on an accelerator, which computes while the host
+            waits, all of them.
+        waits: [steps] seconds of waiting for data before each step.
+        losses: [steps] loss of each step.
     """
 
     seconds: float
@@ -141,37 +175,46 @@ class Pass:
     losses: Tensor
 
 
-def waiting(batches: Iterable[Labelled], waits: list[float]) -> Iterator[Labelled]:
-    """The batches, the seconds that each let itself be waited for being noted."""
+def timed_iter(batches: Iterable[LabelledBatch], waits: list[float]) -> Iterator[LabelledBatch]:
+    """Yield the batches, and append the seconds of waiting for each to `waits`."""
     source = iter(batches)
     while True:
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             batch = next(source)
         except StopIteration:
             return
-        waits.append(time.perf_counter() - began)
+        waits.append(time.perf_counter() - started)
         yield batch
 
 
-def one_pass(
+def timed_epoch(
     replica: DistributedDataParallel,
-    objective: Objective,
+    objective: MultiTaskLoss,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Labelled],
+    batches: Iterable[LabelledBatch],
     device: torch.device,
     *,
     exchange: bool = True,
-) -> Pass:
-    """Train through the batches; without exchange each rank follows its own gradients."""
+) -> EpochTiming:
+    """Train on all batches, and time each step.
+
+    Args:
+        replica: The module wrapped by `wrap_ddp`.
+        objective: The loss.
+        optimizer: The optimizer.
+        batches: The batches of this rank.
+        device: The device of the batches.
+        exchange: Whether gradients are averaged over ranks; otherwise each rank follows its own.
+    """
     watch = Stopwatch(device)
     losses: list[Tensor] = []
     waits: list[float] = []
     synchronize(device)
-    began = time.perf_counter()
+    started = time.perf_counter()
     watch.mark()
     with nullcontext() if exchange else replica.no_sync():
-        for batch, labels in waiting(batches, waits):
+        for batch, labels in timed_iter(batches, waits):
             optimizer.zero_grad()
             loss = objective(replica(batch, labels), batch.head)
             loss.backward()
@@ -179,7 +222,7 @@ def one_pass(
             losses.append(loss.detach())
             watch.mark()
     synchronize(device)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     steps, waited = (torch.tensor(times, dtype=torch.float64) for times in (watch.laps(), waits))
     busy = steps - waited if device.type == "cpu" else steps
-    return Pass(seconds, steps, busy, waited, torch.stack(losses))
+    return EpochTiming(seconds, steps, busy, waited, torch.stack(losses))

@@ -1,4 +1,4 @@
-"""What training minimises: errors of each graph's energy and forces, by the head of its own dataset, and their mean."""
+"""The training loss: errors of each graph's energy and forces, from the head of its own dataset, and their mean."""
 
 from __future__ import annotations
 
@@ -10,36 +10,52 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import Graph
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.models.foundation import FoundationModel
 
 
 class Labels(NamedTuple):
-    """beyond [g] eV, energies less their references; forces [n, 3] eV/angstrom; known [n, 1], 1 where forces are."""
+    """The labels of a batch.
 
-    beyond: Tensor
+    Attributes:
+        residual_energy: [g] eV, energy less the reference energies.
+        forces: [n, 3] eV/angstrom.
+        force_mask: [n, 1], 1 if the forces of the structure are known, else 0.
+    """
+
+    residual_energy: Tensor
     forces: Tensor
-    known: Tensor
+    force_mask: Tensor
 
 
 class Errors(NamedTuple):
-    """Of each graph: |error of E/atom| [g] in eV, mean |error of a force component| [g] in eV/angstrom (0: unknown)."""
+    """The errors of each graph.
+
+    Attributes:
+        energy: [g] absolute error of the energy per atom, eV.
+        force: [g] mean absolute error of force components, eV/angstrom; 0 if the forces are unknown.
+    """
 
     energy: Tensor
     force: Tensor
 
 
-def labelled(
-    graphs: Sequence[Graph], references: Tensor, dtype: torch.dtype, *, with_triplets: bool = False
+def collate_labelled(
+    graphs: Sequence[NeighbourList], references: Tensor, dtype: torch.dtype, *, with_triplets: bool = False
 ) -> tuple[Batch, Labels]:
-    """A batch and its labels in one type; references [heads, 119] eV in double precision.
+    """Build a batch and its labels in one type.
 
-    Reference energies come off while all is in double precision: totals of thousands of eV would cost single precision
-    their last meV.
+    Reference energies are subtracted in double precision: totals of thousands of eV would lose the last meV in single.
+
+    Args:
+        graphs: Structures with neighbours.
+        references: [heads, 119] eV in double precision.
+        dtype: Type of the batch and the labels.
+        with_triplets: Whether the batch includes pairs of edges.
     """
     structures = [g.structure for g in graphs]
-    batch = collate(graphs, with_triplets=with_triplets)
+    batch = build_batch(graphs, with_triplets=with_triplets)
     forces = [np.zeros_like(s.positions) if s.forces is None else s.forces for s in structures]
     known = [np.full((len(s), 1), s.forces is not None, dtype=float) for s in structures]
     energy = torch.tensor([s.energy for s in structures], dtype=torch.float64)
@@ -51,49 +67,61 @@ def labelled(
     return batch.to("cpu", dtype), Labels(*(t.to(dtype) for t in labels))
 
 
-def own_head(model: FoundationModel, batch: Batch, *, create_graph: bool, fused: bool = False) -> tuple[Tensor, Tensor]:
-    """Energy beyond the references [g] in eV, and forces [n, 3], of each structure from its own dataset's head.
+def predict_own_head(
+    model: FoundationModel, batch: Batch, *, create_graph: bool, fused: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Predict each structure with the head of its own dataset.
 
-    fused: as of FoundationModel.encode.
+    Args:
+        model: The model.
+        batch: The structures; if its positions require a gradient, it flows to them.
+        create_graph: Whether the forces can be differentiated.
+        fused: Whether the fused operator computes the messages.
+
+    Returns:
+        Residual energies [g] in eV and forces [n, 3] in eV/angstrom.
     """
     positions = batch.positions if batch.positions.requires_grad else batch.positions.detach().requires_grad_()
-    beyond = model.beyond_references(model.encode(batch, positions, batch.shift, fused=fused), batch)
-    own = beyond.gather(1, model.place[batch.head].unsqueeze(1)).squeeze(1)
-    (slope,) = torch.autograd.grad(own.sum(), positions, create_graph=create_graph)
-    return own, -slope
+    energies = model.residual_energies(model.encode(batch, positions, batch.shift, fused=fused), batch)
+    energy = energies.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
+    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=create_graph)
+    return energy, -slope
 
 
-def errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool = False) -> Errors:
-    """The errors of each graph, differentiable; the gradient that makes the forces is part of it."""
-    return compared(*own_head(model, batch, create_graph=True, fused=fused), batch, labels)
+def compute_errors(model: FoundationModel, batch: Batch, labels: Labels, *, fused: bool = False) -> Errors:
+    """Return the errors of each graph, differentiable through the gradient that yields the forces."""
+    return compare_with_labels(*predict_own_head(model, batch, create_graph=True, fused=fused), batch, labels)
 
 
-def compared(energy: Tensor, forces: Tensor, batch: Batch, labels: Labels) -> Errors:
-    """energy [g] beyond the references, forces [n, 3] -> their errors, graph by graph."""
-    per_atom = ((forces - labels.forces) * labels.known).abs().mean(1)
+def compare_with_labels(energy: Tensor, forces: Tensor, batch: Batch, labels: Labels) -> Errors:
+    """Return the errors of residual energies [g] and forces [n, 3] for each graph."""
+    per_atom = ((forces - labels.forces) * labels.force_mask).abs().mean(1)
     of_graph = torch.zeros_like(energy).index_add(0, batch.graph, per_atom)
-    return Errors(((energy - labels.beyond) / batch.atoms).abs(), of_graph / batch.atoms)
+    return Errors(((energy - labels.residual_energy) / batch.atoms).abs(), of_graph / batch.atoms)
 
 
-class GraphErrors(nn.Module):
-    """`errors` as a module, which is what is compiled and what gradients are exchanged for."""
+class PerGraphErrors(nn.Module):
+    """`compute_errors` as a module, to be compiled and wrapped for the exchange of gradients."""
 
     def __init__(self, model: FoundationModel, *, fused: bool = False) -> None:
         super().__init__()
         self.model, self.fused = model, fused
 
     def forward(self, batch: Batch, labels: Labels) -> Errors:
-        """The errors of each graph of a batch."""
-        return errors(self.model, batch, labels, fused=self.fused)
+        """Return the errors of each graph of a batch."""
+        return compute_errors(self.model, batch, labels, fused=self.fused)
 
 
 @dataclass(frozen=True)
-class Objective:
-    """MAE(E/atom) x 1 + MAE(F) x force_weight over the graphs of a step, every graph weighing the same.
+class MultiTaskLoss:
+    """The loss MAE(E/atom) + force_weight MAE(F) over the graphs of a step, with equal weight for each graph.
 
-    graphs: how many a rank takes on average. A rank that was dealt more or fewer sums over its own and divides by
-    this number all the same, so that the mean over ranks is the mean over all graphs of the step. energy_unit,
-    force_unit: [heads], what errors of each head are counted in (1 for the paper's loss, in eV and eV/angstrom).
+    Attributes:
+        force_weight: Weight of the force errors.
+        graphs: Mean number of graphs per rank. A rank with more or fewer divides its sum by this number too, so that
+            the mean over ranks is the mean over all graphs of the step.
+        energy_unit: [heads] eV by which the energy errors of each head are divided; None is 1, the paper's loss.
+        force_unit: [heads] eV/angstrom by which the force errors of each head are divided.
     """
 
     force_weight: float
@@ -102,11 +130,11 @@ class Objective:
     force_unit: Tensor | None = None
 
     def __call__(self, of_graphs: Errors, head: Tensor) -> Tensor:
-        """The loss, a scalar; head [g]."""
-        return self.each(of_graphs, head).sum() / self.graphs
+        """Return the loss, a scalar, for graphs of the heads head [g]."""
+        return self.per_graph(of_graphs, head).sum() / self.graphs
 
-    def each(self, of_graphs: Errors, head: Tensor) -> Tensor:
-        """What each graph adds to the loss, [g]; head [g]."""
+    def per_graph(self, of_graphs: Errors, head: Tensor) -> Tensor:
+        """Return the contribution of each graph to the loss, [g], for graphs of the heads head [g]."""
         energy, force = of_graphs
         if self.energy_unit is not None and self.force_unit is not None:
             energy, force = energy / self.energy_unit[head], force / self.force_unit[head]

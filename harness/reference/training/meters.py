@@ -1,8 +1,9 @@
-"""How long a run is, what it has come to so far, and means of errors over what has been seen."""
+"""Limits and progress of a training run, and mean errors of each head."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +11,21 @@ import torch
 from torch import Tensor
 
 from harness.reference.datasets.heads import HEADS
-from harness.reference.training.loss import Errors, Objective
+from harness.reference.models.foundation import FoundationModel
+from harness.reference.training.loader import LabelledBatch
+from harness.reference.training.loss import Errors, MultiTaskLoss, compare_with_labels, predict_own_head
 
 
 @dataclass(frozen=True)
-class Length:
-    """epochs: at most. stop_after: epochs without a better validation loss that end the run, or None.
-    checkpoint_s: seconds between states on disk, besides the one after every epoch. minutes: of wall time, after which
-    the run leaves its state and ends, for another to go on."""
+class TrainingLimits:
+    """When a run stops and saves.
+
+    Attributes:
+        epochs: Maximum number of epochs.
+        stop_after: Epochs without a better validation loss that end the run, or None.
+        checkpoint_s: Seconds between states on disk, besides the one after every epoch.
+        minutes: Wall time after which the run saves its state and ends, for another to continue.
+    """
 
     epochs: int
     stop_after: int | None = None
@@ -26,43 +34,62 @@ class Length:
 
 
 @dataclass
-class Means:
-    """Sums over the graphs of each head, over what has been seen: errors of energy and force, and how many."""
+class ErrorMeter:
+    """Accumulate the errors of energy and force, and the number of graphs, of each head: sums [heads, 3]."""
 
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(HEADS), 3, dtype=torch.float64))
 
     def add(self, of_graphs: Errors, head: Tensor) -> None:
-        """Count a batch in."""
+        """Add the errors of the graphs of a batch, whose heads are head [g]."""
         energy, force = (e.detach().double().cpu() for e in of_graphs)
         self.sums.index_add_(0, head.cpu(), torch.stack([energy, force, torch.ones_like(energy)], dim=1))
 
     def rows(self) -> dict[int, tuple[float, float, int]]:
-        """Head -> mean errors of energy and force, structures."""
+        """Return the mean errors of energy and force, and the number of graphs, by head."""
         seen = self.sums[:, 2].nonzero().flatten().tolist()
         return {h: (*(self.sums[h, :2] / self.sums[h, 2]).tolist(), int(self.sums[h, 2])) for h in seen}
 
     def overall(self, shares: Tensor | None = None) -> tuple[float, float]:
-        """Mean errors of energy and force, every head counting by its share [heads], or by its graphs."""
-        means, weights, _ = self._of_heads(shares)
+        """Return the mean errors of energy and force over heads, weighted by shares [heads] or by graphs."""
+        means, weights, _ = self._means_and_weights(shares)
         energy, force = (weights @ means).tolist()
         return energy, force
 
-    def loss(self, objective: Objective, shares: Tensor | None = None) -> float:
-        """The objective, every head counting by its share [heads], or by its graphs."""
-        means, weights, heads = self._of_heads(shares)
-        return float(weights @ objective.each(Errors(means[:, 0], means[:, 1]), heads))
+    def loss(self, objective: MultiTaskLoss, shares: Tensor | None = None) -> float:
+        """Return the loss over heads, weighted by shares [heads] or by graphs."""
+        means, weights, heads = self._means_and_weights(shares)
+        return float(weights @ objective.per_graph(Errors(means[:, 0], means[:, 1]), heads))
 
-    def _of_heads(self, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the heads that were seen: mean errors [h, 2], weights [h] that sum to 1, and which they are [h]."""
+    def _means_and_weights(self, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return for the h heads with graphs the mean errors [h, 2], weights [h] that sum to 1, and the heads [h]."""
         heads = self.sums[:, 2].nonzero().flatten()
         weights = (self.sums[:, 2] if shares is None else shares)[heads]
         return self.sums[heads, :2] / self.sums[heads, 2:], weights / weights.sum(), heads
 
 
+def measure_errors(model: FoundationModel, batches: Iterable[LabelledBatch]) -> ErrorMeter:
+    """Return the errors of each head on labelled batches, each structure predicted by the head of its dataset."""
+    meter = ErrorMeter()
+    for batch, labels in batches:
+        energy, forces = predict_own_head(model, batch, create_graph=False)
+        meter.add(compare_with_labels(energy, forces, batch, labels), batch.head)
+    return meter
+
+
 @dataclass
-class Progress:
-    """Where a run stands. skipped: steps in a row whose gradient was no number. history: the events of the epochs
-    behind it, which a run that goes on writes again."""
+class TrainingProgress:
+    """The progress of a run.
+
+    Attributes:
+        step: Steps taken.
+        epoch: Epochs completed.
+        best: Best validation loss.
+        since_best: Epochs since the best validation loss.
+        skipped: Consecutive steps skipped because of a gradient that is not finite.
+        seconds: Seconds spent in the current epoch.
+        means: Sums of the ErrorMeter of the current epoch.
+        history: Events of the completed epochs, which a resumed run writes again.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -70,5 +97,5 @@ class Progress:
     since_best: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    means: Tensor = field(default_factory=lambda: Means().sums)
+    means: Tensor = field(default_factory=lambda: ErrorMeter().sums)
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a training run says of itself: model, workload, precision as observed, and what its state on disk belongs to."""
+"""Facts of a training run: model, workload, observed precision, and the identity of its state on disk."""
 
 from __future__ import annotations
 
@@ -7,88 +7,97 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
+from harness.protocol.programs.train import TrainFacts, TrainModel, TrainParameters, TrainSet, TrainWorkload
+from harness.protocol.records import Observed, RankPlace
 from harness.reference.data.batch import Batch
 from harness.reference.datasets.collection import Dataset
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.distributed.group import Team
-from harness.reference.inference.precision import observed
+from harness.reference.distributed.group import ProcessGroup
+from harness.reference.inference.precision import observed_dtypes
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.message_backend import Chosen
-from harness.reference.training.compile import Compiled
-from harness.reference.training.loader import Feed
+from harness.reference.models.message_backend import MessageBackend
+from harness.reference.profiling.observe import observe
+from harness.reference.training.compile import CompileResult
+from harness.reference.training.loader import BatchLoader
 
-# Options that change neither model nor sequence of steps: a run may go on under others.
-PASSING = {
+# Options that change neither the model nor the sequence of steps: a resumed run may change them.
+NON_IDENTITY_OPTIONS = {
     "ahead", "checkpoint_s", "timeout_s", "validation_limit", "gate_steps", "read", "width", "store_backend", "minutes",
     "continues",
 }  # fmt: skip
-# What was the case before there was a choice is not named: states from then go on too.
-UNNAMED = {"messages": "plain"}
-TOLD = ("batch_size", "epochs", "temperature", "seed", "sampling", "split_seed", "units", "heads", "balance")
+# Defaults from before an option existed are omitted, so that earlier states can be resumed.
+OMITTED_DEFAULTS = {"messages": "plain"}
 
 
-def identity(model: FoundationModel, config: Mapping[str, Any], team: Team) -> dict[str, Any]:
-    """What a state on disk must agree with to go on from it."""
+def identity(model: FoundationModel, config: Mapping[str, Any], team: ProcessGroup) -> dict[str, Any]:
+    """Return the plain data that a state on disk must agree with to be resumed."""
     settled = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in config.items()
-        if k not in PASSING and not (k in UNNAMED and v == UNNAMED[k])
+        if k not in NON_IDENTITY_OPTIONS and not (k in OMITTED_DEFAULTS and v == OMITTED_DEFAULTS[k])
     }
-    return settled | {"model": model.config.asdict(), "ranks": team.place.size}
+    return settled | {"model": model.config.asdict(), "ranks": team.size}
 
 
 def describe(
     model: FoundationModel,
-    feed: Feed,
+    feed: BatchLoader,
     splits: Mapping[str, Sequence[Dataset]],
-    config: Mapping[str, Any],
-    team: Team,
-) -> dict[str, Any]:
-    """Facts of the model, of what it is trained on, and of the ranks."""
+    config: TrainParameters,
+    team: ProcessGroup,
+) -> TrainFacts:
+    """Return facts of the model, of what it is trained on, and of the ranks."""
     parts = {"encoder": model.encoder, "heads": model.heads, "gate": model.gate}
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    counts = [{d.head: len(d.samples) for d in splits[split]} for split in SPLITS]
-    drawn = feed.sampler.draws.tolist()
-    sets = [
-        {
-            "set": d.name,
-            "head": HEADS[d.head],
-            "role": d.role,
-            "level": d.level,
-            **{name: count.get(d.head, 0) for name, count in zip(("train", "validation", "test"), counts, strict=True)},
-            "drawn": n,
-        }
-        for d, n in zip(feed.corpus.datasets, drawn, strict=True)
-    ]
-    return {
-        "model": {"config": model.config.asdict(), "parameters": sum(sizes.values()), "parts": sizes},
-        "workload": {
-            "sets": sets,
-            "elements": np.flatnonzero(model.elements.cpu().numpy()).tolist(),
-            "global_batch_size": config["batch_size"] * team.place.size,
-            "steps_per_epoch": feed.sampler.steps,
-            **{name: config[name] for name in TOLD},
-        },
-        "ranks": team.gathered({"rank": team.place.rank, "host": platform.node(), "device": str(team.device)}),
-    }
+    train, validation, test = ({d.head: len(d.samples) for d in splits[split]} for split in SPLITS)
+    return TrainFacts(
+        model=TrainModel(config=model.config.asdict(), parameters=sum(sizes.values()), parts=sizes),
+        workload=TrainWorkload(
+            sets=[
+                TrainSet(
+                    set=d.name, head=HEADS[d.head], role=d.role, level=d.level, train=train.get(d.head, 0),
+                    validation=validation.get(d.head, 0), test=test.get(d.head, 0), drawn=drawn,
+                )
+                for d, drawn in zip(feed.corpus.datasets, feed.sampler.draws.tolist(), strict=True)
+            ],
+            elements=np.flatnonzero(model.elements.cpu().numpy()).tolist(),
+            global_batch_size=config.batch_size * team.rank_info.size,
+            steps_per_epoch=feed.sampler.steps,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            temperature=config.temperature,
+            seed=config.seed,
+            sampling=config.sampling,
+            split_seed=config.split_seed,
+            units=config.units,
+            heads=config.heads,
+            balance=config.balance,
+        ),
+        ranks=team.all_gather(RankPlace(rank=team.rank_info.rank, host=platform.node(), device=str(team.device))),
+    )  # fmt: skip
 
 
-def as_run(
-    model: FoundationModel, example: Batch, compiled: Compiled, of_messages: Chosen, requested: str, team: Team
-) -> dict[str, Any]:
-    """Precision as asked for and as observed in one pass, and what runs it."""
-    return {
-        "requested": requested,
-        **observed(model, example),
-        "compiled": compiled.really,
-        "why_eager": compiled.why_eager,
-        "messages": of_messages.messages,
-        "why_plain": of_messages.why_plain,
-        "world_size": team.place.size,
-        "device": str(team.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+def observed_runtime(
+    model: FoundationModel,
+    example: Batch,
+    *,
+    compiled: CompileResult,
+    of_messages: MessageBackend,
+    requested: str,
+    team: ProcessGroup,
+) -> Observed:
+    """Return the precision as asked for and as observed in one pass, and what runs it."""
+    return observe(
+        Observed,
+        model,
+        team.device,
+        requested=requested,
+        **observed_dtypes(model, example),
+        compiled=compiled.active,
+        why_eager=compiled.why_eager,
+        messages=of_messages.messages,
+        why_plain=of_messages.why_plain,
+        world_size=team.rank_info.size,
+    )

@@ -1,58 +1,79 @@
-"""A training run on disk: all that its next step depends on, so that it goes on as if it had not been stopped."""
+"""The state of a training run on disk: all that its next step depends on, so that resuming changes no number."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.reference.data.batch import Batch
 from harness.reference.errors import InputError
 from harness.reference.models import sealed
+from harness.reference.training.loss import Labels
 
 KIND = "gfm-harness state of training"
 FORMAT = 2
 FILE_NAME, EARLIER_NAME = "training.safetensors", "training.pt"
+BAD_BATCH = "bad-batch.safetensors"
 
 
 def random_state() -> dict[str, Any]:
-    """Of torch's generator on the CPU; nothing else is drawn from while training."""
+    """Return the state of torch's generator on the CPU, the only one that training draws from."""
     return {"cpu": torch.get_rng_state()}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Draw on as from where the state was taken."""
+    """Restore a state from `random_state`."""
     torch.set_rng_state(state["cpu"])
 
 
-def save(folder: Path, state: dict[str, Any], *, of: dict[str, Any]) -> None:
-    """Write atomically and wait for the disk, so that a kill at any moment leaves this state or the one before.
+def save(folder: Path, state: dict[str, Any], *, identity: dict[str, Any]) -> None:
+    """Write a state atomically, and wait for the disk: a kill at any moment leaves this state or the previous one.
 
-    of: what the state belongs to, as plain data: another model or recipe cannot go on from it.
+    Args:
+        folder: The folder of the run.
+        state: Nested data with tensors.
+        identity: Plain data on model and options, which must agree when the state is loaded.
     """
-    _write(folder / FILE_NAME, {"format": FORMAT, "of": of, "state": state})
+    _write(folder / FILE_NAME, {"format": FORMAT, "of": identity, "state": state})
 
 
 def save_part(folder: Path, part: int, step: int, state: dict[str, Any]) -> None:
-    """Write the part of a state that some ranks alone hold, and let go of those before the last whole state."""
-    _write(_part(folder, part, step), {"format": FORMAT, "of": {}, "state": state})
-    held = sorted(folder.glob(f"training-{part}-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    for path in held[:-2]:
+    """Write the part of a state that a group of ranks holds, and delete all but its two latest files.
+
+    Args:
+        folder: The folder of the run.
+        part: The group.
+        step: The step of training.
+        state: Nested data with tensors.
+    """
+    _write(_part_path(folder, part, step), {"format": FORMAT, "of": {}, "state": state})
+    paths = sorted(folder.glob(f"training-{part}-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    for path in paths[:-2]:
         path.unlink()
 
 
 def load_part(folder: Path, part: int, step: int) -> dict[str, Any]:
-    """What save_part has written; raises InputError if it is damaged or gone."""
-    path = _part(folder, part, step)
-    found = _read(path, of={})
-    if found is None:
+    """Return the state that `save_part` has written; raise InputError if it is damaged or missing."""
+    path = _part_path(folder, part, step)
+    state = _read(path, identity={})
+    if state is None:
         raise InputError(f"{path}: missing, and the state of training is not whole without it; delete {FILE_NAME}")
-    return found
+    return state
 
 
-def _part(folder: Path, part: int, step: int) -> Path:
+def save_batch(folder: Path, batch: Batch, labels: Labels, names: Sequence[str]) -> Path:
+    """Write a batch whose loss or gradient is not finite, with the names of its structures; return the path."""
+    path = folder / BAD_BATCH
+    sealed.write(path, "gfm-harness batch", {**batch._asdict(), **labels._asdict()}, {"names": names})
+    return path
+
+
+def _part_path(folder: Path, part: int, step: int) -> Path:
     return folder / f"training-{part}-{step}.safetensors"
 
 
@@ -62,37 +83,42 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     sealed.write(path, KIND, tensors, about)
 
 
-def load(folder: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
-    """The state in a folder, or None if there is none.
+def load(folder: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the state in a folder, or None if there is none.
 
-    Raises InputError for a damaged file, for the state of another run, naming the first thing that differs, and for one
-    that an earlier version wrote: to begin anew without a word would throw its steps away.
+    Args:
+        folder: The folder of the run.
+        identity: Plain data on model and options, as given to `save`.
+
+    Raises:
+        InputError: The file is damaged, belongs to another run (the message names the first difference), or an earlier
+            version wrote it: starting anew silently would discard its steps.
     """
     earlier = folder / EARLIER_NAME
     if earlier.exists() and not (folder / FILE_NAME).exists():
         raise InputError(f"{earlier}: the state of an earlier version of this program; delete it to start anew")
-    return _read(folder / FILE_NAME, of=of)
+    return _read(folder / FILE_NAME, identity=identity)
 
 
-def _read(path: Path, *, of: dict[str, Any]) -> dict[str, Any] | None:
+def _read(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None:
     try:
         about = sealed.read_header(path, KIND).about
         content = sealed.unflatten(about, sealed.read_tensors(path))
-        found, state = content["of"], content["state"]
-        known = content["format"] == FORMAT
+        saved, state = content["of"], content["state"]
+        is_current = content["format"] == FORMAT
     except FileNotFoundError:
         return None
     except sealed.Unreadable as error:
         raise InputError(f"{path}: not a readable state of training ({error}); delete it") from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable state of training ({type(error).__name__}); delete it") from None
-    of = json.loads(json.dumps(of))
-    if not known:
+    identity = json.loads(json.dumps(identity))
+    if not is_current:
         raise InputError(f"{path}: the state of another version of this program; delete it to start anew")
-    for name in sorted(of.keys() | found.keys()):
-        if of.get(name) != found.get(name):
+    for name in sorted(identity.keys() | saved.keys()):
+        if identity.get(name) != saved.get(name):
             raise InputError(
-                f"{path}: the state of another run, whose {name} is {found.get(name)!r}, not {of.get(name)!r};"
+                f"{path}: the state of another run, whose {name} is {saved.get(name)!r}, not {identity.get(name)!r};"
                 " delete it to start anew"
             )
     return state

@@ -1,4 +1,4 @@
-"""One rank's way through a training run: steps, what is kept of them, validation, and stopping and going on."""
+"""The training loop of one rank: steps, validation, states on disk, stopping and training_state."""
 
 from __future__ import annotations
 
@@ -9,146 +9,165 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.protocol.events import EventLog
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.train import HeadErrors, Resumed, SkippedStep, Stopped, TrainEpoch
+from harness.protocol.records import EventRecord, Progress
 from harness.reference.data.batch import Batch
 from harness.reference.datasets.heads import HEADS
-from harness.reference.distributed.group import Team
+from harness.reference.distributed.group import ProcessGroup
 from harness.reference.errors import NotFinite
-from harness.reference.models import sealed
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import fom_client
 from harness.reference.storage.prefetch import Prefetch
-from harness.reference.storage.sampling.sampler import Drawn
-from harness.reference.training import state as resuming
+from harness.reference.storage.sampling.sampler import SampleIndices
+from harness.reference.training import state as training_state
 from harness.reference.training.head_groups import HeadGroups
-from harness.reference.training.loader import Feed, Labelled
-from harness.reference.training.loss import Errors, Labels, Objective, compared, own_head
-from harness.reference.training.meters import Length, Means, Progress
-from harness.reference.training.optimizer import Optimization
+from harness.reference.training.loader import BatchLoader, LabelledBatch
+from harness.reference.training.loss import Errors, Labels, MultiTaskLoss
+from harness.reference.training.meters import ErrorMeter, TrainingLimits, TrainingProgress, measure_errors
+from harness.reference.training.optimizer import OptimizerState
 
 PROGRESS_S = 2.0
-ASKED_EVERY = 50
-# One structure far from all others can overflow a gradient now and then; so many in a row are a diverged model.
-MOST_SKIPPED = 10
-BAD_BATCH = "bad-batch.safetensors"
+# Ranks agree on saving after this many steps only: each agreement costs a collective operation.
+AGREEMENT_STEPS = 50
+# An unusual structure may overflow a gradient occasionally; this many in a row mean that the model has diverged.
+MAX_SKIPPED = 10
 
 
-class Learning:
-    """Training of one model by all ranks together; every method must be called by all of them.
+class Trainer:
+    """Train one model on all ranks. Every method is collective: all ranks must call it.
 
-    replica: (batch, labels) -> Errors, whose gradients are exchanged. validation: batches of this rank's share, made
-    anew on every call.
+    Args:
+        replica: (batch, labels) -> Errors; its gradients are averaged over the ranks.
+        model: The model inside the replica.
+        optimization: The optimizer with its schedule and average of weights.
+        objective: The loss.
+        feed: The batches of this rank.
+        validation: Returns an iterator over this rank's share of the validation batches.
+        team: The ranks.
+        log: The event log.
+        folder: The folder of states on disk.
+        limits: When to stop and to save.
+        groups: The heads of each rank if ranks hold different heads.
+        identity: Plain data that a state on disk must agree with to be resumed.
     """
 
     def __init__(
         self,
+        *,
         replica: nn.Module,
         model: FoundationModel,
-        optimization: Optimization,
-        objective: Objective,
-        feed: Feed,
-        validation: Callable[[], Iterator[Labelled]],
-        team: Team,
-        log: EventLog,
+        optimization: OptimizerState,
+        objective: MultiTaskLoss,
+        feed: BatchLoader,
+        validation: Callable[[], Iterator[LabelledBatch]],
+        team: ProcessGroup,
+        log: CaseLog,
         folder: Path,
-        length: Length,
+        limits: TrainingLimits,
         groups: HeadGroups | None = None,
-        of: dict[str, Any] | None = None,
+        identity: dict[str, Any] | None = None,
     ) -> None:
         self.replica, self.model, self.optimization, self.objective = replica, model, optimization, objective
         self.feed, self.validation, self.team, self.log = feed, validation, team, log
-        self.folder, self.length, self.groups, self.of = folder, length, groups, of or {}
-        self.progress = Progress()
+        self.folder, self.limits, self.groups, self.identity = folder, limits, groups, identity or {}
+        self.progress = TrainingProgress()
         self.best: dict[str, Tensor] = {}
         self.waited_s = 0.0
         self.out_of_time = False
-        self._began = self._told = self._saved = time.monotonic()
-
-    @property
-    def shares(self) -> Tensor:
-        """Of each head in what is trained on, [heads]: how much its validation set counts."""
-        shares = torch.zeros(len(HEADS), dtype=torch.float64)
-        for dataset, drawn in zip(self.feed.corpus.datasets, self.feed.sampler.draws.tolist(), strict=True):
-            shares[dataset.head] += drawn
-        return shares
+        self._started = self._reported = self._saved = time.monotonic()
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
-        sampler = self.feed.sampler
-        return self.length.epochs * math.ceil(sampler.length / (sampler.ranks * sampler.batch_size))
+        """Return the number of steps of the whole run."""
+        return self.limits.epochs * self.feed.steps_per_epoch
 
     def run(self, ahead: int) -> None:
-        """Train to the end, from wherever this run stands; the model ends with its best weights.
+        """Train until the limits are reached, and give the model its best weights.
 
-        Or until time is up: then the state is on disk, and `finished` says no.
+        If the time is up before, the state is on disk and `is_finished` is False.
+
+        Args:
+            ahead: Number of batches to prepare in advance.
         """
-        while not self.finished and not self.out_of_time:
+        while not self.is_finished and not self.out_of_time:
             self.epoch(ahead)
-        if self.finished:
+        if self.is_finished:
             self.model.load_state_dict(self.best)
         else:
-            why = f"{self.length.minutes:g} minutes are up"
-            self.log.write("stopped", why=why, epoch=self.progress.epoch, step=self.progress.step)
+            why = f"{self.limits.minutes:g} minutes are up"
+            self.log.write(Stopped(why=why, epoch=self.progress.epoch, step=self.progress.step))
 
     @property
-    def finished(self) -> bool:
-        """Whether all epochs are behind this run, or more would be of no use."""
-        return self.progress.epoch >= self.length.epochs or self.stale
+    def is_finished(self) -> bool:
+        """Return whether all epochs are done, or the validation loss no longer improves."""
+        return self.progress.epoch >= self.limits.epochs or self.is_stale
 
     @property
-    def stale(self) -> bool:
-        """Whether the validation loss has not got better for so long that the run is over."""
-        return self.length.stop_after is not None and self.progress.since_best >= self.length.stop_after
+    def is_stale(self) -> bool:
+        """Return whether the validation loss has not improved for `stop_after` epochs."""
+        return self.limits.stop_after is not None and self.progress.since_best >= self.limits.stop_after
 
-    def write(self, event: str, **fields: Any) -> None:
-        """To the log, and to what a run that goes on tells again."""
-        self.log.write(event, **fields)
-        self.progress.history.append({"event": event} | fields)
+    def write(self, event: EventRecord) -> None:
+        """Write an event to the log, and to the history that a resumed run writes again."""
+        self.log.write(event)
+        self.progress.history.append(msgspec.to_builtins(event))
 
     def epoch(self, ahead: int) -> None:
-        """The rest of the epoch in which the run stands, its validation, and what follows from it."""
+        """Run the remaining steps of the current epoch, validate, and save the state.
+
+        Args:
+            ahead: Number of batches to prepare in advance.
+        """
         sampler, progress = self.feed.sampler, self.progress
         steps, first = sampler.steps, progress.step
-        began, waited = time.monotonic(), self.waited_s
-        means = Means(progress.means)
+        started, waited = time.monotonic(), self.waited_s
+        meter = ErrorMeter(progress.means)
 
-        def made(step: int) -> tuple[Drawn, Labelled]:
-            drawn = self.feed.dealt(step, self.team.place.rank)
+        def load(step: int) -> tuple[SampleIndices, LabelledBatch]:
+            drawn = self.feed.indices_for(step, self.team.rank)
             return drawn, self.feed.batch(drawn, self.team.device)
 
-        with Prefetch(made, range(steps), depth=ahead, samples=self.feed.corpus.samples) as batches:
+        with Prefetch(load, range(steps), depth=ahead, samples=self.feed.corpus.samples) as batches:
             before = time.perf_counter()
             for drawn, (batch, labels) in batches:
-                self.step(drawn, batch, labels, means)
+                self.step(drawn, batch, labels, meter)
                 progress.step += 1
                 now = time.perf_counter()
-                fom_client.post("graphs_per_s", self.team.place.size * len(batch.head) / (now - before))
+                fom_client.post_figure_of_merit("graphs_per_s", self.team.size * len(batch.head) / (now - before))
                 before = now
-                self._between(progress.step - first, began)
+                self._after_step(progress.step - first, started)
                 if self.out_of_time and progress.step - first < steps:
                     return
             self.waited_s += batches.waited_s
         sampler.advance(steps)
-        progress.seconds += time.monotonic() - began
-        self._end(means, self.waited_s - waited)
+        progress.seconds += time.monotonic() - started
+        self._end_epoch(meter, self.waited_s - waited)
         self.save(0)
 
-    def step(self, drawn: Drawn, batch: Batch, labels: Labels, means: Means) -> None:
-        """One step; raises NotFinite, the batch put on disk, where the loss is no longer a number.
+    def step(self, drawn: SampleIndices, batch: Batch, labels: Labels, meter: ErrorMeter) -> None:
+        """Take one step, or skip it with an event if its gradient is not finite.
 
-        Where the gradient alone is none, the step is left out and told of, but not MOST_SKIPPED times in a row.
+        Args:
+            drawn: The datasets and indices of the batch.
+            batch: The structures.
+            labels: Their labels.
+            meter: Receives the errors.
+
+        Raises:
+            NotFinite: The loss is not finite, or MAX_SKIPPED steps in a row were skipped; the batch is on disk.
         """
         self.optimization.optimizer.zero_grad()
         leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
         of_graphs: Errors = self.replica(leaf, labels)
         loss = self.objective(of_graphs, batch.head)
         if not math.isfinite(loss.item()):
-            self._dump("loss", drawn, batch, labels, of_graphs)
+            self._raise_not_finite("loss", drawn, batch, labels, of_graphs)
         loss.backward()
         squared = None
         if self.groups is not None:
@@ -156,125 +175,135 @@ class Learning:
             squared = self.groups.squared_norm(self.model.encoder, self.model.heads)
         if self.optimization.step(squared):
             self.progress.skipped = 0
-            means.add(of_graphs, batch.head)
+            meter.add(of_graphs, batch.head)
             return
         self.progress.skipped += 1
-        if self.progress.skipped == MOST_SKIPPED:
-            self._dump("gradient", drawn, batch, labels, of_graphs)
-        worst = int(self.objective.each(of_graphs, batch.head).argmax())
-        self.write("skipped", step=self.progress.step, worst=self._names(drawn)[worst])
+        if self.progress.skipped == MAX_SKIPPED:
+            self._raise_not_finite("gradient", drawn, batch, labels, of_graphs)
+        worst = int(self.objective.per_graph(of_graphs, batch.head).argmax())
+        self.write(SkippedStep(step=self.progress.step, worst=self._structure_names(drawn)[worst]))
 
-    def _names(self, drawn: Drawn) -> list[str]:
-        """What was drawn, as set/number."""
+    def _structure_names(self, drawn: SampleIndices) -> list[str]:
+        """Return the names of the structures drawn, as dataset/index."""
         return [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(drawn.dataset, drawn.index, strict=True)]
 
-    def _dump(self, what: str, drawn: Drawn, batch: Batch, labels: Labels, of_graphs: Errors) -> NoReturn:
-        names = self._names(drawn)
-        sick = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
-        path = self.folder / BAD_BATCH
-        sealed.write(path, "gfm-harness batch", {**batch._asdict(), **labels._asdict()}, {"names": names})
-        which = ", ".join(np.array(names)[sick if sick.any() else ~sick][:5].tolist())
+    def _raise_not_finite(
+        self, what: str, drawn: SampleIndices, batch: Batch, labels: Labels, of_graphs: Errors
+    ) -> NoReturn:
+        names = self._structure_names(drawn)
+        faulty = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
+        path = training_state.save_batch(self.folder, batch, labels, names)
+        which = ", ".join(np.array(names)[faulty if faulty.any() else ~faulty][:5].tolist())
         raise NotFinite(
-            f"the {what} is no longer a number at step {self.progress.step} (rank {self.team.place.rank}): {which};"
+            f"the {what} is no longer a number at step {self.progress.step} (rank {self.team.rank}): {which};"
             f" the batch is in {path.name}"
         )
 
-    def _between(self, taken: int, began: float) -> None:
-        """What comes between steps: word of the progress, and now and then a state on disk."""
+    def _after_step(self, taken: int, started: float) -> None:
+        """Report the progress, and save the state if it is due or the time is up."""
         now = time.monotonic()
-        if now - self._told > PROGRESS_S:
-            self.log.write("progress", done=self.progress.step, total=self.total, what="training steps")
-            self._told = now
-        due = now - self._saved > self.length.checkpoint_s
-        up = self.length.minutes is not None and now - self._began > 60.0 * self.length.minutes
-        if self.team.place.size > 1:
-            # All ranks must save at the same step; to ask after each would cost more than to save late.
-            if self.progress.step % ASKED_EVERY:
+        if now - self._reported > PROGRESS_S:
+            self.log.write(Progress(done=self.progress.step, total=self.total, what="training steps"))
+            self._reported = now
+        due = now - self._saved > self.limits.checkpoint_s
+        up = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
+        if self.team.size > 1:
+            # all ranks must save at the same step
+            if self.progress.step % AGREEMENT_STEPS:
                 return
-            due, up = (bool(flag) for flag in self.team.largest(torch.tensor([float(due), float(up)])))
+            due, up = (bool(flag) for flag in self.team.all_reduce_max(torch.tensor([float(due), float(up)])))
         self.out_of_time = up
         if (due or up) and taken < self.feed.sampler.steps:
-            self.save(taken, extra_s=now - began)
+            self.save(taken, extra_s=now - started)
 
-    def _end(self, means: Means, waited_s: float) -> None:
-        """Validate, write what the epoch came to, and let the schedule know."""
+    def _end_epoch(self, meter: ErrorMeter, waited_s: float) -> None:
+        """Validate, log the errors of the epoch, and update the schedule."""
         progress, team = self.progress, self.team
-        trained, seen = self._shared(means), self._validated()
-        shares = self.shares
+        model = self.optimization.eval_model
+        assert isinstance(model, FoundationModel)
+        trained = self._sum_over_ranks(meter)
+        seen = self._sum_over_ranks(measure_errors(model, self.validation()))
+        shares = self.feed.head_weights
         loss, validation_loss = trained.loss(self.objective), seen.loss(self.objective, shares)
         better = validation_loss < progress.best
         if better:
-            self.best = {k: v.detach().clone() for k, v in self.optimization.evaluated.state_dict().items()}
+            self.best = {k: v.detach().clone() for k, v in self.optimization.eval_model.state_dict().items()}
             progress.best = validation_loss
         progress.since_best = 0 if better else progress.since_best + 1
         graphs = trained.sums[:, 2].sum().item()
         for split, of in (("train", trained), ("validation", seen)):
             for head, (energy, force, count) in of.rows().items():
                 self.write(
-                    "head", epoch=progress.epoch, head=HEADS[head], set=self._set(head), split=split,
-                    energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force, structures=count,
+                    HeadErrors(
+                        epoch=progress.epoch, head=HEADS[head], set=self._set(head), split=split,
+                        energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force, structures=count,
+                    )
                 )  # fmt: skip
         (energy, force), (v_energy, v_force) = trained.overall(), seen.overall(shares)
         self.write(
-            "epoch", epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
+            TrainEpoch(
+                epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
             force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
             validation_force_mae_ev_per_a=v_force, learning_rate=self.optimization.learning_rate,
-            seconds=progress.seconds, wait_s=float(team.largest(torch.tensor([waited_s]))),
+            seconds=progress.seconds, wait_s=float(team.all_reduce_max(torch.tensor([waited_s]))),
             graphs_per_s=graphs / progress.seconds, best=better,
+            )
         )  # fmt: skip
-        if self.stale:
-            self.write("stopped", why=f"no better for {self.length.stop_after} epochs", epoch=progress.epoch)
-        self.optimization.epoch(validation_loss)
-        progress.epoch, progress.seconds, progress.means = progress.epoch + 1, 0.0, Means().sums
+        if self.is_stale:
+            self.write(Stopped(why=f"no better for {self.limits.stop_after} epochs", epoch=progress.epoch))
+        self.optimization.end_epoch(validation_loss)
+        progress.epoch, progress.seconds, progress.means = progress.epoch + 1, 0.0, ErrorMeter().sums
 
-    def _shared(self, means: Means) -> Means:
-        """The sums of all ranks."""
-        return Means(self.team.total(means.sums))
-
-    def _validated(self) -> Means:
-        """Errors of the validation sets by the weights that count."""
-        model, means = self.optimization.evaluated, Means()
-        assert isinstance(model, FoundationModel)
-        for batch, labels in self.validation():
-            means.add(compared(*own_head(model, batch, create_graph=False), batch, labels), batch.head)
-        return self._shared(means)
+    def _sum_over_ranks(self, meter: ErrorMeter) -> ErrorMeter:
+        return ErrorMeter(self.team.all_reduce_sum(meter.sums))
 
     def _set(self, head: int) -> str:
+        """Return the name of the dataset of a head."""
         return next(d.name for d in self.feed.corpus.datasets if d.head == head)
 
     def save(self, taken: int, extra_s: float = 0.0) -> None:
-        """Put the state on disk, `taken` steps into what the sampler has left; in parts where ranks have own heads."""
+        """Write the state to disk, in one part per group if ranks hold different heads.
+
+        Args:
+            taken: Steps taken since the sampler last advanced.
+            extra_s: Seconds of the current epoch that the progress does not include.
+        """
         sampler = copy.copy(self.feed.sampler)
         sampler.advance(taken)
-        means = self._shared(Means(self.progress.means)).sums
-        own = {"optimization": self.optimization.state(), "best": self.best, "random": resuming.random_state()}
+        means = self._sum_over_ranks(ErrorMeter(self.progress.means)).sums
+        part = {"optimization": self.optimization.state(), "best": self.best, "random": training_state.random_state()}
         if self.groups is not None:
-            if self.groups.leads:
-                resuming.save_part(self.folder, self.groups.own, self.progress.step, own)
-            self.team.meet()
-        if self.team.place.rank == 0:
+            if self.groups.is_leader:
+                training_state.save_part(self.folder, self.groups.index, self.progress.step, part)
+            self.team.barrier()
+        if self.team.rank == 0:
             progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "means"}
             progress["seconds"] += extra_s
             whole = {"progress": progress, "means": means, "sampler": sampler.state()}
-            resuming.save(self.folder, whole | ({"own": own} if self.groups is None else {}), of=self.of)
+            training_state.save(
+                self.folder, whole | ({"own": part} if self.groups is None else {}), identity=self.identity
+            )
         self._saved = time.monotonic()
 
     def resume(self) -> bool:
-        """Go on from the state in the folder, if there is one, and tell what came before."""
-        first = self.team.place.rank == 0
-        state = self.team.told_by(0, resuming.load(self.folder, of=self.of) if first else None)
+        """Restore the state in the folder, and write its events again; return False if there is no state."""
+        first = self.team.rank == 0
+        state = self.team.broadcast_object(
+            0, training_state.load(self.folder, identity=self.identity) if first else None
+        )
         if state is None:
             return False
         step = state["progress"]["step"]
-        own = state["own"] if self.groups is None else resuming.load_part(self.folder, self.groups.own, step)
-        self.optimization.load(own["optimization"])
-        self.best = own["best"]
-        resuming.set_random_state(own["random"])
-        # sums of all ranks so far: rank 0 carries them on
-        means = state["means"] if self.team.place.rank == 0 else Means().sums
-        self.progress = Progress(**state["progress"], means=means)
+        groups = self.groups
+        part = state["own"] if groups is None else training_state.load_part(self.folder, groups.index, step)
+        self.optimization.load(part["optimization"])
+        self.best = part["best"]
+        training_state.set_random_state(part["random"])
+        # the sums of all ranks so far: rank 0 continues them
+        means = state["means"] if self.team.rank == 0 else ErrorMeter().sums
+        self.progress = TrainingProgress(**state["progress"], means=means)
         self.feed.sampler.resume(state["sampler"])
         for event in self.progress.history:
-            self.log.write(**event)
-        self.log.write("resumed", step=self.progress.step, epoch=self.progress.epoch)
+            self.log.replay(event)
+        self.log.write(Resumed(step=self.progress.step, epoch=self.progress.epoch))
         return True

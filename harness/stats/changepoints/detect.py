@@ -1,80 +1,210 @@
-"""Where a series of measurements, one a commit, changes its level, with few false alarms whatever its noise."""
+"""Changes of level in measurements over commits, with few false alarms whatever the noise.
+
+Series with one value per commit are scanned in the ranks of their values, many series at once. Interleaved rounds, each
+of which measures every commit once, are ranked within each round: all commits of a round share the machine's state.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.stats.changepoints import blocked
-from harness.stats.changepoints import series as trace
-from harness.stats.changepoints.segmentation import segmented
+from harness.stats import Floats
+from harness.stats.changepoints.null_distribution import SEED, Scanner, null_distribution_with_ties, p_values
+from harness.stats.changepoints.scan import (
+    max_between_levels,
+    rank_scores,
+    scan_one_step,
+    scan_two_steps,
+    standardized_rank_sums,
+)
+from harness.stats.changepoints.segmentation import Detection, combine_detections, segment
 from harness.stats.intervals import median_interval
-from harness.stats.ranks import Floats
-from harness.stats.two_sample import Shift, ratio
+from harness.stats.two_sample import Shift, estimate_ratio
 
-LEAST_ALPHA = 0.001
+MIN_ALPHA = 0.001
+MIN_LENGTH, MIN_LENGTH_FOR_TWO = 8, 12  # values in which one step, or two, are searched for
+MAX_TIED_SHARE = 0.3  # share of equal values in a series above which its ties need a table of their own
+TIE_CHECK_P = 0.05  # that table is asked only below this p
+MIN_COMMITS = 1  # that make a level of interleaved rounds: each has been measured in many
+SIMULATED_VALUES, MAX_ORDERS, MIN_ORDERS = 3_000_000, 30_000, 4_000
 
 
 @dataclass(frozen=True)
-class Change:
-    """A change of level: index is the first of the new level, shift the ratio of the level after over that before.
+class ChangePoint:
+    """A change of level.
 
-    p: of all that would have been found as well. The p of shift is as if the place had been known before.
+    Attributes:
+        index: Index of the first value of the new level.
+        p: Probability of as strong a change anywhere in a series without one.
+        shift: Level after the change over the level before it. Its p is as if the index had been known.
     """
 
     index: int
     p: float
-    shift: Shift
+    shift: Shift[float]
 
 
-def change_points(values: ArrayLike, alpha: float = 0.01) -> list[Change]:
-    """Changes of level in values (n,), one a commit, or (rounds, n), interleaved: each row measures every commit once.
+def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangePoint]:
+    """Detect changes of level in one series.
 
-    NaN is not measured. alpha is the chance of any change in a series that has none, whatever the distribution and
-    scale of its noise; noise with lag-1 correlation 0.5 gives 2 to 3 times as many at 60 values, more in shorter
-    series (reports/measured/detection). Rounds remove what drifts from round to round; two commits take 8 rounds at
-    alpha 0.01, 6 at 0.05. Order commits at random within a round: what depends on the place in a round stays.
-    ValueError: alpha below 0.001, which the tables do not resolve.
+    With noise of lag-1 correlation 0.5 there are 2 to 3 times as many false alarms as alpha says at 60 values, more in
+    shorter series (reports/measured/detection). Rounds remove drift from round to round; two commits take 8 rounds at
+    alpha 0.01, 6 at 0.05. Commits must be in random order within a round: an effect of the order stays.
+
+    Args:
+        values: One value per commit (n,), or interleaved rounds (rounds, n), each of which measures every commit once;
+            NaN is a missing value.
+        alpha: Probability of any detected change in a series without one, whatever its distribution and scale.
+
+    Raises:
+        ValueError: alpha is below 0.001, which the simulated tables do not resolve, or not below 1.
     """
-    _check(alpha)
+    _check_alpha(alpha)
     x = np.asarray(values, dtype=float)
     if x.ndim == 1 or len(x) == 1:
-        return change_points_of_many(x.reshape(1, -1), alpha)[0]
+        return detect_in_each(x.reshape(1, -1), alpha)[0]
     measured = np.flatnonzero(~np.isnan(x).all(axis=0))
     block = x[:, measured]
     return [
-        Change(int(measured[step.start]), step.p, _ratio_of_rounds(block[:, step.before], block[:, step.after], step.p))
-        for step in segmented([block], blocked.findings, alpha)[0]
+        ChangePoint(
+            int(measured[step.start]), step.p, _ratio_of_rounds(block[:, step.before], block[:, step.after], step.p)
+        )
+        for step in segment([block], _detect_in_rounds, alpha)[0]
     ]
 
 
-def change_points_of_many(series: ArrayLike, alpha: float = 0.01) -> list[list[Change]]:
-    """As change_points, for m series of one value a commit, (m, n); alpha is for each series by itself."""
-    _check(alpha)
+def detect_in_each(series: ArrayLike, alpha: float = 0.01) -> list[list[ChangePoint]]:
+    """Detect changes of level in each of m series of one value per commit, (m, n); alpha holds for each series.
+
+    See detect_change_points.
+    """
+    _check_alpha(alpha)
     x = np.asarray(series, dtype=float)
     measured = [np.flatnonzero(~np.isnan(row)) for row in x]
-    rows = [row[places] for row, places in zip(x, measured, strict=True)]
+    rows = [row[indices] for row, indices in zip(x, measured, strict=True)]
     return [
-        [Change(int(places[step.start]), step.p, ratio(row[step.before], row[step.after])) for step in steps]
-        for row, places, steps in zip(rows, measured, segmented(rows, trace.findings, alpha), strict=True)
+        [
+            ChangePoint(int(indices[step.start]), step.p, estimate_ratio(row[step.before], row[step.after]))
+            for step in steps
+        ]
+        for row, indices, steps in zip(rows, measured, segment(rows, _detect_in_series, alpha), strict=True)
     ]
 
 
-def _check(alpha: float) -> None:
-    if not LEAST_ALPHA <= alpha < 1:
-        raise ValueError(f"alpha is {alpha:g}; it must be at least {LEAST_ALPHA:g} and below 1")
+def _check_alpha(alpha: float) -> None:
+    if not MIN_ALPHA <= alpha < 1:
+        raise ValueError(f"alpha is {alpha:g}; it must be at least {MIN_ALPHA:g} and below 1")
 
 
-def _ratio_of_rounds(before: Floats, after: Floats, p: float) -> Shift:
-    """Median over rounds of after (rounds, n_b) over before (rounds, n_a), each round compared within itself."""
+def _detect_in_series(segments: Sequence[Floats], two: bool) -> list[Detection]:
+    """Return the likeliest steps in each segment (n,); segments of one length are scanned together."""
+    detections = [Detection()] * len(segments)
+    by_length = defaultdict(list)
+    for i, values in enumerate(segments):
+        by_length[len(values)].append(i)
+    for n, members in by_length.items():
+        if n < MIN_LENGTH:
+            continue
+        rows = np.stack([segments[i] for i in members])
+        best = _scan(scan_one_step, rows)
+        if two and n >= MIN_LENGTH_FOR_TWO:
+            best = [combine_detections(*pair) for pair in zip(best, _scan(scan_two_steps, rows), strict=True)]
+        for i, detection in zip(members, best, strict=True):
+            detections[i] = detection
+    return detections
+
+
+def _scan(scanner: Scanner, rows: Floats) -> list[Detection]:
+    scan = scanner(rank_scores(rows))
+    p = p_values(scanner, scan, rows.shape[1])
+    for i in np.flatnonzero(p <= TIE_CHECK_P).tolist():
+        tie_sizes = tuple(np.unique(rows[i], return_counts=True)[1].tolist())
+        if max(tie_sizes) > MAX_TIED_SHARE * rows.shape[1]:
+            p[i] = max(p[i], null_distribution_with_ties(scanner, tie_sizes).p_values(scan.row(i)).item())
+    return [Detection(*pair) for pair in zip(p.tolist(), map(tuple, scan.starts.tolist()), strict=True)]
+
+
+def _detect_in_rounds(segments: Sequence[Floats], two: bool) -> list[Detection]:
+    """Return the likeliest steps in each segment (rounds, n), with the p of a permutation test within rounds."""
+    return [_detect_in_block(block, two) for block in segments]
+
+
+def _detect_in_block(block: Floats, two: bool) -> Detection:
+    rounds, n = block.shape
+    if n < 2:
+        return Detection()
+    z = _friedman_scores(block)[None]
+    sums = standardized_rank_sums(z, MIN_COMMITS)[0]
+    one = Detection(_permutation_p(_null_of_one_step(rounds, n), sums.max()), (int(sums.argmax()) + MIN_COMMITS,))
+    if not two or n < 3:
+        return one
+    between, pair = max_between_levels(z, MIN_COMMITS)
+    return combine_detections(
+        one, Detection(_permutation_p(_null_of_two_steps(rounds, n), between[0]), tuple(pair[0].tolist()))
+    )
+
+
+def _friedman_scores(block: Floats) -> Floats:
+    """Return ranks within each round of (rounds, n), standardized and summed over rounds, (n,).
+
+    Their variance is 1 under the null; ties lower it, and make the test conservative. A missing value (NaN) counts as
+    the middle of its round. Source: Friedman, J. Am. Stat. Assoc. 32, 675 (1937).
+    """
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # takes most of a second to import
+
+    count = (~np.isnan(block)).sum(axis=1, keepdims=True)
+    usable = count[:, 0] >= 2
+    if not usable.any():
+        return np.zeros(block.shape[1])
+    ranks, count = rankdata(block[usable], axis=1, nan_policy="omit"), count[usable]
+    z = (ranks - (count + 1) / 2) / np.sqrt((count**2 - 1) / 12)
+    return np.nan_to_num(z).sum(axis=0) / np.sqrt(usable.sum())
+
+
+def _permutation_p(ordered: Floats, statistic: float) -> float:
+    """Return the share of random orders whose statistic is at least as large, the observed order among them."""
+    above = len(ordered) - np.searchsorted(ordered, statistic * (1 - 1e-9), side="left")
+    return float((above + 1) / (len(ordered) + 1))
+
+
+@lru_cache(maxsize=256)
+def _null_of_one_step(rounds: int, n: int) -> Floats:
+    return np.sort(standardized_rank_sums(_random_scores(rounds, n), MIN_COMMITS).max(axis=1))
+
+
+@lru_cache(maxsize=256)
+def _null_of_two_steps(rounds: int, n: int) -> Floats:
+    return np.sort(max_between_levels(_random_scores(rounds, n), MIN_COMMITS)[0])
+
+
+def _random_scores(rounds: int, n: int) -> Floats:
+    """Return scores (orders, n) of rounds that are each ordered at random."""
+    rng = np.random.default_rng([SEED, rounds, n])
+    orders = min(max(SIMULATED_VALUES // (rounds * n), MIN_ORDERS), MAX_ORDERS)
+    levels = np.arange(n) - (n - 1) / 2
+    levels /= levels.std()
+    total = np.zeros((orders, n))
+    for _ in range(rounds):
+        total += levels[np.argsort(rng.random((orders, n)), axis=1)]
+    return total / np.sqrt(rounds)
+
+
+def _ratio_of_rounds(before: Floats, after: Floats, p: float) -> Shift[float]:
+    """Return the median over rounds of after (rounds, n_b) over before (rounds, n_a), compared within each round."""
     both = ~(np.isnan(before).all(axis=1) | np.isnan(after).all(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.log(np.nanmedian(after[both], axis=1)) - np.log(np.nanmedian(before[both], axis=1))
-    found = median_interval(gain[~np.isnan(gain)].tolist())
-    low, middle, high = np.exp([found.low, found.median, found.high]).tolist()
-    return Shift(middle, low, high, p, found.coverage, _count(before), _count(after))
+    interval = median_interval(gain[~np.isnan(gain)].tolist())
+    estimate, low, high = np.exp([interval.value, interval.low, interval.high]).tolist()
+    return Shift(
+        estimate=estimate, low=low, high=high, p=p, coverage=interval.coverage, n_a=_count(before), n_b=_count(after)
+    )
 
 
 def _count(block: Floats) -> int:

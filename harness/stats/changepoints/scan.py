@@ -1,4 +1,4 @@
-"""Scans of many series at once for one step, or for two, in the ranks of their values."""
+"""Scans of many series at once for one step or for two steps, in the ranks of their values."""
 
 from __future__ import annotations
 
@@ -7,102 +7,107 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.stats.ranks import Floats, midranks
+from harness.stats import Floats
 
-LEAST = 2  # values that make a level: one alone is an outlier
-MOST_PLACES = 32  # at which a scan for two steps looks, however long the series
-STRONGEST = 0.9  # autocorrelation that is corrected for: beyond it, a step and a drift look alike
-ROWS_AT_ONCE = 500
+MIN_LEVEL = 2  # values that make a level: one alone is an outlier
+MAX_CANDIDATES = 32  # positions tried for each of two steps, however long the series
+MAX_CORRELATION = 0.9  # autocorrelation that is corrected for: beyond it, a step and a drift look alike
+ROWS_PER_CHUNK = 500
 
-Places = NDArray[np.intp]
+Starts = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Scan:
-    """The best of all places in each of m series.
+class ScanResult:
+    """The best split of each of m series.
 
-    statistic: (m,), grows with the evidence. correlation: (m,), lag-1, of the ranks about the best fit, unbiased to
-    first order, in [0, STRONGEST]. places: (m, 1 or 2), the first value of each new level.
+    Attributes:
+        statistic: (m,), grows with the evidence for a step.
+        correlation: (m,), lag-1 autocorrelation of the ranks about the best fit, unbiased to first order, between 0
+            and MAX_CORRELATION.
+        starts: (m, 1 or 2), index of the first value of each new level.
     """
 
     statistic: Floats
     correlation: Floats
-    places: Places
+    starts: Starts
 
-    def of(self, i: int) -> Scan:
-        """What was found in series i alone."""
-        return Scan(self.statistic[i : i + 1], self.correlation[i : i + 1], self.places[i : i + 1])
+    def row(self, i: int) -> ScanResult:
+        """Return the result of series i alone."""
+        return ScanResult(self.statistic[i : i + 1], self.correlation[i : i + 1], self.starts[i : i + 1])
 
 
-def scores(rows: Floats) -> Floats:
-    """Midranks of each row of (m, n), to mean 0 and variance 1; all 0 where a row is constant."""
-    ranks = midranks(rows)
+def rank_scores(rows: Floats) -> Floats:
+    """Return midranks of each row of (m, n), scaled to mean 0 and variance 1; all 0 where a row is constant."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # takes most of a second to import
+
+    ranks = np.asarray(rankdata(rows, axis=1), dtype=np.float64)
     ranks -= ranks.mean(axis=1, keepdims=True)
-    spread = ranks.std(axis=1, keepdims=True)
-    return ranks / np.where(spread > 0, spread, 1.0)
+    deviation = ranks.std(axis=1, keepdims=True)
+    return ranks / np.where(deviation > 0, deviation, 1.0)
 
 
-def one_step(z: Floats) -> Scan:
-    """The likeliest step of each row of scores (m, n), under noise with the lag-1 correlation that is left about it.
+def scan_one_step(z: Floats) -> ScanResult:
+    """Find the likeliest step in each row of scores (m, n), given the lag-1 correlation of the noise about it.
 
     The statistic is the largest |t| of a step in a regression with first-order autoregressive errors (Prais and
     Winsten, Cowles Commission Discussion Paper 383, 1954), its correlation taken about the best split of the plain
     rank sums (Pettitt, Appl. Statist. 28, 126, 1979).
     """
-    split = rank_sums(z, LEAST).argmax(axis=1) + LEAST
-    correlation = _correlation(z, split[:, None])
-    statistic, place = _autoregressive_t(z, correlation)
-    return Scan(statistic, correlation, place[:, None])
+    split = standardized_rank_sums(z, MIN_LEVEL).argmax(axis=1) + MIN_LEVEL
+    correlation = _estimate_correlation(z, split[:, None])
+    statistic, start = _max_autoregressive_t(z, correlation)
+    return ScanResult(statistic, correlation, start[:, None])
 
 
-def two_steps(z: Floats) -> Scan:
-    """The likeliest two steps of each row of scores (m, n): up and back, or two the same way.
+def scan_two_steps(z: Floats) -> ScanResult:
+    """Find the likeliest two steps in each row of scores (m, n): up and back, or two in the same direction.
 
-    A level that comes and goes hides from a scan for one step: neither of its ends splits the ranks well. The statistic
-    is Kruskal and Wallis's (J. Am. Stat. Assoc. 47, 583, 1952) as an F, at its largest over pairs of places, divided by
-    what autocorrelation does to the variance of a mean.
+    A level that comes and goes is invisible to a scan for one step: neither of its ends splits the ranks well. The
+    statistic is Kruskal and Wallis's (J. Am. Stat. Assoc. 47, 583, 1952) as an F, at its largest over pairs of starts,
+    divided by the factor that autocorrelation adds to the variance of a mean.
     """
     n = z.shape[1]
-    best, pair = explained(z, LEAST)
-    share = np.minimum(best / n, 1 - 1e-9)
-    correlation = _correlation(z, pair)
+    between, pair = max_between_levels(z, MIN_LEVEL)
+    share = np.minimum(between / n, 1 - 1e-9)
+    correlation = _estimate_correlation(z, pair)
     f = (n - 3) / 2 * share / (1 - share) * (1 - correlation) / (1 + correlation)
-    return Scan(np.sqrt(f), correlation, pair)
+    return ScanResult(np.sqrt(f), correlation, pair)
 
 
-def rank_sums(z: Floats, least: int) -> Floats:
-    """|sum of the first k scores| over its standard deviation under the null, (m, splits), k from least on."""
+def standardized_rank_sums(z: Floats, min_level: int) -> Floats:
+    """Return |sum of the first k scores| over its standard deviation under the null, (m, splits), k >= min_level."""
     n = z.shape[1]
-    k = np.arange(least, n - least + 1)
+    k = np.arange(min_level, n - min_level + 1)
     return np.abs(np.cumsum(z, axis=1)[:, k - 1]) / np.sqrt(k * (n - k) / n)
 
 
-def explained(z: Floats, least: int) -> tuple[Floats, Places]:
-    """The largest sum of squares between three successive levels (m,), and where the later two start (m, 2).
+def max_between_levels(z: Floats, min_level: int) -> tuple[Floats, Starts]:
+    """Return the largest sum of squares between three successive levels (m,), and the starts of the later two (m, 2).
 
-    In series longer than MOST_PLACES, places are looked at in strides.
+    Series longer than MAX_CANDIDATES are searched in strides.
     """
     m, n = z.shape
-    at = np.arange(least, n - least + 1, -(-n // MOST_PLACES))
-    first, second = np.triu_indices(len(at), 1)
-    apart = at[second] - at[first] >= least
-    i, j = at[first[apart]], at[second[apart]]
-    best, pair = np.empty(m), np.empty((m, 2), dtype=np.intp)
-    for begin in range(0, m, ROWS_AT_ONCE):
-        rows = slice(begin, begin + ROWS_AT_ONCE)
+    candidates = np.arange(min_level, n - min_level + 1, -(-n // MAX_CANDIDATES))
+    first, second = np.triu_indices(len(candidates), 1)
+    apart = candidates[second] - candidates[first] >= min_level
+    i, j = candidates[first[apart]], candidates[second[apart]]
+    largest, pair = np.empty(m), np.empty((m, 2), dtype=np.intp)
+    for start in range(0, m, ROWS_PER_CHUNK):
+        rows = slice(start, start + ROWS_PER_CHUNK)
         sums = np.cumsum(z[rows], axis=1)
         before, until = sums[:, i - 1], sums[:, j - 1]
         between = before**2 / i + (until - before) ** 2 / (j - i) + until**2 / (n - j)
         top = between.argmax(axis=1)
-        best[rows] = between[np.arange(len(top)), top]
+        largest[rows] = between[np.arange(len(top)), top]
         pair[rows] = np.stack([i[top], j[top]], axis=1)
-    return best, pair
+    return largest, pair
 
 
-def _correlation(z: Floats, starts: Places) -> Floats:
-    """Lag-1 correlation (m,) about the levels that start at 0 and at starts (m, levels - 1).
+def _estimate_correlation(z: Floats, starts: Starts) -> Floats:
+    """Return the lag-1 correlation (m,) about the levels that begin at 0 and at starts (m, levels - 1).
 
-    A correlation r about l levels comes out near r - (l + (l + 2) r) / n, which is undone to first order (the
+    A correlation r about l levels is estimated near r - (l + (l + 2) r) / n, which is undone to first order (the
     case l = 1: Marriott and Pope, Biometrika 41, 390, 1954).
     """
     m, n = z.shape
@@ -111,32 +116,32 @@ def _correlation(z: Floats, starts: Places) -> Floats:
     cell = level + levels * np.arange(m)[:, None]
     counts = np.bincount(cell.ravel(), minlength=m * levels)
     means = np.bincount(cell.ravel(), weights=z.ravel(), minlength=m * levels) / np.maximum(counts, 1)
-    rest = z - means[cell]
-    power = (rest**2).sum(axis=1)
-    raw = (rest[:, 1:] * rest[:, :-1]).sum(axis=1) / np.where(power > 0, power, 1.0)
-    return np.clip((raw * n + levels) / (n - levels - 2), 0.0, STRONGEST)
+    residual = z - means[cell]
+    power = (residual**2).sum(axis=1)
+    raw = (residual[:, 1:] * residual[:, :-1]).sum(axis=1) / np.where(power > 0, power, 1.0)
+    return np.clip((raw * n + levels) / (n - levels - 2), 0.0, MAX_CORRELATION)
 
 
-def _autoregressive_t(z: Floats, correlation: Floats) -> tuple[Floats, Places]:
-    """The largest |t| of a step in rows z (m, n) with errors of the given correlation (m,), and its place.
+def _max_autoregressive_t(z: Floats, correlation: Floats) -> tuple[Floats, Starts]:
+    """Return the largest |t| of a step in rows z (m, n) with errors of the given correlation (m,), and its start.
 
     Both the row and the regressors (a constant, and a step at k) are whitened; their products are cumulative sums.
     """
     n = z.shape[1]
     r = correlation[:, None]
-    start = np.sqrt(1 - r**2)
-    white = np.hstack([start * z[:, :1], z[:, 1:] - r * z[:, :-1]])
-    constant_squared = start**2 + (n - 1) * (1 - r) ** 2
-    constant_row = start * white[:, :1] + (1 - r) * white[:, 1:].sum(axis=1, keepdims=True)
-    left = (white**2).sum(axis=1, keepdims=True) - constant_row**2 / constant_squared
-    k = np.arange(LEAST, n - LEAST + 1)
-    later = n - 1 - k
-    after = np.cumsum(white[:, ::-1], axis=1)[:, later - 1]
-    step_row = white[:, k] + (1 - r) * after
-    step_squared = 1 + (1 - r) ** 2 * later
-    step_constant = (1 - r) * (1 + (1 - r) * later)
+    first_weight = np.sqrt(1 - r**2)
+    white = np.hstack([first_weight * z[:, :1], z[:, 1:] - r * z[:, :-1]])
+    constant_squared = first_weight**2 + (n - 1) * (1 - r) ** 2
+    constant_row = first_weight * white[:, :1] + (1 - r) * white[:, 1:].sum(axis=1, keepdims=True)
+    residual = (white**2).sum(axis=1, keepdims=True) - constant_row**2 / constant_squared
+    k = np.arange(MIN_LEVEL, n - MIN_LEVEL + 1)
+    n_after = n - 1 - k
+    sum_after = np.cumsum(white[:, ::-1], axis=1)[:, n_after - 1]
+    step_row = white[:, k] + (1 - r) * sum_after
+    step_squared = 1 + (1 - r) ** 2 * n_after
+    step_constant = (1 - r) * (1 + (1 - r) * n_after)
     covariance = step_row - step_constant * constant_row / constant_squared
-    share = covariance**2 / (step_squared - step_constant**2 / constant_squared) / np.where(left > 0, left, 1.0)
+    share = covariance**2 / (step_squared - step_constant**2 / constant_squared) / np.where(residual > 0, residual, 1.0)
     top = share.argmax(axis=1)
     largest = np.minimum(share[np.arange(len(top)), top], 1 - 1e-9)
     return np.sqrt((n - 2) * largest / (1 - largest)), k[top]

@@ -1,4 +1,4 @@
-"""Binary segmentation: split where a scan finds steps, then the parts, and try every step again in the end."""
+"""Binary segmentation: split where a detector reports steps, then the segments; test every step again at the end."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from itertools import pairwise
 
 import numpy as np
 
-from harness.stats.changepoints.refine import on_a_scale, placed
-from harness.stats.ranks import Floats
+from harness.stats import Floats
 
-SHARE_OF_ONE = 0.8  # of alpha that goes to a scan for one step; the rest to that for two
-MOVES = 6  # goes in which steps may still move, odd and even ones in turn
+ONE_STEP_SHARE = 0.8  # share of alpha for the scan for one step; the rest is for that for two
+MAX_MOVES = 6  # iterations in which steps may still move, odd and even ones in turn
+MAX_REFINEMENTS = 3
+RELATIVE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The likeliest first places of new levels in a piece, and the p of the piece having no step."""
+class Detection:
+    """The likeliest starts of new levels in a segment, and the p of the segment having no step."""
 
     p: float = 1.0
-    places: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that has stood the test: the levels before and after it, and the start of the latter."""
+    """A significant step: the values before and after it, and the index of the first of the latter."""
 
     start: int
     p: float
@@ -33,84 +34,111 @@ class Step:
     after: slice
 
 
-# One finding for each piece, an array with commits along its last axis; two: look for two steps at once as well.
-Finder = Callable[[Sequence[Floats], bool], list[Finding]]
+# One detection for each segment, an array with commits along its last axis; the flag asks for two steps at once too.
+Detector = Callable[[Sequence[Floats], bool], list[Detection]]
 
 
-def better(one: Finding, two: Finding) -> Finding:
-    """The stronger of the scans for one step and for two, with a p that holds for both (Bonferroni, with weights)."""
-    p_one, p_two = one.p / SHARE_OF_ONE, two.p / (1 - SHARE_OF_ONE)
-    return Finding(min(p_one, 1.0), one.places) if p_one <= p_two else Finding(min(p_two, 1.0), two.places)
+def combine_detections(one: Detection, two: Detection) -> Detection:
+    """Return the stronger of the scans for one step and for two, with a weighted Bonferroni p that holds for both."""
+    p_one, p_two = one.p / ONE_STEP_SHARE, two.p / (1 - ONE_STEP_SHARE)
+    return Detection(min(p_one, 1.0), one.starts) if p_one <= p_two else Detection(min(p_two, 1.0), two.starts)
 
 
-def segmented(series: Sequence[Floats], find: Finder, alpha: float) -> list[list[Step]]:
-    """For each series (..., n), which may differ in n, its steps in order.
+def segment(series: Sequence[Floats], detect: Detector, alpha: float) -> list[list[Step]]:
+    """Return the steps of each series (..., n), in order; series may differ in n.
 
-    Every step stands at the likeliest place between its two neighbours, and is significant there; those that are not
-    are taken away one by one, the weakest first. The last word on the place has what is measured itself, not its ranks.
+    Every step is at the likeliest index between its two neighbours, and is significant there; others are removed one
+    by one, the weakest first. The final index is taken from the values themselves, not from their ranks.
     """
     starts: list[list[int]] = [[] for _ in series]
-    work = [(i, 0, s.shape[-1]) for i, s in enumerate(series)]
-    while work:
-        found = find([series[i][..., low:high] for i, low, high in work], True)
-        parts = []
-        for (i, low, high), finding in zip(work, found, strict=True):
-            if finding.p <= alpha:
-                places = [low + place for place in finding.places]
-                starts[i] += places
-                edges = [low, *places, high]
-                parts += [(i, a, b) for a, b in pairwise(edges)]
-        work = parts
-    return _tried_again(series, [sorted(s) for s in starts], find, alpha)
+    queue = [(i, 0, s.shape[-1]) for i, s in enumerate(series)]
+    while queue:
+        detections = detect([series[i][..., low:high] for i, low, high in queue], True)
+        segments = []
+        for (i, low, high), detection in zip(queue, detections, strict=True):
+            if detection.p <= alpha:
+                new = [low + start for start in detection.starts]
+                starts[i] += new
+                segments += [(i, a, b) for a, b in pairwise([low, *new, high])]
+        queue = segments
+    return _prune_and_move(series, [sorted(s) for s in starts], detect, alpha)
 
 
-def _tried_again(series: Sequence[Floats], starts: list[list[int]], find: Finder, alpha: float) -> list[list[Step]]:
-    settled: list[list[Step]] = [[] for _ in series]
+def log_if_positive(values: Floats) -> Floats:
+    """Return logarithms where all values are positive: noise and steps are in proportion to the measured value."""
+    return np.log(values) if np.all(np.isnan(values) | (values > 0)) else values
+
+
+def refine_start(y: Floats, start: int) -> int:
+    """Return the first index of the second of two levels in y (rounds, n), from a guess by ranks.
+
+    Ranks carry the order of values and not the gap between two levels, and so may assign the lowest of the upper level
+    to the lower. The index minimizes the sum of absolute deviations from the medians of the two levels, round by round
+    (Bai, Econometric Theory 11, 403, 1995), and medians are taken again until it is stable. Of equally good ones it is
+    the one next to the guess: beyond both medians all values deviate equally.
+    """
+    y = y[~(np.isnan(y[:, :start]).all(axis=1) | np.isnan(y[:, start:]).all(axis=1))]
+    for _ in range(MAX_REFINEMENTS):
+        first, second = (np.nanmedian(side, axis=1, keepdims=True) for side in (y[:, :start], y[:, start:]))
+        gain = np.cumsum(np.nansum(np.abs(y - second) - np.abs(y - first), axis=0))[:-1]
+        likeliest = np.flatnonzero(gain >= gain.max() - RELATIVE_TOLERANCE * np.abs(gain).max()) + 1
+        best = int(likeliest[np.abs(likeliest - start).argmin()])
+        if best == start:
+            break
+        start = best
+    return start
+
+
+def _prune_and_move(
+    series: Sequence[Floats], starts: list[list[int]], detect: Detector, alpha: float
+) -> list[list[Step]]:
+    steps: list[list[Step]] = [[] for _ in series]
     unsettled = [i for i, s in enumerate(starts) if s]
-    go = 0
+    iteration = 0
     while unsettled:
-        windows = [(i, low, high) for i in unsettled for low, high in _windows(starts[i], series[i].shape[-1])]
-        found = iter(find([series[i][..., low:high] for i, low, high in windows], False))
-        left = []
+        spans = [(i, low, high) for i in unsettled for low, high in _neighbour_spans(starts[i], series[i].shape[-1])]
+        detections = iter(detect([series[i][..., low:high] for i, low, high in spans], False))
+        remaining = []
         for i in unsettled:
-            here = starts[i]
-            findings = [next(found) for _ in here]
-            weakest = max(range(len(here)), key=lambda k: findings[k].p)
-            if findings[weakest].p > alpha:
-                starts[i] = here[:weakest] + here[weakest + 1 :]
+            current = starts[i]
+            tested = [next(detections) for _ in current]
+            weakest = max(range(len(current)), key=lambda k: tested[k].p)
+            if tested[weakest].p > alpha:
+                starts[i] = current[:weakest] + current[weakest + 1 :]
             else:
-                starts[i] = _moved(here, findings, go) if go < MOVES else here
-                if starts[i] == here and go > 0:
-                    settled[i] = _steps(series[i], here, findings)
+                starts[i] = _move(current, tested, iteration) if iteration < MAX_MOVES else current
+                if starts[i] == current and iteration > 0:
+                    steps[i] = _build_steps(series[i], current, tested)
                     continue
             if starts[i]:
-                left.append(i)
-        unsettled = left
-        go += 1
-    return settled
+                remaining.append(i)
+        unsettled = remaining
+        iteration += 1
+    return steps
 
 
-def _windows(starts: Sequence[int], n: int) -> list[tuple[int, int]]:
-    """From the start of the level before each step to the end of the level after it."""
+def _neighbour_spans(starts: Sequence[int], n: int) -> list[tuple[int, int]]:
+    """Return for each step the span from the start of the level before it to the end of the level after it."""
     return list(zip([0, *starts[:-1]], [*starts[1:], n], strict=True))
 
 
-def _steps(values: Floats, starts: Sequence[int], findings: Sequence[Finding]) -> list[Step]:
-    y = on_a_scale(np.atleast_2d(values))
-    exact: list[int] = []
-    for start, (_, high) in zip(starts, _windows(starts, y.shape[1]), strict=True):
-        low = exact[-1] if exact else 0
-        exact.append(low + placed(y[:, low:high], start - low))
+def _build_steps(values: Floats, starts: Sequence[int], detections: Sequence[Detection]) -> list[Step]:
+    y = log_if_positive(np.atleast_2d(values))
+    refined: list[int] = []
+    for start, (_, high) in zip(starts, _neighbour_spans(starts, y.shape[1]), strict=True):
+        low = refined[-1] if refined else 0
+        refined.append(low + refine_start(y[:, low:high], start - low))
     return [
-        Step(start, finding.p, slice(low, start), slice(start, high))
-        for start, finding, (low, high) in zip(exact, findings, _windows(exact, y.shape[1]), strict=True)
+        Step(start, detection.p, slice(low, start), slice(start, high))
+        for start, detection, (low, high) in zip(
+            refined, detections, _neighbour_spans(refined, y.shape[1]), strict=True
+        )
     ]
 
 
-def _moved(starts: Sequence[int], findings: Sequence[Finding], go: int) -> list[int]:
-    """Every other step at the likeliest place between its neighbours, which stay, so that none can pass another."""
-    before = [0, *starts[:-1]]
+def _move(starts: Sequence[int], detections: Sequence[Detection], iteration: int) -> list[int]:
+    """Move every other step to the likeliest index between its neighbours, which stay, so that none passes another."""
     return [
-        low + finding.places[0] if k % 2 == go % 2 else start
-        for k, (start, low, finding) in enumerate(zip(starts, before, findings, strict=True))
+        low + detection.starts[0] if k % 2 == iteration % 2 else start
+        for k, (start, low, detection) in enumerate(zip(starts, [0, *starts[:-1]], detections, strict=True))
     ]

@@ -11,7 +11,9 @@ class Changes(Sampled):
             import numpy as np
 
             change_points = find(
-                "harness.stats.changepoints.detect.change_points", "harness.analysis.statistics.changes.change_points"
+                "harness.stats.changepoints.detect.detect_change_points",
+                "harness.stats.changepoints.detect.change_points",
+                "harness.analysis.statistics.changes.change_points",
             )
         self.change_points = change_points
         self.series = np.random.default_rng(0).lognormal(sigma=0.02, size=(10, 60))

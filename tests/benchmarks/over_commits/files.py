@@ -10,6 +10,7 @@ from typing import Any
 
 from .given import Sampled, as_far_as_it_exists, find
 
+LOAD_RUNS = ("harness.results.runs.load_runs", "harness.results.runs.load", "harness.collect.runs.load")
 FOLDERS, RECORDS, ROUNDS = 200, 3, 6
 STAGES = {"baseline": 1.0, "branch_skip": 0.3, "batched_heads": 0.1}
 
@@ -42,15 +43,13 @@ def folders() -> Any:
 
 @cache
 def records() -> Any:
-    load = find("harness.results.runs.load", "harness.collect.runs.load")
-
-    return load(Path(folders().name))[:RECORDS]
+    return find(*LOAD_RUNS)(Path(folders().name))[:RECORDS]
 
 
 class Collect(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            load = find("harness.results.runs.load", "harness.collect.runs.load")
+            load = find(*LOAD_RUNS)
         self.load, self.root = load, Path(folders().name)
         records()
 

@@ -7,6 +7,11 @@ from typing import Any
 
 from .given import Sampled, as_far_as_it_exists, find
 
+NEIGHBOUR_LIST = (
+    "harness.reference.data.neighbours.build_neighbour_list",
+    "harness.reference.data.neighbours.neighbour_graph",
+    "harness.reference.graphs.neighbour_graph",
+)
 BATCH, WIDTH, TIMES = 16, 32, 3
 
 
@@ -14,6 +19,7 @@ BATCH, WIDTH, TIMES = 16, 32, 3
 def structures() -> Any:
     with as_far_as_it_exists():
         random_structures = find(
+            "harness.reference.datasets.random_structures.make_random_structures",
             "harness.reference.datasets.random_structures.random_structures",
             "harness.reference.datasets.random_box.random_structures",
         )
@@ -26,10 +32,12 @@ def prepared() -> tuple[Any, Any]:
     with as_far_as_it_exists():
         import torch
 
-        collate = find("harness.reference.data.batch.collate", "harness.reference.batches.collate")
-        neighbour_graph = find(
-            "harness.reference.data.neighbours.neighbour_graph", "harness.reference.graphs.neighbour_graph"
+        collate = find(
+            "harness.reference.data.batch.build_batch",
+            "harness.reference.data.batch.collate",
+            "harness.reference.batches.collate",
         )
+        neighbour_graph = find(*NEIGHBOUR_LIST)
 
         ModelConfig = find("harness.reference.models.config.ModelConfig", "harness.reference.models.config.ModelConfig")
         FoundationModel = find(
@@ -44,9 +52,7 @@ def prepared() -> tuple[Any, Any]:
 class Neighbours(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            neighbour_graph = find(
-                "harness.reference.data.neighbours.neighbour_graph", "harness.reference.graphs.neighbour_graph"
-            )
+            neighbour_graph = find(*NEIGHBOUR_LIST)
         self.neighbour_graph = neighbour_graph
         structures()
         self.time_lists()
@@ -66,15 +72,15 @@ class Inference(Sampled):
         self.model.requires_grad_(False)
         self.weights = self.model.gate(self.batch.composition)
         self.batched_heads = batched_heads
+        name = "residual_energies" if hasattr(self.model, "residual_energies") else "beyond_references"
+        self.residual_energies = getattr(self.model, name)
         self.time_energy()
 
     def time_energy(self) -> None:
         import torch
 
         with torch.no_grad():
-            self.model.beyond_references(
-                self.model.encode(self.batch, self.batch.positions, self.batch.shift), self.batch
-            )
+            self.residual_energies(self.model.encode(self.batch, self.batch.positions, self.batch.shift), self.batch)
 
     def time_energy_and_forces(self) -> None:
         self.batched_heads(self.model, self.batch, self.weights)
@@ -85,7 +91,11 @@ class Training(Sampled):
         with as_far_as_it_exists():
             import torch
 
-            own_head = find("harness.reference.training.loss.own_head", "harness.reference.losses.own_head")
+            own_head = find(
+                "harness.reference.training.loss.predict_own_head",
+                "harness.reference.training.loss.own_head",
+                "harness.reference.losses.own_head",
+            )
         self.own_head = own_head
         self.model, self.batch = prepared()
         self.model.requires_grad_(True)

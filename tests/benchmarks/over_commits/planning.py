@@ -15,13 +15,12 @@ TIMES = 10
 @cache
 def plan(suite: str, system: str) -> Any:
     with as_far_as_it_exists():
-        expand = find("harness.planning.expand.expand", "harness.plan.expand")
-
-        shipped = find("harness.config.resources", "harness.shipped")
-        suites = find("harness.config.suite", "harness.suites")
-        systems = find("harness.config.system", "harness.systems")
-    site = systems.load(shipped.find("systems", system), {"account": "none"} if system == "frontier" else {})
-    return expand(suites.load(shipped.find("suites", suite), site.system.scale or site.system.name), site)
+        expand = find("harness.planning.expand.expand_suite", "harness.planning.expand.expand", "harness.plan.expand")
+        locate = find("harness.config.resources.find_resource", "harness.config.resources.find", "harness.shipped.find")
+        load_suite = find("harness.config.suite.load_suite", "harness.config.suite.load", "harness.suites.load")
+        load_system = find("harness.config.system.load_system", "harness.config.system.load", "harness.systems.load")
+    site = load_system(locate("systems", system), {"account": "none"} if system == "frontier" else {})
+    return expand(load_suite(locate("suites", suite), site.system.scale or site.system.name), site)
 
 
 class Plan(Sampled):
@@ -38,11 +37,15 @@ class Plan(Sampled):
 class Render(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            Scripts = find("harness.execution.job_script.Scripts", "harness.jobs.script.Scripts")
-            pack = find("harness.planning.jobs.pack", "harness.packing.pack")
-        found = plan("scaling", "frontier")
-        place = Path(tempfile.gettempdir()) / "gfm-harness-not-written"
-        self.scripts, self.jobs = Scripts(found, place), pack(found, found.cases, place)
+            Scripts = find(
+                "harness.execution.job_script.JobScriptWriter",
+                "harness.execution.job_script.Scripts",
+                "harness.jobs.script.Scripts",
+            )
+            pack = find("harness.planning.jobs.pack_jobs", "harness.planning.jobs.pack", "harness.packing.pack")
+        expanded = plan("scaling", "frontier")
+        folder = Path(tempfile.gettempdir()) / "gfm-harness-not-written"
+        self.scripts, self.jobs = Scripts(expanded, folder), pack(expanded, expanded.cases, folder)
 
     def time_render(self) -> None:
         for job in self.jobs * TIMES:

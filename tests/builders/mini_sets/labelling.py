@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.levels import Level, NotConvergedError
+from harness.reference.datasets.levels import LevelOfTheory, NotConvergedError
 
 ENERGY_DECIMALS = 8
 FORCE_DECIMALS = 6
@@ -23,14 +23,14 @@ Answer = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledStructures:
     """What became of the structures: those with labels, and how many were rejected for each reason."""
 
     structures: list[Structure]
     rejected: dict[str, int]
 
 
-def key(structure: Structure, level: Level) -> str:
+def hash_structure(structure: Structure, level: LevelOfTheory) -> str:
     """Names a structure and a level, whatever else is being built."""
     parts = (
         level.words.encode(),
@@ -43,7 +43,7 @@ def key(structure: Structure, level: Level) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def _answer(task: tuple[str, Structure, Level]) -> tuple[str, Answer]:
+def _compute_answer(task: tuple[str, Structure, LevelOfTheory]) -> tuple[str, Answer]:
     name, structure, level = task
     try:
         energy, forces = level.label(structure)
@@ -52,13 +52,13 @@ def _answer(task: tuple[str, Structure, Level]) -> tuple[str, Answer]:
     return name, {"energy": round(energy, ENERGY_DECIMALS), "forces": forces.round(FORCE_DECIMALS).tolist()}
 
 
-def one_thread() -> None:
+def use_one_thread() -> None:
     """One thread in this process and those it starts, for codes that are loaded from here on."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
 
 
-def known_answers(path: Path) -> dict[str, Answer]:
+def load_answers(path: Path) -> dict[str, Answer]:
     """The answers of an earlier build; a line cut short by an interruption is left out."""
     answers = {}
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -70,35 +70,37 @@ def known_answers(path: Path) -> dict[str, Answer]:
     return answers
 
 
-def labelled(structures: Iterable[Structure], level: Level, cache: Path, processes: int = 1) -> Labelled:
+def label_structures(
+    structures: Iterable[Structure], level: LevelOfTheory, cache: Path, processes: int = 1
+) -> LabelledStructures:
     """Label each structure, one thread a process; the order is that of the input."""
-    one_thread()
-    wanted = [(key(s, level), s) for s in structures]
-    answers = known_answers(cache)
+    use_one_thread()
+    wanted = [(hash_structure(s, level), s) for s in structures]
+    answers = load_answers(cache)
     tasks = [(name, s, level) for name, s in wanted if name not in answers]
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("a") as out, multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for name, answer in pool.imap_unordered(_answer, tasks):
+        for name, answer in pool.imap_unordered(_compute_answer, tasks):
             answers[name] = answer
             out.write("\n" + json.dumps([name, answer]))
             out.flush()
     kept: list[Structure] = []
     rejected: dict[str, int] = {}
     for name, structure in wanted:
-        reason = _fault(answers[name])
+        reason = _find_fault(answers[name])
         if reason:
             rejected[reason] = rejected.get(reason, 0) + 1
         else:
-            kept.append(_with_labels(structure, answers[name]))
-    return Labelled(kept, rejected)
+            kept.append(_attach_labels(structure, answers[name]))
+    return LabelledStructures(kept, rejected)
 
 
-def _fault(answer: Answer) -> str:
+def _find_fault(answer: Answer) -> str:
     if "rejected" in answer:
         return str(answer["rejected"])
     largest = np.linalg.norm(np.array(answer["forces"]), axis=1).max()
     return f"a force above {LARGEST_FORCE:.0f} eV/A" if largest > LARGEST_FORCE else ""
 
 
-def _with_labels(structure: Structure, answer: Answer) -> Structure:
+def _attach_labels(structure: Structure, answer: Answer) -> Structure:
     return replace(structure, energy=float(str(answer["energy"])), forces=np.array(answer["forces"], dtype=float))

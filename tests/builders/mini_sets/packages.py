@@ -37,7 +37,7 @@ MATTERSIM = Package("mattersim", "1.2.3", "sdist", "04bc55dd97bc1170c744ae93d30d
 QM9 = Package("qm9pack", "1.0.3", "wheel", "1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0")
 
 
-def fetch(package: Package, archives: Path) -> Path:
+def fetch_archive(package: Package, archives: Path) -> Path:
     """The package's archive in the folder, downloaded if absent; raises SystemExit if its bytes differ."""
     pattern = f"{package.name}-{package.version}*.{'whl' if package.kind == 'wheel' else 'tar.gz'}"
     if not list(archives.glob(pattern)):
@@ -50,7 +50,7 @@ def fetch(package: Package, archives: Path) -> Path:
     return path
 
 
-def member(archive: Path, ending: str) -> bytes:
+def read_member(archive: Path, ending: str) -> bytes:
     """The bytes of the one file in a wheel or sdist whose path ends so."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
@@ -63,33 +63,33 @@ def member(archive: Path, ending: str) -> bytes:
 
 
 @cache
-def qm9_rows(archives: Path) -> tuple[dict[str, str], ...]:
+def read_qm9_rows(archives: Path) -> tuple[dict[str, str], ...]:
     """The table of QM9 in its order (Ramakrishnan et al., Sci. Data 1, 140022 (2014))."""
     csv.field_size_limit(1 << 24)
-    archive = fetch(QM9, archives)
-    parts = [member(archive, f"qm9_part{part}.csv").decode() for part in (1, 2, 3)]
+    archive = fetch_archive(QM9, archives)
+    parts = [read_member(archive, f"qm9_part{part}.csv").decode() for part in (1, 2, 3)]
     return tuple(row for part in parts for row in csv.DictReader(io.StringIO(part)))
 
 
-def qm9_molecule(row: dict[str, str]) -> Atoms:
+def build_qm9_molecule(row: dict[str, str]) -> Atoms:
     """The relaxed geometry, its index as group."""
     atoms = Atoms(ast.literal_eval(row["Elements"]), positions=ast.literal_eval(row["XYZ_Ang"]))
     atoms.info = {"group": f"qm9-{int(row['Index']):06d}"}
     return atoms
 
 
-def spread_molecules(archives: Path, count: int) -> list[Atoms]:
+def sample_molecules(archives: Path, count: int) -> list[Atoms]:
     """An even pick over all of QM9."""
-    rows = qm9_rows(archives)
-    return [qm9_molecule(rows[k]) for k in np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    rows = read_qm9_rows(archives)
+    return [build_qm9_molecule(rows[k]) for k in np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
-def heavy_atoms(atoms: Atoms) -> int:
+def count_heavy_atoms(atoms: Atoms) -> int:
     """Atoms other than hydrogen."""
     return int(np.count_nonzero(atoms.numbers > 1))
 
 
-def small_molecules(archives: Path, heavy: int, elements: frozenset[int]) -> list[Atoms]:
+def list_small_molecules(archives: Path, heavy: int, elements: frozenset[int]) -> list[Atoms]:
     """QM9's molecules of these elements with just so many heavy atoms, of at most five: its first 2000 rows."""
-    molecules = [qm9_molecule(row) for row in qm9_rows(archives)[:2000]]
-    return [m for m in molecules if heavy_atoms(m) == heavy and elements.issuperset(m.numbers.tolist())]
+    molecules = [build_qm9_molecule(row) for row in read_qm9_rows(archives)[:2000]]
+    return [m for m in molecules if count_heavy_atoms(m) == heavy and elements.issuperset(m.numbers.tolist())]

@@ -24,12 +24,12 @@ published numbers are kept to their last digit. `group` names the molecule, reac
 group. Energies of GFN-xTB are electronic free energies, and a multiplicity only sets its occupations; those of GPAW
 are relative to its atoms. Forces are minus the gradients of the energies.
 
-`python -m harness.reference.datasets.build` remakes the files and this page (extra `labels`; `oc2022` needs GPAW
+`python -m tests.builders.mini_sets` remakes the files and this page (extra `labels`; `oc2022` needs GPAW
 too).
 """
 
 
-def page(table: Mapping[str, Row]) -> str:
+def format_page(table: Mapping[str, Row]) -> str:
     """Markdown of the sets in the table's order."""
     columns = ("role", "count", "level", "chemistry")
     rows = [f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |" for name, row in table.items()]

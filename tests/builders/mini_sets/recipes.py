@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness.reference.data.structure import Structure
 from harness.reference.datasets import levels
-from harness.reference.datasets.levels import Level
-from tests.builders.mini_sets import (
+from harness.reference.datasets.levels import LevelOfTheory
+from tests.builders.mini_sets.chemistry import (
     charged,
     drugs,
     interfaces,
@@ -34,7 +34,7 @@ class Recipe:
     """
 
     make: Callable[[Path], list[Structure]]
-    level: Level | str
+    level: LevelOfTheory | str
     source: str
     packages: tuple[str, ...] = ("ase",)
 
@@ -44,7 +44,7 @@ class Recipe:
         return f"{self.make.__module__.rsplit('.', 1)[-1]}.py"
 
 
-def _alone(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structure]]:
+def _without_archives(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structure]]:
     """A maker that needs no archive."""
 
     def made(archives: Path) -> list[Structure]:
@@ -54,32 +54,38 @@ def _alone(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structu
     return made
 
 
-def _files(*names: str) -> str:
+def _describe_files(*names: str) -> str:
     return f"{MATTERSIM.words}, {published.FOLDER}{{{', '.join(names)}}}"
 
 
 RECIPES: dict[str, Recipe] = {
-    "alexandria": Recipe(published.alexandria, "PBE (VASP), near relaxed", _files("alexandria-random-1k.xyz")),
+    "alexandria": Recipe(published.alexandria, "PBE (VASP), near relaxed", _describe_files("alexandria-random-1k.xyz")),
     "ani1x": Recipe(molecules.ani1x, levels.WB97X, RDKIT, ("rdkit", "ase")),
     "mptrj": Recipe(
-        published.mptrj, "PBE / PBE+U (VASP), uncorrected energies", _files("mptrj-random-1k.xyz") + ", an even pick"
+        published.mptrj,
+        "PBE / PBE+U (VASP), uncorrected energies",
+        _describe_files("mptrj-random-1k.xyz") + ", an even pick",
     ),
-    "oc2020": Recipe(_alone(slabs.oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
-    "oc2022": Recipe(_alone(oxides.oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"),
-    "oc25": Recipe(_alone(interfaces.oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
-    "odac23": Recipe(_alone(porous.odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"),
+    "oc2020": Recipe(_without_archives(slabs.oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
+    "oc2022": Recipe(
+        _without_archives(oxides.oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"
+    ),
+    "oc25": Recipe(_without_archives(interfaces.oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
+    "odac23": Recipe(
+        _without_archives(porous.odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"
+    ),
     "omat24": Recipe(
         published.omat24,
         "PBE / PBE+U (VASP), off equilibrium",
-        _files("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz"),
+        _describe_files("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz"),
     ),
     "omol25": Recipe(charged.omol25, levels.GFN2, f"QM9 from {QM9.words}, ASE molecules, covalent radii"),
-    "opoly2026": Recipe(_alone(polymers.opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
-    "nabla2dft": Recipe(_alone(drugs.nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
+    "opoly2026": Recipe(_without_archives(polymers.opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
+    "nabla2dft": Recipe(_without_archives(drugs.nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
     "qcml": Recipe(molecules.qcml, levels.PBE0, f"{RDKIT}, covalent radii", ("rdkit", "ase")),
     "qm7x": Recipe(molecules.qm7x, levels.PBE0, f"QM9 from {QM9.words}"),
     "transition1x": Recipe(
-        _alone(reactions.transition1x),
+        _without_archives(reactions.transition1x),
         levels.WB97X,
         f"{RDKIT}, nudged elastic bands on GFN2-xTB",
         ("rdkit", "tblite", "ase"),

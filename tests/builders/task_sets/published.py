@@ -13,11 +13,11 @@ from ase.collections import dcdft
 from ase.data import atomic_numbers
 
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.shipped_sets import MINI_SETS, VIEWS, load_frames, mini_set
-from harness.reference.datasets.units import HARTREE_EV
-from tests.builders.mini_sets import published as benchmarks
-from tests.builders.mini_sets.packages import Package, fetch, member, qm9_molecule, qm9_rows
-from tests.builders.task_sets.composition import above_composition, well_covered
+from harness.reference.datasets.parsing.constants import HARTREE_EV
+from harness.reference.datasets.shipped_sets import CHARGE_VIEWS, SHIPPED_SETS, find_shipped_set, load_table
+from tests.builders.mini_sets.chemistry import published as benchmarks
+from tests.builders.mini_sets.packages import Package, build_qm9_molecule, fetch_archive, read_member, read_qm9_rows
+from tests.builders.task_sets.composition import find_well_covered, subtract_composition
 from tests.builders.task_sets.samples import Sample
 
 ALIGNN = Package("alignn", "2026.8.11", "sdist", "b5354495a782fa0e2589cb1d20f3eb1ad1d6694464278fcba49d9715a8d935da")
@@ -30,18 +30,18 @@ CRYSTALS = ("mptrj", "alexandria", "omat24")  # the sets for pretraining that sh
 FEWEST = 5  # crystals with an element, for the fit on composition to mean something
 
 
-def pretraining_groups() -> set[str]:
+def list_pretraining_groups() -> set[str]:
     """The materials and molecules of every set for pretraining."""
-    return {g for entry in MINI_SETS if entry.name not in VIEWS for g in load_frames(entry).groups.tolist()}
+    return {g for entry in SHIPPED_SETS if entry.name not in CHARGE_VIEWS for g in load_table(entry).groups.tolist()}
 
 
 def qm9(archives: Path) -> list[Sample]:
     """A random pick of the molecules whose geometry no set for pretraining holds; U0 in eV."""
-    rows, known = qm9_rows(archives), pretraining_groups()
+    rows, known = read_qm9_rows(archives), list_pretraining_groups()
     order = np.random.default_rng(QM9_SEED).permutation(len(rows)).tolist()
-    found = []
+    result = []
     for k in order:
-        atoms = qm9_molecule(rows[k])
+        atoms = build_qm9_molecule(rows[k])
         if atoms.info["group"] in known:
             continue
         molecule = Structure(
@@ -51,15 +51,15 @@ def qm9(archives: Path) -> list[Sample]:
             group=atoms.info["group"],
             multiplicity=1,
         )
-        found.append(Sample(molecule, float(rows[k]["InternalEnergy_0K_au"]) * HARTREE_EV))
-        if len(found) == QM9_COUNT:
+        result.append(Sample(molecule, float(rows[k]["InternalEnergy_0K_au"]) * HARTREE_EV))
+        if len(result) == QM9_COUNT:
             break
-    return sorted(found, key=lambda s: s.structure.group)
+    return sorted(result, key=lambda s: s.structure.group)
 
 
 def mlearn(archives: Path) -> list[Sample]:
     """An even pick of the distinct frames of six elements; PBE energies and forces as published."""
-    rows = json.loads(member(fetch(ALIGNN, archives), MLEARN_FILE))
+    rows = json.loads(read_member(fetch_archive(ALIGNN, archives), MLEARN_FILE))
     # the file's own names come twice; the place among the frames of the element does not
     place: Counter[str] = Counter()
     frames: dict[tuple[bytes, bytes], Sample] = {}
@@ -92,24 +92,24 @@ def _mlearn_frame(row: dict[str, object], element: str, place: int) -> Sample:
     return Sample(frame, energy, element)
 
 
-def held_out_crystals(archives: Path) -> list[Structure]:
+def load_held_out_crystals(archives: Path) -> list[Structure]:
     """The MPtrj frames whose reduced formula no set for pretraining has, in whatever cell."""
-    known = {g for name in CRYSTALS for g in load_frames(mini_set(name)).groups.tolist()}
-    return [s for s in benchmarks.frames(archives, "mptrj-random-1k.xyz") if s.group not in known]
+    known = {g for name in CRYSTALS for g in load_table(find_shipped_set(name)).groups.tolist()}
+    return [s for s in benchmarks.read_frames(archives, "mptrj-random-1k.xyz") if s.group not in known]
 
 
 def oqmd(archives: Path) -> list[Sample]:
     """Held-out crystals of well covered elements; the energy per atom that composition leaves open, eV/atom."""
-    crystals = held_out_crystals(archives)
-    crystals = [s for s, kept in zip(crystals, well_covered(crystals, FEWEST), strict=True) if kept]
-    targets = above_composition(crystals)
+    crystals = load_held_out_crystals(archives)
+    crystals = [s for s, kept in zip(crystals, find_well_covered(crystals, FEWEST), strict=True) if kept]
+    targets = subtract_composition(crystals)
     bare = [replace(s, energy=None, forces=None, stress=None) for s in crystals]
     return [Sample(s, t) for s, t in zip(bare, targets.tolist(), strict=True)]
 
 
 def bulk_moduli(archives: Path) -> list[Sample]:
     """The elements in their crystals; log10 of the bulk modulus in GPa."""
-    found = []
+    result = []
     for name in dcdft.names:
         atoms = dcdft[name]
         crystal = Structure(
@@ -120,5 +120,5 @@ def bulk_moduli(archives: Path) -> list[Sample]:
             periodic=(True, True, True),
             group=name,
         )
-        found.append(Sample(crystal, math.log10(dcdft.data[name]["wien2k_B"])))
-    return found
+        result.append(Sample(crystal, math.log10(dcdft.data[name]["wien2k_B"])))
+    return result

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from harness.reference.data.structure import Structure
 from harness.reference.datasets import levels
-from harness.reference.datasets.levels import Level
+from harness.reference.datasets.levels import LevelOfTheory
 from tests.builders.mini_sets.packages import MATTERSIM, QM9
 from tests.builders.task_sets import dynamics, perovskites, published
-from tests.builders.task_sets.samples import Sample, by_energy, relative
+from tests.builders.task_sets.samples import Sample, make_energy_samples, make_relative_samples
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Computed:
     """make: structures. level: what labels them. finish: labelled structures to samples. packages: what makes them."""
 
     make: Callable[[], list[Structure]]
-    level: Level
+    level: LevelOfTheory
     finish: Callable[[Sequence[Structure]], list[Sample]]
     source: str
     packages: tuple[str, ...]
@@ -43,7 +43,7 @@ RECIPES: dict[str, Published | Computed] = {
     "md17": Computed(
         dynamics.md17,
         levels.GFN1,
-        by_energy,
+        make_energy_samples,
         f"RDKit ETKDG geometries, Langevin dynamics on {dynamics.MD17_LEVEL} at {dynamics.MD17_KELVIN:.0f} K, "
         f"a frame every {dynamics.MD17_STEPS * dynamics.STEP_FS:.0f} fs",
         ("rdkit", "tblite", "ase"),
@@ -51,7 +51,7 @@ RECIPES: dict[str, Published | Computed] = {
     "wiggle150": Computed(
         dynamics.wiggle150,
         levels.GFN2,
-        relative,
+        make_relative_samples,
         f"RDKit ETKDG conformers, Langevin dynamics on {dynamics.WIGGLE_LEVEL} at {dynamics.WIGGLE_KELVIN:.0f} K, "
         f"each {dynamics.WIGGLE_STEPS * dynamics.STEP_FS:.0f} fs from a relaxed conformer, bonds intact",
         ("rdkit", "tblite", "ase"),
@@ -65,9 +65,9 @@ RECIPES: dict[str, Published | Computed] = {
         f"{MATTERSIM.words}, data/benchmarks/mptrj-random-1k.xyz, formulas that no set for pretraining has",
     ),
     "abx3": Computed(
-        perovskites.supercells,
+        perovskites.build_supercells,
         levels.GFN1_PERIODIC,
-        perovskites.cells,
+        perovskites.select_cells,
         f"cubic cells repeated {perovskites.REPEATS} times along each axis, edges from covalent radii; "
         "energies relative to a linear fit on composition",
         ("ase",),

@@ -20,21 +20,21 @@ class Sample:
     subset: str = ""
 
 
-def by_energy(structures: Sequence[Structure]) -> list[Sample]:
+def make_energy_samples(structures: Sequence[Structure]) -> list[Sample]:
     """The energy is the target; the subset stands before the slash of the name."""
-    return [Sample(s, _energy(s), s.name.partition("/")[0]) for s in structures]
+    return [Sample(s, _require_energy(s), s.name.partition("/")[0]) for s in structures]
 
 
-def relative(structures: Sequence[Structure]) -> list[Sample]:
+def make_relative_samples(structures: Sequence[Structure]) -> list[Sample]:
     """The energy above that of the molecule's _00, the molecule being what stands before the underscore; eV."""
-    zero = {_molecule(s): _energy(s) for s in structures if s.name.endswith("_00")}
-    return [Sample(replace(s, forces=None), _energy(s) - zero[_molecule(s)]) for s in structures]
+    zero = {_parse_molecule(s): _require_energy(s) for s in structures if s.name.endswith("_00")}
+    return [Sample(replace(s, forces=None), _require_energy(s) - zero[_parse_molecule(s)]) for s in structures]
 
 
-def _molecule(structure: Structure) -> str:
+def _parse_molecule(structure: Structure) -> str:
     return structure.name.partition("_")[0]
 
 
-def _energy(structure: Structure) -> float:
+def _require_energy(structure: Structure) -> float:
     assert structure.energy is not None
     return structure.energy

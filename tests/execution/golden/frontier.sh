@@ -16,8 +16,8 @@
 #   scaling-weak-nodes_1024 (id 15ff757ea86e3acb): 1024 nodes x 8 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system frontier`.
 # By hand: `sbatch jobs/scaling-weak-nodes_512-85615ca3.sh`, or with the word `again` to have ended cases run anew.
-# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
-# shellcheck disable=SC1091  # environments are looked at where the job runs
+# Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
+# shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
@@ -25,17 +25,17 @@ job=scaling-weak-nodes_512-85615ca3
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
-# A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
+# A job that Slurm requeues keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
-again=${1:-}
-worst=0
+rerun=${1:-}
+exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
     echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
     exit 2
 fi
-# A user without a name or a home, as in containers: libraries ask for both.
+# In containers a user may have no name or home, which libraries need.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -92,7 +92,7 @@ export MIOPEN_USER_DB_PATH=/tmp
 export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
-# The files are of this job alone: a second job of the same script may run beside it.
+# The files belong to this job alone: a second job of the same script may run at the same time.
 nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016,SC2089  # expanded on the nodes
 check='test -w /mnt/bb/$USER && test "$(find /dev/dri -name '"'"'renderD*'"'"' | wc -l)" -ge 8'
@@ -104,37 +104,36 @@ check_nodes() {
     timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
         "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
-    healthy=$(wc -l < "$nodes")
+    healthy_nodes=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
-    echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
+    echo "$healthy_nodes of $SLURM_JOB_NUM_NODES nodes passed the check"
 }
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # A scheduler that has just started a job may not be ready for its steps.
 for _ in 1 2 3; do
     check_nodes 300
-    if [ "$healthy" -gt 0 ]; then break; fi
+    if [ "$healthy_nodes" -gt 0 ]; then break; fi
     sleep 5
 done
 
-# same_nodes: whether all that were healthy still are, and the case was started.
-# A job that is being ended may be ended meanwhile.
+# same_nodes: whether all nodes are still healthy, and the case was started. The scheduler may end the job meanwhile.
 same_nodes() {
-    local before=$healthy
+    local before=$healthy_nodes
     sleep 2
     check_nodes 300
     if [ "$(count_refusals)" -gt "$refusals" ]; then
         echo "Slurm's controller did not answer srun, which started nothing"
         for _ in 1 2 3; do
-            if [ "$healthy" -gt 0 ]; then break; fi
+            if [ "$healthy_nodes" -gt 0 ]; then break; fi
             sleep 10
             check_nodes 300
         done
         return 1
     fi
-    [ "$healthy" -ge "$before" ]
+    [ "$healthy_nodes" -ge "$before" ]
 }
 
-# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, as a program's.
+# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, like a program's.
 count_refusals() {
     { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
         wc -l
@@ -146,7 +145,7 @@ first() {
     echo "$nodes.$1"
 }
 
-# keep_nodes N: those that the case takes, in a file of its folder.
+# keep_nodes N: write the nodes of the case into its folder.
 keep_nodes() {
     head -n "$1" "$nodes" > ./nodes
     refusals=$(count_refusals)
@@ -155,13 +154,13 @@ keep_nodes() {
 if [ -n "$archive" ]; then
     local_env=/mnt/bb/$USER/gfm-harness
     sbcast --force "$archive" "$local_env.tar.gz" || { echo "error: sbcast of $archive failed" >&2; exit 75; }
-    srun --nodes="$healthy" --ntasks="$healthy" --ntasks-per-node=1 --nodelist="$(first "$healthy")" bash -c \
+    srun --nodes="$healthy_nodes" --ntasks="$healthy_nodes" --ntasks-per-node=1 --nodelist="$(first "$healthy_nodes")" bash -c \
         "mkdir -p $local_env && tar -xzf $local_env.tar.gz -C $local_env" ||
         { echo "error: unpacking $archive on the nodes failed" >&2; exit 75; }
     venv=$local_env
 fi
 VIRTUAL_ENV_DISABLE_PROMPT=1 source "$venv/bin/activate"
-# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+# Python imports nothing from the current folder: the files of a case may come from elsewhere.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -172,7 +171,7 @@ if [ -n "${PYTHONPATH:-}" ]; then
 fi
 python=python
 
-# Telemetry by Omnistat (its output: $telemetry.log). Whatever fails in it, the job goes on without it.
+# Telemetry by Omnistat, whose output is in $telemetry.log. If it fails, the job goes on without it.
 telemetry=$campaign/jobs/$job.${job_id//[^A-Za-z0-9_]/-}.omnistat
 telemetry_id=$SLURM_JOB_ID telemetry_job=()
 omnistat() {
@@ -183,32 +182,32 @@ omnistat() {
 }
 annotate() { omnistat annotate --mode "$1" --text "$2" || true; }
 ask() { curl --silent --get --noproxy '*' --max-time 10 "$@" 2> /dev/null; }
-# Whether anything listens there: curl tells a refused connection from every other answer.
+# Whether anything listens at a URL: curl distinguishes a refused connection from every other answer.
 listens() {
     local status=0
     ask --output /dev/null "$1" || status=$?
     [ "$status" -ne 6 ] && [ "$status" -ne 7 ]
 }
-# Whether a sample has arrived since this job began; on a server that was there before, one that bears its id.
+# Whether a sample has arrived since this job started; on a shared server, a sample with the id of this job.
 has_samples() {
-    [[ $(ask --fail "$server/api/v1/export" --data-urlencode "match[]=$1" --data "start=$began_s" | head -c 10) == '{"metric":' ]]
+    [[ $(ask --fail "$server/api/v1/export" --data-urlencode "match[]=$1" --data "start=$started_s" | head -c 10) == '{"metric":' ]]
 }
 wait_for_samples() {
-    local began=$SECONDS patience
+    local started=$SECONDS timeout_s
     while ! has_samples "$1"; do
-        patience=10
+        timeout_s=10
         # Each node pushes once a minute, the first time at a random moment.
-        if [ "$(ask "$server/health")" = OK ]; then patience=105; fi
-        if [ $((SECONDS - began)) -ge "$patience" ]; then return 1; fi
+        if [ "$(ask "$server/health")" = OK ]; then timeout_s=105; fi
+        if [ $((SECONDS - started)) -ge "$timeout_s" ]; then return 1; fi
         sleep 1
     done
 }
 # shellcheck disable=SC2317  # run by the trap
 stop_telemetry() {
     local part=$telemetry.jsonl.part since=()
-    [ "$watched" = yes ] || return 0
-    watched=no
-    if [ "$is_shared" = yes ]; then since=(--data "start=$began_s"); fi
+    [ "$telemetry_on" = yes ] || return 0
+    telemetry_on=no
+    if [ "$is_shared" = yes ]; then since=(--data "start=$started_s"); fi
     omnistat usermode --stopexporters "${telemetry_job[@]}" || true
     sleep 3  # the server shows what it has just been sent after a second or two
     if curl --silent --show-error --fail --noproxy '*' --max-time 600 "$server/api/v1/export" "${since[@]}" \
@@ -218,11 +217,11 @@ stop_telemetry() {
         rm -f "$part"
         echo "warning: no telemetry could be exported; see $telemetry.log, and the server's data in $OMNISTAT_VICTORIA_DATADIR" >&2
     fi
-    # CSV files beside it, where the tool makes them: it needs the metrics of AMD GPUs.
+    # CSV files too, where the tool can write them: it needs the metrics of AMD GPUs.
     omnistat query --job "$telemetry_id" --interval 15 --export "$telemetry" || true
-    # It stops every server of this user on the node.
+    # This stops every server of this user on the node.
     if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
-    # The server may still write for a moment; where nothing could be exported, its data stay.
+    # The server may still write for a moment; its data are kept where nothing could be exported.
     if [ -s "$telemetry.jsonl" ]; then
         rm -rf "$OMNISTAT_VICTORIA_DATADIR" 2> /dev/null || { sleep 3 && rm -rf "$OMNISTAT_VICTORIA_DATADIR"; }
     fi
@@ -232,11 +231,11 @@ module load omnistat-wrapper || true
 export telemetry server=${OMNISTAT_SERVER:-http://localhost:9090}
 export -f omnistat annotate
 mkdir -p "$telemetry.work"
-# Omnistat's annotations want USER; two jobs that share a folder of data would export each other's samples.
+# Omnistat's annotations need USER; two jobs that share a data folder would export each other's samples.
 export USER=${USER:-${LOGNAME:-$(id -un 2> /dev/null || id -u)}}
 export OMNISTAT_VICTORIA_DATADIR=${OMNISTAT_VICTORIA_DATADIR:-$telemetry.work}/data-$telemetry_id
-watched=no is_shared=no why='' port=8001 began_s=$(date +%s)
-# The exporters' port, and so that of figures of merit, is free and this job's own where there is a configuration.
+telemetry_on=no is_shared=no why='' port=8001 started_s=$(date +%s)
+# With a configuration, the exporters (and so the figures of merit) get a free port of their own.
 if grep -q '^\[omnistat\.collectors\]' "${OMNISTAT_CONFIG:-/dev/null}" 2> /dev/null; then
     port=$((20000 + RANDOM % 10000))
     while listens "http://localhost:$port"; do port=$((port + 1)); done
@@ -265,7 +264,7 @@ elif ! wait_for_samples "$samples"; then
     if [ "$is_shared" = no ]; then omnistat usermode --stopserver || true; fi
 fi
 if [ -z "$why" ]; then
-    watched=yes
+    telemetry_on=yes
     trap 'stop_telemetry || true' EXIT
     export GFM_HARNESS_FOM_URL=$merits
     for failed in "$telemetry.work/omnistat_failed_hosts.$telemetry_id".*; do
@@ -278,33 +277,33 @@ fi
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
-# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+# run_case FOLDER "DEPENDENCIES" NODES SECONDS COMMAND...: run one case and write its exit code and seconds.
 run_case() {
-    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    local case=$1 dependencies=$2 node_count=$3 limit=$4 status=0 started=$SECONDS dependency
     shift 4
     cd "$campaign/$case"
-    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
+    if [ "$rerun" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
         echo "$case: has ended before"
         return
     fi
-    for need in $needed; do
-        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
-            echo "$case: not run, since $need is not done" >&2
-            worst=75
+    for dependency in $dependencies; do
+        if [ "$(head -n 1 "$campaign/$dependency/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $dependency is not done" >&2
+            exit_status=75
             return
         fi
     done
-    if [ "$wanted" -gt "$healthy" ]; then
-        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
-        worst=75
+    if [ "$node_count" -gt "$healthy_nodes" ]; then
+        echo "$case: not run, since it takes $node_count nodes and $healthy_nodes passed the check" >&2
+        exit_status=75
         return
     fi
-    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    # The job that creates this file runs the case; any other job skips it. A full disk leaves the file empty.
     if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
     if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
         echo "$case: not run, since job $(cat claim) has it" >&2
-        worst=75
+        exit_status=75
         return
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
@@ -312,26 +311,26 @@ run_case() {
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
-        keep_nodes "$wanted"
-        if [ "$watched" = yes ]; then annotate start "$case"; fi
+        keep_nodes "$node_count"
+        if [ "$telemetry_on" = yes ]; then annotate start "$case"; fi
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
-        if [ "$watched" = yes ]; then annotate stop "$case"; fi
+        if [ "$telemetry_on" = yes ]; then annotate stop "$case"; fi
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
-        if [ "$wanted" -gt "$healthy" ]; then
+        if [ "$node_count" -gt "$healthy_nodes" ]; then
             echo "$case: lost with a node, and left for another job" >&2
-            worst=75
+            exit_status=75
             return
         fi
         echo "$case: lost with a node, and started again on others"
-        first "$wanted" > /dev/null
+        first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
         echo "stopped after $limit s, the time this case may take" >> stderr
     fi
-    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code
-    echo "$case: exit code $status after $((SECONDS - began)) s"
-    if [ "$status" -ne 0 ]; then worst=1; fi
+    echo "$case: exit code $status after $((SECONDS - started)) s"
+    if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
 run_case scaling-weak-nodes_512-fa2d0cd105 '' 512 1800 \
@@ -346,4 +345,4 @@ run_case scaling-weak-nodes_1024-15ff757ea8 '' 1024 1800 \
     --kill-on-bad-exit=1 --label \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_1024-15ff757ea8
 
-exit "$worst"
+exit "$exit_status"

@@ -5,8 +5,8 @@
 #   scaling-weak-per_node_2 (id 4dd3d0a2512034ae): 1 node x 2 ranks, 10 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system local`.
 # By hand: `bash jobs/scaling-weak-per_node_2-8d59c52c.sh`, or with the word `again` to have ended cases run anew.
-# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
-# shellcheck disable=SC1091  # environments are looked at where the job runs
+# Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
+# shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
@@ -16,18 +16,18 @@ script=${BASH_SOURCE[0]}
 
 job_id="$(uname -n)-$$"
 export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 10000))
-# Its ranks are this job's alone, whatever allocation or rank of another launcher it is started in.
+# The ranks belong to this job, whatever allocation or rank of another launcher it is started in.
 unset "${!SLURM_@}" "${!PMI_@}" "${!PMIX_@}" "${!PALS_@}" "${!OMPI_COMM_WORLD_@}" "${!MPI_LOCAL@}" "${!HYDRA_@}" \
     PBS_NODEFILE PE_HOSTFILE RANK LOCAL_RANK WORLD_SIZE
 export HYDRA_LAUNCHER=fork I_MPI_HYDRA_BOOTSTRAP=fork
-again=${1:-}
-worst=0
+rerun=${1:-}
+exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
     echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
     exit 2
 fi
-# A user without a name or a home, as in containers: libraries ask for both.
+# In containers a user may have no name or home, which libraries need.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -51,8 +51,8 @@ export MALLOC_TRIM_THRESHOLD_=1000000000000
 export MALLOC_TOP_PAD_=268435456
 export OMP_WAIT_POLICY=PASSIVE
 
-# One run of this job at a time; the lock lives as long as any process of the job. (Who asks for the state of the
-# job holds it for an instant: hence the wait.) Without locks here, a file names the shell that runs the job.
+# One run of this job at a time; the lock lives as long as any process of the job. (A query of the job's state holds it
+# for an instant: hence the wait.) On a file system without locks, a file names the shell that runs the job.
 exec 9>> "jobs/$job.lock"
 held=$campaign/jobs/$job.lock.held
 taken=0
@@ -70,12 +70,12 @@ if [ "$taken" -eq 1 ]; then
     echo "error: this job is already running here" >&2
     exit 3
 fi
-healthy=1
+healthy_nodes=1
 same_nodes() { true; }
 first() { true; }
 keep_nodes() { uname -n > nodes; }
 PATH=/environment/bin:$PATH
-# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+# Python imports nothing from the current folder: the files of a case may come from elsewhere.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -91,33 +91,33 @@ export GFM_HARNESS_SAMPLER_S=1
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
-# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+# run_case FOLDER "DEPENDENCIES" NODES SECONDS COMMAND...: run one case and write its exit code and seconds.
 run_case() {
-    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    local case=$1 dependencies=$2 node_count=$3 limit=$4 status=0 started=$SECONDS dependency
     shift 4
     cd "$campaign/$case"
-    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
+    if [ "$rerun" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
         echo "$case: has ended before"
         return
     fi
-    for need in $needed; do
-        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
-            echo "$case: not run, since $need is not done" >&2
-            worst=75
+    for dependency in $dependencies; do
+        if [ "$(head -n 1 "$campaign/$dependency/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $dependency is not done" >&2
+            exit_status=75
             return
         fi
     done
-    if [ "$wanted" -gt "$healthy" ]; then
-        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
-        worst=75
+    if [ "$node_count" -gt "$healthy_nodes" ]; then
+        echo "$case: not run, since it takes $node_count nodes and $healthy_nodes passed the check" >&2
+        exit_status=75
         return
     fi
-    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    # The job that creates this file runs the case; any other job skips it. A full disk leaves the file empty.
     if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
     if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
         echo "$case: not run, since job $(cat claim) has it" >&2
-        worst=75
+        exit_status=75
         return
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
@@ -125,24 +125,24 @@ run_case() {
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
-        keep_nodes "$wanted"
+        keep_nodes "$node_count"
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
-        if [ "$wanted" -gt "$healthy" ]; then
+        if [ "$node_count" -gt "$healthy_nodes" ]; then
             echo "$case: lost with a node, and left for another job" >&2
-            worst=75
+            exit_status=75
             return
         fi
         echo "$case: lost with a node, and started again on others"
-        first "$wanted" > /dev/null
+        first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
         echo "stopped after $limit s, the time this case may take" >> stderr
     fi
-    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code
-    echo "$case: exit code $status after $((SECONDS - began)) s"
-    if [ "$status" -ne 0 ]; then worst=1; fi
+    echo "$case: exit code $status after $((SECONDS - started)) s"
+    if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
 run_case scaling-weak-per_node_2-4dd3d0a251 '' 1 600 \
@@ -150,4 +150,4 @@ run_case scaling-weak-per_node_2-4dd3d0a251 '' 1 600 \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-per_node_2-4dd3d0a251
 
 rm -f "$held"
-exit "$worst"
+exit "$exit_status"

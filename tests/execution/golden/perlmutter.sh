@@ -17,8 +17,8 @@
 #   scaling-weak-nodes_128 (id cb187a53ed691819): 128 nodes x 4 ranks, 30 min at most
 # Made by gfm-harness VERSION with `harness run scaling --system perlmutter`.
 # By hand: `sbatch jobs/scaling-weak-nodes_64-6da0ef04.sh`, or with the word `again` to have ended cases run anew.
-# Each case leaves events.jsonl, stdout, stderr and exit_code in its folder; one that has ended is passed over.
-# shellcheck disable=SC1091  # environments are looked at where the job runs
+# Each case writes events.jsonl, stdout, stderr and exit_code into its folder; a case that has ended is skipped.
+# shellcheck disable=SC1091  # environments exist only where the job runs
 set -euo pipefail
 
 campaign=${GFM_HARNESS_CAMPAIGN:-/campaign}
@@ -26,17 +26,17 @@ job=scaling-weak-nodes_64-6da0ef04
 script=${BASH_SOURCE[0]}
 [[ $script = /* ]] || script=$PWD/$script
 
-# A job that Slurm puts back into the queue keeps its id, and goes on where it stopped.
+# A job that Slurm requeues keeps its id, and goes on where it stopped.
 job_id=${SLURM_JOB_ID:?this script is for sbatch}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then job_id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
-again=${1:-}
-worst=0
+rerun=${1:-}
+exit_status=0
 cd "$campaign"
 if ! [ -e "jobs/$job.sh" ]; then
     echo "error: $campaign is not the folder of this job (GFM_HARNESS_CAMPAIGN names another than the script)" >&2
     exit 2
 fi
-# A user without a name or a home, as in containers: libraries ask for both.
+# In containers a user may have no name or home, which libraries need.
 export USER=${USER:-user-$UID} LOGNAME=${LOGNAME:-user-$UID}
 if ! [ -w "${HOME:-}" ]; then
     scratch=${TMPDIR:-/tmp}/gfm-harness-$UID
@@ -73,7 +73,7 @@ export NCCL_SOCKET_IFNAME=hsn
 export TRITON_CACHE_DIR="/tmp/triton-$UID"
 
 # check_nodes: the nodes that are up and pass the check, one `name host` a line. A case takes the first ones.
-# The files are of this job alone: a second job of the same script may run beside it.
+# The files belong to this job alone: a second job of the same script may run at the same time.
 nodes=$campaign/jobs/$job.$job_id.nodes
 # shellcheck disable=SC2016,SC2089  # expanded on the nodes
 check='test "$(nvidia-smi --list-gpus | wc -l)" -eq 4'
@@ -85,37 +85,36 @@ check_nodes() {
     timeout -k 10 "$1" \
         srun --overlap --nodes="$up" --ntasks="$up" --ntasks-per-node=1 --nodelist="$nodes.up" bash -c \
         "if { $check; } > /dev/null 2>&1; then echo \"\$SLURMD_NODENAME \$(uname -n)\"; fi" | sort > "$nodes" || true
-    healthy=$(wc -l < "$nodes")
+    healthy_nodes=$(wc -l < "$nodes")
     MASTER_ADDR=$(head -n 1 "$nodes" | cut -d ' ' -f 2)
-    echo "$healthy of $SLURM_JOB_NUM_NODES nodes passed the check"
+    echo "$healthy_nodes of $SLURM_JOB_NUM_NODES nodes passed the check"
 }
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # A scheduler that has just started a job may not be ready for its steps.
 for _ in 1 2 3; do
     check_nodes 300
-    if [ "$healthy" -gt 0 ]; then break; fi
+    if [ "$healthy_nodes" -gt 0 ]; then break; fi
     sleep 5
 done
 
-# same_nodes: whether all that were healthy still are, and the case was started.
-# A job that is being ended may be ended meanwhile.
+# same_nodes: whether all nodes are still healthy, and the case was started. The scheduler may end the job meanwhile.
 same_nodes() {
-    local before=$healthy
+    local before=$healthy_nodes
     sleep 2
     check_nodes 60
     if [ "$(count_refusals)" -gt "$refusals" ]; then
         echo "Slurm's controller did not answer srun, which started nothing"
         for _ in 1 2 3; do
-            if [ "$healthy" -gt 0 ]; then break; fi
+            if [ "$healthy_nodes" -gt 0 ]; then break; fi
             sleep 10
             check_nodes 60
         done
         return 1
     fi
-    [ "$healthy" -ge "$before" ]
+    [ "$healthy_nodes" -ge "$before" ]
 }
 
-# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, as a program's.
+# count_refusals: how often srun has ended because the controller did not answer; its exit code is 1, like a program's.
 count_refusals() {
     { grep -Es '^srun: error: Unable to (confirm allocation|create step) .*(contact|timed out|Zero Bytes|socket)' stderr || true; } |
         wc -l
@@ -127,14 +126,14 @@ first() {
     echo "$nodes.$1"
 }
 
-# keep_nodes N: those that the case takes, in a file of its folder.
+# keep_nodes N: write the nodes of the case into its folder.
 keep_nodes() {
     head -n "$1" "$nodes" > ./nodes
     refusals=$(count_refusals)
 }
 
 source "$HOME/gfm-harness-perlmutter/bin/activate"
-# Python imports nothing from the current folder: what lies in a case's may be from elsewhere.
+# Python imports nothing from the current folder: the files of a case may come from elsewhere.
 export PYTHONSAFEPATH=1
 if [ -n "${PYTHONPATH:-}" ]; then
     IFS=: read -ra entries <<< "$PYTHONPATH"
@@ -150,33 +149,33 @@ export GFM_HARNESS_SAMPLER_S=5
 
 "$python" -P -m harness.host.provenance > "jobs/$job.provenance.json" || echo '{}' > "jobs/$job.provenance.json"
 
-# run_case FOLDER "FOLDERS THAT MUST BE DONE" NODES SECONDS COMMAND...: one case, its exit code and seconds kept.
+# run_case FOLDER "DEPENDENCIES" NODES SECONDS COMMAND...: run one case and write its exit code and seconds.
 run_case() {
-    local case=$1 needed=$2 wanted=$3 limit=$4 status=0 began=$SECONDS need
+    local case=$1 dependencies=$2 node_count=$3 limit=$4 status=0 started=$SECONDS dependency
     shift 4
     cd "$campaign/$case"
-    if [ "$again" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
+    if [ "$rerun" = again ] && ! grep -Fqx "$job_id" claim 2> /dev/null; then rm -f exit_code claim; fi
     if [ -e exit_code ]; then
         echo "$case: has ended before"
         return
     fi
-    for need in $needed; do
-        if [ "$(head -n 1 "$campaign/$need/exit_code" 2> /dev/null)" != 0 ]; then
-            echo "$case: not run, since $need is not done" >&2
-            worst=75
+    for dependency in $dependencies; do
+        if [ "$(head -n 1 "$campaign/$dependency/exit_code" 2> /dev/null)" != 0 ]; then
+            echo "$case: not run, since $dependency is not done" >&2
+            exit_status=75
             return
         fi
     done
-    if [ "$wanted" -gt "$healthy" ]; then
-        echo "$case: not run, since it takes $wanted nodes and $healthy passed the check" >&2
-        worst=75
+    if [ "$node_count" -gt "$healthy_nodes" ]; then
+        echo "$case: not run, since it takes $node_count nodes and $healthy_nodes passed the check" >&2
+        exit_status=75
         return
     fi
-    # Whoever makes this file runs the case; a second job that holds it too passes it over. A full disk leaves it empty.
+    # The job that creates this file runs the case; any other job skips it. A full disk leaves the file empty.
     if [ -e claim ] && ! [ -s claim ]; then sleep 1; [ -s claim ] || rm -f claim; fi
     if ! (set -o noclobber && echo "$job_id" > claim) 2> /dev/null && [ "$(cat claim)" != "$job_id" ]; then
         echo "$case: not run, since job $(cat claim) has it" >&2
-        worst=75
+        exit_status=75
         return
     fi
     if ! [ "$script" -ef job.sh ]; then cp "$script" job.sh; fi
@@ -184,24 +183,24 @@ run_case() {
     echo "$case: started $(date '+%F %T')"
     while true; do
         status=0
-        keep_nodes "$wanted"
+        keep_nodes "$node_count"
         timeout -k 60 "$limit" "$@" >> stdout 2>> stderr < /dev/null || status=$?
         if [ "$status" -eq 0 ] || [ "$status" -eq 124 ] || same_nodes; then break; fi
-        if [ "$wanted" -gt "$healthy" ]; then
+        if [ "$node_count" -gt "$healthy_nodes" ]; then
             echo "$case: lost with a node, and left for another job" >&2
-            worst=75
+            exit_status=75
             return
         fi
         echo "$case: lost with a node, and started again on others"
-        first "$wanted" > /dev/null
+        first "$node_count" > /dev/null
     done
     if [ "$status" -eq 124 ]; then
         echo "stopped after $limit s, the time this case may take" >> stderr
     fi
-    printf '%s\n%s\n' "$status" "$((SECONDS - began))" > exit_code.part
+    printf '%s\n%s\n' "$status" "$((SECONDS - started))" > exit_code.part
     mv exit_code.part exit_code
-    echo "$case: exit code $status after $((SECONDS - began)) s"
-    if [ "$status" -ne 0 ]; then worst=1; fi
+    echo "$case: exit code $status after $((SECONDS - started)) s"
+    if [ "$status" -ne 0 ]; then exit_status=1; fi
 }
 
 run_case scaling-weak-nodes_64-d22baae234 '' 64 1800 \
@@ -216,4 +215,4 @@ run_case scaling-weak-nodes_128-cb187a53ed '' 128 1800 \
     --kill-on-bad-exit=1 --label \
     "$python" -P -m harness.reference "$campaign"/scaling-weak-nodes_128-cb187a53ed
 
-exit "$worst"
+exit "$exit_status"

@@ -10,10 +10,10 @@ from ase.build import bulk
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import Graph, neighbour_graph
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.random_structures import random_structures
+from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.errors import InputError
 from tests.reference.conftest import crystal, molecule
 
@@ -21,37 +21,37 @@ from tests.reference.conftest import crystal, molecule
 def brute_force(structure: Structure, cutoff: float) -> set[tuple[int, int, tuple[float, ...]]]:
     """Every pair of atom and image within the cutoff."""
     reach = range(-4, 5) if all(structure.periodic) else range(1)
-    found = set()
+    result = set()
     for image in ((a, b, c) for a in reach for b in reach for c in reach):
         shift = np.array(image) @ structure.cell
         for i in range(len(structure)):
             for j in range(len(structure)):
                 r = np.linalg.norm(structure.positions[j] + shift - structure.positions[i])
                 if 1e-9 < r < cutoff:
-                    found.add((i, j, tuple(np.round(shift, 6) + 0.0)))
-    return found
+                    result.add((i, j, tuple(np.round(shift, 6) + 0.0)))
+    return result
 
 
-def as_set(graph: Graph) -> set[tuple[int, int, tuple[float, ...]]]:
+def as_set(graph: NeighbourList) -> set[tuple[int, int, tuple[float, ...]]]:
     edges = zip(graph.receiver.tolist(), graph.sender.tolist(), graph.shift, strict=True)
     return {(i, j, tuple(np.round(s, 6) + 0.0)) for i, j, s in edges}
 
 
 @pytest.mark.parametrize("structure", [molecule(), crystal()], ids=["molecule", "crystal"])
-def test_neighbours_are_those_of_brute_force(structure: Structure) -> None:
-    graph = neighbour_graph(structure, cutoff=4.0)
+def test_neighbours_match_brute_force(structure: Structure) -> None:
+    graph = build_neighbour_list(structure, cutoff=4.0)
     assert as_set(graph) == brute_force(structure, 4.0)
     assert len(graph.receiver) == len(as_set(graph))
 
 
 @given(seed=st.integers(0, 1000), limit=st.integers(1, 25))
 @settings(max_examples=40, deadline=None)
-def test_the_cap_keeps_the_nearest(seed: int, limit: int) -> None:
+def test_neighbour_limit_keeps_the_nearest(seed: int, limit: int) -> None:
     structure = molecule(14, seed)
-    free = neighbour_graph(structure, cutoff=4.0)
-    capped = neighbour_graph(structure, cutoff=4.0, max_neighbours=limit)
+    free = build_neighbour_list(structure, cutoff=4.0)
+    capped = build_neighbour_list(structure, cutoff=4.0, max_neighbours=limit)
 
-    def lengths(graph: Graph, atom: int) -> np.ndarray:
+    def lengths(graph: NeighbourList, atom: int) -> np.ndarray:
         own = graph.receiver == atom
         d = structure.positions[graph.sender[own]] + graph.shift[own] - structure.positions[atom]
         return np.sort(np.linalg.norm(d, axis=1))
@@ -62,17 +62,17 @@ def test_the_cap_keeps_the_nearest(seed: int, limit: int) -> None:
         assert np.allclose(lengths(capped, atom), nearest[:limit])
 
 
-def test_the_cap_leaves_out_a_shell_of_equals_that_does_not_fit() -> None:
+def test_neighbour_limit_drops_whole_shells() -> None:
     copper = bulk("Cu", "fcc", a=3.6)
     structure = Structure("Cu", copper.numbers, copper.positions, np.array(copper.cell), (True, True, True))
-    assert len(neighbour_graph(structure, cutoff=5.0).receiver) == 12 + 6 + 24
-    assert len(neighbour_graph(structure, cutoff=5.0, max_neighbours=20).receiver) == 12 + 6
-    assert len(neighbour_graph(structure, cutoff=5.0, max_neighbours=7).receiver) == 7
+    assert len(build_neighbour_list(structure, cutoff=5.0).receiver) == 12 + 6 + 24
+    assert len(build_neighbour_list(structure, cutoff=5.0, max_neighbours=20).receiver) == 12 + 6
+    assert len(build_neighbour_list(structure, cutoff=5.0, max_neighbours=7).receiver) == 7
 
 
-def test_a_structure_may_have_no_neighbours_at_all() -> None:
-    graph = neighbour_graph(Structure("He", np.array([2]), np.zeros((1, 3))), cutoff=5.0, max_neighbours=20)
-    batch = collate([graph, neighbour_graph(molecule(), cutoff=4.0)])
+def test_isolated_atoms_have_no_neighbours() -> None:
+    graph = build_neighbour_list(Structure("He", np.array([2]), np.zeros((1, 3))), cutoff=5.0, max_neighbours=20)
+    batch = build_batch([graph, build_neighbour_list(molecule(), cutoff=4.0)])
     assert len(graph.receiver) == 0
     assert batch.receiver.dtype.is_signed
     assert int(batch.receiver.min()) == 1
@@ -99,14 +99,14 @@ def test_a_structure_may_have_no_neighbours_at_all() -> None:
         (replace(molecule(), positions=np.zeros((9, 3))), "'molecule-0': atoms 0 and"),
     ],
 )
-def test_an_unusable_structure_is_named(broken: Structure, message: str) -> None:
+def test_unusable_structures_raise_errors_with_their_name(broken: Structure, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        neighbour_graph(broken, cutoff=4.0)
+        build_neighbour_list(broken, cutoff=4.0)
     assert message in str(caught.value)
 
 
-def test_the_random_workload_is_the_papers() -> None:
-    structures = random_structures(300, atoms=(2, 500))
+def test_random_workload_matches_the_paper() -> None:
+    structures = make_random_structures(300, atoms=(2, 500))
     sizes = [len(s) for s in structures]
     numbers = np.concatenate([s.numbers for s in structures])
     positions = np.concatenate([s.positions for s in structures])
@@ -115,6 +115,6 @@ def test_the_random_workload_is_the_papers() -> None:
     assert (numbers.min(), numbers.max()) == (1, 94)
     assert 0 <= positions.min() < positions.max() <= 10
     assert not any(any(s.periodic) for s in structures)
-    again = random_structures(300, atoms=(2, 500))
+    again = make_random_structures(300, atoms=(2, 500))
     assert all(np.array_equal(a.positions, b.positions) for a, b in zip(structures, again, strict=True))
-    assert not np.array_equal(random_structures(1, atoms=(9, 9), rank=1)[0].numbers, structures[0].numbers[:9])
+    assert not np.array_equal(make_random_structures(1, atoms=(9, 9), rank=1)[0].numbers, structures[0].numbers[:9])

@@ -13,23 +13,22 @@ import h5py
 import numpy as np
 import pytest
 
-from harness.reference.data.neighbour_columns import neighbours
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.neighbours import add_neighbours, build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import from_structures
+from harness.reference.data.structure_table import tabulate
 from harness.reference.datasets import inspect
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.catalog import source
+from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.conversion import convert as conversion
 from harness.reference.datasets.conversion.convert import Conversion, convert
-from harness.reference.datasets.conversion.inputs import about_official, official_files
-from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.conversion.inputs import describe_official, find_official_files
+from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.readers import ani1x, aselmdb
-from harness.reference.datasets.splitting.splits import split_of
+from harness.reference.datasets.splitting.splits import assign_by_name
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.columns import text_of
-from tests.reference.datasets.readers.official import array, everything, write_ani1x, write_aselmdb
+from harness.reference.storage.structure_codec import decode_text
+from tests.reference.datasets.official_files.writers import array, everything, write_ani1x, write_aselmdb
 
 FILES = 6
 GROUPS = 12
@@ -38,13 +37,13 @@ GROUPS = 12
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     """Some files of methanol under many names, so that there are groups to split."""
-    found = []
+    result = []
     for k in range(FILES):
         path = tmp_path / "official" / f"ani-{k}.h5"
         path.parent.mkdir(exist_ok=True)
         write_ani1x(path, {f"g{k}-{n}": 5 + n for n in range(GROUPS)})
-        found.append(path)
-    return found
+        result.append(path)
+    return result
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -52,35 +51,33 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 def order(files: list[Path], store: Path, *, workers: int = 1, **rules: object) -> Conversion:
-    entry = source("ani1x")
+    entry = find_source("ani1x")
     return Conversion(
         slug="ani1x",
         format=ani1x.FORMAT,
         paths=tuple(files),
         store=store,
         source=entry,
-        about=about_official(entry),
-        rules=Rules(**rules),  # type: ignore[arg-type]
+        about=describe_official(entry),
+        rules=ConversionRules(**rules),  # type: ignore[arg-type]
         workers=workers,
     )
 
 
 def content(store: Path) -> dict[str, tuple[str, bytes, float]]:
     """Split, positions and energy of each id."""
-    found = {}
+    result = {}
     with BPFile(store) as file:
         for label in file.splits:
             for k in range(file.samples(label)):
                 record = file.record(label, k)
-                name = text_of(record["id"])
-                assert name not in found
-                found[name] = (label, record["pos"].tobytes(), float(record["energy"][0]))
-    return found
+                name = decode_text(record["id"])
+                assert name not in result
+                result[name] = (label, record["pos"].tobytes(), float(record["energy"][0]))
+    return result
 
 
-def test_every_structure_is_in_the_store_once_bit_for_bit_and_no_group_is_parted(
-    files: list[Path], tmp_path: Path
-) -> None:
+def test_store_holds_every_structure_once_and_exactly(files: list[Path], tmp_path: Path) -> None:
     facts = convert(order(files, tmp_path / "s.bp"), silent)
     frames, faults = everything(ani1x.FORMAT, *files)
     stored = content(tmp_path / "s.bp")
@@ -91,7 +88,7 @@ def test_every_structure_is_in_the_store_once_bit_for_bit_and_no_group_is_parted
     splits: dict[str, set[str]] = {}
     for s in frames.structures():
         splits.setdefault(s.group, set()).add(stored[s.name][0])
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(result) == 1 for result in splits.values())
     assert set.union(*splits.values()) == {"trainset", "valset", "testset"}
     assert not (tmp_path / "s.bp.spool").exists()
 
@@ -148,7 +145,7 @@ def test_a_conversion_stopped_while_it_writes_carries_on(
     assert len(content(tmp_path / "s.bp")) == FILES * sum(range(5, 5 + GROUPS))
 
 
-def test_other_options_do_not_carry_on_what_was_begun_with_these(files: list[Path], tmp_path: Path) -> None:
+def test_spool_of_other_options_is_rejected(files: list[Path], tmp_path: Path) -> None:
     def stop(done: int, total: int, what: str) -> None:
         if done == 2:
             raise KeyboardInterrupt
@@ -162,7 +159,7 @@ def test_other_options_do_not_carry_on_what_was_begun_with_these(files: list[Pat
         convert(order(files, tmp_path / "s.bp"), silent)
 
 
-def test_two_conversions_at_once_are_told_apart(files: list[Path], tmp_path: Path) -> None:
+def test_concurrent_conversions_of_one_store_are_rejected(files: list[Path], tmp_path: Path) -> None:
     def second(done: int, total: int, what: str) -> None:
         with pytest.raises(InputError, match="another conversion is at work here"):
             convert(order(files, tmp_path / "s.bp"), silent)
@@ -188,7 +185,7 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
         convert(order(files, tmp_path / "strict.bp", strict=True), silent)
 
 
-def test_of_structures_with_one_id_the_first_is_kept(files: list[Path], tmp_path: Path) -> None:
+def test_duplicate_ids_keep_the_first_structure(files: list[Path], tmp_path: Path) -> None:
     twice = tmp_path / "other"
     twice.mkdir()
     (twice / files[0].name).write_bytes(files[0].read_bytes())
@@ -202,9 +199,9 @@ def conversion_with_ids_of_the_first(files: list[Path], store: Path) -> dict[str
     """As if all files gave the ids and groups of the first."""
     from dataclasses import replace
 
-    form = replace(ani1x.FORMAT, read=lambda part: ani1x.FORMAT.read(replace(part, path=files[0])))
-    parts = ani1x.FORMAT.parts([files[0]]) * 2
-    return convert(replace(order(files, store), format=replace(form, parts=lambda paths: parts)), silent)
+    form = replace(ani1x.FORMAT, read_chunk=lambda part: ani1x.FORMAT.read_chunk(replace(part, path=files[0])))
+    parts = ani1x.FORMAT.list_chunks([files[0]]) * 2
+    return convert(replace(order(files, store), format=replace(form, list_chunks=lambda paths: parts)), silent)
 
 
 def test_a_truncated_file_loses_its_rest_or_ends_a_strict_conversion(files: list[Path], tmp_path: Path) -> None:
@@ -231,9 +228,9 @@ def crystals(path: Path, count: int, first: int = 1, **changes: object) -> None:
 
 
 def omat24(folder: Path, store: Path, **rules: object) -> dict[str, Any]:
-    entry = source("omat24")
-    about = about_official(entry)
-    given = Rules(**rules)  # type: ignore[arg-type]
+    entry = find_source("omat24")
+    about = describe_official(entry)
+    given = ConversionRules(**rules)  # type: ignore[arg-type]
     return convert(Conversion("omat24", aselmdb.FORMAT, (folder,), store, entry, about, given), silent)
 
 
@@ -262,19 +259,19 @@ def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
             for k in range(file.samples(label)):
                 record = file.record(label, k)
                 whole += bool(np.isfinite(record["stress"]).all())
-                none += [text_of(record["id"])] if np.isnan(record["stress"]).all() else []
+                none += [decode_text(record["id"])] if np.isnan(record["stress"]).all() else []
     assert whole == 50
     assert none == ["b/1"]
-    report = inspect.of_store(tmp_path / "s.bp", silent)
+    report = inspect.inspect_store(tmp_path / "s.bp", silent)
     assert not report.faults
 
 
-def test_a_dataset_without_forces_is_one_of_energies(tmp_path: Path) -> None:
+def test_dataset_without_forces_stores_energies(tmp_path: Path) -> None:
     crystals(tmp_path / "files" / "a.aselmdb", 50, forces=None, stress=None)
     assert omat24(tmp_path / "files", tmp_path / "s.bp")["conversion"]["labels"] == ["energy"]
 
 
-def test_a_part_of_which_nothing_can_be_used_is_passed_over(tmp_path: Path) -> None:
+def test_chunk_without_usable_structures_is_skipped(tmp_path: Path) -> None:
     crystals(tmp_path / "files" / "a.aselmdb", 50)
     crystals(tmp_path / "files" / "b.aselmdb", 5, energy=float("1e9"))
     facts = omat24(tmp_path / "files", tmp_path / "s.bp", cutoff=3.0)
@@ -290,19 +287,19 @@ def test_errors_of_references_count_what_was_written(tmp_path: Path, files: list
     assert doubled["references"]["structures"] == alone["references"]["structures"]
 
 
-def test_official_files_are_looked_for_where_the_user_says(tmp_path: Path) -> None:
+def test_official_files_are_found_in_the_given_folder(tmp_path: Path) -> None:
     (tmp_path / "OMol25").mkdir()
-    assert official_files("", source("omol25")) == ()
+    assert find_official_files("", find_source("omol25")) == ()
     for name in ("omol25", "omol25-neutral", "omol25-non-neutral"):
-        assert official_files(str(tmp_path), source(name)) == (tmp_path / "OMol25",)
-    assert official_files(str(tmp_path), source("ani1x")) == ()
-    for wrong, told in (
+        assert find_official_files(str(tmp_path), find_source(name)) == (tmp_path / "OMol25",)
+    assert find_official_files(str(tmp_path), find_source("ani1x")) == ()
+    for wrong, message in (
         ("there", "absolute path"),
         (str(tmp_path / "x"), "no such folder"),
         ("/proc/self", "expected fol"),
     ):
-        with pytest.raises(InputError, match=told):
-            official_files(wrong, source("ani1x"))
+        with pytest.raises(InputError, match=message):
+            find_official_files(wrong, find_source("ani1x"))
 
 
 def test_neighbour_lists_in_a_store_are_those_of_the_model(files: list[Path], tmp_path: Path) -> None:
@@ -310,11 +307,11 @@ def test_neighbour_lists_in_a_store_are_those_of_the_model(files: list[Path], tm
     with BPFile(tmp_path / "s.bp") as file:
         record = file.record("trainset", 0)
     structure = Structure("x", record["atomic_numbers"][:, 0].astype(np.int64), record["pos"])
-    graph = neighbour_graph(structure, cutoff=3.0, max_neighbours=3)
+    graph = build_neighbour_list(structure, cutoff=3.0, max_neighbours=3)
     assert np.array_equal(record["edge_index"], np.stack([graph.sender, graph.receiver]))
 
 
-def test_neighbours_of_many_are_those_of_each() -> None:
+def test_neighbours_of_tables_match_those_of_structures() -> None:
     rng = np.random.default_rng(3)
     structures = [
         Structure(
@@ -326,34 +323,37 @@ def test_neighbours_of_many_are_those_of_each() -> None:
         )
         for k, (n, periodic) in enumerate([(1, False), (12, True), (7, False), (30, True), (2, True)])
     ]
-    frames, edges, faults = neighbours(from_structures(structures), cutoff=4.0, max_neighbours=8)
+    table, faults = add_neighbours(tabulate(structures), cutoff=4.0, max_neighbours=8)
     assert not faults
-    stop = np.cumsum(edges.counts)
+    counts: Any = table.edge_counts
+    stop = np.cumsum(counts)
     for k, structure in enumerate(structures):
-        graph = neighbour_graph(structure, cutoff=4.0, max_neighbours=8)
-        span = slice(stop[k] - edges.counts[k], stop[k])
-        assert np.array_equal(edges.receiver[span], graph.receiver)
-        assert np.array_equal(edges.sender[span], graph.sender)
-        np.testing.assert_allclose(edges.shift[span], graph.shift, atol=1e-12)
-    assert len(frames) == len(structures)
+        graph = build_neighbour_list(structure, cutoff=4.0, max_neighbours=8)
+        span = slice(stop[k] - counts[k], stop[k])
+        own: Any = table[k : k + 1]
+        assert np.array_equal(own.receiver, graph.receiver)
+        assert np.array_equal(table.sender[span], graph.sender)  # type: ignore[index]
+        np.testing.assert_allclose(own.shift, graph.shift, atol=1e-12)
+    assert len(table) == len(structures)
 
 
-def test_coincident_atoms_are_a_fault() -> None:
+def test_coincident_atoms_are_rejected() -> None:
     good = Structure("good", np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74]]))
     bad = Structure("bad", np.array([1, 1]), np.zeros((2, 3)))
-    frames, edges, faults = neighbours(from_structures([good, bad, good]), cutoff=4.0, max_neighbours=None)
+    table, faults = add_neighbours(tabulate([good, bad, good]), cutoff=4.0, max_neighbours=None)
     assert [f.where for f in faults] == ["bad"]
-    assert frames.ids.tolist() == ["good", "good"]
-    assert edges.counts.tolist() == [2, 2]
+    assert table.ids.tolist() == ["good", "good"]
+    assert table.edge_counts is not None
+    assert table.edge_counts.tolist() == [2, 2]
 
 
-def test_splits_are_the_shares_asked_for_and_those_of_the_name_alone() -> None:
+def test_splits_have_the_requested_shares_and_depend_on_names() -> None:
     names = np.array([f"group-{k}" for k in range(20_000)])
-    counts = np.bincount(split_of(names)) / len(names)
+    counts = np.bincount(assign_by_name(names)) / len(names)
     np.testing.assert_allclose(counts, [0.9, 0.05, 0.05], atol=0.01)
     order_of = np.random.default_rng(0).permutation(len(names))
-    assert np.array_equal(split_of(names)[order_of], split_of(names[order_of]))
-    assert not np.array_equal(split_of(names, seed=1), split_of(names))
+    assert np.array_equal(assign_by_name(names)[order_of], assign_by_name(names[order_of]))
+    assert not np.array_equal(assign_by_name(names, seed=1), assign_by_name(names))
 
 
 def test_the_command_converts_checks_and_describes(
@@ -389,7 +389,7 @@ def test_options_may_stand_anywhere(files: list[Path], tmp_path: Path, capsys: p
     assert "unrecognized arguments: --bogus" in error
 
 
-def test_nothing_to_use_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_without_usable_structures_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").mkdir()
     write_ani1x(tmp_path / "x" / "none.h5", {"g": 3}, missing=3)
     assert main(["check", "ani1x", str(tmp_path / "x")]) == 1
@@ -401,7 +401,7 @@ def test_nothing_to_use_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", ["convert", "check"])
-def test_a_file_under_two_names_is_refused_by_name(
+def test_file_under_two_names_is_rejected(
     command: str, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -418,7 +418,7 @@ def test_a_file_under_two_names_is_refused_by_name(
     assert "756 structures" in capsys.readouterr().out
 
 
-def test_names_of_files_cannot_command_a_terminal(
+def test_file_names_are_sanitized_in_messages(
     files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "a\x1b[2J\nb"
@@ -447,7 +447,7 @@ def test_names_of_files_cannot_command_a_terminal(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["convert", "ani1", "x.h5"], "did you mean 'ani1x'?"),
         (["convert", "ani1x", "nowhere.h5"], "nowhere.h5: no such file or folder"),
@@ -461,18 +461,18 @@ def test_names_of_files_cannot_command_a_terminal(
         (["cheque"], "invalid choice: 'cheque'"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_errors_are_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_list_names_all_sixteen_and_says_what_stands_in(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_all_datasets_and_stand_ins(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 17

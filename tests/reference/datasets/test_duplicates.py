@@ -16,22 +16,27 @@ from scipy.spatial.distance import pdist
 from scipy.spatial.transform import Rotation
 
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import from_structures, joined
+from harness.reference.data.structure_table import concatenate, tabulate
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.catalog import source
-from harness.reference.datasets.collection import parted
+from harness.reference.datasets.catalog import find_source
+from harness.reference.datasets.collection import load_shipped_splits
 from harness.reference.datasets.conversion.convert import Conversion, convert
-from harness.reference.datasets.conversion.inputs import about_official
-from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.conversion.inputs import describe_official
+from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.readers import ani1x, qm7x
-from harness.reference.datasets.shipped_sets import MINI_SETS, load_frames, mini_set
-from harness.reference.datasets.splitting.assignment import split_frames
-from harness.reference.datasets.splitting.duplicates import find_repeats, label_equal, note_shapes, sort_notes
+from harness.reference.datasets.shipped_sets import SHIPPED_SETS, find_shipped_set, load_table
+from harness.reference.datasets.splitting.duplicates import (
+    assign_structures,
+    find_repeats,
+    label_equal,
+    note_shapes,
+    sort_notes,
+)
 from harness.reference.datasets.splitting.fingerprints import measure_shapes
-from harness.reference.datasets.splitting.splits import SPLITS, split_of
+from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.columns import text_of
-from tests.reference.datasets.readers.official import ENERGIES_EV, HARTREE, METHANOL, SHAPE
+from harness.reference.storage.structure_codec import decode_text
+from tests.reference.datasets.official_files.writers import ATOM_ENERGIES_EV, HARTREE, METHANOL, SHAPE
 
 CELL = np.array([[4.1, 0.0, 0.0], [0.7, 5.2, 0.0], [-0.4, 0.9, 6.3]])
 
@@ -41,7 +46,7 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 def labels(*structures: Structure) -> list[int]:
-    shapes = measure_shapes(from_structures(structures))
+    shapes = measure_shapes(tabulate(structures))
     return label_equal(shapes.composition, shapes.lengths).tolist()
 
 
@@ -65,7 +70,7 @@ def disguise(s: Structure, rng: np.random.Generator, *, mirror: bool) -> Structu
 
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9, 30, 1030])
-def test_a_molecule_is_itself_turned_moved_mirrored_and_reordered(size: int, mirror: bool) -> None:
+def test_fingerprint_is_invariant_for_molecules(size: int, mirror: bool) -> None:
     rng = np.random.default_rng(size)
     for _ in range(10):
         s = molecule(rng, size)
@@ -73,7 +78,7 @@ def test_a_molecule_is_itself_turned_moved_mirrored_and_reordered(size: int, mir
 
 
 @pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False), (False, False, True)])
-def test_a_periodic_structure_is_itself_in_other_lattice_vectors_with_another_origin_and_repeated(
+def test_fingerprint_is_invariant_for_periodic_structures(
     periodic: tuple[bool, bool, bool],
 ) -> None:
     rng = np.random.default_rng(1)
@@ -100,7 +105,7 @@ def test_a_periodic_structure_is_itself_in_other_lattice_vectors_with_another_or
 
 
 @pytest.mark.parametrize("decimals", [5, 6, 7])
-def test_rounding_does_not_part_equal_structures_wherever_it_falls(decimals: int) -> None:
+def test_rounding_does_not_separate_equal_structures(decimals: int) -> None:
     rng = np.random.default_rng(decimals)
     for size in (2, 4, 12, 30):
         s = molecule(rng, size)
@@ -108,7 +113,7 @@ def test_rounding_does_not_part_equal_structures_wherever_it_falls(decimals: int
         assert set(labels(*[replace(m, positions=m.positions.round(decimals)) for m in many])) == {0}
 
 
-def test_different_structures_are_told_apart() -> None:
+def test_different_structures_have_different_fingerprints() -> None:
     rng = np.random.default_rng(0)
     for size in (3, 5, 20):
         s = molecule(rng, size)
@@ -122,45 +127,49 @@ def test_different_structures_are_told_apart() -> None:
         assert len(set(labels(c, replace(c, cell=c.cell * 1.01), *shaken))) == 202
 
 
-def test_conformers_that_differ_by_an_angle_of_torsion_alone_are_told_apart() -> None:
+def test_conformers_with_different_torsions_are_distinguished() -> None:
     """Ethane, staggered and eclipsed: distances to the centre, and moments of inertia, are the same."""
     angles = np.array([0, 2 * np.pi / 3, 4 * np.pi / 3])
     hydrogens = np.column_stack([np.cos(angles), np.sin(angles), np.full(3, 1.16)])
-    found = []
+    result = []
     for twist in (0.0, np.pi / 3):
         other = np.column_stack([np.cos(angles + twist), np.sin(angles + twist), np.full(3, -1.16)])
         positions = np.concatenate([[[0, 0, 0.76], [0, 0, -0.76]], hydrogens, other])
-        found.append(Structure("ethane", np.array([6, 6, 1, 1, 1, 1, 1, 1]), positions))
-    assert labels(*found) == [0, 1]
+        result.append(Structure("ethane", np.array([6, 6, 1, 1, 1, 1, 1, 1]), positions))
+    assert labels(*result) == [0, 1]
 
 
-def test_a_cell_without_room_for_its_atoms_is_not_measured_for_ever() -> None:
+def test_overfull_cell_is_not_measured() -> None:
     dense = Structure("dense", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-2, periodic=(True, True, True))
     sheet = Structure("sheet", np.array([1]), np.zeros((1, 3)), cell=np.eye(3) * 1e-3, periodic=(True, True, False))
-    notes = note_shapes(from_structures([dense, dense, sheet]), seed=17)
+    notes = note_shapes(tabulate([dense, dense, sheet]), seed=17)
     assert np.isnan(notes["lengths"]).all()
     assert find_repeats([sort_notes(notes)]).count == 0
 
 
 def test_shipped_sets_are_split_as_their_names_say() -> None:
     """No two groups of a shipped set share a geometry in a way that moves one: earlier results stay what they are."""
-    for entry in MINI_SETS:
-        frames = load_frames(entry)
+    for entry in SHIPPED_SETS:
+        frames = load_table(entry)
         for shares in ((0.9, 0.05, 0.05), (0.85, 0.05, 0.1)):
-            assert np.array_equal(split_frames(frames, shares=shares), split_of(frames.groups, shares=shares))
+            assert np.array_equal(
+                assign_structures(frames, shares=shares), assign_by_name(frames.groups, shares=shares)
+            )
 
 
-def test_what_trains_on_a_shipped_set_keeps_equal_structures_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = load_frames(mini_set("ani1x"))
+def test_splits_of_shipped_sets_keep_equal_structures_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = load_table(find_shipped_set("ani1x"))
     names = np.array([f"alias-{k}" for k in range(40)])
     aliases = replace(frames[np.zeros(40, dtype=np.int64)], ids=names, groups=names)
-    monkeypatch.setattr("harness.reference.datasets.collection.load_frames", lambda entry: joined([aliases, frames]))
+    monkeypatch.setattr(
+        "harness.reference.datasets.collection.load_table", lambda entry: concatenate([aliases, frames])
+    )
     first = frames.positions[: frames.sizes[0]]
     for seed in range(4):
-        found = parted("ani1x", held_out=0.3, seed=seed)
+        result = load_shipped_splits("ani1x", held_out=0.3, seed=seed)
         copies = {
             split: sum(np.array_equal(r["pos"], first) for r in d.samples.get(np.arange(len(d.samples))))
-            for split, d in found.items()
+            for split, d in result.items()
         }
         assert sorted(copies.values()) == [0, 0, 41]
 
@@ -168,13 +177,13 @@ def test_what_trains_on_a_shipped_set_keeps_equal_structures_together(monkeypatc
 def write_molecules(path: Path, molecules: dict[str, list[Structure]]) -> None:
     """A file of ANI-1x with these conformations; a group's have one composition."""
     with h5py.File(path, "w") as file:
-        for name, found in molecules.items():
+        for name, result in molecules.items():
             group = file.create_group(name)
-            numbers = found[0].numbers
+            numbers = result[0].numbers
             group["atomic_numbers"] = numbers.astype(np.uint8)
-            group["coordinates"] = np.array([s.positions for s in found])
-            group["wb97x_dz.energy"] = np.full(len(found), (ENERGIES_EV[numbers].sum() - 20.0) / HARTREE)
-            group["wb97x_dz.forces"] = np.zeros((len(found), len(numbers), 3))
+            group["coordinates"] = np.array([s.positions for s in result])
+            group["wb97x_dz.energy"] = np.full(len(result), (ATOM_ENERGIES_EV[numbers].sum() - 20.0) / HARTREE)
+            group["wb97x_dz.forces"] = np.zeros((len(result), len(numbers), 3))
 
 
 def in_order(s: Structure) -> Structure:
@@ -184,20 +193,23 @@ def in_order(s: Structure) -> Structure:
 
 
 def convert_files(files: list[Path], store: Path, form: Any = ani1x.FORMAT, slug: str = "ani1x") -> dict[str, Any]:
-    entry = source(slug)
-    return convert(Conversion(slug, form, tuple(files), store, entry, about_official(entry), Rules(cutoff=3.0)), silent)
+    entry = find_source(slug)
+    return convert(
+        Conversion(slug, form, tuple(files), store, entry, describe_official(entry), ConversionRules(cutoff=3.0)),
+        silent,
+    )
 
 
 def splits_of_shapes(store: Path) -> dict[tuple[Any, ...], set[str]]:
     """Splits in which each composition with sorted distances, to 0.01 A, stands."""
-    found: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    result: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     with BPFile(store) as file:
         for label in file.splits:
             for k in range(file.samples(label)):
                 record = file.record(label, k)
                 distances = np.sort(pdist(record["pos"])).round(2)
-                found[(*sorted(record["atomic_numbers"].ravel().tolist()), *distances)].add(label)
-    return found
+                result[(*sorted(record["atomic_numbers"].ravel().tolist()), *distances)].add(label)
+    return result
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -217,10 +229,10 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
             total += len(picked)
         write_molecules(folder / f"{k}.h5", groups)
     facts = convert_files([folder / "0.h5", folder / "1.h5"], folder / "s.bp")
-    found = splits_of_shapes(folder / "s.bp")
-    assert all(len(splits) == 1 for splits in found.values())
+    result = splits_of_shapes(folder / "s.bp")
+    assert all(len(splits) == 1 for splits in result.values())
     assert facts["conversion"]["written"] == total
-    assert facts["conversion"]["repeats"] == total - len(found)
+    assert facts["conversion"]["repeats"] == total - len(result)
     assert facts["statistics"]["structures"] == total
     assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
     ids = []
@@ -231,15 +243,13 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
         )
         for label in file.splits:
             for k in range(file.samples(label)):
-                ids.append(text_of(file.record(label, k)["id"]))
+                ids.append(decode_text(file.record(label, k)["id"]))
                 groups_of[ids[-1].rpartition("/")[0]].add(label)
     assert len(set(ids)) == total
     assert all(len(splits) == 1 for splits in groups_of.values())
 
 
-def test_one_methane_under_forty_names_is_in_one_split_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repeated_structure_is_in_one_split_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(3)
     methane = Structure("m", METHANOL, SHAPE)
     aliases = {}
@@ -249,17 +259,17 @@ def test_one_methane_under_forty_names_is_in_one_split_and_counted(
     others = {f"other-{k}": [replace(methane, positions=SHAPE + rng.normal(0, 0.1, (6, 3)))] for k in range(60)}
     write_molecules(tmp_path / "x.h5", dict(list(aliases.items())[:20]) | others)
     write_molecules(tmp_path / "y.h5", dict(list(aliases.items())[20:]))
-    assert len(set(split_of(np.array(list(aliases))).tolist())) > 1
+    assert len(set(assign_by_name(np.array(list(aliases))).tolist())) > 1
     assert main(["convert", "ani1x", str(tmp_path / "x.h5"), str(tmp_path / "y.h5"), "--to", str(tmp_path), "-q"]) == 0
     assert "39 structures repeat another's geometry" in capsys.readouterr().out
     with BPFile(tmp_path / "ani1x.bp") as file:
-        found = {
+        result = {
             label
             for label in file.splits
             for k in range(file.samples(label))
-            if "alias" in text_of(file.record(label, k)["id"])
+            if "alias" in decode_text(file.record(label, k)["id"])
         }
-        assert len(found) == 1
+        assert len(result) == 1
         assert set(file.splits) == set(SPLITS)
 
 
@@ -277,7 +287,7 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
                     group = file.create_group(f"{molecule}/Geom-m{number + 1}-i1-c1-{name}")
                     moved = shape if name == "opt" else shape + rng.normal(0, 0.05, shape.shape)
                     group["atNUM"], group["atXYZ"] = METHANOL, moved @ turn.T
-                    group["ePBE0+MBD"] = [ENERGIES_EV[METHANOL].sum() - 20.0]
+                    group["ePBE0+MBD"] = [ATOM_ENERGIES_EV[METHANOL].sum() - 20.0]
                     group["totFOR"] = np.zeros((6, 3))
     files = [tmp_path / "1000.hdf5", tmp_path / "6000.hdf5"]
     facts = convert_files(files, tmp_path / "s.bp", qm7x.FORMAT, "qm7x")
@@ -286,6 +296,6 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
     with BPFile(tmp_path / "s.bp") as file:
         for label in file.splits:
             for k in range(file.samples(label)):
-                splits[int(text_of(file.record(label, k)["id"]).split("/")[-2]) % 5000].add(label)
+                splits[int(decode_text(file.record(label, k)["id"]).split("/")[-2]) % 5000].add(label)
     assert len(splits) == 30
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(result) == 1 for result in splits.values())

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.reference.datasets import http_transfer
+from harness.reference.datasets import fetch as http_transfer
 from harness.reference.datasets.catalog import SOURCES
-from harness.reference.datasets.downloads import DOWNLOADS, Download
-from harness.reference.datasets.fetch import chosen, fetch
+from harness.reference.datasets.fetch import DOWNLOADS, Download, fetch, select_downloads
 from harness.reference.errors import InputError
 
 BODY = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 20_000
@@ -64,7 +63,7 @@ def silent(done: int, total: int, what: str) -> None:
     """No progress."""
 
 
-def test_a_file_comes_whole_and_is_not_fetched_again(server: str, tmp_path: Path) -> None:
+def test_complete_file_is_not_fetched_again(server: str, tmp_path: Path) -> None:
     path = fetch(Download("x.h5", f"{server}/file", MD5), tmp_path / "new", silent)
     assert path.read_bytes() == BODY
     assert fetch(Download("x.h5", f"{server}/nowhere"), tmp_path / "new", silent) == path
@@ -80,28 +79,28 @@ def test_a_broken_connection_loses_nothing(server: str, tmp_path: Path) -> None:
     assert Server.asked[1] == "bytes=2500000-"
 
 
-def test_what_had_come_whole_before_the_end_is_taken(server: str, tmp_path: Path) -> None:
+def test_complete_partial_file_is_accepted(server: str, tmp_path: Path) -> None:
     (tmp_path / "x.h5.part").write_bytes(BODY)
     assert fetch(Download("x.h5", f"{server}/file", MD5), tmp_path, silent).read_bytes() == BODY
 
 
-def test_a_server_that_begins_anew_is_believed(server: str, tmp_path: Path) -> None:
+def test_restarted_transfer_replaces_the_partial_file(server: str, tmp_path: Path) -> None:
     (tmp_path / "x.h5.part").write_bytes(b"old")
     assert fetch(Download("x.h5", f"{server}/whole", MD5), tmp_path, silent).read_bytes() == BODY
 
 
-def test_other_bytes_are_thrown_away(server: str, tmp_path: Path) -> None:
+def test_file_with_wrong_digest_is_discarded(server: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not have the md5 0"):
         fetch(Download("x.h5", f"{server}/file", "0" * 32), tmp_path, silent)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", ["/nowhere", None])
-def test_no_answer_is_one_line(server: str, tmp_path: Path, path: str | None) -> None:
+def test_connection_errors_are_one_line(server: str, tmp_path: Path, path: str | None) -> None:
     url = f"{server}{path}" if path else "http://127.0.0.1:9/x"
-    with pytest.raises(InputError, match=r"404 Not Found|refused") as told:
+    with pytest.raises(InputError, match=r"404 Not Found|refused") as message:
         fetch(Download("x.h5", url), tmp_path, silent)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
 
 
 XZ = b"\xfd7zXZ\x00" + BODY
@@ -135,10 +134,11 @@ def odd() -> Iterator[str]:
 
 
 def answer(status: str, body: bytes = b"", length: int | None = None, **headers: str) -> bytes:
-    told = {"Content-Length": str(len(body) if length is None else length)} if length != -1 else {}
-    told |= {name.replace("_", "-"): value for name, value in headers.items()}
+    message = {"Content-Length": str(len(body) if length is None else length)} if length != -1 else {}
+    message |= {name.replace("_", "-"): value for name, value in headers.items()}
     return (
-        f"HTTP/1.1 {status}\r\n{''.join(f'{k}: {v}' + chr(13) + chr(10) for k, v in told.items())}\r\n".encode() + body
+        f"HTTP/1.1 {status}\r\n{''.join(f'{k}: {v}' + chr(13) + chr(10) for k, v in message.items())}\r\n".encode()
+        + body
     )
 
 
@@ -157,7 +157,7 @@ WRONG = {
     "less than it said": (answer("200 OK", XZ, len(XZ) + 1), "the connection ended after 5120014 of 5120015 bytes"),
     "chunks that break off": (chunked(XZ, is_whole=False), "IncompleteRead"),
     "chunks without a size": (answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"), "what has come is kept"),
-    "a length nobody says": (answer("200 OK", XZ, -1), "does not say how long the file is"),
+    "a length nobody says": (answer("200 OK", XZ, -1), "does not announce the length of the file"),
     "packed once more": (answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
     "a circle": (answer("302 Found", b"", Location="/x.xz"), "answers 302"),
     "a way to a file": (answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
@@ -171,17 +171,17 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("sent", "told"), WRONG.values(), ids=WRONG)
-def test_what_is_not_the_file_never_gets_its_name(odd: str, tmp_path: Path, sent: bytes, told: str) -> None:
+@pytest.mark.parametrize(("sent", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_content_is_never_renamed_to_the_file(odd: str, tmp_path: Path, sent: bytes, message: str) -> None:
     Odd.answers = (sent,)
-    with pytest.raises(InputError, match=re.escape(told)) as caught:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         fetch(Download("x.xz", odd), tmp_path, silent)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.xz").exists()
 
 
 @pytest.mark.parametrize("first", list(WRONG))
-def test_after_any_of_it_the_same_command_gets_the_file(odd: str, tmp_path: Path, first: str) -> None:
+def test_fetch_recovers_after_errors(odd: str, tmp_path: Path, first: str) -> None:
     Odd.answers = (WRONG[first][0],)
     with pytest.raises(InputError):
         fetch(Download("x.xz", odd), tmp_path, silent)
@@ -200,47 +200,45 @@ def broken(**headers: str) -> bytes:
     return answer("200 OK", XZ[:1000], len(XZ), **headers)
 
 
-def test_a_file_that_changes_on_the_way_is_not_put_together_from_two(odd: str, tmp_path: Path) -> None:
+def test_changed_file_is_not_mixed(odd: str, tmp_path: Path) -> None:
     other = XZ[:6] + bytes(len(XZ) - 6)
     Odd.answers = (broken(ETag='"1"'), rest(1000, other, ETag='"2"'), answer("200 OK", other, ETag='"2"'))
-    for told in ("after 1000 of", "the file has changed since its first part came, which was thrown away"):
-        with pytest.raises(InputError, match=told):
+    for message in ("after 1000 of", "the file has changed since its first part came, which was thrown away"):
+        with pytest.raises(InputError, match=message):
             fetch(Download("x.xz", odd), tmp_path, silent)
     assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == other
 
 
 @pytest.mark.parametrize("span", ["bytes 0-5120007/5120014", "bytes 999-5120013/5120014", "bytes */5120014", "x"])
-def test_a_part_that_was_not_asked_for_is_not_appended(odd: str, tmp_path: Path, span: str) -> None:
+def test_unrequested_range_is_not_appended(odd: str, tmp_path: Path, span: str) -> None:
     Odd.answers = (broken(), rest(1000, Content_Range=span), rest(1000))
-    for told in ("after 1000 of", "asked for the bytes from 1000 on"):
-        with pytest.raises(InputError, match=told):
+    for message in ("after 1000 of", "asked for the bytes from 1000 on"):
+        with pytest.raises(InputError, match=message):
             fetch(Download("x.xz", odd), tmp_path, silent)
     assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
     assert Odd.asked == (None, "bytes=1000-", "bytes=1000-")
 
 
-def test_more_than_the_file_is_begun_anew(odd: str, tmp_path: Path) -> None:
+def test_oversized_partial_file_is_fetched_again(odd: str, tmp_path: Path) -> None:
     (tmp_path / "x.xz.part").write_bytes(XZ + b"more")
     Odd.answers = (answer("416 Range Not Satisfiable", Content_Range=f"bytes */{len(XZ)}"), answer("200 OK", XZ))
     assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
 
 
-def test_another_size_than_the_published_one_is_not_even_downloaded(odd: str, tmp_path: Path) -> None:
+def test_wrong_size_is_rejected_before_download(odd: str, tmp_path: Path) -> None:
     Odd.answers = (answer("200 OK", XZ),)
     with pytest.raises(InputError, match="offers 5120014 bytes, the published file has 7"):
         fetch(Download("x.xz", odd, size=7), tmp_path, silent)
 
 
 @pytest.mark.parametrize("content", [b"", PAGE])
-def test_what_an_earlier_download_took_for_the_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_existing_wrong_file_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.xz").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.xz: this file .*; remove it, and the same command downloads it"):
         fetch(Download("x.xz", "http://127.0.0.1:9/x"), tmp_path, silent)
 
 
-def test_a_server_that_falls_silent_costs_no_more_than_the_time_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_transfer, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.xz"
@@ -248,7 +246,7 @@ def test_a_server_that_falls_silent_costs_no_more_than_the_time_allowed(
             fetch(Download("x.xz", url), tmp_path, silent)
 
 
-def test_a_full_disk_is_said_before_it_is_filled(odd: str, tmp_path: Path) -> None:
+def test_full_disk_is_reported_before_download(odd: str, tmp_path: Path) -> None:
     Odd.answers = (answer("200 OK", XZ, 10**17),)
     with pytest.raises(InputError, match=r"100000000.0 GB to come, [0-9.]+ GB free"):
         fetch(Download("x.xz", odd), tmp_path, silent)
@@ -256,6 +254,6 @@ def test_a_full_disk_is_said_before_it_is_filled(odd: str, tmp_path: Path) -> No
 
 def test_every_download_belongs_to_a_dataset_and_has_a_public_address() -> None:
     assert set(DOWNLOADS) <= {s.slug for s in SOURCES}
-    assert all(d.url.startswith("https://") for found in DOWNLOADS.values() for d in found)
+    assert all(d.url.startswith("https://") for result in DOWNLOADS.values() for d in result)
     with pytest.raises(InputError, match=r"no file 'x' to fetch; there are 1000.xz"):
-        chosen("qm7x", ["x"])
+        select_downloads("qm7x", ["x"])

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.reference.data.structure_table import Frames, joined
+from harness.reference.data.structure_table import StructureTable, concatenate
 from harness.reference.datasets.statistics.reference_energies import (
-    Fit,
+    ElementState,
     References,
-    State,
-    compositions,
+    StreamingLeastSquares,
+    count_elements,
     fit,
     from_json,
 )
@@ -25,13 +25,13 @@ KNOWN = np.zeros(119)
 KNOWN[[1, 6, 8, 29, 92]] = [-13.6, -1035.2, -2043.7, -1.75, -760_000.5]
 
 
-def frames(compositions: list[dict[int, int]], energy: np.ndarray) -> Frames:
+def frames(compositions: list[dict[int, int]], energy: np.ndarray) -> StructureTable:
     """Structures of these elements and energies, all atoms in one place."""
     numbers = [[z for z, n in c.items() for _ in range(n)] for c in compositions]
     sizes = np.array([len(n) for n in numbers])
     count = len(sizes)
     ids = np.array([f"s{k}" for k in range(count)])
-    return Frames(
+    return StructureTable(
         ids=ids, groups=ids, sizes=sizes, numbers=np.concatenate(numbers).astype(np.uint8),
         positions=np.zeros((sizes.sum(), 3)), energy=energy, cell=np.zeros((count, 3, 3)),
         periodic=np.zeros((count, 3), dtype=bool), charge=np.zeros(count, dtype=np.int64),
@@ -39,123 +39,123 @@ def frames(compositions: list[dict[int, int]], energy: np.ndarray) -> Frames:
     )  # fmt: skip
 
 
-def some(count: int, seed: int = 0, noise: float = 0.0) -> Frames:
+def some(count: int, seed: int = 0, noise: float = 0.0) -> StructureTable:
     rng = np.random.default_rng(seed)
-    found = [{z: int(n) for z in (1, 6, 8, 29, 92) if (n := rng.integers(0, 5))} or {1: 1} for _ in range(count)]
-    exact = np.array([sum(KNOWN[z] * n for z, n in c.items()) for c in found])
-    sizes = np.array([sum(c.values()) for c in found])
-    return frames(found, exact + noise * sizes * rng.normal(size=count))
+    result = [{z: int(n) for z in (1, 6, 8, 29, 92) if (n := rng.integers(0, 5))} or {1: 1} for _ in range(count)]
+    exact = np.array([sum(KNOWN[z] * n for z, n in c.items()) for c in result])
+    sizes = np.array([sum(c.values()) for c in result])
+    return frames(result, exact + noise * sizes * rng.normal(size=count))
 
 
-def fitted(*blocks: Frames) -> References:
+def fitted(*blocks: StructureTable) -> References:
     return fit(partial(iter, blocks))
 
 
-def test_exact_energies_are_found_again() -> None:
-    found = fitted(some(200))
+def test_exact_energies_are_recovered() -> None:
+    result = fitted(some(200))
     present = KNOWN != 0
-    assert found.energy_ev[present] == pytest.approx(KNOWN[present], abs=1e-7)
-    assert np.isnan(found.energy_ev[~present]).all()
-    assert found.rank == 5
-    assert found.mae_ev_per_atom < 1e-8
-    assert found.rmse_ev_per_atom < 1e-7
-    assert found.elements(State.FITTED) == ["H", "C", "O", "Cu", "U"]
-    assert found.elements(State.UNDETERMINED) == []
-    assert len(found.elements(State.ABSENT)) == 113
+    assert result.energy_ev[present] == pytest.approx(KNOWN[present], abs=1e-7)
+    assert np.isnan(result.energy_ev[~present]).all()
+    assert result.rank == 5
+    assert result.mae_ev_per_atom < 1e-8
+    assert result.rmse_ev_per_atom < 1e-7
+    assert result.elements(ElementState.FITTED) == ["H", "C", "O", "Cu", "U"]
+    assert result.elements(ElementState.UNDETERMINED) == []
+    assert len(result.elements(ElementState.ABSENT)) == 113
 
 
 def test_errors_per_atom_are_those_of_the_residual() -> None:
     block = some(300, noise=0.3)
-    found = fitted(block)
-    residual = found.residual(block)
-    assert found.mae_ev_per_atom == pytest.approx(np.abs(residual).mean())
-    assert found.rmse_ev_per_atom == pytest.approx(np.sqrt((residual**2).mean()))
-    assert found.mae_ev_per_atom == pytest.approx(0.3 * np.sqrt(2 / np.pi), rel=0.15)
+    result = fitted(block)
+    residual = result.residual(block)
+    assert result.mae_ev_per_atom == pytest.approx(np.abs(residual).mean())
+    assert result.rmse_ev_per_atom == pytest.approx(np.sqrt((residual**2).mean()))
+    assert result.mae_ev_per_atom == pytest.approx(0.3 * np.sqrt(2 / np.pi), rel=0.15)
 
 
 def test_elements_in_one_fixed_ratio_are_flagged_and_their_sum_is_right() -> None:
     """NaCl alone says nothing of Na; H2 beside it says all of H."""
     made = [{11: k, 17: k, 1: j} for k in range(1, 5) for j in range(3)]
     energy = np.array([-7.0 * c[11] - 3.0 * c[1] for c in made])
-    found = fitted(frames(made, energy))
-    assert found.elements(State.UNDETERMINED) == ["Na", "Cl"]
-    assert found.elements(State.FITTED) == ["H"]
-    assert found.rank == 2
-    assert found.energy_ev[[1, 11, 17]] == pytest.approx([-3.0, -3.5, -3.5])
+    result = fitted(frames(made, energy))
+    assert result.elements(ElementState.UNDETERMINED) == ["Na", "Cl"]
+    assert result.elements(ElementState.FITTED) == ["H"]
+    assert result.rank == 2
+    assert result.energy_ev[[1, 11, 17]] == pytest.approx([-3.0, -3.5, -3.5])
     unseen = frames([{11: 9, 17: 9, 1: 5}], np.zeros(1))
-    assert found.of(unseen) == pytest.approx([-7.0 * 9 - 15])
+    assert result.of(unseen) == pytest.approx([-7.0 * 9 - 15])
 
 
-def test_one_composition_determines_nothing_but_itself() -> None:
-    found = fitted(frames([{6: 1, 1: 4}] * 3, np.array([-40.0, -40.5, -41.0])))
-    assert found.elements(State.UNDETERMINED) == ["H", "C"]
-    assert (found.rank, found.structures) == (1, 3)
-    assert found.of(frames([{6: 2, 1: 8}], np.zeros(1))) == pytest.approx([-81.0])
-    assert 4 * found.energy_ev[6] == pytest.approx(found.energy_ev[1])
+def test_single_composition_leaves_elements_undetermined() -> None:
+    result = fitted(frames([{6: 1, 1: 4}] * 3, np.array([-40.0, -40.5, -41.0])))
+    assert result.elements(ElementState.UNDETERMINED) == ["H", "C"]
+    assert (result.rank, result.structures) == (1, 3)
+    assert result.of(frames([{6: 2, 1: 8}], np.zeros(1))) == pytest.approx([-81.0])
+    assert 4 * result.energy_ev[6] == pytest.approx(result.energy_ev[1])
 
 
-def test_a_rare_element_is_not_cut() -> None:
+def test_rare_elements_are_fitted() -> None:
     """One uranium among forty thousand structures of hydrogen."""
     many = frames([{1: 2, 8: k % 5} for k in range(40_000)], np.array([-2.0 - 3.0 * (k % 5) for k in range(40_000)]))
-    found = fitted(many, frames([{92: 1, 1: 200}], np.array([-200.0 - 50.0])))
-    assert found.state[92] == State.FITTED
-    assert found.energy_ev[92] == pytest.approx(-50.0, abs=1e-6)
+    result = fitted(many, frames([{92: 1, 1: 200}], np.array([-200.0 - 50.0])))
+    assert result.state[92] == ElementState.FITTED
+    assert result.energy_ev[92] == pytest.approx(-50.0, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 4))
-def test_blocks_workers_and_order_make_no_difference(seed: int, width: int, workers: int) -> None:
+def test_fit_is_independent_of_blocks_workers_and_order(seed: int, width: int, workers: int) -> None:
     block = some(80, seed, noise=0.2)
-    whole = Fit()
+    whole = StreamingLeastSquares()
     whole.add(block)
     order = np.random.default_rng(seed).permutation(len(block))
-    parts = [Fit() for _ in range(workers)]
+    parts = [StreamingLeastSquares() for _ in range(workers)]
     for k, first in enumerate(range(0, len(block), width)):
         parts[k % workers].add(block[order[first : first + width]])
     for other in parts[1:]:
         parts[0].merge(other)
-    one, many = whole.solved(), parts[0].solved()
+    one, many = whole.solve(), parts[0].solve()
     assert many.energy_ev == pytest.approx(one.energy_ev, rel=1e-9, abs=1e-6, nan_ok=True)
     assert many.rmse_ev_per_atom == pytest.approx(one.rmse_ev_per_atom, rel=1e-6)
     assert (many.state == one.state).all()
     assert many.rank == one.rank
 
 
-def test_what_is_kept_does_not_grow() -> None:
-    found = Fit()
+def test_fit_uses_constant_memory() -> None:
+    result = StreamingLeastSquares()
     for seed in range(5):
-        found.add(some(400, seed))
-        assert found.factor.shape == (6, 120)
+        result.add(some(400, seed))
+        assert result.factor.shape == (6, 120)
 
 
 def test_structures_without_an_energy_are_passed_over() -> None:
     blank = frames([{79: 3}, {1: 2}], np.array([np.nan, np.nan]))
-    assert fitted(joined([some(50), blank])).state[79] == State.ABSENT
+    assert fitted(concatenate([some(50), blank])).state[79] == ElementState.ABSENT
     with pytest.raises(InputError, match="no structure has an energy"):
         fitted(blank)
 
 
 def test_references_of_elements_that_are_absent_are_not_invented() -> None:
-    found = fitted(some(50))
+    result = fitted(some(50))
     block = frames([{79: 1}, {1: 2}], np.array([0.0, -20.0]))
-    assert np.isnan(found.of(block)).tolist() == [True, False]
-    assert found.residual(block)[1] == pytest.approx((-20 - 2 * -13.6) / 2)
+    assert np.isnan(result.of(block)).tolist() == [True, False]
+    assert result.residual(block)[1] == pytest.approx((-20 - 2 * -13.6) / 2)
 
 
-def test_plain_data_and_back() -> None:
-    found = fitted(some(50, noise=0.1), frames([{11: 1, 17: 1}], np.array([-7.0])))
-    plain = json.loads(json.dumps(found.as_json(), allow_nan=False))
+def test_references_round_trip_through_json() -> None:
+    result = fitted(some(50, noise=0.1), frames([{11: 1, 17: 1}], np.array([-7.0])))
+    plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert plain["undetermined"] == ["Na", "Cl"]
     assert plain["absent_count"] == 111
     again = from_json(plain)
-    assert np.array_equal(again.energy_ev, found.energy_ev, equal_nan=True)
-    assert (again.state == found.state).all()
-    assert again.as_json() == found.as_json()
+    assert np.array_equal(again.energy_ev, result.energy_ev, equal_nan=True)
+    assert (again.state == result.state).all()
+    assert again.to_json() == result.to_json()
 
 
 def test_compositions_count_atoms() -> None:
     block = frames([{1: 2, 8: 1}, {8: 3}], np.zeros(2))
-    counts = compositions(block)
+    counts = count_elements(block)
     assert counts.shape == (2, 119)
     assert counts[:, [1, 8]].tolist() == [[2, 1], [0, 3]]
     assert counts.sum() == 6

@@ -13,14 +13,21 @@ import numpy as np
 import pytest
 
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets import levels, shipped_sets
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.levels import Level, NotConvergedError
-from harness.reference.datasets.shipped_sets import MINI_SETS, VIEWS, MiniSet, load_frames, load_mini, mini_set
+from harness.reference.datasets.levels import LevelOfTheory, NotConvergedError
+from harness.reference.datasets.shipped_sets import (
+    CHARGE_VIEWS,
+    SHIPPED_SETS,
+    ShippedSet,
+    find_shipped_set,
+    load_structures,
+    load_table,
+)
 from harness.reference.errors import InputError
 from tests.builders.mini_sets import pack
-from tests.builders.mini_sets.labelling import key, labelled
+from tests.builders.mini_sets.labelling import hash_structure, label_structures
 from tests.builders.mini_sets.recipes import RECIPES
 
 # largest net force of a structure, eV/angstrom: exact codes up to the recorded decimals, grids of points less so
@@ -29,16 +36,16 @@ MEGABYTE = 1_000_000
 
 
 @cache
-def frames_of(name: str) -> Frames:
-    return load_frames(mini_set(name))
+def frames_of(name: str) -> StructureTable:
+    return load_table(find_shipped_set(name))
 
 
-def files() -> list[MiniSet]:
-    return [entry for entry in MINI_SETS if entry.name not in VIEWS]
+def files() -> list[ShippedSet]:
+    return [entry for entry in SHIPPED_SETS if entry.name not in CHARGE_VIEWS]
 
 
-@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
-def test_a_set_is_complete_and_its_labels_are_in_range(entry: MiniSet) -> None:
+@pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
+def test_a_set_is_complete_and_its_labels_are_in_range(entry: ShippedSet) -> None:
     frames = frames_of(entry.name)
     assert len(frames) == entry.count > 0
     assert np.isfinite(frames.energy).all()
@@ -51,11 +58,13 @@ def test_a_set_is_complete_and_its_labels_are_in_range(entry: MiniSet) -> None:
     limit = next(most for level, most in NET_FORCE.items() if entry.level.startswith(level))
     assert np.abs(net).max() < limit
     largest = np.linalg.norm(frames.forces, axis=1).max()
-    assert largest <= (30.0 if "computed" in mini_set(VIEWS.get(entry.name, (entry.name,))[0]).provenance else 500.0)
+    assert largest <= (
+        30.0 if "computed" in find_shipped_set(CHARGE_VIEWS.get(entry.name, (entry.name,))[0]).provenance else 500.0
+    )
 
 
-@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
-def test_no_structure_comes_twice(entry: MiniSet) -> None:
+@pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
+def test_structures_are_unique(entry: ShippedSet) -> None:
     frames = frames_of(entry.name)
     seen = {
         (s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes(), s.charge, s.multiplicity)
@@ -65,18 +74,18 @@ def test_no_structure_comes_twice(entry: MiniSet) -> None:
 
 
 def test_structures_carry_their_head_and_pass_the_checks() -> None:
-    entry = mini_set("opoly2026")
-    structures = load_mini(entry)
+    entry = find_shipped_set("opoly2026")
+    structures = load_structures(entry)
     assert len(structures) == entry.count
     assert {s.head for s in structures} == {HEADS.index("OPoly2026")}
 
 
 def test_there_is_one_set_for_each_branch_in_the_order_of_the_branches() -> None:
-    assert tuple(entry.head for entry in MINI_SETS) == HEADS
-    assert [entry.branch for entry in MINI_SETS] == list(range(len(HEADS)))
-    assert set(RECIPES) | set(VIEWS) == {entry.name for entry in MINI_SETS}
+    assert tuple(entry.head for entry in SHIPPED_SETS) == HEADS
+    assert [entry.branch for entry in SHIPPED_SETS] == list(range(len(HEADS)))
+    assert set(RECIPES) | set(CHARGE_VIEWS) == {entry.name for entry in SHIPPED_SETS}
     assert {path.name for path in shipped_sets.FOLDER.iterdir()} == {
-        *(e.file.name for e in MINI_SETS), "sets.yaml", "README.md"
+        *(e.file.name for e in SHIPPED_SETS), "sets.yaml", "README.md"
     }  # fmt: skip
 
 
@@ -100,13 +109,13 @@ def test_the_two_views_part_the_molecules_by_charge() -> None:
     assert {1, 2, 3} <= set(whole.multiplicity.tolist())
 
 
-@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
-def test_electrons_allow_the_multiplicity(entry: MiniSet) -> None:
+@pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
+def test_electrons_allow_the_multiplicity(entry: ShippedSet) -> None:
     frames = frames_of(entry.name)
     electrons = np.add.reduceat(frames.numbers.astype(int), frames.ends - frames.sizes) - frames.charge
-    said = frames.multiplicity > 0
-    assert ((electrons - frames.multiplicity + 1)[said] % 2 == 0).all()
-    assert (electrons >= frames.multiplicity - 1)[said].all()
+    output = frames.multiplicity > 0
+    assert ((electrons - frames.multiplicity + 1)[output] % 2 == 0).all()
+    assert (electrons >= frames.multiplicity - 1)[output].all()
 
 
 def test_published_numbers_are_kept_to_the_last_digit() -> None:
@@ -119,8 +128,8 @@ def test_published_numbers_are_kept_to_the_last_digit() -> None:
     assert first.group == "AcPbTe2"
 
 
-@pytest.mark.parametrize("entry", MINI_SETS, ids=lambda e: e.name)
-def test_every_set_says_where_it_comes_from(entry: MiniSet) -> None:
+@pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
+def test_every_set_says_where_it_comes_from(entry: ShippedSet) -> None:
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
     assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
@@ -130,7 +139,7 @@ def test_every_set_says_where_it_comes_from(entry: MiniSet) -> None:
 
 def test_the_page_beside_the_files_agrees_with_the_table() -> None:
     text = (shipped_sets.FOLDER / "README.md").read_text()
-    for entry in MINI_SETS:
+    for entry in SHIPPED_SETS:
         kind = "sample" if entry.sample else "stand-in"
         assert f"| {entry.name} | {kind} | {entry.count} | {entry.level} | {entry.chemistry} |" in text
 
@@ -138,18 +147,18 @@ def test_the_page_beside_the_files_agrees_with_the_table() -> None:
 def test_a_changed_or_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped_sets, "FOLDER", tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
-        load_mini(mini_set("qcml"))
+        load_structures(find_shipped_set("qcml"))
     (tmp_path / "qcml.h5").write_bytes(b"something else")
     with pytest.raises(InputError, match="sha256 differs"):
-        load_mini(mini_set("qcml"))
+        load_structures(find_shipped_set("qcml"))
 
 
-def test_an_unknown_name_is_answered_with_the_closest() -> None:
-    with pytest.raises(InputError, match=r"no mini set 'omol52' \(did you mean 'omol25'\?\); there are alexandria, "):
-        mini_set("omol52")
+def test_unknown_name_suggests_the_closest() -> None:
+    with pytest.raises(InputError, match=r"no shipped set 'omol52' \(did you mean 'omol25'\?\)"):
+        find_shipped_set("omol52")
 
 
-def test_a_table_without_a_word_is_refused(tmp_path: Path) -> None:
+def test_incomplete_table_is_rejected(tmp_path: Path) -> None:
     text = (shipped_sets.FOLDER / "sets.yaml").read_text()
     (tmp_path / "sets.yaml").write_text(text.replace("  licence: CC-BY-4.0\n", "", 1))
     with pytest.raises(InputError, match="alexandria lacks licence"):
@@ -158,24 +167,24 @@ def test_a_table_without_a_word_is_refused(tmp_path: Path) -> None:
 
 def test_packing_is_exact_and_repeats_its_bytes(tmp_path: Path) -> None:
     structures = list(frames_of("mptrj")[:20].structures())
-    digests = {pack.write(tmp_path / f"{k}.h5", "mptrj", structures, pack.PUBLISHED) for k in (1, 2)}
+    digests = {pack.write_set(tmp_path / f"{k}.h5", "mptrj", structures, pack.PUBLISHED) for k in (1, 2)}
     assert len(digests) == 1
     with h5py.File(tmp_path / "1.h5") as file:
-        written = shipped_sets.columns(file)
+        written = shipped_sets.decode_columns(file)
     assert written.positions.tobytes() == np.concatenate([s.positions for s in structures]).tobytes()
     assert written.energy.tolist() == [s.energy for s in structures]
 
 
 def small(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
     """Structures of a set with so many atoms, evenly over it."""
-    found = [s for s in frames_of(name).structures() if atoms[0] <= len(s) <= atoms[1]]
-    return iter([found[k] for k in np.linspace(0, len(found) - 1, count).astype(int)])
+    result = [s for s in frames_of(name).structures() if atoms[0] <= len(s) <= atoms[1]]
+    return iter([result[k] for k in np.linspace(0, len(result) - 1, count).astype(int)])
 
 
 @pytest.mark.parametrize(
     ("name", "level", "count", "atoms"), [("omol25", levels.GFN2, 40, (4, 20)), ("ani1x", levels.WB97X, 4, (3, 6))]
 )
-def test_labels_come_out_again_when_computed_anew(name: str, level: Level, count: int, atoms: tuple[int, int]) -> None:
+def test_labels_are_reproducible(name: str, level: LevelOfTheory, count: int, atoms: tuple[int, int]) -> None:
     for s in small(name, count, atoms):
         energy, forces = level.label(s)
         assert s.forces is not None
@@ -191,7 +200,7 @@ def test_labels_come_out_again_when_computed_anew(name: str, level: Level, count
         ("ani1x", levels.WB97X, (3, 4), 3e-2),
     ],
 )
-def test_forces_are_the_slope_of_the_energy(name: str, level: Level, atoms: tuple[int, int], tolerance: float) -> None:
+def test_forces_are_energy_gradients(name: str, level: LevelOfTheory, atoms: tuple[int, int], tolerance: float) -> None:
     s = next(small(name, 1, atoms))
     assert s.forces is not None
     step = 2e-3
@@ -207,9 +216,11 @@ def test_forces_are_the_slope_of_the_energy(name: str, level: Level, atoms: tupl
 
 def test_an_impossible_multiplicity_is_refused() -> None:
     water = Structure("water", np.array([8, 1, 1]), np.eye(3))
-    assert [levels.unpaired(replace(water, charge=c, multiplicity=m)) for c, m in ((0, 0), (1, 0), (0, 3))] == [0, 1, 2]
+    assert [
+        levels.count_unpaired_electrons(replace(water, charge=c, multiplicity=m)) for c, m in ((0, 0), (1, 0), (0, 3))
+    ] == [0, 1, 2]
     with pytest.raises(ValueError, match="water: no multiplicity of 2"):
-        levels.unpaired(replace(water, multiplicity=2))
+        levels.count_unpaired_electrons(replace(water, multiplicity=2))
 
 
 def springs(structure: Structure) -> levels.Labels:
@@ -219,17 +230,17 @@ def springs(structure: Structure) -> levels.Labels:
     return -1.0, np.full((len(structure), 3), 100.0 if structure.charge == 2 else 0.5)
 
 
-def test_a_build_goes_on_where_it_was_and_counts_what_it_rejects(tmp_path: Path) -> None:
-    level = Level("springs", ("numpy",), springs)
+def test_interrupted_build_resumes_and_counts_rejections(tmp_path: Path) -> None:
+    level = LevelOfTheory("springs", ("numpy",), springs)
     water = Structure("water", np.array([8, 1, 1]), np.eye(3))
     wanted = [replace(water, charge=charge) for charge in (0, 1, 2, -1)]
     cache = tmp_path / "labels.jsonl"
-    first = labelled(wanted, level, cache)
+    first = label_structures(wanted, level, cache)
     assert [s.charge for s in first.structures] == [0, -1]
     assert first.rejected == {"not converged": 1, "a force above 30 eV/A": 1}
     # a line cut short is computed again, the others are not
     cut = cache.read_text().rstrip()[:-20]
     cache.write_text(cut.replace("-1.0", "-7.0"))
-    energies = [s.energy for s in labelled(wanted, level, cache).structures]
+    energies = [s.energy for s in label_structures(wanted, level, cache).structures]
     assert energies == [-7.0, -1.0]
-    assert len({key(s, level) for s in wanted}) == 4
+    assert len({hash_structure(s, level) for s in wanted}) == 4

@@ -8,31 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.protocol.programs.train import TrainParameters
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import from_structures
+from harness.reference.data.structure_table import tabulate
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import Neighbourhood
-from harness.reference.datasets.splitting.assignment import assign_splits
-from harness.reference.datasets.splitting.duplicates import note_shapes
-from harness.reference.datasets.splitting.splits import SPLITS, split_of
+from harness.reference.datasets.collection import NeighbourSpec
+from harness.reference.datasets.splitting.duplicates import assign_splits, note_shapes
+from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
 from harness.reference.distributed import launch
 from harness.reference.errors import InputError
-from harness.reference.programs.train.program import TrainingConfig, assembled
-from tests.reference.datasets.readers.official import write_ani1x
+from harness.reference.programs.train.program import open_splits
+from tests.reference.datasets.official_files.writers import write_ani1x
 
-REACH = Neighbourhood(5.0, None)
+REACH = NeighbourSpec(5.0, None)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
-def test_every_split_has_something_from_three_groups_on(groups: int) -> None:
+def test_three_groups_fill_every_split(groups: int) -> None:
     rng = np.random.default_rng(groups)
     molecules = [Structure(f"g{k}", np.array([1, 6, 8]), rng.uniform(0, 3, (3, 3))) for k in range(groups)]
-    frames = from_structures(molecules)
+    frames = tabulate(molecules)
     for seed in range(100):
         notes = note_shapes(frames, seed=seed)
-        split = assign_splits([notes], np.zeros((0, 2), dtype=np.uint64)).split_of(notes["place"])
+        split = assign_splits([notes], np.zeros((0, 2), dtype=np.uint64)).find_splits(notes["place"])
         assert set(split.tolist()) == ({0, 1, 2} if groups >= 3 else set(range(groups))), seed
-        by_name = split_of(frames.groups, seed=seed)
+        by_name = assign_by_name(frames.groups, seed=seed)
         if len(set(by_name.tolist())) == len(SPLITS):
             assert np.array_equal(split, by_name)
 
@@ -44,12 +44,10 @@ def convert(folder: Path, slug: str, groups: int) -> Path:
     return folder / slug / "ani1x.bp"
 
 
-def test_two_groups_are_converted_and_what_is_missing_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_groups_are_converted_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(tmp_path, "two", 2)
-    assert "8 structures (4 trainset, 4 valset)" in (told := capsys.readouterr().out)
-    assert "no testset, too few groups to part" in told
+    assert "8 structures (4 trainset, 4 valset)" in (message := capsys.readouterr().out)
+    assert "no testset, too few groups to part" in message
     convert(tmp_path, "three", 3)
     assert "12 structures (4 trainset, 4 valset, 4 testset)" in capsys.readouterr().out
 
@@ -58,11 +56,11 @@ def test_a_store_without_validation_is_trained_on_beside_complete_ones_and_not_a
     stores = tmp_path / "stores"
     stores.mkdir()
     shutil.move(convert(tmp_path, "one", 1), stores / "ani1x.bp")
-    place = launch.find({})
+    place = launch.detect_rank({})
     with pytest.raises(InputError, match=r"stores: no dataset has a valset; training needs .* at least three groups"):
-        assembled(TrainingConfig(stores=str(stores)), REACH, place)
+        open_splits(TrainParameters(stores=str(stores)), REACH, place)
     assert main(["convert", "qcml", "--to", str(stores), "-q"]) == 0
-    splits = assembled(TrainingConfig(stores=str(stores)), REACH, place)
+    splits = open_splits(TrainParameters(stores=str(stores)), REACH, place)
     names = {split: [d.name for d in corpus.datasets] for split, corpus in splits.items()}
     assert names == {"trainset": ["ani1x", "qcml"], "valset": ["qcml"], "testset": ["qcml"]}
     for corpus in splits.values():

@@ -16,11 +16,11 @@ def test_a_damaged_part_is_read_again(tmp_path: Path, name: str) -> None:
     spool = Spool(tmp_path / "spool", {})
     with PartWriter(spool.folder, 0) as writer:
         for split in range(3):
-            writer.write(split, random_frames(5, split), None)
+            writer.write(split, random_frames(5, split))
         writer.finish({"read": 15}, {"ids": np.arange(15)})
-    found = spool.summary(0)
-    assert found is not None
-    assert found["read"] == 15
+    result = spool.summary(0)
+    assert result is not None
+    assert result["read"] == 15
     content = bytearray((spool.folder / name).read_bytes())
     content[len(content) // 2] ^= 0xFF
     (spool.folder / name).write_bytes(content)

@@ -13,25 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.experiments.data.metrics import data_tables
-from harness.protocol.events import EventLog
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.statistics.reference_energies import Fit
-from harness.reference.datasets.statistics.sketches import Distinct, Spread
-from harness.reference.datasets.statistics.summary import Statistics, from_json
-from harness.results.runs import load
+from harness.experiments.data.metrics import build_tables
+from harness.protocol.events import JsonLinesLog
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.statistics.reference_energies import StreamingLeastSquares
+from harness.reference.datasets.statistics.summary import DistinctCounter, Histogram, Statistics, from_json
+from harness.results.runs import load_runs
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80)
 
 
-def crystals(count: int) -> Frames:
+def crystals(count: int) -> StructureTable:
     """Structures of 1 to 40 atoms of eight elements with all labels, three frames to a group."""
     rng = np.random.default_rng(count)
     sizes = rng.integers(1, 41, count)
     n = int(sizes.sum())
     numbers = rng.choice([3, 8, 9, 11, 12, 17, 19, 55], n).astype(np.uint8)
     energy = np.bincount(np.repeat(np.arange(count), sizes), -0.5 * numbers) + sizes * rng.normal(0, 0.3, count)
-    return Frames(
+    return StructureTable(
         ids=np.array([f"frame/{k}" for k in range(count)]), groups=np.array([f"group/{k // 3}" for k in range(count)]),
         sizes=sizes, numbers=numbers, positions=rng.normal(size=(n, 3)), energy=energy, cell=np.ones((count, 3, 3)),
         periodic=np.ones((count, 3), dtype=bool), charge=np.zeros(count, dtype=np.int64),
@@ -41,24 +40,24 @@ def crystals(count: int) -> Frames:
 
 
 @pytest.fixture(scope="module")
-def block() -> Frames:
+def block() -> StructureTable:
     return crystals(460)
 
 
-def assert_alike(told: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_alike(message: dict[str, Any], other: dict[str, Any]) -> None:
     """The same plain data, but for the rounding of sums."""
-    for name, value in told.items():
+    for name, value in message.items():
         if isinstance(value, dict) and "rms" in value:
             inexact = {k: value.pop(k) for k in ("mean", "sd", "rms")}
             assert {k: other[name].pop(k) for k in inexact} == pytest.approx(inexact, abs=1e-12)
             assert value.pop("quantiles") == pytest.approx(other[name].pop("quantiles"))
-    assert told == other
+    assert message == other
 
 
 @settings(deadline=None)
 @given(VALUES, st.floats(0, 1))
 def test_quantiles_are_right_to_a_bin(values: list[float], share: float) -> None:
-    spread = Spread()
+    spread = Histogram()
     spread.add(np.array(values))
     exact = np.sort(values)[int(share * (len(values) - 1))]
     assert spread.quantile(share) == pytest.approx(exact, rel=0.012, abs=1e-8)
@@ -67,119 +66,128 @@ def test_quantiles_are_right_to_a_bin(values: list[float], share: float) -> None
 
 @settings(deadline=None)
 @given(VALUES, VALUES, VALUES)
-def test_parts_add_up(one: list[float], two: list[float], three: list[float]) -> None:
+def test_merged_histograms_match_the_whole(one: list[float], two: list[float], three: list[float]) -> None:
     parts = []
     for values in (one, two, three):
-        parts.append(Spread())
+        parts.append(Histogram())
         parts[-1].add(np.array(values))
     parts[0].merge(parts[1])
-    parts[0].merge(Spread())
+    parts[0].merge(Histogram())
     parts[0].merge(parts[2])
     every = np.array([*one, *two, *three])
-    told = parts[0].as_json()
-    assert told["number"] == len(every)
-    assert told["mean"] == pytest.approx(every.mean(), rel=1e-9, abs=1e-9 * np.abs(every).max() + 1e-12)
-    assert told["sd"] == pytest.approx(every.std(), rel=1e-6, abs=1e-7 * np.abs(every).max() + 1e-12)
-    assert told["rms"] == pytest.approx(np.sqrt((every**2).mean()), rel=1e-6, abs=1e-12)
-    again = Spread.from_json(json.loads(json.dumps(told, allow_nan=False)))
+    message = parts[0].to_json()
+    assert message["number"] == len(every)
+    assert message["mean"] == pytest.approx(every.mean(), rel=1e-9, abs=1e-9 * np.abs(every).max() + 1e-12)
+    assert message["sd"] == pytest.approx(every.std(), rel=1e-6, abs=1e-7 * np.abs(every).max() + 1e-12)
+    assert message["rms"] == pytest.approx(np.sqrt((every**2).mean()), rel=1e-6, abs=1e-12)
+    again = Histogram.from_json(json.loads(json.dumps(message, allow_nan=False)))
     assert (again.counts == parts[0].counts).all()
     assert again.squares == pytest.approx(parts[0].squares, rel=1e-9, abs=1e-12)
 
 
-def test_what_is_not_finite_is_passed_over() -> None:
-    spread = Spread()
+def test_values_that_are_not_finite_are_ignored() -> None:
+    spread = Histogram()
     spread.add(np.array([math.nan, math.inf]))
     assert spread.number == 0
     assert math.isnan(spread.quantile(0.5))
-    assert Spread.from_json(json.loads(json.dumps(spread.as_json(), allow_nan=False))).number == 0
+    assert Histogram.from_json(json.loads(json.dumps(spread.to_json(), allow_nan=False))).number == 0
 
 
 @pytest.mark.parametrize("count", [1, 50, 2000, 30_000])
-def test_names_are_counted_once_each(count: int) -> None:
+def test_distinct_names_are_estimated(count: int) -> None:
     names = np.array([f"frame/{k}-\N{GREEK SMALL LETTER ALPHA}" for k in range(count)])
-    one, other = Distinct(), Distinct()
+    one, other = DistinctCounter(), DistinctCounter()
     one.add(np.concatenate([names, names[: count // 2]]))
     other.add(names[count // 3 :].astype("<U40"))
     alone = one.estimate
     assert alone == pytest.approx(count, rel=0.05)
-    one.merge(Distinct.from_text(other.as_text()))
+    one.merge(DistinctCounter.from_text(other.to_text()))
     assert one.estimate == alone
 
 
-def test_a_dataset_in_blocks_by_two_workers_is_the_dataset(block: Frames) -> None:
-    fit = Fit()
+def add_edges(block: StructureTable) -> StructureTable:
+    """Return the structures with 20 edges for each atom."""
+    counts = block.sizes * 20
+    zeros = np.zeros(int(counts.sum()), dtype=np.int64)
+    return replace(
+        block, edge_counts=counts, receiver=zeros, sender=zeros, shift=np.zeros((len(zeros), 3)), distance=zeros * 1.0
+    )
+
+
+def test_statistics_of_workers_merge_to_the_whole(block: StructureTable) -> None:
+    fit = StreamingLeastSquares()
     fit.add(block)
-    references = fit.solved()
-    edges = block.sizes * 20
+    references = fit.solve()
+    block = add_edges(block)
     whole, even, odd = Statistics(), Statistics(), Statistics()
-    whole.add(block, references, edges)
+    whole.add(block, references)
     for k, first in enumerate(range(0, len(block), 37)):
         part = slice(first, first + 37)
-        (even, odd)[k % 2].add(block[part], references, edges[part])
+        (even, odd)[k % 2].add(block[part], references)
     even.merge(odd)
-    assert_alike(whole.as_json(), even.as_json())
+    assert_alike(whole.to_json(), even.to_json())
 
 
-def test_the_numbers_are_those_of_the_arrays(block: Frames) -> None:
-    fit = Fit()
+def test_statistics_match_the_arrays(block: StructureTable) -> None:
+    fit = StreamingLeastSquares()
     fit.add(block)
-    found = Statistics()
-    found.add(block, fit.solved(), block.sizes * 20)
-    told = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert (told["structures"], told["atoms"]) == (len(block), len(block.numbers))
-    assert told["elements"]["Na"]["atoms"] == (block.numbers == 11).sum()
-    assert told["elements"]["Na"]["structures"] == len(set(block.owner[block.numbers == 11].tolist()))
-    assert len(told["elements"]) == len(set(block.numbers.tolist()))
+    result = Statistics()
+    result.add(add_edges(block), fit.solve())
+    message = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert (message["structures"], message["atoms"]) == (len(block), len(block.numbers))
+    assert message["elements"]["Na"]["atoms"] == (block.numbers == 11).sum()
+    assert message["elements"]["Na"]["structures"] == len(set(block.owner[block.numbers == 11].tolist()))
+    assert len(message["elements"]) == len(set(block.numbers.tolist()))
     assert block.forces is not None
     norm = np.linalg.norm(block.forces, axis=1)
-    forces = told["force_norm_ev_per_a"]
+    forces = message["force_norm_ev_per_a"]
     assert (forces["rms"], forces["max"]) == pytest.approx((np.sqrt((norm**2).mean()), norm.max()))
     assert forces["quantiles"]["0.5"] == pytest.approx(np.median(norm), rel=0.02)
     assert block.stress is not None
-    assert told["stress_ev_per_a3"]["rms"] == pytest.approx(np.sqrt((block.stress**2).mean()))
-    assert told["energy_ev_per_atom"]["rms"] == pytest.approx(fit.solved().rmse_ev_per_atom)
-    assert told["sizes"]["max"] == block.sizes.max()
-    assert told["neighbours_mean"] == 20
-    assert told["periodic"] == [0, 0, 0, len(block)]
-    assert told["charges"] == {"0": len(block)}
-    assert_alike(from_json(told).as_json(), told)
+    assert message["stress_ev_per_a3"]["rms"] == pytest.approx(np.sqrt((block.stress**2).mean()))
+    assert message["energy_ev_per_atom"]["rms"] == pytest.approx(fit.solve().rmse_ev_per_atom)
+    assert message["sizes"]["max"] == block.sizes.max()
+    assert message["neighbours_mean"] == 20
+    assert message["periodic"] == [0, 0, 0, len(block)]
+    assert message["charges"] == {"0": len(block)}
+    assert_alike(from_json(message).to_json(), message)
 
 
-def test_labels_that_are_not_there_leave_empty_distributions(block: Frames) -> None:
-    found = Statistics()
-    found.add(replace(block[:20], forces=None, stress=None, periodic=np.zeros((20, 3), dtype=bool)))
-    found.add(block[:0])
-    told = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert told["force_norm_ev_per_a"]["number"] == told["energy_ev_per_atom"]["number"] == 0
-    assert told["neighbours_mean"] is None
-    assert told["periodic"] == [20, 0, 0, 0]
-    assert from_json(told).as_json() == told
+def test_missing_labels_give_empty_distributions(block: StructureTable) -> None:
+    result = Statistics()
+    result.add(replace(block[:20], forces=None, stress=None, periodic=np.zeros((20, 3), dtype=bool)))
+    result.add(block[:0])
+    message = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert message["force_norm_ev_per_a"]["number"] == message["energy_ev_per_atom"]["number"] == 0
+    assert message["neighbours_mean"] is None
+    assert message["periodic"] == [20, 0, 0, 0]
+    assert from_json(message).to_json() == message
 
 
-def test_the_report_reads_what_a_conversion_writes(tmp_path: Path, block: Frames) -> None:
-    fit = Fit()
+def test_the_report_reads_what_a_conversion_writes(tmp_path: Path, block: StructureTable) -> None:
+    fit = StreamingLeastSquares()
     fit.add(block)
-    found = Statistics()
-    found.add(block, fit.solved(), block.sizes * 20)
+    result = Statistics()
+    result.add(add_edges(block), fit.solve())
     folder = tmp_path / "data-local" / "convert-oc25"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": "convert-oc25", "program": "convert", "parameters": {}}
     (folder / "case.json").write_text(json.dumps(case))
     (folder / "exit_code").write_text("0\n")
-    log = EventLog(folder / "events.jsonl")
+    log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     log.fact("dataset", {"slug": "oc25", "head": "OC25", "role": "stand-in", "original_count": 7_800_000})
     log.fact("conversion", {"written": len(block)})
-    log.fact("references", fit.solved().as_json())
-    log.fact("statistics", found.as_json())
+    log.fact("references", fit.solve().to_json())
+    log.fact("statistics", result.to_json())
     log.write("done")
-    tables = data_tables(load(tmp_path))
-    (row,) = tables.datasets.to_dict("records")
+    tables = build_tables(load_runs(tmp_path))
+    (row,) = tables["datasets"].to_dict("records")
     assert (row["structures"], row["atoms"], row["elements"]) == (460, len(block.numbers), 8)
     assert row["size_median"] == pytest.approx(np.median(block.sizes), rel=0.02)
     assert row["neighbours"] == 20
     assert row["reference_rank"] == 8
-    for quantity, values in (("sizes", block.sizes), ("energy_ev_per_atom", fit.solved().residual(block))):
-        bins = tables.distributions[tables.distributions["quantity"] == quantity]
+    for quantity, values in (("sizes", block.sizes), ("energy_ev_per_atom", fit.solve().residual(block))):
+        bins = tables["distributions"].set_index("quantity").loc[[quantity]]
         assert bins["count"].sum() == len(block)
         assert bins["low"].min() <= values.min() <= values.max() <= bins["high"].max()

@@ -12,10 +12,10 @@ from ase.io import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.protocol.events import EventLog
-from harness.reference.datasets.user_files import read_file
+from harness.protocol.errors import UsageError
+from harness.reference.datasets.user_files import read_structures
 from harness.reference.errors import InputError
-from harness.reference.programs.ladder import program
+from tests.support.programs import run_program
 
 UNSEEN = Atoms("Fr2", positions=[[0, 0, 0], [3, 0, 0]])
 COINCIDENT = Atoms("H2", positions=[[1, 1, 1], [1, 1, 1]])
@@ -26,13 +26,13 @@ EMPTY = Atoms()
 def test_structures_come_as_they_are(tmp_path: Path) -> None:
     frames = [molecule("CH3CH2OH"), bulk("NaCl", "rocksalt", a=5.64)]
     write(tmp_path / "mine.extxyz", frames)
-    found = read_file(tmp_path / "mine.extxyz", 10)
-    assert [s.name for s in found] == ["mine.extxyz/0", "mine.extxyz/1"]
-    for structure, atoms in zip(found, frames, strict=True):
+    result = read_structures(tmp_path / "mine.extxyz", 10)
+    assert [s.name for s in result] == ["mine.extxyz/0", "mine.extxyz/1"]
+    for structure, atoms in zip(result, frames, strict=True):
         assert np.allclose(structure.positions, atoms.positions)
         assert np.allclose(structure.cell, np.array(atoms.cell))
         assert structure.periodic == tuple(atoms.pbc)
-    assert len(read_file(tmp_path / "mine.extxyz", 1)) == 1
+    assert len(read_structures(tmp_path / "mine.extxyz", 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -49,33 +49,33 @@ def test_the_ladder_names_the_structure_that_it_cannot_use(tmp_path: Path, bad: 
     write(path, [molecule("H2O"), bad])
     parameters: dict[str, object] = {"workload": "file", "structures": str(path), "precision": "fp64"}
     with pytest.raises(InputError) as caught:
-        program.run(parameters | {"checkpoint": "painn-64"}, EventLog(tmp_path / "events.jsonl"), tmp_path)
+        run_program("ladder", parameters | {"checkpoint": "painn-64"}, tmp_path)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "no such file"), ("three\nfoo\n", "cannot be read")])
-def test_a_file_that_is_no_file_of_structures(tmp_path: Path, content: str | None, message: str) -> None:
+def test_unreadable_structure_file_is_rejected(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "mine.extxyz"
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        read_file(path, 4)
+        read_structures(path, 4)
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"precision": "fp16"}, "unknown precision 'fp16'; there are fp64, fp32"),
-        ({"stages": ["baseline", "fused"]}, "unknown stage 'fused'; there are baseline, encoder_reuse"),
-        ({"workload": "liquids"}, "unknown workload 'liquids'; there are random, crystals, file"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"stages": ["baseline", "fused_massages"]}, "stages.1 is 'fused_massages' (did you mean 'fused_messages'?)"),
+        ({"workload": "liquids"}, "workload is 'liquids' (there are: crystals, file, random)"),
         ({"workload": "file"}, "workload 'file' needs 'structures'"),
-        ({"batchsize": 3}, "unknown option 'batchsize'"),
-        ({"model": {"widht": 3}}, "unknown option 'widht'"),
+        ({"batchsize": 3}, "unknown parameter 'batchsize' (did you mean 'batch_size'?)"),
+        ({"model": {"hiden_dim": 3}}, "unknown parameter 'model.hiden_dim' (did you mean 'hidden_dim'?)"),
     ],
 )
 def test_a_case_edited_by_hand_is_checked_again(tmp_path: Path, parameters: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        program.run({"workload": "random", "precision": "fp64"} | parameters, EventLog(tmp_path / "e"), tmp_path)
+    with pytest.raises(UsageError) as caught:
+        run_program("ladder", {"workload": "random", "precision": "fp64"} | parameters, tmp_path)
     assert message in str(caught.value)
 
 

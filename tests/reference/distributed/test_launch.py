@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import own_device
-from harness.reference.distributed.launch import Place
+from harness.reference.distributed.group import local_device
+from harness.reference.distributed.launch import RankInfo
 from harness.reference.errors import InputError
 
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}
@@ -18,25 +18,25 @@ PALS = {"PALS_RANKID": "13", "PALS_LOCAL_RANKID": "1"}
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, Place(0, 1, 0)),
-        (HYDRA, Place(3, 8, 1)),
-        (SLURM, Place(5, 16, 2)),
-        (SLURM | {"PMI_RANK": "5", "PMI_SIZE": "16"}, Place(5, 16, 2)),
-        (SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_NUM_TASKS": "16"}, Place(5, 16, 2)),
-        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, Place(0, 1, 0)),
-        (SLURM | {"SLURM_STEP_ID": str(0xFFFFFFFB)}, Place(0, 1, 0)),
-        (SLURM | {"SLURM_STEP_ID": str(0xFFFFFFFC)}, Place(0, 1, 0)),
-        (SLURM | HYDRA, Place(3, 8, 1)),
-        (PALS | {"PMI_RANK": "13", "PMI_SIZE": "24"}, Place(13, 24, 1)),
-        (PALS | {"WORLD_SIZE": "24"}, Place(13, 24, 1)),
+        ({}, RankInfo(0, 1, 0)),
+        (HYDRA, RankInfo(3, 8, 1)),
+        (SLURM, RankInfo(5, 16, 2)),
+        (SLURM | {"PMI_RANK": "5", "PMI_SIZE": "16"}, RankInfo(5, 16, 2)),
+        (SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_NUM_TASKS": "16"}, RankInfo(5, 16, 2)),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, RankInfo(0, 1, 0)),
+        (SLURM | {"SLURM_STEP_ID": str(0xFFFFFFFB)}, RankInfo(0, 1, 0)),
+        (SLURM | {"SLURM_STEP_ID": str(0xFFFFFFFC)}, RankInfo(0, 1, 0)),
+        (SLURM | HYDRA, RankInfo(3, 8, 1)),
+        (PALS | {"PMI_RANK": "13", "PMI_SIZE": "24"}, RankInfo(13, 24, 1)),
+        (PALS | {"WORLD_SIZE": "24"}, RankInfo(13, 24, 1)),
         (
             {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
-            Place(2, 4, 0),
+            RankInfo(2, 4, 0),
         ),
     ],
 )
-def test_each_launcher_tells_a_rank_its_place(variables: dict[str, str], expected: Place) -> None:
-    assert launch.find(variables) == expected
+def test_each_launcher_tells_a_rank_its_place(variables: dict[str, str], expected: RankInfo) -> None:
+    assert launch.detect_rank(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_each_launcher_tells_a_rank_its_place(variables: dict[str, str], expecte
 )
 def test_a_place_that_makes_no_sense_is_refused(variables: dict[str, str], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        launch.find(variables)
+        launch.detect_rank(variables)
 
 
 def test_a_device_or_backend_that_is_not_there_is_bad_input() -> None:
-    assert own_device("cpu", "gloo", Place(1, 4, 1)) == torch.device("cpu")
+    assert local_device("cpu", "gloo", RankInfo(1, 4, 1)) == torch.device("cpu")
     for device, backend in (("tpu", "gloo"), ("cpu", "mpi"), ("cpu", "nccl"), ("cuda", "xccl")):
         with pytest.raises(InputError):
-            own_device(device, backend, Place())
+            local_device(device, backend, RankInfo())
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device 'cuda' is asked for and none is visible"):
-            own_device("cuda", "gloo", Place())
+            local_device("cuda", "gloo", RankInfo())

@@ -7,10 +7,25 @@ import pytest
 import torch
 
 from harness.reference.data.structure import Structure
-from harness.reference.inference.bucketing import SLACK, STEPS, Buckets, Shape, padded, padded_rows, rounded, shape_of
+from harness.reference.inference.bucketing import (
+    MAX_WASTE,
+    STEPS,
+    Shape,
+    ShapeBuckets,
+    pad_batch,
+    pad_rows,
+    round_up,
+    shape_of,
+)
 from harness.reference.inference.prediction import batched_heads, fused_gradient
 from harness.reference.models.config import ModelConfig
-from harness.reference.programs.ladder.stages import NotHere, StaticGraphs, mixed_precision, static_graphs, uncompiled
+from harness.reference.programs.ladder.stages import (
+    StageUnavailable,
+    StaticGraphs,
+    mixed_precision,
+    no_compile,
+    static_graphs,
+)
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
 
 ATOM = Structure("atom", np.array([8]), np.zeros((1, 3)))
@@ -24,9 +39,9 @@ def test_what_fills_up_changes_nothing(backbone: str) -> None:
     batch = batch_of([molecule(), crystal(), ATOM, molecule(12, seed=3)], config)
     weights = model.gate(batch.composition)
     expected = fused_gradient(model, batch, weights)
-    full = padded(batch, Shape(5, 40, len(batch.receiver) + 37), config.cutoff)
+    full = pad_batch(batch, Shape(5, 40, len(batch.receiver) + 37), config.cutoff)
     assert shape_of(full) == (5, 40, len(batch.receiver) + 37)
-    got = fused_gradient(model, full, padded_rows(weights, 5))
+    got = fused_gradient(model, full, pad_rows(weights, 5))
     assert torch.allclose(got.energy[:4], expected.energy, rtol=1e-12, atol=1e-12)
     n = len(batch.numbers)
     assert torch.allclose(got.forces[:n], expected.forces, atol=1e-11 * float(expected.forces.abs().max()))
@@ -39,47 +54,47 @@ def test_without_edges_and_without_anything_to_fill_edges_with() -> None:
     batch = batch_of([ATOM, ATOM])
     assert shape_of(batch).edges == 0
     for shape in (Shape(3, 3, 0), Shape(3, 4, 5)):
-        got = batched_heads(model, padded(batch, shape, SMALL.cutoff), torch.ones(3, 16, dtype=torch.float64))
+        got = batched_heads(model, pad_batch(batch, shape, SMALL.cutoff), torch.ones(3, 16, dtype=torch.float64))
         assert torch.equal(got.energy[0], got.energy[1])
         assert torch.isfinite(got.forces).all()
 
 
 def test_sizes_are_rounded_up_by_little() -> None:
     sizes = np.arange(1, 5000)
-    up = np.array([rounded(int(s)) for s in sizes])
+    up = np.array([round_up(int(s)) for s in sizes])
     assert (up >= sizes).all()
     assert ((up - sizes) / sizes <= 1 / STEPS).all()
     assert len(set(up[1023:2047])) == STEPS + 1
-    assert [rounded(int(u)) for u in up[:200]] == list(up[:200])
+    assert [round_up(int(u)) for u in up[:200]] == list(up[:200])
 
 
 def test_few_shapes_serve_many_batches() -> None:
     rng = np.random.default_rng(0)
-    buckets = Buckets()
+    buckets = ShapeBuckets()
     own = [
         Shape(16, int(a), int(15 * a + e))
         for a, e in zip(rng.normal(850, 60, 500), rng.normal(0, 300, 500), strict=True)
     ]
     for shape in own:
-        found = buckets.fit(shape)
+        found = buckets.assign(shape)
         assert found.holds(Shape(17, shape.atoms + 1, shape.edges))
-        assert found.atoms * (1 - SLACK) <= shape.atoms + 1 or found.atoms == rounded(shape.atoms + 1)
-    about = buckets.about()
+        assert found.atoms * (1 - MAX_WASTE) <= shape.atoms + 1 or found.atoms == round_up(shape.atoms + 1)
+    about = buckets.stats()
     assert len(buckets.shapes) <= 12
     assert 0 < float(str(about["empty_atoms"])) < 0.1
     assert buckets.batches == 500
-    assert buckets.filled[0] == sum(s.atoms for s in own)
+    assert buckets.used[0] == sum(s.atoms for s in own)
 
 
 def test_another_number_of_graphs_is_another_shape() -> None:
-    buckets = Buckets()
-    assert buckets.fit(Shape(4, 100, 900)).graphs == 5
-    assert buckets.fit(Shape(3, 100, 900)).graphs == 4
+    buckets = ShapeBuckets()
+    assert buckets.assign(Shape(4, 100, 900)).graphs == 5
+    assert buckets.assign(Shape(3, 100, 900)).graphs == 4
 
 
 def test_the_stage_gives_back_what_it_was_given_and_counts_what_it_wasted() -> None:
     model = make_model()
-    stage = static_graphs(uncompiled)
+    stage = static_graphs(no_compile)
     assert isinstance(stage, StaticGraphs)
     for structures in ([molecule(), crystal()], [molecule(20, seed=4)], [ATOM]):
         batch = batch_of(structures)
@@ -89,15 +104,15 @@ def test_the_stage_gives_back_what_it_was_given_and_counts_what_it_wasted() -> N
         assert torch.allclose(got.energy, expected.energy, rtol=1e-12)
         assert torch.allclose(got.forces, expected.forces, atol=1e-11)
     assert len(stage.buckets.shapes) == 3
-    assert 0 < float(str(stage.buckets.about()["empty_atoms"])) < 0.5
+    assert 0 < float(str(stage.buckets.stats()["empty_atoms"])) < 0.5
 
 
 def test_pairs_of_edges_have_no_static_shape() -> None:
     config = ModelConfig(backbone="dimenet", hidden_dim=16, num_conv_layers=2, cutoff=4.0)
     model = make_model(config)
     batch = batch_of([molecule()], config)
-    with pytest.raises(NotHere, match="static shape"):
-        static_graphs(uncompiled)(model, batch, model.gate(batch.composition))
+    with pytest.raises(StageUnavailable, match="static shape"):
+        static_graphs(no_compile)(model, batch, model.gate(batch.composition))
 
 
 def test_models_without_fused_messages_have_static_shapes_all_the_same() -> None:
@@ -107,5 +122,5 @@ def test_models_without_fused_messages_have_static_shapes_all_the_same() -> None
     weights = model.gate(batch.composition)
     expected = batched_heads(model, batch, weights)
     for make in (static_graphs, mixed_precision):
-        got = make(uncompiled)(model, batch, weights)
+        got = make(no_compile)(model, batch, weights)
         assert torch.allclose(got.energy, expected.energy, rtol=0.05)

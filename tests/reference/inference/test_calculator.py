@@ -18,10 +18,10 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.user_files import from_ase
+from harness.reference.datasets.user_files import structure_from_ase
 from harness.reference.errors import InputError
 from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.models import checkpoints
@@ -42,10 +42,12 @@ def salt() -> Atoms:
 def test_one_head_gives_the_models_own_energy(head: str) -> None:
     atoms = salt()
     atoms.calc = ReferenceCalculator(SHIPPED, head=head)
-    model = checkpoints.named(SHIPPED)[0].double().requires_grad_(False).eval()
+    model = checkpoints.load_named(SHIPPED)[0].double().requires_grad_(False).eval()
     config = model.config
-    graph = neighbour_graph(from_ase(atoms, "salt"), cutoff=config.cutoff, max_neighbours=config.max_neighbours)
-    batch = collate([graph])
+    graph = build_neighbour_list(
+        structure_from_ase(atoms, "salt"), cutoff=config.cutoff, max_neighbours=config.max_neighbours
+    )
+    batch = build_batch([graph])
     branch = [h.lower() for h in HEADS].index(head.lower())
     energy = model.head_energy(branch, model.encode(batch, batch.positions, batch.shift), batch)
     assert atoms.get_potential_energy() == pytest.approx(float(energy[0]), abs=1e-9)
@@ -186,7 +188,7 @@ def change(atoms: Atoms, rng: random.Random) -> None:
 @pytest.mark.filterwarnings("ignore:the model takes")
 def test_results_depend_on_nothing_but_the_atoms_handed_over() -> None:
     """One calculator for several atoms, changed in place, asked in any order; failures in between."""
-    model = checkpoints.named(SHIPPED)[0]
+    model = checkpoints.load_named(SHIPPED)[0]
     rng = random.Random(7)
     shared = ReferenceCalculator(model, head="OMol25")
     several = [molecule("CH3OH", cell=[6.0, 6.1, 6.2], pbc=True), molecule("H2O", cell=[5.0] * 3), molecule("N2")]
@@ -212,7 +214,7 @@ def test_results_depend_on_nothing_but_the_atoms_handed_over() -> None:
 
 
 def test_calculators_of_one_model_do_not_change_each_other() -> None:
-    model = checkpoints.named(SHIPPED)[0]
+    model = checkpoints.load_named(SHIPPED)[0]
     first = ReferenceCalculator(model, head="OMol25")
     energy = first.get_potential_energy(water())
     single = ReferenceCalculator(model, head="OMol25", precision_name="fp32")
@@ -248,7 +250,7 @@ def test_a_head_refuses_elements_that_it_was_not_trained_on() -> None:
 
 
 def test_the_sum_of_heads_counts_only_heads_that_know_all_elements() -> None:
-    model = checkpoints.named(SHIPPED)[0].double()
+    model = checkpoints.load_named(SHIPPED)[0].double()
     composition = torch.zeros(3, 119, dtype=torch.float64)
     composition[0, [26, 8]] = 1.0
     composition[1, [1, 8]] = 1.0
@@ -259,7 +261,7 @@ def test_the_sum_of_heads_counts_only_heads_that_know_all_elements() -> None:
     assert not weights[0, HEADS.index("ANI1x")]
     assert weights[:2].sum(1).tolist() == pytest.approx([1.0, 1.0])
     assert weights[2].isnan().all()
-    few = checkpoints.named(SHIPPED)[0]
+    few = checkpoints.load_named(SHIPPED)[0]
     few.known_elements[:, 26] = False
     few.known_elements[0, 26] = True
     few.known_elements[0, 8] = False
@@ -307,7 +309,7 @@ def test_what_it_cannot_answer_it_refuses() -> None:
         unknown.get_potential_energy()
     with pytest.raises(PropertyNotImplementedError):
         ReferenceCalculator(SHIPPED).get_stress(molecule("H2O"))
-    checkpoint = checkpoints.named(SHIPPED)[0]
+    checkpoint = checkpoints.load_named(SHIPPED)[0]
     checkpoint.trained[4] = False
     with pytest.raises(InputError, match="'OC2022' of this model was never trained"):
         ReferenceCalculator(checkpoint, head="OC2022")

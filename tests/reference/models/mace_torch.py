@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.mace import ENVELOPE_POWER, MACE, NEIGHBOURS, RADIAL_HIDDEN, Product
-from harness.reference.models.blocks.clebsch_gordan import monomials
+from harness.reference.models.clebsch_gordan import monomials
 from harness.reference.models.config import ModelConfig
 
 

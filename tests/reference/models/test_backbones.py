@@ -13,13 +13,14 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.protocol.backbones import BACKBONES, BackboneName
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.inference.prediction import Prediction, batched_heads, stress
-from harness.reference.models.blocks.conditioning import Condition, State
-from harness.reference.models.config import OWN, BackboneName, ModelConfig
-from harness.reference.models.foundation import BACKBONES, FoundationModel
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
+from harness.reference.models.config import ModelConfig
+from harness.reference.models.foundation import FoundationModel
 from tests.reference.conftest import crystal, make_model, molecule
 from tests.reference.models.test_physics import supercell
 
@@ -57,7 +58,7 @@ ION = replace(MOLECULE, charge=1, multiplicity=2)
 both = pytest.mark.parametrize("structure", [ION, CRYSTAL], ids=["molecule", "crystal"])
 
 
-@pytest.fixture(scope="module", params=list(OWN))
+@pytest.fixture(scope="module", params=list(BACKBONES))
 def model(request: pytest.FixtureRequest) -> FoundationModel:
     """Scaled to forces of up to 1 eV/angstrom, so that tolerances mean the same for all."""
     made = make_model(small(request.param))
@@ -72,8 +73,8 @@ def copy_of(model: FoundationModel) -> FoundationModel:
 
 
 def batch_of(model: FoundationModel, structures: list[Structure]) -> Batch:
-    graphs = [neighbour_graph(s, cutoff=CUTOFF) for s in structures]
-    return collate(graphs, with_triplets=model.config.needs_triplets)
+    graphs = [build_neighbour_list(s, cutoff=CUTOFF) for s in structures]
+    return build_batch(graphs, with_triplets=model.config.needs_triplets)
 
 
 def predict(model: FoundationModel, structures: list[Structure]) -> Prediction:
@@ -92,7 +93,7 @@ def slopes(model: FoundationModel, up: list[Structure], down: list[Structure], h
 
 
 def test_there_is_a_test_for_every_backbone() -> None:
-    assert set(SMALL_OWN) == set(OWN) == set(BACKBONES) == set(get_args(BackboneName))
+    assert set(SMALL_OWN) == set(BACKBONES) == set(get_args(BackboneName))
 
 
 @both
@@ -228,7 +229,7 @@ def test_charge_and_spin_change_the_energy_and_a_neutral_singlet_does_not_know_o
     structures = [replace(MOLECULE, charge=q, multiplicity=m) for q, m in states]
     other = copy_of(model)
     for module in other.modules():
-        if isinstance(module, Condition | State):
+        if isinstance(module, FiLM | ChargeSpinEmbedding):
             for parameter in module.parameters():
                 parameter.normal_()
     before, after = predict(model, structures), predict(other, structures)

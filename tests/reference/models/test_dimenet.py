@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from scipy.special import eval_legendre, spherical_jn
 from torch import Tensor, nn
 from torch_geometric.nn.models import dimenet_utils
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
 from harness.reference.models.backbones.dimenet import DimeNetPlusPlus
-from harness.reference.models.blocks.basis import SphericalBessel, bessel_zeros, legendre, polynomial_cutoff
+from harness.reference.models.basis import SphericalBessel, bessel_zeros, legendre, polynomial_cutoff
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import crystal, molecule
 from tests.support.reference_models import TorchGeometricDimeNet
@@ -37,8 +36,8 @@ CONFIG = ModelConfig(
 
 
 def batch_of(*structures: Structure, dtype: torch.dtype = torch.float64) -> Batch:
-    graphs = [neighbour_graph(s, cutoff=CONFIG.cutoff) for s in structures]
-    return collate(graphs, with_triplets=True).to("cpu", dtype)
+    graphs = [build_neighbour_list(s, cutoff=CONFIG.cutoff) for s in structures]
+    return build_batch(graphs, with_triplets=True).to("cpu", dtype)
 
 
 def vectors(batch: Batch, positions: Tensor) -> Tensor:
@@ -180,12 +179,12 @@ def test_every_hyperparameter_changes_the_shapes(change: dict[str, Any]) -> None
     def shapes(config: ModelConfig) -> list[torch.Size]:
         return sorted(p.shape for p in DimeNetPlusPlus(config).parameters())
 
-    assert shapes(replace(CONFIG, **change)) != shapes(CONFIG)
+    assert shapes(CONFIG.replace(**change)) != shapes(CONFIG)
 
 
 def test_envelope_exponent_changes_the_features() -> None:
     batch = batch_of(molecule(4))
-    a, b = (ours(replace(CONFIG, envelope_exponent=k))(batch, vectors(batch, batch.positions)) for k in (4, 6))
+    a, b = (ours(CONFIG.replace(envelope_exponent=k))(batch, vectors(batch, batch.positions)) for k in (4, 6))
     assert (a - b).abs().max() > 1e-3
 
 
@@ -210,7 +209,7 @@ def test_ends_of_the_search_space_give_finite_forces_in_single_precision(ends: t
 
 def test_layers_of_one_number_are_refused() -> None:
     with pytest.raises(InputError, match="width 1"):
-        DimeNetPlusPlus(replace(CONFIG, hidden_dim=1))
+        DimeNetPlusPlus(CONFIG.replace(hidden_dim=1))
 
 
 def test_sums_over_neighbours_are_single_where_products_are_bfloat16() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from harness.reference.data.batch import Batch
-from harness.reference.models.backbones.egnn import EGNN, Interaction, Move
+from harness.reference.models.backbones.egnn import EGNN, CoordinateUpdate, Interaction
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import batch_of, crystal, molecule
 
@@ -21,7 +20,7 @@ def ours(config: ModelConfig = CONFIG) -> EGNN:
     torch.manual_seed(0)
     net = EGNN(config).double()
     for move in net.moves:
-        assert isinstance(move, Move)
+        assert isinstance(move, CoordinateUpdate)
         nn.init.normal_(move.length.weight)  # moves large enough to matter
     return net
 
@@ -45,7 +44,7 @@ def plain_egnn(net: EGNN, batch: Batch) -> Tensor:
             total[i] += w
             if k < len(net.moves):
                 move = net.moves[k]
-                assert isinstance(move, Move)
+                assert isinstance(move, CoordinateUpdate)
                 step[i] += w * difference * torch.tanh(move.length(silu(move.hidden(m))))
         x = x + step / (1 + total).unsqueeze(-1)
         h = h + torch.stack(
@@ -67,15 +66,15 @@ def test_coordinates_matter() -> None:
     vector = batch.positions[batch.sender] - batch.positions[batch.receiver]
     moving = net(batch, vector)
     for move in net.moves:
-        assert isinstance(move, Move)
+        assert isinstance(move, CoordinateUpdate)
         nn.init.zeros_(move.length.weight)
     assert (moving - net(batch, vector)).abs().max() > 1e-3
 
 
 def test_many_layers_of_large_weights_stay_finite() -> None:
-    net = ours(replace(CONFIG, num_conv_layers=6))
+    net = ours(CONFIG.replace(num_conv_layers=6))
     for move in net.moves:
-        assert isinstance(move, Move)
+        assert isinstance(move, CoordinateUpdate)
         nn.init.constant_(move.length.weight, 1e6)
     batch = batch_of([molecule(9), crystal(4)], CONFIG)
     vector = (batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]).requires_grad_()
@@ -85,7 +84,7 @@ def test_many_layers_of_large_weights_stay_finite() -> None:
 
 
 def test_width_and_depth_are_those_asked_for() -> None:
-    net = EGNN(replace(CONFIG, hidden_dim=9, num_conv_layers=4))
+    net = EGNN(CONFIG.replace(hidden_dim=9, num_conv_layers=4))
     assert len(net.interactions) == 4
     assert len(net.moves) == 3
     batch = batch_of([molecule(3)], CONFIG).to("cpu", torch.float32)

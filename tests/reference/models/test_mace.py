@@ -17,8 +17,8 @@ from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.backbones.mace import MACE, Radial
-from harness.reference.models.blocks.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
-from harness.reference.models.blocks.exact_constants import Table
+from harness.reference.models.basis import ExactBuffer
+from harness.reference.models.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import batch_of, crystal, make_model, molecule
 from tests.reference.models import mace_torch
@@ -99,7 +99,7 @@ def test_messages_turn_with_the_edge_and_the_feature(l_in: int, l_edge: int) -> 
 
 def test_tables_stay_exact_through_single_precision() -> None:
     exact = torch.tensor([1.0 / 3.0, np.pi], dtype=torch.float64)
-    table = Table(exact).float().double()
+    table = ExactBuffer(exact).float().double()
     assert torch.equal(table(torch.float64), exact)
     assert torch.equal(table(torch.float32), exact.float())
     assert not table.state_dict()
@@ -138,7 +138,7 @@ def test_radial_types_are_what_their_names_say() -> None:
 
 def test_distance_transforms_follow_the_bond_length() -> None:
     r, radii = torch.linspace(0.05, 4.0, 80, dtype=torch.float64).unsqueeze(1), torch.tensor(1.5).double()
-    agnesi, soft = (Radial(4.0, 5, "bessel", name).double().transformed(r, radii) for name in TRANSFORMS[1:])  # type: ignore[arg-type]
+    agnesi, soft = (Radial(4.0, 5, "bessel", name).double().transform_distance(r, radii) for name in TRANSFORMS[1:])  # type: ignore[arg-type]
     assert (agnesi.diff(dim=0) < 0).all()
     assert agnesi[0] > 3.99
     assert torch.allclose(soft[r > 3.0], r[r > 3.0], rtol=1e-3)
@@ -151,7 +151,7 @@ def test_every_radial_type_and_transform_makes_its_own_finite_forces(kind: str, 
     structures = [molecule(6), crystal(2), molecule(1)]
     forces = {}
     for name in {("bessel", "none"), (kind, transform)}:
-        config = replace(TINY, radial_type=name[0], distance_transform=name[1])  # type: ignore[arg-type]
+        config = TINY.replace(radial_type=name[0], distance_transform=name[1])  # type: ignore[arg-type]
         model, batch = make_model(config), batch_of(structures, config)
         forces[name] = batched_heads(model, batch, model.gate(batch.composition)).forces
         assert forces[name].isfinite().all()
@@ -161,7 +161,7 @@ def test_every_radial_type_and_transform_makes_its_own_finite_forces(kind: str, 
 
 
 def test_energy_leaves_smoothly_with_a_neighbour() -> None:
-    model = make_model(replace(TINY, distance_transform="Agnesi", radial_type="chebyshev"))
+    model = make_model(TINY.replace(distance_transform="Agnesi", radial_type="chebyshev"))
     distances = 4.0 + np.array([-0.02, -0.01, 0.01])
     pairs = [Structure("pair", np.array([6, 8]), np.array([[0.0, 0, 0], [d, 0, 0]])) for d in distances]
     batch = batch_of(pairs, TINY)
@@ -174,22 +174,22 @@ def test_energy_leaves_smoothly_with_a_neighbour() -> None:
     "change", [{"correlation": 3}, {"max_ell": 2}, {"node_max_ell": 2}, {"num_radial": 6}, {"hidden_dim": 7}]
 )
 def test_hyperparameters_change_the_number_of_weights(change: dict[str, int]) -> None:
-    counts = [sum(p.numel() for p in MACE(c).parameters()) for c in (TINY, replace(TINY, **change))]
+    counts = [sum(p.numel() for p in MACE(c).parameters()) for c in (TINY, TINY.replace(**change))]
     assert counts[0] != counts[1]
 
 
 def test_elements_cost_one_weight_a_channel_and_coupling() -> None:
-    product = MACE(replace(TINY, correlation=3)).products[0]
+    product = MACE(TINY.replace(correlation=3)).products[0]
     couplings = sum(len(table) for order in (1, 2, 3) for table in symmetric_couplings(3, order, 1))
     assert product.weight.shape == (119, couplings, 6)
 
 
 def test_degrees_that_no_product_has_are_refused() -> None:
-    MACE(replace(TINY, max_ell=1, correlation=2, node_max_ell=2))
+    MACE(TINY.replace(max_ell=1, correlation=2, node_max_ell=2))
     with pytest.raises(InputError, match="node_max_ell is 3, more than max_ell x correlation = 2"):
-        MACE(replace(TINY, max_ell=1, correlation=2, node_max_ell=3))
+        MACE(TINY.replace(max_ell=1, correlation=2, node_max_ell=3))
     with pytest.raises(InputError, match="max_ell is 12, expected at most 4"):
-        MACE(replace(TINY, max_ell=12, correlation=1))
+        MACE(TINY.replace(max_ell=12, correlation=1))
 
 
 def test_importing_it_changes_no_default_of_torch_and_hides_no_warning() -> None:
@@ -238,8 +238,8 @@ def our_scalars(net: MACE, batch: Batch, positions: Tensor) -> list[Tensor]:
 
 PARITY = {
     "default": TINY,
-    "cubic": replace(TINY, num_conv_layers=3, max_ell=2, node_max_ell=2, correlation=3),
-    "soft": replace(TINY, radial_type="gaussian", distance_transform="Soft", node_max_ell=2),
+    "cubic": TINY.replace(num_conv_layers=3, max_ell=2, node_max_ell=2, correlation=3),
+    "soft": TINY.replace(radial_type="gaussian", distance_transform="Soft", node_max_ell=2),
 }
 # What mace-torch 0.3.16 gives on these weights: the weighted sum of features, and its slopes by the first atom's place.
 OF_MACE_TORCH = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ def features_and_forces(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 def test_painn_is_that_of_schnetpack(num_radial: int) -> None:
     """Features, forces, and the gradients that a force loss gives to filters and mixing matrices."""
     torch.manual_seed(0)
-    config = replace(SMALL, num_radial=num_radial)
+    config = SMALL.replace(num_radial=num_radial)
     ours, theirs = PaiNN(config).double(), SchNetPackPaiNN(config).double()
     theirs.take_weights(ours)
     batch = batch_of([molecule(12), crystal(5)])

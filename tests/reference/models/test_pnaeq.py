@@ -36,7 +36,7 @@ def gathered(messages: list[list[float]], envelopes: list[float], epsilon: float
     receiver = torch.zeros(len(messages), dtype=torch.long)
     message = torch.tensor(messages, dtype=torch.float64).view(len(messages), 3)
     envelope = torch.tensor(envelopes, dtype=torch.float64).unsqueeze(1)
-    out, degree = aggregation(epsilon).gathered(message, summed(message, receiver, 1), envelope, receiver)
+    out, degree = aggregation(epsilon).aggregate(message, summed(message, receiver, 1), envelope, receiver)
     return out.view(4, -1), degree.squeeze()
 
 
@@ -68,7 +68,7 @@ def test_scalers_multiply_the_aggregates_by_the_logarithm_of_the_degree() -> Non
     message, envelope = torch.randn(4, 3).double(), torch.rand(4, 1).double()
     receiver = torch.tensor([0, 0, 0, 1])
     given = (message, summed(message, receiver, 2), envelope, receiver)
-    parts, degree = net.gathered(*given)
+    parts, degree = net.aggregate(*given)
     expected = []
     for atom in range(2):
         s = math.log(float(degree[atom]) + 1.0) / math.log(TYPICAL_DEGREE + 1.0)
@@ -82,7 +82,7 @@ def test_an_atom_without_neighbours_gets_finite_zeros_with_finite_slopes() -> No
     message = torch.zeros(1, 3, requires_grad=True)
     envelope = torch.zeros(1, 1, requires_grad=True)
     receiver = torch.tensor([1])
-    out, degree = net.gathered(message, summed(message, receiver, 3), envelope, receiver)
+    out, degree = net.aggregate(message, summed(message, receiver, 3), envelope, receiver)
     assert torch.equal(degree, torch.ones(3, 1))
     assert torch.equal(out[:, :9], torch.zeros(3, 9))
     assert torch.allclose(out[:, 9:], torch.full((3, 3), 1e-4))
@@ -153,7 +153,7 @@ def plain_aggregate(net: Aggregation, heard: list[tuple[Tensor, Tensor]], width:
 
 
 def test_encoder_follows_the_equations() -> None:
-    net = make_model(replace(TINY, num_conv_layers=3)).encoder
+    net = make_model(TINY.replace(num_conv_layers=3)).encoder
     assert isinstance(net, PNAEq)
     batch = batch_of([molecule(5), crystal(2), molecule(1)], TINY)
     vector = batch.positions[batch.sender] + batch.shift - batch.positions[batch.receiver]
@@ -169,7 +169,7 @@ def rock_salt() -> Structure:
 
 
 def test_a_symmetric_crystal_has_no_forces_though_its_neighbours_are_equal() -> None:
-    config = replace(TINY, hidden_dim=16, cutoff=5.0)
+    config = TINY.replace(hidden_dim=16, cutoff=5.0)
     model, crystal_ = make_model(config), rock_salt()
     assert predict(model, [crystal_]).forces.abs().max() < 1e-12
     off = replace(crystal_, positions=crystal_.positions + np.random.default_rng(1).normal(0, 0.05, (8, 3)))
@@ -190,7 +190,7 @@ def test_second_derivatives_are_finite_in_single_precision_where_extremes_are_ze
     net = Aggregation(3, epsilon)
     message = torch.tensor([[-1.0, 0.0, 1e-4], [-0.5, 0.0, -1e-5]], requires_grad=True)
     receiver = torch.tensor([0, 0])
-    out, _ = net.gathered(message, summed(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
+    out, _ = net.aggregate(message, summed(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
     slope = torch.autograd.grad(100.0 * out.sum(), message, create_graph=True)[0]
     bend = torch.autograd.grad(100.0 * slope.sum(), message)[0]
     assert slope.isfinite().all()

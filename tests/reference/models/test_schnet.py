@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -102,10 +101,10 @@ def test_features_and_forces_are_those_of_schnetpack() -> None:
 def test_every_hyperparameter_changes_the_shape_that_it_names() -> None:
     shapes = [sorted(p.shape for p in SchNet(c).parameters()) for c in (
         CONFIG,
-        replace(CONFIG, num_filters=11),
-        replace(CONFIG, num_gaussians=16),
-        replace(CONFIG, hidden_dim=13),
-        replace(CONFIG, num_conv_layers=2),
+        CONFIG.replace(num_filters=11),
+        CONFIG.replace(num_gaussians=16),
+        CONFIG.replace(hidden_dim=13),
+        CONFIG.replace(num_conv_layers=2),
     )]  # fmt: skip
     assert all(shapes.count(s) == 1 for s in shapes)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from harness.reference.inference.prediction import Prediction
-from harness.reference.ops.messages import Terms
+from harness.reference.ops.messages import MessageInputs
 
-Formulation = Callable[[Terms], tuple[Tensor, Tensor]]
+Formulation = Callable[[MessageInputs], tuple[Tensor, Tensor]]
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
 
@@ -24,7 +24,7 @@ def make_terms(
     with_v: bool = True,
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
-) -> Terms:
+) -> MessageInputs:
     """Random numbers on random edges in no order; many atoms have none."""
     generator = torch.Generator().manual_seed(atoms + edges)
 
@@ -35,7 +35,7 @@ def make_terms(
         torch.randint(max(1, (2 * atoms) // 3), (edges,), generator=generator).to(device) for _ in range(2)
     )
     parts = 3 if with_v else 2
-    return Terms(
+    return MessageInputs(
         normal(atoms, parts * width),
         normal(3, atoms, width) if with_v else None,
         normal(edges, columns),
@@ -46,11 +46,11 @@ def make_terms(
     )
 
 
-def floats(terms: Terms) -> list[Tensor]:
+def floats(terms: MessageInputs) -> list[Tensor]:
     return [x for x in terms if x is not None and x.is_floating_point()]
 
 
-def plain(terms: Terms) -> tuple[Tensor, Tensor]:
+def plain(terms: MessageInputs) -> tuple[Tensor, Tensor]:
     """The definition, with tensors of edges and features."""
     filters = terms.radial @ terms.weight
     x = (filters * terms.phi[terms.sender]).split(filters.shape[1] // terms.parts, dim=1)
@@ -64,13 +64,13 @@ def plain(terms: Terms) -> tuple[Tensor, Tensor]:
     )
 
 
-def with_gradients(outputs: tuple[Tensor, ...], terms: Terms) -> list[Tensor]:
+def with_gradients(outputs: tuple[Tensor, ...], terms: MessageInputs) -> list[Tensor]:
     directions = [torch.linspace(-1, 1, x.numel()).to(x).reshape(x.shape) for x in outputs]
     gradients = torch.autograd.grad(outputs, floats(terms), directions)
     return [x.detach() for x in (*outputs, *gradients)]
 
 
-def with_second_derivatives(formulation: Formulation, terms: Terms) -> list[Tensor]:
+def with_second_derivatives(formulation: Formulation, terms: MessageInputs) -> list[Tensor]:
     """Gradients of a sum of cubes, and of the sum of their cubes, by what needs them."""
     inputs = [x for x in floats(terms) if x.requires_grad]
     s, v = formulation(terms)

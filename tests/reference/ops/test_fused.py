@@ -11,7 +11,7 @@ from torch import Tensor, library
 from torch.autograd import gradcheck, gradgradcheck
 
 from harness.reference.ops import messages as kernels
-from harness.reference.ops.messages import Terms, messages
+from harness.reference.ops.messages import MessageInputs, messages
 from tests.reference.ops.message_terms import (
     TOLERANCE,
     floats,
@@ -74,7 +74,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(with_v: bo
 
     def of(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         given = iter(inputs)
-        return messages(Terms(*(next(given) if x is not None and x.is_floating_point() else x for x in terms)))
+        return messages(MessageInputs(*(next(given) if x is not None and x.is_floating_point() else x for x in terms)))
 
     assert gradcheck(of, floats(terms))
     assert gradgradcheck(of, floats(terms))
@@ -86,9 +86,9 @@ def test_what_needs_no_gradient_costs_nobody_elses(wanted: str, with_v: bool) ->
     if wanted == "v" and not with_v:
         return
     terms = make_terms(5, 20, 6, 4, with_v=with_v)
-    terms = Terms(*(
+    terms = MessageInputs(*(
         x.detach().requires_grad_(name in wanted.split()) if x is not None and x.is_floating_point() else x
-        for name, x in zip(Terms._fields, terms, strict=True)
+        for name, x in zip(MessageInputs._fields, terms, strict=True)
     ))  # fmt: skip
     found, wanted_ones = (with_second_derivatives(formulation, terms) for formulation in (messages, plain))
     for got, expected in zip(found, wanted_ones, strict=True):

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.inference.prediction import Prediction, baseline, batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages as kernels
-from harness.reference.ops.messages import NoSuchKernel
+from harness.reference.ops.messages import UnsupportedKernel
 from harness.reference.programs.ladder.stages import fused_messages
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
 from tests.reference.ops.message_terms import TOLERANCE, near
@@ -34,7 +34,7 @@ def _compiled() -> None:
 
 @pytest.fixture(params=kernels.BACKBONES)
 def model(request: pytest.FixtureRequest) -> FoundationModel:
-    return make_model(replace(SMALL, backbone=request.param))
+    return make_model(SMALL.replace(backbone=request.param))
 
 
 def crowd() -> Structure:
@@ -43,7 +43,7 @@ def crowd() -> Structure:
 
 
 def batches() -> dict[str, Batch]:
-    capped = collate([neighbour_graph(s, cutoff=6.0, max_neighbours=20) for s in (crowd(), molecule(3))])
+    capped = build_batch([build_neighbour_list(s, cutoff=6.0, max_neighbours=20) for s in (crowd(), molecule(3))])
     assert int(torch.bincount(capped.receiver).max()) == 20
     return {
         "ragged": batch_of([molecule(), molecule(1, seed=7), crystal(), molecule(12, seed=8)]),
@@ -105,7 +105,7 @@ class ForceLoss(nn.Module):
 def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compiled(model: FoundationModel) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
-    two_layers = make_model(replace(model.config, num_conv_layers=2)).requires_grad_(True)
+    two_layers = make_model(model.config.replace(num_conv_layers=2)).requires_grad_(True)
     batch = batch_of([molecule(), crystal()])
     compiled = ForceLoss(two_layers, fused=True)
     compiled.compile(dynamic=True, fullgraph=True, backend="aot_eager")
@@ -137,9 +137,9 @@ def test_compiled_code_goes_around_them_whole_and_for_any_shape(model: Foundatio
 def test_other_models_and_devices_are_told_that_there_is_none() -> None:
     other = make_model(ModelConfig(backbone="egnn", hidden_dim=8, dim_sharedlayers=8, dim_headlayers=8))
     batch = batch_of([molecule()], SMALL)
-    with pytest.raises(NoSuchKernel, match="only painn and pnaeq have fused messages, not egnn"):
+    with pytest.raises(UnsupportedKernel, match="only painn and pnaeq have fused messages, not egnn"):
         fused_messages()(other, batch, other.gate(batch.composition))
-    with pytest.raises(NoSuchKernel, match="for CPUs, and for GPUs that Triton knows, not for mps"):
+    with pytest.raises(UnsupportedKernel, match="for CPUs, and for GPUs that Triton knows, not for mps"):
         kernels.check("painn", torch.device("mps"))
 
 
@@ -149,7 +149,7 @@ def test_a_gpu_without_triton_is_told_so(device: str, monkeypatch: pytest.Monkey
     for name in ("triton_messages", "triton_kernels"):
         monkeypatch.delitem(sys.modules, f"harness.reference.ops.{name}", raising=False)
     kernels.check("pnaeq", torch.device(device))
-    with pytest.raises(NoSuchKernel, match=r"^no Triton here: No module named 'triton"):
+    with pytest.raises(UnsupportedKernel, match=r"^no Triton here: No module named 'triton"):
         kernels.load(torch.device(device))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness.reference.ops import jit_build, messages
-from harness.reference.ops.jit_build import CannotBuild
+from harness.reference.ops.jit_build import BuildError
 from harness.reference.programs.ladder.stages import fused_messages
 from tests.reference.conftest import batch_of, make_model, molecule
 
@@ -78,7 +78,7 @@ def test_a_damaged_library_is_made_anew(sources: Path) -> None:
         path.unlink()
         path.write_bytes(damaged)
         assert load(sources).returncode == 0
-        assert jit_build._is_sound(path)
+        assert jit_build._has_valid_digest(path)
     assert told(sources) == 4
 
 
@@ -105,7 +105,7 @@ def test_processes_at_once_do_not_disturb_each_other(sources: Path) -> None:
     assert [d.returncode for d in done] == [0, 0, 0], done
     assert told(sources) == 3
     (path,) = kept(sources)
-    assert jit_build._is_sound(path)
+    assert jit_build._has_valid_digest(path)
 
 
 def test_other_sources_or_flags_are_another_library(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_other_sources_or_flags_are_another_library(sources: Path, monkeypatch: 
 
 def test_a_source_that_does_not_compile_says_where(sources: Path) -> None:
     (sources / "operators.cpp").write_text("int wrong = ;")
-    with pytest.raises(CannotBuild, match=r"fails: .*operators\.cpp:1:\d+: error: "):
+    with pytest.raises(BuildError, match=r"fails: .*operators\.cpp:1:\d+: error: "):
         jit_build.load(sources)
     assert not kept(sources)
 
@@ -133,11 +133,11 @@ def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatc
     model, batch = make_model(), batch_of([molecule(3)])
     predict = fused_messages()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(CannotBuild, match=r"^no C\+\+ compiler 'no-such-compiler'$"):
+    with pytest.raises(BuildError, match=r"^no C\+\+ compiler 'no-such-compiler'$"):
         predict(model, batch, model.gate(batch.composition))
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", os.devnull)
-    with pytest.raises(CannotBuild, match=r"^no C\+\+ compiler$"):
+    with pytest.raises(BuildError, match=r"^no C\+\+ compiler$"):
         predict(model, batch, model.gate(batch.composition))
 
 

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from torch import Tensor, library
 
 from harness.reference.inference.prediction import baseline, batched_heads
 from harness.reference.ops import messages as kernels
-from harness.reference.ops.messages import NoSuchKernel, Terms, messages
+from harness.reference.ops.messages import MessageInputs, UnsupportedKernel, messages
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
 from tests.reference.ops.message_terms import (
     TOLERANCE,
@@ -57,7 +56,7 @@ def _registered() -> Iterator[None]:
     del registered
 
 
-def terms_of(*sizes: int, with_v: bool = True, dtype: torch.dtype = torch.float64) -> Terms:
+def terms_of(*sizes: int, with_v: bool = True, dtype: torch.dtype = torch.float64) -> MessageInputs:
     return make_terms(*sizes, with_v=with_v, dtype=dtype, device=DEVICE)
 
 
@@ -91,8 +90,8 @@ def test_sums_of_many_chunks_of_edges_are_those_of_one(monkeypatch: pytest.Monke
 
     terms = terms_of(5, 40, 6, 4)
     expected = with_gradients(messages(terms), terms)
-    monkeypatch.setattr(triton_messages, "LEAST_CHUNK", 2)
-    monkeypatch.setattr(triton_messages, "MOST_CHUNKS", 7)
+    monkeypatch.setattr(triton_messages, "MIN_CHUNK", 2)
+    monkeypatch.setattr(triton_messages, "MAX_CHUNKS", 7)
     for got, of_one in zip(with_gradients(messages(terms), terms), expected, strict=True):
         assert torch.allclose(got, of_one, rtol=0, atol=1e-13 * float(of_one.abs().max()))
 
@@ -147,7 +146,7 @@ def test_tensors_that_do_not_fit_are_refused(wrong: dict[str, Tensor], message: 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("backbone", kernels.BACKBONES)
 def test_models_predict_what_they_do_without(backbone: str, compiled: bool) -> None:
-    model = make_model(replace(SMALL, backbone=backbone, hidden_dim=8, num_conv_layers=2)).to(DEVICE)
+    model = make_model(SMALL.replace(backbone=backbone, hidden_dim=8, num_conv_layers=2)).to(DEVICE)
     batch = batch_of([molecule(3), molecule(1, seed=7), crystal(1)]).to(DEVICE, torch.float64)
     weights = model.gate(batch.composition)
     run = batched_heads
@@ -182,7 +181,7 @@ def test_graphs_hold_them() -> None:
 
 @pytest.mark.skipif(GPU is not None, reason="there is a GPU")
 def test_triton_without_a_device_is_said() -> None:
-    with pytest.raises(NoSuchKernel, match=r"^no Triton here: 0 active drivers"):
+    with pytest.raises(UnsupportedKernel, match=r"^no Triton here: 0 active drivers"):
         kernels.load(torch.device("cuda"))
 
 

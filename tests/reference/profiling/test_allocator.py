@@ -20,7 +20,7 @@ from harness.reference.profiling import allocator
 kept = []
 
 def faults(mode):
-    allocator.use(mode)
+    allocator.set_mode(mode)
     # something small that lives on, above large blocks that are let go: holes that are no part of the heap's end
     large = [torch.zeros(100 << 20, dtype=torch.uint8) for _ in range(3)]
     kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
@@ -37,8 +37,8 @@ for mode in sys.argv[1].split():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_tuned_it_keeps_memory_and_on_its_own_it_gives_it_back_whatever_the_order() -> None:
-    for order in ("own tuned own tuned", "tuned own"):
+def test_tuned_mode_retains_memory_and_default_mode_returns_it_in_any_order() -> None:
+    for order in ("default tuned default tuned", "tuned default"):
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), order], capture_output=True, text=True, check=True
         )
@@ -49,10 +49,10 @@ def test_tuned_it_keeps_memory_and_on_its_own_it_gives_it_back_whatever_the_orde
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_the_environment_of_a_job_does_not_decide_what_the_ladder_calls_its_own() -> None:
+def test_default_mode_ignores_malloc_variables_of_the_job() -> None:
     environment = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), "own"],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), "default"],
         capture_output=True, text=True, check=True, env=os.environ | environment,
     )  # fmt: skip
     assert int(done.stdout.split()[1]) > 50
@@ -64,8 +64,8 @@ from harness.reference.profiling import allocator
 
 kept = []
 for _ in range(30):
-    for mode in ("own", "own", "tuned"):
-        allocator.use(mode)
+    for mode in ("default", "default", "tuned"):
+        allocator.set_mode(mode)
         large = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(5)]
         kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
         del large
@@ -74,16 +74,16 @@ print(psutil.Process().memory_info().rss >> 20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_changing_to_and_fro_takes_no_more_memory_each_time() -> None:
+def test_switching_modes_repeatedly_does_not_accumulate_memory() -> None:
     done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1000
 
 
-def test_another_allocator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "OTHERS", ("c",))  # libc itself is in every process
     allocator._glibc.cache_clear()
     try:
         with pytest.raises(NotGlibc, match="tensors come from c, not from glibc's allocator"):
-            allocator.use("tuned")
+            allocator.set_mode("tuned")
     finally:
         allocator._glibc.cache_clear()

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import flop_registry
 
 from harness.reference.inference.bucketing import Shape, shape_of
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
-from harness.reference.ops import message_flops, messages
-from harness.reference.profiling import memory
-from harness.reference.profiling.flops import compiled_bytes, work
-from harness.reference.profiling.memory import free_bytes, largest_batch, left_by_groups
+from harness.reference.ops import messages
+from harness.reference.profiling import flops, memory
+from harness.reference.profiling.flops import compiled_bytes, count_work
+from harness.reference.profiling.memory import cgroup_free_bytes, free_bytes, largest_batch
 from harness.reference.profiling.timing import group_of, peak_bytes
 from harness.reference.programs.ladder.stages import LADDER, StaticGraphs
 from tests.reference.conftest import batch_of, crystal, make_model, molecule
@@ -23,7 +24,7 @@ def test_products_count_by_what_they_have_a_row_for_and_bytes_both_ways() -> Non
     shape = Shape(graphs=3, atoms=20, edges=50)
     edges, nodes, vectors = torch.randn(50, 8), torch.randn(20, 16), torch.randn(60, 16)
     heads, width = torch.ones(4, 3, 16), torch.randn(16, 16)
-    done = work(
+    done = count_work(
         lambda: (edges @ torch.ones(8, 16), nodes @ width, vectors @ width, heads @ torch.ones(4, 16, 2)), shape
     )
     assert done.flops == {
@@ -36,15 +37,15 @@ def test_products_count_by_what_they_have_a_row_for_and_bytes_both_ways() -> Non
     }  # fmt: skip
     assert done.matrix_flops == done.flops.total()
     x = torch.randn(1000, dtype=torch.float64)
-    assert work(lambda: x + x, shape).bytes == 8 * 3000
-    assert work(lambda: x.view(10, 100).T, shape).bytes == 0
+    assert count_work(lambda: x + x, shape).bytes == 8 * 3000
+    assert count_work(lambda: x.view(10, 100).T, shape).bytes == 0
 
 
 def test_backward_counts_and_two_types_are_two_kinds() -> None:
     shape = Shape(1, 30, 1)
     a, b = torch.randn(30, 40), torch.randn(40, 50, requires_grad=True)
-    assert work(lambda: (a @ b).sum().backward(), shape).matrix_flops == 2 * (2 * 30 * 40 * 50)
-    done = work(lambda: (a @ b, a.bfloat16() @ b.bfloat16()), shape)
+    assert count_work(lambda: (a @ b).sum().backward(), shape).matrix_flops == 2 * (2 * 30 * 40 * 50)
+    done = count_work(lambda: (a @ b, a.bfloat16() @ b.bfloat16()), shape)
     assert done.flops["nodes", "float32"] == done.flops["nodes", "bfloat16"]
     assert set(done.kinds) == {("nodes", "float32"), ("nodes", "bfloat16")}
 
@@ -57,7 +58,7 @@ def test_products_are_of_atoms_or_heads_however_many_structures_there_are() -> N
     def done(graphs: int) -> dict[str, float]:
         batch = batch_of([molecule(20, seed=k) for k in range(graphs)])
         weights = model.gate(batch.composition)
-        flops = work(lambda: batched_heads(model, batch, weights), shape_of(batch)).flops
+        flops = count_work(lambda: batched_heads(model, batch, weights), shape_of(batch)).flops
         return {of: n / graphs for (of, _), n in flops.items()}
 
     few, as_many, more = (done(graphs) for graphs in (8, 16, 40))
@@ -75,8 +76,8 @@ def test_filled_up_batches_count_by_their_own_shape(backbone: str) -> None:
     own = shape_of(batch)
     stage = StaticGraphs(batched_heads)
     weights = model.gate(batch.composition)
-    plain = work(lambda: batched_heads(model, batch, weights), own).flops
-    filled = work(lambda: stage(model, batch, weights), stage.buckets.fit(own)).flops
+    plain = count_work(lambda: batched_heads(model, batch, weights), own).flops
+    filled = count_work(lambda: stage(model, batch, weights), stage.buckets.assign(own)).flops
     assert filled.keys() == plain.keys()
     assert all(plain[kind] <= filled[kind] < 1.6 * plain[kind] for kind in plain)
 
@@ -85,12 +86,14 @@ def test_the_messages_of_one_operator_count_as_their_loops_are_written() -> None
     n, e, width, columns = 5, 12, 8, 7
     phi, v = torch.zeros(n, 3 * width), torch.zeros(3, n, width)
     radial, unit, end = torch.zeros(e, columns), torch.zeros(e, 3), torch.zeros(e, dtype=torch.long)
-    assert message_flops.messages(phi, v, radial, None, unit, end, end) == e * width * (6 * columns + 16)
+    assert flops.count_messages(phi, v, radial, None, unit, end, end) == e * width * (6 * columns + 16)
     to_s, to_v = torch.zeros(n, width), torch.zeros(3, n, width)
     for nodes, each in ((True, 12 * columns + 30), (False, 8 * columns + 20)):
-        found = message_flops.messages_backward(to_s, to_v, phi, v, radial, None, unit, end, end, nodes)
+        found = flops.count_messages_backward(to_s, to_v, phi, v, radial, None, unit, end, end, nodes)
         assert found == e * width * each
-    assert set(message_flops.FLOPS) == {name for name in messages.SCHEMAS if not name.endswith("_second")}
+    for name in messages.SCHEMAS:
+        operator = getattr(torch.ops.gfm_harness, name)
+        assert (operator in flop_registry) == (not name.endswith("_second")), name
 
 
 def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
@@ -99,7 +102,7 @@ def test_every_stage_is_counted_and_the_fused_one_moves_less() -> None:
     weights = model.gate(batch.composition)
     messages.load(torch.device("cpu"))
     counted = {
-        s.name: work(lambda s=s: s.plainly()(model, batch, weights), shape_of(batch))  # type: ignore[misc]
+        s.name: count_work(lambda s=s: s.predict_eager()(model, batch, weights), shape_of(batch))  # type: ignore[misc]
         for s in LADDER
     }
     assert all(c.flops.total() > 0 and c.bytes > 0 for c in counted.values())
@@ -127,17 +130,17 @@ def group(folder: Path, version: int, limit: str, used: int, inactive: int) -> N
 
 def test_control_groups_leave_their_limit_less_what_cannot_be_given_back(tmp_path: Path) -> None:
     own = tmp_path / "cgroup"
-    assert left_by_groups(own, tmp_path) == []
+    assert cgroup_free_bytes(own, tmp_path) == []
     own.write_text("0::/slurm/job_7/step_0\n")
     group(tmp_path / "slurm" / "job_7" / "step_0", 2, "max", 3000, 0)
-    assert left_by_groups(own, tmp_path) == []
+    assert cgroup_free_bytes(own, tmp_path) == []
     group(tmp_path / "slurm" / "job_7", 2, "5000", 4000, 500)
     group(tmp_path / "slurm", 2, "9000", 4000, 500)
     group(tmp_path, 2, "1", 0, 0)  # the root has no limit in truth, but is looked at
-    assert left_by_groups(own, tmp_path) == [1500, 5500, 1]
+    assert cgroup_free_bytes(own, tmp_path) == [1500, 5500, 1]
     own.write_text("5:cpu,cpuacct:/a\n4:memory:/a\n0::/\n")
     group(tmp_path / "memory" / "a", 1, "7000", 1000, 200)
-    assert 6200 in left_by_groups(own, tmp_path)
+    assert 6200 in cgroup_free_bytes(own, tmp_path)
     assert free_bytes(torch.device("cpu")) > 0
 
 

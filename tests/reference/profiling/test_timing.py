@@ -26,7 +26,7 @@ def test_ceilings_and_hot_spots_are_numbers_of_this_machine() -> None:
         assert 0.01 < timing.product_gflop_per_s(CPU, torch.float32, sizes) < 1e6
     assert 0.1 < timing.copy_gb_per_s(CPU) < 1e5
     a = torch.randn(300, 300)
-    profile = timing.hot_spots(lambda: a @ a, CPU)
+    profile = timing.profile_call(lambda: a @ a, CPU)
     assert profile["rows"][0]["operation"] in ("aten::mm", "aten::matmul")
     assert profile["groups"][0]["group"] == "matrix products"
     for rows in profile.values():

@@ -15,17 +15,18 @@ import torch
 
 from harness.experiments.ladder.metrics import ladder_table
 from harness.protocol import events
-from harness.protocol.events import EventLog
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.ladder import LadderFacts, LadderParameters
+from harness.protocol.records import Done, Start
 from harness.reference.inference.prediction import Predict, Prediction, baseline
 from harness.reference.profiling import allocator
 from harness.reference.profiling import timing as measure
 from harness.reference.profiling.timing import peak_bytes
-from harness.reference.programs.ladder import batching, program
-from harness.reference.programs.ladder.config import LadderConfig, configure
-from harness.reference.programs.ladder.prepared_stage import allow
-from harness.reference.programs.ladder.stages import LADDER, Stage
+from harness.reference.programs.ladder import program, workload
+from harness.reference.programs.ladder.prepared_stage import apply_allocator
+from harness.reference.programs.ladder.stages import LADDER, Stage, selected_stages
 from harness.reference.programs.ladder.workload import prepare
-from harness.results.runs import load
+from harness.results.runs import load_runs
 from tests.reference.conftest import make_model
 
 SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 4, "readout": "sum"}
@@ -36,7 +37,8 @@ CASE: dict[str, Any] = {
 
 
 def run(folder: Path, **parameters: Any) -> list[events.Event]:
-    program.run(CASE | parameters, EventLog(folder / "events.jsonl"), folder)
+    log = CaseLog(folder / "events.jsonl", "ladder")
+    program.run(LadderParameters(**CASE | parameters), log, folder)
     return list(events.read(folder / "events.jsonl"))
 
 
@@ -65,17 +67,17 @@ def test_lower_precisions_have_verdicts_too(precision: str, tmp_path: Path) -> N
     parameters = CASE | {"precision": precision, "rounds": 6}
     case = {"id": "1", "name": "case", "suite": "tiny", "program": "ladder", "parameters": parameters}
     (folder / "case.json").write_text(json.dumps(case))
-    log = EventLog(folder / "events.jsonl")
-    log.write("start")
-    program.run(parameters, log, folder)
-    log.write("done")
+    log = CaseLog(folder / "events.jsonl", "ladder")
+    log.write(Start())
+    program.run(LadderParameters(**parameters), log, folder)
+    log.write(Done())
     (folder / "exit_code").write_text("0\n")
-    assert ladder_table(load(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
+    assert ladder_table(load_runs(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
 
 
 def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 8 << 20
-    monkeypatch.setattr(batching, "free_bytes", lambda _: free)
+    monkeypatch.setattr(workload, "free_bytes", lambda _: free)
     lines = run(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
     chosen = facts(lines)["batch_size"]
     assert chosen["free_bytes"] == free
@@ -85,25 +87,30 @@ def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monke
     assert {e["structures"] for e in lines if e["event"] == "sample"} == {chosen["chosen"]}
 
 
-def test_the_hungriest_stage_decides() -> None:
-    config = configure(CASE | {"batch_size": "auto", "stages": ["baseline", "encoder_reuse"]})
+def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
+    config = LadderParameters(**CASE | {"batch_size": "auto", "stages": ["baseline", "encoder_reuse"]})
     model = make_model()
-    batch, _ = prepare(batching.make_structures(config, batching.PROBE), model, config)
+    batch, _ = prepare(workload.make_structures(config, workload.PROBE), model, config)
     weights = model.gate(batch.composition)
-    peaks = [peak_bytes(lambda s=s: s.plainly()(model, batch, weights), torch.device("cpu")) for s in config.climbed]  # type: ignore[misc]
+    stages = selected_stages(config)
+    peaks = [peak_bytes(lambda s=s: s.predict_eager()(model, batch, weights), torch.device("cpu")) for s in stages]  # type: ignore[misc]
+    facts: list[LadderFacts] = []
 
     class Log:
-        def fact(self, name: str, value: dict[str, Any]) -> None:
-            assert value["probe_peak_bytes"] == pytest.approx(max(peaks), rel=0.01)
+        record_facts = facts.append
 
-    assert batching.chosen(config, model, Log()) >= 1  # type: ignore[arg-type]
+    size = workload.choose_batch_size(config, model, Log())  # type: ignore[arg-type]
+    (fact,) = (of.batch_size for of in facts)
+    assert fact is not None
+    assert fact.chosen == size
+    assert fact.probe_peak_bytes == pytest.approx(max(peaks), rel=0.01)
 
 
 def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever stage a round begins with."""
     mode: list[str] = []
     seen: dict[str, set[str]] = {}
-    real = allocator.use
+    real = allocator.set_mode
 
     def use(wanted: allocator.Mode) -> bool:
         mode[:] = [wanted]
@@ -117,10 +124,10 @@ def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.Mo
         return predict
 
     stages = tuple(Stage(name, lambda _, name=name: noting(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
-    monkeypatch.setattr(allocator, "use", use)
-    monkeypatch.setattr(LadderConfig, "climbed", stages)
+    monkeypatch.setattr(allocator, "set_mode", use)
+    monkeypatch.setattr(program, "selected_stages", lambda _: stages)
     run(tmp_path, rounds=5)
-    assert seen == {"a": {"own"}, "b": {"own"}, "c": {"tuned"}, "d": {"tuned"}}
+    assert seen == {"a": {"default"}, "b": {"default"}, "c": {"tuned"}, "d": {"tuned"}}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
@@ -157,7 +164,7 @@ def pages_of_a_tuned_stage(folder: Path) -> list[int]:
 
     stages = (Stage("a", lambda _: using(12, False)), Stage("b", lambda _: using(6, True), tuned=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LadderConfig, "climbed", stages)
+        patch.setattr(program, "selected_stages", lambda _: stages)
         patch.setattr(measure, "seconds", seconds)
         run(folder, rounds=4, batches=2)
     return pages
@@ -167,13 +174,13 @@ def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.Monke
     def none(*_: object) -> None:
         raise allocator.NotGlibc("no glibc")
 
-    monkeypatch.setattr(allocator, "use", none)
+    monkeypatch.setattr(allocator, "set_mode", none)
     for stage in LADDER:
         if stage.name == "tuned_allocator":
             with pytest.raises(RuntimeError, match="no glibc"):
-                allow(stage, torch.device("cpu"))
+                apply_allocator(stage, torch.device("cpu"))
         else:
-            allow(stage, torch.device("cpu"))
+            apply_allocator(stage, torch.device("cpu"))
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="memory on cuda is managed by torch itself"):
-        allow(next(s for s in LADDER if s.name == "tuned_allocator"), torch.device("cuda"))
+        apply_allocator(next(s for s in LADDER if s.name == "tuned_allocator"), torch.device("cuda"))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,18 @@ import pytest
 import torch
 
 from harness.protocol import events
-from harness.protocol.registry import PROGRAMS
+from harness.protocol.errors import UsageError
+from harness.protocol.registry import parse_parameters
 from harness.reference import __main__ as program
 from harness.reference.datasets.__main__ import main as data
-from harness.reference.datasets.collection import Corpus, Dataset, Neighbourhood, shipped
-from harness.reference.distributed.group import joined
-from harness.reference.distributed.launch import LostRank, Place
-from harness.reference.errors import InputError
-from harness.reference.programs.scaling.program import DataParallelConfig, configure
+from harness.reference.datasets.collection import Dataset, DatasetCollection, NeighbourSpec, load_shipped
+from harness.reference.distributed.group import process_group
+from harness.reference.distributed.launch import LostRank, RankInfo
 from harness.reference.storage.samples import Samples
-from harness.reference.storage.sampling.sampler import Drawn, Recipe, Sampler
+from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices, SamplingSpec
 from harness.reference.storage.schema import Record
-from harness.reference.training.loader import Feed, Labelled
-from harness.reference.training.loss import GraphErrors, Objective
+from harness.reference.training.loader import BatchLoader, LabelledBatch
+from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 from tests.conftest import ROOT
 from tests.reference.conftest import SMALL, make_model
 from tests.support.cluster import free_ports
@@ -108,10 +107,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Log:
     return completed(tmp_path_factory.mktemp("two"), 2, batch_size=BATCH // 2)
 
 
-def test_suites_may_ask_for_exactly_what_there_is() -> None:
-    assert set(PROGRAMS["data_parallel"].model_fields) == {f.name for f in fields(DataParallelConfig)}
-
-
 def test_without_a_launcher_there_is_one_rank(one: Log) -> None:
     assert [r["rank"] for r in fact(one, "ranks")] == [0]
     assert fact(one, "observed")["world_size"] == 1
@@ -165,10 +160,10 @@ def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> 
     done = launch(case(tmp_path, sets=["nowhere"]), 2)
     assert done.returncode == 2
     # mpiexec may run the lines of two ranks together
-    assert done.stderr.count("error: ") == done.stderr.count("no mini set") == 2
+    assert done.stderr.count("error: ") == done.stderr.count("no shipped set") == 2
     assert done.stderr.count("rank 1 of 2: ") == 1
     (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
-    assert told["message"].startswith("no mini set 'nowhere'")
+    assert told["message"].startswith("no shipped set 'nowhere'")
 
 
 def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
@@ -197,18 +192,18 @@ def wait_for(happened: Any) -> None:
         time.sleep(0.05)
 
 
-def meet_twice(place: Place) -> None:
-    with joined(place, backend="gloo", device=CPU, timeout_s=20) as team:
-        team.meet()
-        team.meet()
+def meet_twice(place: RankInfo) -> None:
+    with process_group(place, backend="gloo", device=CPU, timeout_s=20) as team:
+        team.barrier()
+        team.barrier()
 
 
 def test_a_failing_rank_tells_the_others_why(monkeypatch: pytest.MonkeyPatch) -> None:
     body = """
 from harness.reference.distributed import group, launch
 import os, torch
-with group.joined(launch.find(os.environ), backend="gloo", device=torch.device("cpu"), timeout_s=20) as t:
-    t.meet()
+with group.process_group(launch.detect_rank(os.environ), backend="gloo", device=torch.device("cpu"), timeout_s=20) as t:
+    t.barrier()
     raise ZeroDivisionError("one\\ntwo")
 """
     port = free_ports()
@@ -216,7 +211,7 @@ with group.joined(launch.find(os.environ), backend="gloo", device=torch.device("
     monkeypatch.setenv("MASTER_PORT", str(port))
     other = subprocess.Popen([sys.executable, "-c", body], env=environment(1, 2, port), stderr=subprocess.DEVNULL)
     with pytest.raises(LostRank, match=r"^rank 1 failed: ZeroDivisionError: one \("):
-        meet_twice(Place(0, 2, 0))
+        meet_twice(RankInfo(0, 2, 0))
     assert other.wait(timeout=20) == 1
 
 
@@ -224,7 +219,7 @@ def test_a_rank_that_never_comes_is_not_waited_for_long(monkeypatch: pytest.Monk
     monkeypatch.setenv("MASTER_PORT", str(free_ports()))
     with (
         pytest.raises(LostRank, match=r"the 2 ranks did not all meet within 1 s"),
-        joined(Place(0, 2, 0), backend="gloo", device=CPU, timeout_s=1),
+        process_group(RankInfo(0, 2, 0), backend="gloo", device=CPU, timeout_s=1),
     ):
         pass
 
@@ -236,7 +231,7 @@ def test_other_ranks_leave_the_folder_alone(
     for name, value in environment(rank=1, size=2).items():
         monkeypatch.setenv(name, value)
     assert program.main([str(case(tmp_path, sets=["nowhere"]))]) == 2
-    assert capsys.readouterr().err.startswith("error: rank 1 of 2: no mini set 'nowhere'")
+    assert capsys.readouterr().err.startswith("error: rank 1 of 2: no shipped set 'nowhere'")
     assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
 
 
@@ -245,8 +240,9 @@ def test_other_ranks_leave_the_folder_alone(
     [{"precision": "fp16"}, {"epochs": 1}, {"steps": 0}, {"sets": []}, {"widht": 3}, {"stores": "x", "atoms": (1, 2)}],
 )
 def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> None:
-    with pytest.raises(InputError):
-        configure({"batch_size": 1, "precision": "fp64"} | wrong)
+    parse_parameters("data_parallel", {"batch_size": 1, "precision": "fp64"})
+    with pytest.raises(UsageError):
+        parse_parameters("data_parallel", {"batch_size": 1, "precision": "fp64"} | wrong)
 
 
 def without_forces(dataset: Dataset) -> Dataset:
@@ -267,31 +263,35 @@ class Listed(Samples):
         return [self.records[int(k)] for k in indices]
 
 
-def feed(ranks: int, batch_size: int) -> Feed:
-    corpus = Corpus([shipped("mptrj"), without_forces(shipped("ani1x"))], Neighbourhood(SMALL.cutoff, None))
+def feed(ranks: int, batch_size: int) -> BatchLoader:
+    corpus = DatasetCollection(
+        [load_shipped("mptrj"), without_forces(load_shipped("ani1x"))], NeighbourSpec(SMALL.cutoff, None)
+    )
     references = torch.zeros(16, 119, dtype=torch.float64)
-    return Feed(corpus, Sampler(Recipe(corpus.counts), ranks, batch_size), torch.float64, references)
+    return BatchLoader(
+        corpus, DistributedSampler(SamplingSpec(corpus.counts), ranks, batch_size), torch.float64, references
+    )
 
 
 def test_ranks_share_out_what_one_rank_would_take() -> None:
     alone, shared = feed(1, 6), feed(3, 2)
     for step in range(12):
-        dealt = [pair for rank in range(3) for pair in pairs(shared.dealt(step, rank))]
-        assert dealt == pairs(alone.dealt(step, 0))
+        dealt = [pair for rank in range(3) for pair in pairs(shared.indices_for(step, rank))]
+        assert dealt == pairs(alone.indices_for(step, 0))
 
 
-def pairs(drawn: Drawn) -> list[tuple[int, int]]:
+def pairs(drawn: SampleIndices) -> list[tuple[int, int]]:
     return list(zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True))
 
 
 def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
     """Graphs of different sizes, some without forces."""
-    given, module = feed(1, 8), GraphErrors(make_model(SMALL))
+    given, module = feed(1, 8), PerGraphErrors(make_model(SMALL))
 
-    def loss(labelled: Labelled, graphs: int) -> torch.Tensor:
-        return Objective(10.0, graphs)(module(*labelled), labelled[0].head)
+    def loss(labelled: LabelledBatch, graphs: int) -> torch.Tensor:
+        return MultiTaskLoss(10.0, graphs)(module(*labelled), labelled[0].head)
 
-    drawn = given.dealt(0, 0)
+    drawn = given.indices_for(0, 0)
     structures = [g.structure for g in given.corpus.graphs(drawn)]
     assert {s.forces is None for s in structures} == {True, False}
     assert len({len(s) for s in structures}) > 1

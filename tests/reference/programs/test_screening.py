@@ -21,21 +21,24 @@ import pytest
 import torch
 from ase import Atoms
 
-from harness.protocol.events import EventLog, last_run
-from harness.reference.data.neighbours import neighbour_graph
+from harness.protocol.errors import UsageError
+from harness.protocol.events import last_run
+from harness.protocol.programs.screening import Candidates
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.errors import InputError
 from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import OutsideTraining
 from harness.reference.programs.screening import program, result_segments
-from harness.reference.programs.screening.candidates.choice import WorkloadConfig, workload_of
-from harness.reference.programs.screening.index_partition import Parts, checksum, checksum_of_range
-from harness.reference.programs.screening.merge_results import best_of_all, results_files, top
-from harness.reference.programs.screening.retention import Keeping
-from harness.reference.programs.screening.scoring import COLUMNS, Scores, joined
+from harness.reference.programs.screening.candidates.choice import build_workload
+from harness.reference.programs.screening.index_partition import IndexPartition, checksum, checksum_of_range
+from harness.reference.programs.screening.merge_results import global_top_k, results_files, top
+from harness.reference.programs.screening.retention import Retention
+from harness.reference.programs.screening.scoring import COLUMNS, Scores, concatenate_scores
 from tests.conftest import needs
 from tests.support.cluster import free_ports
+from tests.support.programs import run_program
 
 FEW: dict[str, Any] = {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"], "volumes": [1.1, 1.3]}
 SMALL: dict[str, Any] = {
@@ -45,10 +48,7 @@ SMALL: dict[str, Any] = {
 
 def screened(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    log = EventLog(folder / "events.jsonl")
-    log.write("start")
-    program.run(SMALL | parameters, log, folder)
-    return last_run(log.path)
+    return last_run(run_program("screening", SMALL | parameters, folder).path)
 
 
 def kept_in(folder: Path) -> Scores:
@@ -66,16 +66,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_told_is_what_the_model_says(whole: Path) -> None:
     """Energies and largest forces of some candidates against the inference stages, structure by structure."""
-    from harness.reference.data.batch import collate
+    from harness.reference.data.batch import build_batch
 
-    model = checkpoints.named("painn-64")[0].float().requires_grad_(False).eval()
-    workload = workload_of(WorkloadConfig("prototypes", elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
+    model = checkpoints.load_named("painn-64")[0].float().requires_grad_(False).eval()
+    workload = build_workload(Candidates(elements=("O", "Na", "Cl", "Fe"), volumes=(1.1, 1.3)), model)
     kept = kept_in(whole)
     assert kept.names == ("energy_ev_per_atom", "beyond_ev_per_atom", "spread_ev_per_atom", "force_max_ev_per_a")
     for place in (0, 101, 333, len(kept) - 1):
         structure = workload.structure(int(kept.index[place]))
-        graph = neighbour_graph(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
-        batch = collate([graph]).to("cpu", torch.float32)
+        graph = build_neighbour_list(structure, cutoff=model.config.cutoff, max_neighbours=model.config.max_neighbours)
+        batch = build_batch([graph]).to("cpu", torch.float32)
         found = batched_heads(model, batch, model.gate_weights(batch.composition))
         told = dict(zip(kept.names, kept.values[place].tolist(), strict=True))
         assert told["energy_ev_per_atom"] == pytest.approx(float(found.energy[0]) / len(structure), rel=2e-5, abs=1e-3)
@@ -197,7 +197,7 @@ def test_fused_messages_tell_the_same(whole: Path, tmp_path: Path, energy_only: 
     needs("g++")
     log = screened(tmp_path, messages="fused", energy_only=energy_only, compile=True)
     (model,) = [e["value"] for e in log if e["event"] == "fact" and e["name"] == "model"]
-    assert (model["messages"], model["why_plain"]) == ("fused", None)
+    assert (model["messages"], model.get("why_plain")) == ("fused", None)
     one, other = kept_in(whole), kept_in(tmp_path)
     assert one.index.tolist() == other.index.tolist()
     for name in other.names:
@@ -229,7 +229,7 @@ def test_without_a_compiler_that_works_it_goes_on_and_says_why(
 def test_the_best_of_all_ranks_are_found_though_few_are_sent(highest: bool, count: int) -> None:
     """Four ranks, one of which has nothing, one less than is asked for, and ties between them."""
     rng = np.random.default_rng(0)
-    keeping = Keeping(count=count, highest=highest)
+    keeping = Retention(count=count, highest=highest)
     own, first = [], 0
     for size in (40, 0, 3, 60):
         values = rng.integers(-9, 9, (size, len(COLUMNS))).astype(np.float32)
@@ -237,8 +237,8 @@ def test_the_best_of_all_ranks_are_found_though_few_are_sent(highest: bool, coun
         first += size
     with ThreadPoolExecutor(4) as pool:
         team = Together(4)
-        found = list(pool.map(lambda rank: best_of_all(own[rank], keeping, OneOf(team, rank)), range(4)))  # type: ignore[arg-type]
-    expected = top(joined(tuple(COLUMNS), own), keeping)
+        found = list(pool.map(lambda rank: global_top_k(own[rank], keeping, OneOf(team, rank)), range(4)))  # type: ignore[arg-type]
+    expected = top(concatenate_scores(tuple(COLUMNS), own), keeping)
     assert found[0].index.tolist() == expected.index.tolist()
     assert [len(scores) for scores in found[1:]] == [0, 0, 0]
     assert sum(team.sent) <= max(2 * count, 20)
@@ -270,13 +270,13 @@ class OneOf:
     together: Together
     rank: int
 
-    def largest(self, numbers: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max(self, numbers: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.together.all(self.rank, numbers)).amax(0)
 
-    def total(self, numbers: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, numbers: torch.Tensor) -> torch.Tensor:
         return torch.stack(self.together.all(self.rank, numbers)).sum(0)
 
-    def gathered_by_first(self, value: Scores) -> list[Scores]:
+    def gather(self, value: Scores) -> list[Scores]:
         self.together.sent.append(len(value))
         found = self.together.all(self.rank, value)
         return found if self.rank == 0 else []
@@ -285,7 +285,7 @@ class OneOf:
 @pytest.mark.filterwarnings("ignore:the model takes")
 def test_what_the_heads_do_not_know_is_counted_and_never_ranked(tmp_path: Path) -> None:
     """Iron is known to no head together with sodium; at volumes of a tenth, atoms are closer than in training."""
-    model = checkpoints.named("painn-64")[0]
+    model = checkpoints.load_named("painn-64")[0]
     sodium, iron = (model.known_elements[:, z].clone() for z in (11, 26))
     model.known_elements[:8, 11] = False
     model.known_elements[8:, 26] = False
@@ -300,10 +300,10 @@ def test_what_the_heads_do_not_know_is_counted_and_never_ranked(tmp_path: Path) 
     assert rank["left_out"] == {}
     assert rank["evaluated"] == rank["candidates"] == 640
     assert len(kept) == 640 - sum(rank["unranked"].values()) > 0
-    space = workload_of(WorkloadConfig(**workload), model)
-    parts = Parts.about(space.total, 64, 640)
+    space = build_workload(Candidates(**workload), model)
+    parts = IndexPartition.for_candidates(space.total, 64, 640)
     refused = []
-    for index in [k for number in parts.numbers for k in range(*parts.bounds(number))][::5]:
+    for index in [k for number in parts.selected for k in range(*parts.bounds(number))][::5]:
         structure = space.structure(index)
         calculator = ReferenceCalculator(model)
         atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.periodic)
@@ -323,7 +323,7 @@ def test_a_screening_of_which_nothing_is_known_ends_with_no_best(tmp_path: Path)
     (rank,) = [e for e in log if e["event"] == "rank"]
     assert rank["unranked"] == {"atoms closer than in training": 128}
     assert not [e for e in log if e["event"] == "best"]
-    assert program.best_in(tmp_path) == []
+    assert program.read_best(tmp_path) == []
 
 
 def test_random_streams_go_through_too(tmp_path: Path) -> None:
@@ -341,42 +341,42 @@ def test_random_streams_go_through_too(tmp_path: Path) -> None:
         ({"workload": FEW | {"elements": ["H", "Oo"]}}, "'Oo' is not the symbol of an element"),
         ({"workload": FEW | {"elements": ["H", "Og"]}}, "element 'Og': the model has not seen it"),
         ({"workload": FEW | {"filters": ["charge_balanced"]}}, r"did you mean 'charge_balance'\?"),
-        ({"keep": {"what": "top", "by": "energy"}}, "by 'energy': there are energy_ev_per_atom"),
-        ({"keep": {"what": "top", "by": "distance"}}, "keep by 'distance': told are energy_ev_per_atom"),
-        ({"workload": FEW | {"kind": "crystals"}}, "kind is 'crystals'; there are prototypes, random"),
-        ({"part": 0}, "expected at least one of each"),
-        ({"messages": "fussed"}, r"messages is 'fussed' \(did you mean 'fused'\?\); there are plain, fused"),
+        ({"keep": {"what": "top", "by": "energy"}}, r"keep\.by is 'energy' \(there are: .*energy_ev_per_atom"),
+        ({"keep": {"what": "top", "by": "distance"}}, "keep by 'distance': expected one of energy_ev_per_atom"),
+        ({"workload": FEW | {"kind": "crystals"}}, r"workload\.kind is 'crystals' \(there are: prototypes, random\)$"),
+        ({"part": 0}, "^part is 0, expected at least 1$"),
+        ({"messages": "fussed"}, r"^messages is 'fussed' \(did you mean 'fused'\?\)$"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, given: dict[str, Any], match: str) -> None:
-    with pytest.raises(InputError, match=match):
+    with pytest.raises((InputError, UsageError), match=match):
         screened(tmp_path, **given)
 
 
 def test_parts_are_spread_over_the_space() -> None:
-    parts = Parts(total=1003, size=10, wanted=7)
-    assert parts.all == 101
-    assert list(parts.numbers) == [0, 14, 28, 43, 57, 72, 86]
-    assert Parts(1003, 10).candidates == 1003
-    assert Parts(1003, 10).bounds(100) == (1000, 1003)
+    parts = IndexPartition(total=1003, size=10, wanted=7)
+    assert parts.n_parts == 101
+    assert list(parts.selected) == [0, 14, 28, 43, 57, 72, 86]
+    assert IndexPartition(1003, 10).candidates == 1003
+    assert IndexPartition(1003, 10).bounds(100) == (1000, 1003)
 
 
 def test_ties_go_to_the_first() -> None:
     values = np.zeros((6, len(COLUMNS)), dtype=np.float32)
     scores = Scores(tuple(COLUMNS), np.array([9, 3, 5, 1, 7, 2]), values)
-    assert Keeping(count=3).ranked(Keeping(count=3).of(scores)).index.tolist() == [1, 2, 3]
+    assert Retention(count=3).ranked(Retention(count=3).select(scores)).index.tolist() == [1, 2, 3]
 
 
 def test_relaxation_passes_over_elements_that_the_model_has_not_seen(tmp_path: Path) -> None:
     from harness.reference.data.structure import Structure
-    from harness.reference.programs.screening.relaxation import relaxed
+    from harness.reference.programs.screening.spot_checks import relax
 
-    model = checkpoints.named("painn-64")[0].double()
+    model = checkpoints.load_named("painn-64")[0].double()
     cell, places = 4.0 * np.eye(3), np.array([[0.0, 0, 0], [2, 2, 2]])
     known, unknown = (Structure("s", np.array(z), places, cell, (True,) * 3) for z in ([11, 17], [11, 118]))
     close = Structure("s", np.array([17, 17]), places / 8, cell, (True,) * 3)
     candidates = [(5, unknown), (7, known), (8, close)]
-    found, failed = relaxed(model, candidates, steps=5, folder=tmp_path)
+    found, failed = relax(model, candidates, steps=5, folder=tmp_path)
     assert [r.candidate for r in found] == [7]
     assert list(failed.values()) == [2]
     assert found[0].after_ev_per_atom < found[0].before_ev_per_atom

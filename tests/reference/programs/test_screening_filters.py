@@ -12,15 +12,15 @@ from ase.utils.structure_comparator import SymmetryEquivalenceCheck
 
 from harness.reference.errors import InputError
 from harness.reference.programs.screening.candidates import filters
-from harness.reference.programs.screening.candidates.filters import charge_balanced, duplicate
-from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, Run
-from harness.reference.programs.screening.candidates.prototypes import Prototype, prototypes
+from harness.reference.programs.screening.candidates.filters import is_charge_balanced, is_duplicate
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, PrototypeBlock
+from harness.reference.programs.screening.candidates.prototypes import Prototype, load_prototypes
 
 ELEMENTS = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
 
 
 def named(name: str) -> Prototype:
-    return next(p for p in prototypes() if p.name == name)
+    return next(p for p in load_prototypes() if p.name == name)
 
 
 def atoms(space: CandidateSpace, index: int) -> Atoms:
@@ -53,7 +53,7 @@ def test_one_of_each_class_is_kept(name: str, classes_of_six: int) -> None:
     prototype = named(name)
     space = CandidateSpace([prototype], (6, 11, 35), (1.0,))
     (run,) = space.block(0, len(space))
-    kept = ~duplicate(prototype, run)
+    kept = ~is_duplicate(prototype, run)
     crystals = [atoms(space, k) for k in range(len(space))]
     same = np.array([[same_crystal(a, b) for b in crystals] for a in crystals])
     assert (same.T & same == same).all()
@@ -65,7 +65,7 @@ def test_one_of_each_class_is_kept(name: str, classes_of_six: int) -> None:
 def test_no_exchange_is_overlooked_and_none_is_made_up() -> None:
     """Of all prototypes with two slots alike in number and in their distances: is relabelling them a motion?"""
     compared = 0
-    for prototype in prototypes():
+    for prototype in load_prototypes():
         for order in permutations(range(prototype.species)):
             places = np.array(order)
             if list(order) == sorted(order) or (prototype.counts[places] != prototype.counts).any():
@@ -89,7 +89,7 @@ def test_equals_have_equal_volumes_and_the_first_stays() -> None:
     prototype = named("half-Heusler")
     space = CandidateSpace([prototype], (35, 6, 11), (1.0, 1.1))
     (run,) = space.block(0, len(space))
-    twice = duplicate(prototype, run)
+    twice = is_duplicate(prototype, run)
     kept = {tuple(row) for row in run[~twice].species.tolist()}
     for row, scale in zip(run[twice].species.tolist(), run[twice].scale.tolist(), strict=True):
         first = min(tuple(row[k] for k in order) for order in prototype.exchanges)
@@ -98,7 +98,7 @@ def test_equals_have_equal_volumes_and_the_first_stays() -> None:
         assert run.stretch[ends[0]] == pytest.approx(run.stretch[ends[1]], abs=1e-9)
 
 
-def some(space: CandidateSpace, number: int, seed: int, count: int) -> Run:
+def some(space: CandidateSpace, number: int, seed: int, count: int) -> PrototypeBlock:
     """Consecutive candidates from a random place on."""
     low, high = space.starts[number : number + 2].tolist()
     start = int(np.random.default_rng([seed, number]).integers(low, max(low + 1, high - count)))
@@ -107,11 +107,11 @@ def some(space: CandidateSpace, number: int, seed: int, count: int) -> Run:
 
 def test_charge_balance_is_that_of_smact() -> None:
     screening = pytest.importorskip("smact.screening")
-    space = CandidateSpace(prototypes(), ELEMENTS)
+    space = CandidateSpace(load_prototypes(), ELEMENTS)
     answers = []
     for number in range(0, len(space.prototypes), 3):
         run = some(space, number, 0, 40)
-        found = charge_balanced(space.prototypes[number], run)
+        found = is_charge_balanced(space.prototypes[number], run)
         for k in (0, 13, 26, len(run) - 1):
             (formula,) = space.formula(run[k : k + 1])
             expected = screening.smact_validity(formula, include_alloys=False, oxidation_states_set="icsd24")
@@ -140,17 +140,17 @@ def test_compounds_that_everyone_knows(name: str, species: tuple[int, ...] | Non
         species = tuple(8 if n == 3 else next(metals) for n in prototype.counts.tolist())
     space = CandidateSpace([prototype], ELEMENTS + ((18,) if 18 not in ELEMENTS else ()), (1.0,))
     index = space.index_of(0, species, 1.0)
-    assert charge_balanced(prototype, space.block(index, index + 1)[0]).tolist() == [balanced]
+    assert is_charge_balanced(prototype, space.block(index, index + 1)[0]).tolist() == [balanced]
 
 
 def test_a_block_gets_the_answers_that_its_candidates_get() -> None:
     pytest.importorskip("smact")
-    space = CandidateSpace(prototypes(), ELEMENTS)
+    space = CandidateSpace(load_prototypes(), ELEMENTS)
     for number in (3, 100, 230, 249):
         run = some(space, number, 1, 40)
-        alone = [charge_balanced(space.prototypes[number], run[k : k + 1])[0] for k in range(len(run))]
-        assert charge_balanced(space.prototypes[number], run).tolist() == alone
-        assert len(charge_balanced(space.prototypes[number], run[:0])) == 0
+        alone = [is_charge_balanced(space.prototypes[number], run[k : k + 1])[0] for k in range(len(run))]
+        assert is_charge_balanced(space.prototypes[number], run).tolist() == alone
+        assert len(is_charge_balanced(space.prototypes[number], run[:0])) == 0
 
 
 def test_pairs_in_the_middle_are_all_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,14 +162,14 @@ def test_pairs_in_the_middle_are_all_combinations(monkeypatch: pytest.MonkeyPatc
     strength[5] = np.nan
     ions = filters.Ions(states, strength)
     monkeypatch.setattr(filters, "_ions", lambda: ions)
-    filters._sums.cache_clear()
+    filters._charge_sums.cache_clear()
     try:
         for counts in ((1, 1), (2, 3), (1, 2, 5), (4, 1, 1), (1, 1, 1, 1), (3, 11, 1, 2)):
             species = rng.permuted(np.tile(np.arange(1, 30), (40, 1)), axis=1)[:, : len(counts)]
             expected = [by_trying(counts, row, ions) for row in species.tolist()]
-            assert filters._balanced(counts, species).tolist() == expected
+            assert filters._can_balance(counts, species).tolist() == expected
     finally:
-        filters._sums.cache_clear()
+        filters._charge_sums.cache_clear()
 
 
 def by_trying(counts: tuple[int, ...], row: list[int], ions: filters.Ions) -> bool:
@@ -188,7 +188,7 @@ def by_trying(counts: tuple[int, ...], row: list[int], ions: filters.Ions) -> bo
 def test_without_smact_the_filter_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "smact", None)
     filters._ions.cache_clear()
-    filters._sums.cache_clear()
+    filters._charge_sums.cache_clear()
     space = CandidateSpace([named("CsCl")], (11, 17))
     with pytest.raises(InputError, match=r"needs smact \(pip install 'gfm-harness\[screening\]'\)"):
-        charge_balanced(space.prototypes[0], space.block(0, 4)[0])
+        is_charge_balanced(space.prototypes[0], space.block(0, 4)[0])

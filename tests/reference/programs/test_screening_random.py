@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.random_structures import random_structures
+from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.errors import InputError
-from harness.reference.programs.screening.candidates.dense_neighbours import isolated_arrays
-from harness.reference.programs.screening.candidates.random_space import RandomSpace, random_stream
+from harness.reference.programs.screening.candidates.random_workload import (
+    RandomSpace,
+    build_vacuum_arrays,
+    random_stream,
+)
 from tests.reference.conftest import crystal, molecule
 
 
@@ -26,7 +29,7 @@ def same(a: Structure, b: Structure) -> bool:
 
 @pytest.mark.parametrize(("atoms", "rank"), [((2, 100), 0), ((2, 500), 3), ((7, 7), 75_263)])
 def test_a_stream_is_the_list_from_any_place_on(atoms: tuple[int, int], rank: int) -> None:
-    expected = random_structures(60, atoms=atoms, rank=rank)
+    expected = make_random_structures(60, atoms=atoms, rank=rank)
     for first in (0, 1, 2, 29, 59):
         found = islice(random_stream(rank, atoms, first), 60 - first)
         assert all(same(a, b) for a, b in zip(found, expected[first:], strict=True))
@@ -38,7 +41,7 @@ def test_a_block_crosses_ranks(data: st.DataObject) -> None:
     space = RandomSpace(ranks=3, per_rank=5, atoms=(2, 6))
     start = data.draw(st.integers(0, 15))
     stop = data.draw(st.integers(start, 15))
-    expected = [s for rank in range(3) for s in random_structures(5, atoms=(2, 6), rank=rank)]
+    expected = [s for rank in range(3) for s in make_random_structures(5, atoms=(2, 6), rank=rank)]
     assert all(same(a, b) for a, b in zip(space.block(start, stop), expected[start:stop], strict=True))
     if start < 15:
         assert same(space.structure(start), expected[start])
@@ -58,10 +61,10 @@ def test_a_stream_takes_no_more_memory_the_longer_it_runs() -> None:
 @pytest.mark.parametrize("atoms", [(2, 100), (2, 500), (1, 3)])
 @pytest.mark.parametrize("limit", [20, 5, None])
 def test_edges_are_those_of_neighbour_graph(atoms: tuple[int, int], limit: int | None) -> None:
-    structures = random_structures(20, atoms=atoms, rank=1)
-    arrays = isolated_arrays(structures, cutoff=5.0, max_neighbours=limit)
-    graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=limit) for s in structures]
-    batch = collate(graphs)
+    structures = make_random_structures(20, atoms=atoms, rank=1)
+    arrays = build_vacuum_arrays(structures, cutoff=5.0, max_neighbours=limit)
+    graphs = [build_neighbour_list(s, cutoff=5.0, max_neighbours=limit) for s in structures]
+    batch = build_batch(graphs)
     for name in ("numbers", "positions", "receiver", "sender", "shift", "graph", "edge_graph", "cell", "composition"):
         assert np.array_equal(getattr(arrays, name), getattr(batch, name).numpy()), name
     assert arrays.edges.tolist() == [len(g.receiver) for g in graphs]
@@ -72,8 +75,8 @@ def test_edges_are_those_of_neighbour_graph(atoms: tuple[int, int], limit: int |
 def test_shells_of_equals_as_in_neighbour_graph(limit: int) -> None:
     cube = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)
     structure = Structure("cube", np.full(64, 29), cube)
-    arrays = isolated_arrays([structure], cutoff=2.5, max_neighbours=limit)
-    graph = neighbour_graph(structure, cutoff=2.5, max_neighbours=limit)
+    arrays = build_vacuum_arrays([structure], cutoff=2.5, max_neighbours=limit)
+    graph = build_neighbour_list(structure, cutoff=2.5, max_neighbours=limit)
     degrees = np.bincount(arrays.receiver, minlength=64)
     assert degrees.tolist() == np.bincount(graph.receiver, minlength=64).tolist()
     apart = np.linalg.norm(cube[arrays.sender] - cube[arrays.receiver], axis=1)
@@ -93,7 +96,7 @@ def test_shells_of_equals_as_in_neighbour_graph(limit: int) -> None:
 )
 def test_what_cannot_be_used_is_named(structures: list[Structure], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        isolated_arrays(structures, cutoff=5.0, max_neighbours=20)
+        build_vacuum_arrays(structures, cutoff=5.0, max_neighbours=20)
     assert message in str(caught.value)
 
 

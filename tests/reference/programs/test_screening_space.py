@@ -11,26 +11,26 @@ from ase.data import covalent_radii
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.errors import InputError
 from harness.reference.programs.screening.candidates import prototypes as shipped
 from harness.reference.programs.screening.candidates.prototype_space import (
     SCALES,
     CandidateSpace,
     element_numbers,
-    ranked,
-    unranked,
+    permutation_from_rank,
+    permutation_rank,
 )
-from harness.reference.programs.screening.candidates.prototypes import Prototype, about, prototypes
+from harness.reference.programs.screening.candidates.prototypes import Prototype, load_prototypes, load_source_notes
 
 # As many as the paper has.
 MANY = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
-FULL = CandidateSpace(prototypes(), MANY)
+FULL = CandidateSpace(load_prototypes(), MANY)
 
 
 def few(*species: int) -> tuple[Prototype, ...]:
     """The first prototype with each number of species."""
-    return tuple(next(p for p in prototypes() if p.species == k) for k in species)
+    return tuple(next(p for p in load_prototypes() if p.species == k) for k in species)
 
 
 spaces = st.builds(
@@ -89,8 +89,8 @@ def test_a_number_leads_to_a_candidate_and_back(index: int) -> None:
 @given(st.integers(1, 20), st.data())
 def test_ranks_of_choices(n: int, data: st.DataObject) -> None:
     chosen = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, min(n, 6)))]
-    rank = ranked(chosen, n)
-    assert unranked(np.array([rank]), n, len(chosen))[0].tolist() == chosen
+    rank = permutation_rank(chosen, n)
+    assert permutation_from_rank(np.array([rank]), n, len(chosen))[0].tolist() == chosen
 
 
 def test_the_closest_pair_just_touches_and_volumes_scale() -> None:
@@ -100,7 +100,7 @@ def test_the_closest_pair_just_touches_and_volumes_scale() -> None:
         volumes = []
         for index, scale in enumerate(SCALES, first):
             found = FULL.structure(index)
-            graph = neighbour_graph(found, cutoff=6.0)
+            graph = build_neighbour_list(found, cutoff=6.0)
             apart = found.positions[graph.sender] + graph.shift - found.positions[graph.receiver]
             radii = covalent_radii[found.numbers]
             ratio = np.linalg.norm(apart, axis=1) / (radii[graph.receiver] + radii[graph.sender])
@@ -132,9 +132,9 @@ def test_no_stretch_is_under_the_bound() -> None:
 
 
 def test_the_shipped_prototypes_are_what_their_file_says() -> None:
-    found = prototypes()
-    assert len(found) == about()["entries"] - sum(about()["left_out"].values()) == 250
-    assert about()["licence"].startswith("MIT")
+    found = load_prototypes()
+    assert len(found) == load_source_notes()["entries"] - sum(load_source_notes()["left_out"].values()) == 250
+    assert load_source_notes()["licence"].startswith("MIT")
     assert len({(p.tag, p.name, p.fractions.tobytes(), p.cell.tobytes()) for p in found}) == len(found)
     for p in found:
         assert 1 <= len(p) <= 20
@@ -154,7 +154,7 @@ def test_the_shipped_prototypes_are_what_their_file_says() -> None:
     [("CsCl", "B2", 221, [1, 1]), ("Halite, Rock Salt", "B1", 225, [1, 1]), ("Corundum", "D5_1", 167, [4, 6])],
 )
 def test_prototypes_that_everyone_knows(name: str, strukturbericht: str, spacegroup: int, counts: list[int]) -> None:
-    found = next(p for p in prototypes() if p.name == name)
+    found = next(p for p in load_prototypes() if p.name == name)
     assert (found.strukturbericht, found.spacegroup, sorted(found.counts.tolist())) == (
         strukturbericht,
         spacegroup,

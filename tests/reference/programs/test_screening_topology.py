@@ -9,28 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import SAME_SHELL_ANGSTROM, Graph, neighbour_graph
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import SAME_SHELL_ANGSTROM, NeighbourList, build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.errors import InputError
-from harness.reference.programs.screening.candidates.graph_arrays import GraphArrays
-from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies, Topology, steps
-from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, Run
-from harness.reference.programs.screening.candidates.prototypes import prototypes
+from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies, Topology, count_below
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, PrototypeBlock
+from harness.reference.programs.screening.candidates.prototypes import load_prototypes
+from harness.reference.programs.screening.candidates.workload import GraphArrays
 
 ELEMENTS = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
-SPACE = CandidateSpace(prototypes(), ELEMENTS)
+SPACE = CandidateSpace(load_prototypes(), ELEMENTS)
 ROUNDING_ANGSTROM = 1e-9
 Edge = tuple[int, int, int, int, int]
 
 
-def run_of(number: int, seed: int, count: int) -> Run:
+def run_of(number: int, seed: int, count: int) -> PrototypeBlock:
     """Random candidates of one prototype."""
     low, high = SPACE.starts[number : number + 2].tolist()
     places = np.sort(np.random.default_rng([number, seed]).integers(low, high, count))
     runs = [SPACE.block(k, k + 1)[0] for k in places.tolist()]
     columns = ("index", "species", "scale", "stretch")
-    return Run(number, *(np.concatenate([getattr(r, name) for r in runs]) for name in columns))
+    return PrototypeBlock(number, *(np.concatenate([getattr(r, name) for r in runs]) for name in columns))
 
 
 def edges_of(receiver: np.ndarray, sender: np.ndarray, shift: np.ndarray, structure: Structure) -> dict[Edge, float]:
@@ -47,7 +47,7 @@ def of_candidate(arrays: GraphArrays, k: int, structure: Structure) -> dict[Edge
     return edges_of(arrays.receiver[own] - first, arrays.sender[own] - first, arrays.shift[own], structure)
 
 
-def of_graph(graph: Graph) -> dict[Edge, float]:
+def of_graph(graph: NeighbourList) -> dict[Edge, float]:
     return edges_of(graph.receiver, graph.sender, graph.shift, graph.structure)
 
 
@@ -79,12 +79,12 @@ def test_edges_are_those_of_a_fresh_list_in_every_prototype(cutoff: float, limit
         for k, index in enumerate(run.index.tolist()):
             structure = SPACE.structure(index)
             looked_up = of_candidate(arrays, k, structure)
-            made = of_graph(neighbour_graph(structure, cutoff=cutoff, max_neighbours=limit))
+            made = of_graph(build_neighbour_list(structure, cutoff=cutoff, max_neighbours=limit))
             assert counts[k] == arrays.edges[k] == (arrays.edge_graph == k).sum() == len(looked_up)
             compared += 1
             identical += looked_up.keys() == made.keys()
             if looked_up.keys() != made.keys():
-                everything = of_graph(neighbour_graph(structure, cutoff=cutoff + 0.01))
+                everything = of_graph(build_neighbour_list(structure, cutoff=cutoff + 0.01))
                 same_but_for_rounding(looked_up, made, everything, cutoff, limit or len(everything))
             assert all(
                 made[edge] == pytest.approx(looked_up[edge], abs=1e-9) for edge in made.keys() & looked_up.keys()
@@ -114,8 +114,8 @@ def test_a_shell_that_does_not_fit_is_left_out_whole() -> None:
 def test_a_batch_is_that_of_collate(number: int) -> None:
     run = run_of(number, 3, 7)
     arrays = Topologies(SPACE, 5.0, 20).arrays(run)
-    graphs = [neighbour_graph(SPACE.structure(k), cutoff=5.0, max_neighbours=20) for k in run.index.tolist()]
-    batch = collate(graphs)
+    graphs = [build_neighbour_list(SPACE.structure(k), cutoff=5.0, max_neighbours=20) for k in run.index.tolist()]
+    batch = build_batch(graphs)
     for name in ("numbers", "receiver", "graph", "edge_graph", "composition"):
         assert np.array_equal(getattr(arrays, name), getattr(batch, name).numpy()), name
     for name in ("positions", "cell"):
@@ -154,7 +154,7 @@ def test_a_candidate_smaller_than_promised_is_refused() -> None:
 def test_steps_count_what_is_smaller(pairs: list[tuple[int, int]], value: int) -> None:
     rows, values = np.array(pairs, dtype=int).reshape(-1, 2).T
     expected = [sum(row == k and v < value for row, v in pairs) for k in range(4)]
-    assert steps(rows, values.astype(float), 4)(np.array([float(value)])).tolist() == [expected]
+    assert count_below(rows, values.astype(float), 4)(np.array([float(value)])).tolist() == [expected]
 
 
 def test_a_wrong_lookup_would_be_noticed() -> None:
@@ -165,7 +165,7 @@ def test_a_wrong_lookup_would_be_noticed() -> None:
     looked_up = of_candidate(
         Topologies(SPACE, 5.0, 20).arrays(larger), 0, replace(structure, cell=structure.cell * 1.2)
     )
-    made = of_graph(neighbour_graph(structure, cutoff=5.0, max_neighbours=20))
-    everything = of_graph(neighbour_graph(structure, cutoff=5.01))
+    made = of_graph(build_neighbour_list(structure, cutoff=5.0, max_neighbours=20))
+    everything = of_graph(build_neighbour_list(structure, cutoff=5.01))
     with pytest.raises(AssertionError, match="has other neighbours"):
         same_but_for_rounding(looked_up, made, everything, 5.0, 20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,28 @@ import pytest
 import torch
 from torch import Tensor, library, nn
 
-from harness.experiments.training_steps.metrics import training_steps_table
-from harness.experiments.training_steps.page import steps_sections
-from harness.protocol.events import EventLog, last_run
-from harness.protocol.parameters import StepStageName
-from harness.protocol.registry import PROGRAMS
-from harness.reference.data.neighbours import neighbour_graph
+from harness.experiments.ladder.training_steps import training_steps_table
+from harness.experiments.ladder.training_steps_page import build_steps_sections
+from harness.protocol.errors import UsageError
+from harness.protocol.events import last_run
+from harness.protocol.programs.training_steps import STEP_STAGES
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.distributed.group import Team
-from harness.reference.distributed.launch import Place
-from harness.reference.errors import InputError
+from harness.reference.distributed.group import ProcessGroup
+from harness.reference.distributed.launch import RankInfo
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.message_backend import lacking
+from harness.reference.models.message_backend import unavailable_reason
 from harness.reference.ops import jit_build, messages
-from harness.reference.ops.messages import Terms
-from harness.reference.programs.training_steps import program
-from harness.reference.programs.training_steps.config import STAGES, StepsConfig
-from harness.reference.programs.training_steps.step import Result, Stepper, difference
-from harness.reference.training.loader import Labelled
-from harness.reference.training.loss import GraphErrors, Objective, labelled
+from harness.reference.ops.messages import MessageInputs
+from harness.reference.programs.training_steps.step import Result, TimedStep, step_errors
+from harness.reference.training.loader import LabelledBatch
+from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, collate_labelled
 from harness.reference.training.run_facts import identity
-from harness.results.runs import Record
+from harness.results.runs import RunRecord
 from tests.reference.conftest import SMALL, crystal, make_model, molecule
 from tests.reference.ops.test_fused import floats, make_terms, plain
 from tests.reference.training.test_training import SHORT, fact, of, trained
+from tests.support.programs import run_program
 
 TINY: dict[str, Any] = {
     "precision": "fp64", "model": {"hidden_dim": 16, "num_conv_layers": 2, "dim_headlayers": 8}, "batch_size": 3,
@@ -75,15 +73,15 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     jit_build.load.cache_clear()
 
 
-def batch(structures: list[Structure]) -> Labelled:
+def batch(structures: list[Structure]) -> LabelledBatch:
     """Labels drawn at random, of different heads; the first structure's forces are not known."""
     rng = np.random.default_rng(0)
     told = [
         replace(s, head=k % 16, energy=rng.normal(), forces=rng.normal(size=(len(s), 3)) if k else None)
         for k, s in enumerate(structures)
     ]
-    graphs = [neighbour_graph(s, cutoff=SMALL.cutoff, max_neighbours=SMALL.max_neighbours) for s in told]
-    return labelled(graphs, torch.zeros(16, 119, dtype=torch.float64), torch.float64)
+    graphs = [build_neighbour_list(s, cutoff=SMALL.cutoff, max_neighbours=SMALL.max_neighbours) for s in told]
+    return collate_labelled(graphs, torch.zeros(16, 119, dtype=torch.float64), torch.float64)
 
 
 BATCHES = {
@@ -93,23 +91,23 @@ BATCHES = {
 }
 
 
-def stepper(model: FoundationModel, *, fused: bool, compiled: bool = False) -> Stepper:
-    module = GraphErrors(model, fused=fused)
+def stepper(model: FoundationModel, *, fused: bool, compiled: bool = False) -> TimedStep:
+    module = PerGraphErrors(model, fused=fused)
     if compiled:
         torch._dynamo.config.trace_autograd_ops = True
         module.compile(dynamic=True, fullgraph=True, backend="aot_eager")
-    return Stepper("", module, model, Objective(10.0, 4))
+    return TimedStep("", module, model, MultiTaskLoss(10.0, 4))
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_step_gives_the_plain_loss_and_gradient(compiled: bool) -> None:
-    model = make_model(replace(SMALL, num_conv_layers=2)).requires_grad_(True)
+    model = make_model(SMALL.replace(num_conv_layers=2)).requires_grad_(True)
     plain, fused = stepper(model, fused=False), stepper(model, fused=True, compiled=compiled)
     for name, structures in BATCHES.items():
         given = batch(structures)
         expected, got = plain.result(given), fused.result(given)
         assert got.gradient.shape == expected.gradient.shape
-        found = difference(got, expected)
+        found = step_errors(got, expected)
         assert float(str(found["loss_error"])) < 1e-12, name
         assert float(str(found["gradient_error"])) < 1e-10, name
 
@@ -117,7 +115,7 @@ def test_a_step_gives_the_plain_loss_and_gradient(compiled: bool) -> None:
 def test_a_step_has_the_same_bits_again_on_two_threads() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(2)
-    take = stepper(make_model(replace(SMALL, hidden_dim=40)).requires_grad_(True), fused=True)
+    take = stepper(make_model(SMALL.replace(hidden_dim=40)).requires_grad_(True), fused=True)
     given = batch([molecule(30, seed=k) for k in range(6)])
     for before, after in pairwise(take.result(given) for _ in range(3)):
         assert before.loss == after.loss
@@ -129,17 +127,17 @@ def test_second_derivatives_have_the_same_bits_on_any_number_of_threads() -> Non
     found = []
     for threads in (1, 2, 3, 2, 1):
         torch.set_num_threads(threads)
-        found.append(messages._at_once(*heard, terms, towards, [True] * 7))
+        found.append(messages._fused_double_backward(*heard, terms, towards, [True] * 7))
     for before, after in pairwise(found):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None)
 
 
 def second(
     *sizes: int, with_v: bool = True, directed: bool = True, dtype: torch.dtype = torch.float64
-) -> tuple[Terms, list[Tensor], dict[str, Tensor]]:
+) -> tuple[MessageInputs, list[Tensor], dict[str, Tensor]]:
     """Terms, gradients of what they are heard as, and directions of their own gradients, of the atoms' too or not."""
     terms = make_terms(*sizes, with_v=with_v, dtype=dtype)
-    terms = Terms(*(x if x is None else x.detach() for x in terms))  # type: ignore[arg-type]
+    terms = MessageInputs(*(x if x is None else x.detach() for x in terms))  # type: ignore[arg-type]
     heard = [torch.randn_like(x) for x in messages.messages(terms)]
     names = ("phi", "v", "radial", "unit") if directed else ("radial", "unit")
     return terms, heard, {n: torch.randn_like(x) for n in names if (x := getattr(terms, n)) is not None}
@@ -158,8 +156,8 @@ def test_one_pass_gives_what_a_pass_for_each_direction_does(
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
         terms, heard, towards = second(*sizes, with_v=with_v, directed=directed, dtype=dtype)
         wanted = [True, True, True, with_v, True, True, True]
-        once = messages._at_once(*heard, terms, towards, wanted)
-        for got, expected in zip(once, messages._second(*heard, terms, towards, wanted), strict=True):
+        once = messages._fused_double_backward(*heard, terms, towards, wanted)
+        for got, expected in zip(once, messages._double_backward(*heard, terms, towards, wanted), strict=True):
             assert (got is None) == (expected is None)
             if got is not None and expected is not None and expected.numel():
                 assert (got - expected).abs().max() <= tolerance * expected.abs().max()
@@ -200,7 +198,7 @@ def test_a_run_through_fused_messages_loses_as_a_plain_one(tmp_path: Path, quick
     for name in ("eager", "compiled"):
         log = trained(tmp_path / name, **few, messages="fused", compile=name == "compiled")
         seen = fact(log, "observed")
-        assert (seen["messages"], seen["why_plain"], seen["compiled"]) == ("fused", None, name == "compiled")
+        assert (seen["messages"], seen.get("why_plain"), seen["compiled"]) == ("fused", None, name == "compiled")
         assert of(log, "epoch", "loss") == pytest.approx(of(plain, "epoch", "loss"), rel=1e-8)
 
 
@@ -212,26 +210,23 @@ def test_without_a_compiler_plain_messages_run_and_the_reason_is_told(tmp_path: 
 
 
 def test_other_backbones_and_devices_have_none() -> None:
-    assert lacking("egnn", torch.device("cpu")) == "only painn and pnaeq have fused messages, not egnn"
-    assert str(lacking("painn", torch.device("meta"))).endswith("not for meta")
-    assert lacking("painn", torch.device("cpu")) is None
+    assert unavailable_reason("egnn", torch.device("cpu")) == "only painn and pnaeq have fused messages, not egnn"
+    assert str(unavailable_reason("painn", torch.device("meta"))).endswith("not for meta")
+    assert unavailable_reason("painn", torch.device("cpu")) is None
 
 
 def test_a_state_from_before_there_was_a_choice_goes_on() -> None:
-    model, team = make_model(), Team(Place(), torch.device("cpu"))
+    model, team = make_model(), ProcessGroup(RankInfo(), torch.device("cpu"))
     before = identity(model, SHORT, team)
     assert identity(model, SHORT | {"messages": "plain"}, team) == before
     assert identity(model, SHORT | {"messages": "fused"}, team) != before
 
 
-def ran(folder: Path, **parameters: Any) -> Record:
+def ran(folder: Path, **parameters: Any) -> RunRecord:
     """What a run of the program left, as the report reads it."""
-    log = EventLog(folder / "events.jsonl")
-    log.write("start")
     asked = TINY | parameters
-    program.run(asked, log, folder)
-    events = last_run(log.path)
-    return Record(
+    events = last_run(run_program("training_steps", asked, folder).path)
+    return RunRecord(
         folder, {"name": "tiny", "suite": "tiny", "program": "training_steps", "parameters": asked}, "done",
         facts={e["name"]: e["value"] for e in events if e["event"] == "fact"},
         samples=[e for e in events if e["event"] == "sample"],
@@ -239,16 +234,11 @@ def ran(folder: Path, **parameters: Any) -> Record:
     )  # fmt: skip
 
 
-def test_suites_may_ask_for_exactly_the_stages_and_options_there_are() -> None:
-    assert list(StepStageName.__args__) == [s.name for s in STAGES]
-    assert set(PROGRAMS["training_steps"].model_fields) == {f.name for f in fields(StepsConfig)}
-
-
 def test_every_stage_is_timed_in_every_round_and_found_right(tmp_path: Path, quickly_compiled: None) -> None:
     record = ran(tmp_path)
-    assert len(record.samples) == len(STAGES) * 3 * 2
+    assert len(record.samples) == len(STEP_STAGES) * 3 * 2
     first = [next(s["stage"] for s in record.samples if s["round"] == k) for k in range(3)]
-    assert first == [s.name for s in STAGES], "another stage begins each round"
+    assert first == list(STEP_STAGES), "another stage begins each round"
     table = training_steps_table([record]).set_index("stage")
     assert list(table["verdict"]) == ["ok"] * 3
     assert (table["gradient_error"] < 1e-12).all()
@@ -259,7 +249,7 @@ def test_every_stage_is_timed_in_every_round_and_found_right(tmp_path: Path, qui
     again = [sum(s["device_s"] for s in own if s["round"] == k) / 2 for k in range(3)]
     assert table.loc["baseline", "step_s"] == pytest.approx(np.median(again))
     assert record.facts["workload"]["structures"] == 6
-    said = str(steps_sections(table.reset_index()))
+    said = str(build_steps_sections(table.reset_index()))
     assert "labels drawn at random" in said
     assert "FP64 training step" in said
 
@@ -272,7 +262,7 @@ def test_a_stage_without_a_compiler_is_not_available_and_the_others_go_on(tmp_pa
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     return ran(tmp_path_factory.mktemp("steps"), stages=["baseline"], rounds=2)
 
 
@@ -288,7 +278,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     ],
     ids=str,
 )
-def test_what_is_not_the_baselines_gradient_has_no_speedup(record: Record, other: dict[str, Any], verdict: str) -> None:
+def test_what_is_not_the_baselines_gradient_has_no_speedup(
+    record: RunRecord, other: dict[str, Any], verdict: str
+) -> None:
     fused = [s | {"stage": "fused_messages", "device_s": s["device_s"] / 4} | other for s in record.samples]
     parameters = record.case["parameters"] | {"stages": ["baseline", "fused_messages"]}
     both = replace(record, samples=[*record.samples, *fused], case=record.case | {"parameters": parameters})
@@ -299,22 +291,22 @@ def test_what_is_not_the_baselines_gradient_has_no_speedup(record: Record, other
 
 def test_a_difference_is_seen_whatever_it_is_of() -> None:
     expected = Result(2.0, torch.tensor([3.0, 4.0]))
-    assert difference(Result(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(0.1)
-    assert difference(Result(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
-    assert difference(Result(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
-    assert difference(Result(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
+    assert step_errors(Result(2.0, torch.tensor([3.0, 4.5])), expected)["gradient_error"] == pytest.approx(0.1)
+    assert step_errors(Result(2.5, torch.tensor([3.0, 4.0])), expected)["loss_error"] == pytest.approx(0.25)
+    assert step_errors(Result(math.nan, torch.tensor([3.0, 4.0])), expected) == {"finite": False}
+    assert step_errors(Result(2.0, torch.tensor([math.inf, 4.0])), expected) == {"finite": False}
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"stages": ["basline"]}, "unknown stage 'basline'; there are baseline, torch_compile, fused_messages"),
-        ({"rounds": 0}, "expected at least 1 of each"),
+        ({"stages": ["basline"]}, r"stages.0 is 'basline' \(did you mean 'baseline'\?\)"),
+        ({"rounds": 0}, "rounds is 0, expected at least 1"),
         ({"atoms": [9, 2]}, "expected a range"),
-        ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"width": 3}, "unknown option 'width'"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"width": 3}, "unknown parameter 'width'"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(UsageError, match=said):
         ran(tmp_path, **options)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,22 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from harness.reference.data.neighbour_columns import Edges
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.storage.adios.writer import BPWriter
-from harness.reference.storage.columns import frames_block
 from harness.reference.storage.schema import Block, Record
+from harness.reference.storage.structure_codec import encode_table
 from tests.conftest import ROOT
 
 LAUNCHERS = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "WORLD_SIZE")
 
 
-def random_frames(count: int, seed: int = 0, *, atoms: tuple[int, int] = (1, 9), stress: bool = False) -> Frames:
+def random_frames(
+    count: int, seed: int = 0, *, atoms: tuple[int, int] = (1, 9), stress: bool = False
+) -> StructureTable:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(*atoms, count)
     n = int(sizes.sum())
-    return Frames(
+    return StructureTable(
         ids=np.array([f"é{seed}-{k}" for k in range(count)]),
         groups=np.array([f"group {k // 3}" for k in range(count)]),
         sizes=sizes,
@@ -45,19 +47,20 @@ def random_frames(count: int, seed: int = 0, *, atoms: tuple[int, int] = (1, 9),
     )
 
 
-def random_edges(frames: Frames, seed: int = 0) -> Edges:
-    """Between any atoms; none in some structures."""
+def add_random_edges(frames: StructureTable, seed: int = 0) -> StructureTable:
+    """Return the table with edges between any atoms; some structures have none."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 12, len(frames))
     counts[-1] = 3
     e = int(counts.sum())
     size = np.repeat(frames.sizes, counts)
     sender, receiver = (np.floor(rng.random(e) * size).astype(np.int64) for _ in range(2))
-    return Edges(counts, receiver, sender, rng.normal(size=(e, 3)), rng.random(e))
+    shift, distance = rng.normal(size=(e, 3)), rng.random(e)
+    return replace(frames, edge_counts=counts, receiver=receiver, sender=sender, shift=shift, distance=distance)
 
 
 @st.composite
-def labelled_frames(draw: st.DrawFn) -> Frames:
+def labelled_frames(draw: st.DrawFn) -> StructureTable:
     """Any values that a store takes, the extreme and the negative zero among them."""
     count = draw(st.integers(1, 6))
     sizes = draw(hnp.arrays(np.int64, count, elements=st.integers(1, 5)))
@@ -65,7 +68,7 @@ def labelled_frames(draw: st.DrawFn) -> Frames:
     real = st.floats(allow_nan=False, allow_infinity=False)
     text = st.text(min_size=1, max_size=5).filter(lambda t: "\0" not in t and t.isprintable())
     names = draw(st.lists(text, min_size=count, max_size=count))
-    return Frames(
+    return StructureTable(
         ids=np.array(names),
         groups=np.array(names[::-1]),
         sizes=sizes,
@@ -82,7 +85,7 @@ def labelled_frames(draw: st.DrawFn) -> Frames:
 
 def example_block(count: int = 20, seed: int = 0, **options: Any) -> Block:
     frames = random_frames(count, seed, **options)
-    return frames_block(frames, random_edges(frames, seed))
+    return encode_table(add_random_edges(frames, seed))
 
 
 def write(path: Path, *blocks: Block, label: str = "trainset", **attributes: Any) -> Path:
@@ -92,20 +95,20 @@ def write(path: Path, *blocks: Block, label: str = "trainset", **attributes: Any
     return path
 
 
-def same(found: Record, expected: Record) -> bool:
+def same(result: Record, expected: Record) -> bool:
     """Bit for bit, whatever the order of the keys."""
-    return found.keys() == expected.keys() and all(
-        found[k].dtype == v.dtype and found[k].shape == v.shape and found[k].tobytes() == v.tobytes()
+    return result.keys() == expected.keys() and all(
+        result[k].dtype == v.dtype and result[k].shape == v.shape and result[k].tobytes() == v.tobytes()
         for k, v in expected.items()
     )
 
 
 def mpiexec() -> str:
     """The one beside this Python; skips where there is none, fails in CI."""
-    found = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if found is None:
+    result = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if result is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
-    return str(found)
+    return str(result)
 
 
 def run_ranks(count: int, script: str, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from adios2 import bindings
 
-from harness.reference.data.neighbour_columns import neighbours
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.shipped_sets import load_frames, mini_set
-from harness.reference.datasets.splitting.splits import SPLITS, split_of
-from harness.reference.datasets.statistics.reference_energies import compositions
+from harness.reference.data.neighbours import add_neighbours
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
+from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
+from harness.reference.datasets.statistics.reference_energies import count_elements
 from harness.reference.storage.schema import Record
 
 
@@ -45,16 +45,16 @@ def write_original(path: Path, splits: Mapping[str, Sequence[Record]], **attribu
     return path
 
 
-def shipped_frames(name: str = "qm7x") -> Frames:
-    return load_frames(mini_set(name))
+def shipped_frames(name: str = "qm7x") -> StructureTable:
+    return load_table(find_shipped_set(name))
 
 
-def original_records(frames: Frames, energies: np.ndarray, kind: type = np.float32) -> list[Record]:
+def original_records(frames: StructureTable, energies: np.ndarray, kind: type = np.float32) -> list[Record]:
     """What its converters make of structures, in single precision; energies: of `energy` and `y`."""
-    _, edges, _ = neighbours(frames, cutoff=5.0, max_neighbours=20)
-    ends, atom_ends = np.cumsum(edges.counts), frames.ends
+    table: Any = add_neighbours(frames, cutoff=5.0, max_neighbours=20)[0]
+    ends, atom_ends = np.cumsum(table.edge_counts), frames.ends
     records = []
-    for k, (size, count) in enumerate(zip(frames.sizes.tolist(), edges.counts.tolist(), strict=True)):
+    for k, (size, count) in enumerate(zip(frames.sizes.tolist(), table.edge_counts.tolist(), strict=True)):
         atoms, mine = slice(atom_ends[k] - size, atom_ends[k]), slice(ends[k] - count, ends[k])
         numbers, pos = frames.numbers[atoms, None].astype(kind), frames.positions[atoms].astype(kind)
         forces = np.zeros_like(pos) if frames.forces is None else frames.forces[atoms].astype(kind)
@@ -64,8 +64,8 @@ def original_records(frames: Frames, energies: np.ndarray, kind: type = np.float
                 "pos": pos,
                 "cell": frames.cell[k].astype(kind) if frames.periodic[k].any() else np.eye(3, dtype=kind),
                 "pbc": frames.periodic[k].astype(np.int32),
-                "edge_index": np.stack([edges.sender[mine], edges.receiver[mine]]),
-                "edge_attr": edges.distance[mine, None].astype(kind),
+                "edge_index": np.stack([table.sender[mine], table.receiver[mine]]),
+                "edge_attr": table.distance[mine, None].astype(kind),
                 "atomic_numbers": numbers,
                 "chemical_composition": np.bincount(frames.numbers[atoms], minlength=119)[1:, None].astype(kind),
                 "x": np.concatenate([numbers, pos, forces], axis=1),
@@ -74,29 +74,29 @@ def original_records(frames: Frames, energies: np.ndarray, kind: type = np.float
                 "forces": forces,
                 "graph_attr": np.array([frames.charge[k], max(1, frames.multiplicity[k])], kind),
                 "y": np.array([energies[k]], kind),
-                "edge_shifts": (-edges.shift[mine] + 0.0).astype(kind),
+                "edge_shifts": (-table.shift[mine] + 0.0).astype(kind),
             }
         )
     return records
 
 
-def regression(frames: Frames, *, per_atom: bool = False) -> np.ndarray:
+def regression(frames: StructureTable, *, per_atom: bool = False) -> np.ndarray:
     """Its 118 coefficients, those of absent elements 0."""
     weight = 1.0 / frames.sizes if per_atom else np.ones(len(frames))
-    rows = compositions(frames)[:, 1:] * weight[:, None]
+    rows = count_elements(frames)[:, 1:] * weight[:, None]
     return np.linalg.lstsq(rows, frames.energy * weight, rcond=None)[0]
 
 
-def regressed(frames: Frames, coefficients: np.ndarray) -> np.ndarray:
-    return np.asarray(compositions(frames)[:, 1:] @ np.nan_to_num(coefficients))
+def regressed(frames: StructureTable, coefficients: np.ndarray) -> np.ndarray:
+    return np.asarray(count_elements(frames)[:, 1:] @ np.nan_to_num(coefficients))
 
 
-def in_splits(frames: Frames, records: Sequence[Record]) -> dict[str, list[Record]]:
-    of = split_of(frames.groups)
+def in_splits(frames: StructureTable, records: Sequence[Record]) -> dict[str, list[Record]]:
+    of = assign_by_name(frames.groups)
     return {label: [r for r, k in zip(records, of, strict=True) if k == s] for s, label in enumerate(SPLITS)}
 
 
-def authors_store(path: Path, frames: Frames | None = None, **changes: Any) -> Path:
+def authors_store(path: Path, frames: StructureTable | None = None, **changes: Any) -> Path:
     """NAME-v2.bp: energies less the regression over all splits."""
     frames = shipped_frames() if frames is None else frames
     coefficients = regression(frames)
@@ -107,8 +107,8 @@ def authors_store(path: Path, frames: Frames | None = None, **changes: Any) -> P
         "dataset_name": "qm7x",
         **changes,
     }
-    found = {name: value for name, value in attributes.items() if value is not None}
-    return write_original(path, in_splits(frames, records), **found)
+    result = {name: value for name, value in attributes.items() if value is not None}
+    return write_original(path, in_splits(frames, records), **result)
 
 
 def digest(folder: Path) -> str:

@@ -13,11 +13,11 @@ sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # ADIOS2 would 
 from mpi4py import MPI  # noqa: E402
 
 from harness.reference.storage.adios.writer import BPFile  # noqa: E402
-from harness.reference.storage.collectives import aborting  # noqa: E402
+from harness.reference.storage.collectives import abort_on_error  # noqa: E402
 from harness.reference.storage.memory.distributed import DistributedStore  # noqa: E402
 from harness.reference.storage.open import open_samples  # noqa: E402
 from harness.reference.storage.prefetch import Prefetch  # noqa: E402
-from harness.reference.storage.samples import merged  # noqa: E402
+from harness.reference.storage.samples import concatenate_samples  # noqa: E402
 from tests.reference.storage.examples import same  # noqa: E402
 
 COMM = MPI.COMM_WORLD
@@ -38,14 +38,14 @@ def read_all(path: Path, backend: str) -> None:
             assert all(map(same, samples.get(order), [expected[k] for k in order])), (mode, more)
             assert samples.get([]) == []
             with Prefetch(samples.get, [order[k : k + 8] for k in range(0, 24, 8)], samples=samples) as ahead:
-                found = [record for batch in ahead for record in batch]
-            assert all(map(same, found, [expected[k] for k in order[:24]]))
+                result = [record for batch in ahead for record in batch]
+            assert all(map(same, result, [expected[k] for k in order[:24]]))
             COMM.Barrier()
     with open_samples(path, "trainset", "preload", comm=COMM, own_share=True) as samples:
         held = COMM.allgather(list(samples.held))
         assert [k for part in held for k in part] == list(range(count))
     parts = [open_samples(path, label, "distributed", comm=COMM, backend=backend) for label in ("valset", "trainset")]
-    with merged(parts) as both:
+    with concatenate_samples(parts) as both:
         first = len(parts[0])
         assert all(map(same, both.get([first + 4, 0, first]), [expected[4], parts[0].get([0])[0], expected[0]]))
         COMM.Barrier()
@@ -61,7 +61,7 @@ def few(path: Path, backend: str) -> None:
 
 def failing(path: Path) -> None:
     """The last rank fails while the others wait for it."""
-    with aborting(COMM), open_samples(path, "trainset", "distributed", comm=COMM):
+    with abort_on_error(COMM), open_samples(path, "trainset", "distributed", comm=COMM):
         if RANK == RANKS - 1:
             raise RuntimeError("no such luck")
         COMM.Barrier()
@@ -78,7 +78,7 @@ def killed(path: Path, mode: str) -> None:
 
 def missing(path: Path) -> None:
     """One rank does not find the file: all say so."""
-    with aborting(COMM):
+    with abort_on_error(COMM):
         open_samples(path if RANK else path / "none", "trainset", "distributed", comm=COMM)
 
 

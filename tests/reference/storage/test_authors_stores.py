@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import Corpus, Dataset, Neighbourhood, splits_in, stored, stores_in
-from harness.reference.datasets.splitting.splits import SPLITS, split_of
+from harness.reference.datasets.collection import (
+    Dataset,
+    DatasetCollection,
+    NeighbourSpec,
+    find_stores,
+    list_splits,
+    open_dataset,
+)
+from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import SEAL, SUMS
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.open import Mode
-from harness.reference.storage.sampling.sampler import Drawn
+from harness.reference.storage.open import ReadMode
+from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record
 from tests.reference.storage.originals import (
     authors_store,
@@ -32,7 +39,7 @@ from tests.reference.storage.originals import (
     write_original,
 )
 
-REACH = Neighbourhood(5.0, 20)
+REACH = NeighbourSpec(5.0, 20)
 FRAMES = shipped_frames()
 
 
@@ -49,18 +56,20 @@ def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> st
     return printed.err if code == 2 else printed.out
 
 
-def of_split(split: str) -> Frames:
-    return FRAMES[split_of(FRAMES.groups) == SPLITS.index(split)]
+def of_split(split: str) -> StructureTable:
+    return FRAMES[assign_by_name(FRAMES.groups) == SPLITS.index(split)]
 
 
 def graphs(dataset: Dataset) -> Iterator[Any]:
     count = len(dataset.samples)
-    return iter(Corpus([dataset], REACH).graphs(Drawn(np.zeros(count, dtype=np.int64), np.arange(count))))
+    return iter(
+        DatasetCollection([dataset], REACH).graphs(SampleIndices(np.zeros(count, dtype=np.int64), np.arange(count)))
+    )
 
 
-def compare(path: Path, split: str = "trainset", mode: Mode = "on_demand", *, error: float) -> None:
+def compare(path: Path, split: str = "trainset", mode: ReadMode = "on_demand", *, error: float) -> None:
     """The store's samples are the structures, energies total."""
-    dataset = stored(path, REACH, mode, split=split)
+    dataset = open_dataset(path, REACH, mode, split=split)
     expected = of_split(split)
     assert len(dataset.samples) == len(expected)
     assert (dataset.name, dataset.head) == ("qm7x", 14)
@@ -74,23 +83,23 @@ def compare(path: Path, split: str = "trainset", mode: Mode = "on_demand", *, er
 
 @pytest.mark.parametrize("mode", ["on_demand", "preload", "shared", "distributed"])
 def test_conversion_leaves_the_store_as_it_is_and_training_reads_total_energies(
-    store: Path, mode: Mode, capsys: pytest.CaptureFixture[str]
+    store: Path, mode: ReadMode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digest(store)
-    told = run(capsys, "convert", "QM7X", store)
-    assert "193 structures of qm7x can be trained on where they lie" in told
-    assert "its coefficients are added again" in told
+    message = run(capsys, "convert", "QM7X", store)
+    assert "193 structures of qm7x can be trained on where they lie" in message
+    assert "its coefficients are added again" in message
     assert digest(store) == before
-    assert stores_in(store.parent) == [store]
+    assert find_stores(store.parent) == [store]
     for split in SPLITS:
         compare(store, split, mode, error=1e-9)
 
 
 def test_a_store_is_checked_and_summarised_by_split(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = run(capsys, "check", store)
-    assert "193 structures as HydraGNN stores them; nothing is wrong" in told
+    message = run(capsys, "check", store)
+    assert "193 structures as HydraGNN stores them; nothing is wrong" in message
     for split in SPLITS:
-        assert f"  {split}: {len(of_split(split)):,} structures of " in told
+        assert f"  {split}: {len(of_split(split)):,} structures of " in message
     assert sorted(path.name for path in store.parent.iterdir()) == ["QM7X-v2.bp"]
     run(capsys, "convert", "qm7x", store)
     assert "nothing is wrong" in run(capsys, "check", store)
@@ -101,7 +110,7 @@ def test_without_conversion_one_line_says_what_to_run(store: Path, capsys: pytes
     command = f"`harness data convert qm7x {store}`"
     assert command in run(capsys, "stats", store, code=2)
     with pytest.raises(InputError, match=r"has no harness\.json") as caught:
-        stored(store, REACH, "on_demand")
+        open_dataset(store, REACH, "on_demand")
     assert command in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -127,7 +136,7 @@ def test_a_regression_of_energies_per_atom_leaves_total_energies(
 
 def test_references_are_the_regression(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "convert", "qm7x", store)
-    dataset = stored(store, REACH, "on_demand")
+    dataset = open_dataset(store, REACH, "on_demand")
     coefficients = regression(FRAMES)
     present = np.unique(FRAMES.numbers)
     assert np.array_equal(dataset.references.energy_ev[present], coefficients[present - 1])
@@ -171,7 +180,7 @@ def test_structures_of_one_size_are_read(tmp_path: Path, capsys: pytest.CaptureF
     path = write_original(tmp_path / "a.bp", {"trainset": records}, dataset_name="qm7x")
     assert f"4 structures of 9 to 9 atoms, {4 * edges} edges" in run(capsys, "check", path)
     run(capsys, "convert", "qm7x", path)
-    dataset = stored(path, REACH, "preload")
+    dataset = open_dataset(path, REACH, "preload")
     assert [g.structure.energy for g in graphs(dataset)] == pytest.approx(frames.energy.tolist(), rel=1e-7)
 
 
@@ -181,7 +190,7 @@ def test_a_store_without_a_test_set_is_trained_on(tmp_path: Path, capsys: pytest
     del splits["testset"]
     path = write_original(tmp_path / "QM7X-v2.bp", splits, dataset_name="qm7x")
     run(capsys, "convert", "qm7x", path)
-    assert splits_in(path) == ("trainset", "valset")
+    assert list_splits(path) == ("trainset", "valset")
     compare(path, "valset", error=1e-7)
 
 
@@ -218,11 +227,11 @@ def test_structures_at_fault_are_counted_and_left_out(
         SPOILT[kind](splits["trainset"][k])
     path = tmp_path / "QM7X-v2.bp"
     write_original(path, splits, dataset_name="qm7x", energy_linear_regression_coeff=coefficients)
-    told = run(capsys, "check", path, code=1)
-    assert f"cannot be used: 2 {kind}" in told
-    assert "trainset/7: " in told
+    message = run(capsys, "check", path, code=1)
+    assert f"cannot be used: 2 {kind}" in message
+    assert "trainset/7: " in message
     assert "2 left out" in run(capsys, "convert", "qm7x", path)
-    dataset = stored(path, REACH, "preload")
+    dataset = open_dataset(path, REACH, "preload")
     whole = of_split("trainset")
     expected = whole.energy[np.delete(np.arange(len(whole)), [0, 7])]
     assert [g.structure.energy for g in graphs(dataset)] == pytest.approx(expected.tolist(), rel=1e-9)
@@ -235,8 +244,8 @@ def test_a_store_that_is_mostly_at_fault_is_refused(tmp_path: Path, capsys: pyte
     for record in splits["trainset"][::2]:
         spoil_edge(record)
     path = write_original(tmp_path / "QM7X-v2.bp", splits, dataset_name="qm7x")
-    told = run(capsys, "convert", "qm7x", path, code=2)
-    assert "of 193 structures cannot be used: 90 edges" in told
+    message = run(capsys, "convert", "qm7x", path, code=2)
+    assert "of 193 structures cannot be used: 90 edges" in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["QM7X-v2.bp"]
 
 
@@ -244,14 +253,14 @@ def test_energies_in_other_units_are_noted(tmp_path: Path, capsys: pytest.Captur
     """The original stores those of QCML in hartree, as they come."""
     records = original_records(FRAMES, FRAMES.energy / 27.2)
     path = write_original(tmp_path / "QM7X.bp", in_splits(FRAMES, records), dataset_name="qm7x")
-    told = run(capsys, "convert", "qm7x", path)
-    assert "unusual: 193 energies unlike PBE0+MBD (FHI-aims)" in told
-    assert "hartree taken for eV" in told
+    message = run(capsys, "convert", "qm7x", path)
+    assert "unusual: 193 energies unlike PBE0+MBD (FHI-aims)" in message
+    assert "hartree taken for eV" in message
 
 
 def test_the_name_must_be_that_of_the_store(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = run(capsys, "convert", "ani1x", store, code=2)
-    assert f"`harness data convert qm7x {store}`" in told
+    message = run(capsys, "convert", "ani1x", store, code=2)
+    assert f"`harness data convert qm7x {store}`" in message
     for option in (["--cutoff", "5"], ["--strict"]):
         assert "converted where it lies" in run(capsys, "convert", "qm7x", store, *option, code=2)
 
@@ -260,7 +269,7 @@ def test_a_store_that_cannot_be_written_beside_is_linked(store: Path, capsys: py
     before = sorted(store.parent.iterdir())
     run(capsys, "convert", "qm7x", store, "--to", store.parent / "mine")
     assert sorted(store.parent.iterdir()) == sorted([*before, store.parent / "mine"])
-    [link] = stores_in(store.parent / "mine")
+    [link] = find_stores(store.parent / "mine")
     assert link.is_symlink()
     compare(link, error=1e-9)
 
@@ -272,7 +281,7 @@ def test_damage_after_the_conversion_is_refused(store: Path, capsys: pytest.Capt
         place = data.index(file.record("trainset", 50, ["pos"])["pos"].tobytes())
     data[place] ^= 1
     (store / "data.0").write_bytes(data)
-    dataset = stored(store, REACH, "on_demand")
+    dataset = open_dataset(store, REACH, "on_demand")
     with pytest.raises(InputError, match=r"trainset/pos is not as it was written in block"):
         dataset.samples.get([50])
     assert "trainset/pos is not as it was written" in run(capsys, "check", store, code=2)
@@ -305,7 +314,7 @@ def test_facts_that_make_no_sense_are_refused_in_one_line(
     seal.write_text(json.dumps({"content": content, "crc32": checksum}))
     assert str(store) in run(capsys, "stats", store, code=2)
     with pytest.raises(InputError) as caught:
-        stored(store, REACH, "preload")
+        open_dataset(store, REACH, "preload")
     assert "\n" not in str(caught.value)
 
 

@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.reference.data.neighbour_columns import neighbours
-from harness.reference.data.structure_table import from_structures
+from harness.reference.data.neighbours import add_neighbours, count_degrees
+from harness.reference.data.structure_table import tabulate
 from harness.reference.errors import InputError
-from harness.reference.storage.columns import degree_histogram, frames_block, text_of
 from harness.reference.storage.schema import KEYS, Block, Column
+from harness.reference.storage.structure_codec import decode_text, encode_table
 from tests.reference.conftest import crystal, molecule
-from tests.reference.storage.examples import random_edges, random_frames
+from tests.reference.storage.examples import add_random_edges, random_frames
 
-PAIR = from_structures([replace(s, energy=0.0) for s in (crystal(), molecule())])
+PAIR = tabulate([replace(s, energy=0.0) for s in (crystal(), molecule())])
 
 
 def test_every_key_has_the_layout_it_says() -> None:
     frames = random_frames(7, stress=True)
-    block = frames_block(frames, random_edges(frames))
+    block = encode_table(add_random_edges(frames))
     assert block.columns.keys() == KEYS.keys()
     for name, column in block.columns.items():
         key, shape = KEYS[name], column.values.shape
@@ -32,7 +32,7 @@ def test_every_key_has_the_layout_it_says() -> None:
 
 def test_values_are_those_of_the_structures() -> None:
     frames = random_frames(5, stress=True)
-    for k, (record, structure) in enumerate(zip(frames_block(frames).records(), frames.structures(), strict=True)):
+    for k, (record, structure) in enumerate(zip(encode_table(frames).records(), frames.structures(), strict=True)):
         assert record["atomic_numbers"][:, 0].tolist() == structure.numbers.tolist()
         assert np.array_equal(record["x"], np.column_stack([structure.numbers, structure.positions, structure.forces]))
         assert np.array_equal(record["cell"], structure.cell)
@@ -41,30 +41,31 @@ def test_values_are_those_of_the_structures() -> None:
         assert record["energy_per_atom"][0] == structure.energy / len(structure)
         assert record["graph_attr"].tolist() == [structure.charge, max(structure.multiplicity, 1)]
         assert np.array_equal(record["stress"], structure.stress)
-        found = np.repeat(np.arange(1, 119), record["chemical_composition"][:, 0].astype(int))
-        assert found.tolist() == sorted(structure.numbers.tolist())
-        assert (text_of(record["id"]), text_of(record["group"])) == (frames.ids[k], frames.groups[k])
+        result = np.repeat(np.arange(1, 119), record["chemical_composition"][:, 0].astype(int))
+        assert result.tolist() == sorted(structure.numbers.tolist())
+        assert (decode_text(record["id"]), decode_text(record["group"])) == (frames.ids[k], frames.groups[k])
 
 
 def test_edges_point_from_sender_to_receiver_as_in_the_original() -> None:
     """receiver - sender + shift is the edge's vector there, and its length is the distance."""
-    frames, edges, _ = neighbours(PAIR, cutoff=4.0, max_neighbours=None)
-    for record in frames_block(frames, edges).records():
+    table, _ = add_neighbours(PAIR, cutoff=4.0, max_neighbours=None)
+    for record in encode_table(table).records():
         sender, receiver = record["edge_index"]
         vectors = record["pos"][receiver] - record["pos"][sender] + record["edge_shifts"]
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(record["edge_attr"][:, 0], abs=1e-12)
 
 
 def test_the_degree_histogram_counts_all_atoms() -> None:
-    frames, edges, _ = neighbours(PAIR, cutoff=4.0, max_neighbours=None)
-    found = degree_histogram(frames, edges)
-    assert found.sum() == frames.sizes.sum()
-    assert (found * np.arange(len(found))).sum() == edges.counts.sum()
+    table, _ = add_neighbours(PAIR, cutoff=4.0, max_neighbours=None)
+    assert table.edge_counts is not None
+    counts = count_degrees(table)
+    assert counts.sum() == table.sizes.sum()
+    assert (counts * np.arange(len(counts))).sum() == table.edge_counts.sum()
 
 
 def test_single_precision_target_and_choice_of_keys() -> None:
     frames = random_frames(4)
-    block = frames_block(frames, dtype="float32", target="energy_per_atom", keys=["pos", "y", "natoms"])
+    block = encode_table(frames, dtype="float32", target="energy_per_atom", keys=["pos", "y", "natoms"])
     assert {n: str(c.values.dtype) for n, c in block.columns.items()} == {
         "pos": "float32",
         "y": "float32",
@@ -74,7 +75,7 @@ def test_single_precision_target_and_choice_of_keys() -> None:
 
 
 def test_without_forces_there_are_none() -> None:
-    columns = frames_block(replace(random_frames(3), forces=None)).columns
+    columns = encode_table(replace(random_frames(3), forces=None)).columns
     assert "forces" not in columns
     assert columns["x"].values.shape[1] == 4
 
@@ -89,10 +90,10 @@ def test_without_forces_there_are_none() -> None:
         ({"groups": np.array(["a", "", "b"])}, "group of sample 1 is empty"),
     ],
 )
-def test_what_cannot_be_stored_is_refused(change: dict[str, np.ndarray], message: str) -> None:
+def test_unstorable_values_are_rejected(change: dict[str, np.ndarray], message: str) -> None:
     frames = replace(random_frames(3, atoms=(2, 3)), **change)
     with pytest.raises(InputError, match=message):
-        frames_block(frames)
+        encode_table(frames)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.float16, np.int8, ">f8", "U3"])
@@ -101,14 +102,14 @@ def test_types_that_adios2_rejects_or_spoils_are_refused(dtype: str) -> None:
         Block(2, {"k": Column(np.zeros(2, dtype), 1)}).check()
 
 
-def test_counts_must_add_up() -> None:
+def test_inconsistent_counts_are_rejected() -> None:
     with pytest.raises(InputError, match="2 samples with 5 rows are announced, 2 with 4 are there"):
         Block(2, {"k": Column(np.zeros(4), np.array([2, 3]))}).check()
 
 
-def test_pieces_are_the_block() -> None:
+def test_pieces_add_up_to_the_block() -> None:
     frames = random_frames(11)
-    block = frames_block(frames, random_edges(frames))
+    block = encode_table(add_random_edges(frames))
     whole = [r for piece in block.pieces(4) for r in piece.check().records()]
     assert len(whole) == 11
     for a, b in zip(whole, block.records(), strict=True):

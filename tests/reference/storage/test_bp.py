@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPFile, BPWriter
-from harness.reference.storage.columns import frames_block
 from harness.reference.storage.schema import Block, Column
+from harness.reference.storage.structure_codec import encode_table
 from tests.conftest import ROOT
 from tests.reference.storage.examples import example_block, labelled_frames, random_frames, same, write
 
@@ -31,8 +31,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(labelled_frames())
-def test_frames_come_back_bit_for_bit(frames: Frames) -> None:
-    block = frames_block(frames)
+def test_tables_round_trip_exactly(frames: StructureTable) -> None:
+    block = encode_table(frames)
     with tempfile.TemporaryDirectory() as folder, BPFile(write(Path(folder) / "a.bp", block)) as file:
         assert file.samples("trainset") == len(frames)
         for k, record in enumerate(block.records()):
@@ -63,7 +63,7 @@ def test_large_blocks_are_cut_and_small_ones_gathered(tmp_path: Path, monkeypatc
         file.verify()
 
 
-def test_facts_of_the_file_come_back(tmp_path: Path) -> None:
+def test_attributes_round_trip(tmp_path: Path) -> None:
     facts = {
         "level": "PBE",
         "cutoff": 5.0,
@@ -75,16 +75,16 @@ def test_facts_of_the_file_come_back(tmp_path: Path) -> None:
     }
     write(tmp_path / "a.bp", example_block(), **facts, absent=None, pna_deg=np.arange(3))
     with BPFile(tmp_path / "a.bp") as file:
-        found = file.attributes
-    assert {k: found[k] for k in facts if k != "scales"} == {k: v for k, v in facts.items() if k != "scales"}
-    assert found["scales"].tolist() == [1.5, 2.5]
-    assert found["pna_deg"].tolist() == [0, 1, 2]
-    assert (found["dataset"], found["dataset_name"], found["complete"], found["format"]) == ("QM9", "qm9", 1, 1)
-    assert found["total_ndata"] == 20
-    assert "absent" not in found
+        result = file.attributes
+    assert {k: result[k] for k in facts if k != "scales"} == {k: v for k, v in facts.items() if k != "scales"}
+    assert result["scales"].tolist() == [1.5, 2.5]
+    assert result["pna_deg"].tolist() == [0, 1, 2]
+    assert (result["dataset"], result["dataset_name"], result["complete"], result["format"]) == ("QM9", "qm9", 1, 1)
+    assert result["total_ndata"] == 20
+    assert "absent" not in result
 
 
-def test_a_selection_does_not_stick(path: Path) -> None:
+def test_selections_are_independent(path: Path) -> None:
     with BPFile(path) as file:
         whole = list(file.columns("trainset", 0, 35).records())
         for k in (34, 0, 12, 12, 33):
@@ -108,7 +108,7 @@ def test_out_of_range_is_an_error_and_not_zeros(path: Path, read: Callable[[BPFi
         read(file)
 
 
-def test_unknown_names_are_told(path: Path) -> None:
+def test_unknown_names_are_reported(path: Path) -> None:
     with BPFile(path) as file:
         with pytest.raises(InputError, match="no split 'validation'; there are trainset"):
             file.samples("validation")
@@ -116,7 +116,7 @@ def test_unknown_names_are_told(path: Path) -> None:
             file.record("trainset", 0, ["charge"])
 
 
-def test_arrays_that_are_not_contiguous_are_written_right(tmp_path: Path) -> None:
+def test_noncontiguous_arrays_are_written_correctly(tmp_path: Path) -> None:
     values = np.arange(24.0).reshape(4, 6)
     block = Block(2, {"a": Column(values[:, ::2], 2), "b": Column(np.asfortranarray(values), 2)})
     with BPFile(write(tmp_path / "a.bp", block)) as file:
@@ -143,8 +143,8 @@ def test_a_file_pickles_and_serves_threads_and_forks(path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             assert all(map(same, pool.map(lambda k: file.record("trainset", k), range(35)), expected))
         with multiprocessing.get_context("fork").Pool(1) as processes:
-            found = processes.map(RecordOf(file), range(35))
-    assert all(map(same, found, expected))
+            result = processes.map(RecordOf(file), range(35))
+    assert all(map(same, result, expected))
 
 
 class RecordOf:
@@ -158,18 +158,18 @@ class RecordOf:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (frames_block(random_frames(3)), "edge_attr is not in this block"),
+        (encode_table(random_frames(3)), "edge_attr is not in this block"),
         (Block(1, {"y": Column(np.array([np.nan]), 1)}), "y of sample 20 is not finite"),
         (Block(1, {"y": Column(np.zeros(1, np.float32), 1)}), "atomic_numbers is not in this block"),
     ],
 )
-def test_a_bad_block_leaves_nothing(tmp_path: Path, second: Block, message: str) -> None:
+def test_bad_block_leaves_no_store(tmp_path: Path, second: Block, message: str) -> None:
     with pytest.raises(InputError, match=rf"trainset: {message}"):
         write(tmp_path / "a.bp", example_block(20), second)
     assert not list(tmp_path.iterdir())
 
 
-def test_types_and_shapes_stay(tmp_path: Path) -> None:
+def test_types_and_shapes_must_not_change(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a of this block is \('float32', 0, \(3,\)\), of those before"):
         write(
             tmp_path / "a.bp",
@@ -178,7 +178,7 @@ def test_types_and_shapes_stay(tmp_path: Path) -> None:
         )
 
 
-def test_what_was_announced_must_come(tmp_path: Path) -> None:
+def test_announced_samples_must_be_written(tmp_path: Path) -> None:
     for announced, message in (
         ({"samples": 21}, "21 samples were announced, 20 were put"),
         ({"totals": {"energy": 19}}, "19 rows of energy were announced, 20 were put"),
@@ -201,7 +201,7 @@ def test_an_error_elsewhere_leaves_nothing_and_an_old_part_is_replaced(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_writer_refuses_bad_beginnings(tmp_path: Path, path: Path) -> None:
+def test_writer_rejects_bad_arguments(tmp_path: Path, path: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         BPWriter(path, {"dataset": "a"})
     with pytest.raises(InputError, match="'dataset' is missing"):

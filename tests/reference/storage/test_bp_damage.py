@@ -19,7 +19,7 @@ import pytest
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import SEAL
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.open import Mode, open_samples
+from harness.reference.storage.open import ReadMode, open_samples
 from harness.reference.storage.schema import Record
 from tests.conftest import ROOT
 from tests.reference.storage.examples import example_block, same, write
@@ -46,7 +46,7 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "foreign"])
 @pytest.mark.parametrize("name", ["data.0", "md.0", "md.idx", "mmd.0"])
 @pytest.mark.parametrize("keep", [None, 0, 0.5, 0.97])
-def test_missing_and_cut_off_files(damaged: Path, name: str, keep: float | None, sealed: bool) -> None:
+def test_missing_and_truncated_files_are_reported(damaged: Path, name: str, keep: float | None, sealed: bool) -> None:
     if not sealed:
         (damaged / SEAL).unlink()
         if name == "mmd.0" and keep is not None:
@@ -59,7 +59,7 @@ def test_missing_and_cut_off_files(damaged: Path, name: str, keep: float | None,
 
 
 @pytest.mark.parametrize("name", ["md.0", "md.idx", "mmd.0"])
-def test_garbled_metadata(damaged: Path, name: str) -> None:
+def test_corrupted_metadata_is_rejected(damaged: Path, name: str) -> None:
     content = bytearray((damaged / name).read_bytes())
     content[len(content) // 2] ^= 0xFF
     (damaged / name).write_bytes(content)
@@ -75,7 +75,7 @@ def garble(path: Path, place: int, content: bytes) -> None:
 DAMAGE = r"damaged, trainset/\w+.* is not as it was written in block \d+ \(rows \d+..\d+\)"
 
 
-def read_in(mode: Mode, path: Path) -> list[Record]:
+def read_in(mode: ReadMode, path: Path) -> list[Record]:
     with open_samples(path, "trainset", mode) as samples:
         return [{k: v.copy() for k, v in record.items()} for record in samples.get(range(len(samples)))]
 
@@ -87,7 +87,7 @@ def test_garbled_data_are_found_by_verify(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["on_demand", "preload", "shared", "distributed"])
-def test_garbled_data_are_refused_when_training_reads_them(damaged: Path, mode: Mode) -> None:
+def test_garbled_data_are_refused_when_training_reads_them(damaged: Path, mode: ReadMode) -> None:
     garble(damaged / "data.0", 100_000, b"\xff" * 100)
     with pytest.raises(InputError, match=DAMAGE):
         read_in(mode, damaged)
@@ -111,7 +111,7 @@ def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> No
     expected = read_in("preload", whole)
     rng = np.random.default_rng(5)
     files = sorted(whole.iterdir())
-    found = {file.name: 0 for file in files}
+    result = {file.name: 0 for file in files}
     for number in range(120):
         file = files[number % len(files)]
         copy = Path(shutil.copytree(whole, tmp_path / f"{number}.bp"))
@@ -120,9 +120,9 @@ def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> No
         try:
             assert all(map(same, read_in(("on_demand", "preload", "shared")[number % 3], copy), expected))
         except InputError:
-            found[file.name] += 1
+            result[file.name] += 1
         shutil.rmtree(copy)
-    assert all(found[name] for name in ("data.0", "md.0", "md.idx", "mmd.0", "harness.json", "harness.crc32"))
+    assert all(result[name] for name in ("data.0", "md.0", "md.idx", "mmd.0", "harness.json", "harness.crc32"))
 
 
 def test_a_store_without_its_seal_is_refused(damaged: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_hostile_seal_is_refused_in_one_line(damaged: Path, change: Callable[[
 @pytest.mark.parametrize(
     "text", ["", "{", "[" * 100_000, "1" * 100_000, '{"content": 1, "crc32": 2}', "null", "NaN", '"\\ud800"', "\xff"]
 )
-def test_a_seal_that_is_none_is_refused_in_one_line(damaged: Path, text: str) -> None:
+def test_malformed_seal_is_rejected_in_one_line(damaged: Path, text: str) -> None:
     (damaged / SEAL).write_text(text, encoding="latin-1")
     assert "harness.json: damaged" in refused(damaged)
 
@@ -181,7 +181,7 @@ def test_a_seal_of_an_older_version_is_named_so(damaged: Path) -> None:
     assert "written by an older version" in refused(damaged)
 
 
-def test_what_is_no_bp_folder(tmp_path: Path) -> None:
+def test_other_folders_are_rejected(tmp_path: Path) -> None:
     assert "no such BP folder" in refused(tmp_path / "none.bp")
     (tmp_path / "file.bp").write_text("hello")
     assert "not a BP folder" in refused(tmp_path / "file.bp")
@@ -255,6 +255,6 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(disk: Path, blocks: int, le
 @pytest.mark.parametrize(
     "change", [lambda p: (p / SEAL).write_text("{"), lambda p: (p / "md.idx").write_bytes(bytes(70))]
 )
-def test_damaged_seals_and_indices(damaged: Path, change: Callable[[Path], object]) -> None:
+def test_damaged_seals_and_indices_are_rejected(damaged: Path, change: Callable[[Path], object]) -> None:
     change(damaged)
     refused(damaged)

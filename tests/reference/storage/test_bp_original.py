@@ -44,7 +44,7 @@ def original_samples(count: int, *, alike: bool = False) -> list[Record]:
 
 
 @pytest.mark.parametrize("alike", [False, True], ids=["of many sizes", "of one size"])
-def test_its_files_open_here(tmp_path: Path, alike: bool) -> None:
+def test_original_files_are_read(tmp_path: Path, alike: bool) -> None:
     """Where all samples have one size, the original lets even edge_index vary along its first axis."""
     samples = original_samples(12, alike=alike)
     write_original(tmp_path / "a.bp", {"trainset": samples}, dataset_name="omol25", pna_deg=np.arange(4))
@@ -55,9 +55,9 @@ def test_its_files_open_here(tmp_path: Path, alike: bool) -> None:
         assert file.attributes["pna_deg"].tolist() == [0, 1, 2, 3]
     for mode in ("on_demand", "preload", "shared"):
         with open_samples(tmp_path / "a.bp", "trainset", mode) as opened:
-            for found, expected in zip(opened.get(range(12)), samples, strict=True):
-                assert found.keys() == expected.keys()
-                assert all(np.array_equal(found[k], v) and found[k].dtype == v.dtype for k, v in expected.items())
+            for result, expected in zip(opened.get(range(12)), samples, strict=True):
+                assert result.keys() == expected.keys()
+                assert all(np.array_equal(result[k], v) and result[k].dtype == v.dtype for k, v in expected.items())
 
 
 class AsOriginal:
@@ -77,16 +77,16 @@ class AsOriginal:
         self.dim = {k: self.stream.read_attribute(f"{label}/{k}/variable_dim").item() for k in self.keys}
 
     def get(self, index: int) -> Record:
-        found = {}
+        result = {}
         for k in self.keys:
             shape = [int(x.strip(",")) for x in self.vars[f"{self.label}/{k}"]["Shape"].strip().split()]
             start, axis = [0] * len(shape), self.dim[k]
             start[axis], shape[axis] = int(self.offset[k][index]), int(self.count[k][index])
-            found[k] = self.stream.read(f"{self.label}/{k}", start, shape)
-        return found
+            result[k] = self.stream.read(f"{self.label}/{k}", start, shape)
+        return result
 
 
-def test_ours_open_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_original_reader_reads_our_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.reference.storage.adios.split.SMALLEST_CHUNK", 20_000)
     blocks = [example_block(30, seed, stress=True) for seed in range(4)]
     reader = AsOriginal(write(tmp_path / "a.bp", *blocks), "trainset")
@@ -96,18 +96,20 @@ def test_ours_open_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not [k for k in reader.keys if reader.vars[f"trainset/{k}"]["Type"] not in ("double", "int64_t", "int32_t")]
     records = [r for block in blocks for r in block.records()]
     for k in [k for k, r in enumerate(records) if r["edge_index"].size][::9]:
-        found = reader.get(k)
-        assert all(np.array_equal(found[key], records[k][key]) for key in found)
+        result = reader.get(k)
+        assert all(np.array_equal(result[key], records[k][key]) for key in result)
     reader.stream.close()
 
 
 def test_single_precision_files_have_the_original_types(tmp_path: Path) -> None:
-    from harness.reference.storage.columns import frames_block
-    from tests.reference.storage.examples import random_edges, random_frames
+    from harness.reference.storage.structure_codec import encode_table
+    from tests.reference.storage.examples import add_random_edges, random_frames
 
     frames = random_frames(9)
-    path = write(tmp_path / "a.bp", frames_block(frames, random_edges(frames), dtype="float32"))
+    path = write(tmp_path / "a.bp", encode_table(add_random_edges(frames), dtype="float32"))
     expected = original_samples(1)[0]
     with BPFile(path) as file:
-        found = file.record("trainset", 8)
-    assert {k: (found[k].dtype, found[k].ndim) for k in expected} == {k: (v.dtype, v.ndim) for k, v in expected.items()}
+        result = file.record("trainset", 8)
+    assert {k: (result[k].dtype, result[k].ndim) for k in expected} == {
+        k: (v.dtype, v.ndim) for k, v in expected.items()
+    }

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.catalog import source
-from harness.reference.datasets.collection import Corpus, Neighbourhood, stored
+from harness.reference.datasets.catalog import find_source
+from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, open_dataset
 from harness.reference.datasets.conversion.convert import convert
-from harness.reference.datasets.conversion.inputs import conversion
-from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.conversion.inputs import plan_conversion
+from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.sampling.sampler import Drawn
+from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record
 from tests.reference.storage.originals import authors_store, in_splits, original_records, shipped_frames, write_original
 from tests.reference.storage.test_bp_original import AsOriginal
@@ -31,9 +31,9 @@ ASKED = (
 
 @pytest.fixture(scope="module", params=["qm7x", "omat24"])
 def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    entry = source(request.param)
+    entry = find_source(request.param)
     store = tmp_path_factory.mktemp("ours") / f"{entry.slug}.bp"
-    convert(conversion(entry, [], store, Rules(), 1), lambda *_: None)
+    convert(plan_conversion(entry, [], store, ConversionRules(), 1), lambda *_: None)
     return store
 
 
@@ -41,7 +41,7 @@ def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def theirs(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("theirs")
     assert main(["convert", ours.stem, str(ours), "--for", "hydragnn", "--to", str(folder), "-q"]) == 0
-    assert os.listdir(folder) == [f"{source(ours.stem).head}-v2.bp"]
+    assert os.listdir(folder) == [f"{find_source(ours.stem).head}-v2.bp"]
     return next(folder.iterdir())
 
 
@@ -63,11 +63,11 @@ def test_its_reader_finds_all_that_it_asks_for(ours: Path, theirs: Path) -> None
                 expected = file.record(label, k)
                 if not (reader.count["edge_index"][k] and reader.count["edge_attr"][k]):
                     continue
-                found = reader.get(k)
-                assert total_energy(found, coefficients) == pytest.approx(expected["energy"][0], rel=1e-12)
-                assert found["energy_per_atom"][0] == pytest.approx(expected["energy"][0] / expected["natoms"][0])
-                assert found["y"] == found["energy"]
-                assert all(np.array_equal(found[key], expected[key]) for key in ("pos", "forces", "cell", "pbc"))
+                result = reader.get(k)
+                assert total_energy(result, coefficients) == pytest.approx(expected["energy"][0], rel=1e-12)
+                assert result["energy_per_atom"][0] == pytest.approx(expected["energy"][0] / expected["natoms"][0])
+                assert result["y"] == result["energy"]
+                assert all(np.array_equal(result[key], expected[key]) for key in ("pos", "forces", "cell", "pbc"))
             reader.stream.close()
 
 
@@ -82,8 +82,8 @@ def test_each_atom_has_its_nearest_twenty_in_row_1(theirs: Path) -> None:
             degrees += np.bincount(np.bincount(col, minlength=n), minlength=21)
             if k % 50 == 0:
                 expected = nearest_distances(record)
-                found = [np.sort(apart[col == atom]) for atom in range(n)]
-                assert all(np.allclose(a, b, atol=1e-9) for a, b in zip(found, expected, strict=True))
+                result = [np.sort(apart[col == atom]) for atom in range(n)]
+                assert all(np.allclose(a, b, atol=1e-9) for a, b in zip(result, expected, strict=True))
         assert file.attributes["pna_deg"].tolist() == np.trim_zeros(degrees, "b").tolist()
 
 
@@ -94,22 +94,22 @@ def nearest_distances(record: Record) -> list[np.ndarray]:
         heights = 1.0 / np.linalg.norm(np.linalg.inv(record["cell"]), axis=0)
         reach = list(range(-int(np.ceil(5 / heights.min())) - 1, int(np.ceil(5 / heights.min())) + 2))
     images = np.array([(a, b, c) for a in reach for b in reach for c in reach]) @ record["cell"]
-    found = []
+    result = []
     for center in record["pos"]:
         apart = np.linalg.norm(record["pos"][:, None] + images[None] - center, axis=2).reshape(-1)
-        found.append(np.sort(apart[(apart < 5.0) & (apart > 1e-6)])[:20])
-    return found
+        result.append(np.sort(apart[(apart < 5.0) & (apart > 1e-6)])[:20])
+    return result
 
 
-def test_the_way_back_gives_equal_structures_and_energies(ours: Path, theirs: Path) -> None:
-    reach = Neighbourhood(5.0, 20)
+def test_export_round_trips(ours: Path, theirs: Path) -> None:
+    reach = NeighbourSpec(5.0, 20)
     for split in SPLITS:
-        opened = [stored(path, reach, "preload", split=split) for path in (ours, theirs)]
+        opened = [open_dataset(path, reach, "preload", split=split) for path in (ours, theirs)]
         count = len(opened[0].samples)
         assert len(opened[1].samples) == count
         picked = np.unique(np.linspace(0, count - 1, 200).astype(np.int64))
-        drawn = Drawn(np.zeros_like(picked), picked)
-        for a, b in zip(*(Corpus([dataset], reach).graphs(drawn) for dataset in opened), strict=True):
+        drawn = SampleIndices(np.zeros_like(picked), picked)
+        for a, b in zip(*(DatasetCollection([dataset], reach).graphs(drawn) for dataset in opened), strict=True):
             assert b.structure.energy == pytest.approx(a.structure.energy, rel=1e-12)
             for name in ("numbers", "positions", "forces", "cell"):
                 assert np.array_equal(getattr(a.structure, name), getattr(b.structure, name))
@@ -155,7 +155,7 @@ def test_a_store_of_hydragnn_is_written_anew_with_what_can_be_used(
         (["--for", "mace"], "invalid choice"),
     ],
 )
-def test_other_rules_are_refused(
+def test_other_conversion_rules_are_rejected(
     tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", "qm7x", "--for", "hydragnn", "--to", str(tmp_path), *words]) == 2

@@ -18,11 +18,11 @@ BACKENDS = ["rma", "ddstore"]  # a stand-in of the second where it is not instal
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("bp") / "qm9.bp"
-    with BPWriter(found, {"dataset": "qm9"}) as writer:
+    result = tmp_path_factory.mktemp("bp") / "qm9.bp"
+    with BPWriter(result, {"dataset": "qm9"}) as writer:
         writer.split("trainset").put(example_block(41))
         writer.split("valset").put(example_block(3, 1))
-    return found
+    return result
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -41,25 +41,25 @@ def test_ranks_may_be_more_than_samples(path: Path, backend: str) -> None:
 
 def leftovers() -> set[str]:
     """Of 4 MB and more, and not at work in any process: MPICH itself leaves a smaller one when ranks are killed."""
-    found = set()
+    result = set()
     for file in os.scandir("/dev/shm"):
         with suppress(FileNotFoundError):
             if file.stat().st_size >= 4 << 20:
-                found.add(file.name)
+                result.add(file.name)
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
             text = maps.read_text(errors="replace")
-            found -= {name for name in found if f"/dev/shm/{name}" in text}
-    return found
+            result -= {name for name in result if f"/dev/shm/{name}" in text}
+    return result
 
 
 def reading(path: Path) -> list[int]:
     """Processes that still do so a moment later."""
     deadline = time.monotonic() + 60
     while True:
-        found = [p.pid for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or ())]
-        if not found or time.monotonic() > deadline:
-            return found
+        result = [p.pid for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or ())]
+        if not result or time.monotonic() > deadline:
+            return result
         time.sleep(0.05)
 
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPFile, BPWriter
-from harness.reference.storage.memory.shared import Shared
+from harness.reference.storage.memory.shared import SharedSamples
 from harness.reference.storage.open import open_samples
-from harness.reference.storage.record_codec import Schema
-from harness.reference.storage.samples import Preloaded, merged, share
+from harness.reference.storage.record_codec import RecordSchema
+from harness.reference.storage.samples import PreloadedSamples, concatenate_samples, split_evenly
 from harness.reference.storage.schema import Block, Column, Record
 from tests.reference.storage.examples import example_block, same
 
@@ -29,11 +29,11 @@ COUNT = 35
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("bp") / "qm9.bp"
-    with BPWriter(found, {"dataset": "qm9"}) as writer:
+    result = tmp_path_factory.mktemp("bp") / "qm9.bp"
+    with BPWriter(result, {"dataset": "qm9"}) as writer:
         writer.split("trainset").put(example_block(COUNT))
         writer.split("valset").put(example_block(4, 1))
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def expected(path: Path) -> list[Record]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mode_gives_what_the_file_holds(path: Path, expected: list[Record], mode: Any) -> None:
+def test_modes_return_the_content_of_the_file(path: Path, expected: list[Record], mode: Any) -> None:
     order = [34, 0, 7, 7, 20]
     with open_samples(path, "trainset", mode) as samples:
         assert len(samples) == COUNT
@@ -52,7 +52,7 @@ def test_a_mode_gives_what_the_file_holds(path: Path, expected: list[Record], mo
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_mode_gives_the_keys_asked_for(path: Path, expected: list[Record], mode: Any) -> None:
+def test_modes_return_the_requested_keys(path: Path, expected: list[Record], mode: Any) -> None:
     keys = ("energy", "edge_index", "id")
     with open_samples(path, "trainset", mode, keys=keys) as samples:
         assert same(samples.get([3])[0], {k: expected[3][k] for k in keys})
@@ -60,7 +60,7 @@ def test_a_mode_gives_the_keys_asked_for(path: Path, expected: list[Record], mod
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("wanted", [[COUNT], [0, -1], np.array([0, 10**9])])
-def test_no_mode_invents_samples(path: Path, mode: Any, wanted: Any) -> None:
+def test_modes_reject_indices_out_of_range(path: Path, mode: Any, wanted: Any) -> None:
     with (
         open_samples(path, "trainset", mode) as samples,
         pytest.raises(InputError, match=rf"0..34.*, not {wanted[-1]}"),
@@ -69,7 +69,7 @@ def test_no_mode_invents_samples(path: Path, mode: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", [*MODES[:3], "distributed", "elsewhere"])
-def test_wrong_names_are_told(path: Path, mode: Any) -> None:
+def test_wrong_names_are_reported(path: Path, mode: Any) -> None:
     if mode == "elsewhere":
         with pytest.raises(InputError, match="unknown mode 'elsewhere'"):
             open_samples(path, "trainset", mode)
@@ -86,14 +86,14 @@ def test_samples_in_memory_cannot_be_changed(path: Path) -> None:
             samples.get([0])[0]["pos"][0] = 1
 
 
-def test_unknown_backends_and_widths_are_told(path: Path) -> None:
+def test_unknown_backends_and_widths_are_rejected(path: Path) -> None:
     with pytest.raises(InputError, match="unknown backend 'smoke'"):
         open_samples(path, "trainset", "distributed", backend="smoke")
     with pytest.raises(InputError, match="groups of 2 ranks, there are 1"):
         open_samples(path, "trainset", "distributed", width=2)
 
 
-def first_energies(samples: Shared) -> list[float]:
+def first_energies(samples: SharedSamples) -> list[float]:
     return [float(r["energy"][0]) for r in samples.get(range(5))]
 
 
@@ -106,13 +106,13 @@ def test_shared_samples_reach_other_processes(path: Path, expected: list[Record]
         pickle.loads(reference)
 
 
-def hold_shared(path: Path, told: Any) -> None:
+def hold_shared(path: Path, message: Any) -> None:
     samples = open_samples(path, "trainset", "shared")
-    told.send(len(samples))
+    message.send(len(samples))
     signal.pause()
 
 
-def test_shared_memory_goes_with_a_killed_process(path: Path) -> None:
+def test_shared_memory_is_freed_when_a_process_is_killed(path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=hold_shared, args=(path, theirs))
@@ -123,14 +123,14 @@ def test_shared_memory_goes_with_a_killed_process(path: Path) -> None:
     assert not [name for name in set(os.listdir("/dev/shm")) - before if not name.startswith(("sem.", "mpich_shm"))]
 
 
-def numbered(first: int, count: int) -> Preloaded:
-    return Preloaded.of_block(Block(count, {"n": Column(np.arange(first, first + count), 1)}))
+def numbered(first: int, count: int) -> PreloadedSamples:
+    return PreloadedSamples.from_block(Block(count, {"n": Column(np.arange(first, first + count), 1)}))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data())
-def test_merged_datasets_are_one_after_the_other(sizes: list[int], data: st.DataObject) -> None:
+def test_concatenated_datasets_keep_their_order(sizes: list[int], data: st.DataObject) -> None:
     starts = np.cumsum([0, *sizes]).tolist()
-    both = merged([numbered(first, size) for first, size in zip(starts, sizes, strict=False)])
+    both = concatenate_samples([numbered(first, size) for first, size in zip(starts, sizes, strict=False)])
     assert len(both) == starts[-1]
     wanted = data.draw(st.lists(st.integers(0, starts[-1] - 1), max_size=10))
     assert [int(r["n"][0]) for r in both.get(wanted)] == wanted
@@ -141,14 +141,14 @@ def test_merged_datasets_are_one_after_the_other(sizes: list[int], data: st.Data
         both.get([-1])
 
 
-def test_nothing_cannot_be_merged() -> None:
+def test_concatenating_nothing_is_rejected() -> None:
     with pytest.raises(InputError, match="no datasets"):
-        merged([])
+        concatenate_samples([])
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
-def test_shares_are_all_samples_once_and_level(samples: int, ranks: int) -> None:
-    parts = [share(samples, rank, ranks) for rank in range(ranks)]
+def test_shares_are_complete_and_even(samples: int, ranks: int) -> None:
+    parts = [split_evenly(samples, rank, ranks) for rank in range(ranks)]
     assert [k for first, stop in parts for k in range(first, stop)] == list(range(samples))
     sizes = [stop - first for first, stop in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -157,22 +157,22 @@ def test_shares_are_all_samples_once_and_level(samples: int, ranks: int) -> None
 def test_records_are_packed_and_unpacked_bit_for_bit() -> None:
     block = example_block(25, stress=True)
     records = list(block.records())
-    schema = Schema.of_record(records[0], {"edge_index": 1})
+    schema = RecordSchema.from_record(records[0], {"edge_index": 1})
     lengths = schema.units({name: c.rows(25) for name, c in block.columns.items()})
     memory = np.zeros(int(lengths.sum()), np.int64)
     schema.pack_block(block, memory)
     starts = np.cumsum(lengths) - lengths
     for start, length, record in zip(starts.tolist(), lengths.tolist(), records, strict=True):
-        found = schema.unpack(memory, start)
-        assert same(found, record)
+        result = schema.unpack(memory, start)
+        assert same(result, record)
         assert schema.pack(record) == memory[start : start + length].tobytes()
-        for values in found.values():
+        for values in result.values():
             assert np.shares_memory(values, memory) or not values.size
             assert values.__array_interface__["data"][0] % 8 == 0 or not values.size
 
 
-def test_records_of_another_kind_do_not_fit() -> None:
-    schema = Schema.of_record({"a": np.zeros((2, 3))}, {})
+def test_records_of_another_schema_are_rejected() -> None:
+    schema = RecordSchema.from_record({"a": np.zeros((2, 3))}, {})
     with pytest.raises(InputError, match="a: float32"):
         schema.pack({"a": np.zeros((2, 3), np.float32)})
     with pytest.raises(InputError, match="records of 4 units do not fit memory of 2"):

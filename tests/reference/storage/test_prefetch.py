@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.reference.storage.prefetch import Prefetch
-from harness.reference.storage.samples import Preloaded
+from harness.reference.storage.samples import PreloadedSamples
 from harness.reference.storage.schema import Block, Column
 
 
@@ -32,7 +32,7 @@ def test_batches_come_in_order(depth: int) -> None:
         assert list(ahead) == []
 
 
-def test_so_many_are_fetched_ahead() -> None:
+def test_prefetch_depth_is_respected() -> None:
     fetched: list[int] = []
     with Prefetch(fetched.append, range(20), depth=3) as ahead:
         next(ahead)
@@ -44,14 +44,14 @@ def test_so_many_are_fetched_ahead() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_an_error_comes_where_its_batch_would(depth: int) -> None:
+def test_fetch_errors_are_raised_at_their_batch(depth: int) -> None:
     with Prefetch(lambda k: 12 // (3 - k), range(9), depth=depth) as ahead:
         assert [next(ahead) for _ in range(3)] == [4, 6, 12]
         with pytest.raises(ZeroDivisionError):
             next(ahead)
 
 
-def test_an_error_of_what_is_wanted_comes_too() -> None:
+def test_iterator_errors_are_raised() -> None:
     def wanted() -> Iterator[int]:
         yield 1
         raise KeyError("no more")
@@ -62,7 +62,7 @@ def test_an_error_of_what_is_wanted_comes_too() -> None:
             next(ahead)
 
 
-def test_it_ends_at_once_when_left_early() -> None:
+def test_prefetch_stops_early() -> None:
     began = time.monotonic()
     with Prefetch(lambda k: k, iter(int, 1), depth=2) as ahead:
         next(ahead)
@@ -88,8 +88,8 @@ def test_waits_are_measured() -> None:
     assert ahead.waited_s < 0.2
 
 
-def test_without_threads_in_mpi_it_says_so() -> None:
-    samples = Preloaded.of_block(Block(4, {"n": Column(np.arange(4), 1)}))
+def test_prefetch_without_mpi_threads_reports_the_reason() -> None:
+    samples = PreloadedSamples.from_block(Block(4, {"n": Column(np.arange(4), 1)}))
     samples.thread_safe = False
     with Prefetch(samples.get, [[0], [3]], samples=samples) as ahead:
         assert not ahead.threaded

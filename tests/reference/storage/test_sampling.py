@@ -13,10 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reference.errors import InputError
-from harness.reference.storage.sampling.load_balance import imbalance, level, packed
-from harness.reference.storage.sampling.permutations import keyed, permuted
-from harness.reference.storage.sampling.rank_assignment import apportioned, assign, weights
-from harness.reference.storage.sampling.sampler import Drawn, Recipe, Sampler
+from harness.reference.storage.sampling.permutations import hash_key, permute_indices
+from harness.reference.storage.sampling.rank_assignment import (
+    assign_ranks,
+    balance_costs,
+    compute_imbalance,
+    compute_weights,
+    pack_batches,
+    round_shares,
+)
+from harness.reference.storage.sampling.sampler import DistributedSampler, SampleIndices, SamplingSpec
 
 # Structures of the sixteen datasets, in millions.
 PAPER = (4.5, 5.0, 1.58, 133.9, 9.8, 7.8, 38.0, 101.0, 100.0, 60.0, 40.0, 6.57, 12.7, 33.5, 4.2, 9.6)
@@ -25,39 +31,39 @@ FEW = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(tuple)
 COSTS = st.lists(st.integers(0, 300), min_size=1, max_size=60)
 
 
-def pairs(drawn: Drawn) -> list[tuple[int, int]]:
+def pairs(drawn: SampleIndices) -> list[tuple[int, int]]:
     return list(zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True))
 
 
-def taken(sampler: Sampler, steps: int) -> list[tuple[int, int]]:
+def taken(sampler: DistributedSampler, steps: int) -> list[tuple[int, int]]:
     """What all ranks draw, in order."""
     return [p for k in range(steps) for r in range(sampler.ranks) for p in pairs(sampler.batch(k, r))]
 
 
 def shuffle(count: int, key: int) -> np.ndarray:
-    return permuted(np.arange(count), np.full(count, count), np.repeat(keyed(key), count))
+    return permute_indices(np.arange(count), np.full(count, count), np.repeat(hash_key(key), count))
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(-(2**62), 2**62))
-def test_a_shuffle_holds_everything_once(count: int, key: int) -> None:
+def test_shuffle_is_a_permutation(count: int, key: int) -> None:
     assert np.array_equal(np.sort(shuffle(count, key)), np.arange(count))
 
 
-def test_a_shuffle_of_half_a_billion_needs_no_array() -> None:
+def test_large_shuffle_needs_no_array() -> None:
     count = np.full(1000, 544_000_000)
-    found = permuted(np.arange(1000) * 1000, count, np.repeat(keyed(3), 1000))
-    assert len(set(found.tolist())) == 1000
-    assert found.min() >= 0
-    assert abs(found.mean() / 544e6 - 0.5) < 4 / math.sqrt(12 * 1000)
+    result = permute_indices(np.arange(1000) * 1000, count, np.repeat(hash_key(3), 1000))
+    assert len(set(result.tolist())) == 1000
+    assert result.min() >= 0
+    assert abs(result.mean() / 544e6 - 0.5) < 4 / math.sqrt(12 * 1000)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
-def test_all_orders_come_equally_often(count: int) -> None:
+def test_permutations_are_equally_likely(count: int) -> None:
     """Chi-square below its mean plus four standard deviations."""
     trials = 24_000
-    keys = np.repeat(keyed(11, np.arange(trials)), count)
-    orders = permuted(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
+    keys = np.repeat(hash_key(11, np.arange(trials)), count)
+    orders = permute_indices(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
     seen = Counter(map(tuple, orders.tolist()))
     expected = trials / math.factorial(count)
     chi2 = sum((seen[order] - expected) ** 2 / expected for order in itertools.permutations(range(count)))
@@ -69,8 +75,8 @@ def test_all_orders_come_equally_often(count: int) -> None:
 def test_places_and_neighbours_are_uniform(count: int) -> None:
     """Where one thing goes, and how far apart two neighbours end, over many keys."""
     trials = 200_000 // count
-    keys = np.repeat(keyed(5, np.arange(trials)), count)
-    orders = permuted(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
+    keys = np.repeat(hash_key(5, np.arange(trials)), count)
+    orders = permute_indices(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
     apart = np.bincount(((orders[:, 1:] - orders[:, :-1]) % count).ravel(), minlength=count)[1:]
     where = np.bincount(orders[:, count // 3] * 16 // count, minlength=16)
     bins = np.bincount(np.arange(count) * 16 // count) * trials / count
@@ -83,7 +89,7 @@ def test_places_and_neighbours_are_uniform(count: int) -> None:
 @given(COUNTS, st.integers(0, 5000))
 def test_largest_remainder_sums_and_follows_the_sizes(counts: list[int], spare: int) -> None:
     ranks = len(counts) + spare
-    own = assign(counts, ranks).ranks_per_dataset
+    own = assign_ranks(counts, ranks).ranks_per_dataset
     assert sum(own) == ranks
     assert min(own) >= 1
     quota = [c / sum(counts) * spare for c in counts]
@@ -93,19 +99,19 @@ def test_largest_remainder_sums_and_follows_the_sizes(counts: list[int], spare: 
 
 
 def test_the_papers_datasets_on_the_papers_ranks() -> None:
-    own = assign([int(n * 1e6) for n in PAPER], 2048 * 8).ranks_per_dataset
+    own = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).ranks_per_dataset
     assert own.index(max(own)) == 3
     assert min(own) == own[2] == 46
     for rank in (0, 5000, 16_383):
-        (dataset,) = assign([int(n * 1e6) for n in PAPER], 2048 * 8).datasets_of(rank)
+        (dataset,) = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).find_datasets(rank)
         assert sum(own[:dataset]) <= rank < sum(own[: dataset + 1])
 
 
 @settings(deadline=None)
 @given(COUNTS, st.integers(1, 30))
 def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks: int) -> None:
-    own = assign(counts, ranks)
-    served = [own.datasets_of(r) for r in range(ranks)]
+    own = assign_ranks(counts, ranks)
+    served = [own.find_datasets(r) for r in range(ranks)]
     assert all(served)
     assert {d for datasets in served for d in datasets} == set(range(len(counts)))
     if ranks < len(counts):
@@ -119,37 +125,37 @@ def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks:
 @settings(deadline=None)
 @given(COUNTS)
 def test_temperature_goes_from_by_size_to_all_alike(counts: list[int]) -> None:
-    assert weights(counts) == pytest.approx(np.array(counts) / sum(counts))
-    assert weights(counts, math.inf) == pytest.approx(np.full(len(counts), 1 / len(counts)))
-    shares = [weights(counts, t).max() for t in (1, 2, 5, 100, math.inf)]
+    assert compute_weights(counts) == pytest.approx(np.array(counts) / sum(counts))
+    assert compute_weights(counts, math.inf) == pytest.approx(np.full(len(counts), 1 / len(counts)))
+    shares = [compute_weights(counts, t).max() for t in (1, 2, 5, 100, math.inf)]
     assert shares == sorted(shares, reverse=True) or np.ptp(shares) < 1e-12
-    assert weights(counts, 2.0) == pytest.approx(np.sqrt(counts) / np.sqrt(counts).sum())
+    assert compute_weights(counts, 2.0) == pytest.approx(np.sqrt(counts) / np.sqrt(counts).sum())
 
 
 @pytest.mark.parametrize(
-    ("counts", "temperature", "ranks", "said"),
+    ("counts", "temperature", "ranks", "output"),
     [([], 1, 1, "at least one sample"), ([3, 0], 1, 1, r"\[3, 0\]"), ([3], 0, 1, "positive"), ([3], 1, 0, "rank")],
 )
-def test_nonsense_is_refused(counts: list[int], temperature: float, ranks: int, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        assign(counts, ranks, temperature)
+def test_invalid_arguments_are_rejected(counts: list[int], temperature: float, ranks: int, output: str) -> None:
+    with pytest.raises(InputError, match=output):
+        assign_ranks(counts, ranks, temperature)
     with pytest.raises(InputError, match="too few"):
-        apportioned([1, 1], 1, at_least=1)
+        round_shares([1, 1], 1, at_least=1)
 
 
 @settings(deadline=None)
 @given(FEW, st.integers(0, 5), st.integers(1, 4), st.integers(1, 7))
 def test_an_epoch_by_size_holds_every_sample_once(counts: tuple[int, ...], seed: int, ranks: int, batch: int) -> None:
-    sampler = Sampler(Recipe(counts, seed=seed), ranks, batch)
+    sampler = DistributedSampler(SamplingSpec(counts, seed=seed), ranks, batch)
     seen = taken(sampler, sampler.steps)[: sum(counts)]
     assert sorted(seen) == [(d, k) for d, n in enumerate(counts) for k in range(n)]
 
 
 @settings(deadline=None)
 @given(FEW, st.sampled_from([1.0, 3.0, math.inf]), st.integers(1, 400))
-def test_nothing_comes_again_before_all_has_come(counts: tuple[int, ...], temperature: float, length: int) -> None:
+def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: float, length: int) -> None:
     """Across epochs of any length: the k-th pass over a dataset is whole before the next begins."""
-    sampler = Sampler(Recipe(counts, temperature=temperature, length=length), 1, length)
+    sampler = DistributedSampler(SamplingSpec(counts, temperature=temperature, length=length), 1, length)
     seen: dict[int, list[int]] = {}
     for _ in range(4):
         for dataset, index in pairs(sampler.batch(0, 0)):
@@ -169,15 +175,15 @@ def test_nothing_comes_again_before_all_has_come(counts: tuple[int, ...], temper
 def test_the_sequence_is_the_same_for_any_number_of_ranks(
     counts: tuple[int, ...], ranks: int, batch: int, length: int
 ) -> None:
-    recipe = Recipe(counts, temperature=2.0, seed=1, length=length)
-    alone, many = Sampler(recipe, 1, 1), Sampler(recipe, ranks, batch)
+    recipe = SamplingSpec(counts, temperature=2.0, seed=1, length=length)
+    alone, many = DistributedSampler(recipe, 1, 1), DistributedSampler(recipe, ranks, batch)
     assert taken(many, many.steps)[:length] == taken(alone, length)
 
 
 def test_shares_hold_in_every_stretch() -> None:
     counts = [int(n * 1e6) for n in PAPER]
-    sampler = Sampler(Recipe(tuple(counts), temperature=2.0, seed=2), 64, 32)
-    share = weights(counts, 2.0)
+    sampler = DistributedSampler(SamplingSpec(tuple(counts), temperature=2.0, seed=2), 64, 32)
+    share = compute_weights(counts, 2.0)
     for step in (0, 12_345, sampler.steps - 1):
         drawn = np.concatenate([sampler.batch(step, r).dataset for r in range(64)])
         assert np.abs(np.bincount(drawn, minlength=16) - share * 2048).max() < 0.5 * math.sqrt(2048)
@@ -185,11 +191,11 @@ def test_shares_hold_in_every_stretch() -> None:
 
 @settings(deadline=None)
 @given(FEW, st.integers(1, 5), st.integers(0, 30), st.integers(1, 5), st.sampled_from(["mixed", "assigned"]))
-def test_a_resumed_sampler_goes_on_as_if_nothing_had_been(
+def test_resumed_sampler_continues_the_sequence(
     counts: tuple[int, ...], ranks: int, stop: int, batch: int, mode: str
 ) -> None:
-    recipe = Recipe(counts, mode=mode, temperature=1.5, seed=4)  # type: ignore[arg-type]
-    one, other = Sampler(recipe, ranks, batch), Sampler(recipe, ranks, batch)
+    recipe = SamplingSpec(counts, mode=mode, temperature=1.5, seed=4)  # type: ignore[arg-type]
+    one, other = DistributedSampler(recipe, ranks, batch), DistributedSampler(recipe, ranks, batch)
     one.advance(stop)
     other.resume(json.loads(json.dumps(one.state())))
     for _ in range(3):
@@ -204,38 +210,38 @@ def test_a_resumed_sampler_goes_on_as_if_nothing_had_been(
 def test_a_mixture_resumes_on_other_ranks_without_loss(
     counts: tuple[int, ...], before: int, after: int, batch: int, length: int
 ) -> None:
-    recipe = Recipe(counts, seed=9, length=length)
-    whole = taken(Sampler(recipe, 1, 1), length)
-    first = Sampler(recipe, before, 2)
+    recipe = SamplingSpec(counts, seed=9, length=length)
+    whole = taken(DistributedSampler(recipe, 1, 1), length)
+    first = DistributedSampler(recipe, before, 2)
     half = first.steps // 2
     seen = taken(first, half)
     first.advance(half)
-    second = Sampler(recipe, after, batch)
+    second = DistributedSampler(recipe, after, batch)
     second.resume(first.state())
     assert (seen + taken(second, second.steps))[:length] == whole
 
 
 def test_another_sequences_state_is_refused() -> None:
-    state = Sampler(Recipe((5, 6)), 2, 3).state()
+    state = DistributedSampler(SamplingSpec((5, 6)), 2, 3).state()
     with pytest.raises(InputError, match="other datasets"):
-        Sampler(Recipe((5, 6), seed=1), 2, 3).resume(state)
-    fixed = Recipe((5, 6), mode="assigned")
+        DistributedSampler(SamplingSpec((5, 6), seed=1), 2, 3).resume(state)
+    fixed = SamplingSpec((5, 6), mode="assigned")
     with pytest.raises(InputError, match="only with 2 ranks and batches of 3"):
-        Sampler(fixed, 4, 3).resume(Sampler(fixed, 2, 3).state())
+        DistributedSampler(fixed, 4, 3).resume(DistributedSampler(fixed, 2, 3).state())
     with pytest.raises(InputError, match="batch_size 0"):
-        Sampler(fixed, 4, 0)
+        DistributedSampler(fixed, 4, 0)
 
 
 @settings(deadline=None)
 @given(FEW, st.integers(1, 12), st.integers(1, 4))
 def test_assigned_ranks_see_their_own_whole_in_equal_steps(counts: tuple[int, ...], ranks: int, batch: int) -> None:
-    sampler = Sampler(Recipe(counts, mode="assigned", seed=3), ranks, batch)
+    sampler = DistributedSampler(SamplingSpec(counts, mode="assigned", seed=3), ranks, batch)
     seen: Counter[tuple[int, int]] = Counter()
     for rank in range(ranks):
         for step in range(sampler.steps):
             drawn = sampler.batch(step, rank)
             assert len(drawn) == batch
-            assert set(drawn.dataset.tolist()) <= set(sampler.assignment.datasets_of(rank))
+            assert set(drawn.dataset.tolist()) <= set(sampler.assignment.find_datasets(rank))
             seen.update(pairs(drawn))
     for dataset, n in enumerate(counts):
         times = [seen[dataset, k] for k in range(n)]
@@ -245,11 +251,11 @@ def test_assigned_ranks_see_their_own_whole_in_equal_steps(counts: tuple[int, ..
         assert sum(times) == sampler.draws[dataset]
 
 
-def test_a_level_deal_moves_samples_between_ranks_only() -> None:
-    sampler = Sampler(Recipe((400, 300), seed=6), 4, 8)
+def test_balancing_only_moves_samples_between_ranks() -> None:
+    sampler = DistributedSampler(SamplingSpec((400, 300), seed=6), 4, 8)
     size = np.random.default_rng(0).lognormal(3, 1, (2, 400))
 
-    def costs(drawn: Drawn) -> np.ndarray:
+    def costs(drawn: SampleIndices) -> np.ndarray:
         return size[drawn.dataset, drawn.index]
 
     plain = [costs(sampler.batch(5, r)).sum() for r in range(4)]
@@ -261,8 +267,8 @@ def test_a_level_deal_moves_samples_between_ranks_only() -> None:
 
 @settings(deadline=None)
 @given(COSTS, st.integers(1, 8))
-def test_a_level_deal_loses_nothing_and_is_near_the_best(costs: list[int], parts: int) -> None:
-    dealt = level(costs, parts)
+def test_balancing_is_complete_and_near_optimal(costs: list[int], parts: int) -> None:
+    dealt = balance_costs(costs, parts)
     assert sorted(k for own in dealt for k in own.tolist()) == list(range(len(costs)))
     assert all(len(own) for own in dealt) == (len(costs) >= parts)
     worst = max(sum(costs[k] for k in own) for own in dealt)
@@ -273,17 +279,19 @@ def test_a_level_deal_loses_nothing_and_is_near_the_best(costs: list[int], parts
 @given(COSTS, st.integers(1, 400), st.integers(1, 6))
 def test_packed_batches_keep_the_budget(costs: list[int], budget: int, multiple: int) -> None:
     try:
-        batches = packed(costs, budget, multiple)
+        batches = pack_batches(costs, budget, multiple)
     except InputError:
         full = len(costs) // multiple * multiple
-        assert full == 0 or any(len(own) > 1 and sum(costs[k] for k in own) > budget for own in level(costs, full))
+        assert full == 0 or any(
+            len(own) > 1 and sum(costs[k] for k in own) > budget for own in balance_costs(costs, full)
+        )
         return
     assert sorted(k for own in batches for k in own.tolist()) == list(range(len(costs)))
     assert len(batches) % multiple == 0
     assert all(len(own) for own in batches)
     for own in batches:
         assert len(own) == 1 or sum(costs[k] for k in own) <= budget
-    assert [b.tolist() for b in packed(costs, budget, multiple)] == [b.tolist() for b in batches]
+    assert [b.tolist() for b in pack_batches(costs, budget, multiple)] == [b.tolist() for b in batches]
 
 
 def test_budgets_level_the_work_of_ranks() -> None:
@@ -291,8 +299,8 @@ def test_budgets_level_the_work_of_ranks() -> None:
     rng = np.random.default_rng(1)
     atoms = np.concatenate([rng.integers(5, 25, 1500), rng.integers(40, 220, 500)])[rng.permutation(2000)]
     plain = np.split(np.arange(2000), 2000 // 25)
-    budgeted = packed(atoms, float(atoms.mean() * 25), 8)
-    before, after = imbalance(atoms, plain, 8), imbalance(atoms, budgeted, 8)
+    budgeted = pack_batches(atoms, float(atoms.mean() * 25), 8)
+    before, after = compute_imbalance(atoms, plain, 8), compute_imbalance(atoms, budgeted, 8)
     print(f"slowest rank over the mean: {before:.2f} with 25 samples each, {after:.2f} within a budget of atoms")
     assert after < 1.02
     assert before > 1.2

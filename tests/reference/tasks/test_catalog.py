@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.reference.errors import InputError
-from harness.reference.tasks.catalog import TASKS, task
+from harness.reference.tasks.catalog import TASKS, find_task
 from harness.reference.tasks.load import READERS
 
 NAMES = (
@@ -14,13 +14,13 @@ NAMES = (
 )
 
 
-def test_there_are_twelve_in_order_each_with_a_reader() -> None:
+def test_catalog_has_twelve_tasks_with_readers() -> None:
     assert tuple(t.name for t in TASKS) == NAMES == tuple(READERS)
 
 
-def test_an_unknown_name_is_answered_with_the_closest() -> None:
-    with pytest.raises(InputError, match=r"no task 'matbench_fonons' \(did you mean 'matbench_phonons'\?\); there are"):
-        task("matbench_fonons")
+def test_unknown_name_suggests_the_closest() -> None:
+    with pytest.raises(InputError, match=r"no task 'matbench_fonons' \(did you mean 'matbench_phonons'\?\)"):
+        find_task("matbench_fonons")
 
 
 def test_only_energies_are_divided_by_atoms() -> None:

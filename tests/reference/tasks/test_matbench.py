@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from harness.reference.errors import InputError
-from harness.reference.tasks.catalog import task
-from harness.reference.tasks.readers.matbench import official_folds, official_ids, read
+from harness.reference.tasks.catalog import find_task
+from harness.reference.tasks.readers.matbench import build_official_folds, list_official_ids, read_matbench
 
 # sha256 of the ids of the five test folds (one a line, folds parted by an empty line) in
 # matbench/matbench_v0.1_validation.json of the wheel matbench 0.6
@@ -55,22 +55,22 @@ def write(folder: Path, data: list[Any], index: list[Any] | None = None, **other
 
 @pytest.mark.parametrize("name", FOLDS)
 def test_the_folds_are_those_of_the_benchmark(name: str) -> None:
-    entry = task(name)
-    ids = official_ids(entry)
-    tests = ["\n".join(ids[k] for k in test) for _, test in official_folds(entry.size)]
+    entry = find_task(name)
+    ids = list_official_ids(entry)
+    tests = ["\n".join(ids[k] for k in test) for _, test in build_official_folds(entry.size)]
     assert hashlib.sha256("\n\n".join(tests).encode()).hexdigest() == FOLDS[name]
 
 
 @pytest.mark.parametrize("size", [636, 637, 1265])
 def test_each_row_is_tested_once_and_trained_on_in_the_other_folds(size: int) -> None:
-    folds = official_folds(size)
+    folds = build_official_folds(size)
     assert np.array_equal(np.sort(np.concatenate([test for _, test in folds])), np.arange(size))
     for train, test in folds:
         assert np.array_equal(np.sort(np.concatenate([train, test])), np.arange(size))
 
 
 def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) -> None:
-    labelled = read(write(tmp_path, rows(SIZE)))
+    labelled = read_matbench(write(tmp_path, rows(SIZE)))
     assert len(labelled) == SIZE
     assert not labelled.left_out
     assert labelled.official_ids[:2].tolist() == ["mb-jdft2d-001", "mb-jdft2d-002"]
@@ -81,7 +81,7 @@ def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) ->
     assert second.periodic == (True, True, True)
     assert second.energy is None
     assert second.group == "NaCl"
-    for mine, official in zip(labelled.folds, official_folds(SIZE), strict=True):
+    for mine, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
         assert np.array_equal(mine[0], official[0])
         assert np.array_equal(mine[1], official[1])
 
@@ -94,7 +94,7 @@ def test_folds_stay_with_their_ids_where_rows_are_missing_or_unfit(tmp_path: Pat
     data[6][0]["lattice"]["matrix"][0] = [0.0, 0.0, 0.0]
     data[7] = [structure()]
     kept = [k for k in range(SIZE) if k not in (0, 100)]
-    labelled = read(write(tmp_path, [data[k] for k in kept], kept))
+    labelled = read_matbench(write(tmp_path, [data[k] for k in kept], kept))
     assert labelled.left_out == {
         "not in the file": 2,
         "value not finite": 1,
@@ -103,23 +103,23 @@ def test_folds_stay_with_their_ids_where_rows_are_missing_or_unfit(tmp_path: Pat
         "cell without volume": 1,
         "malformed": 1,
     }
-    ids = official_ids(task("matbench_jdft2d"))
+    ids = list_official_ids(find_task("matbench_jdft2d"))
     gone = {ids[k] for k in (0, 3, 4, 5, 6, 7, 100)}
-    for mine, official in zip(labelled.folds, official_folds(SIZE), strict=True):
+    for mine, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
         for side in (0, 1):
             assert set(labelled.official_ids[mine[side]]) == {ids[k] for k in official[side]} - gone
 
 
 def test_rows_may_carry_their_official_names(tmp_path: Path) -> None:
-    ids = official_ids(task("matbench_jdft2d"))
-    labelled = read(write(tmp_path, rows(50), ids[10:60]))
+    ids = list_official_ids(find_task("matbench_jdft2d"))
+    labelled = read_matbench(write(tmp_path, rows(50), ids[10:60]))
     assert labelled.official_ids.tolist() == ids[10:60]
 
 
-def test_an_infinite_value_is_left_out(tmp_path: Path) -> None:
+def test_infinite_values_are_rejected(tmp_path: Path) -> None:
     data = rows(50)
     data[1][1] = float("nan")
-    labelled = read(write(tmp_path, data))
+    labelled = read_matbench(write(tmp_path, data))
     assert labelled.left_out["value not finite"] == 1
     assert len(labelled) == 49
 
@@ -128,15 +128,15 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, rows(SIZE))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"matbench_jdft2d.json.gz: cut short"):
-        read(path)
+        read_matbench(path)
     plain = tmp_path / "matbench_jdft2d.json"
     plain.write_text(json.dumps({"index": [0, 1], "columns": ["structure", "exfoliation_en"], "data": rows(2)})[:-40])
     with pytest.raises(InputError, match="truncated"):
-        read(plain)
+        read_matbench(plain)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         ({"columns": ["structure"]}, r"columns \['structure'\], expected"),
         ({}, "too few rows, official fold 0 has none"),
@@ -160,30 +160,30 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
         ({"columns": ["structure", "target"]}, r"columns \['structure', 'target'\], expected"),
     ],
 )
-def test_another_table_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        read(write(tmp_path, rows(2), **change))
+def test_another_table_is_refused(tmp_path: Path, change: dict[str, Any], output: str) -> None:
+    with pytest.raises(InputError, match=output):
+        read_matbench(write(tmp_path, rows(2), **change))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "matbench_jdft2d.json"
     path.write_text('{"structure": []}')
     with pytest.raises(InputError, match="expected JSON with index, columns and data"):
-        read(path)
+        read_matbench(path)
     path.write_text("no JSON")
     with pytest.raises(InputError, match="not a Matbench table"):
-        read(path)
+        read_matbench(path)
     with pytest.raises(InputError, match="no task 'matbench_jdft2'"):
-        read(tmp_path / "matbench_jdft2.json.gz")
+        read_matbench(tmp_path / "matbench_jdft2.json.gz")
     with pytest.raises(InputError, match="no structure with a value"):
-        read(write(tmp_path, [[structure("Xx"), 1.0]]))
+        read_matbench(write(tmp_path, [[structure("Xx"), 1.0]]))
 
 
 @pytest.mark.parametrize(("value", "out"), [(1e7, 1), (True, 0)])
-def test_a_value_that_cannot_be_is_counted(tmp_path: Path, value: Any, out: int) -> None:
+def test_impossible_values_are_counted(tmp_path: Path, value: Any, out: int) -> None:
     data = rows(50)
     data[1][1] = value
-    labelled = read(write(tmp_path, data))
+    labelled = read_matbench(write(tmp_path, data))
     assert labelled.left_out["value out of range"] == out
     assert len(labelled) == 49
 
@@ -193,7 +193,7 @@ def test_a_table_in_another_unit_is_refused(tmp_path: Path) -> None:
     table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
     path.write_text(json.dumps({**table, "data": [[structure(), 150.0] for _ in range(50)]}))
     with pytest.raises(InputError, match=r"mb-log-kvrh-00001 is 150, expected -3 .. 4: another quantity or unit"):
-        read(path)
+        read_matbench(path)
 
 
 def test_the_table_of_the_other_modulus_is_refused(tmp_path: Path) -> None:
@@ -202,4 +202,4 @@ def test_the_table_of_the_other_modulus_is_refused(tmp_path: Path) -> None:
     table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
     path.write_text(json.dumps({**table, "data": [[structure(), 1.5] for _ in range(50)]}))
     with pytest.raises(InputError, match="it is the table of matbench_log_kvrh"):
-        read(path)
+        read_matbench(path)

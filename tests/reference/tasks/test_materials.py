@@ -16,11 +16,11 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import from_structures
+from harness.reference.data.structure_table import tabulate
 from harness.reference.errors import InputError
-from harness.reference.tasks.dataset import Labelled, split
-from harness.reference.tasks.load import open_task
-from harness.reference.tasks.readers import abx3, ms25, oqmd
+from harness.reference.tasks.dataset import TaskDataset, split_task
+from harness.reference.tasks.load import load_task
+from harness.reference.tasks.readers import crystals, ms25
 
 
 def labelled_copper(energy: float = -3.7, without: str = "") -> Atoms:
@@ -39,7 +39,7 @@ def write_traj(path: Path, frames: list[Atoms]) -> None:
 def test_ms25_reads_systems_from_folders_and_files(tmp_path: Path) -> None:
     write_traj(tmp_path / "HEA" / "train.traj", [labelled_copper(-3.0 - k / 10) for k in range(12)])
     write_traj(tmp_path / "water.traj", [labelled_copper(-9.0)])
-    labelled = ms25.read(tmp_path)
+    labelled = ms25.read_ms25(tmp_path)
     assert labelled.subset.tolist() == ["HEA"] * 12 + ["water"]
     assert labelled.target[:12] == pytest.approx(-3.0 - np.arange(12) / 10)
     assert labelled.frames.forces is not None
@@ -53,15 +53,15 @@ def test_ms25_reads_systems_from_folders_and_files(tmp_path: Path) -> None:
 def test_frames_of_ms25_without_a_label_are_counted(tmp_path: Path) -> None:
     frames = [labelled_copper(), labelled_copper(-1.0, "forces"), labelled_copper(-2.0, "energy"), bulk("Cu")]
     write_traj(tmp_path / "a.traj", frames)
-    labelled = ms25.read(tmp_path / "a.traj")
+    labelled = ms25.read_ms25(tmp_path / "a.traj")
     assert labelled.left_out == {"no forces": 1, "no energy": 2}
 
 
-def test_a_frame_that_comes_again_is_taken_once(tmp_path: Path) -> None:
+def test_repeated_frames_are_read_once(tmp_path: Path) -> None:
     few, many = [labelled_copper(-3.0)], [labelled_copper(-3.0), labelled_copper(-4.0)]
     write_traj(tmp_path / "HEA" / "set1" / "train-1.traj", few)
     write_traj(tmp_path / "HEA" / "set1" / "train-2.traj", many)
-    labelled = ms25.read(tmp_path)
+    labelled = ms25.read_ms25(tmp_path)
     assert labelled.target.tolist() == [-3.0, -4.0]
     assert labelled.left_out == {"comes twice": 1}
 
@@ -70,18 +70,18 @@ def test_an_energy_may_be_kept_with_the_frame(tmp_path: Path) -> None:
     atoms = labelled_copper(without="energy")
     atoms.info["E"] = -3.25
     write_traj(tmp_path / "a.traj", [atoms])
-    assert ms25.read(tmp_path).target.tolist() == [-3.25]
+    assert ms25.read_ms25(tmp_path).target.tolist() == [-3.25]
 
 
 def test_energies_of_ms25_that_cannot_be_are_refused_or_counted(tmp_path: Path) -> None:
     write_traj(tmp_path / "a.traj", [labelled_copper(-9.0 - k) for k in range(3)] + [labelled_copper(-9e4)])
-    labelled = ms25.read(tmp_path / "a.traj")
+    labelled = ms25.read_ms25(tmp_path / "a.traj")
     assert labelled.left_out == {"energy that cannot be of these atoms": 1}
     write_traj(tmp_path / "b.traj", [labelled_copper(-4e5 - k) for k in range(3)])
     with pytest.raises(InputError, match=r"b.traj: b/0: -100000 eV per atom is neither .*: are the energies in eV"):
-        ms25.read(tmp_path / "b.traj")
+        ms25.read_ms25(tmp_path / "b.traj")
     write_traj(tmp_path / "c.traj", [labelled_copper(4 * -1640.0 * 27.2114 - k) for k in range(3)])
-    assert len(ms25.read(tmp_path / "c.traj")) == 3  # all electrons: copper has -1640 hartree
+    assert len(ms25.read_ms25(tmp_path / "c.traj")) == 3  # all electrons: copper has -1640 hartree
 
 
 def test_a_damaged_trajectory_is_refused(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_a_damaged_trajectory_is_refused(tmp_path: Path) -> None:
     write_traj(path, [labelled_copper()] * 3)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match=r"a.traj: cut short, or not an ASE trajectory"):
-        ms25.read(path)
+        ms25.read_ms25(path)
     path.unlink()
     with pytest.raises(InputError, match="no MS25 trajectories in this folder"):
-        ms25.read(tmp_path)
+        ms25.read_ms25(tmp_path)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def page(folder: Path, entries: list[Any]) -> Path:
 
 
 def test_oqmd_reads_pages_of_the_api(tmp_path: Path) -> None:
-    labelled = oqmd.read(page(tmp_path, [entry()]))
+    labelled = crystals.read_oqmd(page(tmp_path, [entry()]))
     crystal = next(labelled.frames.structures()).check()
     assert labelled.official_ids.tolist() == ["4061139"]
     assert labelled.target.tolist() == [-1.1]
@@ -121,7 +121,7 @@ def test_oqmd_reads_pages_of_the_api(tmp_path: Path) -> None:
 def test_unfit_entries_of_oqmd_are_counted(tmp_path: Path) -> None:
     flat = [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
     bad = [entry(delta_e=None), entry(sites=["Xx @ 0 0 0"]), entry(unit_cell=flat), {"entry_id": 1}, entry(sites=[])]
-    labelled = oqmd.read(page(tmp_path, [entry(), *bad]))
+    labelled = crystals.read_oqmd(page(tmp_path, [entry(), *bad]))
     assert len(labelled) == 1
     assert labelled.left_out["value not finite"] == 1
     assert labelled.left_out["atomic number"] == 1
@@ -134,22 +134,22 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
     path = page(tmp_path, [entry()])
     path.write_text(path.read_text()[:-30])
     with pytest.raises(InputError, match=r"oqmd.json: truncated"):
-        oqmd.read(path)
+        crystals.read_oqmd(path)
     path.write_text('{"response": []}')
     with pytest.raises(InputError, match="not a page of the OQMD's API"):
-        oqmd.read(path)
+        crystals.read_oqmd(path)
     with pytest.raises(InputError, match="no structure with a value"):
-        oqmd.read(page(tmp_path, []))
+        crystals.read_oqmd(page(tmp_path, []))
 
 
 def test_formation_energies_in_another_unit_are_refused_and_a_few_odd_ones_counted(tmp_path: Path) -> None:
     page(tmp_path, [entry(), entry(entry_id=2, delta_e=-0.5), entry(entry_id=3, delta_e=250.0)])
-    labelled = oqmd.read(tmp_path)
+    labelled = crystals.read_oqmd(tmp_path)
     assert labelled.target.tolist() == [-1.1, -0.5]
     assert labelled.left_out == {"energy that cannot be of these atoms": 1}
     page(tmp_path, [entry(delta_e=-1100.0), entry(entry_id=2, delta_e=-500.0)])
     with pytest.raises(InputError, match=r"a formation energy of -1100 eV/atom, expected at most 20: are they in eV"):
-        oqmd.read(tmp_path)
+        crystals.read_oqmd(tmp_path)
 
 
 def cell() -> Atoms:
@@ -160,13 +160,13 @@ def cell() -> Atoms:
 def test_a_table_beside_the_pages_says_which_entries_count_and_their_energies(tmp_path: Path) -> None:
     page(tmp_path, [entry(), entry(entry_id=2, delta_e=-0.5), entry(entry_id=3)])
     (tmp_path / "oqmd_data.csv").write_text("entry_id, Ef\n2,-0.75\n3,\n4,-1.0\n")
-    labelled = oqmd.read(tmp_path)
+    labelled = crystals.read_oqmd(tmp_path)
     assert labelled.official_ids.tolist() == ["2"]
     assert labelled.target.tolist() == [-0.75]
     assert labelled.left_out == {"value not finite": 1, "in oqmd_data.csv, not in the pages": 1}
     (tmp_path / "oqmd_data.csv").write_text("entry_id,E_f\n")
     with pytest.raises(InputError, match=r"oqmd_data.csv: no 'Ef' \(did you mean 'E_f'"):
-        oqmd.read(tmp_path)
+        crystals.read_oqmd(tmp_path)
 
 
 def test_extended_xyz_is_read_with_its_energies(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_extended_xyz_is_read_with_its_energies(tmp_path: Path) -> None:
     for k, atoms in enumerate(two):
         atoms.info = {"formation_energy_per_atom": -1.0 - k, "id": f"p{k}"}
     ase.io.write(tmp_path / "abx3.extxyz", two, format="extxyz")
-    labelled = abx3.read(tmp_path / "abx3.extxyz")
+    labelled = crystals.read_abx3(tmp_path / "abx3.extxyz")
     assert labelled.target.tolist() == [-1.0, -2.0]
     assert labelled.official_ids.tolist() == ["p0", "p1"]
     assert set(labelled.frames.groups) == {"I3CsPb"}
@@ -187,7 +187,7 @@ def test_tables_of_perovskites_are_read_from_each_kind_of_structure(tmp_path: Pa
         writer = csv.writer(file)
         writer.writerow(["mp_id", "formation_energy (eV/atom)", column])
         writer.writerows([["a", -1.25, text(column)], ["b", "", text(column)], ["c", -1.0, "not a structure"]])
-    labelled = abx3.read(path)
+    labelled = crystals.read_abx3(path)
     assert labelled.official_ids.tolist() == ["a"]
     assert labelled.target.tolist() == [-1.25]
     crystal = next(labelled.frames.structures()).check()
@@ -201,13 +201,13 @@ def test_perovskites_are_joined_with_their_structures_by_name(tmp_path: Path) ->
     (tmp_path / "abc3_data.csv").write_text(
         "mp_id,formula, formation_energy (eV/atom)\nmp-1,A,-1.5\nmp-2,B,-1\nmp-3,C,-2\n"
     )
-    with pytest.raises(InputError, match=r"no column poscar, cif, structure, and no structures.json beside it"):
-        abx3.read(tmp_path)
+    with pytest.raises(InputError, match=r"no column poscar, cif, structure, and no structures.json next to it"):
+        crystals.read_abx3(tmp_path)
     disordered = json.loads(text("structure"))
     disordered["sites"][0]["species"].append({"element": "K", "occu": 0.5})
     structures = {"mp-1": json.loads(text("structure")), "mp-3": disordered, "mp-9": {}}
     (tmp_path / "structures.json").write_text(json.dumps(structures))
-    labelled = abx3.read(tmp_path)
+    labelled = crystals.read_abx3(tmp_path)
     assert labelled.official_ids.tolist() == ["mp-1"]
     assert labelled.target.tolist() == [-1.5]
     assert labelled.left_out == {"not in structures.json": 1, "disorder": 1}
@@ -234,57 +234,57 @@ def test_tables_without_their_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "abx3.csv"
     path.write_text("mp_id,formation_energy,cif\n")
     with pytest.raises(InputError, match=r"did you mean 'formation_energy'\?"):
-        abx3.read(path)
+        crystals.read_abx3(path)
     path.write_text("mp_id,formation_energy (eV/atom),cif\n")
     with pytest.raises(InputError, match="no structure with a value"):
-        abx3.read(path)
+        crystals.read_abx3(path)
 
 
-def some(groups: list[str], subset: list[str] | None = None) -> Labelled:
+def some(groups: list[str], subset: list[str] | None = None) -> TaskDataset:
     structures = [Structure(f"{k}", np.array([1]), np.zeros((1, 3)), group=g) for k, g in enumerate(groups)]
-    frames = from_structures(structures)
+    frames = tabulate(structures)
     subsets = np.array(subset or [""] * len(groups))
-    return Labelled(frames, np.zeros(len(groups)), "some data", "none", frames.ids, subsets)
+    return TaskDataset(frames, np.zeros(len(groups)), "some data", "none", frames.ids, subsets)
 
 
 def test_a_split_parts_no_group_and_comes_near_the_share() -> None:
     groups = [f"g{k // 3}" for k in range(300)]
     labelled = some(groups)
-    pool, test = split(labelled, seed=1, test_share=0.2)
+    pool, test = split_task(labelled, seed=1, test_share=0.2)
     assert sorted([*pool, *test]) == list(range(300))
     assert not set(labelled.frames.groups[pool]) & set(labelled.frames.groups[test])
     assert abs(len(test) - 60) <= 3
-    assert np.array_equal(test, split(labelled, seed=1, test_share=0.2)[1])
-    assert not np.array_equal(test, split(labelled, seed=2, test_share=0.2)[1])
+    assert np.array_equal(test, split_task(labelled, seed=1, test_share=0.2)[1])
+    assert not np.array_equal(test, split_task(labelled, seed=2, test_share=0.2)[1])
 
 
 def test_each_subset_is_split_by_itself() -> None:
     labelled = some([f"g{k}" for k in range(40)], ["a"] * 30 + ["b"] * 10)
-    _, test = split(labelled, seed=3, test_share=0.1)
+    _, test = split_task(labelled, seed=3, test_share=0.1)
     assert [int((labelled.subset[test] == name).sum()) for name in "ab"] == [3, 1]
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
     with pytest.raises(InputError, match="some data: the data has only the group 'g', which cannot be split"):
-        split(some(["g", "g"]), seed=0, test_share=0.5)
+        split_task(some(["g", "g"]), seed=0, test_share=0.5)
     for share in (0.0, 1.0):
         with pytest.raises(InputError, match="leaves a side empty"):
-            split(some(["a", "b"]), seed=0, test_share=share)
-    pool, test = split(some(["a", "b"]), seed=0, test_share=0.01)
+            split_task(some(["a", "b"]), seed=0, test_share=share)
+    pool, test = split_task(some(["a", "b"]), seed=0, test_share=0.01)
     assert len(pool) == len(test) == 1
 
 
 def test_official_files_come_before_the_shipped_set(tmp_path: Path) -> None:
     page(tmp_path, [entry(), entry(entry_id=2, sites=["Na @ 0 0 0"])])
-    assert open_task("oqmd", tmp_path).role == "official OQMD, 2 crystals"
-    assert open_task("matbench_log_kvrh", tmp_path).role.startswith("stand-in for Matbench log_kvrh")
+    assert load_task("oqmd", tmp_path).role == "official OQMD, 2 crystals"
+    assert load_task("matbench_log_kvrh", tmp_path).role.startswith("stand-in for Matbench log_kvrh")
 
 
 def test_a_task_without_data_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs matbench_phonons.json.gz, from https://.*\(looked in "):
-        open_task("matbench_phonons", tmp_path)
+        load_task("matbench_phonons", tmp_path)
     (tmp_path / "matbench_phonons").mkdir()
     with pytest.raises(InputError, match=r"matbench_phonons.json.gz is not there"):
-        open_task("matbench_phonons", tmp_path)
+        load_task("matbench_phonons", tmp_path)
     with pytest.raises(InputError, match="no such folder"):
-        open_task("qm9", tmp_path / "absent")
+        load_task("qm9", tmp_path / "absent")

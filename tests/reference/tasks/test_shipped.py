@@ -14,30 +14,30 @@ import numpy as np
 import pytest
 
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets import levels
-from harness.reference.datasets.shipped_sets import MINI_SETS, VIEWS, load_frames, mini_set
+from harness.reference.datasets.shipped_sets import CHARGE_VIEWS, SHIPPED_SETS, find_shipped_set, load_table
 from harness.reference.errors import InputError
-from harness.reference.tasks.catalog import task
-from harness.reference.tasks.dataset import Labelled, split
-from harness.reference.tasks.readers.compositions import reduced
-from harness.reference.tasks.shipped_sets import FOLDER, shipped, shipped_sets
+from harness.reference.tasks.catalog import find_task
+from harness.reference.tasks.dataset import TaskDataset, split_task
+from harness.reference.tasks.readers.crystals import reduce_formula
+from harness.reference.tasks.shipped_sets import FOLDER, load_shipped_task, load_table_of_sets
 from tests.builders.task_sets import composition, dynamics, pack, perovskites
 from tests.builders.task_sets.recipes import RECIPES
-from tests.builders.task_sets.samples import by_energy
+from tests.builders.task_sets.samples import make_energy_samples
 
-SETS = tuple(shipped_sets())
+SETS = tuple(load_table_of_sets())
 MEGABYTE = 1_000_000
 
 
 @cache
-def data(name: str) -> Labelled:
-    found = shipped(name)
-    assert found is not None
-    return found
+def data(name: str) -> TaskDataset:
+    result = load_shipped_task(name)
+    assert result is not None
+    return result
 
 
-def exact(frames: Frames) -> set[tuple[bytes, ...]]:
+def exact(frames: StructureTable) -> set[tuple[bytes, ...]]:
     """The structures by all that a model sees of them."""
     return {(s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()) for s in frames.structures()}
 
@@ -51,9 +51,9 @@ def test_at_least_seven_tasks_have_data_and_all_of_it_is_small() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_complete_and_can_be_split(name: str) -> None:
-    labelled, entry = data(name), task(name)
+    labelled, entry = data(name), find_task(name)
     frames = labelled.frames
-    assert len(labelled) == len(frames) == shipped_sets()[name].count > 0
+    assert len(labelled) == len(frames) == load_table_of_sets()[name].count > 0
     assert np.isfinite(labelled.target).all()
     assert labelled.target.std() > 0
     assert len(set(labelled.official_ids.tolist())) == len(labelled)
@@ -62,13 +62,13 @@ def test_a_set_is_complete_and_can_be_split(name: str) -> None:
     assert np.isfinite(frames.energy).all() == (entry.kind != "property")
     for s in frames.structures():
         s.check()
-    pool, test = split(labelled, seed=0, test_share=0.2)
+    pool, test = split_task(labelled, seed=0, test_share=0.2)
     assert not set(frames.groups[pool]) & set(frames.groups[test])
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_set_says_what_it_is_and_where_it_comes_from(name: str) -> None:
-    entry = shipped_sets()[name]
+    entry = load_table_of_sets()[name]
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
     assert data(name).role.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
@@ -77,7 +77,7 @@ def test_every_set_says_what_it_is_and_where_it_comes_from(name: str) -> None:
 
 def test_the_page_beside_the_files_agrees_with_the_table() -> None:
     text = (FOLDER / "README.md").read_text()
-    for name, entry in shipped_sets().items():
+    for name, entry in load_table_of_sets().items():
         assert f"| {name} | {entry.role} | {entry.count} | {entry.target} | {entry.level} |" in text
     assert "matbench_phonons" in text
 
@@ -85,15 +85,15 @@ def test_the_page_beside_the_files_agrees_with_the_table() -> None:
 def test_a_changed_or_missing_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tasks.yaml").write_text((FOLDER / "tasks.yaml").read_text())
     with pytest.raises(InputError, match="cannot be read"):
-        shipped("oqmd", tmp_path)
+        load_shipped_task("oqmd", tmp_path)
     (tmp_path / "oqmd.h5").write_bytes(b"something else")
     with pytest.raises(InputError, match="sha256 differs"):
-        shipped("oqmd", tmp_path)
-    assert shipped("matbench_phonons") is None
+        load_shipped_task("oqmd", tmp_path)
+    assert load_shipped_task("matbench_phonons") is None
 
 
 def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
-    for text, said in (
+    for text, output in (
         ("qm8: {}\n", "'qm8' is no task"),
         ("qm9: {role: stand-in}\n", "qm9 lacks attribution"),
         (
@@ -102,11 +102,11 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
         ),
         (re.sub("role: stand-in", "role: copy", (FOLDER / "tasks.yaml").read_text()), "the role 'copy'"),
     ):
-        folder = tmp_path / said.replace(" ", "-").replace("'", "")
+        folder = tmp_path / output.replace(" ", "-").replace("'", "")
         folder.mkdir()
         (folder / "tasks.yaml").write_text(text)
-        with pytest.raises(InputError, match=said):
-            shipped_sets(folder)
+        with pytest.raises(InputError, match=output):
+            load_table_of_sets(folder)
 
 
 def test_qm9_is_the_published_table() -> None:
@@ -123,7 +123,12 @@ def test_qm9_is_the_published_table() -> None:
 
 
 def test_no_molecule_or_formula_is_in_a_set_for_pretraining() -> None:
-    known = {g for e in MINI_SETS if e.name not in VIEWS for g in load_frames(mini_set(e.name)).groups.tolist()}
+    known = {
+        g
+        for e in SHIPPED_SETS
+        if e.name not in CHARGE_VIEWS
+        for g in load_table(find_shipped_set(e.name)).groups.tolist()
+    }
     assert not known & set(data("qm9").frames.groups.tolist())
     assert not known & set(data("oqmd").frames.groups.tolist())
 
@@ -133,40 +138,40 @@ def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> N
     """By reduced composition and volume per atom, for the sets that hold crystals."""
     mine = fingerprints(data(name).frames)
     for pretraining in ("mptrj", "alexandria", "omat24"):
-        assert not mine & fingerprints(load_frames(mini_set(pretraining))), pretraining
+        assert not mine & fingerprints(load_table(find_shipped_set(pretraining))), pretraining
 
 
 @pytest.mark.parametrize("name", ["md17", "wiggle150", "abx3"])
 def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str) -> None:
-    method = shipped_sets()[name].level.split()[0]
-    mine = {reduced(s.numbers) for s in data(name).frames.structures()}
-    same = [e for e in MINI_SETS if e.name not in VIEWS and e.level.startswith(method)]
+    method = load_table_of_sets()[name].level.split()[0]
+    mine = {reduce_formula(s.numbers) for s in data(name).frames.structures()}
+    same = [e for e in SHIPPED_SETS if e.name not in CHARGE_VIEWS and e.level.startswith(method)]
     assert same
     for entry in same:
-        assert not mine & {reduced(s.numbers) for s in load_frames(entry).structures()}, entry.name
+        assert not mine & {reduce_formula(s.numbers) for s in load_table(entry).structures()}, entry.name
 
 
-def fingerprints(frames: Frames) -> set[tuple[tuple[int, int], ...]]:
+def fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
     """Elements with their reduced counts, and the volume per atom in thousandths of a cubic angstrom."""
-    found = set()
+    result = set()
     for s in frames.structures():
         counts = Counter(s.numbers.tolist())
         common = math.gcd(*counts.values())
         volume = round(abs(np.linalg.det(s.cell)) / len(s) * 1000)
-        found.add((*((z, c // common) for z, c in sorted(counts.items())), (0, volume)))
-    return found
+        result.add((*((z, c // common) for z, c in sorted(counts.items())), (0, volume)))
+    return result
 
 
-def test_formation_energies_are_what_composition_leaves_open() -> None:
+def test_formation_energies_are_residuals_of_composition() -> None:
     for name in ("oqmd", "abx3"):
         labelled = data(name)
-        shares = composition.fractions(list(labelled.frames.structures()))
+        shares = composition.compute_fractions(list(labelled.frames.structures()))
         assert abs(shares.T @ labelled.target).max() < 1e-5
         assert 0.02 < np.abs(labelled.target).mean() < 1.0
 
 
 def test_every_element_of_oqmd_is_covered() -> None:
-    shares = composition.fractions(list(data("oqmd").frames.structures()))
+    shares = composition.compute_fractions(list(data("oqmd").frames.structures()))
     assert (shares > 0).sum(axis=0).min() >= 5
 
 
@@ -207,7 +212,7 @@ def test_trajectories_are_at_their_temperature() -> None:
 def test_energies_are_those_of_the_level(name: str, level: str) -> None:
     frames = data(name).frames
     for k in (0, len(frames) // 2, len(frames) - 1):
-        energy, _ = levels.xtb(next(frames[k : k + 1].structures()), level)
+        energy, _ = levels.compute_xtb(next(frames[k : k + 1].structures()), level)
         assert energy == pytest.approx(frames.energy[k], abs=1e-4)
 
 
@@ -217,7 +222,7 @@ def test_forces_are_minus_the_slope_of_the_energy() -> None:
     assert middle.forces is not None
     along = np.random.default_rng(0).normal(size=middle.positions.shape)
     step = 1e-3 / np.linalg.norm(along)
-    up, down = (levels.xtb(moved(middle, sign * step * along), "GFN1-xTB")[0] for sign in (1, -1))
+    up, down = (levels.compute_xtb(moved(middle, sign * step * along), "GFN1-xTB")[0] for sign in (1, -1))
     assert (up - down) / (2 * step) == pytest.approx(-(middle.forces * along).sum(), abs=2e-3)
 
 
@@ -240,9 +245,9 @@ def test_elements_of_ms25_have_no_net_force() -> None:
     assert np.abs(net).max() < 0.5
 
 
-def test_the_same_samples_make_the_same_bytes(tmp_path: Path) -> None:
+def test_packing_is_deterministic(tmp_path: Path) -> None:
     structures = list(data("md17").frames[:5].structures())
-    digests = {pack.write(tmp_path / f"{k}.h5", by_energy(structures), pack.Decimals()) for k in range(2)}
+    digests = {pack.write_set(tmp_path / f"{k}.h5", make_energy_samples(structures), pack.Decimals()) for k in range(2)}
     assert len(digests) == 1
     with h5py.File(tmp_path / "0.h5") as file:
         assert file["target"][:].tolist() == [round(float(s.energy or 0) * 1e8) for s in structures]

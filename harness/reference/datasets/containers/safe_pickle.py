@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.datasets.containers.pickle_scan import end_of_pickle
-from harness.reference.datasets.parsing.base import MOST_BYTES
-from harness.reference.datasets.parsing.structure_builder import Unfit, one_line
+from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line
 
 STORAGES = {
     "DoubleStorage": "<f8",
@@ -29,9 +29,29 @@ STORAGES = {
     "BoolStorage": "?",
 }
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before its zip files, which tensors in pickles still use
+POINTERS = 64  # bytes of an item in a collection
+COLLECTIONS = (set, frozenset, dict, list, tuple)
+GRAPHS = {
+    "torch_geometric.data.data": {"Data", "DataEdgeAttr", "DataTensorAttr"},
+    "torch_geometric.data.storage": {"GlobalStorage", "BaseStorage", "NodeStorage", "EdgeStorage"},
+    "torch_geometric.data": {"Data"},
+}
+PLAIN = (bool, int, float, str, np.generic)
+MOST_OPERATIONS = 200_000  # of a pickle; a graph has a few hundred
+LINES = pickletools.UP_TO_NEWLINE
+# bytes that say how long an argument is
+PREFIX = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+ARGUMENTS = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
+TWO_LINES = frozenset(ord(op.code) for op in pickletools.opcodes if op.name in ("GLOBAL", "INST"))
+PUT, LONG_BINPUT, STOP = ord("p"), ord("r"), ord(".")
 
 
-class Inert:
+class InertObject:
     """Stands in for a class of the file: keeps its state and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,46 +72,46 @@ class Budget:
     """What a pickle and those within it may still copy, in bytes: the same bytes can be asked for many times."""
 
     def __init__(self) -> None:
-        self.left = 4 * MOST_BYTES
+        self.left = 4 * MAX_STRUCTURE_BYTES
 
     def spend(self, size: int) -> None:
-        """Take so many bytes; raises Unfit where they are not left."""
+        """Spend some bytes; raises InvalidStructure where fewer remain."""
         self.left -= size
         if self.left < 0:
-            raise Unfit("too large", f"unfolds to more than {4 * MOST_BYTES >> 20} MB")
+            raise InvalidStructure("too large", f"unfolds to more than {4 * MAX_STRUCTURE_BYTES >> 20} MB")
 
 
-def loads(data: bytes | memoryview) -> Any:
-    """What a pickle holds; raises Unfit for anything that is not plain data, arrays, tensors or graphs."""
+def load_pickle(data: bytes | memoryview) -> Any:
+    """Return the content of a pickle; raises InvalidStructure unless it is plain data, arrays, tensors or graphs."""
     raw = bytes(data)
     try:
-        return _Unpickler(raw[: end_of_pickle(raw)], Budget()).load()
-    except Unfit:
+        return _Unpickler(raw[: find_pickle_end(raw)], Budget()).load()
+    except InvalidStructure:
         raise
     except Exception as error:  # a hostile or broken pickle fails in any way it likes
-        raise Unfit("corrupt", f"cannot be unpickled ({one_line(error)})") from None
+        raise InvalidStructure("corrupt", f"cannot be unpickled ({first_line(error)})") from None
 
 
 def _storage_of(budget: Budget, data: bytes) -> NDArray[Any]:
-    """The storage of a tensor, which is a file of torch.save within the pickle: five pickles, then raw numbers."""
+    """Return the storage of a tensor: a file of torch.save within the pickle, five pickles and then raw numbers."""
     budget.spend(len(data))
     position, values = 0, []
     for _ in range(5):  # magic number, version, machine, storage, the key of the only storage
-        stop = end_of_pickle(data, position)
+        stop = find_pickle_end(data, position)
         values.append(_Unpickler(data[position:stop], budget).load())
         position = stop
         if values[0] != MAGIC_NUMBER:
-            raise Unfit("corrupt", "a tensor is not stored the way torch stores it in pickles")
+            raise InvalidStructure("corrupt", "a tensor is not stored the way torch stores it in pickles")
     storage = values[3]
     if not isinstance(storage, _Kept):
-        raise Unfit("corrupt", "a tensor's storage is missing")
+        raise InvalidStructure("corrupt", "a tensor's storage is missing")
     (count,) = np.frombuffer(data[position : position + 8], dtype="<i8").tolist()
     if count != storage.numbers:
-        raise Unfit("corrupt", f"a tensor's storage of {storage.numbers} numbers says {count}")
-    found = np.frombuffer(data[position + 8 :], dtype=storage.dtype)
-    if len(found) < count:
-        raise Unfit("truncated", f"a tensor's storage has {len(found)} of {count} numbers")
-    return found[:count]
+        raise InvalidStructure("corrupt", f"a tensor's storage of {storage.numbers} numbers says {count}")
+    values_read = np.frombuffer(data[position + 8 :], dtype=storage.dtype)
+    if len(values_read) < count:
+        raise InvalidStructure("truncated", f"a tensor's storage has {len(values_read)} of {count} numbers")
+    return values_read[:count]
 
 
 class _Kept(NamedTuple):
@@ -100,14 +120,14 @@ class _Kept(NamedTuple):
 
 
 def _tensor(budget: Budget, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
-    """A tensor of a storage, with its bounds checked; a copy."""
+    """Return a tensor of a storage, with its bounds checked; a copy."""
     if not isinstance(storage, np.ndarray):
-        raise Unfit("corrupt", "a tensor without a storage")
+        raise InvalidStructure("corrupt", "a tensor without a storage")
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride), default=0) < 0 or (count and last >= len(storage)) or count > len(storage):
-        raise Unfit("corrupt", f"a tensor of shape {size} does not fit its storage of {len(storage)}")
+        raise InvalidStructure("corrupt", f"a tensor of shape {size} does not fit its storage of {len(storage)}")
     budget.spend(count * storage.itemsize)
     if not count:
         return np.empty(0, dtype=storage.dtype).reshape(size)
@@ -120,10 +140,10 @@ class _Type:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str):
-            raise Unfit("corrupt", "a type of numbers without a name")
+            raise InvalidStructure("corrupt", "a type of numbers without a name")
         self.dtype = np.dtype(code)
         if self.dtype.hasobject or self.dtype.kind not in "biufSU":
-            raise Unfit("corrupt", f"numbers of type {code!r}")
+            raise InvalidStructure("corrupt", f"numbers of type {code!r}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] == ">":
@@ -142,9 +162,9 @@ class _Array:
 
 
 def _frombuffer(raw: Any, kind: _Type, shape: Any, order: Any) -> _Array:
-    found = _Array()
-    found.values = np.frombuffer(raw, dtype=kind.dtype).reshape(shape, order=order)
-    return found
+    array = _Array()
+    array.values = np.frombuffer(raw, dtype=kind.dtype).reshape(shape, order=order)
+    return array
 
 
 def _scalar(kind: _Type, data: bytes) -> Any:
@@ -164,8 +184,6 @@ def _collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-POINTERS = 64  # bytes of an item in a collection
-COLLECTIONS = (set, frozenset, dict, list, tuple)
 COSTLY: dict[tuple[str, str], Callable[..., Any]] = {
     **{(module, k.__name__): _collection(k) for k in COLLECTIONS for module in ("builtins", "__builtin__")},
     ("collections", "OrderedDict"): _collection(OrderedDict),
@@ -175,18 +193,17 @@ COSTLY: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch.storage", "_load_from_bytes"): _storage_of,
 }
 ALLOWED: dict[tuple[str, str], Any] = {
-    **{(module, name): Inert for name in ("int", "float", "bool", "str") for module in ("builtins", "__builtin__")},
+    **{
+        (module, name): InertObject
+        for name in ("int", "float", "bool", "str")
+        for module in ("builtins", "__builtin__")
+    },
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _Type,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
     **{("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()},
-}
-GRAPHS = {
-    "torch_geometric.data.data": {"Data", "DataEdgeAttr", "DataTensorAttr"},
-    "torch_geometric.data.storage": {"GlobalStorage", "BaseStorage", "NodeStorage", "EdgeStorage"},
-    "torch_geometric.data": {"Data"},
 }
 
 
@@ -197,34 +214,36 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name in GRAPHS.get(module, ()):
-            return Inert
+            return InertObject
         if costly := COSTLY.get((module, name)):
             return partial(costly, self.budget)
-        found: Callable[..., Any] | None = ALLOWED.get((module, name))
-        return found if found is not None else _refuse(module, name)
+        allowed: Callable[..., Any] | None = ALLOWED.get((module, name))
+        return allowed if allowed is not None else _refuse(module, name)
 
     def persistent_load(self, saved: Any) -> _Kept:
         if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage"):
-            raise Unfit("corrupt", "a pickle that points outside itself")
+            raise InvalidStructure("corrupt", "a pickle that points outside itself")
         kind, count = saved[1], saved[4]
         if not isinstance(kind, _Storage) or not isinstance(count, int):
-            raise Unfit("corrupt", "a tensor of no plain numbers")
+            raise InvalidStructure("corrupt", "a tensor of no plain numbers")
         return _Kept(kind.dtype, count)
 
 
 def _refuse(module: str, name: str) -> NoReturn:
-    raise Unfit("unsafe pickle", f"it asks for {module}.{name}, which is not part of a graph; nothing of it was run")
+    raise InvalidStructure(
+        "unsafe pickle", f"it asks for {module}.{name}, which is not part of a graph; nothing of it was run"
+    )
 
 
-def graph(data: bytes | memoryview) -> dict[str, Any]:
-    """The named arrays of a PyTorch Geometric graph, written before its version 2 or since; raises Unfit."""
-    found = loads(data)
-    if not isinstance(found, Inert):
-        raise Unfit("malformed", f"holds a {type(found).__name__}, expected a graph (torch_geometric Data)")
-    store = found.state.get("_store")
-    named = store.state.get("_mapping", {}) if isinstance(store, Inert) else found.state
+def load_graph(data: bytes | memoryview) -> dict[str, Any]:
+    """Return the named arrays of a PyTorch Geometric graph of any version; raises InvalidStructure."""
+    graph = load_pickle(data)
+    if not isinstance(graph, InertObject):
+        raise InvalidStructure("malformed", f"holds a {type(graph).__name__}, expected a graph (torch_geometric Data)")
+    store = graph.state.get("_store")
+    named = store.state.get("_mapping", {}) if isinstance(store, InertObject) else graph.state
     if not isinstance(named, dict):
-        raise Unfit("malformed", "a graph without named values")
+        raise InvalidStructure("malformed", "a graph without named values")
     return {
         str(name): value.values if isinstance(value, _Array) else value
         for name, value in named.items()
@@ -233,7 +252,7 @@ def graph(data: bytes | memoryview) -> dict[str, Any]:
 
 
 def _is_bounded(value: Any) -> bool:
-    """Whether a value is one that a structure has, and no list that holds others many times over."""
+    """Return whether a value is one that a structure has, and not a list that repeats others many times."""
     if isinstance(value, (list, tuple)):
         return all(
             isinstance(v, PLAIN)
@@ -243,4 +262,49 @@ def _is_bounded(value: Any) -> bool:
     return isinstance(value, (_Array, np.ndarray, *PLAIN))
 
 
-PLAIN = (bool, int, float, str, np.generic)
+def find_pickle_end(data: bytes, start: int = 0) -> int:
+    """Return where the pickle that begins at `start` ends.
+
+    Raises InvalidStructure for one that is truncated, or that asks for more memory than its size explains: operations,
+    arguments beyond its end, places in the memo beyond the number of its operations.
+    """
+    if len(data) > MAX_STRUCTURE_BYTES:
+        raise InvalidStructure("too large", f"a pickle of {len(data)} bytes, more than {MAX_STRUCTURE_BYTES}")
+    position, size = start, len(data)
+    for count in range(MOST_OPERATIONS):
+        if position >= size:
+            break
+        code = data[position]
+        position += 1
+        if code == STOP:
+            return position
+        length = ARGUMENTS.get(code)
+        if length is None:
+            raise InvalidStructure("corrupt", f"cannot be unpickled (no operation {code:#x})")
+        if length > 0:
+            if code == LONG_BINPUT:
+                _check_memo(int.from_bytes(data[position : position + 4], "little"), count)
+            position += length
+        elif length == LINES:
+            position = _after_lines(data, position, code, count)
+        elif length < 0:
+            prefix = PREFIX[length]
+            position += prefix + int.from_bytes(data[position : position + prefix], "little")
+    else:
+        raise InvalidStructure("too large", f"a pickle of more than {MOST_OPERATIONS} operations")
+    raise InvalidStructure("corrupt", "cannot be unpickled (truncated)")
+
+
+def _after_lines(data: bytes, position: int, code: int, count: int) -> int:
+    stop = data.find(b"\n", position)
+    if stop < 0:
+        raise InvalidStructure("corrupt", "cannot be unpickled (truncated)")
+    if code == PUT:
+        text = data[position:stop]
+        _check_memo(int(text) if text.isdigit() and len(text) < 10 else -1, count)
+    return _after_lines(data, stop + 1, 0, count) if code in TWO_LINES else stop + 1
+
+
+def _check_memo(index: int, count: int) -> None:
+    if not 0 <= index <= count:
+        raise InvalidStructure("corrupt", f"cannot be unpickled (place {index} in a memo of {count})")

@@ -1,4 +1,4 @@
-"""Official files, or a shipped set, into a store: parts are read in parallel, what is read is kept, then put together.
+"""Convert official files, or a shipped set, to a store: read parts in parallel into a spool, then merge them.
 
 Killed at any point, the same conversion carries on: parts in the spool are not read again, and a store appears under
 its name only when it is whole.
@@ -10,24 +10,22 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.reference.datasets.catalog import Source
+from harness.reference.datasets.catalog import DatasetSource
 from harness.reference.datasets.conversion import merge as merging
-from harness.reference.datasets.conversion.read_part import PartOrder, Rules, read_part
+from harness.reference.datasets.conversion.read_part import ConversionRules, PartRequest, read_part
 from harness.reference.datasets.conversion.spool import Spool, Summary
-from harness.reference.datasets.parsing.base import Format, Part
-from harness.reference.datasets.parsing.paths import count_passed_over
-from harness.reference.datasets.splitting.copies import refuse_copies
+from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk, Progress
+from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
 from harness.reference.errors import InputError
 
-VERSION = 2  # of what is written; another one does not carry on an older spool
-Progress = Callable[[int, int, str], None]
+SPOOL_VERSION = 3  # a conversion does not resume from a spool of another version
 
 
 @dataclass(frozen=True)
@@ -38,45 +36,47 @@ class Conversion:
     """
 
     slug: str
-    format: Format
+    format: DatasetFormat
     paths: tuple[Path, ...]
     store: Path
-    source: Source | None
+    source: DatasetSource | None
     about: dict[str, Any]
-    rules: Rules
+    rules: ConversionRules
     workers: int = 1
 
-    def identity(self, parts: Sequence[Part]) -> dict[str, Any]:
-        """All that decides what the store will hold."""
+    def identity(self, parts: Sequence[FileChunk]) -> dict[str, Any]:
+        """Return everything that decides what the store will hold."""
         files = {}
         for path in dict.fromkeys(part.path for part in parts):
             state = path.stat()
             files[str(path)] = [state.st_size, state.st_mtime_ns]
         rules = {name: value for name, value in asdict(self.rules).items() if name != "strict"}
         keys = [[str(part.path), part.key] for part in parts]
-        return {"version": VERSION, "dataset": self.slug, "files": files, "parts": keys, "rules": rules}
+        return {"version": SPOOL_VERSION, "dataset": self.slug, "files": files, "parts": keys, "rules": rules}
 
 
 def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
     """Make the store and return what was found; raises InputError, and OSError where the disk is full."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     if order.store.exists():
         raise InputError(f"{order.store}: there is a store of this name already; remove it, or choose another folder")
-    parts = order.format.parts(order.paths)
+    parts = order.format.list_chunks(order.paths)
     passed_over = count_passed_over(order.paths, parts)
-    refuse_copies(part.path for part in parts)
+    reject_copies(part.path for part in parts)
     spool = Spool(order.store.with_name(order.store.name + ".spool"), order.identity(parts))
     with spool.alone():
         resumed = any(spool.summary(k) for k in range(len(parts)))
-        summaries = _read(order, parts, spool, progress)
-        read_s = time.perf_counter() - began
-        found = merging.merge(order.store, spool, summaries, order.about, order.rules, progress)
+        summaries = _read_parts(order, parts, spool, progress)
+        read_s = time.perf_counter() - started
+        facts = merging.merge(
+            order.store, spool, summaries=summaries, about=order.about, rules=order.rules, progress=progress
+        )
         spool.remove()
-    seconds = time.perf_counter() - began
-    left_out = sum((Counter(s["left_out"]) for s in summaries), Counter(found.pop("left_out")))
+    seconds = time.perf_counter() - started
+    left_out = sum((Counter(s["left_out"]) for s in summaries), Counter(facts.pop("left_out")))
     read = sum(s["read"] for s in summaries)
-    splits = found.pop("splits")
-    found["conversion"] = {
+    splits = facts.pop("splits")
+    facts["conversion"] = {
         "read": read,
         "written": sum(splits.values()),
         "left_out": dict(left_out.most_common()),
@@ -88,48 +88,48 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
         "seconds": seconds,
         "resumed": resumed,
         "structures_per_s": None if resumed else read / seconds,
-        "labels": found.pop("labels"),
-        "repeats": found.pop("repeats"),
-        "regrouped": found.pop("regrouped"),
-        "stress_withheld": found.pop("without_stress"),
-        "missing_labels": found.pop("missing_labels"),
+        "labels": facts.pop("labels"),
+        "repeats": facts.pop("repeats"),
+        "regrouped": facts.pop("regrouped"),
+        "stress_withheld": facts.pop("without_stress"),
+        "missing_labels": facts.pop("missing_labels"),
         "passed_over": dict(passed_over),
         "splits": splits,
         **{name: value for name, value in asdict(order.rules).items() if name != "charges"},
     }
-    return found
+    return facts
 
 
-def _read(order: Conversion, parts: Sequence[Part], spool: Spool, progress: Progress) -> list[Summary]:
-    """The summaries of all parts, those in the spool as they are."""
-    found = [spool.summary(k) for k in range(len(parts))]
+def _read_parts(order: Conversion, parts: Sequence[FileChunk], spool: Spool, progress: Progress) -> list[Summary]:
+    """Return the summaries of all parts; those in the spool are not read again."""
+    summaries = [spool.summary(k) for k in range(len(parts))]
     missing = [
-        PartOrder(k, part, order.format, order.source, order.rules, spool.folder)
+        PartRequest(k, part, order.format, source=order.source, rules=order.rules, spool=spool.folder)
         for k, part in enumerate(parts)
-        if found[k] is None
+        if summaries[k] is None
     ]
-    known = [s for s in found if s is not None]
+    known = [s for s in summaries if s is not None]
     for s in known:
         if order.rules.strict and s["broken"]:
             raise InputError(f"{s['broken']} (found before; without --strict it is left out and counted)")
     progress(len(known), len(parts), "parts read")
-    for done, (k, summary) in enumerate(_each(missing, order.workers), start=len(known) + 1):
-        found[k] = summary
+    for done, (k, summary) in enumerate(_read_in_parallel(missing, order.workers), start=len(known) + 1):
+        summaries[k] = summary
         progress(done, len(parts), "parts read")
-    return [s for s in found if s is not None]
+    return [s for s in summaries if s is not None]
 
 
-def _each(orders: Sequence[PartOrder], workers: int) -> Iterator[tuple[int, Summary]]:
-    """Numbers and summaries of parts as they are done."""
+def _read_in_parallel(orders: Sequence[PartRequest], workers: int) -> Iterator[tuple[int, Summary]]:
+    """Yield numbers and summaries of parts as they are finished."""
     if workers == 1 or len(orders) < 2:
         yield from ((o.number, read_part(o)) for o in orders)
         return
     # As many at a time as there are workers, so that an error ends the rest soon.
     waiting = list(reversed(orders))
-    running: dict[Future[Summary], PartOrder] = {}
+    running: dict[Future[Summary], PartRequest] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(workers, len(orders)), mp_context=context, initializer=_follow, initargs=(os.getpid(),)
+        min(workers, len(orders)), mp_context=context, initializer=_exit_with_parent, initargs=(os.getpid(),)
     ) as pool:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -146,7 +146,7 @@ def _each(orders: Sequence[PartOrder], workers: int) -> Iterator[tuple[int, Summ
                     ) from None
 
 
-def _follow(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """End a worker whose parent is gone: it would write into a spool that another process may hold."""
     import ctypes
     import signal

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.protocol.text import sanitize_line
-from harness.reference.data.structure_table import Fault, Frames, Remark
+from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable
 
 UNLABELLED = "unlabelled"
 LABELS = ("energy", "forces", "stress", "spin")
@@ -29,7 +29,7 @@ class LabelCounts:
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, frames: Frames) -> None:
+    def add(self, frames: StructureTable) -> None:
         """Take in structures that can be used."""
         count = len(frames)
         self.structures += count
@@ -43,7 +43,7 @@ class LabelCounts:
         """Take in what a reader remarks."""
         self.remarks[(remark.kind, sanitize_line(remark.reason))] += remark.count
 
-    def add_fault(self, fault: Fault) -> None:
+    def add_rejection(self, fault: RejectedStructure) -> None:
         """Take in a structure that is left out, if that is for want of a label."""
         if fault.kind == UNLABELLED:
             names = [name for name in ("energy", "forces") if name in fault.reason.partition("there are")[0]]
@@ -56,13 +56,13 @@ class LabelCounts:
         self.left_out.update(other.left_out)
         self.remarks.update(other.remarks)
 
-    def hint(self, label: str) -> str:
+    def find_hint(self, label: str) -> str:
         """Return what readers remarked most of a label, or ""."""
         result = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
         return max(result)[1].partition("(")[2].rstrip(")") if result else ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data, from which from_json makes the same again."""
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, which `from_json` reads."""
         return {
             "structures": self.structures,
             "without": dict(+self.without),
@@ -72,27 +72,27 @@ class LabelCounts:
 
 
 def from_json(plain: dict[str, Any]) -> LabelCounts:
-    """The counts that as_json wrote."""
+    """Return the counts that to_json wrote."""
     remarks = Counter({(kind, reason): count for kind, reason, count in plain["remarks"]})
     return LabelCounts(plain["structures"], Counter(plain["without"]), Counter(plain["left_out"]), remarks)
 
 
-def count_structures(count: int) -> str:
+def format_count(count: int) -> str:
     """Return "1 structure" or "12 structures"."""
     return f"{count:,} structure{'' if count == 1 else 's'}"
 
 
-def describe(counts: LabelCounts, declared: Iterable[str]) -> list[str]:
+def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> list[str]:
     """Return a line for each label of the dataset that structures lack, and for each other remark.
 
     Args:
         counts: What was counted.
         declared: The labels that the dataset has, as its authors hand it out.
     """
-    lines = [f"{label}: missing in {count_structures(n)}, left out" for label, n in counts.left_out.items()]
+    lines = [f"{label}: missing in {format_count(n)}, left out" for label, n in counts.left_out.items()]
     for label in (name for name in LABELS if name in declared):
         lacking, total = counts.without[label], counts.structures
-        hint = f" ({counts.hint(label)})" if counts.hint(label) else ""
+        hint = f" ({counts.find_hint(label)})" if counts.find_hint(label) else ""
         if lacking and lacking == total:
             lines.append(f"no structure has {label}{hint}")
         elif lacking and label == "forces":
@@ -102,7 +102,7 @@ def describe(counts: LabelCounts, declared: Iterable[str]) -> list[str]:
                 f"{label}: withheld for {lacking:,} of {total:,} structures, kept for {total - lacking:,}{hint}"
             )
     lines += [
-        f"{count_structures(n)}: {reason}" if n else reason
+        f"{format_count(n)}: {reason}" if n else reason
         for (kind, reason), n in counts.remarks.items()
         if kind not in ("forces", "stress", "spin")
     ]

@@ -16,14 +16,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.host.files import write_text
 from harness.host.locks import LockTaken, locked
-from harness.reference.data.neighbour_columns import Edges
-from harness.reference.data.structure_table import Frames
+from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.errors import InputError
 
-IDENTITY = "conversion.json"
-PIECE_BYTES = 1 << 20
+IDENTITY_FILE = "conversion.json"
+CHECKSUM_CHUNK_BYTES = 1 << 20
 Summary = dict[str, Any]
 
 
@@ -34,36 +34,34 @@ class Spool:
         """Make the folder, or take up what was left there; raises InputError if it is another conversion's."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / IDENTITY
+        path = folder / IDENTITY_FILE
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != identity:
             raise InputError(
                 f"{folder}: left by a conversion of other files or with other options; remove it, or choose another"
                 " folder for the store"
             )
-        _write_whole(path, json.dumps(identity, indent=1))
+        write_text(path, json.dumps(identity, indent=1))
 
     def summary(self, part: int) -> Summary | None:
-        """What was found in a part, or None if it is still to be read, as where its files are damaged."""
+        """Return the summary of a part, or None if the part must be read, also because its files are damaged."""
         try:
-            found = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
-            sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in found["crc32"]}
+            summary = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
+            sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in summary["crc32"]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return found if sums == found["crc32"] else None
+        return summary if sums == summary["crc32"] else None
 
     def array(self, part: int, name: str) -> NDArray[Any]:
-        """An array that was left with a part, mapped into memory."""
+        """Return an array that was stored with a part, mapped into memory."""
         return np.load(self.folder / f"{part:06d}.{name}.npy", mmap_mode="r")
 
-    def blocks(self, part: int, split: int) -> Iterator[tuple[Frames, Edges | None]]:
-        """The blocks of a part in a split, as they were written."""
+    def blocks(self, part: int, split: int) -> Iterator[StructureTable]:
+        """Yield the tables of a part in a split, as they were written."""
         with open(self.folder / f"{part:06d}.{SPLITS[split]}", "rb") as handle:
             while names := handle.readline():
                 columns = {name: np.load(handle, allow_pickle=False) for name in json.loads(names)}
-                labels: dict[str, Any] = {f.name: columns.get(f.name) for f in fields(Frames)}
-                frames = Frames(**labels)
-                edges = Edges(**{f.name: columns[f.name] for f in fields(Edges)}) if "receiver" in columns else None
-                yield frames, edges
+                labels: dict[str, Any] = {f.name: columns.get(f.name) for f in fields(StructureTable)}
+                yield StructureTable(**labels)
 
     def remove(self) -> None:
         """Forget it all."""
@@ -101,16 +99,14 @@ class PartWriter:
         for split in SPLITS:
             Path(f"{self.stem}.{split}{self.own}").unlink(missing_ok=True)
 
-    def write(self, split: int, frames: Frames, edges: Edges | None) -> None:
+    def write(self, split: int, table: StructureTable) -> None:
         """Append a block."""
-        columns = {f.name: getattr(frames, f.name) for f in fields(Frames)}
-        if edges is not None:
-            columns |= {f.name: getattr(edges, f.name) for f in fields(Edges)}
-        there = {name: column for name, column in columns.items() if column is not None}
+        columns = {f.name: getattr(table, f.name) for f in fields(StructureTable)}
+        present = {name: column for name, column in columns.items() if column is not None}
         handle = self._files[split]
-        handle.write(json.dumps(list(there)).encode() + b"\n")
-        for column in there.values():
-            _save(handle, column)
+        handle.write(json.dumps(list(present)).encode() + b"\n")
+        for column in present.values():
+            _write_array(handle, column)
 
     def finish(self, summary: Summary, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Put the part in place: its blocks, its arrays, and last its summary."""
@@ -120,30 +116,23 @@ class PartWriter:
         for name, array in arrays.items():
             temporary = Path(f"{self.stem}.{name}{self.own}.npy")
             with open(temporary, "wb") as handle:
-                _save(handle, array)
+                _write_array(handle, array)
             os.replace(temporary, f"{self.stem}.{name}.npy")
         names = [*SPLITS, *(f"{name}.npy" for name in arrays)]
         sums = {name: _checksum(Path(f"{self.stem}.{name}")) for name in names}
-        _write_whole(Path(f"{self.stem}.json"), json.dumps({**summary, "crc32": sums}))
+        write_text(f"{self.stem}.json", json.dumps({**summary, "crc32": sums}))
 
 
 def _checksum(path: Path) -> int:
-    found = 0
+    checksum = 0
     with open(path, "rb") as handle:
-        while piece := handle.read(PIECE_BYTES):
-            found = zlib.crc32(piece, found)
-    return found
+        while piece := handle.read(CHECKSUM_CHUNK_BYTES):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
-def _save(handle: IO[bytes], array: NDArray[Any]) -> None:
-    """As np.save, which does not say why where the disk is full."""
+def _write_array(handle: IO[bytes], array: NDArray[Any]) -> None:
+    """Write an array as np.save does, which does not report why it fails on a full disk."""
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
     handle.write(array.tobytes())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -10,32 +10,38 @@ stay without: the original joins them to any other atom.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.reference.data.neighbour_columns import Edges, neighbours
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.hydragnn.stored_frames import COEFFICIENTS, frames_of, read_blocks
-from harness.reference.datasets.hydragnn.stores import REFERENCED, StoreFacts, describe_store
+from harness.reference.data.neighbours import add_neighbours, count_degrees
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.hydragnn.stores import (
+    COEFFICIENTS,
+    REFERENCED,
+    StoreFacts,
+    decode_total_energies,
+    describe_store,
+    read_blocks,
+)
+from harness.reference.datasets.parsing.base import Progress
 from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.datasets.statistics.reference_energies import Fit, References
+from harness.reference.datasets.statistics.reference_energies import References, StreamingLeastSquares
 from harness.reference.datasets.statistics.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPFile, BPWriter
-from harness.reference.storage.columns import degree_histogram, frames_block
 from harness.reference.storage.schema import ELEMENTS, Block, Column
+from harness.reference.storage.structure_codec import encode_table
 
 CUTOFF_ANGSTROM = 5.0
 MAX_NEIGHBOURS = 20
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportResult:
     """What was written. isolated: structures without a single edge, which HydraGNN reads only preloaded."""
 
     samples: Counter[str]
@@ -44,24 +50,26 @@ class Written:
     coincident: int
 
 
-def file_name(head: str) -> str:
+def store_file_name(head: str) -> str:
     """Return the name that HydraGNN's training looks for."""
     return f"{head}-v2.bp"
 
 
-def write_for_hydragnn(origin: Path, target: Path, progress: Progress) -> Written:
+def write_for_hydragnn(origin: Path, target: Path, progress: Progress) -> ExportResult:
     """Write the structures of a store for HydraGNN; raises InputError where its training would lack something."""
     with BPFile(origin) as file:
         facts = describe_store(file)
         _require_keys(file)
         coefficients = _stored_coefficients(facts)
-        fit = Fit(per_atom=False)
+        fit = StreamingLeastSquares(per_atom=False)
         for label in SPLITS:
-            for frames in _frames(file, label, facts, coefficients):
+            for frames in _iter_tables(file, label, facts, coefficients):
                 fit.add(frames)
-        references = fit.solved()
-        with BPWriter(target, _attributes(facts, references)) as writer:
-            return _write(file, facts, coefficients, references, writer, progress)
+        references = fit.solve()
+        with BPWriter(target, _build_attributes(facts, references)) as writer:
+            return _write(
+                file, facts=facts, coefficients=coefficients, references=references, writer=writer, progress=progress
+            )
 
 
 def _require_keys(file: BPFile) -> None:
@@ -76,17 +84,17 @@ def _stored_coefficients(facts: StoreFacts) -> np.ndarray[Any, np.dtype[np.float
     return np.nan_to_num(facts.references.energy_ev[1:]) if facts.energies == REFERENCED else None
 
 
-def _frames(file: BPFile, label: str, facts: StoreFacts, coefficients: Any) -> Iterator[Frames]:
-    """All structures of a split but those that are left out, with total energies."""
+def _iter_tables(file: BPFile, label: str, facts: StoreFacts, coefficients: Any) -> Iterator[StructureTable]:
+    """Yield the usable structures of a split, with total energies."""
     left_out = np.array(facts.left_out.get(label, []), dtype=np.int64)
     for first, block in read_blocks(file, label):
-        frames = frames_of(block, label, first, coefficients)
+        frames = decode_total_energies(block, where=label, first=first, coefficients=coefficients)
         frames = frames[~np.isin(np.arange(first, first + len(frames)), left_out)]
         if len(frames):
             yield frames
 
 
-def _attributes(facts: StoreFacts, references: References) -> dict[str, Any]:
+def _build_attributes(facts: StoreFacts, references: References) -> dict[str, Any]:
     return {
         "dataset": facts.source.slug,
         COEFFICIENTS: np.nan_to_num(references.energy_ev[1 : ELEMENTS + 1]),
@@ -98,54 +106,50 @@ def _attributes(facts: StoreFacts, references: References) -> dict[str, Any]:
 
 
 def _write(
-    file: BPFile, facts: StoreFacts, coefficients: Any, references: References, writer: BPWriter, progress: Progress
-) -> Written:
+    file: BPFile, *, facts: StoreFacts, coefficients: Any, references: References, writer: BPWriter, progress: Progress
+) -> ExportResult:
     total = sum(file.samples(label) for label in SPLITS)
     statistics, degrees, samples = Statistics(), Counter[int](), Counter[str]()
     edges_written = isolated = coincident = 0
     error = np.zeros(2)
     for label in SPLITS:
-        for frames in _frames(file, label, facts, coefficients):
-            apart, edges, faults = neighbours(frames, cutoff=CUTOFF_ANGSTROM, max_neighbours=None)
-            coincident += len(faults)
-            if not len(apart):
+        for frames in _iter_tables(file, label, facts, coefficients):
+            table, rejected = add_neighbours(frames, cutoff=CUTOFF_ANGSTROM, max_neighbours=None)
+            coincident += len(rejected)
+            if not len(table):
                 continue
-            edges = limit_neighbours(edges, MAX_NEIGHBOURS)
-            writer.split(label).put(_block(apart, edges, references))
-            rest = references.residual(apart)
+            table = limit_neighbours(table, MAX_NEIGHBOURS)
+            assert table.edge_counts is not None
+            writer.split(label).put(_encode(table, references))
+            rest = references.residual(table)
             error += np.abs(rest).sum(), rest @ rest
-            statistics.add(apart, references, edges.counts)
-            edges_written += len(edges.receiver)
-            isolated += int((edges.counts == 0).sum())
+            statistics.add(table, references)
+            edges_written += int(table.edge_counts.sum())
+            isolated += int((table.edge_counts == 0).sum())
             if label == SPLITS[0]:
-                degrees.update(dict(enumerate(degree_histogram(apart, edges).tolist())))
-            samples[label] += len(apart)
+                degrees.update(dict(enumerate(count_degrees(table).tolist())))
+            samples[label] += len(table)
             progress(samples.total(), total, "structures written")
     absolute, squared = error / max(1, samples.total())
     references = replace(references, mae_ev_per_atom=float(absolute), rmse_ev_per_atom=float(np.sqrt(squared)))
-    writer.note("references", references.as_json())
-    writer.note("statistics", statistics.as_json())
+    writer.note("references", references.to_json())
+    writer.note("statistics", statistics.to_json())
     writer.note("pna_deg", np.array([degrees[d] for d in range(max(degrees, default=0) + 1)], dtype=np.int64))
-    return Written(samples, edges_written, isolated, coincident)
+    return ExportResult(samples, edges_written, isolated, coincident)
 
 
-def limit_neighbours(edges: Edges, limit: int) -> Edges:
-    """Return the nearest of each receiver, at most `limit`, whatever shell that cuts; edges are sorted by distance."""
-    owner = np.repeat(np.arange(len(edges.counts)), edges.counts)
-    starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(edges.receiver, prepend=-1))
+def limit_neighbours(table: StructureTable, limit: int) -> StructureTable:
+    """Return a table with at most `limit` nearest neighbours of each atom, whatever shell that cuts."""
+    assert table.edge_counts is not None
+    assert table.receiver is not None
+    owner = np.repeat(np.arange(len(table)), table.edge_counts)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1) | np.diff(table.receiver, prepend=-1))
     rank = np.arange(len(owner)) - np.repeat(starts, np.diff(starts, append=len(owner)))
-    near = rank < limit
-    return Edges(
-        np.bincount(owner[near], minlength=len(edges.counts)),
-        edges.receiver[near],
-        edges.sender[near],
-        edges.shift[near],
-        edges.distance[near],
-    )
+    return table.select_edges(rank < limit)
 
 
-def _block(frames: Frames, edges: Edges, references: References) -> Block:
-    """All keys, with the regression subtracted from the energy and the target."""
-    block = frames_block(frames, edges)
-    rest = frames.energy - references.of(frames)
+def _encode(table: StructureTable, references: References) -> Block:
+    """Return all keys, with the regression subtracted from the energy and the target."""
+    block = encode_table(table)
+    rest = table.energy - references.of(table)
     return Block(block.samples, {**block.columns, "energy": Column(rest, 1), "y": Column(rest.copy(), 1)})

@@ -1,16 +1,16 @@
-"""A store of HydraGNN made usable where it lies: a seal beside it, and not a byte of it changed or copied."""
+"""Make a store of HydraGNN usable in place: write a seal next to it, without changing or copying a byte of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.reference.datasets.catalog import Source
-from harness.reference.datasets.conversion.inputs import about_official
+from harness.reference.datasets.catalog import DatasetSource
+from harness.reference.datasets.conversion.inputs import describe_official
 from harness.reference.datasets.hydragnn.inspect import Findings, examine_store
-from harness.reference.datasets.hydragnn.stores import REFERENCED, TOTAL, source_named
+from harness.reference.datasets.hydragnn.stores import REFERENCED, TOTAL, find_named_source
+from harness.reference.datasets.parsing.base import Progress
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.datasets.statistics.summary import Statistics
 from harness.reference.errors import InputError
@@ -24,13 +24,12 @@ from harness.reference.storage.adios.integrity import (
 )
 from harness.reference.storage.adios.writer import BPFile, sum_arrays
 
-MOST_AT_FAULT = 0.1  # of all structures
-WHERE_EDGES_COUNT = "edges are not used: neighbours are found from positions"
-Progress = Callable[[int, int, str], None]
+MAX_REJECTED_SHARE = 0.1  # of all structures
+EDGES_NOTE = "edges are not used: neighbours are found from positions"
 
 
-def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progress) -> str:
-    """Check a store of HydraGNN and write what it lacks beside it, or beside a link to it in the folder `to`.
+def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress: Progress) -> str:
+    """Check a store of HydraGNN and write what it lacks next to it, or next to a link to it in the folder `to`.
 
     Returns what was done, in lines. Raises InputError for a store of another dataset, and for one that is unsound.
     """
@@ -40,7 +39,7 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
     if inner_seal_paths(path)[0].exists():
         return f"{path}: a store of this program, nothing to do"
 
-    def expected(name: object) -> Source:
+    def expected(name: object) -> DatasetSource:
         require_dataset(entry, path, name)
         return entry
 
@@ -48,21 +47,21 @@ def convert_in_place(entry: Source, path: Path, to: Path | None, progress: Progr
     at_fault = sum(len(split.left_out) for split in findings.splits.values())
     if SPLITS[0] not in findings.splits:
         raise InputError(f"{path}: has no {SPLITS[0]}, only {', '.join(findings.splits)}")
-    if at_fault > MOST_AT_FAULT * findings.samples:
+    if at_fault > MAX_REJECTED_SHARE * findings.samples:
         counted = ", ".join(f"{n:,} {kind}" for kind, n in findings.faults.most_common())
         first = findings.examples[0] if findings.examples else ""
         raise InputError(f"{path}: {at_fault:,} of {findings.samples:,} structures cannot be used: {counted} ({first})")
-    target = path if to is None else _link(path, to)
-    write_seal(target, outer_seal_paths(target), findings.tables, _facts(entry, findings))
+    target = path if to is None else _link_store(path, to)
+    write_seal(target, outer_seal_paths(target), findings.tables, _build_facts(entry, findings))
     lines = [
         f"{target}: {findings.samples - at_fault:,} structures of {entry.slug} can be trained on where they lie;"
-        f" {outer_seal_paths(target)[0].name} beside it has the checksums and reference energies",
-        *describe(findings),
+        f" {outer_seal_paths(target)[0].name} next to it has the checksums and reference energies",
+        *describe_findings(findings),
     ]
     return "\n".join(lines)
 
 
-def _renew_seal(entry: Source, path: Path, older: Seal) -> str:
+def _renew_seal(entry: DatasetSource, path: Path, older: Seal) -> str:
     """Give a store of an older version, if it is as that version sealed it, the checksums of its blocks."""
     check_files(path, older)
     with BPFile(path, unfinished=True) as file:
@@ -73,10 +72,10 @@ def _renew_seal(entry: Source, path: Path, older: Seal) -> str:
     return f"{path}: written by an older version; the checksums of its blocks have been added"
 
 
-def require_dataset(entry: Source, path: Path, name: object) -> None:
+def require_dataset(entry: DatasetSource, path: Path, name: object) -> None:
     """Raise InputError where a store says that it is of another dataset."""
     try:
-        result = source_named(str(name))
+        result = find_named_source(str(name))
     except InputError:
         return
     if result != entry and not entry.slug.startswith(f"{result.slug}-"):
@@ -85,8 +84,8 @@ def require_dataset(entry: Source, path: Path, name: object) -> None:
         )
 
 
-def describe(findings: Findings) -> list[str]:
-    """A line for each split, and for all that is unusual."""
+def describe_findings(findings: Findings) -> list[str]:
+    """Return a line for each split, and for everything unusual."""
     kind = (
         "energies are what a linear regression left; its coefficients are added again"
         if findings.is_referenced
@@ -98,30 +97,31 @@ def describe(findings: Findings) -> list[str]:
     for label, split in findings.splits.items():
         s = split.statistics
         size = f"{s.sizes.low:.0f} to {s.sizes.high:.0f} atoms" if s.sizes.number else "no usable size"
-        left = f", {len(split.left_out):,} left out" if split.left_out else ""
+        left_out = f", {len(split.left_out):,} left out" if split.left_out else ""
         forces = f", forces up to {s.forces.high:.4g} eV/angstrom" if s.forces.number else ", no forces"
         energy = (
             f"{s.energy.low:.4g} to {s.energy.high:.4g} eV/atom beyond the references" if s.energy.number else "none"
         )
         lines.append(
-            f"  {label}: {split.samples:,} structures of {size}, {split.edges:,} edges{left}; energy {energy}{forces}"
+            f"  {label}: {split.samples:,} structures of {size}, {split.edges:,} edges{left_out};"
+            f" energy {energy}{forces}"
         )
-    lines.append(f"  {kind}; {WHERE_EDGES_COUNT}")
+    lines.append(f"  {kind}; {EDGES_NOTE}")
     for heading, counted in (("cannot be used", findings.faults), ("unusual", findings.notes)):
         lines += [f"  {heading}: {n:,} {kind}" for kind, n in counted.most_common()]
     return [*lines, *(f"    {text}" for text in findings.examples)]
 
 
-def _facts(entry: Source, findings: Findings) -> dict[str, Any]:
-    """What training, reports and `harness data stats` ask of a store."""
+def _build_facts(entry: DatasetSource, findings: Findings) -> dict[str, Any]:
+    """Return the facts of a store that training, reports and `harness data stats` need."""
     statistics = Statistics()
     for split in findings.splits.values():
         statistics.merge(split.statistics)
     energies = REFERENCED if findings.is_referenced else TOTAL
     return {
-        "about": about_official(entry) | {"stored_by": "HydraGNN"},
-        "references": findings.references.as_json(),
-        "statistics": statistics.as_json(),
+        "about": describe_official(entry) | {"stored_by": "HydraGNN"},
+        "references": findings.references.to_json(),
+        "statistics": statistics.to_json(),
         "energies": energies,
         "left_out_samples": {label: split.left_out for label, split in findings.splits.items() if split.left_out},
         "left_out": sum(len(split.left_out) for split in findings.splits.values()),
@@ -129,7 +129,7 @@ def _facts(entry: Source, findings: Findings) -> dict[str, Any]:
     }
 
 
-def _link(path: Path, to: Path) -> Path:
+def _link_store(path: Path, to: Path) -> Path:
     """Return a link to the store in a folder, made unless it is there."""
     to.mkdir(parents=True, exist_ok=True)
     link = to / path.resolve().name

@@ -1,48 +1,61 @@
-"""Stores that HydraGNN wrote: gone through array by array, and given a seal beside them so that training takes them.
+"""Examine stores that HydraGNN wrote, array by array, before they get a seal that lets training use them.
 
 Their energies are total, or what is left of them after a linear regression on the composition, whose coefficients are
 an attribute. In `edge_index` row 1 is the atom whose neighbours are listed, at most 20 of them, and row 0 the
 neighbour; `edge_shifts` is added to the position in row 1. Training here does not use these edges: the original cuts
-shells of equal distance apart, and joins atoms that have no neighbours to any other. Neighbours are found anew.
+shells of equal distance apart, and joins atoms that have no neighbours to any other. Neighbours are computed again.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.catalog import Source
-from harness.reference.datasets.hydragnn.original_columns import find_faults, find_oddities
-from harness.reference.datasets.hydragnn.stored_frames import (
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.catalog import DatasetSource
+from harness.reference.datasets.hydragnn.stores import (
     COEFFICIENTS,
-    REQUIRED,
-    compositions_of,
-    frames_of,
+    check_columns,
+    decode_total_energies,
+    find_inconsistencies,
     read_blocks,
     sum_coefficients,
 )
-from harness.reference.datasets.parsing.plausibility import implausible_energies, implausible_lengths
-from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check
-from harness.reference.datasets.splitting.isolated_process import expect_soon, run_apart
+from harness.reference.datasets.parsing.base import Progress
+from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
+from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
 from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.datasets.statistics.reference_energies import ELEMENTS, Fit, References, State, compositions
+from harness.reference.datasets.statistics.reference_energies import (
+    ELEMENT_SLOTS,
+    ElementState,
+    References,
+    StreamingLeastSquares,
+    count_elements,
+)
 from harness.reference.datasets.statistics.summary import Statistics
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.checksums import BlockSums, Table
+from harness.reference.storage.adios.integrity import BlockSums, Table
 from harness.reference.storage.adios.writer import BPFile
 from harness.reference.storage.schema import ELEMENTS as BINS
-from harness.reference.storage.schema import Block, sample_major
+from harness.reference.storage.schema import Block, move_samples_first
+from harness.reference.storage.structure_codec import REQUIRED_KEYS, decode_compositions
 
-EXAMPLES = 5
-MAX_ENERGY = 1000.0  # eV per atom beyond the references: no bond is worth a hundredth of it
-Progress = Callable[[int, int, str], None]
+MAX_EXAMPLES = 5
+MAX_RESIDUAL_EV = 1000.0  # eV per atom beyond the references: no bond is worth a hundredth of it
+Result = TypeVar("Result")
+MAX_READ_S = 120
 
 
 @dataclass
@@ -60,7 +73,7 @@ class Findings:
     """What a store of HydraGNN holds.
 
     coefficients: [118] of the regression, None where there is none. is_referenced: whether it was subtracted.
-    faults: structures that cannot be used, by kind. notes: what is unusual and no fault. examples: the first of each.
+    faults: structures that cannot be used, by kind. notes: unusual but usable, by kind. examples: the first of each.
     tables: checksums of all arrays. entry: the dataset that was expected.
     """
 
@@ -72,7 +85,7 @@ class Findings:
     notes: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
-    entry: Source | None = None
+    entry: DatasetSource | None = None
 
     @property
     def samples(self) -> int:
@@ -82,29 +95,29 @@ class Findings:
     def add(self, counter: Counter[str], kind: str, where: str, reason: str) -> None:
         """Count a fault or a note."""
         counter[kind] += 1
-        if counter[kind] <= EXAMPLES:
+        if counter[kind] <= MAX_EXAMPLES:
             self.examples.append(f"{where}: {reason}")
 
 
-def examine_store(path: Path, entry_of: Callable[[object], Source | None], progress: Progress) -> Findings:
+def examine_store(path: Path, entry_of: Callable[[object], DatasetSource | None], progress: Progress) -> Findings:
     """Examine a store in a process of its own; entry_of: its dataset_name -> the dataset that is expected."""
 
     def work() -> Findings:
-        expect_soon()
+        restart_alarm()
         with BPFile(path) as file:
-            return examine(file, entry_of(file.attributes.get("dataset_name")), progress)
+            return examine_file(file, entry_of(file.attributes.get("dataset_name")), progress)
 
-    return run_apart(path, work)
+    return run_isolated(path, work)
 
 
-def examine(file: BPFile, entry: Source | None, progress: Progress) -> Findings:
+def examine_file(file: BPFile, entry: DatasetSource | None, progress: Progress) -> Findings:
     """Go through all arrays of a store; entry: whose energies are expected.
 
-    Raises InputError where no structure can be told from another: counts, offsets or shapes that contradict each other.
+    Raises InputError where structures cannot be separated: counts, offsets or shapes that contradict each other.
     """
     _check_layout(file)
     coefficients = _read_coefficients(file)
-    findings = _reference(file, coefficients)
+    findings = _find_references(file, coefficients)
     findings.entry = entry
     subtracted = coefficients if findings.is_referenced else None
     total, done = sum(file.samples(label) for label in file.splits), 0
@@ -113,13 +126,13 @@ def examine(file: BPFile, entry: Source | None, progress: Progress) -> Findings:
         split = findings.splits[label] = SplitFindings(file.samples(label))
         for first, block in read_blocks(file, label):
             for name, column in block.columns.items():
-                sums[f"{label}/{name}"].add(sample_major(column.values, column.axis))
-            frames = frames_of(block, label, first, subtracted)
+                sums[f"{label}/{name}"].add(move_samples_first(column.values, column.axis))
+            frames = decode_total_energies(block, where=label, first=first, coefficients=subtracted)
             _examine_block(block, frames, first, split, findings)
             if entry is not None:
                 _compare_with_source(frames, entry, findings)
             done += block.samples
-            expect_soon()
+            restart_alarm()
             progress(done, total, "structures read")
     for array in file.tables():
         for rows in file.pieces(array):
@@ -131,7 +144,7 @@ def examine(file: BPFile, entry: Source | None, progress: Progress) -> Findings:
 def _check_layout(file: BPFile) -> None:
     """Raise InputError unless each array's samples follow one another without a gap."""
     for label in file.splits:
-        missing = next((key for key in REQUIRED if key not in file.keys(label)), None)
+        missing = next((key for key in REQUIRED_KEYS if key not in file.keys(label)), None)
         if missing:
             raise InputError(f"{file.path}: {label} has no {missing!r}, which training needs")
         for key in file.keys(label):
@@ -155,18 +168,18 @@ def _read_coefficients(file: BPFile) -> Array | None:
     return values.astype(np.float64)
 
 
-def _reference(file: BPFile, coefficients: Array | None) -> Findings:
+def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
     """Find out whether the regression was subtracted, and what the references are.
 
     What is left of a regression is orthogonal to it; total energies are not: their product with it is its square.
     """
-    present = np.zeros(ELEMENTS, dtype=bool)
-    fit, product, square, residuals = Fit(), 0.0, 0.0, Residuals()
+    present = np.zeros(ELEMENT_SLOTS, dtype=bool)
+    fit, product, square, residuals = StreamingLeastSquares(), 0.0, 0.0, RegressionErrors()
     for label in file.splits:
         for _, block in read_blocks(file, label, ("energy", "atomic_numbers")):
-            expect_soon()
-            frames = compositions_of(block)
-            present |= compositions(frames).any(axis=0)
+            restart_alarm()
+            frames = decode_compositions(block)
+            present |= count_elements(frames).any(axis=0)
             if coefficients is None:
                 if label == SPLITS[0]:
                     fit.add(frames)
@@ -178,31 +191,38 @@ def _reference(file: BPFile, coefficients: Array | None) -> Findings:
             if label == SPLITS[0]:
                 residuals.add(frames, regressed)
     if coefficients is None:
-        return Findings(None, False, fit.solved())
+        return Findings(None, False, fit.solve())
     energy_ev = np.concatenate([[np.nan], coefficients])
     lost = np.flatnonzero(present[1:] & ~np.isfinite(coefficients)) + 1
     if len(lost):
         raise InputError(f"{file.path}: {COEFFICIENTS} of element {lost[0]} is {energy_ev[lost[0]]}")
     present[0] = False
-    state = np.where(present, State.FITTED, State.ABSENT).astype(np.int64)
+    state = np.where(present, ElementState.FITTED, ElementState.ABSENT).astype(np.int64)
     is_referenced = product <= square / 2
     mae, rmse = residuals.errors(is_referenced)
     energy_ev = np.where(present, energy_ev, np.nan)
     return Findings(
         coefficients,
         is_referenced,
-        References(energy_ev, state, int(present.sum()), residuals.structures, rmse, mae),
+        References(
+            energy_ev,
+            state,
+            int(present.sum()),
+            structures=residuals.structures,
+            rmse_ev_per_atom=rmse,
+            mae_ev_per_atom=mae,
+        ),
     )
 
 
-class Residuals:
+class RegressionErrors:
     """Errors of the regression per atom, whether it was subtracted or not."""
 
     def __init__(self) -> None:
         self.structures = 0
         self._sums = {True: np.zeros(2), False: np.zeros(2)}
 
-    def add(self, frames: Frames, regressed: Array) -> None:
+    def add(self, frames: StructureTable, regressed: Array) -> None:
         """Take in a block of the training split."""
         known = np.isfinite(frames.energy) & (frames.sizes > 0)
         self.structures += int(known.sum())
@@ -216,19 +236,19 @@ class Residuals:
         return float(absolute), float(np.sqrt(squared))
 
 
-def _examine_block(block: Block, frames: Frames, first: int, split: SplitFindings, findings: Findings) -> None:
-    """Count what is wrong with the structures of a block, and take the others into the statistics."""
+def _examine_block(block: Block, frames: StructureTable, first: int, split: SplitFindings, findings: Findings) -> None:
+    """Count the faults of the structures of a block, and add the others to the statistics."""
     bad: NDArray[np.bool_] = np.zeros(len(frames), dtype=bool)
-    beyond = np.abs(np.nan_to_num(findings.references.residual(frames), nan=0.0)) > MAX_ENERGY
-    energies = ("energy", beyond, f"an energy of more than {MAX_ENERGY:g} eV per atom beyond the references")
-    for kind, mask, reason in (energies, *find_faults(block, frames)):
+    beyond = np.abs(np.nan_to_num(findings.references.residual(frames), nan=0.0)) > MAX_RESIDUAL_EV
+    energies = ("energy", beyond, f"an energy of more than {MAX_RESIDUAL_EV:g} eV per atom beyond the references")
+    for kind, mask, reason in (energies, *check_columns(block, frames)):
         for k in np.flatnonzero(mask & ~bad).tolist():
             findings.add(findings.faults, kind, str(frames.ids[k]), reason)
         bad |= mask
-    for kind, mask, reason in find_oddities(block, frames):
+    for kind, mask, reason in find_inconsistencies(block, frames):
         for k in np.flatnonzero(mask & ~bad).tolist():
             findings.add(findings.notes, kind, str(frames.ids[k]), reason)
-    sound, faults = check(frames[~bad], source=None, max_force=MAX_FORCE)
+    sound, faults = check_structures(frames[~bad], source=None, max_force=MAX_FORCE)
     for fault in faults:
         findings.add(findings.faults, fault.kind, fault.where, fault.reason)
     usable = np.isin(frames.ids, sound.ids)
@@ -237,14 +257,54 @@ def _examine_block(block: Block, frames: Frames, first: int, split: SplitFinding
     split.statistics.add(sound, findings.references)
 
 
-def _compare_with_source(frames: Frames, entry: Source, findings: Findings) -> None:
+def _compare_with_source(frames: StructureTable, entry: DatasetSource, findings: Findings) -> None:
     """Count structures whose energies or lengths are not what the dataset's level of theory gives."""
     sound = frames[np.isfinite(frames.energy) & (frames.sizes > 0)]
     if not len(sound):
         return
-    wrong, reason = implausible_energies(sound, entry)
+    wrong, reason = find_implausible_energies(sound, entry)
     for k in np.flatnonzero(wrong).tolist():
         findings.add(findings.notes, f"energies unlike {entry.level}", str(sound.ids[k]), reason(k))
-    lengths = implausible_lengths(sound, entry) if entry.molecular else ""
+    lengths = find_implausible_lengths(sound, entry) if entry.molecular else ""
     if lengths:
         findings.add(findings.notes, "blocks of unlikely bond lengths", str(sound.ids[0]), lengths)
+
+
+def run_isolated(path: Path, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns or raise what it raises; raises InputError for the store at `path` if it crashes."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(work, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        raise InputError(f"{path}: damaged, ADIOS2 crashes on it or does not return; restore it") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(error, MemoryError):
+        raise InputError(f"{path}: damaged, it asks for more memory than there is; restore it")
+    if error is not None:
+        raise error
+    return result
+
+
+def restart_alarm() -> None:
+    """End the process unless this is called again within minutes: reads of damaged files may never return."""
+    if multiprocessing.parent_process() is not None:
+        signal.alarm(MAX_READ_S)
+
+
+def _work(work: Callable[[], Result], sender: multiprocessing.connection.Connection) -> None:
+    faulthandler.disable()
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C++ says when it ends a process
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    try:
+        sender.send((work(), None))
+    except Exception as error:
+        sender.send((None, error))
+    finally:
+        os._exit(0)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.reference.datasets.catalog import Source, source
+from harness.reference.data.structure import Array
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.catalog import DatasetSource, find_source
 from harness.reference.datasets.statistics import reference_energies
-from harness.reference.datasets.statistics.reference_energies import References
+from harness.reference.datasets.statistics.reference_energies import References, count_elements
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import find_seal
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.schema import ELEMENTS, Block, Column, move_samples_first
+from harness.reference.storage.structure_codec import decode_block, decode_numbers
 
 VERSION_SUFFIX = re.compile(r"-v\d+$")  # of HydraGNN: NAME-v2.bp has references subtracted
 OTHER_NAMES = {"opoly26": "opoly2026"}  # in HydraGNN's own converters
 REFERENCED, TOTAL = "referenced", "total"
+COEFFICIENTS = "energy_linear_regression_coeff"
+BLOCK_SAMPLES = 1024
+LENGTH_TOLERANCE = 1e-3  # relative and angstrom: the original computes in single precision
+TABLE_KEYS = ("pos", "forces", "energy", "cell")
+Mask = NDArray[np.bool_]
+ColumnFinding = tuple[str, Mask, str]  # kind, structures, reason
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class StoreFacts:
     left_out: of each split, indices of the samples that cannot be used.
     """
 
-    source: Source
+    source: DatasetSource
     about: Mapping[str, Any]
     references: References
     energies: str
@@ -49,10 +60,10 @@ class StoreFacts:
         return str(self.about["level"])
 
 
-def source_named(name: str) -> Source:
+def find_named_source(name: str) -> DatasetSource:
     """Return the dataset of a name as HydraGNN's files or attributes have it; raises InputError for an unknown one."""
     plain = VERSION_SUFFIX.sub("", name.lower())
-    return source(OTHER_NAMES.get(plain, plain))
+    return find_source(OTHER_NAMES.get(plain, plain))
 
 
 def is_bp_folder(path: Path) -> bool:
@@ -65,11 +76,11 @@ def require_seal(path: Path) -> None:
     if not is_bp_folder(path) or find_seal(path) is not None:
         return
     try:
-        name = source_named(path.stem).slug
+        name = find_named_source(path.stem).slug
     except InputError:
         name = "DATASET"
     raise InputError(
-        f"{path}: has no harness.json; a store of HydraGNN gets one beside it, without a copy, by"
+        f"{path}: has no harness.json; a store of HydraGNN gets one next to it, without a copy, by"
         f" `harness data convert {name} {path}`"
     )
 
@@ -83,16 +94,16 @@ def describe_store(file: BPFile) -> StoreFacts:
         about, fitted = result["about"], result["references"]
         left_out = {label: sorted(map(int, indices)) for label, indices in result.get("left_out_samples", {}).items()}
         facts = StoreFacts(
-            source(str(about["slug"])),
+            find_source(str(about["slug"])),
             {**about, "role": str(about["role"]), "level": str(about["level"])},
             reference_energies.from_json(fitted),
-            str(result.get("energies", TOTAL)),
-            dict(result["statistics"]),
-            left_out,
+            energies=str(result.get("energies", TOTAL)),
+            statistics=dict(result["statistics"]),
+            left_out=left_out,
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise InputError(
-            f"{file.path}: says neither its level of theory nor its reference energies; convert it anew"
+            f"{file.path}: has neither a level of theory nor reference energies; convert it again"
         ) from None
     for label, indices in left_out.items():
         if label not in file.splits or len(set(indices)) < len(indices):
@@ -102,3 +113,106 @@ def describe_store(file: BPFile) -> StoreFacts:
     if facts.energies not in (REFERENCED, TOTAL) or np.isinf(facts.references.energy_ev).any():
         raise InputError(f"{file.path}: damaged, its energies are neither total nor referenced")
     return facts
+
+
+def read_blocks(file: BPFile, label: str, keys: tuple[str, ...] | None = None) -> Iterator[tuple[int, Block]]:
+    """Yield the samples of a split in blocks, with the index of the first of each."""
+    samples = file.samples(label)
+    for first in range(0, samples, BLOCK_SAMPLES):
+        yield first, file.columns(label, first, min(first + BLOCK_SAMPLES, samples), keys)
+
+
+def sum_coefficients(block: Block, coefficients: Array) -> Array:
+    """Return the energy that a linear regression gives each structure, [samples] eV.
+
+    coefficients: [118] from hydrogen on.
+    """
+    sizes = block.columns["atomic_numbers"].rows(block.samples)
+    owner = np.repeat(np.arange(block.samples), sizes)
+    known = np.concatenate([[0.0], coefficients])[decode_numbers(block)]
+    return np.asarray(np.bincount(owner, weights=known, minlength=block.samples), dtype=np.float64)
+
+
+def decode_total_energies(block: Block, *, where: str, first: int, coefficients: Array | None) -> StructureTable:
+    """Return a block as a table with total energies.
+
+    coefficients: of the regression that was subtracted from the energies and is added again; None where none was.
+    Other arguments and errors are those of `decode_block`.
+    """
+    table = decode_block(block, where=where, first=first)
+    return (
+        table if coefficients is None else replace(table, energy=table.energy + sum_coefficients(block, coefficients))
+    )
+
+
+def check_columns(block: Block, frames: StructureTable) -> list[ColumnFinding]:
+    """Find structures that cannot be used: values that are not finite, counts and edges of other structures."""
+    g = block.samples
+    result: list[ColumnFinding] = []
+    for name, column in block.columns.items():
+        if column.values.dtype.kind == "f" and name not in TABLE_KEYS:
+            rows = ~np.isfinite(move_samples_first(column.values, column.axis)).reshape(
+                column.values.shape[column.axis], -1
+            )
+            result.append(("not finite", _any_row(column, rows.any(axis=1), g), f"{name} is not finite"))
+    natoms = block.columns.get("natoms")
+    if natoms is not None:
+        alike = natoms.values.size == g
+        differs: Mask = natoms.values.reshape(-1) != frames.sizes if alike else np.ones(g, dtype=bool)
+        result.append(("natoms", differs, "natoms is not the number of positions"))
+    if "edge_index" in block.columns:
+        index, owner = _read_edges(block.columns["edge_index"], g)
+        outside = np.asarray(((index < 0) | (index >= frames.sizes[owner])).any(axis=0))
+        result.append(("edges", _any_of_structure(owner, outside, g), "edge_index names an atom that is not there"))
+    return result
+
+
+def find_inconsistencies(block: Block, frames: StructureTable) -> list[ColumnFinding]:
+    """Find columns that contradict those that training reads, and are not read by it."""
+    g, n = block.samples, int(frames.sizes.sum())
+    result: list[ColumnFinding] = []
+    composition = block.columns.get("chemical_composition")
+    if composition is not None and composition.values.size == g * ELEMENTS:
+        differs: Mask = (composition.values.reshape(g, ELEMENTS) != count_elements(frames)[:, 1:]).any(axis=1)
+        result.append(("chemical_composition", differs, "chemical_composition is not that of atomic_numbers"))
+    x = block.columns.get("x")
+    if x is not None and len(x.values) == n and x.values.ndim == 2:
+        differs = x.values[:, 0] != block.columns["atomic_numbers"].values.reshape(-1)
+        result.append(("x", _any_of_structure(frames.owner, differs, g), "x has other elements than atomic_numbers"))
+    if {"edge_index", "edge_attr", "edge_shifts"} <= block.columns.keys():
+        result += _compare_lengths(block, frames)
+    return result
+
+
+def _compare_lengths(block: Block, frames: StructureTable) -> list[ColumnFinding]:
+    index, owner = _read_edges(block.columns["edge_index"], block.samples)
+    length, shift = block.columns["edge_attr"].values, block.columns["edge_shifts"].values
+    if length.size != len(owner) or shift.size != 3 * len(owner):
+        return []
+    inside = ((index >= 0) & (index < frames.sizes[owner])).all(axis=0)
+    sender, receiver = np.where(inside, index, 0) + (frames.ends - frames.sizes)[owner]
+    vector = frames.positions[receiver] - frames.positions[sender] + shift.reshape(-1, 3)
+    apart = np.linalg.norm(vector, axis=1)
+    differs = inside & (np.abs(apart - length.reshape(-1)) > LENGTH_TOLERANCE * (1.0 + apart))
+    return [
+        ("edge_attr", _any_of_structure(owner, differs, block.samples), "edge_attr is not the distance of its atoms")
+    ]
+
+
+def _read_edges(column: Column, samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the atoms of each edge, [2, e] within their structure, and its structure, [e]."""
+    if column.axis == 1:
+        return column.values, np.repeat(np.arange(samples), column.rows(samples))
+    # All samples have as many edges: their two rows are one below the other.
+    edges = column.values.shape[1]
+    index = column.values.reshape(samples, 2, edges).transpose(1, 0, 2).reshape(2, -1)
+    return index, np.repeat(np.arange(samples), edges)
+
+
+def _any_row(column: Column, rows: Mask, samples: int) -> Mask:
+    return _any_of_structure(np.repeat(np.arange(samples), column.rows(samples)), rows, samples)
+
+
+def _any_of_structure(owner: NDArray[np.int64], mask: Mask, samples: int) -> Mask:
+    """Return whether the mask is true for any row of each structure, [samples]."""
+    return np.asarray(np.bincount(owner, weights=mask, minlength=samples) > 0)

@@ -6,19 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.reference.data.structure_table import Fault, Frames
+import numpy as np
 
-BLOCK = 1024  # frames that a reader hands on at once, about
-BLOCK_ATOMS = 1 << 18  # and atoms: a block of the largest structures must not fill the memory
-MOST_ATOMS = 100_000  # of a structure; official ones have a few hundred
-MOST_BYTES = 16 << 20  # of a structure as text or as a record, unpacked: ten times what MOST_ATOMS need
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
+
+TABLE_STRUCTURES = 1024  # frames that a reader hands on at once, about
+TABLE_ATOMS = 1 << 18  # and atoms: a block of the largest structures must not fill the memory
+MAX_ATOMS = 100_000  # of a structure; official ones have a few hundred
+MAX_STRUCTURE_BYTES = 16 << 20  # of a structure as text or as a record, unpacked: ten times what MAX_ATOMS need
+Progress = Callable[[int, int, str], None]  # takes how many are done, of how many, and of what
+VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # positions of ASE's stress components xx yy zz yz xz xy
 
 
 @dataclass(frozen=True)
-class Part:
+class FileChunk:
     """A piece of a dataset that one process reads from its beginning: a file, or a range of a file.
 
-    key: what piece of the file, in the reader's own words; the same files always make the same parts in the same order.
+    key: which piece of the file, in the reader's own notation; the same files always give the same chunks in the same
+    order.
     """
 
     path: Path
@@ -26,16 +31,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Format:
-    """An official format: how its files fall into parts, and how a part is read.
+class DatasetFormat:
+    """An official format: how its files are split into chunks, and how a chunk is read.
 
-    parts: files or folders as the user names them -> parts; raises InputError for what is not of this format.
-    read: a part -> frames of about BLOCK structures and faults, in an order that never changes. A structure that cannot
-    be read is a Fault, what users should know of one that can is a Remark; where the rest of a part is lost, InputError
-    is raised with file and place.
+    list_chunks: files or folders as the user names them -> chunks; raises InputError for files of another format.
+    read_chunk: a chunk -> tables of about TABLE_STRUCTURES structures and rejections, in an order that never changes. A
+    structure that cannot be read is a rejection, what users should know of a readable one is a Remark; where the rest
+    of a chunk is lost, InputError is raised with file and position.
     """
 
     name: str
     files: str
-    parts: Callable[[Sequence[Path]], list[Part]]
-    read: Callable[[Part], Iterator[Frames | Fault]]
+    list_chunks: Callable[[Sequence[Path]], list[FileChunk]]
+    read_chunk: Callable[[FileChunk], Iterator[StructureTable | RejectedStructure]]

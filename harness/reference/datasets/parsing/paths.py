@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.reference.datasets.parsing.base import Part
-from harness.reference.datasets.parsing.structure_builder import one_line
-from harness.reference.datasets.parsing.unpacking import HEAD, refuse_other_kinds
+from harness.reference.datasets.parsing.base import FileChunk
+from harness.reference.datasets.parsing.structure_builder import first_line
+from harness.reference.datasets.parsing.unpacking import HEAD_BYTES, reject_other_kinds
 from harness.reference.errors import InputError
 
-PART = 50_000  # structures of a part, about
+CHUNK_STRUCTURES = 50_000  # structures of a part, about
 COMPRESSED = (".xz", ".bz2", ".gz")
 SYSTEM_FOLDERS = frozenset({"__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd", "@eaDir"})
 SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "lock.mdb"})
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 PACKED = (*COMPRESSED, ".zst")
 UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".tmp", ".incomplete")
+COMPARED_BYTES = 1 << 19  # at either end, before all of it
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file is what macOS or Windows leave in folders and archives, such as the companion `._x` of x."""
+    """Return whether macOS or Windows left a file in a folder or archive, such as the companion `._x` of x."""
     return name.startswith("._") or name in SYSTEM_FILES
 
 
-def count_passed_over(paths: Sequence[Path], parts: Iterable[Part]) -> Counter[str]:
+def count_passed_over(paths: Sequence[Path], parts: Iterable[FileChunk]) -> Counter[str]:
     """Count what lies in the folders besides the files that are read, and may look like data."""
     used = {os.path.realpath(part.path) for part in parts}
     counts: Counter[str] = Counter()
     for folder in (path for path in paths if path.is_dir()):
-        for path in _walk(folder):
+        for path in _walk_folder(folder):
             name = path.name.lower()
             if is_system_file(path.name) or SYSTEM_FOLDERS & set(path.relative_to(folder).parts):
                 counts["files of the operating system, such as ._* and .DS_Store"] += path.name != "lock.mdb"
@@ -45,73 +48,72 @@ def count_passed_over(paths: Sequence[Path], parts: Iterable[Part]) -> Counter[s
 
 
 @contextmanager
-def opened(path: Path, buffering: int = -1, accepted: Collection[str] = ()) -> Iterator[BinaryIO]:
-    """A file to read bytes from; raises InputError where the system refuses, or where something else lies there.
+def open_file(path: Path, buffering: int = -1, accepted: Collection[str] = ()) -> Iterator[BinaryIO]:
+    """Yield a file to read bytes from; raises InputError where it cannot be opened or is of another kind.
 
-    accepted: as in `refuse_other_kinds`.
+    accepted: as in `reject_other_kinds`.
     """
     try:
         with path.open("rb", buffering) as file:
-            refuse_other_kinds(path, file.read(HEAD), accepted)
+            reject_other_kinds(path, file.read(HEAD_BYTES), accepted)
             file.seek(0)
             yield file
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
 
 
-def below_folder(folder: Path) -> list[Path]:
-    """All files below a folder, links to folders followed, sorted; raises InputError for a folder closed to us.
+def list_folder(folder: Path) -> list[Path]:
+    """Return all files below a folder, links to folders followed, sorted; raises InputError for a folder closed to us.
 
     What operating systems leave in folders is not among them.
     """
     return [
         path
-        for path in _walk(folder)
+        for path in _walk_folder(folder)
         if not is_system_file(path.name) and not SYSTEM_FOLDERS & set(path.relative_to(folder).parts)
     ]
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk_folder(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})")
 
     seen = {os.path.realpath(folder)}
-    found: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        fresh = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        fresh = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
         folders[:] = [name for name, real in fresh.items() if real not in seen]
         seen.update(fresh.values())
-        found += [path for path in (Path(place, name) for name in names) if path.is_file()]
-    return sorted(found)
+        files += [path for path in (Path(parent, name) for name in names) if path.is_file()]
+    return sorted(files)
 
 
-def files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> list[tuple[Path, str]]:
-    """Files as named and, in folders, those with the endings: sorted, each with a label that no other has.
+def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> list[tuple[Path, str]]:
+    """Return files as named and, in folders, those with the endings: sorted, each with a label that no other has.
 
     The label is the path below the folder that all of them are in, without the ending. A compressed file is passed over
-    where it also lies there decompressed.
+    where it also exists decompressed.
     """
-    found: list[Path] = []
+    named_files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = [p for p in below_folder(path) if p.name.endswith(endings)]
+            below = [p for p in list_folder(path) if p.name.endswith(endings)]
             if not below:
-                raise InputError(
-                    f"{path}: no {what} in this folder (looked for *{', *'.join(endings)}{_packed_files(path)})"
-                )
-            found += below
+                searched = f"*{', *'.join(endings)}{_describe_packed_files(path)}"
+                raise InputError(f"{path}: no {what} in this folder (looked for {searched})")
+            named_files += below
         elif path.is_file():
             if not is_system_file(path.name):
-                found.append(path)
+                named_files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder")
-    if not found:
+    if not named_files:
         named = "only files of the operating system (._*) were given" if paths else "no paths were given"
         raise InputError(f"no {what}: {named}")
     # A file that is reached by several names is read once, by the first; links keep the names that they give.
-    unique = list({os.path.realpath(p): Path(os.path.abspath(p)) for p in reversed(found)}.values())[::-1]
+    unique = list({os.path.realpath(p): Path(os.path.abspath(p)) for p in reversed(named_files)}.values())[::-1]
     root = os.path.commonpath([p.parent for p in unique])
-    labelled = [(p, _without(p.relative_to(root).as_posix(), endings)) for p in unique]
+    labelled = [(p, _strip_ending(p.relative_to(root).as_posix(), endings)) for p in unique]
     plain = {label for p, label in labelled if p.suffix not in COMPRESSED}
     once = [(p, label) for p, label in labelled if p.suffix not in COMPRESSED or label not in plain]
     if len({label for _, label in once}) < len(once):
@@ -119,31 +121,61 @@ def files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> list[tu
     return once
 
 
-def _packed_files(folder: Path) -> str:
-    """What to say of a folder that holds archives or packed files alone."""
-    packed = [p.name for p in below_folder(folder) if p.name.lower().endswith((*ARCHIVES, *PACKED))]
+def _describe_packed_files(folder: Path) -> str:
+    """Return what to say of a folder that holds only archives or packed files."""
+    packed = [p.name for p in list_folder(folder) if p.name.lower().endswith((*ARCHIVES, *PACKED))]
     return f"; it holds {packed[0]}, which has to be unpacked first" if packed else ""
 
 
-def _without(name: str, endings: tuple[str, ...]) -> str:
+def _strip_ending(name: str, endings: tuple[str, ...]) -> str:
     ending = next((e for e in sorted(endings, key=len, reverse=True) if name.endswith(e)), "")
     label = name[: len(name) - len(ending)] if ending else name
     return label.rstrip("/") or name
 
 
-def ranges(path: Path, label: str, sizes: Sequence[int], limit: int = PART) -> list[Part]:
-    """Parts of consecutive pieces of a file, each of about `limit` structures; sizes: structures of each piece."""
+def split_into_chunks(path: Path, label: str, sizes: Sequence[int], limit: int = CHUNK_STRUCTURES) -> list[FileChunk]:
+    """Split a file into chunks of about `limit` structures; sizes: structures of each consecutive piece."""
     parts, first, count = [], 0, 0
     for k, size in enumerate(sizes):
         count += size
         if count >= limit or k == len(sizes) - 1:
-            parts.append(Part(path, f"{label} {first}:{k + 1}"))
+            parts.append(FileChunk(path, f"{label} {first}:{k + 1}"))
             first, count = k + 1, 0
     return parts
 
 
-def bounds(part: Part) -> tuple[str, int, int]:
-    """(label, first, stop) of a part made by `ranges`."""
+def chunk_bounds(part: FileChunk) -> tuple[str, int, int]:
+    """Return (label, first, stop) of a chunk made by `split_into_chunks`."""
     label, _, span = part.key.rpartition(" ")
     first, _, stop = span.partition(":")
     return label, int(first), int(stop)
+
+
+def reject_copies(paths: Iterable[Path]) -> None:
+    """Raise InputError if two different files hold the same bytes.
+
+    Files are read as far as they agree with another one of the same size: most of them not at all.
+    """
+    alike: dict[tuple[int, str], list[Path]] = defaultdict(list)
+    sizes: dict[int, list[Path]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        if path.is_file():
+            sizes[path.stat().st_size].append(path)
+    for size, some in sizes.items():
+        for path in some if len(some) > 1 and size else ():
+            alike[size, _digest_ends(path, size)].append(path)
+    for some in alike.values():
+        for k, path in enumerate(some):
+            for other in some[:k]:
+                if filecmp.cmp(other, path, shallow=False):
+                    raise InputError(
+                        f"{path}: holds the same bytes as {other}; name only one of them, or take one out of the folder"
+                    )
+
+
+def _digest_ends(path: Path, size: int) -> str:
+    with path.open("rb") as file:
+        digest = sha256(file.read(COMPARED_BYTES))
+        file.seek(max(0, size - COMPARED_BYTES))
+        digest.update(file.read(COMPARED_BYTES))
+    return digest.hexdigest()

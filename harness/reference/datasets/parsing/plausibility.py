@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.catalog import Source
-from harness.reference.datasets.parsing.free_atoms import ENERGIES_EV, RADII
-from harness.reference.datasets.units import BOHR_ANGSTROM, HARTREE_EV, KCAL_PER_MOL_EV
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.catalog import DatasetSource
+from harness.reference.datasets.parsing.constants import (
+    ATOM_ENERGIES_EV,
+    BOHR_ANGSTROM,
+    COVALENT_RADII,
+    HARTREE_EV,
+    KCAL_PER_MOL_EV,
+    KJ_PER_MOL_EV,
+    format_formula,
+)
 
-OF_ATOMS = 0.1  # share of the free atoms' energy that the table, bonds and relativity may be off by
-PER_ATOM_EV = 0.25 * HARTREE_EV  # and per atom; twice that per charge
-WEAKLY_BOUND = (2, 10, 18, 36, 54, 80, 86)
-MOST_REFERENCED = 0.5  # share of a block from which all of it is taken for referenced energies
-UNLIKE = 0.1  # share of a block whose energies may be far from those of molecules
-ENOUGH = 32  # structures from which a block's bond lengths are judged
-KJ_PER_MOL_EV = KCAL_PER_MOL_EV / 4.184
+ATOM_ENERGY_TOLERANCE = 0.1  # share of the free atoms' energy that the table, bonds and relativity may be off by
+ATOM_TOLERANCE_EV = 0.25 * HARTREE_EV  # and per atom; twice that per charge
+WEAKLY_BOUND_ELEMENTS = (2, 10, 18, 36, 54, 80, 86)
+MAX_REFERENCED_SHARE = 0.5  # share of a block from which all of it is taken for referenced energies
+MAX_UNUSUAL_SHARE = 0.1  # share of a block whose energies may be far from those of molecules
+MIN_STRUCTURES = 32  # structures from which a block's bond lengths are judged
 
 # energy found / energy expected, when a reader or a file mixes units
 MIXED_ENERGIES = (
@@ -42,13 +48,22 @@ MIXED_LENGTHS = (
     (50.0, 200.0, "picometres taken for angstrom"),
 )
 
+CANDIDATE_UNITS = {"hartree": HARTREE_EV, "eV": 1.0}
+# Formation energies from free atoms, eV per atom: H2 has -2.3, CH4 -3.5, benzene -4.9, CO2 -5.6, diamond -7.4.
+FORMATION_EV = (-9.0, -1.0)
+TOTAL_ENERGY_TOLERANCE = 0.1  # that a total energy may differ from those of its atoms
+MAX_MISFIT_SHARE = 0.2  # share of structures that may fit no unit
+EnergySample = tuple[NDArray[np.int64], float]
 
-def implausible_energies(frames: Frames, source: Source) -> tuple[NDArray[np.bool_], Callable[[int], str]]:
-    """Structures whose energy cannot be in eV on the source's scale, [g], and why for each."""
+
+def find_implausible_energies(
+    frames: StructureTable, source: DatasetSource
+) -> tuple[NDArray[np.bool_], Callable[[int], str]]:
+    """Find structures whose energy cannot be in eV on the source's scale, [g], with a function that says why."""
     per_atom = frames.energy / frames.sizes
     low, high = source.per_atom
     wrong = (per_atom < low) | ((per_atom > high) & ~_is_bound_weakly(frames))
-    if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MOST_REFERENCED * len(frames):
+    if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MAX_REFERENCED_SHARE * len(frames):
         wrong[:] = True  # the others only happen to lie where totals may
 
     def beyond(k: int) -> str:
@@ -61,10 +76,10 @@ def implausible_energies(frames: Frames, source: Source) -> tuple[NDArray[np.boo
 
     if not source.all_electron:
         return wrong, beyond
-    atoms, known, off = _beside_atoms(frames, source)
+    atoms, known, off = _compare_with_atoms(frames, source)
     ratio = frames.energy / atoms
     factors = np.array([factor for factor, _ in MIXED_ENERGIES])
-    mixed = known & off & (np.abs(ratio[:, None] / factors - 1).min(axis=1) < 1.5 * OF_ATOMS)
+    mixed = known & off & (np.abs(ratio[:, None] / factors - 1).min(axis=1) < 1.5 * ATOM_ENERGY_TOLERANCE)
 
     def differs(k: int) -> str:
         if not mixed[k]:
@@ -75,37 +90,39 @@ def implausible_energies(frames: Frames, source: Source) -> tuple[NDArray[np.boo
     return wrong | mixed, differs
 
 
-def _is_bound_weakly(frames: Frames) -> NDArray[np.bool_]:
-    """Whether noble gases and mercury make up so much of a structure that its total is near zero too, [g]."""
-    weak = np.isin(frames.numbers, WEAKLY_BOUND).astype(np.int64)
+def _is_bound_weakly(frames: StructureTable) -> NDArray[np.bool_]:
+    """Return whether noble gases and mercury dominate a structure, so that its total may be near zero, [g]."""
+    weak = np.isin(frames.numbers, WEAKLY_BOUND_ELEMENTS).astype(np.int64)
     starts = frames.ends - frames.sizes
     return np.asarray(np.add.reduceat(weak, starts) > frames.sizes / 2, dtype=np.bool_)
 
 
-def _beside_atoms(frames: Frames, source: Source) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Energy of the free atoms, [g] eV; whether all electrons count; whether the energy is far from it."""
+def _compare_with_atoms(
+    frames: StructureTable, source: DatasetSource
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the energy of the free atoms, [g] eV; whether all electrons count; whether the energy is far from it."""
     starts = frames.ends - frames.sizes
-    atoms = np.add.reduceat(ENERGIES_EV[frames.numbers], starts)
-    slack = OF_ATOMS * -atoms + PER_ATOM_EV * (frames.sizes + 2 * np.abs(frames.charge))
+    atoms = np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], starts)
+    slack = ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * (frames.sizes + 2 * np.abs(frames.charge))
     known = np.maximum.reduceat(frames.numbers, starts) <= source.all_electron
     return atoms, known, np.abs(frames.energy - atoms) > slack
 
 
-def implausible_lengths(frames: Frames, source: Source) -> str:
-    """Why the block's positions cannot be in angstrom, or "".
+def find_implausible_lengths(frames: StructureTable, source: DatasetSource) -> str:
+    """Return why the block's positions cannot be in angstrom, or "".
 
     Judged by the nearest neighbours of each structure's first and last atom, over the sums of covalent radii, and
     their medians over the block: a single structure may well be a loose cluster, a block of them is not. Only where
     the energies are those of molecules: files made up for a trial have any lengths.
     """
-    _, known, off = _beside_atoms(frames, source)
-    if known.sum() < ENOUGH or (known & off).sum() > UNLIKE * known.sum():
+    _, known, off = _compare_with_atoms(frames, source)
+    if known.sum() < MIN_STRUCTURES or (known & off).sum() > MAX_UNUSUAL_SHARE * known.sum():
         return ""
     several = frames.sizes > 1
-    if np.count_nonzero(several) < ENOUGH:
+    if np.count_nonzero(several) < MIN_STRUCTURES:
         return ""
     starts = frames.ends - frames.sizes
-    nearest = np.stack([_nearest(frames, starts, probe)[several] for probe in (starts, frames.ends - 1)])
+    nearest = np.stack([_nearest_distances(frames, starts, probe)[several] for probe in (starts, frames.ends - 1)])
     closest, farthest = float(np.median(nearest.min(axis=0))), float(np.median(nearest.max(axis=0)))
     for low, high, name in MIXED_LENGTHS:
         typical = closest if low > 1 else farthest
@@ -114,10 +131,35 @@ def implausible_lengths(frames: Frames, source: Source) -> str:
     return ""
 
 
-def _nearest(frames: Frames, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
-    """Distance of each structure's probe atom to its nearest neighbour, over the sum of their covalent radii, [g]."""
+def _nearest_distances(frames: StructureTable, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
+    """Return the distance of each structure's probe atom to its nearest neighbour over the sum of their radii, [g]."""
     apart = frames.positions - np.repeat(frames.positions[probe], frames.sizes, axis=0)
-    radii = RADII[frames.numbers]
+    radii = COVALENT_RADII[frames.numbers]
     scaled = np.einsum("ij,ij->i", apart, apart) / (radii + np.repeat(radii[probe], frames.sizes)) ** 2
     scaled[probe] = np.inf
     return np.sqrt(np.minimum.reduceat(scaled, starts))
+
+
+def find_fitting_units(samples: Sequence[EnergySample]) -> list[str]:
+    """Return the units in which energies are the totals or the formation energies of their structures.
+
+    Args:
+        samples: Atomic numbers and energy of some structures.
+    """
+    return [name for name, unit in CANDIDATE_UNITS.items() if _fitting_share(samples, unit) >= 1 - MAX_MISFIT_SHARE]
+
+
+def _fitting_share(samples: Sequence[EnergySample], unit: float) -> float:
+    return float(np.mean([_fits(numbers, energy * unit) for numbers, energy in samples])) if samples else 0.0
+
+
+def _fits(numbers: NDArray[np.int64], energy_ev: float) -> bool:
+    low, high = FORMATION_EV
+    atoms = float(ATOM_ENERGIES_EV[numbers].sum())
+    return low <= energy_ev / len(numbers) <= high or abs(energy_ev - atoms) <= TOTAL_ENERGY_TOLERANCE * abs(atoms)
+
+
+def describe_sample(samples: Sequence[EnergySample]) -> str:
+    """Return one of the energies with its structure, as an example for a message."""
+    numbers, energy = samples[0]
+    return f"{energy:.6g} of {format_formula(numbers)}"

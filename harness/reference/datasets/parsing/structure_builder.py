@@ -1,7 +1,9 @@
-"""What the readers share: structures gathered into blocks, small blocks joined, and what is said of the unfit."""
+"""What the readers share: rows collected into tables, tables rechunked, and messages about invalid structures."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,30 +12,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Fault, Frames, Remark, joined
-from harness.reference.datasets.parsing.base import BLOCK, BLOCK_ATOMS, MOST_ATOMS
-from harness.reference.datasets.parsing.names import similar_name
+from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable, concatenate
+from harness.reference.datasets.parsing.base import MAX_ATOMS, TABLE_ATOMS, TABLE_STRUCTURES
 from harness.reference.errors import InputError
 
-LARGEST_BYTE = 255
-MOST_CHARGE = 100
+MAX_BYTE = 255
+MAX_CHARGE = 100
 SHOWN = 8  # names in a message
 T = TypeVar("T")
-Made = TypeVar("Made")
+Built = TypeVar("Built")
+# A label under these names is offered, never taken: reference methods, corrections and units hide behind them.
+SYNONYMS = {
+    "energy": re.compile(r"energ|^e$|^e[_.-]|[_.-]e$|^(raw_)?y(_|$)|toten|^u0$|e_?tot", re.IGNORECASE),
+    "forces": re.compile(r"forc|^f$|^f[_.-]|[_.-]f$|grad", re.IGNORECASE),
+    "stress": re.compile(r"stress|virial", re.IGNORECASE),
+    "charge": re.compile(r"^(\w*(tot|net|mol|sys)\w*_)?charge$|^q$", re.IGNORECASE),
+    "spin": re.compile(r"^(\w+_)?(spin|multiplicity)$", re.IGNORECASE),
+}
+SYNONYMS["y"] = SYNONYMS["energy"]
 
 
-class Unfit(ValueError):
-    """A structure that cannot be used; kind as in Fault."""
+class InvalidStructure(ValueError):
+    """A structure that cannot be used; kind as in RejectedStructure."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
 
 
-class Row(NamedTuple):
-    """One structure of n atoms: the columns of Frames for it, None where the source has nothing.
+class StructureRow(NamedTuple):
+    """One structure of n atoms: its columns of a StructureTable, None where the source has nothing.
 
-    hints: (label, what to tell users of it) of labels that are missing here, but may stand under another name.
+    hints: (label, message) of missing labels that another name may stand for.
     """
 
     id: str
@@ -50,7 +60,7 @@ class Row(NamedTuple):
     hints: tuple[tuple[str, str], ...] = ()
 
 
-def row(
+def build_row(
     name: str,
     group: str,
     numbers: Any,
@@ -64,123 +74,125 @@ def row(
     charge: Any = 0,
     multiplicity: Any = 0,
     names: Iterable[str] = (),
-) -> Row:
-    """A structure from whatever a file holds: lists, flat or nested, or arrays; raises Unfit for a wrong shape.
+) -> StructureRow:
+    """Return a structure from lists, flat or nested, or arrays; raises InvalidStructure for a wrong shape.
 
     names: what the source has of this structure, among which a missing label is looked for.
     """
-    found = np.asarray(numbers).reshape(-1)
-    n = len(found)
-    if n > MOST_ATOMS:
-        raise Unfit("too large", f"{n} atoms, more than {MOST_ATOMS}")
-    if found.dtype.kind not in "iufb":
-        raise Unfit("atomic number", "atomic numbers are not numbers")
-    if n and not (found.min() >= 0 and found.max() <= LARGEST_BYTE):
-        raise Unfit("atomic number", f"{found.min()} .. {found.max()} are not atomic numbers")
-    elements = found.astype(np.uint8)
-    if found.dtype.kind == "f" and (elements != found).any():
-        raise Unfit("atomic number", "atomic numbers are not whole")
-    return Row(
+    values = np.asarray(numbers).reshape(-1)
+    n = len(values)
+    if n > MAX_ATOMS:
+        raise InvalidStructure("too large", f"{n} atoms, more than {MAX_ATOMS}")
+    if values.dtype.kind not in "iufb":
+        raise InvalidStructure("atomic number", "atomic numbers are not numbers")
+    if n and not (values.min() >= 0 and values.max() <= MAX_BYTE):
+        raise InvalidStructure("atomic number", f"{values.min()} .. {values.max()} are not atomic numbers")
+    elements = values.astype(np.uint8)
+    if values.dtype.kind == "f" and (elements != values).any():
+        raise InvalidStructure("atomic number", "atomic numbers are not whole")
+    return StructureRow(
         id=name,
         group=group,
         numbers=elements,
-        positions=shaped("positions", positions, (n, 3)),
-        energy=np.nan if energy is None else _number("energy", energy),
-        forces=None if forces is None else shaped("forces", forces, (n, 3)),
-        cell=None if cell is None else shaped("cell", cell, (3, 3)),
+        positions=reshape_values("positions", positions, (n, 3)),
+        energy=np.nan if energy is None else _read_number("energy", energy),
+        forces=None if forces is None else reshape_values("forces", forces, (n, 3)),
+        cell=None if cell is None else reshape_values("cell", cell, (3, 3)),
         periodic=None if periodic is None else np.broadcast_to(np.asarray(periodic, dtype=bool), 3),
-        stress=None if stress is None else shaped("stress", stress, (3, 3)),
-        charge=0 if charge is None else _whole("charge", charge, -MOST_CHARGE),
-        multiplicity=0 if multiplicity is None else _whole("multiplicity", multiplicity, 0),
-        hints=_hints(
+        stress=None if stress is None else reshape_values("stress", stress, (3, 3)),
+        charge=0 if charge is None else _read_integer("charge", charge, -MAX_CHARGE),
+        multiplicity=0 if multiplicity is None else _read_integer("multiplicity", multiplicity, 0),
+        hints=_find_hints(
             {"energy": energy, "forces": forces, "stress": stress, "charge": charge, "spin": multiplicity}, names
         ),
     )
 
 
-def _hints(labels: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def _find_hints(labels: Mapping[str, Any], names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     lacking = [label for label, value in labels.items() if value is None]
-    near = {label: similar_name(label, names) for label in lacking} if lacking else {}
+    near = {label: find_similar_name(label, names) for label in lacking} if lacking else {}
     return tuple((label, f"no {label} (did you mean {name!r}?)") for label, name in near.items() if name)
 
 
-def _number(what: str, value: Any) -> float:
-    """A single number; raises Unfit."""
+def _read_number(what: str, value: Any) -> float:
+    """Return a single number; raises InvalidStructure."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "iuf":
-        raise Unfit("malformed", f"{what} is {shown(value)}, expected a number")
+        raise InvalidStructure("malformed", f"{what} is {describe_value(value)}, expected a number")
     return float(array.reshape(()))
 
 
-def _whole(what: str, value: Any, least: int) -> int:
-    """A small whole number; raises Unfit."""
-    number = _number(what, value)
-    if not least <= number <= MOST_CHARGE or number != round(number):
-        raise Unfit("malformed", f"{what} is {shown(value)}, expected a whole number of {least} .. {MOST_CHARGE}")
+def _read_integer(what: str, value: Any, least: int) -> int:
+    """Return a small whole number; raises InvalidStructure."""
+    number = _read_number(what, value)
+    if not least <= number <= MAX_CHARGE or number != round(number):
+        raise InvalidStructure(
+            "malformed", f"{what} is {describe_value(value)}, expected a whole number of {least} .. {MAX_CHARGE}"
+        )
     return int(number)
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Return a value in few words, without spelling out what may be nested without end."""
     if isinstance(value, str):
         return repr(value[:40])
     return str(value)[:40] if isinstance(value, (int, float, np.generic)) else f"a {type(value).__name__}"
 
 
-def shaped(what: str, values: Any, shape: tuple[int, ...]) -> Array:
-    """The values as float64 of that shape, from flat or nested; raises Unfit naming both shapes."""
+def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
+    """Return the values as float64 of that shape, from flat or nested; raises InvalidStructure naming both shapes."""
     array = np.asarray(values, dtype=np.float64)
     if array.shape == shape:
         return array
     if array.size != np.prod(shape) or (array.ndim > 1 and array.shape[-1] != shape[-1]):
-        raise Unfit("shape", f"{what} have shape {array.shape}, expected {shape}")
+        raise InvalidStructure("shape", f"{what} have shape {array.shape}, expected {shape}")
     return array.reshape(shape)
 
 
-def gathered(rows: Iterable[Row | Fault]) -> Iterator[Frames | Fault]:
-    """Blocks of single structures; a fault stands before the block that its neighbours are in, remarks after it.
+def tabulate_rows(rows: Iterable[StructureRow | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield blocks of single structures; a fault stands before the block that its neighbours are in, remarks after it.
 
     Where the rows end in an InputError, those before it come first.
     """
-    kept: list[Row] = []
+    pending: list[StructureRow] = []
     atoms = 0
     broken: InputError | None = None
     try:
         for item in rows:
-            if isinstance(item, Fault):
+            if isinstance(item, RejectedStructure):
                 yield item
                 continue
-            kept.append(item)
+            pending.append(item)
             atoms += len(item.numbers)
-            if len(kept) == BLOCK or atoms >= BLOCK_ATOMS:
-                yield _together(kept)
-                yield from _remarks(kept)
-                kept, atoms = [], 0
+            if len(pending) == TABLE_STRUCTURES or atoms >= TABLE_ATOMS:
+                yield _build_table(pending)
+                yield from _collect_remarks(pending)
+                pending, atoms = [], 0
     except InputError as error:
         broken = error
-    if kept:
-        yield _together(kept)
-        yield from _remarks(kept)
+    if pending:
+        yield _build_table(pending)
+        yield from _collect_remarks(pending)
     if broken is not None:
         raise broken
 
 
-def _remarks(rows: Sequence[Row]) -> Iterator[Remark]:
-    """One remark for each label and name that the rows hint at."""
+def _collect_remarks(rows: Sequence[StructureRow]) -> Iterator[Remark]:
+    """Yield one remark for each label and name that the rows hint at."""
     counts = Counter(hint for row in rows for hint in row.hints)
     for (label, reason), count in counts.items():
         where = next(row.id for row in rows if (label, reason) in row.hints)
         yield Remark(where, label, reason, count)
 
 
-def _together(rows: Sequence[Row]) -> Frames:
+def _build_table(rows: Sequence[StructureRow]) -> StructureTable:
     ids, groups, numbers, positions, energy, forces, cell, periodic, stress, charge, multiplicity, _ = zip(
         *rows, strict=True
     )
     zero, nothing = np.zeros((3, 3)), np.zeros(3, dtype=bool)
     blank = np.full((3, 3), np.nan)
     some_forces = any(f is not None for f in forces)
-    return Frames(
+    return StructureTable(
         ids=np.array(ids),
         groups=np.array(groups),
         sizes=np.array([len(z) for z in numbers], dtype=np.int64),
@@ -200,68 +212,79 @@ def _together(rows: Sequence[Row]) -> Frames:
     )
 
 
-def made(samples: Iterable[tuple[str, T | Fault]], make: Callable[[str, T], Made]) -> Iterator[Made | Fault]:
-    """Rows, or what else is made of (where, raw) pairs; what cannot be made into one becomes a Fault there."""
+def build_each(
+    samples: Iterable[tuple[str, T | RejectedStructure]], make: Callable[[str, T], Built]
+) -> Iterator[Built | RejectedStructure]:
+    """Build something from each (name, raw) pair; a pair that cannot be built becomes a rejection."""
     for where, raw in samples:
-        if isinstance(raw, Fault):
+        if isinstance(raw, RejectedStructure):
             yield raw
             continue
         try:
             yield make(where, raw)
-        except Unfit as error:
-            yield Fault(where, error.kind, str(error))
+        except InvalidStructure as error:
+            yield RejectedStructure(where, error.kind, str(error))
         except Exception as error:  # damaged bytes make each decoder fail in its own way
-            yield Fault(where, "malformed", f"{type(error).__name__}: {one_line(error)}")
+            yield RejectedStructure(where, "malformed", f"{type(error).__name__}: {first_line(error)}")
 
 
-def blocked(pieces: Iterable[Frames | Fault]) -> Iterator[Frames | Fault]:
-    """Small frames joined to about BLOCK, large ones cut to it; those before an InputError come first."""
-    kept: list[Frames] = []
+def rechunk(pieces: Iterable[StructureTable | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
+    """Join small tables and cut large ones to about TABLE_STRUCTURES; those before an InputError come first."""
+    pending: list[StructureTable] = []
     count = atoms = 0
     broken: InputError | None = None
     try:
         for piece in pieces:
-            if isinstance(piece, Fault):
+            if isinstance(piece, RejectedStructure):
                 yield piece
                 continue
-            for run in _cut(piece):
-                kept.append(run)
+            for run in _split_table(piece):
+                pending.append(run)
                 count += len(run)
                 atoms += len(run.numbers)
-                if count >= BLOCK or atoms >= BLOCK_ATOMS:
-                    yield joined(kept) if len(kept) > 1 else run
-                    kept, count, atoms = [], 0, 0
+                if count >= TABLE_STRUCTURES or atoms >= TABLE_ATOMS:
+                    yield concatenate(pending) if len(pending) > 1 else run
+                    pending, count, atoms = [], 0, 0
     except InputError as error:
         broken = error
-    if kept:
-        yield joined(kept)
+    if pending:
+        yield concatenate(pending)
     if broken is not None:
         raise broken
 
 
-def _cut(piece: Frames) -> Iterator[Frames]:
-    """The frames in runs of at most BLOCK structures."""
-    for first in range(0, len(piece), BLOCK):
-        yield piece[first : first + BLOCK] if len(piece) > BLOCK else piece
+def _split_table(piece: StructureTable) -> Iterator[StructureTable]:
+    """Yield the table in runs of at most TABLE_STRUCTURES structures."""
+    for first in range(0, len(piece), TABLE_STRUCTURES):
+        yield piece[first : first + TABLE_STRUCTURES] if len(piece) > TABLE_STRUCTURES else piece
 
 
-def need(mapping: Mapping[str, Any], key: str) -> Any:
-    """The value under a key; raises Unfit with the nearest key that is there."""
+def require_key(mapping: Mapping[str, Any], key: str) -> Any:
+    """Return the value under a key; raises InvalidStructure with the most similar key."""
     try:
         return mapping[key]
     except (KeyError, TypeError):
-        raise Unfit("missing key", missing(key, mapping)) from None
+        raise InvalidStructure("missing key", describe_missing_key(key, mapping)) from None
 
 
-def missing(key: str, known: Iterable[str]) -> str:
+def describe_missing_key(key: str, known: Iterable[str]) -> str:
     """Say that a key is missing, with the nearest name or the names that exist."""
     names = sorted(str(k) for k in known) if isinstance(known, Iterable) else []
-    near = similar_name(key, names)
+    near = find_similar_name(key, names)
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"no {key!r} ({f'did you mean {near!r}? ' if near else ''}there are: {shown or 'none'})"
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error, or its kind."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, or its type."""
     text = str(error).strip()
     return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def find_similar_name(key: str, names: Iterable[str]) -> str:
+    """Return the name that most likely stands for a key, or ""."""
+    candidates = sorted({str(name) for name in names if str(name) != key})
+    if pattern := SYNONYMS.get(key):
+        candidates = [name for name in candidates if pattern.search(name)]
+        return min(candidates, key=lambda name: (len(name), name)) if candidates else ""
+    return next(iter(difflib.get_close_matches(key, candidates, n=1)), "")

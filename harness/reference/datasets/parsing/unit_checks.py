@@ -8,57 +8,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
-from harness.reference.data.structure_table import Fault, Frames
-from harness.reference.datasets.catalog import Source
-from harness.reference.datasets.parsing.plausibility import implausible_energies, implausible_lengths
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
+from harness.reference.datasets.catalog import DatasetSource
+from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
 from harness.reference.errors import InputError
 
 MAX_FORCE = 1000.0  # eV/angstrom: the bound of the original preprocessing
-SAME_PLACE = 1e-4  # angstrom
-NO_VOLUME = 1e-6  # angstrom^3
-FARTHEST = 1e6  # angstrom from the origin, and of a lattice vector
-CLOSEST_PLANES = 0.1  # angstrom between lattice planes of a periodic cell
-CLOSEST = 0.1  # angstrom^3 for each atom; metallic hydrogen has about 1
-MOST_FORCE = 1e5  # eV/angstrom: carbon nuclei 0.07 angstrom apart
-MOST_STRESS = 1e3  # eV/angstrom^3, 160,000 GPa
+COINCIDENT_ANGSTROM = 1e-4  # angstrom
+MIN_VOLUME = 1e-6  # angstrom^3
+MAX_LENGTH = 1e6  # angstrom from the origin, and of a lattice vector
+MIN_PLANE_DISTANCE = 0.1  # angstrom between lattice planes of a periodic cell
+MIN_ATOM_VOLUME = 0.1  # angstrom^3 for each atom; metallic hydrogen has about 1
+FORCE_BOUND = 1e5  # eV/angstrom: carbon nuclei 0.07 angstrom apart
+STRESS_BOUND = 1e3  # eV/angstrom^3, 160,000 GPa
 Mask = NDArray[np.bool_]
 Finding = tuple[Mask, str, Callable[[int], str]]  # structures at fault, kind, reason for one of them
 
 
-def check(frames: Frames, *, source: Source | None, max_force: float = MAX_FORCE) -> tuple[Frames, list[Fault]]:
-    """Structures that can be used, in their order, and a fault for each of the others: the first thing wrong with it.
+def check_structures(
+    frames: StructureTable, *, source: DatasetSource | None, max_force: float = MAX_FORCE
+) -> tuple[StructureTable, list[RejectedStructure]]:
+    """Return the structures that can be used, in their order, and a rejection with the first fault of each other one.
 
     source: whose units and energy scale are expected; None: plausibility is not judged. A structure without an energy,
-    or without forces in a block where others have them, is a fault of kind "unlabelled"; stress may be absent.
+    or without forces in a block where others have them, is rejected with kind "unlabelled"; stress may be absent.
     Raises InputError for columns whose lengths disagree.
     """
-    _columns_agree(frames)
-    faults: list[Fault] = []
+    _check_shapes(frames)
+    faults: list[RejectedStructure] = []
     for stage in (
-        _bookkeeping,
-        lambda f: _within_bounds(f, max(MOST_FORCE, max_force)),
-        lambda f: _numbers_in_order(f, max_force),
-        lambda f: _plausible(f, source),
+        _check_identity,
+        lambda f: _check_bounds(f, max(FORCE_BOUND, max_force)),
+        lambda f: _check_values(f, max_force),
+        lambda f: _check_plausibility(f, source),
     ):
         if len(frames):
-            frames, found = _sorted_out(frames, list(stage(frames)))
-            faults += found
+            frames, rejected = _reject(frames, list(stage(frames)))
+            faults += rejected
     return frames, faults
 
 
-def _sorted_out(frames: Frames, findings: Sequence[Finding]) -> tuple[Frames, list[Fault]]:
-    found = [finding for finding in findings if finding[0].any()]
-    if not found:
+def _reject(frames: StructureTable, findings: Sequence[Finding]) -> tuple[StructureTable, list[RejectedStructure]]:
+    relevant = [finding for finding in findings if finding[0].any()]
+    if not relevant:
         return frames, []
-    bad: Mask = np.any([mask for mask, _, _ in found], axis=0)
+    bad: Mask = np.any([mask for mask, _, _ in relevant], axis=0)
     faults = []
     for k in np.flatnonzero(bad).tolist():
-        _, kind, reason = next(finding for finding in found if finding[0][k])
-        faults.append(Fault(str(frames.ids[k]), kind, reason(k)))
+        _, kind, reason = next(finding for finding in relevant if finding[0][k])
+        faults.append(RejectedStructure(str(frames.ids[k]), kind, reason(k)))
     return frames[~bad], faults
 
 
-def _columns_agree(frames: Frames) -> None:
+def _check_shapes(frames: StructureTable) -> None:
     g, n = len(frames), int(frames.sizes.sum())
     expected = {
         "ids": (g,), "groups": (g,), "numbers": (n,), "positions": (n, 3), "energy": (g,), "cell": (g, 3, 3),
@@ -71,7 +73,7 @@ def _columns_agree(frames: Frames) -> None:
             raise InputError(f"{where}: {name} have shape {column.shape}, expected {shape}")
 
 
-def _bookkeeping(frames: Frames) -> Iterator[Finding]:
+def _check_identity(frames: StructureTable) -> Iterator[Finding]:
     yield frames.sizes <= 0, "empty", lambda k: "no atoms"
     ids = frames.ids.tolist()
     if len(set(ids)) < len(ids):
@@ -80,58 +82,58 @@ def _bookkeeping(frames: Frames) -> Iterator[Finding]:
         yield seen, "duplicate", lambda k: "the same id stands for an earlier structure"
 
 
-def _within_bounds(frames: Frames, most_force: float) -> Iterator[Finding]:
-    """What no structure can be, and what the arithmetic of later stages would not survive; NaN is theirs."""
+def _check_bounds(frames: StructureTable, most_force: float) -> Iterator[Finding]:
+    """Yield structures with impossible values, which later arithmetic would not survive; NaN is checked later."""
     starts = frames.ends - frames.sizes
-    far = _beyond(frames.positions, FARTHEST)
+    far = _exceeds(frames.positions, MAX_LENGTH)
     if far.any():
         yield (
-            _any(far, starts),
+            _any_atom(far, starts),
             "out of bounds",
-            lambda k: f"atom {_first(frames, far, k)} is farther than {FARTHEST:g} angstrom from the origin",
+            lambda k: f"atom {_first_atom(frames, far, k)} is farther than {MAX_LENGTH:g} angstrom from the origin",
         )
-    wide = f"a lattice vector of more than {FARTHEST:g} angstrom"
-    yield _beyond(frames.cell, FARTHEST), "out of bounds", lambda k: wide
+    wide = f"a lattice vector of more than {MAX_LENGTH:g} angstrom"
+    yield _exceeds(frames.cell, MAX_LENGTH), "out of bounds", lambda k: wide
     if frames.forces is not None:
         yield (
-            _any(_beyond(frames.forces, most_force), starts),
+            _any_atom(_exceeds(frames.forces, most_force), starts),
             "out of bounds",
             lambda k: f"a force of more than {most_force:g} eV/angstrom; damaged, or in other units",
         )
     if frames.stress is not None:
-        reason = f"a stress of more than {MOST_STRESS:g} eV/angstrom^3"
-        yield _beyond(frames.stress, MOST_STRESS), "out of bounds", lambda k: reason
+        reason = f"a stress of more than {STRESS_BOUND:g} eV/angstrom^3"
+        yield _exceeds(frames.stress, STRESS_BOUND), "out of bounds", lambda k: reason
 
 
-def _beyond(values: Array, bound: float) -> Mask:
-    """Rows of [k, ...] with a finite value beyond the bound, [k]."""
+def _exceeds(values: Array, bound: float) -> Mask:
+    """Return which rows of [k, ...] have a finite value beyond the bound, [k]."""
     return np.array((np.isfinite(values) & (np.abs(values) > bound)).reshape(len(values), -1).any(axis=1), dtype=bool)
 
 
-def _first(frames: Frames, atoms: Mask, k: int) -> int:
-    """The first of structure k's atoms that the mask holds for, counted within it."""
+def _first_atom(frames: StructureTable, atoms: Mask, k: int) -> int:
+    """Return the first of structure k's atoms that the mask holds for, counted within it."""
     stop = int(frames.ends[k])
     return int(np.flatnonzero(atoms[stop - int(frames.sizes[k]) : stop])[0])
 
 
-def _numbers_in_order(frames: Frames, max_force: float) -> Iterator[Finding]:
+def _check_values(frames: StructureTable, max_force: float) -> Iterator[Finding]:
     starts = frames.ends - frames.sizes
     alien = (frames.numbers < 1) | (frames.numbers > MAX_ATOMIC_NUMBER)
     if alien.any():
         yield (
-            _any(alien, starts),
+            _any_atom(alien, starts),
             "atomic number",
-            lambda k: f"{_atoms(frames, k)[_alien(frames, k)][0]} is not an atomic number (1..{MAX_ATOMIC_NUMBER})",
+            lambda k: f"{_first_invalid_number(frames, k)} is not an atomic number (1..{MAX_ATOMIC_NUMBER})",
         )
     for name, values in (("position", frames.positions), ("forces", frames.forces)):
         if values is not None and not np.isfinite(values).all():
-            yield from _not_finite(name, values, starts)
+            yield from _check_finite(name, values, starts)
     yield np.isnan(frames.energy), "unlabelled", lambda k: "no energy"
     yield np.isinf(frames.energy), "not finite", lambda k: "the energy is not finite"
-    yield _odd(np.isfinite(frames.cell)), "not finite", lambda k: "the cell is not finite"
+    yield _not_all(np.isfinite(frames.cell)), "not finite", lambda k: "the cell is not finite"
     if frames.stress is not None:
-        some = _odd(np.isnan(frames.stress))
-        yield _odd(np.isfinite(frames.stress)) & some, "not finite", lambda k: "the stress is not finite"
+        some = _not_all(np.isnan(frames.stress))
+        yield _not_all(np.isfinite(frames.stress)) & some, "not finite", lambda k: "the stress is not finite"
     if frames.forces is not None:
         with np.errstate(over="ignore"):
             squared = np.einsum("ij,ij->i", frames.forces, frames.forces)
@@ -143,77 +145,78 @@ def _numbers_in_order(frames: Frames, max_force: float) -> Iterator[Finding]:
                 lambda k: f"a force of {largest[k]:.6g} eV/angstrom, {max_force:g} or more",
             )
     if frames.periodic.any():
-        yield _flat(frames), "no volume", lambda k: "periodic, but its cell has no volume"
+        yield _has_no_volume(frames), "no volume", lambda k: "periodic, but its cell has no volume"
         yield (
-            _crowded(frames),
+            _is_crowded(frames),
             "crowded",
-            lambda k: f"its cell is flat, or has less than {CLOSEST:g} angstrom^3 an atom",
+            lambda k: f"its cell is flat, or has less than {MIN_ATOM_VOLUME:g} angstrom^3 an atom",
         )
 
 
-def _atoms(frames: Frames, k: int) -> NDArray[np.uint8]:
+def _first_invalid_number(frames: StructureTable, k: int) -> int:
+    """Return the first atomic number of structure k that is not an element's."""
     stop = int(frames.ends[k])
-    return frames.numbers[stop - int(frames.sizes[k]) : stop]
+    atoms = frames.numbers[stop - int(frames.sizes[k]) : stop]
+    return int(atoms[(atoms < 1) | (atoms > MAX_ATOMIC_NUMBER)][0])
 
 
-def _alien(frames: Frames, k: int) -> Mask:
-    atoms = _atoms(frames, k)
-    return (atoms < 1) | (atoms > MAX_ATOMIC_NUMBER)
-
-
-def _not_finite(name: str, values: Array, starts: NDArray[np.int64]) -> Iterator[Finding]:
-    rows = _odd(np.isfinite(values))
+def _check_finite(name: str, values: Array, starts: NDArray[np.int64]) -> Iterator[Finding]:
+    rows = _not_all(np.isfinite(values))
     if name == "forces":
-        yield ~_any(_odd(np.isnan(values)), starts), "unlabelled", lambda k: "no forces"
+        yield ~_any_atom(_not_all(np.isnan(values)), starts), "unlabelled", lambda k: "no forces"
     ends = np.append(starts[1:], len(rows))
     yield (
-        _any(rows, starts),
+        _any_atom(rows, starts),
         "not finite",
         lambda k: f"{name} of atom {int(np.flatnonzero(rows[starts[k] : ends[k]])[0])} not finite",
     )
 
 
-def _odd(values: Mask) -> Mask:
-    """Rows of [k, ...] that do not hold throughout, [k]."""
+def _not_all(values: Mask) -> Mask:
+    """Return which rows of [k, ...] are not all true, [k]."""
     return np.array(~values.reshape(len(values), -1).all(axis=1), dtype=bool)
 
 
-def _any(atoms: Mask, starts: NDArray[np.int64]) -> Mask:
-    """Whether it holds for any atom of each structure, [g]; no structure is empty."""
+def _any_atom(atoms: Mask, starts: NDArray[np.int64]) -> Mask:
+    """Return whether the mask is true for any atom of each structure, [g]; no structure is empty."""
     return np.asarray(np.logical_or.reduceat(atoms, starts), dtype=bool)
 
 
-def _flat(frames: Frames) -> Mask:
+def _has_no_volume(frames: StructureTable) -> Mask:
     cell = np.nan_to_num(frames.cell)
     volume = np.abs(np.linalg.det(cell))
     along = np.linalg.norm(cell, axis=2)
-    short = ((along < NO_VOLUME) & frames.periodic).any(axis=1)
-    return short | (frames.periodic.all(axis=1) & (volume < NO_VOLUME))
+    short = ((along < MIN_VOLUME) & frames.periodic).any(axis=1)
+    return short | (frames.periodic.all(axis=1) & (volume < MIN_VOLUME))
 
 
-def _crowded(frames: Frames) -> Mask:
-    """Periodic cells so small or so flat that every atom would have thousands of neighbours, [g]."""
+def _is_crowded(frames: StructureTable) -> Mask:
+    """Return which periodic cells are so small or flat that every atom has thousands of neighbours, [g]."""
     cell = np.nan_to_num(frames.cell)
     volume = np.abs(np.linalg.det(cell))
-    full = frames.periodic.all(axis=1) & (volume >= NO_VOLUME)
+    full = frames.periodic.all(axis=1) & (volume >= MIN_VOLUME)
     faces = np.linalg.norm(np.cross(np.roll(cell, -1, axis=1), np.roll(cell, -2, axis=1)), axis=2)
-    flat = (faces * CLOSEST_PLANES > volume[:, None]).any(axis=1)
-    return np.asarray(full & (flat | (volume < CLOSEST * frames.sizes)), dtype=bool)
+    flat = (faces * MIN_PLANE_DISTANCE > volume[:, None]).any(axis=1)
+    return np.asarray(full & (flat | (volume < MIN_ATOM_VOLUME * frames.sizes)), dtype=bool)
 
 
-def _plausible(frames: Frames, source: Source | None) -> Iterator[Finding]:
-    yield _coincident(frames), "coincident", lambda k: f"two atoms within {SAME_PLACE:g} angstrom of each other"
+def _check_plausibility(frames: StructureTable, source: DatasetSource | None) -> Iterator[Finding]:
+    yield (
+        _coincident(frames),
+        "coincident",
+        lambda k: f"two atoms within {COINCIDENT_ANGSTROM:g} angstrom of each other",
+    )
     if source is None:
         return
-    wrong, reason = implausible_energies(frames, source)
+    wrong, reason = find_implausible_energies(frames, source)
     yield wrong, "units", reason
-    lengths = implausible_lengths(frames, source) if source.molecular else None
+    lengths = find_implausible_lengths(frames, source) if source.molecular else None
     if lengths:
         yield np.ones(len(frames), dtype=bool), "units", lambda k: lengths
 
 
-def _coincident(frames: Frames) -> Mask:
-    """Structures with two atoms in one place, [g].
+def _coincident(frames: StructureTable) -> Mask:
+    """Return structures with two atoms in one place, [g].
 
     Atoms in one place have one projection on any line, so neighbours in the sorted projections are the only candidates.
     """
@@ -221,11 +224,11 @@ def _coincident(frames: Frames) -> Mask:
     along -= along.min()
     span = float(along.max()) + 1.0
     order = np.sort(frames.owner * span + along)
-    near = np.flatnonzero(np.diff(order) < SAME_PLACE)
-    found = np.zeros(len(frames), dtype=bool)
+    near = np.flatnonzero(np.diff(order) < COINCIDENT_ANGSTROM)
+    result = np.zeros(len(frames), dtype=bool)
     for k in np.unique((order[near] // span).astype(np.int64)).tolist():
         stop = int(frames.ends[k])
         points = frames.positions[stop - int(frames.sizes[k]) : stop]
         apart = np.linalg.norm(points[:, None] - points[None], axis=2)
-        found[k] = bool((apart[np.triu_indices(len(points), 1)] < SAME_PLACE).any())
-    return found
+        result[k] = bool((apart[np.triu_indices(len(points), 1)] < COINCIDENT_ANGSTROM).any())
+    return result

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.reference.datasets.parsing.structure_builder import Unfit, one_line
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line
 from harness.reference.errors import InputError
 
-HEAD = 512
+HEAD_BYTES = 512
 DICTIONARY = 256 << 20  # bytes that an xz file may ask for; `xz -9` asks for 65 MB
 CHUNK = 1 << 20
 XZ, GZIP, BZIP2 = "xz", "gzip", "bzip2"
@@ -39,15 +39,15 @@ UNPACK = {
 }
 POINTER = b"version https://git-lfs.github.com/spec/"
 PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
-BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError)
+DECODING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError)
 
 
-def packing(head: bytes) -> str:
+def detect_compression(head: bytes) -> str:
     """Return the name of the compression that a file begins with, or ""."""
     return next((name for magic, name in MAGIC if head.startswith(magic)), "")
 
 
-def refuse_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) -> None:
+def reject_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) -> None:
     """Raise InputError for what lies in place of a data file: nothing, a pointer, a web page, another packing.
 
     head: its first HEAD bytes. accepted: compressions, and "tar", that the reader unpacks itself.
@@ -60,7 +60,7 @@ def refuse_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) 
         raise InputError(
             f"{path}: a web page (HTML or XML), not the data; sign in or accept the terms, and fetch it again"
         )
-    kind = packing(head)
+    kind = detect_compression(head)
     if kind and kind not in accepted:
         raise InputError(
             f"{path}: packed with {kind}, where a plain file is expected; unpack it first (`{UNPACK[kind]}`)"
@@ -111,7 +111,7 @@ class XZFile(io.RawIOBase):
         return b""
 
 
-def unpacked_stream(packed: BinaryIO, kind: str) -> BinaryIO:
+def unpack_stream(packed: BinaryIO, kind: str) -> BinaryIO:
     """Return what an open file holds once its compression is undone, to be read a piece at a time."""
     if kind == XZ:
         return io.BufferedReader(XZFile(packed), CHUNK)
@@ -121,30 +121,30 @@ def unpacked_stream(packed: BinaryIO, kind: str) -> BinaryIO:
 
 
 @contextmanager
-def unpacked(path: Path, accepted: Collection[str] = (XZ, GZIP, BZIP2)) -> Iterator[BinaryIO]:
+def open_unpacked(path: Path, accepted: Collection[str] = (XZ, GZIP, BZIP2)) -> Iterator[BinaryIO]:
     """Open a file and undo its compression, whatever its name says; raises InputError, also while it is read."""
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD)
-            refuse_other_kinds(path, head, accepted)
+            head = file.read(HEAD_BYTES)
+            reject_other_kinds(path, head, accepted)
             file.seek(0)
-            with unpacked_stream(file, packing(head)) as plain:
+            with unpack_stream(file, detect_compression(head)) as plain:
                 yield plain
-    except BROKEN as error:
+    except DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        raise InputError(f"{path}: truncated, or not the text that its name says ({one_line(error)})") from None
+        raise InputError(f"{path}: truncated, or not the text that its name says ({first_line(error)})") from None
 
 
 def inflate(data: bytes | memoryview, limit: int) -> bytes:
-    """Undo zlib's compression of a record; raises Unfit for one that is damaged or unfolds to more than the limit."""
+    """Decompress a zlib record; raises InvalidStructure if it is damaged or larger than the limit."""
     decoder = zlib.decompressobj()
     try:
         result = decoder.decompress(data, limit)
     except zlib.error as error:
-        raise Unfit("corrupt", f"not compressed JSON ({one_line(error)})") from None
+        raise InvalidStructure("corrupt", f"not compressed JSON ({first_line(error)})") from None
     if decoder.unconsumed_tail or (len(result) == limit and not decoder.eof):
-        raise Unfit("too large", f"unfolds to more than {limit >> 20} MB")
+        raise InvalidStructure("too large", f"unfolds to more than {limit >> 20} MB")
     if not decoder.eof:
-        raise Unfit("corrupt", "not compressed JSON (truncated)")
+        raise InvalidStructure("corrupt", "not compressed JSON (truncated)")
     return result

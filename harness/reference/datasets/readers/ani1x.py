@@ -7,81 +7,83 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.containers import h5
-from harness.reference.datasets.parsing.base import Format, Part
-from harness.reference.datasets.parsing.paths import bounds, files, ranges
-from harness.reference.datasets.parsing.structure_builder import Unfit, blocked
-from harness.reference.datasets.units import HARTREE_EV
+from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
+from harness.reference.datasets.parsing.constants import HARTREE_EV
+from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, split_into_chunks
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
 from harness.reference.errors import InputError
 
 KEYS = ("coordinates", "wb97x_dz.energy", "wb97x_dz.forces")
 
 
-def parts(paths: Sequence[Path]) -> list[Part]:
-    """Ranges of each file's groups, in the order of their names."""
-    found = []
-    for path, label in files(paths, (".h5", ".hdf5"), "HDF5 files"):
-        with h5.opened(path) as root:
-            groups = h5.names(root, str(path))
-            sizes = [_size(root, name) for name in groups]
+def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
+    """Return ranges of each file's groups, in the order of their names."""
+    chunks = []
+    for path, label in list_files(paths, (".h5", ".hdf5"), "HDF5 files"):
+        with h5.open_root(path) as root:
+            groups = h5.list_names(root, str(path))
+            sizes = [_count_conformations(root, name) for name in groups]
             if not any(sizes):
-                raise InputError(f"{path}: not ANI-1x, {_why(root, groups)}")
-        found += ranges(path, label, sizes)
-    return found
+                raise InputError(f"{path}: not ANI-1x, {_describe_mismatch(root, groups)}")
+        chunks += split_into_chunks(path, label, sizes)
+    return chunks
 
 
-def _why(root: h5.Group, groups: list[str]) -> str:
+def _describe_mismatch(root: h5.Group, groups: list[str]) -> str:
     if not groups:
         return "it holds no groups"
     try:
-        h5.dataset(h5.child(root, groups[0]), KEYS[0])
-    except Unfit as error:
+        h5.open_dataset(h5.open_child(root, groups[0]), KEYS[0])
+    except InvalidStructure as error:
         return f"{groups[0]!r}: {error}"
     return "its groups hold no conformations"
 
 
-def _size(root: h5.Group, name: str) -> int:
-    """The most conformations that any key of a group has: those that lack another key count too."""
+def _count_conformations(root: h5.Group, name: str) -> int:
+    """Return the most conformations that any key of a group has, so that those that lack another key count too."""
     try:
-        group = h5.child(root, name)
-    except Unfit:
+        group = h5.open_child(root, name)
+    except InvalidStructure:
         return 0
-    return max(h5.size(group, key) for key in KEYS)
+    return max(h5.count_dataset_rows(group, key) for key in KEYS)
 
 
-def read(part: Part) -> Iterator[Frames | Fault]:
-    """Conformations group by group; those without a wB97X/6-31G(d) label are one fault per group."""
-    yield from blocked(_pieces(part))
+def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield conformations by group; those without a wB97X/6-31G(d) label are one rejection per group."""
+    yield from rechunk(_iter_tables(part))
 
 
-def _pieces(part: Part) -> Iterator[Frames | Fault]:
-    label, first, stop = bounds(part)
-    with h5.opened(part.path) as root:
-        for name in h5.names(root, str(part.path))[first:stop]:
+def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    label, first, stop = chunk_bounds(part)
+    with h5.open_root(part.path) as root:
+        for name in h5.list_names(root, str(part.path))[first:stop]:
             yielded = 0
             try:
-                for piece in _group(h5.child(root, name), label, name):
-                    yielded += piece.count if isinstance(piece, Fault) else len(piece)
+                for piece in _iter_group(h5.open_child(root, name), label, name):
+                    yielded += piece.count if isinstance(piece, RejectedStructure) else len(piece)
                     yield piece
-            except Unfit as error:
-                rest = _size(root, name) - yielded
-                yield Fault(f"{label}/{name}", error.kind, str(error), max(1, rest))
+            except InvalidStructure as error:
+                rest = _count_conformations(root, name) - yielded
+                yield RejectedStructure(f"{label}/{name}", error.kind, str(error), max(1, rest))
 
 
-def _group(group: h5.Group, label: str, name: str) -> Iterator[Frames | Fault]:
-    numbers = h5.atomic_numbers(group, "atomic_numbers")
+def _iter_group(group: h5.Group, label: str, name: str) -> Iterator[StructureTable | RejectedStructure]:
+    numbers = h5.read_atomic_numbers(group, "atomic_numbers")
     unlabelled = total = 0
-    for first, positions, energy, forces in h5.conformations(group, numbers, KEYS):
+    for first, positions, energy, forces in h5.iter_conformations(group, numbers, KEYS):
         total += len(energy)
         absent = np.isnan(energy) | np.isnan(forces).all(axis=(1, 2))
         unlabelled += int(np.count_nonzero(absent))
         ids = [f"{label}/{name}/{k}" for k in range(first, first + len(energy))]
-        found = h5.same_molecule(ids, name, numbers, positions, energy * HARTREE_EV, forces * HARTREE_EV)
-        yield found[~absent] if absent.any() else found
+        table = h5.tabulate_conformations(
+            ids, name, numbers=numbers, positions=positions, energy=energy * HARTREE_EV, forces=forces * HARTREE_EV
+        )
+        yield table[~absent] if absent.any() else table
     if unlabelled:
         reason = f"{unlabelled} of {total} conformations lack {KEYS[1]} or its forces"
-        yield Fault(f"{label}/{name}", "unlabelled", reason, unlabelled)
+        yield RejectedStructure(f"{label}/{name}", "unlabelled", reason, unlabelled)
 
 
-FORMAT = Format("ani1x", "ani1x-release.h5", parts, read)
+FORMAT = DatasetFormat("ani1x", "ani1x-release.h5", list_chunks, read_chunk)

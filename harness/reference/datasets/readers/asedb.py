@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,23 +14,22 @@ from urllib.parse import quote
 
 import numpy as np
 
-from harness.reference.data.structure_table import Fault, Frames, Remark
-from harness.reference.datasets.containers.ase_data import decode_data
-from harness.reference.datasets.parsing.base import MOST_BYTES, Format, Part
-from harness.reference.datasets.parsing.composition import formula
-from harness.reference.datasets.parsing.energy_units import Sample, describe, fitting_units
-from harness.reference.datasets.parsing.paths import PART, bounds, files, opened
+from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable
+from harness.reference.datasets.containers.json_stream import decode_json
+from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES, VOIGT, DatasetFormat, FileChunk
+from harness.reference.datasets.parsing.constants import BOHR_ANGSTROM, HARTREE_EV, KCAL_PER_MOL_EV, format_formula
+from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, chunk_bounds, list_files, open_file
+from harness.reference.datasets.parsing.plausibility import EnergySample, describe_sample, find_fitting_units
 from harness.reference.datasets.parsing.structure_builder import (
-    LARGEST_BYTE,
-    Row,
-    Unfit,
-    gathered,
-    made,
-    missing,
-    one_line,
-    row,
+    MAX_BYTE,
+    InvalidStructure,
+    StructureRow,
+    build_each,
+    build_row,
+    describe_missing_key,
+    first_line,
+    tabulate_rows,
 )
-from harness.reference.datasets.units import BOHR_ANGSTROM, HARTREE_EV, KCAL_PER_MOL_EV
 from harness.reference.errors import InputError
 
 MOST_ROWS = 10**10
@@ -38,7 +37,6 @@ SAMPLES = 64  # rows whose energies decide on their unit
 SQLITE = b"SQLite format 3\x00"
 ENERGY_UNITS = {"ev": 1.0, "ha": HARTREE_EV, "hartree": HARTREE_EV, "kcal/mol": KCAL_PER_MOL_EV}
 LENGTH_UNITS = {"ang": 1.0, "angstrom": 1.0, "a": 1.0, "bohr": BOHR_ANGSTROM}
-VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # ASE's order: xx yy zz yz xz xy
 _QUERY = "SELECT id, numbers, positions, cell, pbc, energy, forces, stress, key_value_pairs, data FROM systems"
 
 
@@ -51,39 +49,42 @@ class Units(NamedTuple):
     assumed: str = ""
 
 
-def parts(paths: Sequence[Path]) -> list[Part]:
-    """Ranges of row ids of each file."""
-    found = []
-    for path, label in files(paths, (".db",), "ASE databases"):
-        with _reading(path) as database:
+def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
+    """Return ranges of row ids of each file."""
+    chunks = []
+    for path, label in list_files(paths, (".db",), "ASE databases"):
+        with _open_database(path) as database:
             low, high = database.execute("SELECT min(id), max(id) FROM systems").fetchone()
         if low is None:
             raise InputError(f"{path}: the database has no rows")
         if not (isinstance(low, int) and isinstance(high, int) and high - low < MOST_ROWS):
             raise InputError(f"{path}: row ids from {str(low)[:20]} to {str(high)[:20]}; damaged?")
-        found += [Part(path, f"{label} {k}:{min(k + PART, high + 1)}") for k in range(low, high + 1, PART)]
-    return found
+        chunks += [
+            FileChunk(path, f"{label} {k}:{min(k + CHUNK_STRUCTURES, high + 1)}")
+            for k in range(low, high + 1, CHUNK_STRUCTURES)
+        ]
+    return chunks
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database, read-only; raises InputError for what is not ASE's."""
+def _open_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Yield the database, read-only; raises InputError for what is not ASE's."""
     _check_whole(path)
     try:
-        with closing(sqlite3.connect(_address(path), uri=True)) as database:
-            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
+        with closing(sqlite3.connect(_find_address(path), uri=True)) as database:
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_STRUCTURE_BYTES)
             database.text_factory = lambda text: text.decode("utf-8", "replace")
             tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             if "systems" not in tables:
-                raise InputError(f"{path}: not an ASE database, {missing('systems', tables)}")
+                raise InputError(f"{path}: not an ASE database, {describe_missing_key('systems', tables)}")
             yield database
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not an ASE database, or a damaged one ({one_line(error)})") from None
+        raise InputError(f"{path}: not an ASE database, or a damaged one ({first_line(error)})") from None
 
 
 def _check_whole(path: Path) -> None:
     """Raise InputError for a file that is no database, or shorter than its own first page says."""
-    with opened(path) as file:
+    with open_file(path) as file:
         head = file.read(100)
     size = path.stat().st_size
     if head.startswith(SQLITE) and head[24:28] == head[92:96]:  # else an old version did not write the count
@@ -93,8 +94,8 @@ def _check_whole(path: Path) -> None:
             raise InputError(f"{path}: not an ASE database, or a damaged one ({reason})")
 
 
-def _address(path: Path) -> str:
-    """The address to open, so that changes in a write-ahead log are read too; raises InputError for unfinished ones."""
+def _find_address(path: Path) -> str:
+    """Return the address that also reads a write-ahead log; raises InputError for an interrupted write."""
     log, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
     if journal.is_file() and journal.read_bytes()[:1].strip(b"\x00"):
         raise InputError(
@@ -105,19 +106,21 @@ def _address(path: Path) -> str:
     return f"file:{quote(os.fsencode(path))}?mode=ro{'' if has_log else '&immutable=1'}"
 
 
-def read(part: Part) -> Iterator[Frames | Fault]:
-    """Rows in the order of their ids; labels of row.data in the units of the metadata, or else the row's, in eV."""
-    label, first, stop = bounds(part)
-    with _reading(part.path) as database:
-        units = _units(part.path, database)
+def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield rows in the order of their ids, labels converted from the units of the metadata to eV and angstrom."""
+    label, first, stop = chunk_bounds(part)
+    with _open_database(part.path) as database:
+        units = _read_units(part.path, database)
         if units.assumed:
             yield Remark(part.path.name, "units", units.assumed, 0)
         rows = database.execute(f"{_QUERY} WHERE id >= ? AND id < ? ORDER BY id", (first, stop))
-        yield from gathered(made(((f"{label}/{found[0]}", found) for found in rows), lambda w, r: _row(w, r, units)))
+        yield from tabulate_rows(
+            build_each(((f"{label}/{record[0]}", record) for record in rows), lambda w, r: _build_row(w, r, units))
+        )
 
 
-def _units(path: Path, database: sqlite3.Connection) -> Units:
-    """The units of the metadata; an energy's that is not among them is the one in which energies are plausible."""
+def _read_units(path: Path, database: sqlite3.Connection) -> Units:
+    """Return the units of the metadata; if no energy unit is named, the one in which energies are plausible."""
     metadata: dict[str, Any] = {}
     for name, value in database.execute("SELECT name, value FROM information"):
         if name == "metadata":
@@ -129,54 +132,56 @@ def _units(path: Path, database: sqlite3.Connection) -> Units:
         raise InputError(f"{path}: its metadata are not named values")
     properties = metadata.get("_property_unit_dict")
     properties = properties if isinstance(properties, dict) else {}
-    length = _unit(path, str(metadata.get("_distance_unit", "Ang")), LENGTH_UNITS)
+    length = _convert_unit(path, str(metadata.get("_distance_unit", "Ang")), LENGTH_UNITS)
     named, assumed = str(properties.get("energy") or ""), ""
     if not named:
-        named, assumed = _plausible_unit(path, database)
-    energy = _unit(path, named, ENERGY_UNITS)
+        named, assumed = _find_plausible_unit(path, database)
+    energy = _convert_unit(path, named, ENERGY_UNITS)
     force = str(properties.get("forces", ""))
     if not force:
         return Units(energy, energy / length, length, assumed)
     above, _, below = force.rpartition("/")
-    return Units(energy, _unit(path, above, ENERGY_UNITS) / _unit(path, below, LENGTH_UNITS), length, assumed)
+    return Units(
+        energy, _convert_unit(path, above, ENERGY_UNITS) / _convert_unit(path, below, LENGTH_UNITS), length, assumed
+    )
 
 
-def _plausible_unit(path: Path, database: sqlite3.Connection) -> tuple[str, str]:
-    """(unit, how it was found) of the energies in row.data; raises InputError where none or several are plausible."""
+def _find_plausible_unit(path: Path, database: sqlite3.Connection) -> tuple[str, str]:
+    """Return (unit, how it was found) of the energies in row.data; raises InputError unless one alone is plausible."""
     rows = database.execute("SELECT numbers, data FROM systems")
-    samples = list(islice((s for s in (_sample(*found) for found in rows) if s is not None), SAMPLES))
+    samples = list(islice((s for s in (_read_sample(*record) for record in rows) if s is not None), SAMPLES))
     if not samples:
         return "eV", ""
-    units = fitting_units(samples)
+    units = find_fitting_units(samples)
     if len(units) != 1:
         fits = "both hartree and eV" if units else "neither hartree nor eV"
         raise InputError(
-            f"{path}: its metadata name no unit of energy, and energies such as {describe(samples)} fit {fits};"
+            f"{path}: its metadata name no unit of energy, and energies such as {describe_sample(samples)} fit {fits};"
             " add {'_property_unit_dict': {'energy': 'Hartree' or 'eV', ...}} to the metadata of the database"
         )
-    return units[0], f"no unit in the metadata; energies are taken as {units[0]}, such as {describe(samples)}"
+    return units[0], f"no unit in the metadata; energies are taken as {units[0]}, such as {describe_sample(samples)}"
 
 
-def _sample(numbers: Any, data: Any) -> Sample | None:
-    """A row's atomic numbers and energy, None where it has none that can be read."""
+def _read_sample(numbers: Any, data: Any) -> EnergySample | None:
+    """Return a row's atomic numbers and energy, or None where they cannot be read."""
     try:
         energy = decode_data(data, ("energy",)).get("energy")
-        found = np.frombuffer(numbers, dtype="<i4").astype(np.int64)
+        elements = np.frombuffer(numbers, dtype="<i4").astype(np.int64)
         value = float(np.asarray(energy, dtype=np.float64).reshape(-1)[0])
-    except (Unfit, ValueError, TypeError, OverflowError, IndexError):
+    except (InvalidStructure, ValueError, TypeError, OverflowError, IndexError):
         return None
-    fits = len(found) and found.min() > 0 and found.max() <= LARGEST_BYTE and np.isfinite(value)
-    return (found, value) if fits else None
+    fits = len(elements) and elements.min() > 0 and elements.max() <= MAX_BYTE and np.isfinite(value)
+    return (elements, value) if fits else None
 
 
-def _unit(path: Path, name: str, known: dict[str, float]) -> float:
+def _convert_unit(path: Path, name: str, known: dict[str, float]) -> float:
     try:
         return known[name.lower()]
     except KeyError:
         raise InputError(f"{path}: metadata name the unit {name!r}; known are {', '.join(known)}") from None
 
 
-def _row(where: str, stored: tuple[Any, ...], units: Units) -> Row:
+def _build_row(where: str, stored: tuple[Any, ...], units: Units) -> StructureRow:
     _, numbers, positions, cell, periodic, energy, forces, stress, pairs, data = stored
     labels = decode_data(data, ("energy", "forces", "stress", "charge", "spin"))
     keys = json.loads(pairs) if pairs else {}
@@ -188,14 +193,14 @@ def _row(where: str, stored: tuple[Any, ...], units: Units) -> Row:
         forces = None if forces is None else np.frombuffer(forces, dtype="<f8").reshape(-1, 3)
         stress = None if stress is None else np.frombuffer(stress, dtype="<f8").reshape(6)[VOIGT]
     if energy is None:
-        raise Unfit("unlabelled", missing("energy", [*labels, *keys]))
-    found = np.frombuffer(numbers, dtype="<i4")
+        raise InvalidStructure("unlabelled", describe_missing_key("energy", [*labels, *keys]))
+    elements = np.frombuffer(numbers, dtype="<i4")
     box = np.zeros(9) if cell is None else np.frombuffer(cell, dtype="<f8")
     molecule = keys.get("moses_id", keys.get("smiles"))
-    return row(
+    return build_row(
         where,
-        formula(found) if molecule is None else str(molecule),
-        found,
+        format_formula(elements) if molecule is None else str(molecule),
+        elements,
         np.frombuffer(positions, dtype="<f8") * units.length,
         energy=energy,
         forces=forces,
@@ -208,4 +213,43 @@ def _row(where: str, stored: tuple[Any, ...], units: Units) -> Row:
     )
 
 
-FORMAT = Format("asedb", "*.db (ASE, SQLite)", parts, read)
+FORMAT = DatasetFormat("asedb", "*.db (ASE, SQLite)", list_chunks, read_chunk)
+
+
+def decode_data(data: Any, wanted: Collection[str]) -> dict[str, Any]:
+    """Return all keys of row.data, with values of those wanted and None for the others.
+
+    ASE packs it in bytes since version 8 of its databases (numbers first, then JSON that points at them, the place of
+    the JSON in the first eight bytes), and as text before. Raises InvalidStructure for anything else.
+    """
+    if not data or data == "null":
+        return {}
+    raw = data.encode() if isinstance(data, str) else bytes(data)
+    start = 0 if isinstance(data, str) else int.from_bytes(raw[:8], "little")
+    if start > len(raw):
+        raise InvalidStructure("malformed", "row.data points beyond its end")
+    try:
+        result = decode_json(raw[start:])
+    except InvalidStructure as error:
+        raise InvalidStructure("malformed", f"row.data is {error}") from None
+    if not isinstance(result, dict):
+        raise InvalidStructure("malformed", f"row.data is a {type(result).__name__}")
+    return {str(name): _decode_value(value, raw) if name in wanted else None for name, value in result.items()}
+
+
+def _decode_value(value: Any, raw: bytes) -> Any:
+    if not isinstance(value, dict):
+        return value
+    stored = value.get("__ndarray__")
+    if not isinstance(stored, list) or len(stored) != 3:
+        return None
+    shape, name, offset = stored
+    kind = np.dtype(str(name)[:10])
+    if kind.kind not in "biuf":
+        raise InvalidStructure("malformed", f"row.data has numbers of type {str(name)[:10]!r}")
+    if isinstance(offset, list):
+        return np.array(offset, dtype=kind).reshape(shape)
+    count = int(np.prod(shape, dtype=np.float64))
+    if not (isinstance(offset, int) and 0 <= offset <= offset + count * kind.itemsize <= len(raw)):
+        raise InvalidStructure("malformed", "row.data points beyond its end")
+    return np.frombuffer(raw, kind, count, offset).reshape(shape)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict
 
 from harness.reference.data.structure import Array
-from harness.reference.datasets.parsing.base import MOST_ATOMS, MOST_BYTES
-from harness.reference.datasets.parsing.structure_builder import Unfit, missing, one_line, shown
+from harness.reference.datasets.parsing.base import MAX_ATOMS, MAX_STRUCTURE_BYTES
+from harness.reference.datasets.parsing.structure_builder import (
+    InvalidStructure,
+    describe_missing_key,
+    describe_value,
+    first_line,
+)
 from harness.reference.errors import InputError
 
 LONGEST_LINE = 1 << 20  # characters
@@ -21,7 +26,7 @@ PLAIN = "species:S:1:pos:R:3"  # what the columns are where the header does not 
 
 
 @dataclass(frozen=True)
-class Text:
+class FrameText:
     """One frame: its second line, and the lines of its atoms."""
 
     comment: str
@@ -29,35 +34,22 @@ class Text:
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """The header's keys with values as ASE has them; raises Unfit where ASE refuses the header."""
+        """The header's keys with values as ASE has them; raises InvalidStructure where ASE refuses the header."""
         line = self.comment.strip()
         if not line:
             return {}
         try:
-            found: dict[str, Any] = key_val_str_to_dict(line)
+            keys: dict[str, Any] = key_val_str_to_dict(line)
         except (ValueError, RecursionError, TypeError) as error:
             kind = "shape" if "3x3" in str(error) else "malformed"
-            raise Unfit(kind, f"the frame's second line is no extended XYZ header ({one_line(error)})") from None
-        return found
+            raise InvalidStructure(
+                kind, f"the frame's second line is no extended XYZ header ({first_line(error)})"
+            ) from None
+        return keys
 
 
-class Parsed(NamedTuple):
-    """One frame of n atoms: numbers [n], positions, forces [n, 3], cell, stress [3, 3], periodic [3]; None: absent.
-
-    names: of all keys and columns.
-    """
-
-    numbers: list[int]
-    positions: Array
-    forces: Array | None
-    cell: Array | None
-    periodic: Any
-    stress: Array | None
-    names: list[str]
-
-
-def frames(file: IO[str], where: str) -> Iterator[Text]:
-    """The frames of a text; raises InputError with the line where it comes apart or ends too early."""
+def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
+    """Yield the frames of a text; raises InputError with the line where it is malformed or truncated."""
     line = blank = 0
     while count_line := file.readline(LONGEST_LINE):
         line += 1
@@ -70,101 +62,105 @@ def frames(file: IO[str], where: str) -> Iterator[Text]:
             n = int(count_line)
         except ValueError:
             n = -1
-        if not 0 <= n <= MOST_ATOMS:
-            found = repr(count_line.strip()[:40])
+        if not 0 <= n <= MAX_ATOMS:
+            shown = repr(count_line.strip()[:40])
             raise InputError(
-                f"{where}, line {line}: {found} is not a number of atoms (0 .. {MOST_ATOMS}); not extended XYZ, or cut"
+                f"{where}, line {line}: {shown} is not a number of atoms (0 .. {MAX_ATOMS}); not extended XYZ, or cut"
             )
-        comment, atoms = _lines(file, n, f"{where}, line {line}")
+        comment, atoms = _read_lines(file, n, f"{where}, line {line}")
         if not comment or (atoms and not atoms[-1].endswith("\n") and len(atoms[-1].split()) < 4):
             raise InputError(f"{where}, line {line}: truncated inside a frame of {n} atoms")
         line += 1 + n
-        yield Text(comment, atoms)
+        yield FrameText(comment, atoms)
 
 
-def _lines(file: IO[str], n: int, where: str) -> tuple[str, list[str]]:
-    """The second line of a frame and those of its atoms; raises InputError where they are too long for one."""
+def _read_lines(file: IO[str], n: int, where: str) -> tuple[str, list[str]]:
+    """Read the second line of a frame and its atoms' lines; raises InputError where they are too long."""
     comment = file.readline(LONGEST_LINE)
     size, atoms = len(comment), []
     for _ in range(n):
         atom = file.readline(LONGEST_LINE)
         atoms.append(atom)
         size += len(atom)
-        if not atom or size > MOST_BYTES:
+        if not atom or size > MAX_STRUCTURE_BYTES:
             break
-    if size > MOST_BYTES or len(comment) == LONGEST_LINE:
-        raise InputError(f"{where}: a frame of more than {MOST_BYTES >> 20} MB, or a line of more than 1 MB; damaged?")
+    if size > MAX_STRUCTURE_BYTES or len(comment) == LONGEST_LINE:
+        raise InputError(
+            f"{where}: a frame of more than {MAX_STRUCTURE_BYTES >> 20} MB, or a line of more than 1 MB; damaged?"
+        )
     return comment, atoms
 
 
-def parsed(text: Text) -> Parsed:
-    """The numbers of a frame as ASE reads them; raises Unfit."""
-    columns = _columns(str(text.keys.get("Properties", PLAIN)))
+def parse_frame(text: FrameText) -> dict[str, Any]:
+    """Return the arguments of `row` that a frame holds, with numbers as ASE reads them; raises InvalidStructure."""
+    columns = _parse_columns(str(text.keys.get("Properties", PLAIN)))
     width = max(stop for _, stop in columns.values())
     tokens = [line.split() for line in text.atoms]
     short = next((k for k, row in enumerate(tokens) if len(row) < width), None)
     if short is not None:
-        raise Unfit("malformed", f"atom {short} has {len(tokens[short])} columns of {width}")
+        raise InvalidStructure("malformed", f"atom {short} has {len(tokens[short])} columns of {width}")
     kind = "Z" if "Z" in columns else "species"
     for needed in (kind, "pos"):
         if needed not in columns:
-            raise Unfit("missing key", "Properties: " + missing(needed, columns))
+            raise InvalidStructure("missing key", "Properties: " + describe_missing_key(needed, columns))
     first = columns[kind][0]
     lattice = text.keys.get("Lattice")
-    return Parsed(
-        numbers=[_number(row[first]) for row in tokens],
-        positions=_reals(tokens, columns["pos"]),
-        forces=_reals(tokens, columns["forces"]) if "forces" in columns else None,
-        cell=None if lattice is None else lattice.T,
-        periodic=_periodic(text.keys.get("pbc", lattice is not None)),
-        stress=_symmetric(text.keys.get("stress")),
-        names=[*columns, *text.keys],
-    )
+    return {
+        "numbers": [_parse_element(words[first]) for words in tokens],
+        "positions": _parse_reals(tokens, columns["pos"]),
+        "forces": _parse_reals(tokens, columns["forces"]) if "forces" in columns else None,
+        "cell": None if lattice is None else lattice.T,
+        "periodic": _read_periodic(text.keys.get("pbc", lattice is not None)),
+        "stress": _symmetrize(text.keys.get("stress")),
+        "names": [*columns, *text.keys],
+    }
 
 
-def _periodic(stored: Any) -> Any:
-    """Whether the frame repeats along each vector: one truth for all, or three; raises Unfit."""
+def _read_periodic(stored: Any) -> Any:
+    """Return whether the frame repeats along each vector, from one flag or three; raises InvalidStructure."""
     flags = np.asarray(stored)
     if flags.dtype.kind not in "biuf" or flags.shape not in ((), (3,)):
-        raise Unfit("malformed", f'pbc is {shown(stored)}, expected three of T and F, as in pbc="T T F"')
+        raise InvalidStructure(
+            "malformed", f'pbc is {describe_value(stored)}, expected three of T and F, as in pbc="T T F"'
+        )
     return np.broadcast_to(flags.astype(bool), 3)
 
 
-def _symmetric(stress: Any) -> Array | None:
-    """Of a stress, the six components that ASE takes."""
+def _symmetrize(stress: Any) -> Array | None:
+    """Return a stress made symmetric from the six components that ASE takes."""
     if stress is None:
         return None
     upper = np.triu(np.asarray(stress, dtype=np.float64))
     return upper + np.triu(upper, 1).T
 
 
-def _columns(properties: str) -> dict[str, tuple[int, int]]:
-    """(first column, one past the last) of each property."""
+def _parse_columns(properties: str) -> dict[str, tuple[int, int]]:
+    """Return (first column, one past the last) of each property."""
     words = properties.split(":")
     if len(words) % 3:
-        raise Unfit("malformed", f"Properties {properties[:60]!r} do not come in threes")
-    found: dict[str, tuple[int, int]] = {}
+        raise InvalidStructure("malformed", f"Properties {properties[:60]!r} do not come in threes")
+    columns: dict[str, tuple[int, int]] = {}
     first = 0
     for name, kind, count in zip(words[::3], words[1::3], words[2::3], strict=True):
-        if kind not in ("R", "I", "S", "L") or not count.isdecimal() or int(count) < 1 or name in found:
-            raise Unfit(
+        if kind not in ("R", "I", "S", "L") or not count.isdecimal() or int(count) < 1 or name in columns:
+            raise InvalidStructure(
                 "malformed", f"Properties: {name[:20]}:{kind[:20]}:{count[:20]} is not name:type:columns, or repeated"
             )
-        found[name] = (first, first + int(count))
+        columns[name] = (first, first + int(count))
         first += int(count)
-    return found
+    return columns
 
 
-def _number(symbol: str) -> int:
+def _parse_element(symbol: str) -> int:
     number = atomic_numbers.get(symbol.capitalize()) or (int(symbol) if symbol.isdecimal() else 0)
     if not number:
-        raise Unfit("atomic number", f"{symbol[:20]!r} is not an element")
+        raise InvalidStructure("atomic number", f"{symbol[:20]!r} is not an element")
     return int(number)
 
 
-def _reals(tokens: list[list[str]], columns: tuple[int, int]) -> Array:
+def _parse_reals(tokens: list[list[str]], columns: tuple[int, int]) -> Array:
     first, stop = columns
     if stop - first != 3:
-        raise Unfit("shape", f"a vector of {stop - first} columns, expected 3")
+        raise InvalidStructure("shape", f"a vector of {stop - first} columns, expected 3")
     flat: list[Any] = [word for row in tokens for word in row[first:stop]]
     return np.array(flat, dtype=np.float64).reshape(-1, 3)

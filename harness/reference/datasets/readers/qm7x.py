@@ -11,68 +11,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.containers import h5
-from harness.reference.datasets.parsing.base import Format, Part
-from harness.reference.datasets.parsing.paths import bounds, files, opened, ranges
-from harness.reference.datasets.parsing.structure_builder import Unfit, blocked, one_line
-from harness.reference.datasets.parsing.unpacking import BROKEN, CHUNK, HEAD, XZ, packing, unpacked_stream
+from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
+from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, open_file, split_into_chunks
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line, rechunk
+from harness.reference.datasets.parsing.unpacking import (
+    CHUNK,
+    DECODING_ERRORS,
+    HEAD_BYTES,
+    XZ,
+    detect_compression,
+    unpack_stream,
+)
 from harness.reference.errors import InputError
 
 WHOLE = "all"  # in place of a range: every molecule of a compressed file
 LEAST_UNPACKED, MOST_TIMES = 1 << 30, 50  # what a compressed file may unfold to: bytes, or times its own size
 
 
-def parts(paths: Sequence[Path]) -> list[Part]:
-    """Ranges of each file's molecules; a compressed file is one part, and is passed over where it also lies open."""
-    listed = files(paths, (".xz", ".hdf5", ".h5"), "QM7-X files (1000.xz .. 8000.xz or 1000.hdf5 ..)")
-    found = []
+def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
+    """Return ranges of each file's molecules; a compressed file is one chunk, ignored if it is also decompressed."""
+    listed = list_files(paths, (".xz", ".hdf5", ".h5"), "QM7-X files (1000.xz .. 8000.xz or 1000.hdf5 ..)")
+    chunks = []
     for path, label in listed:
         if path.suffix == ".xz":
-            with opened(path, accepted=(XZ,)) as file:
-                if packing(file.read(HEAD)) != XZ:
+            with open_file(path, accepted=(XZ,)) as file:
+                if detect_compression(file.read(HEAD_BYTES)) != XZ:
                     raise InputError(f"{path}: not an xz file")
-            found.append(Part(path, f"{label} {WHOLE}"))
+            chunks.append(FileChunk(path, f"{label} {WHOLE}"))
             continue
-        with h5.opened(path) as root:
-            sizes = [_size(root, name) for name in h5.names(root, str(path))]
+        with h5.open_root(path) as root:
+            sizes = [_count_conformations(root, name) for name in h5.list_names(root, str(path))]
             if not any(sizes):
                 raise InputError(f"{path}: not QM7-X, no molecule in it has conformations with 'atXYZ'")
-        found += ranges(path, label, sizes)
-    return found
+        chunks += split_into_chunks(path, label, sizes)
+    return chunks
 
 
-def _size(root: h5.Group, name: str) -> int:
+def _count_conformations(root: h5.Group, name: str) -> int:
     try:
-        return h5.length(h5.child(root, name))
-    except Unfit:
+        return h5.count_members(h5.open_child(root, name))
+    except InvalidStructure:
         return 0
 
 
-def read(part: Part) -> Iterator[Frames | Fault]:
-    """Conformations molecule by molecule, PBE0+MBD energies and forces."""
-    yield from blocked(_pieces(part))
+def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield conformations molecule by molecule, PBE0+MBD energies and forces."""
+    yield from rechunk(_iter_tables(part))
 
 
-def _pieces(part: Part) -> Iterator[Frames | Fault]:
+def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     if not part.key.endswith(f" {WHOLE}"):
-        with h5.opened(part.path) as root:
-            label, first, stop = bounds(part)
-            yield from _molecules(root, label, h5.names(root, str(part.path))[first:stop])
+        with h5.open_root(part.path) as root:
+            label, first, stop = chunk_bounds(part)
+            yield from _iter_molecules(root, label, h5.list_names(root, str(part.path))[first:stop])
         return
-    with _decompressed(part.path) as path, h5.opened(path) as root:
-        yield from _molecules(root, part.key.rpartition(" ")[0], h5.names(root, str(part.path)))
+    with _decompress(part.path) as path, h5.open_root(path) as root:
+        yield from _iter_molecules(root, part.key.rpartition(" ")[0], h5.list_names(root, str(part.path)))
 
 
 @contextmanager
-def _decompressed(path: Path) -> Iterator[Path]:
-    """The file without its xz compression, in a temporary folder (TMPDIR) for as long as it is read."""
+def _decompress(path: Path) -> Iterator[Path]:
+    """Yield the file without its xz compression, in a temporary folder (TMPDIR) that is then removed."""
     with tempfile.TemporaryDirectory(prefix="qm7x-") as folder:
         target = Path(folder) / f"{path.stem}.hdf5"
         try:
             with (
-                opened(path, accepted=(XZ,)) as packed,
-                unpacked_stream(packed, XZ) as plain,
+                open_file(path, accepted=(XZ,)) as packed,
+                unpack_stream(packed, XZ) as plain,
                 target.open("wb") as file,
             ):
                 limit = max(LEAST_UNPACKED, MOST_TIMES * path.stat().st_size)
@@ -80,53 +87,60 @@ def _decompressed(path: Path) -> Iterator[Path]:
                     file.write(chunk)
                     if file.tell() > limit:
                         raise InputError(f"{path}: unfolds to more than {limit >> 20} MB; not QM7-X")
-        except BROKEN as error:
+        except DECODING_ERRORS as error:
             if isinstance(error, OSError) and error.errno:
-                raise InputError(f"{path}: cannot be decompressed into {folder} ({one_line(error)})") from None
-            raise InputError(f"{path}: truncated or not an xz file ({one_line(error)})") from None
+                raise InputError(f"{path}: cannot be decompressed into {folder} ({first_line(error)})") from None
+            raise InputError(f"{path}: truncated or not an xz file ({first_line(error)})") from None
         yield target
 
 
-def _molecules(root: h5.Group, label: str, molecules: list[str]) -> Iterator[Frames | Fault]:
+def _iter_molecules(root: h5.Group, label: str, molecules: list[str]) -> Iterator[StructureTable | RejectedStructure]:
     for molecule in molecules:
         where = f"{label}/{molecule}"
         try:
-            group = h5.child(root, molecule)
-            names = h5.names(group, where)
-        except (Unfit, InputError) as error:
-            yield Fault(where, "corrupt", str(error))
+            group = h5.open_child(root, molecule)
+            names = h5.list_names(group, where)
+        except (InvalidStructure, InputError) as error:
+            yield RejectedStructure(where, "corrupt", str(error))
             continue
-        yield from _molecule(group, where, molecule, names)
+        yield from _iter_molecule(group, where, molecule, names)
 
 
-def _molecule(group: h5.Group, where: str, molecule: str, names: list[str]) -> Iterator[Frames | Fault]:
-    found: list[tuple[str, NDArray[np.uint8], Array, Array, Array]] = []
+def _iter_molecule(
+    group: h5.Group, where: str, molecule: str, names: list[str]
+) -> Iterator[StructureTable | RejectedStructure]:
+    conformations: list[tuple[str, NDArray[np.uint8], Array, Array, Array]] = []
     for name in names:
         try:
-            found.append((f"{where}/{name}", *_conformation(h5.child(group, name))))
-        except Unfit as error:
-            yield Fault(f"{where}/{name}", error.kind, str(error))
-    if found:
-        yield _frames(molecule, found)
+            conformations.append((f"{where}/{name}", *_read_conformation(h5.open_child(group, name))))
+        except InvalidStructure as error:
+            yield RejectedStructure(f"{where}/{name}", error.kind, str(error))
+    if conformations:
+        yield _build_table(molecule, conformations)
 
 
-def _conformation(group: h5.Group) -> tuple[NDArray[np.uint8], Array, Array, Array]:
-    numbers = h5.atomic_numbers(group, "atNUM")
-    positions, forces = h5.values(h5.dataset(group, "atXYZ")), h5.values(h5.dataset(group, "totFOR"))
-    energy = h5.values(h5.dataset(group, "ePBE0+MBD")).reshape(-1)
+def _read_conformation(group: h5.Group) -> tuple[NDArray[np.uint8], Array, Array, Array]:
+    numbers = h5.read_atomic_numbers(group, "atNUM")
+    positions, forces = (
+        h5.read_values(h5.open_dataset(group, "atXYZ")),
+        h5.read_values(h5.open_dataset(group, "totFOR")),
+    )
+    energy = h5.read_values(h5.open_dataset(group, "ePBE0+MBD")).reshape(-1)
     for key, array in (("atXYZ", positions), ("totFOR", forces)):
         if array.shape != (len(numbers), 3):
-            raise Unfit("shape", f"{key!r} has shape {array.shape}, expected ({len(numbers)}, 3)")
+            raise InvalidStructure("shape", f"{key!r} has shape {array.shape}, expected ({len(numbers)}, 3)")
     if len(energy) != 1:
-        raise Unfit("shape", f"'ePBE0+MBD' holds {len(energy)} numbers, expected 1")
+        raise InvalidStructure("shape", f"'ePBE0+MBD' holds {len(energy)} numbers, expected 1")
     return numbers, positions, energy, forces
 
 
-def _frames(molecule: str, found: list[tuple[str, NDArray[np.uint8], Array, Array, Array]]) -> Frames:
-    """Conformations of one molecule, whose isomers may differ in size."""
-    ids, numbers, positions, energy, forces = zip(*found, strict=True)
+def _build_table(
+    molecule: str, conformations: list[tuple[str, NDArray[np.uint8], Array, Array, Array]]
+) -> StructureTable:
+    """Return the table of one molecule's conformations, whose isomers may differ in size."""
+    ids, numbers, positions, energy, forces = zip(*conformations, strict=True)
     count = len(ids)
-    return Frames(
+    return StructureTable(
         ids=np.array(ids),
         groups=np.full(count, molecule),
         sizes=np.array([len(z) for z in numbers], dtype=np.int64),
@@ -141,4 +155,4 @@ def _frames(molecule: str, found: list[tuple[str, NDArray[np.uint8], Array, Arra
     )
 
 
-FORMAT = Format("qm7x", "1000.xz .. 8000.xz, or decompressed (.hdf5)", parts, read)
+FORMAT = DatasetFormat("qm7x", "1000.xz .. 8000.xz, or decompressed (.hdf5)", list_chunks, read_chunk)

@@ -1,45 +1,114 @@
-"""The official formats by name."""
+"""The official formats by name, and the format that given files are in."""
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
+from pathlib import Path
 
-from harness.reference.datasets.parsing.base import Format
+from harness.protocol.errors import did_you_mean
+from harness.reference.datasets.containers.lmdb_file import DATA_FILE, MAGIC, PAGE_HEAD, is_ase_database
+from harness.reference.datasets.parsing.base import DatasetFormat
+from harness.reference.datasets.parsing.paths import is_system_file, list_folder, open_file
 from harness.reference.datasets.readers import (
-    alexandria,
     ani1x,
     asedb,
     aselmdb,
-    mptrj,
+    pymatgen_files,
     qcml,
     qm7x,
     s2ef_lmdb,
     s2ef_text,
     transition1x,
 )
+from harness.reference.datasets.readers.asedb import SQLITE
 from harness.reference.errors import InputError
 
-FORMATS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT
-    for module in (
-        alexandria,
-        ani1x,
-        asedb,
-        aselmdb,
-        mptrj,
-        qcml,
-        qm7x,
-        s2ef_lmdb,
-        s2ef_text,
-        transition1x,
+FORMATS: dict[str, DatasetFormat] = {
+    form.name: form
+    for form in (
+        pymatgen_files.ALEXANDRIA,
+        ani1x.FORMAT,
+        asedb.FORMAT,
+        aselmdb.FORMAT,
+        pymatgen_files.MPTRJ,
+        qcml.FORMAT,
+        qm7x.FORMAT,
+        s2ef_lmdb.FORMAT,
+        s2ef_text.FORMAT,
+        transition1x.FORMAT,
     )
+}
+LMDB_ENDINGS = (".lmdb", ".aselmdb", DATA_FILE)
+# of formats that a single dataset has
+SINGLE_DATASET_ENDINGS = (".h5", ".hdf5", ".json", ".json.bz2", ".json.gz", ".json.xz", ".xz")
+CONTAINER_NAMES = {
+    "s2ef_text": "extended XYZ",
+    "asedb": "ASE databases (.db)",
+    "aselmdb": "LMDB files of ASE rows",
+    "s2ef_lmdb": "LMDB files of graphs",
 }
 
 
-def named(name: str) -> Format:
-    """The format of that name; raises InputError with the nearest one."""
+def get_format(name: str) -> DatasetFormat:
+    """Return the format of that name; raises InputError with the nearest one."""
     if name in FORMATS:
         return FORMATS[name]
-    near = difflib.get_close_matches(name, FORMATS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FORMATS)}"
-    raise InputError(f"no format {name!r} ({hint})")
+    raise InputError(f"no format {name!r}{did_you_mean(name, FORMATS)}")
+
+
+def detect_format(paths: Sequence[Path], default: str) -> str:
+    """Return the name of the format that reads these files: the dataset's own, or that of a common container.
+
+    Args:
+        paths: Files or folders as the user named them.
+        own: The format in which the dataset's authors hand it out.
+
+    Raises:
+        InputError: The files are of several containers, of which only one could be read.
+    """
+    files = [file for path in paths for file in (list_folder(path) if path.is_dir() else (path,))]
+    by_ending: dict[str, Path] = {}
+    for file in files:
+        if not is_system_file(file.name) and file.is_file():
+            by_ending.setdefault(_find_ending(file), file)
+    if default not in CONTAINER_NAMES and any(
+        ending in SINGLE_DATASET_ENDINGS or ".tfrecord" in ending for ending in by_ending
+    ):
+        return default
+    kinds = {kind: file for ending, file in by_ending.items() if (kind := _detect_container(ending, file, default))}
+    if len(kinds) > 1:
+        examples = " and ".join(f"{CONTAINER_NAMES[kind]} ({file.name})" for kind, file in sorted(kinds.items()))
+        raise InputError(f"the paths hold {examples}; name the files or folders of one kind")
+    return next(iter(kinds), default)
+
+
+def _find_ending(file: Path) -> str:
+    known = (*s2ef_text.ENDINGS, ".db", *LMDB_ENDINGS, *SINGLE_DATASET_ENDINGS, ".txt.xz")
+    result = [ending for ending in known if file.name.endswith(ending)]
+    return (
+        max(result, key=len)
+        if result
+        else "".join(file.suffixes[-2:] if ".tfrecord" in file.name else file.suffixes[-1:])
+    )
+
+
+def _detect_container(ending: str, file: Path, default: str) -> str:
+    """Return the container of a file, or ""."""
+    if ending in s2ef_text.ENDINGS:
+        return "s2ef_text"
+    if ending == ".db":
+        return "asedb"
+    if ending in LMDB_ENDINGS:
+        return _detect_lmdb(file, default)
+    with open_file(file, accepted=("xz", "gzip", "bzip2", "zip", "zstd", "7z", "rar", "tar")) as content:
+        head = content.read(PAGE_HEAD)
+    if head.startswith(SQLITE):
+        return "asedb"
+    return _detect_lmdb(file, default) if MAGIC in head else ""
+
+
+def _detect_lmdb(file: Path, default: str) -> str:
+    try:
+        return "aselmdb" if is_ase_database(file) else "s2ef_lmdb"
+    except InputError:
+        return default if default in ("aselmdb", "s2ef_lmdb") else "aselmdb"  # whose reader says what is wrong

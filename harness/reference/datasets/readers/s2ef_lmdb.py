@@ -9,13 +9,21 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from harness.reference.data.structure_table import Fault, Frames
-from harness.reference.datasets.containers.lmdb_file import DATA_FILE, keys_there, numbered_keys, reading
-from harness.reference.datasets.containers.safe_pickle import graph, loads
-from harness.reference.datasets.parsing.base import Format, Part
-from harness.reference.datasets.parsing.composition import formula
-from harness.reference.datasets.parsing.paths import PART, bounds, files
-from harness.reference.datasets.parsing.structure_builder import Row, Unfit, gathered, made, missing, need, row
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
+from harness.reference.datasets.containers.lmdb_file import DATA_FILE, list_first_keys, list_keys, open_transaction
+from harness.reference.datasets.containers.safe_pickle import load_graph, load_pickle
+from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
+from harness.reference.datasets.parsing.constants import format_formula
+from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, chunk_bounds, list_files
+from harness.reference.datasets.parsing.structure_builder import (
+    InvalidStructure,
+    StructureRow,
+    build_each,
+    build_row,
+    describe_missing_key,
+    require_key,
+    tabulate_rows,
+)
 from harness.reference.errors import InputError
 
 SPARSEST = 1000  # numbers of keys for each entry
@@ -23,96 +31,103 @@ RESERVED = frozenset({"length", "metadata"})
 ENERGIES = ("raw_y", "energy", "y")  # in newer files, or where there are several, the first is the DFT total
 
 
-def parts(paths: Sequence[Path]) -> list[Part]:
-    """Ranges of keys of each file."""
-    found = []
-    for path, label in files(paths, (".lmdb", DATA_FILE), "LMDB files"):
-        with reading(path) as transaction:
-            count = _count(path, transaction)
-        found += [Part(path, f"{label} {first}:{min(first + PART, count)}") for first in range(0, count, PART)]
-    return found
+def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
+    """Return ranges of keys of each file."""
+    chunks = []
+    for path, label in list_files(paths, (".lmdb", DATA_FILE), "LMDB files"):
+        with open_transaction(path) as transaction:
+            count = _count_structures(path, transaction)
+        chunks += [
+            FileChunk(path, f"{label} {first}:{min(first + CHUNK_STRUCTURES, count)}")
+            for first in range(0, count, CHUNK_STRUCTURES)
+        ]
+    return chunks
 
 
-def _count(path: Path, transaction: lmdb.Transaction) -> int:
-    """The keys are 0, 1, ...; how many: one more than the last, and what 'length' says has to agree."""
+def _count_structures(path: Path, transaction: lmdb.Transaction) -> int:
+    """Return the number of structures: keys are 0, 1, ..., and 'length' has to agree."""
     if transaction.get(b"0") is None:
-        raise InputError(f"{path}: not an S2EF LMDB, {missing('0', keys_there(transaction))}")
+        raise InputError(f"{path}: not an S2EF LMDB, {describe_missing_key('0', list_first_keys(transaction))}")
     entries = int(transaction.stat()["entries"])
     length = transaction.get(b"length")
     count = entries - (length is not None)
     if transaction.get(b"%d" % (count - 1)) is None or transaction.get(b"%d" % count) is not None:
-        numbers, _ = numbered_keys(transaction)
+        numbers, _ = list_keys(transaction)
         count = numbers[-1] + 1
     if count > SPARSEST * entries:
         raise InputError(f"{path}: keys up to {count - 1}, but there are only {entries} entries; damaged?")
     if length is None:
         return count
     try:
-        told = int(loads(bytes(length)))
-    except (Unfit, TypeError, ValueError, OverflowError) as error:
+        announced = int(load_pickle(bytes(length)))
+    except (InvalidStructure, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: 'length' cannot be read ({error})") from None
-    if told < count:
-        raise InputError(f"{path}: 'length' is {told}, but there are {count} structures")
-    if told > SPARSEST * entries:
-        raise InputError(f"{path}: 'length' is {told}, but there are only {entries} entries; damaged?")
-    return told
+    if announced < count:
+        raise InputError(f"{path}: 'length' is {announced}, but there are {count} structures")
+    if announced > SPARSEST * entries:
+        raise InputError(f"{path}: 'length' is {announced}, but there are only {entries} entries; damaged?")
+    return announced
 
 
-def read(part: Part) -> Iterator[Frames | Fault]:
-    """Structures in the order of their keys, with DFT totals: `raw_y`, `energy`, or `y` where there is no other (OC22).
+def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield structures in the order of their keys, with DFT totals: `raw_y`, `energy`, or else `y` (OC22).
 
     ODAC23's `y` is the adsorption energy (https://github.com/facebookresearch/fairchem/issues/633).
     """
-    label, first, stop = bounds(part)
-    with reading(part.path) as transaction:
-        yield from _unknown(transaction, label) if first == 0 else ()
-        yield from gathered(made(_samples(transaction, label, first, stop), _row))
+    label, first, stop = chunk_bounds(part)
+    with open_transaction(part.path) as transaction:
+        yield from _reject_unknown(transaction, label) if first == 0 else ()
+        yield from tabulate_rows(build_each(_iter_samples(transaction, label, first, stop), _build_row))
 
 
-def _samples(transaction: lmdb.Transaction, label: str, first: int, stop: int) -> Iterator[tuple[str, Any]]:
+def _iter_samples(transaction: lmdb.Transaction, label: str, first: int, stop: int) -> Iterator[tuple[str, Any]]:
     for k in range(first, stop):
         where = f"{label}/{k}"
         value = transaction.get(b"%d" % k)
-        yield where, Fault(where, "missing row", "no such key") if value is None else value
+        yield where, RejectedStructure(where, "missing row", "no such key") if value is None else value
 
 
-def _row(where: str, value: memoryview) -> Row:
-    found = graph(value)
-    numbers = np.asarray(need(found, "atomic_numbers"))
-    told = found.get("natoms")
-    if told is not None and int(np.asarray(told).reshape(-1)[0]) != numbers.size:
-        raise Unfit("shape", f"natoms is {int(np.asarray(told).reshape(-1)[0])}, but there are {numbers.size} numbers")
-    energy = next((found[name] for name in ENERGIES if name in found), None)
-    if energy is None and "y_relaxed" in found:
-        raise Unfit("unlabelled", "an IS2RE graph: y_relaxed is of another geometry and no DFT total; take S2EF files")
+def _build_row(where: str, value: memoryview) -> StructureRow:
+    graph = load_graph(value)
+    numbers = np.asarray(require_key(graph, "atomic_numbers"))
+    announced = graph.get("natoms")
+    if announced is not None and int(np.asarray(announced).reshape(-1)[0]) != numbers.size:
+        raise InvalidStructure(
+            "shape", f"natoms is {int(np.asarray(announced).reshape(-1)[0])}, but there are {numbers.size} numbers"
+        )
+    energy = next((graph[name] for name in ENERGIES if name in graph), None)
+    if energy is None and "y_relaxed" in graph:
+        raise InvalidStructure(
+            "unlabelled", "an IS2RE graph: y_relaxed is of another geometry and no DFT total; take S2EF files"
+        )
     if energy is None:
-        raise Unfit("unlabelled", missing("y", found))
-    system = found.get("sid")
-    return row(
+        raise InvalidStructure("unlabelled", describe_missing_key("y", graph))
+    system = graph.get("sid")
+    return build_row(
         where,
-        formula(numbers) if system is None else str(np.asarray(system).reshape(-1)[0]),
+        format_formula(numbers) if system is None else str(np.asarray(system).reshape(-1)[0]),
         numbers,
-        need(found, "pos"),
+        require_key(graph, "pos"),
         energy=energy,
-        forces=next((found[name] for name in ("force", "forces") if name in found), None),
-        cell=np.asarray(need(found, "cell")).reshape(-1, 3),
-        periodic=np.asarray(found.get("pbc", True)).reshape(-1),
-        charge=found.get("charge"),
-        multiplicity=found.get("spin"),
-        names=found,
+        forces=next((graph[name] for name in ("force", "forces") if name in graph), None),
+        cell=np.asarray(require_key(graph, "cell")).reshape(-1, 3),
+        periodic=np.asarray(graph.get("pbc", True)).reshape(-1),
+        charge=graph.get("charge"),
+        multiplicity=graph.get("spin"),
+        names=graph,
     )
 
 
-def _unknown(transaction: lmdb.Transaction, label: str) -> Iterator[Fault]:
-    """Faults for entries that are neither structures nor known."""
+def _reject_unknown(transaction: lmdb.Transaction, label: str) -> Iterator[RejectedStructure]:
+    """Yield rejections of entries that are neither structures nor known."""
     last = int(transaction.stat()["entries"]) - 1
     known = sum(transaction.get(name.encode()) is not None for name in RESERVED)
     if transaction.get(b"%d" % (last - known)) is None:
-        for name in numbered_keys(transaction)[1]:
+        for name in list_keys(transaction)[1]:
             if name not in RESERVED:
-                yield Fault(
+                yield RejectedStructure(
                     f"{label}/{name[:40]}", "unknown entry", "its key is not a structure's, which are whole numbers"
                 )
 
 
-FORMAT = Format("s2ef_lmdb", "*.lmdb files, or folders of them", parts, read)
+FORMAT = DatasetFormat("s2ef_lmdb", "*.lmdb files, or folders of them", list_chunks, read_chunk)

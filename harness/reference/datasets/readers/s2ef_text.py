@@ -9,22 +9,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from harness.reference.data.structure_table import Fault, Frames
-from harness.reference.datasets.parsing.base import MOST_BYTES, Format, Part
-from harness.reference.datasets.parsing.composition import formula
-from harness.reference.datasets.parsing.paths import files, is_system_file, opened
-from harness.reference.datasets.parsing.structure_builder import Row, Unfit, gathered, made, missing, one_line, row
-from harness.reference.datasets.parsing.unpacking import (
-    BROKEN,
-    BZIP2,
-    GZIP,
-    HEAD,
-    XZ,
-    packing,
-    unpacked,
-    unpacked_stream,
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
+from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES, DatasetFormat, FileChunk
+from harness.reference.datasets.parsing.constants import format_formula
+from harness.reference.datasets.parsing.paths import is_system_file, list_files, open_file
+from harness.reference.datasets.parsing.structure_builder import (
+    InvalidStructure,
+    StructureRow,
+    build_each,
+    build_row,
+    describe_missing_key,
+    first_line,
+    tabulate_rows,
 )
-from harness.reference.datasets.readers.extxyz import LONGEST_LINE, Text, frames, parsed
+from harness.reference.datasets.parsing.unpacking import (
+    BZIP2,
+    DECODING_ERRORS,
+    GZIP,
+    HEAD_BYTES,
+    XZ,
+    detect_compression,
+    open_unpacked,
+    unpack_stream,
+)
+from harness.reference.datasets.readers.extxyz import LONGEST_LINE, FrameText, iter_frames, parse_frame
 from harness.reference.errors import InputError
 
 PLAIN = (".extxyz", ".xyz")
@@ -42,28 +50,28 @@ class System(NamedTuple):
     frame: str
 
 
-def parts(paths: Sequence[Path]) -> list[Part]:
-    """One part for each file (5,000 frames in OC20) or archive; a file that lies there twice is read decompressed."""
-    found = [Part(path, label) for path, label in files(paths, ENDINGS, "extended XYZ files")]
-    next(_samples(found[0]), None)
-    return found
+def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
+    """Return one chunk for each file (5,000 frames in OC20) or archive; a decompressed copy of a file is preferred."""
+    chunks = [FileChunk(path, label) for path, label in list_files(paths, ENDINGS, "extended XYZ files")]
+    next(_iter_samples(chunks[0]), None)
+    return chunks
 
 
-def read(part: Part) -> Iterator[Frames | Fault]:
-    """Frames in the order of the file, with the energies of the frames themselves: DFT totals.
+def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield frames in the order of the file, with the energies of the frames themselves: DFT totals.
 
     OC20's text file names the system of each frame, which becomes its group; its reference energy, which turns totals
     into adsorption energies, is one number per system and is left to the fit of reference energies.
     """
-    yield from gathered(made(_samples(part), _row))
+    yield from tabulate_rows(build_each(_iter_samples(part), _build_row))
 
 
-def _samples(part: Part) -> Iterator[tuple[str, Any]]:
+def _iter_samples(part: FileChunk) -> Iterator[tuple[str, Any]]:
     if part.path.name.endswith(ARCHIVES):
-        yield from _archive(part)
+        yield from _iter_archive(part)
         return
-    with _opened(part.path) as file:
-        yield from _file(file, str(part.path), part.key, _text_file(part.path))
+    with _open_text(part.path) as file:
+        yield from _iter_file(file, str(part.path), part.key, _find_text_file(part.path))
 
 
 class _Bounded(io.RawIOBase):
@@ -86,16 +94,16 @@ class _Bounded(io.RawIOBase):
         return self._plain.tell()
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MOST_BYTES:
-            raise tarfile.ReadError(f"a header of more than {MOST_BYTES >> 20} MB")
+        if not 0 <= size <= MAX_STRUCTURE_BYTES:
+            raise tarfile.ReadError(f"a header of more than {MAX_STRUCTURE_BYTES >> 20} MB")
         return self._plain.read(size)
 
 
-def _archive(part: Part) -> Iterator[tuple[str, Any]]:
+def _iter_archive(part: FileChunk) -> Iterator[tuple[str, Any]]:
     try:
         with (
-            opened(part.path, accepted=(GZIP, "tar")) as packed,
-            unpacked_stream(packed, packing(packed.peek(HEAD))) as plain,  # type: ignore[attr-defined]
+            open_file(part.path, accepted=(GZIP, "tar")) as packed,
+            unpack_stream(packed, detect_compression(packed.peek(HEAD_BYTES))) as plain,  # type: ignore[attr-defined]
             tarfile.open(fileobj=_Bounded(plain), mode="r:") as archive,
         ):
             for member in archive:
@@ -103,24 +111,24 @@ def _archive(part: Part) -> Iterator[tuple[str, Any]]:
                 wanted = member.isfile() and name.endswith(MEMBERS) and not is_system_file(Path(name).name)
                 content = archive.extractfile(member) if wanted else None
                 if content is not None:
-                    yield from _member(content, f"{part.path}:{member.name}", f"{part.key}/{name}")
-    except (*BROKEN, tarfile.TarError) as error:
-        raise InputError(f"{part.path}: truncated or not a compressed archive ({one_line(error)})") from None
+                    yield from _iter_member(content, f"{part.path}:{member.name}", f"{part.key}/{name}")
+    except (*DECODING_ERRORS, tarfile.TarError) as error:
+        raise InputError(f"{part.path}: truncated or not a compressed archive ({first_line(error)})") from None
 
 
-def _member(content: Any, where: str, label: str) -> Iterator[tuple[str, Any]]:
+def _iter_member(content: Any, where: str, label: str) -> Iterator[tuple[str, Any]]:
     head = io.BufferedReader(content, 1 << 16)
-    with unpacked_stream(head, packing(head.peek(HEAD))) as plain:
-        yield from _file(io.TextIOWrapper(plain, encoding="utf-8"), where, label, None)
+    with unpack_stream(head, detect_compression(head.peek(HEAD_BYTES))) as plain:
+        yield from _iter_file(io.TextIOWrapper(plain, encoding="utf-8"), where, label, None)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    with unpacked(path, (XZ, GZIP, BZIP2)) as plain:
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    with open_unpacked(path, (XZ, GZIP, BZIP2)) as plain:
         yield io.TextIOWrapper(plain, encoding="utf-8")
 
 
-def _text_file(path: Path) -> Path | None:
+def _find_text_file(path: Path) -> Path | None:
     """Return OC20's text file of a trajectory, if there is one."""
     stem = next(
         (path.name.removesuffix(e) for e in sorted(MEMBERS, key=len, reverse=True) if path.name.endswith(e)), ""
@@ -128,9 +136,9 @@ def _text_file(path: Path) -> Path | None:
     return next((p for e in ("", ".xz", ".gz", ".bz2") if (p := path.with_name(f"{stem}.txt{e}")).is_file()), None)
 
 
-def _systems(path: Path) -> Iterator[System]:
-    """The systems of OC20's text file, line by line."""
-    with _opened(path) as file:
+def _iter_systems(path: Path) -> Iterator[System]:
+    """Yield the systems of OC20's text file, line by line."""
+    with _open_text(path) as file:
         k = 0
         while line := file.readline(LONGEST_LINE):
             k += 1
@@ -140,10 +148,10 @@ def _systems(path: Path) -> Iterator[System]:
             yield System(words[0], words[1])
 
 
-def _file(file: IO[str], where: str, label: str, text_file: Path | None) -> Iterator[tuple[str, Any]]:
+def _iter_file(file: IO[str], where: str, label: str, text_file: Path | None) -> Iterator[tuple[str, Any]]:
     count = 0
-    systems = None if text_file is None else _systems(text_file)
-    for count, text in enumerate(frames(file, where), start=1):
+    systems = None if text_file is None else _iter_systems(text_file)
+    for count, text in enumerate(iter_frames(file, where), start=1):
         system = None if systems is None else next(systems, None)
         if systems is not None and system is None:
             raise InputError(f"{where}: frame {count}, but its text file has {count - 1} lines")
@@ -155,26 +163,22 @@ def _file(file: IO[str], where: str, label: str, text_file: Path | None) -> Iter
         raise InputError(f"{where}: holds no frames")
 
 
-def _row(where: str, sample: tuple[Text, System | None]) -> Row:
+def _build_row(where: str, sample: tuple[FrameText, System | None]) -> StructureRow:
     text, system = sample
-    found = parsed(text)
+    columns = parse_frame(text)
     if "energy" not in text.keys:
-        raise Unfit("unlabelled", missing("energy", found.names))
+        raise InvalidStructure("unlabelled", describe_missing_key("energy", columns["names"]))
     named = next((str(text.keys[key]) for key in SYSTEM_KEYS if key in text.keys), None)
-    return row(
+    return build_row(
         where if system is None else f"{where}/{system.name}/{system.frame}",
-        system.name if system is not None else named or formula(found.numbers),
-        found.numbers,
-        found.positions,
+        system.name if system is not None else named or format_formula(columns["numbers"]),
+        **columns,
         energy=text.keys["energy"],
-        forces=found.forces,
-        cell=found.cell,
-        periodic=found.periodic,
-        stress=found.stress,
         charge=next((text.keys[key] for key in CHARGE_KEYS if key in text.keys), None),
         multiplicity=next((text.keys[key] for key in SPIN_KEYS if key in text.keys), None),
-        names=found.names,
     )
 
 
-FORMAT = Format("s2ef_text", "<n>.extxyz.xz with <n>.txt.xz, *.extxyz, or *.tar.gz of them", parts, read)
+FORMAT = DatasetFormat(
+    "s2ef_text", "<n>.extxyz.xz with <n>.txt.xz, *.extxyz, or *.tar.gz of them", list_chunks, read_chunk
+)

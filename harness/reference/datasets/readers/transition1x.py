@@ -5,79 +5,81 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.containers import h5
-from harness.reference.datasets.parsing.base import Format, Part
-from harness.reference.datasets.parsing.paths import bounds, files, ranges
-from harness.reference.datasets.parsing.structure_builder import Unfit, blocked
+from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
+from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, split_into_chunks
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
 from harness.reference.errors import InputError
 
 KEYS = ("positions", "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces")
 SPLITS = ("test", "train", "val")
 
 
-def parts(paths: Sequence[Path]) -> list[Part]:
-    """Ranges of each file's reactions, in the order of formula and name."""
-    found = []
-    for path, label in files(paths, (".h5", ".hdf5"), "HDF5 files"):
-        with h5.opened(path) as root:
-            sizes = [_size(root, reaction) for reaction in _reactions(root, path)]
+def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
+    """Return ranges of each file's reactions, in the order of formula and name."""
+    chunks = []
+    for path, label in list_files(paths, (".h5", ".hdf5"), "HDF5 files"):
+        with h5.open_root(path) as root:
+            sizes = [_count_points(root, reaction) for reaction in _list_reactions(root, path)]
             if not any(sizes):
                 raise InputError(f"{path}: not Transition1x, no reaction in it has {KEYS[1]!r}")
-        found += ranges(path, label, sizes)
-    return found
+        chunks += split_into_chunks(path, label, sizes)
+    return chunks
 
 
-def _reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
-    """(split, formula, reaction): of `data`, which holds all of them, or else of the splits."""
-    there = h5.names(root, str(path))
-    splits = ["data"] if "data" in there else [name for name in SPLITS if name in there]
+def _list_reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
+    """Return (split, formula, reaction): of `data`, which holds all of them, or else of the splits."""
+    members = h5.list_names(root, str(path))
+    splits = ["data"] if "data" in members else [name for name in SPLITS if name in members]
     if not splits:
-        named = ", ".join(there[:6]) or "none"
+        named = ", ".join(members[:6]) or "none"
         raise InputError(f"{path}: not Transition1x, its groups are {named}; expected data, or train, val and test")
-    found = []
+    reactions_found = []
     for split in splits:
         try:
-            group = h5.child(root, split)
-            for formula in h5.names(group, f"{path}:{split}"):
-                reactions = h5.names(h5.child(group, formula), f"{path}:{split}/{formula}")
-                found += [(split, formula, reaction) for reaction in reactions]
-        except Unfit as error:
+            group = h5.open_child(root, split)
+            for formula in h5.list_names(group, f"{path}:{split}"):
+                reactions = h5.list_names(h5.open_child(group, formula), f"{path}:{split}/{formula}")
+                reactions_found += [(split, formula, reaction) for reaction in reactions]
+        except InvalidStructure as error:
             raise InputError(f"{path}:{split}: not Transition1x, {error}") from None
-    return found
+    return reactions_found
 
 
-def _size(root: h5.Group, reaction: tuple[str, str, str]) -> int:
-    """The most points that any key of a reaction has: those that lack another key count too."""
+def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
+    """Return the most points that any key of a reaction has, so that points that lack another key count too."""
     try:
-        group = h5.child(root, "/".join(reaction))
-    except Unfit:
+        group = h5.open_child(root, "/".join(reaction))
+    except InvalidStructure:
         return 0
-    return max(h5.size(group, key) for key in KEYS)
+    return max(h5.count_dataset_rows(group, key) for key in KEYS)
 
 
-def read(part: Part) -> Iterator[Frames | Fault]:
-    """Points of reactions; the reactant, product and transition state of each are among them, so kept apart copies
+def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    """Yield the points of reactions; separate copies of reactant, product and transition state are not read.
     of those three are not read.
     """
-    yield from blocked(_pieces(part))
+    yield from rechunk(_iter_tables(part))
 
 
-def _pieces(part: Part) -> Iterator[Frames | Fault]:
-    label, first, stop = bounds(part)
-    with h5.opened(part.path) as root:
-        for reaction in _reactions(root, part.path)[first:stop]:
+def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
+    label, first, stop = chunk_bounds(part)
+    with h5.open_root(part.path) as root:
+        for reaction in _list_reactions(root, part.path)[first:stop]:
             where = "/".join((label, *reaction[1:]))
             start = count = 0
             try:
-                group = h5.child(root, "/".join(reaction))
-                numbers = h5.atomic_numbers(group, "atomic_numbers")
-                for start, positions, energy, forces in h5.conformations(group, numbers, KEYS):
+                group = h5.open_child(root, "/".join(reaction))
+                numbers = h5.read_atomic_numbers(group, "atomic_numbers")
+                for start, positions, energy, forces in h5.iter_conformations(group, numbers, KEYS):
                     count = start + len(energy)
                     ids = [f"{where}/{k}" for k in range(start, count)]
-                    yield h5.same_molecule(ids, reaction[1], numbers, positions, energy, forces)
-            except Unfit as error:
-                yield Fault(where, error.kind, str(error), max(1, _size(root, reaction) - count))
+                    yield h5.tabulate_conformations(
+                        ids, reaction[1], numbers=numbers, positions=positions, energy=energy, forces=forces
+                    )
+            except InvalidStructure as error:
+                yield RejectedStructure(where, error.kind, str(error), max(1, _count_points(root, reaction) - count))
 
 
-FORMAT = Format("transition1x", "Transition1x.h5", parts, read)
+FORMAT = DatasetFormat("transition1x", "Transition1x.h5", list_chunks, read_chunk)

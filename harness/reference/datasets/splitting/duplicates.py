@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.splitting.fingerprints import LENGTHS, measure_shapes
-from harness.reference.datasets.splitting.splits import places
-from harness.reference.storage.sampling.permutations import mixed
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.splitting.fingerprints import N_LENGTHS, measure_shapes
+from harness.reference.datasets.splitting.splits import SEED, SHARES, SPLITS, assign_by_place, place_groups
+from harness.reference.storage.sampling.permutations import splitmix64
 
 # Structures are equal if one of LENGTHS + 1 grids, each shifted against the last, has both in one cell. Of every length
 # only one grid has a border between two values that are closer than CELL / (LENGTHS + 1), so one grid at least has no
 # border between two structures that are equal to within that, wherever the borders of the others are.
-GRIDS = LENGTHS + 1
-CELL = 5e-4  # angstrom
-STRUCTURES_AT_ONCE = 500_000
+N_GRIDS = N_LENGTHS + 1
+GRID_SPACING = 5e-4  # angstrom
+MAX_STRUCTURES = 500_000
 # What is noted of a structure: place is that of its group (`splits.places`), forces whether it has any.
-NOTE = np.dtype([("composition", "<u8"), ("lengths", "<f4", LENGTHS), ("place", "<u8"), ("forces", "?")])
-Notes = NDArray[np.void]
-Places = NDArray[np.uint64]
+SHAPE_NOTE = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("place", "<u8"), ("forces", "?")])
+ShapeNotes = NDArray[np.void]
+GroupPlaces = NDArray[np.uint64]
 
 
 @dataclass
@@ -32,29 +32,29 @@ class Repeats:
     """Structures that repeat another's geometry, and pairs of groups, by place, that hold the same geometry, [l, 2]."""
 
     count: int
-    links: Places
+    links: GroupPlaces
 
 
-def note_shapes(frames: Frames, *, seed: int) -> Notes:
-    """Note of every structure what it takes to find its repeats, [g]."""
+def note_shapes(frames: StructureTable, *, seed: int) -> ShapeNotes:
+    """Return a note of every structure that is enough to find its repeats, [g]."""
     shapes = measure_shapes(frames)
-    notes = np.empty(len(frames), dtype=NOTE)
+    notes = np.empty(len(frames), dtype=SHAPE_NOTE)
     notes["composition"], notes["lengths"] = shapes.composition, shapes.lengths
-    notes["place"], notes["forces"] = places(frames.groups, seed=seed), frames.forces is not None
+    notes["place"], notes["forces"] = place_groups(frames.groups, seed=seed), frames.forces is not None
     return notes
 
 
-def sort_notes(notes: Notes) -> Notes:
+def sort_notes(notes: ShapeNotes) -> ShapeNotes:
     """Return notes in order of composition."""
     return notes[np.argsort(notes["composition"], kind="stable")]
 
 
-def find_repeats(parts: Sequence[Notes]) -> Repeats:
+def find_repeats(parts: Sequence[ShapeNotes]) -> Repeats:
     """Find equal structures, in ranges of compositions so that memory does not grow with the number of structures.
 
     The notes of each part must be in order of composition.
     """
-    ranges = 1 + sum(map(len, parts)) // STRUCTURES_AT_ONCE
+    ranges = 1 + sum(map(len, parts)) // MAX_STRUCTURES
     borders = np.array([2**64 * k // ranges for k in range(ranges)], dtype=np.uint64)
     starts = [[*np.searchsorted(part["composition"], borders).tolist(), len(part)] for part in parts]
     count, links = 0, [np.zeros((0, 2), dtype=np.uint64)]
@@ -71,18 +71,18 @@ def find_repeats(parts: Sequence[Notes]) -> Repeats:
 def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -> NDArray[np.int64]:
     """Number structures, from 0 on, so that equal ones have the same number, [g]."""
     label = np.arange(len(composition))
-    for grid in range(GRIDS):
+    for grid in range(N_GRIDS):
         key = composition
         for length in lengths.T:
-            cell = np.floor(length / np.float64(CELL) + grid / GRIDS).astype(np.int64)
-            key = mixed(key ^ cell.view(np.uint64))
+            cell = np.floor(length / np.float64(GRID_SPACING) + grid / N_GRIDS).astype(np.int64)
+            key = splitmix64(key ^ cell.view(np.uint64))
         order = np.argsort(key)
         same = np.flatnonzero(key[order[1:]] == key[order[:-1]])
         label = _connect(label[order[same]], label[order[same + 1]], int(label.max()) + 1)[label]
     return label
 
 
-def unite_groups(links: Places) -> tuple[Places, Places]:
+def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
     """Return all linked groups, sorted, and for each the one whose split the groups linked with it take, [k] both.
 
     Which one that is depends on nothing but the groups' names, and favours no split.
@@ -90,7 +90,7 @@ def unite_groups(links: Places) -> tuple[Places, Places]:
     names, position = np.unique(links, return_inverse=True)
     first, second = position.reshape(-1, 2).T
     number = _connect(first, second, len(names))
-    order = np.lexsort((mixed(names), number))
+    order = np.lexsort((splitmix64(names), number))
     leaders = order[np.unique(number[order], return_index=True)[1]]
     return names, names[leaders[number]]
 
@@ -102,14 +102,83 @@ def _connect(first: NDArray[np.int64], second: NDArray[np.int64], count: int) ->
 
 
 def _select_shared(composition: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether another structure has the same composition, [g]."""
+    """Return whether another structure has the same composition, [g]."""
     _, position, count = np.unique(composition, return_inverse=True, return_counts=True)
     return np.asarray(count[position] > 1)
 
 
-def _link_groups(label: NDArray[np.int64], place: Places) -> Places:
-    """Pairs of different groups that hold a structure of the same label, enough of them to connect all that do."""
-    order = np.lexsort((place, label))
-    label, place = label[order], place[order]
-    linked = (label[1:] == label[:-1]) & (place[1:] != place[:-1])
-    return np.unique(np.column_stack([place[:-1][linked], place[1:][linked]]), axis=0)
+def _link_groups(label: NDArray[np.int64], places: GroupPlaces) -> GroupPlaces:
+    """Return enough pairs of groups to connect all groups that hold a structure of the same label."""
+    order = np.lexsort((places, label))
+    label, places = label[order], places[order]
+    linked = (label[1:] == label[:-1]) & (places[1:] != places[:-1])
+    return np.unique(np.column_stack([places[:-1][linked], places[1:][linked]]), axis=0)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The splits of groups, by place. exceptions: sorted places of groups that do not go where their place says, [k].
+
+    splits: where they go instead, [k].
+    """
+
+    exceptions: GroupPlaces
+    splits: NDArray[np.int64]
+    shares: tuple[float, ...] = SHARES
+
+    def find_splits(self, places: GroupPlaces) -> NDArray[np.int64]:
+        """Return the position in SPLITS of groups at these places, [g]."""
+        result = assign_by_place(places, self.shares)
+        if len(self.exceptions):
+            k = np.minimum(np.searchsorted(self.exceptions, places), len(self.exceptions) - 1)
+            excepted = self.exceptions[k] == places
+            result[excepted] = self.splits[k[excepted]]
+        return result
+
+
+def assign_splits(
+    parts: Sequence[ShapeNotes], links: GroupPlaces, *, fill: bool = True, shares: tuple[float, ...] = SHARES
+) -> Assignment:
+    """Give linked groups one split, and every split some structures if there are groups enough.
+
+    Args:
+        parts: notes of all structures.
+        links: pairs of groups that hold equal structures.
+        fill: whether groups may be moved into a split that would be empty.
+        shares: how much of all goes to each split, about.
+    """
+    groups, leaders = unite_groups(links)
+    united = Assignment(groups, assign_by_place(leaders, shares), shares)
+    count = np.zeros(len(SPLITS), dtype=np.int64)
+    for notes in parts:
+        count += np.bincount(united.find_splits(notes["place"]), minlength=len(SPLITS))
+    if count.all() or not fill:
+        return united
+    everyone = np.unique(np.concatenate([np.unique(notes["place"]) for notes in parts]))
+    led_by = everyone.copy()
+    led_by[np.isin(everyone, groups)] = leaders[np.isin(groups, everyone)]
+    order, position = np.unique(led_by, return_inverse=True)
+    wanted = np.bincount(assign_by_place(order, shares), minlength=len(SPLITS))
+    return Assignment(everyone, np.repeat(np.arange(len(SPLITS)), _fill(wanted))[position], shares)
+
+
+def assign_structures(
+    frames: StructureTable, *, shares: tuple[float, ...] = SHARES, seed: int = SEED
+) -> NDArray[np.int64]:
+    """Return the position in SPLITS of each of all structures of a dataset, equal ones in one split, [g]."""
+    notes = note_shapes(frames, seed=seed)
+    links = find_repeats([sort_notes(notes)]).links
+    return assign_splits([notes], links, fill=False, shares=shares).find_splits(notes["place"])
+
+
+def _fill(wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Change numbers of groups in training, validation and test as little as leaves none of them empty.
+
+    One group is for training, two are for training and validation.
+    """
+    total = int(wanted.sum())
+    validation = min(max(int(wanted[1]), 1), total - 1)
+    test = min(max(int(wanted[2]), 1), total - 1 - validation)
+    if total >= len(SPLITS) and not test:
+        validation, test = validation - 1, 1
+    return np.array([total - validation - test, validation, test])

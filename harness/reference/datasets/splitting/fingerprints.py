@@ -18,67 +18,67 @@ from numpy.polynomial import Legendre
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.statistics.reference_energies import compositions
-from harness.reference.storage.sampling.permutations import keyed, mixed
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.statistics.reference_energies import count_elements
+from harness.reference.storage.sampling.permutations import hash_key, splitmix64
 
-LENGTHS = 9
+N_LENGTHS = 9
 RADIUS = 4.0  # angstrom, of the surroundings of an atom
-MOST_ALL_PAIRS = 1024  # atoms; in larger molecules only pairs within RADIUS are measured
-PAIRS_AT_ONCE = 200_000  # so that they stay in the cache
-LEAST_SPACING = 0.25  # angstrom; the atoms of a denser periodic structure have too many neighbours to measure
-LONGEST = 1000.0  # angstrom
+MAX_ALL_PAIRS = 1024  # atoms; in larger molecules only pairs within RADIUS are measured
+MAX_PAIRS = 200_000  # so that they stay in the cache
+MIN_SPACING = 0.25  # angstrom; the atoms of a denser periodic structure have too many neighbours to measure
+MAX_LENGTH = 1000.0  # angstrom
 _ELEMENTS = np.arange(MAX_ATOMIC_NUMBER + 1, dtype=np.uint64)
-_CODES = mixed(_ELEMENTS)
+_CODES = splitmix64(_ELEMENTS)
 # Three weights of each element, between 1 and 2.
-WEIGHTS: Array = 1.0 + np.stack([mixed(_CODES + np.uint64(k)) for k in range(3)], axis=1) / 2.0**64
+WEIGHTS: Array = 1.0 + np.stack([splitmix64(_CODES + np.uint64(k)) for k in range(3)], axis=1) / 2.0**64
 # Antiderivatives on 0 .. 1 of the polynomials, which are orthonormal there.
 _INTEGRALS = [Legendre.basis(k, domain=[0, 1]).integ(lbnd=0) * (2 * k + 1) ** 0.5 for k in range(4)]
 
 
 @dataclass(frozen=True)
-class Shapes:
+class StructureShapes:
     """Of g structures: composition [g], equal for equal compositions; lengths [g, 9], angstrom, NaN if not measured."""
 
     composition: NDArray[np.uint64]
     lengths: NDArray[np.float32]
 
 
-def measure_shapes(frames: Frames) -> Shapes:
+def measure_shapes(frames: StructureTable) -> StructureShapes:
     """Measure every structure; where interatomic distances differ by t, the lengths differ by about t at most."""
     periodic = np.asarray(frames.periodic.any(axis=1))
-    is_small = ~periodic & (frames.sizes <= MOST_ALL_PAIRS)
-    lengths = np.full((len(frames), LENGTHS), np.nan)
+    is_small = ~periodic & (frames.sizes <= MAX_ALL_PAIRS)
+    lengths = np.full((len(frames), N_LENGTHS), np.nan)
     if is_small.any():
         lengths[is_small] = _measure_molecules(frames[is_small])
     if not is_small.all():
         lengths[~is_small] = _measure_surroundings(frames[~is_small])
-    return Shapes(_hash_compositions(frames, periodic), lengths.astype(np.float32))
+    return StructureShapes(_hash_compositions(frames, periodic), lengths.astype(np.float32))
 
 
-def _hash_compositions(frames: Frames, periodic: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Composition (of a periodic structure: in smallest whole numbers), charge, multiplicity, periodic directions."""
-    counts = compositions(frames)
+def _hash_compositions(frames: StructureTable, periodic: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Hash composition (of a periodic structure in lowest terms), charge, multiplicity and periodic directions, [g]."""
+    counts = count_elements(frames)
     counts[periodic] //= np.gcd.reduce(counts[periodic], axis=1, keepdims=True)
     elements = (counts.astype(np.uint64) @ _CODES).view(np.int64)
-    return keyed(elements, frames.charge, frames.multiplicity, frames.periodic.sum(axis=1))
+    return hash_key(elements, frames.charge, frames.multiplicity, frames.periodic.sum(axis=1))
 
 
-def _measure_molecules(frames: Frames) -> Array:
-    """Lengths from all pairs of atoms, [g, 9]."""
+def _measure_molecules(frames: StructureTable) -> Array:
+    """Return lengths from all pairs of atoms, [g, 9]."""
     values = np.empty((len(frames.numbers), 3))
     starts = frames.ends - frames.sizes
     for size in np.unique(frames.sizes).tolist():
         rows = np.flatnonzero(frames.sizes == size)
-        step = max(1, PAIRS_AT_ONCE // size**2)
+        step = max(1, MAX_PAIRS // size**2)
         for first in range(0, len(rows), step):
             atoms = starts[rows[first : first + step], None] + np.arange(size)
             values[atoms] = _measure_all_pairs(frames.positions[atoms], WEIGHTS[frames.numbers[atoms]])
-    return np.column_stack([_expand(values[:, k], frames, degrees=3) for k in range(3)])
+    return np.column_stack([_expand_in_polynomials(values[:, k], frames, degrees=3) for k in range(3)])
 
 
 def _measure_all_pairs(positions: Array, weights: Array) -> Array:
-    """Values of the atoms of m molecules of one size: positions and weights [m, n, 3]; returns [m, n, 3]."""
+    """Return values of the atoms of m molecules of one size: positions and weights [m, n, 3]; returns [m, n, 3]."""
     centred = positions - positions.mean(axis=1, keepdims=True)
     squares = np.einsum("mik,mik->mi", centred, centred)
     squared = squares[:, :, None] + squares[:, None, :] - 2.0 * (centred @ centred.swapaxes(1, 2))
@@ -91,10 +91,10 @@ def _measure_all_pairs(positions: Array, weights: Array) -> Array:
     return np.concatenate([_convert(near @ weights[..., :1]), _convert(near**3 @ weights[..., 1:2]), far], axis=-1)
 
 
-def _measure_surroundings(frames: Frames) -> Array:
-    """Lengths of structures that are periodic or large, from the pairs within RADIUS, [g, 9]."""
+def _measure_surroundings(frames: StructureTable) -> Array:
+    """Return lengths of periodic or large structures from the pairs within RADIUS, [g, 9]."""
     spacing = _measure_spacings(frames)
-    is_measured = spacing > LEAST_SPACING
+    is_measured = spacing > MIN_SPACING
     i, j, vector = _find_near_pairs(frames, is_measured)
     count, weights = len(frames.numbers), WEIGHTS[frames.numbers]
     near = np.maximum(1.0 - np.einsum("ek,ek->e", vector, vector) / RADIUS**2, 0.0) ** 2
@@ -109,23 +109,23 @@ def _measure_surroundings(frames: Frames) -> Array:
     off_centre = np.sqrt(pull[0] ** 2 + pull[1] ** 2 + pull[2] ** 2) / (1.0 + nearest)
     lengths = [
         spacing,
-        *_expand(_convert(around), frames, degrees=3).T,
-        *_expand(_convert(nearest), frames, degrees=2).T,
-        *_expand(off_centre, frames, degrees=3).T,
+        *_expand_in_polynomials(_convert(around), frames, degrees=3).T,
+        *_expand_in_polynomials(_convert(nearest), frames, degrees=2).T,
+        *_expand_in_polynomials(off_centre, frames, degrees=3).T,
     ]
     return np.where(is_measured[:, None], np.column_stack(lengths), np.nan)
 
 
 def _convert(neighbours: Array) -> Array:
-    """A weighted number of neighbours as a length, which changes by about as much as the distances do."""
+    """Convert a weighted number of neighbours into a length, which changes by about as much as the distances do."""
     return RADIUS / 4.0 * np.log1p(neighbours)
 
 
-def _expand(values: Array, frames: Frames, *, degrees: int) -> Array:
-    """Coefficients of the values [n] of the atoms of each structure, in order of element and size; [g, degrees]."""
+def _expand_in_polynomials(values: Array, frames: StructureTable, *, degrees: int) -> Array:
+    """Return coefficients of the atoms' values [n] of each structure, by element and size, [g, degrees]."""
     owner, stops = frames.owner, frames.ends
-    offset = (owner * len(_ELEMENTS) + frames.numbers) * (2.0 * LONGEST)
-    ordered = np.sort(np.minimum(values, LONGEST) + offset) - np.sort(offset)
+    offset = (owner * len(_ELEMENTS) + frames.numbers) * (2.0 * MAX_LENGTH)
+    ordered = np.sort(np.minimum(values, MAX_LENGTH) + offset) - np.sort(offset)
     position = np.arange(len(values)) - (stops - frames.sizes)[owner]
     before, after = position / frames.sizes[owner], (position + 1) / frames.sizes[owner]
     parts = [ordered * (integral(after) - integral(before)) for integral in _INTEGRALS[:degrees]]
@@ -133,9 +133,9 @@ def _expand(values: Array, frames: Frames, *, degrees: int) -> Array:
 
 
 def _find_near_pairs(
-    frames: Frames, is_measured: NDArray[np.bool_]
+    frames: StructureTable, is_measured: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
-    """Both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
+    """Return both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
     search = vesin.NeighborList(cutoff=RADIUS, full_list=False, n_threads=1)
     starts, ends = (frames.ends - frames.sizes).tolist(), frames.ends.tolist()
     result = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]
@@ -151,8 +151,8 @@ def _find_near_pairs(
     return i, j, vector
 
 
-def _measure_spacings(frames: Frames) -> Array:
-    """Length, area or volume of an atom in the periodic directions, as an edge; of a large molecule its radius, [g]."""
+def _measure_spacings(frames: StructureTable) -> Array:
+    """Return the edge of an atom's share of the periodic directions, or the radius of a large molecule, [g]."""
     result = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.sizes)
     for k in np.flatnonzero(~frames.periodic.all(axis=1)).tolist():
         size, stop, vectors = int(frames.sizes[k]), int(frames.ends[k]), frames.cell[k][frames.periodic[k]]

@@ -3,7 +3,7 @@
 Gasteiger, Giri, Margraf, Guennemann, "Fast and uncertainty-aware directional message passing for non-equilibrium
 molecules" (arXiv 2011.14115), after "Directional message passing for molecular graphs", ICLR 2020 (arXiv 2003.03123).
 F is the width, N radial and L angular functions, n atoms, e edges j -> i, t pairs of edges k -> j -> i. Layers, their
-names and initial weights are torch_geometric's; the arithmetic is written out here: angles enter by their cosine, what
+names and initial weights are torch_geometric's. The arithmetic is written out here: angles enter by their cosine, what
 all blocks share is computed once, and sums over neighbours keep the precision of distances when products have less.
 """
 
@@ -23,15 +23,15 @@ from torch_geometric.nn.models.dimenet import (  # type: ignore[import-untyped]
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.errors import InputError
-from harness.reference.models.blocks.basis import SphericalBessel, legendre, polynomial_cutoff
-from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.basis import SphericalBessel, legendre, polynomial_cutoff
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 
 OUTPUT_LAYERS = 3
 
 
 class Basis(nn.Module):
-    """Distances and angles as Bessel functions and Legendre polynomials: e_RBF and a_SBF of arXiv 2003.03123.
+    """Bessel functions of distances and Legendre polynomials of angles: e_RBF and a_SBF of arXiv 2003.03123.
 
     The paper's angle at j is between the edges to k and to i; here, as in torch_geometric, between the directions of
     k -> j and j -> i, its supplement: odd orders change sign, which the weights absorb.
@@ -49,7 +49,13 @@ class Basis(nn.Module):
         self.bessel = SphericalBessel(config.num_spherical, config.num_radial)
 
     def forward(self, vector: Tensor, incoming: Tensor, outgoing: Tensor) -> tuple[Tensor, Tensor]:
-        """vector [e, 3] angstrom -> radial basis [e, N], spherical basis [t, L * N]."""
+        """Return the radial basis [e, N] and the spherical basis [t, L * N].
+
+        Args:
+            vector: [e, 3] from receiver to sender in angstrom.
+            incoming: [t] the edge k -> j of each pair.
+            outgoing: [t] the edge j -> i of each pair.
+        """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         x = r / self.cutoff
         envelope = polynomial_cutoff(x, self.exponent) / x
@@ -65,7 +71,7 @@ class Embedding(EmbeddingBlock):  # type: ignore[misc]
     """m_ji = silu(W [h_i, h_j, silu(e_ji)] + b) with W cut in three, so that two parts act on atoms, not on edges."""
 
     def forward(self, h: Tensor, radial: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
-        """h [n, F], radial [e, N] -> messages [e, F]."""
+        """Return the first messages [e, F] for h [n, F] and radial [e, N]."""
         of_receiver, of_sender, of_edge = self.lin.weight.chunk(3, dim=1)
         edge = linear(silu(self.lin_rbf(radial)), of_edge, self.lin.bias)
         atoms = linear(h, of_receiver).index_select(0, receiver) + linear(h, of_sender).index_select(0, sender)
@@ -73,15 +79,23 @@ class Embedding(EmbeddingBlock):  # type: ignore[misc]
 
 
 class Interaction(InteractionPPBlock):  # type: ignore[misc]
-    """A message hears from those that arrive where it starts (the interaction block)."""
+    """A message receives those that arrive at the atom where it starts (the interaction block)."""
 
     def forward(self, m: Tensor, radial: Tensor, spherical: Tensor, incoming: Tensor, outgoing: Tensor) -> Tensor:
-        """m [e, F], radial [e, N], spherical [t, L * N] -> [e, F]."""
+        """Return the new messages [e, F].
+
+        Args:
+            m: [e, F] messages.
+            radial: [e, N].
+            spherical: [t, L * N].
+            incoming: [t] the edge k -> j of each pair.
+            outgoing: [t] the edge j -> i of each pair.
+        """
         filter_weight = self.lin_rbf2.weight @ self.lin_rbf1.weight
         down = silu(self.lin_down(silu(self.lin_kj(m)) * linear(radial, filter_weight)))
         pairs = (down.index_select(0, incoming) * self.lin_sbf2(self.lin_sbf1(spherical))).to(radial.dtype)
-        heard = pairs.new_zeros(len(m), pairs.shape[1]).index_add(0, outgoing, pairs)
-        h = silu(self.lin_ji(m)) + silu(self.lin_up(heard))
+        received = pairs.new_zeros(len(m), pairs.shape[1]).index_add(0, outgoing, pairs)
+        h = silu(self.lin_ji(m)) + silu(self.lin_up(received))
         for layer in self.layers_before_skip:
             h = layer(h)
         h = silu(self.lin(h)) + m
@@ -91,10 +105,10 @@ class Interaction(InteractionPPBlock):  # type: ignore[misc]
 
 
 class Output(OutputPPBlock):  # type: ignore[misc]
-    """Messages summed on the atoms that they reach, and dense layers upon them (the output block)."""
+    """Sum messages on the atoms that they reach, and apply dense layers (the output block)."""
 
     def forward(self, m: Tensor, radial: Tensor, receiver: Tensor, n: int) -> Tensor:
-        """m [e, F], radial [e, N] -> [n, F]."""
+        """Return the features [n, F] of n atoms for messages m [e, F] and radial [e, N]."""
         edges = (self.lin_rbf(radial) * m).to(radial.dtype)
         h = self.lin_up(edges.new_zeros(n, edges.shape[1]).index_add(0, receiver, edges))
         for layer in self.lins:
@@ -103,7 +117,11 @@ class Output(OutputPPBlock):  # type: ignore[misc]
 
 
 class DimeNetPlusPlus(nn.Module):
-    """The encoder: atoms, edges and pairs of edges -> scalar features per atom."""
+    """Encode atoms, edges and pairs of edges as scalar features of atoms.
+
+    Raises:
+        InputError: The initial weights of torch_geometric are not finite for these sizes.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -114,29 +132,37 @@ class DimeNetPlusPlus(nn.Module):
         del self.emb.emb  # of 95 elements only
         self.interaction_blocks = nn.ModuleList(
             Interaction(
-                width,
-                config.int_emb_size,
-                config.basis_emb_size,
-                config.num_spherical,
-                config.num_radial,
-                config.num_before_skip,
-                config.num_after_skip,
-                silu,
+                hidden_channels=width,
+                int_emb_size=config.int_emb_size,
+                basis_emb_size=config.basis_emb_size,
+                num_spherical=config.num_spherical,
+                num_radial=config.num_radial,
+                num_before_skip=config.num_before_skip,
+                num_after_skip=config.num_after_skip,
+                act=silu,
             )
             for _ in range(layers)
         )
         self.output_blocks = nn.ModuleList(
-            Output(config.num_radial, width, config.out_emb_size, width, OUTPUT_LAYERS, silu, "glorot_orthogonal")
+            Output(
+                num_radial=config.num_radial,
+                hidden_channels=width,
+                out_emb_channels=config.out_emb_size,
+                out_channels=width,
+                num_layers=OUTPUT_LAYERS,
+                act=silu,
+                output_initializer="glorot_orthogonal",
+            )
             for _ in range(layers + 1)
         )
-        self.state = State()
-        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
-        self.condition = Condition(width)
+        self.state = ChargeSpinEmbedding()
+        self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
+        self.condition = FiLM(width)
         if not all(p.isfinite().all() for p in self.parameters()):
             raise InputError("dimenet: two neighbouring layers of width 1 cannot be initialised")
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> features [n, F]."""
+        """Return the features [n, F] for vector [e, 3] from receiver to sender in angstrom."""
         receiver, sender, incoming, outgoing = batch.receiver, batch.sender, batch.incoming, batch.outgoing
         n = len(batch.numbers)
         radial, spherical = self.basis(vector, incoming, outgoing)

@@ -18,15 +18,15 @@ from torch.nn.functional import linear, silu
 
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
-from harness.reference.models.blocks.basis import cosine_cutoff
-from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.basis import cosine_cutoff
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 
-SMALL_MOVES = 1e-3
+INITIAL_GAIN = 1e-3
 
 
 class Interaction(nn.Module):
-    """Eqs. 3, 5 and 6: an atom hears from its neighbours and changes its features."""
+    """Eqs. 3, 5 and 6: an atom receives messages of its neighbours and changes its features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,39 +37,60 @@ class Interaction(nn.Module):
         self.node = nn.Linear(width, width)
 
     def messages(self, h: Tensor, square: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
-        """Eq. 3, m_ij = phi_e(h_i, h_j, |x_i - x_j|^2): h [n, F], square [e, 1] angstrom^2 -> [e, F].
+        """Return m_ij = phi_e(h_i, h_j, |x_i - x_j|^2) (eq. 3), [e, F].
 
         The first layer of phi_e is cut in three, so that two parts of it act on atoms, not on edges.
+
+        Args:
+            h: [n, F] features.
+            square: [e, 1] squared distances in angstrom^2.
+            receiver: [e].
+            sender: [e].
         """
         of_receiver, of_sender, of_square = self.edge_hidden.weight.split([self.width, self.width, 1], dim=1)
-        own = linear(h, of_receiver, self.edge_hidden.bias).index_select(0, receiver)
-        others = linear(h, of_sender).index_select(0, sender)
-        return silu(self.edge(silu(own + others + square * of_square.T)))
+        received = linear(h, of_receiver, self.edge_hidden.bias).index_select(0, receiver)
+        sent = linear(h, of_sender).index_select(0, sender)
+        return silu(self.edge(silu(received + sent + square * of_square.T)))
 
     def forward(self, h: Tensor, message: Tensor, weight: Tensor, receiver: Tensor) -> Tensor:
-        """Eqs. 5 and 6 with the residual of the paper's appendix: message [e, F], weight [e, 1] -> h [n, F]."""
+        """Return the new h [n, F] (eqs. 5 and 6, with the residual of the paper's appendix).
+
+        Args:
+            h: [n, F] features.
+            message: [e, F] from `messages`.
+            weight: [e, 1] of each message.
+            receiver: [e].
+        """
         message = message * weight
-        heard = message.new_zeros(len(h), self.width).index_add(0, receiver, message)
-        return h + self.node(silu(self.node_hidden(torch.cat([h, heard], dim=-1))))
+        received = message.new_zeros(len(h), self.width).index_add(0, receiver, message)
+        return h + self.node(silu(self.node_hidden(torch.cat([h, received], dim=-1))))
 
 
-class Move(nn.Module):
+class CoordinateUpdate(nn.Module):
     """Eq. 4: atoms move along their edges."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, width)
         self.length = nn.Linear(width, 1, bias=False)
-        nn.init.xavier_uniform_(self.length.weight, gain=SMALL_MOVES)
+        nn.init.xavier_uniform_(self.length.weight, gain=INITIAL_GAIN)
 
     def forward(self, u: Tensor, vector: Tensor, message: Tensor, share: Tensor, receiver: Tensor) -> Tensor:
-        """u [n, 3], vector [e, 3] angstrom, message [e, F], share [e, 1], C times the weight -> u [n, 3]."""
+        """Return the new displacements u [n, 3] in angstrom.
+
+        Args:
+            u: [n, 3] displacements in angstrom.
+            vector: [e, 3] from the moved receiver to the moved sender in angstrom.
+            message: [e, F].
+            share: [e, 1], C of eq. 4 times the weight of the message.
+            receiver: [e].
+        """
         length = torch.tanh(self.length(silu(self.hidden(message))))
         return u.index_add(0, receiver, -vector * (length * share))
 
 
 class EGNN(nn.Module):
-    """The encoder: atoms and edges -> scalar features per atom, invariant to rotation, translation, permutation."""
+    """Encode atoms and edges as scalar features of atoms, invariant to rotation, translation and permutation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,12 +99,12 @@ class EGNN(nn.Module):
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width, padding_idx=0)
         self.interactions = nn.ModuleList(Interaction(width) for _ in range(layers))
         # nothing reads the coordinates after the last layer
-        self.moves = nn.ModuleList(Move(width) for _ in range(layers - 1))
-        self.state = State()
-        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.moves = nn.ModuleList(CoordinateUpdate(width) for _ in range(layers - 1))
+        self.state = ChargeSpinEmbedding()
+        self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> h [n, F]."""
+        """Return the features h [n, F] for vector [e, 3] from receiver to sender in angstrom."""
         receiver, sender, n = batch.receiver, batch.sender, len(batch.numbers)
         weight = cosine_cutoff(torch.linalg.vector_norm(vector, dim=-1, keepdim=True), self.cutoff)
         degree = weight.new_zeros(n, 1).index_add(0, receiver, weight)

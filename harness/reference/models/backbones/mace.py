@@ -23,32 +23,32 @@ from torch.nn.functional import silu
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.errors import InputError
-from harness.reference.models.blocks.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
-from harness.reference.models.blocks.conditioning import Condition, State
-from harness.reference.models.blocks.exact_constants import Table
+from harness.reference.models.basis import ExactBuffer
+from harness.reference.models.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import DistanceTransform, ModelConfig, RadialType
 
-# What sums over neighbours are divided by, a constant of the model: the paper's graphs have at most 20 neighbours.
+# Sums over neighbours are divided by this constant of the model: the paper's graphs have at most 20 neighbours.
 NEIGHBOURS = 20.0
 RADIAL_HIDDEN = (64, 64, 64)
 ENVELOPE_POWER = 5
-# Gains of the first weights, so that messages are about as large as features: for what silu takes from the variance,
-# and for a sum of NEIGHBOURS terms of either sign that is divided by their number.
+# Gains of the initial weights, so that messages are about as large as features: one makes up for the variance that silu
+# removes, one for dividing a sum of NEIGHBOURS terms of either sign by their number.
 SILU_GAIN = 1.68
 SUM_GAIN = math.sqrt(NEIGHBOURS)
 
 
 def normal_linear(n_in: int, n_out: int, gain: float = 1.0) -> nn.Linear:
-    """A linear layer without bias that starts with gain^2 times the variance of its input."""
+    """Return a linear layer without bias whose output starts with gain^2 times the variance of its input."""
     layer = nn.Linear(n_in, n_out, bias=False)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(n_in))
     return layer
 
 
 class Radial(nn.Module):
-    """Functions of the distance times a polynomial that takes them to zero at the cutoff with two derivatives.
+    """Functions of the distance, times a polynomial that vanishes at the cutoff with two derivatives.
 
-    Each type is a family over 0 <= x <= r_cut, x the transformed distance: Bessel functions sqrt(2 / r_cut)
+    Each type is a family over 0 <= x <= r_cut of the transformed distance x: Bessel functions sqrt(2 / r_cut)
     sin(k pi x / r_cut) / x (eq. 7 of arXiv 2003.03123, with its envelope), Gaussians on a grid, Chebyshev polynomials.
     """
 
@@ -57,14 +57,18 @@ class Radial(nn.Module):
     def __init__(self, cutoff: float, n_radial: int, kind: RadialType, transform: DistanceTransform) -> None:
         super().__init__()
         self.cutoff, self.kind, self.transform = cutoff, kind, transform
-        self.radii = Table(torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]))
+        self.radii = ExactBuffer(torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]))
         self.register_buffer("orders", torch.arange(1.0, n_radial + 1), persistent=False)
 
-    def transformed(self, r: Tensor, radii: Tensor) -> Tensor:
-        """r [e, 1] and the sum of both atoms' covalent radii [e, 1], in angstrom -> x [e, 1].
+    def transform_distance(self, r: Tensor, radii: Tensor) -> Tensor:
+        """Return the transformed distance x [e, 1] in angstrom.
 
         Agnesi (Witt et al., J. Chem. Phys. 159, 164101 (2023)) falls from r_cut at r = 0, fastest about the bond
-        length; constants as in mace-torch. Soft is r, but levels off at 3/4 of the bond length where atoms are closer.
+        length; constants are those of mace-torch. Soft is r, but levels off at 3/4 of the bond length for closer atoms.
+
+        Args:
+            r: [e, 1] distances in angstrom.
+            radii: [e, 1] sum of the covalent radii of both atoms in angstrom.
         """
         if self.transform == "Agnesi":
             q, p, a = 0.9183, 4.5791, 1.0805
@@ -77,7 +81,7 @@ class Radial(nn.Module):
         return r
 
     def functions(self, x: Tensor) -> Tensor:
-        """x [e, 1] -> [e, K]."""
+        """Return the K functions of x [e, 1], [e, K]."""
         if self.kind == "bessel":
             return math.sqrt(2.0 / self.cutoff) * torch.sin(x * (math.pi / self.cutoff) * self.orders) / x
         if self.kind == "gaussian":
@@ -90,57 +94,72 @@ class Radial(nn.Module):
         return torch.cat(polynomials[1:], dim=-1)
 
     def forward(self, r: Tensor, numbers: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
-        """r [e, 1] angstrom -> [e, K], zero at and beyond the cutoff."""
+        """Return the functions [e, K], zero from the cutoff on.
+
+        Args:
+            r: [e, 1] distances in angstrom.
+            numbers: [n] atomic numbers.
+            receiver: [e].
+            sender: [e].
+        """
         radii = self.radii(r.dtype)[numbers].unsqueeze(-1)
-        x = self.transformed(r, radii[receiver] + radii[sender])
+        x = self.transform_distance(r, radii[receiver] + radii[sender])
         p, u = ENVELOPE_POWER, r / self.cutoff
         envelope = 1.0 - u**p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
         return self.functions(x) * torch.where(u < 1.0, envelope, torch.zeros_like(envelope))
 
 
-class Mix(nn.Module):
-    """One matrix [C, C] a degree, the same for its components."""
+class ChannelMix(nn.Module):
+    """Mix channels by one matrix [C, C] per degree, the same for all its components."""
 
     def __init__(self, highest: int, width: int) -> None:
         super().__init__()
         self.degrees = nn.ModuleList(normal_linear(width, width) for _ in range(highest + 1))
 
     def forward(self, h: Tensor) -> Tensor:
-        """h [n, (L + 1)^2, C] -> the same."""
+        """Return the mixed features h [n, (L + 1)^2, C]."""
         return torch.cat([mix(h[:, d**2 : (d + 1) ** 2]) for d, mix in enumerate(self.degrees)], dim=1)
 
 
 class SelfConnection(nn.Module):
-    """The second term of the update: what an atom keeps of its features, depending on its element."""
+    """The second term of the update: an atom's own features, mixed and scaled by its element."""
 
     def __init__(self, highest: int, width: int) -> None:
         super().__init__()
-        self.mix = Mix(highest, width)
+        self.mix = ChannelMix(highest, width)
         self.element = nn.Parameter(torch.ones(MAX_ATOMIC_NUMBER + 1, highest + 1, width))
         self.sizes = [2 * d + 1 for d in range(highest + 1)]
 
     def forward(self, h: Tensor, numbers: Tensor) -> Tensor:
-        """h [n, (L + 1)^2, C] -> the same."""
+        """Return the term [n, (L + 1)^2, C] for h of the same shape and numbers [n]."""
         factor = self.element.index_select(0, numbers).unsqueeze(2)
-        kept = self.mix(h).split(self.sizes, dim=1)
-        return torch.cat([x * factor[:, d] for d, x in enumerate(kept)], dim=1)
+        mixed = self.mix(h).split(self.sizes, dim=1)
+        return torch.cat([x * factor[:, d] for d, x in enumerate(mixed)], dim=1)
 
 
 class Interaction(nn.Module):
-    """The atomic basis A: features of neighbours times radial functions and spherical harmonics, summed, and mixed."""
+    """The atomic basis A: features of neighbours times radial functions and spherical harmonics, summed and mixed."""
 
     def __init__(self, l_in: int, l_edge: int, width: int, n_radial: int) -> None:
         super().__init__()
         self.width = width
         self.counts = [len(paths(l_in, l_edge, l3)) for l3 in range(l_edge + 1)]
-        self.up = Mix(l_in, width)
+        self.up = ChannelMix(l_in, width)
         self.hidden = nn.ModuleList(normal_linear(a, b, SILU_GAIN) for a, b in pairwise((n_radial, *RADIAL_HIDDEN)))
         self.radial = normal_linear(RADIAL_HIDDEN[-1], sum(self.counts) * width, SILU_GAIN)
-        self.couplings = Table(edge_couplings(l_in, l_edge))
+        self.couplings = ExactBuffer(edge_couplings(l_in, l_edge))
         self.down = nn.ModuleList(normal_linear(count * width, width, SUM_GAIN) for count in self.counts)
 
     def forward(self, h: Tensor, receiver: Tensor, sender: Tensor, harmonics: Tensor, radial: Tensor) -> Tensor:
-        """h [n, (l_in + 1)^2, C], harmonics [e, (l_edge + 1)^2], radial [e, K] -> A [n, (l_edge + 1)^2, C]."""
+        """Return A [n, (l_edge + 1)^2, C].
+
+        Args:
+            h: [n, (l_in + 1)^2, C] features.
+            receiver: [e].
+            sender: [e].
+            harmonics: [e, (l_edge + 1)^2] of the directions.
+            radial: [e, K].
+        """
         for layer in self.hidden:
             radial = silu(layer(radial))
         radials = self.radial(radial).view(-1, 1, sum(self.counts), self.width).split(self.counts, dim=2)
@@ -157,7 +176,7 @@ class Interaction(nn.Module):
 
 
 class Product(nn.Module):
-    """Eqs. 10 and 11: products of up to correlation factors A, weighed by element; and the first term of the update."""
+    """Eqs. 10 and 11: products of up to `correlation` factors A, weighed by element, and mixed for the update."""
 
     component: Tensor
     coupling: Tensor
@@ -166,23 +185,25 @@ class Product(nn.Module):
         super().__init__()
         self.size = (l_out + 1) ** 2
         orders = range(1, correlation + 1)
-        found = [symmetric_couplings(max_ell, order, l_out) for order in orders]
-        self.tables = nn.ModuleList(Table(torch.cat([made.flatten(0, 1) for made in of_order])) for of_order in found)
+        couplings = [symmetric_couplings(max_ell, order, l_out) for order in orders]
+        self.tables = nn.ModuleList(
+            ExactBuffer(torch.cat([table.flatten(0, 1) for table in of_order])) for of_order in couplings
+        )
         for order in orders[1:]:
             for name, index in zip(("variable", "lower"), factors((max_ell + 1) ** 2, order), strict=True):
                 self.register_buffer(f"{name}_{order}", index, persistent=False)
-        # the rows of the tables: which coupling each belongs to, and which component of the result
-        degrees = [d for of_order in found for d, made in enumerate(of_order) for _ in made]
+        # for each row of the tables its coupling and its component of the result
+        degrees = [d for of_order in couplings for d, table in enumerate(of_order) for _ in table]
         coupling = [k for k, d in enumerate(degrees) for _ in range(2 * d + 1)]
         component = [c for d in degrees for c in range(d**2, (d + 1) ** 2)]
         self.register_buffer("coupling", torch.tensor(coupling), persistent=False)
         self.register_buffer("component", torch.tensor(component), persistent=False)
         spread = torch.tensor([degrees.count(d) for d in degrees]).rsqrt().unsqueeze(-1)
         self.weight = nn.Parameter(torch.randn(MAX_ATOMIC_NUMBER + 1, len(degrees), width) * spread)
-        self.mix = Mix(l_out, width)
+        self.mix = ChannelMix(l_out, width)
 
     def forward(self, a: Tensor, numbers: Tensor) -> Tensor:
-        """A [n, (max_ell + 1)^2, C] -> the message [n, (l_out + 1)^2, C]."""
+        """Return the message [n, (l_out + 1)^2, C] for A [n, (max_ell + 1)^2, C]."""
         monomial, rows = a, []
         for order, table in enumerate(self.tables, start=1):
             if order > 1:
@@ -195,9 +216,10 @@ class Product(nn.Module):
 
 
 class MACE(nn.Module):
-    """The encoder: atoms and edges -> scalar features per atom, a linear mixture of those of every layer.
+    """Encode atoms and edges as scalar features of atoms, a linear mixture of the scalars of every layer.
 
-    Raises InputError where no product of features has the degree node_max_ell.
+    Raises:
+        InputError: No product of features has the degree node_max_ell.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -219,12 +241,12 @@ class MACE(nn.Module):
         self.interactions = nn.ModuleList(Interaction(d, ell, width, config.num_radial) for d in degrees[:-1])
         self.products = nn.ModuleList(Product(ell, d, correlation, width) for d in degrees[1:])
         self.kept = nn.ModuleList(SelfConnection(min(pair), width) for pair in pairwise(degrees))
-        self.state = State()
-        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.state = ChargeSpinEmbedding()
+        self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
         self.readout = normal_linear(layers * width, width)
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> [n, C]."""
+        """Return the features [n, C] for vector [e, 3] from receiver to sender in angstrom."""
         receiver, sender, numbers = batch.receiver, batch.sender, batch.numbers
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         radial = self.radial(r, numbers, receiver, sender)
@@ -233,11 +255,11 @@ class MACE(nn.Module):
         h = self.embedding(numbers).unsqueeze(1)
         scalars = []
         layers = zip(self.interactions, self.products, self.kept, self.conditions, strict=True)
-        for interaction, product, keep, condition in layers:
+        for interaction, product, connect, condition in layers:
             message = product(interaction(h, receiver, sender, harmonics, radial), numbers)
             common = min(h.shape[1], message.shape[1])
-            kept = keep(h[:, :common], numbers)
-            h = torch.cat([message[:, :common] + kept, message[:, common:]], dim=1)
+            own = connect(h[:, :common], numbers)
+            h = torch.cat([message[:, :common] + own, message[:, common:]], dim=1)
             scalars.append(condition(h[:, 0], state, batch.graph))
             h = torch.cat([scalars[-1].unsqueeze(1), h[:, 1:]], dim=1)
         return self.readout(torch.cat(scalars, dim=-1))

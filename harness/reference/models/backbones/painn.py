@@ -1,22 +1,42 @@
 """PaiNN: a polarizable atom interaction network.
 
 Schuett, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular
-spectra", ICML 2021 (arXiv 2102.03150). Equation numbers are that paper's. F is the width, n atoms, e edges.
+spectra", ICML 2021 (arXiv 2102.03150). Equation numbers are that paper's. F is the width, n atoms, e edges, K radial
+functions, C columns of radial features.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, pad, silu
 
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
-from harness.reference.models.blocks.conditioning import Condition, State
-from harness.reference.models.blocks.radial_filter import Edges, columns, filter_weight, filters, fused_messages
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
+from harness.reference.ops.messages import MessageInputs, messages
+
+COLUMN_MULTIPLE = 8
+
+
+class Edges(NamedTuple):
+    """The geometry of the edges as messages need it.
+
+    Attributes:
+        sender: [e] atom that sends.
+        receiver: [e] atom that receives.
+        radial: [e, C] from `filter_features`.
+        unit: x, y and z of the direction to the sender, [e, 1] each.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    radial: Tensor
+    unit: tuple[Tensor, ...]
 
 
 class RadialBasis(nn.Module):
@@ -31,18 +51,66 @@ class RadialBasis(nn.Module):
         self.register_buffer("orders", torch.arange(1.0, n_radial + 1), persistent=False)
 
     def forward(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """r: [e, 1] angstrom -> basis [e, K] in 1/angstrom, envelope [e, 1], 0 at and beyond the cutoff."""
+        """Return the basis [e, K] in 1/angstrom and the envelope [e, 1], 0 from the cutoff on; r [e, 1] angstrom."""
         basis = torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
         envelope = 0.5 * (torch.cos(r * (math.pi / self.cutoff)) + 1.0)
         return basis, torch.where(r < self.cutoff, envelope, torch.zeros_like(envelope))
 
 
-class Message(nn.Module):
-    """Eqs. 7 and 8: what an atom hears from its neighbours.
+def filter_features(basis: Tensor, envelope: Tensor, *, fused: bool = False) -> Tensor:
+    """Return [basis envelope, envelope, 0 ...] [e, C], whose product with `filter_weight` is the filter with cutoff.
 
-    fused: by one operator that keeps edges out of memory (harness.reference.ops). Otherwise each part of a filter,
-    and each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit here, and so nothing is split,
-    joined or held three times over on edges, nor in their gradients.
+    Zeros make C a multiple of eight, for which matrix libraries are up to twice as fast; the fused operator needs none.
+
+    Args:
+        basis: [e, K].
+        envelope: [e, 1].
+        fused: Whether the features go to the fused operator.
+    """
+    if fused:
+        return torch.cat([basis * envelope, envelope], dim=-1)
+    spare = basis.new_zeros(basis.shape[0], -(basis.shape[1] + 1) % COLUMN_MULTIPLE)
+    return torch.cat([basis * envelope, envelope, spare], dim=-1)
+
+
+def filter_weight(weight: Tensor, bias: Tensor, radial: Tensor) -> Tensor:
+    """Stack the weight [p, K] and bias [p] of a filter into the factor [C, p] of the radial features [e, C]."""
+    stacked = torch.cat([weight.T, bias.unsqueeze(0)])
+    return pad(stacked, (0, 0, 0, radial.shape[1] - stacked.shape[0]))
+
+
+def apply_filter(radial: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the filters [e, F] of weights [C, F] each, in the type of radial [e, C] under autocast too."""
+    return tuple((radial @ weight).to(radial.dtype) for weight in weights)
+
+
+def fused_messages(phi: Tensor, v: Tensor | None, weight: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    """Return the sums of messages for s [n, F] and v [3, n, F] by one operator (harness.reference.ops).
+
+    Args:
+        phi: [n, 3 F], or [n, 2 F] without v.
+        v: [3, n, F], or None in the first layer.
+        weight: [C, 3 F] from `filter_weight`, or [C, 2 F] without v.
+        edges: The edges, with radial features for the operator.
+    """
+    inputs = MessageInputs(
+        phi=phi.to(edges.radial.dtype),
+        v=v,
+        radial=edges.radial,
+        weight=weight,
+        unit=torch.cat(edges.unit, dim=1),
+        receiver=edges.receiver,
+        sender=edges.sender,
+    )
+    return messages(inputs)
+
+
+class Message(nn.Module):
+    """Eqs. 7 and 8: an atom adds the messages of its neighbours.
+
+    With `fused`, one operator keeps edges out of memory (harness.reference.ops). Otherwise each part of a filter, and
+    each of x, y and z, is a tensor [e, F] of its own: memory traffic is the limit, so nothing is split, concatenated or
+    held three times over on edges, nor in their gradients.
     """
 
     def __init__(self, width: int, n_radial: int) -> None:
@@ -53,20 +121,30 @@ class Message(nn.Module):
         self.filter = nn.Linear(n_radial, 3 * width)
 
     def filter_weight(self, radial: Tensor, parts: int) -> Tensor:
-        """What radial [e, C] is multiplied with for the first parts of W: [C, parts F]."""
+        """Return the factor [C, parts F] of radial [e, C] for the first parts of W."""
         rows = slice(0, parts * self.width)
         return filter_weight(self.filter.weight[rows], self.filter.bias[rows], radial)
 
     def filters(self, radial: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """radial [e, C] -> the first parts of W, [e, F] each."""
-        return filters(radial, self.filter_weight(radial, parts).split(self.width, dim=1))
+        """Return the first parts of W, [e, F] each, for radial [e, C]."""
+        return apply_filter(radial, self.filter_weight(radial, parts).split(self.width, dim=1))
 
     def first(
         self, s: Tensor, table: Tensor, numbers: Tensor, edges: Edges, *, fused: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The first layer's, where v = 0 and s [n, F] depends on the element alone -> s, v as of forward.
+        """Apply the first layer, where v = 0 and s depends on the element alone.
 
-        phi is evaluated once per element (table: [z, F]) and the term in v, the last third, is absent.
+        phi is evaluated once per element, and the term in v, the last third, is absent.
+
+        Args:
+            s: [n, F], rows of the table.
+            table: [z, F] embedding of each element.
+            numbers: [n] atomic numbers.
+            edges: The edges.
+            fused: Whether the fused operator computes the messages.
+
+        Returns:
+            s [n, F] and v [3, n, F] with the messages added.
         """
         two = 2 * self.width
         phi = linear(silu(self.phi_hidden(table)), self.phi.weight[:two], self.phi.bias[:two])
@@ -82,7 +160,7 @@ class Message(nn.Module):
         return s.index_add(0, edges.receiver, phi_s.index_select(0, element) * w_s), torch.stack(new_v)
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor]:
-        """s [n, F], v [3, n, F] -> the same with the messages of the neighbours."""
+        """Return s [n, F] and v [3, n, F] with the messages of the neighbours added."""
         phi = self.phi(silu(self.phi_hidden(s)))
         if fused:
             to_s, to_v = fused_messages(phi, v, self.filter_weight(edges.radial, 3), edges)
@@ -90,7 +168,7 @@ class Message(nn.Module):
         phi_s, phi_r, phi_v = phi.split(self.width, dim=-1)
         w_s, w_r, w_v = self.filters(edges.radial, 3)
         along = phi_r.index_select(0, edges.sender) * w_r
-        # phi_v v is made on atoms, which are far fewer than edges
+        # phi_v v is computed on atoms, which are far fewer than edges
         parts = zip(v, phi_v * v, edges.unit, strict=True)
         new_v = [
             of.index_add(0, edges.receiver, along * u + w_v * sent.index_select(0, edges.sender))
@@ -115,9 +193,12 @@ class Update(nn.Module):
         self.a = nn.Linear(width, 3 * width)
 
     def forward(self, s: Tensor, v: Tensor, *, scalars_only: bool = False) -> tuple[Tensor, Tensor]:
-        """s: [n, F], v: [3, n, F] -> the same, updated.
+        """Return the updated s [n, F] and v [3, n, F].
 
-        scalars_only leaves v as it is: what reads only s need not pay for the last v.
+        Args:
+            s: [n, F].
+            v: [3, n, F].
+            scalars_only: Whether v is returned unchanged: after the last layer nothing reads it.
         """
         vv, uv = self.mix(v).split(self.width, dim=-1)
         norm = torch.sqrt((vv * vv).sum(0) + self.epsilon)
@@ -133,7 +214,7 @@ class Update(nn.Module):
 
 
 class PaiNN(nn.Module):
-    """The encoder: atoms and edges -> scalar features per atom, invariant to rotation, translation, permutation."""
+    """Encode atoms and edges as scalar features of atoms, invariant to rotation, translation and permutation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -145,14 +226,20 @@ class PaiNN(nn.Module):
         self.radial = RadialBasis(config.cutoff, config.num_radial)
         self.messages = nn.ModuleList(Message(width, config.num_radial) for _ in range(layers))
         self.updates = nn.ModuleList(Update(width, config.norm_epsilon) for _ in range(layers))
-        self.state = State()
-        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.state = ChargeSpinEmbedding()
+        self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
 
     def forward(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]; fused: by one operator a layer's messages."""
+        """Return the features s [n, F].
+
+        Args:
+            batch: The structures.
+            vector: [e, 3] from receiver to sender in angstrom.
+            fused: Whether the fused operator computes the messages.
+        """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
-        radial = columns(basis, envelope, fused=fused)
+        radial = filter_features(basis, envelope, fused=fused)
         edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)

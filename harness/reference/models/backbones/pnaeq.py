@@ -1,8 +1,8 @@
-"""PNAEq: PaiNN's messages, gathered by principal neighbourhood aggregation.
+"""PNAEq: PaiNN's messages, combined by principal neighbourhood aggregation.
 
 Messages and updates: Schuett, Unke, Gastegger, ICML 2021 (arXiv 2102.03150), see painn.py. Aggregation: Corso,
 Cavalleri, Beaini, Lio, Velickovic, "Principal neighbourhood aggregation for graph nets", NeurIPS 2020 (arXiv
-2004.05718). F is the width, K the radial functions, n atoms, e edges.
+2004.05718). F is the width, n atoms, e edges, C columns of radial features (see painn.py).
 """
 
 from __future__ import annotations
@@ -13,22 +13,29 @@ from torch.nn.functional import relu, silu
 
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
-from harness.reference.models.backbones.painn import RadialBasis, Update
-from harness.reference.models.blocks.conditioning import Condition, State
-from harness.reference.models.blocks.radial_filter import Edges, columns, filter_weight, filters, fused_messages
+from harness.reference.models.backbones.painn import (
+    Edges,
+    RadialBasis,
+    Update,
+    apply_filter,
+    filter_features,
+    filter_weight,
+    fused_messages,
+)
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 
 # exp(mean of log(D + 1)) - 1, D as in Aggregation: 5.6 over the shipped sets, 5 angstrom and at most 20 neighbours
 TYPICAL_DEGREE = 5.5
 
-LEAST_FLOOR = 1e-16  # second derivatives divide by its square, which must not vanish in single precision
+MIN_FLOOR = 1e-16  # second derivatives divide by its square, which must not vanish in single precision
 
 
 class Message(nn.Module):
-    """PaiNN's eqs. 7 and 8: parts phi and W of the messages for s, along the direction to the sender, and of its v.
+    """PaiNN's eqs. 7 and 8, with parts of phi and W for s, for the direction to the sender, and for the sender's v.
 
-    Each part is a tensor of its own on edges, as in painn.py. The first layer has no third: there is no v to hear of.
-    fused: what is only summed, by one operator (harness.reference.ops); messages for s are still had one by one.
+    Each part is a tensor of its own on edges, as in painn.py. The first layer has two parts, as v is 0 there. With
+    `fused`, one operator (harness.reference.ops) computes what is only summed; messages for s exist one by one.
     """
 
     def __init__(self, width: int, n_radial: int, parts: int) -> None:
@@ -38,21 +45,21 @@ class Message(nn.Module):
         self.filters = nn.ModuleList(nn.Linear(n_radial, width) for _ in range(parts))
 
     def filter_weights(self, radial: Tensor) -> tuple[Tensor, ...]:
-        """What radial [e, C] is multiplied with for each part of W: [C, F] each."""
+        """Return the factor [C, F] of radial [e, C] for each part of W."""
         parts = [part for part in self.filters if isinstance(part, nn.Linear)]
         return tuple(filter_weight(part.weight, part.bias, radial) for part in parts)
 
     def forward(self, s: Tensor, v: Tensor, edges: Edges, *, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """s [n, F], v [3, n, F] -> messages for s [e, F], their sums [n, F], and v with its messages added."""
+        """Return the messages for s [e, F], their sums [n, F], and v [3, n, F] with its messages added."""
         hidden = silu(self.phi_hidden(s))
         phi = [part(hidden) for part in self.phi]
         weights = self.filter_weights(edges.radial)
         if fused:
-            (w_s,) = filters(edges.radial, weights[:1])
-            heard = v if len(phi) == 3 else None
-            summed, new_v = fused_messages(torch.cat(phi, dim=1), heard, torch.cat(weights, dim=1), edges)
+            (w_s,) = apply_filter(edges.radial, weights[:1])
+            sent_v = v if len(phi) == 3 else None
+            summed, new_v = fused_messages(torch.cat(phi, dim=1), sent_v, torch.cat(weights, dim=1), edges)
             return phi[0].index_select(0, edges.sender) * w_s, summed, v + new_v
-        w_s, w_r, *w_v = filters(edges.radial, weights)
+        w_s, w_r, *w_v = apply_filter(edges.radial, weights)
         along = phi[1].index_select(0, edges.sender) * w_r
         to_v = [along * u for u in edges.unit]
         if w_v:
@@ -62,8 +69,8 @@ class Message(nn.Module):
         return to_s, torch.zeros_like(s).index_add(0, edges.receiver, to_s), torch.stack(new)
 
 
-def powers(m: Tensor) -> tuple[Tensor, Tensor]:
-    """The fourth and fifth power of m where it is positive, else 0."""
+def positive_powers(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the fourth and fifth power of m where it is positive, else 0."""
     positive = relu(m)
     fourth = positive.square().square()
     return fourth, fourth * positive
@@ -72,8 +79,8 @@ def powers(m: Tensor) -> tuple[Tensor, Tensor]:
 class Aggregation(nn.Module):
     """Mean, minimum, maximum and standard deviation of the messages m_ij, under three scalers, mixed to the width.
 
-    All smooth where a neighbour passes the cutoff (not where a neighbour limit drops it): it counts by its envelope
-    f_ij, and the atom itself once, with the message 0.
+    All are smooth where a neighbour passes the cutoff (not where a neighbour limit drops it): a neighbour counts by its
+    envelope f_ij, and the atom itself once, with the message 0.
 
         D_i  = 1 + sum_j f_ij                                        mean = sum_j m_ij / D_i
         std  = sqrt(sum_j f_ij m_ij^2 / D_i - (sum_j f_ij m_ij / D_i)^2 + epsilon)
@@ -94,8 +101,15 @@ class Aggregation(nn.Module):
         self.mix = nn.Linear(12 * width, width)
         self.register_buffer("typical_degree", torch.tensor(TYPICAL_DEGREE))
 
-    def gathered(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> tuple[Tensor, Tensor]:
-        """message [e, F], sums [n, F], envelope [e, 1] -> mean, min, max, std side by side [n, 4F], and D [n, 1]."""
+    def aggregate(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean, min, max and std of the messages, concatenated [n, 4F], and the degree D [n, 1].
+
+        Args:
+            message: [e, F].
+            summed: [n, F] sums of the messages.
+            envelope: [e, 1].
+            receiver: [e].
+        """
 
         def total(x: Tensor) -> Tensor:
             return x.new_zeros(summed.shape[0], x.shape[1]).index_add(0, receiver, x)
@@ -103,21 +117,24 @@ class Aggregation(nn.Module):
         degree = 1.0 + total(envelope)
         weighted = message * envelope
         variance = total(weighted * message) / degree - (total(weighted) / degree).square()
-        floor = max(self.epsilon**2, LEAST_FLOOR)
-        high, low = (total(fifth) / (total(fourth) + floor) for fourth, fifth in (powers(message), powers(-message)))
+        floor = max(self.epsilon**2, MIN_FLOOR)
+        high, low = (
+            total(fifth) / (total(fourth) + floor)
+            for fourth, fifth in (positive_powers(message), positive_powers(-message))
+        )
         std = torch.sqrt(variance.clamp(min=0.0) + self.epsilon)
         return torch.cat([summed / degree, -low, high, std], dim=-1), degree
 
     def forward(self, message: Tensor, summed: Tensor, envelope: Tensor, receiver: Tensor) -> Tensor:
-        """message [e, F], sums [n, F], envelope [e, 1] -> [n, F]."""
-        gathered, degree = self.gathered(message, summed, envelope, receiver)
+        """Return the aggregated messages [n, F]; the arguments are those of `aggregate`."""
+        statistics, degree = self.aggregate(message, summed, envelope, receiver)
         scale = torch.log(degree + 1.0) / torch.log(self.typical_degree + 1.0)
-        mixed: Tensor = self.mix(torch.cat([gathered, gathered * scale, gathered / scale], dim=-1))
+        mixed: Tensor = self.mix(torch.cat([statistics, statistics * scale, statistics / scale], dim=-1))
         return mixed
 
 
 class PNAEq(nn.Module):
-    """The encoder: atoms and edges -> scalar features per atom; messages to vectors are summed, as in PaiNN."""
+    """Encode atoms and edges as scalar features of atoms; messages to vectors are summed, as in PaiNN."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -130,14 +147,20 @@ class PNAEq(nn.Module):
         self.messages = nn.ModuleList(Message(width, config.num_radial, 2 if k == 0 else 3) for k in range(layers))
         self.aggregations = nn.ModuleList(Aggregation(width, config.norm_epsilon) for _ in range(layers))
         self.updates = nn.ModuleList(Update(width, config.norm_epsilon) for _ in range(layers))
-        self.state = State()
-        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.state = ChargeSpinEmbedding()
+        self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
 
     def forward(self, batch: Batch, vector: Tensor, *, fused: bool = False) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> s [n, F]; fused: as of Message."""
+        """Return the features s [n, F].
+
+        Args:
+            batch: The structures.
+            vector: [e, 3] from receiver to sender in angstrom.
+            fused: Whether the fused operator computes the messages.
+        """
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.radial(r)
-        radial = columns(basis, envelope, fused=fused)
+        radial = filter_features(basis, envelope, fused=fused)
         edges = Edges(batch.sender, batch.receiver, radial, (vector / r).split(1, dim=1))
         state = self.state(batch.charge, batch.multiplicity)
         s: Tensor = self.embedding(batch.numbers)

@@ -16,21 +16,21 @@ from torch_geometric.nn.models.schnet import InteractionBlock  # type: ignore[im
 
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
-from harness.reference.models.blocks.basis import cosine_cutoff
-from harness.reference.models.blocks.conditioning import Condition, State
+from harness.reference.models.basis import cosine_cutoff
+from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 
-# exp(-60) is nothing even to doubles beside the largest Gaussian, but no denormal number, which are slow to multiply.
-LEAST_EXPONENT = -60.0
+# exp(-60) is negligible beside the largest Gaussian even in double precision, but not denormal, which would be slow.
+MIN_EXPONENT = -60.0
 
 
 def ssp(x: Tensor) -> Tensor:
-    """Shifted softplus, ln(e^x / 2 + 1 / 2); linear from where doubles cannot tell the difference."""
+    """Return the shifted softplus ln(e^x / 2 + 1 / 2); linear from where doubles cannot tell the difference."""
     return softplus(x, threshold=40.0) - math.log(2.0)
 
 
 class Gaussians(nn.Module):
-    """exp(-gamma (r - mu_k)^2), centres mu_k from 0 to the cutoff a spacing apart, gamma = 1 / (2 spacing^2)."""
+    """exp(-gamma (r - mu_k)^2), with centres mu_k evenly spaced from 0 to the cutoff and gamma = 1 / (2 spacing^2)."""
 
     orders: Tensor
 
@@ -41,33 +41,41 @@ class Gaussians(nn.Module):
         self.register_buffer("orders", torch.arange(float(count)), persistent=False)
 
     def forward(self, r: Tensor) -> Tensor:
-        """r [e, 1] angstrom -> [e, G]."""
+        """Expand distances r [e, 1] in angstrom -> [e, G]."""
         exponent = -0.5 * (r * self.per_spacing - self.orders).square()
-        return torch.exp(exponent.clamp(min=LEAST_EXPONENT))
+        return torch.exp(exponent.clamp(min=MIN_EXPONENT))
 
 
 class Interaction(InteractionBlock):  # type: ignore[misc]
-    """Interaction block: atom-wise layer, convolution with filters made from distances, two atom-wise layers.
+    """Interaction block: an atom-wise layer, a convolution with filters of the distance, two atom-wise layers.
 
-    Layers, their names and initial weights are torch_geometric's. The convolution is written out: its class computes
-    the cutoff anew in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.
+    Layers, their names and initial weights are torch_geometric's. The convolution is written out here, as its class
+    computes the cutoff again in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.
     """
 
     def __init__(self, width: int, n_gaussians: int, n_filters: int, cutoff: float) -> None:
         super().__init__(width, n_gaussians, n_filters, cutoff)
-        del self.conv.nn  # the filters once more, which are in mlp
+        del self.conv.nn  # the same filters as in mlp
 
     def forward(self, x: Tensor, receiver: Tensor, sender: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
-        """x [n, F], basis [e, G], envelope [e, 1] -> what is added to x, [n, F]."""
+        """Return the change of x, [n, F].
+
+        Args:
+            x: [n, F] features.
+            receiver: [e].
+            sender: [e].
+            basis: [e, G] Gaussians of the distance.
+            envelope: [e, 1].
+        """
         weight = self.mlp[2](ssp(self.mlp[0](basis))) * envelope
         message = self.conv.lin1(x).index_select(0, sender) * weight
-        heard = message.new_zeros(len(x), message.shape[1]).index_add(0, receiver, message)
-        change: Tensor = self.lin(ssp(self.conv.lin2(heard)))
+        received = message.new_zeros(len(x), message.shape[1]).index_add(0, receiver, message)
+        change: Tensor = self.lin(ssp(self.conv.lin2(received)))
         return change
 
 
 class SchNet(nn.Module):
-    """The encoder: atoms and edges -> scalar features per atom, invariant to rotation, translation, permutation."""
+    """Encode atoms and edges as scalar features of atoms, invariant to rotation, translation and permutation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,11 +88,11 @@ class SchNet(nn.Module):
         self.interactions = nn.ModuleList(
             Interaction(width, config.num_gaussians, config.num_filters, config.cutoff) for _ in range(layers)
         )
-        self.state = State()
-        self.conditions = nn.ModuleList(Condition(width) for _ in range(layers))
+        self.state = ChargeSpinEmbedding()
+        self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender in angstrom -> x [n, F]."""
+        """Return the features x [n, F] for vector [e, 3] from receiver to sender in angstrom."""
         r = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         basis, envelope = self.gaussians(r), cosine_cutoff(r, self.cutoff)
         state = self.state(batch.charge, batch.multiplicity)

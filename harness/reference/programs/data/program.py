@@ -1,7 +1,6 @@
 """The program of suites/data.yaml: convert one dataset to a store, or read all stores in every mode.
 
-`convert` makes the store in the run folder, store/<slug>.bp; facts `dataset`, `conversion`, `references`, `statistics`.
-`read` takes the stores of the cases that this one waited for.
+`convert` writes the store into the run folder, as store/<slug>.bp; `read` takes the stores of the cases before it.
 """
 
 from __future__ import annotations
@@ -10,58 +9,55 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from harness.protocol.events import EventLog
-from harness.reference.datasets.catalog import source
+import msgspec
+
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.data import DataFacts, DataParameters
+from harness.protocol.records import Progress
+from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.conversion.convert import convert
-from harness.reference.datasets.conversion.inputs import conversion, official_files
-from harness.reference.datasets.conversion.read_part import Rules
+from harness.reference.datasets.conversion.inputs import find_official_files, plan_conversion
+from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.distributed import launch
 from harness.reference.errors import InputError
-from harness.reference.options import build
-from harness.reference.programs.data.config import DataConfig
 
 
-def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
-    """The program."""
-    config = build(DataConfig, parameters)
-    if config.task == "convert":
-        make_store(config, log, folder)
-    elif config.task == "read":
-        from harness.reference.programs.data.read_benchmark import read_modes
-
-        read_modes(config, stores_before(folder), launch.find(os.environ), log)
+def run(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
+    """Convert one dataset, or read all stores in every mode."""
+    if parameters.task == "convert":
+        convert_dataset(parameters, log, folder)
     else:
-        raise InputError(f"unknown task {config.task!r}; there are convert and read")
+        from harness.reference.programs.data.read_benchmark import benchmark_modes
+
+        benchmark_modes(parameters, list_earlier_stores(folder), launch.detect_rank(os.environ), log)
 
 
-def make_store(config: DataConfig, log: EventLog, folder: Path) -> None:
+def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
     """Convert a dataset into the run folder."""
-    entry = source(config.dataset)
-    rules = Rules(
-        cutoff=config.cutoff,
-        max_neighbours=config.max_neighbours,
-        max_force=config.max_force,
-        split_seed=config.seed,
-        strict=config.strict,
+    entry = find_source(parameters.dataset)
+    rules = ConversionRules(
+        cutoff=parameters.cutoff,
+        max_neighbours=parameters.max_neighbours,
+        max_force=parameters.max_force,
+        split_seed=parameters.seed,
+        strict=parameters.strict,
     )
     target = folder / "store" / f"{entry.slug}.bp"
     shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt at this case that lost its facts
-    workers = config.workers or len(os.sched_getaffinity(0))
-    order = conversion(entry, official_files(config.source, entry), target, rules, workers)
+    workers = parameters.workers or len(os.sched_getaffinity(0))
+    order = plan_conversion(entry, find_official_files(parameters.source, entry), target, rules, workers)
 
-    def tell(done: int, total: int, what: str) -> None:
-        log.write("progress", done=done, total=total, what=what)
+    def report(done: int, total: int, what: str) -> None:
+        log.write(Progress(done=done, total=total, what=what))
 
-    for name, value in convert(order, tell).items():
-        log.fact(name, value)
+    log.record_facts(msgspec.convert(convert(order, report), DataFacts))
 
 
-def stores_before(folder: Path) -> list[Path]:
-    """The stores of the cases that this one waited for, by name."""
+def list_earlier_stores(folder: Path) -> list[Path]:
+    """Return the stores of the cases that this one waited for, in the order of their heads."""
     needed = json.loads((folder / "case.json").read_text(encoding="utf-8"))["after"]
-    found = [path for name in needed for path in (folder.resolve().parent / name / "store").glob("*.bp")]
-    if not found:
+    stores = [path for name in needed for path in (folder.resolve().parent / name / "store").glob("*.bp")]
+    if not stores:
         raise InputError("no store: this case reads what the conversions before it have made")
-    return sorted(found, key=lambda path: source(path.stem).branch)
+    return sorted(stores, key=lambda path: find_source(path.stem).branch)

@@ -1,11 +1,4 @@
-"""How long a random sample takes in each mode of reading, the modes in turn, all ranks at once.
-
-Events besides those of every program:
-    fact out_of_reach  modes left out for want of memory, in words
-    fact reading  a list, one entry a mode: mode, ranks, width and backend (where distributed), sets, split, samples,
-                  bytes_per_sample_mean, open_s, rss_bytes (of one rank; what ranks share counted in parts), floor
-    sample        one batch: mode, round, seconds (slowest rank), batch (samples of one rank), bytes (of one rank)
-"""
+"""How long a random sample takes in each mode of reading, the modes in turn, all ranks at once."""
 
 from __future__ import annotations
 
@@ -18,80 +11,83 @@ import numpy as np
 import psutil
 from mpi4py import MPI
 
-from harness.protocol.events import EventLog
-from harness.reference.datasets.collection import EDGES, NEEDED, TRAINING
-from harness.reference.distributed.launch import Place, told
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.data import CopyFloor, DataFacts, DataParameters, Reading, ReadSample
+from harness.protocol.records import Failure, Progress
+from harness.reference.datasets.collection import EDGE_KEYS, REQUIRED_KEYS, TRAINING_SPLIT
+from harness.reference.distributed.launch import RankInfo, describe_error
 from harness.reference.errors import InputError
-from harness.reference.programs.data.config import DataConfig
 from harness.reference.storage.adios.writer import BPFile
-from harness.reference.storage.collectives import aborting, world
+from harness.reference.storage.collectives import abort_on_error, get_mpi_world
 from harness.reference.storage.memory.distributed import DistributedStore
-from harness.reference.storage.open import Mode, open_samples
-from harness.reference.storage.samples import Merged, Samples, merged
+from harness.reference.storage.open import ReadMode, open_samples
+from harness.reference.storage.samples import ConcatenatedSamples, Samples, concatenate_samples
 from harness.reference.storage.schema import Record
 
 SHARE_OF_MEMORY = 0.6  # of what is free
 COMPARED = 32  # samples of which every mode must give the same bytes
 
 
-def read_modes(config: DataConfig, stores: Sequence[Path], place: Place, log: EventLog) -> None:
+def benchmark_modes(config: DataParameters, stores: Sequence[Path], place: RankInfo, log: CaseLog) -> None:
     """Open the stores in every mode, take batches in rounds, and log them.
 
     Raises InputError if two modes give different samples.
     """
-    comm = world(place)
-    with aborting(comm):
+    comm = get_mpi_world(place)
+    with abort_on_error(comm):
         try:
-            _measure(config, stores, log, comm)
+            _benchmark(config, stores, log, comm)
         except Exception as error:
             if comm.size > 1:  # the next line is this process's last
-                log.write("error", message=told(error))
+                log.write(Failure(message=describe_error(error)))
             raise
 
 
-def _measure(config: DataConfig, stores: Sequence[Path], log: EventLog, comm: MPI.Comm) -> None:
-    opened: dict[Mode, Merged] = {}
-    facts = []
-    modes, skipped = within_reach(config.modes, stores, comm)
+def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, comm: MPI.Comm) -> None:
+    opened: dict[ReadMode, ConcatenatedSamples] = {}
+    opening: dict[ReadMode, tuple[float, int]] = {}
+    modes, skipped = modes_that_fit(config.modes, stores, comm)
     if skipped:
-        log.fact("out_of_reach", skipped)
+        log.record_facts(DataFacts(out_of_reach=skipped))
     for mode in modes:
         before, began = _memory(), time.perf_counter()
-        opened[mode] = merged([_opened(store, mode, config, comm) for store in stores])
+        opened[mode] = concatenate_samples([_opened(store, mode, config, comm) for store in stores])
         open_s = comm.allreduce(time.perf_counter() - began, MPI.MAX)
-        facts.append({"mode": mode, "open_s": open_s, "rss_bytes": comm.allreduce(_memory() - before, MPI.MAX)})
+        opening[mode] = open_s, comm.allreduce(_memory() - before, MPI.MAX)
     _compare(opened)
     size = _mean_bytes(opened[modes[0]], config)
-    shared_facts = {
-        "ranks": comm.size,
-        "nodes": len(set(comm.allgather(MPI.Get_processor_name()))),
-        "sets": [s.stem for s in stores],
-        "roles": [_role(s) for s in stores],
-        "split": TRAINING,
-        "samples": len(opened[modes[0]]),
-        "bytes_per_sample_mean": size,
-        "floor": {"us_per_sample": _copying_us(size, config.batch_size), "what": "copying as many bytes in memory"},
-    }
-    if "distributed" in opened:
-        parts = [p for p in opened["distributed"].parts if isinstance(p, DistributedStore)]
-        of_distributed = {"width": config.width or comm.size, "backend": parts[0].backend.name}
-        facts = [f | of_distributed if f["mode"] == "distributed" else f for f in facts]
-    log.fact("reading", [{**f, **shared_facts} for f in facts])
+    nodes = len(set(comm.allgather(MPI.Get_processor_name())))
+    floor = CopyFloor(us_per_sample=_copying_us(size, config.batch_size), what="copying as many bytes in memory")
+
+    def describe(mode: ReadMode) -> Reading:
+        reading = Reading(
+            mode=mode, open_s=opening[mode][0], rss_bytes=opening[mode][1], ranks=comm.size, nodes=nodes,
+            sets=[s.stem for s in stores], roles=[_role(s) for s in stores], split=TRAINING_SPLIT,
+            samples=len(opened[modes[0]]), bytes_per_sample_mean=size, floor=floor,
+        )  # fmt: skip
+        if mode == "distributed":
+            parts = [p for p in opened[mode].parts if isinstance(p, DistributedStore)]
+            reading.width, reading.backend = config.width or comm.size, parts[0].backend.name
+        return reading
+
+    log.record_facts(DataFacts(reading=[describe(mode) for mode in modes]))
     for number in range(config.rounds):
-        log.write("progress", done=number, total=config.rounds, what="rounds")
+        log.write(Progress(done=number, total=config.rounds, what="rounds"))
         for mode, samples in opened.items():
-            _round(mode, number, samples, config, comm, log)
+            _round(mode, number, samples=samples, config=config, comm=comm, log=log)
     for samples in opened.values():
         samples.close()
 
 
-def within_reach(modes: Sequence[Mode], stores: Sequence[Path], comm: MPI.Comm) -> tuple[list[Mode], list[str]]:
+def modes_that_fit(
+    modes: Sequence[ReadMode], stores: Sequence[Path], comm: MPI.Comm
+) -> tuple[list[ReadMode], list[str]]:
     """The modes for which a node has memory, one after the other, and what to say of the others."""
-    sizes = [BPFile(store).nbytes(TRAINING, wanted(store)) for store in stores]
+    sizes = [BPFile(store).nbytes(TRAINING_SPLIT, wanted(store)) for store in stores]
     whole, here = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
     copies = {"on_demand": 0.0, "preload": here, "shared": 1.0, "distributed": here / comm.size}
     room = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * SHARE_OF_MEMORY
-    found: list[Mode] = []
+    found: list[ReadMode] = []
     skipped = []
     for mode in modes:
         if whole * copies[mode] > room:
@@ -113,19 +109,21 @@ def _role(store: Path) -> str:
     return str(about["role"]) if isinstance(about, dict) else "unknown"
 
 
-def _opened(store: Path, mode: Mode, config: DataConfig, comm: MPI.Comm) -> Samples:
+def _opened(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -> Samples:
     return open_samples(
-        store, TRAINING, mode, comm=comm, width=config.width, keys=wanted(store), backend=config.store_backend
+        store, TRAINING_SPLIT, mode, comm=comm, width=config.width, keys=wanted(store), backend=config.store_backend
     )
 
 
 def wanted(store: Path) -> list[str]:
     """What training reads of a sample, as far as the store has it."""
     with BPFile(store) as file:
-        return [key for key in (*NEEDED, "forces", *EDGES) if key in file.keys(TRAINING)]
+        return [key for key in (*REQUIRED_KEYS, "forces", *EDGE_KEYS) if key in file.keys(TRAINING_SPLIT)]
 
 
-def _round(mode: str, number: int, samples: Merged, config: DataConfig, comm: MPI.Comm, log: EventLog) -> None:
+def _round(
+    mode: str, number: int, *, samples: ConcatenatedSamples, config: DataParameters, comm: MPI.Comm, log: CaseLog
+) -> None:
     """Time batches of random samples; each rank draws its own."""
     rng = np.random.default_rng((config.seed, number, comm.rank))
     drawn = rng.integers(0, len(samples), (config.batches, config.batch_size))
@@ -142,17 +140,14 @@ def _round(mode: str, number: int, samples: Merged, config: DataConfig, comm: MP
     comm.Allreduce(sizes, mean, MPI.SUM)
     for k in range(config.batches):
         log.write(
-            "sample",
-            mode=mode,
-            round=number,
-            seconds=slowest[k],
-            batch=config.batch_size,
-            bytes=mean[k] / comm.size,
-            ranks=comm.size,
-        )
+            ReadSample(
+                mode=mode, round=number, seconds=float(slowest[k]), batch=config.batch_size,
+                bytes=float(mean[k]) / comm.size, ranks=comm.size,
+            )
+        )  # fmt: skip
 
 
-def _compare(opened: dict[Mode, Merged]) -> None:
+def _compare(opened: dict[ReadMode, ConcatenatedSamples]) -> None:
     """Raise InputError unless every mode gives the same bytes."""
     first, *others = opened
     picked = np.linspace(0, len(opened[first]) - 1, COMPARED).astype(np.int64)
@@ -163,7 +158,7 @@ def _compare(opened: dict[Mode, Merged]) -> None:
                 raise InputError(f"sample {index} is not the same when read in modes {first} and {mode}")
 
 
-def _mean_bytes(samples: Merged, config: DataConfig) -> float:
+def _mean_bytes(samples: ConcatenatedSamples, config: DataParameters) -> float:
     picked = np.random.default_rng(config.seed).integers(0, len(samples), 1000)
     return float(np.mean([_bytes(record) for record in samples.get(picked)]))
 

@@ -6,20 +6,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
+from harness.protocol.programs.hpo import Objective
 from harness.reference.errors import InputError
 from harness.reference.programs.hpo.deephyper_without_mpi import CBO
 from harness.reference.programs.hpo.space import Space, holds, problem
 
-Aim = Literal["accuracy", "throughput"]
 FAILED = "F"
 
 
 @dataclass(frozen=True)
-class Warmth:
+class WarmStartCounts:
     """Of earlier results: rows that were told to the optimizer, and those left out, by why."""
 
     told: int = 0
@@ -35,14 +35,14 @@ class Optimizer:
     """
 
     space: Space
-    aims: Sequence[Aim]
+    aims: Sequence[Objective]
     search: CBO
     seconds: float = 0.0
     _unsaid: list[dict[str, Any]] = field(default_factory=list)
     _succeeded: bool = False
 
     @classmethod
-    def of(cls, space: Space, aims: Sequence[Aim], *, seed: int, initial_points: int, folder: Path) -> Optimizer:
+    def of(cls, space: Space, aims: Sequence[Objective], *, seed: int, initial_points: int, folder: Path) -> Optimizer:
         """The paper's settings: upper confidence bound, points of one batch kept apart by the least seen (cl_min)."""
         search = CBO(
             problem(space),
@@ -77,7 +77,7 @@ class Optimizer:
             self._unsaid.clear()
         self.seconds += time.monotonic() - began
 
-    def warm_up(self, files: Sequence[Path]) -> Warmth:
+    def warm_up(self, files: Sequence[Path]) -> WarmStartCounts:
         """Tell results of earlier searches, tables with columns p:NAME and objective as of DeepHyper and of this one.
 
         Points outside the space and failures are left out. Raises InputError for a file that is no such table.
@@ -93,7 +93,7 @@ class Optimizer:
                 else:
                     self.tell(configuration, dict(zip(self.aims, objective, strict=True)))
                     told += 1
-        return Warmth(told, failed, outside)
+        return WarmStartCounts(told, failed, outside)
 
 
 def objective_columns(aims: int) -> list[str]:

@@ -1,9 +1,8 @@
 """The search (suites/hpo.yaml): trials handed out as nodes come free, until as many have ended as were asked for.
 
-It runs as one process, beside the ranks of its trials and not as one of them. Events besides those of every program:
-    trial     one has ended, done or not: point, state, objective, errors, rate, nodes and times
-Started again in the same folder it asks and tells all over again in the order of before, which stands in the file
-`order`, so that the optimizer knows what it knew; it lets trials in flight end, and goes on.
+It runs as one process, beside the ranks of its trials and not as one of them. Started again in the same folder it asks
+and tells once more in the order of before, which is in the file `order`, so that the optimizer knows what it knew; it
+lets trials in flight end, and goes on.
 """
 
 from __future__ import annotations
@@ -22,15 +21,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.protocol.events import FILE_NAME, EventLog
+import msgspec
+
+from harness.protocol.events import FILE_NAME, CaseLog
+from harness.protocol.programs.hpo import (
+    HpoFacts,
+    HpoParameters,
+    Objective,
+    Overhead,
+    SearchFact,
+    TrialEvent,
+    WarmStart,
+)
+from harness.protocol.records import Progress
 from harness.reference.errors import InputError
-from harness.reference.options import build
 from harness.reference.programs.hpo import trial as trials
 from harness.reference.programs.hpo.ask_tell_log import ASKED, TOLD, Order
 from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import Pool
-from harness.reference.programs.hpo.optimizer import Aim, Optimizer, objective_columns
-from harness.reference.programs.hpo.space import BACKBONE, Space, active, space_of
+from harness.reference.programs.hpo.optimizer import Optimizer, objective_columns
+from harness.reference.programs.hpo.space import BACKBONE, Space, active, describe, merge_spaces
 from harness.reference.programs.hpo.trial import Interrupted, Result, Trial
 
 TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"
@@ -38,52 +48,22 @@ FIRST_PORT, PORTS = 20000, 40000
 TRIES = 2
 
 
-@dataclass(frozen=True)
-class SearchConfig:
-    """One search. space, own_space: as of space_of, the second over the first. trial: parameters of every run.
-
-    evaluations: trials that are to end, in whatever way. nodes_per_trial: on a cluster; at_once: trials at a time on a
-    machine without a scheduler. trial_minutes: after which a trial counts as hung. minutes: of the whole search; none
-    is begun that might not end in time. initial_points: tried at random first. warm_start: tables of earlier results.
-    halving: {eta, least_epochs}. objectives: what is maximised.
-    """
-
-    space: dict[str, Any]
-    own_space: dict[str, Any] = field(default_factory=dict)
-    backbone: str = "painn"
-    trial: dict[str, Any] = field(default_factory=dict)
-    evaluations: int = 200
-    nodes_per_trial: int = 1
-    at_once: int = 1
-    trial_minutes: float = 60.0
-    minutes: float | None = None
-    initial_points: int = 10
-    objectives: tuple[Aim, ...] = ("accuracy",)
-    warm_start: tuple[str, ...] = ()
-    halving: dict[str, int] | None = None
-    seed: int = 42
-
-
-def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
-    """The program: search, and leave every trial's run in trials/, and results.csv as DeepHyper writes it."""
-    config = build(SearchConfig, parameters)
-    space = space_of(config.space, config.own_space)
-    if config.evaluations < 1 or config.nodes_per_trial < 1 or config.at_once < 1:
-        raise InputError("evaluations, nodes_per_trial, at_once: expected at least 1 of each")
+def run(config: HpoParameters, log: CaseLog, folder: Path) -> None:
+    """Search, and leave every trial's run in trials/, and results.csv as DeepHyper writes it."""
+    space = merge_spaces(config.space, config.own_space)
     pool = Pool.of_job(config.nodes_per_trial, config.at_once)
     optimizer = Optimizer.of(
         space, config.objectives, seed=config.seed, initial_points=config.initial_points, folder=folder / "deephyper"
     )
     warmth = optimizer.warm_up([Path(path).expanduser() for path in config.warm_start])
-    log.fact("warm_start", {"files": list(config.warm_start), **asdict(warmth)})
-    log.fact("search", {"space": _plain(space), **{k: v for k, v in asdict(config).items() if "space" not in k}})
+    plain = config.model_dump(mode="json", exclude={"space", "own_space", "trial"})
+    plain["trial"] = config.trial.model_dump(mode="json", exclude_unset=True)
+    fact = msgspec.convert(plain, SearchFact)
+    fact.space = {name: describe(choices) for name, choices in space.items()}
+    log.record_facts(HpoFacts(warm_start=WarmStart(files=list(config.warm_start), **asdict(warmth)), search=fact))
     search = Search(config, space, pool, optimizer, log, folder.resolve())
     with _stoppable(search.stop):
         search.run()
-
-
-def _plain(space: Space) -> dict[str, Any]:
-    return {name: asdict(of) for name, of in space.items()}
 
 
 @contextmanager
@@ -101,11 +81,11 @@ def _stoppable(stop: threading.Event) -> Iterator[None]:
 class Search:
     """A search at work."""
 
-    config: SearchConfig
+    config: HpoParameters
     space: Space
     pool: Pool
     optimizer: Optimizer
-    log: EventLog
+    log: CaseLog
     folder: Path
     stop: threading.Event = field(default_factory=threading.Event)
     ended: dict[int, tuple[Trial, Result]] = field(default_factory=dict)
@@ -114,7 +94,7 @@ class Search:
         self.began = time.monotonic()
         self.order = Order(self.folder / ORDER)
         asked = self.config.halving
-        self.halving = Halving(asked["eta"], asked["least_epochs"]) if asked else None
+        self.halving = Halving(asked.eta, asked.least_epochs) if asked else None
         self.left_over: list[Trial] = []
         self.losses: Counter[int] = Counter()
         self.next_number = 0
@@ -136,7 +116,7 @@ class Search:
             raise InputError("told to end; the same job goes on from here")
         states = [result.state for _, result in self.ended.values()]
         if len(states) < self.config.evaluations and not self._time_left():
-            self.log.fact("ended_early", f"{self.config.minutes:g} minutes are up")
+            self.log.record_facts(HpoFacts(ended_early=f"{self.config.minutes:g} minutes are up"))
         elif len(states) < self.config.evaluations:
             raise InputError(
                 f"{self.pool.capacity} trials can run on the nodes that are left; {len(states)} have ended"
@@ -144,14 +124,15 @@ class Search:
         if not any(state in ("done", "stopped") for state in states):
             reasons = {result.reason for _, result in self.ended.values()}
             raise InputError(f"none of {len(states)} trials came to an objective: {'; '.join(map(str, reasons))[:300]}")
-        self.log.fact("overhead", {"optimizer_s": self.optimizer.seconds, "search_s": time.monotonic() - self.began})
+        overhead = Overhead(optimizer_s=self.optimizer.seconds, search_s=time.monotonic() - self.began)
+        self.log.record_facts(HpoFacts(overhead=overhead))
 
     def _recall(self) -> None:
         """Ask and tell what an earlier attempt of this search has asked and told, in its order."""
         found: dict[int, tuple[Trial, Result | None]] = {}
         for path in sorted((self.folder / TRIALS).glob("*/configuration.json"), key=lambda p: int(p.parent.name)):
             number = int(path.parent.name)
-            configuration, result = trials.known(path.parent)
+            configuration, result = trials.load_trial(path.parent)
             found[number] = (self._trial(number, configuration), result)
             self._recall_epochs(number, path.parent)
         for word, number in self.order.read():
@@ -202,7 +183,8 @@ class Search:
     def _written(self, trial: Trial) -> Trial:
         """The trial, its folder made."""
         chosen = active(trial.configuration, self.config.backbone)
-        fixed = {**self.config.trial, "model": {**self.config.trial.get("model", {}), BACKBONE: self.config.backbone}}
+        fixed = self.config.trial.model_dump(mode="json", exclude_unset=True)
+        fixed["model"] = {**fixed.get("model", {}), BACKBONE: self.config.backbone}
         trials.write(trial, fixed, chosen, of=self.folder.name)
         return trial
 
@@ -211,7 +193,7 @@ class Search:
         nodes = self.pool.take()
         try:
             port = FIRST_PORT + (os.getpid() * 64 + trial.number * TRIES + self.losses[trial.number]) % PORTS
-            result = trials.carry_out(trial, nodes, port, self.halving, self.stop)
+            result = trials.run_trial(trial, nodes, port, self.halving, self.stop)
             lost = self.pool.lost(nodes) if result.state == "failed" else []
         finally:
             self.pool.give_back(nodes)
@@ -227,7 +209,7 @@ class Search:
         if result.state == "lost" and self.losses[trial.number] < TRIES:
             self.left_over.append(trial)
             return
-        trials.keep(trial, result)
+        trials.save_result(trial, result)
         if result.measured is not None:  # nobody goes on from there, and two hundred such states fill a disk
             for state in trial.folder.glob("training*.safetensors"):
                 state.unlink()
@@ -241,21 +223,22 @@ class Search:
         measured = asdict(result.measured) if result.measured else {}
         share = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.at_once
         self.log.write(
-            "trial",
-            trial=trial.number,
-            configuration=active(trial.configuration, self.config.backbone),
-            backbone=trial.configuration.get(BACKBONE, self.config.backbone),
-            state=result.state,
-            reason=result.reason,
-            objective=result.measured.accuracy if result.measured else None,
-            **measured,
-            began_s=result.began_s,
-            ended_s=result.ended_s,
-            nodes=result.nodes,
-            node_hours=share * (result.ended_s - result.began_s) / 3600.0,
-            folder=str(trial.folder.relative_to(self.folder)),
+            TrialEvent(
+                trial=trial.number,
+                configuration=active(trial.configuration, self.config.backbone),
+                backbone=trial.configuration.get(BACKBONE, self.config.backbone),
+                state=result.state,
+                reason=result.reason,
+                objective=result.measured.accuracy if result.measured else None,
+                **measured,
+                began_s=result.began_s,
+                ended_s=result.ended_s,
+                nodes=result.nodes,
+                node_hours=share * (result.ended_s - result.began_s) / 3600.0,
+                folder=str(trial.folder.relative_to(self.folder)),
+            )
         )
-        self.log.write("progress", done=len(self.ended), total=self.config.evaluations, what="trials")
+        self.log.write(Progress(done=len(self.ended), total=self.config.evaluations, what="trials"))
         self._write_table()
 
     def _write_table(self) -> None:
@@ -280,7 +263,7 @@ class Search:
         os.replace(part, self.folder / RESULTS)
 
 
-MEASURES: Mapping[Aim, Callable[[trials.Measured], float]] = {
+MEASURES: Mapping[Objective, Callable[[trials.Measured], float]] = {
     "accuracy": lambda m: m.accuracy,
     "throughput": lambda m: m.graphs_per_s,
 }

@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.host.locks import FileLock, LockTaken
 from harness.protocol import events
+from harness.protocol.programs.model import ModelParameters
 from harness.reference.errors import NotFinite
-from harness.reference.models.config import ModelConfig
 from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import Node
 from harness.reference.programs.hpo.space import BACKBONE
@@ -29,7 +29,7 @@ State = Literal["done", "stopped", "failed", "not finite", "timeout", "lost"]
 RESULT, LAUNCH, NODES, LOCK = "trial.json", "launch.sh", "nodes", "lock"
 POLL_S = 0.1
 GRACE_S = 5.0
-MODEL = {f.name for f in fields(ModelConfig)}
+MODEL = set(ModelParameters.model_fields)
 
 
 class Interrupted(Exception):
@@ -84,7 +84,7 @@ def write(trial: Trial, fixed: Mapping[str, Any], active: Mapping[str, Any], of:
     _replace(trial.folder / "case.json", case)
 
 
-def known(folder: Path) -> tuple[dict[str, Any], Result | None]:
+def load_trial(folder: Path) -> tuple[dict[str, Any], Result | None]:
     """The configuration of a trial of an earlier attempt, and how it ended, if it did."""
     configuration = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
     try:
@@ -95,7 +95,7 @@ def known(folder: Path) -> tuple[dict[str, Any], Result | None]:
     return configuration, Result(**plain, measured=Measured(**measured) if measured else None)
 
 
-def keep(trial: Trial, result: Result) -> None:
+def save_result(trial: Trial, result: Result) -> None:
     """Put the result into the trial's folder."""
     _replace(trial.folder / RESULT, asdict(result))
 
@@ -117,7 +117,7 @@ def after_epochs(path: Path) -> list[tuple[int, float]]:
     return [(k, of.accuracy) for k, of in found if of is not None]
 
 
-def carry_out(trial: Trial, nodes: list[Node], port: int, halving: Halving | None, stop: threading.Event) -> Result:
+def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | None, stop: threading.Event) -> Result:
     """Start the trial, or wait for the one that an earlier search left running, and say how it ended.
 
     Raises Interrupted if the search is to end meanwhile.
@@ -134,8 +134,8 @@ def carry_out(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
         if any(e["event"] == "done" for e in log):
             return ended("done", None, measured(log))
         process = _started(trial, nodes, port, file.fileno())
-        lock.pass_on(process.pid)
-        watch = Watch(trial, process, halving, stop)
+        lock.transfer(process.pid)
+        watch = TrialMonitor(trial, process, halving, stop)
         try:
             verdict = watch.until_end()
         finally:
@@ -143,10 +143,12 @@ def carry_out(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
     log = events.last_run(trial.folder / events.FILE_NAME)
     if verdict is not None:
         return ended(*verdict, measured(log) if verdict[0] == "stopped" else None)
-    return ended(*judged(log, process.returncode, trial.folder))
+    return ended(*classify_result(log, process.returncode, trial.folder))
 
 
-def judged(log: Sequence[events.Event], exit_code: int, folder: Path) -> tuple[State, str | None, Measured | None]:
+def classify_result(
+    log: Sequence[events.Event], exit_code: int, folder: Path
+) -> tuple[State, str | None, Measured | None]:
     """State, reason and measurements of a run that has ended by itself."""
     found = measured(log)
     if exit_code == 0 and any(e["event"] == "done" for e in log):
@@ -165,7 +167,7 @@ def judged(log: Sequence[events.Event], exit_code: int, folder: Path) -> tuple[S
     )
 
 
-class Watch:
+class TrialMonitor:
     """Looks after a running trial: its time, its epochs, and whether the search goes on."""
 
     def __init__(

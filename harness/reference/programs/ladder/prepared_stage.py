@@ -6,26 +6,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import torch
 
-from harness.protocol.events import EventLog
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.ladder import Flops, Padding, Unavailable, WarmUp
 from harness.reference.data.batch import Batch
 from harness.reference.distributed.launch import first_line
 from harness.reference.inference.bucketing import Shape, shape_of
 from harness.reference.inference.prediction import Predict, Prediction
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import allocator, timing
-from harness.reference.profiling.flops import Work, compiled_bytes, work
+from harness.reference.profiling.flops import WorkCount, compiled_bytes, count_work
 from harness.reference.programs.ladder.stages import Stage, StaticGraphs
 
 
 @dataclass
-class Rung:
+class PreparedStage:
     """A stage at work; work and peak_bytes: of one call on the first batch."""
 
     stage: Stage
     predict: Predict
-    work: Work = field(default_factory=Work)
+    work: WorkCount = field(default_factory=WorkCount)
     peak_bytes: int = 0
 
     def __call__(self, model: FoundationModel, batch: Batch) -> Prediction:
@@ -35,31 +37,33 @@ class Rung:
     def shape(self, batch: Batch) -> Shape:
         """What the stage makes of the batch's."""
         own = shape_of(batch)
-        return self.predict.buckets.fit(own) if isinstance(self.predict, StaticGraphs) else own
+        return self.predict.buckets.assign(own) if isinstance(self.predict, StaticGraphs) else own
 
-    def padding(self) -> dict[str, object] | None:
-        """What filling up to static shapes has cost so far."""
-        return self.predict.buckets.about() if isinstance(self.predict, StaticGraphs) else None
+    def padding(self) -> Padding | None:
+        """Return what filling up to static shapes has cost so far."""
+        if not isinstance(self.predict, StaticGraphs):
+            return None
+        return msgspec.convert({"event": "padding", "stage": self.stage.name, **self.predict.buckets.stats()}, Padding)
 
 
-def climb(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: EventLog) -> Rung | None:
+def prepare_stage(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> PreparedStage | None:
     """Make a stage, take first calls, arithmetic and memory on record, untimed; leave the allocator as it wants it.
 
     None, with the reason on record, if it is not to be had here; an error of an uncompiled stage is the case's.
     """
-    rung = Rung(stage, stage.predict())
+    rung = PreparedStage(stage, stage.predict())
     try:
-        allow(stage, batches[0].head.device)
+        apply_allocator(stage, batches[0].head.device)
         _warm_up(rung, model, batches, log)
     except Exception as error:  # compilers fail in as many ways as there are compilers
         if stage.compiled is None:
             raise
-        log.write("unavailable", stage=stage.name, reason=first_line(error)[:300])
+        log.write(Unavailable(stage=stage.name, reason=first_line(error)[:300]))
         return None
     return rung
 
 
-def allow(stage: Stage, device: torch.device) -> bool:
+def apply_allocator(stage: Stage, device: torch.device) -> bool:
     """Set the allocator as the stage wants it; whether that has changed anything.
 
     Raises RuntimeError if that is what the stage is about, and it cannot be; others make do with what there is.
@@ -67,14 +71,14 @@ def allow(stage: Stage, device: torch.device) -> bool:
     try:
         if device.type != "cpu":
             raise allocator.NotGlibc(f"memory on {device.type} is managed by torch itself")
-        return allocator.use("tuned" if stage.tuned else "own")
+        return allocator.set_mode("tuned" if stage.tuned else "default")
     except allocator.NotGlibc:
         if stage.name == "tuned_allocator":
             raise
         return False
 
 
-def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: EventLog) -> None:
+def _warm_up(rung: PreparedStage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> None:
     first = batches[0]
     device = first.head.device
     began = time.perf_counter()
@@ -83,21 +87,22 @@ def _warm_up(rung: Rung, model: FoundationModel, batches: Sequence[Batch], log: 
     first_s = time.perf_counter() - began
     for batch in batches[1:] if rung.stage.compiled else []:
         rung(model, batch)
-    counted = Rung(rung.stage, rung.stage.plainly())
+    counted = PreparedStage(rung.stage, rung.stage.predict_eager())
 
     def count() -> None:
-        rung.work = work(lambda: counted(model, first), counted.shape(first))
+        rung.work = count_work(lambda: counted(model, first), counted.shape(first))
 
     if rung.stage.compiled:
         count()
     # counting is a call of an uncompiled stage: one is enough
     rung.peak_bytes = timing.peak_bytes((lambda: rung(model, first)) if rung.stage.compiled else count, device)
     log.write(
-        "warm_up",
-        stage=rung.stage.name,
-        first_s=first_s,
-        matrix_flops=rung.work.matrix_flops,
-        flops=[{"of": of, "dtype": dtype, "flops": n} for (of, dtype), n in rung.work.flops.items()],
-        bytes=moved if rung.stage.compiled else rung.work.bytes,
-        peak_bytes=rung.peak_bytes,
+        WarmUp(
+            stage=rung.stage.name,
+            first_s=first_s,
+            matrix_flops=rung.work.matrix_flops,
+            flops=[Flops(of=of, dtype=dtype, flops=n) for (of, dtype), n in rung.work.flops.items()],
+            bytes=moved if rung.stage.compiled else rung.work.bytes,
+            peak_bytes=rung.peak_bytes,
+        )
     )

@@ -1,58 +1,93 @@
-"""What the report must know of a case's batches, and of what the model makes of them."""
+"""Facts of a ladder: its batches, what the model makes of them, and what the machine can do at best."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from harness.protocol.events import EventLog
+from harness.protocol.programs.ladder import (
+    Ceilings,
+    LadderFacts,
+    LadderGate,
+    LadderObserved,
+    LadderParameters,
+    LadderWorkload,
+    ProductRate,
+    SquareRate,
+)
 from harness.reference.data.batch import Batch
 from harness.reference.datasets.heads import HEADS
-from harness.reference.inference.prediction import SKIP_THRESHOLD, live_heads
+from harness.reference.inference.prediction import SKIP_THRESHOLD, active_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import timing
-from harness.reference.programs.ladder.config import LadderConfig
+from harness.reference.profiling.flops import TF32, Kind, Sizes
+from harness.reference.profiling.observe import observe
 from harness.reference.programs.ladder.workload import neighbour_limit
 
+SQUARE = (1024, 1024, 1024)
 
-def describe(batches: Sequence[Batch], model: FoundationModel, config: LadderConfig, log: EventLog) -> None:
-    """Facts of the workload and of what the model makes of it, read off the tensors."""
+
+def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderFacts:
+    """Return facts of the workload and of what the model makes of it, read off the tensors."""
     weights = [model.gate(b.composition) for b in batches]
     numbers = torch.cat([b.numbers for b in batches]).unique()
     encoded = model.encode(batches[0], batches[0].positions, batches[0].shift)
-    log.fact(
-        "workload",
-        {
-            "name": config.workload,
-            "structures": sum(len(b.head) for b in batches),
-            "atoms": sum(len(b.numbers) for b in batches),
-            "edges": sum(len(b.receiver) for b in batches),
-            "batches": len(batches),
-            "batch_size": len(batches[0].head),
-            "max_neighbours": neighbour_limit(model, config),
-            "elements": len(numbers),
-            "elements_not_trained": numbers[~model.elements[numbers]].tolist(),
-        },
+    return LadderFacts(
+        workload=LadderWorkload(
+            name=config.workload,
+            structures=sum(len(b.head) for b in batches),
+            atoms=sum(len(b.numbers) for b in batches),
+            edges=sum(len(b.receiver) for b in batches),
+            batches=len(batches),
+            batch_size=len(batches[0].head),
+            max_neighbours=neighbour_limit(model, config),
+            elements=len(numbers),
+            elements_not_trained=numbers[~model.elements[numbers]].tolist(),
+        ),
+        gate=LadderGate(
+            threshold=SKIP_THRESHOLD,
+            live_heads=[[HEADS[h] for h in active_heads(w)] for w in weights],
+            mean_weight=dict(zip(HEADS, torch.cat(weights).mean(0).double().tolist(), strict=True)),
+        ),
+        observed=observe(
+            LadderObserved,
+            model,
+            config.device,
+            requested=config.precision,
+            positions=str(batches[0].positions.dtype),
+            encoder_output=str(encoded.dtype),
+        ),
     )
-    log.fact(
-        "gate",
-        {
-            "threshold": SKIP_THRESHOLD,
-            "live_heads": [[HEADS[h] for h in live_heads(w)] for w in weights],
-            "mean_weight": dict(zip(HEADS, torch.cat(weights).mean(0).double().tolist(), strict=True)),
-        },
+
+
+def measure_ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -> Ceilings:
+    """Return rates of a copy, of a square product in each type that occurs, and of the main product of each kind.
+
+    Of what is done in no matrix product (messages) the square one is the ceiling.
+    """
+    squares = {dtype: rate(dtype, SQUARE, device) for dtype in sorted({dtype for _, dtype in kinds})}
+    return Ceilings(
+        copy_gb_per_s=timing.copy_gb_per_s(device),
+        squares=[SquareRate(dtype=dtype, gflop_per_s=measured) for dtype, measured in squares.items()],
+        products=[
+            ProductRate(
+                of=of,
+                dtype=dtype,
+                sizes=list(sizes or SQUARE),
+                gflop_per_s=rate(dtype, sizes, device) if sizes else squares[dtype],
+            )
+            for (of, dtype), sizes in sorted(kinds.items())
+        ],
     )
-    log.fact(
-        "observed",
-        {
-            "requested": config.precision,
-            "parameters": sorted({str(p.dtype) for p in model.parameters()}),
-            "positions": str(batches[0].positions.dtype),
-            "encoder_output": str(encoded.dtype),
-            "device": config.device,
-            "device_name": timing.device_name(torch.device(config.device)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
-    )
+
+
+def rate(dtype: str, sizes: Sizes, device: torch.device) -> float:
+    """Return GFLOP/s of a product in a type that Work names."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == TF32 else before)
+    try:
+        kind = torch.float32 if dtype == TF32 else getattr(torch, dtype)
+        return timing.product_gflop_per_s(device, kind, sizes)
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -5,32 +5,32 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from harness.protocol.programs.ladder import APPROXIMATE, STAGES, LadderParameters, StageName
 from harness.reference.data.batch import Batch
 from harness.reference.inference import prediction
-from harness.reference.inference.bucketing import Buckets, padded, padded_rows, shape_of
+from harness.reference.inference.bucketing import ShapeBuckets, pad_batch, pad_rows, shape_of
 from harness.reference.inference.prediction import Predict, Prediction, batched_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 
 Function = Callable[..., Prediction]
 Wrap = Callable[[Function], Function]
-Products = Literal["bf16", "tf32"]
 # Static shapes are compiled one by one.
 MOST_SHAPES = 64
 
 
-class NotHere(RuntimeError):
+class StageUnavailable(RuntimeError):
     """A stage is not to be had for this model or device; the message says why."""
 
 
-def uncompiled(function: Function) -> Function:
+def no_compile(function: Function) -> Function:
     """The function as it is."""
     return function
 
@@ -83,7 +83,7 @@ def _fused(model: FoundationModel, batch: Batch) -> bool:
     try:
         messages.check(model.config.backbone, device)
         messages.load(device)
-    except messages.NoSuchKernel:
+    except messages.UnsupportedKernel:
         return False
     return True
 
@@ -96,17 +96,17 @@ class StaticGraphs:
     """
 
     run: Function
-    buckets: Buckets = field(default_factory=Buckets)
+    buckets: ShapeBuckets = field(default_factory=ShapeBuckets)
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         """Fill up, run, and cut off what was filled up."""
         if model.config.needs_triplets:
-            raise NotHere("pairs of edges have no static shape")
-        shape = self.buckets.fit(shape_of(batch))
-        full = padded(batch, shape, model.config.cutoff)
+            raise StageUnavailable("pairs of edges have no static shape")
+        shape = self.buckets.assign(shape_of(batch))
+        full = pad_batch(batch, shape, model.config.cutoff)
         if batch.head.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        got = self.run(model, full, padded_rows(weights, shape.graphs))
+        got = self.run(model, full, pad_rows(weights, shape.graphs))
         energy, forces = got.energy[: len(batch.head)], got.forces[: len(batch.numbers)]
         # a graph of kernels writes its next results to the same place
         return Prediction(energy.clone(), forces.clone()) if batch.head.is_cuda else Prediction(energy, forces)
@@ -114,20 +114,20 @@ class StaticGraphs:
 
 @dataclass
 class MixedPrecision:
-    """Matrix products of the encoder in bfloat16 or TF32, all else as prediction.mixed has it; not exact."""
+    """Matrix products of the encoder in bfloat16 or TF32, all else as prediction.mixed_precision has it; not exact."""
 
     wrap: Wrap
-    products: Products
+    products: Literal["bf16", "tf32"]
     low: FoundationModel | None = None
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
         """The products in the type asked for; raises NotHere for TF32 where there is none."""
         if self.low is None:
             if self.products == "tf32" and not batch.head.is_cuda:
-                raise NotHere(f"{batch.head.device.type} has no TF32")
+                raise StageUnavailable(f"{batch.head.device.type} has no TF32")
             self.low = copy.deepcopy(model).float()
             self.low.autocast = torch.bfloat16 if self.products == "bf16" else None
-        run = self.wrap(_formulation(prediction.mixed, _fused(model, batch)))
+        run = self.wrap(_formulation(prediction.mixed_precision, _fused(model, batch)))
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.products == "tf32" else before)
         try:
@@ -145,7 +145,7 @@ def static_graphs(wrap: Wrap = static) -> Predict:
     return StaticGraphs(run)
 
 
-def mixed_precision(wrap: Wrap = static, products: Products = "bf16") -> Predict:
+def mixed_precision(wrap: Wrap = static, products: Literal["bf16", "tf32"] = "bf16") -> Predict:
     """static_graphs around MixedPrecision."""
     return StaticGraphs(MixedPrecision(wrap, products))
 
@@ -154,8 +154,9 @@ def mixed_precision(wrap: Wrap = static, products: Products = "bf16") -> Predict
 class Stage:
     """One rung.
 
-    make: from a way to compile, which `uncompiled` is too. exact: it must agree with the baseline to rounding.
-    compiled: how, and then it may be not to be had. tuned: with the allocator so.
+    make: returns the stage, given a way to compile; `uncompiled` is one too. exact: whether it must agree with the
+    baseline to rounding. compiled: the way it is compiled, and then it may be unavailable. tuned: whether it runs with
+    the tuned allocator.
     """
 
     name: str
@@ -165,23 +166,35 @@ class Stage:
     tuned: bool = False
 
     def predict(self) -> Predict:
-        """The stage at work."""
-        return self.make(self.compiled or uncompiled)
+        """Return the stage as it runs."""
+        return self.make(self.compiled or no_compile)
 
-    def plainly(self) -> Predict:
-        """The same arithmetic uncompiled, so that it can be counted."""
-        return self.make(uncompiled)
+    def predict_eager(self) -> Predict:
+        """Return the same arithmetic uncompiled, so that it can be counted."""
+        return self.make(no_compile)
 
 
-LADDER: tuple[Stage, ...] = (
-    Stage("baseline", lambda _: prediction.baseline),
-    Stage("encoder_reuse", lambda _: prediction.encoder_reuse),
-    Stage("branch_skip", lambda _: prediction.branch_skip, exact=False),
-    Stage("fused_gradient", lambda _: prediction.fused_gradient),
-    Stage("batched_heads", lambda _: batched_heads),
-    Stage("torch_compile", lambda wrap: wrap(batched_heads), compiled=dynamic),
-    Stage("tuned_allocator", lambda wrap: wrap(batched_heads), compiled=dynamic, tuned=True),
-    Stage("fused_messages", fused_messages, compiled=dynamic, tuned=True),
-    Stage("static_graphs", static_graphs, compiled=static, tuned=True),
-    Stage("mixed_precision", mixed_precision, exact=False, compiled=static, tuned=True),
+# Stage -> how it is made, the way it is compiled, and whether the allocator is tuned.
+IMPLEMENTATIONS: dict[StageName, tuple[Callable[[Wrap], Predict], Wrap | None, bool]] = {
+    "baseline": (lambda _: prediction.baseline, None, False),
+    "encoder_reuse": (lambda _: prediction.encoder_reuse, None, False),
+    "branch_skip": (lambda _: prediction.branch_skip, None, False),
+    "fused_gradient": (lambda _: prediction.fused_gradient, None, False),
+    "batched_heads": (lambda _: batched_heads, None, False),
+    "torch_compile": (lambda wrap: wrap(batched_heads), dynamic, False),
+    "tuned_allocator": (lambda wrap: wrap(batched_heads), dynamic, True),
+    "fused_messages": (fused_messages, dynamic, True),
+    "static_graphs": (static_graphs, static, True),
+    "mixed_precision": (mixed_precision, static, True),
+}
+LADDER: tuple[Stage, ...] = tuple(
+    Stage(name, make, name not in APPROXIMATE, compiled, tuned)
+    for name, (make, compiled, tuned) in ((name, IMPLEMENTATIONS[name]) for name in STAGES)
 )
+
+
+def selected_stages(parameters: LadderParameters) -> tuple[Stage, ...]:
+    """Return the stages that a case asks for, in the order of the ladder."""
+    mixed = partial(mixed_precision, products=parameters.products)
+    chosen = [stage for stage in LADDER if stage.name in parameters.stages]
+    return tuple(replace(stage, make=mixed) if stage.name == "mixed_precision" else stage for stage in chosen)

@@ -5,45 +5,56 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.ladder import AutoBatchSize, LadderFacts, LadderModel, LadderParameters
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.random_structures import random_structures
-from harness.reference.datasets.shipped_sets import load_mini, mini_set
-from harness.reference.datasets.user_files import read_file
-from harness.reference.errors import InputError
+from harness.reference.datasets.random_structures import make_random_structures
+from harness.reference.datasets.shipped_sets import find_shipped_set, load_structures
+from harness.reference.datasets.user_files import read_structures
+from harness.reference.inference import prediction
 from harness.reference.inference.precision import precision
+from harness.reference.inference.prediction import Predict
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
+from harness.reference.models.coverage import check_elements
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.options import build
 from harness.reference.profiling import timing
-from harness.reference.programs.ladder.config import LadderConfig
+from harness.reference.profiling.memory import free_bytes, largest_batch
+from harness.reference.programs.ladder.stages import selected_stages
 
 CRYSTAL_SETS = ("mptrj", "alexandria")
 CLOSED = -7.0
+PROBE = 4  # structures by which the size of a batch is chosen
 
 
-def make_model(config: LadderConfig) -> tuple[FoundationModel, dict[str, object]]:
-    """The model in double precision on the CPU, frozen, and what the report must say of it."""
+def make_model(config: LadderParameters) -> tuple[FoundationModel, LadderModel]:
+    """Return the model in double precision on the CPU, frozen, and what the report must know of it."""
     if config.checkpoint is not None:
-        model, notes = checkpoints.named(config.checkpoint)
-        about = {"checkpoint": config.checkpoint, "held_out": notes.get("held_out"), "trained": True}
+        model, notes = checkpoints.load_named(config.checkpoint)
+        held_out: Any = notes.get("held_out")
     else:
         torch.manual_seed(config.seed)
-        model = FoundationModel(build(ModelConfig, config.model))
-        model.know_everything()
+        model, held_out = FoundationModel(ModelConfig.from_parameters(config.model)), None
+        model.mark_all_elements_known()
         fix_gate(model, config.open_heads)
-        about = {"checkpoint": None, "trained": False, "open_heads_by_hand": config.open_heads}
-    about["untrained_heads"] = [name for name, seen in zip(HEADS, model.trained.tolist(), strict=True) if not seen]
-    about["config"] = model.config.asdict()
-    about["parameters"] = sum(p.numel() for p in model.parameters())
-    return model.double().requires_grad_(False).eval(), about
+    fact = LadderModel(
+        config=model.config.asdict(),
+        trained=config.checkpoint is not None,
+        parameters=sum(p.numel() for p in model.parameters()),
+        checkpoint=config.checkpoint,
+        held_out=held_out,
+        untrained_heads=[name for name, seen in zip(HEADS, model.trained.tolist(), strict=True) if not seen],
+        open_heads_by_hand=None if config.checkpoint is not None else config.open_heads,
+    )
+    return model.double().requires_grad_(False).eval(), fact
 
 
 def fix_gate(model: FoundationModel, open_heads: int) -> None:
@@ -54,38 +65,63 @@ def fix_gate(model: FoundationModel, open_heads: int) -> None:
         model.gate.last.bias[:open_heads] = 0.0
 
 
-def make_structures(config: LadderConfig, count: int) -> list[Structure]:
+def make_structures(config: LadderParameters, count: int) -> list[Structure]:
     """The workload's first structures; fewer where it has no more."""
     if config.workload == "random":
-        return random_structures(count, atoms=config.atoms)
+        return make_random_structures(count, atoms=config.atoms)
     if config.workload == "crystals":
-        pool = [s for name in CRYSTAL_SETS for s in load_mini(mini_set(name))]
+        pool = [s for name in CRYSTAL_SETS for s in load_structures(find_shipped_set(name))]
         order = np.random.default_rng(config.seed).permutation(len(pool))
         return [pool[k] for k in order[:count]]
-    if config.workload == "file":
-        if config.structures is None:
-            raise InputError("workload 'file' needs 'structures', the path of a file")
-        return read_file(Path(config.structures), count)
-    raise InputError(f"unknown workload {config.workload!r}; there are random, crystals, file")
+    assert config.structures is not None
+    return read_structures(Path(config.structures), count)
 
 
-def neighbour_limit(model: FoundationModel, config: LadderConfig) -> int | None:
+def neighbour_limit(model: FoundationModel, config: LadderParameters) -> int | None:
     """At most so many neighbours an atom: the workload's own where it is the paper's, else the model's."""
     return config.max_neighbours if config.workload == "random" else model.config.max_neighbours
 
 
 def prepare(
-    structures: Sequence[Structure], model: FoundationModel, config: LadderConfig
-) -> tuple[Batch, dict[str, float]]:
+    structures: Sequence[Structure], model: FoundationModel, config: LadderParameters
+) -> tuple[Batch, dict[str, Any]]:
     """Structures -> batch on the device, and the seconds that each step took."""
     device = torch.device(config.device)
     limit = neighbour_limit(model, config)
     t0 = time.perf_counter()
-    graphs = [neighbour_graph(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
+    graphs = [build_neighbour_list(s, cutoff=model.config.cutoff, max_neighbours=limit) for s in structures]
     t1 = time.perf_counter()
-    batch = collate(graphs, with_triplets=model.config.needs_triplets)
+    batch = build_batch(graphs, with_triplets=model.config.needs_triplets)
     t2 = time.perf_counter()
     batch = batch.to(device, precision(config.precision).dtype)
     timing.synchronize(device)
     t3 = time.perf_counter()
     return batch, {"neighbours_s": t1 - t0, "collate_s": t2 - t1, "transfer_s": t3 - t2}
+
+
+def make_groups(config: LadderParameters, model: FoundationModel, log: CaseLog) -> list[list[Structure]]:
+    """Return the structures of each batch; raise InputError for a structure that the model cannot know."""
+    size = choose_batch_size(config, model, log) if config.batch_size == "auto" else config.batch_size
+    structures = make_structures(config, config.batches * size)
+    if config.workload != "random":
+        for structure in structures:
+            check_elements(model, structure)
+    return [structures[k : k + size] for k in range(0, len(structures), size)]
+
+
+def choose_batch_size(config: LadderParameters, model: FoundationModel, log: CaseLog) -> int:
+    """Return as many structures as free memory holds.
+
+    A few are run through the stage that takes most memory of those that are not compiled; compiled ones take less.
+    """
+    device = torch.device(config.device)
+    batch, _ = prepare(make_structures(config, PROBE), model, config)
+    weights = model.gate(batch.composition)
+    eager: list[Predict] = [s.predict_eager() for s in selected_stages(config) if s.compiled is None]
+    eager = eager or [prediction.fused_gradient]
+    peak = max(timing.peak_bytes(lambda p=p: p(model, batch, weights), device) for p in eager)  # type: ignore[misc]
+    free, probed = free_bytes(device), len(batch.head)
+    size = largest_batch(peak, probed, free)
+    fact = AutoBatchSize(chosen=size, free_bytes=free, probe_structures=probed, probe_peak_bytes=peak)
+    log.record_facts(LadderFacts(batch_size=fact))
+    return size

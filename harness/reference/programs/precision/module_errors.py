@@ -25,7 +25,7 @@ def module_errors(exact: FoundationModel, low: FoundationModel, batch: Batch, lo
     for model, own in ((exact, batch), (low, low_batch)):
         seen: Seen = {}
         with _watched(model, seen), torch.no_grad():
-            model.beyond_references(model.encode(own, own.positions, own.shift), own)
+            model.residual_energies(model.encode(own, own.positions, own.shift), own)
         found.append(seen)
     reference, other = found
     return [

@@ -12,46 +12,43 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from harness.reference.datasets.collection import Corpus
+from harness.reference.datasets.collection import DatasetCollection
 from harness.reference.distributed.group import synchronize
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.storage.sampling.sampler import Drawn
-from harness.reference.training.loader import Feed, Stopwatch
-from harness.reference.training.loss import Objective, compared
-
-HOST = ("data", "neighbour_lists", "collation")
-DEVICE = ("forward", "gradient", "backward", "optimizer")
-REGIONS = (*HOST, *DEVICE)
+from harness.reference.storage.sampling.sampler import SampleIndices
+from harness.reference.training.loader import BatchLoader, Stopwatch
+from harness.reference.training.loss import MultiTaskLoss, compare_with_labels
 
 
-def cut_step(
+def time_regions(
     model: FoundationModel,
-    objective: Objective,
+    *,
+    objective: MultiTaskLoss,
     optimizer: torch.optim.Optimizer,
-    feed: Feed,
-    drawn: Drawn,
+    feed: BatchLoader,
+    drawn: SampleIndices,
     device: torch.device,
 ) -> Tensor:
     """Seconds of each of REGIONS in one step on what was drawn, [7]."""
-    corpus: Corpus = feed.corpus
+    corpus: DatasetCollection = feed.corpus
     times = [time.perf_counter()]
     records = corpus.records(drawn)
     times.append(time.perf_counter())
-    graphs = corpus.graphs_of(drawn, records)
+    graphs = corpus.build_graphs(drawn, records)
     times.append(time.perf_counter())
-    batch, labels = feed.collated(graphs, device)
+    batch, labels = feed.collate(graphs, device)
     synchronize(device)
     times.append(time.perf_counter())
     optimizer.zero_grad()
     watch = Stopwatch(device)
     watch.mark()
     positions = batch.positions.detach().requires_grad_()
-    beyond = model.beyond_references(model.encode(batch, positions, batch.shift), batch)
-    own = beyond.gather(1, model.place[batch.head].unsqueeze(1)).squeeze(1)
+    beyond = model.residual_energies(model.encode(batch, positions, batch.shift), batch)
+    own = beyond.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
     watch.mark()
     (slope,) = torch.autograd.grad(own.sum(), positions, create_graph=True)
     watch.mark()
-    objective(compared(own, -slope, batch, labels), batch.head).backward()
+    objective(compare_with_labels(own, -slope, batch, labels), batch.head).backward()
     watch.mark()
     optimizer.step()
     watch.mark()

@@ -1,4 +1,4 @@
-"""The index space of a screening in parts: who takes which, and a checksum that shows that each was taken once."""
+"""The index space of a screening in parts, and a checksum that shows that each candidate was taken once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 
-AT_ONCE = 1 << 20
+CHUNK = 1 << 20
 MASK = (1 << 64) - 1
 
 
-def mixed(index: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A number for each index with all bits stirred: the finalizer of splitmix64.
+def splitmix64(index: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash each index with the finalizer of splitmix64.
 
     Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
@@ -25,21 +25,24 @@ def mixed(index: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def checksum(indices: NDArray[np.int64]) -> int:
-    """The sum of the mixed indices modulo 2^64: what is left out, or comes twice, changes it."""
-    return int(mixed(indices).sum(dtype=np.uint64))
+    """Return the sum of the hashed indices modulo 2^64, which a missing or repeated index changes."""
+    return int(splitmix64(indices).sum(dtype=np.uint64))
 
 
 def checksum_of_range(first: int, stop: int) -> int:
-    """Of all indices from first to before stop."""
-    pieces = (np.arange(k, min(stop, k + AT_ONCE), dtype=np.int64) for k in range(first, stop, AT_ONCE))
+    """Return the checksum of the indices first .. stop - 1."""
+    pieces = (np.arange(k, min(stop, k + CHUNK), dtype=np.int64) for k in range(first, stop, CHUNK))
     return sum(map(checksum, pieces)) & MASK
 
 
 @dataclass(frozen=True)
-class Parts:
-    """total: candidates of the whole space. size: candidates of a part, of the last one what is left.
+class IndexPartition:
+    """A partition of the candidates, of which some parts or all are screened.
 
-    wanted: how many parts are screened, evenly spread over the space; all of them by default.
+    Attributes:
+        total: Candidates of the whole space.
+        size: Candidates of a part; the last part may have fewer.
+        wanted: Number of parts that are screened, evenly spaced; None for all.
     """
 
     total: int
@@ -51,31 +54,31 @@ class Parts:
             raise InputError(f"{self.total} candidates in parts of {self.size}: expected at least one of each")
 
     @classmethod
-    def about(cls, total: int, size: int, candidates: int | None) -> Parts:
-        """As many parts as make about so many candidates, or all of them."""
+    def for_candidates(cls, total: int, size: int, candidates: int | None) -> IndexPartition:
+        """Return a partition that screens about so many candidates, or all of them."""
         return cls(total, size, None if candidates is None else max(1, round(candidates / max(1, size))))
 
     @property
-    def all(self) -> int:
-        """Parts of the whole space."""
+    def n_parts(self) -> int:
+        """Return the number of parts of the whole space."""
         return -(-self.total // self.size)
 
     @property
-    def numbers(self) -> range | list[int]:
-        """Those that are screened."""
-        if self.wanted is None or self.wanted >= self.all:
-            return range(self.all)
-        return [k * self.all // self.wanted for k in range(self.wanted)]
+    def selected(self) -> range | list[int]:
+        """Return the numbers of the parts that are screened."""
+        if self.wanted is None or self.wanted >= self.n_parts:
+            return range(self.n_parts)
+        return [k * self.n_parts // self.wanted for k in range(self.wanted)]
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """First candidate of a part, and one past its last."""
+        """Return the first candidate of a part, and the one after its last."""
         return number * self.size, min(self.total, (number + 1) * self.size)
 
     @property
     def candidates(self) -> int:
-        """In the parts that are screened."""
-        return sum(stop - first for first, stop in map(self.bounds, self.numbers))
+        """Return the number of candidates in the parts that are screened."""
+        return sum(stop - first for first, stop in map(self.bounds, self.selected))
 
     def checksum(self) -> int:
-        """Of all candidates that are screened, from their indices alone."""
-        return sum(checksum_of_range(*self.bounds(k)) for k in self.numbers) & MASK
+        """Return the checksum of all candidates that are screened, from their indices alone."""
+        return sum(checksum_of_range(*self.bounds(k)) for k in self.selected) & MASK

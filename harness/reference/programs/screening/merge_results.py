@@ -1,101 +1,141 @@
-"""The results of all ranks put together: one file a node, a proof that nothing is missing, and a table of the best."""
+"""Merge the results of all ranks into one file per node, and verify that they cover every part once."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from harness.reference.distributed.group import Team
-from harness.reference.distributed.launch import share
+from harness.protocol.programs.screening import Proof
+from harness.reference.distributed.group import ProcessGroup
+from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
 from harness.reference.programs.screening import result_segments
-from harness.reference.programs.screening.index_partition import MASK, Parts, checksum_of_range
-from harness.reference.programs.screening.result_segments import Covered
-from harness.reference.programs.screening.retention import Keeping
-from harness.reference.programs.screening.scoring import Scores, joined
+from harness.reference.programs.screening.candidates.workload import Workload
+from harness.reference.programs.screening.index_partition import MASK, IndexPartition, checksum_of_range
+from harness.reference.programs.screening.result_segments import SegmentEntry
+from harness.reference.programs.screening.retention import Retention
+from harness.reference.programs.screening.scoring import Scores, concatenate_scores
 
-AT_ONCE = 64  # parts
-CUTS = 60  # after so many halvings two numbers of single precision are the same
+CHUNK = 64  # parts
+MAX_BISECTIONS = 60  # after which the bounds are equal in single precision
 
 
 def results_files(folder: Path) -> list[Path]:
-    """The files that a finished screening leaves, one a node."""
+    """Return the files of a finished screening, one per node."""
     return sorted(folder.glob("results-*.bp"))
 
 
-def proven(files: Sequence[Path], parts: Parts, identity: str, team: Team) -> dict[str, object]:
-    """That the files cover every part that was to be screened, once; raises InputError saying what is amiss.
+def screening_identity(
+    model: nn.Module, workload: Workload, parts: IndexPartition, names: Sequence[str], keeping: Retention
+) -> str:
+    """Return the hash of all that results must share to be merged into one file."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    plain = [workload.name, workload.total, parts.size, parts.wanted, list(names), str(asdict(keeping))]
+    digest.update(json.dumps(plain).encode())
+    return digest.hexdigest()[:32]
 
-    Each rank reads its share of the files. The checksum over what they say is held against one over the indices
-    themselves, which the ranks make anew; a part that is missing or there twice changes it.
+
+def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str, team: ProcessGroup) -> Proof:
+    """Verify that the files cover every selected part once; collective.
+
+    Each rank reads its share of the files. The sum of their checksums is compared with that of the indices themselves,
+    which the ranks compute again: a missing or repeated part changes it.
+
+    Args:
+        files: The files of all ranks.
+        parts: The partition.
+        identity: The identity of the screening.
+        team: The ranks.
+
+    Raises:
+        InputError: A file is damaged, or parts are missing or repeated.
     """
-    place = team.place
     covered = [
-        c for path in share(files, place.rank, place.size) for c in result_segments.summary(path, identity).values()
+        c for path in shard(files, team.rank, team.size) for c in result_segments.read_summary(path, identity).values()
     ]
-    own = [checksum_of_range(*parts.bounds(k)) for k in share(parts.numbers, place.rank, place.size)]
+    recomputed = [checksum_of_range(*parts.bounds(k)) for k in shard(parts.selected, team.rank, team.size)]
     sums = (
         len(covered), sum(c.candidates for c in covered), sum(c.evaluated for c in covered),
-        sum(c.checksum for c in covered) & MASK, sum(own) & MASK,
+        sum(c.checksum for c in covered) & MASK, sum(recomputed) & MASK,
     )  # fmt: skip
-    count, candidates, evaluated, found, expected = (sum(each) for each in zip(*team.gathered(sums), strict=True))
+    count, candidates, evaluated, found, expected = (sum(each) for each in zip(*team.all_gather(sums), strict=True))
     found, expected = found & MASK, expected & MASK
-    if count != len(parts.numbers) or found != expected:
+    if count != len(parts.selected) or found != expected:
         raise InputError(
-            f"results: {count} parts are there for {len(parts.numbers)}, checksum {found:016x} for {expected:016x}"
+            f"results: {count} parts are there for {len(parts.selected)}, checksum {found:016x} for {expected:016x}"
         )
-    return {
-        "parts": count,
-        "candidates": candidates,
-        "evaluated": evaluated,
-        "checksum": f"{found:016x}",
-        "expected": f"{expected:016x}",
-    }
+    return Proof(
+        parts=count,
+        candidates=candidates,
+        evaluated=evaluated,
+        checksum=f"{found:016x}",
+        expected=f"{expected:016x}",
+    )
 
 
-def combine(
-    folder: Path, files: Sequence[Path], number: int, names: tuple[str, ...], keeping: Keeping, identity: str
+def merge_segments(
+    folder: Path, files: Sequence[Path], number: int, *, names: tuple[str, ...], keeping: Retention, identity: str
 ) -> Scores:
-    """Put segments into this node's one file, piece by piece; returns the best of them."""
-    best = joined(names, [])
+    """Merge segments into the file of one node, piece by piece, and return the best results.
+
+    Args:
+        folder: The folder of the case.
+        files: The segments.
+        number: Number of the node.
+        names: Names of the columns.
+        keeping: The retention.
+        identity: The identity of the screening.
+    """
+    best = concatenate_scores(names, [])
     path = folder / f"results-{number:05d}.bp"
 
-    def pieces() -> Iterator[list[Covered]]:
+    def pieces() -> Iterator[list[SegmentEntry]]:
         nonlocal best
         for segment in files:
             covered = result_segments.read(segment)
-            for first in range(0, len(covered), AT_ONCE):
-                piece = covered[first : first + AT_ONCE]
-                best = top(joined(names, [best, *(c.kept for c in piece if c.kept is not None)]), keeping)
+            for first in range(0, len(covered), CHUNK):
+                piece = covered[first : first + CHUNK]
+                best = top(concatenate_scores(names, [best, *(c.kept for c in piece if c.kept is not None)]), keeping)
                 yield piece
 
     result_segments.write(path, pieces(), names, identity)
     return best
 
 
-def best_of_all(own: Scores, keeping: Keeping, team: Team) -> Scores:
-    """The best of what ranks have each found best, on rank 0; nothing elsewhere.
+def global_top_k(local: Scores, keeping: Retention, team: ProcessGroup) -> Scores:
+    """Return the best results of all ranks on rank 0, and nothing on the others; collective.
 
-    What a rank sends lies within a limit that is drawn closer until not many more than are asked for lie within it.
+    Ranks send results below a bound, which bisection lowers until at most twice as many as requested remain.
+
+    Args:
+        local: The best results of this rank.
+        keeping: The retention.
+        team: The ranks.
     """
-    values = own.column(keeping.by).astype(float) * (-1 if keeping.highest else 1)
-    ends = team.largest(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
+    values = local.column(keeping.by).astype(float) * (-1 if keeping.highest else 1)
+    ends = team.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
     low, high = -ends[0], ends[1]
-    for _ in range(CUTS):
+    for _ in range(MAX_BISECTIONS):
         middle = low + (high - low) / 2
-        within = float(team.total(torch.tensor([(values <= middle).sum()])))
+        within = float(team.all_reduce_sum(torch.tensor([(values <= middle).sum()])))
         if within >= keeping.count:
             high = middle
         else:
             low = middle
         if keeping.count <= within <= 2 * keeping.count:
             break
-    return top(joined(own.names, team.gathered_by_first(own[values <= high])), keeping)
+    return top(concatenate_scores(local.names, team.gather(local[values <= high])), keeping)
 
 
-def top(scores: Scores, keeping: Keeping) -> Scores:
-    """The best by the column that counts, as many as are asked for; all of them where that is what is kept."""
+def top(scores: Scores, keeping: Retention) -> Scores:
+    """Return the best results by the column of the retention, at most `count` of them, best first."""
     return keeping.ranked(scores)[: keeping.count] if len(scores) > keeping.count else keeping.ranked(scores)

@@ -1,6 +1,6 @@
-"""How far a structure is from what the model was trained on, and how well that tells strange structures from others.
+"""The distance of a structure from the training sets, and how well it detects out-of-distribution structures.
 
-The distance is Mahalanobis' of the pooled embedding per atom, its covariance shrunk towards a multiple of one. Sources:
+It is the Mahalanobis distance of the pooled embedding per atom, with a covariance shrunk towards the identity. Sources:
 Lee, Lee, Lee and Shin, NeurIPS 2018; Ledoit and Wolf, J. Multivariate Anal. 88, 365 (2004), as in scikit-learn.
 """
 
@@ -8,30 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 
-from harness.reference.data.batch import collate
-from harness.reference.data.neighbours import neighbour_graph
+from harness.reference.data.batch import build_batch
+from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Array, Structure
-from harness.reference.datasets.collection import parted
-from harness.reference.datasets.random_structures import random_structures
-from harness.reference.datasets.shipped_sets import MINI_SETS
+from harness.reference.datasets.collection import load_shipped_splits
+from harness.reference.datasets.random_structures import make_random_structures
+from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splitting.splits import SEED, SPLITS
+from harness.reference.distributed.group import ProcessGroup
 from harness.reference.errors import InputError
+from harness.reference.models import sealed
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.programs.screening.scoring import Familiar
+from harness.reference.programs.screening.scoring import MahalanobisDistance
 
 BATCH = 32
 STRAIN = 0.3  # angstrom, of every coordinate
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """threshold: of the distance, above which a structure is flagged; share: of the structures it was set on, held out
-    of training, that it flags. false_alarms: of others, held out too. detected: of strange ones, by kind."""
+class OodCalibration:
+    """The calibration of the distance.
+
+    Attributes:
+        threshold: Distance above which a structure is flagged.
+        share: Share flagged of the held-out structures that set the threshold.
+        false_alarms: Share flagged of other held-out structures.
+        calibrated_on: Number of structures that set the threshold.
+        tested_on: Number of other held-out structures.
+        detected: Share flagged of out-of-distribution structures, by kind.
+    """
 
     threshold: float
     share: float
@@ -41,54 +52,80 @@ class Calibration:
     detected: dict[str, float]
 
 
-def embedded(model: FoundationModel, structures: Sequence[Structure]) -> Array:
-    """Pooled features per atom, [s, F]."""
+def embed(model: FoundationModel, structures: Sequence[Structure]) -> Array:
+    """Return the pooled features per atom of structures, [s, F]."""
     weight = next(model.parameters())
     rows = []
     for first in range(0, len(structures), BATCH):
         limits = model.config.cutoff, model.config.max_neighbours
         some = structures[first : first + BATCH]
-        graphs = [neighbour_graph(s, cutoff=limits[0], max_neighbours=limits[1]) for s in some]
-        batch = collate(graphs, with_triplets=model.config.needs_triplets).to(weight.device, weight.dtype)
+        graphs = [build_neighbour_list(s, cutoff=limits[0], max_neighbours=limits[1]) for s in some]
+        batch = build_batch(graphs, with_triplets=model.config.needs_triplets).to(weight.device, weight.dtype)
         with torch.no_grad():
             pooled = model.encode(batch, batch.positions, batch.shift) / batch.atoms.unsqueeze(-1)
         rows.append(pooled.double().cpu().numpy())
     return np.concatenate(rows)
 
 
-def familiar(embedding: Array) -> Familiar:
-    """The distance from these embeddings, [s, F]."""
+def fit_distance(embedding: Array) -> MahalanobisDistance:
+    """Fit the distance to embeddings [s, F] of training structures; raise InputError if there are fewer than two."""
     if len(embedding) < 2:
-        raise InputError(f"{len(embedding)} training structures: too few to tell what is familiar")
-    found = LedoitWolf().fit(embedding)
-    values, vectors = np.linalg.eigh(found.covariance_)
+        raise InputError(f"{len(embedding)} training structures: expected at least 2 to fit a distance")
+    fit = LedoitWolf().fit(embedding)
+    values, vectors = np.linalg.eigh(fit.covariance_)
     whitening = vectors / np.sqrt(np.maximum(values, values.max() * 1e-12))
-    return Familiar(torch.from_numpy(found.location_), torch.from_numpy(whitening))
+    return MahalanobisDistance(torch.from_numpy(fit.location_), torch.from_numpy(whitening))
 
 
-def calibrated(known: Array, test: Array, strange: dict[str, Array], false_alarm: float) -> Calibration:
-    """The threshold that this share of `known` distances lies above, and what it does on others.
+def fit_training_distance(model: FoundationModel, limit: int, team: ProcessGroup, path: Path) -> MahalanobisDistance:
+    """Fit the distance from the training sets on rank 0, and load it on all ranks; collective.
 
-    known, test: distances of structures held out of training, of different materials and molecules. strange: by kind.
+    Args:
+        model: The model on the CPU.
+        limit: Structures of each training set.
+        team: The ranks.
+        path: The file that rank 0 writes.
+    """
+    if team.rank == 0:
+        known = [s for structures in training_structures(0, limit).values() for s in structures]
+        fit = fit_distance(embed(model, known))
+        sealed.write(path, "gfm-harness embeddings", {"mean": fit.mean, "whitening": fit.whitening}, {})
+    team.barrier()
+    return MahalanobisDistance(**sealed.read_tensors(path))
+
+
+def calibrate(known: Array, test: Array, strange: dict[str, Array], false_alarm: float) -> OodCalibration:
+    """Set the threshold that a share of the known distances exceeds, and measure it on other structures.
+
+    Args:
+        known: Distances of held-out structures.
+        test: Distances of held-out structures of other materials and molecules.
+        strange: Distances of out-of-distribution structures, by kind.
+        false_alarm: Share of the known distances above the threshold.
     """
     threshold = float(np.quantile(known, 1.0 - false_alarm))
-    return Calibration(
-        threshold,
-        float((known > threshold).mean()),
-        float((test > threshold).mean()),
-        len(known),
-        len(test),
-        {kind: float((distances > threshold).mean()) for kind, distances in strange.items()},
+    return OodCalibration(
+        threshold=threshold,
+        share=float((known > threshold).mean()),
+        false_alarms=float((test > threshold).mean()),
+        calibrated_on=len(known),
+        tested_on=len(test),
+        detected={kind: float((distances > threshold).mean()) for kind, distances in strange.items()},
     )
 
 
 def training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
-    """Of each shipped set the first `limit` structures of a split: 0 training, 1 validation, 2 test."""
-    found = {}
-    for entry in MINI_SETS:
-        part = parted(entry.name, held_out=0.1, seed=SEED)[SPLITS[split]]
+    """Return the first structures of a split of each shipped set.
+
+    Args:
+        split: 0 for training, 1 for validation, 2 for test.
+        limit: Number of structures of each set.
+    """
+    structures = {}
+    for entry in SHIPPED_SETS:
+        part = load_shipped_splits(entry.name, held_out=0.1, seed=SEED)[SPLITS[split]]
         records = part.samples.get(np.arange(min(limit, len(part.samples))))
-        found[entry.name] = [
+        structures[entry.name] = [
             Structure(
                 name=f"{entry.name}/{k}",
                 numbers=r["atomic_numbers"][:, 0].astype(np.int64),
@@ -100,11 +137,11 @@ def training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
             )
             for k, r in enumerate(records)
         ]
-    return found
+    return structures
 
 
-def strange_structures(known: Sequence[Structure], count: int, seed: int) -> dict[str, list[Structure]]:
-    """Structures that no dataset holds: atoms at random in a box, and known ones with every atom displaced."""
+def ood_structures(known: Sequence[Structure], count: int, seed: int) -> dict[str, list[Structure]]:
+    """Return structures that no dataset contains: random atoms in a box, and known structures with displaced atoms."""
     rng = np.random.default_rng(seed)
     picked = [known[k] for k in rng.permutation(len(known))[:count]]
     shaken = [
@@ -117,4 +154,4 @@ def strange_structures(known: Sequence[Structure], count: int, seed: int) -> dic
         )
         for s in picked
     ]
-    return {"random box": random_structures(count, atoms=(2, 60)), f"displaced by {STRAIN} angstrom": shaken}
+    return {"random box": make_random_structures(count, atoms=(2, 60)), f"displaced by {STRAIN} angstrom": shaken}

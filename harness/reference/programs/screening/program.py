@@ -1,307 +1,286 @@
 """Screening: candidates by the million through the model, on every rank, in constant memory (suites/screening.yaml).
-
-Events besides those of every program:
-    found      parts that an earlier attempt has finished, and files of its that were of no use
-    rank       what one rank has done: counts, seconds by what they went to, memory
-    proof      that every candidate was taken once: counts, and the checksum over the indices
-    best       one of the best candidates
 Results stand in results-<node>.bp: candidates and scores, part by part; best.csv holds the best of all.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
-from torch import nn
 
-from harness.protocol.events import EventLog
+from harness.protocol.events import CaseLog
+from harness.protocol.programs.assessment import Trust
+from harness.protocol.programs.screening import (
+    BestCandidate,
+    FoundParts,
+    RankWork,
+    Screened,
+    ScreeningFacts,
+    ScreeningModel,
+    ScreeningParameters,
+    ScreeningWorkload,
+)
+from harness.protocol.records import Progress
+from harness.protocol.registry import parse_parameters
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import Team, own_device
-from harness.reference.distributed.group import joined as joined_team
-from harness.reference.distributed.launch import share
+from harness.reference.distributed.group import ProcessGroup, local_device, process_group
+from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
 from harness.reference.inference.precision import precision
-from harness.reference.models import checkpoints, sealed
+from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.message_backend import Messages, chosen
-from harness.reference.options import build
+from harness.reference.models.message_backend import select_backend
 from harness.reference.programs.screening import result_segments
-from harness.reference.programs.screening.assessment import Judged, TrustConfig, judge
-from harness.reference.programs.screening.candidates.choice import WorkloadConfig, workload_of
+from harness.reference.programs.screening.assessment import FinishedScreening, assess
+from harness.reference.programs.screening.candidates.choice import build_workload
 from harness.reference.programs.screening.candidates.workload import Workload
-from harness.reference.programs.screening.index_partition import Parts
-from harness.reference.programs.screening.merge_results import best_of_all, combine, proven, results_files
-from harness.reference.programs.screening.ood_distance import embedded, training_structures
-from harness.reference.programs.screening.ood_distance import familiar as familiar_of
-from harness.reference.programs.screening.retention import Keeping
-from harness.reference.programs.screening.scoring import Familiar, Scores, columns, energies_only, joined, with_forces
-from harness.reference.programs.screening.worker import Evaluator, Rank, Score
+from harness.reference.programs.screening.index_partition import IndexPartition
+from harness.reference.programs.screening.merge_results import (
+    global_top_k,
+    merge_segments,
+    results_files,
+    screening_identity,
+    verify_coverage,
+)
+from harness.reference.programs.screening.ood_distance import fit_training_distance
+from harness.reference.programs.screening.retention import Retention
+from harness.reference.programs.screening.scoring import (
+    Scores,
+    column_names,
+    concatenate_scores,
+    energies_only,
+    with_forces,
+)
+from harness.reference.programs.screening.worker import ModelScorer, Score, ScreeningWorker
 from harness.reference.training import continuation
 
 BEST = "best.csv"
 SHOWN = 20
-PROGRESS = "progress"
 FAMILIAR = "familiar.safetensors"
 
 
-@dataclass(frozen=True)
-class ScreeningConfig:
-    """One screening. workload: as WorkloadConfig. checkpoint: of a model, or `model`, the sizes of an untrained one.
-
-    candidates: about how many, in parts evenly spread over the space; all by default. part: candidates of a part.
-    keep: as Keeping. energy_only: no forces. distance: of each candidate from the training sets, of which known_limit
-    structures each are looked at. edges: of a batch, about. ahead: batches made ahead, 0 for none. messages: as
-    one operator where there is one (fused), or plain; both give the same up to rounding. trust: as TrustConfig; how far
-    to trust the results is found out by rank 0 alone, and so on many nodes better by a case of its own that judges: it
-    screens nothing, and looks at the screening that it comes after.
-    """
-
-    workload: dict[str, Any]
-    checkpoint: str | None = "painn-64"
-    model: dict[str, Any] = field(default_factory=dict)
-    candidates: int | None = None
-    part: int = 4096
-    keep: dict[str, Any] = field(default_factory=dict)
-    energy_only: bool = False
-    distance: bool = False
-    known_limit: int = 200
-    edges: int = 20_000
-    ahead: int = 2
-    commit_s: float = 60.0
-    precision: str = "fp32"
-    trust: dict[str, Any] | None = None
-    judges: bool = False
-    compile: bool = True
-    messages: Messages = "plain"
-    backend: str = "gloo"
-    device: str = "cpu"
-    seed: int = 0
-    timeout_s: float = 3600.0
-
-
-def run(parameters: dict[str, Any], log: EventLog, folder: Path) -> None:
-    """The program: screen what no earlier attempt has, prove that nothing is missing, and put it together."""
-    config = build(ScreeningConfig, parameters)
-    place = launch.find(os.environ)
+def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
+    """Screen what no earlier attempt has, prove that nothing is missing, and merge the results."""
+    place = launch.detect_rank(os.environ)
     if config.judges:
         if place.rank == 0:
-            judge_earlier(continuation.before(folder), config.trust or {}, log, folder)
+            assess_earlier(continuation.previous_case(folder), config.trust or Trust(), log, folder)
         return
-    device = own_device(config.device, config.backend, place)
-    model, notes = model_of(config)
-    workload = workload_of(build(WorkloadConfig, config.workload), model)
-    keeping = build(Keeping, config.keep)
-    parts = Parts.about(workload.total, config.part, config.candidates)
-    with joined_team(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        evaluator = evaluator_of(model, config, device, team, folder)
+    device = local_device(config.device, config.backend, place)
+    model, notes = load_model(config)
+    workload = build_workload(config.workload, model)
+    keeping = Retention.from_parameters(config.keep)
+    parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
+    with process_group(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        evaluator = build_scorer(model, config, device, team, folder)
         if keeping.by not in evaluator.names:
-            raise InputError(f"keep by {keeping.by!r}: told are {', '.join(evaluator.names)}")
+            raise InputError(f"keep by {keeping.by!r}: expected one of {', '.join(evaluator.names)}")
         if keeping.most_distance < float("inf") and not config.distance:
             raise InputError("keep: most_distance needs `distance: true`")
-        identity = identity_of(model, workload, parts, evaluator.names, keeping)
+        identity = screening_identity(model, workload, parts, evaluator.names, keeping)
         describe(config, workload, parts, evaluator, log)
-        screen(Screening(config, workload, parts, evaluator, keeping, folder, identity, team, log))
+        screen(
+            Screening(
+                config=config, workload=workload, parts=parts, evaluator=evaluator, keeping=keeping, folder=folder,
+                identity=identity, team=team, log=log,
+            )
+        )  # fmt: skip
         if config.trust is not None and place.rank == 0:
-            judged = Judged(model, notes, workload, parts, best_in(folder))
-            judge(build(TrustConfig, config.trust), judged, log, folder)
-        team.meet()
+            judged = FinishedScreening(model, notes, workload, parts, read_best(folder))
+            assess(config.trust, judged, log, folder)
+        team.barrier()
 
 
-def judge_earlier(earlier: Path, trust: dict[str, Any], log: EventLog, folder: Path) -> None:
-    """How far to trust the screening in another folder; raises InputError where it has not come to its end."""
+def assess_earlier(earlier: Path, trust: Trust, log: CaseLog, folder: Path) -> None:
+    """Assess the screening in another folder; raise InputError if it is not finished."""
     if not (earlier / BEST).exists():
         raise InputError(f"judges: {earlier} holds no {BEST}, so that no screening has come to its end there")
     case = json.loads((earlier / "case.json").read_text(encoding="utf-8"))
-    config = build(ScreeningConfig, case["parameters"])
-    model, notes = model_of(config)
-    workload = workload_of(build(WorkloadConfig, config.workload), model)
-    parts = Parts.about(workload.total, config.part, config.candidates)
-    log.fact("judged", earlier.name)
-    judge(build(TrustConfig, trust), Judged(model, notes, workload, parts, best_in(earlier)), log, folder)
+    config = parse_parameters("screening", case["parameters"])
+    assert isinstance(config, ScreeningParameters)
+    model, notes = load_model(config)
+    workload = build_workload(config.workload, model)
+    parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
+    log.record_facts(ScreeningFacts(judged=earlier.name))
+    assess(trust, FinishedScreening(model, notes, workload, parts, read_best(earlier)), log, folder)
 
 
-def model_of(config: ScreeningConfig) -> tuple[FoundationModel, dict[str, object]]:
-    """The model in its precision, frozen, on the CPU, and the notes of its checkpoint."""
+def load_model(config: ScreeningParameters) -> tuple[FoundationModel, dict[str, object]]:
+    """Return the frozen model in its precision on the CPU, and the notes of its checkpoint."""
     notes: dict[str, object] = {}
     if config.checkpoint is not None:
-        model, notes = checkpoints.named(config.checkpoint)
+        model, notes = checkpoints.load_named(config.checkpoint)
     else:
         torch.manual_seed(config.seed)
-        model = FoundationModel(build(ModelConfig, config.model))
-        model.know_everything()
-    return precision(config.precision).of(model).eval().requires_grad_(False), notes
+        model = FoundationModel(ModelConfig.from_parameters(config.model))
+        model.mark_all_elements_known()
+    return precision(config.precision).apply(model).eval().requires_grad_(False), notes
 
 
-def evaluator_of(
-    model: FoundationModel, config: ScreeningConfig, device: torch.device, team: Team, folder: Path
-) -> Evaluator:
-    """The model at work on the rank's device."""
-    of_messages = chosen(config.messages, model.config.backbone, team)
+def build_scorer(
+    model: FoundationModel, config: ScreeningParameters, device: torch.device, team: ProcessGroup, folder: Path
+) -> ModelScorer:
+    """Build the scorer of batches on the device of this rank; collective."""
+    of_messages = select_backend(config.messages, model.config.backbone, team)
     score: Score = partial(energies_only if config.energy_only else with_forces, fused=of_messages.fused)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None
-    familiar = distance_of(model, config, team, folder) if config.distance else None
-    names = columns(forces=not config.energy_only, distance=config.distance)
+    distance = fit_training_distance(model, config.known_limit, team, folder / FAMILIAR) if config.distance else None
+    names = column_names(forces=not config.energy_only, distance=config.distance)
     kind = precision(config.precision).dtype
-    if familiar is not None:
-        familiar = familiar.to(device, kind)
-    return Evaluator(model.to(device), score, names, familiar, device, kind, of_messages, compiled)
+    if distance is not None:
+        distance = distance.to(device, kind)
+    return ModelScorer(
+        model=model.to(device),
+        score=score,
+        names=names,
+        distance=distance,
+        device=device,
+        dtype=kind,
+        messages=of_messages,
+        compiled=compiled,
+    )
 
 
-def distance_of(model: FoundationModel, config: ScreeningConfig, team: Team, folder: Path) -> Familiar:
-    """What the model was trained on, as embeddings; rank 0 looks at it for all."""
-    path = folder / FAMILIAR
-    if team.place.rank == 0:
-        known = [s for of in training_structures(0, config.known_limit).values() for s in of]
-        found = familiar_of(embedded(model, known))
-        sealed.write(path, "gfm-harness embeddings", {"mean": found.mean, "whitening": found.whitening}, {})
-    team.meet()
-    return Familiar(**sealed.read_tensors(path))
-
-
-def identity_of(model: nn.Module, workload: Workload, parts: Parts, names: Sequence[str], keeping: Keeping) -> str:
-    """What results must have in common to stand in one file."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    plain = [workload.name, workload.total, parts.size, parts.wanted, list(names), str(asdict(keeping))]
-    digest.update(json.dumps(plain).encode())
-    return digest.hexdigest()[:32]
-
-
-def describe(config: ScreeningConfig, workload: Workload, parts: Parts, evaluator: Evaluator, log: EventLog) -> None:
-    """Facts of the whole case."""
-    log.fact("workload", {"name": workload.name, "total": workload.total, **workload.facts})
-    log.fact("screened", {"parts": len(parts.numbers), "part": parts.size, "candidates": parts.candidates})
+def describe(
+    config: ScreeningParameters, workload: Workload, parts: IndexPartition, evaluator: ModelScorer, log: CaseLog
+) -> None:
+    """Log facts of the whole case."""
+    space = {"name": workload.name, "total": workload.total, **workload.facts}
     model = evaluator.model
-    log.fact(
-        "model",
-        {
-            "checkpoint": config.checkpoint, "config": model.config.asdict(), "precision": config.precision,
-            "parameters": sum(p.numel() for p in model.parameters()), "columns": list(evaluator.names),
-            "compiled": config.compile, "device": str(evaluator.device), "threads": torch.get_num_threads(),
-            "messages": evaluator.messages.messages, "why_plain": evaluator.messages.why_plain,
-        },
+    log.record_facts(
+        ScreeningFacts(
+            workload=msgspec.convert(space, ScreeningWorkload),
+            screened=Screened(parts=len(parts.selected), part=parts.size, candidates=parts.candidates),
+            model=ScreeningModel(
+                checkpoint=config.checkpoint, config=model.config.asdict(), precision=config.precision,
+                parameters=sum(p.numel() for p in model.parameters()), columns=list(evaluator.names),
+                compiled=config.compile, device=str(evaluator.device), threads=torch.get_num_threads(),
+                messages=evaluator.messages.messages, why_plain=evaluator.messages.why_plain,
+            ),
+        )
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Screening:
-    """All that a rank needs."""
+    """The state of a screening on one rank."""
 
-    config: ScreeningConfig
+    config: ScreeningParameters
     workload: Workload
-    parts: Parts
-    evaluator: Evaluator
-    keeping: Keeping
+    parts: IndexPartition
+    evaluator: ModelScorer
+    keeping: Retention
     folder: Path
     identity: str
-    team: Team
-    log: EventLog
+    team: ProcessGroup
+    log: CaseLog
 
 
 def screen(at: Screening) -> None:
-    """Everything that the ranks do together."""
-    place, folder = at.team.place, at.folder / result_segments.FOLDER
-    if at.team.told_by(0, place.rank == 0 and not folder.exists() and bool(results_files(at.folder))):
-        at.log.write("proof", **proven(results_files(at.folder), at.parts, at.identity, at.team), before=True)
+    """Screen the remaining parts on all ranks, verify the coverage, and merge the results; collective."""
+    place, folder = at.team.rank_info, at.folder / result_segments.FOLDER
+    if at.team.broadcast_object(0, place.rank == 0 and not folder.exists() and bool(results_files(at.folder))):
+        proof = verify_coverage(results_files(at.folder), at.parts, at.identity, at.team)
+        at.log.write(msgspec.structs.replace(proof, before=True))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    before = found_before(at, folder)
-    left = [number for number in at.parts.numbers if number not in before]
+    before = scan_earlier_results(at, folder)
+    remaining = [number for number in at.parts.selected if number not in before]
     total, done = at.parts.candidates, sum(before.values())
 
-    def told(candidates: int) -> None:
+    def report_progress(candidates: int) -> None:
         nonlocal done
         done += candidates * place.size
-        at.log.write(PROGRESS, done=min(done, total), total=total, what="candidates")
+        at.log.write(Progress(done=min(done, total), total=total, what="candidates"))
 
-    rank = Rank(
-        at.workload, at.parts, at.evaluator, at.keeping, folder, at.identity, place.rank, at.config.edges,
-        at.config.ahead, at.config.commit_s, told,
+    worker = ScreeningWorker(
+        workload=at.workload, parts=at.parts, evaluator=at.evaluator, keeping=at.keeping, folder=folder,
+        identity=at.identity, rank=place.rank, edges=at.config.edges, ahead=at.config.ahead,
+        commit_s=at.config.commit_s, on_progress=report_progress,
     )  # fmt: skip
-    tally = rank.run(share(left, place.rank, place.size))
-    for number, plain in enumerate(at.team.gathered_by_first(tally.plain())):
-        at.log.write("rank", rank=number, **plain)
-    at.team.meet()
-    files = at.team.told_by(0, sorted(folder.glob("*.bp")) if place.rank == 0 else [])
-    at.log.write("proof", **proven(files, at.parts, at.identity, at.team))
-    together(at, files)
+    stats = worker.run(shard(remaining, place.rank, place.size))
+    for number, plain in enumerate(at.team.gather(stats.plain())):
+        at.log.write(msgspec.convert({"event": "rank", "rank": number, **plain}, RankWork))
+    at.team.barrier()
+    files = at.team.broadcast_object(0, sorted(folder.glob("*.bp")) if place.rank == 0 else [])
+    at.log.write(verify_coverage(files, at.parts, at.identity, at.team))
+    merge_results(at, files)
 
 
-def found_before(at: Screening, folder: Path) -> dict[int, int]:
-    """The parts that earlier attempts have left, with their candidates; what is of no use is cleared away.
+def scan_earlier_results(at: Screening, folder: Path) -> dict[int, int]:
+    """Return the candidates of each part that earlier attempts finished, and delete unusable files; collective.
 
-    Each rank looks at its share of the files. Results that were being put together are, once more, from segments that
-    are all there still.
+    Each rank checks its share of the files. Merged results are deleted and merged again, as all segments still exist.
     """
-    place = at.team.place
+    place = at.team.rank_info
     if place.rank == 0:
         result_segments.remove(results_files(at.folder))
-    paths = at.team.told_by(0, sorted(folder.glob("*")) if place.rank == 0 else [])
-    own = result_segments.found_in(share(paths, place.rank, place.size), at.identity)
+    paths = at.team.broadcast_object(0, sorted(folder.glob("*")) if place.rank == 0 else [])
+    own = result_segments.scan_segments(shard(paths, place.rank, place.size), at.identity)
     parts: dict[int, int] = {}
     useless: list[str] = []
-    for some, lines in at.team.gathered(own):
+    for some, lines in at.team.all_gather(own):
         parts |= some
         useless += lines
     if paths:
-        at.log.write("found", parts=len(parts), files=len(paths) - len(useless), useless=useless)
+        at.log.write(FoundParts(parts=len(parts), files=len(paths) - len(useless), useless=useless))
     return parts
 
 
-def together(at: Screening, files: list[Path]) -> None:
-    """One file a node in place of the segments, and the best of all."""
-    hosts = at.team.gathered(platform.node())
+def merge_results(at: Screening, files: list[Path]) -> None:
+    """Merge the segments into one file per node, and write the best results; collective."""
+    hosts = at.team.all_gather(platform.node())
     first_of = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
     leaders = sorted(first_of.values())
-    best = joined(at.evaluator.names, [])
-    if at.team.place.rank in leaders:
-        number = leaders.index(at.team.place.rank)
-        mine = share(files, number, len(leaders))
+    best = concatenate_scores(at.evaluator.names, [])
+    if at.team.rank in leaders:
+        number = leaders.index(at.team.rank)
+        mine = shard(files, number, len(leaders))
         if mine:
-            best = combine(at.folder, mine, number, at.evaluator.names, at.keeping, at.identity)
-    every = best_of_all(best, at.keeping, at.team)
-    place, gone = at.team.place, at.folder / f"{result_segments.FOLDER}.done"
+            best = merge_segments(
+                at.folder, mine, number, names=at.evaluator.names, keeping=at.keeping, identity=at.identity
+            )
+    every = global_top_k(best, at.keeping, at.team)
+    place, gone = at.team.rank_info, at.folder / f"{result_segments.FOLDER}.done"
     if place.rank == 0:
         write_best(at, every)
-        os.replace(at.folder / result_segments.FOLDER, gone)  # all at once: half of them would say that more is to do
-    at.team.meet()
-    result_segments.remove(gone / path.name for path in share(files, place.rank, place.size))
-    at.team.meet()
+        os.replace(
+            at.folder / result_segments.FOLDER, gone
+        )  # in one step: a part of the segments would look like unfinished work
+    at.team.barrier()
+    result_segments.remove(gone / path.name for path in shard(files, place.rank, place.size))
+    at.team.barrier()
     if place.rank == 0:
         result_segments.remove([gone])
 
 
 def write_best(at: Screening, best: Scores) -> None:
-    """best.csv, and the first of it as events."""
+    """Write best.csv, and its first rows as events."""
     part = at.folder / f"{BEST}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = None
         for k, (index, values) in enumerate(zip(best.index.tolist(), best.values.tolist(), strict=True)):
-            told = dict(zip(best.names, values, strict=True))
-            row = {"candidate": index, **at.workload.described(index), **told}
+            scores = dict(zip(best.names, values, strict=True))
+            row = {"candidate": index, **at.workload.describe(index), **scores}
             if writer is None:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
             writer.writerow(row)
             if k < SHOWN:
-                at.log.write("best", place=k + 1, **row)
+                at.log.write(msgspec.convert({"event": "best", "place": k + 1, **row}, BestCandidate))
     os.replace(part, at.folder / BEST)
 
 
-def best_in(folder: Path) -> list[int]:
-    """The candidates of best.csv, best first."""
+def read_best(folder: Path) -> list[int]:
+    """Return the candidates of best.csv, best first."""
     with (folder / BEST).open(encoding="utf-8") as file:
         return [int(row["candidate"]) for row in csv.DictReader(file)]

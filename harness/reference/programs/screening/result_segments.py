@@ -1,4 +1,4 @@
-"""Results on disk: a BP file for each few parts of the index space, whole or not there, each telling what it covers."""
+"""Results on disk: BP files of a few parts of the index space each, complete or absent, with a summary of each part."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ import numpy as np
 
 from harness.reference.errors import InputError
 from harness.reference.programs.screening.index_partition import MASK
-from harness.reference.programs.screening.scoring import Scores, joined
+from harness.reference.programs.screening.scoring import Scores, concatenate_scores
 from harness.reference.storage.adios.writer import BPFile, BPWriter
 from harness.reference.storage.schema import Block, Column
 
 LABEL = "parts"
 FOLDER = "segments"
-NOBODY = -1  # ends the results of a part, so that those of a part, and of all, are never nothing: ADIOS2 reads no such
+SENTINEL = -1  # ends the results of each part, as ADIOS2 cannot read empty columns
 SUMMARY = ("part", "candidates", "evaluated", "checksum")
 
 
-class Foreign(InputError):
-    """Results of another screening."""
+class ForeignResults(InputError):
+    """The results belong to another screening."""
 
 
 @dataclass(frozen=True)
-class Covered:
-    """One part: its number, its candidates, those with results (not filtered out, within what the model was trained
-    on, and finite), the checksum of all its candidates, and what is kept of the results, where they are at hand."""
+class SegmentEntry:
+    """The results of one part.
+
+    Attributes:
+        part: Number of the part.
+        candidates: Number of its candidates.
+        evaluated: Candidates with results: not filtered out, inside the training sets of the model, and finite.
+        checksum: Checksum of all its candidates.
+        kept: The retained results, if they are loaded.
+    """
 
     part: int
     candidates: int
@@ -38,19 +45,19 @@ class Covered:
     kept: Scores | None = None
 
 
-def write(path: Path, pieces: Iterable[Sequence[Covered]], names: tuple[str, ...], identity: str) -> None:
-    """Put parts into a file, piece by piece; OSError where the disk is full, and then nothing is left of it."""
+def write(path: Path, pieces: Iterable[Sequence[SegmentEntry]], names: tuple[str, ...], identity: str) -> None:
+    """Write parts to a file, piece by piece; if the disk is full, raise OSError and leave no file."""
     with BPWriter(path, {"dataset": "screening", "identity": identity, "columns": list(names)}) as writer:
         for covered in pieces:
-            writer.split(LABEL).put(_block(covered, names))
+            writer.split(LABEL).put(_build_block(covered, names))
 
 
-def _block(covered: Sequence[Covered], names: tuple[str, ...]) -> Block:
+def _build_block(covered: Sequence[SegmentEntry], names: tuple[str, ...]) -> Block:
     rows = [[c.part, c.candidates, c.evaluated, np.uint64(c.checksum).astype(np.int64)] for c in covered]
-    end = Scores(names, np.array([NOBODY]), np.zeros((1, len(names)), dtype=np.float32))
-    results = [joined(names, [end] if c.kept is None else [c.kept, end]) for c in covered]
+    end = Scores(names, np.array([SENTINEL]), np.zeros((1, len(names)), dtype=np.float32))
+    results = [concatenate_scores(names, [end] if c.kept is None else [c.kept, end]) for c in covered]
     counts = np.array([len(r) for r in results], dtype=np.int64)
-    kept = joined(names, results)
+    kept = concatenate_scores(names, results)
     return Block(
         len(covered),
         {
@@ -61,37 +68,40 @@ def _block(covered: Sequence[Covered], names: tuple[str, ...]) -> Block:
     )
 
 
-def summary(path: Path, identity: str) -> dict[int, Covered]:
-    """What a file covers, by part, without its results, which are checked against their checksums all the same.
+def read_summary(path: Path, identity: str) -> dict[int, SegmentEntry]:
+    """Return the parts that a file covers, without their results, after checking all of its checksums.
 
-    Raises InputError for a file that is damaged, half-written, or of another screening.
+    Raises:
+        ForeignResults: The results belong to another screening.
+        InputError: The file is damaged or incomplete.
     """
     with BPFile(path) as file:
         if file.attributes.get("identity") != identity:
-            raise Foreign(f"{path}: results of another screening (other candidates, model or columns)")
+            raise ForeignResults(f"{path}: results of another screening (other candidates, model or columns)")
         file.verify()
         block = file.columns(LABEL, 0, file.samples(LABEL), ["summary"])
     rows = [record["summary"].tolist() for record in block.records()]
-    return {part: Covered(part, total, evaluated, signed & MASK) for part, total, evaluated, signed in rows}
+    return {part: SegmentEntry(part, total, evaluated, signed & MASK) for part, total, evaluated, signed in rows}
 
 
-def read(path: Path) -> list[Covered]:
-    """The parts in a file with their results."""
+def read(path: Path) -> list[SegmentEntry]:
+    """Return the parts in a file with their results."""
     with BPFile(path) as file:
         names = tuple(file.attributes["columns"])
         block = file.columns(LABEL, 0, file.samples(LABEL))
-    found = []
+    entries = []
     for record in block.records():
         part, total, evaluated, signed = record["summary"].tolist()
         kept = Scores(names, record["candidate"][:-1], record["scores"][:-1])
-        found.append(Covered(part, total, evaluated, signed & MASK, kept))
-    return found
+        entries.append(SegmentEntry(part, total, evaluated, signed & MASK, kept))
+    return entries
 
 
-def found_in(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
-    """The finished parts in some files, with their candidates, and a line on each file of no use, which is now gone.
+def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list[str]]:
+    """Return the candidates of each finished part in some files, and a message on each unusable file, which is deleted.
 
-    Raises Foreign for results of another screening: they are not thrown away.
+    Raises:
+        ForeignResults: A file belongs to another screening; it is not deleted.
     """
     parts: dict[int, int] = {}
     useless = []
@@ -99,8 +109,8 @@ def found_in(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list
         try:
             if path.suffix != ".bp":
                 raise InputError(f"{path.name}: half-written")
-            parts |= {number: covered.candidates for number, covered in summary(path, identity).items()}
-        except Foreign:
+            parts |= {number: covered.candidates for number, covered in read_summary(path, identity).items()}
+        except ForeignResults:
             raise
         except InputError as error:
             useless.append(str(error))
@@ -109,7 +119,7 @@ def found_in(paths: Iterable[Path], identity: str) -> tuple[dict[int, int], list
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Delete files or folders; those that are gone already are fine."""
+    """Delete files or folders, ignoring those that do not exist."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

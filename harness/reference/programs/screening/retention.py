@@ -1,4 +1,4 @@
-"""Which candidates' results are kept: all of them, the best by some column, or those within bounds."""
+"""The retention of results: all of them, the best by some column, or those within bounds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.reference.errors import InputError
-from harness.reference.programs.screening.scoring import COLUMNS, Scores
+from harness.protocol.programs.screening import Keep
+from harness.reference.programs.screening.scoring import Scores
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Retention:
     """what: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
 
     most_distance: candidates that lie further from the training sets are not kept.
@@ -27,14 +27,21 @@ class Keeping:
     high: float = np.inf
     most_distance: float = np.inf
 
-    def __post_init__(self) -> None:
-        if self.by not in COLUMNS:
-            raise InputError(f"by {self.by!r}: there are {', '.join(COLUMNS)}")
-        if self.count < 1 or not self.low <= self.high:
-            raise InputError(f"count {self.count}, low {self.low}, high {self.high}: expected 1 or more, low to high")
+    @classmethod
+    def from_parameters(cls, keep: Keep) -> Retention:
+        """Return what a case asks for, its open bounds at infinity."""
+        return cls(
+            keep.what,
+            keep.by,
+            keep.count,
+            keep.highest,
+            -np.inf if keep.low is None else keep.low,
+            np.inf if keep.high is None else keep.high,
+            np.inf if keep.most_distance is None else keep.most_distance,
+        )
 
-    def of(self, scores: Scores) -> Scores:
-        """What is kept of some results; of the best, the lower index wins a tie."""
+    def select(self, scores: Scores) -> Scores:
+        """Return the results to retain; among equal ones, the lower index is better."""
         if self.most_distance < np.inf:
             scores = scores[scores.column("distance") <= self.most_distance]
         if self.what == "all":
@@ -47,6 +54,6 @@ class Keeping:
         return scores[best]
 
     def ranked(self, scores: Scores) -> Scores:
-        """Best first."""
+        """Return the results sorted by the column, best first."""
         values = scores.column(self.by)
         return scores[np.lexsort((scores.index, -values if self.highest else values))]

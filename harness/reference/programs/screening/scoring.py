@@ -1,4 +1,4 @@
-"""What is told of a candidate: energies, how far the heads agree, forces, and how far it is from what is known."""
+"""Scores of candidates: energies, spread of the heads, forces, and distance from the training sets."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def columns(*, forces: bool, distance: bool) -> tuple[str, ...]:
-    """The names of what is told where forces and distances are, or are not, asked for."""
+def column_names(*, forces: bool, distance: bool) -> tuple[str, ...]:
+    """Return the names of the columns, with or without forces and distances."""
     left_out = {"force_max_ev_per_a": not forces, "distance": not distance}
     return tuple(name for name in COLUMNS if not left_out.get(name, False))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """names: of the columns. index: [k] of candidates. values: [k, columns]."""
+    """The scores of some candidates.
+
+    Attributes:
+        names: Names of the columns.
+        index: [k] numbers of the candidates.
+        values: [k, columns].
+    """
 
     names: tuple[str, ...]
     index: NDArray[np.int64]
@@ -43,69 +49,77 @@ class Scores:
         return Scores(self.names, self.index[picked], self.values[picked])
 
     def column(self, name: str) -> NDArray[np.float32]:
-        """One column, [k]."""
+        """Return one column, [k]."""
         return self.values[:, self.names.index(name)]
 
 
-def joined(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
-    """One after the other."""
-    none = Scores(names, np.zeros(0, dtype=np.int64), np.zeros((0, len(names)), dtype=np.float32))
-    every = [none, *parts]
+def concatenate_scores(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
+    """Concatenate scores with the given columns; the list may be empty."""
+    empty = Scores(names, np.zeros(0, dtype=np.int64), np.zeros((0, len(names)), dtype=np.float32))
+    every = [empty, *parts]
     return Scores(names, np.concatenate([p.index for p in every]), np.concatenate([p.values for p in every]))
 
 
 @dataclass(frozen=True)
-class Familiar:
-    """Where the training sets lie among embeddings: mean [F] and whitening [F, F], so that the distance of a pooled
-    embedding per atom z is |(z - mean) whitening| / sqrt(F)."""
+class MahalanobisDistance:
+    """The distance |(z - mean) whitening| / sqrt(F) of a pooled embedding per atom z from the training sets.
+
+    Attributes:
+        mean: [F].
+        whitening: [F, F].
+    """
 
     mean: Tensor
     whitening: Tensor
 
     def distance(self, embedding: Tensor) -> Tensor:
-        """embedding [g, F] -> [g]."""
-        away = (embedding - self.mean) @ self.whitening
-        return (away.square().mean(1)).sqrt()
+        """Return the distances [g] of embeddings [g, F]."""
+        deviation = (embedding - self.mean) @ self.whitening
+        return (deviation.square().mean(1)).sqrt()
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Familiar:
-        """The same elsewhere."""
-        return Familiar(self.mean.to(device, dtype), self.whitening.to(device, dtype))
-
-
-def energies_only(model: FoundationModel, batch: Batch, familiar: Familiar | None, *, fused: bool = False) -> Tensor:
-    """What `columns` names of each structure, [g, columns], without forces; fused as of FoundationModel.encode."""
-    told = _scored(model, batch, batch.positions, familiar, fused=fused)
-    return torch.stack(list(told.values()), dim=1)
+    def to(self, device: torch.device, dtype: torch.dtype) -> MahalanobisDistance:
+        """Return a copy on a device in a type."""
+        return MahalanobisDistance(self.mean.to(device, dtype), self.whitening.to(device, dtype))
 
 
-def with_forces(model: FoundationModel, batch: Batch, familiar: Familiar | None, *, fused: bool = False) -> Tensor:
-    """What `columns` names of each structure, [g, columns]; fused as of FoundationModel.encode."""
+def energies_only(
+    model: FoundationModel, batch: Batch, distance: MahalanobisDistance | None, *, fused: bool = False
+) -> Tensor:
+    """Return the columns of each structure without forces, [g, columns]; `fused` as in FoundationModel.features."""
+    scores = _compute_scores(model, batch, batch.positions, distance, fused=fused)
+    return torch.stack(list(scores.values()), dim=1)
+
+
+def with_forces(
+    model: FoundationModel, batch: Batch, distance: MahalanobisDistance | None, *, fused: bool = False
+) -> Tensor:
+    """Return the columns of each structure with forces, [g, columns]; `fused` as in FoundationModel.features."""
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_()
-        told = _scored(model, batch, positions, familiar, fused=fused)
-        (slope,) = torch.autograd.grad((told["beyond_ev_per_atom"] * batch.atoms).sum(), positions)
+        scores = _compute_scores(model, batch, positions, distance, fused=fused)
+        (slope,) = torch.autograd.grad((scores["beyond_ev_per_atom"] * batch.atoms).sum(), positions)
     size = torch.linalg.vector_norm(slope, dim=1)
     largest = size.new_zeros(len(batch.atoms)).scatter_reduce(0, batch.graph, size, "amax", include_self=True)
-    told["force_max_ev_per_a"] = largest
-    return torch.stack([told[name].detach() for name in COLUMNS if name in told], dim=1)
+    scores["force_max_ev_per_a"] = largest
+    return torch.stack([scores[name].detach() for name in COLUMNS if name in scores], dim=1)
 
 
-def _scored(
-    model: FoundationModel, batch: Batch, positions: Tensor, familiar: Familiar | None, *, fused: bool
+def _compute_scores(
+    model: FoundationModel, batch: Batch, positions: Tensor, distance: MahalanobisDistance | None, *, fused: bool
 ) -> dict[str, Tensor]:
     pooled = model.encode(batch, positions, batch.shift, fused=fused)
     atoms = batch.atoms.unsqueeze(-1)
-    beyond = model.beyond_references(pooled, batch) / atoms
+    residual = model.residual_energies(pooled, batch) / atoms
     weights = model.gate_weights(batch.composition)
-    mean = (weights * beyond).sum(1)
-    spread = (weights * (beyond - mean.unsqueeze(-1)).square()).sum(1).clamp_min(0).sqrt()
+    mean = (weights * residual).sum(1)
+    spread = (weights * (residual - mean.unsqueeze(-1)).square()).sum(1).clamp_min(0).sqrt()
     # a head that lacks an element has a reference energy of 0 for it, and a weight of 0
     reference = (weights * (batch.composition @ model.reference_energy.T)).sum(1) / batch.atoms
-    told = {
+    scores = {
         "energy_ev_per_atom": mean + reference,
         "beyond_ev_per_atom": mean,
         "spread_ev_per_atom": spread,
     }
-    if familiar is not None:
-        told["distance"] = familiar.distance(pooled / atoms)
-    return told
+    if distance is not None:
+        scores["distance"] = distance.distance(pooled / atoms)
+    return scores

@@ -1,4 +1,4 @@
-"""One rank's way through its parts of the index space: candidates made ahead in a thread, evaluated, put on disk."""
+"""The worker of one rank: candidates are generated in a thread, scored on the device, and written to disk by parts."""
 
 from __future__ import annotations
 
@@ -18,69 +18,88 @@ from harness.reference.distributed.group import synchronize
 from harness.reference.distributed.launch import first_line
 from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.models.message_backend import PLAIN, Chosen
+from harness.reference.models.message_backend import PLAIN, MessageBackend
 from harness.reference.profiling import fom_client
 from harness.reference.programs.screening import result_segments
-from harness.reference.programs.screening.candidates.workload import Made, Workload
-from harness.reference.programs.screening.index_partition import Parts, checksum_of_range
-from harness.reference.programs.screening.result_segments import Covered
-from harness.reference.programs.screening.retention import Keeping
-from harness.reference.programs.screening.scoring import Familiar, Scores, joined
+from harness.reference.programs.screening.candidates.workload import CandidateBatch, Workload
+from harness.reference.programs.screening.index_partition import IndexPartition, checksum_of_range
+from harness.reference.programs.screening.result_segments import SegmentEntry
+from harness.reference.programs.screening.retention import Retention
+from harness.reference.programs.screening.scoring import MahalanobisDistance, Scores, concatenate_scores
 from harness.reference.storage.prefetch import Prefetch
 
-Score = Callable[[FoundationModel, Batch, Familiar | None], Tensor]
+Score = Callable[[FoundationModel, Batch, MahalanobisDistance | None], Tensor]
 
 
 @dataclass
-class Evaluator:
-    """A model with what it is to tell. score: energies_only or with_forces, with the messages that were chosen.
+class ModelScorer:
+    """Score batches with a model.
 
-    compiled: the same through the compiler; batches of one structure or edge, which it would compile anew, go without.
-    why_eager: why all do, where the compiler has failed.
+    Attributes:
+        model: The model on its device.
+        score: `energies_only` or `with_forces`, with the selected messages.
+        names: Names of the columns.
+        distance: The distance from the training sets, or None.
+        device: The device.
+        dtype: Type of the batches.
+        messages: The message backend.
+        compiled: The compiled score function; batches of one structure or edge, which would need another compilation,
+            use `score`.
+        why_eager: Why compilation failed, if it did.
     """
 
     model: FoundationModel
     score: Score
     names: tuple[str, ...]
-    familiar: Familiar | None
+    distance: MahalanobisDistance | None
     device: torch.device
     dtype: torch.dtype
-    messages: Chosen = PLAIN
+    messages: MessageBackend = PLAIN
     compiled: Score | None = None
     why_eager: str | None = None
 
     def warm_up(self, batch: Batch) -> None:
-        """A first call, which compiles; if that cannot be done, all calls go without."""
+        """Score a first batch, which compiles; if compilation fails, use the eager function from now on."""
         try:
             self(batch)
-        except Exception as error:  # compilers fail in as many ways as there are compilers
+        except Exception as error:  # each compiler raises its own errors
             if self.compiled is None:
                 raise
             self.compiled, self.why_eager = None, first_line(error)[:300]
             self(batch)
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, float]:
-        """What is told of each structure, [g, columns], and the seconds for transfer and on the device."""
-        began = time.perf_counter()
-        there = batch.to(self.device, self.dtype)
+        """Return the scores [g, columns], and the seconds of the transfer and of the computation."""
+        started = time.perf_counter()
+        on_device = batch.to(self.device, self.dtype)
         synchronize(self.device)
         moved = time.perf_counter()
         few = len(batch.composition) < 2 or len(batch.receiver) < 2
         score = self.score if self.compiled is None or few else self.compiled
-        told = score(self.model, there, self.familiar)
+        scores = score(self.model, on_device, self.distance)
         synchronize(self.device)
-        ended = time.perf_counter()
-        return told.float().cpu().numpy(), moved - began, ended - moved
+        finished = time.perf_counter()
+        return scores.float().cpu().numpy(), moved - started, finished - moved
 
 
 @dataclass
-class Tally:
-    """What a rank has done: counts, and seconds by what they went to.
+class WorkerStats:
+    """Counts and times of a rank.
 
-    evaluated: all that the model was run on, but those whose results are not finite. unranked: of these, what the model
-    cannot know anything of, by reason; they have no results. make_s: in the thread that makes candidates. wait_s: of
-    evaluation for it. write_s: for results on disk. warm_up_s: of the first batch, compilation included, evaluated once
-    more before; in no other of these. why_eager: as of Evaluator.
+    Attributes:
+        candidates: Candidates of the parts that are done.
+        evaluated: Candidates that the model scored with finite results.
+        make_s: Seconds in the thread that generates candidates.
+        wait_s: Seconds of waiting for that thread.
+        transfer_s: Seconds of copying batches to the device.
+        device_s: Seconds of scoring.
+        write_s: Seconds of writing results.
+        wall_s: Seconds in total, without the warm-up.
+        warm_up_s: Seconds of an additional evaluation of the first batch, including compilation.
+        left_out: Candidates without results, by reason.
+        unranked: Candidates among those evaluated that are outside the training sets, by reason; they have no results.
+        memory_bytes: Resident memory after each part.
+        why_eager: Why compilation failed, if it did.
     """
 
     candidates: int = 0
@@ -101,124 +120,142 @@ class Tally:
     why_eager: str | None = None
 
     def plain(self) -> dict[str, object]:
-        """As an event tells it; of the memory the first, the median, the largest and the last sample."""
+        """Return plain data for an event, with the first, median, largest and last sample of the memory."""
         memory = sorted(self.memory_bytes) or [0]
-        told = {k: v for k, v in vars(self).items() if k not in ("left_out", "unranked", "memory_bytes")}
-        told = {k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}
+        values = {k: v for k, v in vars(self).items() if k not in ("left_out", "unranked", "memory_bytes")}
+        values = {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
         first = self.memory_bytes[0] if self.memory_bytes else 0
         ends = {"memory_first_bytes": first, "memory_bytes": memory[len(memory) // 2], "memory_peak_bytes": memory[-1]}
         ends["memory_last_bytes"] = self.memory_bytes[-1] if self.memory_bytes else 0
-        return told | ends | {"left_out": dict(self.left_out), "unranked": dict(self.unranked)}
+        return values | ends | {"left_out": dict(self.left_out), "unranked": dict(self.unranked)}
 
 
-@dataclass(frozen=True)
-class Rank:
-    """A rank at work. edges: of a batch, at most about. commit_s: after so many seconds finished parts go to disk."""
+@dataclass(frozen=True, kw_only=True)
+class ScreeningWorker:
+    """Screen parts of the index space on one rank.
+
+    Attributes:
+        workload: The candidates.
+        parts: The partition.
+        evaluator: Scores batches.
+        keeping: The retention of results.
+        folder: The folder of segments.
+        identity: The identity of the screening.
+        rank: The rank of this process.
+        edges: Approximate maximum number of edges of a batch.
+        ahead: Number of batches to generate in advance.
+        commit_s: Seconds between writes of finished parts.
+        on_progress: Receives the number of candidates of each finished part.
+    """
 
     workload: Workload
-    parts: Parts
-    evaluator: Evaluator
-    keeping: Keeping
+    parts: IndexPartition
+    evaluator: ModelScorer
+    keeping: Retention
     folder: Path
     identity: str
-    number: int
+    rank: int
     edges: int
     ahead: int
     commit_s: float
-    told: Callable[[int], None]
+    on_progress: Callable[[int], None]
 
-    def run(self, mine: Sequence[int]) -> Tally:
-        """Screen these parts."""
-        tally = Tally()
-        pending: list[Covered] = []
+    def run(self, numbers: Sequence[int]) -> WorkerStats:
+        """Screen the parts of these numbers."""
+        stats = WorkerStats()
+        pending: list[SegmentEntry] = []
         results: list[Scores] = []
-        began = committed = time.perf_counter()
-        with Prefetch(_itself, self._made(mine, tally), depth=self.ahead) as ahead:
+        started = committed = time.perf_counter()
+        with Prefetch(_identity, self._generate(numbers, stats), depth=self.ahead) as ahead:
             for item in ahead:
-                if isinstance(item, Made):
-                    results.append(self._evaluated(item, tally))
+                if isinstance(item, CandidateBatch):
+                    results.append(self._evaluate(item, stats))
                     continue
-                pending.append(self._part(item, results, tally))
+                pending.append(self._finish_part(item, results, stats))
                 results = []
                 if time.perf_counter() - committed > self.commit_s:
-                    self._commit(pending, tally)
+                    self._commit(pending, stats)
                     pending, committed = [], time.perf_counter()
-            tally.wait_s = ahead.waited_s
-        self._commit(pending, tally)
-        tally.wall_s = time.perf_counter() - began - tally.warm_up_s
-        return tally
+            stats.wait_s = ahead.waited_s
+        self._commit(pending, stats)
+        stats.wall_s = time.perf_counter() - started - stats.warm_up_s
+        return stats
 
-    def _made(self, mine: Sequence[int], tally: Tally) -> Iterator[Made | int]:
-        """Batch after batch, and the number of each part after its last; runs ahead in a thread."""
+    def _generate(self, numbers: Sequence[int], stats: WorkerStats) -> Iterator[CandidateBatch | int]:
+        """Yield the batches of each part, then its number; runs in a thread."""
         coverage = Coverage(self.evaluator.model)
-        for number in mine:
+        for number in numbers:
             batches = self.workload.batches(*self.parts.bounds(number), self.edges)
             while True:
-                began = time.perf_counter()
-                made = next(batches, None)
-                if made is not None and made.batch is not None:
-                    made = replace(made, outside=coverage.outside(made.batch))
-                tally.make_s += time.perf_counter() - began
-                if made is None:
+                started = time.perf_counter()
+                candidates = next(batches, None)
+                if candidates is not None and candidates.batch is not None:
+                    candidates = replace(candidates, outside=coverage.outside(candidates.batch))
+                stats.make_s += time.perf_counter() - started
+                if candidates is None:
                     break
-                yield made
+                yield candidates
             yield number
 
-    def _evaluated(self, made: Made, tally: Tally) -> Scores:
-        """The results of a batch; what is outside the training or no number has none, and is counted."""
-        tally.left_out.update(made.left_out)
-        if made.batch is None:
-            return joined(self.evaluator.names, [])
-        if not tally.batches:
-            began = time.perf_counter()
-            self.evaluator.warm_up(made.batch)
-            tally.warm_up_s = time.perf_counter() - began
-            tally.why_eager = self.evaluator.why_eager
-        values, transfer_s, device_s = self.evaluator(made.batch)
-        tally.transfer_s += transfer_s
-        tally.device_s += device_s
-        fom_client.post("candidates_per_s_of_a_rank", len(made.index) / device_s)
-        tally.batches += 1
-        tally.atoms += len(made.batch.numbers)
-        tally.edges += len(made.batch.receiver)
-        scores = Scores(self.evaluator.names, made.index, values)
-        inside = ~np.any([np.zeros(len(values), dtype=bool), *made.outside.values()], axis=0)
+    def _evaluate(self, candidates: CandidateBatch, stats: WorkerStats) -> Scores:
+        """Score a batch; candidates outside the training sets, or without finite scores, are counted and dropped."""
+        stats.left_out.update(candidates.left_out)
+        if candidates.batch is None:
+            return concatenate_scores(self.evaluator.names, [])
+        if not stats.batches:
+            started = time.perf_counter()
+            self.evaluator.warm_up(candidates.batch)
+            stats.warm_up_s = time.perf_counter() - started
+            stats.why_eager = self.evaluator.why_eager
+        values, transfer_s, device_s = self.evaluator(candidates.batch)
+        stats.transfer_s += transfer_s
+        stats.device_s += device_s
+        fom_client.post_figure_of_merit("candidates_per_s_of_a_rank", len(candidates.index) / device_s)
+        stats.batches += 1
+        stats.atoms += len(candidates.batch.numbers)
+        stats.edges += len(candidates.batch.receiver)
+        scores = Scores(self.evaluator.names, candidates.index, values)
+        inside = ~np.any([np.zeros(len(values), dtype=bool), *candidates.outside.values()], axis=0)
         finite = np.asarray(np.isfinite(values).all(axis=1))
-        tally.unranked.update({why: int(mask.sum()) for why, mask in made.outside.items() if mask.any()})
+        stats.unranked.update({why: int(mask.sum()) for why, mask in candidates.outside.items() if mask.any()})
         if (inside & ~finite).any():
-            tally.left_out["not finite"] += int((inside & ~finite).sum())
-        tally.evaluated += int((finite | ~inside).sum())
+            stats.left_out["not finite"] += int((inside & ~finite).sum())
+        stats.evaluated += int((finite | ~inside).sum())
         return scores[inside & finite]
 
-    def _part(self, number: int, results: Sequence[Scores], tally: Tally) -> Covered:
-        """A part that is through."""
+    def _finish_part(self, number: int, results: Sequence[Scores], stats: WorkerStats) -> SegmentEntry:
+        """Return the entry of a finished part, and report the progress."""
         first, stop = self.parts.bounds(number)
-        scores = joined(self.evaluator.names, results)
-        tally.candidates += stop - first
-        tally.memory_bytes.append(psutil.Process().memory_info().rss)
-        self.told(stop - first)
+        scores = concatenate_scores(self.evaluator.names, results)
+        stats.candidates += stop - first
+        stats.memory_bytes.append(psutil.Process().memory_info().rss)
+        self.on_progress(stop - first)
         covered = checksum_of_range(first, stop)
-        return Covered(number, stop - first, len(scores), covered, self.keeping.of(scores))
+        return SegmentEntry(number, stop - first, len(scores), covered, self.keeping.select(scores))
 
-    def _commit(self, pending: Sequence[Covered], tally: Tally) -> None:
-        """Put finished parts on disk, where a kill cannot take them."""
+    def _commit(self, pending: Sequence[SegmentEntry], stats: WorkerStats) -> None:
+        """Write finished parts to disk."""
         if not pending:
             return
-        began = time.perf_counter()
-        # of the best of a segment, those of a part alone are too many
-        kept = self.keeping.of(joined(self.evaluator.names, [c.kept for c in pending if c.kept is not None]))
-        trimmed = [Covered(c.part, c.candidates, c.evaluated, c.checksum, _within(c, kept)) for c in pending]
-        path = self.folder / f"{pending[0].part:08d}-{self.number}.bp"
+        started = time.perf_counter()
+        # the best of a segment include only some of the best of each part
+        kept = self.keeping.select(
+            concatenate_scores(self.evaluator.names, [c.kept for c in pending if c.kept is not None])
+        )
+        trimmed = [
+            SegmentEntry(c.part, c.candidates, c.evaluated, c.checksum, _select_retained(c, kept)) for c in pending
+        ]
+        path = self.folder / f"{pending[0].part:08d}-{self.rank}.bp"
         result_segments.write(path, [trimmed], self.evaluator.names, self.identity)
-        tally.write_s += time.perf_counter() - began
+        stats.write_s += time.perf_counter() - started
 
 
-def _itself(item: Made | int) -> Made | int:
+def _identity(item: CandidateBatch | int) -> CandidateBatch | int:
     return item
 
 
-def _within(covered: Covered, kept: Scores) -> Scores | None:
-    """What of a part's results is among the kept."""
-    if covered.kept is None:
+def _select_retained(entry: SegmentEntry, retained: Scores) -> Scores | None:
+    """Return the results of a part that are among those retained."""
+    if entry.kept is None:
         return None
-    return covered.kept[np.isin(covered.kept.index, kept.index)]
+    return entry.kept[np.isin(entry.kept.index, retained.index)]

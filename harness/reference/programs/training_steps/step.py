@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from harness.protocol.programs.training_steps import STEP_STAGES, StepStageName
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.training.loader import Labelled, flat
-from harness.reference.training.loss import GraphErrors, Objective
+from harness.reference.training.loader import LabelledBatch, flatten
+from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to take a step."""
+
+    name: StepStageName
+    fused: bool = False
+    compiled: bool = False
+
+
+STAGES = tuple(Stage(name, fused=name == "fused_messages", compiled=name != "baseline") for name in STEP_STAGES)
 
 
 class Result(NamedTuple):
@@ -20,15 +34,15 @@ class Result(NamedTuple):
     gradient: Tensor
 
 
-class Stepper:
+class TimedStep:
     """A stage at work: a call is a step, all of which is to be timed; `last` is what it gave."""
 
-    def __init__(self, name: str, module: GraphErrors, model: FoundationModel, objective: Objective) -> None:
+    def __init__(self, name: str, module: PerGraphErrors, model: FoundationModel, objective: MultiTaskLoss) -> None:
         self.name = name
         self._module, self._model, self._objective = module, model, objective
         self._loss: Tensor | None = None
 
-    def __call__(self, labelled: Labelled) -> None:
+    def __call__(self, labelled: LabelledBatch) -> None:
         """Forward, loss, backward."""
         batch, labels = labelled
         self._model.zero_grad()
@@ -40,15 +54,15 @@ class Stepper:
     def last(self) -> Result:
         """Of the last step, as long as no other stage has taken one."""
         assert self._loss is not None
-        return Result(self._loss.item(), flat([p.grad for p in self._model.parameters() if p.grad is not None]))
+        return Result(self._loss.item(), flatten([p.grad for p in self._model.parameters() if p.grad is not None]))
 
-    def result(self, labelled: Labelled) -> Result:
+    def result(self, labelled: LabelledBatch) -> Result:
         """Take a step and return what it gives."""
         self(labelled)
         return self.last
 
 
-def difference(got: Result, expected: Result) -> dict[str, object]:
+def step_errors(got: Result, expected: Result) -> dict[str, Any]:
     """Relative differences of loss and gradient; only finite=False where there is no number."""
     if not math.isfinite(got.loss) or not bool(got.gradient.isfinite().all()):
         return {"finite": False}

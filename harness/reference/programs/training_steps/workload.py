@@ -8,74 +8,69 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from harness.protocol.events import EventLog
-from harness.reference.data.neighbours import Graph, neighbour_graph
+from harness.protocol.programs.training_steps import (
+    StepModel,
+    StepWorkload,
+    TrainingStepsFacts,
+    TrainingStepsParameters,
+)
+from harness.protocol.records import Observed
+from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.random_structures import random_structures
+from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.inference.precision import precision
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.options import build
-from harness.reference.profiling import timing
-from harness.reference.programs.training_steps.config import StepsConfig
-from harness.reference.training.loader import Labelled
-from harness.reference.training.loss import Labels, labelled
+from harness.reference.profiling.observe import observe
+from harness.reference.training.loader import LabelledBatch
+from harness.reference.training.loss import Labels, collate_labelled
 
 
-def make_model(config: StepsConfig) -> FoundationModel:
+def make_model(config: TrainingStepsParameters) -> FoundationModel:
     """All parameters are trained but the gate's, as in pretraining."""
     torch.manual_seed(config.seed)
-    model = precision(config.precision).of(FoundationModel(build(ModelConfig, config.model)))
+    model = precision(config.precision).apply(FoundationModel(ModelConfig.from_parameters(config.model)))
     model.gate.requires_grad_(False)
     return model.to(config.device)
 
 
-def make_batches(model: FoundationModel, config: StepsConfig) -> list[Labelled]:
+def make_batches(model: FoundationModel, config: TrainingStepsParameters) -> list[LabelledBatch]:
     """Random structures dealt out to all heads, energies and forces drawn from a normal distribution (eV, angstrom)."""
     rng = np.random.default_rng(config.seed)
     dtype = precision(config.precision).dtype
-    graphs: list[Graph] = []
-    for k, structure in enumerate(random_structures(config.batches * config.batch_size, atoms=config.atoms)):
+    graphs: list[NeighbourList] = []
+    for k, structure in enumerate(make_random_structures(config.batches * config.batch_size, atoms=config.atoms)):
         told = replace(
             structure,
             head=k % len(HEADS),
             energy=float(rng.normal() * len(structure)),
             forces=rng.normal(size=structure.positions.shape),
         )
-        graphs.append(neighbour_graph(told, cutoff=model.config.cutoff, max_neighbours=config.max_neighbours))
+        graphs.append(build_neighbour_list(told, cutoff=model.config.cutoff, max_neighbours=config.max_neighbours))
     batches = []
     for first in range(0, len(graphs), config.batch_size):
         own = graphs[first : first + config.batch_size]
         references = torch.zeros_like(model.reference_energy, dtype=torch.float64, device="cpu")
-        batch, labels = labelled(own, references, dtype, with_triplets=model.config.needs_triplets)
+        batch, labels = collate_labelled(own, references, dtype, with_triplets=model.config.needs_triplets)
         batches.append((batch.to(config.device, dtype), Labels(*(t.to(config.device) for t in labels))))
     return batches
 
 
-def describe(model: FoundationModel, batches: Sequence[Labelled], config: StepsConfig, log: EventLog) -> None:
-    """Facts of model, workload, and of what runs them."""
+def describe(
+    model: FoundationModel, batches: Sequence[LabelledBatch], config: TrainingStepsParameters
+) -> TrainingStepsFacts:
+    """Return facts of the model, of the workload, and of what runs them."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.fact("model", {"config": model.config.asdict(), "parameters": trained, "trained": False})
-    log.fact(
-        "workload",
-        {
-            "name": "random",
-            "structures": config.batches * config.batch_size,
-            "atoms": sum(len(b.numbers) for b, _ in batches),
-            "edges": sum(len(b.receiver) for b, _ in batches),
-            "batches": config.batches,
-            "batch_size": config.batch_size,
-            "max_neighbours": config.max_neighbours,
-        },
-    )
-    log.fact(
-        "observed",
-        {
-            "requested": config.precision,
-            "parameters": sorted({str(p.dtype) for p in model.parameters()}),
-            "device": config.device,
-            "device_name": timing.device_name(torch.device(config.device)),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        },
+    return TrainingStepsFacts(
+        model=StepModel(config=model.config.asdict(), parameters=trained, trained=False),
+        workload=StepWorkload(
+            name="random",
+            structures=config.batches * config.batch_size,
+            atoms=sum(len(b.numbers) for b, _ in batches),
+            edges=sum(len(b.receiver) for b, _ in batches),
+            batches=config.batches,
+            batch_size=config.batch_size,
+            max_neighbours=config.max_neighbours,
+        ),
+        observed=observe(Observed, model, config.device, requested=config.precision),
     )

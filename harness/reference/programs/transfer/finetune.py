@@ -14,31 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.reference.data.batch import Batch, collate
-from harness.reference.data.neighbours import Graph
+from harness.protocol.programs.transfer import Budget
+from harness.reference.data.batch import Batch, build_batch
+from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.programs.transfer.target_scaling import Scaling
+from harness.reference.programs.transfer.target_scaling import TargetScaling
 
 EVALUATED_AT_ONCE = 64
 WARM_UP = 20
 CLIP = 10.0
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The same for every mode: at most `steps` of `batch_size` structures; every `every` steps the validation error is
-    looked at, and `patience` times without a better one end the training."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    every: int
-    patience: int
-    force_weight: float
-
-
-class Piece(NamedTuple):
+class TaskBatch(NamedTuple):
     """Some structures of a task: batch, target beyond the scaling's baseline [g], forces [n, 3] or None.
 
     pooled: [g, F], the encoder's features, where it need not run.
@@ -60,11 +48,11 @@ class Fitted:
     seconds: float
 
 
-class Shelf:
+class TaskData:
     """Structures of a task with their graphs and labels, handed out in pieces of the type and place of `like`."""
 
     def __init__(
-        self, graphs: Sequence[Graph], beyond: Array, *, with_forces: bool, with_triplets: bool, like: Tensor
+        self, graphs: Sequence[NeighbourList], beyond: Array, *, with_forces: bool, with_triplets: bool, like: Tensor
     ) -> None:
         self.graphs, self.beyond, self.like = list(graphs), beyond, like
         self.with_forces, self.with_triplets = with_forces, with_triplets
@@ -73,24 +61,24 @@ class Shelf:
     def __len__(self) -> int:
         return len(self.graphs)
 
-    def piece(self, picked: NDArray[np.int64]) -> Piece:
+    def piece(self, picked: NDArray[np.int64]) -> TaskBatch:
         """The structures at these places."""
         chosen = [self.graphs[k] for k in picked]
-        batch = collate(chosen, with_triplets=self.with_triplets).to(self.like.device, self.like.dtype)
+        batch = build_batch(chosen, with_triplets=self.with_triplets).to(self.like.device, self.like.dtype)
         batch = batch._replace(head=torch.zeros_like(batch.head))
         forces = None
         if self.with_forces:
             labels = [g.structure.forces for g in chosen]
             forces = torch.from_numpy(np.concatenate([f for f in labels if f is not None])).to(self.like)
         pooled = None if self.pooled is None else self.pooled[torch.from_numpy(picked).to(self.like.device)]
-        return Piece(batch, torch.from_numpy(self.beyond[picked]).to(self.like), forces, pooled)
+        return TaskBatch(batch, torch.from_numpy(self.beyond[picked]).to(self.like), forces, pooled)
 
-    def in_order(self) -> Iterator[Piece]:
+    def in_order(self) -> Iterator[TaskBatch]:
         """All of them."""
         for first in range(0, len(self), EVALUATED_AT_ONCE):
             yield self.piece(np.arange(first, min(len(self), first + EVALUATED_AT_ONCE)))
 
-    def at_random(self, size: int, steps: int, rng: np.random.Generator) -> Iterator[Piece]:
+    def at_random(self, size: int, steps: int, rng: np.random.Generator) -> Iterator[TaskBatch]:
         """Pieces of that many, or of all if there are fewer, each structure once before any comes twice."""
         order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         size = min(size, len(self))
@@ -108,7 +96,7 @@ class Shelf:
 
 
 def predicted(
-    model: FoundationModel, scaling: Scaling, piece: Piece, *, create_graph: bool = False
+    model: FoundationModel, scaling: TargetScaling, piece: TaskBatch, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Target beyond the baseline, [g], and forces [n, 3] where the piece has some."""
     if piece.forces is None:
@@ -123,13 +111,15 @@ def predicted(
     return value, -slope
 
 
-def _value(model: FoundationModel, scaling: Scaling, pooled: Tensor, batch: Batch) -> Tensor:
+def _value(model: FoundationModel, scaling: TargetScaling, pooled: Tensor, batch: Batch) -> Tensor:
     if scaling.extensive:
-        return model.beyond_references(pooled, batch).squeeze(1)
-    return model.scale[0] * model.heads.one(0, pooled / batch.atoms.unsqueeze(-1))
+        return model.residual_energies(pooled, batch).squeeze(1)
+    return model.scale[0] * model.heads.forward_one(0, pooled / batch.atoms.unsqueeze(-1))
 
 
-def loss_of(model: FoundationModel, scaling: Scaling, piece: Piece, force_weight: float, *, train: bool) -> Tensor:
+def loss_of(
+    model: FoundationModel, scaling: TargetScaling, piece: TaskBatch, force_weight: float, *, train: bool
+) -> Tensor:
     """Mean absolute errors in the scaling's units: of the value, per atom if extensive, and of force components."""
     value, forces = predicted(model, scaling, piece, create_graph=train)
     off = (value - piece.target).abs()
@@ -141,7 +131,7 @@ def loss_of(model: FoundationModel, scaling: Scaling, piece: Piece, force_weight
     return loss
 
 
-def validation_loss(model: FoundationModel, scaling: Scaling, shelf: Shelf, force_weight: float) -> float:
+def validation_loss(model: FoundationModel, scaling: TargetScaling, shelf: TaskData, force_weight: float) -> float:
     """The loss over a shelf."""
     with torch.no_grad():
         parts = [
@@ -153,9 +143,10 @@ def validation_loss(model: FoundationModel, scaling: Scaling, shelf: Shelf, forc
 def fit(
     model: FoundationModel,
     parameters: Sequence[nn.Parameter],
-    scaling: Scaling,
-    train: Shelf,
-    validation: Shelf,
+    *,
+    scaling: TargetScaling,
+    train: TaskData,
+    validation: TaskData,
     budget: Budget,
     seed: int,
 ) -> Fitted:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from harness.protocol.programs.transfer import ModeName
 from harness.reference.models.foundation import FoundationModel
 
 
@@ -16,7 +17,7 @@ class Mode:
     """pretrained: starts from the checkpoint's weights; else from random ones. encoder, shared, own: whether message
     passing, the layers that all of a head's tasks share, and the layers of this task alone are trained."""
 
-    name: str
+    name: ModeName
     title: str
     pretrained: bool
     encoder: bool
@@ -36,7 +37,7 @@ MODES: tuple[Mode, ...] = (
     Mode("full", "everything", True, encoder=True, shared=True, own=True),
     Mode("scratch", "from scratch", False, encoder=True, shared=True, own=True),
 )
-BY_NAME = {mode.name: mode for mode in MODES}
+MODES_BY_NAME: dict[ModeName, Mode] = {mode.name: mode for mode in MODES}
 
 
 def best_head(model: FoundationModel, composition: Tensor) -> int:
@@ -47,7 +48,7 @@ def best_head(model: FoundationModel, composition: Tensor) -> int:
     composition = composition.to(next(model.parameters()).dtype)
     with torch.no_grad():
         weights = model.gate(composition).mean(0)
-        known = model.heads_that_know(composition).sum(0).masked_fill(~model.trained, -1)
+        known = model.heads_knowing_all_elements(composition).sum(0).masked_fill(~model.trained, -1)
     return int(weights.masked_fill(known < known.max(), -1.0).argmax())
 
 
@@ -59,7 +60,7 @@ def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_own: bool
     """
     torch.manual_seed(seed)
     weight = next(source.parameters())
-    model = FoundationModel(replace(source.config, heads=1)).to(weight.device, weight.dtype)
+    model = FoundationModel(source.config.replace(heads=1)).to(weight.device, weight.dtype)
     if not mode.pretrained:
         return model
     model.encoder.load_state_dict(source.encoder.state_dict())

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from harness.reference.data.neighbours import Graph, neighbour_graph
+from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
 from harness.reference.models.config import ModelConfig
-from harness.reference.programs.transfer.finetune import Shelf
-from harness.reference.programs.transfer.target_scaling import Scaling, fitted
+from harness.reference.programs.transfer.finetune import TaskData
+from harness.reference.programs.transfer.target_scaling import TargetScaling, fit_scaling
 from harness.reference.tasks.catalog import Task
-from harness.reference.tasks.dataset import Fold, Indices, Labelled, split
+from harness.reference.tasks.dataset import Fold, Indices, TaskDataset, split_task
 
 VALIDATION_SHARE = 0.2
 MOST_VALIDATION = 200
@@ -20,26 +20,26 @@ SPLIT_SEED = 17
 
 
 @dataclass(frozen=True)
-class Draw:
+class LabelSplit:
     """Places of structures in a task's data. scaling: fitted on the training labels alone."""
 
     train: Indices
     validation: Indices
     test: Indices
-    scaling: Scaling
+    scaling: TargetScaling
 
 
 @dataclass
-class Drawing:
+class TaskSplits:
     """A task's data and how it is divided; graphs are made once."""
 
     task: Task
-    labelled: Labelled
+    labelled: TaskDataset
     model: ModelConfig
     test_share: float
     test_limit: int | None
     seed: int
-    graphs: dict[int, Graph] = field(default_factory=dict)
+    graphs: dict[int, NeighbourList] = field(default_factory=dict)
 
     @property
     def extensive(self) -> bool:
@@ -62,7 +62,7 @@ class Drawing:
         if folds:
             pool, test = folds[number % len(folds)]
         else:
-            pool, test = split(self.labelled, seed=SPLIT_SEED, test_share=self.test_share)
+            pool, test = split_task(self.labelled, seed=SPLIT_SEED, test_share=self.test_share)
         pool, test = (k[self.labelled.subset[k] == subset] for k in (pool, test))
         if self.test_limit is not None and len(test) > self.test_limit:
             test = np.sort(np.random.default_rng(SPLIT_SEED).permutation(test)[: self.test_limit])
@@ -72,25 +72,25 @@ class Drawing:
         """How many labels there are to draw."""
         return len(self.divided(subset, number)[0])
 
-    def draw(self, subset: str, labels: int, number: int) -> Draw:
+    def draw(self, subset: str, labels: int, number: int) -> LabelSplit:
         """So many labels, a fifth of them for validation."""
         pool, test = self.divided(subset, number)
         chosen = np.random.default_rng([self.seed, number]).permutation(pool)[:labels]
         held = min(MOST_VALIDATION, max(2, round(VALIDATION_SHARE * len(chosen))))
         validation, train = np.sort(chosen[:held]), np.sort(chosen[held:])
         frames, target = self.labelled.frames, self.labelled.target
-        scaling = fitted(frames[train], target[train], extensive=self.extensive)
+        scaling = fit_scaling(frames[train], target[train], extensive=self.extensive)
         validation, test = (k[scaling.knows(frames[k])] for k in (validation, test))
-        return Draw(train, validation, test, scaling)
+        return LabelSplit(train, validation, test, scaling)
 
-    def shelf(self, places: Indices, scaling: Scaling, like: Tensor) -> Shelf:
+    def shelf(self, places: Indices, scaling: TargetScaling, like: Tensor) -> TaskData:
         """Structures with their labels beyond the baseline."""
         frames = self.labelled.frames[places]
         for k, structure in zip(places.tolist(), frames.structures(head=0), strict=True):
             if k not in self.graphs:
                 limit = self.model.max_neighbours
-                self.graphs[k] = neighbour_graph(structure, cutoff=self.model.cutoff, max_neighbours=limit)
-        return Shelf(
+                self.graphs[k] = build_neighbour_list(structure, cutoff=self.model.cutoff, max_neighbours=limit)
+        return TaskData(
             [self.graphs[k] for k in places.tolist()],
             self.labelled.target[places] - scaling.baseline(frames),
             with_forces=self.with_forces,

@@ -1,27 +1,33 @@
-"""A BP file as one thread has it open through ADIOS2."""
+"""A BP file as ADIOS2 has it open: one thread's handle to read it, the engine that writes it."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import adios2
 import numpy as np
 from adios2 import bindings
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
 
-OWN = "harness/"
+ATTRIBUTE_PREFIX = "harness/"
 TYPES = {"double": "float64", "float": "float32"} | {f"{t}_t": t for t in ("int64", "int32", "uint8", "int8", "int16")}
+MAX_CLOSE_ATTEMPTS = 20  # to close on a full disk
 
 
 @dataclass(frozen=True)
-class Array:
+class StoredArray:
     """A variable as it lies in the file: a key of a split, or a table of one."""
 
     name: str
@@ -47,7 +53,7 @@ class Array:
         return [start, count]
 
     def cut(self, values: NDArray[Any], first: int, stop: int) -> NDArray[Any]:
-        """Some of the rows that were read, contiguous."""
+        """Return some of the rows that were read, contiguous."""
         return np.ascontiguousarray(values[(slice(None),) * self.axis + (slice(first, stop),)])
 
 
@@ -61,21 +67,21 @@ class Handle:
         try:
             self.engine = self.io.Open(str(path), bindings.Mode.ReadRandomAccess)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: ADIOS2 cannot open it ({reason(error)})") from None
+            raise InputError(f"{path}: ADIOS2 cannot open it ({extract_reason(error)})") from None
         self._variables: dict[str, Any] = {}
 
     def attribute(self, name: str) -> Any:
-        """Text, a list of texts, a number or an array; a mapping where this project wrote one."""
+        """Return an attribute: text, a list of texts, a number, an array, or a mapping that this project wrote."""
         result = self.io.InquireAttribute(name)
         if result.Type() != "string":
             return result.Data().item() if result.SingleValue() else result.Data()
         if not result.SingleValue():
             return result.DataString()
         text = result.DataString()[0]
-        return json.loads(text) if name.startswith(OWN) and text.startswith("{") else text
+        return json.loads(text) if name.startswith(ATTRIBUTE_PREFIX) and text.startswith("{") else text
 
-    def read(self, array: Array, first: int, rows: int) -> NDArray[Any]:
-        """Rows along the axis; the caller has checked that they are there."""
+    def read(self, array: StoredArray, first: int, rows: int) -> NDArray[Any]:
+        """Read rows along the axis; the caller has checked that they exist."""
         selection = array.selection(first, rows)
         values = np.empty(selection[1], array.dtype)
         if values.size:
@@ -84,7 +90,7 @@ class Handle:
             try:
                 self.engine.Get(variable, values, bindings.Mode.Sync)
             except (RuntimeError, ValueError) as error:
-                raise InputError(f"{self.path}: {array.name} cannot be read ({reason(error)})") from None
+                raise InputError(f"{self.path}: {array.name} cannot be read ({extract_reason(error)})") from None
         return values
 
     def _variable(self, name: str) -> Any:
@@ -98,17 +104,114 @@ class Handle:
             self.engine.Close()
 
 
-def shape_of(variable: Mapping[str, str]) -> tuple[int, ...]:
+def parse_shape(variable: Mapping[str, str]) -> tuple[int, ...]:
     """Return an array's shape, from what ADIOS2 says of it."""
     return tuple(int(n) for n in variable["Shape"].split(",") if n.strip())
 
 
-def size_of(variable: Mapping[str, str]) -> int:
+def parse_size(variable: Mapping[str, str]) -> int:
     """Return an array's size in bytes, from what ADIOS2 says of it."""
-    return math.prod(shape_of(variable)) * np.dtype(TYPES.get(variable["Type"], "uint8")).itemsize
+    return math.prod(parse_shape(variable)) * np.dtype(TYPES.get(variable["Type"], "uint8")).itemsize
 
 
-def reason(error: Exception) -> str:
-    """What ADIOS2 says, without its colours and ranks."""
+def extract_reason(error: Exception) -> str:
+    """Return ADIOS2's message without its colours and ranks."""
     lines = str(error).split("] : ")[-1].split(" : ")[-1].strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+class Engine:
+    """One file, written at `part`; path: how errors name it. comm: of the ranks that write together, None for one.
+
+    written: bytes put by this rank. Raises OSError with the system's reason where ADIOS2 fails.
+    """
+
+    def __init__(self, path: Path, part: Path, comm: Any) -> None:
+        if comm is not None and not adios2.is_built_with_mpi:
+            raise InputError("this ADIOS2 is built without MPI: one rank writes a file")
+        self.path, self.part, self.comm = path, part, comm
+        self.written = 0
+        self._open = False
+        self._adios = bindings.ADIOS()  # the engine dies with it
+        self._io = self._adios.DeclareIO(str(path))
+        self._io.SetParameter("StatsLevel", "0")
+
+    def begin(self) -> None:
+        """Open the file; collective."""
+        with simplified_errors(self.part):
+            where = (str(self.part), bindings.Mode.Write)
+            if self.comm is None:
+                self._engine = self._io.Open(*where)
+            else:
+                self.comm.Barrier()
+                self._engine = self._io.Open(*where, self.comm)
+            self._open = True
+            self._engine.BeginStep()
+
+    def define(self, name: str, like: NDArray[Any], shape: list[int]) -> Any:
+        """Define a variable of this shape and the type of `like`."""
+        zeros = [0] * like.ndim
+        return self._io.DefineVariable(name, np.zeros(1, like.dtype), shape, zeros, list(like.shape), False)
+
+    def put_rows(self, variable: Any, values: NDArray[Any], start: list[int], shape: list[int] | None) -> None:
+        """Write values at `start` of a variable; shape: of the whole so far, None where it was known beforehand."""
+        with simplified_errors(self.part):
+            if shape is not None:
+                variable.SetShape(shape)
+            variable.SetSelection([start, list(values.shape)])
+            self._engine.Put(variable, np.ascontiguousarray(values), bindings.Mode.Sync)
+        self.written += values.nbytes
+
+    def flush(self) -> None:
+        """Write buffered data to disk; with several ranks that is collective, so they wait for the end."""
+        if self.comm is None:
+            with simplified_errors(self.part):
+                self._engine.PerformDataWrite()
+
+    def attribute(self, name: str, value: Any) -> None:
+        """Define an attribute under its full name."""
+        if isinstance(value, np.ndarray):
+            value = np.array(value, order="C")  # a copy: ADIOS2 takes no views, and keeps zero dimensions
+        elif not isinstance(value, str | list):
+            value = np.array(int(value) if isinstance(value, bool) else value)
+        try:
+            self._io.DefineAttribute(name, value)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{self.path}: the attribute {name!r} cannot be stored: {value!r:.80}") from None
+
+    def end(self) -> None:
+        """Close the file, complete; collective."""
+        with simplified_errors(self.part):
+            self._engine.EndStep()
+            self._engine.Close()
+        self._open = False
+        if self.comm is not None:
+            self.comm.Barrier()
+
+    def abandon(self, make_room: Callable[[], None]) -> None:
+        """Close the file as it is. ADIOS2 ends the process if it cannot write the rest, so room is made for that."""
+        for _ in range(MAX_CLOSE_ATTEMPTS if self._open else 0):
+            make_room()
+            try:
+                self._engine.Close()
+            except (RuntimeError, OSError, ValueError):
+                continue
+            self._open = False
+            break
+        if self._open:  # others took the room: never let go of it, rather than be ended
+            for reference in (self._adios, self._io, self._engine):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(reference))
+
+
+@contextmanager
+def simplified_errors(path: Path) -> Iterator[None]:
+    """Raise ADIOS2's errors, which are pages long, as OSError with the reason of the system."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        if not number and os.statvfs(path.parent).f_bavail == 0:
+            code = errno.ENOSPC
+        text = os.strerror(code) if code != errno.EIO else f"ADIOS2 failed: {extract_reason(error)}"
+        raise OSError(code, text, str(path)) from None

@@ -1,22 +1,26 @@
-"""What can be told of a BP folder without ADIOS2, which hangs or crashes on a damaged one.
+"""Checks of a BP folder without ADIOS2, which hangs or crashes on a damaged one.
 
-A seal, harness.json, lists sizes and checksums. It lies in the folder of a store that this program wrote, and beside
+A seal, harness.json, lists sizes and checksums. It is in the folder of a store that this program wrote, and next to
 the folder of one that HydraGNN wrote, which stays as it is.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.host.files import write_bytes
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.checksums import Table, join_tables
 
 SEAL = "harness.json"
 SUMS = "harness.crc32"
@@ -24,6 +28,8 @@ PART = ".part"
 HEADER_BYTES = 64
 VERSION_BYTE = 37
 LARGEST_SEAL = 16 << 20
+BLOCK_BYTES = 16 << 10
+Table = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Seal:
     """What a seal says, its own checksum having been compared.
 
     path, sums: the files. sizes: bytes of each file. crc32: of the files that ADIOS2 trusts. arrays: of each array's
-    table of checksums, in the order in which the tables stand in `sums`. facts: what the store's own attributes lack.
+    table of checksums, in the order of the tables in `sums`. facts: those that the store's own attributes lack.
     """
 
     path: Path
@@ -58,7 +64,7 @@ def write_seal(
 ) -> None:
     """Write the sizes and checksums of a finished folder; tables: of each array."""
     seal, sums = places
-    _write_whole(sums, join_tables(list(tables.values())))
+    _write_synced(sums, join_tables(list(tables.values())))
     files = sorted(f for f in folder.iterdir() if f.is_file() and f != seal)
     content = {
         "bytes": {f.name: f.stat().st_size for f in files},
@@ -66,15 +72,15 @@ def write_seal(
         "arrays": {name: zlib.crc32(table.tobytes()) for name, table in tables.items()},
         "facts": dict(facts or {}),
     }
-    text = json.dumps({"content": content, "crc32": _checksum(content)})
-    _write_whole(seal, text.encode())
-    _sync(seal.parent)
+    text = json.dumps({"content": content, "crc32": _compute_checksum(content)})
+    _write_synced(seal, text.encode())
+    _sync_file(seal.parent)
 
 
 def sync_files(folder: Path) -> None:
-    """Have the files of a finished folder reach the disk."""
-    for found in (*folder.iterdir(), folder):
-        _sync(found)
+    """Write the files of a finished folder through to the disk."""
+    for path in (*folder.iterdir(), folder):
+        _sync_file(path)
 
 
 def check_whole(path: Path, *, unfinished: bool = False) -> Seal | None:
@@ -104,20 +110,20 @@ def find_seal(path: Path) -> Seal | None:
 
 
 def check_payload(path: Path, expected: int) -> None:
-    """Raise InputError if the data files cannot hold so many bytes: reading past their end never returns."""
+    """Raise InputError if the data files cannot hold this many bytes: reading past their end never returns."""
     there = sum(f.stat().st_size for f in path.glob("data.*"))
     if there < expected:
         raise InputError(f"{path}: truncated, {there} bytes of data for arrays of {expected} bytes")
 
 
 def _read_seal(path: Path, sums: Path) -> Seal:
-    damaged = InputError(f"{path}: damaged, not as it was written; restore it, or convert the dataset anew")
+    damaged = InputError(f"{path}: damaged, not as it was written; restore it, or convert the dataset again")
     if not path.is_file() or path.stat().st_size > LARGEST_SEAL:
         raise damaged
     try:
         whole = json.loads(path.read_bytes())
         content = whole["content"]
-        intact = whole["crc32"] == _checksum(content)
+        intact = whole["crc32"] == _compute_checksum(content)
         named = [content[name] for name in ("bytes", "crc32", "arrays")]
         counts = [n for numbers in named for n in numbers.values()]
         intact &= all(type(n) is int and 0 <= n < 2**63 for n in counts) and isinstance(content["facts"], dict)
@@ -130,7 +136,7 @@ def _read_seal(path: Path, sums: Path) -> Seal:
         raise damaged from None
     if not intact:
         raise damaged
-    return Seal(path, sums, named[0], named[1], named[2], content["facts"])
+    return Seal(path, sums, named[0], crc32=named[1], arrays=named[2], facts=content["facts"])
 
 
 def read_older_seal(path: Path) -> Seal | None:
@@ -147,7 +153,7 @@ def read_older_seal(path: Path) -> Seal | None:
     return Seal(seal, sums, sizes, crc32, {}) if is_older else None
 
 
-def _checksum(content: Mapping[str, Any]) -> int:
+def _compute_checksum(content: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
@@ -159,9 +165,9 @@ def check_files(path: Path, seal: Seal) -> None:
         if "/" in name or name in ("", ".", "..") or (name in files and files[name].parent != folder):
             raise InputError(f"{seal.path}: {name[:80]!r} is not a file in the store's folder")
     for name, size in seal.sizes.items():
-        found = files[name].stat().st_size if name in files and files[name].is_file() else None
-        if found != size:
-            was = "is missing" if found is None else f"has {found} bytes"
+        size_found = files[name].stat().st_size if name in files and files[name].is_file() else None
+        if size_found != size:
+            was = "is missing" if size_found is None else f"has {size_found} bytes"
             raise InputError(f"{path}: damaged, {name[:80]!r} {was} and was written with {size}")
     for name, checksum in seal.crc32.items():
         if name not in seal.sizes or zlib.crc32((path / name).read_bytes()) != checksum:
@@ -169,7 +175,7 @@ def check_files(path: Path, seal: Seal) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """The steps as md.idx lists them; of BP5 also whether the metadata that they point to is there."""
+    """Check the steps that md.idx lists, and for BP5 that the metadata they point to exist."""
     index = (path / "md.idx").read_bytes()
     if len(index) <= HEADER_BYTES:
         raise InputError(f"{path}: half-written, it holds no finished step")
@@ -193,21 +199,94 @@ def _check_index(path: Path) -> None:
         raise InputError(f"{path}: holds {steps} steps, a store has one")
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _write_synced(path: Path, content: bytes) -> None:
+    """Write a file atomically and wait until it is on the disk."""
+    write_bytes(path, content)
+    _sync_file(path)
 
 
-def _sync(path: Path) -> None:
+def _sync_file(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def rows_per_block(row_bytes: int) -> int:
+    """Return how many rows of an array one checksum covers."""
+    return max(1, BLOCK_BYTES // max(1, row_bytes))
+
+
+def count_blocks(rows: int, row_bytes: int) -> int:
+    """Return how many checksums an array with this number of rows has."""
+    return math.ceil(rows / rows_per_block(row_bytes))
+
+
+class BlockSums:
+    """The checksums of one array while its rows arrive, in any division."""
+
+    def __init__(self, row_bytes: int) -> None:
+        self._block_bytes = rows_per_block(row_bytes) * row_bytes
+        self._sums: list[int] = []
+        self._running = 0
+        self._filled = 0
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Append rows, which are contiguous with the samples' axis first."""
+        data = rows.reshape(-1).data.cast("B") if rows.size else memoryview(b"")
+        start = 0
+        while start < len(data):
+            stop = min(len(data), start + self._block_bytes - self._filled)
+            self._running = zlib.crc32(data[start:stop], self._running)
+            self._filled += stop - start
+            start = stop
+            if self._filled == self._block_bytes:
+                self._close_block()
+
+    def _close_block(self) -> None:
+        self._sums.append(self._running)
+        self._running = self._filled = 0
+
+    def table(self) -> Table:
+        """Return the checksums, one a block; the array is complete."""
+        if self._filled:
+            self._close_block()
+        return np.array(self._sums, dtype="<u4")
+
+
+class Verifier:
+    """Compares blocks of one array with their checksums, each once."""
+
+    def __init__(self, table: Table, rows: int, row_bytes: int) -> None:
+        self._table = table
+        self._rows = rows
+        self._each = rows_per_block(row_bytes)
+        self._done = bytearray(len(table))
+
+    def widen(self, first: int, rows: int) -> tuple[int, int] | None:
+        """Return the rows (first, stop) of whole blocks to read in place of these, or None where all are verified."""
+        low, high = first // self._each, -(-(first + rows) // self._each)
+        if 0 not in self._done[low:high]:
+            return None
+        return low * self._each, min(self._rows, high * self._each)
+
+    def find_damage(self, first: int, values: NDArray[Any]) -> int | None:
+        """Return the first block that differs, of contiguous rows that begin with a block at row `first`, or None."""
+        data = values.reshape(-1).data.cast("B")
+        step = len(data) // len(values) * self._each
+        for number, start in enumerate(range(0, len(data), step), start=first // self._each):
+            if not self._done[number]:
+                if zlib.crc32(data[start : start + step]) != self._table[number]:
+                    return number
+                self._done[number] = 1
+        return None
+
+    def block_rows(self, number: int) -> tuple[int, int]:
+        """Return the first and the last row of a block."""
+        return number * self._each, min(self._rows, (number + 1) * self._each) - 1
+
+
+def join_tables(tables: Sequence[Table]) -> bytes:
+    """Return the tables as they are in the file, concatenated."""
+    return b"".join(table.astype("<u4").tobytes() for table in tables)

@@ -14,10 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.checksums import Verifier, count_blocks
-from harness.reference.storage.adios.handle import OWN, TYPES, Array, Handle, reason, shape_of, size_of
-from harness.reference.storage.adios.integrity import PART, Seal, check_payload, check_whole
-from harness.reference.storage.schema import Block, Column, Counts, Record, sample_major
+from harness.reference.storage.adios.handle import (
+    ATTRIBUTE_PREFIX,
+    TYPES,
+    Handle,
+    StoredArray,
+    extract_reason,
+    parse_shape,
+    parse_size,
+)
+from harness.reference.storage.adios.integrity import PART, Seal, Verifier, check_payload, check_whole, count_blocks
+from harness.reference.storage.schema import Block, Column, Counts, Record, move_samples_first
 
 VERIFY_BYTES = 16 << 20
 TABLES = ("count", "offset")
@@ -38,32 +45,32 @@ class BPFile:
         self._seal = check_whole(self.path, unfinished=unfinished)
         self._handles: dict[tuple[int, int], Handle] = {}
         self._ends: dict[str, dict[str, list[int]]] = {}
-        self._tables: dict[str, Array] = {}
+        self._tables: dict[str, StoredArray] = {}
         self._verifiers: dict[str, Verifier] = {}
         try:
             self._describe()
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-            raise InputError(f"{self.path}: damaged, it cannot be described ({reason(error)})") from None
+            raise InputError(f"{self.path}: damaged, it cannot be described ({extract_reason(error)})") from None
         if self._seal is not None:
             self._sums_at = self._locate_sums(self._seal)
         elif not self.is_original and not unfinished:
-            raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset anew")
+            raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset again")
 
     def _describe(self) -> None:
-        """Learn what is in the file, and raise InputError where it contradicts itself."""
-        found = self._handle.io.AvailableVariables()
+        """List the variables of the file; raises InputError where they contradict each other."""
+        variables = self._handle.io.AvailableVariables()
         attributes, keys, axes = self._read_attributes()
         self.is_original = "format" not in attributes
         self.attributes = attributes | dict(self._seal.facts if self._seal else {})
-        self._arrays: dict[str, dict[str, Array]] = {}
+        self._arrays: dict[str, dict[str, StoredArray]] = {}
         for (label, name), axis in axes.items():
             stem = f"{label}/{name}"
-            if label in keys and all(n in found for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
-                self._arrays.setdefault(label, {})[name] = self._array_of(found, stem, axis)
+            if label in keys and all(n in variables for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
+                self._arrays.setdefault(label, {})[name] = self._array_of(variables, stem, axis)
                 for table in (f"{stem}/variable_{t}" for t in TABLES):
-                    self._tables[table] = self._array_of(found, table, 0)
+                    self._tables[table] = self._array_of(variables, table, 0)
                     if (rows := self._tables[table].rows) != self._samples[label]:
                         raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[label]}")
         for label, names in keys.items():
@@ -72,18 +79,18 @@ class BPFile:
                 raise InputError(f"{self.path}: damaged, {label}/{'/'.join(missing[:1])} is listed and not there")
         if not keys:
             raise InputError(f"{self.path}: has no splits; not a store")
-        check_payload(self.path, sum(map(size_of, found.values())))
+        check_payload(self.path, sum(map(parse_size, variables.values())))
 
-    def _array_of(self, found: dict[str, dict[str, str]], name: str, axis: int) -> Array:
-        shape, kind = shape_of(found[name]), TYPES.get(found[name]["Type"], "")
+    def _array_of(self, found: dict[str, dict[str, str]], name: str, axis: int) -> StoredArray:
+        shape, kind = parse_shape(found[name]), TYPES.get(found[name]["Type"], "")
         if not kind:
             raise InputError(f"{self.path}: {name} is of type {found[name]['Type']}, which no store has")
         if not 0 <= axis < len(shape) or 0 in shape[:axis] + shape[axis + 1 :]:
             raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no rows along axis {axis}")
-        return Array(name, kind, shape, axis)
+        return StoredArray(name, kind, shape, axis)
 
     def _locate_sums(self, seal: Seal) -> dict[str, tuple[int, int]]:
-        """Where the checksums of each array are: the first of them, and how many."""
+        """Return the position of the first checksum of each array and the number of its checksums."""
         at, located = 0, {}
         arrays = {array.name: array for array in self.arrays()}
         for name in seal.arrays:
@@ -101,7 +108,7 @@ class BPFile:
         return located
 
     def _read_attributes(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[tuple[str, str], int]]:
-        """Facts of the file; listed keys of each split; the axis of each array along which samples follow."""
+        """Return the facts of the file, the listed keys of each split and the samples' axis of each array."""
         facts: dict[str, Any] = {}
         keys: dict[str, list[str]] = {}
         axes: dict[tuple[str, str], int] = {}
@@ -109,8 +116,8 @@ class BPFile:
         for name in self._handle.io.AvailableAttributes():
             value = self._handle.attribute(name)
             words = name.split("/")
-            if name.startswith(OWN):
-                facts[name.removeprefix(OWN)] = value
+            if name.startswith(ATTRIBUTE_PREFIX):
+                facts[name.removeprefix(ATTRIBUTE_PREFIX)] = value
             elif len(words) == 3 and words[2] == "variable_dim":
                 axes[words[0], words[1]] = int(value)
             elif len(words) == 2 and words[1] == "ndata":
@@ -143,35 +150,35 @@ class BPFile:
         return tuple(self._arrays)
 
     def samples(self, label: str) -> int:
-        """How many samples a split has."""
+        """Return the number of samples in a split."""
         self._of(label)
         return self._samples[label]
 
     def keys(self, label: str) -> tuple[str, ...]:
-        """What its samples have."""
+        """Return the keys of a split's samples."""
         return tuple(self._of(label))
 
     def shape(self, label: str, key: str) -> tuple[int, ...]:
-        """Of all samples of a split together."""
+        """Return the shape of a key over all samples of a split."""
         return self._array(label, key).shape
 
     def nbytes(self, label: str, keys: Collection[str]) -> int:
-        """Size of some keys of all samples of a split."""
+        """Return the size in bytes of some keys over all samples of a split."""
         arrays = (self._array(label, key) for key in keys)
         return sum(a.rows * a.row_bytes for a in arrays)
 
     def field(self, label: str, key: str) -> tuple[str, str, int, tuple[int, ...]]:
-        """A key's name, type, axis along which samples follow, and other axes."""
+        """Return the name, type, samples' axis and other axes of a key."""
         array = self._array(label, key)
         return key, array.dtype, array.axis, array.shape[: array.axis] + array.shape[array.axis + 1 :]
 
     def counts(self, label: str, key: str, first: int, stop: int) -> Counts:
-        """Rows of consecutive samples, [stop - first]."""
+        """Return the rows of consecutive samples, [stop - first]."""
         self._check_range(label, first, stop)
         return self._table(self._array(label, key), "count", first, stop - first)
 
     def ends(self, label: str, key: str) -> Counts:
-        """Where each sample begins and the last one ends along the axis, [samples + 1]."""
+        """Return where each sample begins and the last one ends along the axis, [samples + 1]."""
         array, samples = self._array(label, key), self.samples(label)
         table = np.concatenate([[0], np.cumsum(self._table(array, "count", 0, samples))])
         if table[-1] != array.rows:
@@ -179,7 +186,7 @@ class BPFile:
         return table
 
     def offsets(self, label: str, key: str) -> Counts:
-        """Where each sample begins, as the file says, [samples]."""
+        """Return where each sample begins according to the file, [samples]."""
         return self._table(self._array(label, key), "offset", 0, self.samples(label))
 
     def _check_range(self, label: str, first: int, stop: int) -> None:
@@ -187,17 +194,17 @@ class BPFile:
             raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {first}..{stop - 1}")
 
     def record(self, label: str, index: int, keys: Collection[str] | None = None) -> Record:
-        """One sample, read from disk."""
+        """Read one sample from disk."""
         if not 0 <= index < self.samples(label):
             raise InputError(f"{self.path}: {label} has samples 0..{self.samples(label) - 1}, not {index}")
-        found = {}
+        record = {}
         for key in self.keys(label) if keys is None else keys:
             ends = self._ends.get(label, {}).get(key) or self._load_ends(label, key)
-            found[key] = self._read(self._array(label, key), ends[index], ends[index + 1] - ends[index])
-        return found
+            record[key] = self._read(self._array(label, key), ends[index], ends[index + 1] - ends[index])
+        return record
 
     def columns(self, label: str, first: int, stop: int, keys: Collection[str] | None = None) -> Block:
-        """Consecutive samples, each key in one read."""
+        """Read consecutive samples, each key at once."""
         self._check_range(label, first, stop)
         columns = {}
         for key in self.keys(label) if keys is None else keys:
@@ -210,21 +217,21 @@ class BPFile:
             columns[key] = Column(self._read(array, at, rows), counts, array.axis)
         return Block(stop - first, columns)
 
-    def tables(self) -> Iterator[Array]:
-        """The counts and offsets of all arrays."""
+    def tables(self) -> Iterator[StoredArray]:
+        """Yield the counts and offsets of all arrays."""
         yield from self._tables.values()
 
-    def arrays(self) -> Iterator[Array]:
-        """All arrays, with their tables."""
+    def arrays(self) -> Iterator[StoredArray]:
+        """Yield all arrays, with their tables."""
         yield from (array for arrays in self._arrays.values() for array in arrays.values())
         yield from self.tables()
 
-    def pieces(self, array: Array) -> Iterator[NDArray[Any]]:
-        """All rows of an array in pieces, the samples' axis first."""
+    def pieces(self, array: StoredArray) -> Iterator[NDArray[Any]]:
+        """Yield the rows of an array in pieces, the samples' axis first."""
         step = max(1, VERIFY_BYTES // max(1, array.row_bytes))
         for first in range(0, array.rows, step):
             rows = min(step, array.rows - first)
-            yield sample_major(self._read(array, first, rows), array.axis)
+            yield move_samples_first(self._read(array, first, rows), array.axis)
 
     def verify(self) -> None:
         """Read everything and compare it with its checksums; raises InputError."""
@@ -234,24 +241,24 @@ class BPFile:
             for _ in self.pieces(array):
                 pass
 
-    def _read(self, array: Array, first: int, rows: int) -> NDArray[Any]:
-        """Rows of an array, compared with their checksums where there are some."""
+    def _read(self, array: StoredArray, first: int, rows: int) -> NDArray[Any]:
+        """Read rows of an array and compare them with their checksums, if it has any."""
         verifier = self._verifier(array) if rows else None
         whole = verifier.widen(first, rows) if verifier else None
         if verifier is None or whole is None:
             return self._handle.read(array, first, rows)
         start, stop = whole
         values = self._handle.read(array, start, stop - start)
-        damaged = verifier.find_damage(start, sample_major(values, array.axis))
+        damaged = verifier.find_damage(start, move_samples_first(values, array.axis))
         if damaged is not None:
             low, high = verifier.block_rows(damaged)
             raise InputError(
                 f"{self.path}: damaged, {array.name} is not as it was written in block {damaged} (rows {low}..{high});"
-                " restore the store, or convert the dataset anew"
+                " restore the store, or convert the dataset again"
             )
         return array.cut(values, first - start, first - start + rows)
 
-    def _verifier(self, array: Array) -> Verifier | None:
+    def _verifier(self, array: StoredArray) -> Verifier | None:
         if self._seal is None:
             return None
         if array.name not in self._verifiers:
@@ -274,26 +281,26 @@ class BPFile:
             self._handles[place] = Handle(self.path)
         return self._handles[place]
 
-    def _of(self, label: str) -> dict[str, Array]:
+    def _of(self, label: str) -> dict[str, StoredArray]:
         if label not in self._arrays:
             raise InputError(f"{self.path}: no split {label!r}; there are {', '.join(self._arrays)}")
         return self._arrays[label]
 
-    def _array(self, label: str, key: str) -> Array:
+    def _array(self, label: str, key: str) -> StoredArray:
         arrays = self._of(label)
         if key not in arrays:
             raise InputError(f"{self.path}: {label} has no {key!r}; there are {', '.join(arrays)}")
         return arrays[key]
 
-    def _table(self, array: Array, what: str, first: int, rows: int) -> Counts:
-        """variable_count or variable_offset of some samples."""
+    def _table(self, array: StoredArray, what: str, first: int, rows: int) -> Counts:
+        """Read variable_count or variable_offset of some samples."""
         table = self._read(self._tables[f"{array.name}/variable_{what}"], first, rows).astype(np.int64, copy=False)
         if (table < 0).any():
             raise InputError(f"{self.path}: damaged, {array.name}/variable_{what} has negative numbers")
         return table
 
     def _load_ends(self, label: str, key: str) -> list[int]:
-        """Where the samples of a key begin and end; keys with as many rows share the table."""
+        """Return where the samples of a key begin and end; keys with equal numbers of rows share the table."""
         table = self.ends(label, key)
         known = self._ends.setdefault(label, {})
         return known.setdefault(key, next((t for t in known.values() if np.array_equal(t, table)), table.tolist()))

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.checksums import BlockSums, Table
-from harness.reference.storage.adios.engine import Engine
+from harness.reference.storage.adios.handle import Engine
+from harness.reference.storage.adios.integrity import BlockSums, Table
 from harness.reference.storage.adios.reader import TABLES, BPFile
-from harness.reference.storage.schema import KEYS, Block, Column, sample_major
+from harness.reference.storage.schema import KEYS, Block, Column, move_samples_first
 
 # Small blocks make a later read of one sample's edges quick, few blocks its search for the right one.
 SMALLEST_CHUNK, LARGEST_CHUNK, CHUNKS = 2 << 20, 32 << 20, 2000
@@ -44,15 +44,15 @@ class Growing:
         return math.prod(self.rest) * np.dtype(self.dtype).itemsize
 
     def like(self) -> tuple[str, int, tuple[int, ...]]:
-        """What must be the same in all blocks."""
+        """Return what must be the same in all blocks."""
         return self.dtype, self.axis, self.rest
 
     def full(self, rows: int) -> list[int]:
-        """The shape with so many rows along the axis."""
+        """Return the shape with this number of rows along the axis."""
         return [*self.rest[: self.axis], rows, *self.rest[self.axis :]]
 
     def start(self) -> list[int]:
-        """Where the next rows go."""
+        """Return the position of the next rows."""
         return [0] * self.axis + [self.before + self.rows] + [0] * (len(self.rest) - self.axis)
 
 
@@ -89,15 +89,15 @@ class Split:
         chunk = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self._engine.written // CHUNKS))
         for piece in block.pieces(max(1, chunk * block.samples // max(1, block.nbytes))):
             whole = piece.nbytes >= chunk and not self._pending
-            self._pending.append(piece if whole else _copied(piece))
+            self._pending.append(piece if whole else _copy_block(piece))
             self._pending_bytes += piece.nbytes
             if self._pending_bytes >= chunk:
                 self._flush()
         self.samples += block.samples
 
     def _check_like(self, block: Block) -> None:
-        """All blocks have the keys, types and shapes of the first."""
-        like = {name: _likeness(column) for name, column in block.columns.items()}
+        """Check that a block has the keys, types and shapes of the first."""
+        like = {name: _column_type(column) for name, column in block.columns.items()}
         if not self._keys:
             self._keys = {name: self._growing(name, *each) for name, each in like.items()}
         for name in sorted(like.keys() | self._keys.keys()):
@@ -113,7 +113,7 @@ class Split:
         return Growing(dtype, axis, rest, before=sum(rows[: self._engine.comm.Get_rank()]), whole=sum(rows))
 
     def _flush(self) -> None:
-        """Hand what is pending to ADIOS2."""
+        """Hand pending blocks to ADIOS2."""
         samples = sum(piece.samples for piece in self._pending)
         for name, growing in self._keys.items():
             columns = [piece.columns[name] for piece in self._pending]
@@ -138,7 +138,7 @@ class Split:
                 self._engine.define(stem + "/variable_offset", starts, [self.all_samples or len(counts)]),
             ]
             growing.sums = [BlockSums(growing.row_bytes), *(BlockSums(starts.itemsize) for _ in TABLES)]
-        for sums, rows_of in zip(growing.sums, (sample_major(values, growing.axis), counts, starts), strict=True):
+        for sums, rows_of in zip(growing.sums, (move_samples_first(values, growing.axis), counts, starts), strict=True):
             sums.add(rows_of)
         grows = self._engine.comm is None
         done = self._written + len(counts)
@@ -183,27 +183,27 @@ class Split:
         if samples is not None and samples != self.samples:
             raise InputError(f"{self.label}: {samples} samples were announced, {self.samples} were put")
         for name, rows in (totals or {}).items():
-            found = self._keys[name].rows if name in self._keys else 0
-            if found != rows:
-                raise InputError(f"{self.label}: {rows} rows of {name} were announced, {found} were put")
+            announced = self._keys[name].rows if name in self._keys else 0
+            if announced != rows:
+                raise InputError(f"{self.label}: {rows} rows of {name} were announced, {announced} were put")
 
     def _share_keys(self, comm: Any) -> None:
-        """Ranks without samples learn the keys of the others; raises InputError where they differ."""
-        found = {name: growing.like() for name, growing in self._keys.items()}
-        everyone = [keys for keys in comm.allgather(found) if keys]
+        """Tell ranks without samples the keys of the others; raises InputError where the keys differ."""
+        columns = {name: growing.like() for name, growing in self._keys.items()}
+        everyone = [keys for keys in comm.allgather(columns) if keys]
         if any(keys != everyone[0] for keys in everyone):
             raise InputError(f"{self.label}: the ranks put different keys, types or shapes")
         if everyone and not self._keys:
             self._keys = {name: self._growing(name, *like) for name, like in everyone[0].items()}
 
     def reads_back(self, file: BPFile) -> bool:
-        """Whether totals and this rank's first and last sample are in the file as they were put."""
+        """Return whether totals and this rank's first and last sample are in the file as they were put."""
         for name, growing in self._keys.items():
             if file.shape(self.label, name) != tuple(growing.full(growing.whole or growing.rows)):
                 return False
         for which, sample in (("first", self._before), ("last", self._before + self.samples - 1)):
-            found = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
-            if any(not _is_same(self._keys[name].ends[which], c.values) for name, c in found.items()):
+            columns = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
+            if any(not _is_same(self._keys[name].ends[which], c.values) for name, c in columns.items()):
                 return False
         return True
 
@@ -212,12 +212,12 @@ def _is_same(written: NDArray[Any], found: NDArray[Any]) -> bool:
     return np.array_equal(written, found, equal_nan=found.dtype.kind == "f")
 
 
-def _likeness(column: Column) -> tuple[str, int, tuple[int, ...]]:
+def _column_type(column: Column) -> tuple[str, int, tuple[int, ...]]:
     shape = column.values.shape
     return str(column.values.dtype), column.axis, shape[: column.axis] + shape[column.axis + 1 :]
 
 
-def _copied(block: Block) -> Block:
+def _copy_block(block: Block) -> Block:
     return Block(
         block.samples,
         {

@@ -19,10 +19,8 @@ import numpy as np
 
 from harness.reference.errors import InputError
 from harness.reference.storage import collectives
-from harness.reference.storage.adios.checksums import BlockSums, Table
-from harness.reference.storage.adios.engine import Engine
-from harness.reference.storage.adios.handle import OWN
-from harness.reference.storage.adios.integrity import PART, inner_seal_paths, sync_files, write_seal
+from harness.reference.storage.adios.handle import ATTRIBUTE_PREFIX, Engine
+from harness.reference.storage.adios.integrity import PART, BlockSums, Table, inner_seal_paths, sync_files, write_seal
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.adios.split import Split
 from harness.reference.storage.schema import FORMAT_VERSION
@@ -34,7 +32,7 @@ ORIGINAL_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
 
 
 class BPWriter:
-    """A BP file on its way: written beside its place, checked at the end and only then put there.
+    """Writes a BP file next to its final path, checks it at the end and only then renames it.
 
     attributes: facts of the file, read back from BPFile.attributes; `dataset` is needed, None is left out, mappings
     are kept as JSON. comm: an mpi4py communicator whose ranks write together; it needs an ADIOS2 built with MPI, and
@@ -42,7 +40,7 @@ class BPWriter:
 
         with BPWriter(path, {"dataset": "qm9", "cutoff": 5.0}) as writer:
             for frames, edges in batches:
-                writer.split("trainset").put(frames_block(frames, edges))
+                writer.split("trainset").put(encode_table(table))
             writer.note("left_out", 12)
 
     Raises InputError for bad blocks and an existing path, OSError when the disk is full; neither leaves anything.
@@ -94,7 +92,7 @@ class BPWriter:
         return self.comm is None or self.comm.Get_rank() == 0
 
     def split(self, label: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
-        """The split of this name, to which blocks are put in any order among splits.
+        """Return the split of this name, to which blocks are put in any order among splits.
 
         samples and totals (rows of each key along its axis) are what this rank announces of itself: checked at the
         end, and needed where ranks write together.
@@ -118,7 +116,7 @@ class BPWriter:
         for name, value in {**self._notes, "format": FORMAT_VERSION, "complete": 1}.items():
             self._note(name, value)
         self._engine.end()
-        collectives.each(self.comm, lambda: self._settle(splits) if self._first_rank else None)
+        collectives.run_collectively(self.comm, lambda: self._settle(splits) if self._first_rank else None)
 
     def _settle(self, splits: Sequence[Split]) -> None:
         """Check what was written, and put it in its place."""
@@ -130,7 +128,7 @@ class BPWriter:
                 tables = sum_arrays(file)
         sync_files(self._part)
         write_seal(self._part, inner_seal_paths(self._part), tables)
-        _verify(self._part, splits)
+        _verify_written(self._part, splits)
         os.rename(self._part, self.path)
 
     def _note(self, name: str, value: Any) -> None:
@@ -140,10 +138,10 @@ class BPWriter:
             value = json.dumps(value)
         elif isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
             value = np.array(value)
-        self._engine.attribute(name if name in ORIGINAL_ATTRIBUTES else OWN + name, value)
+        self._engine.attribute(name if name in ORIGINAL_ATTRIBUTES else ATTRIBUTE_PREFIX + name, value)
 
     def _discard(self) -> None:
-        """Leave nothing."""
+        """Remove everything that was written."""
         self._engine.abandon(self._make_room)
         if self._first_rank:
             shutil.rmtree(self._part, ignore_errors=True)
@@ -151,9 +149,9 @@ class BPWriter:
                 self._reserve.unlink()
 
     def _make_room(self) -> None:
-        for found in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
+        for path in (self._reserve, *self._part.glob("*")) if self._first_rank else ():
             with suppress(FileNotFoundError):
-                os.truncate(found, 0)
+                os.truncate(path, 0)
 
 
 def sum_arrays(file: BPFile) -> dict[str, Table]:
@@ -167,7 +165,7 @@ def sum_arrays(file: BPFile) -> dict[str, Table]:
     return tables
 
 
-def _verify(part: Path, splits: Sequence[Split]) -> None:
+def _verify_written(part: Path, splits: Sequence[Split]) -> None:
     """Raise OSError unless the file reads back as written: all totals, the first and the last sample of each split."""
     with BPFile(part, unfinished=True) as file:
         for split in splits:

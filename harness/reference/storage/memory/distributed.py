@@ -16,27 +16,27 @@ from numpy.typing import NDArray
 from harness.reference.errors import InputError
 from harness.reference.storage import collectives
 from harness.reference.storage.adios.reader import BPFile
-from harness.reference.storage.memory.window import Backend, Units
-from harness.reference.storage.record_codec import UNIT, Schema
-from harness.reference.storage.samples import Samples, share
+from harness.reference.storage.memory.windows import MemoryBackend, Units
+from harness.reference.storage.record_codec import UNIT, RecordSchema
+from harness.reference.storage.samples import Samples, split_evenly
 from harness.reference.storage.schema import Record
 
 CHUNK_BYTES = 64 << 20
 Spans = tuple[list[int], list[int], list[int]]
 
 
-def make_backend(name: str) -> Backend:
-    """The backend of this name, auto being DDStore where it is installed; raises InputError if it is not."""
+def make_backend(name: str) -> MemoryBackend:
+    """Return the backend of this name, where auto is DDStore if it is installed; raises InputError if it is not."""
     if name == "auto":
         name = "ddstore" if find_spec("pyddstore") else "rma"
     if name == "rma":
-        from harness.reference.storage.memory.rma import RMA
+        from harness.reference.storage.memory.windows import RmaBackend
 
-        return RMA()
+        return RmaBackend()
     if name in ("ddstore", "ddstore-libfabric"):
-        from harness.reference.storage.memory.ddstore import DDStore
+        from harness.reference.storage.memory.windows import DDStoreBackend
 
-        return DDStore(method=1 if name == "ddstore-libfabric" else 0)
+        return DDStoreBackend(method=1 if name == "ddstore-libfabric" else 0)
     raise InputError(f"unknown backend {name!r}; there are auto, rma, ddstore and ddstore-libfabric")
 
 
@@ -65,7 +65,7 @@ class Directory:
         return self.starts.nbytes
 
     def find(self, indices: NDArray[np.int64]) -> Spans:
-        """Owners, places and lengths of records."""
+        """Return the owners, positions and lengths of records."""
         owners = (np.searchsorted(self.firsts, indices, side="right") - 1).tolist()
         starts = self.starts[indices].tolist()
         stops = self.starts[np.minimum(indices + 1, len(self) - 1)].tolist()
@@ -83,32 +83,32 @@ class DistributedStore(Samples):
     schema: of all records. mine: this rank's memory, with its records one after the other. lengths: of these, [own].
     """
 
-    def __init__(self, comm: Any, backend: Backend, schema: Schema, mine: Units, lengths: Units) -> None:
+    def __init__(self, comm: Any, backend: MemoryBackend, schema: RecordSchema, local: Units, lengths: Units) -> None:
         self.comm = comm
         self.schema = schema
         self.rank = comm.Get_rank()
         self.backend = backend
         self.thread_safe = backend.thread_safe
-        self._mine: Units | None = mine
+        self._mine: Units | None = local
         self.directory = Directory(comm.allgather(lengths))
         backend.open()
 
     @classmethod
     def load(
-        cls, file: BPFile, label: str, keys: Collection[str] | None, comm: Any, width: int | None, backend: str
+        cls, file: BPFile, label: str, keys: Collection[str] | None, *, comm: Any, width: int | None, backend: str
     ) -> DistributedStore:
         """Read each rank's share of a split from the file. Collective; where one rank fails all do."""
-        comm, group = _grouped(comm, width)
-        schema = Schema.of_file(file, label, keys)
-        first, stop = share(file.samples(label), group.Get_rank(), group.Get_size())
+        comm, group = _split_communicator(comm, width)
+        schema = RecordSchema.from_file(file, label, keys)
+        first, stop = split_evenly(file.samples(label), group.Get_rank(), group.Get_size())
 
-        def measured() -> tuple[Backend, Units]:
+        def measured() -> tuple[MemoryBackend, Units]:
             names = [field.name for field in schema.fields] if first < stop else []
             counts: Mapping[str, Any] = {name: file.counts(label, name, first, stop) for name in names}
             return make_backend(backend), schema.units(counts) if names else np.zeros(0, np.int64)
 
-        made, lengths = collectives.each(comm, measured)
-        mine = made.allocate(group, int(lengths.sum()))
+        samples, lengths = collectives.run_collectively(comm, measured)
+        local = samples.allocate(group, int(lengths.sum()))
 
         def filled() -> None:
             step = max(1, CHUNK_BYTES // UNIT * len(lengths) // max(1, int(lengths.sum())))
@@ -116,16 +116,16 @@ class DistributedStore(Samples):
             for start in range(first, stop, step):
                 end = min(start + step, stop)
                 block = file.columns(label, start, end, [field.name for field in schema.fields])
-                schema.pack_block(block, mine[ends[start - first] : ends[end - first]])
+                schema.pack_block(block, local[ends[start - first] : ends[end - first]])
 
-        collectives.each(comm, filled)
-        return cls(group, made, schema, mine, lengths)
+        collectives.run_collectively(comm, filled)
+        return cls(group, samples, schema, local, lengths)
 
     def __len__(self) -> int:
         return len(self.directory)
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for: this rank's own as views of its memory, others fetched in one epoch."""
+        """Return the samples in the order asked for: this rank's as views of its memory, others fetched at once."""
         wanted = np.asarray(indices, dtype=np.int64)
         if self._mine is None:
             raise InputError("the distributed store is closed")
@@ -142,14 +142,14 @@ class DistributedStore(Samples):
         buffer = np.empty(sum(sizes), np.int64)
         if far:
             self.backend.fetch(buffer, [owners[k] for k in far], [starts[k] for k in far], sizes)
-        mine, at, found = self._mine, 0, []
+        local, at, records = self._mine, 0, []
         for owner, start, length in zip(owners, starts, lengths, strict=True):
             if owner == self.rank:
-                found.append(unpack(mine, start))
+                records.append(unpack(local, start))
             else:
-                found.append(unpack(buffer, at))
+                records.append(unpack(buffer, at))
                 at += length
-        return found
+        return records
 
     def close(self) -> None:
         """Give the memory back, after which views of own samples must not be used. Collective."""
@@ -159,8 +159,8 @@ class DistributedStore(Samples):
             self.comm.Free()
 
 
-def _grouped(comm: Any, width: int | None) -> tuple[Any, Any]:
-    """The communicator and this rank's group of it; the last group is smaller where width does not divide."""
+def _split_communicator(comm: Any, width: int | None) -> tuple[Any, Any]:
+    """Return the communicator and this rank's group of it; the last group may be smaller."""
     if comm is None:
         from mpi4py import MPI
 

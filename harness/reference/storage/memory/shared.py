@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from harness.reference.errors import InputError
 from harness.reference.storage import collectives
 from harness.reference.storage.adios.reader import BPFile
-from harness.reference.storage.samples import Group, Preloaded, Samples, share
+from harness.reference.storage.samples import ColumnGroup, PreloadedSamples, Samples, split_evenly
 from harness.reference.storage.schema import Counts, Record
 
 CHUNK_BYTES = 64 << 20
@@ -50,73 +50,75 @@ class Plan:
     handle: int = 0
 
 
-class Shared(Samples):
+class SharedSamples(Samples):
     """Samples in memory that processes of a node share; pickles as a reference, good while the first process lives."""
 
     def __init__(self, plan: Plan, handle: int | None = None) -> None:
-        """handle: of the memory, if it was made by this process."""
+        """Attach to the planned memory; handle: of the memory, if this process created it."""
         self.plan = plan
         self._own = handle
         if handle is None:
-            handle = _attached(plan)
+            handle = _attach_memory(plan)
         self._memory = mmap.mmap(handle, max(1, plan.nbytes))
         if self._own is None:
             os.close(handle)
         self._reader = self._readers()
 
     @classmethod
-    def load(cls, file: BPFile, label: str, keys: Collection[str] | None, comm: Any) -> Shared:
+    def load(cls, file: BPFile, label: str, keys: Collection[str] | None, comm: Any) -> SharedSamples:
         """Read the split into the node's memory, each rank of the node its part. Collective."""
         if comm is None:
-            made = cls(*_created(file, label, keys))
-            _fill(made, file, label, 0, made.plan.samples)
-            return made
+            memory = cls(*_create_memory(file, label, keys))
+            _fill_memory(memory, file, label, 0, memory.plan.samples)
+            return memory
         from mpi4py import MPI
 
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        first = collectives.each(comm, lambda: _created(file, label, keys) if node.Get_rank() == 0 else None)
+        first = collectives.run_collectively(
+            comm, lambda: _create_memory(file, label, keys) if node.Get_rank() == 0 else None
+        )
         plan = node.bcast(None if first is None else first[0])
-        found = collectives.each(comm, lambda: cls(plan, None if first is None else first[1]))
-        part = share(plan.samples, node.Get_rank(), node.Get_size())
-        collectives.each(comm, lambda: _fill(found, file, label, *part))
+        result = collectives.run_collectively(comm, lambda: cls(plan, None if first is None else first[1]))
+        part = split_evenly(plan.samples, node.Get_rank(), node.Get_size())
+        collectives.run_collectively(comm, lambda: _fill_memory(result, file, label, *part))
         node.Free()
-        return found
+        return result
 
     def array(self, place: Place) -> NDArray[Any]:
-        """A view of the memory."""
+        """Return a view of the memory."""
         return np.ndarray(place.shape, place.dtype, self._memory, place.start)
 
-    def _readers(self) -> Preloaded:
+    def _readers(self) -> PreloadedSamples:
         tables = self.plan.tables
-        groups: list[Group] = [
+        groups: list[ColumnGroup] = [
             (memoryview(self._memory)[p.start :][: 8 * p.shape[0]].cast("q"), []) for p in self.plan.places[:tables]
         ]
         for place in self.plan.places[tables:]:
             values = self.array(place)
             values.flags.writeable = False
             groups[place.ends][1].append((place.name, values, place.axis))
-        return Preloaded(groups, self.plan.samples)
+        return PreloadedSamples(groups, self.plan.samples)
 
     def __len__(self) -> int:
         return self.plan.samples
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """The samples in the order asked for, as views of the shared memory."""
+        """Return the samples in the order asked for, as views of the shared memory."""
         return self._reader.get(indices)
 
-    def __reduce__(self) -> tuple[type[Shared], tuple[Plan]]:
-        return Shared, (self.plan,)
+    def __reduce__(self) -> tuple[type[SharedSamples], tuple[Plan]]:
+        return SharedSamples, (self.plan,)
 
     def close(self) -> None:
         """Let go of the memory; views that were given out keep it alive."""
-        self._reader = Preloaded([], 0)
+        self._reader = PreloadedSamples([], 0)
         if self._own is not None:
             os.close(self._own)
             self._own = None
 
 
-def _created(file: BPFile, label: str, keys: Collection[str] | None) -> tuple[Plan, int]:
-    """Memory of the right size, and the plan of it."""
+def _create_memory(file: BPFile, label: str, keys: Collection[str] | None) -> tuple[Plan, int]:
+    """Create memory of the right size and return it with its plan."""
     samples = file.samples(label)
     names = file.keys(label) if keys is None else tuple(keys)
     tables: list[Counts] = []
@@ -129,12 +131,12 @@ def _created(file: BPFile, label: str, keys: Collection[str] | None) -> tuple[Pl
     places: list[Place] = []
     at = 0
     for k in range(len(tables)):
-        places.append(Place("", "int64", (samples + 1,), 0, at, k))
+        places.append(Place("", "int64", (samples + 1,), axis=0, start=at, ends=k))
         at += -(-8 * (samples + 1) // ALIGN) * ALIGN
     for name in names:
         _, dtype, axis, _ = file.field(label, name)
         shape = file.shape(label, name)
-        places.append(Place(name, dtype, shape, axis, at, which[name]))
+        places.append(Place(name, dtype, shape, axis=axis, start=at, ends=which[name]))
         at += -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
     handle = os.memfd_create(NAME, os.MFD_CLOEXEC)
     try:
@@ -145,11 +147,11 @@ def _created(file: BPFile, label: str, keys: Collection[str] | None) -> tuple[Pl
     memory = mmap.mmap(handle, max(1, at))
     for place, table in zip(places, tables, strict=False):
         np.ndarray(place.shape, place.dtype, memory, place.start)[:] = table
-    return Plan(samples, tuple(places), at, len(tables), os.getpid(), handle), handle
+    return Plan(samples, tuple(places), at, tables=len(tables), owner=os.getpid(), handle=handle), handle
 
 
-def _attached(plan: Plan) -> int:
-    """A handle of another process's memory."""
+def _attach_memory(plan: Plan) -> int:
+    """Return a handle of another process's memory."""
     place = f"/proc/{plan.owner}/fd/{plan.handle}"
     try:
         if NAME not in os.readlink(place):  # another process by now
@@ -159,7 +161,7 @@ def _attached(plan: Plan) -> int:
         raise InputError(f"the shared samples of process {plan.owner} are out of reach ({error.strerror})") from None
 
 
-def _fill(shared: Shared, file: BPFile, label: str, first: int, stop: int) -> None:
+def _fill_memory(shared: SharedSamples, file: BPFile, label: str, first: int, stop: int) -> None:
     """Copy samples first..stop from the file, a piece at a time."""
     plan = shared.plan
     step = max(1, CHUNK_BYTES * plan.samples // max(1, plan.nbytes))

@@ -1,7 +1,9 @@
-"""Shares of datasets of very different sizes: in ranks, and in what is drawn."""
+"""Shares of datasets of very different sizes in ranks and samples, and batches of balanced cost."""
 
 from __future__ import annotations
 
+import heapq
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.reference.errors import InputError
-from harness.reference.storage.sampling.load_balance import level
 from harness.reference.storage.sampling.permutations import Integers
 
 
-def weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Shares that sum to 1, proportional to count ** (1 / temperature), [d]: 1 is by size, infinity all alike.
+def compute_weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return shares that sum to 1, proportional to count ** (1 / temperature), [d]: 1 is by size, infinity all alike.
 
     Raises InputError for an empty dataset and for a temperature that is not positive.
     """
@@ -28,8 +29,8 @@ def weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[np.float
     return raw / raw.sum()
 
 
-def apportioned(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
-    """Whole numbers that sum to total, [d]: at_least each, the rest by largest remainder, ties to the first.
+def round_shares(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
+    """Return whole numbers that sum to total, [d]: at_least each, the rest by largest remainder, ties to the first.
 
     Raises InputError when total is too small.
     """
@@ -44,7 +45,7 @@ def apportioned(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
 
 
 @dataclass(frozen=True)
-class Group:
+class RankGroup:
     """Ranks first .. first + size - 1, which share out the samples of the same datasets."""
 
     datasets: tuple[int, ...]
@@ -54,17 +55,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which ranks serve which datasets; groups stand in the order of their ranks."""
+    """Which ranks serve which datasets; groups are in the order of their ranks."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[RankGroup, ...]
 
-    def group_of(self, rank: int) -> Group:
-        """The group that a rank belongs to."""
+    def find_group(self, rank: int) -> RankGroup:
+        """Return the group that a rank belongs to."""
         return self.groups[bisect_right([g.first for g in self.groups], rank) - 1]
 
-    def datasets_of(self, rank: int) -> tuple[int, ...]:
-        """The datasets that a rank serves: one, or several where there are fewer ranks than datasets."""
-        return self.group_of(rank).datasets
+    def find_datasets(self, rank: int) -> tuple[int, ...]:
+        """Return the datasets that a rank serves: one, or several where there are fewer ranks than datasets."""
+        return self.find_group(rank).datasets
 
     @property
     def ranks_per_dataset(self) -> tuple[int, ...]:
@@ -73,18 +74,62 @@ class Assignment:
         return tuple(sizes[d] for d in range(len(sizes)))
 
 
-def assign(counts: Sequence[int], ranks: int, temperature: float = 1.0) -> Assignment:
-    """Ranks for every dataset: one each, the rest in proportion to their weights by largest remainder.
+def assign_ranks(counts: Sequence[int], ranks: int, temperature: float = 1.0) -> Assignment:
+    """Return ranks for every dataset: one each, the rest in proportion to their weights by largest remainder.
 
     With fewer ranks than datasets, the largest first, each dataset goes whole to the rank with the least weight so
     far, and a rank draws from its datasets in proportion to their weights. Raises InputError for no ranks.
     """
     if ranks < 1:
         raise InputError(f"sampling: expected at least one rank, got {ranks}")
-    share = weights(counts, temperature)
+    share = compute_weights(counts, temperature)
     if ranks < len(counts):
-        served = level(share, ranks)
-        return Assignment(tuple(Group(tuple(own.tolist()), rank, 1) for rank, own in enumerate(served)))
-    sizes = apportioned(share, ranks, at_least=1).tolist()
+        served = balance_costs(share, ranks)
+        return Assignment(tuple(RankGroup(tuple(datasets.tolist()), rank, 1) for rank, datasets in enumerate(served)))
+    sizes = round_shares(share, ranks, at_least=1).tolist()
     firsts = np.cumsum([0, *sizes]).tolist()
-    return Assignment(tuple(Group((d,), firsts[d], size) for d, size in enumerate(sizes)))
+    return Assignment(tuple(RankGroup((d,), firsts[d], size) for d, size in enumerate(sizes)))
+
+
+def balance_costs(costs: ArrayLike, parts: int) -> list[Integers]:
+    """Return the samples of each part, ascending, dealt so that the costs [n] of the parts are nearly equal.
+
+    The costliest first, each goes to the part with the least so far, of equal ones to that with the fewest samples, so
+    that with as many samples as parts none goes empty. Source: Graham, SIAM J. Appl. Math. 17, 416 (1969): the
+    costliest part is at most 4/3 of the best possible.
+    """
+    price = np.asarray(costs, dtype=float)
+    heap = [(0.0, 0, k) for k in range(parts)]
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    for k in np.argsort(-price, kind="stable").tolist():
+        cost, held, part = heap[0]
+        dealt[part].append(k)
+        heapq.heapreplace(heap, (cost + float(price[k]), held + 1, part))
+    return [np.sort(np.array(shares, dtype=np.int64)) for shares in dealt]
+
+
+def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Integers]:
+    """Return batches of at most the budget, [n] costs -> for each batch its samples, ascending; none is split or lost.
+
+    A sample over the budget comes alone. The number of batches is the least multiple for which a level deal keeps the
+    budget, so that `multiple` ranks make equally many steps; the costliest batches come first, so that those of a step
+    are alike. Raises InputError where so many batches are needed that one would be empty.
+    """
+    price = np.asarray(costs, dtype=float)
+    if not budget > 0 or multiple < 1:
+        raise InputError(f"batches: expected a budget and a multiple above zero, got {budget} and {multiple}")
+    fewest = max(1, math.ceil(np.minimum(price, budget).sum() / budget))
+    for parts in range(multiple * math.ceil(fewest / multiple), len(price) + 1, multiple):
+        batches = balance_costs(price, parts)
+        if all(len(own_costs) == 1 or price[own_costs].sum() <= budget for own_costs in batches):
+            return sorted(batches, key=lambda own_costs: -price[own_costs].sum())
+    raise InputError(
+        f"batches: {len(price)} samples do not fill a multiple of {multiple} batches of at most {budget:g} each"
+    )
+
+
+def compute_imbalance(costs: ArrayLike, batches: Sequence[Integers], ranks: int) -> float:
+    """Return the largest cost of a rank over the mean, averaged over steps of `ranks` batches; 1 is balanced."""
+    price = np.asarray(costs, dtype=float)
+    steps = np.array([price[own_costs].sum() for own_costs in batches]).reshape(-1, ranks)
+    return float((steps.max(1) / steps.mean(1)).mean())

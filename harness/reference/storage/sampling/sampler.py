@@ -17,16 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.errors import InputError
-from harness.reference.storage.sampling.load_balance import level
-from harness.reference.storage.sampling.permutations import Integers, keyed, mixed, permuted
-from harness.reference.storage.sampling.rank_assignment import Assignment, Group, apportioned, assign, weights
+from harness.reference.storage.sampling.permutations import Integers, hash_key, permute_indices, splitmix64
+from harness.reference.storage.sampling.rank_assignment import (
+    Assignment,
+    RankGroup,
+    assign_ranks,
+    balance_costs,
+    compute_weights,
+    round_shares,
+)
 
-Mode = Literal["mixed", "assigned"]
-WINDOW = 1024  # places over which every dataset comes to its share, up to one sample
+SamplingMode = Literal["mixed", "assigned"]
+WINDOW = 1024  # positions over which every dataset gets its share, up to one sample
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleIndices:
     """Samples in order: the dataset of each, [n], and its number within it, [n]."""
 
     dataset: Integers
@@ -35,13 +41,13 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, picked: slice | Integers) -> Drawn:
-        """Some of them, in the order asked for."""
-        return Drawn(self.dataset[picked], self.index[picked])
+    def __getitem__(self, picked: slice | Integers) -> SampleIndices:
+        """Return some of the samples, in the order asked for."""
+        return SampleIndices(self.dataset[picked], self.index[picked])
 
 
 @dataclass(frozen=True)
-class Stream:
+class MixtureStream:
     """An endless mixture of datasets, computed from any place on.
 
     datasets: [d] ids. counts: [d] samples. draws: [d] of each an epoch; an epoch is draws.sum() places. Each dataset
@@ -66,10 +72,10 @@ class Stream:
 
     @cached_property
     def _phase(self) -> Integers:
-        return (keyed(self.seed, self.datasets) % np.uint64(self.windows)).astype(np.int64)
+        return (hash_key(self.seed, self.datasets) % np.uint64(self.windows)).astype(np.int64)
 
     def _before(self, window: int) -> Integers:
-        """Draws of each dataset before a window, [d]; the phases keep small datasets from coming all at once."""
+        """Return the draws of each dataset before a window, [d]; phases keep small datasets from coming all at once."""
         return (self.draws * window + self._phase) // self.windows
 
     def _window_of(self, place: int) -> int:
@@ -81,18 +87,20 @@ class Stream:
         return window
 
     def _opened(self, window: int) -> tuple[Integers, Integers]:
-        """Position in `datasets` of what each place of a window draws, and the how-manieth draw of it that is."""
+        """Return the position in `datasets` of each draw of a window, and its ordinal within that dataset."""
         before = self._before(window)
         counts = self._before(window + 1) - before
         plain = np.repeat(np.arange(len(counts)), counts)
-        disorder = mixed(keyed(self.seed, int(self.datasets[0]), window) + np.arange(len(plain)).astype(np.uint64))
+        disorder = splitmix64(
+            hash_key(self.seed, int(self.datasets[0]), window) + np.arange(len(plain)).astype(np.uint64)
+        )
         which = plain[np.argsort(disorder, kind="stable")]
         turn = np.empty(len(plain), dtype=np.int64)
         turn[np.argsort(which, kind="stable")] = np.arange(len(plain)) + (before - np.cumsum(counts) + counts)[plain]
         return which, turn
 
-    def at(self, place: int, count: int) -> Drawn:
-        """What the places from `place` on hold, count of them."""
+    def at(self, place: int, count: int) -> SampleIndices:
+        """Return the `count` draws from a position of the sequence on."""
         window = self._window_of(place)
         skipped = place - int(self._before(window).sum())
         parts = [self._opened(window)]
@@ -101,11 +109,11 @@ class Stream:
             parts.append(self._opened(window))
         which, turn = (np.concatenate(columns)[skipped : skipped + count] for columns in zip(*parts, strict=True))
         ids, sizes = self.datasets[which], self.counts[which]
-        return Drawn(ids, permuted(turn % sizes, sizes, keyed(self.seed, ids, turn // sizes)))
+        return SampleIndices(ids, permute_indices(turn % sizes, sizes, hash_key(self.seed, ids, turn // sizes)))
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SamplingSpec:
     """What fixes the sequence of samples.
 
     mixed: every rank draws from all datasets by weight; length samples make an epoch, of whatever number of ranks, by
@@ -114,48 +122,48 @@ class Recipe:
     """
 
     counts: tuple[int, ...]
-    mode: Mode = "mixed"
+    mode: SamplingMode = "mixed"
     temperature: float = 1.0
     seed: int = 0
     length: int | None = None
 
 
-class Sampler:
+class DistributedSampler:
     """Batches for every rank, step by step, and a place in them to stop at and go on from.
 
     The last step of an epoch is filled up from the first places of the next, so that all ranks make whole steps.
     """
 
-    def __init__(self, recipe: Recipe, ranks: int, batch_size: int) -> None:
+    def __init__(self, recipe: SamplingSpec, ranks: int, batch_size: int) -> None:
         if batch_size < 1 or (recipe.length is not None and recipe.length < 1):
             raise InputError(f"sampling: batch_size {batch_size}, length {recipe.length}: expected at least 1 of each")
         self.recipe, self.ranks, self.batch_size = recipe, ranks, batch_size
         self.epoch = self.taken = 0
-        own = assign(recipe.counts, ranks, recipe.temperature)
+        assignment = assign_ranks(recipe.counts, ranks, recipe.temperature)
         if recipe.mode == "mixed":
-            own = Assignment((Group(tuple(range(len(recipe.counts))), 0, ranks),))
-        self.assignment = own
+            assignment = Assignment((RankGroup(tuple(range(len(recipe.counts))), 0, ranks),))
+        self.assignment = assignment
         self.length = recipe.length or self._whole()
-        self._streams = {g: self._stream(g) for g in own.groups}
+        self._streams = {g: self._stream(g) for g in assignment.groups}
 
     def _whole(self) -> int:
-        """Samples of an epoch that leaves nothing out."""
+        """Return the samples of an epoch that leaves nothing out."""
         if self.recipe.mode == "mixed":
             return sum(self.recipe.counts)
-        own = ((sum(self.recipe.counts[d] for d in g.datasets), g.size) for g in self.assignment.groups)
-        steps = max(math.ceil(samples / (size * self.batch_size)) for samples, size in own)
+        groups = ((sum(self.recipe.counts[d] for d in g.datasets), g.size) for g in self.assignment.groups)
+        steps = max(math.ceil(samples / (size * self.batch_size)) for samples, size in groups)
         return steps * self.ranks * self.batch_size
 
-    def _stream(self, group: Group) -> Stream:
+    def _stream(self, group: RankGroup) -> MixtureStream:
         counts = [self.recipe.counts[d] for d in group.datasets]
         total = self.length
         if self.recipe.mode == "assigned":
             total = math.ceil(self.length / (self.ranks * self.batch_size)) * group.size * self.batch_size
-        share = weights(counts, self.recipe.temperature)
-        draws = apportioned(share, total)
+        share = compute_weights(counts, self.recipe.temperature)
+        draws = round_shares(share, total)
         if draws.min() == 0 and total >= len(counts):
-            draws = apportioned(share, total, at_least=1)
-        return Stream(np.array(group.datasets), np.array(counts), draws, self.recipe.seed)
+            draws = round_shares(share, total, at_least=1)
+        return MixtureStream(np.array(group.datasets), np.array(counts), draws, self.recipe.seed)
 
     @property
     def steps(self) -> int:
@@ -168,35 +176,37 @@ class Sampler:
         drawn = {int(d): int(n) for s in self._streams.values() for d, n in zip(s.datasets, s.draws, strict=True)}
         return np.array([drawn[d] for d in range(len(drawn))])
 
-    def batch(self, step: int, rank: int, costs: Callable[[Drawn], NDArray[np.float64]] | None = None) -> Drawn:
-        """The samples of one rank at a step counted from where the sampler stands.
+    def batch(
+        self, step: int, rank: int, costs: Callable[[SampleIndices], NDArray[np.float64]] | None = None
+    ) -> SampleIndices:
+        """Return the samples of one rank at a step counted from where the sampler stands.
 
         With costs, what the ranks of the same datasets take in this step is dealt so that their costs are level: the
         same samples, more or fewer of them for a rank.
         """
-        group = self.assignment.group_of(rank)
-        stream, own = self._streams[group], rank - group.first
+        group = self.assignment.find_group(rank)
+        stream, position = self._streams[group], rank - group.first
         passed = self.taken * group.size // self.ranks
         first = self.epoch * stream.length + passed + step * group.size * self.batch_size
         if costs is None:
-            return stream.at(first + own * self.batch_size, self.batch_size)
-        together = stream.at(first, group.size * self.batch_size)
-        return together[level(costs(together), group.size)[own]]
+            return stream.at(first + position * self.batch_size, self.batch_size)
+        joint = stream.at(first, group.size * self.batch_size)
+        return joint[balance_costs(costs(joint), group.size)[position]]
 
     def advance(self, steps: int = 1) -> None:
-        """Go on by some steps, into the next epoch where this one ends."""
+        """Advance by some steps, into the next epoch where this one ends."""
         for _ in range(steps):
             self.taken += self.ranks * self.batch_size
             if self.taken >= self.length:
                 self.epoch, self.taken = self.epoch + 1, 0
 
     def state(self) -> dict[str, Any]:
-        """Where the sampler stands, as plain data."""
-        place = {"epoch": self.epoch, "taken": self.taken}
-        return place | {"recipe": self._digest(), "ranks": self.ranks, "batch_size": self.batch_size}
+        """Return the sampler's position in the sequence, as plain data."""
+        progress = {"epoch": self.epoch, "taken": self.taken}
+        return progress | {"recipe": self._digest(), "ranks": self.ranks, "batch_size": self.batch_size}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Stand where a sampler of the same recipe stood; mixed, it may have had other ranks and batches.
+        """Continue where a sampler of the same specification stopped; if mixed, ranks and batches may differ.
 
         Raises InputError for the state of another sequence.
         """
@@ -204,10 +214,11 @@ class Sampler:
             raise InputError("sampling: the state is that of other datasets, or of another mode, seed or length")
         if self.recipe.mode == "assigned" and (state["ranks"], state["batch_size"]) != (self.ranks, self.batch_size):
             raise InputError(
-                f"sampling: each rank has its dataset, so it goes on only with {state['ranks']} ranks and batches of"
+                f"sampling: each rank has its dataset, so it continues only with {state['ranks']} ranks and batches of"
                 f" {state['batch_size']}, not with {self.ranks} and {self.batch_size}"
             )
         self.epoch, self.taken = int(state["epoch"]), int(state["taken"])
 
     def _digest(self) -> str:
-        return blake2b(repr(self.recipe).encode(), digest_size=8).hexdigest()
+        text = f"Recipe{repr(self.recipe).removeprefix(type(self.recipe).__name__)}"  # as in states that exist
+        return blake2b(text.encode(), digest_size=8).hexdigest()

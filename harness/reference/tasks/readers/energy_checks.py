@@ -8,18 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.catalog import source
-from harness.reference.datasets.parsing.free_atoms import ENERGIES_EV
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.catalog import find_source
+from harness.reference.datasets.parsing.constants import ATOM_ENERGIES_EV, HARTREE_EV, KCAL_PER_MOL_EV
 from harness.reference.datasets.parsing.plausibility import (
-    OF_ATOMS,
-    PER_ATOM_EV,
-    implausible_energies,
-    implausible_lengths,
+    ATOM_ENERGY_TOLERANCE,
+    ATOM_TOLERANCE_EV,
+    find_implausible_energies,
+    find_implausible_lengths,
 )
-from harness.reference.datasets.units import HARTREE_EV, KCAL_PER_MOL_EV
 from harness.reference.errors import InputError
-from harness.reference.tasks.dataset import Labelled
+from harness.reference.tasks.dataset import TaskDataset
 
 IMPLAUSIBLE = "energy that cannot be of these atoms"
 # eV per atom, between which total energies of pseudo-atoms are, and formation energies
@@ -31,24 +30,26 @@ MIXED = (
     (4.184, "kJ/mol taken for kcal/mol"),
     (1 / 4.184, "kcal/mol taken for kJ/mol"),
 )
-ALL_ELECTRON = replace(source("ani1x"), head="molecules")
+ALL_ELECTRON = replace(find_source("ani1x"), head="molecules")
 MOST = 0.5  # of the structures may be implausible before the whole file is refused
 
 
-def check_molecules(labelled: Labelled, path: object) -> Labelled:
+def check_molecules(labelled: TaskDataset, path: object) -> TaskDataset:
     """Return the structures whose total energies, with all electrons, can be of their atoms; the others are counted.
 
     Raises InputError, naming the likely unit, where most energies of a subset cannot, or its lengths are no angstrom.
     """
     frames = labelled.frames
-    wrong, reason = implausible_energies(frames, ALL_ELECTRON)
+    wrong, reason = find_implausible_energies(frames, ALL_ELECTRON)
     far = _is_far_from_atoms(frames)
 
     def words(k: int) -> str:
         atoms = float(_energy_of_atoms(frames)[k])
         if wrong[k]:
             return reason(k)
-        units = next((name for factor, name in MIXED if abs(frames.energy[k] / atoms / factor - 1) < OF_ATOMS), "")
+        units = next(
+            (name for factor, name in MIXED if abs(frames.energy[k] / atoms / factor - 1) < ATOM_ENERGY_TOLERANCE), ""
+        )
         return f"{frames.energy[k]:.6g} eV where free atoms have {atoms:.6g}" + (f": {units}" if units else "")
 
     for name in np.unique(labelled.subset):
@@ -56,12 +57,12 @@ def check_molecules(labelled: Labelled, path: object) -> Labelled:
         if (wrong | far)[part].mean() > MOST:
             first = int(np.flatnonzero(part & (wrong | far))[0])
             raise InputError(f"{path}: {frames.ids[first]}: {words(first)}; expected total energies of all electrons")
-        if lengths := implausible_lengths(frames[part], ALL_ELECTRON):
+        if lengths := find_implausible_lengths(frames[part], ALL_ELECTRON):
             raise InputError(f"{path}: {name or frames.ids[0]}: {lengths}")
-    return without(labelled, wrong | far, IMPLAUSIBLE)
+    return remove_structures(labelled, wrong | far, IMPLAUSIBLE)
 
 
-def check_materials(labelled: Labelled, path: object) -> Labelled:
+def check_materials(labelled: TaskDataset, path: object) -> TaskDataset:
     """Return the structures whose total energies can be of their atoms, or of pseudo-atoms; the others are counted.
 
     Raises InputError where most of a subset cannot.
@@ -77,10 +78,10 @@ def check_materials(labelled: Labelled, path: object) -> Labelled:
                 f"{path}: {frames.ids[first]}: {per_atom[first]:.6g} eV per atom is neither near that of free atoms nor"
                 f" within {PSEUDO[0]:g} .. {PSEUDO[1]:g}: are the energies in eV?"
             )
-    return without(labelled, wrong, IMPLAUSIBLE)
+    return remove_structures(labelled, wrong, IMPLAUSIBLE)
 
 
-def check_formation(labelled: Labelled, path: object) -> Labelled:
+def check_formation(labelled: TaskDataset, path: object) -> TaskDataset:
     """Return the structures whose formation energies, eV/atom, are plausible; the others are counted.
 
     Raises InputError where most are not.
@@ -92,20 +93,20 @@ def check_formation(labelled: Labelled, path: object) -> Labelled:
             f"{path}: {labelled.official_ids[first]}: a formation energy of {labelled.target[first]:.6g} eV/atom,"
             f" expected at most {FORMATION:g}: are they in eV/atom?"
         )
-    return without(labelled, wrong, IMPLAUSIBLE)
+    return remove_structures(labelled, wrong, IMPLAUSIBLE)
 
 
-def _energy_of_atoms(frames: Frames) -> Array:
-    return np.asarray(np.add.reduceat(ENERGIES_EV[frames.numbers], frames.ends - frames.sizes))
+def _energy_of_atoms(frames: StructureTable) -> Array:
+    return np.asarray(np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], frames.ends - frames.sizes))
 
 
-def _is_far_from_atoms(frames: Frames) -> NDArray[np.bool_]:
+def _is_far_from_atoms(frames: StructureTable) -> NDArray[np.bool_]:
     atoms = _energy_of_atoms(frames)
-    return np.asarray(np.abs(frames.energy - atoms) > OF_ATOMS * -atoms + PER_ATOM_EV * frames.sizes)
+    return np.asarray(np.abs(frames.energy - atoms) > ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * frames.sizes)
 
 
-def without(labelled: Labelled, wrong: NDArray[np.bool_], reason: str) -> Labelled:
-    """Return what is not wrong, [g], and count the rest under the reason."""
+def remove_structures(labelled: TaskDataset, wrong: NDArray[np.bool_], reason: str) -> TaskDataset:
+    """Return the structures that are not wrong and count the others under the reason."""
     if not wrong.any():
         return labelled
     retained = ~wrong

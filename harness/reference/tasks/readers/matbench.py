@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from harness.reference.datasets.containers.json_stream import CHUNK, Scanner, decoded, values
-from harness.reference.datasets.parsing.pymatgen_json import crystal
-from harness.reference.datasets.parsing.structure_builder import Unfit, made, one_line, row
+from harness.reference.datasets.containers.json_stream import (
+    CHUNK_BYTES,
+    JsonScanner,
+    decode_json,
+    iter_values,
+    read_crystal,
+)
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, build_each, build_row, first_line
 from harness.reference.errors import InputError
-from harness.reference.tasks.catalog import Task, task
-from harness.reference.tasks.dataset import Fold, Indices, Labelled, Value, collected
-from harness.reference.tasks.readers.compositions import reduced
-from harness.reference.tasks.readers.energy_checks import without
+from harness.reference.tasks.catalog import Task, find_task
+from harness.reference.tasks.dataset import Fold, Indices, LabelledRow, TaskDataset, collect_rows
+from harness.reference.tasks.readers.crystals import reduce_formula
+from harness.reference.tasks.readers.energy_checks import remove_structures
 
 FOLDS = 5
 MOST_WRONG = 0.5  # of the values may be out of range before the whole file is refused
@@ -38,51 +43,51 @@ VALUES: dict[str, tuple[str, float, float]] = {
 _DATA = re.compile(rb'"data"\s*:\s*')
 
 
-def read(path: Path) -> Labelled:
-    """The table of the task that the file is named after, with its official folds.
+def read_matbench(path: Path) -> TaskDataset:
+    """Return the table of the task that the file is named after, with its official folds.
 
     Raises InputError where the file is no such table, is cut short, has rows that the benchmark does not know, or
     leaves a fold empty.
     """
-    entry = task(path.name.partition(".")[0])
+    entry = find_task(path.name.partition(".")[0])
     column, low, high = VALUES[entry.name]
-    index, rows = _opened(path, column)
-    numbers = _numbers(path, index, entry)
-    names = official_ids(entry)
-    labelled = collected(
-        made(((names[k], text) for k, text in _paired(path, numbers, rows)), _value),
+    index, rows = _open_table(path, column)
+    numbers = _parse_numbers(path, index, entry)
+    names = list_official_ids(entry)
+    labelled = collect_rows(
+        build_each(((names[k], text) for k, text in _pair_rows(path, numbers, rows)), _build_row),
         str(path),
         f"official {entry.title}, {{count}} structures",
         "as published",
         Counter({"not in the file": entry.size - len(numbers)}),
     )
-    labelled = _within_range(labelled, path, low, high)
+    labelled = _select_range(labelled, path, low, high)
     place = {name: k for k, name in enumerate(names)}
     known = np.array([place[name] for name in labelled.official_ids.tolist()])
-    folds = tuple(_within(known, fold) for fold in official_folds(entry.size))
+    folds = tuple(_select_known(known, fold) for fold in build_official_folds(entry.size))
     if empty := [k for k, sides in enumerate(folds) if not all(len(side) for side in sides)]:
         raise InputError(f"{path}: too few rows, official fold {empty[0]} has none to train on or none to test")
     return replace(labelled, folds=folds)
 
 
-def _within_range(labelled: Labelled, path: Path, low: float, high: float) -> Labelled:
+def _select_range(labelled: TaskDataset, path: Path, low: float, high: float) -> TaskDataset:
     """Return the rows with values that can be; raises InputError where most cannot."""
     wrong = (labelled.target < low) | (labelled.target > high)
     if wrong.mean() > MOST_WRONG:
         first = int(np.flatnonzero(wrong)[0])
         row_name, value = labelled.official_ids[first], labelled.target[first]
         raise InputError(f"{path}: {row_name} is {value:g}, expected {low:g} .. {high:g}: another quantity or unit?")
-    return without(labelled, wrong, "value out of range")
+    return remove_structures(labelled, wrong, "value out of range")
 
 
-def official_ids(entry: Task) -> list[str]:
-    """The names that Matbench gives to the rows: mb-dielectric-0001 and so on."""
+def list_official_ids(entry: Task) -> list[str]:
+    """Return the names that Matbench gives to the rows: mb-dielectric-0001 and so on."""
     stem, width = entry.name.replace("matbench_", "mb-").replace("_", "-"), len(str(entry.size))
     return [f"{stem}-{k + 1:0{width}d}" for k in range(entry.size)]
 
 
-def official_folds(size: int) -> tuple[Fold, ...]:
-    """(train, test) rows of each of Matbench v0.1's folds for regression, sorted.
+def build_official_folds(size: int) -> tuple[Fold, ...]:
+    """Return (train, test) rows of each of Matbench v0.1's folds for regression, sorted.
 
     Matbench took them from scikit-learn's KFold(5, shuffle=True, random_state=18012019): one shuffle, cut in five.
     """
@@ -92,23 +97,23 @@ def official_folds(size: int) -> tuple[Fold, ...]:
     return tuple((np.setdiff1d(order, test), test) for test in tests)
 
 
-def _within(known: Indices, fold: Fold) -> Fold:
-    """A fold of official rows as positions among those that are known."""
+def _select_known(known: Indices, fold: Fold) -> Fold:
+    """Return a fold of official rows as positions among those that are known."""
     train, test = fold
     return np.flatnonzero(np.isin(known, train)), np.flatnonzero(np.isin(known, test))
 
 
-def _opened(path: Path, value: str) -> tuple[list[Any], Iterator[bytes]]:
-    """The index of the table, and the text of each of its rows."""
-    chunks = _chunks(path)
+def _open_table(path: Path, value: str) -> tuple[list[Any], Iterator[bytes]]:
+    """Return the index of the table, and the text of each of its rows."""
+    chunks = _iter_chunks(path)
     head = b""
     for chunk in chunks:
         head += chunk
         if _DATA.search(head) or len(head) > LONGEST_HEADER:
             break
-    found = _DATA.search(head)
-    header = _header(path, head[: found.start()]) if found else {}
-    if found is None or not {"index", "columns"} <= header.keys():
+    match = _DATA.search(head)
+    header = _parse_header(path, head[: match.start()]) if match else {}
+    if match is None or not {"index", "columns"} <= header.keys():
         raise InputError(f"{path}: not a Matbench table, expected JSON with index, columns and data in this order")
     if header["columns"] != ["structure", value]:
         others = [name for name, (column, _, _) in VALUES.items() if header["columns"] == ["structure", column]]
@@ -116,40 +121,40 @@ def _opened(path: Path, value: str) -> tuple[list[Any], Iterator[bytes]]:
         raise InputError(f"{path}: columns {header['columns']}, expected {['structure', value]}{hint}")
     if not isinstance(header["index"], list):
         raise InputError(f"{path}: its index is {str(header['index'])[:40]!r}, expected a list")
-    return header["index"], _rows(path, head[found.end() :], chunks)
+    return header["index"], _iter_rows(path, head[match.end() :], chunks)
 
 
-def _header(path: Path, text: bytes) -> dict[str, Any]:
+def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = decoded(text.rstrip().rstrip(b",") + b"}")
-    except Unfit as error:
+        header = decode_json(text.rstrip().rstrip(b",") + b"}")
+    except InvalidStructure as error:
         raise InputError(f"{path}: {error}") from None
     return header if isinstance(header, dict) else {}
 
 
-def _rows(path: Path, rest: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _iter_rows(path: Path, rest: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     def following() -> Iterator[bytes]:
         yield rest
         # the brace that closes the table was opened in the header
         yield from chunks
 
-    scanner = Scanner(str(path), 2, level=1)
-    for value in values(following(), scanner):
+    scanner = JsonScanner(str(path), 2, level=1)
+    for value in iter_values(following(), scanner):
         yield value.text
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _iter_chunks(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cut short, or not a gzip file ({one_line(error)})") from None
+        raise InputError(f"{path}: cut short, or not a gzip file ({first_line(error)})") from None
 
 
-def _numbers(path: Path, index: list[Any], entry: Task) -> list[int]:
-    """The official row of each row of the file: its place from 0, or in its name from 1."""
-    official = {name: k for k, name in enumerate(official_ids(entry))}
+def _parse_numbers(path: Path, index: list[Any], entry: Task) -> list[int]:
+    """Return the official row of each row of the file, counted from 0 in the index or from 1 in its name."""
+    official = {name: k for k, name in enumerate(list_official_ids(entry))}
     numbers = [k if type(k) is int else official.get(str(k), -1) for k in index]
     if alien := [k for k, number in zip(index, numbers, strict=True) if number < 0]:
         first, last = (next(names) for names in (iter(official), reversed(official)))
@@ -163,7 +168,7 @@ def _numbers(path: Path, index: list[Any], entry: Task) -> list[int]:
     return numbers
 
 
-def _paired(path: Path, numbers: list[int], rows: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+def _pair_rows(path: Path, numbers: list[int], rows: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     count = 0
     for count, text in enumerate(rows, start=1):
         if count <= len(numbers):
@@ -172,12 +177,12 @@ def _paired(path: Path, numbers: list[int], rows: Iterator[bytes]) -> Iterator[t
         raise InputError(f"{path}: {count} rows of data for an index of {len(numbers)}")
 
 
-def _value(name: str, text: bytes) -> Value:
-    cells = decoded(text)
+def _build_row(name: str, text: bytes) -> LabelledRow:
+    cells = decode_json(text)
     if len(cells) != 2 or not isinstance(cells[0], dict):
-        raise Unfit("malformed", "a row without a structure and a value")
-    numbers, positions, cell, periodic = crystal(cells[0])
+        raise InvalidStructure("malformed", "a row without a structure and a value")
+    numbers, positions, cell, periodic = read_crystal(cells[0])
     if isinstance(cells[1], bool) or not isinstance(cells[1], int | float):
-        raise Unfit("value not finite", f"the value is {cells[1]!r}")
-    columns = row(name, reduced(numbers), numbers, positions, cell=cell, periodic=periodic)
-    return Value(columns, float(cells[1]))
+        raise InvalidStructure("value not finite", f"the value is {cells[1]!r}")
+    columns = build_row(name, reduce_formula(numbers), numbers, positions, cell=cell, periodic=periodic)
+    return LabelledRow(columns, float(cells[1]))

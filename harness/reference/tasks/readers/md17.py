@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
-from harness.reference.datasets.parsing.paths import files
-from harness.reference.datasets.parsing.structure_builder import missing, one_line, row
-from harness.reference.datasets.units import KCAL_PER_MOL_EV
+from harness.reference.datasets.parsing.constants import KCAL_PER_MOL_EV, find_energy_unit, find_length_unit
+from harness.reference.datasets.parsing.paths import list_files
+from harness.reference.datasets.parsing.structure_builder import build_row, describe_missing_key, first_line
 from harness.reference.errors import InputError
-from harness.reference.tasks.dataset import Labelled, Value, collected
+from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_molecules
-from harness.reference.tasks.readers.units import find_energy_unit, find_length_unit
 
 MOST = 10_000  # frames read of a molecule, an even pick of up to a million
 _AROUND = re.compile(r"^(r?md17_)|(_dft)$")
@@ -50,23 +49,23 @@ class Trajectory:
     level: str
 
 
-def read(path: Path) -> Labelled:
-    """An even pick of each molecule's frames, the molecules as subsets; raises InputError naming file and fault."""
-    values: list[Value] = []
+def read_md17(path: Path) -> TaskDataset:
+    """Return an even pick of each molecule's frames, molecules as subsets; raises InputError naming file and fault."""
+    values: list[LabelledRow] = []
     left_out: Counter[str] = Counter()
     levels: list[str] = []
-    for file, _ in files([path], (".npz",), "MD17 files"):
-        trajectory = _opened(file)
+    for file, _ in list_files([path], (".npz",), "MD17 files"):
+        trajectory = _open_trajectory(file)
         levels.append(trajectory.level)
         left_out["frames beyond an even pick"] += max(0, len(trajectory.energies) - MOST)
-        values += _values(_AROUND.sub("", file.stem), trajectory)
+        values += _iter_rows(_AROUND.sub("", file.stem), trajectory)
     subsets = {v.subset for v in values}
     role = f"official MD17, {{count}} frames of {len(subsets)} molecules"
     level = "; ".join(dict.fromkeys(levels))
-    return check_molecules(collected(values, str(path), role, level, left_out), path)
+    return check_molecules(collect_rows(values, str(path), role, level, left_out), path)
 
 
-def _opened(path: Path) -> Trajectory:
+def _open_trajectory(path: Path) -> Trajectory:
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -74,34 +73,36 @@ def _opened(path: Path) -> Trajectory:
                 raise InputError(f"{path}: an sGDML file of type {str(archive['type'])!r}, expected a dataset ('d')")
             if "lattice" in archive:
                 raise InputError(f"{path}: it has a lattice, but the molecules of MD17 are not periodic")
-            keys = {quantity: _key(path, quantity, archive) for quantity in NAMES}
+            keys = {quantity: _find_key(path, quantity, archive) for quantity in NAMES}
             arrays = {quantity: archive[key] for quantity, key in keys.items()}
-            said = {key: archive[key] for key in ("e_unit", "r_unit", "theory") if key in archive}
+            described = {key: archive[key] for key in ("e_unit", "r_unit", "theory") if key in archive}
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # zip, zlib and numpy each have errors of their own for damaged bytes
-        raise InputError(f"{path}: cut short, or not an .npz file ({one_line(error)})") from None
+        raise InputError(f"{path}: cut short, or not an .npz file ({first_line(error)})") from None
     for quantity, array in arrays.items():
         if array.dtype.kind not in "iuf":
             raise InputError(f"{path}: {keys[quantity]} is of type {array.dtype}, expected numbers")
     numbers = arrays["numbers"].reshape(-1)
     if not numbers.size or not ((numbers >= 1) & (numbers <= MAX_ATOMIC_NUMBER) & (numbers == numbers.round())).all():
-        raise InputError(f"{path}: {keys['numbers']} holds what is no atomic number (1..{MAX_ATOMIC_NUMBER})")
+        raise InputError(
+            f"{path}: {keys['numbers']} holds a value that is not an atomic number (1..{MAX_ATOMIC_NUMBER})"
+        )
     frames = arrays["positions"].size // (3 * numbers.size)
     shapes = {"positions": (frames, numbers.size, 3), "forces": (frames, numbers.size, 3), "energies": (frames,)}
     for quantity, shape in shapes.items():
         if arrays[quantity].squeeze().shape != np.empty(shape).squeeze().shape:
             raise InputError(f"{path}: {keys[quantity]} has shape {arrays[quantity].shape}, expected {shape}")
-    energy = find_energy_unit(f"{path}: e_unit", said["e_unit"]) if "e_unit" in said else KCAL_PER_MOL_EV
-    length = find_length_unit(f"{path}: r_unit", said["r_unit"]) if "r_unit" in said else 1.0
+    energy = find_energy_unit(f"{path}: e_unit", described["e_unit"]) if "e_unit" in described else KCAL_PER_MOL_EV
+    length = find_length_unit(f"{path}: r_unit", described["r_unit"]) if "r_unit" in described else 1.0
     return Trajectory(
         energies=arrays["energies"].reshape(-1) * energy,
         forces=arrays["forces"].reshape(shapes["forces"]) * (energy / length),
         positions=arrays["positions"].reshape(shapes["positions"]) * length,
         numbers=numbers.astype(np.int64),
-        level=_level(keys, said),
+        level=_read_level(keys, described),
     )
 
 
@@ -113,28 +114,29 @@ def _check_size(path: Path) -> None:
         raise InputError(f"{path}: {packed:,} bytes that unfold to {unfolded:,} cannot be a trajectory")
 
 
-def _key(path: Path, quantity: str, archive: Mapping[str, Any]) -> str:
+def _find_key(path: Path, quantity: str, archive: Mapping[str, Any]) -> str:
     found = [name for name in NAMES[quantity] if name in archive]
     if not found:
-        raise InputError(f"{path}: not MD17, {missing(NAMES[quantity][0], archive)}; {quantity} are looked for as"
-                         f" {', '.join(NAMES[quantity])}")  # fmt: skip
+        missing = describe_missing_key(NAMES[quantity][0], archive)
+        names = ", ".join(NAMES[quantity])
+        raise InputError(f"{path}: not MD17, {missing}; {quantity} are looked for as {names}")
     if len(found) > 1:
         raise InputError(f"{path}: {quantity} are there twice, as {' and '.join(found)}; keep one of them")
     return found[0]
 
 
-def _level(keys: Mapping[str, str], said: Mapping[str, Any]) -> str:
-    theory = str(said.get("theory", "")).strip()
+def _read_level(keys: Mapping[str, str], described: Mapping[str, Any]) -> str:
+    theory = str(described.get("theory", "")).strip()
     if theory and theory.lower() not in ("unknown", "none"):
         return theory[:80]
     return REVISED_LEVEL if keys["numbers"] == "nuclear_charges" else LEVEL
 
 
-def _values(molecule: str, trajectory: Trajectory) -> Iterator[Value]:
+def _iter_rows(molecule: str, trajectory: Trajectory) -> Iterator[LabelledRow]:
     frames = len(trajectory.energies)
     for k in np.linspace(0, frames - 1, min(frames, MOST)).round().astype(int).tolist():
         energy = float(trajectory.energies[k])
-        columns = row(
+        columns = build_row(
             f"{molecule}/{k}",
             f"{molecule}/{k}",
             trajectory.numbers,
@@ -143,4 +145,4 @@ def _values(molecule: str, trajectory: Trajectory) -> Iterator[Value]:
             forces=trajectory.forces[k],
             multiplicity=1,
         )
-        yield Value(columns, energy, molecule)
+        yield LabelledRow(columns, energy, molecule)

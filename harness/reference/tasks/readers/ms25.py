@@ -10,27 +10,29 @@ import numpy as np
 from ase import Atoms
 
 from harness.reference.data.structure import Array
-from harness.reference.data.structure_table import Fault
-from harness.reference.datasets.parsing.paths import files
-from harness.reference.datasets.parsing.structure_builder import Unfit, made, one_line, row
+from harness.reference.data.structure_table import RejectedStructure
+from harness.reference.datasets.parsing.paths import list_files
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, build_each, build_row, first_line
 from harness.reference.errors import InputError
-from harness.reference.tasks.dataset import Labelled, Value, collected
+from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_materials
 
-BLOCK = 10  # frames in a row that a split keeps together
+GROUP_FRAMES = 10  # frames in a row that a split keeps together
 
 
-def read(path: Path) -> Labelled:
-    """All frames, the systems as subsets; raises InputError naming file and fault.
+def read_ms25(path: Path) -> TaskDataset:
+    """Return all frames, the systems as subsets; raises InputError naming file and fault.
 
     A system is the folder of its trajectories below the path, or the one file that it is alone in. Training sets of
     growing size hold the same frames again: each frame is taken once.
     """
-    found = files([path], (".traj",), "MS25 trajectories")
-    systems = {label.partition("/")[0] for _, label in found}
-    frames = _once((where, atoms) for file, label in found for where, atoms in _frames(file, label))
-    labelled = collected(
-        made(frames, _value),
+    trajectories = list_files([path], (".traj",), "MS25 trajectories")
+    systems = {label.partition("/")[0] for _, label in trajectories}
+    frames = _reject_repeats(
+        (where, atoms) for file, label in trajectories for where, atoms in _iter_frames(file, label)
+    )
+    labelled = collect_rows(
+        build_each(frames, _build_row),
         str(path),
         f"official MS25, {{count}} frames of {len(systems)} systems",
         "DFT, as deposited",
@@ -38,29 +40,32 @@ def read(path: Path) -> Labelled:
     return check_materials(labelled, path)
 
 
-def _frames(path: Path, label: str) -> Iterator[tuple[str, Atoms]]:
+def _iter_frames(path: Path, label: str) -> Iterator[tuple[str, Atoms]]:
     try:
         frames = ase.io.read(path, ":", format="traj")
     except Exception as error:  # damaged trajectories make the reader fail in several ways
-        raise InputError(f"{path}: cut short, or not an ASE trajectory ({one_line(error)})") from None
+        raise InputError(f"{path}: cut short, or not an ASE trajectory ({first_line(error)})") from None
     for k, atoms in enumerate(frames):
         yield f"{label}/{k}", atoms
 
 
-def _once(frames: Iterator[tuple[str, Atoms]]) -> Iterator[tuple[str, Atoms | Fault]]:
+def _reject_repeats(frames: Iterator[tuple[str, Atoms]]) -> Iterator[tuple[str, Atoms | RejectedStructure]]:
     seen: set[tuple[bytes, ...]] = set()
     for where, atoms in frames:
         key = atoms.numbers.tobytes(), atoms.positions.tobytes(), atoms.cell.array.tobytes()
-        yield where, Fault(where, "comes twice", "the same atoms in the same places") if key in seen else atoms
+        yield (
+            where,
+            RejectedStructure(where, "comes twice", "the same atoms in the same places") if key in seen else atoms,
+        )
         seen.add(key)
 
 
-def _value(where: str, atoms: Atoms) -> Value:
-    energy, forces = _labels(atoms)
+def _build_row(where: str, atoms: Atoms) -> LabelledRow:
+    energy, forces = _read_labels(atoms)
     label, _, number = where.rpartition("/")
-    columns = row(
+    columns = build_row(
         where,
-        f"{label}/{int(number) // BLOCK}",
+        f"{label}/{int(number) // GROUP_FRAMES}",
         atoms.numbers,
         atoms.positions,
         energy=energy,
@@ -68,15 +73,15 @@ def _value(where: str, atoms: Atoms) -> Value:
         cell=np.array(atoms.cell) if atoms.pbc.any() else None,
         periodic=atoms.pbc,
     )
-    return Value(columns, energy, where.partition("/")[0])
+    return LabelledRow(columns, energy, where.partition("/")[0])
 
 
-def _labels(atoms: Atoms) -> tuple[float, Array]:
-    """Energy and forces from the results of a calculator, the energy maybe as E in the frame's info; raises Unfit."""
+def _read_labels(atoms: Atoms) -> tuple[float, Array]:
+    """Return energy and forces of a calculator, or the energy `E` of the frame's info; raises InvalidStructure."""
     results = {} if atoms.calc is None else atoms.calc.results
     energy = atoms.info.get("E", results.get("energy"))
     if energy is None:
-        raise Unfit("no energy", "neither a calculator's energy nor E")
+        raise InvalidStructure("no energy", "neither a calculator's energy nor E")
     if "forces" not in results:
-        raise Unfit("no forces", "no calculator's forces")
+        raise InvalidStructure("no forces", "no calculator's forces")
     return float(energy), np.asarray(results["forces"], dtype=np.float64)

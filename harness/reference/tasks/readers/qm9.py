@@ -1,82 +1,95 @@
 """QM9 in hartree: the authors' archive of xyz files, the tables of PyPI's qm9pack, or gdb9.sdf with gdb9.sdf.csv.
 
-Where uncharacterized.txt lies beside the archive or gdb9.sdf, the molecules that it lists are left out and counted.
+Where uncharacterized.txt is next to the archive or gdb9.sdf, the molecules that it lists are left out and counted.
 """
 
 from __future__ import annotations
 
 import re
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import orjson
 from ase.data import atomic_numbers
 
-from harness.reference.data.structure_table import Fault
-from harness.reference.datasets.parsing.structure_builder import Unfit, made, need, row
-from harness.reference.datasets.units import HARTREE_EV
+from harness.reference.data.structure_table import RejectedStructure
+from harness.reference.datasets.parsing.constants import HARTREE_EV
+from harness.reference.datasets.parsing.structure_builder import (
+    InvalidStructure,
+    build_each,
+    build_row,
+    first_line,
+    require_key,
+)
 from harness.reference.errors import InputError
-from harness.reference.tasks.catalog import task
-from harness.reference.tasks.dataset import Labelled, Value, collected
-from harness.reference.tasks.readers import qm9_xyz
-from harness.reference.tasks.readers.crystals import table
+from harness.reference.tasks.catalog import find_task
+from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
+from harness.reference.tasks.readers.crystals import iter_table
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
 LEVEL = "B3LYP/6-31G(2df,p)"
 _BARE_POINT = re.compile(r"\.(?=[,\]])")
 ENERGY, POSITIONS, ELEMENTS, INDEX = "InternalEnergy_0K_au", "XYZ_Ang", "Elements", "Index"
 SDF, SDF_TABLE, UNCHARACTERIZED = "gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt"
+ARCHIVES = ("dsgdb9nsd.xyz.tar.bz2", "dsgdb9nsd.xyz.tar", "dsgdb9nsd.tar.bz2")
+FILES = "dsgdb9nsd_*.xyz"
+LARGEST_BYTES = 1 << 20  # of one molecule; the official ones have a few kilobytes
+U0 = 12  # among the words of the second line
 
 
-def read(path: Path) -> Labelled:
-    """The molecules of a folder with their U0 in eV; raises InputError naming file and fault."""
+def read_qm9(path: Path) -> TaskDataset:
+    """Return the molecules of a folder with their U0 in eV; raises InputError naming file and fault."""
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise InputError(f"{path}: no such file or folder")
     parts = sorted(folder.glob("qm9_part*.csv"))
     skipped: set[int] = set()
     if parts:
-        values = made((pair for part in parts for pair in _table_rows(part)), _from_table)
+        values = build_each((pair for part in parts for pair in _iter_table_rows(part)), _build_from_table)
     elif (folder / SDF).is_file():
-        skipped = _uncharacterized(folder / UNCHARACTERIZED)
-        values = made(_sdf_rows(folder, skipped), _from_sdf)
-    elif source := qm9_xyz.find_source(folder):
-        skipped = _uncharacterized(folder / UNCHARACTERIZED) or _uncharacterized(source.parent / UNCHARACTERIZED)
-        values = (v for v in made(qm9_xyz.read_texts(source), _from_xyz) if not _is_listed(v, skipped))
+        skipped = _read_uncharacterized(folder / UNCHARACTERIZED)
+        values = build_each(_iter_sdf_rows(folder, skipped), _build_from_sdf)
+    elif source := find_xyz_source(folder):
+        skipped = _read_uncharacterized(folder / UNCHARACTERIZED) or _read_uncharacterized(
+            source.parent / UNCHARACTERIZED
+        )
+        values = (v for v in build_each(read_texts(source), _build_from_xyz) if not _is_listed(v, skipped))
     else:
         raise InputError(
-            f"{path}: neither {qm9_xyz.ARCHIVES[0]} nor {qm9_xyz.FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE}"
-            " is there"
+            f"{path}: neither {ARCHIVES[0]} nor {FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE} is there"
         )
-    found = list(values)
-    left_out = Counter({"uncharacterized": len(skipped), "not in the files": max(0, task("qm9").size - len(found))})
-    labelled = collected(found, str(path), "official QM9, {count} molecules", LEVEL, left_out)
+    rows = list(values)
+    left_out = Counter({"uncharacterized": len(skipped), "not in the files": max(0, find_task("qm9").size - len(rows))})
+    labelled = collect_rows(rows, str(path), "official QM9, {count} molecules", LEVEL, left_out)
     return check_molecules(labelled, path)
 
 
-def _is_listed(value: Value | Fault, skipped: set[int]) -> bool:
-    return isinstance(value, Value) and int(value.row.id.rpartition("_")[2]) in skipped
+def _is_listed(value: LabelledRow | RejectedStructure, skipped: set[int]) -> bool:
+    return isinstance(value, LabelledRow) and int(value.row.id.rpartition("_")[2]) in skipped
 
 
-def _from_xyz(_: str, text: str) -> Value:
-    return _molecule(*qm9_xyz.parse(text))
+def _build_from_xyz(_: str, text: str) -> LabelledRow:
+    return _build_molecule(*parse_xyz(text))
 
 
-def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    for number, fields in enumerate(table(path, (INDEX, ELEMENTS, POSITIONS, ENERGY)), start=2):
+def _iter_table_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    for number, fields in enumerate(iter_table(path, (INDEX, ELEMENTS, POSITIONS, ENERGY)), start=2):
         yield f"{path.name}, line {number}", fields
 
 
-def _from_table(_: str, fields: dict[str, str]) -> Value:
+def _build_from_table(_: str, fields: dict[str, str]) -> LabelledRow:
     # Python's lists as JSON: the quotes differ, and so does 1. for 1.0
-    symbols = orjson.loads(need(fields, ELEMENTS).replace("'", '"'))
-    positions = orjson.loads(_BARE_POINT.sub(".0", need(fields, POSITIONS)))
-    return _molecule(int(fields[INDEX]), symbols, positions, fields[ENERGY])
+    symbols = orjson.loads(require_key(fields, ELEMENTS).replace("'", '"'))
+    positions = orjson.loads(_BARE_POINT.sub(".0", require_key(fields, POSITIONS)))
+    return _build_molecule(int(fields[INDEX]), symbols, positions, fields[ENERGY])
 
 
-def _uncharacterized(path: Path) -> set[int]:
+def _read_uncharacterized(path: Path) -> set[int]:
     """Return the numbers of the molecules whose geometry fell apart.
 
     They begin the lines of the list, but for its last ("3054 compounds"), which says how many there are.
@@ -91,11 +104,11 @@ def _uncharacterized(path: Path) -> set[int]:
     }
 
 
-def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list[str], str]]]:
-    """(where, (lines of the molecule, U0)) of each molecule that is not to be skipped."""
-    energies = _sdf_energies(folder / SDF_TABLE)
+def _iter_sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list[str], str]]]:
+    """Yield (where, (lines of the molecule, U0)) of each molecule that is not to be skipped."""
+    energies = _read_sdf_energies(folder / SDF_TABLE)
     count = 0
-    for count, block in enumerate(_blocks(folder / SDF), start=1):
+    for count, block in enumerate(_iter_sdf_blocks(folder / SDF), start=1):
         name = block[0].strip()
         if count <= len(energies) and energies[count - 1][0] != name:
             raise InputError(f"{folder / SDF}: molecule {count} is {name!r}, in {SDF_TABLE} {energies[count - 1][0]!r}")
@@ -105,13 +118,13 @@ def _sdf_rows(folder: Path, skipped: set[int]) -> Iterator[tuple[str, tuple[list
         raise InputError(f"{folder / SDF}: {count} molecules, but {len(energies)} rows in {SDF_TABLE}")
 
 
-def _sdf_energies(path: Path) -> list[tuple[str, str]]:
+def _read_sdf_energies(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file, and {SDF} has no energies")
-    return [(fields["mol_id"], fields["u0"] or "") for fields in table(path, ("mol_id", "u0"))]
+    return [(fields["mol_id"], fields["u0"] or "") for fields in iter_table(path, ("mol_id", "u0"))]
 
 
-def _blocks(path: Path) -> Iterator[list[str]]:
+def _iter_sdf_blocks(path: Path) -> Iterator[list[str]]:
     block: list[str] = []
     with path.open(errors="replace") as file:
         for line in file:
@@ -124,19 +137,19 @@ def _blocks(path: Path) -> Iterator[list[str]]:
         raise InputError(f"{path}: truncated, the last molecule does not end in $$$$")
 
 
-def _from_sdf(_: str, molecule: tuple[list[str], str]) -> Value:
+def _build_from_sdf(_: str, molecule: tuple[list[str], str]) -> LabelledRow:
     lines, energy = molecule
     # V2000: the fourth line begins with the number of atoms in three columns
     atoms = [line.split() for line in lines[4 : 4 + int(lines[3][:3])]]
     positions = [[float(x) for x in words[:3]] for words in atoms]
-    return _molecule(int(lines[0].strip().rpartition("_")[2]), [words[3] for words in atoms], positions, energy)
+    return _build_molecule(int(lines[0].strip().rpartition("_")[2]), [words[3] for words in atoms], positions, energy)
 
 
-def _molecule(index: int, symbols: list[str], positions: list[list[float]], energy: str) -> Value:
+def _build_molecule(index: int, symbols: list[str], positions: list[list[float]], energy: str) -> LabelledRow:
     if unknown := [s for s in symbols if s not in atomic_numbers]:
-        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
+        raise InvalidStructure("atomic number", f"{unknown[0]!r} is not an element")
     value = float(energy) * HARTREE_EV if energy.strip() else np.nan
-    columns = row(
+    columns = build_row(
         f"gdb_{index}",
         f"qm9-{index:06d}",
         [atomic_numbers[s] for s in symbols],
@@ -144,4 +157,65 @@ def _molecule(index: int, symbols: list[str], positions: list[list[float]], ener
         energy=value,
         multiplicity=1,
     )
-    return Value(columns, value)
+    return LabelledRow(columns, value)
+
+
+class Molecule(NamedTuple):
+    """One file. energy: U0 in hartree, as written."""
+
+    number: int
+    symbols: list[str]
+    positions: list[list[float]]
+    energy: str
+
+
+def find_xyz_source(folder: Path) -> Path | None:
+    """Return the archive in a folder, or the folder of molecules that it unfolds to, or None."""
+    for name in ARCHIVES:
+        if (folder / name).is_file():
+            return folder / name
+    first = next(folder.rglob(FILES), None)
+    return None if first is None else first.parent
+
+
+def read_texts(source: Path) -> Iterator[tuple[str, str]]:
+    """Yield (file name, its text) of each molecule; raises InputError where the archive is damaged."""
+    if source.is_dir():
+        for path in sorted(source.glob(FILES)):
+            try:
+                with path.open(errors="replace") as file:
+                    yield path.name, file.read(LARGEST_BYTES)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        return
+    try:
+        with tarfile.open(source, mode="r|*") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                if not (member.isfile() and name.startswith("dsgdb9nsd") and name.endswith(".xyz")):
+                    continue
+                content = archive.extractfile(member)
+                assert content is not None
+                yield name, content.read(LARGEST_BYTES).decode(errors="replace")
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
+        raise InputError(f"{source}: cut short, or not a tar archive ({first_line(error)})") from None
+
+
+def parse_xyz(text: str) -> Molecule:
+    """Return the molecule of a file; raises InvalidStructure, or ValueError for malformed numbers."""
+    lines = text.splitlines()
+    count = int(lines[0]) if lines else 0
+    words = lines[1].split() if len(lines) > 1 else []
+    if len(words) <= U0 or words[0] != "gdb":
+        raise InvalidStructure("malformed", "the second line is not the tag gdb, an index and fifteen values")
+    if not 0 < count <= len(lines) - 2:
+        raise InvalidStructure("malformed", f"{count} atoms, but {len(lines)} lines")
+    atoms = [line.split() for line in lines[2 : 2 + count]]
+    if any(len(atom) < 4 for atom in atoms):
+        raise InvalidStructure("malformed", "a line of an atom has fewer than four words")
+    positions = [[_parse_number(word) for word in atom[1:4]] for atom in atoms]
+    return Molecule(int(words[1]), [atom[0] for atom in atoms], positions, words[U0].replace("*^", "e"))
+
+
+def _parse_number(word: str) -> float:
+    return float(word.replace("*^", "e"))

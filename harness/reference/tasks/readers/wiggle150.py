@@ -7,44 +7,44 @@ from pathlib import Path
 
 from ase.data import atomic_numbers
 
-from harness.reference.data.structure_table import Fault
-from harness.reference.datasets.parsing.paths import files
-from harness.reference.datasets.parsing.structure_builder import Row, Unfit, row
-from harness.reference.datasets.units import KCAL_PER_MOL_EV
+from harness.reference.data.structure_table import RejectedStructure
+from harness.reference.datasets.parsing.constants import KCAL_PER_MOL_EV
+from harness.reference.datasets.parsing.paths import list_files
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, StructureRow, build_row
 from harness.reference.errors import InputError
-from harness.reference.tasks.dataset import Labelled, Value, collected
+from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
 REFERENCE = "_00"
 MOST_DIGITS = 10  # of a number of atoms
 
 
-def read(path: Path) -> Labelled:
-    """Conformers with their energies above the molecule's _00; raises InputError naming file, line and fault."""
-    conformers: list[tuple[Row, float]] = []
-    values: list[Value | Fault] = []
-    for file, _ in files([path], (".xyz",), "Wiggle150 files"):
-        for name, kcal, atoms in _frames(file):
+def read_wiggle150(path: Path) -> TaskDataset:
+    """Return conformers with their energies above the molecule's _00; raises InputError naming file, line and fault."""
+    conformers: list[tuple[StructureRow, float]] = []
+    values: list[LabelledRow | RejectedStructure] = []
+    for file, _ in list_files([path], (".xyz",), "Wiggle150 files"):
+        for name, kcal, atoms in _iter_frames(file):
             try:
-                conformers.append((_row(name, kcal, atoms), kcal))
-            except (Unfit, ValueError) as error:
-                values.append(Fault(name, getattr(error, "kind", "malformed"), str(error)))
-    zero = {_molecule(c): kcal for c, kcal in conformers if c.id.endswith(REFERENCE)}
+                conformers.append((_build_row(name, kcal, atoms), kcal))
+            except (InvalidStructure, ValueError) as error:
+                values.append(RejectedStructure(name, getattr(error, "kind", "malformed"), str(error)))
+    zero = {_parse_molecule(c): kcal for c, kcal in conformers if c.id.endswith(REFERENCE)}
     for c, kcal in conformers:
-        if _molecule(c) in zero:
-            values.append(Value(c, (kcal - zero[_molecule(c)]) * KCAL_PER_MOL_EV))
+        if _parse_molecule(c) in zero:
+            values.append(LabelledRow(c, (kcal - zero[_parse_molecule(c)]) * KCAL_PER_MOL_EV))
         else:
-            values.append(Fault(c.id, f"no {REFERENCE} of its molecule", c.id))
-    labelled = collected(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
+            values.append(RejectedStructure(c.id, f"no {REFERENCE} of its molecule", c.id))
+    labelled = collect_rows(values, str(path), "official Wiggle150, {count} conformers", "DLPNO-CCSD(T)/CBS")
     return check_molecules(labelled, path)
 
 
-def _molecule(conformer: Row) -> str:
+def _parse_molecule(conformer: StructureRow) -> str:
     return conformer.id.rpartition("_")[0]
 
 
-def _frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
-    """(name, energy in kcal/mol, words of each atom's line) of each frame."""
+def _iter_frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
+    """Yield (name, energy in kcal/mol, words of each atom's line) of each frame."""
     lines = path.read_text(errors="replace").splitlines()
     at = 0
     while at < len(lines):
@@ -58,12 +58,12 @@ def _frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
         block = lines[at + 1 : at + 2 + count]
         if len(block) < count + 1:
             raise InputError(f"{where}: truncated inside a frame of {count} atoms")
-        name, energy = _comment(f"{path}, line {at + 2}", block[0])
+        name, energy = _parse_comment(f"{path}, line {at + 2}", block[0])
         yield name, energy, [line.split() for line in block[1:]]
         at += 2 + count
 
 
-def _comment(where: str, line: str) -> tuple[str, float]:
+def _parse_comment(where: str, line: str) -> tuple[str, float]:
     words = line.split()
     try:
         return words[0], float(words[1])
@@ -71,11 +71,11 @@ def _comment(where: str, line: str) -> tuple[str, float]:
         raise InputError(f"{where}: {line.strip()[:60]!r}, expected a name and an energy in kcal/mol") from None
 
 
-def _row(name: str, kcal: float, atoms: list[list[str]]) -> Row:
+def _build_row(name: str, kcal: float, atoms: list[list[str]]) -> StructureRow:
     symbols = [words[0] if words else "" for words in atoms]
     if unknown := [s for s in symbols if s.capitalize() not in atomic_numbers]:
-        raise Unfit("atomic number", f"{unknown[0]!r} is not an element")
-    return row(
+        raise InvalidStructure("atomic number", f"{unknown[0]!r} is not an element")
+    return build_row(
         name,
         name,
         [atomic_numbers[s.capitalize()] for s in symbols],

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.readers.registry import FORMATS
 from harness.reference.errors import InputError
-from tests.reference.datasets.readers import official, official_json, official_tfrecord
+from tests.reference.datasets.official_files import json_writers as official_json
+from tests.reference.datasets.official_files import tfrecord_writers as official_tfrecord
+from tests.reference.datasets.official_files import writers as official
 
 
 def write_shard(path: Path) -> None:
@@ -42,16 +44,16 @@ def written(folder: Path, name: str) -> Path:
     return folder / ending
 
 
-def told(reader: str, path: Path) -> list[str]:
+def read_messages(reader: str, path: Path) -> list[str]:
     """What a reader says of a file; fails where it raises anything but InputError."""
     words, structures = [], 0
     try:
-        for part in FORMATS[reader].parts([path]):
-            for item in FORMATS[reader].read(part):
-                if isinstance(item, Frames):
+        for part in FORMATS[reader].list_chunks([path]):
+            for item in FORMATS[reader].read_chunk(part):
+                if isinstance(item, StructureTable):
                     structures += len(item)
                 else:
-                    assert isinstance(item, Fault)
+                    assert isinstance(item, RejectedStructure)
                     assert item.where
                     assert item.kind
                     words.append(item.reason)
@@ -64,33 +66,33 @@ def told(reader: str, path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("reader", WRITERS)
-def test_files_of_other_formats(tmp_path: Path, reader: str) -> None:
+def test_files_of_other_formats_are_rejected(tmp_path: Path, reader: str) -> None:
     for other in WRITERS:
-        words = told(reader, written(tmp_path / other, other))
+        words = read_messages(reader, written(tmp_path / other, other))
         assert bool(words) == (other != reader), f"{reader} given {other}: {words}"
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_that_is_gone_when_its_part_is_read(tmp_path: Path, name: str) -> None:
+def test_file_deleted_before_reading_is_reported(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "gone", name)
-    parts = FORMATS[name].parts([path])
+    parts = FORMATS[name].list_chunks([path])
     path.unlink()
     for part in parts:
         with pytest.raises(InputError, match=re.escape(path.name)):
-            list(FORMATS[name].read(part))
+            list(FORMATS[name].read_chunk(part))
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_files_cut_short_or_with_other_bytes(tmp_path: Path, name: str) -> None:
+def test_truncated_and_altered_files_are_reported(tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(7)
     path = written(tmp_path / "whole", name)
     whole = path.read_bytes()
     for _ in range(20):
         path.write_bytes(whole[: rng.integers(0, len(whole) - 2)])
-        told(name, path)
+        read_messages(name, path)
     for _ in range(0 if name in MEMORY_MAPPED else 20):
         damaged = bytearray(whole)
         for at in rng.integers(0, len(whole), rng.integers(1, 20)).tolist():
             damaged[at] = int(rng.integers(256))
         path.write_bytes(bytes(damaged))
-        told(name, path)
+        read_messages(name, path)

@@ -18,14 +18,14 @@ import h5py
 import numpy as np
 import pytest
 
-from harness.reference.data.structure_table import Fault, Frames
+from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.catalog import source
+from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.parsing import base
-from harness.reference.datasets.parsing.unit_checks import check
+from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.datasets.readers.registry import FORMATS
 from harness.reference.errors import InputError
-from tests.reference.datasets.readers import official
+from tests.reference.datasets.official_files import writers as official
 from tests.reference.datasets.readers.test_checks import changed, crystals, molecules
 
 GIB = 1 << 30
@@ -33,9 +33,9 @@ GIB = 1 << 30
 
 @pytest.mark.parametrize("value", [1e7, -1e17, 1e300, -1e300])
 @pytest.mark.parametrize("atom", [12, 17, 35])
-def test_positions_beyond_a_physical_bound(value: float, atom: int) -> None:
+def test_positions_beyond_physical_bounds_are_rejected(value: float, atom: int) -> None:
     frames = changed(molecules(), "positions", (atom, 1), value)
-    kept, faults = check(frames, source=source("ani1x"))
+    kept, faults = check_structures(frames, source=find_source("ani1x"))
     assert len(kept) == 5
     assert [(f.where, f.kind) for f in faults] == [(f"m{atom // 6}", "out of bounds")]
     assert faults[0].reason == f"atom {atom % 6} is farther than 1e+06 angstrom from the origin"
@@ -52,8 +52,10 @@ def test_positions_beyond_a_physical_bound(value: float, atom: int) -> None:
         ("forces", (3, 0), 1e200, "out of bounds"),
     ],
 )
-def test_cells_and_labels_beyond_physical_bounds(column: str, at: object, value: object, kind: str) -> None:
-    kept, faults = check(changed(crystals(), column, at, value), source=source("mptrj"))
+def test_cells_and_labels_beyond_physical_bounds_are_rejected(
+    column: str, at: object, value: object, kind: str
+) -> None:
+    kept, faults = check_structures(changed(crystals(), column, at, value), source=find_source("mptrj"))
     assert kept.ids.tolist() == ["salt"]
     assert [(f.where, f.kind) for f in faults] == [("other", kind)]
 
@@ -72,9 +74,9 @@ def test_absurd_positions_in_files_are_counted_by_check_and_convert(
     assert "oc2020: 56 structures can be used; 3 out of bounds, 1 not finite" in capsys.readouterr().out
     words = ["convert", "oc2020", str(tmp_path), "--to", str(tmp_path / "s"), "--cutoff", "5", "--workers", "1", "-q"]
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "56 structures (" in said
-    assert "3 out of bounds" in said
+    output = capsys.readouterr().out
+    assert "56 structures (" in output
+    assert "3 out of bounds" in output
 
 
 def zeros(pack: Callable[[bytes], bytes], unit: bytes, total: int) -> bytes:
@@ -179,24 +181,24 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 def read_within_bounds(name: str, path: Path) -> None:
     """Read a file in a process of its own, and end it with 0 if that stays within bounds and says what is wrong."""
     limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + GIB
-    said = []
+    output = []
     try:
-        for part in FORMATS[name].parts([path]):
-            for item in FORMATS[name].read(part):
-                if isinstance(item, Fault):
-                    said.append(item.reason)
+        for part in FORMATS[name].list_chunks([path]):
+            for item in FORMATS[name].read_chunk(part):
+                if isinstance(item, RejectedStructure):
+                    output.append(item.reason)
                 else:
-                    assert len(item.numbers) <= base.BLOCK_ATOMS + base.MOST_ATOMS
+                    assert len(item.numbers) <= base.TABLE_ATOMS + base.MAX_ATOMS
     except InputError as error:
-        said.append(str(error))
+        output.append(str(error))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(path.name, peak - limit + GIB >> 20, "MiB", said[:2])
-    raise SystemExit(0 if peak < limit and (said or "1.extxyz" in path.name) else 1)
+    print(path.name, peak - limit + GIB >> 20, "MiB", output[:2])
+    raise SystemExit(0 if peak < limit and (output or "1.extxyz" in path.name) else 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_few_bytes_do_not_fill_the_memory(tmp_path: Path, bomb: str) -> None:
+def test_small_files_do_not_exhaust_memory(tmp_path: Path, bomb: str) -> None:
     name, file, write = BOMBS[bomb]
     write(tmp_path / file)
     assert (tmp_path / file).stat().st_size < 24 << 20
@@ -206,36 +208,36 @@ def test_a_few_bytes_do_not_fill_the_memory(tmp_path: Path, bomb: str) -> None:
     assert process.exitcode == 0
 
 
-def test_blocks_are_bounded_by_atoms_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_limited_by_atoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.reference.datasets.parsing import structure_builder
 
-    monkeypatch.setattr(structure_builder, "BLOCK_ATOMS", 12)
+    monkeypatch.setattr(structure_builder, "TABLE_ATOMS", 12)
     for name, path in (("s2ef_text", tmp_path / "a.extxyz"), ("ani1x", tmp_path / "a.h5")):
         if name == "ani1x":
             official.write_ani1x(path, {f"C{k}": 1 for k in range(6)})
         else:
             path.write_text("".join(official.extxyz_frame(k) for k in range(6)))
-        (part,) = FORMATS[name].parts([path])
-        assert [len(item) for item in FORMATS[name].read(part) if isinstance(item, Frames)] == [2, 2, 2]
+        (part,) = FORMATS[name].list_chunks([path])
+        assert [len(item) for item in FORMATS[name].read_chunk(part) if isinstance(item, StructureTable)] == [2, 2, 2]
 
 
-def test_a_frame_without_atoms_and_one_with_too_many(tmp_path: Path) -> None:
+def test_frames_with_no_or_too_many_atoms_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.extxyz").write_text("100001\n\n")
     with pytest.raises(InputError, match=r"line 1: '100001' is not a number of atoms \(0 \.\. 100000\)"):
-        FORMATS["s2ef_text"].parts([tmp_path])
+        FORMATS["s2ef_text"].list_chunks([tmp_path])
 
 
-def test_a_pickle_that_asks_for_more_than_it_holds_is_one_fault(tmp_path: Path) -> None:
+def test_oversized_pickle_is_one_rejection(tmp_path: Path) -> None:
     for write in (long_put, claimed_tensor, shared_lists):
         path = tmp_path / f"{write.__name__}.lmdb"
         write(path)
-        (part,) = FORMATS["s2ef_lmdb"].parts([path])
-        items = list(FORMATS["s2ef_lmdb"].read(part))
-        structures = sum(len(item) for item in items if isinstance(item, Frames))
-        assert structures + sum(item.count for item in items if isinstance(item, Fault)) == 2
-        assert any(isinstance(item, Fault) for item in items)
+        (part,) = FORMATS["s2ef_lmdb"].list_chunks([path])
+        items = list(FORMATS["s2ef_lmdb"].read_chunk(part))
+        structures = sum(len(item) for item in items if isinstance(item, StructureTable))
+        assert structures + sum(item.count for item in items if isinstance(item, RejectedStructure)) == 2
+        assert any(isinstance(item, RejectedStructure) for item in items)
 
 
 def test_crystals_of_sensible_size_pass() -> None:
     frames = crystals()
-    assert len(check(replace(frames, cell=frames.cell * 0.6), source=None)[0]) == 2
+    assert len(check_structures(replace(frames, cell=frames.cell * 0.6), source=None)[0]) == 2

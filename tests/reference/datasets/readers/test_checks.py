@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reference.data.structure import Structure
-from harness.reference.data.structure_table import Frames, from_structures, joined
-from harness.reference.datasets.catalog import Source, source
-from harness.reference.datasets.parsing.free_atoms import ENERGIES_EV
-from harness.reference.datasets.parsing.unit_checks import check
+from harness.reference.data.structure_table import StructureTable, concatenate, tabulate
+from harness.reference.datasets.catalog import DatasetSource, find_source
+from harness.reference.datasets.parsing.constants import ATOM_ENERGIES_EV
+from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.errors import InputError
-from tests.reference.datasets.readers.official import METHANOL, conformations
+from tests.reference.datasets.official_files.writers import METHANOL, conformations
 
 # Hartree-Fock limit, hartree (C. F. Bunge et al., At. Data Nucl. Data Tables 53, 113 (1993))
 HARTREE_FOCK = {
@@ -34,9 +34,9 @@ HARTREE_FOCK = {
 }
 
 
-def molecules(count: int = 6) -> Frames:
+def molecules(count: int = 6) -> StructureTable:
     positions, energy, forces = conformations(count)
-    return from_structures(
+    return tabulate(
         [
             Structure(f"m{k}", METHANOL, positions[k], energy=float(energy[k]), forces=forces[k], group="CH4O")
             for k in range(count)
@@ -44,16 +44,16 @@ def molecules(count: int = 6) -> Frames:
     )
 
 
-def crystals(energy: float = -6.5) -> Frames:
+def crystals(energy: float = -6.5) -> StructureTable:
     atoms = bulk("NaCl", "rocksalt", a=5.64)
     salt = Structure(
         "salt", atoms.numbers, atoms.positions, np.array(atoms.cell), (True, True, True), energy=energy,
         forces=np.zeros((2, 3)), stress=np.eye(3) * 0.01,
     )  # fmt: skip
-    return from_structures([salt, replace(salt, name="other")])
+    return tabulate([salt, replace(salt, name="other")])
 
 
-def changed(frames: Frames, column: str, at: Any, value: Any) -> Frames:
+def changed(frames: StructureTable, column: str, at: Any, value: Any) -> StructureTable:
     values = getattr(frames, column).copy()
     values[at] = value
     return replace(frames, **{column: values})
@@ -61,15 +61,15 @@ def changed(frames: Frames, column: str, at: Any, value: Any) -> Frames:
 
 def test_good_structures_pass_unchanged() -> None:
     frames = molecules()
-    kept, faults = check(frames, source=source("ani1x"))
+    kept, faults = check_structures(frames, source=find_source("ani1x"))
     assert kept is frames
     assert not faults
     for name in ("mptrj", "alexandria", "omat24"):
-        assert len(check(crystals(), source=source(name))[0]) == 2
+        assert len(check_structures(crystals(), source=find_source(name))[0]) == 2
 
 
 def test_an_empty_block_passes() -> None:
-    kept, faults = check(molecules()[:0], source=source("ani1x"))
+    kept, faults = check_structures(molecules()[:0], source=find_source("ani1x"))
     assert len(kept) == 0
     assert not faults
 
@@ -95,45 +95,49 @@ def test_an_empty_block_passes() -> None:
         ("energy", 2, -115.7 * 627.5, "units", "kcal/mol taken for eV"),
     ],
 )
-def test_each_kind_of_fault(column: str, at: Any, value: Any, kind: str, reason: str) -> None:
+def test_each_kind_of_fault_is_rejected(column: str, at: Any, value: Any, kind: str, reason: str) -> None:
     frames = changed(molecules(), column, at, value)
-    kept, faults = check(frames, source=source("ani1x"))
+    kept, faults = check_structures(frames, source=find_source("ani1x"))
     assert len(kept) == 5
     assert [(f.where, f.kind) for f in faults] == [(str(frames.ids[2]), kind)]
     assert reason in faults[0].reason
 
 
-def test_two_atoms_in_one_place() -> None:
+def test_coincident_atoms_are_rejected_by_checks() -> None:
     frames = molecules()
     frames = changed(frames, "positions", 16, frames.positions[12] + 1e-6)
-    kept, faults = check(frames, source=source("ani1x"))
+    kept, faults = check_structures(frames, source=find_source("ani1x"))
     assert [(f.where, f.kind) for f in faults] == [("m2", "coincident")]
     assert kept.ids.tolist() == ["m0", "m1", "m3", "m4", "m5"]
 
 
-def test_a_structure_without_atoms() -> None:
+def test_structure_without_atoms_is_rejected() -> None:
     frames = molecules()
     nothing = replace(
         frames[:1], ids=np.array(["none"]), sizes=np.array([0]), numbers=frames.numbers[:0],
         positions=frames.positions[:0], forces=np.zeros((0, 3)),
     )  # fmt: skip
-    for block in (joined([nothing, frames]), joined([frames[:2], nothing, frames[2:]]), joined([frames, nothing])):
-        kept, faults = check(block, source=source("ani1x"))
+    for block in (
+        concatenate([nothing, frames]),
+        concatenate([frames[:2], nothing, frames[2:]]),
+        concatenate([frames, nothing]),
+    ):
+        kept, faults = check_structures(block, source=find_source("ani1x"))
         assert len(kept) == 6
         assert [(f.where, f.kind) for f in faults] == [("none", "empty")]
 
 
 def test_stress_may_be_absent_but_not_broken() -> None:
     one = changed(crystals(), "stress", 0, np.nan)
-    assert len(check(one, source=source("mptrj"))[0]) == 2
-    _, faults = check(changed(crystals(), "stress", (0, 0, 0), np.nan), source=source("mptrj"))
+    assert len(check_structures(one, source=find_source("mptrj"))[0]) == 2
+    _, faults = check_structures(changed(crystals(), "stress", (0, 0, 0), np.nan), source=find_source("mptrj"))
     assert [(f.where, f.kind) for f in faults] == [("salt", "not finite")]
 
 
-def test_columns_that_disagree_are_the_readers_error() -> None:
+def test_inconsistent_columns_raise_errors() -> None:
     frames = molecules()
     with pytest.raises(InputError, match=r"block from m0: forces have shape \(3, 3\), expected \(36, 3\)"):
-        check(replace(frames, forces=np.zeros((3, 3))), source=None)
+        check_structures(replace(frames, forces=np.zeros((3, 3))), source=None)
 
 
 @pytest.mark.parametrize(
@@ -145,65 +149,65 @@ def test_columns_that_disagree_are_the_readers_error() -> None:
         (100.0, "pico"),
     ],
 )
-def test_lengths_in_other_units_are_seen_in_the_block(factor: float, name: str) -> None:
+def test_lengths_in_other_units_are_detected(factor: float, name: str) -> None:
     frames = molecules(60)
     moved = replace(frames, positions=frames.positions * factor)
-    kept, faults = check(moved, source=source("ani1x"))
+    kept, faults = check_structures(moved, source=find_source("ani1x"))
     assert len(kept) == 0
     assert len(faults) == 60
     assert all(f.kind == "units" and name in f.reason for f in faults)
-    assert len(check(moved[:10], source=source("ani1x"))[0]) == 10
-    assert len(check(moved, source=None)[0]) == 60
+    assert len(check_structures(moved[:10], source=find_source("ani1x"))[0]) == 10
+    assert len(check_structures(moved, source=None)[0]) == 60
 
 
 def test_known_molecules_are_plausible() -> None:
     """ASE's G2 set: 148 atoms, radicals and molecules, with the energies of their free atoms."""
-    found = [g2[name] for name in g2.names]
-    frames = from_structures(
+    result = [g2[name] for name in g2.names]
+    frames = tabulate(
         [
-            Structure(f"{k}", a.numbers, a.positions, energy=float(ENERGIES_EV[a.numbers].sum()))
-            for k, a in enumerate(found)
+            Structure(f"{k}", a.numbers, a.positions, energy=float(ATOM_ENERGIES_EV[a.numbers].sum()))
+            for k, a in enumerate(result)
         ]
     )
-    assert not check(frames, source=source("qm7x"))[1]
+    assert not check_structures(frames, source=find_source("qm7x"))[1]
 
 
-def test_the_formula_for_free_atoms() -> None:
+def test_free_atom_energies_match_literature() -> None:
     for z, energy in HARTREE_FOCK.items():
-        assert abs(ENERGIES_EV[z] / 27.211386245988 / energy - 1) < 0.02
+        assert abs(ATOM_ENERGIES_EV[z] / 27.211386245988 / energy - 1) < 0.02
 
 
 def test_pseudopotential_and_formation_energies_have_ranges() -> None:
-    _, faults = check(crystals(-6.5 * 27.2), source=source("mptrj"))
+    _, faults = check_structures(crystals(-6.5 * 27.2), source=find_source("mptrj"))
     assert {f.kind for f in faults} == {"units"}
     assert "eV per atom, beyond -60 .. 60 expected of MPTrj" in faults[0].reason
-    nabla: Source = source("nabla2dft")
+    nabla: DatasetSource = find_source("nabla2dft")
     for energy, good in ((-30.0, True), (-30.0 * 27.2, False), (-115.7 * 27.2, False)):
         block = replace(molecules(), energy=np.full(6, energy))
-        assert bool(len(check(block, source=nabla)[0])) == good
+        assert bool(len(check_structures(block, source=nabla)[0])) == good
 
 
-def test_effective_core_potentials_are_no_fault() -> None:
+def test_effective_core_potentials_pass() -> None:
     heavy = replace(molecules(), numbers=np.where(np.arange(36) % 6 == 1, 53, np.tile(METHANOL, 6)).astype(np.uint8))
-    assert len(check(heavy, source=source("omol25"))[0]) == 6
-    assert len(check(hartree(heavy), source=source("omol25"))[0]) == 6
-    assert len(check(hartree(heavy), source=source("qcml"))[0]) == 0
+    assert len(check_structures(heavy, source=find_source("omol25"))[0]) == 6
+    assert len(check_structures(hartree(heavy), source=find_source("omol25"))[0]) == 6
+    assert len(check_structures(hartree(heavy), source=find_source("qcml"))[0]) == 0
 
 
-def hartree(frames: Frames) -> Frames:
+def hartree(frames: StructureTable) -> StructureTable:
     """With the energies of the free atoms in hartree."""
-    atoms = np.add.reduceat(ENERGIES_EV[frames.numbers], frames.ends - frames.sizes)
+    atoms = np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], frames.ends - frames.sizes)
     return replace(frames, energy=atoms / 27.211386)
 
 
-def test_energies_and_lengths_of_no_known_unit_are_left_alone() -> None:
+def test_unknown_units_pass_unchanged() -> None:
     frames = molecules(60)
     for energy in (-1.0, -20.0):
         made_up = replace(frames, energy=np.full(60, energy), positions=frames.positions / 0.529177)
-        assert len(check(made_up, source=source("ani1x"))[0]) == 60
+        assert len(check_structures(made_up, source=find_source("ani1x"))[0]) == 60
 
 
-BREAKS: list[Callable[[Frames, int], Frames]] = [
+BREAKS: list[Callable[[StructureTable, int], StructureTable]] = [
     lambda f, k: changed(f, "energy", k, np.nan),
     lambda f, k: changed(f, "positions", 6 * k + 1, np.inf),
     lambda f, k: changed(f, "forces", 6 * k + 5, 2e3),
@@ -215,11 +219,11 @@ BREAKS: list[Callable[[Frames, int], Frames]] = [
 
 @settings(max_examples=60, deadline=None)
 @given(broken=st.dictionaries(st.integers(0, 39), st.integers(0, len(BREAKS) - 1), max_size=10))
-def test_exactly_the_broken_ones_go(broken: dict[int, int]) -> None:
+def test_only_broken_structures_are_removed(broken: dict[int, int]) -> None:
     frames = molecules(40)
     for k, how in broken.items():
         frames = BREAKS[how](frames, k)
-    kept, faults = check(frames, source=source("ani1x"))
+    kept, faults = check_structures(frames, source=find_source("ani1x"))
     assert {f.where for f in faults} == {f"m{k}" for k in broken}
     assert len(faults) == len(broken)
     assert kept.ids.tolist() == [f"m{k}" for k in range(40) if k not in broken]

@@ -17,13 +17,13 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
-from harness.reference.data.structure_table import Frames
-from harness.reference.datasets.catalog import SOURCES, source
-from harness.reference.datasets.conversion.inputs import format_of
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.catalog import SOURCES, find_source
+from harness.reference.datasets.conversion.inputs import detect_source_format
 from harness.reference.datasets.readers import s2ef_lmdb
 from harness.reference.errors import InputError
-from tests.reference.datasets.readers import official
-from tests.reference.datasets.readers.official import METHANOL, conformations, everything
+from tests.reference.datasets.official_files import writers as official
+from tests.reference.datasets.official_files.writers import METHANOL, conformations, everything
 
 
 def write_database(path: Path) -> None:
@@ -35,14 +35,14 @@ def write_database(path: Path) -> None:
             database.write(atoms, charge=-1)
 
 
-def read(dataset: str, path: Path) -> Frames:
-    frames, faults = everything(format_of(source(dataset), [path]), path)
+def read(dataset: str, path: Path) -> StructureTable:
+    frames, faults = everything(detect_source_format(find_source(dataset), [path]), path)
     assert not faults
     return frames
 
 
 @pytest.mark.parametrize("dataset", [s.slug for s in SOURCES])
-def test_every_dataset_in_every_container(tmp_path: Path, dataset: str) -> None:
+def test_every_dataset_is_read_from_every_container(tmp_path: Path, dataset: str) -> None:
     text = "".join(official.extxyz_frame(k) for k in range(3)).encode()
     rows = {k + 1: official.ase_row(k, energy=-45.0 - k) for k in range(3)}
     (tmp_path / "text").mkdir()
@@ -70,11 +70,11 @@ def test_stress_and_charge_of_ase_rows(tmp_path: Path) -> None:
     assert frames.charge.tolist() == [-1] * 3
 
 
-def test_files_of_two_containers_are_not_chosen_among(tmp_path: Path) -> None:
+def test_mixed_containers_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "0.extxyz").write_text(official.extxyz_frame(0))
     official.write_aselmdb(tmp_path / "a.aselmdb", {1: official.ase_row(1)})
     with pytest.raises(InputError, match=r"hold LMDB files of ASE rows \(a\.aselmdb\) and extended XYZ \(0\.extxyz\)"):
-        format_of(source("oc2020"), [tmp_path])
+        detect_source_format(find_source("oc2020"), [tmp_path])
 
 
 def newer(k: int, **more: Any) -> bytes:
@@ -112,7 +112,7 @@ def test_the_total_is_taken_where_a_graph_has_several_energies(tmp_path: Path) -
     assert everything(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-45.0, -44.0]
 
 
-def test_relaxed_energies_are_no_totals(tmp_path: Path) -> None:
+def test_relaxed_energies_are_not_read_as_totals(tmp_path: Path) -> None:
     official.write_lmdb(tmp_path / "a.lmdb", {"0": official.graph_bytes(0, y=None, y_relaxed=-0.4, y_init=6.2)})
-    items = [item for part in s2ef_lmdb.parts([tmp_path]) for item in s2ef_lmdb.read(part)]
+    items = [item for part in s2ef_lmdb.list_chunks([tmp_path]) for item in s2ef_lmdb.read_chunk(part)]
     assert [(item.kind, item.reason[:16]) for item in items] == [("unlabelled", "an IS2RE graph: ")]  # type: ignore[union-attr]

@@ -19,9 +19,11 @@ from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.reference.data.structure_table import Frames, Remark
+from harness.reference.data.structure_table import Remark, StructureTable
 from harness.reference.datasets.readers.registry import FORMATS
-from tests.reference.datasets.readers import official, official_json, official_tfrecord
+from tests.reference.datasets.official_files import json_writers as official_json
+from tests.reference.datasets.official_files import tfrecord_writers as official_tfrecord
+from tests.reference.datasets.official_files import writers as official
 
 COUNT = 6
 FLAWS = st.lists(st.tuples(st.integers(0, COUNT - 1), st.sampled_from(("drop", "shape", "type", "bytes"))), max_size=4)
@@ -149,9 +151,9 @@ WRITERS: dict[str, tuple[str, Callable[[Path, Flaws], None]]] = {
 def counted(reader: str, path: Path) -> tuple[int, int]:
     """(structures read, structures reported) of a file."""
     read = reported = 0
-    for part in FORMATS[reader].parts([path]):
-        for item in FORMATS[reader].read(part):
-            if isinstance(item, Frames):
+    for part in FORMATS[reader].list_chunks([path]):
+        for item in FORMATS[reader].read_chunk(part):
+            if isinstance(item, StructureTable):
                 read += len(item)
             elif not isinstance(item, Remark):
                 assert item.reason
@@ -162,7 +164,7 @@ def counted(reader: str, path: Path) -> tuple[int, int]:
 @pytest.mark.parametrize("reader", WRITERS)
 @settings(max_examples=12, deadline=None)
 @given(flaws=FLAWS)
-def test_read_and_reported_make_up_the_file(
+def test_read_and_rejected_structures_add_up_to_the_file(
     tmp_path_factory: pytest.TempPathFactory, reader: str, flaws: Flaws
 ) -> None:
     name, write = WRITERS[reader]
@@ -210,7 +212,7 @@ def test_frames_that_share_a_name_are_counted(tmp_path: Path) -> None:
     assert counted("mptrj", tmp_path / "m.json") == (2, 1)
 
 
-def test_deleted_rows_are_no_loss(tmp_path: Path) -> None:
+def test_deleted_rows_are_not_counted(tmp_path: Path) -> None:
     with ase.db.connect(tmp_path / "a.db") as database:
         for _ in range(4):
             database.write(Atoms("CO"), data={"energy": np.array([-0.4]), "forces": np.zeros((2, 3))})

@@ -15,10 +15,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
 from harness.reference.datasets.__main__ import main
-from harness.reference.datasets.collection import Neighbourhood, require_forces, stored
+from harness.reference.datasets.collection import NeighbourSpec, open_dataset, require_forces
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPFile
-from tests.reference.datasets.readers import official, official_json, official_tfrecord
+from tests.reference.datasets.official_files import json_writers as official_json
+from tests.reference.datasets.official_files import tfrecord_writers as official_tfrecord
+from tests.reference.datasets.official_files import writers as official
 
 
 def slab(k: int, *, energy: float = -300.0, column: str = "forces", atoms: int = 80) -> str:
@@ -37,9 +39,9 @@ def write_text(path: Path, *, column: str) -> Path:
 
 def write_rows(path: Path, *, forces: str) -> Path:
     def row(k: int) -> dict[str, Any]:
-        found = official.ase_row(k)
-        found[forces] = found.pop("forces")
-        return found
+        result = official.ase_row(k)
+        result[forces] = result.pop("forces")
+        return result
 
     official.write_aselmdb(path, {k: row(k) for k in range(1, 4)})
     return path
@@ -83,13 +85,13 @@ def write_database(path: Path, *, forces: str) -> Path:
         ("omol25", "a.db", lambda p: write_database(p, forces="dft_forces")),
     ],
 )
-def test_a_set_without_forces_is_at_fault_and_the_other_name_is_offered(
+def test_missing_forces_are_reported_with_the_similar_name(
     tmp_path: Path, dataset: str, name: str, write: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", dataset, str(write(tmp_path / name)), "-q"]) == 1
-    said = capsys.readouterr().out
-    assert "nothing is wrong" not in said
-    assert "  no structure has forces (did you mean 'dft_forces'?)\n" in said
+    output = capsys.readouterr().out
+    assert "nothing is wrong" not in output
+    assert "  no structure has forces (did you mean 'dft_forces'?)\n" in output
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_store_without_forces_says_so_and_is_not_trained_on(
             "left_out": {},
             "remarks": [["forces", "no forces (did you mean 'dft_forces'?)", 60]],
         }
-    dataset = stored(tmp_path / "oc2020.bp", Neighbourhood(5.0, 20), "preload")
+    dataset = open_dataset(tmp_path / "oc2020.bp", NeighbourSpec(5.0, 20), "preload")
     with pytest.raises(InputError, match="no structure of oc2020 has forces, and the training asks for them"):
         require_forces([dataset], 10.0)
     require_forces([dataset], 0.0)
@@ -145,9 +147,9 @@ def test_charges_under_another_name_are_at_fault_where_the_dataset_has_charges(
     rows = {k: official.ase_row(k, data={"total_charge": k % 2, "spin": 1 + k % 2}) for k in range(1, 5)}
     official.write_aselmdb(tmp_path / "a.aselmdb", rows)
     assert main(["check", "omol25", str(tmp_path / "a.aselmdb"), "-q"]) == 1
-    said = capsys.readouterr().out
-    assert "4 structures: no charge (did you mean 'total_charge'?)" in said
-    assert "nothing is wrong" not in said
+    output = capsys.readouterr().out
+    assert "4 structures: no charge (did you mean 'total_charge'?)" in output
+    assert "nothing is wrong" not in output
 
 
 def test_structures_that_lack_a_label_among_others_are_counted_by_its_name(
@@ -160,11 +162,11 @@ def test_structures_that_lack_a_label_among_others_are_counted_by_its_name(
     del rows[11]["data"]["spin"]
     official.write_aselmdb(tmp_path / "a.aselmdb", rows)
     assert main(["check", "omol25", str(tmp_path / "a.aselmdb"), "-q"]) == 0
-    said = capsys.readouterr().out
-    assert "omol25: 17 structures can be used; 3 unlabelled\n" in said
-    assert "  forces: missing in 2 structures, left out\n" in said
-    assert "  energy: missing in 1 structure, left out\n" in said
-    assert "  spin: withheld for 1 of 17 structures, kept for 16\n" in said
+    output = capsys.readouterr().out
+    assert "omol25: 17 structures can be used; 3 unlabelled\n" in output
+    assert "  forces: missing in 2 structures, left out\n" in output
+    assert "  energy: missing in 1 structure, left out\n" in output
+    assert "  spin: withheld for 1 of 17 structures, kept for 16\n" in output
 
 
 def test_files_with_and_without_forces_together_are_counted_as_a_conversion_does(
@@ -173,13 +175,15 @@ def test_files_with_and_without_forces_together_are_counted_as_a_conversion_does
     write_text(tmp_path / "0.extxyz", column="forces")
     write_text(tmp_path / "1.extxyz", column="REF_forces")
     assert main(["check", "oc2020", str(tmp_path), "-q"]) == 0
-    said = capsys.readouterr().out
-    assert "oc2020: 60 structures can be used" in said
-    assert "  forces: missing in 60 of 120 structures, which a store leaves out (did you mean 'REF_forces'?)\n" in said
+    output = capsys.readouterr().out
+    assert "oc2020: 60 structures can be used" in output
+    assert (
+        "  forces: missing in 60 of 120 structures, which a store leaves out (did you mean 'REF_forces'?)\n" in output
+    )
     assert main(["convert", "oc2020", str(tmp_path), "--to", str(tmp_path), "--workers", "1", "-q"]) == 0
-    said = capsys.readouterr().out
-    assert "60 structures (" in said
-    assert "60 unlabelled" in said
+    output = capsys.readouterr().out
+    assert "60 structures (" in output
+    assert "60 unlabelled" in output
 
 
 @pytest.mark.parametrize(("dataset", "energy"), [("oc2020", -0.5), ("oc25", 0.7), ("odac23", -0.4), ("oc2022", 3.0)])
@@ -208,10 +212,10 @@ def test_intact_outliers_are_counted_and_pass(tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "a.tfrecord-00000-of-00001"
     path.write_bytes(b"".join(official_tfrecord.framed(official_tfrecord.example_bytes(f)) for f in features))
     assert main(["check", "qcml", str(path), "-q"]) == 0
-    said = capsys.readouterr().out
-    assert "qcml: 38 structures can be used" in said
-    assert "  outliers: 1 structure that the dataset's authors flag as such, left out\n" in said
-    assert "  outliers: 1 structure with forces of 1000 eV/angstrom or more, left out\n" in said
+    output = capsys.readouterr().out
+    assert "qcml: 38 structures can be used" in output
+    assert "  outliers: 1 structure that the dataset's authors flag as such, left out\n" in output
+    assert "  outliers: 1 structure with forces of 1000 eV/angstrom or more, left out\n" in output
 
 
 def test_large_forces_everywhere_are_no_outliers(tmp_path: Path) -> None:

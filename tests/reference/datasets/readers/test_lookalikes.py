@@ -16,7 +16,7 @@ import pytest
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.readers.registry import FORMATS
 from harness.reference.errors import InputError
-from tests.reference.datasets.readers import official
+from tests.reference.datasets.official_files import writers as official
 from tests.reference.datasets.readers.test_any_damage import WRITERS, written
 
 
@@ -57,27 +57,27 @@ UNPACKED = {
 
 @pytest.mark.parametrize("kind", LOOKALIKES)
 @pytest.mark.parametrize("reader", WRITERS)
-def test_what_lies_in_place_of_a_file_is_named(tmp_path: Path, reader: str, kind: str) -> None:
+def test_unexpected_file_kinds_are_named(tmp_path: Path, reader: str, kind: str) -> None:
     path = written(tmp_path, reader)
     make, words = LOOKALIKES[kind]
     content = path.read_bytes()
     path.write_bytes(make(bz2.decompress(content) if reader == "alexandria" else content))
     if kind in UNPACKED.get(reader, ()):
-        parts = FORMATS[reader].parts([path])
-        assert sum(len(item) for part in parts for item in FORMATS[reader].read(part)) == 3  # type: ignore[arg-type]
+        parts = FORMATS[reader].list_chunks([path])
+        assert sum(len(item) for part in parts for item in FORMATS[reader].read_chunk(part)) == 3  # type: ignore[arg-type]
         return
     with pytest.raises(InputError, match=rf"{path.name}: {words}") as refused:
-        FORMATS[reader].parts([path])
+        FORMATS[reader].list_chunks([path])
     assert "\n" not in str(refused.value)
 
 
-def test_a_sqlite_file_cut_short_is_called_truncated(tmp_path: Path) -> None:
+def test_truncated_sqlite_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     official.write_nabla(path, 4)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2 + 100])
     with pytest.raises(InputError, match=rf"truncated, {len(whole) // 2 + 100} of {len(whole)} bytes"):
-        FORMATS["asedb"].parts([path])
+        FORMATS["asedb"].list_chunks([path])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_sqlite_file_cut_short_is_called_truncated(tmp_path: Path) -> None:
     [("ani1x", "ani1x"), ("nabla2dft", "asedb"), ("omol25", "aselmdb"), ("oc2022", "s2ef_lmdb"), ("qcml", "qcml"),
      ("mptrj", "mptrj"), ("alexandria", "alexandria"), ("transition1x", "transition1x"), ("oc2020", "s2ef_text")],
 )  # fmt: skip
-def test_what_systems_leave_in_folders_is_passed_over_and_counted(
+def test_system_files_are_ignored_and_counted(
     tmp_path: Path, dataset: str, reader: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "data", reader)
@@ -98,14 +98,14 @@ def test_what_systems_leave_in_folders_is_passed_over_and_counted(
     (path.parent / "rest.zip").write_bytes(packed_zip(b"x"))
     (path.parent / f"{path.name}.crdownload").write_bytes(b"half")
     assert main(["check", dataset, str(path.parent), "-q"]) == 0
-    found = capsys.readouterr().out.splitlines()
-    assert found[0] == clean
-    assert "  passed over: files of the operating system, such as ._* and .DS_Store: 5" in found
-    assert "  passed over: archives, to be unpacked if their content is not here: 1" in found
-    assert "  passed over: unfinished downloads: 1" in found
+    result = capsys.readouterr().out.splitlines()
+    assert result[0] == clean
+    assert "  passed over: files of the operating system, such as ._* and .DS_Store: 5" in result
+    assert "  passed over: archives, to be unpacked if their content is not here: 1" in result
+    assert "  passed over: unfinished downloads: 1" in result
 
 
-def test_companions_inside_archives_are_passed_over(tmp_path: Path) -> None:
+def test_system_files_in_archives_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "val.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name, content in {
@@ -118,13 +118,13 @@ def test_companions_inside_archives_are_passed_over(tmp_path: Path) -> None:
     assert len(official.everything(FORMATS["s2ef_text"], path)[0]) == 1
 
 
-def test_a_companion_alone_is_not_data(tmp_path: Path) -> None:
+def test_system_file_alone_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "._a.db").write_bytes(bytes(100))
     with pytest.raises(InputError, match=r"only files of the operating system \(\._\*\) were given"):
-        FORMATS["asedb"].parts([tmp_path / "._a.db"])
+        FORMATS["asedb"].list_chunks([tmp_path / "._a.db"])
 
 
-def test_a_folder_of_archives_says_what_to_unpack(tmp_path: Path) -> None:
+def test_folder_of_archives_asks_to_unpack_them(tmp_path: Path) -> None:
     (tmp_path / "s2ef_train_200K.tar").write_bytes(packed_tar(b"x"))
     with pytest.raises(InputError, match=r"it holds s2ef_train_200K\.tar, which has to be unpacked first"):
-        FORMATS["s2ef_text"].parts([tmp_path])
+        FORMATS["s2ef_text"].list_chunks([tmp_path])

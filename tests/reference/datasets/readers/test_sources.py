@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from harness.reference.datasets.catalog import SOURCES, source
+from harness.reference.datasets.catalog import SOURCES, find_source
 from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.readers.registry import FORMATS, named
+from harness.reference.datasets.readers.registry import FORMATS, get_format
 from harness.reference.errors import InputError
 
 
@@ -25,31 +25,31 @@ def test_one_source_for_each_branch_in_their_order() -> None:
         assert all((entry.files, entry.units, entry.level, entry.zero, entry.licence, entry.citation, entry.fetch))
 
 
-def test_every_format_is_used_and_named_as_itself() -> None:
+def test_every_format_is_used_and_has_its_name() -> None:
     assert {entry.format for entry in SOURCES} == set(FORMATS)
     assert all(form.name == name for name, form in FORMATS.items())
-    assert named("qcml").files
+    assert get_format("qcml").files
     with pytest.raises(InputError, match=r"no format 'aselmbd' \(did you mean 'aselmdb'\?\)"):
-        named("aselmbd")
+        get_format("aselmbd")
     with pytest.raises(InputError, match=r"there are: alexandria, ani1x"):
-        named("-")
+        get_format("-")
 
 
 @pytest.mark.parametrize("name", ["OMol25-neutral", "omol25-neutral", "OMOL25-NEUTRAL"])
-def test_sources_by_any_case(name: str) -> None:
-    assert source(name).charges == "neutral"
+def test_sources_are_found_in_any_case(name: str) -> None:
+    assert find_source(name).charges == "neutral"
 
 
-def test_unknown_sources() -> None:
+def test_unknown_sources_are_rejected_with_suggestions() -> None:
     with pytest.raises(InputError, match=r"no dataset 'nabladft' \(did you mean 'nabla2dft'\?\)"):
-        source("nabladft")
+        find_source("nabladft")
     with pytest.raises(InputError, match=r"there are: alexandria, ani1x"):
-        source("-")
+        find_source("-")
 
 
-def test_the_table_needs_no_reader() -> None:
+def test_catalog_imports_no_reader() -> None:
     code = (
         "import sys, harness.reference.datasets.catalog; print({'h5py', 'torch', 'numpy', 'lmdb'} & set(sys.modules))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

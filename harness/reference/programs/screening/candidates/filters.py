@@ -1,4 +1,4 @@
-"""What can be asked of candidates before any model: whether charges balance, and whether they are there twice."""
+"""Filters of candidates that need no model: charge balance, and duplicates."""
 
 from __future__ import annotations
 
@@ -12,68 +12,72 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.errors import InputError
-from harness.reference.programs.screening.candidates.prototype_space import Run
+from harness.reference.programs.screening.candidates.prototype_space import PrototypeBlock
 from harness.reference.programs.screening.candidates.prototypes import Prototype
 
 ELEMENTS = MAX_ATOMIC_NUMBER + 1
 LARGEST_STATE = 9
 WORD_BITS = 64
-KEPT_TABLES = 64  # of up to 0.7 MB; a prototype of four species needs eight
+MAX_TABLES = 64  # of up to 0.7 MB; a prototype of four species needs eight
 
 
-def duplicate(prototype: Prototype, run: Run) -> NDArray[np.bool_]:
-    """Whether a candidate is the same crystal as one with its elements in an earlier order, [m].
+def is_duplicate(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
+    """Return [m] whether a candidate is the same crystal as one with its elements in an earlier order.
 
-    Of each set of equals just one, the first by atomic numbers, is no duplicate.
+    Of each set of equal crystals only the first by atomic numbers is not a duplicate.
     """
-    found = np.zeros(len(run), dtype=bool)
+    result = np.zeros(len(run), dtype=bool)
     for order in prototype.exchanges:
         other = run.species[:, order]
-        place = (other != run.species).argmax(axis=1)[:, None]
-        found |= (np.take_along_axis(other, place, 1) < np.take_along_axis(run.species, place, 1))[:, 0]
-    return found
+        first = (other != run.species).argmax(axis=1)[:, None]
+        result |= (np.take_along_axis(other, first, 1) < np.take_along_axis(run.species, first, 1))[:, 0]
+    return result
 
 
-def charge_balanced(prototype: Prototype, run: Run) -> NDArray[np.bool_]:
-    """Whether oxidation states known of the elements can sum to zero, cations less electronegative than anions, [m].
+def is_charge_balanced(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
+    """Return [m] whether known oxidation states can sum to zero with cations less electronegative than anions.
 
-    One state an element; a single element balances itself. States (ICSD, 2024) and Pauling electronegativities are
-    those of smact; an element without either balances nothing. Raises InputError if smact is not installed. Source:
-    Davies et al., Chem 1, 617 (2016); smact, J. Open Source Softw. 4, 1361 (2019).
+    Each element has one state; a single element is balanced. States (ICSD, 2024) and Pauling electronegativities are
+    those of smact; an element without either balances nothing. Sources: Davies et al., Chem 1, 617 (2016); smact, J.
+    Open Source Softw. 4, 1361 (2019).
+
+    Raises:
+        InputError: smact is not installed.
     """
     if prototype.species == 1:
         return np.ones(len(run), dtype=bool)
-    # Volumes of one choice of elements stand side by side.
+    # Candidates that differ in volume alone are consecutive.
     new = np.ones(len(run), dtype=bool)
     new[1:] = (run.species[1:] != run.species[:-1]).any(axis=1)
     counts = prototype.counts // np.gcd.reduce(prototype.counts)
-    return _balanced(tuple(counts.tolist()), run.species[new])[np.cumsum(new) - 1]
+    return _can_balance(tuple(counts.tolist()), run.species[new])[np.cumsum(new) - 1]
 
 
-def _balanced(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Meet in the middle: the sums that half of the slots can have against what the others need, as sets of bits."""
+def _can_balance(counts: tuple[int, ...], species: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Meet in the middle: compare the sums that half of the slots can reach with those that the rest needs."""
     half = len(counts) // 2
     reach = LARGEST_STATE * max(sum(counts[:half]), sum(counts[half:]))
     electronegativity = _ions().electronegativity[species]
-    found = np.zeros(len(species), dtype=bool)
+    balanced = np.zeros(len(species), dtype=bool)
     for signs in product((1, -1), repeat=len(counts)):
         cation = np.array(signs) > 0
         if cation.all() or not cation.any():
             continue
-        # NaN, where one is not known, is less than nothing.
+        # NaN, for an unknown electronegativity, compares as False.
         ordered = electronegativity[:, cation].max(axis=1) < electronegativity[:, ~cation].min(axis=1)
-        rows = np.flatnonzero(ordered & ~found)
-        here = _sums(counts[:half], signs[:half], 1, reach)[tuple(species[rows, :half].T)]
-        there = _sums(counts[half:], signs[half:], -1, reach)[tuple(species[rows, half:].T)]
-        found[rows] = (here & there).any(axis=1)
-    return found
+        rows = np.flatnonzero(ordered & ~balanced)
+        reachable = _charge_sums(counts[:half], signs[:half], 1, reach)[tuple(species[rows, :half].T)]
+        required = _charge_sums(counts[half:], signs[half:], -1, reach)[tuple(species[rows, half:].T)]
+        balanced[rows] = (reachable & required).any(axis=1)
+    return balanced
 
 
-@lru_cache(maxsize=KEPT_TABLES)
-def _sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
-    """The charges, times sense, that one or two slots with ions of given signs can have, for any elements on them.
+@lru_cache(maxsize=MAX_TABLES)
+def _charge_sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: int) -> NDArray[np.uint64]:
+    """Return the charges, times sense, of one or two slots with ions of given signs, for all elements on them.
 
-    [119, words] or [119, 119, words]; bit `charge + reach` is set of the charges that occur.
+    Returns:
+        [119, words] or [119, 119, words] bits; bit `charge + reach` is set if the charge occurs.
     """
     ions = _ions()
     table = np.zeros((ELEMENTS,) * len(counts) + (2 * reach // WORD_BITS + 1,), dtype=np.uint64)
@@ -87,13 +91,18 @@ def _sums(counts: tuple[int, ...], signs: tuple[int, ...], sense: int, reach: in
 
 @dataclass(frozen=True, eq=False)
 class Ions:
-    """states: [119, 19] whether an element is known with -9 .. 9. electronegativity: [119] Pauling's, or NaN."""
+    """The ions of smact.
+
+    Attributes:
+        states: [119, 19] whether an element is known with oxidation state -9 .. 9.
+        electronegativity: [119] Pauling's, or NaN.
+    """
 
     states: NDArray[np.bool_]
     electronegativity: Array
 
     def has(self, state: int) -> NDArray[np.bool_]:
-        """[119] by atomic number."""
+        """Return [119] whether each element is known with an oxidation state."""
         return self.states[:, state + LARGEST_STATE]
 
 

@@ -24,10 +24,15 @@ LAST_RADIUS = 96  # ASE fills in the elements that Cordero et al. do not have
 
 
 @dataclass(frozen=True)
-class Run:
-    """m candidates of one prototype. index: [m]. species: [m, k] atomic numbers. scale: [m] of the volume.
+class PrototypeBlock:
+    """m candidates of one prototype with k species.
 
-    stretch: [m] angstrom to a unit of the prototype's geometry.
+    Attributes:
+        prototype: Number of the prototype.
+        index: [m] numbers of the candidates.
+        species: [m, k] atomic numbers.
+        scale: [m] volume relative to that at which the closest atoms touch.
+        stretch: [m] angstrom per unit of length of the prototype.
     """
 
     prototype: int
@@ -39,16 +44,25 @@ class Run:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Run:
-        return Run(self.prototype, self.index[picked], self.species[picked], self.scale[picked], self.stretch[picked])
+    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> PrototypeBlock:
+        return PrototypeBlock(
+            self.prototype, self.index[picked], self.species[picked], self.scale[picked], self.stretch[picked]
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateSpace:
-    """All candidates. elements: atomic numbers. scales: volumes; at 1 the closest pair of atoms just touches.
+    """All candidates: prototypes with elements on their slots, at several volumes.
 
-    Radii are covalent (Cordero et al., Dalton Trans. 2832 (2008), as in ASE). Raises InputError for an element without
-    one, for elements or scales that are not distinct, and where there is nothing to choose from.
+    Radii are covalent (Cordero et al., Dalton Trans. 2832 (2008), as in ASE).
+
+    Attributes:
+        prototypes: The structure types.
+        elements: Atomic numbers.
+        scales: Volumes; at 1 the closest pair of atoms touches.
+
+    Raises:
+        InputError: An element has no radius, elements or scales are not distinct, or the space is empty or too large.
     """
 
     prototypes: Sequence[Prototype]
@@ -74,39 +88,41 @@ class CandidateSpace:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where the candidates of each prototype begin, and those of the last one end, [prototypes + 1]."""
+        """Return the first candidate of each prototype, and the end of the last one, [prototypes + 1]."""
         return np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def block(self, start: int, stop: int) -> list[Run]:
-        """The candidates start, ..., stop - 1, a run for each prototype; raises InputError if not all exist."""
+    def block(self, start: int, stop: int) -> list[PrototypeBlock]:
+        """Return the candidates start .. stop - 1, one block per prototype; raise InputError if not all exist."""
         if not 0 <= start <= stop <= len(self):
             raise InputError(f"candidates {start} to {stop}: expected 0 to {len(self)}, in this order")
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         last = int(np.searchsorted(self.starts, stop, side="left"))
-        found = []
+        blocks = []
         for number in range(first, last):
             low, high = max(start, int(self.starts[number])), min(stop, int(self.starts[number + 1]))
             if low < high:
-                found.append(self._run(number, low, high))
-        return found
+                blocks.append(self._build_block(number, low, high))
+        return blocks
 
-    def _run(self, number: int, start: int, stop: int) -> Run:
-        """All volumes of a choice of elements share their radii: these are looked at once."""
+    def _build_block(self, number: int, start: int, stop: int) -> PrototypeBlock:
+        """Build one block; all volumes of a choice of elements share one evaluation of their radii."""
         volumes, before = len(self.scales), int(self.starts[number])
         index = np.arange(start, stop, dtype=np.int64)
         first, last = (start - before) // volumes, (stop - 1 - before) // volumes
-        chosen = unranked(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
+        chosen = permutation_from_rank(np.arange(first, last + 1), len(self.elements), self.prototypes[number].species)
         species = np.array(self.elements)[chosen]
         choice, volume = np.divmod(index - (before + first * volumes), volumes)
         scale = np.array(self.scales)[volume]
-        touching = self.touching(number, species)
-        return Run(number, index, species[choice], scale, touching[choice] * np.cbrt(self.scales)[volume])
+        contact_scale = self.contact_scale(number, species)
+        return PrototypeBlock(
+            number, index, species[choice], scale, contact_scale[choice] * np.cbrt(self.scales)[volume]
+        )
 
-    def touching(self, number: int, species: NDArray[np.int64]) -> Array:
-        """The stretch at which the closest pair of atoms touches, of species [m, k] in a prototype, [m]."""
+    def contact_scale(self, number: int, species: NDArray[np.int64]) -> Array:
+        """Return [m] the stretch at which the closest pair of atoms touches, for species [m, k] in a prototype."""
         radii = covalent_radii[species].T
         closest = self.prototypes[number].closest
         largest = np.zeros(len(species))
@@ -115,12 +131,16 @@ class CandidateSpace:
         return largest
 
     def smallest_stretch(self, number: int) -> float:
-        """A bound that no candidate of the prototype is under."""
+        """Return a lower bound of the stretch of all candidates of a prototype."""
         radius = min(covalent_radii[z] for z in self.elements)
         return float(2 * radius / self.prototypes[number].closest.min() * np.cbrt(min(self.scales)))
 
     def index_of(self, number: int, species: Sequence[int], scale: float) -> int:
-        """The candidate of a prototype with these atomic numbers on its slots; raises InputError if there is none."""
+        """Return the candidate of a prototype with these atomic numbers on its slots, at a volume.
+
+        Raises:
+            InputError: There is no such candidate.
+        """
         if not 0 <= number < len(self.prototypes):
             raise InputError(f"prototype {number}: expected 0 to {len(self.prototypes) - 1}")
         slots = self.prototypes[number].species
@@ -131,31 +151,31 @@ class CandidateSpace:
             )
         if scale not in self.scales:
             raise InputError(f"scale {scale}: expected one of {', '.join(map(str, self.scales))}")
-        rank = ranked([self.elements.index(z) for z in species], len(self.elements))
+        rank = permutation_rank([self.elements.index(z) for z in species], len(self.elements))
         return int(self.starts[number]) + rank * len(self.scales) + self.scales.index(scale)
 
     def structure(self, index: int) -> Structure:
-        """One candidate in full."""
-        (run,) = self.block(index, index + 1)
-        prototype = self.prototypes[run.prototype]
+        """Return one candidate."""
+        (block,) = self.block(index, index + 1)
+        prototype = self.prototypes[block.prototype]
         return Structure(
             name=f"candidate {index}",
-            numbers=run.species[0][prototype.slots],
-            positions=prototype.positions * run.stretch[0],
-            cell=prototype.cell * run.stretch[0],
+            numbers=block.species[0][prototype.slots],
+            positions=prototype.positions * block.stretch[0],
+            cell=prototype.cell * block.stretch[0],
             periodic=(True, True, True),
-            group=self.formula(run)[0],
+            group=self.formula(block)[0],
         )
 
-    def formula(self, run: Run) -> list[str]:
-        """Of each candidate, its elements in the order of the slots, [m]."""
-        counts = ["" if n == 1 else str(n) for n in self.prototypes[run.prototype].counts.tolist()]
-        rows = run.species.tolist()
+    def formula(self, block: PrototypeBlock) -> list[str]:
+        """Return the formula of each candidate, with its elements in the order of the slots, [m]."""
+        counts = ["" if n == 1 else str(n) for n in self.prototypes[block.prototype].counts.tolist()]
+        rows = block.species.tolist()
         return ["".join(chemical_symbols[z] + n for z, n in zip(row, counts, strict=True)) for row in rows]
 
 
 def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
-    """Atomic numbers of chemical symbols; raises InputError for one that is none."""
+    """Return the atomic numbers of chemical symbols; raise InputError for an unknown one."""
     for symbol in symbols:
         if symbol not in chemical_symbols[1:]:
             near = difflib.get_close_matches(symbol.capitalize(), chemical_symbols[1:], n=1)
@@ -164,23 +184,23 @@ def element_numbers(symbols: Sequence[str]) -> tuple[int, ...]:
     return tuple(atomic_numbers[symbol] for symbol in symbols)
 
 
-def unranked(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
-    """The ordered choices of k out of n that have these ranks in lexical order, [m, k] of 0 .. n - 1."""
+def permutation_from_rank(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np.int64]:
+    """Return the k-permutations of n that have the ranks [m] in lexical order, [m, k] of 0 .. n - 1."""
     chosen = np.empty((len(rank), k), dtype=np.int64)
-    left = rank
+    remainder = rank
     for j in range(k):
-        digit, left = np.divmod(left, math.perm(n - j - 1, k - j - 1))
-        # The digit counts what is still free: step over what is taken, smallest first.
+        digit, remainder = np.divmod(remainder, math.perm(n - j - 1, k - j - 1))
+        # The digit counts free elements: step over those taken, smallest first.
         for taken in np.sort(chosen[:, :j], axis=1).T:
             digit += digit >= taken
         chosen[:, j] = digit
     return chosen
 
 
-def ranked(chosen: Sequence[int], n: int) -> int:
-    """The rank in lexical order of one ordered choice out of n."""
+def permutation_rank(chosen: Sequence[int], n: int) -> int:
+    """Return the rank in lexical order of one permutation of elements out of n."""
     rank = 0
-    for j, place in enumerate(chosen):
-        free = place - sum(before < place for before in chosen[:j])
+    for j, element in enumerate(chosen):
+        free = element - sum(before < element for before in chosen[:j])
         rank = rank * (n - j) + free
     return rank

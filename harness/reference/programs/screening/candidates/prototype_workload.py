@@ -8,28 +8,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import Structure
-from harness.reference.programs.screening.candidates.filters import charge_balanced, duplicate
+from harness.reference.programs.screening.candidates.filters import is_charge_balanced, is_duplicate
 from harness.reference.programs.screening.candidates.prototype_neighbours import Topologies
-from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, Run
+from harness.reference.programs.screening.candidates.prototype_space import CandidateSpace, PrototypeBlock
 from harness.reference.programs.screening.candidates.prototypes import Prototype
-from harness.reference.programs.screening.candidates.workload import Made, batch_of, cut
+from harness.reference.programs.screening.candidates.workload import (
+    CandidateBatch,
+    build_batch_from_arrays,
+    split_by_count,
+)
 
-AT_ONCE = 2048  # candidates whose edges are counted together
+CHUNK = 2048  # candidates whose edges are counted together
 
 
-def _first_of_equals(prototype: Prototype, run: Run) -> NDArray[np.bool_]:
-    return ~duplicate(prototype, run)
+def _is_first_of_equals(prototype: Prototype, run: PrototypeBlock) -> NDArray[np.bool_]:
+    return ~is_duplicate(prototype, run)
 
 
-# What a candidate may be asked to be, [m] of a run.
-FILTERS: Mapping[str, Callable[[Prototype, Run], NDArray[np.bool_]]] = {
-    "charge_balance": charge_balanced,
-    "no_duplicates": _first_of_equals,
+# Name -> whether each candidate of a block passes, [m].
+FILTERS: Mapping[str, Callable[[Prototype, PrototypeBlock], NDArray[np.bool_]]] = {
+    "charge_balance": is_charge_balanced,
+    "no_duplicates": _is_first_of_equals,
 }
 
 
-class Crystals:
-    """The workload "prototypes". filters: names of FILTERS, asked in their order."""
+class CrystalWorkload:
+    """The workload "prototypes".
+
+    Args:
+        space: The candidates.
+        filters: Names of FILTERS, applied in this order.
+        cutoff: Cutoff of the model in angstrom.
+        max_neighbours: Maximum number of neighbours of an atom, or None.
+    """
 
     name = "prototypes"
 
@@ -44,37 +55,37 @@ class Crystals:
             "filters": list(filters), "cutoff_angstrom": cutoff, "max_neighbours": max_neighbours,
         }  # fmt: skip
 
-    def batches(self, first: int, stop: int, edges: int) -> Iterator[Made]:
-        """As Workload asks."""
-        for run in self.space.block(first, stop):
-            for k in range(0, len(run), AT_ONCE):
-                kept, left_out = self._passed(run[k : k + AT_ONCE])
-                for places in cut(self.topologies.edge_counts(kept), edges):
-                    part = kept[places]
-                    yield Made(part.index, batch_of(self.topologies.arrays(part)), left_out)
+    def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
+        """See Workload."""
+        for block in self.space.block(first, stop):
+            for k in range(0, len(block), CHUNK):
+                passed, left_out = self._filter(block[k : k + CHUNK])
+                for some in split_by_count(self.topologies.edge_counts(passed), edges):
+                    part = passed[some]
+                    yield CandidateBatch(part.index, build_batch_from_arrays(self.topologies.arrays(part)), left_out)
                     left_out = {}
                 if left_out:
-                    yield Made(kept.index, None, left_out)
+                    yield CandidateBatch(passed.index, None, left_out)
 
-    def _passed(self, run: Run) -> tuple[Run, dict[str, int]]:
-        """The candidates that pass all filters, and how many each took out."""
+    def _filter(self, block: PrototypeBlock) -> tuple[PrototypeBlock, dict[str, int]]:
+        """Return the candidates that pass all filters, and the number that each filter removed."""
         left_out = {}
         for name in self.filters:
-            passes = FILTERS[name](self.space.prototypes[run.prototype], run)
+            passes = FILTERS[name](self.space.prototypes[block.prototype], block)
             left_out[name] = int((~passes).sum())
-            run = run[passes]
-        return run, left_out
+            block = block[passes]
+        return block, left_out
 
     def structure(self, index: int) -> Structure:
-        """One candidate."""
+        """Return one candidate."""
         return self.space.structure(index)
 
-    def described(self, index: int) -> dict[str, str]:
-        """Formula, prototype and volume."""
-        (run,) = self.space.block(index, index + 1)
-        prototype = self.space.prototypes[run.prototype]
+    def describe(self, index: int) -> dict[str, str]:
+        """Return the formula, prototype and volume of a candidate."""
+        (block,) = self.space.block(index, index + 1)
+        prototype = self.space.prototypes[block.prototype]
         return {
-            "formula": self.space.formula(run)[0],
+            "formula": self.space.formula(block)[0],
             "prototype": prototype.tag,
-            "volume": f"{run.scale[0]:g}",
+            "volume": f"{block.scale[0]:g}",
         }

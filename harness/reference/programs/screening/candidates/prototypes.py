@@ -17,15 +17,19 @@ from harness.reference.data.structure import Array
 from harness.reference.errors import InputError
 
 FILE = Path(__file__).with_name("prototypes.json.gz")
-FIRST_REACH_ANGSTROM = 4.0
+INITIAL_RADIUS_ANGSTROM = 4.0
 GROWTH = 1.4
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Directed pairs of atoms and periodic images, by receiver, then by distance.
+class AtomPairs:
+    """Directed pairs of atoms and periodic images, ordered by receiver, then by distance.
 
-    receiver, sender: [p]. image: [p, 3] lattice vectors that the sender is away. distance: [p].
+    Attributes:
+        receiver: [p] atoms.
+        sender: [p] atoms.
+        image: [p, 3] lattice vectors between the sender and its periodic image.
+        distance: [p].
     """
 
     receiver: NDArray[np.int64]
@@ -36,11 +40,17 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Prototype:
-    """A structure type in the geometry of the compound it is named after, which is its unit of length.
+    """A structure type, in the geometry of the compound after which it is named.
 
-    tag: AFLOW's label. name: mineral or compound. strukturbericht: "" where there is none. spacegroup: of the sites.
-    fractions: [n, 3]. cell: [3, 3] primitive, rows are lattice vectors. slots: [n] which species stands on a site,
-    numbered by first appearance. exchanges: orders of the slots, but the first, that make the same crystal.
+    Attributes:
+        tag: AFLOW's label.
+        name: Mineral or compound.
+        strukturbericht: Strukturbericht symbol, "" if there is none.
+        spacegroup: Space group of the sites.
+        fractions: [n, 3] fractional coordinates.
+        cell: [3, 3] primitive cell, rows are lattice vectors.
+        slots: [n] species on each site, numbered by first appearance.
+        exchanges: Orders of the slots, other than the identity, that give the same crystal.
     """
 
     tag: str
@@ -57,50 +67,50 @@ class Prototype:
 
     @property
     def species(self) -> int:
-        """Slots for elements."""
+        """Return the number of slots for elements."""
         return int(self.slots.max()) + 1
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Sites of each slot, [species]."""
+        """Return the number of sites of each slot, [species]."""
         return np.bincount(self.slots)
 
     @property
     def positions(self) -> Array:
-        """[n, 3]."""
+        """Return the positions of the sites, [n, 3]."""
         return self.fractions @ self.cell
 
-    def pairs(self, reach: float) -> Pairs:
-        """All pairs closer than reach."""
-        receiver, sender, image, distance = vesin.NeighborList(cutoff=reach, full_list=True, n_threads=1).compute(
+    def pairs(self, radius: float) -> AtomPairs:
+        """Return all pairs closer than a radius."""
+        receiver, sender, image, distance = vesin.NeighborList(cutoff=radius, full_list=True, n_threads=1).compute(
             points=self.positions, box=self.cell, periodic=True, quantities="ijSd"
         )
         order = np.lexsort((distance, receiver))
         image = image.reshape(-1, 3)[order].astype(np.int64)
-        return Pairs(receiver[order].astype(np.int64), sender[order].astype(np.int64), image, distance[order])
+        return AtomPairs(receiver[order].astype(np.int64), sender[order].astype(np.int64), image, distance[order])
 
     @cached_property
     def closest(self) -> Array:
-        """The smallest distance between sites of two slots, periodic images among them, [species, species]."""
-        reach = FIRST_REACH_ANGSTROM
+        """Return the smallest distance between sites of two slots, including periodic images, [species, species]."""
+        radius = INITIAL_RADIUS_ANGSTROM
         while True:
-            found = self.pairs(reach)
-            least = np.full((self.species, self.species), np.inf)
-            np.minimum.at(least, (self.slots[found.receiver], self.slots[found.sender]), found.distance)
-            if np.isfinite(least).all():
-                return np.minimum(least, least.T)
-            reach *= GROWTH
+            pairs = self.pairs(radius)
+            smallest = np.full((self.species, self.species), np.inf)
+            np.minimum.at(smallest, (self.slots[pairs.receiver], self.slots[pairs.sender]), pairs.distance)
+            if np.isfinite(smallest).all():
+                return np.minimum(smallest, smallest.T)
+            radius *= GROWTH
 
 
 @cache
-def about() -> dict[str, Any]:
-    """Source, licence, attribution, and how many were left out for what."""
+def load_source_notes() -> dict[str, Any]:
+    """Return source, licence, attribution, and the number of prototypes left out by reason."""
     return {key: value for key, value in _read(FILE).items() if key != "prototypes"}
 
 
 @cache
-def prototypes() -> tuple[Prototype, ...]:
-    """All that are shipped, by number of species, then by tag; raises InputError if the file cannot be read."""
+def load_prototypes() -> tuple[Prototype, ...]:
+    """Return the shipped prototypes by number of species, then by tag; raise InputError if the file is unreadable."""
     return tuple(
         Prototype(
             tag=row["tag"],

@@ -1,21 +1,201 @@
-"""The paper's workload: random structures, a stream for each of its ranks."""
+"""The workload of the paper: random structures in vacuum, an endless stream for each of its ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
-from harness.reference.data.structure import Structure
+from harness.reference.data.neighbours import COINCIDENT_ANGSTROM, SAME_SHELL_ANGSTROM
+from harness.reference.data.structure import Array, Structure
+from harness.reference.datasets.random_structures import BOX_ANGSTROM, ELEMENTS, SEED
 from harness.reference.errors import InputError
-from harness.reference.programs.screening.candidates.dense_neighbours import isolated_arrays
-from harness.reference.programs.screening.candidates.graph_arrays import GraphArrays
-from harness.reference.programs.screening.candidates.random_space import RandomSpace
-from harness.reference.programs.screening.candidates.workload import Made, batch_of
+from harness.reference.programs.screening.candidates.workload import (
+    CandidateBatch,
+    GraphArrays,
+    build_batch_from_arrays,
+)
+
+PER_RANK = 15_000
 
 
-class RandomBoxes:
-    """The workload "random". A stream can only be followed from its start, so that a part is best a stream."""
+def random_stream(rank: int, atoms: tuple[int, int], first: int = 0) -> Iterator[Structure]:
+    """Yield the structures first, first + 1, ... of a rank's `random_structures`, without end.
+
+    All structures of a rank share one generator, so those before the first are drawn too and discarded.
+
+    Args:
+        rank: The rank of the paper's workload.
+        atoms: Minimum and maximum number of atoms.
+        first: Number of the first structure.
+    """
+    rng = np.random.default_rng(SEED + rank)
+    unused = np.empty(3 * atoms[1])
+    for _ in range(first):
+        n = int(rng.integers(atoms[0], atoms[1] + 1))
+        rng.integers(ELEMENTS[0], ELEMENTS[1] + 1, n)
+        rng.random(out=unused[: 3 * n])
+    for k in count(first):
+        n = int(rng.integers(atoms[0], atoms[1] + 1))
+        numbers = rng.integers(ELEMENTS[0], ELEMENTS[1] + 1, n)
+        yield Structure(f"random/{k}", numbers, rng.uniform(0.0, BOX_ANGSTROM, (n, 3)))
+
+
+@dataclass(frozen=True)
+class RandomSpace:
+    """The candidates: number r * per_rank + k is structure k of rank r.
+
+    Attributes:
+        ranks: Ranks of the paper's workload.
+        per_rank: Structures of each.
+        atoms: Minimum and maximum number of atoms of a structure.
+
+    Raises:
+        InputError: The space is empty.
+    """
+
+    ranks: int
+    per_rank: int = PER_RANK
+    atoms: tuple[int, int] = (2, 500)
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1 or self.per_rank < 1:
+            raise InputError(f"{self.ranks} ranks of {self.per_rank} random structures: expected 1 or more of each")
+        if not 1 <= self.atoms[0] <= self.atoms[1]:
+            raise InputError(f"{self.atoms[0]} to {self.atoms[1]} atoms: expected the fewest, 1 or more, and the most")
+
+    def __len__(self) -> int:
+        return self.ranks * self.per_rank
+
+    def block(self, start: int, stop: int) -> Iterator[Structure]:
+        """Yield the candidates start .. stop - 1; raise InputError if not all exist."""
+        if not 0 <= start <= stop <= len(self):
+            raise InputError(f"candidates {start} to {stop}: expected 0 to {len(self)}, in this order")
+        while start < stop:
+            rank, first = divmod(start, self.per_rank)
+            number = min(stop - start, self.per_rank - first)
+            yield from islice(random_stream(rank, self.atoms, first), number)
+            start += number
+
+    def structure(self, index: int) -> Structure:
+        """Return one candidate; raise InputError if it does not exist."""
+        if not 0 <= index < len(self):
+            raise InputError(f"candidate {index}: expected 0 to {len(self) - 1}")
+        return next(self.block(index, index + 1))
+
+
+DISTANCE_CHUNK = 1 << 15  # distances that fit into the cache of the processor
+NO_NEIGHBOUR = np.array(np.inf).view(np.int64)
+MIN_PARTITION = 64  # columns; fewer are sorted faster without partitioning first
+
+
+def build_vacuum_arrays(
+    structures: Sequence[Structure], *, cutoff: float, max_neighbours: int | None = None
+) -> GraphArrays:
+    """Build the edges of many small structures in vacuum by comparing all pairs, which is faster than a grid or tree.
+
+    The edges are those of `neighbour_graph`; equal distances come in any order.
+
+    Args:
+        structures: The structures.
+        cutoff: Cutoff in angstrom.
+        max_neighbours: Maximum number of neighbours of an atom, or None.
+
+    Raises:
+        InputError: There are no structures, one is periodic or invalid, or atoms coincide.
+    """
+    if not structures:
+        raise InputError("a batch needs at least one structure")
+    for structure in structures:
+        structure.check()
+        if any(structure.periodic):
+            raise InputError(f"structure {structure.name!r} is periodic: expected structures in vacuum")
+    atoms = np.array([len(s) for s in structures])
+    graph = np.repeat(np.arange(len(atoms)), atoms)
+    before = np.cumsum(atoms) - atoms
+    most = int(atoms.max())
+    limit = most if max_neighbours is None else max_neighbours
+    sender, distance = _nearest([s.positions for s in structures], min(limit + 1, most), most)
+    keep = _select_edges(distance, cutoff, limit)
+    receiver = np.repeat(np.arange(len(graph)), keep.sum(axis=1))
+    closest = distance[:, 0]
+    if closest.min() < COINCIDENT_ANGSTROM:
+        atom = int(closest.argmin())
+        structure = structures[graph[atom]]
+        first = before[graph[atom]]
+        raise InputError(
+            f"structure {structure.name!r}: atoms {atom - first} and {sender[atom, 0]} coincide"
+            f" ({closest[atom]:.1e} angstrom apart)"
+        )
+    edge_graph = graph[receiver]
+    return GraphArrays(
+        numbers=np.concatenate([s.numbers for s in structures]),
+        positions=np.concatenate([s.positions for s in structures]),
+        receiver=receiver,
+        sender=sender[keep] + before[edge_graph],
+        shift=np.zeros((len(receiver), 3)),
+        graph=graph,
+        edge_graph=edge_graph,
+        cell=np.stack([s.cell for s in structures]),
+        atoms=atoms,
+        edges=np.bincount(edge_graph, minlength=len(atoms)),
+    )
+
+
+def _nearest(positions: Sequence[Array], width: int, most: int) -> tuple[NDArray[np.int64], Array]:
+    """Return the nearest other atoms of each atom, and their distances (inf if there are no more), [n, width] each.
+
+    Squared distances, being positive, sort by their bits. Their last bits are replaced by the number of the other atom,
+    so that one sort of integers orders both; the relative error of the distance is below 1e-12 up to 4096 atoms.
+    """
+    number_bits = np.int64((1 << most.bit_length()) - 1)
+    nearest = np.full((sum(map(len, positions)), width), NO_NEIGHBOUR)
+    done = 0
+    for x in positions:
+        numbers = np.arange(len(x))
+        chunk = max(1, DISTANCE_CHUNK // len(x))
+        for first in range(0, len(x), chunk):
+            rows = numbers[first : first + chunk]
+            squares = cdist(x[rows], x, "sqeuclidean")
+            squares[rows - first, rows] = np.inf
+            keys = squares.view(np.int64)
+            keys &= ~number_bits
+            keys |= numbers
+            if len(x) > max(width, MIN_PARTITION):
+                keys.partition(width - 1, axis=1)
+                keys = keys[:, :width]
+            keys.sort(axis=1)
+            nearest[done : done + len(rows), : len(x)] = keys[:, :width]
+            done += len(rows)
+    return nearest & number_bits, np.sqrt((nearest & ~number_bits).view(np.float64))
+
+
+def _select_edges(distance: Array, cutoff: float, limit: int) -> NDArray[np.bool_]:
+    """Return which ascending distances [n, width] are edges: at most `limit`, in whole shells of equal distance."""
+    keep = distance < cutoff
+    if distance.shape[1] <= limit:
+        return keep
+    too_many = keep[:, limit]
+    bound = np.where(too_many, distance[:, limit] - SAME_SHELL_ANGSTROM, np.inf)
+    whole = keep & (distance < bound[:, None])
+    first_shell = keep & ~whole.any(axis=1, keepdims=True)
+    keep = whole | first_shell
+    keep[:, limit:] = False
+    return keep
+
+
+class RandomWorkload:
+    """The workload "random". A stream is generated from its start, so a part of the partition is best one stream.
+
+    Args:
+        space: The candidates.
+        cutoff: Cutoff of the model in angstrom.
+        max_neighbours: Maximum number of neighbours of an atom, or None.
+    """
 
     name = "random"
 
@@ -27,55 +207,55 @@ class RandomBoxes:
             "cutoff_angstrom": cutoff, "max_neighbours": max_neighbours,
         }  # fmt: skip
 
-    def batches(self, first: int, stop: int, edges: int) -> Iterator[Made]:
-        """As Workload asks; atoms are bounded so that edges are, every atom having at most max_neighbours."""
-        most = max(1, edges // (self.max_neighbours or 50))
+    def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
+        """See Workload; the number of atoms is limited, as every atom has at most max_neighbours edges."""
+        max_atoms = max(1, edges // (self.max_neighbours or 50))
         source = self.space.block(first, stop)
         index = first
-        held: list[Structure] = []
-        while structures := _upto(source, held, most):
-            arrays, kept = self._made(structures)
-            numbers = index + np.flatnonzero(kept)
-            left_out = {"coincident atoms": int((~kept).sum())} if not kept.all() else {}
-            yield Made(numbers, None if arrays is None else batch_of(arrays), left_out)
+        carried: list[Structure] = []
+        while structures := _take_structures(source, carried, max_atoms):
+            arrays, valid = self._build_valid_arrays(structures)
+            numbers = index + np.flatnonzero(valid)
+            left_out = {"coincident atoms": int((~valid).sum())} if not valid.all() else {}
+            yield CandidateBatch(numbers, None if arrays is None else build_batch_from_arrays(arrays), left_out)
             index += len(structures)
 
-    def _made(
+    def _build_valid_arrays(
         self, structures: list[Structure]
     ) -> tuple[GraphArrays | None, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-        """Neighbours of all structures, or of those whose atoms are apart, and which these are."""
-        kept = np.ones(len(structures), dtype=bool)
+        """Build the edges of the structures without coincident atoms, and return which these are."""
+        valid = np.ones(len(structures), dtype=bool)
         try:
-            return self._arrays(structures), kept
+            return self._build_arrays(structures), valid
         except InputError:
             for k, structure in enumerate(structures):
                 try:
-                    self._arrays([structure])
+                    self._build_arrays([structure])
                 except InputError:
-                    kept[k] = False
-        apart = [s for s, good in zip(structures, kept, strict=True) if good]
-        return (self._arrays(apart) if apart else None), kept
+                    valid[k] = False
+        apart = [s for s, good in zip(structures, valid, strict=True) if good]
+        return (self._build_arrays(apart) if apart else None), valid
 
-    def _arrays(self, structures: list[Structure]) -> GraphArrays:
-        return isolated_arrays(structures, cutoff=self.cutoff, max_neighbours=self.max_neighbours)
+    def _build_arrays(self, structures: list[Structure]) -> GraphArrays:
+        return build_vacuum_arrays(structures, cutoff=self.cutoff, max_neighbours=self.max_neighbours)
 
     def structure(self, index: int) -> Structure:
-        """One candidate."""
+        """Return one candidate."""
         return self.space.structure(index)
 
-    def described(self, index: int) -> dict[str, str]:
-        """Its stream and size."""
+    def describe(self, index: int) -> dict[str, str]:
+        """Return the stream and the number of atoms of a candidate."""
         return {"stream": str(index // self.space.per_rank), "atoms": str(len(self.structure(index)))}
 
 
-def _upto(source: Iterator[Structure], held: list[Structure], atoms: int) -> list[Structure]:
-    """The next structures with at most so many atoms together, or a single larger one; `held` carries one over."""
-    taken, count = list(held), sum(map(len, held))
-    held.clear()
+def _take_structures(source: Iterator[Structure], carried: list[Structure], max_atoms: int) -> list[Structure]:
+    """Return the next structures with at most max_atoms in total, or one larger; `carried` holds the surplus."""
+    taken, n_atoms = list(carried), sum(map(len, carried))
+    carried.clear()
     for structure in source:
-        if taken and count + len(structure) > atoms:
-            held.append(structure)
+        if taken and n_atoms + len(structure) > max_atoms:
+            carried.append(structure)
             break
         taken.append(structure)
-        count += len(structure)
+        n_atoms += len(structure)
     return taken

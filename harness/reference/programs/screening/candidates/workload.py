@@ -1,4 +1,4 @@
-"""What a screening asks of its candidates, whatever they are."""
+"""The interface of a workload: candidates by number, in batches with their neighbours."""
 
 from __future__ import annotations
 
@@ -11,16 +11,54 @@ import torch
 from numpy.typing import NDArray
 
 from harness.reference.data.batch import Batch
-from harness.reference.data.structure import Structure
-from harness.reference.programs.screening.candidates.graph_arrays import GraphArrays
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array, Structure
 
 
 @dataclass(frozen=True)
-class Made:
-    """A batch of candidates, in double precision on the CPU, or None where all were left out. index: [g].
+class GraphArrays:
+    """Many structures with their neighbours as plain arrays: g structures, n atoms, e edges, in the order of a batch.
 
-    left_out: candidates taken out on the way to this batch, by reason. outside: which of the batch the model cannot
-    know anything of, [g], by reason, as of Coverage.outside.
+    Attributes:
+        numbers: [n] atomic numbers.
+        positions: [n, 3] angstrom.
+        receiver: [e] atoms of the batch, ascending; edges of an atom ascend by distance.
+        sender: [e] atoms of the batch.
+        shift: [e, 3] angstrom, periodic image of the sender.
+        graph: [n] structure of each atom.
+        edge_graph: [e] structure of each edge.
+        cell: [g, 3, 3] angstrom, rows are lattice vectors.
+        atoms: [g] number of atoms.
+        edges: [g] number of edges.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: Array
+    receiver: NDArray[np.int64]
+    sender: NDArray[np.int64]
+    shift: Array
+    graph: NDArray[np.int64]
+    edge_graph: NDArray[np.int64]
+    cell: Array
+    atoms: NDArray[np.int64]
+    edges: NDArray[np.int64]
+
+    @property
+    def composition(self) -> Array:
+        """Return the number of atoms of each element by atomic number, [g, 119]."""
+        width = MAX_ATOMIC_NUMBER + 1
+        counts = np.bincount(self.graph * width + self.numbers, minlength=len(self.atoms) * width)
+        return counts.reshape(-1, width).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class CandidateBatch:
+    """A batch of candidates in double precision on the CPU.
+
+    Attributes:
+        index: [g] numbers of the candidates.
+        batch: The structures, or None if all were left out.
+        left_out: Number of candidates that were filtered out before this batch, by reason.
+        outside: [g] whether a candidate is outside the training sets of the model, by reason; see Coverage.outside.
     """
 
     index: NDArray[np.int64]
@@ -30,43 +68,49 @@ class Made:
 
 
 class Workload(Protocol):
-    """Candidates 0 .. total - 1, of which any can be made by anybody."""
+    """Candidates 0 .. total - 1, each of which any rank can generate from its number.
+
+    Attributes:
+        name: Name of the workload.
+        total: Number of candidates.
+        facts: Plain data that describes the candidates.
+    """
 
     name: str
     total: int
     facts: dict[str, object]
 
-    def batches(self, first: int, stop: int, edges: int) -> Iterator[Made]:
-        """The candidates from first to before stop, in batches of at most about so many edges each."""
+    def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
+        """Yield the candidates first .. stop - 1, in batches of at most about `edges` edges."""
         ...
 
     def structure(self, index: int) -> Structure:
-        """One candidate."""
+        """Return one candidate."""
         ...
 
-    def described(self, index: int) -> dict[str, str]:
-        """What a table says of one candidate besides its formula."""
+    def describe(self, index: int) -> dict[str, str]:
+        """Return the columns that describe one candidate in a table."""
         ...
 
 
-def batch_of(arrays: GraphArrays) -> Batch:
-    """Structures of no known charge as a batch."""
-    nothing = np.zeros(0, dtype=np.int64)
+def build_batch_from_arrays(arrays: GraphArrays) -> Batch:
+    """Convert arrays to a batch of structures of unknown charge and multiplicity."""
+    empty = np.zeros(0, dtype=np.int64)
     unknown = np.zeros(len(arrays.atoms))
     columns = (
         arrays.numbers, arrays.positions, arrays.receiver, arrays.sender, arrays.shift, arrays.graph,
-        arrays.edge_graph, arrays.cell, arrays.composition, unknown, unknown, np.full(len(arrays.atoms), -1), nothing,
-        nothing,
+        arrays.edge_graph, arrays.cell, arrays.composition, unknown, unknown, np.full(len(arrays.atoms), -1), empty,
+        empty,
     )  # fmt: skip
     return Batch(*(torch.from_numpy(np.ascontiguousarray(c)) for c in columns))
 
 
-def cut(counts: NDArray[np.int64], most: int) -> Iterator[slice]:
-    """Consecutive stretches whose counts sum to at most `most` each, or hold one alone."""
+def split_by_count(counts: NDArray[np.int64], limit: int) -> Iterator[slice]:
+    """Yield consecutive slices whose counts sum to at most the limit, or that contain a single larger count."""
     ends = np.cumsum(counts)
     first = 0
     while first < len(counts):
         before = int(ends[first - 1]) if first else 0
-        stop = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
+        stop = max(first + 1, int(np.searchsorted(ends, before + limit, side="right")))
         yield slice(first, stop)
         first = stop

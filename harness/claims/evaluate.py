@@ -1,0 +1,160 @@
+"""Judging: from result tables and claims to verdicts; writes nothing and draws nothing.
+
+Nothing is reproduced by stand-in data, by emulated nodes or by an extrapolation without that word as the basis; what
+the evidence cannot decide has the verdict that the claim's needs give, next to the measured value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness.claims.model import Basis, Claim, Need, Paper, Verdict
+from harness.claims.notes import format_note
+from harness.claims.query import Answer, Refuted, Unanswered, answer, build_cases_table, matches, measure
+from harness.claims.scorecard import Score, remember
+from harness.experiments.tables import Results, build_results
+from harness.protocol.text import sanitize_line
+from harness.results.misfits import MISFIT_ERRORS, describe_misfit
+from harness.results.runs import load_runs
+
+SCORECARD = "scorecard.json"
+NO_RUNS = "no run folders; run a suite first, for example `harness run ladder`"
+Value = tuple[float, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The tables of a folder of runs, and the verdict on every claim."""
+
+    tables: Results
+    scores: list[Score]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    verdict: Verdict
+    reason: str
+    value: Value | tuple[None, None, None] = (None, None, None)
+    basis: Basis | None = None
+    folders: Sequence[str] = ()
+
+
+def judge_folder(out: Path, papers: Mapping[str, Paper]) -> Judgement:
+    """Judge every claim by the runs below out/runs, and recall which of them the last report has as reproduced."""
+    tables = build_results(load_runs(out / "runs"))
+    return Judgement(tables, remember(judge_papers(papers, tables, out), out / SCORECARD))
+
+
+def list_tables(run_results: Results) -> dict[str, pd.DataFrame]:
+    """Return the tables that a query can read: those of the report, and one of all cases."""
+    return run_results.tables() | {"cases": build_cases_table(run_results.records)}
+
+
+def judge_papers(papers: Mapping[str, Paper], run_results: Results, root: Path) -> list[Score]:
+    """Return a score a claim, by the tables of the runs below root."""
+    tables = list_tables(run_results)
+    return [
+        judge_claim(claim, tables, root=root, paper=name, citation=paper.source)
+        for name, paper in papers.items()
+        for claim in paper.claims
+    ]
+
+
+def judge_claim(
+    claim: Claim, tables: Mapping[str, pd.DataFrame], *, root: Path, paper: str = "", citation: str = ""
+) -> Score:
+    """Return the score of one claim; evidence paths are relative to root where they lie below it."""
+    finding = _find(claim, tables)
+    value, low, high = finding.value
+    return Score(
+        **claim.model_dump(include={"id", "statement", "source", "how", "unit", "program", "suites"}),
+        paper=paper,
+        citation=citation,
+        paper_value=claim.value,
+        measured_value=value,
+        ci_low=low,
+        ci_high=high,
+        verdict=finding.verdict,
+        basis=finding.basis,
+        reason=sanitize_line(finding.reason),
+        evidence=[_name_log(folder, root) for folder in finding.folders],
+    )
+
+
+def _find(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
+    """Return the verdict on a claim; not run, with the reason, where the tables do not allow one."""
+    if claim.query is None:
+        return _Finding("not applicable", claim.not_applicable or "")
+    try:
+        return _weigh(claim, answer(claim.query, tables), tables["cases"])
+    except Refuted as error:
+        return _Finding("incorrect", str(error), basis="measured")
+    except Unanswered as error:
+        decide = f"; `harness run {' '.join(claim.suites)}` decides it" if claim.suites else ""
+        return _Finding("not run", f"{error}{decide}")
+    except MISFIT_ERRORS as error:
+        return _Finding("not run", f"cannot be judged: {describe_misfit(error)}")
+
+
+def _weigh(claim: Claim, evidence: Answer, cases: pd.DataFrame) -> _Finding:
+    """Return the verdict on a measured value: by the first need that fails and names one, or else by the bound."""
+    failing = [need.otherwise for need in claim.needs if not _holds(need, evidence.rows, claim.value)]
+    verdict = next((otherwise.verdict for otherwise in failing if otherwise.verdict is not None), None)
+    if verdict is None:
+        if claim.is_met(evidence.value, claim.value):
+            verdict = "reproduced"
+        elif _is_undecided(claim, evidence):
+            verdict = "inconclusive"
+        else:
+            verdict = claim.otherwise.verdict or "deviates"
+            failing = [*failing, claim.otherwise]
+    basis = next((otherwise.basis for otherwise in failing if otherwise.basis is not None), claim.basis)
+    note = claim.note + "".join(otherwise.note for otherwise in failing)
+    reason = format_note(note, evidence.rows, _list_numbers(claim, evidence))
+    return _Finding(
+        verdict, reason, (evidence.value, evidence.low, evidence.high), basis, _list_folders(evidence.rows, cases)
+    )
+
+
+def _holds(need: Need, rows: pd.DataFrame, paper_value: float) -> bool:
+    within = need.measure is None or need.is_met(measure(rows, need.measure)[0], paper_value)
+    return bool(matches(rows, need.where).all()) and within
+
+
+def _is_undecided(claim: Claim, evidence: Answer) -> bool:
+    return (
+        evidence.low is not None
+        and evidence.high is not None
+        and claim.is_undecided(evidence.low, evidence.high, claim.value)
+    )
+
+
+def _list_numbers(claim: Claim, evidence: Answer) -> dict[str, float]:
+    bound = claim.find_threshold(claim.value)
+    return {
+        "value": evidence.value,
+        "low": evidence.value if evidence.low is None else evidence.low,
+        "high": evidence.value if evidence.high is None else evidence.high,
+        "paper": claim.value,
+        "bound": bound,
+        "percent": 100 * (evidence.value / bound - 1) if bound else float("nan"),
+        "times": bound / evidence.value if evidence.value else float("inf"),
+        "groups": evidence.groups,
+        **{name: measure(evidence.rows, wanted)[0] for name, wanted in claim.numbers.items()},
+    }
+
+
+def _list_folders(rows: pd.DataFrame, cases: pd.DataFrame) -> list[str]:
+    """Return the folders of the runs that the rows are from, each once."""
+    if "folder" not in rows:
+        rows = rows.merge(cases[["campaign", "case", "folder"]], on=["campaign", "case"], how="inner")
+    return list(dict.fromkeys(rows["folder"].dropna()))
+
+
+def _name_log(folder: str, root: Path) -> str:
+    path = Path(folder)
+    return f"{path.relative_to(root) if path.is_relative_to(root) else path}/events.jsonl"

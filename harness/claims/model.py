@@ -1,0 +1,215 @@
+"""The types of a file of claims: what a paper says, the query that measures it, and what its verdict needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from harness.document.paper import Table
+from harness.protocol.types import Name, StrictModel
+
+# inconclusive: measured, and neither borne out nor refuted; incorrect: fast, but not with the right numbers;
+# not applicable: what was run, if anything, cannot decide a claim of this size or kind
+Verdict = Literal["reproduced", "deviates", "inconclusive", "incorrect", "extrapolated", "not applicable", "not run"]
+Basis = Literal["measured", "stand-in", "emulated", "extrapolated"]
+Statistic = Literal[
+    "value", "max", "min", "mean", "median", "sum", "count", "distinct", "share", "rank", "ratio", "slope"
+]
+Scalar = bool | int | float | str
+# Column -> the value, one of the values, or text such as "> 0", "!= mixed", "present", "missing" and "stand-in*".
+Filter = dict[str, Scalar | list[Scalar]]
+Columns = Annotated[list[str], Field(min_length=1)]
+
+
+class Bound(StrictModel):
+    """What a number is compared with; `within` is the largest relative distance from the paper's value."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    within: Annotated[float, Field(ge=0)] | None = None
+
+    def find_threshold(self, paper_value: float) -> float:
+        """Return the number that decides: the bound, or the paper's value."""
+        return next((bound for bound in (self.at_least, self.at_most) if bound is not None), paper_value)
+
+    def is_met(self, value: float, paper_value: float = 0.0) -> bool:
+        """Return whether a value satisfies every bound that is given."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.within is None or abs(value - paper_value) <= self.within * abs(paper_value))
+        )
+
+    def is_undecided(self, low: float, high: float, paper_value: float) -> bool:
+        """Return whether the interval of a value that is out of bounds reaches into them."""
+        nearest = min(max(self.find_threshold(paper_value), low), high)
+        return self.is_met(nearest, paper_value)
+
+
+class Measure(StrictModel):
+    """A number from the selected rows: a statistic of `column`, or of `column` divided by `per` row by row.
+
+    value: of the first row. count, distinct: rows, and different values of the column, that match `matching`. share: of
+    the rows that match. rank: place, from 1, of the first row that matches among the values of the column, in the order
+    of the rows. ratio: median of the rows that match over that of the rows that match `against`. slope: of a straight
+    line through column over `over`, of their logarithms if `log`. low, high: columns that hold the interval.
+    """
+
+    statistic: Statistic = "value"
+    column: str | float | None = None
+    per: str | None = None
+    matching: Filter = Field(default={})
+    against: Filter = Field(default={})
+    over: str | None = None
+    log: bool = False
+    low: str | None = None
+    high: str | None = None
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.column is None and self.statistic not in ("count", "share"):
+            raise ValueError(f"statistic {self.statistic!r} needs a column")
+        if self.statistic in ("rank", "ratio", "share") and not self.matching:
+            raise ValueError(f"statistic {self.statistic!r} needs `matching`, the rows it is about")
+        for name, statistic in (("against", "ratio"), ("over", "slope")):
+            if bool(getattr(self, name)) != (self.statistic == statistic):
+                raise ValueError(f"`{name}` belongs to the statistic {statistic!r}, which needs it")
+        if (self.low is None) != (self.high is None):
+            raise ValueError("`low` and `high` are given together")
+        return self
+
+
+class Join(StrictModel):
+    """Columns of another table, from its first row that agrees in `on`; rows without such a row are left out."""
+
+    table: str
+    on: Columns
+    columns: list[str] = Field(default=[])
+
+
+class Pick(StrictModel):
+    """The first row in which a column is largest or smallest: one of all, or one of each group.
+
+    Text is compared by the first number in it.
+    """
+
+    largest: str | None = None
+    smallest: str | None = None
+    of_each: list[str] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.largest is None) == (self.smallest is None):
+            raise ValueError("expected either `largest` or `smallest`")
+        return self
+
+
+class Groups(Bound):
+    """Rows in groups, each with a measure of its own.
+
+    take largest, smallest: only the group in which `measure` is so, of those within the bound (ties: all of them).
+    take count, share: the groups whose measure is within the bound, instead of the measure.
+    missing: why there is no number where no group is within the bound.
+    """
+
+    by: Columns
+    take: Literal["largest", "smallest", "count", "share"]
+    measure: Measure | None = None
+    ties: bool = False
+    missing: str = "no group has enough rows"
+
+
+class Incorrect(StrictModel):
+    """Rows that refute the claim, whatever the other rows say."""
+
+    where: Filter
+    note: str
+
+
+class Query(StrictModel):
+    """Which rows of the tables bear on a claim, and the number that they give.
+
+    where: the rows that the claim is about. complete: those of them that can be evidence. prefer: those that are taken
+    alone where there are any. missing, incomplete: why there is no number where no row is left.
+    """
+
+    table: str
+    join: list[Join] = Field(default=[])
+    where: Filter = Field(default={})
+    missing: str = "no such case has been run"
+    incorrect: Incorrect | None = None
+    complete: Filter = Field(default={})
+    incomplete: str = "no case has come to its end"
+    prefer: Filter = Field(default={})
+    descending: str | None = None
+    pick: Pick | None = None
+    groups: Groups | None = None
+    measure: Measure
+
+
+class Otherwise(StrictModel):
+    """What follows where a condition does not hold: a verdict, another basis, and text that is added to the note."""
+
+    verdict: Verdict | None = None
+    basis: Basis | None = None
+    note: str = ""
+
+
+class Need(Bound):
+    """A condition on the evidence: every row matches `where`, and the measure is within the bound."""
+
+    where: Filter = Field(default={})
+    measure: Measure | None = None
+    otherwise: Otherwise
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> Self:
+        if not self.where and self.measure is None:
+            raise ValueError("expected `where` or `measure`")
+        if (self.measure is None) != (self.at_least is None and self.at_most is None and self.within is None):
+            raise ValueError("`measure` and a bound are given together")
+        return self
+
+
+class Claim(Bound):
+    """A statement of a paper, its value there, and how the tables decide on it.
+
+    source: table, section or page of the paper. value: what it prints. how: what is measured here. program: whose cases
+    decide. suites: what to run to decide. needs: conditions on the evidence; the first that fails and names a verdict
+    decides. otherwise: what follows where the value is out of bounds. note: the evidence in a line, with its columns
+    and, as `{claim.name}`, the value and the `numbers`, measures of the same rows. not_applicable: why no table of the
+    harness can decide, instead of a query.
+    """
+
+    id: Name
+    statement: str
+    source: str
+    unit: str
+    value: float
+    how: str
+    program: str
+    suites: list[str] = Field(default=[])
+    query: Query | None = None
+    basis: Basis = "measured"
+    needs: list[Need] = Field(default=[])
+    otherwise: Otherwise = Otherwise(verdict="deviates")
+    note: str = ""
+    numbers: dict[str, Measure] = Field(default={})
+    not_applicable: str | None = None
+
+    @model_validator(mode="after")
+    def _check_decision(self) -> Self:
+        if (self.query is None) == (self.not_applicable is None):
+            raise ValueError("expected either `query` or `not_applicable`")
+        if [self.at_least, self.at_most, self.within].count(None) != 2:
+            raise ValueError("expected one of `at_least`, `at_most` and `within`")
+        return self
+
+
+class Paper(StrictModel):
+    """A file of claims. source: authors, identifier and year, as it is cited. values: tables that the paper prints."""
+
+    source: str
+    values: dict[str, Table] = Field(default={})
+    claims: list[Claim]

@@ -1,0 +1,184 @@
+"""Files of claims: where they are, and every mistake in them at once, each with its place in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from harness.claims.evaluate import list_tables
+from harness.claims.model import Claim, Filter, Measure, Paper, Query
+from harness.claims.notes import find_unknown_fields
+from harness.claims.query import OPERATORS, split_comparison
+from harness.config import resources, yaml_loader
+from harness.config.document import Document, KeyPath, Problem, raise_problems
+from harness.config.validation import check_model
+from harness.document.paper import Table
+from harness.experiments.tables import build_results
+from harness.protocol.errors import UsageError, did_you_mean
+from harness.protocol.registry import load_programs
+
+FOLDER = Path("claims")
+Tables = Mapping[str, Collection[str]]
+
+
+def find_files(extra: Sequence[Path] = ()) -> dict[str, Path]:
+    """Return the files of claims by name: those shipped, those in ./claims and those given.
+
+    Raises UsageError if two of them have the same name, by which a scorecard tells papers apart.
+    """
+    shipped = sorted((resources.resource_dir("reports") / "claims").glob("*.yaml"))
+    files: dict[str, Path] = {}
+    for path in [*shipped, *sorted(FOLDER.glob("*.yaml")), *extra]:
+        known = files.setdefault(path.stem, path)
+        if path.exists() and not path.samefile(known):
+            raise UsageError(f"{path}: {known} has the same name; give the file another")
+    return files
+
+
+def load_papers(extra: Sequence[Path] = ()) -> dict[str, Paper]:
+    """Return the papers by the names of their files; extra: files in addition to those in the known folders.
+
+    Raises UsageError with every mistake in every file, and the nearest name to each that is unknown.
+    """
+    documents = {name: yaml_loader.load_yaml(path) for name, path in find_files(extra).items()}
+    tables = {name: list(table.columns) for name, table in list_tables(build_results([])).items() if len(table.columns)}
+    raise_problems(problem for document in documents.values() for problem in _check_paper(document, tables))
+    return {name: Paper.model_validate(document.data) for name, document in documents.items()}
+
+
+def _check_paper(document: Document, tables: Tables) -> Iterator[Problem]:
+    yield from check_model(document, Paper)[1]
+    claims = document.data.get("claims")
+    ids: set[str] = set()
+    for index, data in enumerate(claims if isinstance(claims, list) else ()):
+        try:
+            claim = Claim.model_validate(data)
+        except ValidationError:
+            continue
+        if claim.id in ids:
+            yield document.problem(("claims", index, "id"), f"duplicate claim id {claim.id!r}")
+        ids.add(claim.id)
+        for loc, message in _Checker(tables).check_claim(claim):
+            yield document.problem(("claims", index, *loc), message)
+
+
+Mistakes = Iterator[tuple[KeyPath, str]]
+
+
+class _Checker:
+    """Compares the names in a claim with those of the tables, programs and suites."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+
+    def check_claim(self, claim: Claim) -> Mistakes:
+        """Yield every unknown name with its place in the claim."""
+        programs = load_programs()
+        if claim.program not in programs:
+            yield ("program",), f"unknown program {claim.program!r}{did_you_mean(claim.program, programs)}"
+        suites = resources.list_resources("suites")
+        for index, suite in enumerate(claim.suites):
+            if suite not in suites and not suite.endswith((".yaml", ".yml")):
+                yield ("suites", index), f"unknown suite {suite!r}{did_you_mean(suite, suites)}"
+        if claim.query is None:
+            return
+        yield from self.check_query(claim.query)
+        columns = self.list_columns(claim.query)
+        if columns is None:
+            return
+        for name, measure in claim.numbers.items():
+            yield from self.check_measure(measure, columns, ("numbers", name))
+        for index, need in enumerate(claim.needs):
+            yield from self.check_filter(need.where, columns, ("needs", index, "where"))
+            if need.measure is not None:
+                yield from self.check_measure(need.measure, columns, ("needs", index, "measure"))
+        texts: list[tuple[KeyPath, str]] = [(("note",), claim.note), (("otherwise", "note"), claim.otherwise.note)]
+        texts += [(("needs", k, "otherwise", "note"), need.otherwise.note) for k, need in enumerate(claim.needs)]
+        for loc, text in texts:
+            yield from ((loc, message) for message in find_unknown_fields(text, columns, claim.numbers))
+
+    def check_query(self, query: Query) -> Mistakes:
+        """Yield the mistakes of a query: of its tables first, without which its columns are not known."""
+        names = [(("table",), query.table), *((("join", k, "table"), j.table) for k, j in enumerate(query.join))]
+        unknown = [(loc, name) for loc, name in names if name not in self.tables]
+        for loc, name in unknown:
+            yield ("query", *loc), f"unknown table {name!r}{did_you_mean(name, self.tables)}"
+        columns = self.list_columns(query)
+        if unknown or columns is None:
+            return
+        so_far = set(self.tables[query.table])
+        for k, join in enumerate(query.join):
+            yield from self.check_names(join.on, so_far & set(self.tables[join.table]), ("query", "join", k, "on"))
+            yield from self.check_names(join.columns, self.tables[join.table], ("query", "join", k, "columns"))
+            so_far |= set(join.columns)
+        for name in ("where", "complete", "prefer"):
+            yield from self.check_filter(getattr(query, name), columns, ("query", name))
+        yield from ((("query", "incomplete"), message) for message in find_unknown_fields(query.incomplete, columns))
+        if query.incorrect is not None:
+            yield from self.check_filter(query.incorrect.where, columns, ("query", "incorrect", "where"))
+        if query.descending is not None:
+            yield from self.check_names([query.descending], columns, ("query", "descending"))
+        if query.pick is not None:
+            for name in ("largest", "smallest"):
+                yield from self.check_name(getattr(query.pick, name), columns, ("query", "pick", name))
+            yield from self.check_names(query.pick.of_each, columns, ("query", "pick", "of_each"))
+        if query.groups is not None:
+            yield from self.check_names(query.groups.by, columns, ("query", "groups", "by"))
+            if query.groups.measure is not None:
+                yield from self.check_measure(query.groups.measure, columns, ("query", "groups", "measure"))
+        yield from self.check_measure(query.measure, columns, ("query", "measure"))
+        if "folder" not in columns and not {"campaign", "case"} <= columns:
+            yield ("query", "table"), f"{query.table} does not tell the folders of its runs: join a table that does"
+
+    def check_measure(self, measure: Measure, columns: set[str], loc: KeyPath) -> Mistakes:
+        """Yield the mistakes of a measure."""
+        for name in ("column", "per", "over", "low", "high"):
+            value = getattr(measure, name)
+            if isinstance(value, str):
+                yield from self.check_name(value, columns, (*loc, name))
+        for name in ("matching", "against"):
+            yield from self.check_filter(getattr(measure, name), columns, (*loc, name))
+
+    def check_filter(self, wanted: Filter, columns: Collection[str], loc: KeyPath) -> Mistakes:
+        """Yield the unknown columns of a filter, and its comparisons with what is not a number."""
+        for column, values in wanted.items():
+            yield from self.check_name(column, columns, (*loc, column))
+            for value in values if isinstance(values, list) else [values]:
+                sign, text = split_comparison(value)
+                if sign in OPERATORS and not is_number(text):
+                    yield (*loc, column), f"expected a number after {sign}, got {text!r}"
+
+    def check_names(self, names: Sequence[str], columns: Collection[str], loc: KeyPath) -> Mistakes:
+        """Yield the unknown columns of a list."""
+        for index, name in enumerate(names):
+            yield from self.check_name(name, columns, (*loc, index))
+
+    def check_name(self, name: str | None, columns: Collection[str], loc: KeyPath) -> Mistakes:
+        """Yield an unknown column."""
+        if name is not None and name not in columns:
+            yield loc, f"unknown column {name!r}{did_you_mean(name, columns)}"
+
+    def list_columns(self, query: Query) -> set[str] | None:
+        """Return the columns of the rows that a query selects from; None where its table is unknown."""
+        if query.table not in self.tables:
+            return None
+        return set(self.tables[query.table]).union(*(join.columns for join in query.join))
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number as Python reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def find_table(papers: Mapping[str, Paper], name: str) -> tuple[Paper, Table]:
+    """Return a printed table and the first paper that has it; raises UsageError if none does."""
+    for paper in papers.values():
+        if name in paper.values:
+            return paper, paper.values[name]
+    raise UsageError(f"no file of claims holds the printed table {name!r}")

@@ -1,0 +1,139 @@
+"""The commands that carry out campaigns: run, status, collect, cancel."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from harness.cli.commands import plans, reports
+from harness.cli.loading import check_cost, load_campaigns
+from harness.cli.options import Commands, add_command, add_job_options, add_suite_options, positive_int
+from harness.host.command_line import DONE, INCOMPLETE
+from harness.protocol.errors import UsageError
+from harness.protocol.text import count
+
+if TYPE_CHECKING:
+    from harness.execution.campaign import Campaign
+    from harness.execution.status import Outcome
+
+STATUS_RETRY_TIMEOUT_S = 5.0
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this group to the command line."""
+    run = add_command(commands, "run", do_run, "run what is missing of suites, or write its jobs; report")
+    add_suite_options(run, "+")
+    add_job_options(run)
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    run.add_argument("--submit", action="store_true", help="hand the jobs to the scheduler (this machine: always)")
+    run.add_argument("--wait", action="store_true", help="submit and stay until all have ended (this machine: always)")
+    run.add_argument("--max-jobs", type=positive_int, metavar="N", help="jobs in the queue at once")
+    add_suite_options(add_command(commands, "status", do_status, "the state of every case of suites"), "+")
+    collect = add_command(commands, "collect", do_collect, "gather what has ended, submit nothing; then report")
+    add_suite_options(collect, "+")
+    collect.add_argument("--format", choices=reports.IMPORT_FORMATS, help=argparse.SUPPRESS)  # once the way to import
+    add_suite_options(add_command(commands, "cancel", do_cancel, "take the jobs of suites out of the queue"), "+")
+
+
+def do_run(arguments: Namespace) -> int:
+    """Run what is missing, or write its jobs; then report on what has ended."""
+    from harness.cli.next_steps import print_next_steps
+    from harness.execution.progress import Progress
+    from harness.execution.submission import RunOptions
+
+    if arguments.dry_run:
+        return plans.do_plan(arguments)
+    progress = Progress(quiet=arguments.quiet)
+    outcomes: list[Outcome] = []
+    rejections: list[str] = []
+    is_stalled = False
+    campaigns = load_campaigns(arguments)
+    check_cost(arguments, campaigns)
+    for campaign in campaigns:
+        is_local = not campaign.scheduler.detached
+        submit = is_local or arguments.submit or arguments.wait
+        if submit:
+            campaign.plan.site.require_settings()
+        options = RunOptions(
+            submit=submit,
+            wait=is_local or arguments.wait,
+            retry=arguments.retry,
+            max_jobs=arguments.max_jobs,
+            max_node_hours=arguments.max_node_hours,
+        )
+        campaign_outcomes = campaign.run(options, progress)
+        outcomes += campaign_outcomes
+        if campaign.submission is not None:
+            rejections += dict.fromkeys(campaign.submission.rejected.values())
+        is_stalled = is_stalled or (submit and is_incomplete(campaign, campaign_outcomes, options.wait))
+        if not is_local:
+            print_next_steps(campaign, campaign_outcomes, submit)
+    code = report_outcomes(arguments, outcomes)
+    if rejections:
+        raise UsageError("\n".join(rejections))
+    return code or (INCOMPLETE if is_stalled else DONE)
+
+
+def do_status(arguments: Namespace) -> int:
+    """Print the state of every case; the exit code is 3 if any is not done."""
+    from harness.execution.schedulers.command import default_retry_timeout
+
+    with default_retry_timeout(STATUS_RETRY_TIMEOUT_S):
+        outcomes = [outcome for campaign in load_campaigns(arguments) for outcome in campaign.status()]
+    width = max(len(outcome.case.name) for outcome in outcomes)
+    for outcome in outcomes:
+        print(f"{outcome.state:<8}  {outcome.case.name:<{width}}  {outcome.reason or outcome.folder}")
+    counts = Counter(outcome.state for outcome in outcomes)
+    print(", ".join(f"{number} {state}" for state, number in counts.most_common()))
+    return DONE if set(counts) == {"done"} else INCOMPLETE
+
+
+def do_collect(arguments: Namespace) -> int:
+    """Gather what has ended and report on it."""
+    from harness.execution.progress import Progress
+
+    if arguments.format is not None:
+        return reports.import_paths(arguments.format, arguments.suites, arguments.out)
+    progress = Progress(quiet=arguments.quiet)
+    outcomes: list[Outcome] = []
+    for campaign in load_campaigns(arguments):
+        if campaign.folder.is_dir():
+            outcomes += campaign.collect(progress)
+    is_done = all(outcome.state == "done" for outcome in outcomes)
+    return report_outcomes(arguments, outcomes) or (DONE if is_done else INCOMPLETE)
+
+
+def do_cancel(arguments: Namespace) -> int:
+    """Take the campaigns' jobs out of the queue."""
+    for campaign in load_campaigns(arguments):
+        cancelled = campaign.cancel() if campaign.folder.is_dir() else 0
+        print(f"{campaign.plan.campaign_name}: {count(cancelled, 'job')} cancelled")
+    return DONE
+
+
+def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
+    """Write a report if any case has ended, and return its code, or 3 if a case failed or will not end by itself."""
+    states = Counter(outcome.state for outcome in outcomes)
+    has_ended = states["done"] + states["failed"] + states["lost"]
+    code = reports.report_results(arguments.out) if has_ended else DONE
+    failed = states["failed"] + states["lost"] + states["cancelled"]
+    if failed:
+        print(
+            f"{count(failed, 'case')} did not end well; with --retry the same command runs them again", file=sys.stderr
+        )
+    return INCOMPLETE if failed + states["blocked"] else code
+
+
+def is_incomplete(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
+    """Whether cases remain that no job is under way for, or that the wait has not seen end."""
+    states = Counter(outcome.state for outcome in outcomes)
+    under_way = states["waiting"] + states["running"]
+    if has_waited:
+        return under_way + states["not run"] > 0
+    submission = campaign.submission
+    nothing_accepted = submission is not None and bool(submission.held_back) and submission.submitted == 0
+    return nothing_accepted or (states["not run"] > 0 and under_way == 0)

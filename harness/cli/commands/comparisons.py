@@ -1,0 +1,102 @@
+"""The commands that compare results: compare, regression."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli.commands.reports import print_line
+from harness.cli.options import Commands, add_command, positive_int, usable_path
+from harness.host.command_line import CHECK_FAILED, DONE, INCOMPLETE
+
+if TYPE_CHECKING:
+    from harness.tracking.selectors import Observation
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this group to the command line."""
+    compare_help = "two runs, stages, precisions, systems or commits: differences with intervals"
+    compare = add_command(commands, "compare", do_compare, compare_help)
+    sides = "PATH, KEY=VALUE or PATH@KEY=VALUE,...: results, campaign or case; stage=baseline, system=local, ..."
+    compare.add_argument("a", metavar="A", help=sides)
+    compare.add_argument("b", metavar="B", help="the same, set against A")
+    compare.add_argument("--metric", action="append", default=[], help="only metrics whose name contains this")
+    compare.add_argument("--csv", type=usable_path, metavar="FILE", help="all rows, as a table")
+    regression_help = "benchmarks over the commits A..B; exit code 1 if one became worse"
+    _add_regression_options(add_command(commands, "regression", do_regression, regression_help))
+
+
+def _add_regression_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("range", metavar="A..B", help="from A to B, both measured; A alone: to HEAD")
+    parser.add_argument(
+        "--repo", type=usable_path, default=Path(), metavar="DIR", help="the clone (the current folder's)"
+    )
+    config_help = "asv.conf.json, where the clone has it elsewhere"
+    parser.add_argument("--config", type=usable_path, metavar="FILE", help=config_help)
+    bench_help = "only benchmarks whose name matches"
+    parser.add_argument("--bench", action="append", default=[], metavar="REGEX", help=bench_help)
+    rounds_help = "how often each commit is measured (12)"
+    parser.add_argument("--rounds", type=positive_int, default=12, metavar="N", help=rounds_help)
+    steps_help = "at most N commits, evenly spread over the range"
+    parser.add_argument("--steps", type=positive_int, metavar="N", help=steps_help)
+    in_place_help = (
+        "install nothing: each commit's sources under this Python; right only if no commit changes what is installed"
+    )
+    parser.add_argument("--here", dest="in_place", action="store_true", help=in_place_help)
+
+
+def do_compare(arguments: Namespace) -> int:
+    """Print the difference of B from A, metric by metric."""
+    from harness.host.files import write_text
+    from harness.host.process import gc_paused
+    from harness.tracking import compare as compare_output
+    from harness.tracking import selectors
+    from harness.tracking.compare import compare
+
+    sides = (selectors.parse_selector(arguments.a), selectors.parse_selector(arguments.b))
+    shelf = selectors.RunIndex(arguments.out)
+    with gc_paused():
+        a, b = ([o for o in shelf.observations(side) if metric_matches(o, arguments.metric)] for side in sides)
+        comparison = compare(a, b, sides)
+    if arguments.csv is not None:
+        write_text(arguments.csv, compare_output.to_csv(comparison))
+    print("\n".join(compare_output.format_lines(comparison, sides, arguments.verbose)))
+    for record in shelf.unreadable:
+        print_line(f"not compared: {record.folder} is unreadable: {record.error}")
+    return DONE
+
+
+def metric_matches(observation: Observation, parts: Sequence[str]) -> bool:
+    """Whether the metric's name contains one of the parts; with no parts, every metric matches."""
+    return not parts or any(part in observation.measured.metric.name for part in parts)
+
+
+def do_regression(arguments: Namespace) -> int:
+    """Measure a range of commits; return 1 if a benchmark became worse or broke, 3 if one never ran."""
+    from harness.report.render import write_report
+    from harness.tracking import asv_runner, git_commits
+    from harness.tracking.asv_runner import check_patterns, load_project
+    from harness.tracking.session import FOLDER, SessionOptions, run_session
+
+    repo = git_commits.find_repository(arguments.repo)
+    commits = git_commits.subsample(git_commits.list_commits(repo, arguments.range), arguments.steps)
+    root = (arguments.out / FOLDER).resolve()
+    session = asv_runner.AsvSession(
+        load_project(repo, arguments.config), commits, asv_runner.describe_machine(), arguments.in_place, root
+    )
+    options = SessionOptions(arguments.rounds, check_patterns(arguments.bench), arguments.quiet)
+    has_complaints = run_session(session, options, arguments.out)
+    past = write_report(arguments.out).past
+    verdicts = [v for v in past.verdicts if v.series.session == session.id and options.includes(v.series.name)]
+    for verdict in verdicts:
+        print_line(f"{verdict.series.name}: {verdict}")
+    if has_complaints:
+        print(f"some benchmarks failed on some commits: {session.folder / asv_runner.LOG}", file=sys.stderr)
+    print(f"report: {arguments.out / 'regression.html'}")
+    if any(verdict.is_bad for verdict in verdicts):
+        return CHECK_FAILED
+    return INCOMPLETE if not verdicts or any(verdict.state == "never ran" for verdict in verdicts) else DONE

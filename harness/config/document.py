@@ -1,0 +1,155 @@
+"""Parsed YAML of which every part has a file, line and column, and the problems of such a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.protocol.errors import UsageError, did_you_mean
+from harness.protocol.text import sanitize
+
+KeyPath = tuple[int | str, ...]
+MAX_LINE_LENGTH = 120
+MAX_PROBLEMS = 40
+_sources: dict[Path, str] = {}
+
+
+class Location(NamedTuple):
+    """A place in a file; line and column count from 1."""
+
+    path: Path
+    line: int
+    column: int
+
+
+class Problem(NamedTuple):
+    """A message about a place in a file."""
+
+    location: Location
+    message: str
+
+    def format(self) -> str:
+        """Return `file:line:column: message`, followed by the line of the file."""
+        path, line, column = self.location
+        return f"{path}:{line}:{column}: {self.message}{quote_line(path, line)}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A mapping and the locations of all its parts."""
+
+    path: Path
+    data: dict[str, Any]
+    locations: Mapping[KeyPath, Location]
+
+    def locate(self, at: KeyPath) -> Location:
+        """Return the location of the deepest part of a key path that the file has."""
+        for depth in range(len(at), -1, -1):
+            if at[:depth] in self.locations:
+                return self.locations[at[:depth]]
+        return Location(self.path, 1, 1)
+
+    def problem(self, at: KeyPath, message: str) -> Problem:
+        """Return a problem of the part at a key path."""
+        return Problem(self.locate(at), message)
+
+    def error(self, at: KeyPath, message: str) -> UsageError:
+        """Return an exception about the part at a key path."""
+        return UsageError(self.problem(at, message).format())
+
+    def subdocument(self, at: KeyPath) -> Document:
+        """Return the mapping at a key path as a document."""
+        data: Any = self.data
+        for key in at:
+            data = data[key]
+        locations = {path[len(at) :]: where for path, where in self.locations.items() if path[: len(at)] == at}
+        return Document(self.path, data, locations)
+
+    def drop(self, *keys: str) -> Document:
+        """Return the document without some of its top-level keys."""
+        data = {key: value for key, value in self.data.items() if key not in keys}
+        locations = {at: where for at, where in self.locations.items() if not at or at[0] not in keys}
+        return Document(self.path, data, locations)
+
+    def overlay_on(self, base: Document) -> Document:
+        """Lay this document over a base: merge mappings key by key, remove keys that are null, replace all else."""
+        replaced: set[KeyPath] = set()
+        data = _merge(base.data, self.data, (), replaced)
+        locations = {at: where for at, where in base.locations.items() if not _is_inside(at, replaced)}
+        locations |= {at: where for at, where in self.locations.items() if not at or _is_inside(at, replaced)}
+        return Document(self.path, data, locations)
+
+    def invalid_removals(self, base: Document) -> Iterator[Problem]:
+        """Yield a problem for every null that should remove a key which the base does not have."""
+        yield from self._invalid_removals(self.data, base.data, ())
+
+    def _invalid_removals(self, top: Mapping[str, Any], base: Mapping[str, Any], at: KeyPath) -> Iterator[Problem]:
+        for key, value in top.items():
+            if value is None and key not in base:
+                message = f"null removes a key, and the base has no such key{did_you_mean(key, base)}"
+                yield self.problem((*at, key), f"{dotted((*at, key))}: {message}")
+            elif isinstance(value, dict) and isinstance(base.get(key), dict):
+                yield from self._invalid_removals(value, base[key], (*at, key))
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any], at: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:
+    """Return base overlaid by top; add the key paths whose values come from top to `replaced`."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = _merge(below, value, (*at, key), replaced)
+            continue
+        replaced.add((*at, key))
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _is_inside(at: KeyPath, parts: set[KeyPath]) -> bool:
+    return any(at[:depth] in parts for depth in range(1, len(at) + 1))
+
+
+def dotted(at: KeyPath) -> str:
+    """Return a key path as messages write it: `matrix.seed.0`."""
+    return ".".join(map(str, at))
+
+
+def iter_texts(node: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every text of nested mappings and lists with its key path."""
+    if isinstance(node, str):
+        yield at, node
+    elif isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from iter_texts(value, (*at, key))
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Raise one UsageError with the first MAX_PROBLEMS different problems, sorted by location, if there are any."""
+    unique: dict[Problem, None] = {}
+    for problem in problems:
+        unique[problem] = None
+        if len(unique) > MAX_PROBLEMS:
+            break
+    if unique:
+        lines = [problem.format() for problem in sorted(islice(unique, MAX_PROBLEMS))]
+        if len(unique) > MAX_PROBLEMS:
+            lines.append(f"{next(iter(unique)).location.path}: more problems follow")
+        raise UsageError("\n".join(lines))
+
+
+def cache_source(path: Path, text: str) -> None:
+    """Keep the text of a file, of which messages quote lines."""
+    _sources[path] = text
+
+
+def quote_line(path: Path, line: int) -> str:
+    """Return `\\n    7 | text of line 7`, or nothing if the line is empty."""
+    lines = _sources.get(path, "").split("\n")
+    text = lines[line - 1].rstrip()[:MAX_LINE_LENGTH] if line <= len(lines) else ""
+    return f"\n    {line} | {sanitize(text)}" if text.strip() else ""

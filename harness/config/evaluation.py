@@ -1,0 +1,234 @@
+"""Evaluation of checked expressions, whose intermediate results stay within bounds of size."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import nodes
+
+from harness.protocol.errors import did_you_mean, shortened
+
+Values = Mapping[str, Any]
+Function = Callable[[Values], Any]
+# Characters and items of a value, levels of nesting, bits of an integer, and decimal places: more is a mistake.
+MAX_SIZE, MAX_DEPTH, MAX_BITS, MAX_PLACES = 10_000, 40, 2048, 20
+
+
+class ExpressionError(Exception):
+    """An expression is invalid or cannot be evaluated; the message is one line."""
+
+
+class ValueUnavailable(ExpressionError):
+    """The expression computes with a value that only the job knows."""
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Shell text for a value that only the job knows; an expression may insert it into text and nothing else."""
+
+    text: str
+
+
+def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one for each kind of node
+    """Return the function that evaluates a checked node.
+
+    The function raises ExpressionError, or whatever Python's operators raise for values of the wrong type.
+    """
+    match node:
+        case nodes.Const(value=value):
+            return lambda _: value
+        case nodes.TemplateData(data=text):
+            return lambda _: text
+        case nodes.Name(name=name):
+            return lambda values: _look_up(values, name)
+        case nodes.Getattr(node=nodes.Name(name=space), attr=name):
+            return lambda values: _look_up(values[space], name, space)
+        case nodes.Concat(nodes=parts) | nodes.Output(nodes=parts):
+            return _build_text([build_function(part) for part in parts])
+        case nodes.CondExpr(test=test, expr1=first, expr2=nodes.Expr() as second):
+            condition, one, two = _build_known(test), build_function(first), build_function(second)
+            return lambda values: one(values) if condition(values) else two(values)
+        case nodes.And(left=left, right=right):
+            one, two = _build_known(left), _build_known(right)
+            return lambda values: one(values) and two(values)
+        case nodes.Or(left=left, right=right):
+            one, two = _build_known(left), _build_known(right)
+            return lambda values: one(values) or two(values)
+        case nodes.Compare(expr=first, ops=operands):
+            return _build_comparison(_build_known(first), [(o.op, _build_known(o.expr)) for o in operands])
+    return _build_operation(node)
+
+
+def _build_operation(node: nodes.Node) -> Function:
+    """Return the function of a node whose operands are all evaluated."""
+    operands: list[Any]
+    match node:
+        case nodes.List(items=operands) | nodes.Tuple(items=operands):
+            operation: Callable[..., Any] = _make_list
+        case nodes.Dict(items=pairs):
+            operands, operation = [part for pair in pairs for part in (pair.key, pair.value)], _make_dict
+        case nodes.BinExpr(left=left, right=right):
+            operands, operation = [left, right], BINARY[node.operator]
+        case nodes.UnaryExpr(node=inner):
+            operands, operation = [inner], UNARY[node.operator]
+        case nodes.Getitem(node=inner, arg=item):
+            operands, operation = [inner, item], _get_item
+        case nodes.Filter(node=nodes.Expr() as inner, name=name, args=arguments, kwargs=keywords):
+            operands, operation = [inner, *arguments, *(pair.value for pair in keywords)], FILTERS[name]
+            operation = _with_keywords(operation, [str(pair.key) for pair in keywords])
+        case _:
+            raise ExpressionError(f"{type(node).__name__.lower()} is not allowed")
+    functions = list(map(_build_known, operands))
+    return lambda values: check_size(operation(*[function(values) for function in functions]))
+
+
+def _build_known(node: nodes.Node) -> Function:
+    """Return the function of an operand, which refuses a placeholder."""
+    if isinstance(node, nodes.Const):
+        return build_function(node)
+    inner = build_function(node)
+
+    def evaluate(values: Values) -> Any:
+        value = inner(values)
+        if isinstance(value, Placeholder):
+            raise ValueUnavailable(f"cannot compute with {value.text}, which only the job knows")
+        return value
+
+    return evaluate
+
+
+def _build_text(parts: list[Function]) -> Function:
+    def evaluate(values: Values) -> str | Placeholder:
+        result = [part(values) for part in parts]
+        text = check_size("".join(part.text if isinstance(part, Placeholder) else str(part) for part in result))
+        return Placeholder(text) if any(isinstance(part, Placeholder) for part in result) else text
+
+    return evaluate
+
+
+def _build_comparison(first: Function, others: list[tuple[str, Function]]) -> Function:
+    def evaluate(values: Values) -> bool:
+        left = first(values)
+        for name, function in others:
+            right = function(values)
+            if not COMPARISONS[name](left, right):
+                return False
+            left = right
+        return True
+
+    return evaluate
+
+
+def _look_up(values: Values, name: str, space: str = "") -> Any:
+    if name not in values:
+        if space == "settings":
+            raise ExpressionError(f"the setting {name!r} has no value (give -S {name}=...)")
+        raise ExpressionError(f"unknown name {name!r}{did_you_mean(name, values)}")
+    return values[name]
+
+
+def check_size(value: Any) -> Any:
+    """Return the value; raises ExpressionError if it is too large."""
+    if isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            raise ExpressionError(f"a number of more than {MAX_BITS} bits")
+    elif isinstance(value, (str, list, dict)):
+        _measure(value, 0, 0)
+    return value
+
+
+def _measure(value: Any, size: int, depth: int) -> int:
+    """Return `size` plus the characters and items of a value; raises ExpressionError at the first bound."""
+    if depth > MAX_DEPTH:
+        raise ExpressionError(f"a value of more than {MAX_DEPTH} levels")
+    if isinstance(value, str):
+        size += len(value)
+    elif isinstance(value, (list, dict)):
+        for part in value if isinstance(value, list) else value.values():
+            size = _measure(part, size + 1, depth + 1)
+    if size > MAX_SIZE:
+        raise ExpressionError(f"a value of more than {MAX_SIZE} characters and items")
+    return size
+
+
+def _make_list(*values: Any) -> list[Any]:
+    return list(values)
+
+
+def _make_dict(*values: Any) -> dict[Any, Any]:
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+def _get_item(container: Any, item: Any) -> Any:
+    try:
+        return container[item]
+    except (LookupError, TypeError):
+        raise ExpressionError(f"{shortened(container)} has no item {shortened(item)}") from None
+
+
+def _for_numbers(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return the operator for numbers only: it would repeat text and lists, or fill in a format."""
+
+    def operate(left: Any, right: Any) -> Any:
+        for value in (left, right):
+            if not isinstance(value, (int, float, complex)):
+                raise ExpressionError(f"{name} takes numbers, got {shortened(value)}")
+        return function(left, right)
+
+    return operate
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int) and abs(left) > 1 and left.bit_length() * right > MAX_BITS:
+        raise ExpressionError(f"a power of more than {MAX_BITS} bits")
+    return left**right
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
+    if isinstance(precision, bool) or not isinstance(precision, int) or abs(precision) > MAX_PLACES:
+        raise ExpressionError(f"round takes at most {MAX_PLACES} places, got {shortened(precision)}")
+    if method == "common":
+        return round(value, precision)
+    if method not in ("ceil", "floor"):
+        raise ExpressionError(f"round takes 'common', 'ceil' or 'floor', got {shortened(method)}")
+    return getattr(math, method)(value * 10**precision) / 10**precision
+
+
+def _extreme(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
+    """Return min or max of a list, with upper and lower case considered equal."""
+
+    def choose(values: Iterable[Any]) -> Any:
+        items = list(values)
+        if not items:
+            raise ExpressionError(f"{function.__name__} of an empty list")
+        return function(items, key=lambda value: value.lower() if isinstance(value, str) else value)
+
+    return choose
+
+
+def _with_keywords(operation: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """Return the operation with its last arguments passed by name."""
+    if not names:
+        return operation
+    return lambda *values: operation(*values[: -len(names)], **dict(zip(names, values[-len(names) :], strict=True)))
+
+
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "/": operator.truediv, "//": operator.floordiv,
+    "*": _for_numbers("*", operator.mul), "%": _for_numbers("%", operator.mod), "**": _for_numbers("**", _power),
+}  # fmt: skip
+UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "+": operator.pos, "not": operator.not_}
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "lteq": operator.le, "gt": operator.gt,
+    "gteq": operator.ge, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
+}  # fmt: skip
+FILTERS: dict[str, Callable[..., Any]] = {
+    "abs": abs, "float": float, "int": int, "length": len, "lower": lambda value: str(value).lower(),
+    "max": _extreme(max), "min": _extreme(min), "round": _round, "sum": sum, "upper": lambda value: str(value).upper(),
+}  # fmt: skip
+# The arguments of a filter besides its value.
+ARGUMENTS = {"round": ("precision", "method"), "int": ("base",)}

@@ -1,0 +1,119 @@
+"""Plain data with expressions, compiled once and rendered for every combination of a suite's axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from harness.config import expressions
+from harness.config.document import Document, KeyPath, dotted, iter_texts
+from harness.config.evaluation import ExpressionError, check_size
+from harness.config.expressions import Expression
+from harness.protocol.errors import shortened
+
+# Sections whose values may read each other by name.
+NAMED_SECTIONS: tuple[KeyPath, ...] = (("variables",), ("parameters",))
+Values = Mapping[str, Any]
+Renderer = Callable[[Values], Any]
+
+
+@dataclass(frozen=True)
+class Template:
+    """Named values, some of which contain expressions."""
+
+    constants: dict[str, Any]
+    renderers: tuple[tuple[str, Renderer], ...]
+    """Functions of the known values for all others, each after those that it reads."""
+
+    def render(self, values: Values) -> dict[str, Any]:
+        """Return all values."""
+        if not self.renderers:
+            return self.constants
+        return {**self.constants, **{name: render(values) for name, render in self.renderers}}
+
+
+class TemplateCompiler:
+    """Compiles parts of a document, whose expressions may also read the attributes of namespaces."""
+
+    def __init__(self, document: Document, namespaces: Mapping[str, Collection[str] | None]) -> None:
+        self.document = document
+        self.namespaces = namespaces
+
+    def compile(self, data: Mapping[str, Any], at: KeyPath) -> Template:
+        """Compile the mapping at a key path; raises UsageError for unknown names and circular variables."""
+        names = set(data) if at in NAMED_SECTIONS else set()
+        reads = {name: _names_read(value) & names for name, value in data.items()}
+        try:
+            order = list(TopologicalSorter(reads).static_order())
+        except CycleError as error:
+            circle = " reads ".join(error.args[1])
+            raise self.document.error((*at, error.args[1][0]), f"circular {at[-1]}: {circle}") from None
+        renderers = {name: self.compile_value(value, (*at, name)) for name, value in data.items()}
+        constants = {name: value for name, value in data.items() if renderers[name] is None}
+        return Template(constants, tuple((name, render) for name in order if (render := renderers[name]) is not None))
+
+    def compile_value(self, value: Any, at: KeyPath) -> Renderer | None:
+        """Return a function of the known values, or None for data without expressions."""
+        parts = {
+            path: self._memoize(expressions.parse(text), (*at, *path))
+            for path, text in iter_texts(value)
+            if expressions.is_expression(text)
+        }
+        if not parts:
+            return None
+        if () in parts:
+            return parts[()]
+
+        def render(values: Values) -> Any:
+            try:
+                return check_size(_render(value, (), parts, values))
+            except ExpressionError as error:
+                raise self.document.error(at, f"{dotted(at)}: {error}") from None
+
+        return render
+
+    def compile_condition(self, text: str, at: KeyPath) -> Renderer:
+        """Return a condition as a function of the known values."""
+        return self._memoize(expressions.parse_condition(text), at)
+
+    def _memoize(self, expression: Expression, at: KeyPath) -> Renderer:
+        """Return the expression, evaluated once for each set of values that it reads."""
+        names = sorted(expression.names - set(self.namespaces))
+        if message := expression.find_unknown_name(names, self.namespaces):
+            raise self.document.error(at, f"{dotted(at)}: {message}")
+        results: dict[tuple[Any, ...], Any] = {}
+
+        def render(values: Values) -> Any:
+            key = tuple([_make_key(values.get(name)) for name in names])
+            if key not in results:
+                try:
+                    results[key] = expression(values)
+                except ExpressionError as error:
+                    read = ", ".join(f"{name} = {shortened(values.get(name))}" for name in names)
+                    message = f"{dotted(at)}: {error}" + (f" (where {read})" if read else "")
+                    raise self.document.error(at, message) from None
+            return results[key]
+
+        return render
+
+
+def _make_key(value: Any) -> Any:
+    """Return something hashable that differs between values, also between 1, 1.0 and True."""
+    return (type(value), value) if isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+def _names_read(data: Any) -> set[str]:
+    texts = [text for _, text in iter_texts(data) if expressions.is_expression(text)]
+    return {name for text in texts for name in expressions.parse(text).names}
+
+
+def _render(node: Any, at: KeyPath, parts: Mapping[KeyPath, Renderer], values: Values) -> Any:
+    if at in parts:
+        return parts[at](values)
+    if isinstance(node, dict):
+        return {key: _render(value, (*at, key), parts, values) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_render(value, (*at, k), parts, values) for k, value in enumerate(node)]
+    return node

@@ -1,0 +1,290 @@
+"""YAML files as plain data of which every value has a file, line and column, and files that extend others.
+
+ruamel.yaml composes the nodes. Its round-trip loader has the places of keys too (`.lc`), but converts 0123 and 1.50 to
+numbers and takes half as long again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
+from harness.config import resources
+from harness.config.document import Document, KeyPath, Location, cache_source, quote_line, raise_problems
+from harness.protocol.errors import CONTROL, UsageError, shortened
+
+MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_BITS = 150_000, 100_000, 40, 63
+# The most files that extend one another.
+MAX_CHAIN = 10
+MERGE_KEY = "<<"
+NULLS = ("", "~", "null", "Null", "NULL")
+CONSTANTS = {
+    **dict.fromkeys(NULLS),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+DECIMAL_INT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
+PREFIXED_INT = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|o[0-7]+|b[01]+)")
+# YAML 1.1 takes it for an octal number, YAML 1.2 for a decimal one, and most people who write it mean text.
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+# A number as Python prints it.
+PRINTED_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.(?:0|[0-9]*[1-9]))?")
+
+ScalarReader = Callable[[ScalarNode, KeyPath], Any]
+
+
+class YamlNodeError(Exception):
+    """A node that plain data cannot hold."""
+
+    def __init__(self, message: str, mark: Any) -> None:
+        super().__init__(message)
+        self.mark = mark
+
+
+def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Document:
+    """Load a suite or system and lay it over the file it extends, which may extend another; raises UsageError."""
+    document = load_yaml(path)
+    if "extends" not in document.data:
+        return document
+    name = document.data["extends"]
+    if not isinstance(name, str):
+        raise document.error(("extends",), f"extends: expected the name or file of a base, got {shortened(name)}")
+    visited = (*visited, path.resolve())
+    try:
+        base = resolve_base(path, kind, name)
+    except UsageError as error:
+        raise document.error(("extends",), f"extends: {error}") from None
+    except OSError as error:
+        raise document.error(("extends",), f"extends: {shortened(name)}: {error.strerror}") from None
+    if base.resolve() in visited:
+        raise document.error(("extends",), f"extends: {name!r} leads back to this file")
+    if len(visited) > MAX_CHAIN:
+        raise document.error(("extends",), f"extends: more than {MAX_CHAIN} files extend one another")
+    top, below = document.drop("extends"), load_with_bases(base, kind, visited)
+    raise_problems(top.invalid_removals(below))
+    return top.overlay_on(below)
+
+
+def resolve_base(path: Path, kind: str, name: str) -> Path:
+    """Return the file that another names as its base: a path relative to it, a file next to it, or a shipped one."""
+    if name.endswith((".yaml", ".yml")):
+        return resources.find_resource(kind, str(path.parent / name))
+    neighbour = path.parent / f"{name}.yaml"
+    if neighbour.is_file() and neighbour.resolve() != path.resolve():
+        return neighbour
+    return resources.find_resource(kind, name)
+
+
+def read_value(node: ScalarNode, at: KeyPath) -> Any:
+    """Return the value of a scalar in a suite or a system.
+
+    The default of a setting, which jobs hold as text, is a number only as Python prints it: 0123 and 1.50 are text.
+    """
+    is_default = len(at) == 3 and at[0] == "settings" and at[-1] == "default"
+    if is_default and not node.style and node.value not in NULLS and not PRINTED_NUMBER.fullmatch(node.value):
+        return _read_printable(node)
+    return _read_scalar(node)
+
+
+def read_text(node: ScalarNode, at: KeyPath) -> Any:
+    """Return the text of a scalar, whatever type YAML gives it, or None if it is empty."""
+    return _read_printable(node) if node.style or node.value else None
+
+
+def load_yaml(path: Path, may_be_empty: bool = False, read: ScalarReader = read_value) -> Document:
+    """Load the file's top-level mapping as plain data; raises UsageError with file:line:column."""
+    text = _read(path)
+    cache_source(path, text)
+    if bad := CONTROL.search(text):
+        line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
+        raise _error(path, line, column, _invisible(bad[0]))
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Composer = _Composer
+        root = yaml.compose(text)
+        if root is None or (isinstance(root, ScalarNode) and not root.style and not root.value):
+            if may_be_empty:
+                return Document(path, {}, {})
+            root = None
+        if not isinstance(root, MappingNode):
+            raise _error(path, 1, 1, "expected a mapping of keys at the top of the file")
+        builder = _DataBuilder(path, read)
+        return Document(path, builder.build(root, ()), builder.locations)
+    except YamlNodeError as error:
+        raise _error(path, error.mark.line + 1, error.mark.column + 1, str(error)) from None
+    except MarkedYAMLError as error:
+        raise _syntax_error(path, text, error) from None
+    except UsageError:
+        raise
+    # ruamel raises exceptions of every kind for text that is not YAML
+    except Exception as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({shortened(str(error))})") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path}: larger than {MAX_BYTES // 1000} kB, the limit for suites and systems")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        message = f"expected UTF-8 text, got the byte 0x{data[error.start]:02x}"
+        raise UsageError(f"{path}:{line}:{column}: {message}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _error(path: Path, line: int, column: int, message: str) -> UsageError:
+    return UsageError(f"{path}:{line}:{column}: {message}{quote_line(path, line)}")
+
+
+def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
+    """Return the error at the place where it can be corrected: for an unclosed part, where that begins."""
+    message = (error.problem or error.context or "not YAML").splitlines()[0]
+    mark = error.problem_mark or error.context_mark
+    if message == "but found another document":
+        return _error(path, mark.line + 1, mark.column + 1, "a second document begins; a file holds one")
+    is_unclosed = mark is not None and mark.index >= len(text.rstrip())
+    if error.context_mark and (is_unclosed or "could not find expected ':'" in message):
+        mark = error.context_mark
+        message = f"{error.context}: {message}"
+    message = message.replace("'<stream end>'", "the end of the file").replace("end of stream", "end of the file")
+    if "'\\t'" in message:
+        message += " (indent with spaces, not with tabs)"
+    elif mark is not None and "{{" in text[mark.index - 1 : mark.index + 2]:
+        message += " (quote text that holds {{ }})"
+    return _error(path, mark.line + 1, mark.column + 1, message) if mark else UsageError(f"{path}: {message}")
+
+
+def _invisible(character: str) -> str:
+    return f"expected plain text, got the invisible character {character!r}"
+
+
+class _Composer(Composer):
+    """ruamel's composer, which refuses tags, deep nesting, and aliases of what contains them."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader=loader)
+        self.warn_double_anchors = False
+        self.ancestors: list[Any] = []
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose the next node."""
+        event = self.parser.peek_event()
+        self.ancestors.append(parent)
+        if isinstance(event, AliasEvent):
+            if event.anchor not in self.anchors:
+                raise YamlNodeError(f"no anchor &{event.anchor} is defined before this alias", event.start_mark)
+            if any(self.anchors[event.anchor] is node for node in self.ancestors):
+                raise YamlNodeError(f"*{event.anchor} is an alias of what contains it", event.start_mark)
+        elif event.tag is not None:
+            raise YamlNodeError(f"tags are not supported, got {shortened(event.tag)}", event.start_mark)
+        elif isinstance(event, CollectionStartEvent) and len(self.ancestors) > MAX_DEPTH:
+            raise YamlNodeError(f"deeper than {MAX_DEPTH} levels", event.start_mark)
+        node = super().compose_node(parent, index)
+        self.ancestors.pop()
+        return node
+
+
+class _DataBuilder:
+    """Builds plain data from nodes and notes the location of every part."""
+
+    def __init__(self, path: Path, read: ScalarReader) -> None:
+        self.path, self.read = path, read
+        self.locations: dict[KeyPath, Location] = {}
+        self.n_values = 0
+
+    def build(self, node: Any, at: KeyPath) -> Any:
+        self.n_values += 1
+        if self.n_values > MAX_VALUES:
+            raise YamlNodeError(f"more than {MAX_VALUES} values with aliases expanded", node.start_mark)
+        if isinstance(node, ScalarNode):
+            return self.read(node, at)
+        if isinstance(node, MappingNode):
+            return self.build_mapping(node, at)
+        values = []
+        for index, item in enumerate(node.value):
+            self._locate((*at, index), item)
+            values.append(self.build(item, (*at, index)))
+        return values
+
+    def build_mapping(self, node: MappingNode, at: KeyPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        merged: list[Any] = []
+        for key, value in node.value:
+            if isinstance(key, ScalarNode) and not key.style and key.value == MERGE_KEY:
+                merged += value.value if isinstance(value, SequenceNode) else [value]
+                continue
+            name = self.read(key, ()) if isinstance(key, ScalarNode) else None
+            if not isinstance(name, str) or not name.isprintable():
+                is_scalar = isinstance(key, ScalarNode)
+                got = shortened(key.value) if is_scalar else f"a {key.id} (quote text that holds {{{{ }}}})"
+                raise YamlNodeError(f"expected text as a key (numbers in quotes), got {got}", key.start_mark)
+            if name in values:
+                raise YamlNodeError(f"duplicate key {shortened(name)}", key.start_mark)
+            self._locate((*at, name), key)
+            values[name] = self.build(value, (*at, name))
+        for other in merged:
+            self._merge(values, other, at)
+        return values
+
+    def _merge(self, values: dict[str, Any], other: Any, at: KeyPath) -> None:
+        """Add what `<<` includes, without what the mapping has itself."""
+        if not isinstance(other, MappingNode):
+            raise YamlNodeError(f"{MERGE_KEY} takes mappings", other.start_mark)
+        locations, self.locations = self.locations, {}
+        for name, value in self.build_mapping(other, ()).items():
+            if name not in values:
+                values[name] = value
+                locations |= {(*at, *inner): where for inner, where in self.locations.items() if inner[0] == name}
+        self.locations = locations
+
+    def _locate(self, at: KeyPath, node: Any) -> None:
+        self.locations[at] = Location(self.path, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _read_scalar(node: ScalarNode) -> Any:
+    """Return the value of a scalar; raises YamlNodeError for numbers that are not finite and text that is invisible."""
+    text = node.value
+    if node.style:
+        return _read_printable(node)
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    if LEADING_ZERO.fullmatch(text):
+        raise YamlNodeError(f"expected a number without leading zeros, or text in quotes, got {text}", node.start_mark)
+    if DECIMAL_INT.fullmatch(text) or PREFIXED_INT.fullmatch(text):
+        # Python refuses decimal numbers of more than 4300 digits
+        value = int(text, 10 if DECIMAL_INT.fullmatch(text) else 0) if len(text) <= 100 else 1 << MAX_BITS
+        if value.bit_length() > MAX_BITS:
+            message = f"expected a number of at most {MAX_BITS} bits, got {shortened(text)}"
+            raise YamlNodeError(message, node.start_mark)
+        return value
+    if FLOAT.fullmatch(text) or NOT_FINITE.fullmatch(text):
+        number = float(text) if FLOAT.fullmatch(text) else math.inf
+        if not math.isfinite(number):
+            raise YamlNodeError(f"expected a finite number, got {shortened(text)}", node.start_mark)
+        return number
+    return _read_printable(node)
+
+
+def _read_printable(node: ScalarNode) -> str:
+    if bad := CONTROL.search(node.value):
+        raise YamlNodeError(_invisible(bad[0]), node.start_mark)
+    text: str = node.value
+    return text

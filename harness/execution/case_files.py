@@ -1,0 +1,172 @@
+"""What the files of a case say of its state, without journal or scheduler."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from harness.execution.journal import CaseResult
+from harness.execution.schedulers.base import ExitInfo
+from harness.protocol import checks, events
+from harness.protocol.case import Unreadable, read_case, read_log
+from harness.protocol.events import find_fault
+from harness.protocol.text import sanitize_line
+
+# The job that runs a case creates the lock file, with its id in it.
+LOCK_FILE, EXIT_CODE = "claim", "exit_code"
+COMPLAINT = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
+COMPLAINT_LENGTH = 300
+RECORDS = (events.FILE_NAME, "stdout", "stderr", EXIT_CODE, LOCK_FILE, "provenance.json", "traceback.txt", "job.sh")
+PROGRESS_BYTES = 65536
+SYNC_DELAY_VARIABLE = "GFM_HARNESS_FILES_S"
+
+
+def read_exit_code(folder: Path | str) -> tuple[int, float | None] | None:
+    """Return the exit code and seconds that the job wrote when the case ended, or None."""
+    try:
+        parts = events.read_bytes(f"{folder}/{EXIT_CODE}")[:100].split()
+        code, seconds = int(parts[0]), float(parts[1]) if len(parts) > 1 else None
+    except (OSError, ValueError, IndexError):
+        return None
+    return None if seconds is not None and not 0 <= seconds < math.inf else (code, seconds)
+
+
+def read_result(folder: Path) -> CaseResult | None:
+    """Return how the case of a folder ended, or None if it has not ended."""
+    exit_code = read_exit_code(folder)
+    return None if exit_code is None else _judge(folder, *exit_code)
+
+
+def read_result_without_exit_code(folder: Path) -> CaseResult | None:
+    """Return the result of a case whose program finished, and whose job was killed before it wrote the exit code.
+
+    Only valid for a case whose job has ended: a program may hang, or fail, after its last event.
+    """
+    if read_exit_code(folder) is not None or not checks.has_finished(events.last_run(folder / events.FILE_NAME)):
+        return None
+    return _judge(folder, None, None)
+
+
+def result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> CaseResult | None:
+    """Return how a case without exit code ended, as far as that is certain; None means that it may be run again."""
+    if exit_info is not None and exit_info.kind in ("cancelled", "failed"):
+        return CaseResult("cancelled" if exit_info.kind == "cancelled" else "failed", None, None, exit_info.reason)
+    result = read_result_without_exit_code(folder)
+    if result is not None:
+        reason = "its program came to its end, and its job was killed before it wrote the exit code"
+        return replace(result, reason=result.reason or reason)
+    if exit_info is not None and exit_info.kind == "completed":
+        message = f"the scheduler says {exit_info.reason}, and its exit code never came; --retry runs it again"
+        return CaseResult("lost", None, None, message)
+    return None
+
+
+def may_files_appear(folder: Path, exit_info: ExitInfo | None, since_s: float | None, limit_s: float) -> bool:
+    """Whether the case may have ended well, in files that are not visible yet.
+
+    A job that ended by itself, or of which nothing is known, may have written them. A job that was ended from outside
+    may have done so only for a case whose program had finished.
+
+    Args:
+        since_s: when the queue first lacked the job.
+        limit_s: how long a file system may hide new files.
+    """
+    if limit_s <= 0 or (since_s is not None and time.time() - since_s >= limit_s) or read_exit_code(folder):
+        return False
+    kind = exit_info.kind if exit_info else "completed"
+    if kind in ("completed", "exited"):
+        return kind == "completed" or is_started(folder)
+    return kind == "retryable" and read_result_without_exit_code(folder) is not None
+
+
+def file_sync_delay_s(default_s: float) -> float:
+    """Return how long a file system may hide new files: the default, or GFM_HARNESS_FILES_S seconds."""
+    try:
+        return float(os.environ.get(SYNC_DELAY_VARIABLE, default_s))
+    except ValueError:
+        return default_s
+
+
+def refresh_listing(folder: Path) -> None:
+    """Make the file system look again for files that it remembers as absent."""
+    with suppress(OSError):
+        os.listdir(folder)
+
+
+def _judge(folder: Path, exit_code: int | None, seconds: float | None) -> CaseResult:
+    try:
+        case = read_case(folder)
+        state, reason = checks.evaluate_case(case, read_log(folder, case), exit_code)
+    except (OSError, Unreadable) as error:
+        state, reason = "failed", f"unreadable: {error}"
+    return CaseResult(state, exit_code, seconds, reason)
+
+
+def is_started(folder: Path | str) -> bool:
+    """Whether a job has started the case."""
+    return os.path.exists(f"{folder}/{LOCK_FILE}") or os.path.exists(f"{folder}/{events.FILE_NAME}")
+
+
+def read_lock_owner(folder: Path | str) -> str | None:
+    """Return the id of the job that has started the case, or None."""
+    try:
+        with open(f"{folder}/{LOCK_FILE}", encoding="utf-8") as handle:
+            return handle.read().strip()
+    except OSError:
+        return None
+
+
+def archive_attempt(folder: Path) -> None:
+    """Move the records of an earlier attempt into attempt-1, attempt-2, ..."""
+    records = [folder / name for name in RECORDS if (folder / name).exists()]
+    if not is_started(folder):
+        return
+    archive = _make_attempt_folder(folder)
+    for path in sorted(records, key=lambda p: p.name == LOCK_FILE):
+        path.rename(archive / path.name)
+
+
+def _make_attempt_folder(folder: Path) -> Path:
+    """Make the folder of the attempt after the newest, whichever of them have been deleted."""
+    numbers = [int(name) for path in folder.glob("attempt-*") if (name := path.name.partition("-")[2]).isdecimal()]
+    number = max(numbers, default=0)
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            (folder / f"attempt-{number}").mkdir()
+            return folder / f"attempt-{number}"
+
+
+def last_progress(folder: Path) -> events.Event | None:
+    """Return the newest progress event of a case, read from the end of its log."""
+    path = folder / events.FILE_NAME
+    if not path.exists():
+        return None
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - PROGRESS_BYTES))
+        lines = handle.read().splitlines()
+    for line in reversed(lines):
+        if b'"progress"' in line:
+            event = next(iter(events.parse([line])), None)
+            if event is not None and event["event"] == "progress" and find_fault("", [event]) is None:
+                return event | {"what": sanitize_line(event.get("what", ""))}
+    return None
+
+
+def find_complaint(log: Path) -> str:
+    """Return the last line of a job's log in which its shell or script says why it ended, or an empty text."""
+    complaints = [line for line in last_lines(log) if COMPLAINT.search(line)]
+    return sanitize_line(complaints[-1].removeprefix("error: "))[:COMPLAINT_LENGTH] if complaints else ""
+
+
+def last_lines(path: Path, count: int = 12) -> list[str]:
+    """Return the last lines of a text file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
+    except OSError:
+        return []

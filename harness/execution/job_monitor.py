@@ -1,0 +1,192 @@
+"""Follow the jobs of a campaign: compare the journal with the queue and with the files of the cases."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.execution import case_files
+from harness.execution.journal import ActiveJob, CaseResult, Journal
+from harness.execution.progress import Progress
+from harness.execution.schedulers.base import JOBS_FOLDER, ExitInfo, QueueEntry, Scheduler
+from harness.planning.expand import Plan
+from harness.planning.jobs import Job
+from harness.protocol.case import Case
+
+CANCEL_TIMEOUT_S, CANCEL_POLL_S = 10.0, 0.2
+# The id on record of a job that somebody submitted by hand and whose id is not known.
+SUBMITTED_BY_HAND = "by hand"
+# A submission whose command was killed may still reach the scheduler for this long.
+IN_FLIGHT_S = 10.0
+
+
+class JobMonitor:
+    """The active jobs of one journal; last_queue: their entries in the queue when it was last queried, by name."""
+
+    def __init__(
+        self, *, plan: Plan, folder: Path, scheduler: Scheduler, journal: Journal, progress: Progress | None
+    ) -> None:
+        self.plan, self.folder = plan, folder
+        self.scheduler, self.journal = scheduler, journal
+        self.progress = progress or Progress(quiet=True)
+        self.last_queue: dict[str, QueueEntry] = {}
+        self._cases = {case.id: case for case in plan.cases}
+
+    def query_queue(self) -> dict[str, QueueEntry]:
+        """Return job name -> the scheduler's entry, for the active jobs that the queue still lists."""
+        jobs = self.journal.active_jobs
+        by_id = {job.id: name for name, job in jobs.items() if job.id and job.id != SUBMITTED_BY_HAND}
+        names = {job.submission for job in jobs.values() if job.id is None or job.id == SUBMITTED_BY_HAND}
+        queue: dict[str, QueueEntry] = {}
+        for entry in self.scheduler.queue(names, by_id) if jobs else ():
+            job = by_id.get(entry.id, entry.name if entry.name in jobs else "")
+            if job and (job not in queue or entry.state == "running"):
+                queue[job] = entry
+        self.last_queue = queue
+        return queue
+
+    def is_hopeless(self) -> bool:
+        """Whether the scheduler said of all active jobs that they will not start."""
+        queue, jobs = self.last_queue, self.journal.active_jobs
+        return bool(jobs) and all(job in queue and queue[job].is_hopeless for job in jobs)
+
+    def recover(self) -> None:
+        """Find out what became of submissions that were interrupted before the scheduler's answer was recorded."""
+        unknown = [job for job in self.journal.active_jobs.values() if job.id is None]
+        if not unknown:
+            return
+        if self.scheduler.detached:
+            newest_s = max(job.time_s for job in unknown)
+            time.sleep(min(IN_FLIGHT_S, max(0.0, newest_s + IN_FLIGHT_S - time.time())))
+        names = {job.submission for job in unknown}
+        queued_ids = {entry.name: entry.id for entry in self.scheduler.queue(names)}
+        for name in names:
+            if name in queued_ids:
+                self.journal.record_submission(name, queued_ids[name].split("_")[0])
+        for job in [j for j in unknown if j.id is None and j.submission not in queued_ids]:
+            is_started = any(case_files.is_started(self.folder / name) for name in job.cases.values())
+            if time.time() - job.time_s >= self._file_sync_delay_s() and not is_started:
+                self.journal.record_release(job.submission, "never reached the scheduler")
+
+    def adopt_external(self, jobs: Sequence[Job]) -> list[Job]:
+        """Record the jobs that somebody submitted by hand, and return the others."""
+        queued_ids = {entry.name: entry.id for entry in self.scheduler.queue({job.name for job in jobs})}
+        claimed = self._claimed_cases({case: name for job in jobs for case, name in job.folders.items()})
+        unclaimed = []
+        for job in jobs:
+            if job.name in queued_ids or any(case.id in claimed for case in job.cases):
+                self.journal.record_request(job.name, {job.name: job.folders}, array=False)
+                self.journal.record_submission(job.name, queued_ids.get(job.name, SUBMITTED_BY_HAND))
+            else:
+                unclaimed.append(job)
+        return unclaimed
+
+    def reconcile(self) -> list[Case]:
+        """Record what has ended; return the cases that were lost and may be submitted again."""
+        journal = self.journal
+        for case in [c for c in self.plan.cases if c.id in journal.results and journal.results[c.id].state != "done"]:
+            result = case_files.read_result(self.folder / case.folder_name)
+            if result is not None and result.state == "done":  # somebody ran it again by hand
+                journal.record_end(case.id, result)
+        if not journal.active_jobs:
+            return []
+        queue = self.query_queue()
+        self._record_exits()
+        for name in [name for name, job in journal.active_jobs.items() if name in queue and job.vanished_s is not None]:
+            journal.record_return(name)
+        vanished = [job for name, job in journal.active_jobs.items() if name not in queue]
+        if any(job.vanished_s is None for job in vanished):
+            time.sleep(self.scheduler.queue_delay_s)
+            queue = self.query_queue()
+            self._record_exits()
+            vanished = [job for name, job in journal.active_jobs.items() if name not in queue]
+        lost = self._record_vanished(vanished) if vanished else set()
+        return [case for case in self.plan.cases if case.id in lost]
+
+    def cancel_jobs(self, reason: str) -> int:
+        """Cancel the active jobs, wait until they have left the queue or the time is up, and return their number."""
+        jobs = list(self.journal.active_jobs.values())
+        for force in (False, True):
+            self.scheduler.cancel([entry.id for entry in self.query_queue().values()], force=force)
+            deadline = time.monotonic() + CANCEL_TIMEOUT_S
+            while self.query_queue() and time.monotonic() < deadline:
+                time.sleep(CANCEL_POLL_S)
+        for name in {job.submission for job in jobs}:
+            self.journal.record_release(name, reason)
+        return len(jobs)
+
+    def _claimed_cases(self, cases: Mapping[str, str]) -> set[str]:
+        """Return those of the cases (id -> folder) whose lock an active job holds, whatever job is on record."""
+        owners = {case: case_files.read_lock_owner(self.folder / name) for case, name in cases.items()}
+        ids = {owner for owner in owners.values() if owner}
+        active = {entry.id for entry in self.scheduler.queue((), ids)} if ids else set()
+        return {case for case, owner in owners.items() if owner in active}
+
+    def _record_exits(self) -> None:
+        """Record the active cases that have an exit code."""
+        for job in list(self.journal.active_jobs.values()):
+            for case, name in list(job.cases.items()):
+                result = case_files.read_result(self.folder / name)
+                if result is not None:
+                    self._record_end(case, name, result)
+
+    def _record_vanished(self, jobs: Sequence[ActiveJob]) -> set[str]:
+        """Record the cases of jobs that the queue no longer lists, except those whose files may still appear.
+
+        Returns:
+            The ids of the cases that are lost and may be submitted again.
+        """
+        claimed = self._claimed_cases({case: name for job in jobs for case, name in job.cases.items()})
+        exit_infos = self.scheduler.exit_info([job.id for job in jobs if job.id])
+        delay_s = self._file_sync_delay_s()
+        lost: set[str] = set()
+        awaited: dict[str, list[str]] = defaultdict(list)
+        for job in jobs:
+            info = exit_infos.get(job.id or "")
+            if info is not None and info.kind == "alive":
+                continue
+            for case, name in [(case, name) for case, name in job.cases.items() if case not in claimed]:
+                folder = self.folder / name
+                case_files.refresh_listing(folder)
+                result = case_files.read_result(folder) or case_files.result_of_vanished_job(folder, info)
+                since_s = job.time_s if job.id is None else job.vanished_s
+                if case_files.may_files_appear(folder, info, since_s, delay_s):
+                    if job.vanished_s is None:
+                        self.journal.record_vanished(job.name)
+                        awaited[_describe_wait(info, delay_s)].append(job.name)
+                elif result is not None:
+                    self._record_end(case, name, result)
+                elif self.journal.loss_counts[case] >= self.plan.suite.retries:
+                    reason = f"{self._vanish_reason(job, info)}; tried {self.journal.loss_counts[case] + 1} times"
+                    self._record_end(case, name, CaseResult("lost", None, None, reason))
+                else:
+                    self.journal.record_loss(case, self._vanish_reason(job, info))
+                    lost.add(case)
+        for message, names in awaited.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.progress.print_line(f"{names[0]}{more}: {message}")
+        return lost
+
+    def _record_end(self, case: str, name: str, result: CaseResult) -> None:
+        """Record and report how a case ended; name: of its folder."""
+        self.journal.record_end(case, result)
+        planned = self._cases.get(case)
+        self.progress.report_end(planned.name if planned else name, result, self.folder / name)
+
+    def _vanish_reason(self, job: ActiveJob, info: ExitInfo | None) -> str:
+        """Return why a job has vanished: what the scheduler says, and the last complaint in the job's log."""
+        reason = info.reason if info else "its job is gone and left no exit code"
+        complaint = case_files.find_complaint(self.folder / JOBS_FOLDER / f"{job.name}.log")
+        return f"{reason}: {complaint}" if complaint else reason
+
+    def _file_sync_delay_s(self) -> float:
+        """Return how long the files of a job that has ended may take to become visible."""
+        return case_files.file_sync_delay_s(self.scheduler.file_sync_delay_s) if self.scheduler.detached else 0.0
+
+
+def _describe_wait(info: ExitInfo | None, limit_s: float) -> str:
+    """Return why files of a job are awaited, as a message to the user."""
+    reason = f"the scheduler says {info.reason}" if info else "no longer in the queue"
+    return f"{reason}, and there is no exit code yet; waiting for files for up to {limit_s:g} s"

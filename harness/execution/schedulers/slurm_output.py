@@ -1,0 +1,213 @@
+"""Parse the output of Slurm's commands: job ids, queues, accounting, and why a job is not accepted."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.execution.schedulers.base import ExitInfo, ExitKind, QueueEntry
+
+QUEUE_FORMAT = "%i|%j|%T|%r"
+RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED")
+WAITING = (
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+    "SPECIAL_EXIT",
+    "RESV_DEL_HOLD",
+)
+# States that the infrastructure causes, after which a job may be tried again, and those that the job itself causes.
+INFRASTRUCTURE_FAILURES = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED", "RECONFIG_FAIL", "LAUNCH_FAILED")
+JOB_FAILURES = ("TIMEOUT", "OUT_OF_MEMORY", "DEADLINE")
+KINDS: dict[str, ExitKind] = {
+    "COMPLETED": "completed",
+    "FAILED": "exited",
+    "CANCELLED": "cancelled",
+    **dict.fromkeys(JOB_FAILURES, "failed"),
+    **dict.fromkeys(INFRASTRUCTURE_FAILURES, "retryable"),
+    **dict.fromkeys((*RUNNING, *WAITING), "alive"),
+}
+# Reasons that every queue has every day, and those with which a job never starts unless somebody changes something.
+USUAL_REASONS = re.compile(
+    r"|None|Priority|Resources|Dependency|BeginTime|JobArrayTaskLimit|Licenses|Prolog|Cleaning|Reservation|"
+    r"(Assoc|QOS)(Grp|Max)\w*Limit|MaxMemPerLimit|Nodes required for job are DOWN.*"
+)
+HOPELESS_REASONS = re.compile(
+    r"requeued.{1,4}held|JobHeld|JobHoldMaxRequeue|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|"
+    r"DependencyNeverSatisfied|Invalid(Account|QOS)|(Account|QOS)NotAllowed|PerJob(Limit)?$|NotSatisfied$|DeadLine|"
+    r"ReservationDeleted",
+    re.IGNORECASE,
+)
+# sbatch: no answer from the controller, or one that says that it cannot answer now.
+UNAVAILABLE_ERRORS = re.compile(
+    r"munge|authenticat|unable to contact|timed out|zero bytes|communicat|connect|rate limit|standby|unable to resolve|"
+    r"resource temporarily|transport endpoint|credential|I/O error writing|shutting down|message (send|receive)|"
+    r"unspecified error|broken pipe",
+    re.IGNORECASE,
+)
+# sbatch: not this job, or no more jobs, for now.
+QUEUE_FULL_ERRORS = re.compile(
+    r"submit\w* ?jobs? ?(per ?user ?)?\w*limit|MaxSubmitJobs?|MaxJobCount|job count limit|too many jobs|"
+    r"invalid job array specification|down, drained or reserved|inactive or drain|nodes are busy|not usable now|"
+    r"not available now|reservation is in use|licenses currently",
+    re.IGNORECASE,
+)
+# Slurm prints this for temporary and for permanent limits; newer versions name the limit in the line before.
+POLICY_ERRORS = re.compile(r"job violates accounting/QOS policy", re.IGNORECASE)
+NAMED_LIMIT = re.compile(r"\b(Assoc|QOS|Max)\w*(Limit|PerAccount|NotSatisfied)\b")
+PERMANENT_ERRORS = re.compile(
+    r"invalid|not available|not allowed|not permitted|unrecognized option|unable to open file|job violates|"
+    r"more processors requested|can not be satisfied|access/permission denied|exceeds|no such command|"
+    r"node count specification|not found|required partition|pathname|must not|not supported|presently disabled|"
+    r"dependency|missing|needs to be provided|unable to determine|too large|does not exist|access denied",
+    re.IGNORECASE,
+)
+DEPENDENCY_ERRORS = re.compile(r"dependency (problem|.*invalid)|invalid.*dependency", re.IGNORECASE)
+SUBMISSION = re.compile(r"(?:Submitted batch job )?(\d+)(?:;[\w.-]+| on cluster \S+)?")
+JOB_ID = re.compile(r"(\d+)(?:_(?:(\d+)|\[([\d,:%.-]*)\]?))?")
+TASK_RANGE = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
+
+Rejection = Literal["unavailable", "full", "unclear", "permanent"]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Some tasks of an array.
+
+    ranges: of first, last and step. is_truncated: there are more that were not printed.
+    """
+
+    ranges: tuple[tuple[int, int, int], ...]
+    is_truncated: bool
+
+    def may_contain(self, task: int) -> bool:
+        """Whether the task is, or may be, one of them."""
+        return self.is_truncated or any(a <= task <= b and (task - a) % step == 0 for a, b, step in self.ranges)
+
+
+def parse_tasks(text: str) -> Tasks:
+    """Parse `1-6%2`, `1,3-5` or `1-9:2`; what is truncated (`1-6...`) or unreadable stands for any task."""
+    ranges = []
+    is_truncated = False
+    for part in text.partition("%")[0].split(","):
+        result = TASK_RANGE.fullmatch(part)
+        if result:
+            first = int(result[1])
+            ranges.append((first, int(result[2] or first), int(result[3] or 1) or 1))
+        else:
+            is_truncated = True
+    return Tasks(tuple(ranges), is_truncated)
+
+
+def array_id(job: str) -> str:
+    """Return the id of the array that a task belongs to, or of the job itself."""
+    return job.partition("_")[0]
+
+
+def is_job_id(text: str) -> bool:
+    """Whether the text is the id of one job or task."""
+    result = JOB_ID.fullmatch(text)
+    return result is not None and result[3] is None
+
+
+def read_job_id(output: str) -> str | None:
+    """Return the id that sbatch printed: the last line that is one, whatever a site prints around it."""
+    result = [match[1] for line in output.splitlines() if (match := SUBMISSION.fullmatch(line.strip()))]
+    return result[-1] if result else None
+
+
+def classify_rejection(message: str) -> Rejection:
+    """Return whether the controller is unavailable, accepts no job now, or never accepts this one."""
+    if QUEUE_FULL_ERRORS.search(message):
+        return "full"
+    if POLICY_ERRORS.search(message):
+        return "permanent" if NAMED_LIMIT.search(message) else "unclear"
+    is_unavailable = UNAVAILABLE_ERRORS.search(message) or not PERMANENT_ERRORS.search(message)
+    return "unavailable" if is_unavailable else "permanent"
+
+
+def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list[QueueEntry]:
+    """Return the entries of squeue for these jobs; a truncated line still shows that its job exists."""
+    result = []
+    by_array = _group_by_array(ids)
+    for line in text.splitlines():
+        row, name, state, reason = (field.strip() for field in f"{line}|||".split("|")[:4])
+        if not JOB_ID.fullmatch(row) or KINDS.get(state, "alive") != "alive":
+            continue
+        named = [row] if name in names else []
+        is_waiting = state not in RUNNING
+        is_hopeless = is_waiting and bool(HOPELESS_REASONS.search(reason))
+        is_unusual = is_hopeless or (is_waiting and not USUAL_REASONS.fullmatch(reason))
+        job_state: Literal["waiting", "running"] = "waiting" if is_waiting else "running"
+        shown = "" if reason == "None" else reason
+        result += [
+            QueueEntry(job, name, job_state, shown, is_unusual=is_unusual, is_hopeless=is_hopeless)
+            for job in {*named, *_members(row, by_array)}
+        ]
+    return result
+
+
+def parse_accounting(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
+    """Parse the lines `JobID|State` of sacct."""
+    rows = (line.split("|")[:2] for line in text.splitlines() if "|" in line)
+    return _exit_info(((row[0].strip(), row[1].strip()) for row in rows), ids)
+
+
+def parse_controller(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
+    """Parse the lines of `scontrol show job --oneliner`."""
+    rows = []
+    for line in text.splitlines():
+        fields = dict(re.findall(r"(?:^|\s)(JobId|ArrayJobId|ArrayTaskId|JobState)=(\S+)", line))
+        if "ArrayJobId" in fields and "ArrayTaskId" in fields:
+            task = fields["ArrayTaskId"]
+            row = f"{fields['ArrayJobId']}_{task}" if task.isdigit() else f"{fields['ArrayJobId']}_[{task}]"
+        else:
+            row = fields.get("JobId", "")
+        rows.append((row, fields.get("JobState", "")))
+    return _exit_info(rows, ids)
+
+
+def _exit_info(rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Collection[str]) -> dict[str, ExitInfo]:
+    """Return the state of jobs by rows of id and state.
+
+    A row of one task has precedence over a row of several, and a later row over an earlier one.
+    """
+    whole_arrays: dict[str, ExitInfo] = {}
+    task_ranges: dict[str, ExitInfo] = {}
+    single_tasks: dict[str, ExitInfo] = {}
+    by_array = _group_by_array(ids)
+    for row, state in rows:
+        word = state.split()[0].rstrip("+") if state.split() else ""
+        kind = KINDS.get(word)
+        if kind is not None and JOB_ID.fullmatch(row):
+            result = (single_tasks if row in ids else whole_arrays) if is_job_id(row) else task_ranges
+            result.update(dict.fromkeys(_members(row, by_array), ExitInfo(state, kind)))
+    return whole_arrays | task_ranges | single_tasks
+
+
+def _group_by_array(ids: Collection[str]) -> dict[str, list[str]]:
+    result: dict[str, list[str]] = defaultdict(list)
+    for job in ids:
+        result[array_id(job)].append(job)
+    return result
+
+
+def _members(row: str, by_array: Mapping[str, list[str]]) -> list[str]:
+    """Return those of the jobs, grouped by array, that a printed id such as `101_[1-6%2]` stands for.
+
+    An array of which no task has ever started may be listed as `101`.
+    """
+    parts = JOB_ID.fullmatch(row)
+    if parts is None:
+        return []
+    jobs = by_array.get(parts[1], [])
+    if parts[3] is None:
+        return [job for job in jobs if job == row] if parts[2] else jobs
+    tasks = parse_tasks(parts[3])
+    return [job for job in jobs if (task := job.partition("_")[2]).isdigit() and tasks.may_contain(int(task))]

@@ -1,0 +1,61 @@
+"""What the inference ladder and the training steps have in common: stages, precisions, and ratios between stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from harness.protocol.events import Event
+from harness.results.runs import RunRecord
+from harness.stats.intervals import Interval, median_interval
+
+# Stages that are not meant to give the baseline's numbers.
+APPROXIMATE = ("branch_skip", "mixed_precision")
+# By how much the load average may exceed the number of threads before the report mentions it.
+BUSY = 0.7
+# The type that results have in each precision.
+DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
+
+
+def group_by_stage(samples: Sequence[Event]) -> dict[str, list[Event]]:
+    """Return the samples of each stage."""
+    stages: dict[str, list[Event]] = {}
+    for sample in samples:
+        stages.setdefault(sample["stage"], []).append(sample)
+    return stages
+
+
+def sum_by_round(samples: Sequence[Event], *columns: str) -> dict[int, float]:
+    """Return the sum of columns over the samples of each round."""
+    rounds: dict[int, list[float]] = {}
+    for sample in samples:
+        rounds.setdefault(sample["round"], []).append(sum(sample[column] for column in columns))
+    return {number: math.fsum(values) for number, values in rounds.items()}
+
+
+def paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interval:
+    """Return how many times faster one stage is, round by round, over the batches that both have."""
+    by_batch = [{(s["round"], s["batch"]): s for s in samples} for samples in (slow, fast)]
+    if any(len(known) < len(samples) for known, samples in zip(by_batch, (slow, fast), strict=True)):
+        raise ValueError("a stage has two samples of one round and batch")
+    common = by_batch[0].keys() & by_batch[1].keys()
+    slow_s, fast_s = (sum_by_round([known[key] for key in common], "device_s") for known in by_batch)
+    return median_interval([slow_s[number] / fast_s[number] for number in slow_s])
+
+
+def experiment_key(record: RunRecord) -> str:
+    """Return a key, of ten hexadecimal digits, that cases share if they differ in precision alone."""
+    case, machine = record.case, [record.provenance.get(k) for k in ("host", "cpu")]
+    parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
+    content = [case["suite"], record.campaign, parameters, case.get("settings"), machine]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def describe_model(about: dict[str, Any]) -> str:
+    """Return `width 64, trained`, from the fact about a model."""
+    if not about:
+        return "unknown"
+    return f"width {about['config']['hidden_dim']}, {'trained' if about['trained'] else 'untrained'}"

@@ -1,0 +1,119 @@
+"""The table on training steps: time, speed-up and error of each stage of each case."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from harness.experiments.ladder.stages import (
+    DTYPES,
+    describe_model,
+    experiment_key,
+    group_by_stage,
+    paired_ratio,
+    sum_by_round,
+)
+from harness.protocol.events import Event
+from harness.protocol.programs.training_steps import StepStageName
+from harness.results.runs import RunRecord
+from harness.results.tables import Columns, Table, interval_columns
+from harness.stats.intervals import median_interval
+
+# Largest relative difference, of the loss and of the whole gradient, from the baseline's: rounding in FP64; in FP32 the
+# loss's absolute values add whole kinks where a force all but meets its label.
+TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 1e-1}
+BASELINE, COMPILED = "baseline", "torch_compile"
+STEPS = Columns(
+    "training_steps",
+    case="case suite experiment model precision stage verdict",
+    times="step_s step_low step_high coverage structures_per_s",
+    ratios="speedup speedup_low speedup_high over_compiled over_compiled_low over_compiled_high",
+    errors="loss_error gradient_error",
+    stage="peak_bytes first_call_s samples load",
+    workload="structures batch_size atoms edges max_neighbours",
+    machine="parameters threads device",
+    run="case_state folder",
+)
+
+
+def training_steps_table(records: Sequence[RunRecord]) -> Table:
+    """Return one row per case and stage; missing values are NaN.
+
+    Columns of note:
+        step_s: the time of one batch, median over rounds.
+        speedup, over_compiled: ratio to the baseline and to torch_compile, each of the same round.
+        load: the highest load of the machine.
+        verdict: "ok" (loss and gradient are the baseline's to rounding), "WRONG" (they are not, or not finite, or not
+            in the precision asked for: ratios are withheld), "unchecked" (the run has no baseline), "not available:
+            why", or "not run".
+    """
+    return STEPS.build(row for r in records if r.program == "training_steps" for row in _rows(r))
+
+
+def _rows(record: RunRecord) -> list[dict[str, Any]]:
+    stages = group_by_stage(record.samples)
+    wanted = record.case["parameters"].get("stages") or get_args(StepStageName)
+    common = _describe_case(record)
+    return [common | _row(record, stage, stages) for stage in wanted]
+
+
+def _describe_case(record: RunRecord) -> dict[str, Any]:
+    """Return what the rows of all stages of a case share."""
+    facts = record.facts
+    workload, observed = facts.get("workload", {}), facts.get("observed", {})
+    return dict.fromkeys(STEPS, math.nan) | {
+        "case": record.case["name"],
+        "suite": record.case["suite"],
+        "experiment": experiment_key(record),
+        "model": describe_model(facts.get("model", {})),
+        "precision": record.case["parameters"]["precision"],
+        **{k: workload.get(k, math.nan) for k in STEPS["workload"]},
+        "parameters": facts.get("model", {}).get("parameters", math.nan),
+        "threads": observed.get("threads", math.nan),
+        "device": observed.get("device_name") or record.provenance.get("cpu"),
+        "case_state": record.state,
+        "folder": str(record.folder),
+    }
+
+
+def _row(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
+    event, samples = record.stages.get(stage, {}), stages.get(stage, ())
+    row = {"stage": stage, "samples": 0}
+    if event.get("event") == "unavailable":
+        return row | {"verdict": f"not available: {event['reason']}"}
+    if not samples:
+        return row | {"verdict": "not run"}
+    row |= {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
+    row |= interval_columns("speedup", paired_ratio(stages.get(BASELINE, ()), samples))
+    row |= interval_columns("over_compiled", paired_ratio(stages.get(COMPILED, ()), samples))
+    return row | _times(samples) | _errors(samples, record.case["parameters"]["precision"])
+
+
+def _times(samples: Sequence[Event]) -> dict[str, Any]:
+    structures, seconds = sum_by_round(samples, "structures"), sum_by_round(samples, "device_s")
+    batches = len({s["batch"] for s in samples})
+    step = median_interval([s / batches for s in seconds.values()])
+    return {
+        "step_s": step.value,
+        "step_low": step.low,
+        "step_high": step.high,
+        "coverage": step.coverage,
+        "structures_per_s": statistics.median(structures[number] / seconds[number] for number in seconds),
+        "samples": len(seconds),
+        "load": max(float(s["load_1min"]) for s in samples),
+    }
+
+
+def _errors(samples: Sequence[Event], precision: str) -> dict[str, Any]:
+    withheld = dict.fromkeys(STEPS["ratios"], math.nan)
+    if any(s.get("finite") is None for s in samples):
+        return {"verdict": "unchecked"} | withheld
+    if not all(s["finite"] for s in samples):
+        return {"verdict": "WRONG"} | withheld
+    errors: dict[str, Any] = {name: max(s[name] for s in samples) for name in STEPS["errors"]}
+    is_typed = all(s["dtype"] == DTYPES.get(precision, DTYPES["fp32"]) for s in samples)
+    if is_typed and all(error <= TOLERANCE[precision] for error in errors.values()):
+        return errors | {"verdict": "ok"}
+    return errors | {"verdict": "WRONG"} | withheld

@@ -1,0 +1,80 @@
+"""The sections on training steps, on the page of the inference ladder."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from harness.document.blocks import (
+    Column,
+    Section,
+    TableBlock,
+    build_block,
+    format_number,
+    format_threads,
+    interval_cell,
+    number_cell,
+    rows_as_dicts,
+)
+from harness.experiments.cost.page import add_cost_columns
+from harness.experiments.ladder.stages import BUSY
+from harness.experiments.ladder.training_steps import STEPS, TOLERANCE
+from harness.protocol.text import count
+from harness.results.tables import Row
+
+
+def build_steps_sections(table: pd.DataFrame) -> list[Section]:
+    """Return a section for each model and workload, with a block for each precision."""
+    return [_build_section(str(name), rows) for name, rows in table.groupby("experiment", sort=False)]
+
+
+def _build_section(name: str, rows: pd.DataFrame) -> Section:
+    first = rows_as_dicts(rows)[0]
+    blocks = [_build_block(str(precision), group) for precision, group in rows.groupby("precision", sort=False)]
+    return Section(f"Training steps: {first['model']}", f"training-steps-{name}", _describe(first, rows), views=blocks)
+
+
+def _describe(first: Row, rows: pd.DataFrame) -> list[str]:
+    thousands = {"parameters": ",.0f", "atoms": ",.0f", "edges": ",.0f"}
+    sizes = {k: format_number(first[k], thousands.get(k, ".0f")) for k in (*STEPS["workload"], "parameters")}
+    paragraphs = [
+        f"One step: forward, the loss of energies and forces, and the gradient of all {sizes['parameters']} parameters;"
+        " the optimizer's update is left out. Fused messages are compiled code around PaiNN's messages as one operator,"
+        f" whose derivatives are operators too. Batches of {sizes['batch_size']} of the random workload:"
+        f" {sizes['structures']} structures, {sizes['atoms']} atoms, {sizes['edges']} edges (at most"
+        f" {sizes['max_neighbours']} an atom). Weights are untrained and labels drawn at random: times and rounding"
+        " errors are real, the loss means nothing.",
+    ]
+    threads, load = first["threads"], rows["load"].max()
+    if isinstance(threads, (int, float)) and load > threads + BUSY:
+        paragraphs.append(
+            f"Other work was running at the same time (load {load:.1f} for {count(threads, 'thread')}): consider the"
+            " intervals."
+        )
+    return paragraphs
+
+
+def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
+    columns: list[Column] = [
+        ("stage", lambda r: r["stage"].replace("_", " ")),
+        ("verdict", "verdict"),
+        ("step (s) [interval]", interval_cell("step_s", "step_low", "step_high")),
+        ("speed-up [interval]", interval_cell("speedup")),
+        ("over torch compile [interval]", interval_cell("over_compiled")),
+        ("loss, relative error", number_cell("loss_error", ".1e")),
+        ("gradient, relative error", number_cell("gradient_error", ".1e")),
+        ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / 2**20)),
+        ("first step (s)", number_cell("first_call_s", ".1f")),
+        ("n", "samples"),
+    ]
+    first = rows_as_dicts(rows)[0]
+    state = (
+        "" if first["case_state"] == "done" else f" The case is not complete ({first['case_state']}): what there is."
+    )
+    note = (
+        f"{first['device']}, {format_threads(first['threads'])}. Medians over rounds with order-statistic"
+        f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); ratios from pairs of the same"
+        " round. The gradient's error is the norm of the difference of all its numbers over the norm of the baseline's;"
+        f" ok within {TOLERANCE[precision]:g}.{state}"
+    )
+    block = build_block(f"{precision.upper()} training step", rows_as_dicts(rows), columns, note)
+    return add_cost_columns(block, rows)

@@ -1,0 +1,45 @@
+"""All experiments in the order of their pages: one line each, and then those of the user."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from harness.experiments.experiment import Experiment
+from harness.protocol import user_experiments
+from harness.protocol.errors import UsageError
+
+SHIPPED = (
+    "harness.experiments.data",
+    "harness.experiments.training",
+    "harness.experiments.hpo",
+    "harness.experiments.scaling",
+    "harness.experiments.precision",
+    "harness.experiments.ladder",
+    "harness.experiments.transfer",
+    "harness.experiments.screening",
+    "harness.experiments.cost",
+    "harness.experiments.hydragnn",
+)
+
+
+@cache
+def load_experiments() -> tuple[Experiment, ...]:
+    """Return all experiments; raise UsageError where one of the user's cannot be loaded."""
+    shipped = [importlib.import_module(package).EXPERIMENT for package in SHIPPED]
+    pages = {experiment.page for experiment in shipped}
+    added = []
+    for name, folder in user_experiments.find_experiments().items():
+        experiment = user_experiments.import_experiment(name).EXPERIMENT
+        if not isinstance(experiment, Experiment):
+            raise UsageError(f"{folder / '__init__.py'}: EXPERIMENT is no harness.experiments.experiment.Experiment")
+        if experiment.page in pages:
+            raise UsageError(f"{folder / '__init__.py'}: the report has a page named {experiment.page!r}")
+        pages.add(experiment.page)
+        added.append(experiment)
+    return (*shipped, *added)
+
+
+def find_experiment(program: str) -> Experiment | None:
+    """Return the experiment that shows the runs of a program."""
+    return next((experiment for experiment in load_experiments() if program in experiment.programs), None)

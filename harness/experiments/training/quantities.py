@@ -1,0 +1,48 @@
+"""The quantities whose errors are judged: energies per atom and forces, each against its baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+# What is said of a head in the tables of errors.
+HEAD = ("head", "set", "role", "level", "structures", "unseen_elements")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is predicted, the columns with its errors, and the share of the baseline's error that is its target."""
+
+    name: str
+    mae: str
+    rmse: str
+    baseline_mae: str
+    baseline_rmse: str
+    target: float
+    mean_mae: str | None = None
+
+
+ENERGY = Quantity(
+    name="energy",
+    mae="energy_mae_ev_per_atom",
+    rmse="energy_rmse_ev_per_atom",
+    baseline_mae="composition_mae_ev_per_atom",
+    baseline_rmse="composition_rmse_ev_per_atom",
+    target=1 / 3,
+    mean_mae="mean_mae_ev_per_atom",
+)
+FORCES = Quantity(
+    name="forces",
+    mae="force_mae_ev_per_a",
+    rmse="force_rmse_ev_per_a",
+    baseline_mae="zero_force_mae_ev_per_a",
+    baseline_rmse="zero_force_rmse_ev_per_a",
+    target=1 / 2,
+)
+QUANTITIES = (ENERGY, FORCES)
+
+
+def by_seed(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+    """Return the column by seed, the mean where a seed was run again; NaN as soon as one of its values is."""
+    return rows.groupby("seed", dropna=False)[column].agg(lambda values: values.mean(skipna=False))

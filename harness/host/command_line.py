@@ -1,0 +1,77 @@
+"""What every command line of the harness has in common: its parser, its exit codes and its error lines."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from harness.protocol.errors import Interrupted, UsageError
+from harness.protocol.text import sanitize_line
+
+DONE, CHECK_FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError, with one line, where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError; the caller prints it."""
+        raise UsageError(sanitize_line(f"{message}; see `{self.prog} --help`"))
+
+
+class CommandParser(ArgumentParser):
+    """The parser of one command, whose options may stand before, between and after its arguments."""
+
+    _is_intermixed = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does and, if arguments remain, once more with options and arguments apart."""
+        argv = list(sys.argv[1:] if args is None else args)
+        parsed, rest = super().parse_known_args(argv, copy.copy(namespace))
+        if not rest or self._is_intermixed:
+            return parsed, rest
+        stop = argv.index("--") if "--" in argv else len(argv)
+        arguments = [f"./{word}" if word.startswith("-") else word for word in argv[stop + 1 :]]
+        self._is_intermixed = True
+        try:
+            return self.parse_known_intermixed_args([*argv[:stop], *arguments], namespace)
+        finally:
+            self._is_intermixed = False
+
+
+def run_command(function: Callable[[], int]) -> int:
+    """Run a command and return its exit code, whatever goes wrong; errors are printed on stderr.
+
+    Returns:
+        0 done, 1 a check failed, 2 bad input or usage, 3 jobs incomplete or no room on the disk, 130 interrupted.
+    """
+    try:
+        return function()
+    except UsageError as error:
+        print_error(str(error))
+        return INCOMPLETE if isinstance(error, Interrupted) else BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        is_disk_error = error.errno in DISK_ERRORS
+        end = "; nothing is lost, the same command carries on" if is_disk_error else ""
+        print_error(sanitize_line(f"{error}{end}"))
+        return INCOMPLETE if is_disk_error else BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command carries on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def print_error(message: str) -> None:
+    """Print a message on stderr with `error: ` before every line but indented ones, which continue the line above."""
+    for line in message.splitlines():
+        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)

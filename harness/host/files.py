@@ -1,0 +1,135 @@
+"""Write files atomically: a reader sees the old content or the new one, never a part of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harness.protocol.errors import UsageError
+
+JSON_OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+
+
+def absolute_path(path: Path) -> Path:
+    """Return the path from the root with the links that the user named: other machines may not have their targets."""
+    current = os.environ.get("PWD", "")
+    with suppress(OSError):
+        if os.path.isabs(current) and os.path.samefile(current, "."):
+            return Path(os.path.normpath(os.path.join(current, path)))
+    return Path(os.path.abspath(path))
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write PATH.part, then rename it to PATH: a kill or a full disk leaves the old file or none.
+
+    A link at the path is replaced, not followed.
+    """
+    _replace(None, str(path), content)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write text as UTF-8, atomically."""
+    write_bytes(path, _encode(text))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a value or dataclass as indented JSON, atomically."""
+    write_bytes(path, orjson.dumps(value, option=JSON_OPTIONS))
+
+
+def write_below(root: Path, name: str, content: str | bytes) -> None:
+    """Write root/name atomically, through no link below root; raise UsageError where one is in the way."""
+    *folders, file_name = Path(name).parts
+    assert ".." not in folders
+    with _open_folder_below(root, folders) as handle:
+        _replace(handle, file_name, _encode(content))
+
+
+def remove_below(root: Path, name: str) -> None:
+    """Remove the file root/name if it exists, through no link below root."""
+    *folders, file_name = Path(name).parts
+    with _open_folder_below(root, folders) as handle, suppress(FileNotFoundError):
+        os.unlink(file_name, dir_fd=handle)
+
+
+def make_folder_below(root: Path, name: str) -> None:
+    """Make the folder root/name if it does not exist; raise UsageError where it or a folder above it is a link."""
+    with _open_folder_below(root, Path(name).parts):
+        pass
+
+
+def append_below(root: Path, name: str, content: bytes) -> None:
+    """Append to the file root/name; raise UsageError where it is a link."""
+    with _open_folder_below(root, ()) as folder:
+        try:
+            handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644, dir_fd=folder)
+        except OSError as error:
+            raise _refuse_link(root / name, error) from None
+        try:
+            _write_all(handle, content, str(root / name))
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
+    """Open a folder that is reached through no link, and make it where it does not exist; root may be a link."""
+    root.mkdir(parents=True, exist_ok=True)
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    path = root
+    try:
+        for name in folders:
+            path /= name
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=handle)
+            try:
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+            except OSError as error:
+                raise _refuse_link(path, error) from None
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _refuse_link(path: Path, error: OSError) -> Exception:
+    if path.is_symlink():
+        return UsageError(f"{path}: a symbolic link, and nothing is written through one: remove it or move it away")
+    error.filename = str(path)
+    return error
+
+
+def _encode(content: str | bytes) -> bytes:
+    """Encode text as UTF-8; a file name that is not UTF-8 holds characters that cannot be encoded."""
+    return content.encode(errors="replace") if isinstance(content, str) else content
+
+
+def _replace(folder: int | None, name: str, content: bytes) -> None:
+    part = f"{name}.part"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        handle = os.open(part, flags, 0o644, dir_fd=folder)
+    except FileExistsError:  # a killed process left it, or it is a link
+        os.unlink(part, dir_fd=folder)
+        handle = os.open(part, flags, 0o644, dir_fd=folder)
+    try:
+        _write_all(handle, content, name)
+    finally:
+        os.close(handle)
+    os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _write_all(handle: int, content: bytes, name: str) -> None:
+    try:
+        written = os.write(handle, content)
+        while written < len(content):
+            written += os.write(handle, content[written:])
+    except OSError as error:
+        error.filename = name
+        raise

@@ -1,0 +1,38 @@
+"""The state of this process: its user, its home folder and its garbage collector."""
+
+from __future__ import annotations
+
+import gc
+import getpass
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def ensure_user() -> None:
+    """Set USER and HOME where neither the environment nor the system knows them, since libraries fail without.
+
+    Containers that run under a bare user id are such a place.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user-{os.getuid()}"
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="gfm-harness-home-")
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector while many objects are created and none of them is released."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,229 @@
+"""Conversion of datasets to stores, and reading of stores: parameters, events and facts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field
+
+from harness.protocol.parameters import SPLIT_SEED, Parameters, ReadMode, StoreBackend
+from harness.protocol.records import (
+    Bytes,
+    Count,
+    Counts,
+    Duration,
+    Error,
+    EventRecord,
+    Facts,
+    NotNegative,
+    Number,
+    Part,
+    PositiveCount,
+    Rate,
+    Seconds,
+)
+from harness.protocol.types import Count as ParameterCount
+from harness.protocol.types import Positive, check_unique
+
+
+class DataParameters(Parameters):
+    """Conversion of one dataset to a store, or reading of all stores that the cases before it have made."""
+
+    task: Literal["convert", "read"]
+    """What the case does."""
+    dataset: str
+    """The dataset to convert, by its name in the catalog."""
+    source: str = ""
+    """A folder with one folder of official files per dataset; a stand-in takes the place of an absent one."""
+    cutoff: Positive | None = None
+    """Radius of the neighbour lists that are stored, angstrom; null: none are."""
+    max_neighbours: ParameterCount | None = None
+    """Neighbours of an atom at most."""
+    max_force: Positive = 1000.0
+    """Structures with a larger force are left out, eV/angstrom."""
+    strict: bool = False
+    """Whether a broken structure ends the conversion, in place of being left out."""
+    workers: ParameterCount | None = None
+    """Processes that convert; null: one per core."""
+    modes: Annotated[tuple[ReadMode, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(ReadMode)
+    """Ways to read; a round goes through all of them once."""
+    width: ParameterCount | None = None
+    """Ranks that hold one copy of the data together, in the mode `distributed`; null: all."""
+    store_backend: StoreBackend = "auto"
+    """Library of the mode `distributed`; auto: DDStore where it is installed."""
+    batch_size: ParameterCount = 256
+    """Samples that a rank reads at a time."""
+    batches: ParameterCount = 20
+    """Batches of a mode and round."""
+    rounds: ParameterCount = 5
+    """Rounds of reading."""
+    seed: int = SPLIT_SEED
+    """Seed of splits when converting, and of random samples when reading."""
+
+
+class ReadSample(EventRecord, tag="sample"):
+    """One batch of random samples, read by all ranks at once."""
+
+    seconds: Duration
+    """Of the slowest rank."""
+    batch: PositiveCount
+    """Samples of one rank."""
+    bytes: Bytes
+    """Of one rank, mean over ranks."""
+    mode: str | None = None
+    round: Count | None = None
+    ranks: PositiveCount | None = None
+
+
+class Dataset(Part):
+    """What a store holds and where it comes from."""
+
+    slug: str
+    head: str
+    role: str
+    level: str | None = None
+    """Level of theory."""
+    energies: str | None = None
+    source: str | None = None
+    licence: str | None = None
+    attribution: str | None = None
+    original_count: Count | None = None
+    part_of: str | None = None
+    store_bytes: Bytes | None = None
+
+
+class MissingLabels(Part):
+    """Labels that structures lack: structures without each, those left out for it, and other remarks."""
+
+    structures: Count
+    without: Counts | None = None
+    left_out: Counts | None = None
+    remarks: list[tuple[str, str, Count]] | None = None
+
+
+class ConversionCounts(Part):
+    """What a conversion has read, left out and written."""
+
+    written: Count
+    read: Count | None = None
+    left_out: Counts | None = None
+    """Structures left out, by reason."""
+    other_charges: Count | None = None
+    examples: list[str] | None = None
+    """Some of what was left out."""
+    parts: Count | None = None
+    workers: Count | None = None
+    read_s: Seconds | None = None
+    seconds: Seconds | None = None
+    resumed: bool | None = None
+    structures_per_s: Rate | None = None
+    labels: list[str] | None = None
+    repeats: Count | None = None
+    regrouped: Count | None = None
+    stress_withheld: Count | None = None
+    stress_dropped: Count | None = None
+    missing_labels: MissingLabels | None = None
+    passed_over: Counts | None = None
+    splits: Counts | None = None
+    cutoff: NotNegative | None = None
+    max_neighbours: Count | None = None
+    max_force: NotNegative | None = None
+    split_seed: int | None = None
+    strict: bool | None = None
+    edges: bool | Count | None = None
+
+
+class ReferenceEnergies(Part):
+    """The linear model of composition that was fitted to the training split."""
+
+    energy_ev: dict[str, Number | None] | None = None
+    undetermined: list[str] | None = None
+    absent_count: Count | None = None
+    rank: Count | None = None
+    structures: Count | None = None
+    mae_ev_per_atom: Error | None = None
+    rmse_ev_per_atom: Error | None = None
+
+
+class Spread(Part):
+    """Distribution of a quantity: a histogram with bins of equal ratio, and moments."""
+
+    bins_per_octave: PositiveCount
+    zero: Count
+    negative: list[Any]
+    positive: list[Any]
+    mean: Number | None = None
+    sd: Number | None = None
+    rms: Number | None = None
+    min: Number | None = None
+    max: Number | None = None
+    quantiles: dict[str, Number] | None = None
+    number: Count | None = None
+
+
+class ElementCounts(Part):
+    """In how many structures an element occurs, and with how many atoms."""
+
+    structures: Count
+    atoms: Count
+
+
+class Statistics(Part):
+    """Statistics of a store."""
+
+    structures: Count
+    atoms: Count
+    groups_estimate: Count
+    periodic: list[Count]
+    elements: dict[str, ElementCounts]
+    charges: Counts
+    neighbours_mean: NotNegative | None
+    sizes: Spread
+    energy_ev_per_atom: Spread
+    force_norm_ev_per_a: Spread
+    stress_ev_per_a3: Spread
+    groups_registers: str | None = None
+    multiplicities: Counts | None = None
+    edges: Count | None = None
+    edge_atoms: Count | None = None
+
+
+class CopyFloor(Part):
+    """What reading cannot be faster than."""
+
+    us_per_sample: NotNegative
+    what: str
+
+
+class Reading(Part):
+    """One way to read, and what opening the stores that way took."""
+
+    mode: str
+    ranks: PositiveCount
+    nodes: PositiveCount | None = None
+    sets: list[str] | None = None
+    roles: list[str] | None = None
+    split: str | None = None
+    samples: Count | None = None
+    open_s: Seconds | None = None
+    rss_bytes: Number | None = None
+    """Memory of one rank, what ranks share counted in parts; negative where a process gave memory back."""
+    bytes_per_sample_mean: NotNegative | None = None
+    floor: CopyFloor | None = None
+    width: PositiveCount | None = None
+    backend: str | None = None
+
+
+class DataFacts(Facts):
+    """Facts of conversion and reading."""
+
+    dataset: Dataset | None = None
+    conversion: ConversionCounts | None = None
+    references: ReferenceEnergies | None = None
+    statistics: Statistics | None = None
+    reading: list[Reading] | Reading | None = None
+    out_of_reach: list[str] | None = None
+    """Modes that there was no memory for."""
+
+
+EVENTS = (ReadSample,)

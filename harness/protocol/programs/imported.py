@@ -1,0 +1,73 @@
+"""Programs whose logs the importers write: events and facts."""
+
+from __future__ import annotations
+
+from harness.protocol.records import Count, EventRecord, Facts, NotNegative, Number, Rate, Seconds
+
+
+class HydraEpoch(EventRecord, tag="epoch"):
+    """Losses of an epoch, and where the original's log has them."""
+
+    epoch: int
+    loss: Number | None
+    source: str
+    line: Count
+    validation_loss: Number | None = None
+    test_loss: Number | None = None
+
+
+class HydraTasks(EventRecord, tag="tasks"):
+    """Errors of the tasks on one split after an epoch."""
+
+    epoch: int
+    split: str
+    errors: list[Number | None]
+    source: str | None = None
+    line: Count | None = None
+
+
+class HydraTimer(EventRecord, tag="timer"):
+    """A timer of the original."""
+
+    rank: Count
+    name: str
+    seconds: Seconds | None
+
+
+class HydraSample(EventRecord, tag="sample"):
+    """A rate of training."""
+
+    structures_per_s: Rate | None
+
+
+class HydraRegion(EventRecord, tag="region"):
+    """Time of a region of the original's profile."""
+
+    rank: Count
+    name: str
+    calls: Count
+    seconds: Seconds
+
+
+class HydraEnergy(EventRecord, tag="energy"):
+    """Energy of a region of the original's profile."""
+
+    tool: str
+    rank: Count
+    name: str
+    calls: Count
+    joule: NotNegative
+
+
+class HydraFacts(Facts):
+    """Facts of an imported run."""
+
+    notes: list[str] | None = None
+    """What could not be read, or was made up for."""
+
+
+class OmnistatFacts(Facts):
+    """An imported export of telemetry has no facts."""
+
+
+HYDRAGNN_EVENTS = (HydraEpoch, HydraTasks, HydraTimer, HydraSample, HydraRegion, HydraEnergy)

@@ -1,0 +1,263 @@
+"""The optimization ladder of inference: parameters, events and facts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, Field, model_validator
+
+from harness.protocol.parameters import AtomRange, DeviceName, Parameters, PrecisionName
+from harness.protocol.programs.model import ModelParameters
+from harness.protocol.records import (
+    AtomicNumber,
+    Bytes,
+    Config,
+    Count,
+    Duration,
+    Error,
+    EventRecord,
+    Facts,
+    HeldOutErrors,
+    NotNegative,
+    Observed,
+    Part,
+    Positive,
+    PositiveCount,
+    Seconds,
+    Share,
+    Time,
+)
+from harness.protocol.types import Count as ParameterCount
+from harness.protocol.types import check_unique
+
+StageName = Literal[
+    "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "tuned_allocator",
+    "fused_messages", "static_graphs", "mixed_precision",
+]  # fmt: skip
+STAGES: tuple[StageName, ...] = get_args(StageName)
+# Stages that need not agree with the baseline to rounding.
+APPROXIMATE: frozenset[StageName] = frozenset({"branch_skip", "mixed_precision"})
+
+
+class LadderParameters(Parameters):
+    """One case of the inference ladder: all stages in turn on the same batches in one process."""
+
+    workload: Literal["random", "crystals", "file"]
+    """Structures: random ones as the paper's, shipped crystals, or the first of a file that ASE reads."""
+    precision: PrecisionName
+    """Precision of every stage."""
+    structures: str | None = None
+    """File of the workload `file`."""
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STAGES
+    """Stages that are run, in the order of the ladder."""
+    checkpoint: str | None = None
+    """Model: a file, or the name of a shipped one; null for an untrained model of the sizes of `model`."""
+    model: ModelParameters = ModelParameters()
+    """Sizes of an untrained model."""
+    open_heads: Annotated[int, Field(ge=1, le=16)] = 4
+    """Branches among which the gate of an untrained model shares its weight."""
+    batch_size: ParameterCount | Literal["auto"] = 16
+    """Structures of a batch; auto: as many as free memory holds of the stage that takes most."""
+    batches: ParameterCount = 2
+    """Batches of a round."""
+    rounds: ParameterCount = 6
+    """Passes of every stage over all batches."""
+    atoms: AtomRange = (2, 100)
+    """Atoms of a random structure, fewest and most."""
+    max_neighbours: ParameterCount | None = 20
+    """Neighbours of an atom of a random structure at most; elsewhere the limit of the model holds."""
+    products: Literal["bf16", "tf32"] = "bf16"
+    """Type of the matrix products of mixed_precision."""
+    device: DeviceName = "cpu"
+    """Where the model runs."""
+    seed: int = 0
+    """Seed of weights and of the order of structures."""
+
+    @model_validator(mode="after")
+    def check_file(self) -> Self:
+        """Raise ValueError for a workload that lacks its file."""
+        if self.workload == "file" and self.structures is None:
+            raise ValueError("workload 'file' needs 'structures', the path of a file")
+        return self
+
+
+class Flops(Part):
+    """Floating-point operations of one kind in one type."""
+
+    of: str
+    dtype: str
+    flops: NotNegative
+
+
+class WarmUp(EventRecord, tag="warm_up"):
+    """The first calls of a stage, untimed; arithmetic and memory are those of one call on the first batch."""
+
+    stage: str
+    first_s: Seconds
+    """The first call, compilation included."""
+    peak_bytes: Bytes | None = None
+    bytes: NotNegative | None = None
+    """Memory traffic."""
+    matrix_flops: NotNegative | None = None
+    flops: list[Flops] | None = None
+
+
+class Unavailable(EventRecord, tag="unavailable"):
+    """A stage that cannot run here."""
+
+    stage: str
+    reason: str
+
+
+class LadderSample(EventRecord, tag="sample"):
+    """One timed call of a stage on one batch; errors are against the baseline, null where a result is not finite."""
+
+    stage: str
+    round: Count
+    batch: Count
+    structures: PositiveCount
+    device_s: Duration
+    neighbours_s: Seconds
+    collate_s: Seconds
+    transfer_s: Seconds
+    ended_s: Time | None = None
+    load_1min: NotNegative | None = None
+    """Load of the machine over the minute before."""
+    energy_dtype: str | None = None
+    force_dtype: str | None = None
+    finite: bool | None = None
+    energy_error_ev_per_atom: Error | None = None
+    force_error_ev_per_a: Error | None = None
+    energy_scale_ev_per_atom: Error | None = None
+    """Largest energy of the baseline, which the error is held against."""
+    force_scale_ev_per_a: Error | None = None
+
+
+class Padding(EventRecord, tag="padding"):
+    """What a stage with static shapes has filled up."""
+
+    stage: str
+    shapes: list[Any]
+    """Graphs, atoms and edges of each shape."""
+    empty_atoms: Share
+    empty_edges: Share
+
+
+class GroupTime(Part):
+    """Time of one group of operations."""
+
+    group: str
+    ms: NotNegative
+    share: NotNegative
+
+
+class OperationTime(Part):
+    """Time of one operation."""
+
+    operation: str
+    calls: Count
+    ms: NotNegative
+    share: NotNegative
+
+
+class Profile(EventRecord, tag="profile"):
+    """Where the time of one call of the last stage goes."""
+
+    stage: str
+    rows: list[OperationTime]
+    groups: list[GroupTime] | None = None
+
+
+class LadderModel(Part):
+    """The model of a ladder."""
+
+    config: Config
+    trained: bool
+    parameters: Count
+    checkpoint: str | None = None
+    held_out: list[HeldOutErrors] | None = None
+    untrained_heads: list[str] | None = None
+    open_heads_by_hand: PositiveCount | None = None
+
+    def __post_init__(self) -> None:
+        for name, kinds, expected in (("readout", (str,), "text"), ("cutoff", (int, float), "a number")):
+            if name not in self.config:
+                raise ValueError(f"config.{name} is missing")
+            if not isinstance(self.config[name], kinds):
+                raise ValueError(f"config.{name} is {self.config[name]!r}, expected {expected}")
+
+
+class LadderWorkload(Part):
+    """The batches of a ladder, in total."""
+
+    structures: Count
+    batches: Count
+    batch_size: PositiveCount
+    elements_not_trained: list[AtomicNumber]
+    max_neighbours: Count | None
+    name: str | None = None
+    atoms: Count | None = None
+    edges: Count | None = None
+    elements: Count | None = None
+
+
+class LadderGate(Part):
+    """The weights of the gate on the batches."""
+
+    threshold: NotNegative
+    """Weight below which a branch is skipped."""
+    live_heads: list[list[str]]
+    """Heads above it, by batch."""
+    mean_weight: dict[str, Share]
+
+
+class LadderObserved(Observed, kw_only=True):
+    """What a ladder observed of itself."""
+
+    threads: PositiveCount
+
+
+class SquareRate(Part):
+    """Rate of a square matrix product."""
+
+    dtype: str
+    gflop_per_s: Positive
+
+
+class ProductRate(SquareRate):
+    """Rate of the matrix product that is most of a kind of arithmetic."""
+
+    of: str
+    sizes: list[Count] | None = None
+
+
+class Ceilings(Part):
+    """What the machine can do at best, measured in the same run."""
+
+    copy_gb_per_s: Positive | None = None
+    squares: list[SquareRate] | None = None
+    products: list[ProductRate] | None = None
+
+
+class AutoBatchSize(Part):
+    """How the batch size was chosen."""
+
+    chosen: PositiveCount
+    free_bytes: Bytes
+    probe_structures: PositiveCount
+    probe_peak_bytes: Bytes
+
+
+class LadderFacts(Facts):
+    """Facts of a ladder."""
+
+    model: LadderModel | None = None
+    workload: LadderWorkload | None = None
+    gate: LadderGate | None = None
+    observed: LadderObserved | None = None
+    ceilings: Ceilings | None = None
+    batch_size: AutoBatchSize | None = None
+    free_bytes: Bytes | None = None
+
+
+EVENTS = (WarmUp, Unavailable, LadderSample, Padding, Profile)

@@ -1,0 +1,87 @@
+"""Sizes of a model: the hyperparameters that cases and checkpoints name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from harness.protocol.backbones import BACKBONES, SPECIFIC, BackboneName
+from harness.protocol.parameters import ParameterGroup
+
+RadialType = Literal["bessel", "gaussian", "chebyshev"]
+DistanceTransform = Literal["none", "Agnesi", "Soft"]
+# Upper bounds lie far above any model of use: what goes beyond would only exhaust memory.
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Depth = Annotated[int, Field(ge=0, le=256)]
+
+
+class ModelParameters(ParameterGroup):
+    """Sizes of an untrained model, by the names of the paper's search spaces (arXiv 2604.15380).
+
+    Hyperparameters of one backbone alone are null for the others.
+    """
+
+    backbone: BackboneName = "painn"
+    """The network that turns atoms into features."""
+    hidden_dim: Width = 64
+    """Features of an atom."""
+    num_conv_layers: Annotated[int, Field(ge=1, le=256)] = 3
+    """Message-passing layers."""
+    cutoff: Annotated[float, Field(gt=0, le=100)] = 5.0
+    """Radius within which atoms are neighbours, angstrom."""
+    max_neighbours: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Neighbours of an atom at most, the nearest ones; the energy jumps where their order changes. Null: no limit."""
+    num_sharedlayers: Depth = 2
+    """Hidden layers of each head that come first; all tasks of a head share them."""
+    dim_sharedlayers: Width = 50
+    """Width of these layers."""
+    num_headlayers: Depth = 2
+    """Hidden layers of each head that follow."""
+    dim_headlayers: Width = 128
+    """Width of these layers."""
+    readout: Literal["sum", "extensive"] = "extensive"
+    """What a head reads: the pooled sum P, E = f(P), as the original does, or E = n f(P / n), which is extensive."""
+    num_radial: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Radial basis functions (PaiNN, PNAEq, DimeNet, MACE)."""
+    norm_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What is added under the root of a norm of vectors (PaiNN, PNAEq)."""
+    num_filters: Width | None = None
+    """Filters of a continuous convolution (SchNet)."""
+    num_gaussians: Annotated[int, Field(ge=2, le=65_536)] | None = None
+    """Gaussians in which distances are expanded (SchNet)."""
+    num_spherical: Annotated[int, Field(ge=2, le=16)] | None = None
+    """Spherical harmonics of the angular basis (DimeNet)."""
+    envelope_exponent: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Exponent of the envelope that takes the basis to zero at the cutoff (DimeNet)."""
+    basis_emb_size: Width | None = None
+    """Width to which the bases are embedded (DimeNet)."""
+    int_emb_size: Width | None = None
+    """Width of the triplet interaction (DimeNet)."""
+    out_emb_size: Width | None = None
+    """Width of the output blocks (DimeNet)."""
+    num_before_skip: Depth | None = None
+    """Residual layers before the skip connection (DimeNet)."""
+    num_after_skip: Depth | None = None
+    """Residual layers after the skip connection (DimeNet)."""
+    radial_type: RadialType | None = None
+    """Radial basis (MACE)."""
+    distance_transform: DistanceTransform | None = None
+    """Transformation of distances before the radial basis (MACE)."""
+    max_ell: Annotated[int, Field(ge=1, le=4)] | None = None
+    """Largest degree of spherical harmonics on edges (MACE)."""
+    node_max_ell: Annotated[int, Field(ge=0, le=3)] | None = None
+    """Largest degree of the features of an atom (MACE)."""
+    correlation: Annotated[int, Field(ge=1, le=3)] | None = None
+    """Body order of the product basis (MACE)."""
+
+    @model_validator(mode="after")
+    def check_backbone(self) -> Self:
+        """Raise ValueError for a hyperparameter that the backbone, where it is named, does not have."""
+        if "backbone" in self.model_fields_set:
+            own = BACKBONES[self.backbone].hyperparameters
+            for name in sorted(SPECIFIC - set(own)):
+                if getattr(self, name) is not None:
+                    known = f"its own are {', '.join(own)}" if own else "it has none of its own"
+                    raise ValueError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {known}")
+        return self

@@ -1,0 +1,157 @@
+"""The types that events and facts are made of, and the events that every program writes.
+
+A field that is null and a field that is absent are the same: those that may be absent are null by default, and left out
+when they are written. The unit of a number decides its bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Raw, Struct
+
+LARGE = 1e100
+Number = Annotated[float, Meta(ge=-LARGE, le=LARGE)]
+NotNegative = Annotated[float, Meta(ge=0, le=LARGE)]
+Positive = Annotated[float, Meta(gt=0, le=LARGE)]
+Seconds = Annotated[float, Meta(ge=0, le=3.2e8)]  # ten years
+Duration = Annotated[float, Meta(gt=0, le=3.2e8)]
+Time = Annotated[float, Meta(ge=0, le=4.2e9)]  # Unix seconds, to the year 2100
+Bytes = Annotated[float, Meta(ge=0, le=1e16)]
+Rate = Annotated[float, Meta(ge=0, le=1e16)]
+PositiveRate = Annotated[float, Meta(gt=0, le=1e16)]
+Count = Annotated[int, Meta(ge=0, le=10**16)]
+PositiveCount = Annotated[int, Meta(ge=1, le=10**16)]
+Share = Annotated[float, Meta(ge=0, le=1.001)]
+AtomicNumber = Annotated[int, Meta(ge=0, le=118)]
+Counts = dict[str, Count]
+Error = NotNegative  # eV/atom, eV/angstrom, or relative
+Energy = Number
+Config = dict[str, Any]  # of a model, as harness.reference.models.config.ModelConfig.asdict gives it
+
+
+class Part(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A mapping inside an event or a fact; fields that it does not know are errors."""
+
+
+class EventRecord(Part, kw_only=True, tag_field="event"):
+    """One line of an event log."""
+
+    time_s: Time | None = None
+    """Unix time; the log fills it in."""
+
+
+class Start(EventRecord, tag="start"):
+    """The first event of a run; a log without a version is of version 1."""
+
+    version: PositiveCount | None = None
+    program: str | None = None
+    case: str | None = None
+    """The id of the case."""
+    pid: Count | None = None
+
+
+class Progress(EventRecord, tag="progress"):
+    """How far the run has come."""
+
+    done: Count
+    total: Count
+    what: str | None = None
+
+
+class FactEvent(EventRecord, tag="fact"):
+    """Something true of the whole case; the name decides the type of the value."""
+
+    name: str
+    value: Raw
+
+
+class Done(EventRecord, tag="done"):
+    """The case ended well."""
+
+
+class Failure(EventRecord, tag="error"):
+    """The case did not end well."""
+
+    message: str
+    kind: str | None = None
+    """The class of the error, where it was one that the program knows."""
+
+
+class Facts(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The facts of a program, each a field by its name; to be logged all at once or one by one."""
+
+
+COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done, Failure)
+
+
+class HeldOutErrors(Part):
+    """Errors of a head on a test set; null where there is nothing to take a mean of."""
+
+    head: str
+    set: str
+    role: str
+    level: str
+    structures: Count
+    energy_mae_ev_per_atom: Error | None
+    force_mae_ev_per_a: Error | None
+    atoms: Count | None = None
+    unseen_elements: Count | None = None
+    """Structures with elements that the head's training set lacks; they are left out of the errors."""
+    energy_rmse_ev_per_atom: Error | None = None
+    force_rmse_ev_per_a: Error | None = None
+    composition_mae_ev_per_atom: Error | None = None
+    """Errors of a linear model of composition, fitted on the training set."""
+    composition_rmse_ev_per_atom: Error | None = None
+    mean_mae_ev_per_atom: Error | None = None
+    """Error of the mean energy per atom of the training set."""
+    zero_force_mae_ev_per_a: Error | None = None
+    """Errors of forces that are zero."""
+    zero_force_rmse_ev_per_a: Error | None = None
+
+
+class ObservedTypes(Part):
+    """The types that occurred in one pass over a batch, as torch names them."""
+
+    parameters: list[str] | None = None
+    matrix_layers: str | list[str] | None = None
+    """Types that matrix layers returned."""
+    pooled: str | list[str] | None = None
+    energies: str | list[str] | None = None
+    loss: str | list[str] | None = None
+    forces: str | list[str] | None = None
+    autocast: str | None = None
+    positions: str | None = None
+    encoder_output: str | None = None
+
+
+class Observed(ObservedTypes):
+    """What a run observed of itself: types, device, and what ran it."""
+
+    requested: str | None = None
+    """The precision that was asked for."""
+    device: str | None = None
+    device_name: str | None = None
+    threads: PositiveCount | None = None
+    torch: str | None = None
+    world_size: PositiveCount | None = None
+    backend: str | None = None
+    compiled: bool | None = None
+    why_eager: str | None = None
+    """Why nothing was compiled."""
+    messages: str | None = None
+    why_plain: str | None = None
+    """Why messages were not one operator."""
+    precisions: dict[str, ObservedTypes] | None = None
+    """Types by precision, where a case runs several."""
+
+
+class RankPlace(Part):
+    """Where a rank ran."""
+
+    host: str
+    rank: Count | None = None
+    node: str | None = None
+    local_rank: Count | None = None
+    device: str | None = None
+    cores: PositiveCount | None = None

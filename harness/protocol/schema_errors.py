@@ -1,0 +1,128 @@
+"""What is wrong with a value that does not have the type of an event, in words and with the field at fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import inspect
+
+from harness.protocol.errors import did_you_mean, shortened
+
+MESSAGE = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>(?:key in )?\$.*)`)?", re.DOTALL)
+STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])")
+KINDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
+    "object": "a mapping", "null": "null",
+}  # fmt: skip
+BOUND = re.compile(r"Expected `(?:int|float)(?: \| null)?` (?P<sign>>=|<=|>|<) (?P<bound>\S+)")
+LENGTH = re.compile(r"Expected `array` of length (?P<sign>>= |<= |)(?P<length>\d+)")
+BOUNDS = {
+    ">": "a number above {:g}",
+    ">=": "a number of at least {:g}",
+    "<": "a number below {:g}",
+    "<=": "at most {:g}",
+}
+
+
+def find_problem(kind: Any, value: Any) -> str | None:
+    """Return how plain data misses a type: the field, what it holds, what was expected; or None."""
+    try:
+        msgspec.json.decode(orjson.dumps(value), type=kind)
+    except msgspec.ValidationError as error:
+        return _describe(*_narrowed(error, kind, value), kind)
+    return None
+
+
+def _narrowed(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[msgspec.ValidationError, Any]:
+    """Return the error and the value with one key alone in each mapping that the error does not say the key of."""
+    steps = _steps(error)
+    for end, step in enumerate(steps):
+        if step is not ...:
+            continue
+        place = _at(value, steps[:end])
+        for key in list(place) if len(place) > 1 else ():
+            part = {key: place[key]}
+            reduced = _replaced(value, steps[:end], part)
+            try:
+                msgspec.json.decode(orjson.dumps(reduced), type=kind)
+            except msgspec.ValidationError as narrower:
+                value, error = reduced, narrower
+                break
+    return error, value
+
+
+def _steps(error: msgspec.ValidationError) -> list[Any]:
+    match = MESSAGE.fullmatch(str(error))
+    path = (match["path"] if match else None) or ""
+    return [m["name"] or (int(m["index"]) if m["index"] else ...) for m in STEP.finditer(path)]
+
+
+def _at(value: Any, steps: list[Any]) -> Any:
+    for step in steps:
+        value = value[next(iter(value)) if step is ... else step]
+    return value
+
+
+def _replaced(value: Any, steps: list[Any], part: Any) -> Any:
+    if not steps:
+        return part
+    key = next(iter(value)) if steps[0] is ... else steps[0]
+    copy = value.copy()
+    copy[key] = _replaced(value[key], steps[1:], part)
+    return copy
+
+
+def _describe(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
+    match = MESSAGE.fullmatch(str(error))
+    problem = match["problem"] if match else str(error)
+    types = [inspect.type_info(kind)]
+    place: list[str] = []
+    for step in _steps(error):
+        types = [inner for outer in types for inner in _inside(outer, step)]
+        key = next(iter(value)) if step is ... else step
+        value = value.get(key) if isinstance(value, dict) else value[key]
+        place.append(str(key))
+    name = ".".join(place)
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", problem):
+        return f"{'.'.join([*place, missing[1]])} is missing"
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
+        known = [field.encode_name for t in types if isinstance(t, inspect.StructType) for field in t.fields]
+        return f"unknown field {shortened('.'.join([*place, unknown[1]]))}{did_you_mean(unknown[1], known)}"
+    if not problem.startswith(("Expected", "Invalid enum", "Number out")):
+        return f"{name}: {problem}" if name else problem
+    return f"{name or 'value'} is {shortened(value)}, expected {_expected(problem, types)}"
+
+
+def _inside(kind: inspect.Type, step: Any) -> Iterator[inspect.Type]:
+    """Yield the types that a type may have one step further in."""
+    match kind:
+        case inspect.UnionType():
+            for member in kind.types:
+                yield from _inside(member, step)
+        case inspect.StructType():
+            yield from (field.type for field in kind.fields if field.encode_name == step)
+        case inspect.ListType():
+            yield kind.item_type
+        case inspect.TupleType() if isinstance(step, int):
+            yield from kind.item_types[step : step + 1]
+        case inspect.DictType():
+            yield kind.value_type
+
+
+def _expected(problem: str, types: list[inspect.Type]) -> str:
+    if bound := BOUND.match(problem):
+        return BOUNDS[bound["sign"]].format(float(bound["bound"]))
+    if length := LENGTH.match(problem):
+        least = {">= ": "at least ", "<= ": "at most ", "": ""}[length["sign"]]
+        return f"{least}{length['length']} value{'s' * (length['length'] != '1')}"
+    if problem.startswith("Invalid enum"):
+        members = [m for t in types for m in (t.types if isinstance(t, inspect.UnionType) else [t])]
+        return "one of " + ", ".join(str(v) for m in members if isinstance(m, inspect.LiteralType) for v in m.values)
+    if kinds := re.match(r"Expected `([^`]*)`", problem):
+        words = [KINDS.get(word, word) for word in kinds[1].split(" | ") if word != "null"]
+        return " or ".join(dict.fromkeys(words))
+    return "a number of a possible size"

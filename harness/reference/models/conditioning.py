@@ -1,0 +1,50 @@
+"""Charge and spin: every layer's features are scaled and shifted by the electronic state of their structure."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+EMBEDDING_SIZE = 16
+
+
+class ChargeSpinEmbedding(nn.Module):
+    """Embed (charge, 2S) of a structure; without biases, so that a neutral singlet has exactly the zero vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2, EMBEDDING_SIZE, bias=False)
+
+    def forward(self, charge: Tensor, multiplicity: Tensor) -> Tensor:
+        """Return the embedding of each structure, [g, EMBEDDING_SIZE].
+
+        Args:
+            charge: [g] in e.
+            multiplicity: [g] 2S + 1; 0 if it is unknown, which counts as 1.
+        """
+        unpaired = (multiplicity - 1.0).clamp(min=0.0)
+        return silu(self.hidden(torch.stack([charge, unpaired], dim=-1)))
+
+
+class FiLM(nn.Module):
+    """Modulate features: x -> x (1 + gamma) + beta, gamma and beta linear in the state (Perez et al., arXiv
+    1709.07871).
+
+    Features of a neutral singlet pass unchanged: for it the backbone is that of its paper.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.film = nn.Linear(EMBEDDING_SIZE, 2 * features, bias=False)
+
+    def forward(self, x: Tensor, state: Tensor, graph: Tensor) -> Tensor:
+        """Return the modulated features, [m, F].
+
+        Args:
+            x: [m, F] features of atoms or edges.
+            state: [g, EMBEDDING_SIZE] from ChargeSpinEmbedding.
+            graph: [m] the structure of each row.
+        """
+        gamma, beta = self.film(state)[graph].chunk(2, dim=-1)
+        return x + x * gamma + beta

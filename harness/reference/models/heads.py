@@ -1,0 +1,86 @@
+"""The readout: one head per dataset, stacked to run one by one or all at once, and the gate that weighs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from harness.reference.data.structure import MAX_ATOMIC_NUMBER
+
+
+class StackedLinear(nn.Module):
+    """One linear layer per head: weight [heads, in, out], bias [heads, 1, out]."""
+
+    def __init__(self, heads: int, n_in: int, n_out: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(n_in)
+        self.weight = nn.Parameter(torch.empty(heads, n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, n_out).uniform_(-bound, bound))
+
+    def forward_one(self, head: int, x: Tensor) -> Tensor:
+        """Apply the layer of one head: x [g, in] -> [g, out]."""
+        return torch.addmm(self.bias[head], x, self.weight[head])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers of all heads in one batched product: x [heads, g, in] -> [heads, g, out]."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class Heads(nn.Module):
+    """Per dataset a multilayer perceptron: width -> hidden sizes -> 1, with SiLU between the layers."""
+
+    def __init__(self, heads: int, width: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.count = heads
+        self.sizes = (width, *hidden, 1)
+        self.layers = nn.ModuleList(StackedLinear(heads, a, b) for a, b in pairwise(self.sizes))
+
+    def subset(self, heads: Sequence[int]) -> Heads:
+        """Return a new module with copies of the given heads."""
+        fewer = Heads(len(heads), self.sizes[0], self.sizes[1:-1])
+        fewer.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
+        weight = next(self.parameters())
+        return fewer.to(weight.device, weight.dtype)
+
+    def forward_one(self, head: int, pooled: Tensor) -> Tensor:
+        """Evaluate one head: pooled [g, F] -> [g]."""
+        x = pooled
+        for k, layer in enumerate(self.layers):
+            assert isinstance(layer, StackedLinear)
+            x = layer.forward_one(head, x if k == 0 else silu(x))
+        return x.squeeze(-1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Evaluate all heads in one batched product per layer: pooled [g, F] -> [g, heads]."""
+        x = pooled.expand(self.count, *pooled.shape)
+        for k, layer in enumerate(self.layers):
+            x = layer(x if k == 0 else silu(x))
+        return x.squeeze(-1).transpose(0, 1)
+
+
+class Gate(nn.Module):
+    """Weigh the heads by composition alone: 118 element fractions -> 128 -> 64 -> heads, with ReLU, then softmax."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(MAX_ATOMIC_NUMBER, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
+        self.last = nn.Linear(64, heads)
+
+    def logits(self, composition: Tensor) -> Tensor:
+        """Return the logits [g, heads] for a composition [g, 119], atoms of each element (element 0 does not count)."""
+        counts = composition[:, 1:]
+        logits: Tensor = self.last(self.hidden(counts / counts.sum(1, keepdim=True)))
+        return logits
+
+    def forward(self, composition: Tensor) -> Tensor:
+        """Return weights [g, heads] whose rows sum to 1, for a composition [g, 119]."""
+        return torch.softmax(self.logits(composition), dim=-1)
+
+    def masked_weights(self, composition: Tensor, known: Tensor) -> Tensor:
+        """Return weights [g, heads] that are 0 where known [g, heads] is False; a row with no True is NaN."""
+        return torch.softmax(self.logits(composition).masked_fill(~known, -torch.inf), dim=-1)

@@ -1,0 +1,73 @@
+"""Print the test files that a change concerns: those that changed, and of a changed module those that import it.
+
+Where tests in the folder that mirrors the module's import it, those are enough; `nox -s tests` runs all others.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Changed file that is no module -> the tests that read it.
+READERS = {
+    "suites/*": ("tests/config/test_language.py", "tests/planning", "tests/experiments"),
+    "systems/*": ("tests/config/test_language.py", "tests/execution/test_job_script.py"),
+    "reports/claims/*": ("tests/claims",),
+    "reports/*.j2": ("tests/report",),
+    "*.md": ("tests/system/test_docs.py",),
+}
+
+
+def list_changed_files() -> list[str]:
+    """Return the files that differ from the last commit, or where none does, those of the last commit."""
+    changed = _git("diff", "--name-only", "HEAD") + _git("ls-files", "--others", "--exclude-standard")
+    return changed or _git("diff", "--name-only", "HEAD~1")
+
+
+def find_tests(changed: Iterable[str]) -> list[str]:
+    """Return the tests to run for changed files, both relative to the root of the repository."""
+    imports = {path: _list_imports(path) for path in ROOT.glob("tests/**/*.py")}
+    selected: set[Path] = set()
+    for name in changed:
+        path = ROOT / name
+        for pattern, readers in READERS.items():
+            selected |= {ROOT / reader for reader in readers if Path(name).match(pattern)}
+        if path.suffix != ".py":
+            continue
+        if path.name.startswith("test_"):
+            selected.add(path)
+        module = ".".join(Path(name).with_suffix("").parts).removesuffix(".__init__")
+        importers = {test for test, modules in imports.items() if module in modules and test.name.startswith("test_")}
+        selected |= next(filter(None, (_below(_mirror(path, depth), importers) for depth in (-1, 2))), importers)
+    return sorted(str(path.relative_to(ROOT)) for path in selected if path.exists())
+
+
+def _mirror(path: Path, depth: int) -> Path:
+    """Return the folder of tests for a module's folder, or for the room at the given depth of the path."""
+    return ROOT.joinpath("tests", *path.relative_to(ROOT).parts[1:depth])
+
+
+def _below(folder: Path, tests: Iterable[Path]) -> set[Path]:
+    return {test for test in tests if folder in test.parents}
+
+
+def _list_imports(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
+
+
+def _git(*words: str) -> list[str]:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+if __name__ == "__main__":
+    print("\n".join(find_tests(list_changed_files())))

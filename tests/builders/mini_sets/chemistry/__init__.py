@@ -1,0 +1,1 @@
+"""The structures of each shipped set, before they are labelled."""

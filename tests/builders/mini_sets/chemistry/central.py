@@ -1,0 +1,66 @@
+"""Molecules of one central atom and some equal ligands: hydrides, halides, oxides, complexes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+
+from harness.reference.data.structure import Array
+
+# unit vectors for 1 to 8 ligands; lone pairs bend or flatten two and three of them
+_CUBE = np.array([(x, y, z) for x in (1, -1) for y in (1, -1) for z in (1, -1)]) / np.sqrt(3)
+_RING = np.array([(np.cos(a), np.sin(a), 0.0) for a in 2 * np.pi * np.arange(3) / 3])
+_AXES = np.array([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)], dtype=float)
+SHAPES: dict[int, Array] = {
+    1: np.array([(0.0, 0.0, 1.0)]),
+    2: np.array([(0.0, 0.0, 1.0), (0.0, 0.0, -1.0)]),
+    3: _RING,
+    4: _CUBE[[0, 3, 5, 6]],
+    5: np.concatenate([_RING, [(0, 0, 1), (0, 0, -1)]]),
+    6: _AXES,
+    8: _CUBE,
+}
+BENT = np.array([(0.79, 0.0, 0.61), (-0.79, 0.0, 0.61)])
+PYRAMID = _RING * 0.94 + np.array([0.0, 0.0, 0.34])
+LONE_PAIRS = frozenset(("O", "S", "Se", "Te", "N", "P", "As", "Sb", "Bi", "Ge", "Sn", "Pb"))
+
+
+@dataclass(frozen=True)
+class CentralMolecule:
+    """centre: symbol; ligand: symbol, so many of them; multiplicity: 0 for the lowest that the electrons allow."""
+
+    centre: str
+    ligand: str
+    ligands: int
+    charge: int = 0
+    spin: int = 0
+
+    @property
+    def multiplicity(self) -> int:
+        """2S + 1."""
+        electrons = atomic_numbers[self.centre] + self.ligands * atomic_numbers[self.ligand] - self.charge
+        return self.spin or 1 + electrons % 2
+
+    @property
+    def words(self) -> str:
+        """Formula, charge and multiplicity: the group of its frames."""
+        return f"{self.centre}{self.ligand}{self.ligands} {self.charge:+d} {self.multiplicity}"
+
+
+def choose_directions(centre: str, ligands: int) -> Array:
+    """Where the ligands of an atom lie, unit vectors [ligands, 3]."""
+    if centre in LONE_PAIRS and ligands in (2, 3):
+        return BENT if ligands == 2 else PYRAMID
+    return SHAPES[ligands]
+
+
+def place_ligands(species: CentralMolecule) -> Atoms:
+    """Bonds as long as the sum of the covalent radii (ASE's table: Cordero et al., Dalton Trans. 2832 (2008))."""
+    radius = covalent_radii[atomic_numbers[species.centre]] + covalent_radii[atomic_numbers[species.ligand]]
+    # ionic and hypervalent bonds are shorter than the sum
+    length = radius * (0.93 if species.ligand in ("F", "O", "Cl") else 1.0)
+    places = choose_directions(species.centre, species.ligands) * length
+    return Atoms([species.centre] + [species.ligand] * species.ligands, np.concatenate([np.zeros((1, 3)), places]))

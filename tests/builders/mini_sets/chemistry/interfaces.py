@@ -1,0 +1,77 @@
+"""Metal slabs under a film of water, some with an ion (OC25)."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.build import fcc111, hcp0001, molecule
+
+from harness.reference.data.structure import Structure
+from tests.builders.mini_sets.geometry import (
+    build_structure,
+    closest_pair_ratio,
+    closest_ratio_between,
+    make_rng,
+    rotate,
+    shake,
+)
+
+METALS = ("Cu", "Ag", "Au", "Pt", "Pd", "Rh", "Ir", "Al", "Ru", "Ti", "Zr", "Zn")
+SOLUTES = (None, None, "Li", "Na", "K", "F", "Cl", "OH")
+WATER_VOLUME = 30.0
+GAP = 2.2
+
+
+def pack_film(slab: Atoms, parts: list[Atoms], height: float, rng: np.random.Generator) -> Atoms | None:
+    """The parts thrown one after another into the space over the slab; None where one finds no room."""
+    top = slab.positions[:, 2].max()
+    filled = slab.copy()
+    for part in parts:
+        for _ in range(400):
+            turn = rotate(part, rng)
+            place = rng.random(2) @ slab.cell.array[:2, :2]
+            turn.positions += (*place, top + GAP + rng.random() * (height - 2 * GAP))
+            # a hydrogen bond is 1.8 angstrom, twice the sum of the radii: only overlaps are refused
+            if closest_ratio_between(filled, turn) > 1.25:
+                filled += turn
+                break
+        else:
+            return None
+    return filled
+
+
+def build_interface(k: int) -> tuple[Atoms, str] | None:
+    """Two layers of 2 x 1 metal atoms, three or four molecules over them at the density of water, no vacuum."""
+    rng = make_rng("oc25", k)
+    metal, solute = METALS[rng.integers(len(METALS))], SOLUTES[rng.integers(len(SOLUTES))]
+    face = hcp0001 if metal in ("Ru", "Ti", "Zr", "Zn") else fcc111
+    slab = face(metal, (2, 1, 2), vacuum=0.0, periodic=True)
+    waters = int(rng.integers(2, 5))
+    parts = [molecule("H2O")] * waters
+    if solute:
+        parts = [molecule("OH") if solute == "OH" else Atoms(solute), *parts[1:]]
+    area = abs(np.linalg.det(slab.cell.array[:2, :2]))
+    height = len(parts) * WATER_VOLUME / area + 2 * GAP
+    slab.cell[2] = (0.0, 0.0, np.ptp(slab.positions[:, 2]) + height)
+    slab.pbc = True
+    filled = pack_film(slab, parts, height, rng)
+    words = f"{metal} {face.__name__} + {waters - bool(solute)} H2O" + (f" + {solute}" if solute else "")
+    return None if filled is None else (filled, words)
+
+
+def oc25(count: int = 300) -> list[Structure]:
+    """Interfaces, two shaken frames each."""
+    result: list[Structure] = []
+    for k in range(10 * count):
+        made = build_interface(k)
+        if made is None:
+            continue
+        atoms, words = made
+        group = f"{words} #{k}"
+        for frame, width in enumerate((0.02, 0.08)):
+            moved = shake(atoms, make_rng(group, frame), width)
+            if closest_pair_ratio(moved) > 0.65:
+                result.append(build_structure(moved, f"{group}/{frame}", group))
+        if len(result) >= count:
+            break
+    return result[:count]

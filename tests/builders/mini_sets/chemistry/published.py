@@ -1,0 +1,54 @@
+"""Frames with published labels: the benchmark files of mattersim (Alexandria, MPtrj, high temperature and pressure)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+
+from harness.reference.data.structure import Structure
+from tests.builders.mini_sets.packages import MATTERSIM, fetch_archive, read_member
+
+FOLDER = "data/benchmarks/"
+
+
+def read_frames(archives: Path, file: str, count: int | None = None) -> list[Structure]:
+    """The frames of a file, all or an even pick of them, as labelled there: eV, angstrom, ASE's sign of the stress."""
+    text = read_member(fetch_archive(MATTERSIM, archives), FOLDER + file).decode()
+    result = list(ase.io.read(io.StringIO(text), ":", format="extxyz"))
+    picked = np.linspace(0, len(result) - 1, count or len(result)).round().astype(int)
+    return [_build_structure(result[k], f"{file}/{k}") for k in picked]
+
+
+def _build_structure(atoms: Atoms, name: str) -> Structure:
+    return Structure(
+        name=name,
+        numbers=atoms.numbers.astype(np.int64),
+        positions=atoms.positions,
+        cell=atoms.cell.array,
+        periodic=(True, True, True),
+        energy=float(atoms.get_potential_energy()),
+        forces=atoms.get_forces(),
+        stress=atoms.get_stress(voigt=False),
+        # The files' own names are of frames, not materials: one composition is one group, in whatever cell.
+        group=str(atoms.symbols.get_chemical_formula(empirical=True)),
+    )
+
+
+def alexandria(archives: Path) -> list[Structure]:
+    """All thousand frames."""
+    return read_frames(archives, "alexandria-random-1k.xyz")
+
+
+def mptrj(archives: Path, count: int = 200) -> list[Structure]:
+    """An even pick."""
+    return read_frames(archives, "mptrj-random-1k.xyz", count)
+
+
+def omat24(archives: Path) -> list[Structure]:
+    """Crystals off equilibrium: three files at high temperature and pressure, one of the highest stress in MPtrj."""
+    files = ("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz")
+    return [s for file in files for s in read_frames(archives, file)]

@@ -1,0 +1,114 @@
+"""Paths of hydrogen shifts in small molecules (Transition1x)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed
+from ase.data import covalent_radii
+from ase.mep import NEB
+from ase.optimize import BFGS, FIRE
+
+from harness.reference.data.structure import Array, Structure
+from tests.builders.mini_sets.chemistry.molecules import ANI1X_SMILES
+from tests.builders.mini_sets.geometry import build_structure, embed_smiles
+
+IMAGES = 9
+BAND_STEPS = 40
+STRETCH = 1.3
+
+
+def attach_gfn2(atoms: Atoms) -> Atoms:
+    """The same atoms with GFN2-xTB as their calculator."""
+    from tblite.ase import TBLite
+
+    atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
+    return atoms
+
+
+def relax(atoms: Atoms) -> Atoms | None:
+    """At its minimum of GFN2-xTB, or None where 200 steps do not find it."""
+    copy = attach_gfn2(atoms.copy())
+    try:
+        return copy if BFGS(copy, logfile=None).run(fmax=0.05, steps=200) else None
+    except CalculationFailed:
+        return None
+
+
+def find_bonds(atoms: Atoms) -> Array:
+    """Which atoms are bonded, [n, n]: closer than 1.3 times the sum of their radii."""
+    radii = covalent_radii[atoms.numbers]
+    near = atoms.get_all_distances() < STRETCH * (radii[:, None] + radii[None, :])
+    return np.asarray(near & ~np.eye(len(atoms), dtype=bool))
+
+
+def shift_hydrogen(atoms: Atoms, hydrogen: int, donor: int, acceptor: int) -> Atoms:
+    """The hydrogen put on the acceptor, on the side of it that faces the donor and has room."""
+    way = atoms.positions[hydrogen] - atoms.positions[acceptor]
+    axis = atoms.positions[donor] - atoms.positions[acceptor]
+    axis /= np.linalg.norm(axis)
+    # leaned away from the bond of donor and acceptor, at right angles to it
+    way = way - 0.9 * (way @ axis) * axis
+    copy = atoms.copy()
+    copy.positions[hydrogen] = atoms.positions[acceptor] + 1.05 * way / np.linalg.norm(way)
+    return copy
+
+
+def list_shifts(atoms: Atoms) -> Iterator[tuple[int, int, int]]:
+    """Hydrogen, donor and acceptor: one hydrogen of each donor to each other heavy atom."""
+    bonded = find_bonds(atoms)
+    for donor in np.flatnonzero(atoms.numbers > 1):
+        carried = [h for h in np.flatnonzero(bonded[donor]) if atoms.numbers[h] == 1]
+        for acceptor in np.flatnonzero(atoms.numbers > 1):
+            if acceptor != donor and carried:
+                nearest = min(carried, key=lambda h: atoms.get_distance(h, acceptor))
+                yield int(nearest), int(donor), int(acceptor)
+
+
+def find_path(reactant: Atoms, product: Atoms) -> list[Atoms]:
+    """A nudged elastic band on GFN2-xTB, begun by interpolating pair distances, ends included; [] if it fails."""
+    images = [
+        attach_gfn2(reactant.copy()),
+        *(attach_gfn2(reactant.copy()) for _ in range(IMAGES - 2)),
+        attach_gfn2(product.copy()),
+    ]
+    band = NEB(images, climb=True, method="improvedtangent", allow_shared_calculator=False)
+    band.interpolate(method="idpp")
+    try:
+        FIRE(band, logfile=None).run(fmax=0.1, steps=BAND_STEPS)
+    except CalculationFailed:
+        return []
+    return images
+
+
+def compute_bands(smiles: str) -> Iterator[tuple[str, list[Atoms]]]:
+    """The paths of a molecule whose ends stay what they are when relaxed, by name."""
+    embedded = embed_smiles(smiles, 1, 7)
+    reactant = relax(embedded[0]) if embedded else None
+    if reactant is None:
+        return
+    for hydrogen, donor, acceptor in list_shifts(reactant):
+        product = relax(shift_hydrogen(reactant, hydrogen, donor, acceptor))
+        if product is None or (result := find_bonds(product))[hydrogen, donor] or not result[hydrogen, acceptor]:
+            continue
+        symbols = reactant.symbols
+        yield (
+            f"{smiles} H{hydrogen} {symbols[donor]}{donor}-{symbols[acceptor]}{acceptor}",
+            find_path(reactant, product),
+        )
+
+
+def transition1x(count: int = 252) -> list[Structure]:
+    """Paths of molecules with two and three heavy atoms; the group is the molecule, so its reactions stay together."""
+    result: list[Structure] = []
+    for heavy in (2, 3):
+        for smiles in ANI1X_SMILES:
+            if len([c for c in smiles if c in "CNO"]) != heavy:
+                continue
+            for name, images in compute_bands(smiles):
+                result += [build_structure(atoms, f"{name}/{k}", smiles) for k, atoms in enumerate(images)]
+                if len(result) >= count:
+                    return result[:count]
+    return result

@@ -1,0 +1,300 @@
+"""The Slurm client, on output of real sbatch, squeue, sacct and scontrol that fake commands print.
+
+Rejections are those of Slurm's src/common/slurm_errno.c and, where a line names a limit, of 22.05.8, which prints that
+line before the error itself; listings are those of squeue and sacct 22.05.8.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.execution.schedulers import command, slurm_output
+from harness.execution.schedulers.base import JobRejected, QueueFull
+from harness.execution.schedulers.command import SchedulerBusy
+from harness.execution.schedulers.slurm import SlurmScheduler
+from tests.support.fake_schedulers import Programs, says
+
+POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
+FAILED = "sbatch: error: Batch job submission failed: "
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    programs = Programs(tmp_path / "bin", "sbatch", "squeue", "sacct", "scontrol", "scancel")
+    monkeypatch.setenv("PATH", programs.path)
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "60")
+    monkeypatch.setattr(command, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(command, "LONGEST_PAUSE_S", 0.002)
+    return programs
+
+
+@pytest.mark.parametrize(
+    ("output", "job"),
+    [
+        ("12", "12"),
+        ("12;frontier", "12"),
+        ("--- 3 messages; 12;15 unread ---\n12;frontier\n", "12"),
+        ("12\nsbatch: your project has 3 hours left\n", "12"),
+        ("Welcome\n2026\n12\n", "12"),
+        ("Submitted batch job 12\n", "12"),
+        ("Submitted batch job 12 on cluster c1\n", "12"),
+    ],
+)
+def test_job_id_is_the_last_line_that_is_an_id(slurm: Programs, output: str, job: str) -> None:
+    slurm.answers("sbatch", f"cat << 'END'\n{output}\nEND")
+    assert SlurmScheduler().submit(Path("a.sh"), "a") == job
+
+
+@pytest.mark.parametrize("output", ["", "Your job was submitted; thank you", "12.5", "job 12"])
+def test_submission_without_id_is_searched_and_not_repeated(
+    slurm: Programs, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    slurm.answers("sbatch", f"echo '{output}'")
+    slurm.answers("squeue", "exit 0", "echo '12|a|PENDING|None'")
+    assert SlurmScheduler().submit(Path("a.sh"), "a") == "12"
+    assert len(slurm.calls_of("sbatch")) == 1
+    slurm.answers("squeue", *["exit 0"] * 3)
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.2")
+    with pytest.raises(SchedulerBusy, match="no job id in its answer"):
+        SlurmScheduler().submit(Path("a.sh"), "a")
+    assert len(slurm.calls_of("sbatch")) == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}",
+        f"sbatch: error: AssocGrpSubmitJobsLimit\n{POLICY}",
+        f"sbatch: error: QOSGrpSubmitJobsLimit\n{POLICY}",
+        f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}",
+        f"sbatch: error: MaxSubmitJobsPerAccount\n{POLICY}",
+        f"sbatch: error: QOSMaxSubmitJobPerAccountLimit\n{POLICY}",
+        f"{FAILED}MaxJobCount limit reached",
+        f"{FAILED}Slurm temporarily unable to accept job, sleeping and retrying: job count limit exceeded",
+        f"{FAILED}Invalid job array specification",
+        f"{FAILED}Required partition not available (inactive or drain)",
+        f"{FAILED}Required node not available (down, drained or reserved)",
+        f"{FAILED}Requested nodes are busy",
+    ],
+)
+def test_temporary_limit_raises_queue_full(slurm: Programs, message: str) -> None:
+    slurm.answers("sbatch", says(message, 1))
+    with pytest.raises(QueueFull) as raised:
+        SlurmScheduler().submit(Path("a.sh"), "a")
+    assert not raised.value.may_be_permanent
+    assert len(slurm.calls_of("sbatch")) == 1
+
+
+def test_unnamed_policy_limit_may_be_permanent(slurm: Programs) -> None:
+    """Older versions of Slurm did not name the limit."""
+    slurm.answers("sbatch", says(POLICY, 1))
+    with pytest.raises(QueueFull, match="job submit limit") as raised:
+        SlurmScheduler().submit(Path("a.sh"), "a")
+    assert raised.value.may_be_permanent
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}",
+        f"sbatch: error: QOSMaxNodePerUserLimit\n{POLICY}",
+        f"sbatch: error: QOSMinCpuNotSatisfied\n{POLICY}",
+        f"sbatch: error: invalid partition specified: nope\n{FAILED}Invalid partition name specified",
+        f"{FAILED}Invalid account or account/partition combination specified",
+        f"{FAILED}Invalid qos specification",
+        f"{FAILED}Invalid feature specification",
+        f"{FAILED}Node count specification invalid",
+        f"{FAILED}More processors requested than permitted",
+        f"{FAILED}Requested node configuration is not available",
+        f"{FAILED}Requested time limit is invalid (missing or exceeds some limit)",
+        f"{FAILED}User's group not permitted to use this partition",
+        f"{FAILED}Access denied to requested reservation",
+        "sbatch: error: Invalid --time specification",
+        "sbatch: unrecognized option '--nope'",
+    ],
+)
+def test_permanent_rejection_is_not_repeated(slurm: Programs, message: str) -> None:
+    slurm.answers("sbatch", says(message, 1))
+    with pytest.raises(JobRejected):
+        SlurmScheduler().submit(Path("a.sh"), "a")
+    assert len(slurm.calls_of("sbatch")) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'sbatch: error: Munge encode failed: Failed to access "/run/munge/munge.socket.2": No such file or directory'
+        f"\n{FAILED}Protocol authentication error",
+        "sbatch: error: Munge encode failed: Invalid credential format",
+        f"{FAILED}Unable to contact slurm controller (connect failure)",
+        f"{FAILED}Socket timed out on send/recv operation",
+        f"{FAILED}Zero Bytes were transmitted or received",
+        f"{FAILED}Error generating job credential",
+        f"{FAILED}Rate limit exceeded, please retry momentarily",
+        f"{FAILED}I/O error writing script/environment to file",
+        f"{FAILED}Slurm backup controller in standby mode",
+        f"{FAILED}something that nobody has seen before",
+    ],
+)
+def test_unavailable_controller_is_reported_and_asked_again(
+    slurm: Programs, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slurm.answers("sbatch", says(message, 1), says(message, 1), "echo 13")
+    assert SlurmScheduler().submit(Path("a.sh"), "a") == "13"
+    reported = capfd.readouterr().err.splitlines()
+    assert len(reported) == 1
+    assert reported[0].startswith("sbatch: ")
+    assert message.rsplit(maxsplit=1)[-1] in reported[0]
+    assert reported[0].endswith("trying again for up to 60 s")
+
+
+def test_hanging_command_is_reported_and_killed(
+    slurm: Programs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The child process of a wrapper, which keeps the output open, is killed too."""
+    monkeypatch.setattr(command, "SLOW_S", 0.2)
+    monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.2")
+    slurm.answers("squeue", "sleep 987654")
+    with pytest.raises(SchedulerBusy, match="no answer"):
+        SlurmScheduler().queue((), ["12"])
+    assert capfd.readouterr().err.startswith("squeue has not answered for 0.2 s; ")
+
+
+def test_user_variables_do_not_reach_commands(slurm: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = ("SQUEUE_STATES", "SQUEUE_PARTITION", "SBATCH_ACCOUNT", "SBATCH_EXPORT", "SACCT_FORMAT", "SINFO_FORMAT")
+    foreign += ("SCANCEL_STATE", "SCONTROL_ALL", "SLURM_MEM_PER_NODE", "SLURM_JOB_ID", "SLURM_TIME_FORMAT", "PBS_JOBID")
+    for name in (*foreign, "SLURM_CONF", "SLURM_CLUSTERS", "PBS_SERVER", "SLURMER"):
+        monkeypatch.setenv(name, "mine")
+    for program in ("sbatch", "squeue", "sacct", "scancel"):
+        slurm.answers(program, f'env > "$folder/env.{program}"; test {program} != sbatch || echo 12')
+    scheduler = SlurmScheduler()
+    scheduler.submit(Path("a.sh"), "a")
+    scheduler.queue(["a"], ["12"])
+    scheduler.exit_info(["12"])
+    scheduler.cancel(["12"])
+    for program in ("sbatch", "squeue", "sacct", "scancel"):
+        lines = (slurm.folder / f"env.{program}").read_text().splitlines()
+        names = {line.split("=")[0] for line in lines}
+        assert not names & set(foreign), program
+        assert {"SLURM_CONF=mine", "SLURM_CLUSTERS=mine", "PBS_SERVER=mine", "SLURMER=mine"} <= set(lines), program
+
+
+def test_queue_queries_ids_in_all_partitions(slurm: Programs) -> None:
+    SlurmScheduler().queue((), ["101_1", "101_2", "205", "by hand", ""])
+    [call] = slurm.calls
+    assert call.split()[:2] == ["squeue", "--all"]
+    assert "--jobs=101,205" in call.split()
+    assert "--me" not in call.split()
+
+
+def test_forgotten_id_is_not_an_error(slurm: Programs) -> None:
+    """squeue fails for one unknown id; older versions also fail for several ids of which one is known."""
+    forgotten = says("slurm_load_jobs error: Invalid job id specified", 1)
+    slurm.answers("squeue", f"case $* in *--jobs=12*) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
+    assert SlurmScheduler().queue((), ["11"]) == []
+    slurm.answers("squeue", f"case $* in *=12\\ *|*=12) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
+    assert [queued.id for queued in SlurmScheduler().queue((), ["11", "12", "13"])] == ["12"]
+
+
+TASKS = [f"101_{k}" for k in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("row", "tasks"),
+    [
+        ("101_3", "3"),
+        ("101_[1-6]", "123456"),
+        ("101_[1-6%2]", "123456"),
+        ("101_[1,3-5]", "1345"),
+        ("101_[1-6:2]", "135"),
+        ("101_[2,4-5%1]", "245"),
+        ("101_[1-2,...]", "123456"),
+        ("101_[1-2...", "123456"),
+        ("101_[7-9]", ""),
+        ("10_[1-6]", ""),
+        ("101", "123456"),
+    ],
+)
+def test_row_of_several_tasks_counts_for_each(slurm: Programs, row: str, tasks: str) -> None:
+    """A truncated row may stand for any task: waiting for an ended job is better than submitting one twice."""
+    expected = [f"101_{k}" for k in tasks]
+    slurm.answers("squeue", f"echo '{row}|fleet|PENDING|Priority'")
+    assert sorted(queued.id for queued in SlurmScheduler().queue((), TASKS)) == expected
+    slurm.answers("sacct", f"echo '{row}|CANCELLED by 1000'")
+    slurm.answers("scontrol", says("slurm_load_jobs error: Invalid job id specified", 1))
+    endings = SlurmScheduler().exit_info(TASKS)
+    assert sorted(endings) == expected
+    assert {(e.kind, e.reason) for e in endings.values()} <= {("cancelled", "CANCELLED by 1000")}
+
+
+def test_row_of_one_task_has_precedence(slurm: Programs) -> None:
+    slurm.answers("sacct", "printf '101_2|COMPLETED\\n101_[1-6]|CANCELLED by 0\\n101_3|NODE_FAIL\\n'")
+    kinds = {job: ending.kind for job, ending in SlurmScheduler().exit_info(TASKS).items()}
+    assert [kinds[job] for job in TASKS[:4]] == ["cancelled", "completed", "retryable", "cancelled"]
+
+
+def test_controller_lists_arrays_without_accounting(slurm: Programs) -> None:
+    slurm.answers("sacct", says("Slurm accounting storage is disabled", 1))
+    lines = [
+        "JobId=101 ArrayJobId=101 ArrayTaskId=3-6%2 JobName=fleet JobState=CANCELLED Reason=None",
+        "JobId=103 ArrayJobId=101 ArrayTaskId=2 JobName=fleet JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0",
+        "JobId=102 ArrayJobId=101 ArrayTaskId=1 JobName=fleet JobState=COMPLETED Reason=None",
+    ]
+    slurm.answers("scontrol", "".join(f"echo '{line}'\n" for line in lines))
+    kinds = {job: ending.kind for job, ending in SlurmScheduler().exit_info(TASKS).items()}
+    assert kinds == dict(zip(TASKS, ["completed", "exited", *["cancelled"] * 4], strict=True))
+    assert len(slurm.calls_of("scontrol")) == 1
+
+
+def test_job_alive_in_accounting_is_alive(slurm: Programs) -> None:
+    """If the controller does not know the job, the accounting has missed its end."""
+    slurm.answers("sacct", "echo '12|RUNNING'")
+    slurm.answers("scontrol", says("slurm_load_jobs error: Unable to contact slurm controller", 1))
+    assert SlurmScheduler().exit_info(["12"])["12"].kind == "alive"
+    slurm.answers("scontrol", says("slurm_load_jobs error: Invalid job id specified", 1))
+    assert SlurmScheduler().exit_info(["12"]) == {}
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "launch failed requeued held", "launch_failed_requeued_held", "job requeued in held state", "JobHeldAdmin",
+        "JobHeldUser", "BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "DependencyNeverSatisfied",
+        "InvalidAccount", "InvalidQOS", "AssocMaxWallDurationPerJobLimit", "QOSMaxNodePerJobLimit",
+        "AssocMaxCpuPerJobLimit", "QOSMinCpuNotSatisfied", "JobHoldMaxRequeue",
+    ],
+)  # fmt: skip
+def test_hopeless_reasons_are_recognized(reason: str) -> None:
+    [queued] = slurm_output.parse_queue(f"12|a|PENDING|{reason}\n", ["a"], ())
+    assert queued.is_hopeless
+    assert queued.is_unusual
+    assert queued.reason == reason
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["None", "Priority", "Resources", "Dependency", "BeginTime", "QOSMaxJobsPerUserLimit", "AssocGrpNodeLimit"],
+)
+def test_usual_reasons_are_not_reported(reason: str) -> None:
+    [queued] = slurm_output.parse_queue(f"12|a|PENDING|{reason}\n", ["a"], ())
+    assert not queued.is_unusual
+    assert not queued.is_hopeless
+
+
+def test_ended_dependency_is_dropped(slurm: Programs) -> None:
+    """The controller forgets jobs some minutes after their end; the script itself checks their cases."""
+    problem = says(f"{FAILED}Job dependency problem", 1)
+    slurm.answers("sbatch", f"case $* in *11*) {problem};; *) echo 13;; esac")
+    slurm.answers("squeue", "echo '12|b|RUNNING|None'")
+    assert SlurmScheduler().submit(Path("c.sh"), "c", ["11", "12"]) == "13"
+    assert slurm.calls_of("sbatch")[-1] == "sbatch --parsable --dependency=afterany:12 c.sh"
+
+
+def test_huge_task_range_is_not_expanded() -> None:
+    started = time.process_time()
+    tasks = slurm_output.parse_tasks("0-999999999999%5")
+    assert tasks.may_contain(10**11)
+    assert time.process_time() - started < 60

@@ -1,0 +1,141 @@
+"""A user's experiment is planned, run, tabled and shown; a mistake in it is one line that names the place."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import Harness
+
+EXAMPLE = Path(__file__).parent / "user_folder"
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path) -> Path:
+    """The example in the current folder of the `harness` fixture."""
+    shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def change(file: Path, before: str, after: str) -> None:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+
+
+def test_experiment_of_user_is_planned_run_tabled_and_shown(user_folder: Path, harness: Harness) -> None:
+    plan = harness("plan", "sorting")
+    assert plan.returncode == 0, plan.stderr
+    assert "2 cases" in plan.stdout
+    run = harness("run", "sorting", "-q")
+    assert run.returncode == 0, run.stderr
+    table = pd.read_csv(user_folder / "results/tables/sorting.csv")
+    assert table["size"].tolist() == [1000, 20000]
+    assert (table["samples"] == 8).all()
+    assert (table["per_s"] > 0).all()
+    page = (user_folder / "results/sorting.html").read_text()
+    assert "How fast numbers are sorted" in page
+    assert 'href="tables/sorting.csv"' in page
+    index = (user_folder / "results/index.html").read_text()
+    assert 'href="sorting.html"' in index
+    costs = pd.read_csv(user_folder / "results/tables/cost_cases.csv").set_index("case")
+    assert sorted(costs["results"]) == [8000, 160000]
+    assert set(costs["result"]) == {"number"}
+    compared = harness("compare", "results@size=1000", "results@size=20000")
+    assert "sorting rate" in compared.stdout, compared.stdout + compared.stderr
+
+
+def test_job_script_names_folder_of_experiments(user_folder: Path, harness: Harness) -> None:
+    """So that the program is found wherever and whenever the job runs."""
+    done = harness("run", "sorting", "--system", "slurm", "-q")
+    assert done.returncode in (0, 3), done.stderr
+    (script, *_) = (user_folder / "results/runs/sorting-slurm/jobs").glob("*.sh")
+    assert re.search(rf'^export GFM_HARNESS_EXPERIMENTS="?{re.escape(str(user_folder / "experiments"))}"?$',
+                     script.read_text(), re.MULTILINE)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "command", "message"),
+    [
+        ("metrics.py", '"samples": rate.n', '"smaples": rate.n', "report",
+         "error: table sorting: no column 'smaples' (did you mean 'samples'?)"),
+        ("program.py", "class Parameters(", "class Settings(", "plan",
+         "program.py: no class Parameters derived from harness.protocol.parameters.Parameters"),
+        ("program.py", "import random", "import randomness", "plan",
+         "program.py: cannot be imported: ModuleNotFoundError: No module named 'randomness'"),
+        ("__init__.py", 'title="Sorting"', 'title="Sorting", page="ladder"', "report",
+         "__init__.py: the report has a page named 'ladder'"),
+    ],
+)  # fmt: skip
+def test_mistake_in_experiment_is_one_line(
+    user_folder: Path, harness: Harness, file: str, before: str, after: str, command: str, message: str
+) -> None:
+    if command == "report":
+        assert harness("run", "sorting", "-q", "-n", "1000").returncode == 0
+    change(user_folder / "experiments/sorting" / file, before, after)
+    done = harness(command, *(["sorting"] if command == "plan" else []))
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seconds=time.perf_counter() - start", "seconds=str(start)", "sample: seconds is"),
+        ("seconds=time.perf_counter() - start", "second=start", "Unexpected keyword argument 'second' (program.py:"),
+    ],
+)
+def test_event_that_does_not_fit_its_type_fails_the_case(
+    user_folder: Path, harness: Harness, before: str, after: str, message: str
+) -> None:
+    change(user_folder / "experiments/sorting/program.py", before, after)
+    done = harness("run", "sorting", "-q", "-n", "1000")
+    assert done.returncode == 3
+    (log,) = user_folder.glob("results/runs/sorting-local/*/events.jsonl")
+    assert message in log.read_text()
+
+
+def test_log_that_does_not_fit_the_types_is_named_with_its_line(user_folder: Path, harness: Harness) -> None:
+    assert harness("run", "sorting", "-q", "-n", "1000").returncode == 0
+    (log,) = user_folder.glob("results/runs/sorting-local/*/events.jsonl")
+    log.write_text(log.read_text().replace('"seconds"', '"secnds"', 1))
+    assert "events.jsonl:2: sample: unknown field 'secnds' (did you mean 'seconds'?)" in harness("report").stdout
+
+
+def test_misspelt_column_of_page_is_shown_on_page(user_folder: Path, harness: Harness) -> None:
+    change(user_folder / "experiments/sorting/page.py", 'number_cell("size", ",")', 'number_cell("siez", ",")')
+    done = harness("run", "sorting", "-q", "-n", "1000")
+    assert done.returncode == 1
+    assert re.search(r"error: results/sorting.html: .*no column 'siez'.*\(sorting/page.py:\d+\)", done.stderr)
+    page = (user_folder / "results/sorting.html").read_text()
+    assert "table sorting: no column &#39;siez&#39; (did you mean &#39;size&#39;?)" in page
+
+
+def test_name_of_shipped_program_is_refused(user_folder: Path, harness: Harness) -> None:
+    (user_folder / "experiments/sorting").rename(user_folder / "experiments/ladder")
+    done = harness("plan", "ladder")
+    assert done.returncode == 2
+    assert "experiments/ladder: the harness has a program named 'ladder'; rename the folder" in done.stderr
+
+
+def test_folder_without_experiment_is_not_imported(tmp_path: Path, harness: Harness) -> None:
+    """A folder that happens to be called experiments is not executed."""
+    (tmp_path / "experiments/other").mkdir(parents=True)
+    (tmp_path / "experiments/other/__init__.py").write_text("raise SystemExit(7)\n")
+    assert harness("plan", "ladder").returncode == 0
+
+
+def test_planning_loads_neither_pandas_nor_matplotlib(user_folder: Path) -> None:
+    script = (
+        "import sys; from harness.cli.main import main; main(['plan', 'sorting']);"
+        " sys.exit(bool({'pandas', 'matplotlib', 'torch'} & sys.modules.keys()))"
+    )
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
+    subprocess.run([sys.executable, "-c", script], cwd=user_folder, env=environment, check=True, capture_output=True)

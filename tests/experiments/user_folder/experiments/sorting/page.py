@@ -1,0 +1,21 @@
+"""The page on sorting."""
+
+from __future__ import annotations
+
+from harness.document.blocks import Column, Section, build_block, interval_cell, number_cell, rows_as_dicts
+from harness.experiments.experiment import PageContext
+
+
+def build_sections(context: PageContext) -> list[Section]:
+    """Return one section; none where nothing was sorted."""
+    table = context.tables["sorting"]
+    if table.empty:
+        return []
+    columns: list[Column] = [
+        ("case", "case"),
+        ("numbers", number_cell("size", ",")),
+        ("numbers/s [95%]", interval_cell("per_s")),
+        ("n", "samples"),
+    ]
+    block = build_block("Rates", rows_as_dicts(table), columns, "Medians over rounds with order-statistic intervals.")
+    return [Section("How fast numbers are sorted", "sorting", ["Python's own sort, one core."], views=[block])]

@@ -1,0 +1,39 @@
+"""The program that a case runs: sort random numbers, and log how long each round takes."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+from harness.protocol import parameters
+from harness.protocol.events import CaseLog
+from harness.protocol.records import EventRecord
+from harness.protocol.types import Count
+
+
+class Parameters(parameters.Parameters):
+    """What a suite may ask for."""
+
+    size: Count
+    """How many numbers are sorted."""
+    rounds: Count = 6
+    """How often."""
+
+
+class Sample(EventRecord, tag="sample"):
+    """One timed round."""
+
+    round: int
+    seconds: float
+
+
+def run(config: Parameters, log: CaseLog, folder: Path) -> None:
+    """Run one case."""
+    del folder
+    draw = random.Random(0)
+    for number in range(config.rounds):
+        values = [draw.random() for _ in range(config.size)]
+        start = time.perf_counter()
+        values.sort()
+        log.write(Sample(round=number, seconds=time.perf_counter() - start))

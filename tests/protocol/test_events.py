@@ -1,0 +1,184 @@
+"""Logs are written and read as types: what a program writes can be read, and anything else names its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from harness.protocol import events
+from harness.protocol.case import Unreadable, read_case, read_log
+from harness.protocol.events import VERSION, CaseLog
+from harness.protocol.programs import ladder, train
+from harness.protocol.records import COMMON_EVENTS, FactEvent, Progress, Start
+from harness.protocol.registry import IMPORTED, PROGRAMS
+from tests.support.kept_results import NAMES, unpack_results
+
+LOGS = {name: program.log for name, program in PROGRAMS.items()} | IMPORTED
+
+SAMPLE = {
+    "event": "sample", "stage": "baseline", "round": 0, "batch": 0, "structures": 16, "device_s": 0.1,
+    "neighbours_s": 0.1, "collate_s": 0.1, "transfer_s": 0.1,
+}  # fmt: skip
+
+
+def write_case(folder: Path, program: str, *lines: dict[str, Any]) -> Path:
+    parameters = {"precision": "fp64"} if program in ("ladder", "training_steps") else {}
+    (folder / "case.json").write_text(json.dumps({"program": program, "parameters": parameters}))
+    whole = [{"event": "start", "version": VERSION}, *lines]
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in whole))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (SAMPLE | {"event": "smaple"}, "unknown event 'smaple' of the program ladder (did you mean 'sample'?)"),
+        (SAMPLE | {"divice_s": 1.0}, "sample: unknown field 'divice_s' (did you mean 'device_s'?)"),
+        ({k: v for k, v in SAMPLE.items() if k != "device_s"}, "sample: device_s is missing"),
+        (SAMPLE | {"device_s": "long"}, "sample: device_s is 'long', expected a number"),
+        (SAMPLE | {"round": 0.5}, "sample: round is 0.5, expected a whole number"),
+        (SAMPLE | {"load_1min": -1}, "sample: load_1min is -1, expected a number of at least 0"),
+        (SAMPLE | {"time_s": True}, "sample: time_s is true, expected a number"),
+        ({"event": "fact", "name": "wrokload", "value": {}},
+         "unknown fact 'wrokload' of the program ladder (did you mean 'workload'?)"),
+        ({"event": "fact", "name": "ceilings", "value": {"squares": [{"dtype": "a", "gflops_per_s": 1.0}]}},
+         "fact ceilings: unknown field 'squares.0.gflops_per_s' (did you mean 'gflop_per_s'?)"),
+        ({"event": "fact", "name": "gate",
+          "value": {"threshold": 0, "live_heads": [], "mean_weight": {"a": 1, "b": 7}}},
+         "fact gate: mean_weight.b is 7, expected at most 1.001"),
+        ({"event": "fact", "name": "free_bytes", "value": -1},
+         "fact free_bytes: value is -1, expected a number of at least 0"),
+        ({"event": "profile", "stage": "a", "rows": {}}, "profile: rows is {}, expected a list"),
+        ({"event": "start", "version": VERSION + 1},
+         f"written by a newer version ({VERSION + 1}; this harness reads up to {VERSION})"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_not_as_expected_is_named(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    folder = write_case(tmp_path, "ladder", SAMPLE, line)
+    with pytest.raises(Unreadable) as caught:
+        read_log(folder, read_case(folder))
+    assert str(caught.value) == f"events.jsonl:3: {message}"
+
+
+def test_a_foreign_program_is_checked_for_the_events_of_every_program(tmp_path: Path) -> None:
+    progress = {"event": "progress", "done": 1, "total": 2, "speed": "high"}
+    folder = write_case(tmp_path, "mine", {"event": "sample", "anything": [1]}, progress)
+    assert len(read_log(folder, read_case(folder))) == 3
+    folder = write_case(tmp_path, "mine", progress | {"done": "one"})
+    with pytest.raises(Unreadable, match=r"events\.jsonl:2: progress: done is 'one', expected a whole number"):
+        read_log(folder, read_case(folder))
+
+
+@pytest.mark.parametrize("name", ["ladder", "train"])
+def test_a_log_takes_the_events_and_facts_of_its_program_alone(tmp_path: Path, name: str) -> None:
+    log = CaseLog(tmp_path / "events.jsonl", name)
+    log.write(Progress(done=1, total=2))
+    foreign: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(graphs_compiled=1)
+    with pytest.raises(ValueError, match="does not hold the facts of the program"):
+        log.record_facts(foreign)
+    with pytest.raises(ValueError, match="unknown event"):
+        log.write(train.Stopped(why="") if name == "ladder" else ladder.Unavailable(stage="", reason=""))
+    assert [e["event"] for e in events.read(log.path)] == ["progress"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_value_that_no_reader_would_take_is_not_written(tmp_path: Path, value: float) -> None:
+    log = CaseLog(tmp_path / "events.jsonl", "train")
+    with pytest.raises(ValueError, match=r"JSON|seconds is -1\.0, expected a number of at least 0"):
+        log.write(train.TrainEpoch(epoch=0, step=1, seconds=value, graphs_per_s=1.0))
+    assert log.path.read_bytes() == b""
+
+
+def test_a_misspelt_field_cannot_be_written() -> None:
+    wrong: dict[str, Any] = {"done": 1, "total": 2, "waht": "steps"}
+    with pytest.raises(TypeError, match="waht"):
+        Progress(**wrong)
+
+
+def test_kept_results_can_all_be_read() -> None:
+    logs = [log for name in NAMES for log in sorted(unpack_results(name).rglob("events.jsonl"))]
+    assert len(logs) > 100
+    for log in logs:
+        assert read_log(log.parent, read_case(log.parent)), log
+
+
+def strategy(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    """Return values of a type of a field, plain data as the log has them."""
+    return STRATEGIES[type(kind)](kind)
+
+
+def integers(kind: Any) -> st.SearchStrategy[Any]:
+    return st.integers(-(10**6) if kind.ge is None else kind.ge, 10**6 if kind.le is None else kind.le)
+
+
+def floats(kind: Any) -> st.SearchStrategy[Any]:
+    least, most = kind.ge if kind.gt is None else kind.gt, 1e9 if kind.le is None else kind.le
+    return st.floats(least, most, exclude_min=kind.gt is not None, allow_nan=False)
+
+
+STRATEGIES: dict[Any, Callable[[Any], st.SearchStrategy[Any]]] = {
+    inspect.NoneType: lambda _: st.none(),
+    inspect.BoolType: lambda _: st.booleans(),
+    inspect.IntType: integers,
+    inspect.FloatType: floats,
+    inspect.StrType: lambda _: st.text(max_size=9),
+    inspect.ListType: lambda k: st.lists(strategy(k.item_type), min_size=k.min_length or 0, max_size=3),
+    inspect.TupleType: lambda k: st.tuples(*map(strategy, k.item_types)).map(list),
+    inspect.DictType: lambda k: st.dictionaries(st.text(max_size=5), strategy(k.value_type), max_size=3),
+    inspect.UnionType: lambda k: st.one_of(*map(strategy, k.types)),
+    inspect.LiteralType: lambda k: st.sampled_from(k.values),
+    inspect.AnyType: lambda _: st.none() | st.integers(-9, 9) | st.text(max_size=3),
+    inspect.StructType: lambda k: struct(k.cls),
+}
+
+
+def struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
+    """Return plain data that has the type, optional fields often absent."""
+    required, optional = {}, {}
+    for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        (required if field.required else optional)[field.encode_name] = strategy(field.type)
+    return st.fixed_dictionaries(required, optional=optional).filter(lambda plain: has_type(plain, kind))
+
+
+def has_type(plain: Any, kind: type[msgspec.Struct]) -> bool:
+    """Whether plain data passes the checks between fields."""
+    tag = kind.__struct_config__.tag
+    try:
+        msgspec.convert(plain if tag is None else {"event": tag} | plain, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("program", LOGS)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_what_a_program_can_write_can_be_read(program: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    folder = write_case(tmp_path_factory.mktemp("case"), program)
+    (folder / "events.jsonl").unlink()
+    log = CaseLog(folder / "events.jsonl", program)
+    log.write(Start(version=VERSION))
+    kinds = [kind for kind in (*COMMON_EVENTS, *LOGS[program].events) if kind not in (Start, FactEvent)]
+    kind = data.draw(st.sampled_from(kinds))
+    event = msgspec.convert({"event": kind.__struct_config__.tag} | data.draw(struct(kind)), kind)
+    log.write(event)
+    written = [msgspec.to_builtins(event)]
+    fields = [f for f in msgspec.structs.fields(LOGS[program].facts) if f.type != ladder.LadderModel | None]
+    if fields:
+        field = data.draw(st.sampled_from(fields))
+        value = data.draw(strategy(inspect.type_info(field.type)))
+        facts = msgspec.convert({field.encode_name: value}, LOGS[program].facts)
+        log.record_facts(facts)
+        written += [{"event": "fact", "name": k, "value": v} for k, v in msgspec.to_builtins(facts).items()]
+    read = read_log(folder, read_case(folder))
+    times = {"time_s": 0}
+    assert [e | times for e in read[1:]] == [json.loads(json.dumps(e)) | times for e in written]

@@ -1,0 +1,105 @@
+"""QCML: TFRecord shards in atomic units, checksums, damaged records."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure
+from harness.reference.datasets.readers import qcml
+from harness.reference.datasets.readers.qcml import decode_example
+from harness.reference.errors import InputError
+from tests.reference.datasets.official_files.tfrecord_writers import example_bytes, framed, qcml_features, write_qcml
+from tests.reference.datasets.official_files.writers import conformations, everything, same
+
+
+def test_values_units_charges(tmp_path: Path) -> None:
+    write_qcml(tmp_path / "1.0.0", (3, 2))
+    frames, faults = everything(qcml.FORMAT, tmp_path)
+    assert not faults
+    assert len(frames) == 5
+    assert frames.ids[3] == "qcml-full.tfrecord-00001-of-00002/0"
+    assert frames.groups.tolist() == ["H4CO"] * 5
+    assert frames.charge.tolist() == [-1] * 5
+    assert frames.multiplicity.tolist() == [2] * 5
+    positions, energy, forces = conformations(1, 10)
+    assert np.allclose(frames[3:4].positions, positions[0], atol=1e-6)
+    assert np.isclose(frames.energy[3], energy[0], rtol=1e-7)
+    assert np.allclose(frames[3:4].forces, forces[0], atol=1e-5)
+    assert same(frames, everything(qcml.FORMAT, tmp_path)[0])
+
+
+numbers = st.one_of(
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20),
+    st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20),
+    st.binary(max_size=20),
+)
+
+
+@given(st.dictionaries(st.text(max_size=6), numbers, max_size=4))
+def test_tfrecord_examples_round_trip(features: dict[str, Any]) -> None:
+    result = decode_example(example_bytes(features))
+    assert result.keys() == features.keys()
+    for name, value in features.items():
+        expected = [value] if isinstance(value, bytes) else value
+        assert list(result[name]) == expected
+
+
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes_are_an_example_or_invalid(data: bytes) -> None:
+    with contextlib.suppress(InvalidStructure):
+        decode_example(data)
+
+
+def test_bad_records(tmp_path: Path) -> None:
+    good = example_bytes(qcml_features(0))
+    flipped = bytearray(framed(good))
+    flipped[40] ^= 1
+    lacking = {k: v for k, v in qcml_features(1).items() if k != "pbe0_forces"}
+    records = [
+        framed(good),
+        bytes(flipped),
+        framed(example_bytes(qcml_features(2, is_outlier=[1]))),
+        framed(example_bytes(lacking)),
+        framed(b"\xff\xff"),
+        framed(example_bytes(qcml_features(3, positions=np.zeros(6)))),
+        framed(example_bytes(qcml_features(4, pbe0_energy=[1]))),
+    ]
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(b"".join(records))
+    frames, faults = everything(qcml.FORMAT, path)
+    assert frames.ids.tolist() == ["a.tfrecord/0"]
+    kinds = ["corrupt", "outlier", "missing key", "corrupt", "shape", "malformed"]
+    assert [f.kind for f in faults] == kinds
+    assert "no 'pbe0_forces' (" in faults[2].reason
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    write_qcml(tmp_path, (3,))
+    path = tmp_path / "qcml-full.tfrecord-00000-of-00001"
+    whole = path.read_bytes()
+    for cut, message in ((-5, "inside a record"), (-2, "inside a record"), (len(whole) // 3 + 4, "inside the length")):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=f"truncated at byte .*{message}"):
+            everything(qcml.FORMAT, tmp_path)
+    broken = bytearray(whole)
+    broken[len(whole) // 3] ^= 1
+    path.write_bytes(bytes(broken))
+    with pytest.raises(InputError, match=r"corrupt at byte .* the rest is lost"):
+        everything(qcml.FORMAT, tmp_path)
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" * 20)
+    with pytest.raises(InputError, match="not a TFRecord file"):
+        qcml.list_chunks([tmp_path])
+    (tmp_path / "features.json").write_text(json.dumps({"featuresDict": {"features": {"position": {}}}}))
+    with pytest.raises(InputError, match=r"not qcml/dft_force_field, no 'atomic_numbers' \(there are: position\)"):
+        qcml.list_chunks([tmp_path])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no TFRecord shards in this folder"):
+        qcml.list_chunks([tmp_path / "none"])

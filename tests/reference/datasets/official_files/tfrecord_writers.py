@@ -1,0 +1,76 @@
+"""Tiny TFRecord shards in the official layout of QCML, byte by byte."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.reference.datasets.official_files.writers import BOHR, HARTREE, METHANOL, conformations
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's cyclic redundancy check, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def framed(data: bytes) -> bytes:
+    def masked(part: bytes) -> bytes:
+        crc = crc32c(part)
+        return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    length = struct.pack("<Q", len(data))
+    return length + masked(length) + data + masked(data)
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    result = b""
+    while value > 0x7F:
+        result += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return result + bytes([value])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def example_bytes(features: dict[str, Any]) -> bytes:
+    entries = b""
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            feature = _field(1, _field(1, value))
+        elif np.asarray(value).dtype.kind == "f":
+            feature = _field(2, _field(1, np.asarray(value, dtype="<f4").tobytes()))
+        else:
+            feature = _field(3, _field(1, b"".join(_varint(int(v)) for v in np.ravel(value))))
+        entries += _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def qcml_features(k: int, **more: Any) -> dict[str, Any]:
+    positions, energy, forces = conformations(1, k)
+    return {
+        "atomic_numbers": METHANOL, "positions": positions[0] / BOHR, "charge": [-1], "multiplicity": [2],
+        "pbe0_energy": energy / HARTREE, "pbe0_forces": forces[0] / HARTREE * BOHR, "is_outlier": [0],
+        "pbe0_formation_energy": energy / HARTREE, "key_hash": b"%032x" % k,
+    } | more  # fmt: skip
+
+
+def write_qcml(folder: Path, shards: tuple[int, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for s, count in enumerate(shards):
+        records = b"".join(framed(example_bytes(qcml_features(10 * s + k))) for k in range(count))
+        (folder / f"qcml-full.tfrecord-{s:05d}-of-{len(shards):05d}").write_bytes(records)
+    tensors = {name: {"tensor": {"dtype": "float32"}} for name in qcml_features(0)}
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": tensors}}))
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "qcml", "splits": []}))

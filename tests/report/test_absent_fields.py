@@ -1,0 +1,88 @@
+"""Whatever a program may leave out of its log, or leave empty, the report does without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import orjson
+import pytest
+
+from harness.experiments.hpo import metrics
+from harness.protocol.events import Event, find_fault
+from harness.report.render import write_report
+from tests.support.kept_results import CASES, copy_case, save_nothing
+
+pytestmark = pytest.mark.slow
+FieldPath = tuple[str, ...]
+ABSENT = object()
+
+
+@pytest.mark.parametrize(("result", "case"), CASES)
+def test_report_shows_a_log_without_an_optional_field(
+    result: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
+    monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
+    folder = copy_case(result, case, tmp_path / "runs" / "campaign")
+    log = folder / "events.jsonl"
+    events = [orjson.loads(line) for line in log.read_bytes().splitlines()]
+    program = orjson.loads((folder / "case.json").read_bytes())["program"]
+    problems = []
+    for what, changed in _vary(events):
+        if find_fault(program, changed) is not None:
+            continue  # the field is required
+        log.write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in changed))
+        try:
+            write_report(tmp_path)
+        except Exception as error:
+            problems.append(f"{what}: {error!r}")
+            continue
+        lines = (tmp_path / "report.md").read_text().splitlines()
+        problems += [f"{what}: {line}" for line in lines if "cannot be shown" in line]
+    assert not problems, "\n".join(problems)
+
+
+def _vary(events: list[Event]) -> Iterator[tuple[str, list[Event]]]:
+    """Yield the log without each kind of event, and with each field of each kind absent or empty."""
+    for kind in sorted({_kind(event) for event in events} - {"start"}):
+        yield f"no {kind}", [event for event in events if _kind(event) != kind]
+    for kind, path, is_container in sorted({found for event in events for found in _list_fields(event)}):
+        for value in (ABSENT, [], {}) if is_container else (ABSENT,):
+            what = f"{kind}.{'.'.join(path)} {'absent' if value is ABSENT else 'empty'}"
+            yield what, [_replace(event, path, value) if _kind(event) == kind else event for event in events]
+
+
+def _kind(event: Event) -> str:
+    return f"fact {event['name']}" if event["event"] == "fact" else str(event["event"])
+
+
+def _list_fields(event: Event) -> Iterator[tuple[str, FieldPath, bool]]:
+    for path, value in _walk(event):
+        if path not in {("event",), ("name",)}:
+            yield _kind(event), path, isinstance(value, list | dict)
+
+
+def _walk(value: Any) -> Iterator[tuple[FieldPath, Any]]:
+    """Yield the path and the value of every field; of a list, those of its first item."""
+    if isinstance(value, list):
+        for item in value[:1]:
+            yield from _walk(item)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield (key,), inner
+            yield from (((key, *path), deeper) for path, deeper in _walk(inner))
+
+
+def _replace(value: Any, path: FieldPath, new: Any) -> Any:
+    """Return a copy with another value at the path, in every item of the lists on the way."""
+    if isinstance(value, list):
+        return [_replace(item, path, new) for item in value]
+    if not isinstance(value, dict) or path[0] not in value:
+        return value
+    if len(path) > 1:
+        return value | {path[0]: _replace(value[path[0]], path[1:], new)}
+    rest = {key: inner for key, inner in value.items() if key != path[0]}
+    return rest if new is ABSENT else rest | {path[0]: new}

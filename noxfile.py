@@ -1,8 +1,8 @@
-"""Everything a user runs, one session each: `python3 -m nox -s reproduce`, `-s tests`, ... (`nox -l`).
+"""Sessions for users and developers: `python3 -m nox -s reproduce`, `-s tests`, ... (`nox -l`).
 
-All sessions share one environment, .nox/shared, made on first use from pyproject.toml and constraints.txt, so that
-torch is installed once. Only for machines whose jobs bring an environment of their own, as on a login node, a small one
-without torch does: .nox/plan. Words after `--` go to the harness or to pytest.
+All sessions share one environment, .nox/shared, created on first use from pyproject.toml and constraints.txt, so that
+torch is installed once. For systems whose jobs have their own environment, a small one without torch is enough:
+.nox/plan. Arguments after `--` are passed to the harness or to pytest.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ nox.options.sessions = ["tests"]
 ROOT = Path(__file__).parent
 SHARED, PLAN = (ROOT / ".nox" / name for name in ("shared", "plan"))
 EXTRAS = {SHARED: "[reference,mpi,dev]", PLAN: ""}
-# What the kernels for GPUs are tested with where there is none: by interpretation, and compiled but not run.
+# Without a GPU, its kernels are interpreted by Triton, and compiled but not run.
 TRITON = "triton==3.9.0; sys_platform == 'linux'"
-# What `reproduce -- --quick` runs: one case of most suites.
+# The arguments of `harness run` for `reproduce -- --quick`: one case of most suites.
 QUICK = (
     ("ladder", "-n", "random-fp32"),
     ("scaling", "-n", "weak"),
@@ -33,19 +33,19 @@ QUICK = (
     ("screening", "-n", "prototypes-all"),
     ("pretrain-short",),
 )
-# Nothing runs beside benchmarks, or beside a cluster of eight nodes on one machine.
+# Benchmarks, and clusters of eight nodes on one machine, must not share the machine with other tests.
 ALONE = (
     "tests/system/test_cluster.py",
     "tests/system/test_slurm.py",
     "tests/system/test_slurm_limits.py",
     "tests/system/test_slurm_suites.py",
+    "tests/benchmarks",
 )
-ALONE += ("tests/benchmarks",)
 WITH_OWN_ENVIRONMENT = {"frontier", "perlmutter", "aurora"}
 
 
-def environment(session: nox.Session, folder: Path = SHARED) -> str:
-    """The folder of an environment's programs, made or renewed if what defines it has changed."""
+def install_environment(session: nox.Session, folder: Path = SHARED) -> str:
+    """Return the folder of an environment's programs; create the environment if its definition has changed."""
     definition = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     digest = hashlib.sha256(b"".join([*definition, sys.version.encode(), str(ROOT).encode()])).hexdigest()
     stamp = folder / "made-from"
@@ -60,14 +60,14 @@ def environment(session: nox.Session, folder: Path = SHARED) -> str:
     return str(programs)
 
 
-def triton(session: nox.Session) -> str:
-    """A folder of Triton alone: in the environment it would change what torch compiles for. 1 GB, once."""
+def install_triton(session: nox.Session) -> str:
+    """Return a folder with only Triton (1 GB); in the environment, it would change what torch compiles for."""
     folder = ROOT / ".nox" / "triton"
     stamp = folder / "made-from"
     if not stamp.exists() or stamp.read_text() != TRITON + sys.version:
         shutil.rmtree(folder, ignore_errors=True)
         session.run(
-            f"{environment(session)}/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            f"{install_environment(session)}/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
             "--no-deps", "--target", str(folder), TRITON,
         )  # fmt: skip
         folder.mkdir(exist_ok=True)
@@ -75,93 +75,95 @@ def triton(session: nox.Session) -> str:
     return str(folder)
 
 
-def harness(session: nox.Session, *words: str) -> None:
-    """Run the harness command with the session's own words after those given."""
-    named = {word.removeprefix("--system=") for word in session.posargs}
-    folder = PLAN if WITH_OWN_ENVIRONMENT & named else SHARED
-    session.run(f"{environment(session, folder)}/harness", *words, *session.posargs)
+def run_harness(session: nox.Session, *words: str) -> None:
+    """Run the harness command with the arguments of the session after `words`."""
+    arguments = {word.removeprefix("--system=") for word in session.posargs}
+    folder = PLAN if WITH_OWN_ENVIRONMENT & arguments else SHARED
+    session.run(f"{install_environment(session, folder)}/harness", *words, *session.posargs)
 
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Eight suites at laptop scale here, then the report: results/index.html. With `-- --quick` a part of most."""
+    """Run eight suites at laptop scale and write results/index.html; `-- --quick` runs a part of most."""
     if "--quick" in session.posargs:
         session.posargs.remove("--quick")
         for words in QUICK:
-            harness(session, "run", *words)
+            run_harness(session, "run", *words)
         return
-    harness(session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo", "transfer", "screening")
+    run_harness(
+        session, "run", "data", "ladder", "scaling", "pretrain-short", "precision", "hpo", "transfer", "screening"
+    )
 
 
 @nox.session
 def data(session: nox.Session) -> None:
-    """The sixteen datasets to stores, and reading them: the shipped sets, or your files with `-- -S data=DIR`."""
-    harness(session, "run", "data")
+    """Convert the sixteen datasets to stores and time reading: shipped sets, or your files with `-- -S data=DIR`."""
+    run_harness(session, "run", "data")
 
 
 @nox.session
 def ladder(session: nox.Session) -> None:
-    """The inference ladder, at laptop scale and at the paper's width, and a step of training at that width."""
-    harness(session, "run", "ladder", "ladder-337", "training-steps")
+    """Run the inference ladder at laptop scale and at the paper's width, and a training step at that width."""
+    run_harness(session, "run", "ladder", "ladder-337", "training-steps")
 
 
 @nox.session
 def scaling(session: nox.Session) -> None:
-    """Weak and strong scaling: here, or `-- --system aurora` to write its jobs, `--submit` to submit them."""
-    harness(session, "run", "scaling")
+    """Measure weak and strong scaling here; `-- --system aurora` writes jobs, and `--submit` submits them."""
+    run_harness(session, "run", "scaling")
 
 
 @nox.session
 def hpo(session: nox.Session) -> None:
-    """Hyperparameter search for six backbones (minutes here), or `-- --system frontier` to write its jobs."""
-    harness(session, "run", "hpo")
+    """Search hyperparameters of six backbones (minutes here); `-- --system frontier` writes jobs."""
+    run_harness(session, "run", "hpo")
 
 
 @nox.session
 def precision(session: nox.Session) -> None:
-    """BF16, FP32 and FP64 side by side for six backbones: rates, memory, and both kinds of error."""
-    harness(session, "run", "precision")
+    """Compare BF16, FP32 and FP64 for six backbones: rates, memory, and both kinds of error."""
+    run_harness(session, "run", "precision")
 
 
 @nox.session
 def transfer(session: nox.Session) -> None:
-    """Twelve downstream tasks from few labels: shipped data, or your files with `-- -S tasks=DIR`."""
-    harness(session, "run", "transfer")
+    """Learn twelve downstream tasks from few labels: shipped data, or your files with `-- -S tasks=DIR`."""
+    run_harness(session, "run", "transfer")
 
 
 @nox.session
 def screening(session: nox.Session) -> None:
-    """Candidates by the ten thousand here, or `-- --system frontier` to write jobs for the billion."""
-    harness(session, "run", "screening")
+    """Screen tens of thousands of candidates here; `-- --system frontier` writes jobs for a billion."""
+    run_harness(session, "run", "screening")
 
 
 @nox.session
 def pretrain(session: nox.Session) -> None:
-    """Multi-task pretraining at laptop scale (30 minutes on two cores), or `-- --system frontier` to write its jobs."""
-    harness(session, "run", "pretrain")
+    """Pretrain at laptop scale (30 minutes on two cores); `-- --system frontier` writes jobs."""
+    run_harness(session, "run", "pretrain")
 
 
 @nox.session
 def multitask(session: nox.Session) -> None:
-    """One model on all datasets against one on each (45 minutes on two cores with `-- --max-jobs 2`)."""
-    harness(session, "run", "multitask")
+    """Compare multi-task with single-task training (45 minutes on two cores with `-- --max-jobs 2`)."""
+    run_harness(session, "run", "multitask")
 
 
 @nox.session
 def regression(session: nox.Session) -> None:
-    """Benchmarks over commits: `-- A..B`; exit code 1 if one became worse. `--here` installs nothing: minutes."""
-    harness(session, "regression")
+    """Run benchmarks over commits, `-- A..B`; exit code 1 if one is slower. `--here` installs nothing (minutes)."""
+    run_harness(session, "regression")
 
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Tables, figures and pages from what has been run."""
-    harness(session, "report")
+    """Rebuild tables, figures and pages from the run folders."""
+    run_harness(session, "report")
 
 
 @nox.session
 def fast(session: nox.Session) -> None:
-    """Style, types, imports, and the tests of what differs from the last commit: under a minute for one file."""
+    """Check style, types and imports, and run the tests of changed files: under a minute for one file."""
     python = f"{check_style(session)}/python"
     affected = session.run(python, "-m", "tests.affected", silent=True)
     if files := str(affected).split():
@@ -171,37 +173,37 @@ def fast(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Style, types, imports, and all tests that are not slow; words after `--` go to pytest instead."""
+    """Check style, types and imports, and run all tests that are not slow, or pytest with the arguments after `--`."""
     programs = check_style(session)
     if session.posargs:
         session.run(f"{programs}/python", "-m", "pytest", *session.posargs)
     else:
-        two_at_a_time(session, "not slow")
+        run_tests(session, "not slow")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The tests that `tests` leaves out: long ones, clusters of eight nodes, benchmarks, GPU kernels interpreted."""
-    pytest = (f"{environment(session)}/python", "-m", "pytest")
+    """Run the slow tests: long ones, clusters of eight nodes, benchmarks, interpreted GPU kernels."""
+    pytest = (f"{install_environment(session)}/python", "-m", "pytest")
     if session.posargs:
         session.run(*pytest, *session.posargs)
         return
-    two_at_a_time(session, "slow")
+    run_tests(session, "slow")
     session.run(*pytest, *ALONE)
-    interpreted = {"PYTHONPATH": triton(session), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    interpreted = {"PYTHONPATH": install_triton(session), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     session.run(*pytest, "tests/reference/ops/test_triton.py", env=interpreted)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Lines of the harness, apart from the reference implementation, that the tests reach: 90% at least."""
+    """Measure line coverage of the harness without the reference implementation; it must be at least 90%."""
     with_coverage = ("--cov", "--cov-report=term", "--ignore", "tests/reference", "--ignore", "tests/builders")
-    two_at_a_time(session, "not slow", *with_coverage, *session.posargs)
+    run_tests(session, "not slow", *with_coverage, *session.posargs)
 
 
 def check_style(session: nox.Session) -> str:
     """Check style, types and the direction of imports; return the folder of the environment's programs."""
-    programs = environment(session)
+    programs = install_environment(session)
     session.run(f"{programs}/ruff", "check", ".")
     session.run(f"{programs}/ruff", "format", "--check", ".")
     session.run(f"{programs}/mypy")
@@ -209,8 +211,8 @@ def check_style(session: nox.Session) -> str:
     return programs
 
 
-def two_at_a_time(session: nox.Session, marked: str, *words: str) -> None:
-    """Run tests, most of which wait for processes that they started, but not those of ALONE."""
-    left_out = [word for path in ALONE for word in ("--ignore", path)]
-    pytest = (f"{environment(session)}/python", "-m", "pytest", "-m", marked, "-n", "2", "--dist", "loadfile")
-    session.run(*pytest, *left_out, *words, env={"OMP_NUM_THREADS": "1"})
+def run_tests(session: nox.Session, marker: str, *words: str) -> None:
+    """Run the tests with a marker, except ALONE, in two workers: most tests wait for processes that they start."""
+    ignored = [word for path in ALONE for word in ("--ignore", path)]
+    pytest = (f"{install_environment(session)}/python", "-m", "pytest", "-m", marker, "-n", "2", "--dist", "loadfile")
+    session.run(*pytest, *ignored, *words, env={"OMP_NUM_THREADS": "1"})

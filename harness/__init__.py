@@ -14,4 +14,4 @@ execution > planning > config > protocol, host. The reference implementation is 
 protocol and host of the rest, and nothing else of the harness imports torch.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

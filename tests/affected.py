@@ -1,6 +1,6 @@
-"""Print the test files that a change concerns: those that changed, and of a changed module those that import it.
+"""Print the tests to run for a change: changed test files, and the tests that import a changed module.
 
-Where tests in the folder that mirrors the module's import it, those are enough; `nox -s tests` runs all others.
+If tests in the folder that mirrors the module's folder import it, only those are printed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Changed file that is no module -> the tests that read it.
+# Pattern of files that are not modules -> the tests that read them.
 READERS = {
     "suites/*": ("tests/config/test_language.py", "tests/planning", "tests/experiments"),
     "systems/*": ("tests/config/test_language.py", "tests/execution/test_job_script.py"),
@@ -22,7 +22,7 @@ READERS = {
 
 
 def list_changed_files() -> list[str]:
-    """Return the files that differ from the last commit, or where none does, those of the last commit."""
+    """Return the files that differ from the last commit or, if none does, the files of the last commit."""
     changed = _git("diff", "--name-only", "HEAD") + _git("ls-files", "--others", "--exclude-standard")
     return changed or _git("diff", "--name-only", "HEAD~1")
 
@@ -46,7 +46,7 @@ def find_tests(changed: Iterable[str]) -> list[str]:
 
 
 def _mirror(path: Path, depth: int) -> Path:
-    """Return the folder of tests for a module's folder, or for the room at the given depth of the path."""
+    """Return the folder of the tests of a module, with the parts of its path up to `depth`."""
     return ROOT.joinpath("tests", *path.relative_to(ROOT).parts[1:depth])
 
 
@@ -65,8 +65,8 @@ def _list_imports(path: Path) -> set[str]:
 
 
 def _git(*words: str) -> list[str]:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.splitlines()
+    result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.stdout.splitlines()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What several test modules share: small structures, a small model, and the harness as a user calls it."""
+"""Fixtures and helpers of all tests: the harness as a user calls it, and requirements of the machine."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# how long an example takes says more of what else runs on the machine than of the code
+from tests.support.cluster import find_missing
+
+# The time of an example depends on what else runs on the machine.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
@@ -22,23 +25,23 @@ Harness = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
     """Fail a test that leaves a variable of the harness behind, which a later test of the same process would see."""
-    before = _own_variables()
+    before = _list_variables()
     yield
-    after = _own_variables()
+    after = _list_variables()
     for name in after.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
     assert after == before
 
 
-def _own_variables() -> dict[str, str]:
+def _list_variables() -> dict[str, str]:
     prefixes = ("GFM_HARNESS_", "HARNESS_", "OMNISTAT_", "SLURM_", "PBS_", "XDG_")
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name in ("HOME", "PATH")}
 
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Harness:
-    """Run `harness WORDS` in an empty folder and return what it printed and its exit code."""
+    """Return a function that runs `harness WORDS` in an empty folder and returns its output and exit code."""
 
     def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -54,16 +57,24 @@ def harness(tmp_path: Path) -> Harness:
     return call
 
 
-def pages_of(out: Path) -> str:
-    """All pages of a report, one after another."""
+def read_pages(out: Path) -> str:
+    """Return the text of all pages of a report."""
     return "".join(path.read_text() for path in sorted(out.glob("*.html")))
 
 
-def needs(program: str) -> None:
-    """Skip where a system program is absent; in CI that is a failure."""
-    import shutil
-
+def require_program(program: str) -> None:
+    """Skip the test where a program is missing; in CI, fail it."""
     if shutil.which(program) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{program} is missing, and CI must have it")
-        pytest.skip(f"{program} is not installed")
+        skip_or_fail(program)
+
+
+def require_slurm(accounting: bool = False) -> None:
+    """Skip the test where this machine lacks something for an emulated cluster; in CI, fail it."""
+    if missing := find_missing(accounting):
+        skip_or_fail(missing)
+
+
+def skip_or_fail(missing: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(f"{missing} is missing, and CI must have it")
+    pytest.skip(f"{missing} is not available")

@@ -1,7 +1,7 @@
-"""Judging: from result tables and claims to verdicts; writes nothing and draws nothing.
+"""Judge claims by result tables, without writing files or drawing figures.
 
-Nothing is reproduced by stand-in data, by emulated nodes or by an extrapolation without that word as the basis; what
-the evidence cannot decide has the verdict that the claim's needs give, next to the measured value.
+A verdict that rests on stand-in data, emulated nodes or an extrapolation has that word as its basis. If the evidence
+cannot decide a claim, the verdict is the one that the claim's needs name, next to the measured value.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ import pandas as pd
 
 from harness.claims.model import Basis, Claim, Need, Paper, Verdict
 from harness.claims.notes import format_note
-from harness.claims.query import Answer, Refuted, Unanswered, answer, build_cases_table, matches, measure
-from harness.claims.scorecard import Score, remember
+from harness.claims.query import (
+    Answer,
+    Interval,
+    Refuted,
+    Unanswered,
+    answer_query,
+    build_cases_table,
+    match_rows,
+    measure,
+)
+from harness.claims.scorecard import Score, mark_previously_reproduced
 from harness.experiments.tables import Results, build_results
 from harness.protocol.text import sanitize_line
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
@@ -23,14 +32,13 @@ from harness.results.runs import load_runs
 
 SCORECARD = "scorecard.json"
 NO_RUNS = "no run folders; run a suite first, for example `harness run ladder`"
-Value = tuple[float, float | None, float | None]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The tables of a folder of runs, and the verdict on every claim."""
+    """The results of a folder of runs, and the verdict on every claim."""
 
-    tables: Results
+    results: Results
     scores: list[Score]
 
 
@@ -38,25 +46,25 @@ class Judgement:
 class _Finding:
     verdict: Verdict
     reason: str
-    value: Value | tuple[None, None, None] = (None, None, None)
+    value: Interval | tuple[None, None, None] = (None, None, None)
     basis: Basis | None = None
     folders: Sequence[str] = ()
 
 
 def judge_folder(out: Path, papers: Mapping[str, Paper]) -> Judgement:
-    """Judge every claim by the runs below out/runs, and recall which of them the last report has as reproduced."""
-    tables = build_results(load_runs(out / "runs"))
-    return Judgement(tables, remember(judge_papers(papers, tables, out), out / SCORECARD))
+    """Judge every claim by the runs below out/runs, and mark the claims that the last report has as reproduced."""
+    results = build_results(load_runs(out / "runs"))
+    return Judgement(results, mark_previously_reproduced(judge_papers(papers, results, out), out / SCORECARD))
 
 
-def list_tables(run_results: Results) -> dict[str, pd.DataFrame]:
+def list_tables(results: Results) -> dict[str, pd.DataFrame]:
     """Return the tables that a query can read: those of the report, and one of all cases."""
-    return run_results.tables() | {"cases": build_cases_table(run_results.records)}
+    return results.tables() | {"cases": build_cases_table(results.records)}
 
 
-def judge_papers(papers: Mapping[str, Paper], run_results: Results, root: Path) -> list[Score]:
-    """Return a score a claim, by the tables of the runs below root."""
-    tables = list_tables(run_results)
+def judge_papers(papers: Mapping[str, Paper], results: Results, root: Path) -> list[Score]:
+    """Return one score per claim, from the tables of the runs below root."""
+    tables = list_tables(results)
     return [
         judge_claim(claim, tables, root=root, paper=name, citation=paper.source)
         for name, paper in papers.items()
@@ -68,7 +76,7 @@ def judge_claim(
     claim: Claim, tables: Mapping[str, pd.DataFrame], *, root: Path, paper: str = "", citation: str = ""
 ) -> Score:
     """Return the score of one claim; evidence paths are relative to root where they lie below it."""
-    finding = _find(claim, tables)
+    finding = _judge(claim, tables)
     value, low, high = finding.value
     return Score(
         **claim.model_dump(include={"id", "statement", "source", "how", "unit", "program", "suites"}),
@@ -85,24 +93,24 @@ def judge_claim(
     )
 
 
-def _find(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
-    """Return the verdict on a claim; not run, with the reason, where the tables do not allow one."""
+def _judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
+    """Return the verdict on a claim; "not run" with the reason if the tables do not allow another."""
     if claim.query is None:
         return _Finding("not applicable", claim.not_applicable or "")
     try:
-        return _weigh(claim, answer(claim.query, tables), tables["cases"])
+        return _judge_answer(claim, answer_query(claim.query, tables), tables["cases"])
     except Refuted as error:
         return _Finding("incorrect", str(error), basis="measured")
     except Unanswered as error:
-        decide = f"; `harness run {' '.join(claim.suites)}` decides it" if claim.suites else ""
-        return _Finding("not run", f"{error}{decide}")
+        hint = f"; `harness run {' '.join(claim.suites)}` decides it" if claim.suites else ""
+        return _Finding("not run", f"{error}{hint}")
     except MISFIT_ERRORS as error:
         return _Finding("not run", f"cannot be judged: {describe_misfit(error)}")
 
 
-def _weigh(claim: Claim, evidence: Answer, cases: pd.DataFrame) -> _Finding:
-    """Return the verdict on a measured value: by the first need that fails and names one, or else by the bound."""
-    failing = [need.otherwise for need in claim.needs if not _holds(need, evidence.rows, claim.value)]
+def _judge_answer(claim: Claim, evidence: Answer, cases: pd.DataFrame) -> _Finding:
+    """Return the verdict on a measured value: that of the first unmet need which names one, else that of the bound."""
+    failing = [need.otherwise for need in claim.needs if not _is_satisfied(need, evidence.rows, claim.value)]
     verdict = next((otherwise.verdict for otherwise in failing if otherwise.verdict is not None), None)
     if verdict is None:
         if claim.is_met(evidence.value, claim.value):
@@ -120,9 +128,9 @@ def _weigh(claim: Claim, evidence: Answer, cases: pd.DataFrame) -> _Finding:
     )
 
 
-def _holds(need: Need, rows: pd.DataFrame, paper_value: float) -> bool:
-    within = need.measure is None or need.is_met(measure(rows, need.measure)[0], paper_value)
-    return bool(matches(rows, need.where).all()) and within
+def _is_satisfied(need: Need, rows: pd.DataFrame, paper_value: float) -> bool:
+    is_within = need.measure is None or need.is_met(measure(rows, need.measure)[0], paper_value)
+    return bool(match_rows(rows, need.where).all()) and is_within
 
 
 def _is_undecided(claim: Claim, evidence: Answer) -> bool:
@@ -144,7 +152,7 @@ def _list_numbers(claim: Claim, evidence: Answer) -> dict[str, float]:
         "percent": 100 * (evidence.value / bound - 1) if bound else float("nan"),
         "times": bound / evidence.value if evidence.value else float("inf"),
         "groups": evidence.groups,
-        **{name: measure(evidence.rows, wanted)[0] for name, wanted in claim.numbers.items()},
+        **{name: measure(evidence.rows, spec)[0] for name, spec in claim.numbers.items()},
     }
 
 

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from harness.document.paper import Table
 from harness.protocol.types import Name, StrictModel
 
-# inconclusive: measured, and neither borne out nor refuted; incorrect: fast, but not with the right numbers;
-# not applicable: what was run, if anything, cannot decide a claim of this size or kind
+# inconclusive: measured, but neither confirmed nor refuted; incorrect: fast, but with wrong numbers;
+# not applicable: no run can decide a claim of this size or kind
 Verdict = Literal["reproduced", "deviates", "inconclusive", "incorrect", "extrapolated", "not applicable", "not run"]
 Basis = Literal["measured", "stand-in", "emulated", "extrapolated"]
 Statistic = Literal[
@@ -23,7 +23,7 @@ Columns = Annotated[list[str], Field(min_length=1)]
 
 
 class Bound(StrictModel):
-    """What a number is compared with; `within` is the largest relative distance from the paper's value."""
+    """The bounds that a number must satisfy; `within` is the largest relative distance from the paper's value."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -48,12 +48,17 @@ class Bound(StrictModel):
 
 
 class Measure(StrictModel):
-    """A number from the selected rows: a statistic of `column`, or of `column` divided by `per` row by row.
+    """A number from the selected rows: a statistic of `column`, or of `column` divided by `per` in each row.
 
-    value: of the first row. count, distinct: rows, and different values of the column, that match `matching`. share: of
-    the rows that match. rank: place, from 1, of the first row that matches among the values of the column, in the order
-    of the rows. ratio: median of the rows that match over that of the rows that match `against`. slope: of a straight
-    line through column over `over`, of their logarithms if `log`. low, high: columns that hold the interval.
+    Statistics:
+        value: the value of the first row.
+        count, distinct: the number of rows that match `matching`, and of different values of the column in them.
+        share: the share of rows that match.
+        rank: the place, from 1, of the first matching row among the values of the column, in the order of the rows.
+        ratio: the median of the matching rows over the median of the rows that match `against`.
+        slope: the slope of a straight line through `column` over `over`, or through their logarithms with `log`.
+
+    low, high: the columns with the interval.
     """
 
     statistic: Statistic = "value"
@@ -71,7 +76,7 @@ class Measure(StrictModel):
         if self.column is None and self.statistic not in ("count", "share"):
             raise ValueError(f"statistic {self.statistic!r} needs a column")
         if self.statistic in ("rank", "ratio", "share") and not self.matching:
-            raise ValueError(f"statistic {self.statistic!r} needs `matching`, the rows it is about")
+            raise ValueError(f"statistic {self.statistic!r} needs `matching`, the rows that it is about")
         for name, statistic in (("against", "ratio"), ("over", "slope")):
             if bool(getattr(self, name)) != (self.statistic == statistic):
                 raise ValueError(f"`{name}` belongs to the statistic {statistic!r}, which needs it")
@@ -81,7 +86,7 @@ class Measure(StrictModel):
 
 
 class Join(StrictModel):
-    """Columns of another table, from its first row that agrees in `on`; rows without such a row are left out."""
+    """Columns of another table, from its first row with equal values in `on`; rows without a partner are left out."""
 
     table: str
     on: Columns
@@ -106,11 +111,12 @@ class Pick(StrictModel):
 
 
 class Groups(Bound):
-    """Rows in groups, each with a measure of its own.
+    """Rows in groups, each with its own measure.
 
-    take largest, smallest: only the group in which `measure` is so, of those within the bound (ties: all of them).
-    take count, share: the groups whose measure is within the bound, instead of the measure.
-    missing: why there is no number where no group is within the bound.
+    take largest, smallest: select the group with the largest or smallest `measure` of those within the bound (ties:
+        all such groups).
+    take count, share: use the number or the share of groups whose measure is within the bound, instead of the measure.
+    missing: the reason that is given if no group is within the bound.
     """
 
     by: Columns
@@ -121,17 +127,18 @@ class Groups(Bound):
 
 
 class Incorrect(StrictModel):
-    """Rows that refute the claim, whatever the other rows say."""
+    """Rows that refute the claim, whatever the other rows show."""
 
     where: Filter
     note: str
 
 
 class Query(StrictModel):
-    """Which rows of the tables bear on a claim, and the number that they give.
+    """Which rows of the tables bear on a claim, and the number that is computed from them.
 
-    where: the rows that the claim is about. complete: those of them that can be evidence. prefer: those that are taken
-    alone where there are any. missing, incomplete: why there is no number where no row is left.
+    where: the rows that the claim is about. complete: the rows of these that can be evidence. prefer: the rows that are
+    used alone if there are any. missing, incomplete: the reasons that are given if no row is about the claim, or none
+    is complete.
     """
 
     table: str
@@ -140,7 +147,7 @@ class Query(StrictModel):
     missing: str = "no such case has been run"
     incorrect: Incorrect | None = None
     complete: Filter = Field(default={})
-    incomplete: str = "no case has come to its end"
+    incomplete: str = "no case has finished"
     prefer: Filter = Field(default={})
     descending: str | None = None
     pick: Pick | None = None
@@ -149,7 +156,7 @@ class Query(StrictModel):
 
 
 class Otherwise(StrictModel):
-    """What follows where a condition does not hold: a verdict, another basis, and text that is added to the note."""
+    """The consequence of an unmet condition: a verdict, another basis, and text that is added to the note."""
 
     verdict: Verdict | None = None
     basis: Basis | None = None
@@ -175,11 +182,11 @@ class Need(Bound):
 class Claim(Bound):
     """A statement of a paper, its value there, and how the tables decide on it.
 
-    source: table, section or page of the paper. value: what it prints. how: what is measured here. program: whose cases
-    decide. suites: what to run to decide. needs: conditions on the evidence; the first that fails and names a verdict
-    decides. otherwise: what follows where the value is out of bounds. note: the evidence in a line, with its columns
-    and, as `{claim.name}`, the value and the `numbers`, measures of the same rows. not_applicable: why no table of the
-    harness can decide, instead of a query.
+    source: table, section or page of the paper. value: the printed value. how: the quantity that is measured here.
+    program: the program whose cases decide. suites: the suites to run for a decision. needs: conditions on the
+    evidence; the first unmet one that names a verdict decides. otherwise: the consequence of a value out of bounds.
+    note: the evidence in one line, with its columns and, as `{claim.name}`, the value and the `numbers`, which are
+    measures of the same rows. not_applicable: the reason why no table of the harness can decide, instead of a query.
     """
 
     id: Name
@@ -208,7 +215,7 @@ class Claim(Bound):
 
 
 class Paper(StrictModel):
-    """A file of claims. source: authors, identifier and year, as it is cited. values: tables that the paper prints."""
+    """A file of claims. source: the citation of the paper. values: tables that the paper prints."""
 
     source: str
     values: dict[str, Table] = Field(default={})

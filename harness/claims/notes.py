@@ -1,7 +1,7 @@
 """Notes on the evidence: text with fields such as `{device}`, `{trials.sum:count trial}` and `{claim.percent:+.0f}`.
 
-A field is a column, in the first row, or a statistic of it; or a number of the claim. A format is Python's, or `count
-trial`, which gives `1 trial` and `2 trials`, or `is a set|are sets`, which chooses by the number.
+A field is the value of a column in the first row, a statistic of the column, or a number of the claim. A format is
+Python's, or `count trial`, which gives `1 trial` and `2 trials`, or `is a set|are sets`, which chooses by the number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from harness.protocol.errors import did_you_mean
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 
 STATISTICS: Mapping[str, Callable[[pd.Series[Any]], Any]] = {
     "max": lambda column: column.max(),
@@ -27,7 +27,7 @@ STATISTICS: Mapping[str, Callable[[pd.Series[Any]], Any]] = {
     "list": lambda column: ", ".join(dict.fromkeys(map(str, column))),
 }
 CLAIM = "claim"
-# percent: of the value over the bound. times: the bound over the value. groups: how many the value was taken over.
+# percent: relative difference of the value from the bound. times: the bound over the value. groups: number of groups.
 NUMBERS = ("value", "low", "high", "paper", "bound", "percent", "times", "groups")
 SPEC = re.compile(r"[+]?,?(\.\d)?[defg%]?")
 _FORMATTER = Formatter()
@@ -51,16 +51,18 @@ def _look_up(name: str, rows: pd.DataFrame, numbers: Mapping[str, float]) -> Any
 
 
 def _format(value: Any, spec: str) -> str:
+    singular, _, plural = spec.removeprefix("count ").partition("|")
+    if pd.isna(value):
+        return f"an unknown number of {plural or singular + 's'}" if spec.startswith("count ") else "unknown"
     if spec.startswith("count "):
-        one, _, more = spec.removeprefix("count ").partition("|")
-        return count(value, one, more)
+        return pluralize(value, singular, plural)
     if "|" in spec:
         return spec.split("|")[0 if value == 1 else 1]
     return format(value, spec)
 
 
 def find_unknown_fields(text: str, columns: Collection[str], numbers: Collection[str] = ()) -> Iterator[str]:
-    """Yield what is wrong with the fields of a text; numbers: names of the claim's additional measures."""
+    """Yield a message for each mistake in the fields of a text; numbers: names of the claim's additional measures."""
     numbers = [*NUMBERS, *numbers]
     try:
         fields = [

@@ -1,4 +1,4 @@
-"""Files of claims: where they are, and every mistake in them at once, each with its place in the file."""
+"""Find, check and load files of claims; all mistakes are reported together, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Tables = Mapping[str, Collection[str]]
 
 
 def find_files(extra: Sequence[Path] = ()) -> dict[str, Path]:
-    """Return the files of claims by name: those shipped, those in ./claims and those given.
+    """Return the files of claims by name: the shipped ones, those in ./claims, and the extra ones.
 
-    Raises UsageError if two of them have the same name, by which a scorecard tells papers apart.
+    Raises:
+        UsageError: two files have the same name, which identifies a paper on the scorecard.
     """
     shipped = sorted((resources.resource_dir("reports") / "claims").glob("*.yaml"))
     files: dict[str, Path] = {}
@@ -40,7 +41,8 @@ def find_files(extra: Sequence[Path] = ()) -> dict[str, Path]:
 def load_papers(extra: Sequence[Path] = ()) -> dict[str, Paper]:
     """Return the papers by the names of their files; extra: files in addition to those in the known folders.
 
-    Raises UsageError with every mistake in every file, and the nearest name to each that is unknown.
+    Raises:
+        UsageError: a file has mistakes; the message lists all of them, with the nearest name for each unknown one.
     """
     documents = {name: yaml_loader.load_yaml(path) for name, path in find_files(extra).items()}
     tables = {name: list(table.columns) for name, table in list_tables(build_results([])).items() if len(table.columns)}
@@ -68,7 +70,7 @@ Mistakes = Iterator[tuple[KeyPath, str]]
 
 
 class _Checker:
-    """Compares the names in a claim with those of the tables, programs and suites."""
+    """Compares the names in claims with those of the tables, programs and suites."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -100,7 +102,7 @@ class _Checker:
             yield from ((loc, message) for message in find_unknown_fields(text, columns, claim.numbers))
 
     def check_query(self, query: Query) -> Mistakes:
-        """Yield the mistakes of a query: of its tables first, without which its columns are not known."""
+        """Yield the mistakes of a query; its columns are only checked if its tables are known."""
         names = [(("table",), query.table), *((("join", k, "table"), j.table) for k, j in enumerate(query.join))]
         unknown = [(loc, name) for loc, name in names if name not in self.tables]
         for loc, name in unknown:
@@ -108,11 +110,11 @@ class _Checker:
         columns = self.list_columns(query)
         if unknown or columns is None:
             return
-        so_far = set(self.tables[query.table])
+        available = set(self.tables[query.table])
         for k, join in enumerate(query.join):
-            yield from self.check_names(join.on, so_far & set(self.tables[join.table]), ("query", "join", k, "on"))
+            yield from self.check_names(join.on, available & set(self.tables[join.table]), ("query", "join", k, "on"))
             yield from self.check_names(join.columns, self.tables[join.table], ("query", "join", k, "columns"))
-            so_far |= set(join.columns)
+            available |= set(join.columns)
         for name in ("where", "complete", "prefer"):
             yield from self.check_filter(getattr(query, name), columns, ("query", name))
         yield from ((("query", "incomplete"), message) for message in find_unknown_fields(query.incomplete, columns))
@@ -130,7 +132,7 @@ class _Checker:
                 yield from self.check_measure(query.groups.measure, columns, ("query", "groups", "measure"))
         yield from self.check_measure(query.measure, columns, ("query", "measure"))
         if "folder" not in columns and not {"campaign", "case"} <= columns:
-            yield ("query", "table"), f"{query.table} does not tell the folders of its runs: join a table that does"
+            yield ("query", "table"), f"{query.table} does not contain the folders of its runs: join a table that does"
 
     def check_measure(self, measure: Measure, columns: set[str], loc: KeyPath) -> Mistakes:
         """Yield the mistakes of a measure."""
@@ -141,9 +143,9 @@ class _Checker:
         for name in ("matching", "against"):
             yield from self.check_filter(getattr(measure, name), columns, (*loc, name))
 
-    def check_filter(self, wanted: Filter, columns: Collection[str], loc: KeyPath) -> Mistakes:
-        """Yield the unknown columns of a filter, and its comparisons with what is not a number."""
-        for column, values in wanted.items():
+    def check_filter(self, conditions: Filter, columns: Collection[str], loc: KeyPath) -> Mistakes:
+        """Yield the unknown columns of a filter, and its comparisons with text that is not a number."""
+        for column, values in conditions.items():
             yield from self.check_name(column, columns, (*loc, column))
             for value in values if isinstance(values, list) else [values]:
                 sign, text = split_comparison(value)
@@ -177,7 +179,7 @@ def is_number(text: str) -> bool:
 
 
 def find_table(papers: Mapping[str, Paper], name: str) -> tuple[Paper, Table]:
-    """Return a printed table and the first paper that has it; raises UsageError if none does."""
+    """Return a printed table and the first paper that has it; raise UsageError if there is none."""
     for paper in papers.values():
         if name in paper.values:
             return paper, paper.values[name]

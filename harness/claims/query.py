@@ -1,4 +1,4 @@
-"""Queries over result tables: filters, joins, and the statistics of the rows that are left."""
+"""Queries over result tables: filters, joins, and statistics of the selected rows."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Interval = tuple[float, float | None, float | None]
 
 
 class Unanswered(Exception):
-    """No row is left that could answer a query; the message says why."""
+    """No row can answer a query; the message gives the reason."""
 
 
 class Refuted(Exception):
-    """A row shows that the evidence itself is incorrect; the message says how."""
+    """A row shows that the evidence itself is incorrect; the message describes the error."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The value of a query with its interval, the rows it rests on, and the number of groups that it was taken over."""
+    """The value of a query with its interval, the rows that it rests on, and the number of groups with a value."""
 
     value: float
     low: float | None
@@ -49,9 +49,11 @@ class Answer:
 
 
 def build_cases_table(records: list[RunRecord]) -> pd.DataFrame:
-    """Return a row a readable case; ranks and hosts are 0 where the case does not name them.
+    """Return one row per readable case; ranks and hosts are 0 where the case does not name them.
 
-    emulated: whether fewer hosts than nodes took part, of those that are known. parameters: of the model.
+    Columns of note:
+        emulated: whether fewer hosts than nodes took part, where the hosts are known.
+        parameters: the number of parameters of the model.
     """
     return pd.DataFrame([_describe_case(r) for r in records if r.state != "unreadable"], columns=CASES)
 
@@ -75,99 +77,100 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def answer(query: Query, tables: Mapping[str, pd.DataFrame]) -> Answer:
+def answer_query(query: Query, tables: Mapping[str, pd.DataFrame]) -> Answer:
     """Evaluate a query.
 
     Raises:
-        Unanswered: no row is left.
+        Unanswered: no row is selected, or the value is not finite.
         Refuted: a row matches the query's `incorrect`.
     """
     rows = tables[query.table]
     for join in query.join:
         rows = _join(rows, tables[join.table], join)
-    rows = rows[matches(rows, query.where)]
+    rows = rows[match_rows(rows, query.where)]
     if rows.empty:
         raise Unanswered(query.missing)
-    if query.incorrect is not None and matches(rows, query.incorrect.where).any():
+    if query.incorrect is not None and match_rows(rows, query.incorrect.where).any():
         raise Refuted(query.incorrect.note)
-    about, rows = rows, rows[matches(rows, query.complete)]
-    if rows.empty:
-        raise Unanswered(format_note(query.incomplete, about, {}))
-    preferred = matches(rows, query.prefer)
-    rows = rows[preferred] if preferred.any() else rows
+    complete = rows[match_rows(rows, query.complete)]
+    if complete.empty:
+        raise Unanswered(format_note(query.incomplete, rows, {}))
+    preferred = match_rows(complete, query.prefer)
+    rows = complete[preferred] if preferred.any() else complete
     if query.descending is not None:
         rows = rows.sort_values(query.descending, ascending=False, kind="stable")
     if query.pick is not None:
         rows = _pick(rows, query.pick)
     if query.groups is not None:
         return _answer_by_groups(rows, query.groups, query.measure)
-    return _answer(rows, query.measure)
+    return _answer_from_rows(rows, query.measure)
 
 
-def matches(rows: pd.DataFrame, wanted: Filter) -> pd.Series[bool]:
-    """Return for each row whether all its columns are as the filter wants them."""
+def match_rows(rows: pd.DataFrame, conditions: Filter) -> pd.Series[bool]:
+    """Return for each row whether all its columns satisfy the filter."""
     mask = pd.Series(True, index=rows.index)
-    for column, value in wanted.items():
-        values = value if isinstance(value, list) else [value]
-        mask &= np.logical_or.reduce([_matches(rows[column], v) for v in values])
+    for column, condition in conditions.items():
+        alternatives = condition if isinstance(condition, list) else [condition]
+        mask &= np.logical_or.reduce([_match_column(rows[column], alternative) for alternative in alternatives])
     return mask
 
 
-def _matches(column: pd.Series[Any], wanted: Scalar) -> pd.Series[bool]:
-    if not isinstance(wanted, str):
-        return column == wanted
-    if wanted in ("present", "missing"):
-        return column.notna() if wanted == "present" else column.isna()
-    sign, text = split_comparison(wanted)
+def _match_column(column: pd.Series[Any], condition: Scalar) -> pd.Series[bool]:
+    if not isinstance(condition, str):
+        return column == condition
+    if condition in ("present", "missing"):
+        return column.notna() if condition == "present" else column.isna()
+    sign, text = split_comparison(condition)
     if sign == "!=":
         return column.astype(str) != text
     if sign:
         return OPERATORS[sign](pd.to_numeric(column), float(text))
-    if "*" in wanted:
-        return column.map(lambda value: fnmatch.fnmatchcase(str(value), wanted)).astype(bool)
-    return column == wanted
+    if "*" in condition:
+        return column.map(lambda value: fnmatch.fnmatchcase(str(value), condition)).astype(bool)
+    return column == condition
 
 
-def split_comparison(wanted: Scalar) -> tuple[str, str]:
-    """Return the sign and the other side of text such as `>= 3`; no sign where it is none."""
-    comparison = COMPARISON.fullmatch(wanted) if isinstance(wanted, str) else None
-    return (comparison[1], comparison[2]) if comparison else ("", str(wanted))
+def split_comparison(condition: Scalar) -> tuple[str, str]:
+    """Return the sign and the operand of a condition such as `>= 3`; the sign is empty if it is no comparison."""
+    comparison = COMPARISON.fullmatch(condition) if isinstance(condition, str) else None
+    return (comparison[1], comparison[2]) if comparison else ("", str(condition))
 
 
-def measure(rows: pd.DataFrame, wanted: Measure) -> Interval:
-    """Return a statistic of the rows, with its interval where the measure names its columns.
+def measure(rows: pd.DataFrame, spec: Measure) -> Interval:
+    """Return a statistic of the rows, with its interval where the measure names the interval's columns.
 
-    Raises Unanswered where it is not a number, as a ratio without rows is.
+    Raises:
+        Unanswered: the value is not finite, for example a ratio without rows.
     """
-    value, low, high = _measure(rows, wanted)
+    value, low, high = _measure(rows, spec)
     if not np.isfinite(value):
-        raise Unanswered(f"the {wanted.statistic} of the selected rows is not a number")
+        raise Unanswered(f"the {spec.statistic} of the selected rows is not a number")
     return value, low, high
 
 
-def _measure(rows: pd.DataFrame, wanted: Measure) -> Interval:
-    matching = matches(rows, wanted.matching)
-    if wanted.statistic == "ratio":
-        return _measure_ratio(rows, matching, wanted)
-    if wanted.statistic in SPECIAL:
-        return SPECIAL[wanted.statistic](rows, matching, wanted), None, None
-    values = _values(rows, wanted)[matching]
+def _measure(rows: pd.DataFrame, spec: Measure) -> Interval:
+    matching = match_rows(rows, spec.matching)
+    if spec.statistic == "ratio":
+        return _measure_ratio(rows, matching, spec)
+    if spec.statistic in STATISTICS:
+        return STATISTICS[spec.statistic](rows, matching, spec), None, None
+    values = _select_values(rows, spec)[matching]
     if values.empty:
         return np.nan, None, None
-    if wanted.statistic == "value":
+    if spec.statistic == "value":
         first = rows[matching].iloc[0]
-        low, high = (None if name is None else float(first[name]) for name in (wanted.low, wanted.high))
+        low, high = (None if name is None else float(first[name]) for name in (spec.low, spec.high))
         return float(values.iloc[0]), low, high
-    return float(getattr(values, wanted.statistic)()), None, None
+    return float(getattr(values, spec.statistic)()), None, None
 
 
-def _measure_ratio(rows: pd.DataFrame, matching: pd.Series[bool], wanted: Measure) -> Interval:
-    """Return the ratio of two medians; its interval is at most as wide as that from the ends of theirs."""
-    against, values = matches(rows, wanted.against), _values(rows, wanted)
+def _measure_ratio(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> Interval:
+    """Return the ratio of two medians; the ends of its interval are ratios of opposite ends of theirs."""
+    against, values = match_rows(rows, spec.against), _select_values(rows, spec)
     ratio = float(values[matching].median() / values[against].median())
-    if wanted.low is None or wanted.high is None:
+    if spec.low is None or spec.high is None:
         return ratio, None, None
-    low, high = rows[wanted.low].astype(float), rows[wanted.high].astype(float)
+    low, high = rows[spec.low].astype(float), rows[spec.high].astype(float)
     return (
         ratio,
         float(low[matching].median() / high[against].median()),
@@ -175,39 +178,40 @@ def _measure_ratio(rows: pd.DataFrame, matching: pd.Series[bool], wanted: Measur
     )
 
 
-def _values(rows: pd.DataFrame, wanted: Measure) -> pd.Series[float]:
-    column = wanted.column
+def _select_values(rows: pd.DataFrame, spec: Measure) -> pd.Series[float]:
+    column = spec.column
     values = rows[column] if isinstance(column, str) else pd.Series(column, index=rows.index)
-    return values.astype(float) if wanted.per is None else values.astype(float) / rows[wanted.per].astype(float)
+    return values.astype(float) if spec.per is None else values.astype(float) / rows[spec.per].astype(float)
 
 
-def _rank(rows: pd.DataFrame, matching: pd.Series[bool], wanted: Measure) -> float:
-    order = list(dict.fromkeys(rows[wanted.column]))
+def _find_rank(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> float:
+    order = list(dict.fromkeys(rows[spec.column]))
     if not matching.any():
-        raise Unanswered(f"none of {', '.join(map(str, order))} is the one that the claim ranks")
-    return float(order.index(rows[matching][wanted.column].iloc[0]) + 1)
+        raise Unanswered(f"the value that the claim ranks is not among {', '.join(map(str, order))}")
+    return float(order.index(rows[matching][spec.column].iloc[0]) + 1)
 
 
-def _slope(rows: pd.DataFrame, matching: pd.Series[bool], wanted: Measure) -> float:
-    x = rows[matching][wanted.over].to_numpy(dtype=float)
-    y = _values(rows, wanted)[matching].to_numpy(dtype=float)
-    x, y = (np.log(x), np.log(y)) if wanted.log else (x, y)
+def _fit_slope(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> float:
+    x = rows[matching][spec.over].to_numpy(dtype=float)
+    y = _select_values(rows, spec)[matching].to_numpy(dtype=float)
+    x, y = (np.log(x), np.log(y)) if spec.log else (x, y)
     return float(np.polyfit(x, y, 1)[0])
 
 
-SPECIAL: Mapping[str, Callable[[pd.DataFrame, pd.Series[bool], Measure], float]] = {
-    "count": lambda _rows, matching, _wanted: float(matching.sum()),
-    "share": lambda _rows, matching, _wanted: float(matching.mean()),
-    "distinct": lambda rows, matching, wanted: float(rows[matching][wanted.column].nunique()),
-    "rank": _rank,
-    "slope": _slope,
+# The statistics that are not methods of a pandas series.
+STATISTICS: Mapping[str, Callable[[pd.DataFrame, pd.Series[bool], Measure], float]] = {
+    "count": lambda _rows, matching, _spec: float(matching.sum()),
+    "share": lambda _rows, matching, _spec: float(matching.mean()),
+    "distinct": lambda rows, matching, spec: float(rows[matching][spec.column].nunique()),
+    "rank": _find_rank,
+    "slope": _fit_slope,
 }
 
 
 def _join(rows: pd.DataFrame, other: pd.DataFrame, join: Join) -> pd.DataFrame:
     first = other.drop_duplicates(join.on)[[*join.on, *join.columns]]
-    clear = rows.drop(columns=[name for name in join.columns if name in rows])
-    return clear.merge(first, on=join.on, how="inner")
+    replaced = [name for name in join.columns if name in rows]
+    return rows.drop(columns=replaced).merge(first, on=join.on, how="inner")
 
 
 def _pick(rows: pd.DataFrame, pick: Pick) -> pd.DataFrame:
@@ -221,17 +225,17 @@ def _pick(rows: pd.DataFrame, pick: Pick) -> pd.DataFrame:
     return rows.loc[column.groupby(keys, sort=False, dropna=False).idxmax()]
 
 
-def _answer(rows: pd.DataFrame, wanted: Measure) -> Answer:
-    value, low, high = measure(rows, wanted)
-    counted = rows[matches(rows, wanted.matching)] if wanted.statistic in ("count", "distinct") else rows
+def _answer_from_rows(rows: pd.DataFrame, spec: Measure) -> Answer:
+    value, low, high = measure(rows, spec)
+    counted = rows[match_rows(rows, spec.matching)] if spec.statistic in ("count", "distinct") else rows
     return Answer(value, low, high, rows if counted.empty else counted)
 
 
-def _answer_by_groups(rows: pd.DataFrame, groups: Groups, wanted: Measure) -> Answer:
+def _answer_by_groups(rows: pd.DataFrame, groups: Groups, spec: Measure) -> Answer:
     values = []
     for _, group in rows.groupby(groups.by, dropna=False):
-        with contextlib.suppress(Unanswered):  # a group without a number says nothing about the claim
-            values.append((measure(group, groups.measure or wanted)[0], group))
+        with contextlib.suppress(Unanswered):  # a group without a value does not bear on the claim
+            values.append((measure(group, groups.measure or spec)[0], group))
     within = [(value, group) for value, group in values if groups.is_met(value)]
     if not values or (not within and groups.take in ("largest", "smallest")):
         raise Unanswered(groups.missing)
@@ -240,5 +244,5 @@ def _answer_by_groups(rows: pd.DataFrame, groups: Groups, wanted: Measure) -> An
         return Answer(count, None, None, pd.concat([group for _, group in values]), len(values))
     best = (max if groups.take == "largest" else min)(value for value, _ in within)
     chosen = [group for value, group in within if value == best]
-    first = _answer(chosen[0], wanted)
+    first = _answer_from_rows(chosen[0], spec)
     return Answer(first.value, first.low, first.high, pd.concat(chosen) if groups.ties else first.rows, len(values))

@@ -1,4 +1,4 @@
-"""The scorecard: a row a claim, with its verdict and the evidence that it rests on."""
+"""The scorecard: one row per claim, with the verdict and the evidence that it rests on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from harness.claims.model import Basis, Verdict
 class Score:
     """One row of the scorecard; measured_value is None where nothing was measured, its interval also for a count.
 
-    paper: the name of the file of claims. citation: of the paper. basis: what the value rests on. evidence: event logs.
-    program, suites: whose cases decide, and what to run for them. reproduced_before: whether these runs, or fewer of
-    them, once reproduced the claim.
+    Attributes:
+        paper: the name of the file of claims.
+        citation: the citation of the paper.
+        basis: the kind of evidence that the value rests on.
+        evidence: the paths of event logs.
+        program: the program whose cases decide.
+        suites: the suites to run for a decision.
+        reproduced_before: whether an earlier report on these runs, or on some of them, reproduced the claim.
     """
 
     id: str
@@ -39,19 +44,19 @@ class Score:
     reproduced_before: bool = False
 
 
-def remember(scores: Sequence[Score], path: Path) -> list[Score]:
-    """Return the rows, with what the scorecard written before says of claims that were reproduced."""
+def mark_previously_reproduced(scores: Sequence[Score], path: Path) -> list[Score]:
+    """Return the scores, marked where the scorecard at the path, of an earlier report, has the claim as reproduced."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        previous = json.loads(path.read_text(encoding="utf-8"))
         reproduced = {
-            (r.get("paper"), r["id"]) for r in before if r["verdict"] == "reproduced" or r.get("reproduced_before")
+            (r.get("paper"), r["id"]) for r in previous if r["verdict"] == "reproduced" or r.get("reproduced_before")
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         reproduced = set()
-    # Scorecards of one paper alone do not name it.
+    # Scorecards of earlier versions, which knew only one paper, do not name it.
     return [replace(s, reproduced_before=not reproduced.isdisjoint([(s.paper, s.id), (None, s.id)])) for s in scores]
 
 
-def is_off(score: Score) -> bool:
-    """Return whether a claim was measured and is not borne out, or once was and no longer is."""
+def counts_as_failure(score: Score) -> bool:
+    """Return whether the measurement contradicts a claim, or no longer reproduces one that was reproduced before."""
     return score.verdict in ("deviates", "incorrect") or (score.reproduced_before and score.verdict != "reproduced")

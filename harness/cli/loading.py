@@ -1,4 +1,4 @@
-"""From the words of a command line to plans and campaigns."""
+"""Loading of systems, plans and campaigns from the arguments of a command line."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ if TYPE_CHECKING:
     from harness.execution.campaign import Campaign
     from harness.planning.expand import Plan
 
-CASES_SHOWN = 12
+MAX_CASES_SHOWN = 12
 
 
 def load_system(arguments: Namespace) -> ResolvedSystem:
     """Load the system that --system names, with the settings of -S."""
-    from harness.config import resources
-    from harness.config import system as systems
+    from harness.config import resources, system
 
-    return systems.load_system(resources.find_resource("systems", arguments.system), parse_settings(arguments.setting))
+    return system.load_system(resources.find_resource("systems", arguments.system), parse_settings(arguments.setting))
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
-    """Return the words `key=value` as a mapping."""
+    """Parse the words `key=value` to a mapping."""
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"-S {pair}: expected key=value")
@@ -33,9 +32,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def load_plans(arguments: Namespace) -> list[Plan]:
-    """Expand every suite on the system; all are checked before anything is done with the first."""
+    """Expand every suite on the system; all are checked before the first one is used."""
     from harness.config import resources
-    from harness.config import suite as suites
+    from harness.config.suite import load_suite
     from harness.planning.expand import expand_suite, filter_cases
 
     if arguments.suite_folder is not None:
@@ -43,11 +42,11 @@ def load_plans(arguments: Namespace) -> list[Plan]:
     system = load_system(arguments)
     plans = []
     for name in arguments.suites:
-        suite = suites.load_suite(resources.find_resource("suites", name), system.system.scale or system.system.name)
+        suite = load_suite(resources.find_resource("suites", name), system.system.scale or system.system.name)
         whole = expand_suite(suite, system, arguments.repeat)
         plan = filter_cases(whole, arguments.name, arguments.tag, arguments.exclude)
         if not plan.cases:
-            known = ", ".join(case.name for case in whole.cases[:CASES_SHOWN])
+            known = ", ".join(case.name for case in whole.cases[:MAX_CASES_SHOWN])
             raise UsageError(f"suite {name!r}: no case is left by -n, -t and -x (there are: {known})")
         plans.append(plan)
     return plans
@@ -63,18 +62,18 @@ def load_campaigns(arguments: Namespace) -> list[Campaign]:
         fitting, too_large = drop_oversized_cases(plan)
         if too_large:
             names = ", ".join(case.name for case in too_large)
-            print(f"{plan.campaign_name}: left out, since a job has at most {plan.site.nodes_allowed} nodes: {names}")
+            print(f"{plan.campaign_name}: left out, since a job has at most {plan.site.max_nodes} nodes: {names}")
         campaigns.append(Campaign(fitting, arguments.out / "runs"))
     return campaigns
 
 
 def check_cost(arguments: Namespace, campaigns: Sequence[Campaign]) -> None:
-    """Raise UsageError if all that remains to be run may cost more than --max-node-hours."""
-    from harness.planning.jobs import node_hours
+    """Raise UsageError if the pending jobs may cost more than --max-node-hours."""
+    from harness.planning.jobs import sum_node_hours
 
     if arguments.max_node_hours is None:
         return
-    limit = sum(node_hours(campaign.pending_jobs(arguments.retry))[0] for campaign in campaigns)
+    limit = sum(sum_node_hours(campaign.pending_jobs(arguments.retry))[0] for campaign in campaigns)
     if limit > arguments.max_node_hours:
         allowed = f"--max-node-hours is {arguments.max_node_hours:g}"
         raise UsageError(f"up to {limit:,.4g} node-hours, and {allowed}; nothing was submitted")

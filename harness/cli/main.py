@@ -25,13 +25,15 @@ def build_parser() -> tuple[ArgumentParser, list[str]]:
     for group in GROUPS:
         group.add_commands(commands)
     help_text = "the sixteen datasets: list, fetch, convert, check, stats (harness data --help)"
-    add_command(commands, "data", lambda _: DONE, help_text)  # listed here, and dispatched before its words are parsed
+    add_command(
+        commands, "data", lambda _: DONE, help_text
+    )  # only listed here; dispatch runs it without parsing its arguments
     return parser, list(commands.choices)
 
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run the command that the words name and return its exit code; raise UsageError for an unknown command."""
-    if argv[:1] == ["data"]:  # a program of its own, with the dependencies of jobs
+    if argv[:1] == ["data"]:  # a separate program, which has the dependencies of jobs
         return run_subprocess([sys.executable, "-P", "-m", "harness.reference.datasets", *argv[1:]])
     parser, names = build_parser()
     if argv and not argv[0].startswith("-") and argv[0] not in names:
@@ -44,7 +46,7 @@ def dispatch(argv: Sequence[str]) -> int:
 
 
 def run_subprocess(command: Sequence[str]) -> int:
-    """Run a program to its end, however long it takes after an interrupt, and return its exit code."""
+    """Run a program, wait for its end even after an interrupt, and return its exit code."""
     with subprocess.Popen(command) as process:
         while True:
             try:
@@ -57,6 +59,6 @@ def run_subprocess(command: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors are printed on stderr."""
+    """Run one command, print its errors on stderr, and return its exit code."""
     ensure_user()
     return run_command(lambda: dispatch(sys.argv[1:] if argv is None else list(argv)))

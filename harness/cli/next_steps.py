@@ -1,4 +1,4 @@
-"""What a run that has submitted nothing, or not all, prints: its jobs, and what to type next."""
+"""Output of a run that has not submitted all of its jobs: a table of jobs, and what to type next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.execution.status import Outcome
 from harness.host.files import absolute_path
 from harness.planning.jobs import Job
 
-CASES_SHOWN = 3
+MAX_CASES_SHOWN = 3
 
 
 def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
@@ -23,10 +23,10 @@ def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
         print(f"  {'job':<{width}}  nodes  walltime  node-hours  cases")
     for job in jobs:
         names = [case.name for case in job.cases]
-        shown = names if verbose else names[:CASES_SHOWN]
-        more = f", and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        listed = names if verbose else names[:MAX_CASES_SHOWN]
+        more = f", and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
         nodes = f"{job.nodes}" + (f"+{job.spares}" if job.spares else "")
-        cases = ", ".join(shown) + more
+        cases = ", ".join(listed) + more
         print(f"  {job.name:<{width}}  {nodes:>5}  {job.walltime:>8}  {job.node_hours:>10.4g}  {cases}")
 
 
@@ -41,14 +41,16 @@ def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted:
         return
     site = campaign.plan.site
     script = f"{shlex.quote(str(absolute_path(campaign.folder) / 'jobs'))}/JOB.sh"
-    settings_to_give = "".join(f"-S {name}=... " for name in site.missing)
+    setting_options = "".join(f"-S {name}=... " for name in site.missing)
     print_missing_settings(site)
-    print(f"to submit the jobs, and later to gather them: the same command with {settings_to_give}--submit")
-    print(f"or by hand, one by one: {' '.join(filter(None, (campaign.scheduler.command, site.options, script)))}")
+    print(f"to submit the jobs, and later to gather them: the same command with {setting_options}--submit")
+    print(
+        f"or by hand, one by one: {' '.join(filter(None, (campaign.scheduler.command, site.submit_options, script)))}"
+    )
 
 
 def print_missing_settings(site: ResolvedSystem) -> None:
-    """Print which settings must have a value before jobs can be submitted."""
+    """Print the settings that need a value before jobs can be submitted."""
     if site.missing:
         print("before you submit, give these settings a value:")
     for name in site.missing:

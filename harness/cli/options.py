@@ -28,7 +28,7 @@ def add_command(
 
 
 def add_suite_options(parser: CommandParser, count: str) -> None:
-    """Add what the commands that expand suites share; count: how many suites, in the notation of argparse."""
+    """Add the options of commands that expand suites; `count` is the number of suites in the notation of argparse."""
     parser.add_argument("suites", nargs=count, metavar="SUITE", help="name or YAML file")
     parser.add_argument(
         "--suites", dest="suite_folder", type=usable_path, metavar="DIR", help="a folder of suites of your own"

@@ -1,4 +1,4 @@
-"""Parsed YAML of which every part has a file, line and column, and the problems of such a part."""
+"""Parsed YAML whose every part has a file, a line and a column, and the problems of such parts."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class Document:
     locations: Mapping[KeyPath, Location]
 
     def locate(self, at: KeyPath) -> Location:
-        """Return the location of the deepest part of a key path that the file has."""
+        """Return the location of the deepest part of a key path that exists."""
         for depth in range(len(at), -1, -1):
             if at[:depth] in self.locations:
                 return self.locations[at[:depth]]
         return Location(self.path, 1, 1)
 
     def problem(self, at: KeyPath, message: str) -> Problem:
-        """Return a problem of the part at a key path."""
+        """Return a problem that is located at a key path."""
         return Problem(self.locate(at), message)
 
     def error(self, at: KeyPath, message: str) -> UsageError:
-        """Return an exception about the part at a key path."""
+        """Return an exception that is located at a key path."""
         return UsageError(self.problem(at, message).format())
 
     def subdocument(self, at: KeyPath) -> Document:
@@ -65,43 +65,43 @@ class Document:
         data: Any = self.data
         for key in at:
             data = data[key]
-        locations = {path[len(at) :]: where for path, where in self.locations.items() if path[: len(at)] == at}
+        locations = {path[len(at) :]: location for path, location in self.locations.items() if path[: len(at)] == at}
         return Document(self.path, data, locations)
 
     def drop(self, *keys: str) -> Document:
         """Return the document without some of its top-level keys."""
         data = {key: value for key, value in self.data.items() if key not in keys}
-        locations = {at: where for at, where in self.locations.items() if not at or at[0] not in keys}
+        locations = {at: location for at, location in self.locations.items() if not at or at[0] not in keys}
         return Document(self.path, data, locations)
 
     def overlay_on(self, base: Document) -> Document:
-        """Lay this document over a base: merge mappings key by key, remove keys that are null, replace all else."""
+        """Overlay this document on a base: merge mappings, remove keys that are null, and replace all other values."""
         replaced: set[KeyPath] = set()
         data = _merge(base.data, self.data, (), replaced)
-        locations = {at: where for at, where in base.locations.items() if not _is_inside(at, replaced)}
-        locations |= {at: where for at, where in self.locations.items() if not at or _is_inside(at, replaced)}
+        locations = {at: location for at, location in base.locations.items() if not _is_inside(at, replaced)}
+        locations |= {at: location for at, location in self.locations.items() if not at or _is_inside(at, replaced)}
         return Document(self.path, data, locations)
 
-    def invalid_removals(self, base: Document) -> Iterator[Problem]:
+    def find_invalid_removals(self, base: Document) -> Iterator[Problem]:
         """Yield a problem for every null that should remove a key which the base does not have."""
-        yield from self._invalid_removals(self.data, base.data, ())
+        yield from self._find_invalid_removals(self.data, base.data, ())
 
-    def _invalid_removals(self, top: Mapping[str, Any], base: Mapping[str, Any], at: KeyPath) -> Iterator[Problem]:
+    def _find_invalid_removals(self, top: Mapping[str, Any], base: Mapping[str, Any], at: KeyPath) -> Iterator[Problem]:
         for key, value in top.items():
             if value is None and key not in base:
                 message = f"null removes a key, and the base has no such key{did_you_mean(key, base)}"
-                yield self.problem((*at, key), f"{dotted((*at, key))}: {message}")
+                yield self.problem((*at, key), f"{format_key_path((*at, key))}: {message}")
             elif isinstance(value, dict) and isinstance(base.get(key), dict):
-                yield from self._invalid_removals(value, base[key], (*at, key))
+                yield from self._find_invalid_removals(value, base[key], (*at, key))
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any], at: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:
     """Return base overlaid by top; add the key paths whose values come from top to `replaced`."""
     merged = dict(base)
     for key, value in top.items():
-        below = merged.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            merged[key] = _merge(below, value, (*at, key), replaced)
+        base_value = merged.get(key)
+        if isinstance(value, dict) and isinstance(base_value, dict):
+            merged[key] = _merge(base_value, value, (*at, key), replaced)
             continue
         replaced.add((*at, key))
         if value is None:
@@ -115,8 +115,8 @@ def _is_inside(at: KeyPath, parts: set[KeyPath]) -> bool:
     return any(at[:depth] in parts for depth in range(1, len(at) + 1))
 
 
-def dotted(at: KeyPath) -> str:
-    """Return a key path as messages write it: `matrix.seed.0`."""
+def format_key_path(at: KeyPath) -> str:
+    """Format a key path for messages: `matrix.seed.0`."""
     return ".".join(map(str, at))
 
 
@@ -130,7 +130,7 @@ def iter_texts(node: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
-    """Raise one UsageError with the first MAX_PROBLEMS different problems, sorted by location, if there are any."""
+    """Raise one UsageError with the first MAX_PROBLEMS distinct problems, sorted by location, if there are any."""
     unique: dict[Problem, None] = {}
     for problem in problems:
         unique[problem] = None
@@ -144,7 +144,7 @@ def raise_problems(problems: Iterable[Problem]) -> None:
 
 
 def cache_source(path: Path, text: str) -> None:
-    """Keep the text of a file, of which messages quote lines."""
+    """Store the text of a file, so that messages can quote its lines."""
     _sources[path] = text
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of checked expressions, whose intermediate results stay within bounds of size."""
+"""Evaluation of checked expressions, with limits on the size of every intermediate result."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import nodes
 
-from harness.protocol.errors import did_you_mean, shortened
+from harness.protocol.errors import did_you_mean, shorten
 
 Values = Mapping[str, Any]
 Function = Callable[[Values], Any]
-# Characters and items of a value, levels of nesting, bits of an integer, and decimal places: more is a mistake.
+# Limits of the characters and items of a value, the levels of nesting, the bits of an integer, and decimal places.
 MAX_SIZE, MAX_DEPTH, MAX_BITS, MAX_PLACES = 10_000, 40, 2048, 20
 
 
@@ -23,12 +23,12 @@ class ExpressionError(Exception):
 
 
 class ValueUnavailable(ExpressionError):
-    """The expression computes with a value that only the job knows."""
+    """The expression computes with a value that is known only in the job."""
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """Shell text for a value that only the job knows; an expression may insert it into text and nothing else."""
+    """Shell text for a value that is known only in the job; expressions may only insert it into text."""
 
     text: str
 
@@ -64,7 +64,7 @@ def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one for eac
 
 
 def _build_operation(node: nodes.Node) -> Function:
-    """Return the function of a node whose operands are all evaluated."""
+    """Return the function of a node that evaluates all of its operands."""
     operands: list[Any]
     match node:
         case nodes.List(items=operands) | nodes.Tuple(items=operands):
@@ -132,7 +132,7 @@ def _look_up(values: Values, name: str, space: str = "") -> Any:
 
 
 def check_size(value: Any) -> Any:
-    """Return the value; raises ExpressionError if it is too large."""
+    """Return the value unchanged; raise ExpressionError if it is too large."""
     if isinstance(value, int):
         if value.bit_length() > MAX_BITS:
             raise ExpressionError(f"a number of more than {MAX_BITS} bits")
@@ -142,7 +142,7 @@ def check_size(value: Any) -> Any:
 
 
 def _measure(value: Any, size: int, depth: int) -> int:
-    """Return `size` plus the characters and items of a value; raises ExpressionError at the first bound."""
+    """Return `size` plus the characters and items of a value; raise ExpressionError beyond a limit."""
     if depth > MAX_DEPTH:
         raise ExpressionError(f"a value of more than {MAX_DEPTH} levels")
     if isinstance(value, str):
@@ -167,16 +167,16 @@ def _get_item(container: Any, item: Any) -> Any:
     try:
         return container[item]
     except (LookupError, TypeError):
-        raise ExpressionError(f"{shortened(container)} has no item {shortened(item)}") from None
+        raise ExpressionError(f"{shorten(container)} has no item {shorten(item)}") from None
 
 
 def _for_numbers(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return the operator for numbers only: it would repeat text and lists, or fill in a format."""
+    """Restrict an operator to numbers, as it would repeat text and lists, or fill in a format."""
 
     def operate(left: Any, right: Any) -> Any:
         for value in (left, right):
             if not isinstance(value, (int, float, complex)):
-                raise ExpressionError(f"{name} takes numbers, got {shortened(value)}")
+                raise ExpressionError(f"{name} takes numbers, got {shorten(value)}")
         return function(left, right)
 
     return operate
@@ -190,16 +190,16 @@ def _power(left: Any, right: Any) -> Any:
 
 def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
     if isinstance(precision, bool) or not isinstance(precision, int) or abs(precision) > MAX_PLACES:
-        raise ExpressionError(f"round takes at most {MAX_PLACES} places, got {shortened(precision)}")
+        raise ExpressionError(f"round takes at most {MAX_PLACES} places, got {shorten(precision)}")
     if method == "common":
         return round(value, precision)
     if method not in ("ceil", "floor"):
-        raise ExpressionError(f"round takes 'common', 'ceil' or 'floor', got {shortened(method)}")
+        raise ExpressionError(f"round takes 'common', 'ceil' or 'floor', got {shorten(method)}")
     return getattr(math, method)(value * 10**precision) / 10**precision
 
 
 def _extreme(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
-    """Return min or max of a list, with upper and lower case considered equal."""
+    """Return the function for min or max of a list, which ignores case."""
 
     def choose(values: Iterable[Any]) -> Any:
         items = list(values)

@@ -26,7 +26,7 @@ from harness.config.evaluation import (
     ValueUnavailable,
     build_function,
 )
-from harness.protocol.errors import CONTROL, VALUE_SHOWN, did_you_mean, shortened
+from harness.protocol.errors import CONTROL, MAX_VALUE_LENGTH, did_you_mean, shorten
 
 ALLOWED = (
     nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.BinExpr, nodes.UnaryExpr,
@@ -61,7 +61,11 @@ class Expression:
     function: Function
 
     def __call__(self, values: Values) -> Any:
-        """Return its value: of any plain type if the text is a single `{{ }}`, else text; raises ExpressionError."""
+        """Evaluate the expression; raise ExpressionError.
+
+        Returns:
+            A value of any plain type if the text is a single `{{ }}`, otherwise text.
+        """
         try:
             return self.function(values)
         except EVALUATION_ERRORS as error:
@@ -99,13 +103,13 @@ def is_expression(value: Any) -> bool:
 
 @cache
 def parse(text: str) -> Expression:
-    """Check and compile text that contains `{{ }}`; raises ExpressionError."""
+    """Check and compile text that contains `{{ }}`; raise ExpressionError."""
     return _compile(text, text)
 
 
 @cache
 def parse_condition(text: str) -> Expression:
-    """Check and compile an expression without braces, as `where` contains; raises ExpressionError."""
+    """Check and compile an expression without braces, such as one of `where`; raise ExpressionError."""
     single = SINGLE_EXPRESSION.match(text.strip())
     inner = single[1] if single else text
     if is_expression(inner) or "}}" in inner:
@@ -119,7 +123,7 @@ def _compile(code: str, text: str) -> Expression:
         raise ExpressionError(f"an expression of more than {MAX_LENGTH} characters")
     if "{%" in code or "{#" in code:
         raise ExpressionError(f"only {{{{ }}}} is supported, not {{% %}} or {{# #}}, in {_quote(text)}")
-    # another library may have raised the limit so far that Jinja2's parser overflows the C stack
+    # another library may have raised the limit, and Jinja2's parser would overflow the C stack
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(min(limit, MAX_RECURSION))
     try:
@@ -149,17 +153,17 @@ def _build_expression(tree: nodes.Template, text: str) -> Expression:
         names=frozenset(node.name for node in names),
         attributes=frozenset((name.name, attribute) for name, attribute in attributes),
         value_names=frozenset(node.name for node in names if id(node) not in spaces),
-        function=lambda given: _to_plain_data(function(given)),
+        function=lambda known: _to_plain_data(function(known)),
     )
 
 
 def _quote(text: str) -> str:
     """Return the user's text in quotes, shortened if it is long."""
-    return shortened(text) if len(text) > 2 * VALUE_SHOWN else repr(text)
+    return shorten(text) if len(text) > 2 * MAX_VALUE_LENGTH else repr(text)
 
 
 def _find_error(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one for each kind of node
-    """Return what is not allowed about a node, or None."""
+    """Return why a node is not allowed, or None."""
     if not isinstance(node, ALLOWED):
         return f"{type(node).__name__.lower()} is not allowed"
     match node:
@@ -187,7 +191,7 @@ def _find_filter_error(node: nodes.Filter) -> str | None:
 
 
 def _to_plain_data(value: Any) -> Any:
-    """Return the value if plain data can hold it; raises ValueError."""
+    """Return the value as plain data; raise ValueError if that is impossible."""
     if isinstance(value, Placeholder):
         return value.text
     if isinstance(value, (list, tuple)):
@@ -195,7 +199,7 @@ def _to_plain_data(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _to_plain_data(item) for key, item in value.items()}
     if value is not None and not isinstance(value, (bool, int, float, str)):
-        raise ValueError(f"expected a number, text, a list or a mapping, got {shortened(value)}")
+        raise ValueError(f"expected a number, text, a list or a mapping, got {shorten(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     if isinstance(value, int) and value.bit_length() > 63:

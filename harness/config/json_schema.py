@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) by which editors complete and check suites and systems.
+"""JSON Schemas (draft 2020-12), with which editors complete and check suites and systems.
 
 `python -m harness.config.json_schema` writes suites/suite.schema.json and systems/system.schema.json, which the first
 line of every suite and system names; the build of a wheel does the same. Neither file is committed.
@@ -20,6 +20,7 @@ from harness.config import resources, suite, system
 from harness.config.suite_file import Resources, Suite, check_number
 from harness.config.system_file import System
 from harness.config.validation import VARIABLE
+from harness.protocol.parameters import find_replaced_nulls
 from harness.protocol.registry import load_programs
 from harness.protocol.types import NAME, check_unique
 
@@ -27,7 +28,7 @@ Schema = dict[str, Any]
 FILES = {"suites": "suite.schema.json", "systems": "system.schema.json"}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 REF = "#/$defs/"
-# What distinguishes the definitions that accept expressions.
+# The suffix of the definitions that accept expressions.
 TEMPLATE = "-template"
 EXPRESSION: Schema = {"type": "string", "pattern": r"\{\{[\s\S]*\}\}"}
 NO_EXPRESSION: Schema = {"pattern": r"\{[{%#]"}
@@ -36,7 +37,7 @@ SCALE = "The keys that differ on a system, by its name: they overlay the suite o
 
 
 class Generator(GenerateJsonSchema):
-    """pydantic's schemas with the checks of functions, which pydantic ignores."""
+    """Generator of schemas that include the checks of validator functions, which pydantic ignores."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Leave out titles that repeat the name of a field."""
@@ -55,7 +56,7 @@ class Generator(GenerateJsonSchema):
         return {**generated, "additionalProperties": False} if "patternProperties" in generated else generated
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> Schema:
-        """Add what a known function checks."""
+        """Add the checks of known validator functions."""
         generated = super().function_after_schema(schema)
         check: Any = schema["function"]["function"]
         if check is check_unique:
@@ -69,9 +70,9 @@ def build_suite_schema() -> Schema:
     """Return the schema of suites."""
     models = {name: program.parameters for name, program in load_programs().items()}
     definitions = _define([Suite, Resources, *models.values()])
-    whole = definitions["Suite"]
-    properties = whole["properties"]
-    _forbid_expressions(definitions, whole, (*suite.EXPRESSION_SECTIONS, "where"))
+    root = definitions["Suite"]
+    properties = root["properties"]
+    _forbid_expressions(definitions, root, (*suite.EXPRESSION_SECTIONS, "where"))
     programs = "; ".join(f"{name}: {_summarize(model)}" for name, model in models.items())
     properties["program"] = {"enum": list(models), "description": f"The program that its cases run. {programs}."}
     properties["resources"] |= {"$ref": f"{REF}Resources{TEMPLATE}"}
@@ -85,7 +86,7 @@ def build_suite_schema() -> Schema:
     properties["scale"] = {"type": "object", "description": SCALE, **overlays}
     for program, model in models.items():
         definitions[program] = _build_program(model, definitions)
-    whole["allOf"] = [
+    root["allOf"] = [
         {
             "if": {"required": ["program"], "properties": {"program": {"const": program}}},
             "then": {"$ref": REF + program},
@@ -96,7 +97,7 @@ def build_suite_schema() -> Schema:
 
 
 def _define(models: Collection[type[BaseModel]]) -> dict[str, Schema]:
-    """Return the definitions of models, and of the same where every value may be an expression."""
+    """Return the definitions of models, and variants of them in which every value may be an expression."""
     _, generated = models_json_schema([(model, "validation") for model in models], schema_generator=Generator)
     definitions: dict[str, Schema] = generated["$defs"]
     templates = {name + TEMPLATE: _transform(part, _allow_expressions) for name, part in definitions.items()}
@@ -108,7 +109,7 @@ def _summarize(model: type[BaseModel]) -> str:
 
 
 def _build_program(model: type[BaseModel], definitions: dict[str, Schema]) -> Schema:
-    """Return the schema of what is particular to suites of a program."""
+    """Return the schema of the keys that depend on the program of a suite."""
     axis = {"anyOf": [{"type": "boolean"}, {"type": "number"}, _forbid({"type": "string"})]}
     free_axis = {"type": "array", "minItems": 1, "items": axis, "description": "An axis that expressions read."}
     fields = definitions[model.__name__]["properties"]
@@ -122,8 +123,16 @@ def _build_program(model: type[BaseModel], definitions: dict[str, Schema]) -> Sc
     axes_ref = {"$ref": f"{REF}{model.__name__}-axes"}
     template = {**definitions[model.__name__ + TEMPLATE]}
     required = template.pop("required", [])
+    replaced = find_replaced_nulls(model)
+    template["properties"] = {n: _or_null(f) if n in replaced else f for n, f in template["properties"].items()}
     properties = {"parameters": template, "matrix": axes_ref, "zips": {"additionalProperties": axes_ref}}
     return {"properties": properties, **({"allOf": [_require(name) for name in required]} if required else {})}
+
+
+def _or_null(schema: Schema) -> Schema:
+    """Return the schema of a parameter whose null means its default."""
+    about: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
+    return {**about, "anyOf": [{key: value for key, value in schema.items() if key not in about}, {"type": "null"}]}
 
 
 def _require(name: str) -> Schema:
@@ -143,15 +152,15 @@ def build_system_schema() -> Schema:
 
 
 def _build_root(name: str, definitions: dict[str, Schema]) -> Schema:
-    """Return the schema of a file: the whole model or, if the file extends another, any of its keys."""
-    whole = definitions[name]
+    """Return the schema of a file: the complete model or, if the file extends another, any of its keys."""
+    root = definitions[name]
     # the root lists the keys; if the definition did too, an editor would report an unknown one twice
-    del whole["additionalProperties"]
-    keys = {key: {"description": value.get("description", "")} for key, value in whole["properties"].items()}
+    del root["additionalProperties"]
+    keys = {key: {"description": value.get("description", "")} for key, value in root["properties"].items()}
     return {
         "$schema": DRAFT,
         "title": name,
-        "description": whole["description"],
+        "description": root["description"],
         "type": "object",
         "properties": {"extends": {"type": "string", "description": EXTENDS.format(name.lower())}, **keys},
         "additionalProperties": False,
@@ -161,16 +170,16 @@ def _build_root(name: str, definitions: dict[str, Schema]) -> Schema:
     }
 
 
-def _forbid_expressions(definitions: dict[str, Schema], whole: Schema, sections: Collection[str]) -> None:
-    """Refuse expressions in all but these sections."""
-    for key in whole["properties"].keys() - set(sections):
-        node = whole["properties"][key] = _transform(whole["properties"][key], _forbid)
+def _forbid_expressions(definitions: dict[str, Schema], root: Schema, sections: Collection[str]) -> None:
+    """Refuse expressions in all sections except these."""
+    for key in root["properties"].keys() - set(sections):
+        node = root["properties"][key] = _transform(root["properties"][key], _forbid)
         for name in re.findall(rf'"{re.escape(REF)}([^"]+)"', json.dumps(node)):
             definitions[name] = _transform(definitions[name], _forbid)
 
 
 def _transform(node: Any, change: Callable[[Schema], Schema]) -> Any:
-    """Return a schema with a change made to all its parts."""
+    """Return a copy of a schema to whose every part a change is applied."""
     if isinstance(node, list):
         return [_transform(item, change) for item in node]
     if not isinstance(node, dict):
@@ -185,12 +194,12 @@ def _transform(node: Any, change: Callable[[Schema], Schema]) -> Any:
 
 
 def _rename_refs(node: Any) -> Any:
-    """Return a schema whose references lead to the definitions that accept expressions."""
+    """Return a copy of a schema whose references are to the definitions that accept expressions."""
     return json.loads(re.sub(rf'("\$ref": "{re.escape(REF)}[^"]+)"', rf'\1{TEMPLATE}"', json.dumps(node)))
 
 
 def _allow_expressions(node: Schema) -> Schema:
-    """Let every value and every item be an expression."""
+    """Accept an expression for every value and every item."""
     if "properties" in node:
         node["properties"] = {name: _or_expression(value) for name, value in node["properties"].items()}
     if "items" in node:
@@ -208,7 +217,7 @@ def _or_expression(node: Schema) -> Schema:
 
 
 def _forbid(node: Schema) -> Schema:
-    """Refuse expressions as text, unless the text cannot be one."""
+    """Refuse expressions as text, unless the text cannot be an expression anyway."""
     is_free = node.get("type") == "string" and "enum" not in node and re.search(node.get("pattern", ""), "{{ x }}")
     return {**node, "not": NO_EXPRESSION} if is_free else node
 

@@ -18,16 +18,17 @@ def resource_dir(kind: str) -> Path:
 
 
 def add_search_path(kind: str, folder: Path) -> None:
-    """Search this folder before all others; raises UsageError if there is none."""
+    """Search this folder before all others; raise UsageError if it does not exist."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     SEARCH_PATH[kind].insert(0, folder)
 
 
 def find_resource(kind: str, name: str) -> Path:
-    """Return a suite or system by name or path; those in the search path, such as ./suites, precede shipped ones.
+    """Return the file of a suite or system by name or path; the search path, such as ./suites, precedes shipped files.
 
-    Raises UsageError with the nearest known name.
+    Raises:
+        UsageError: there is no such file; the message has the nearest known name.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)

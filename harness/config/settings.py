@@ -1,4 +1,4 @@
-"""A system's settings: what the user gives with -S, in HARNESS_* variables, or in the user's file."""
+"""Settings of systems: values that the user sets with -S, in HARNESS_* variables, or in the user's file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from harness.config import validation, yaml_loader
 from harness.config.document import KeyPath, raise_problems
-from harness.protocol.errors import UsageError, did_you_mean, shortened
+from harness.protocol.errors import UsageError, did_you_mean, shorten
 from harness.protocol.types import StrictModel
 
 PREFIX = "HARNESS_"
-# Values become words of job scripts: a shell may expand variables in them and nothing else.
+# Values become words of job scripts, in which a shell may only expand variables.
 SAFE = re.compile(r"(?:[\w./:@%+=,~-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*", re.ASCII)
 SAFE_CHARACTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
@@ -27,24 +27,24 @@ Value = str | int | float
 
 
 def check_safe(value: Value | None) -> Value | None:
-    """Return the value; raises ValueError for text that a shell would interpret."""
+    """Return the value unchanged; raise ValueError for text that a shell would interpret."""
     if isinstance(value, str) and not SAFE.fullmatch(value):
-        raise ValueError(f"expected {SAFE_CHARACTERS}, got {shortened(value)}")
+        raise ValueError(f"expected {SAFE_CHARACTERS}, got {shorten(value)}")
     return value
 
 
 class Setting(StrictModel):
-    """A value that the user may give, and must give if there is no default."""
+    """A value that the user may set, and must set if there is no default."""
 
     help: Annotated[str, Field(pattern=validation.ONE_LINE)]
     """What it is, in one line."""
     default: Annotated[Value | None, AfterValidator(check_safe)] = None
-    """Its value if the user gives none; others must be of the same type."""
+    """Its value unless the user sets another, which must have the same type."""
     identity: bool = False
     """Whether it changes what is measured, so that cases with another value are other cases."""
 
     @model_validator(mode="after")
-    def _has_identity(self) -> Setting:
+    def _check_identity(self) -> Setting:
         if self.identity and self.default is None:
             raise ValueError("a setting with identity needs a default, as the ids of cases depend on its value")
         return self
@@ -56,23 +56,29 @@ def variable_name(name: str) -> str:
 
 
 def describe_sources(system: str, name: str) -> str:
-    """Return the places where the user may give a setting of a system."""
-    return f"-S {name}=..., {variable_name(name)}, or `{system}: {{{name}: ...}}` in {user_file()}"
+    """Describe where the user may set a setting of a system."""
+    return f"-S {name}=..., {variable_name(name)}, or `{system}: {{{name}: ...}}` in {user_settings_path()}"
 
 
-def user_file() -> Path:
-    """Return the user's file: a mapping from settings to values, or from systems to such mappings."""
+def user_settings_path() -> Path:
+    """Return the path of the user's file: a mapping from settings to values, or from systems to such mappings."""
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "gfm-harness" / "settings.yaml"
 
 
 def resolve_settings(
-    system: str, declared: Mapping[str, Setting], given: Mapping[str, str]
+    system: str, declared: Mapping[str, Setting], options: Mapping[str, str]
 ) -> tuple[dict[str, Value], dict[str, str]]:
-    """Return the values of settings, and for each setting without one a message to the user; raises UsageError."""
+    """Return the values of settings, and a message to the user for each setting without one; raise UsageError.
+
+    Args:
+        system: The name of the system.
+        declared: The settings of the system.
+        options: The settings on the command line.
+    """
     errors = [
         f"-S {name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
-        for name in given
+        for name in options
         if name not in declared
     ]
     user_values = _load_user_values(system, declared)
@@ -80,8 +86,8 @@ def resolve_settings(
     missing = {}
     for name, setting in declared.items():
         variable = variable_name(name)
-        sources = ((f"-S {name}", given.get(name)), (variable, os.environ.get(variable)))
-        source, text = next(((where, text) for where, text in sources if text is not None), ("", None))
+        sources = ((f"-S {name}", options.get(name)), (variable, os.environ.get(variable)))
+        source, text = next(((source, text) for source, text in sources if text is not None), ("", None))
         if text is not None:
             try:
                 values[name] = _parse_value(source, setting, text)
@@ -100,25 +106,25 @@ def resolve_settings(
 
 
 def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str, Value]:
-    path = user_file()
+    path = user_settings_path()
     if not path.is_file():
         return {}
     document = yaml_loader.load_yaml(path, may_be_empty=True, read=yaml_loader.read_text)
-    of_system = document.data.get(system, {})
+    system_values = document.data.get(system, {})
     problems = []
-    if not isinstance(of_system, dict):
+    if not isinstance(system_values, dict):
         problems.append(document.problem((system,), f"{system}: expected a mapping from settings to values"))
-        of_system = {}
-    given: dict[KeyPath, Any] = {(k,): v for k, v in document.data.items() if k in declared and k not in of_system}
-    given |= {(system, name): value for name, value in of_system.items()}
+        system_values = {}
+    raw = {(k,): v for k, v in document.data.items() if k in declared and k not in system_values}
+    raw_values: dict[KeyPath, Any] = raw | {(system, name): value for name, value in system_values.items()}
     values = {}
-    for at, value in given.items():
+    for at, value in raw_values.items():
         name = str(at[-1])
         if name not in declared:
             message = f"{name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
             problems.append(document.problem(at, message))
         elif not isinstance(value, str):
-            problems.append(document.problem(at, f"{name}: expected text or a number, got {shortened(value)}"))
+            problems.append(document.problem(at, f"{name}: expected text or a number, got {shorten(value)}"))
         else:
             try:
                 values[name] = _parse_value(name, declared[name], value)
@@ -129,15 +135,15 @@ def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str,
 
 
 def _parse_value(source: str, setting: Setting, text: str) -> Value:
-    """Return the text as the type of the setting's default; raises UsageError that begins with the source."""
+    """Convert the text to the type of the setting's default; raise UsageError whose message begins with the source."""
     default = setting.default
     if default is None or isinstance(default, str):
         if not SAFE.fullmatch(text) or (default is None and not text):
-            raise UsageError(f"{source}: expected {SAFE_CHARACTERS}, got {shortened(text)}")
+            raise UsageError(f"{source}: expected {SAFE_CHARACTERS}, got {shorten(text)}")
         return text
     if isinstance(default, int) and INTEGER.fullmatch(text):
         return int(text)
     if isinstance(default, float) and DECIMAL.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     kind = "a whole number" if isinstance(default, int) else "a number"
-    raise UsageError(f"{source}: expected {kind}, such as {default!r}, got {shortened(text)}")
+    raise UsageError(f"{source}: expected {kind}, such as {default!r}, got {shorten(text)}")

@@ -15,7 +15,7 @@ from harness.config.document import (
     Document,
     KeyPath,
     Problem,
-    dotted,
+    format_key_path,
     iter_texts,
     raise_problems,
 )
@@ -25,7 +25,7 @@ from harness.config.suite_checks import NAMESPACES, RESERVED, check_consistency,
 from harness.config.suite_file import Resources, Suite
 from harness.config.validation import check_model, describe_errors
 from harness.config.yaml_loader import load_with_bases
-from harness.protocol.errors import did_you_mean, shortened
+from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.registry import load_programs
 
 if TYPE_CHECKING:
@@ -40,9 +40,12 @@ FIXED_KEYS = ("name", "scale", "extends", "program")
 
 
 def load_suite(path: Path, scale_for: str | None = None) -> Suite:
-    """Load and check a suite, overlaid by its `scale` for a system if it has one.
+    """Load and check a suite, with its overlay in `scale` for a system if there is one.
 
-    All overlays are checked, whichever is selected; raises UsageError with every problem.
+    All overlays are checked, whichever is selected.
+
+    Raises:
+        UsageError: the file has problems; the message has all of them.
     """
     document = load_with_bases(path, "suites")
     base = document.drop("scale")
@@ -58,7 +61,7 @@ def load_suite(path: Path, scale_for: str | None = None) -> Suite:
         scaled[name], overlay_problems = check_suite(overlay.overlay_on(base))
         problems += [
             Problem(p.location, f"{p.message} (scale.{name})")
-            for p in (*overlay.invalid_removals(base), *overlay_problems)
+            for p in (*overlay.find_invalid_removals(base), *overlay_problems)
             if p.message not in known
         ]
     raise_problems(problems)
@@ -68,7 +71,7 @@ def load_suite(path: Path, scale_for: str | None = None) -> Suite:
 
 
 def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Problem]]:
-    """Return the overlays of `scale` by system, and the problems of what is not an overlay."""
+    """Return the overlays of `scale` by system, and the problems of invalid ones."""
     scale, systems = document.data.get("scale", {}), resources.list_resources("systems")
     if not isinstance(scale, dict):
         return {}, [document.problem(("scale",), "scale: expected a mapping from systems to overlays")]
@@ -76,7 +79,7 @@ def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Proble
     for name, value in scale.items():
         at = ("scale", name)
         if name not in systems:
-            message = f"scale: unknown system {shortened(name)}{did_you_mean(name, systems)}"
+            message = f"scale: unknown system {shorten(name)}{did_you_mean(name, systems)}"
             problems.append(document.problem(at, message))
         elif not isinstance(value, dict):
             problems.append(document.problem(at, f"scale.{name}: expected a mapping of the keys that differ"))
@@ -117,7 +120,7 @@ def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], di
         try:
             by_path[at] = expressions.parse_condition(text) if is_condition else expressions.parse(text)
         except ExpressionError as error:
-            problems[at] = document.problem(at, f"{dotted(at)}: {error}")
+            problems[at] = document.problem(at, f"{format_key_path(at)}: {error}")
     return by_path, problems
 
 
@@ -127,7 +130,7 @@ def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used
     known.update(name for at in _axis_sections(document.data) for name in _section(document.data, *at))
     for at, expression in by_path.items():
         if message := expression.find_unknown_name(known, NAMESPACES):
-            yield document.problem(at, f"{dotted(at)}: {message}")
+            yield document.problem(at, f"{format_key_path(at)}: {message}")
     for name in _section(document.data, "variables"):
         if name not in used and name not in RESERVED:
             yield document.problem(("variables", name), f"no expression uses the variable {name!r}")
@@ -147,7 +150,7 @@ def _axis_sections(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _check_program_values(
     document: Document, expression_paths: Collection[KeyPath], used: Collection[str]
 ) -> list[Problem]:
-    """Return the problems of the values that the program and the resources are given, except expressions."""
+    """Return the problems of the values of parameters, axes and resources, except expressions."""
     problems = _check_section(document, "resources", Resources, expression_paths)
     program = document.data.get("program")
     programs = load_programs()
@@ -165,14 +168,14 @@ def _check_program_values(
                 except ValidationError as error:
                     problems += describe_errors(document, error.errors(include_url=False), model, (*at, axis))
             elif axis not in used:
-                message = f"unknown key {shortened(axis)}{did_you_mean(axis, model.model_fields)}"
+                message = f"unknown key {shorten(axis)}{did_you_mean(axis, model.model_fields)}"
                 problems.append(document.problem((*at, axis), message))
     return problems
 
 
 @cache
 def _values_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    """Return what validates a list of values of one field."""
+    """Return the validator of a list of values of one field."""
     field = model.model_fields[name]
     annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return TypeAdapter(list[annotation])
@@ -186,7 +189,7 @@ def _check_section(
     try:
         model.model_validate(values)
     except ValidationError as error:
-        # required fields may be axes, and what concerns several fields is checked when all have values
+        # required fields may be axes, and checks of several fields run when all have values
         errors = [
             e
             for e in error.errors(include_url=False)

@@ -1,4 +1,4 @@
-"""Checks that the parts of a suite agree, beyond the type of each: names, axes and their values, files."""
+"""Consistency checks of a suite beyond the type of each key: names, axes and their values, files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from harness.config import expressions, resources
-from harness.config.document import KeyPath, Problem, dotted
+from harness.config.document import KeyPath, Problem, format_key_path
 from harness.config.suite_file import Suite
-from harness.protocol.errors import did_you_mean, shortened
+from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.registry import load_programs
 
-# What expressions may read besides axes, variables and parameters.
+# Namespaces that expressions may read in addition to axes, variables and parameters.
 SYSTEM_ATTRIBUTES = ("name", "nodes", "ranks_per_node", "cores_per_node", "accelerators_per_node", "backend", "device")
 NAMESPACES: Mapping[str, Collection[str] | None] = {"system": SYSTEM_ATTRIBUTES, "settings": None}
 # Words that Jinja2 does not read as names, and a name that the language defines.
@@ -24,7 +24,7 @@ FILE_PARAMETERS = ("checkpoint", "structures")
 
 
 def check_consistency(suite: Suite) -> Iterator[Problem]:
-    """Yield what does not agree in a suite whose parts are all valid."""
+    """Yield the inconsistencies of a suite whose keys are all valid."""
     yield from _check_names(suite)
     yield from _check_axes(suite)
     yield from _check_required(suite)
@@ -54,10 +54,10 @@ def _check_axes(suite: Suite) -> Iterator[Problem]:
     for name, (at, values) in suite.axes.items():
         for k, value in enumerate(values):
             if name not in parameters and isinstance(value, (dict, list)):
-                yield document.problem((*at, k), f"{name}: expected a number or text, got {shortened(value)}")
+                yield document.problem((*at, k), f"{name}: expected a number or text, got {shorten(value)}")
     for name, values in suite.matrix.items():
         for k, value in _duplicates(values):
-            yield document.problem(("matrix", name, k), f"matrix.{name}: duplicate value {shortened(value)}")
+            yield document.problem(("matrix", name, k), f"matrix.{name}: duplicate value {shorten(value)}")
         n_cases *= len(values)
     for zipped, axes in suite.zips.items():
         lengths = {axis: len(values) for axis, values in axes.items()}
@@ -74,13 +74,13 @@ def _check_axes(suite: Suite) -> Iterator[Problem]:
 
 
 def _duplicates(values: list[Any]) -> Iterator[tuple[int, Any]]:
-    """Yield the values, with their index, that an earlier one equals."""
-    seen: set[str] = set()
+    """Yield index and value of each duplicate of an earlier value."""
+    earlier: set[str] = set()
     for k, value in enumerate(values):
         text = json.dumps(value)
-        if text in seen:
+        if text in earlier:
             yield k, value
-        seen.add(text)
+        earlier.add(text)
 
 
 def _check_required(suite: Suite) -> Iterator[Problem]:
@@ -92,7 +92,7 @@ def _check_required(suite: Suite) -> Iterator[Problem]:
 
 
 def _check_choices(suite: Suite) -> Iterator[Problem]:
-    """Yield names in `exclude` and `after` that are not axes, and values that these do not have."""
+    """Yield names in `exclude` and `after` that are not axes, and values that their axes do not have."""
     axes = {name: values for name, (_, values) in suite.axes.items()}
     known = {name: {json.dumps(value) for value in values} for name, values in axes.items()}
     choices: list[tuple[KeyPath, Mapping[str, Any]]] = [(("exclude", k), row) for k, row in enumerate(suite.exclude)]
@@ -109,12 +109,12 @@ def _check_choices(suite: Suite) -> Iterator[Problem]:
             for one in value if isinstance(value, list) else [value]:
                 if json.dumps(one) not in known[name] and one not in axes[name]:
                     near = did_you_mean(str(one), map(str, axes[name]))
-                    message = f"{at[0]}: axis {name!r} has no value {shortened(one)}{near}"
+                    message = f"{at[0]}: axis {name!r} has no value {shorten(one)}{near}"
                     yield suite.document.problem((*at, name), message)
 
 
 def resolve_files(suite: Suite) -> Iterator[Problem]:
-    """Replace the files that the suite names by absolute paths; yield a problem for each that does not exist."""
+    """Replace the names of files in the suite by absolute paths; yield a problem for each that does not exist."""
     checkpoints = resources.list_checkpoints()
     sections: list[tuple[KeyPath, Any]] = [(("parameters",), suite.parameters)]
     sections += [(at, values) for name, (at, values) in suite.axes.items() if name in FILE_PARAMETERS]
@@ -124,13 +124,13 @@ def resolve_files(suite: Suite) -> Iterator[Problem]:
             value = container.get(key) if isinstance(container, dict) else container[key]
             if value is None or value in checkpoints or expressions.is_expression(value):
                 continue
-            # not resolved further: the machine that runs the case may lack the target of a link
+            # links are not resolved: their targets may not exist on the machine that runs the case
             path = os.path.abspath(suite.document.locate((*section, key)).path.parent / str(value))
             if _is_file(path):
                 container[key] = path
             else:
-                message = f"no file {shortened(value)}{did_you_mean(str(value), checkpoints)}"
-                yield suite.document.problem((*section, key), f"{dotted((*section, key))}: {message}")
+                message = f"no file {shorten(value)}{did_you_mean(str(value), checkpoints)}"
+                yield suite.document.problem((*section, key), f"{format_key_path((*section, key))}: {message}")
 
 
 def _is_file(path: str) -> bool:

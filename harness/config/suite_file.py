@@ -1,4 +1,4 @@
-"""The keys of a file of suites/."""
+"""The keys of a suite, a file of suites/."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from harness.config import expressions, validation
 from harness.config.document import Document
-from harness.protocol.errors import did_you_mean, shortened
+from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.registry import load_programs
-from harness.protocol.types import Count, Identifier, Minutes, Name, NonNegativeInt, Positive, StrictModel
+from harness.protocol.types import Identifier, Minutes, Name, NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 
 
 def check_number(value: str | int | float) -> str | int | float:
-    """Return a number or an expression; raises ValueError for other text."""
+    """Return a number or an expression; raise ValueError for other text."""
     if isinstance(value, str) and not expressions.is_expression(value):
-        raise ValueError(f"expected a number, got {shortened(value)}")
+        raise ValueError(f"expected a number, got {shorten(value)}")
     return value
 
 
 def check_program(value: str) -> str:
-    """Return the name of a program; raises ValueError if there is no such program."""
+    """Return the name of a program; raise ValueError if there is no such program."""
     programs = load_programs()
     if value not in programs:
-        raise ValueError(f"unknown {shortened(value)}{did_you_mean(value, programs)}")
+        raise ValueError(f"unknown {shorten(value)}{did_you_mean(value, programs)}")
     return value
 
 
 Scalar = bool | int | float | str
 Number = Annotated[str | int | float, AfterValidator(check_number)]
 Axis = Annotated[list[Any], Field(min_length=1)]
-# More nodes or ranks than that are a typing error on any machine.
+# More nodes or ranks would be a typing error on any machine.
 NodeCount = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -53,7 +53,7 @@ class DependencyRule(StrictModel):
     """Cases that match `cases` start after the cases that match `needs` and agree with them on every other axis."""
 
     cases: dict[Identifier, Scalar] = Field(default_factory=dict)
-    """Values of axes of the cases that wait; without any, all other cases wait."""
+    """Values of axes of the dependent cases; if empty, all other cases are dependent."""
     needs: Annotated[dict[Identifier, Scalar], Field(min_length=1)]
     """Values of axes of the cases that must have ended well."""
     across: list[Identifier] = Field(default_factory=list)
@@ -75,18 +75,18 @@ class Check(EventSelector):
     """What must be true of the events of a case that ended well; otherwise the case counts as failed."""
 
     at_least: NonNegativeInt = 1
-    """The fewest events that match."""
+    """The minimum number of matching events."""
     at_most: NonNegativeInt | None = None
-    """The most events that match."""
+    """The maximum number of matching events."""
     equals: Any = None
     """The value of the field."""
     above: Number | None = None
-    """A number below the value of the field."""
+    """An exclusive lower bound of the field."""
     below: Number | None = None
-    """A number above the value of the field."""
+    """An exclusive upper bound of the field."""
 
     @model_validator(mode="after")
-    def _has_field(self) -> Check:
+    def _check_field(self) -> Check:
         if self.field is None and (self.equals, self.above, self.below) != (None, None, None):
             raise ValueError("equals, above and below need `field`, the name of the field to compare")
         if self.at_most is not None and self.at_most < self.at_least:
@@ -102,9 +102,9 @@ class PerformanceReference(EventSelector):
     field: str
     """The field to read; dots lead into mappings."""
     reference: Number
-    """The value that is expected."""
-    tolerance: Positive
-    """The relative difference that is accepted."""
+    """The expected value."""
+    tolerance: PositiveFloat
+    """The accepted relative difference."""
     direction: Literal["higher_is_better", "lower_is_better", "equal"]
     """Which differences are improvements."""
     unit: str
@@ -140,8 +140,8 @@ class Suite(StrictModel):
     """How often every case is run."""
     resources: dict[str, Any] = Field(default_factory=dict)
     """What one case needs; the values may be expressions."""
-    pack: Count = 1
-    """The most cases that share one allocation."""
+    pack: PositiveInt = 1
+    """The maximum number of cases in one allocation."""
     retries: Annotated[int, Field(ge=0, le=100)] = 1
     """How often a case that was lost (a dead node, a vanished job) is submitted again."""
     after: list[DependencyRule] = Field(default_factory=list)

@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import expressions, resources, settings
-from harness.config.document import Document, KeyPath, Problem, dotted, iter_texts, raise_problems
+from harness.config.document import Document, KeyPath, Problem, format_key_path, iter_texts, raise_problems
 from harness.config.evaluation import ExpressionError, Placeholder, ValueUnavailable
 from harness.config.system_file import System, TelemetryTemplate
 from harness.config.validation import check_model
 from harness.config.yaml_loader import load_with_bases
-from harness.protocol.errors import UsageError, did_you_mean, shortened
+from harness.protocol.errors import UsageError, did_you_mean, shorten
 
 __all__ = ["ResolvedSystem", "System", "TelemetryConfig", "load_system"]
 
-# What expressions may read besides `settings`, by section.
+# Namespaces that expressions may read in addition to `settings`, by section.
 SECTION_ATTRIBUTES: dict[str, dict[str, Collection[str]]] = {
     "launch": {"case": ("nodes", "ranks", "ranks_per_node")},
     "install": {"setup": ("package",)},
     "chunk": {"node": ("ranks_per_node", "cores", "accelerators")},
 }
-# Where expressions may be; which sections are rendered before there is a case, and which are part of jobs.
+# Sections that are rendered before there is a case, sections of job scripts, and all that may contain expressions.
 PRE_CASE_SECTIONS = ("directives", "modules", "prepare", "stage")
 JOB_SECTIONS = ("modules", "prepare", "environment", "stage", "launch", "telemetry")
 EXPRESSION_SECTIONS = ("node", "chunk", "environment", "install", "launch", "telemetry", *PRE_CASE_SECTIONS)
 Collector = Literal["omnistat", "sampler", "none"]
 COLLECTORS: tuple[Collector, ...] = ("omnistat", "sampler", "none")
 CHUNK_VALUE = re.compile(r"[\w.-]+", re.ASCII)
-# The option of each scheduler's command that passes variables to a job.
+# The option with which each scheduler's command passes variables to a job.
 EXPORT_OPTIONS = {"slurm": "--export=ALL,", "pbs": "-v "}
 
 
@@ -56,7 +56,7 @@ class ResolvedSystem:
     settings: Mapping[str, Any]
     """The settings that have a value."""
     missing: Mapping[str, str]
-    """The settings that have none, and what to tell the user about each."""
+    """The settings without a value, with a message to the user about each."""
     folder: Path
     """The folder of its job template."""
     document: Document
@@ -66,11 +66,11 @@ class ResolvedSystem:
         """Ranks that fill a node."""
         at, value = ("node", "ranks_per_node"), self.system.node.ranks_per_node
         if isinstance(value, str):
-            if missing := self._missing_in(value):  # what a case measures depends on it
+            if missing := self._find_missing_settings(value):  # what a case measures depends on it
                 raise self._error(at, "; ".join(self.missing[name] for name in missing))
             value = self._evaluate(value, at, {})
         if not isinstance(value, int) or value < 1:
-            raise self._error(at, f"expected a whole number of at least 1, got {shortened(value)}")
+            raise self._error(at, f"expected a whole number of at least 1, got {shorten(value)}")
         return value
 
     @cached_property
@@ -93,13 +93,13 @@ class ResolvedSystem:
         return {name: value for name, value in self.settings.items() if self.system.settings[name].identity}
 
     @property
-    def nodes_allowed(self) -> int | None:
-        """The most nodes that a case may use besides the spare nodes, or None if no limit is known."""
+    def max_nodes(self) -> int | None:
+        """The maximum number of nodes of a case, without spare nodes; None if no limit is known."""
         limit = self.system.limits.nodes
         return None if limit is None else limit - self.spares
 
-    def minutes_allowed(self, nodes: int) -> float | None:
-        """Return the site's walltime limit for a job of so many nodes, or None if no limit is known."""
+    def max_minutes(self, nodes: int) -> float | None:
+        """Return the site's walltime limit for a job with this number of nodes, or None if no limit is known."""
         return next((limit.minutes for limit in self.system.limits.walltime if nodes <= limit.nodes), None)
 
     def require_settings(self) -> None:
@@ -107,52 +107,53 @@ class ResolvedSystem:
         if self.missing:
             raise UsageError("\n".join(self.missing.values()))
 
-    def text(self, text: str, at: KeyPath, **namespaces: Any) -> str:
-        """Return a line of the system with its expressions evaluated; raises UsageError.
+    def render_line(self, text: str, at: KeyPath, **namespaces: Any) -> str:
+        """Render the expressions of a line of the system; raise UsageError.
 
-        A setting without a value becomes the environment variable from which the job takes it.
+        A setting without a value becomes the environment variable from which the job reads it.
         """
         if not expressions.is_expression(text):
             return text
         try:
             line = str(self._evaluate(text, at, namespaces))
         except ValueUnavailable:
-            options = " ".join(f"-S {name}=..." for name in self._missing_in(text))
+            options = " ".join(f"-S {name}=..." for name in self._find_missing_settings(text))
             return f"${{GFM_HARNESS_UNDECIDED:?write this script again with {options}}}"
         if "\n" in line:
-            raise self._error(at, f"expected one line, got {shortened(line)}")
+            raise self._error(at, f"expected one line, got {shorten(line)}")
         return line
 
-    def lines(self, name: str, **namespaces: Any) -> list[str]:
-        """Return the rendered lines of a section without empty ones.
+    def render_section(self, name: str, **namespaces: Any) -> list[str]:
+        """Render the lines of a section and leave out those that become empty.
 
         A directive that needs a missing setting is left out, as only the scheduler reads directives.
         """
-        given = [
+        lines = [
             (k, line)
             for k, line in enumerate(getattr(self.system, name))
-            if name != "directives" or not self._missing_in(line)
+            if name != "directives" or not self._find_missing_settings(line)
         ]
-        rendered = [self.text(line, (name, k), **namespaces) for k, line in given]
+        rendered = [self.render_line(line, (name, k), **namespaces) for k, line in lines]
         return [line for line in rendered if line.strip()]
 
-    def requests(self, sections: Collection[str] = JOB_SECTIONS) -> list[str]:
-        """Return shell lines that end a script with an instruction if a setting that these sections need is missing."""
+    def render_setting_checks(self, sections: Collection[str] = JOB_SECTIONS) -> list[str]:
+        """Return shell lines that end a script with a message if a setting that these sections need is missing."""
         return [
             f'# {name}: {self.system.settings[name].help}\n: "${{{variable}:?it gives the setting {name}, which is'
             f' missing: set it in the environment}}"'
-            for name, variable in self._missing_variables(sections).items()
+            for name, variable in self._find_missing_variables(sections).items()
         ]
 
     @cached_property
-    def options(self) -> str:
-        """What a person who submits a script by hand adds to the scheduler's command for the missing settings."""
+    def submit_options(self) -> str:
+        """Options for the missing settings, to add to the scheduler's command when a script is submitted by hand."""
         values = {"settings": {**self.settings, **{name: Placeholder(name.upper()) for name in self.missing}}}
         options = []
-        for line in filter(self._missing_in, self.system.directives):
+        for line in filter(self._find_missing_settings, self.system.directives):
             with suppress(ExpressionError):
                 options.append(str(expressions.parse(line)(values)))
-        exports = [f"{variable}={name.upper()}" for name, variable in self._missing_variables(JOB_SECTIONS).items()]
+        missing = self._find_missing_variables(JOB_SECTIONS)
+        exports = [f"{variable}={name.upper()}" for name, variable in missing.items()]
         if exports:
             options.append(EXPORT_OPTIONS.get(self.system.scheduler, "") + ",".join(exports))
         return " ".join(options)
@@ -163,11 +164,11 @@ class ResolvedSystem:
         shape = self.system.node
         node = {"ranks_per_node": self.ranks_per_node, "cores": shape.cores or 0, "accelerators": shape.accelerators}
         parts = []
-        for name, given in self.system.chunk.items():
-            if not self._missing_in(given):
-                value = self.text(str(given), ("chunk", name), node=node)
+        for name, template in self.system.chunk.items():
+            if not self._find_missing_settings(template):
+                value = self.render_line(str(template), ("chunk", name), node=node)
                 if not CHUNK_VALUE.fullmatch(value):
-                    message = f"expected letters, digits and any of ._-, got {shortened(value)}"
+                    message = f"expected letters, digits and any of ._-, got {shorten(value)}"
                     raise self._error(("chunk", name), message)
                 parts.append(f":{name}={value}")
         return "".join(parts)
@@ -175,29 +176,29 @@ class ResolvedSystem:
     @cached_property
     def environment(self) -> dict[str, str]:
         """The variables that every job exports."""
-        return {name: self.text(value, ("environment", name)) for name, value in self.system.environment.items()}
+        return {name: self.render_line(value, ("environment", name)) for name, value in self.system.environment.items()}
 
     @cached_property
-    def watch(self) -> TelemetryConfig:
-        """The telemetry of every job, by default while the settings for it are missing; raises UsageError."""
-        given, default = self.system.telemetry, TelemetryTemplate()
+    def telemetry(self) -> TelemetryConfig:
+        """The telemetry of every job, which is the default if settings for it are missing; raise UsageError."""
+        template, default = self.system.telemetry, TelemetryTemplate()
         text = {}
         for name in ("collector", "interval_s", "omnistat"):
-            is_undecided = name != "omnistat" and self._missing_in(getattr(given, name))
-            text[name] = self.text(getattr(default if is_undecided else given, name), ("telemetry", name))
+            is_undecided = name != "omnistat" and self._find_missing_settings(getattr(template, name))
+            text[name] = self.render_line(getattr(default if is_undecided else template, name), ("telemetry", name))
         collector = next((known for known in COLLECTORS if known == text["collector"]), None)
         if collector is None:
-            got = f"{shortened(text['collector'])}{did_you_mean(text['collector'], COLLECTORS)}"
+            got = f"{shorten(text['collector'])}{did_you_mean(text['collector'], COLLECTORS)}"
             raise self._error(("telemetry", "collector"), f"expected one of {', '.join(COLLECTORS)}, got {got}")
         try:
             interval_s = float(text["interval_s"])
         except ValueError:
             interval_s = 0.0
         if not 0.05 <= interval_s <= 3600:
-            message = f"expected 0.05 to 3600 seconds, got {shortened(text['interval_s'])}"
+            message = f"expected 0.05 to 3600 seconds, got {shorten(text['interval_s'])}"
             raise self._error(("telemetry", "interval_s"), message)
-        modules = [self.text(line, ("telemetry", "modules", k)) for k, line in enumerate(given.modules)]
-        config = self.text(given.config, ("telemetry", "config"))
+        modules = [self.render_line(line, ("telemetry", "modules", k)) for k, line in enumerate(template.modules)]
+        config = self.render_line(template.config, ("telemetry", "config"))
         return TelemetryConfig(collector, interval_s, modules, text["omnistat"], config)
 
     @property
@@ -205,21 +206,21 @@ class ResolvedSystem:
         """Spare nodes that each job requests."""
         value = str(self.settings.get("spares", 0))
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            message = f"expected a whole number of at least 0, got {shortened(value)}"
+            message = f"expected a whole number of at least 0, got {shorten(value)}"
             raise self._error(("settings", "spares"), message)
         return int(value)
 
-    def _missing_in(self, text: object) -> list[str]:
+    def _find_missing_settings(self, text: object) -> list[str]:
         """Return the missing settings that an expression reads."""
         if not isinstance(text, str) or not expressions.is_expression(text):
             return []
-        read = {name for space, name in expressions.parse(text).attributes if space == "settings"}
-        return [name for name in self.missing if name in read]
+        names = {name for space, name in expressions.parse(text).attributes if space == "settings"}
+        return [name for name in self.missing if name in names]
 
-    def _missing_variables(self, sections: Collection[str]) -> dict[str, str]:
-        """Return the missing settings that sections read, and the variables from which a job takes them."""
+    def _find_missing_variables(self, sections: Collection[str]) -> dict[str, str]:
+        """Return the missing settings that sections read, and the variables from which a job reads them."""
         texts = [text for at, text in iter_texts(self.document.data) if at[0] in sections]
-        needed = {name for text in texts for name in self._missing_in(text)}
+        needed = {name for text in texts for name in self._find_missing_settings(text)}
         return {name: settings.variable_name(name) for name in self.missing if name in needed}
 
     def _evaluate(self, text: str, at: KeyPath, namespaces: Mapping[str, Any]) -> Any:
@@ -232,18 +233,18 @@ class ResolvedSystem:
             raise self._error(at, str(error)) from None
 
     def _error(self, at: KeyPath, message: str) -> UsageError:
-        return self.document.error(at, f"{dotted(at)}: {message}")
+        return self.document.error(at, f"{format_key_path(at)}: {message}")
 
 
-def load_system(path: Path, given: Mapping[str, str]) -> ResolvedSystem:
+def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     """Load and check a system and resolve its settings.
 
     Args:
         path: The system's file.
-        given: Settings from the command line, which precede HARNESS_* variables and the user's file.
+        options: Settings from the command line, which precede HARNESS_* variables and the user's file.
 
     Raises:
-        UsageError: with every problem of the file or of the settings.
+        UsageError: the file or the settings have problems; the message has all of them.
     """
     document = load_with_bases(path, "systems")
     system, problems = check_model(document, System)
@@ -253,24 +254,24 @@ def load_system(path: Path, given: Mapping[str, str]) -> ResolvedSystem:
     if not any((folder / system.template).is_file() for folder in (template.parent, resources.resource_dir("systems"))):
         message = f"template {system.template!r} is neither next to {template.name} nor shipped"
         raise document.error(("template",), message)
-    values, missing = settings.resolve_settings(system.name, system.settings, given)
+    values, missing = settings.resolve_settings(system.name, system.settings, options)
     resolved = ResolvedSystem(system, values, missing, template.parent, document)
-    # render what does not depend on a case, for the errors
-    _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.watch
-    _ = [resolved.lines(name) for name in PRE_CASE_SECTIONS]
+    # everything that does not depend on a case is rendered now, so that its errors appear
+    _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.telemetry
+    _ = [resolved.render_section(name) for name in PRE_CASE_SECTIONS]
     return resolved
 
 
 def _check_scale(document: Document) -> Iterator[Problem]:
     name, known = document.data.get("scale"), resources.list_resources("systems")
     if isinstance(name, str) and name not in known and name != document.data.get("name"):
-        yield document.problem(("scale",), f"scale: unknown system {shortened(name)}{did_you_mean(name, known)}")
+        yield document.problem(("scale",), f"scale: unknown system {shorten(name)}{did_you_mean(name, known)}")
 
 
 def _check_expressions(document: Document) -> Iterator[Problem]:
     """Yield expressions that are invalid, in the wrong section, or read unknown names."""
-    given = document.data.get("settings")
-    names: dict[str, Collection[str]] = {"settings": list(given) if isinstance(given, dict) else []}
+    declared = document.data.get("settings")
+    names: dict[str, Collection[str]] = {"settings": list(declared) if isinstance(declared, dict) else []}
     for at, text in iter_texts(document.data):
         if not expressions.is_expression(text):
             continue
@@ -284,4 +285,4 @@ def _check_expressions(document: Document) -> Iterator[Problem]:
             except ExpressionError as error:
                 message = str(error)
         if message:
-            yield document.problem(at, f"{dotted(at)}: {message}")
+            yield document.problem(at, f"{format_key_path(at)}: {message}")

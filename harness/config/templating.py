@@ -8,10 +8,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from harness.config import expressions
-from harness.config.document import Document, KeyPath, dotted, iter_texts
+from harness.config.document import Document, KeyPath, format_key_path, iter_texts
 from harness.config.evaluation import ExpressionError, check_size
 from harness.config.expressions import Expression
-from harness.protocol.errors import shortened
+from harness.protocol.errors import shorten
 
 # Sections whose values may read each other by name.
 NAMED_SECTIONS: tuple[KeyPath, ...] = (("variables",), ("parameters",))
@@ -25,10 +25,10 @@ class Template:
 
     constants: dict[str, Any]
     renderers: tuple[tuple[str, Renderer], ...]
-    """Functions of the known values for all others, each after those that it reads."""
+    """Functions that compute the other values from the known ones, each after those that it reads."""
 
     def render(self, values: Values) -> dict[str, Any]:
-        """Return all values."""
+        """Return the constants and the rendered values."""
         if not self.renderers:
             return self.constants
         return {**self.constants, **{name: render(values) for name, render in self.renderers}}
@@ -42,14 +42,14 @@ class TemplateCompiler:
         self.namespaces = namespaces
 
     def compile(self, data: Mapping[str, Any], at: KeyPath) -> Template:
-        """Compile the mapping at a key path; raises UsageError for unknown names and circular variables."""
+        """Compile the mapping at a key path; raise UsageError for unknown names and circular variables."""
         names = set(data) if at in NAMED_SECTIONS else set()
-        reads = {name: _names_read(value) & names for name, value in data.items()}
+        reads = {name: _find_names(value) & names for name, value in data.items()}
         try:
             order = list(TopologicalSorter(reads).static_order())
         except CycleError as error:
-            circle = " reads ".join(error.args[1])
-            raise self.document.error((*at, error.args[1][0]), f"circular {at[-1]}: {circle}") from None
+            cycle = " reads ".join(error.args[1])
+            raise self.document.error((*at, error.args[1][0]), f"circular {at[-1]}: {cycle}") from None
         renderers = {name: self.compile_value(value, (*at, name)) for name, value in data.items()}
         constants = {name: value for name, value in data.items() if renderers[name] is None}
         return Template(constants, tuple((name, render) for name in order if (render := renderers[name]) is not None))
@@ -70,7 +70,7 @@ class TemplateCompiler:
             try:
                 return check_size(_render(value, (), parts, values))
             except ExpressionError as error:
-                raise self.document.error(at, f"{dotted(at)}: {error}") from None
+                raise self.document.error(at, f"{format_key_path(at)}: {error}") from None
 
         return render
 
@@ -82,7 +82,7 @@ class TemplateCompiler:
         """Return the expression, evaluated once for each set of values that it reads."""
         names = sorted(expression.names - set(self.namespaces))
         if message := expression.find_unknown_name(names, self.namespaces):
-            raise self.document.error(at, f"{dotted(at)}: {message}")
+            raise self.document.error(at, f"{format_key_path(at)}: {message}")
         results: dict[tuple[Any, ...], Any] = {}
 
         def render(values: Values) -> Any:
@@ -91,8 +91,8 @@ class TemplateCompiler:
                 try:
                     results[key] = expression(values)
                 except ExpressionError as error:
-                    read = ", ".join(f"{name} = {shortened(values.get(name))}" for name in names)
-                    message = f"{dotted(at)}: {error}" + (f" (where {read})" if read else "")
+                    inputs = ", ".join(f"{name} = {shorten(values.get(name))}" for name in names)
+                    message = f"{format_key_path(at)}: {error}" + (f" (where {inputs})" if inputs else "")
                     raise self.document.error(at, message) from None
             return results[key]
 
@@ -104,7 +104,7 @@ def _make_key(value: Any) -> Any:
     return (type(value), value) if isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _names_read(data: Any) -> set[str]:
+def _find_names(data: Any) -> set[str]:
     texts = [text for _, text in iter_texts(data) if expressions.is_expression(text)]
     return {name for text in texts for name in expressions.parse(text).names}
 

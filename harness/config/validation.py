@@ -1,20 +1,20 @@
-"""Validation of a document by a pydantic model, which reports every problem of the file at its location."""
+"""Validation of a document by a pydantic model, which reports every problem at its location."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.config.document import Document, KeyPath, Problem, dotted, raise_problems
-from harness.protocol.errors import did_you_mean, shortened
+from harness.config.document import Document, KeyPath, Problem, format_key_path, raise_problems
+from harness.protocol.errors import did_you_mean, shorten
+from harness.protocol.parameters import list_sibling_names
 from harness.protocol.types import IDENTIFIER, NAME
 
 Model = TypeVar("Model", bound=BaseModel)
-# The most errors of one model that are described.
+# The maximum number of errors of one model that are described.
 MAX_ERRORS = 200
 
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -46,7 +46,7 @@ EXPECTED = {
 
 
 def validate(document: Document, model: type[Model]) -> Model:
-    """Return the document as a model; raises UsageError with all its problems."""
+    """Return the document as a model; raise UsageError with all its problems."""
     valid, problems = check_model(document, model)
     raise_problems(problems)
     assert valid is not None, "a document without problems is valid"
@@ -62,7 +62,7 @@ def check_model(document: Document, model: type[Model]) -> tuple[Model | None, l
 
 
 def describe_errors(document: Document, errors: list[Any], model: type[BaseModel], at: KeyPath = ()) -> list[Problem]:
-    """Return the problems that pydantic's errors mean; a value that no member of a union accepts is one problem.
+    """Convert pydantic's errors to problems; a value that no member of a union accepts is a single problem.
 
     Args:
         document: The document that was validated.
@@ -83,7 +83,7 @@ def describe_errors(document: Document, errors: list[Any], model: type[BaseModel
 
 
 def _strip_union_tags(document: Document, at: KeyPath) -> KeyPath:
-    """Return the key path without what pydantic inserts for keys and for members of a union."""
+    """Return the key path without the parts that pydantic inserts for keys and for members of a union."""
     path: list[int | str] = []
     node: Any = document.data
     for part in at:
@@ -96,15 +96,16 @@ def _strip_union_tags(document: Document, at: KeyPath) -> KeyPath:
 
 def describe_error(errors: list[Any], model: type[BaseModel], at: KeyPath) -> str:
     """Return the message of the errors at one key path."""
-    error, name = errors[0], dotted(at)
+    error, name = errors[0], format_key_path(at)
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown key {shortened(at[-1])}{did_you_mean(str(at[-1]), _sibling_keys(model, at[:-1]))}"
+            return f"unknown key {shorten(at[-1])}{did_you_mean(str(at[-1]), list_sibling_names(model, at))}"
         case "missing":
-            return f"{dotted((*at, error['loc'][-1]))!r} is missing"
+            missing = error["loc"][-1]
+            return f"{format_key_path(at if at[-1:] == (missing,) else (*at, missing))!r} is missing"
         case "literal_error":
             known = [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            return f"{name}: unknown {shortened(error['input'])}{did_you_mean(str(error['input']), known)}"
+            return f"{name}: unknown {shorten(error['input'])}{did_you_mean(str(error['input']), known)}"
         case "value_error":
             return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     expected = dict.fromkeys(map(_describe_expected, errors))
@@ -113,7 +114,7 @@ def describe_error(errors: list[Any], model: type[BaseModel], at: KeyPath) -> st
     hint = ""
     if list(expected) == ["text"] and not isinstance(error["input"], (dict, list, type(None))):
         hint = " (in quotes it is text)"
-    return f"{name}: expected {' or '.join(expected)}, got {shortened(error['input'])}{hint}"
+    return f"{name}: expected {' or '.join(expected)}, got {shorten(error['input'])}{hint}"
 
 
 def _describe_expected(error: Any) -> str:
@@ -124,24 +125,3 @@ def _describe_expected(error: Any) -> str:
         return EXPECTED[error["type"]].format(**error.get("ctx", {}))
     message: str = error["msg"]
     return message.replace("Input should be ", "")
-
-
-def _sibling_keys(model: type[BaseModel], at: KeyPath) -> list[str]:
-    """Return the keys that a mapping at a key path may have."""
-    current: Any = model
-    for part in at:
-        field = getattr(current, "model_fields", {}).get(part)
-        if isinstance(part, int) or field is None:
-            # an index in a list, or the user's own name inside a mapping of models
-            continue
-        current = next((a for a in _iter_members(field.annotation) if hasattr(a, "model_fields")), None)
-        if current is None:
-            return []
-    return list(current.model_fields)
-
-
-def _iter_members(annotation: Any) -> Iterator[Any]:
-    """Yield a type and all the types it is composed of."""
-    yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _iter_members(argument)

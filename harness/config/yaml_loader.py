@@ -1,7 +1,7 @@
-"""YAML files as plain data of which every value has a file, line and column, and files that extend others.
+"""Loading of YAML files as plain data with the location of every value, and of files that extend others.
 
-ruamel.yaml composes the nodes. Its round-trip loader has the places of keys too (`.lc`), but converts 0123 and 1.50 to
-numbers and takes half as long again.
+ruamel.yaml composes the nodes. Its round-trip loader has the locations of keys too (`.lc`), but converts 0123 and 1.50
+to numbers and takes half as long again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from harness.config import resources
 from harness.config.document import Document, KeyPath, Location, cache_source, quote_line, raise_problems
-from harness.protocol.errors import CONTROL, UsageError, shortened
+from harness.protocol.errors import CONTROL, UsageError, shorten
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_BITS = 150_000, 100_000, 40, 63
-# The most files that extend one another.
+# The maximum number of files that extend one another.
 MAX_CHAIN = 10
 MERGE_KEY = "<<"
 NULLS = ("", "~", "null", "Null", "NULL")
@@ -34,7 +34,7 @@ CONSTANTS = {
 }
 DECIMAL_INT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
 PREFIXED_INT = re.compile(r"[-+]?0(?:x[0-9a-fA-F]+|o[0-7]+|b[01]+)")
-# YAML 1.1 takes it for an octal number, YAML 1.2 for a decimal one, and most people who write it mean text.
+# YAML 1.1 reads it as octal, YAML 1.2 as decimal, and most people who write it mean text.
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
@@ -53,27 +53,27 @@ class YamlNodeError(Exception):
 
 
 def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Document:
-    """Load a suite or system and lay it over the file it extends, which may extend another; raises UsageError."""
+    """Load a suite or system and overlay it on the file that it extends, if any; raise UsageError."""
     document = load_yaml(path)
     if "extends" not in document.data:
         return document
     name = document.data["extends"]
     if not isinstance(name, str):
-        raise document.error(("extends",), f"extends: expected the name or file of a base, got {shortened(name)}")
+        raise document.error(("extends",), f"extends: expected the name or file of a base, got {shorten(name)}")
     visited = (*visited, path.resolve())
     try:
         base = resolve_base(path, kind, name)
     except UsageError as error:
         raise document.error(("extends",), f"extends: {error}") from None
     except OSError as error:
-        raise document.error(("extends",), f"extends: {shortened(name)}: {error.strerror}") from None
+        raise document.error(("extends",), f"extends: {shorten(name)}: {error.strerror}") from None
     if base.resolve() in visited:
         raise document.error(("extends",), f"extends: {name!r} leads back to this file")
     if len(visited) > MAX_CHAIN:
         raise document.error(("extends",), f"extends: more than {MAX_CHAIN} files extend one another")
-    top, below = document.drop("extends"), load_with_bases(base, kind, visited)
-    raise_problems(top.invalid_removals(below))
-    return top.overlay_on(below)
+    overlay, base_document = document.drop("extends"), load_with_bases(base, kind, visited)
+    raise_problems(overlay.find_invalid_removals(base_document))
+    return overlay.overlay_on(base_document)
 
 
 def resolve_base(path: Path, kind: str, name: str) -> Path:
@@ -89,7 +89,7 @@ def resolve_base(path: Path, kind: str, name: str) -> Path:
 def read_value(node: ScalarNode, at: KeyPath) -> Any:
     """Return the value of a scalar in a suite or a system.
 
-    The default of a setting, which jobs hold as text, is a number only as Python prints it: 0123 and 1.50 are text.
+    The default of a setting, which is text in jobs, is a number only if Python prints it so: 0123 and 1.50 are text.
     """
     is_default = len(at) == 3 and at[0] == "settings" and at[-1] == "default"
     if is_default and not node.style and node.value not in NULLS and not PRINTED_NUMBER.fullmatch(node.value):
@@ -103,12 +103,12 @@ def read_text(node: ScalarNode, at: KeyPath) -> Any:
 
 
 def load_yaml(path: Path, may_be_empty: bool = False, read: ScalarReader = read_value) -> Document:
-    """Load the file's top-level mapping as plain data; raises UsageError with file:line:column."""
+    """Load the file's top-level mapping as plain data; raise UsageError with file:line:column."""
     text = _read(path)
     cache_source(path, text)
     if bad := CONTROL.search(text):
         line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
-        raise _error(path, line, column, _invisible(bad[0]))
+        raise _error(path, line, column, _describe_invisible(bad[0]))
     try:
         yaml = YAML(typ="safe", pure=True)
         yaml.Composer = _Composer
@@ -127,9 +127,9 @@ def load_yaml(path: Path, may_be_empty: bool = False, read: ScalarReader = read_
         raise _syntax_error(path, text, error) from None
     except UsageError:
         raise
-    # ruamel raises exceptions of every kind for text that is not YAML
+    # ruamel.yaml raises exceptions of every kind for text that is not YAML
     except Exception as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({shortened(str(error))})") from None
+        raise UsageError(f"{path}: cannot be read as YAML ({shorten(str(error))})") from None
 
 
 def _read(path: Path) -> str:
@@ -155,7 +155,7 @@ def _error(path: Path, line: int, column: int, message: str) -> UsageError:
 
 
 def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
-    """Return the error at the place where it can be corrected: for an unclosed part, where that begins."""
+    """Return the error at the location where it can be corrected: for an unclosed part, its start."""
     message = (error.problem or error.context or "not YAML").splitlines()[0]
     mark = error.problem_mark or error.context_mark
     if message == "but found another document":
@@ -172,7 +172,7 @@ def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
     return _error(path, mark.line + 1, mark.column + 1, message) if mark else UsageError(f"{path}: {message}")
 
 
-def _invisible(character: str) -> str:
+def _describe_invisible(character: str) -> str:
     return f"expected plain text, got the invisible character {character!r}"
 
 
@@ -194,7 +194,7 @@ class _Composer(Composer):
             if any(self.anchors[event.anchor] is node for node in self.ancestors):
                 raise YamlNodeError(f"*{event.anchor} is an alias of what contains it", event.start_mark)
         elif event.tag is not None:
-            raise YamlNodeError(f"tags are not supported, got {shortened(event.tag)}", event.start_mark)
+            raise YamlNodeError(f"tags are not supported, got {shorten(event.tag)}", event.start_mark)
         elif isinstance(event, CollectionStartEvent) and len(self.ancestors) > MAX_DEPTH:
             raise YamlNodeError(f"deeper than {MAX_DEPTH} levels", event.start_mark)
         node = super().compose_node(parent, index)
@@ -203,7 +203,7 @@ class _Composer(Composer):
 
 
 class _DataBuilder:
-    """Builds plain data from nodes and notes the location of every part."""
+    """A builder of plain data from nodes, which records the location of every part."""
 
     def __init__(self, path: Path, read: ScalarReader) -> None:
         self.path, self.read = path, read
@@ -234,10 +234,10 @@ class _DataBuilder:
             name = self.read(key, ()) if isinstance(key, ScalarNode) else None
             if not isinstance(name, str) or not name.isprintable():
                 is_scalar = isinstance(key, ScalarNode)
-                got = shortened(key.value) if is_scalar else f"a {key.id} (quote text that holds {{{{ }}}})"
+                got = shorten(key.value) if is_scalar else f"a {key.id} (quote text that holds {{{{ }}}})"
                 raise YamlNodeError(f"expected text as a key (numbers in quotes), got {got}", key.start_mark)
             if name in values:
-                raise YamlNodeError(f"duplicate key {shortened(name)}", key.start_mark)
+                raise YamlNodeError(f"duplicate key {shorten(name)}", key.start_mark)
             self._locate((*at, name), key)
             values[name] = self.build(value, (*at, name))
         for other in merged:
@@ -245,14 +245,14 @@ class _DataBuilder:
         return values
 
     def _merge(self, values: dict[str, Any], other: Any, at: KeyPath) -> None:
-        """Add what `<<` includes, without what the mapping has itself."""
+        """Add the keys that `<<` includes and the mapping itself lacks."""
         if not isinstance(other, MappingNode):
             raise YamlNodeError(f"{MERGE_KEY} takes mappings", other.start_mark)
         locations, self.locations = self.locations, {}
         for name, value in self.build_mapping(other, ()).items():
             if name not in values:
                 values[name] = value
-                locations |= {(*at, *inner): where for inner, where in self.locations.items() if inner[0] == name}
+                locations |= {(*at, *inner): location for inner, location in self.locations.items() if inner[0] == name}
         self.locations = locations
 
     def _locate(self, at: KeyPath, node: Any) -> None:
@@ -260,7 +260,7 @@ class _DataBuilder:
 
 
 def _read_scalar(node: ScalarNode) -> Any:
-    """Return the value of a scalar; raises YamlNodeError for numbers that are not finite and text that is invisible."""
+    """Return the value of a scalar; raise YamlNodeError for non-finite numbers and invisible characters."""
     text = node.value
     if node.style:
         return _read_printable(node)
@@ -272,19 +272,19 @@ def _read_scalar(node: ScalarNode) -> Any:
         # Python refuses decimal numbers of more than 4300 digits
         value = int(text, 10 if DECIMAL_INT.fullmatch(text) else 0) if len(text) <= 100 else 1 << MAX_BITS
         if value.bit_length() > MAX_BITS:
-            message = f"expected a number of at most {MAX_BITS} bits, got {shortened(text)}"
+            message = f"expected a number of at most {MAX_BITS} bits, got {shorten(text)}"
             raise YamlNodeError(message, node.start_mark)
         return value
     if FLOAT.fullmatch(text) or NOT_FINITE.fullmatch(text):
         number = float(text) if FLOAT.fullmatch(text) else math.inf
         if not math.isfinite(number):
-            raise YamlNodeError(f"expected a finite number, got {shortened(text)}", node.start_mark)
+            raise YamlNodeError(f"expected a finite number, got {shorten(text)}", node.start_mark)
         return number
     return _read_printable(node)
 
 
 def _read_printable(node: ScalarNode) -> str:
     if bad := CONTROL.search(node.value):
-        raise YamlNodeError(_invisible(bad[0]), node.start_mark)
+        raise YamlNodeError(_describe_invisible(bad[0]), node.start_mark)
     text: str = node.value
     return text

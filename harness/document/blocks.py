@@ -1,4 +1,4 @@
-"""What a report is made of: sections of paragraphs, figures and tables, and numbers as text."""
+"""The building blocks of a report: sections, tables and links, and the formats of numbers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.document.figures import Figure
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
+
+if TYPE_CHECKING:
+    from harness.document.figures import Figure
 
 EN_DASH = "\N{EN DASH}"
 MINUTE = 60.0
 PERIODS = ((365.25 * 86400, "year"), (86400.0, "day"), (3600.0, "hour"), (MINUTE, "minute"))
-COUNTED = {"datasets", "structures", "elements", "campaigns", "nodes", "machines", "precisions", "tasks"}
+COUNT_UNITS = {"datasets", "structures", "elements", "campaigns", "nodes", "machines", "precisions", "tasks"}
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Link:
 
 
 def link_run_folder(folder: str, depth: int = 3) -> Link:
-    """Return a link to a case's folder, which lies `depth` levels below the results."""
+    """Return a link to a case's folder, which is `depth` levels below the results."""
     path = "/".join(Path(folder).parts[-depth:])
     return Link(path.rsplit("/", 1)[-1], f"{path}/")
 
 
 Cell = str | Link | tuple[Link, ...]
-# What a column of a block shows of a row: the value of a column of the table, or what a function makes of the row.
+# The head of a column of a block, and its cells: a column of the table, or a function of the row.
 Column = tuple[str, str | Callable[[Row], Any]]
 
 
@@ -49,7 +51,7 @@ def as_cell(value: Any) -> Cell:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table to print: a title, column heads, rows of text and links, and a note under it."""
+    """A table of a page: its title, column heads, rows of text and links, and a note below it."""
 
     title: str
     columns: list[str]
@@ -62,29 +64,29 @@ class TableBlock:
 
 
 def build_block(title: str, rows: Iterable[Row], columns: Sequence[Column], note: str = "") -> TableBlock:
-    """Return a block with one line per row; columns: the head of each, and what it shows of a row."""
-    body = [[row[shown] if isinstance(shown, str) else shown(row) for _, shown in columns] for row in rows]
+    """Return a block with one line per row; columns: the head of each, and the name or function of its cells."""
+    body = [[row[cell] if isinstance(cell, str) else cell(row) for _, cell in columns] for row in rows]
     return TableBlock(title, [head for head, _ in columns], body, note)
 
 
 def number_cell(column: str, spec: str = ".3g", scale: float = 1.0) -> Callable[[Row], str]:
-    """Return what shows a column as numbers, times a scale."""
+    """Return a function that formats a column as numbers, times a scale."""
 
-    def show(row: Row) -> str:
+    def format_cell(row: Row) -> str:
         value = row[column]
         return format_number(value if value is None or scale == 1 else scale * value, spec)
 
-    return show
+    return format_cell
 
 
 def interval_cell(column: str, low: str = "", high: str = "") -> Callable[[Row], str]:
-    """Return what shows a column with its interval, by default `column_low` and `column_high`."""
+    """Return a function that formats a column with its interval, by default `column_low` and `column_high`."""
     ends = (low or f"{column}_low", high or f"{column}_high")
     return lambda row: format_interval(row[column], *(row[end] for end in ends))
 
 
 def text_cell(column: str, default: str = EN_DASH) -> Callable[[Row], str]:
-    """Return what shows a column as text, and the default where it is empty or missing."""
+    """Return a function that formats a column as text, or as the default if it is empty or missing."""
     return lambda row: str(row[column] or default)
 
 
@@ -93,7 +95,7 @@ class Section:
     """A heading with paragraphs, figures and tables.
 
     Attributes:
-        is_fault: whether it only says why a page cannot be shown.
+        is_fault: whether it only gives the reason why a page cannot be shown.
     """
 
     title: str
@@ -105,7 +107,7 @@ class Section:
 
 
 def rows_as_dicts(table: pd.DataFrame) -> list[Row]:
-    """Return the rows of a table, None where there is no value; a missing column is an error that names the table."""
+    """Return the rows of a table, with None for missing values; an unknown column is an error that names the table."""
     columns = {
         str(name): [
             None if is_missing else value for value, is_missing in zip(values.tolist(), values.isna(), strict=True)
@@ -124,20 +126,20 @@ def select_campaign(table: pd.DataFrame, campaign: str) -> pd.DataFrame:
 
 
 def count_by_reason(table: pd.DataFrame, column: str, text: str, noun: str) -> list[str]:
-    """Return a sentence for each reason in a column: `Not compiled, 2 runs: no compiler.`"""
+    """Return a sentence for each reason in a column: such as `Not compiled, 2 runs: no compiler`."""
     groups = table[table[column].notna()].groupby(column)
-    return [f"{text}, {count(len(rows), noun)}: {reason}." for reason, rows in groups]
+    return [f"{text}, {pluralize(len(rows), noun)}: {reason}." for reason, rows in groups]
 
 
 def format_interval(value: float | None, low: float | None, high: float | None) -> str:
-    """Return `12.3 [11.9, 12.8]`, or a dash where a number is missing."""
+    """Return `12.3 [11.9, 12.8]`, or a dash if a number is missing."""
     if value is None or math.isnan(value) or low is None or high is None:
         return EN_DASH
     return f"{format_number(value)} [{format_number(low)}, {format_number(high)}]"
 
 
 def format_number(value: Any, spec: str = ".3g") -> str:
-    """Return a number as text, a dash where there is none; by default three digits without an exponent."""
+    """Return a number as text, by default with three digits and no exponent, or a dash if it is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return EN_DASH
     if spec == ".3g" and abs(value) >= 100:
@@ -150,17 +152,11 @@ def format_quantity(value: float, unit: str) -> str:
     if unit == "place":
         return f"{format_ordinal(round(value))} place"
     if unit == "s" and abs(value) >= 2 * MINUTE:
-        size, one = next((size, one) for size, one in PERIODS if abs(value) >= 2 * size)
-        return format_period(value / size, one)
+        size, name = next((size, name) for size, name in PERIODS if abs(value) >= 2 * size)
+        return f"{format_number(value / size)} {name}s"
     if unit.endswith("s") and unit != "s" and value == 1:
         return f"1 {unit[:-1]}"
-    return f"{format_number(value) if unit not in COUNTED else f'{value:,.10g}'} {unit}".rstrip()
-
-
-def format_period(value: float, one: str) -> str:
-    """Return `14.1 days`, with three digits."""
-    text = format_number(value)
-    return f"{text} {one}" if text == "1" else f"{text} {one}s"
+    return f"{format_number(value) if unit not in COUNT_UNITS else f'{value:,.10g}'} {unit}".rstrip()
 
 
 def format_ordinal(rank: int) -> str:
@@ -170,5 +166,5 @@ def format_ordinal(rank: int) -> str:
 
 
 def format_threads(threads: Any) -> str:
-    """Return `1 thread`, or a dash where the number is not known."""
-    return EN_DASH if threads is None or math.isnan(threads) else count(threads, "thread")
+    """Return `1 thread`, or a dash if the number is unknown."""
+    return EN_DASH if threads is None or math.isnan(threads) else pluralize(threads, "thread")

@@ -1,4 +1,4 @@
-"""Figures in one style: vector and PNG, colour-blind safe, n and interval in the caption."""
+"""Figures in one style, saved as SVG and PNG: safe for colour-blind readers, with n and interval in the caption."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_LETTERS = 120
 SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 STYLE: Any = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names may hold dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
     "svg.hashsalt": "gfm-harness",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -38,15 +38,15 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: its file name without ending, caption, and SVG source."""
+    """A saved figure: its file name without suffix, caption, and SVG source."""
 
     name: str
     caption: str
     svg: str
 
 
-def file_name(name: str) -> str:
-    """Return a name as that of a file: without slashes, not too long; different names stay different."""
+def make_file_name(name: str) -> str:
+    """Return a name that can be used for a file, without slashes and of limited length; names remain distinct."""
     plain = re.sub(r"[^\w.=+-]+", "-", name, flags=re.ASCII)
     if plain == name and len(name) <= MAX_LETTERS:
         return name
@@ -55,7 +55,7 @@ def file_name(name: str) -> str:
 
 def save_figure(figure: Any, folder: Path, name: str, caption: str) -> Figure:
     """Write the figure as PNG and SVG, close it, and return it."""
-    name = file_name(name)
+    name = make_file_name(name)
     for axes in figure.axes:
         set_power_labels(axes.xaxis)
         set_power_labels(axes.yaxis)
@@ -71,16 +71,16 @@ def save_figure(figure: Any, folder: Path, name: str, caption: str) -> Figure:
 
 
 class PowerFormatter(LogFormatterSciNotation):
-    """Labels powers with superscripts, as STYLE keeps text from being parsed as math."""
+    """Labels powers with superscripts, since STYLE turns off the parsing of math in text."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        """Return the label of a tick: `10⁻³`; empty where it has none."""
+        """Return the label of a tick, for example `10⁻³`, or an empty string."""
         label = super().__call__(x, pos).removeprefix(r"$\mathdefault{").removesuffix("}$").replace(r"\times", "\u00d7")
         return re.sub(r"\^\{(.*)\}", lambda power: power[1].translate(SUPERSCRIPTS), label)
 
 
 def set_power_labels(axis: Axis) -> None:
-    """Label a logarithmic axis with powers, unless it has labels of its own."""
+    """Label a logarithmic axis with powers, unless it has custom labels."""
     transform = axis.get_transform()
     if not isinstance(transform, LogTransform):
         return
@@ -93,7 +93,7 @@ def set_power_labels(axis: Axis) -> None:
 
 
 def set_plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """Set ticks without exponents, few enough to be read, between the ends of a logarithmic axis."""
+    """Set a few ticks without exponents between the ends of a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,), (0.1,)):
         ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]

@@ -1,4 +1,4 @@
-"""What pages quote of a paper: its printed tables."""
+"""Printed tables of a paper, as pages quote them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.protocol.types import StrictModel
 
 
 class Table(StrictModel):
-    """A printed table: one list of values per row, in the order of columns, and the speed-ups if it prints them."""
+    """A printed table: a list of values per row, in the order of the columns, and the speed-ups if they are printed."""
 
     title: str
     source: str
@@ -18,7 +18,7 @@ class Table(StrictModel):
 
 
 class Paper(StrictModel):
-    """The paper beside which the inference ladder is shown."""
+    """The paper with which the page on the inference ladder compares."""
 
     source: str
     table_xv: Table

@@ -1,4 +1,4 @@
-"""A campaign carries out a plan: it submits what is missing, watches it, and knows the state of every case."""
+"""A campaign executes a plan: it submits missing cases, monitors their jobs, and reports the state of every case."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.host.locks import campaign_lock
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
-from harness.protocol.errors import Interrupted, UsageError
+from harness.protocol.errors import SchedulerUnavailable, UsageError
 
 
 class Campaign:
@@ -44,101 +44,103 @@ class Campaign:
         return self._pending_jobs(journal)
 
     def status(self) -> list[Outcome]:
-        """Return the state of every case; nothing is written, so that this may be called at any time."""
+        """Return the state of every case without writing anything, so that this may be called at any time."""
         journal = Journal(self.folder)
         try:
-            queue = self._monitor(journal).query_queue()
+            queue = self._make_monitor(journal).query_queue()
         except (SchedulerBusy, CommandFailed) as error:
             notify(f"{error}; the states below are those that the scheduler last reported")
             queue = None
-        return self._status(journal).case_outcomes(queue)
+        return self._make_status(journal).list_outcomes(queue)
 
     def run(self, options: RunOptions, progress: Progress) -> list[Outcome]:
-        """Gather what has ended, submit what is missing, and wait if asked to; return the state of all cases.
+        """Collect results, submit missing cases, and wait if the options say so; return the state of all cases.
 
-        A case that fails does not stop the others, nor does a job that is rejected: `submission` holds those.
-        KeyboardInterrupt ends jobs of this machine and leaves those of a queue.
+        Failed cases and rejected jobs do not stop the others; `submission` has the rejected jobs. KeyboardInterrupt
+        ends jobs on this machine and leaves those in a queue.
 
         Raises:
-            Interrupted: the scheduler does not answer.
-            UsageError: its commands cannot be used, or another harness runs the campaign.
+            SchedulerUnavailable: the scheduler does not answer.
+            UsageError: the scheduler's commands cannot be used, or another harness runs the campaign.
         """
         with (
             campaign_lock(self.folder),
-            _scheduler_errors("nothing is lost, and the same command carries on from here"),
+            _convert_scheduler_errors("nothing is lost, and the same command carries on from here"),
         ):
             journal = Journal(self.folder)
-            monitor = self._monitor(journal, progress)
+            monitor = self._make_monitor(journal, progress)
             try:
                 if options.submit or journal.active_jobs:
-                    self._gather(options, monitor, progress)
-                self.submission = self._submission(options, journal, progress)
+                    self._collect_results(options, monitor, progress)
+                self.submission = self._make_submission(options, journal, progress)
                 if options.submit:
                     return self._submit_and_wait(self.submission, monitor, progress)
                 self.submission.write_scripts(self._pending_jobs(journal))
-                return self._status(journal).case_outcomes(None)
+                return self._make_status(journal).list_outcomes(None)
             except KeyboardInterrupt:
-                if not self.scheduler.detached:
+                if not self.scheduler.is_detached:
                     monitor.cancel_jobs("interrupted")
                 raise
 
     def collect(self, progress: Progress) -> list[Outcome]:
-        """Gather what has ended, submit nothing, and return the state of all cases; raise as run does."""
-        with campaign_lock(self.folder), _scheduler_errors("nothing is lost"):
+        """Collect results, submit nothing, and return the state of all cases; raise the same errors as run."""
+        with campaign_lock(self.folder), _convert_scheduler_errors("nothing is lost"):
             journal = Journal(self.folder)
-            monitor = self._monitor(journal, progress)
+            monitor = self._make_monitor(journal, progress)
             monitor.recover()
             monitor.reconcile()
-            return self._status(journal).case_outcomes(monitor.query_queue())
+            return self._make_status(journal).list_outcomes(monitor.query_queue())
 
     def cancel(self) -> int:
-        """Take every job of the campaign out of the queue and return how many there were."""
+        """Cancel every job of the campaign and return their number."""
         with campaign_lock(self.folder):
             try:
-                return self._monitor(Journal(self.folder)).cancel_jobs("cancelled")
+                return self._make_monitor(Journal(self.folder)).cancel_jobs("cancelled")
             except (SchedulerBusy, CommandFailed) as error:
-                raise Interrupted(f"{error}; the jobs are as they were") from None
+                raise SchedulerUnavailable(f"{error}; the jobs are as they were") from None
 
-    def _gather(self, options: RunOptions, monitor: JobMonitor, progress: Progress) -> None:
-        """Record what has ended since the last command, and free the cases that are to be retried."""
+    def _collect_results(self, options: RunOptions, monitor: JobMonitor, progress: Progress) -> None:
+        """Record the cases that have ended since the last command, and release those that are to be retried."""
         journal = monitor.journal
         monitor.recover()
         if options.retry:
             planned = {case.id for case in self.plan.cases}
-            for case in [i for i, result in journal.results.items() if result.state != "done" and i in planned]:
+            for case in [
+                case for case, result in journal.results.items() if result.state != "done" and case in planned
+            ]:
                 journal.record_retry(case)
         monitor.reconcile()
-        status = self._status(journal)
+        status = self._make_status(journal)
         progress.report_skipped([case.name for case in self.plan.cases if status.is_done(case)])
 
     def _submit_and_wait(self, submission: Submission, monitor: JobMonitor, progress: Progress) -> list[Outcome]:
-        """Submit the pending jobs, and all that turns out to be lost, until nothing is left to wait for.
+        """Submit the pending jobs and resubmit lost cases, until there is nothing to wait for.
 
-        The wait also ends when the scheduler says twice that the remaining jobs will never start.
+        The wait also ends when the scheduler reports twice that the remaining jobs will never start.
         """
         journal, has_to_wait = monitor.journal, submission.options.wait
         pauses = Pauses(*self.scheduler.poll_s)
-        hopeless_polls = 0
+        stuck_polls = 0
         jobs = submission.submit(monitor.adopt_external(self._pending_jobs(journal)))
-        while has_to_wait and hopeless_polls <= 1 and (journal.active_jobs or submission.waits_for_queue):
-            progress.update(self._status(journal).started_cases())
+        while has_to_wait and stuck_polls <= 1 and (journal.active_jobs or submission.waits_for_queue):
+            progress.update(self._make_status(journal).list_started_cases())
             pauses.sleep()
             active_before = len(journal.active_cases)
-            lost = monitor.reconcile()
+            lost_cases = monitor.reconcile()
             if len(journal.active_cases) < active_before:
                 pauses.reset()
             progress.report_waiting(monitor.last_queue)
-            hopeless_polls = hopeless_polls + 1 if not lost and monitor.is_hopeless() else 0
-            jobs = submission.submit(jobs + pack_jobs(self.plan, lost, self.folder, journal.measured_seconds()))
-        if hopeless_polls > 1:
+            stuck_polls = stuck_polls + 1 if not lost_cases and monitor.is_stuck() else 0
+            jobs = submission.submit(jobs + pack_jobs(self.plan, lost_cases, self.folder, journal.measured_seconds()))
+        if stuck_polls > 1:
             message = "the jobs that remain will not start by themselves; the same command goes on once they can"
             progress.print_line(message)
         if has_to_wait:
             self.scheduler.wait_for_children()
         progress.close()
-        return self._status(journal).case_outcomes(monitor.query_queue())
+        return self._make_status(journal).list_outcomes(monitor.query_queue())
 
-    def _submission(self, options: RunOptions, journal: Journal, progress: Progress) -> Submission:
+    def _make_submission(self, options: RunOptions, journal: Journal, progress: Progress) -> Submission:
         return Submission(
             plan=self.plan,
             folder=self.folder,
@@ -148,27 +150,27 @@ class Campaign:
             progress=progress,
         )
 
-    def _monitor(self, journal: Journal, progress: Progress | None = None) -> JobMonitor:
+    def _make_monitor(self, journal: Journal, progress: Progress | None = None) -> JobMonitor:
         return JobMonitor(
             plan=self.plan, folder=self.folder, scheduler=self.scheduler, journal=journal, progress=progress
         )
 
-    def _status(self, journal: Journal) -> CampaignStatus:
+    def _make_status(self, journal: Journal) -> CampaignStatus:
         return CampaignStatus(self.plan, self.folder, journal)
 
     def _pending_jobs(self, journal: Journal) -> list[Job]:
-        status = self._status(journal)
+        status = self._make_status(journal)
         cases = [case for case in self.plan.cases if status.is_pending(case)]
         return pack_jobs(self.plan, cases, self.folder, journal.measured_seconds())
 
 
 @contextmanager
-def _scheduler_errors(advice: str) -> Iterator[None]:
-    """Turn the errors of scheduler commands into errors for the user."""
+def _convert_scheduler_errors(advice: str) -> Iterator[None]:
+    """Convert errors of scheduler commands to errors for the user."""
     try:
         yield
     except SchedulerBusy as error:
-        raise Interrupted(f"{error}; {advice}") from None
+        raise SchedulerUnavailable(f"{error}; {advice}") from None
     except CommandFailed as error:
         raise UsageError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""What the files of a case say of its state, without journal or scheduler."""
+"""The state of a case according to its files, without journal or scheduler."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from harness.execution.journal import CaseResult
 from harness.execution.schedulers.base import ExitInfo
 from harness.protocol import checks, events
 from harness.protocol.case import Unreadable, read_case, read_log
-from harness.protocol.events import find_fault
+from harness.protocol.events import find_invalid_event
 from harness.protocol.text import sanitize_line
 
-# The job that runs a case creates the lock file, with its id in it.
+# The job that runs a case creates the lock file and writes its id to it.
 LOCK_FILE, EXIT_CODE = "claim", "exit_code"
-COMPLAINT = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
-COMPLAINT_LENGTH = 300
+ERROR_LINE = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
+MAX_ERROR_LENGTH = 300
 RECORDS = (events.FILE_NAME, "stdout", "stderr", EXIT_CODE, LOCK_FILE, "provenance.json", "traceback.txt", "job.sh")
 PROGRESS_BYTES = 65536
 SYNC_DELAY_VARIABLE = "GFM_HARNESS_FILES_S"
@@ -37,7 +37,7 @@ def read_exit_code(folder: Path | str) -> tuple[int, float | None] | None:
 
 
 def read_result(folder: Path) -> CaseResult | None:
-    """Return how the case of a folder ended, or None if it has not ended."""
+    """Return the result of the case in a folder, or None if it has not ended."""
     exit_code = read_exit_code(folder)
     return None if exit_code is None else _judge(folder, *exit_code)
 
@@ -47,13 +47,13 @@ def read_result_without_exit_code(folder: Path) -> CaseResult | None:
 
     Only valid for a case whose job has ended: a program may hang, or fail, after its last event.
     """
-    if read_exit_code(folder) is not None or not checks.has_finished(events.last_run(folder / events.FILE_NAME)):
+    if read_exit_code(folder) is not None or not checks.has_finished(events.read_last_run(folder / events.FILE_NAME)):
         return None
     return _judge(folder, None, None)
 
 
-def result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> CaseResult | None:
-    """Return how a case without exit code ended, as far as that is certain; None means that it may be run again."""
+def read_result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> CaseResult | None:
+    """Return the result of a case without exit code, or None if the case may be run again."""
     if exit_info is not None and exit_info.kind in ("cancelled", "failed"):
         return CaseResult("cancelled" if exit_info.kind == "cancelled" else "failed", None, None, exit_info.reason)
     result = read_result_without_exit_code(folder)
@@ -67,13 +67,15 @@ def result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> CaseResu
 
 
 def may_files_appear(folder: Path, exit_info: ExitInfo | None, since_s: float | None, limit_s: float) -> bool:
-    """Whether the case may have ended well, in files that are not visible yet.
+    """Return whether the case may have ended well, in files that are not visible yet.
 
-    A job that ended by itself, or of which nothing is known, may have written them. A job that was ended from outside
-    may have done so only for a case whose program had finished.
+    A job that ended by itself, or whose end is unknown, may have written them. A job that was killed may have written
+    them only if the program of the case had finished.
 
     Args:
-        since_s: when the queue first lacked the job.
+        folder: the folder of the case.
+        exit_info: what the scheduler knows about the end of the job.
+        since_s: Unix time since when the queue does not list the job.
         limit_s: how long a file system may hide new files.
     """
     if limit_s <= 0 or (since_s is not None and time.time() - since_s >= limit_s) or read_exit_code(folder):
@@ -93,7 +95,7 @@ def file_sync_delay_s(default_s: float) -> float:
 
 
 def refresh_listing(folder: Path) -> None:
-    """Make the file system look again for files that it remembers as absent."""
+    """Make the file system look again for files that it has cached as absent."""
     with suppress(OSError):
         os.listdir(folder)
 
@@ -108,7 +110,7 @@ def _judge(folder: Path, exit_code: int | None, seconds: float | None) -> CaseRe
 
 
 def is_started(folder: Path | str) -> bool:
-    """Whether a job has started the case."""
+    """Return whether a job has started the case."""
     return os.path.exists(f"{folder}/{LOCK_FILE}") or os.path.exists(f"{folder}/{events.FILE_NAME}")
 
 
@@ -132,7 +134,7 @@ def archive_attempt(folder: Path) -> None:
 
 
 def _make_attempt_folder(folder: Path) -> Path:
-    """Make the folder of the attempt after the newest, whichever of them have been deleted."""
+    """Create the folder of the next attempt, whose number is above that of every existing one."""
     numbers = [int(name) for path in folder.glob("attempt-*") if (name := path.name.partition("-")[2]).isdecimal()]
     number = max(numbers, default=0)
     while True:
@@ -142,7 +144,7 @@ def _make_attempt_folder(folder: Path) -> Path:
             return folder / f"attempt-{number}"
 
 
-def last_progress(folder: Path) -> events.Event | None:
+def read_last_progress(folder: Path) -> events.Event | None:
     """Return the newest progress event of a case, read from the end of its log."""
     path = folder / events.FILE_NAME
     if not path.exists():
@@ -153,18 +155,18 @@ def last_progress(folder: Path) -> events.Event | None:
     for line in reversed(lines):
         if b'"progress"' in line:
             event = next(iter(events.parse([line])), None)
-            if event is not None and event["event"] == "progress" and find_fault("", [event]) is None:
+            if event is not None and event["event"] == "progress" and find_invalid_event("", [event]) is None:
                 return event | {"what": sanitize_line(event.get("what", ""))}
     return None
 
 
-def find_complaint(log: Path) -> str:
-    """Return the last line of a job's log in which its shell or script says why it ended, or an empty text."""
-    complaints = [line for line in last_lines(log) if COMPLAINT.search(line)]
-    return sanitize_line(complaints[-1].removeprefix("error: "))[:COMPLAINT_LENGTH] if complaints else ""
+def find_last_error(log: Path) -> str:
+    """Return the last error message of the shell or script in a job's log, or an empty string."""
+    errors = [line for line in read_last_lines(log) if ERROR_LINE.search(line)]
+    return sanitize_line(errors[-1].removeprefix("error: "))[:MAX_ERROR_LENGTH] if errors else ""
 
 
-def last_lines(path: Path, count: int = 12) -> list[str]:
+def read_last_lines(path: Path, count: int = 12) -> list[str]:
     """Return the last lines of a text file."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]

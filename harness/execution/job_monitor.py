@@ -1,4 +1,4 @@
-"""Follow the jobs of a campaign: compare the journal with the queue and with the files of the cases."""
+"""Monitoring of the jobs of a campaign: the journal is compared with the queue and with the files of the cases."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from harness.planning.jobs import Job
 from harness.protocol.case import Case
 
 CANCEL_TIMEOUT_S, CANCEL_POLL_S = 10.0, 0.2
-# The id on record of a job that somebody submitted by hand and whose id is not known.
+# The recorded id of a job that somebody submitted by hand and whose id is not known.
 SUBMITTED_BY_HAND = "by hand"
 # A submission whose command was killed may still reach the scheduler for this long.
 IN_FLIGHT_S = 10.0
 
 
 class JobMonitor:
-    """The active jobs of one journal; last_queue: their entries in the queue when it was last queried, by name."""
+    """The active jobs of one journal.
+
+    Attributes:
+        last_queue: the entries of the jobs in the queue when it was last queried, by name.
+    """
 
     def __init__(
         self, *, plan: Plan, folder: Path, scheduler: Scheduler, journal: Journal, progress: Progress | None
@@ -35,7 +39,7 @@ class JobMonitor:
         self._cases = {case.id: case for case in plan.cases}
 
     def query_queue(self) -> dict[str, QueueEntry]:
-        """Return job name -> the scheduler's entry, for the active jobs that the queue still lists."""
+        """Return the entries of the active jobs that the queue still lists, by name of the job."""
         jobs = self.journal.active_jobs
         by_id = {job.id: name for name, job in jobs.items() if job.id and job.id != SUBMITTED_BY_HAND}
         names = {job.submission for job in jobs.values() if job.id is None or job.id == SUBMITTED_BY_HAND}
@@ -47,17 +51,17 @@ class JobMonitor:
         self.last_queue = queue
         return queue
 
-    def is_hopeless(self) -> bool:
-        """Whether the scheduler said of all active jobs that they will not start."""
+    def is_stuck(self) -> bool:
+        """Return whether the scheduler reports that none of the active jobs will start."""
         queue, jobs = self.last_queue, self.journal.active_jobs
-        return bool(jobs) and all(job in queue and queue[job].is_hopeless for job in jobs)
+        return bool(jobs) and all(job in queue and queue[job].is_stuck for job in jobs)
 
     def recover(self) -> None:
-        """Find out what became of submissions that were interrupted before the scheduler's answer was recorded."""
+        """Resolve submissions that were interrupted before the scheduler's answer was recorded."""
         unknown = [job for job in self.journal.active_jobs.values() if job.id is None]
         if not unknown:
             return
-        if self.scheduler.detached:
+        if self.scheduler.is_detached:
             newest_s = max(job.time_s for job in unknown)
             time.sleep(min(IN_FLIGHT_S, max(0.0, newest_s + IN_FLIGHT_S - time.time())))
         names = {job.submission for job in unknown}
@@ -71,7 +75,7 @@ class JobMonitor:
                 self.journal.record_release(job.submission, "never reached the scheduler")
 
     def adopt_external(self, jobs: Sequence[Job]) -> list[Job]:
-        """Record the jobs that somebody submitted by hand, and return the others."""
+        """Record the jobs that somebody has submitted by hand, and return the others."""
         queued_ids = {entry.name: entry.id for entry in self.scheduler.queue({job.name for job in jobs})}
         claimed = self._claimed_cases({case: name for job in jobs for case, name in job.folders.items()})
         unclaimed = []
@@ -84,7 +88,7 @@ class JobMonitor:
         return unclaimed
 
     def reconcile(self) -> list[Case]:
-        """Record what has ended; return the cases that were lost and may be submitted again."""
+        """Record the cases that have ended; return those that were lost and may be submitted again."""
         journal = self.journal
         for case in [c for c in self.plan.cases if c.id in journal.results and journal.results[c.id].state != "done"]:
             result = case_files.read_result(self.folder / case.folder_name)
@@ -102,8 +106,8 @@ class JobMonitor:
             queue = self.query_queue()
             self._record_exits()
             vanished = [job for name, job in journal.active_jobs.items() if name not in queue]
-        lost = self._record_vanished(vanished) if vanished else set()
-        return [case for case in self.plan.cases if case.id in lost]
+        lost_ids = self._record_vanished(vanished) if vanished else set()
+        return [case for case in self.plan.cases if case.id in lost_ids]
 
     def cancel_jobs(self, reason: str) -> int:
         """Cancel the active jobs, wait until they have left the queue or the time is up, and return their number."""
@@ -118,14 +122,14 @@ class JobMonitor:
         return len(jobs)
 
     def _claimed_cases(self, cases: Mapping[str, str]) -> set[str]:
-        """Return those of the cases (id -> folder) whose lock an active job holds, whatever job is on record."""
+        """Return those of the cases (id -> folder) whose lock is held by an active job, even one not in the journal."""
         owners = {case: case_files.read_lock_owner(self.folder / name) for case, name in cases.items()}
         ids = {owner for owner in owners.values() if owner}
         active = {entry.id for entry in self.scheduler.queue((), ids)} if ids else set()
         return {case for case, owner in owners.items() if owner in active}
 
     def _record_exits(self) -> None:
-        """Record the active cases that have an exit code."""
+        """Record the end of the active cases that have an exit code."""
         for job in list(self.journal.active_jobs.values()):
             for case, name in list(job.cases.items()):
                 result = case_files.read_result(self.folder / name)
@@ -141,7 +145,7 @@ class JobMonitor:
         claimed = self._claimed_cases({case: name for job in jobs for case, name in job.cases.items()})
         exit_infos = self.scheduler.exit_info([job.id for job in jobs if job.id])
         delay_s = self._file_sync_delay_s()
-        lost: set[str] = set()
+        lost_ids: set[str] = set()
         awaited: dict[str, list[str]] = defaultdict(list)
         for job in jobs:
             info = exit_infos.get(job.id or "")
@@ -150,7 +154,7 @@ class JobMonitor:
             for case, name in [(case, name) for case, name in job.cases.items() if case not in claimed]:
                 folder = self.folder / name
                 case_files.refresh_listing(folder)
-                result = case_files.read_result(folder) or case_files.result_of_vanished_job(folder, info)
+                result = case_files.read_result(folder) or case_files.read_result_of_vanished_job(folder, info)
                 since_s = job.time_s if job.id is None else job.vanished_s
                 if case_files.may_files_appear(folder, info, since_s, delay_s):
                     if job.vanished_s is None:
@@ -159,34 +163,34 @@ class JobMonitor:
                 elif result is not None:
                     self._record_end(case, name, result)
                 elif self.journal.loss_counts[case] >= self.plan.suite.retries:
-                    reason = f"{self._vanish_reason(job, info)}; tried {self.journal.loss_counts[case] + 1} times"
+                    reason = f"{self._find_vanish_reason(job, info)}; tried {self.journal.loss_counts[case] + 1} times"
                     self._record_end(case, name, CaseResult("lost", None, None, reason))
                 else:
-                    self.journal.record_loss(case, self._vanish_reason(job, info))
-                    lost.add(case)
+                    self.journal.record_loss(case, self._find_vanish_reason(job, info))
+                    lost_ids.add(case)
         for message, names in awaited.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self.progress.print_line(f"{names[0]}{more}: {message}")
-        return lost
+        return lost_ids
 
     def _record_end(self, case: str, name: str, result: CaseResult) -> None:
-        """Record and report how a case ended; name: of its folder."""
+        """Record and report the result of a case; `name` is that of its folder."""
         self.journal.record_end(case, result)
         planned = self._cases.get(case)
         self.progress.report_end(planned.name if planned else name, result, self.folder / name)
 
-    def _vanish_reason(self, job: ActiveJob, info: ExitInfo | None) -> str:
-        """Return why a job has vanished: what the scheduler says, and the last complaint in the job's log."""
+    def _find_vanish_reason(self, job: ActiveJob, info: ExitInfo | None) -> str:
+        """Return why a job has vanished: the scheduler's reason, and the last error in the job's log."""
         reason = info.reason if info else "its job is gone and left no exit code"
-        complaint = case_files.find_complaint(self.folder / JOBS_FOLDER / f"{job.name}.log")
-        return f"{reason}: {complaint}" if complaint else reason
+        error = case_files.find_last_error(self.folder / JOBS_FOLDER / f"{job.name}.log")
+        return f"{reason}: {error}" if error else reason
 
     def _file_sync_delay_s(self) -> float:
         """Return how long the files of a job that has ended may take to become visible."""
-        return case_files.file_sync_delay_s(self.scheduler.file_sync_delay_s) if self.scheduler.detached else 0.0
+        return case_files.file_sync_delay_s(self.scheduler.file_sync_delay_s) if self.scheduler.is_detached else 0.0
 
 
 def _describe_wait(info: ExitInfo | None, limit_s: float) -> str:
-    """Return why files of a job are awaited, as a message to the user."""
+    """Return a message to the user about why the campaign waits for files of a job."""
     reason = f"the scheduler says {info.reason}" if info else "no longer in the queue"
     return f"{reason}, and there is no exit code yet; waiting for files for up to {limit_s:g} s"

@@ -1,4 +1,4 @@
-"""Jobs as files: jobs/<job>.sh for the scheduler, a folder with case.json for each case, a setup script per system."""
+"""Files of jobs: jobs/<job>.sh for the scheduler, a folder with case.json for each case, a setup script per system."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from harness.protocol.errors import UsageError
 from harness.protocol.registry import PROGRAMS
 
 TRIAL_LAUNCHER = "launch.sh"
-# How long nodes may take to answer a check: to start something on thousands of nodes takes minutes.
+# How long nodes may take to answer a check: starting a command on thousands of nodes takes minutes.
 MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_OF_MANY_S = 512, 60, 300
-# A program that launches others, such as a search, starts each of them with this script.
+# A launcher program, such as a search, starts each of its runs with this script.
 TRIAL_LAUNCH_TEMPLATE = """\
 #!/usr/bin/env bash
 # launch.sh NODES COMMAND...: one run of this case, {nodes} node{s} x {ranks_per_node} ranks, on the file NODES.
@@ -68,7 +68,7 @@ set -eo pipefail
 
 
 class JobScriptWriter:
-    """Renders and writes the jobs of one plan in its campaign's folder."""
+    """A writer of the scripts and case folders of one plan's jobs."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
@@ -77,15 +77,15 @@ class JobScriptWriter:
             characters = "a quote, backslash or line break, or one that is not UTF-8"
             raise UsageError(f"{self.folder}: job scripts cannot name a folder with {characters}")
         self.jobs_folder = self.folder / JOBS_FOLDER
-        self._template = _template_environment(plan.site.folder).get_template(plan.site.system.template)
-        self._context = self._plan_context()
+        self._template = _make_template_environment(plan.site.folder).get_template(plan.site.system.template)
+        self._context = self._build_context()
 
     def script_path(self, job: str) -> Path:
         """Return the path of a job's script."""
         return self.jobs_folder / f"{job}.sh"
 
     def render(self, job: Job) -> str:
-        """Return the script of a job; raise UsageError for an error in its template."""
+        """Render the script of a job; raise UsageError for an error in its template."""
         try:
             text = self._template.render(
                 self._context,
@@ -100,12 +100,12 @@ class JobScriptWriter:
         except jinja2.TemplateError as error:
             site = self.plan.site
             raise UsageError(f"{site.folder / site.system.template}: {error}") from None
-        while "\n\n\n" in text:  # several times as fast as an expression
+        while "\n\n\n" in text:  # several times as fast as a regular expression
             text = text.replace("\n\n\n", "\n\n")
         return text
 
     def write(self, job: Job) -> Path:
-        """Write all files that the job needs to be submitted, and return its script."""
+        """Write all files that the job needs, and return the path of its script."""
         if not os.path.isdir(self.jobs_folder):
             self.jobs_folder.mkdir(parents=True, exist_ok=True)
         for case in job.cases:
@@ -117,7 +117,7 @@ class JobScriptWriter:
         return script
 
     def write_array(self, name: str, jobs: list[Job]) -> Path:
-        """Write one script that the scheduler starts once for each of these jobs, which have the same shape."""
+        """Write the script of an array of jobs, which have the same shape, and return its path."""
         overrides = {"--job-name=": f"#SBATCH --job-name={name}", "--output=": "#SBATCH --output=/dev/null"}
         directives = [
             next((override for option, override in overrides.items() if option in line), line)
@@ -136,7 +136,7 @@ class JobScriptWriter:
         write_text(self.script_path(name), script)
         return self.script_path(name)
 
-    def _plan_context(self) -> dict[str, Any]:
+    def _build_context(self) -> dict[str, Any]:
         """Return the values that the template reads for every job of the plan."""
         site = self.plan.site
         return {
@@ -146,23 +146,25 @@ class JobScriptWriter:
             "folder": self.folder,
             "python": site.system.python or sys.executable,
             "bin": Path(sys.executable).parent,
-            "environment": site.environment | user_experiments.list_variables(self.plan.suite.program),
-            "telemetry": site.watch,
-            "directives": site.lines("directives"),
-            "options": f" {site.options}" if site.options else "",
-            "requests": site.requests(),
+            "environment": site.environment | user_experiments.build_job_environment(self.plan.suite.program),
+            "telemetry": site.telemetry,
+            "directives": site.render_section("directives"),
+            "options": f" {site.submit_options}" if site.submit_options else "",
+            "setting_checks": site.render_setting_checks(),
             "chunk": site.chunk,
-            "modules": site.lines("modules"),
-            "prepare": site.lines("prepare"),
-            "stage": site.lines("stage"),
+            "modules": site.render_section("modules"),
+            "prepare": site.render_section("prepare"),
+            "stage": site.render_section("stage"),
             "launch": self._make_launcher(),
             "min_nodes": min_nodes,
         }
 
     def render_trial_launcher(self, case: Case) -> str:
-        """Return the script by which a search starts each of its trials on some of the job's nodes."""
+        """Render the script with which a search starts each of its trials on some of the job's nodes."""
         shape = {"nodes": min_nodes(case), "ranks_per_node": case.ranks_per_node}
-        lines = self.plan.site.lines("launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]})
+        lines = self.plan.site.render_section(
+            "launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]}
+        )
         launch = "".join(f"    {line} \\\n" for line in lines if line)
         return TRIAL_LAUNCH_TEMPLATE.format(**shape, s="s" * (shape["nodes"] > 1), launch=launch)
 
@@ -175,19 +177,19 @@ class JobScriptWriter:
             shape = (case.nodes, case.ranks_per_node)
             if shape not in cache:
                 context = {"nodes": case.nodes, "ranks_per_node": case.ranks_per_node, "ranks": case.ranks}
-                cache[shape] = self.plan.site.lines("launch", case=context)
+                cache[shape] = self.plan.site.render_section("launch", case=context)
             return cache[shape]
 
         return launch
 
 
 def is_launcher_program(case: Case) -> bool:
-    """Whether the case runs as one process that starts others on the job's nodes."""
+    """Return whether the case runs as one process that starts others on the job's nodes."""
     return case.program in PROGRAMS and PROGRAMS[case.program].is_driver
 
 
 def min_nodes(case: Case) -> int:
-    """Return the nodes without which the case cannot run: all, or those of one trial of a search."""
+    """Return the minimum number of nodes of a case: all, or those of one trial of a search."""
     return int(case.parameters.get("nodes_per_trial", 1)) if is_launcher_program(case) else case.nodes
 
 
@@ -207,7 +209,7 @@ def write_case(campaign: Path, case: Case) -> None:
 
 
 def render_setup_script(site: ResolvedSystem) -> str:
-    """Return a bash script that makes the Python environment of a system's jobs.
+    """Render the bash script that creates the Python environment of a system's jobs.
 
     Raises:
         UsageError: the system's file has no `install` lines.
@@ -217,16 +219,19 @@ def render_setup_script(site: ResolvedSystem) -> str:
         if (resources.REPO_ROOT / "pyproject.toml").is_file()
         else f"gfm-harness=={__version__}"
     )
-    lines = site.lines("install", setup={"package": package})
+    lines = site.render_section("install", setup={"package": package})
     if not lines:
         raise UsageError(f"system {site.system.name!r} has no `install` lines, so nothing is known of how to set it up")
     source = f"See {site.system.source}" if site.system.source else "From the system's `modules` and `install` lines."
     head = SETUP_TEMPLATE.format(version=__version__, title=site.system.title, source=source)
-    return "\n".join([head, *site.requests(("modules", "install")), *site.lines("modules"), *lines]) + "\n"
+    return (
+        "\n".join([head, *site.render_setting_checks(("modules", "install")), *site.render_section("modules"), *lines])
+        + "\n"
+    )
 
 
-def _template_environment(folder: Path) -> jinja2.Environment:
-    """Return an environment with the templates of the system's folder, then those that are shipped."""
+def _make_template_environment(folder: Path) -> jinja2.Environment:
+    """Return an environment with the templates in the system's folder and the shipped ones."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, resources.resource_dir("systems")]),
         undefined=jinja2.StrictUndefined,

@@ -1,8 +1,8 @@
-"""The append-only record of a campaign: which jobs were submitted, and how every case ended.
+"""The append-only journal of a campaign: which jobs were submitted, and how every case ended.
 
-Replaying its lines gives the present state:
+The current state results from replaying its lines:
     submitting  name, jobs {job: {case: folder}}, array
-                                                       the scheduler is about to be asked; on disk before it is
+                                                       the scheduler is about to be called; flushed to disk before
     submitted   name, id                               the scheduler has accepted the submission
     released    name, reason                           its active cases are free again: the scheduler does not have it,
                                                        or it was cancelled
@@ -33,8 +33,10 @@ FILE_NAME = "journal.jsonl"
 class ActiveJob:
     """A job that is not known to have ended.
 
-    id: None while it is unknown whether the scheduler has accepted the job. cases: case id -> folder, of those that
-    have not ended. vanished_s: the time since when the queue no longer lists the job.
+    Attributes:
+        id: the scheduler's id; None while it is unknown whether the scheduler has accepted the job.
+        cases: the folders of the cases that have not ended, by id.
+        vanished_s: Unix time since when the queue no longer lists the job.
     """
 
     name: str
@@ -47,7 +49,7 @@ class ActiveJob:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """How a case ended; exit_code and seconds are None where its job ended before it could write them."""
+    """The result of a case; exit_code and seconds are None if its job ended before it could write them."""
 
     state: State
     exit_code: int | None
@@ -56,9 +58,13 @@ class CaseResult:
 
 
 class Journal:
-    """The present state of a campaign, and the file that it is replayed from.
+    """The current state of a campaign, and the file from which it is replayed.
 
-    active_jobs: by name. active_cases: case id -> name of its job. results: by case id.
+    Attributes:
+        active_jobs: the active jobs, by name.
+        active_cases: the name of the job of each active case, by id.
+        results: the results of the cases that have ended, by id.
+        loss_counts: how often each case was lost, by id.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,13 +79,13 @@ class Journal:
             self._apply(line)
 
     def record_request(self, name: str, jobs: Mapping[str, Mapping[str, str]], array: bool) -> None:
-        """Record a submission, with its jobs, before the scheduler is asked, so that no job can be forgotten."""
+        """Record a submission and its jobs before the scheduler is called, so that no job can be forgotten."""
         self._write("submitting", name=name, jobs={job: dict(cases) for job, cases in jobs.items()}, array=array)
         assert self._log is not None
         self._log.sync()
 
     def record_submission(self, name: str, job_id: str) -> None:
-        """Record that the scheduler has accepted a submission, and under which id."""
+        """Record that the scheduler has accepted a submission, and its id."""
         self._write("submitted", name=name, id=job_id)
 
     def record_release(self, name: str, reason: str) -> None:
@@ -108,8 +114,8 @@ class Journal:
 
     def measured_seconds(self) -> dict[str, float]:
         """Return how long each case that is done took, by case id."""
-        done = {case: result.seconds for case, result in self.results.items() if result.state == "done"}
-        return {case: seconds for case, seconds in done.items() if seconds is not None}
+        results = {case: result for case, result in self.results.items() if result.state == "done"}
+        return {case: result.seconds for case, result in results.items() if result.seconds is not None}
 
     def _write(self, event: str, **fields: Any) -> None:
         if self._log is None:

@@ -1,4 +1,4 @@
-"""The state of a campaign's cases by journal, scheduler and files; nothing is written."""
+"""The state of a campaign's cases according to journal, scheduler and files; nothing is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.planning.expand import Plan
 from harness.protocol.case import Case
 from harness.protocol.checks import State
 
-CASES_EXAMINED, CASES_SHOWN = 50, 4
+MAX_CASES_EXAMINED, MAX_CASES_SHOWN = 50, 4
 
 
 @dataclass(frozen=True)
@@ -35,44 +35,44 @@ class CampaignStatus:
         self.plan, self.folder, self.journal = plan, folder, journal
         self._ids = {case.folder_name: case.id for case in plan.cases}
 
-    def case_outcomes(self, queue: Mapping[str, QueueEntry] | None) -> list[Outcome]:
+    def list_outcomes(self, queue: Mapping[str, QueueEntry] | None) -> list[Outcome]:
         """Return the outcome of every case.
 
         Args:
-            queue: the scheduler's entries for the active jobs, by name; None if it was not asked.
+            queue: the scheduler's entries for the active jobs, by name; None if the scheduler was not queried.
         """
         folders = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
-        return [self._outcome(case, queue, case.folder_name in folders) for case in self.plan.cases]
+        return [self._find_outcome(case, queue, case.folder_name in folders) for case in self.plan.cases]
 
-    def started_cases(self) -> list[tuple[str, Path]]:
+    def list_started_cases(self) -> list[tuple[str, Path]]:
         """Return name and folder of some active cases that have started, enough to show progress."""
         names = {case.id: (case.name, self.folder / case.folder_name) for case in self.plan.cases}
-        active = [names[case] for case in list(self.journal.active_cases)[:CASES_EXAMINED] if case in names]
-        return [(name, folder) for name, folder in active if case_files.is_started(folder)][:CASES_SHOWN]
+        active = [names[case] for case in list(self.journal.active_cases)[:MAX_CASES_EXAMINED] if case in names]
+        return [(name, folder) for name, folder in active if case_files.is_started(folder)][:MAX_CASES_SHOWN]
 
     def is_done(self, case: Case) -> bool:
-        """Whether the journal lists the case as done; deleting its folder has it run again."""
+        """Return whether the journal lists the case as done and its folder exists; without it the case is run again."""
         result = self.journal.results.get(case.id)
         return result is not None and result.state == "done" and os.path.isdir(self.folder / case.folder_name)
 
     def is_pending(self, case: Case) -> bool:
-        """Whether a run would submit the case: it is neither active nor ended, also not by hand."""
+        """Return whether a run would submit the case: it is not active and has not ended, even by hand."""
         if case.id in self.journal.active_cases:
             return False
         folder = f"{self.folder}/{case.folder_name}"
         if case.id in self.journal.results:
             return not os.path.isdir(folder)
-        if case.after and self.failed_dependencies(case):
+        if case.after and self.find_failed_dependencies(case):
             return False
         result = case_files.read_result(Path(folder))
         return result is None or result.state != "done"
 
-    def failed_dependencies(self, case: Case) -> list[str]:
+    def find_failed_dependencies(self, case: Case) -> list[str]:
         """Return the folders of the cases that this one depends on and that ended without being done."""
-        results = {name: self.journal.results.get(i) for name in case.after if (i := self._ids.get(name))}
+        results = {name: self.journal.results.get(id_) for name in case.after if (id_ := self._ids.get(name))}
         return [name for name, result in results.items() if result is not None and result.state != "done"]
 
-    def _outcome(self, case: Case, queue: Mapping[str, QueueEntry] | None, has_folder: bool) -> Outcome:
+    def _find_outcome(self, case: Case, queue: Mapping[str, QueueEntry] | None, has_folder: bool) -> Outcome:
         folder = self.folder / case.folder_name
         result = (self.journal.results.get(case.id) or case_files.read_result(folder)) if has_folder else None
         if result is not None:
@@ -85,12 +85,12 @@ class CampaignStatus:
         entry = (queue or {}).get(self.journal.active_cases.get(case.id, ""))
         if entry is not None:
             state: State = "running" if is_started and entry.state == "running" else "waiting"
-            suffix = " (it will not start by itself)" if entry.is_hopeless else ""
+            suffix = " (it will not start by itself)" if entry.is_stuck else ""
             return Outcome(case, state, None, entry.reason + suffix if state == "waiting" else "", folder)
         if is_active:
             reason = "its job has left the queue; waiting for its files"
             return Outcome(case, "running" if is_started else "waiting", None, reason, folder)
         if is_started:
             return Outcome(case, "lost", None, "", folder)
-        failed = self.failed_dependencies(case)
+        failed = self.find_failed_dependencies(case)
         return Outcome(case, "blocked" if failed else "not run", None, f"needs {failed[0]}" if failed else "", folder)

@@ -1,4 +1,4 @@
-"""Submit jobs to the scheduler: in order, within the limits of site and user, and never one twice."""
+"""Submission of jobs to the scheduler: in order, within the limits of site and user, and no job twice."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from harness.execution.progress import Progress
 from harness.execution.schedulers.base import JobRejected, QueueFull, Scheduler
 from harness.execution.schedulers.command import CommandFailed
 from harness.planning.expand import Plan
-from harness.planning.jobs import Job, node_hours
-from harness.protocol.text import count
+from harness.planning.jobs import Job, sum_node_hours
+from harness.protocol.text import pluralize
 
 MIN_ARRAY_SIZE = 3
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user wants of a run: to submit, to wait until all has ended, to run failed cases again.
+    """The user's options of a run.
 
-    max_jobs: jobs in the queue at once; None: what the site allows. max_node_hours: what all jobs may cost together.
+    Attributes:
+        submit: whether to submit jobs, and not only write their scripts.
+        wait: whether to wait until all jobs have ended.
+        retry: whether to run failed cases again.
+        max_jobs: the maximum number of jobs in the queue; None: the limit of the site.
+        max_node_hours: the maximum cost of all jobs; None: no limit.
     """
 
     submit: bool = True
@@ -37,9 +42,12 @@ class RunOptions:
 
 
 class Submission:
-    """The jobs that one run submits.
+    """The submission of the jobs of one run.
 
-    held_back: jobs that the scheduler did not accept now. rejected: job -> why the scheduler will never accept it.
+    Attributes:
+        submitted: the number of submitted jobs.
+        held_back: jobs that the scheduler does not accept now.
+        rejected: why the scheduler will never accept a job, by name of the job.
     """
 
     def __init__(
@@ -70,10 +78,10 @@ class Submission:
         """Write the scripts and report where they are."""
         for job in jobs:
             self._prepare_job(job)
-        self.progress.report_scripts(self.scripts.jobs_folder, len(jobs), node_hours(jobs)[0])
+        self.progress.report_scripts(self.scripts.jobs_folder, len(jobs), sum_node_hours(jobs)[0])
 
     def submit(self, jobs: Sequence[Job]) -> list[Job]:
-        """Submit the jobs that are ready and fit; return those that have to wait."""
+        """Submit the jobs that are ready and within the limits; return those that have to wait."""
         waiting = list(jobs)
         held_back_before = {job.name for job in self.held_back}
         self.held_back = []
@@ -94,11 +102,11 @@ class Submission:
 
     @property
     def waits_for_queue(self) -> bool:
-        """Whether the scheduler may accept more later."""
+        """Whether jobs are held back that the scheduler may accept later."""
         return bool(self.held_back) and not self._may_never_fit
 
     def _is_answered(self, job: Job) -> bool:
-        """Whether the scheduler has accepted or rejected the job."""
+        """Return whether the scheduler has accepted or rejected the job."""
         return job.name in self.journal.active_jobs or job.name in self.rejected
 
     def _report_held_back(self, error: QueueFull) -> None:
@@ -109,18 +117,18 @@ class Submission:
             if error.may_be_permanent
             else ""
         )
-        jobs = f"{count(len(self.held_back), 'job')} ({count(cases, 'case')})"
+        jobs = f"{pluralize(len(self.held_back), 'job')} ({pluralize(cases, 'case')})"
         message = f"the scheduler accepts no more jobs now: {jobs} held back; {plan}; its message: {error}{hint}"
         self.progress.print_line(message)
 
     def _partition_ready(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
-        """Return the jobs to submit now, each with the active cases that it starts after, and those for later."""
+        """Return the jobs to submit now, each with the active cases that it depends on, and the jobs for later."""
         ready: list[tuple[Job, list[str]]] = []
         later = []
         ready_node_hours = 0.0
         room = self.max_jobs - len(self.journal.active_jobs)
         for job in jobs:
-            state, after = self._dependency_state(job)
+            state, after = self._check_dependencies(job)
             is_affordable = self._is_within_budget(job, ready_node_hours)
             if state == "now" and is_affordable and len(ready) < room:
                 ready.append((job, after))
@@ -130,7 +138,7 @@ class Submission:
         return ready, later
 
     def _is_within_budget(self, job: Job, ready_node_hours: float) -> bool:
-        """Whether --max-node-hours allows the job too; the first refusal of each is reported."""
+        """Return whether --max-node-hours allows the job too; report the first refusal of each job."""
         budget = self.options.max_node_hours
         if budget is None or self._node_hours + ready_node_hours + job.node_hours <= budget:
             return True
@@ -140,7 +148,7 @@ class Submission:
             self.progress.print_line(message)
         return False
 
-    def _dependency_state(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
+    def _check_dependencies(self, job: Job) -> tuple[Literal["now", "later", "never"], list[str]]:
         """Return whether the cases that the job depends on are done, and which of them are active in other jobs."""
         inside = {case.folder_name for case in job.cases}
         active = []
@@ -159,7 +167,7 @@ class Submission:
                     return "never", []
             elif not is_successful:
                 return "later", []
-        return ("later", []) if active and not self.scheduler.detached else ("now", active)
+        return ("later", []) if active and not self.scheduler.is_detached else ("now", active)
 
     def _submit_all(self, ready: Sequence[tuple[Job, list[str]]]) -> None:
         by_shape: dict[object, list[Job]] = defaultdict(list)
@@ -177,29 +185,29 @@ class Submission:
                 self._reject_same_shape(jobs)
 
     def _submit_arrays(self, jobs: Sequence[Job], size: int) -> None:
-        """Submit jobs of one shape as arrays, half as large whenever the scheduler does not accept one."""
-        done = 0
-        while done < len(jobs):
-            batch = list(jobs[done : done + size])
+        """Submit jobs of one shape as arrays; halve their size whenever the scheduler does not accept one."""
+        position = 0
+        while position < len(jobs):
+            batch = list(jobs[position : position + size])
             try:
                 if len(batch) >= MIN_ARRAY_SIZE:
                     self._submit_array(batch)
                 else:
                     for job in batch:
                         self._submit_one(job, ())
-                        done += 1
+                        position += 1
                     continue
             except QueueFull:
                 size = len(batch) // 2
                 if size == 0 or len(batch) < MIN_ARRAY_SIZE:
                     raise
                 continue
-            done += len(batch)
+            position += len(batch)
             if batch[0].name in self.rejected:
                 return
 
     def _reject_same_shape(self, jobs: Sequence[Job]) -> None:
-        """Reject jobs of the shape of a rejected one without asking: their scripts request the same resources."""
+        """Reject all jobs of the same shape as a rejected one, since their scripts request the same resources."""
         reason = next(self.rejected[job.name] for job in jobs if job.name in self.rejected)
         for job in jobs:
             if not self._is_answered(job):
@@ -233,7 +241,7 @@ class Submission:
             self.rejected |= dict.fromkeys((job.name for job in jobs), f"{script}: {error}")
             return
         self.journal.record_submission(name, job_id)
-        self._node_hours += node_hours(jobs)[0]
+        self._node_hours += sum_node_hours(jobs)[0]
         self.submitted += len(jobs)
         names, cases = [job.name for job in jobs], sum(len(job.cases) for job in jobs)
         self.progress.report_submission(names, job_id, cases)

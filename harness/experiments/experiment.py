@@ -1,4 +1,4 @@
-"""What an experiment is to the rest of the harness: an object that names it, and functions at fixed places.
+"""The interface between an experiment and the rest of the harness.
 
 An experiment is a package. Its `__init__.py` defines EXPERIMENT; its module `metrics` has the functions of
 MetricsModule, of which only `build_tables` is required; its module `page` has those of PageModule.
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from harness.document.paper import Paper
     from harness.results.runs import RunRecord
 
-Better = Literal["higher", "lower"]
+Direction = Literal["higher", "lower"]
 Scope = Literal["case", "epoch", "trial", "stage", "precision"]
 WorkCount = tuple[float, str]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number is called, its unit, and which way is better."""
+    """The name of a measured quantity, its unit, and the direction in which it is better."""
 
     name: str
     unit: str
-    better: Better
+    better: Direction
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class MetricSamples:
     """Raw samples of a metric.
 
     Attributes:
-        part: what of the run the samples are from, such as a stage or a precision.
-        rounds: the round of each sample where parts took turns; empty where they did not.
+        part: the part of the run that the samples are from, such as a stage or a precision.
+        rounds: the round of each sample if parts alternate in rounds, else empty.
     """
 
     metric: Metric
@@ -55,12 +55,12 @@ THROUGHPUT = Metric("throughput", "structures/s", "higher")
 
 @dataclass(frozen=True)
 class CostJoin:
-    """How the rows of a table find what they cost.
+    """How the rows of a table are joined with the tables of costs.
 
     Attributes:
-        scope: what a row is: a whole case, or a part of one.
-        keys: the columns that it has in common with the table of costs.
-        name: the columns that, joined by a space, are the part's name.
+        scope: what a row describes: a whole case, or a kind of part.
+        keys: the columns that the table shares with the table of costs.
+        name: the columns that form the part's name, joined by a space.
     """
 
     scope: Scope = "case"
@@ -70,11 +70,11 @@ class CostJoin:
 
 @dataclass(frozen=True)
 class PageContext:
-    """What a page is made from.
+    """The input from which a page is built.
 
     Attributes:
-        tables: all tables of the report by name, of every experiment.
-        records: all runs, also those that are not complete or cannot be read.
+        tables: the tables of all experiments by name.
+        records: all runs, including incomplete and unreadable ones.
         figures: the folder for the page's figures.
         paper: the values that the paper prints.
     """
@@ -89,15 +89,15 @@ class MetricsModule(Protocol):
     """The functions of an experiment's module `metrics`."""
 
     def build_tables(self, records: Sequence[RunRecord]) -> Mapping[str, pd.DataFrame]:
-        """Return the experiment's tables by name, from all readable records; without a row where there is nothing."""
+        """Return the experiment's tables by name, from all readable records; a table may be empty."""
 
     def sample_metrics(self, record: RunRecord) -> Iterator[MetricSamples]:
-        """Yield the numbers of a finished run that may be compared with another's (optional)."""
+        """Yield the samples of a finished run that can be compared with those of another run (optional)."""
 
     def count_work(self, record: RunRecord, scope: Scope, name: str) -> WorkCount:
-        """Return number and unit of the useful results of a case, or of the part of it that is called name (optional).
+        """Return number and unit of the useful results of a case, or of its part with this name (optional).
 
-        What a case costs is divided by it.
+        The report divides the cost of the case by this number.
         """
 
 
@@ -105,19 +105,19 @@ class PageModule(Protocol):
     """The functions of an experiment's module `page`."""
 
     def build_sections(self, context: PageContext) -> list[Section]:
-        """Return the page's sections, none where there is nothing to show; draw its figures."""
+        """Return the page's sections, or an empty list if there is nothing to show; draw its figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment: which programs' runs it is about, and where its tables and its page come from.
+    """An experiment: the programs whose runs it evaluates, and the package that builds its tables and its page.
 
     Attributes:
         package: the package that holds its modules.
         title: the title of its page.
         programs: the programs whose runs it shows.
-        page: the file name of its page, without ending; by default the last part of the package's name.
-        costs: how the rows of its tables find their cost, by the table's name.
+        page: the file name of its page, without suffix; by default the last part of the package's name.
+        costs: how the rows of its tables are joined with their costs, by the table's name.
         has_samples: whether its page links to the table of all raw samples.
     """
 
@@ -129,21 +129,21 @@ class Experiment:
     has_samples: bool = False
 
     def __post_init__(self) -> None:
-        """Name the page after the package unless it has a name."""
+        """Name the page after the package by default."""
         object.__setattr__(self, "page", self.page or self.package.rpartition(".")[2])
 
     @property
     def metrics(self) -> MetricsModule:
-        """The module with its tables and metrics."""
+        """The module that builds its tables and samples its metrics."""
         return cast(MetricsModule, self._import("metrics"))
 
     @property
     def page_module(self) -> PageModule:
-        """The module that shows it; needs matplotlib."""
+        """The module that builds its page; needs matplotlib."""
         return cast(PageModule, self._import("page"))
 
     def find_function(self, name: Literal["sample_metrics", "count_work"]) -> Callable[..., Any] | None:
-        """Return an optional function of its module `metrics`."""
+        """Return an optional function of its module `metrics`, or None."""
         return getattr(self.metrics, name, None)
 
     def _import(self, module: str) -> Any:
@@ -157,5 +157,5 @@ class Experiment:
 
 
 def select_numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Return those of the values that are numbers."""
+    """Return the values that are numbers."""
     return tuple([float(v) for v in values if type(v) in (float, int)])

@@ -1,4 +1,4 @@
-"""Numbers of a run that can be compared with those of another run, whatever its experiment."""
+"""Samples of a run that can be compared with those of another run, for every experiment."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from harness.experiments.experiment import Metric, MetricSamples
 from harness.experiments.registry import find_experiment
 from harness.results.runs import RunRecord
 
-__all__ = ["WALL_TIME", "Metric", "MetricSamples", "run_metrics", "sample_metrics"]
+__all__ = ["WALL_TIME", "Metric", "MetricSamples", "collect_metrics", "sample_metrics"]
 
 WALL_TIME = Metric("wall time", "s", "lower")
 
 
 def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield every comparable number of a finished run."""
+    """Yield the samples of every comparable metric of a finished run."""
     experiment = find_experiment(record.case.get("program", ""))
     function = experiment.find_function("sample_metrics") if experiment else None
     if function is not None:
@@ -23,8 +23,8 @@ def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
         yield MetricSamples(WALL_TIME, (record.duration_s,))
 
 
-def run_metrics(record: RunRecord) -> dict[Metric, list[float]]:
-    """Return the same samples by metric alone, the part being in its name."""
+def collect_metrics(record: RunRecord) -> dict[Metric, list[float]]:
+    """Return the same samples by metric, with the part as a suffix of the metric's name."""
     metrics = {}
     for samples in sample_metrics(record):
         name = " ".join([samples.metric.name, *samples.part.values()])

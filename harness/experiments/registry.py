@@ -1,4 +1,4 @@
-"""All experiments in the order of their pages: one line each, and then those of the user."""
+"""The registry of experiments in the order of their pages: the shipped ones, then those of the user."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SHIPPED = (
 
 @cache
 def load_experiments() -> tuple[Experiment, ...]:
-    """Return all experiments; raise UsageError where one of the user's cannot be loaded."""
+    """Return all experiments; raise UsageError if one of the user's experiments is invalid."""
     shipped = [importlib.import_module(package).EXPERIMENT for package in SHIPPED]
     pages = {experiment.page for experiment in shipped}
-    added = []
+    custom = []
     for name, folder in user_experiments.find_experiments().items():
         experiment = user_experiments.import_experiment(name).EXPERIMENT
         if not isinstance(experiment, Experiment):
-            raise UsageError(f"{folder / '__init__.py'}: EXPERIMENT is no harness.experiments.experiment.Experiment")
+            raise UsageError(f"{folder / '__init__.py'}: EXPERIMENT is not a harness.experiments.experiment.Experiment")
         if experiment.page in pages:
             raise UsageError(f"{folder / '__init__.py'}: the report has a page named {experiment.page!r}")
         pages.add(experiment.page)
-        added.append(experiment)
-    return (*shipped, *added)
+        custom.append(experiment)
+    return (*shipped, *custom)
 
 
 def find_experiment(program: str) -> Experiment | None:

@@ -8,20 +8,20 @@ import pandas as pd
 
 from harness.experiments.cost.metrics import join_costs
 from harness.experiments.experiment import CostJoin
-from harness.experiments.metrics import run_metrics
+from harness.experiments.metrics import collect_metrics
 from harness.experiments.registry import load_experiments
 from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, isolate_misfits
 from harness.results.runs import RunRecord, readable
-from harness.results.tables import merits_table, samples_table
+from harness.results.tables import build_merits_table, build_samples_table
 
 
 @dataclass(frozen=True)
 class Results:
-    """The runs and the tables made from them.
+    """The runs and the tables built from them.
 
     Attributes:
-        records: all runs, also those that cannot be read.
+        records: all runs, including unreadable ones.
         named_tables: every table by the name of its file.
         names_by_page: the names of the tables of each page.
     """
@@ -47,7 +47,7 @@ class Results:
 
 
 def build_results(records: list[RunRecord]) -> Results:
-    """Build every table from the runs that can be read and whose events fit together; keep the others as records."""
+    """Build every table from the readable runs whose events are consistent; keep the other runs as records."""
     try:
         return replace(_analyse(readable(records)), records=records)
     except MISFIT_ERRORS:
@@ -56,20 +56,20 @@ def build_results(records: list[RunRecord]) -> Results:
 
 
 def _analyse(records: list[RunRecord]) -> Results:
-    """Build every table, and of each finished run the numbers that can be compared, so that a misfit shows here."""
+    """Build every table, and collect the metrics of each finished run, so that a misfit raises its error here."""
     for record in records:
         if record.state == "done":
-            run_metrics(record)
-    tables = {"samples": samples_table(records), "merits": merits_table(records)}
+            collect_metrics(record)
+    tables = {"samples": build_samples_table(records), "merits": build_merits_table(records)}
     names_by_page: dict[str, list[str]] = {}
     joins: dict[str, CostJoin] = {}
     for experiment in load_experiments():
-        added = experiment.metrics.build_tables(records)
-        duplicate = next((name for name in added if name in tables), None)
+        new_tables = experiment.metrics.build_tables(records)
+        duplicate = next((name for name in new_tables if name in tables), None)
         if duplicate is not None:
-            raise UsageError(f"{experiment.package}: another experiment has a table {duplicate!r}; name it otherwise")
-        tables |= added
-        names_by_page[experiment.page] = [*added, *(["samples"] if experiment.has_samples else [])]
+            raise UsageError(f"{experiment.package}: another experiment has a table {duplicate!r}; rename it")
+        tables |= new_tables
+        names_by_page[experiment.page] = [*new_tables, *(["samples"] if experiment.has_samples else [])]
         joins |= experiment.costs
     for name, join in joins.items():
         tables[name] = join_costs(tables[name], tables["cost_cases"], tables["cost_pieces"], join)

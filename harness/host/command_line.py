@@ -1,4 +1,4 @@
-"""What every command line of the harness has in common: its parser, its exit codes and its error lines."""
+"""Parser, exit codes and error messages of all command lines of the harness."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from harness.protocol.errors import Interrupted, UsageError
+from harness.protocol.errors import SchedulerUnavailable, UsageError
 from harness.protocol.text import sanitize_line
 
 DONE, CHECK_FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -18,7 +18,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that raises UsageError, with one line, where argparse would print its usage and exit."""
+    """An argument parser that raises UsageError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; the caller prints it."""
@@ -33,7 +33,7 @@ class CommandParser(ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does and, if arguments remain, once more with options and arguments apart."""
+        """Parse as argparse does; if arguments remain, parse again with options and arguments separated."""
         argv = list(sys.argv[1:] if args is None else args)
         parsed, rest = super().parse_known_args(argv, copy.copy(namespace))
         if not rest or self._is_intermixed:
@@ -48,23 +48,23 @@ class CommandParser(ArgumentParser):
 
 
 def run_command(function: Callable[[], int]) -> int:
-    """Run a command and return its exit code, whatever goes wrong; errors are printed on stderr.
+    """Run a command, print its errors on stderr, and return its exit code.
 
     Returns:
-        0 done, 1 a check failed, 2 bad input or usage, 3 jobs incomplete or no room on the disk, 130 interrupted.
+        0: done; 1: a check failed; 2: bad input or usage; 3: jobs are incomplete or the disk is full; 130: interrupted.
     """
     try:
         return function()
     except UsageError as error:
         print_error(str(error))
-        return INCOMPLETE if isinstance(error, Interrupted) else BAD_INPUT
+        return INCOMPLETE if isinstance(error, SchedulerUnavailable) else BAD_INPUT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
         is_disk_error = error.errno in DISK_ERRORS
-        end = "; nothing is lost, the same command carries on" if is_disk_error else ""
-        print_error(sanitize_line(f"{error}{end}"))
+        advice = "; nothing is lost, the same command carries on" if is_disk_error else ""
+        print_error(sanitize_line(f"{error}{advice}"))
         return INCOMPLETE if is_disk_error else BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command carries on from here", file=sys.stderr)
@@ -72,6 +72,6 @@ def run_command(function: Callable[[], int]) -> int:
 
 
 def print_error(message: str) -> None:
-    """Print a message on stderr with `error: ` before every line but indented ones, which continue the line above."""
+    """Print a message on stderr, with `error: ` before every line except indented ones, which continue another."""
     for line in message.splitlines():
         print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old content or the new one, never a part of it."""
+"""Atomic writing of files: a reader sees the old content or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JSON_OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NE
 
 
 def absolute_path(path: Path) -> Path:
-    """Return the path from the root with the links that the user named: other machines may not have their targets."""
+    """Return the absolute path without resolving links, since other machines may not have their targets."""
     current = os.environ.get("PWD", "")
     with suppress(OSError):
         if os.path.isabs(current) and os.path.samefile(current, "."):
@@ -25,7 +25,7 @@ def absolute_path(path: Path) -> Path:
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write PATH.part, then rename it to PATH: a kill or a full disk leaves the old file or none.
+    """Write a file atomically, through PATH.part: a kill or a full disk leaves the old file or none.
 
     A link at the path is replaced, not followed.
     """
@@ -43,7 +43,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def write_below(root: Path, name: str, content: str | bytes) -> None:
-    """Write root/name atomically, through no link below root; raise UsageError where one is in the way."""
+    """Write root/name atomically, through no link below root; raise UsageError if there is one."""
     *folders, file_name = Path(name).parts
     assert ".." not in folders
     with _open_folder_below(root, folders) as handle:
@@ -58,18 +58,18 @@ def remove_below(root: Path, name: str) -> None:
 
 
 def make_folder_below(root: Path, name: str) -> None:
-    """Make the folder root/name if it does not exist; raise UsageError where it or a folder above it is a link."""
+    """Make the folder root/name if it does not exist; raise UsageError if it or a folder above it is a link."""
     with _open_folder_below(root, Path(name).parts):
         pass
 
 
 def append_below(root: Path, name: str, content: bytes) -> None:
-    """Append to the file root/name; raise UsageError where it is a link."""
+    """Append to the file root/name; raise UsageError if it is a link."""
     with _open_folder_below(root, ()) as folder:
         try:
             handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644, dir_fd=folder)
         except OSError as error:
-            raise _refuse_link(root / name, error) from None
+            raise _explain_error(root / name, error) from None
         try:
             _write_all(handle, content, str(root / name))
         finally:
@@ -78,7 +78,7 @@ def append_below(root: Path, name: str, content: bytes) -> None:
 
 @contextmanager
 def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
-    """Open a folder that is reached through no link, and make it where it does not exist; root may be a link."""
+    """Open a folder through no link below root, and create missing folders; root itself may be a link."""
     root.mkdir(parents=True, exist_ok=True)
     handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     path = root
@@ -90,7 +90,7 @@ def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
             try:
                 inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             except OSError as error:
-                raise _refuse_link(path, error) from None
+                raise _explain_error(path, error) from None
             os.close(handle)
             handle = inner
         yield handle
@@ -98,7 +98,7 @@ def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
         os.close(handle)
 
 
-def _refuse_link(path: Path, error: OSError) -> Exception:
+def _explain_error(path: Path, error: OSError) -> Exception:
     if path.is_symlink():
         return UsageError(f"{path}: a symbolic link, and nothing is written through one: remove it or move it away")
     error.filename = str(path)
@@ -106,7 +106,7 @@ def _refuse_link(path: Path, error: OSError) -> Exception:
 
 
 def _encode(content: str | bytes) -> bytes:
-    """Encode text as UTF-8; a file name that is not UTF-8 holds characters that cannot be encoded."""
+    """Encode text as UTF-8; names of files that are not UTF-8 contain surrogates, which are replaced."""
     return content.encode(errors="replace") if isinstance(content, str) else content
 
 
@@ -115,7 +115,7 @@ def _replace(folder: int | None, name: str, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         handle = os.open(part, flags, 0o644, dir_fd=folder)
-    except FileExistsError:  # a killed process left it, or it is a link
+    except FileExistsError:  # left by a killed process, or a link
         os.unlink(part, dir_fd=folder)
         handle = os.open(part, flags, 0o644, dir_fd=folder)
     try:

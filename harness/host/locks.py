@@ -1,4 +1,4 @@
-"""Locks on files, also on file systems without locks: there a second file names the process that holds the lock."""
+"""Locks on files; on file systems without locks, a second file names the process that holds the lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.protocol.errors import UsageError
 NO_FLOCK_ERRORS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 # The kernel's start time of a process may be this much later than the time that the process wrote into the file.
 CLOCK_TOLERANCE_S = 2.0
-HOLDER_LENGTH = 200
+MAX_HOLDER_LENGTH = 200
 
 
 class LockTaken(Exception):
@@ -29,8 +29,8 @@ class LockTaken(Exception):
 class FileLock:
     """A lock on an open file, held by its process and by those that inherit the file until the last one closes it.
 
-    Without flock, PATH.held names the holder: host, process id and start time. A holder on this host whose process has
-    ended no longer counts; a holder on another host always does.
+    Without flock, PATH.held names the holder: host, process id and start time. A holder on this host counts while its
+    process exists, a holder on another host always.
     """
 
     def __init__(self, path: Path, handle: int) -> None:
@@ -39,7 +39,7 @@ class FileLock:
         self._owns_holder_file = False
 
     def acquire(self) -> None:
-        """Take the lock, or raise LockTaken at once where another process holds it."""
+        """Take the lock; raise LockTaken immediately if another process holds it."""
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,7 +52,7 @@ class FileLock:
     def transfer(self, process: int) -> None:
         """Hand the lock to another process of this host, which has inherited the file."""
         if self._owns_holder_file:
-            self._holder_file.write_text(_holder_line(process), encoding="utf-8")
+            self._holder_file.write_text(_format_holder(process), encoding="utf-8")
 
     def close(self) -> None:
         """Remove the holder's file; closing the locked file does the rest."""
@@ -67,15 +67,15 @@ class FileLock:
             with suppress(FileExistsError):
                 handle = os.open(self._holder_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 with open(handle, "w", encoding="utf-8") as file:
-                    file.write(_holder_line(os.getpid()))
+                    file.write(_format_holder(os.getpid()))
                 self._owns_holder_file = True
                 return
         raise LockTaken(f"{holder or 'another process'}; if it is gone, remove {self._holder_file}")
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[FileLock]:
-    """Hold the lock of a file, which is created if necessary; raise LockTaken where another process holds it."""
+def hold_lock(path: Path) -> Iterator[FileLock]:
+    """Hold the lock of a file, which is created if necessary; raise LockTaken if another process holds it."""
     with path.open("a") as file:
         lock = FileLock(path, file.fileno())
         lock.acquire()
@@ -100,7 +100,7 @@ def is_locked(path: Path) -> bool:
 
 
 def find_holder(holder_file: Path) -> str | None:
-    """Return the holder that a file names, or None if no file exists or the holder, on this host, has ended."""
+    """Return the holder that a file names; None if there is no file, or if the holder on this host has ended."""
     try:
         host, process, since = holder_file.read_text(encoding="utf-8").split()
         process_id, start_s = int(process), float(since)
@@ -121,25 +121,25 @@ def find_holder(holder_file: Path) -> str | None:
 
 @contextmanager
 def campaign_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a campaign's folder; raise UsageError, which names the holder, if another harness has it."""
+    """Hold the lock of a campaign's folder; raise UsageError with the name of the holder if another harness has it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(path))
+            stack.enter_context(hold_lock(path))
         except LockTaken as error:
-            holder = path.read_text(encoding="utf-8", errors="replace")[:HOLDER_LENGTH].strip()
+            holder = path.read_text(encoding="utf-8", errors="replace")[:MAX_HOLDER_LENGTH].strip()
             raise UsageError(f"{folder}: another harness is running this campaign ({holder or error})") from None
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
 
 
-def _holder_line(process: int) -> str:
+def _format_holder(process: int) -> str:
     return f"{platform.node()} {process} {time.time():.0f}\n"
 
 
 def _remove_stale_holder(holder_file: Path) -> None:
-    """Remove the file of a holder that has ended, but not that of a holder which has taken the lock meanwhile."""
+    """Remove the file of a holder that has ended, but not that of a process that has taken the lock since."""
     renamed = holder_file.with_name(f"{holder_file.name}.{os.getpid()}")
     with suppress(FileNotFoundError):
         os.rename(holder_file, renamed)

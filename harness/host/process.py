@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def ensure_user() -> None:
-    """Set USER and HOME where neither the environment nor the system knows them, since libraries fail without.
+    """Set USER and HOME if neither the environment nor the system defines them, since libraries need them.
 
-    Containers that run under a bare user id are such a place.
+    They are undefined in containers that run under a bare user id.
     """
     try:
         getpass.getuser()
@@ -27,7 +27,7 @@ def ensure_user() -> None:
 
 
 @contextmanager
-def gc_paused() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Pause the garbage collector while many objects are created and none of them is released."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -19,7 +19,7 @@ PACKAGES = (
     "torch", "torch_geometric", "vesin", "e3nn", "ase", "numpy", "scipy", "pandas", "matplotlib", "adios2", "mpi4py",
     "mpich",
 )  # fmt: skip
-# A hook or another program may have set these variables, and they would name another repository than the folder's.
+# A hook or another program may have set these variables to another repository than the folder's.
 GIT_REPOSITORY_VARIABLES = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_EXTERNAL_DIFF",
@@ -41,13 +41,13 @@ def run_git(folder: Path, *arguments: str) -> str | None:
     options = [word for key, value in GIT_SETTINGS.items() for word in ("-c", f"{key}={value}")]
     command = ["git", "--no-pager", *options, "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False,
             env=environment,
         )  # fmt: skip
     except OSError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def collect_provenance() -> dict[str, Any]:
@@ -55,11 +55,11 @@ def collect_provenance() -> dict[str, Any]:
     return {
         "time_s": time.time(),
         "harness": __version__,
-        **git_state(),
+        **read_git_state(),
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": list_package_versions(),
         "platform": platform.platform(),
-        "cpu": cpu_name(),
+        "cpu": read_cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_1min": os.getloadavg()[0],
@@ -68,7 +68,7 @@ def collect_provenance() -> dict[str, Any]:
 
 
 @cache
-def git_state() -> dict[str, Any]:
+def read_git_state() -> dict[str, Any]:
     """Return the commit of the running code and whether it was changed since; both None outside a repository."""
     folder = Path(__file__).parent
     commit = run_git(folder, "rev-parse", "HEAD")
@@ -79,7 +79,7 @@ def git_state() -> dict[str, Any]:
 
 
 @cache
-def package_versions() -> dict[str, str]:
+def list_package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that results depend on."""
     versions = {}
     for name in PACKAGES:
@@ -91,7 +91,7 @@ def package_versions() -> dict[str, str]:
 
 
 @cache
-def cpu_name() -> str:
+def read_cpu_name() -> str:
     """Return the model name of the processor as the kernel reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Import exports of Omnistat as run folders: a case for each annotation, or one for the whole job."""
+"""Import exports of Omnistat as run folders, with a case for each annotation, or one for the whole job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`after`: which cases of a suite start only when others have ended well."""
+"""Resolution of `after`: which cases of a suite start only when others have ended well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.protocol.case import Case
 
 
 def resolve_dependencies(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """Return the cases with the folders of those that they depend on, each after these; raises UsageError."""
+    """Set the dependencies of the cases and sort each case after its dependencies; raise UsageError."""
     if not suite.after:
         return cases
     needs: dict[str, list[Case]] = defaultdict(list)
@@ -24,8 +24,8 @@ def resolve_dependencies(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, .
     try:
         order = list(sorter.static_order())
     except CycleError as error:
-        circle = " needs ".join(by_id[i].name for i in error.args[1])
-        raise suite.document.error(("after",), f"after: circular dependency: {circle}") from None
+        cycle = " needs ".join(by_id[i].name for i in error.args[1])
+        raise suite.document.error(("after",), f"after: circular dependency: {cycle}") from None
     return tuple(
         replace(by_id[i], after=tuple(dict.fromkeys(needed.folder_name for needed in needs[i])))
         if needs[i]

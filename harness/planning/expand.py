@@ -19,15 +19,15 @@ from harness.config.suite_file import Resources, Suite
 from harness.config.system import ResolvedSystem
 from harness.config.templating import Template, TemplateCompiler
 from harness.config.validation import describe_error
-from harness.host.process import gc_paused
+from harness.host.process import pause_gc
 from harness.planning.dependencies import resolve_dependencies
 from harness.protocol.case import Case
-from harness.protocol.errors import UsageError, shortened
+from harness.protocol.errors import UsageError, shorten
 from harness.protocol.registry import load_programs
 
 MAX_LABEL_LENGTH = 32
 MAX_NAME_LENGTH = 120
-# Fields of sanity checks and figures of merit that are numbers once they are rendered.
+# Fields of sanity checks and figures of merit that must be numbers after rendering.
 NUMERIC_FIELDS = ("above", "below", "reference")
 Point = dict[str, Any]
 
@@ -47,7 +47,7 @@ class Plan:
 
 
 def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None) -> Plan:
-    """Return the plan of all combinations of the suite's axes, of which the last one varies fastest.
+    """Return the plan of all combinations of the suite's axes; the last axis varies fastest.
 
     Args:
         suite: The suite, overlaid for the system.
@@ -55,14 +55,14 @@ def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None)
         repeats: Repeats of each case, instead of the suite's.
 
     Raises:
-        UsageError: if there is no case, there are too many, two are equal, or a rendered value is invalid.
+        UsageError: there is no case, there are too many, two are equal, or a rendered value is invalid.
     """
     repeats = repeats or suite.repeats
     n_points = math.prod(len(values) for values in suite.matrix.values())
     n_points *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
     if n_points * repeats > MAX_CASES:
         raise suite.document.error(("repeats",), f"{n_points * repeats} cases, but the limit is {MAX_CASES}")
-    with gc_paused():
+    with pause_gc():
         cases = tuple(_SuiteExpander(suite, site, repeats).iter_cases())
     if not cases:
         section = "where" if suite.where else "exclude"
@@ -76,7 +76,7 @@ def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None)
 
 
 def filter_cases(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequence[str]) -> Plan:
-    """Return the plan with the cases that have all tags and whose name contains one of `names`, none of `excluded`."""
+    """Keep the cases that have all tags and whose name contains one of `names` and none of `excluded`."""
     cases = tuple(
         case
         for case in plan.cases
@@ -87,11 +87,11 @@ def filter_cases(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded
     return replace(plan, cases=cases)
 
 
-def axis_label(axis: str, value: Any) -> str:
-    """Return an axis and its value as part of a case's name; text is clear without the axis, a number is not."""
+def format_axis_label(axis: str, value: Any) -> str:
+    """Return an axis and its value as part of a case's name; text needs no axis, a number does."""
     text = Path(value).stem if isinstance(value, str) else str(value)
-    short = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:MAX_LABEL_LENGTH]
-    return short if isinstance(value, str) else f"{axis}_{short}"
+    label = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:MAX_LABEL_LENGTH]
+    return label if isinstance(value, str) else f"{axis}_{label}"
 
 
 class _SuiteExpander:
@@ -201,7 +201,7 @@ class _SuiteExpander:
         for axis, value in point.items():
             key = (axis, type(value), value if isinstance(value, (str, int, float)) else repr(value))
             if key not in self.labels:
-                self.labels[key] = axis_label(axis, value)
+                self.labels[key] = format_axis_label(axis, value)
             parts.append(self.labels[key])
         if self.repeats > 1:
             parts.append(f"repeat_{repeat}")
@@ -210,7 +210,7 @@ class _SuiteExpander:
     def render_checks(
         self, kind: str, templates: list[Template], values: Mapping[str, Any], name: str
     ) -> tuple[dict[str, Any], ...]:
-        """Return what the events of the case must show."""
+        """Render the checks of the events of a case."""
         if not templates:
             return ()
         rows = tuple([template.render(values) for template in templates])
@@ -218,12 +218,12 @@ class _SuiteExpander:
             for field, _ in template.renderers:
                 value = rows[k][field]
                 if field in NUMERIC_FIELDS and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                    message = f"{kind}.{k}.{field}: expected a number, got {shortened(value)} (in case {name})"
+                    message = f"{kind}.{k}.{field}: expected a number, got {shorten(value)} (in case {name})"
                     raise self.suite.document.error((kind, k, field), message)
         return rows
 
     def validate_parameters(self, parameters: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the parameters as the program reads them; raises UsageError."""
+        """Return the parameters as the program reads them; raise UsageError."""
         try:
             model = self.model.model_validate(parameters)
         except ValidationError as error:
@@ -231,17 +231,17 @@ class _SuiteExpander:
         return model.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
     def render_resources(self, values: Mapping[str, Any], name: str) -> Resources:
-        given = self.resources.render(values)
-        key = repr(given) if self.resources.renderers else ""
+        rendered = self.resources.render(values)
+        key = repr(rendered) if self.resources.renderers else ""
         if key not in self.valid_resources:
             try:
-                self.valid_resources[key] = Resources.model_validate(given)
+                self.valid_resources[key] = Resources.model_validate(rendered)
             except ValidationError as error:
                 raise self.describe_invalid(error, Resources, ("resources",), name) from None
         return self.valid_resources[key]
 
     def describe_invalid(self, error: ValidationError, model: type[BaseModel], at: KeyPath, name: str) -> UsageError:
-        """Return the error about values of one case, at the expressions or axes that they come from."""
+        """Return the error about values of one case, located at their expressions or axes."""
         document, axes = self.suite.document, self.suite.axes
         lines = []
         for e in error.errors(include_url=False):

@@ -1,4 +1,4 @@
-"""Packing of cases into jobs: which cases share an allocation, how long it lasts, and what it costs."""
+"""Packing of cases into jobs: which cases share an allocation, its walltime, and its cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NAME_LENGTH = 60
 
 @dataclass(frozen=True)
 class Job:
-    """One allocation: the cases that it runs one after another, the nodes of the largest of them, and spare nodes."""
+    """One allocation: the cases that it runs one after another, the nodes of the largest case, and spare nodes."""
 
     name: str
     cases: tuple[Case, ...]
@@ -29,7 +29,7 @@ class Job:
 
     @property
     def folders(self) -> dict[str, str]:
-        """The folder in the campaign's folder of each case, by id."""
+        """The name of the folder of each case, by id."""
         return {case.id: case.folder_name for case in self.cases}
 
     @property
@@ -40,24 +40,24 @@ class Job:
 
     @property
     def node_hours(self) -> float:
-        """The most that it is charged."""
+        """The maximum cost."""
         return (self.nodes + self.spares) * self.minutes / 60
 
     @property
     def expected_node_hours(self) -> float:
-        """What it is expected to be charged."""
+        """The expected cost."""
         return (self.nodes + self.spares) * self.expected_minutes / 60
 
     @property
     def shape(self) -> tuple[int, int, float]:
-        """What the scheduler reserves; jobs of equal shape may share an array."""
+        """The reserved resources; jobs of equal shape may share an array."""
         return (self.nodes, self.spares, self.minutes)
 
 
 def pack_jobs(
     plan: Plan, cases: Iterable[Case], folder: Path, measured_seconds: Mapping[str, float] | None = None
 ) -> list[Job]:
-    """Return the cases as jobs, in their order; a job has at most `pack` cases and the walltime that the site allows.
+    """Pack cases into jobs, in their order; a job has at most `pack` cases and the walltime that the site allows.
 
     A case joins a job only if each of its cases uses at least half of its nodes.
 
@@ -68,7 +68,7 @@ def pack_jobs(
         measured_seconds: How long cases took before, by id.
 
     Raises:
-        UsageError: if no job can hold a case.
+        UsageError: a case fits into no job.
     """
     site, batches = plan.site, list[list[Case]]()
     for case in cases:
@@ -82,11 +82,12 @@ def pack_jobs(
 
 
 def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
-    """Return the plan without the cases that need more nodes than the system has, or depend on such, and those cases.
+    """Remove the cases that need more nodes than the system has, and those that depend on them.
 
-    If no case fits, return the whole plan, which `pack_jobs` refuses with the reason.
+    Returns:
+        The reduced plan and the removed cases. If no case fits, the whole plan: `pack_jobs` refuses it with a reason.
     """
-    limit = plan.site.nodes_allowed
+    limit = plan.site.max_nodes
     dropped: dict[str, Case] = {}
     for case in plan.cases:  # each case is after those that it depends on
         if (limit is not None and case.nodes > limit) or not dropped.keys().isdisjoint(case.after):
@@ -96,14 +97,14 @@ def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
     return replace(plan, cases=tuple(c for c in plan.cases if c.folder_name not in dropped)), tuple(dropped.values())
 
 
-def node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
-    """Return the most that the jobs are charged, and what they are expected to be charged."""
+def sum_node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
+    """Return the maximum and the expected node-hours of the jobs."""
     return sum(job.node_hours for job in jobs), sum(job.expected_node_hours for job in jobs)
 
 
 def _fits(site: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
     nodes = [case.nodes for case in cases]
-    allowed = site.minutes_allowed(max(nodes) + site.spares)
+    allowed = site.max_minutes(max(nodes) + site.spares)
     fits_time = allowed is None or _walltime(site, cases) <= allowed
     return len(cases) <= max_cases and min(nodes) * 2 >= max(nodes) and fits_time
 
@@ -119,7 +120,7 @@ def _refuse_oversized(plan: Plan, case: Case) -> None:
         spare = f", {site.spares} of them spare" if site.spares else ""
         message = f"case {case.name} takes {nodes} nodes{spare}, and a job on {name} has at most {limit}"
         raise document.error(("resources", "nodes"), message)
-    allowed, minutes = site.minutes_allowed(nodes), _walltime(site, [case])
+    allowed, minutes = site.max_minutes(nodes), _walltime(site, [case])
     if allowed is not None and minutes > allowed:
         message = (
             f"case {case.name} takes {minutes:g} minutes including the overhead of a job, and {name} allows"

@@ -1,4 +1,4 @@
-"""The backbones, a row each: all that is known of them outside of the network itself."""
+"""The table of backbones: what the rest of the harness needs to know about each network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Backbone:
         title: its name as papers write it.
         network: module and class; takes a ModelConfig, and (batch, vector [e, 3]) to features [n, hidden_dim].
         colour, marker: how figures draw it; the colours are Okabe and Ito's, https://jfly.uni-koeln.de/color/.
-        hyperparameters: its own hyperparameters, and their values unless others are asked for.
+        hyperparameters: hyperparameters that only this backbone has, and their default values.
         needs_triplets: whether it reads the angles between edges.
         has_fused_messages: whether harness.reference.ops.messages computes its messages.
     """
@@ -89,7 +89,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
         },
     ),
 }
-# What a search over all backbones, and a backbone that is not among them, are drawn as.
+# How figures draw a search over all backbones, and a backbone that is not in the table.
 MIXED = Backbone("all backbones", "", GREY, "x")
 # The hyperparameters that only some backbones have.
 SPECIFIC = frozenset(name for backbone in BACKBONES.values() for name in backbone.hyperparameters)
@@ -100,6 +100,6 @@ def find_backbone(name: object) -> Backbone:
     return next((backbone for key, backbone in BACKBONES.items() if key == name), MIXED)
 
 
-def name_backbone(name: str) -> str:
+def get_backbone_title(name: str) -> str:
     """Return a backbone's name as papers write it."""
     return next((backbone.title for key, backbone in BACKBONES.items() if key == name), name)

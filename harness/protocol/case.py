@@ -1,4 +1,4 @@
-"""Case: one run of one program; and the files of its folder, read as this version writes them."""
+"""A case, which is one run of one program, and the files of its folder, converted to the current version."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from harness.protocol.errors import shortened
-from harness.protocol.events import FILE_NAME, Event, find_fault, read_bytes, read_run, upgrade
-from harness.protocol.records import Bytes, Count, NotNegative, Number, Positive, PositiveCount, Time
+from harness.protocol.errors import shorten
+from harness.protocol.events import FILE_NAME, Event, find_invalid_event, read_bytes, read_run, upgrade
+from harness.protocol.records import Bytes, Count, NonNegative, Number, Positive, PositiveCount, Time
 from harness.protocol.schema_errors import find_problem
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of one program with everything decided.
+    """One run of one program, with the value of every parameter.
 
-    sanity and performance are what its events must show (harness.protocol.checks).
+    sanity and performance hold the checks of its events (harness.protocol.checks).
     """
 
     id: str
@@ -44,7 +44,7 @@ class Case:
     sanity: tuple[dict[str, Any], ...] = ()
     performance: tuple[dict[str, Any], ...] = ()
     after: tuple[str, ...] = ()
-    """Folders, in the same campaign, of the cases that must have ended well before."""
+    """Folders, in the same campaign, of the cases that must have ended well before this one starts."""
 
     @property
     def ranks(self) -> int:
@@ -58,7 +58,7 @@ class Case:
 
 
 class SelectedEvents(Struct, kw_only=True):
-    """Events that a check looks at; case.json may hold more than this version knows."""
+    """The events that a check reads; case.json may hold keys that this version does not know."""
 
     event: str
     where: dict[str, Any] | None = None
@@ -66,26 +66,26 @@ class SelectedEvents(Struct, kw_only=True):
 
 
 class SanityRow(SelectedEvents, kw_only=True):
-    """What events must show."""
+    """A sanity check of the events."""
 
     at_least: Count | None = None
     at_most: Count | None = None
 
 
 class PerformanceRow(SelectedEvents, kw_only=True):
-    """A figure of merit and what it is held against."""
+    """A figure of merit and its reference."""
 
     field: str
     name: str
     unit: str
     reference: Number
-    tolerance: NotNegative
+    tolerance: NonNegative
     direction: str
     statistic: str | None = None
 
 
 class CaseFile(Struct, kw_only=True):
-    """case.json, as far as results are read from it."""
+    """The part of case.json that the analysis reads."""
 
     program: str
     id: str = ""
@@ -104,7 +104,7 @@ class CaseFile(Struct, kw_only=True):
 
 
 class StagedParameters(Struct):
-    """What the analysis asks of the parameters of a case with stages."""
+    """The parameters of a case with stages that the analysis reads."""
 
     precision: str
     stages: list[str] | None = None
@@ -112,13 +112,13 @@ class StagedParameters(Struct):
 
 
 class TransferAnalysis(Struct):
-    """What the analysis asks of the parameters of a downstream task."""
+    """The parameters of a downstream task that the analysis reads."""
 
     task: str | None = None
 
 
 class HpoAnalysis(Struct):
-    """What the analysis asks of the parameters of a search."""
+    """The parameters of a search that the analysis reads."""
 
     trial: dict[str, Any] | None = None
 
@@ -126,18 +126,18 @@ class HpoAnalysis(Struct):
 class NetworkAnalysis(Struct):
     """The network that a projection assumes."""
 
-    latency_us: NotNegative
+    latency_us: NonNegative
     bandwidth_gb_s: Positive
 
 
 class ScalingAnalysis(Struct):
-    """What the analysis asks of the parameters of a scaling point."""
+    """The parameters of a scaling point that the analysis reads."""
 
     network: NetworkAnalysis | None = None
 
 
 class Provenance(Struct, kw_only=True):
-    """provenance.json: what the numbers of a case rest on."""
+    """The content of provenance.json: the code, the environment and the machine of a case."""
 
     time_s: Time = 0.0
     commit: str | None = None
@@ -149,12 +149,12 @@ class Provenance(Struct, kw_only=True):
     cores: PositiveCount | None = None
     memory_bytes: Bytes = 0.0
     host: str = ""
-    load_1min: NotNegative = 0.0
+    load_1min: NonNegative = 0.0
     platform: str = ""
 
 
-# Results of other versions may have other parameters: only those are checked that the analysis asks for.
-ANALYSED: dict[str, type[Struct]] = {
+# Results of other versions may have other parameters, so only those that the analysis reads are checked.
+ANALYSIS_PARAMETERS: dict[str, type[Struct]] = {
     "ladder": StagedParameters,
     "training_steps": StagedParameters,
     "transfer": TransferAnalysis,
@@ -164,36 +164,36 @@ ANALYSED: dict[str, type[Struct]] = {
 
 
 class Unreadable(Exception):
-    """Why a case cannot be read: the file, the line and the field at fault."""
+    """A case cannot be read; the message names the file, the line and the invalid field."""
 
 
 def read_case(folder: Path | str) -> dict[str, Any]:
-    """Read case.json; raise Unreadable where it does not describe a case."""
+    """Read case.json; raise Unreadable if it does not describe a case."""
     try:
         case = read_json(f"{folder}/case.json")
     except (FileNotFoundError, NotADirectoryError):
         raise Unreadable("not a folder of a case: there is no case.json") from None
-    fault = find_case_fault(case)
-    if fault is not None:
-        raise Unreadable(f"case.json: {fault}")
+    problem = find_case_problem(case)
+    if problem is not None:
+        raise Unreadable(f"case.json: {problem}")
     return dict(case)
 
 
-def find_case_fault(case: Any) -> str | None:
-    """Return the first field of a case that is not as expected."""
-    fault = _fault(CaseFile, case)
-    if fault is not None or case["program"] not in ANALYSED:
-        return fault
-    inner = _fault(ANALYSED[case["program"]], case.get("parameters", {}))
+def find_case_problem(case: Any) -> str | None:
+    """Return a message about the first invalid field of a case, or None."""
+    problem = _find_mapping_problem(CaseFile, case)
+    if problem is not None or case["program"] not in ANALYSIS_PARAMETERS:
+        return problem
+    inner = _find_mapping_problem(ANALYSIS_PARAMETERS[case["program"]], case.get("parameters", {}))
     return None if inner is None else f"parameters.{inner}"
 
 
-def find_provenance_fault(provenance: Any) -> str | None:
-    """Return the first field of a provenance that is not as expected."""
-    return _fault(Provenance, provenance)
+def find_provenance_problem(provenance: Any) -> str | None:
+    """Return a message about the first invalid field of a provenance, or None."""
+    return _find_mapping_problem(Provenance, provenance)
 
 
-def _fault(kind: type[Struct], value: Any) -> str | None:
+def _find_mapping_problem(kind: type[Struct], value: Any) -> str | None:
     if not isinstance(value, dict):
         return "expected a mapping"
     try:
@@ -204,29 +204,30 @@ def _fault(kind: type[Struct], value: Any) -> str | None:
 
 
 def read_log(folder: Path | str, case: dict[str, Any]) -> Sequence[Event]:
-    """Read the events of a case's last run; raise Unreadable where one of them is damaged, unknown or impossible."""
+    """Read the events of a case's last run; raise Unreadable if one of them is damaged, unknown or invalid."""
     run = read_run(f"{folder}/{FILE_NAME}", case["program"])
-    if run.damaged is not None:
-        raise Unreadable(f"{FILE_NAME}:{run.damaged}: not an event; expected a JSON object with `event`")
+    if run.damaged_line is not None:
+        raise Unreadable(f"{FILE_NAME}:{run.damaged_line}: not an event; expected a JSON object with `event`")
     try:
         log = upgrade(run.events)
     except ValueError as error:
         raise Unreadable(f"{FILE_NAME}:{run.lines[0]}: {error}") from None
-    if log is not run.events or not run.checked:
-        fault = find_fault(case["program"], log)
-        if fault is not None:
-            raise Unreadable(f"{FILE_NAME}:{run.lines[fault[0]]}: {fault[1]}")
+    if log is not run.events or not run.is_checked:
+        invalid = find_invalid_event(case["program"], log)
+        if invalid is not None:
+            index, problem = invalid
+            raise Unreadable(f"{FILE_NAME}:{run.lines[index]}: {problem}")
     if log and log[0]["event"] == "start":
         for key, name in (("program", "program"), ("case", "id")):
-            theirs, ours = log[0].get(key), case.get(name)
-            if theirs is not None and ours is not None and theirs != ours:
-                what = f"{key} is {shortened(theirs)}, and case.json has {shortened(ours)}"
-                raise Unreadable(f"{FILE_NAME}:{run.lines[0]}: the log of another case: {what}")
+            logged, expected = log[0].get(key), case.get(name)
+            if logged is not None and expected is not None and logged != expected:
+                message = f"{key} is {shorten(logged)}, and case.json has {shorten(expected)}"
+                raise Unreadable(f"{FILE_NAME}:{run.lines[0]}: the log of another case: {message}")
     return log
 
 
 def read_json(path: str) -> Any:
-    """Read a JSON file; raise Unreadable with the line at fault, or OSError."""
+    """Read a JSON file; raise Unreadable with the number of the invalid line, or OSError."""
     try:
         return orjson.loads(read_bytes(path))
     except orjson.JSONDecodeError as error:

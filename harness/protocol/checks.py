@@ -1,4 +1,4 @@
-"""What a suite says about the events of its cases: sanity checks and figures of merit."""
+"""Evaluation of what a suite requires of the events of a case: sanity checks and figures of merit."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class FigureOfMerit:
 
 
 def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: int | None) -> tuple[State, str]:
-    """Return the state of a case by what it recorded, and the reason where it is not done.
+    """Return the state of a case according to its records, and the reason if it is not done.
 
-    A case is lost if it has begun and there is no exit code. It is done if the exit code is 0, there is a `done` event
-    and every sanity check holds; a program that wrote `done` as its last event, and whose job was killed before it
-    could write the exit code, is treated alike.
+    A case is lost if it has started and there is no exit code. It is done if the exit code is 0, there is a `done`
+    event and every sanity check holds. A program whose last event is `done`, and whose job was killed before it could
+    write the exit code, is treated as if the exit code were 0.
     """
     if exit_code is None and not has_finished(events):
         return ("lost", "it began and left no exit code") if events else ("not run", "")
@@ -53,31 +53,31 @@ def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: i
 
 
 def has_finished(events: Sequence[Event]) -> bool:
-    """Whether the last event of the program is that it is done."""
+    """Return whether the last event of the program is `done`."""
     return bool(events) and events[-1]["event"] == "done"
 
 
 def find_sanity_failure(row: Mapping[str, Any], events: Iterable[Event]) -> str | None:
-    """Return what a check finds wrong, or None."""
+    """Return a message about the first violation of a check, or None."""
     matching = select_events(row, events)
-    what = row["event"] + (f" {dict(row['where'])}" if row.get("where") else "")
+    description = row["event"] + (f" {dict(row['where'])}" if row.get("where") else "")
     if len(matching) < row.get("at_least", 1):
-        return f"{len(matching)} events {what}, expected at least {row.get('at_least', 1)}"
+        return f"{len(matching)} events {description}, expected at least {row.get('at_least', 1)}"
     if row.get("at_most") is not None and len(matching) > row["at_most"]:
-        return f"{len(matching)} events {what}, expected at most {row['at_most']}"
+        return f"{len(matching)} events {description}, expected at most {row['at_most']}"
     if row.get("field") is None:
         return None
     for event in matching:
         value = get_field(event, row["field"])
         if value is None:
-            return f"{what} has no field {row['field']!r}{did_you_mean(row['field'], event)}"
-        problem = _describe_value(row, value)
+            return f"{description} has no field {row['field']!r}{did_you_mean(row['field'], event)}"
+        problem = _find_violation(row, value)
         if problem:
-            return f"{what}: {row['field']} {problem}"
+            return f"{description}: {row['field']} {problem}"
     return None
 
 
-def _describe_value(row: Mapping[str, Any], value: Any) -> str | None:
+def _find_violation(row: Mapping[str, Any], value: Any) -> str | None:
     if "equals" in row and row["equals"] is not None and value != row["equals"]:
         return f"is {value!r}, expected {row['equals']!r}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -107,11 +107,11 @@ def measure_merit(row: Mapping[str, Any], events: Iterable[Event]) -> FigureOfMe
         measured=measured,
         reference=reference,
         tolerance=tolerance,
-        verdict=_verdict(measured, reference, tolerance, row["direction"]),
+        verdict=_judge(measured, reference, tolerance, row["direction"]),
     )
 
 
-def _verdict(
+def _judge(
     measured: float, reference: float, tolerance: float, direction: str
 ) -> Literal["ok", "better", "worse", "not measured"]:
     margin = abs(reference) * tolerance
@@ -124,13 +124,13 @@ def _verdict(
 
 
 def select_events(row: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
-    """Return the events that a check looks at: those of its kind whose fields have the values that it names."""
+    """Return the events that a check reads: those of its kind whose fields have the values that it requires."""
     where = row.get("where") or {}
     return [e for e in events if e["event"] == row["event"] and all(get_field(e, k) == v for k, v in where.items())]
 
 
 def get_field(event: Mapping[str, Any], path: str) -> Any:
-    """Return a field, or None; dots lead into mappings and, by number, lists."""
+    """Return the field at a dotted path, whose parts are keys of mappings or indices of lists, or None."""
     value: Any = event
     for part in path.split("."):
         if isinstance(value, Mapping):

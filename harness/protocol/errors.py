@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and the words that help to correct them."""
+"""Errors that a user can cause, and the hints that help to correct them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from collections.abc import Iterable
 
 from harness.protocol.text import sanitize
 
-SHOWN = 12
-VALUE_SHOWN = 60
-WORDS = {"None": "null", "True": "true", "False": "false"}
-# Longer words and more names are not typing errors, and comparing them takes long.
-COMPARED_LETTERS, COMPARED_NAMES = 80, 1000
-# Characters that a terminal would obey or hide: control characters but tab and newline, half characters, unusual
-# line ends, direction marks, spaces without width.
+MAX_NAMES = 12
+MAX_VALUE_LENGTH = 60
+YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
+# Longer words are not typing errors, and comparing them, or more names, takes long.
+MAX_COMPARED_LENGTH, MAX_COMPARED_NAMES = 80, 1000
+# Characters that a terminal would interpret or hide: control characters except tab and newline, surrogates, unusual
+# line separators, direction marks, zero-width spaces.
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
 
 class UsageError(Exception):
-    """What is wrong, one line for each problem (indented lines belong to the one above); the exit code is 2."""
+    """An error of the user, one line for each problem (indented lines continue the line above); the exit code is 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(sanitize(message))
 
 
-class Interrupted(UsageError):
+class SchedulerUnavailable(UsageError):
     """The scheduler could not be reached: nothing is lost, the same command continues, and the exit code is 3."""
 
 
-def shortened(value: object) -> str:
-    """Return the value as Python writes it (but null, true and false as YAML does), or its beginning."""
-    text = WORDS.get(repr(value)) or repr(value)
-    return text if len(text) <= VALUE_SHOWN else text[: VALUE_SHOWN - 3] + "..."
+def shorten(value: object) -> str:
+    """Return the repr of a value (null, true and false as YAML writes them), cut to MAX_VALUE_LENGTH characters."""
+    text = YAML_WORDS.get(repr(value)) or repr(value)
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` or, where no name is close, ` (there are: a, b, c)`."""
     names = sorted(known)
-    near = [name for name in names[:COMPARED_NAMES] if len(name) <= COMPARED_LETTERS]
-    close = difflib.get_close_matches(word[:COMPARED_LETTERS], near, n=1)
+    candidates = [name for name in names[:MAX_COMPARED_NAMES] if len(name) <= MAX_COMPARED_LENGTH]
+    close = difflib.get_close_matches(word[:MAX_COMPARED_LENGTH], candidates, n=1)
     if close:
         return f" (did you mean {close[0]!r}?)"
     if not names:
         return ""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f" (there are: {', '.join(shortened(n)[1:-1] for n in names[:SHOWN])}{more})"
+    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f" (there are: {', '.join(shorten(n)[1:-1] for n in names[:MAX_NAMES])}{more})"

@@ -1,7 +1,7 @@
-"""The event log of a case: JSON lines, appended one whole line at a time. All that harness and reference share.
+"""The event log of a case: JSON lines, each appended in one write.
 
-Every line holds `event` (what it is) and `time_s` (Unix time); harness.protocol.records has the events of every
-program, harness.protocol.programs those of each.
+Every line has the keys `event` (its kind) and `time_s` (Unix time). The events that every program may write are in
+harness.protocol.records, those of a single program in harness.protocol.programs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from harness.protocol.errors import did_you_mean, shortened
+from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.records import COMMON_EVENTS, EventRecord, FactEvent, Facts, Start
 from harness.protocol.registry import find_log_types
 from harness.protocol.schema_errors import find_problem
@@ -29,37 +29,37 @@ from harness.protocol.schema_errors import find_problem
 FILE_NAME = "events.jsonl"
 VERSION = 2
 Event = dict[str, Any]
-# Version of a log -> what makes an event of the next version of one of this; None: they are the same.
+# Version of a log -> the function that converts an event to the next version; None: nothing changes.
 MIGRATIONS: dict[int, Callable[[Event], Event] | None] = {1: None}
 
 
 class JsonLinesLog:
-    """An append-only file of JSON lines; each reaches the file in one write, so that a kill tears at most the last."""
+    """An append-only file of JSON lines, each written at once, so that a kill truncates at most the last one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._is_torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line; fields must be plain JSON data."""
         line = json.dumps({"event": event, "time_s": round(time.time(), 6), **fields}, allow_nan=False)
-        whole = ("\n" * self._torn + line + "\n").encode()
-        self._torn = os.write(self._handle, whole) < len(whole)
-        if self._torn:
+        whole = ("\n" * self._is_torn + line + "\n").encode()
+        self._is_torn = os.write(self._handle, whole) < len(whole)
+        if self._is_torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def sync(self) -> None:
-        """Have the disk hold what was written."""
+        """Flush the written lines to the disk."""
         os.fsync(self._handle)
 
     def fact(self, name: str, value: Any) -> None:
-        """Append something true of the whole case."""
+        """Append a fact, which holds for the whole case."""
         self.write("fact", name=name, value=value)
 
 
 class CaseLog:
-    """The event log of one run of a program: typed events and facts, and no other."""
+    """The event log of one run of a program, which accepts only the events and facts that the program declares."""
 
     def __init__(self, path: Path, program: str) -> None:
         self.path = path
@@ -67,42 +67,42 @@ class CaseLog:
         self._lines = JsonLinesLog(path)
 
     def write(self, event: EventRecord) -> None:
-        """Append one event; raise ValueError where no reader would take it."""
-        self._append(msgspec.to_builtins(event, enc_hook=_plain_number))
+        """Append one event; raise ValueError if readers would refuse it."""
+        self._append(msgspec.to_builtins(event, enc_hook=_to_plain_number))
 
     def record_facts(self, facts: Facts) -> None:
-        """Append each fact that has a value, as something true of the whole case."""
+        """Append each fact that has a value."""
         types = find_log_types(self._program)
         if types is not None and not isinstance(facts, types.facts):
             raise ValueError(f"{type(facts).__name__} does not hold the facts of the program {self._program}")
-        for name, value in msgspec.to_builtins(facts, enc_hook=_plain_number).items():
+        for name, value in msgspec.to_builtins(facts, enc_hook=_to_plain_number).items():
             self._append({"event": "fact", "name": name, "value": value})
 
     def replay(self, event: Event) -> None:
-        """Append an event that was kept as plain data; raise ValueError where no reader would take it."""
+        """Append an event that is plain data, such as a stored one; raise ValueError if readers would refuse it."""
         self._append(dict(event))
 
     def _append(self, event: Event) -> None:
-        json.dumps(event, allow_nan=False)  # what checks an event takes a number that is not finite for null
-        fault = find_fault(self._program, [event])
-        if fault is not None:
-            raise ValueError(fault[1])
+        json.dumps(event, allow_nan=False)  # refuses non-finite numbers, which the check below reads as null
+        invalid = find_invalid_event(self._program, [event])
+        if invalid is not None:
+            raise ValueError(invalid[1])
         self._lines.write(**event)
 
     def sync(self) -> None:
-        """Have the disk hold what was written."""
+        """Flush the written lines to the disk."""
         self._lines.sync()
 
 
-def _plain_number(value: Any) -> Any:
-    """Return a number of numpy or torch as a plain one."""
+def _to_plain_number(value: Any) -> Any:
+    """Convert a number of NumPy or PyTorch to one of Python."""
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"{type(value).__name__} is no JSON data")
 
 
 def parse(lines: Iterable[str | bytes]) -> Iterator[Event]:
-    """Yield the events among the lines; a torn or foreign line is passed over."""
+    """Yield the events among the lines; skip truncated and foreign lines."""
     for line in lines:
         try:
             event = orjson.loads(line)
@@ -116,84 +116,88 @@ def _is_event(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("event"), str)
 
 
-def last_run(path: Path | str) -> list[Event]:
-    """Return the events since the last `start`: a case run again by hand appends to the same log."""
+def read_last_run(path: Path | str) -> list[Event]:
+    """Return the events since the last `start`; a case that is run again by hand appends to the same log."""
     return read_run(path).events
 
 
 def read(path: Path | str) -> Iterator[Event]:
     """Yield the events of a log, oldest first; none if there is no file."""
-    lines = _lines(path)
-    events = _parse_at_once(lines)
+    lines = _read_lines(path)
+    events = _parse_whole(lines)
     yield from parse(lines) if events is None else events
 
 
 @dataclass(frozen=True)
 class Run:
-    """The last run of a log: its events, the line number of each, and that of the first line that is damaged.
+    """The last run of a log.
 
-    What a kill or a full disk tears is no damage: the last line, and one before a `start` or an `error`. checked:
-    whether the events are known to be as their program writes them.
+    Attributes:
+        events: the events of the run.
+        lines: the line number of each event.
+        damaged_line: the number of the first damaged line. A line that a kill or a full disk truncated does not count:
+            the last one, and one before a `start` or an `error`.
+        is_checked: whether the events are known to be valid for their program.
     """
 
     events: list[Event]
     lines: Sequence[int]
-    damaged: int | None
-    checked: bool = False
+    damaged_line: int | None
+    is_checked: bool = False
 
 
 def read_run(path: Path | str, program: str | None = None) -> Run:
-    """Read the last run of a log, and check it where the program is known; nothing in it if there is no file."""
-    lines = _lines(path)
+    """Read the last run of a log, and check it if the program is known; the run is empty if there is no file."""
+    lines = _read_lines(path)
     checked = _parse_checked(program, lines) if program is not None and find_log_types(program) else None
-    events = _parse_at_once(lines) if checked is None else checked
+    events = _parse_whole(lines) if checked is None else checked
     if events is not None:
         last = len(events) - 1
         first = next((k for k in range(last, 0, -1) if events[k]["event"] == "start"), 0)
         return Run(events[first:], range(first + 1, len(events) + 1), None, checked is not None)
     events = []
     numbers: list[int] = []
-    damaged = torn = None
-    for number, event in _numbered(lines):
+    damaged_line = unreadable_line = None
+    for number, event in _number_events(lines):
         if event is None:
-            torn = torn or number
+            unreadable_line = unreadable_line or number
             continue
         if event["event"] == "start":
             events.clear()
             numbers.clear()
-            damaged = None
-        elif torn and event["event"] != "error":
-            damaged = damaged or torn
-        torn = None
+            damaged_line = None
+        elif unreadable_line and event["event"] != "error":
+            damaged_line = damaged_line or unreadable_line
+        unreadable_line = None
         events.append(event)
         numbers.append(number)
-    return Run(events, numbers, damaged)
+    return Run(events, numbers, damaged_line)
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """Return the content of a regular file; raise OSError for a pipe or a device, which could have no end."""
+    """Return the content of a regular file; raise OSError for a pipe or a device, which might never end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        content = os.read(handle, about.st_size)
-        while len(content) < about.st_size and (more := os.read(handle, about.st_size - len(content))):
+        content = os.read(handle, status.st_size)
+        while len(content) < status.st_size and (more := os.read(handle, status.st_size - len(content))):
             content += more
         return content
     finally:
         os.close(handle)
 
 
-def _lines(path: Path | str) -> list[bytes]:
+def _read_lines(path: Path | str) -> list[bytes]:
     try:
         return read_bytes(path).splitlines()
     except FileNotFoundError:
         return []
 
 
-def _parse_at_once(lines: list[bytes]) -> list[Event] | None:
-    """Parse a log as one piece, in half the time; return None if a line of it is no event."""
+def _parse_whole(lines: list[bytes]) -> list[Event] | None:
+    """Parse a whole log at once, which takes half the time; return None if any line is not an event."""
     try:
         events = orjson.loads(b"[" + b",".join(lines) + b"]")
     except orjson.JSONDecodeError:
@@ -201,39 +205,39 @@ def _parse_at_once(lines: list[bytes]) -> list[Event] | None:
     return events if len(events) == len(lines) and all(map(_is_event, events)) else None
 
 
-def _numbered(lines: list[bytes]) -> Iterator[tuple[int, Event | None]]:
-    """Yield each line that is not empty with its number, and its event; None where it holds none."""
+def _number_events(lines: list[bytes]) -> Iterator[tuple[int, Event | None]]:
+    """Yield the number and the event of each line that is not empty; the event is None if the line is unreadable."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, next(parse([line]), None)
 
 
 @cache
-def _event_types(program: str) -> dict[str, type[EventRecord]]:
-    """Return the types of the events that a program may write, by their names."""
+def _get_event_types(program: str) -> dict[str, type[EventRecord]]:
+    """Return the types of the events that a program may write, by name."""
     types = find_log_types(program)
     return {str(kind.__struct_config__.tag): kind for kind in (*COMMON_EVENTS, *(types.events if types else ()))}
 
 
 @cache
-def _fact_types(program: str) -> dict[str, Any]:
-    """Return the types of the facts of a program, by their names."""
+def _get_fact_types(program: str) -> dict[str, Any]:
+    """Return the types of the facts of a program, by name."""
     types = find_log_types(program)
     return {field.encode_name: field.type for field in msgspec.structs.fields(types.facts)} if types else {}
 
 
 @cache
-def _decoders(program: str) -> tuple[msgspec.json.Decoder[Any], dict[str, msgspec.json.Decoder[Any]]]:
-    """Return what decodes a log of a program, and each of its facts, and so checks them."""
-    union: Any = reduce(operator.or_, _event_types(program).values())
-    facts = {name: msgspec.json.Decoder(kind) for name, kind in _fact_types(program).items()}
+def _build_decoders(program: str) -> tuple[msgspec.json.Decoder[Any], dict[str, msgspec.json.Decoder[Any]]]:
+    """Return the decoders of a program's log and of each of its facts, which check while they decode."""
+    union: Any = reduce(operator.or_, _get_event_types(program).values())
+    facts = {name: msgspec.json.Decoder(kind) for name, kind in _get_fact_types(program).items()}
     return msgspec.json.Decoder(list[union]), facts
 
 
 def _parse_checked(program: str, lines: Sequence[bytes]) -> list[Event] | None:
-    """Parse a log as one piece; return None if a line of it is not as the program writes it."""
+    """Parse and check a whole log at once; return None if any line is invalid for the program."""
     whole = b"[" + b",".join(lines) + b"]"
-    decoder, facts = _decoders(program)
+    decoder, facts = _build_decoders(program)
     try:
         for event in decoder.decode(whole):
             if type(event) is FactEvent:
@@ -244,45 +248,45 @@ def _parse_checked(program: str, lines: Sequence[bytes]) -> list[Event] | None:
     return events if len(events) == len(lines) else None
 
 
-def find_fault(program: str, events: Sequence[Event]) -> tuple[int, str] | None:
-    """Return the index of the first event that is not as the program writes it, and what is wrong with it.
+def find_invalid_event(program: str, events: Sequence[Event]) -> tuple[int, str] | None:
+    """Return the index of the first event that is invalid for the program, and the problem; or None.
 
-    Of a program that is not at hand, the events of every program are checked for their fields alone.
+    For an unknown program, only the fields of the common events and the time of the others are checked.
     """
     for k, event in enumerate(events):
-        problem = _problem(program, event)
+        problem = _find_event_problem(program, event)
         if problem is not None:
             return k, problem
     return None
 
 
-def _problem(program: str, event: Event) -> str | None:
-    kind, types = event["event"], _event_types(program)
+def _find_event_problem(program: str, event: Event) -> str | None:
+    kind, types = event["event"], _get_event_types(program)
     if find_log_types(program) is None:
         known = types.get(kind, EventRecord).__struct_fields__
         event = {"event": kind, **{name: value for name, value in event.items() if name in known}}
-        return _mismatch(types.get(kind, Start), event if kind in types else event | {"event": "start"}, kind)
+        return _describe_mismatch(types.get(kind, Start), event if kind in types else event | {"event": "start"}, kind)
     if kind not in types:
-        return f"unknown event {shortened(kind)} of the program {program}{did_you_mean(kind, types)}"
-    problem = _mismatch(types[kind], event, kind)
+        return f"unknown event {shorten(kind)} of the program {program}{did_you_mean(kind, types)}"
+    problem = _describe_mismatch(types[kind], event, kind)
     if problem is not None or kind != "fact":
         return problem
-    name, facts = event["name"], _fact_types(program)
+    name, facts = event["name"], _get_fact_types(program)
     if name not in facts:
-        return f"unknown fact {shortened(name)} of the program {program}{did_you_mean(name, facts)}"
-    return _mismatch(facts[name], event["value"], f"fact {name}")
+        return f"unknown fact {shorten(name)} of the program {program}{did_you_mean(name, facts)}"
+    return _describe_mismatch(facts[name], event["value"], f"fact {name}")
 
 
-def _mismatch(kind: Any, value: Any, what: str) -> str | None:
+def _describe_mismatch(kind: Any, value: Any, name: str) -> str | None:
     problem = find_problem(kind, value)
-    return None if problem is None else f"{what}: {problem}"
+    return None if problem is None else f"{name}: {problem}"
 
 
 def upgrade(events: Sequence[Event]) -> Sequence[Event]:
-    """Return the events of a log as this version writes them; raise ValueError for a version that is not known."""
+    """Convert the events of a log to the current version; raise ValueError for an unknown version."""
     version = events[0].get("version", 1) if events else VERSION
     if type(version) is not int or version < 1:
-        raise ValueError(f"version: {shortened(version)}, expected a whole number of at least 1")
+        raise ValueError(f"version: {shorten(version)}, expected a whole number of at least 1")
     if version > VERSION:
         raise ValueError(f"written by a newer version ({version}; this harness reads up to {VERSION})")
     for migrate in filter(None, (MIGRATIONS[k] for k in range(version, VERSION))):

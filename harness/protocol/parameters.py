@@ -1,16 +1,16 @@
-"""What the parameters of all programs have in common, and how a wrong one is described."""
+"""Types and validation that the parameters of all programs share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harness.protocol.errors import did_you_mean, shortened
-from harness.protocol.types import Count, StrictModel, check_unique
+from harness.protocol.errors import did_you_mean, shorten
+from harness.protocol.types import PositiveInt, StrictModel, check_unique
 
 Model = TypeVar("Model", bound=BaseModel)
 PrecisionName = Literal["fp64", "fp32", "bf16"]
@@ -20,15 +20,15 @@ MessagesName = Literal["plain", "fused"]
 StoreBackend = Literal["auto", "rma", "ddstore", "ddstore-libfabric"]
 ReadMode = Literal["on_demand", "preload", "shared", "distributed"]
 Sampling = Literal["mixed", "assigned"]
-SPLIT_SEED = 17  # the seed with which even a shipped set of 15 groups has some structures in every split
-Share = Annotated[float, Field(gt=0, lt=1)]
-HeldOutShare = Annotated[float, Field(gt=0, lt=0.5)]
+SPLIT_SEED = 17  # with this seed even a shipped set of 15 groups has structures in every split
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+HeldOutFraction = Annotated[float, Field(gt=0, lt=0.5)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_unique)]
 
 
 @dataclass(frozen=True)
 class PrecisionTypes:
-    """The names of the types of a precision, as torch has them: of parameters and results, and of matrix products."""
+    """The types of a precision, by their names in torch: of parameters and results, and of matrix products."""
 
     dtype: str
     autocast: str | None
@@ -43,38 +43,39 @@ PRECISIONS: dict[PrecisionName, PrecisionTypes] = {
 
 
 def check_range(atoms: tuple[int, int]) -> tuple[int, int]:
-    """Return the range unchanged; raise ValueError where its ends are in the wrong order."""
+    """Return the range unchanged; raise ValueError if its ends are in the wrong order."""
     if atoms[0] > atoms[1]:
         raise ValueError(f"expected a range such as 2..100, got {atoms[0]}..{atoms[1]}")
     return atoms
 
 
-AtomRange = Annotated[tuple[Count, Count], AfterValidator(check_range)]
+AtomRange = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(check_range)]
 
 
 class ParameterGroup(StrictModel):
-    """Parameters that belong together: bounds, defaults and documentation of each, declared once."""
+    """Parameters that belong together, with the bounds, the default and the documentation of each."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Parameters(ParameterGroup):
-    """The parameters of a program; a null is the same as no value, but where a parameter may be null."""
+    """The parameters of a program; null means the default, except for parameters that may be null."""
 
     @model_validator(mode="before")
     @classmethod
-    def drop_nulls(cls, given: Any) -> Any:
-        """Leave out what is null and may not be."""
-        if not isinstance(given, dict) or None not in given.values():
-            return given
-        nullable = _nullable(cls)
-        return {name: value for name, value in given.items() if value is not None or name in nullable}
+    def drop_nulls(cls, values: Any) -> Any:
+        """Remove the parameters that are null and have another default."""
+        if not isinstance(values, dict) or None not in values.values():
+            return values
+        replaced = find_replaced_nulls(cls)
+        return {name: value for name, value in values.items() if value is not None or name not in replaced}
 
 
 @cache
-def _nullable(model: type[BaseModel]) -> frozenset[str]:
-    fields = model.model_fields.items()
-    return frozenset(name for name, field in fields if type(None) in get_args(field.annotation))
+def find_replaced_nulls(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields whose null means their default: those that may not be null and have a default."""
+    fields = {name: field for name, field in model.model_fields.items() if not field.is_required()}
+    return frozenset(name for name, field in fields.items() if type(None) not in get_args(field.annotation))
 
 
 EXPECTED = {
@@ -90,16 +91,16 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def parse_model(model: type[Model], given: Mapping[str, Any]) -> Model:
-    """Return the model of plain data; raise ValueError with every problem on one line."""
+def parse_model(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Build a model from plain data; raise ValueError with every problem on one line."""
     try:
-        return model.model_validate(dict(given))
+        return model.model_validate(dict(values))
     except ValidationError as error:
         raise ValueError(describe_errors(error, model)) from None
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return every problem of a model on one line: the key, what it holds, what was expected, a near name."""
+    """Describe every problem of a model on one line: the key, its value, what was expected, the nearest name."""
     return "; ".join(dict.fromkeys(_describe(problem, model) for problem in error.errors(include_url=False)))
 
 
@@ -110,26 +111,27 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
         case "missing":
             return f"{name} is missing"
         case "extra_forbidden":
-            return f"unknown parameter {name!r}{did_you_mean(str(place[-1]), _names_beside(place, model))}"
+            return f"unknown parameter {name!r}{did_you_mean(str(place[-1]), list_sibling_names(model, place))}"
         case "literal_error":
             known = [word.strip(" '") for word in context["expected"].replace(" or ", ", ").split(",")]
-            return f"{name} is {shortened(problem['input'])}{did_you_mean(str(problem['input']), known)}"
+            return f"{name} is {shorten(problem['input'])}{did_you_mean(str(problem['input']), known)}"
         case "value_error":
             return f"{name}: {context['error']}" if name else str(context["error"])
     expected = EXPECTED.get(problem["type"], problem["msg"]).format(**context)
-    return f"{name} is {shortened(problem['input'])}, {expected}"
+    return f"{name} is {shorten(problem['input'])}, {expected}"
 
 
-def _names_beside(place: list[Any], model: type[BaseModel]) -> list[str]:
-    """Return the names of the fields of the model that an unknown name stands in."""
+def list_sibling_names(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Return the field names of the innermost model that contains the (unknown) last name of a place."""
     for part in place[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         if field is not None:
-            model = next((m for m in _members(field.annotation) if hasattr(m, "model_fields")), model)
+            model = next((m for m in _iter_members(field.annotation) if hasattr(m, "model_fields")), model)
     return list(model.model_fields)
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def _iter_members(annotation: Any) -> Iterator[Any]:
+    """Yield a type and all the types that it is composed of."""
     yield annotation
     for argument in get_args(annotation):
-        yield from _members(argument)
+        yield from _iter_members(argument)

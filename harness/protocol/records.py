@@ -1,7 +1,7 @@
-"""The types that events and facts are made of, and the events that every program writes.
+"""The types of the fields of events and facts, and the events that every program writes.
 
-A field that is null and a field that is absent are the same: those that may be absent are null by default, and left out
-when they are written. The unit of a number decides its bounds.
+A null field is the same as an absent one: fields that may be absent are null by default, and are not written then. The
+bounds of a number depend on its unit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from msgspec import Meta, Raw, Struct
 
 LARGE = 1e100
 Number = Annotated[float, Meta(ge=-LARGE, le=LARGE)]
-NotNegative = Annotated[float, Meta(ge=0, le=LARGE)]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGE)]
 Positive = Annotated[float, Meta(gt=0, le=LARGE)]
 Seconds = Annotated[float, Meta(ge=0, le=3.2e8)]  # ten years
 Duration = Annotated[float, Meta(gt=0, le=3.2e8)]
@@ -25,13 +25,13 @@ PositiveCount = Annotated[int, Meta(ge=1, le=10**16)]
 Share = Annotated[float, Meta(ge=0, le=1.001)]
 AtomicNumber = Annotated[int, Meta(ge=0, le=118)]
 Counts = dict[str, Count]
-Error = NotNegative  # eV/atom, eV/angstrom, or relative
+Error = NonNegative  # eV/atom, eV/angstrom, or relative
 Energy = Number
-Config = dict[str, Any]  # of a model, as harness.reference.models.config.ModelConfig.asdict gives it
+Config = dict[str, Any]  # of a model: what harness.reference.models.config.ModelConfig.asdict returns
 
 
 class Part(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """A mapping inside an event or a fact; fields that it does not know are errors."""
+    """A mapping inside an event or a fact; unknown fields are errors."""
 
 
 class EventRecord(Part, kw_only=True, tag_field="event"):
@@ -60,7 +60,7 @@ class Progress(EventRecord, tag="progress"):
 
 
 class FactEvent(EventRecord, tag="fact"):
-    """Something true of the whole case; the name decides the type of the value."""
+    """A fact, which holds for the whole case; its name determines the type of its value."""
 
     name: str
     value: Raw
@@ -75,18 +75,18 @@ class Failure(EventRecord, tag="error"):
 
     message: str
     kind: str | None = None
-    """The class of the error, where it was one that the program knows."""
+    """The class of the error, if the program knows it."""
 
 
 class Facts(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The facts of a program, each a field by its name; to be logged all at once or one by one."""
+    """The facts of a program, one field for each; a program may log several together or one at a time."""
 
 
 COMMON_EVENTS: tuple[type[EventRecord], ...] = (Start, Progress, FactEvent, Done, Failure)
 
 
 class HeldOutErrors(Part):
-    """Errors of a head on a test set; null where there is nothing to take a mean of."""
+    """Errors of a head on a test set; null if there are no values to average."""
 
     head: str
     set: str
@@ -97,21 +97,21 @@ class HeldOutErrors(Part):
     force_mae_ev_per_a: Error | None
     atoms: Count | None = None
     unseen_elements: Count | None = None
-    """Structures with elements that the head's training set lacks; they are left out of the errors."""
+    """Structures with elements that the head's training set lacks; the errors do not include them."""
     energy_rmse_ev_per_atom: Error | None = None
     force_rmse_ev_per_a: Error | None = None
     composition_mae_ev_per_atom: Error | None = None
-    """Errors of a linear model of composition, fitted on the training set."""
+    """Errors of a linear model of the composition that was fitted to the training set."""
     composition_rmse_ev_per_atom: Error | None = None
     mean_mae_ev_per_atom: Error | None = None
     """Error of the mean energy per atom of the training set."""
     zero_force_mae_ev_per_a: Error | None = None
-    """Errors of forces that are zero."""
+    """Errors of predicting zero forces."""
     zero_force_rmse_ev_per_a: Error | None = None
 
 
 class ObservedTypes(Part):
-    """The types that occurred in one pass over a batch, as torch names them."""
+    """The types that occurred in one pass over a batch, by their names in torch."""
 
     parameters: list[str] | None = None
     matrix_layers: str | list[str] | None = None
@@ -126,10 +126,10 @@ class ObservedTypes(Part):
 
 
 class Observed(ObservedTypes):
-    """What a run observed of itself: types, device, and what ran it."""
+    """What a run observed about itself: types, device and software."""
 
     requested: str | None = None
-    """The precision that was asked for."""
+    """The requested precision."""
     device: str | None = None
     device_name: str | None = None
     threads: PositiveCount | None = None
@@ -138,12 +138,12 @@ class Observed(ObservedTypes):
     backend: str | None = None
     compiled: bool | None = None
     why_eager: str | None = None
-    """Why nothing was compiled."""
+    """Why the model was not compiled."""
     messages: str | None = None
     why_plain: str | None = None
-    """Why messages were not one operator."""
+    """Why the messages were not computed by the fused operator."""
     precisions: dict[str, ObservedTypes] | None = None
-    """Types by precision, where a case runs several."""
+    """The types for each precision, if a case runs several."""
 
 
 class RankPlace(Part):

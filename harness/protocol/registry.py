@@ -27,7 +27,7 @@ from harness.protocol.records import EventRecord, Facts
 
 @dataclass(frozen=True)
 class LogTypes:
-    """What the log of a program may hold beside the events of every program."""
+    """The events that a program may log in addition to the common ones, and its facts."""
 
     events: tuple[type[EventRecord], ...]
     facts: type[Facts]
@@ -38,11 +38,11 @@ class Program:
     """A program that a case may run.
 
     Attributes:
-        module: the module with its function run(parameters, log, folder).
+        module: the module with the function run(parameters, log, folder).
         parameters: the type of its parameters.
         log: the types of its events and facts.
-        has_ranks: whether it is started once per rank.
-        is_driver: whether it runs as one process and starts others on the nodes of its job.
+        has_ranks: whether it is started on every rank.
+        is_driver: whether it runs as one process that starts others on the nodes of its job.
     """
 
     module: str
@@ -93,7 +93,7 @@ PROGRAMS: dict[str, Program] = {
         has_ranks=True,
     ),
 }
-# Formats that are imported as runs -> what their logs hold.
+# The types of the logs that importers write, by format.
 IMPORTED: dict[str, LogTypes] = {
     "hydragnn": LogTypes(imported.HYDRAGNN_EVENTS, imported.HydraFacts),
     "omnistat": LogTypes((), imported.OmnistatFacts),
@@ -102,35 +102,36 @@ IMPORTED: dict[str, LogTypes] = {
 
 @cache
 def load_programs() -> dict[str, Program]:
-    """Return every program by its name, those of the user last."""
+    """Return every program by name, those of the user last."""
     added = {}
     for name, parameters in user_experiments.load_parameters(PROGRAMS).items():
         module = user_experiments.import_experiment(name, "program")
-        added[name] = Program(module.__name__, parameters, _find_log_types(module), has_ranks=True)
+        added[name] = Program(module.__name__, parameters, _collect_log_types(module), has_ranks=True)
     return PROGRAMS | added
 
 
-def _find_log_types(module: ModuleType) -> LogTypes:
+def _collect_log_types(module: ModuleType) -> LogTypes:
     """Return the events and facts that a user's program defines or imports from its folder."""
-    classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__[:8] != "harness."]
+    classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
+    classes = [kind for kind in classes if not kind.__module__.startswith("harness.")]
     events = tuple(kind for kind in classes if issubclass(kind, EventRecord))
     return LogTypes(events, next((kind for kind in classes if issubclass(kind, Facts)), Facts))
 
 
 @cache
 def find_log_types(program: str) -> LogTypes | None:
-    """Return what the log of a program may hold; None if neither the harness nor the user has such a program."""
+    """Return the log types of a program; None if neither the harness nor the user has such a program."""
     if program in IMPORTED:
         return IMPORTED[program]
     known = PROGRAMS.get(program) or load_programs().get(program)
     return known.log if known else None
 
 
-def parse_parameters(program: str, given: Any) -> Parameters:
-    """Return the parameters of a case as its program takes them; raise UsageError with every problem on one line."""
-    if not isinstance(given, dict):
+def parse_parameters(program: str, values: Any) -> Parameters:
+    """Build the parameters of a program from plain data; raise UsageError with every problem on one line."""
+    if not isinstance(values, dict):
         raise UsageError("parameters: expected a mapping")
     try:
-        return parse_model(load_programs()[program].parameters, given)
+        return parse_model(load_programs()[program].parameters, values)
     except ValueError as error:
         raise UsageError(str(error)) from None

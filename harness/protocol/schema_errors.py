@@ -1,4 +1,4 @@
-"""What is wrong with a value that does not have the type of an event, in words and with the field at fault."""
+"""Messages about plain data that does not match a msgspec type, with the name of the invalid field."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import orjson
 from msgspec import inspect
 
-from harness.protocol.errors import did_you_mean, shortened
+from harness.protocol.errors import did_you_mean, shorten
 
 MESSAGE = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>(?:key in )?\$.*)`)?", re.DOTALL)
 STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])")
@@ -29,24 +29,24 @@ BOUNDS = {
 
 
 def find_problem(kind: Any, value: Any) -> str | None:
-    """Return how plain data misses a type: the field, what it holds, what was expected; or None."""
+    """Return how plain data differs from a type (the field, its value, what was expected), or None if it matches."""
     try:
         msgspec.json.decode(orjson.dumps(value), type=kind)
     except msgspec.ValidationError as error:
-        return _describe(*_narrowed(error, kind, value), kind)
+        return _describe(*_narrow(error, kind, value), kind)
     return None
 
 
-def _narrowed(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[msgspec.ValidationError, Any]:
-    """Return the error and the value with one key alone in each mapping that the error does not say the key of."""
-    steps = _steps(error)
+def _narrow(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[msgspec.ValidationError, Any]:
+    """Reduce each mapping whose key the error does not name to the key that causes it; return error and value."""
+    steps = _parse_path(error)
     for end, step in enumerate(steps):
         if step is not ...:
             continue
-        place = _at(value, steps[:end])
+        place = _get_at(value, steps[:end])
         for key in list(place) if len(place) > 1 else ():
             part = {key: place[key]}
-            reduced = _replaced(value, steps[:end], part)
+            reduced = _replace_at(value, steps[:end], part)
             try:
                 msgspec.json.decode(orjson.dumps(reduced), type=kind)
             except msgspec.ValidationError as narrower:
@@ -55,24 +55,24 @@ def _narrowed(error: msgspec.ValidationError, kind: Any, value: Any) -> tuple[ms
     return error, value
 
 
-def _steps(error: msgspec.ValidationError) -> list[Any]:
+def _parse_path(error: msgspec.ValidationError) -> list[Any]:
     match = MESSAGE.fullmatch(str(error))
     path = (match["path"] if match else None) or ""
     return [m["name"] or (int(m["index"]) if m["index"] else ...) for m in STEP.finditer(path)]
 
 
-def _at(value: Any, steps: list[Any]) -> Any:
+def _get_at(value: Any, steps: list[Any]) -> Any:
     for step in steps:
         value = value[next(iter(value)) if step is ... else step]
     return value
 
 
-def _replaced(value: Any, steps: list[Any], part: Any) -> Any:
+def _replace_at(value: Any, steps: list[Any], part: Any) -> Any:
     if not steps:
         return part
     key = next(iter(value)) if steps[0] is ... else steps[0]
     copy = value.copy()
-    copy[key] = _replaced(value[key], steps[1:], part)
+    copy[key] = _replace_at(value[key], steps[1:], part)
     return copy
 
 
@@ -81,8 +81,8 @@ def _describe(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
     problem = match["problem"] if match else str(error)
     types = [inspect.type_info(kind)]
     place: list[str] = []
-    for step in _steps(error):
-        types = [inner for outer in types for inner in _inside(outer, step)]
+    for step in _parse_path(error):
+        types = [inner for outer in types for inner in _iter_inner_types(outer, step)]
         key = next(iter(value)) if step is ... else step
         value = value.get(key) if isinstance(value, dict) else value[key]
         place.append(str(key))
@@ -91,18 +91,18 @@ def _describe(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
         return f"{'.'.join([*place, missing[1]])} is missing"
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
         known = [field.encode_name for t in types if isinstance(t, inspect.StructType) for field in t.fields]
-        return f"unknown field {shortened('.'.join([*place, unknown[1]]))}{did_you_mean(unknown[1], known)}"
+        return f"unknown field {shorten('.'.join([*place, unknown[1]]))}{did_you_mean(unknown[1], known)}"
     if not problem.startswith(("Expected", "Invalid enum", "Number out")):
         return f"{name}: {problem}" if name else problem
-    return f"{name or 'value'} is {shortened(value)}, expected {_expected(problem, types)}"
+    return f"{name or 'value'} is {shorten(value)}, expected {_describe_expected(problem, types)}"
 
 
-def _inside(kind: inspect.Type, step: Any) -> Iterator[inspect.Type]:
-    """Yield the types that a type may have one step further in."""
+def _iter_inner_types(kind: inspect.Type, step: Any) -> Iterator[inspect.Type]:
+    """Yield the types that the value at a key or index of a type may have."""
     match kind:
         case inspect.UnionType():
             for member in kind.types:
-                yield from _inside(member, step)
+                yield from _iter_inner_types(member, step)
         case inspect.StructType():
             yield from (field.type for field in kind.fields if field.encode_name == step)
         case inspect.ListType():
@@ -113,7 +113,7 @@ def _inside(kind: inspect.Type, step: Any) -> Iterator[inspect.Type]:
             yield kind.value_type
 
 
-def _expected(problem: str, types: list[inspect.Type]) -> str:
+def _describe_expected(problem: str, types: list[inspect.Type]) -> str:
     if bound := BOUND.match(problem):
         return BOUNDS[bound["sign"]].format(float(bound["bound"]))
     if length := LENGTH.match(problem):

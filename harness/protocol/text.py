@@ -1,18 +1,18 @@
-"""Text from files and users, made safe to print; both halves of the harness use it."""
+"""Text that is safe to print."""
 
 from __future__ import annotations
 
 
 def sanitize(text: str) -> str:
-    """Replace every character that a terminal would obey or hide with a question mark; line breaks stay."""
+    """Replace every character that a terminal would interpret or hide with a question mark, except line breaks."""
     return "".join(ch if ch.isprintable() or ch == "\n" else "?" for ch in text)
 
 
-def count(number: float, one: str, more: str = "") -> str:
+def pluralize(number: float, one: str, more: str = "") -> str:
     """Return `1 node`, `2 nodes` or `1,200 searches`."""
     return f"{number:,.0f} {one if number == 1 else more or one + 's'}"
 
 
 def sanitize_line(text: str) -> str:
-    """Return the text on one line, without characters that a terminal would obey or hide."""
+    """Return the text on one line, without characters that a terminal would interpret or hide."""
     return sanitize(" ".join(text.split()))

@@ -1,7 +1,7 @@
-"""Experiments that a user adds: folders with a program, its tables and its page, next to the user's suites.
+"""Experiments of the user: folders with a program, its tables and its page, next to the user's suites.
 
-They are searched for in the folders that $GFM_HARNESS_EXPERIMENTS lists, as $PATH does, and in ./experiments. A folder
-is an experiment if its `__init__.py` defines EXPERIMENT; its `program.py`, if there is one, is a program of its name.
+The search path is $GFM_HARNESS_EXPERIMENTS, a list of folders as in $PATH, followed by ./experiments. A folder is an
+experiment if its `__init__.py` defines EXPERIMENT; its `program.py`, if any, is a program with the folder's name.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from harness.protocol.parameters import Parameters
 
 VARIABLE = "GFM_HARNESS_EXPERIMENTS"
 DEFAULT_FOLDER = "experiments"
-# The package as which the folders are imported, so that no name of theirs hides another module.
+# The folders are imported as parts of this package, so that their names hide no other module.
 PACKAGE = "gfm_harness_experiments"
 
 
-def search_path() -> list[Path]:
-    """Return the folders that may hold experiments, those of the environment variable first."""
+def list_search_path() -> list[Path]:
+    """Return the folders to search for experiments, those of the environment variable first."""
     listed = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     folders = [Path(name).resolve() for name in (*listed, DEFAULT_FOLDER)]
     return list(dict.fromkeys(folder for folder in folders if folder.is_dir()))
 
 
 def find_experiments() -> dict[str, Path]:
-    """Return the folder of each experiment by name; of two with one name, the first on the search path."""
-    found: dict[str, Path] = {}
-    for folder in search_path():
+    """Return the folder of each experiment by name; the first on the search path wins."""
+    folders: dict[str, Path] = {}
+    for folder in list_search_path():
         for file in sorted(folder.glob("*/__init__.py")):
             if "EXPERIMENT" in file.read_text(encoding="utf-8", errors="replace"):
-                found.setdefault(file.parent.name, file.parent)
-    return found
+                folders.setdefault(file.parent.name, file.parent)
+    return folders
 
 
 def import_experiment(name: str, module: str = "") -> ModuleType:
-    """Import an experiment, or one of its modules; raise UsageError with the reason where that fails."""
+    """Import an experiment, or one of its modules; raise UsageError with the reason if that fails."""
     try:
-        return importlib.import_module(module_name(name, module))
+        return importlib.import_module(resolve_module_name(name, module))
     except UsageError:
         raise
     except Exception as error:
@@ -50,22 +50,26 @@ def import_experiment(name: str, module: str = "") -> ModuleType:
         raise UsageError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def module_name(name: str, module: str = "") -> str:
-    """Return the name under which a module of an experiment can be imported from now on."""
+def resolve_module_name(name: str, module: str = "") -> str:
+    """Put the search path on the package and return the full name of an experiment, or of one of its modules."""
     package = sys.modules.setdefault(PACKAGE, ModuleType(PACKAGE))
-    package.__path__ = [str(folder) for folder in search_path()]
+    package.__path__ = [str(folder) for folder in list_search_path()]
     return ".".join(filter(None, (PACKAGE, name, module)))
 
 
-def list_variables(program: str) -> dict[str, str]:
-    """Return the environment variables by which a job finds the program: none for the programs of the harness."""
+def build_job_environment(program: str) -> dict[str, str]:
+    """Return the environment variables that a job needs to find the program: none for programs of the harness."""
     if program not in find_experiments():
         return {}
-    return {VARIABLE: os.pathsep.join(map(str, search_path()))}
+    return {VARIABLE: os.pathsep.join(map(str, list_search_path()))}
 
 
 def load_parameters(shipped: Container[str]) -> dict[str, type[Parameters]]:
-    """Return the parameters of every user's program by name; `shipped` are the names that are taken."""
+    """Return the parameters of each program of the user by name.
+
+    Args:
+        shipped: The names of the programs of the harness, which the user may not reuse.
+    """
     models: dict[str, type[Parameters]] = {}
     for name, folder in find_experiments().items():
         if not (folder / "program.py").is_file():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from harness.protocol.text import sanitize_line
 
+MAX_LINE = 500  # characters
+
 
 class InputError(ValueError):
     """Bad input; the message is one line that names the structure, file or value at fault."""
@@ -13,4 +15,9 @@ class InputError(ValueError):
 
 
 class NotFinite(InputError):
-    """Training came to numbers that are none, told with the batch that did it."""
+    """The loss or the gradient of a training step is not finite; the message names the batch."""
+
+
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, truncated, or its type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_LINE]

@@ -1,4 +1,4 @@
-"""The first page of the report: a verdict on every claim, the campaigns, and the cases that did not end well."""
+"""The first page of the report: the scorecard, the campaigns, figures of merit, and incomplete cases."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from harness.document.blocks import (
 )
 from harness.results.runs import RunRecord
 
-EVIDENCE = 3
+MAX_LINKS = 3
 
 
 def build_scorecard_section(scores: Sequence[Score]) -> Section:
     """Return the claims of every paper with the values measured here, the verdicts and the reasons."""
-    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "why", "how it is measured", "raw samples"]
+    columns = ["claim", "paper", "here [95%]", "verdict", "basis", "reason", "how it is measured", "raw samples"]
     views = []
     for citation in dict.fromkeys(s.citation for s in scores):
         rows = [_scorecard_row(s) for s in scores if s.citation == citation]
         views.append(TableBlock(f"Claims of {citation}", columns, rows))
     paragraphs = [
-        "Reproduced: the value reaches the paper's, or the smallest that it prints; deviates: it does not;"
-        " inconclusive: its interval holds the paper's value, or what it rests on cannot decide; incorrect: fast, but"
-        " not with the right numbers; not applicable: what was run, if anything, is not of the size or kind of the"
-        " claim.",
-        "Not run: there is nothing to judge yet; extrapolated: computed from a rate that was measured.",
-        "Basis: what the value rests on. Stand-in: data, sizes or processors that stand for the paper's, and of which"
-        " alone the verdict is true; emulated: nodes that share a machine. Neither reproduces a claim about a"
-        " supercomputer.",
+        "Verdicts. Reproduced: the measured value reaches the paper's value, or the smallest of several printed values."
+        " Deviates: it does not. Inconclusive: the interval contains the paper's value, or the evidence cannot decide."
+        " Incorrect: the run was fast, but its numbers are wrong. Not applicable: no run has the size or kind that the"
+        " claim is about. Not run: there is nothing to judge yet. Extrapolated: the value is computed from a measured"
+        " rate.",
+        "Basis: the evidence of the value. Stand-in: data, sizes or processors in place of the paper's, to which the"
+        " verdict is limited. Emulated: nodes that share a machine. Neither reproduces a claim about a supercomputer.",
     ]
     return Section("Scorecard", "scorecard", paragraphs, views=views)
 
@@ -56,16 +55,16 @@ def _scorecard_row(score: Score) -> list[Cell]:
 
 def link_evidence(score: Score) -> Cell:
     """Return links to the first event logs that a verdict rests on."""
-    first = score.evidence[:EVIDENCE]
+    first = score.evidence[:MAX_LINKS]
     links = [Link("log" if len(first) == 1 else f"log {k}", path) for k, path in enumerate(first, start=1)]
-    more = len(score.evidence) - EVIDENCE
-    if more > 0:
-        links.append(Link(f"and {more} more", "scorecard.json"))
+    n_more = len(score.evidence) - MAX_LINKS
+    if n_more > 0:
+        links.append(Link(f"and {n_more} more", "scorecard.json"))
     return tuple(links) or EN_DASH
 
 
 def build_runs_section(records: list[RunRecord], pages: dict[str, tuple[str, str]]) -> Section:
-    """Return the campaigns with the states of their cases and a link to their page; pages: program -> name, title."""
+    """Return the campaigns with the states of their cases and links to pages; pages: program -> name, title."""
     rows: list[list[Cell]] = []
     for folder in dict.fromkeys(r.folder.parent for r in records):
         cases = [r for r in records if r.folder.parent == folder]
@@ -74,9 +73,7 @@ def build_runs_section(records: list[RunRecord], pages: dict[str, tuple[str, str
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         page: Cell = Link(pages[program][1], f"{pages[program][0]}.html") if program in pages else "nothing to show"
         rows.append([folder.name, page, str(cases[0].case.get("system", EN_DASH)), counts])
-    return Section(
-        "What has run", "runs", views=[TableBlock("Campaigns", ["campaign", "page", "system", "cases"], rows)]
-    )
+    return Section("Runs", "runs", views=[TableBlock("Campaigns", ["campaign", "page", "system", "cases"], rows)])
 
 
 def format_measured(score: Score) -> str:
@@ -89,7 +86,7 @@ def format_measured(score: Score) -> str:
 
 
 def build_merits_section(records: list[RunRecord]) -> Section | None:
-    """Return the figures of merit beside the references that the suites give."""
+    """Return the figures of merit with their references from the suites."""
     rows = [
         [
             *(r.case.get("name", ""), m.name, " ".join([format_number(m.measured), m.unit])),
@@ -100,12 +97,12 @@ def build_merits_section(records: list[RunRecord]) -> Section | None:
     ]
     if not rows:
         return None
-    columns = ["case", "figure", "measured", "reference", "tolerance", "verdict"]
-    return Section("Figures of merit", "merits", views=[TableBlock("Beside their references", columns, rows)])
+    columns = ["case", "figure of merit", "measured", "reference", "tolerance", "verdict"]
+    return Section("Figures of merit", "merits", views=[TableBlock("Measured values and references", columns, rows)])
 
 
 def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | None:
-    """Return the cases that did not end well, with their messages."""
+    """Return the cases that are not done, with their messages."""
     rows = [
         [r.case.get("name", r.folder.name), r.state, r.error or "no message; see stderr", link_folder(r, out)]
         for r in records
@@ -114,12 +111,12 @@ def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | N
     if not rows:
         return None
     return Section(
-        "Not complete", "unfinished", views=[TableBlock("Cases", ["case", "state", "message", "folder"], rows)]
+        "Incomplete cases", "unfinished", views=[TableBlock("Cases", ["case", "state", "message", "folder"], rows)]
     )
 
 
 def link_folder(record: RunRecord, out: Path) -> Cell:
-    """Return the folder of a case, as a link where it lies below the report."""
+    """Return the folder of a case, as a link if it is below the report."""
     if not record.folder.is_relative_to(out):
         return str(record.folder)
     return Link(record.folder.name, f"{record.folder.relative_to(out)}/")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from harness.document.blocks import EN_DASH, Cell, Link, Section, TableBlock, format_number
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.runs import RunRecord
 
 FILES = ("events.jsonl", "stdout", "stderr", "job.sh", "case.json")
@@ -20,8 +20,8 @@ def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
         "packages",
     )  # fmt: skip
     note = (
-        "Load: the highest one-minute load average at the start of a round; well above the thread count, others were"
-        " at work."
+        "Highest load: the largest one-minute load average at the start of a round. A load well above the number of"
+        " threads shows that other processes were running."
     )
     block = TableBlock("Cases", list(heads), [_describe_run(record, out) for record in records], note)
     return Section("Provenance", "provenance", views=[block])
@@ -32,9 +32,9 @@ def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
     changed = " + changes" if p.get("changed_since_commit") else ""
     submitted = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(p["time_s"])) if "time_s" in p else EN_DASH
     load = max((s["load_1min"] for s in record.samples if "load_1min" in s), default=math.nan)
-    cores = count(p["cores"], "core") if p.get("cores") else EN_DASH
+    cores = pluralize(p["cores"], "core") if p.get("cores") else EN_DASH
     memory = f"{p['memory_bytes'] / 2**30:.0f} GiB" if p.get("memory_bytes") else EN_DASH
-    threads = count(observed["threads"], "thread") if "threads" in observed else EN_DASH
+    threads = pluralize(observed["threads"], "thread") if "threads" in observed else EN_DASH
     return [
         record.case.get("name", ""),
         link_files(record, out),
@@ -49,7 +49,7 @@ def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
 
 
 def link_files(record: RunRecord, out: Path) -> tuple[Link, ...]:
-    """Return links to the files of a case, if its folder lies below the report."""
+    """Return links to the files of a case if its folder is below the report."""
     if not record.folder.is_relative_to(out):
         return ()
     folder = record.folder.relative_to(out)

@@ -1,4 +1,4 @@
-"""The page on regressions: what each machine measured of the commits, and since which of them something is worse."""
+"""The page on regressions: measurements of commits on each machine, and the commits since which they are worse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from harness.document.blocks import EN_DASH, Section, TableBlock, format_number
 from harness.document.figures import STYLE, Figure, save_figure
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.tables import Columns
 from harness.tracking.history import FILE_NAME, read_history
 from harness.tracking.verdicts import Verdict, build_series, format_change, format_sizes, judge_all
@@ -36,7 +36,7 @@ class RegressionHistory:
     """The verdict on every benchmark in the history, and the number of lines that could not be read."""
 
     verdicts: list[Verdict]
-    passed_over: int
+    n_skipped: int
 
     def table(self) -> pd.DataFrame:
         """Return a row per benchmark and commit, with the lowest, median and highest of its rounds."""
@@ -53,10 +53,10 @@ class RegressionHistory:
 
 
 def load_history(out: Path) -> RegressionHistory:
-    """Return the verdicts on the history of a results folder, without suites that ran on one commit alone."""
+    """Return the verdicts on the history of a results folder, without suites that ran on only one commit."""
     history = read_history(out / FILE_NAME)
-    known = [s for s in build_series(history.measurements) if s.source == "asv" or len(s.commits) > 1]
-    return RegressionHistory(judge_all(known), history.n_skipped)
+    series = [s for s in build_series(history.measurements) if s.source == "asv" or len(s.commits) > 1]
+    return RegressionHistory(judge_all(series), history.n_skipped)
 
 
 def build_regression_sections(history: RegressionHistory, figures: Path) -> list[Section]:
@@ -64,47 +64,47 @@ def build_regression_sections(history: RegressionHistory, figures: Path) -> list
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for v in history.verdicts:
         groups.setdefault((v.series.source, v.series.machine), []).append(v)
-    return [build_section(k, group, history.passed_over, figures) for k, group in enumerate(groups.values())]
+    return [build_section(k, group, history.n_skipped, figures) for k, group in enumerate(groups.values())]
 
 
-def build_section(index: int, group: Sequence[Verdict], passed_over: int, figures: Path) -> Section:
+def build_section(index: int, group: Sequence[Verdict], n_skipped: int, figures: Path) -> Section:
     """Return the section on one machine and source, the worst verdicts first."""
     first = group[0].series
     ranked = sorted(group, key=lambda v: (not v.is_bad, v.change is None, v.series.name))
     name = f"regression-{index}"
     title = f"{SOURCES[first.source]} on {first.machine}"
     has_values = any(np.isfinite(v.series.values).any() for v in group)
-    drawn = [draw_trends(ranked[:PANELS], figures, name)] if has_values else []
-    return Section(title, name, describe_verdicts(ranked, passed_over), drawn, [build_block(ranked)])
+    drawings = [draw_trends(ranked[:PANELS], figures, name)] if has_values else []
+    return Section(title, name, describe_verdicts(ranked, n_skipped), drawings, [build_block(ranked)])
 
 
-def describe_verdicts(group: Sequence[Verdict], passed_over: int) -> list[str]:
-    """Return how many benchmarks became worse, how they were measured, and which lines were skipped."""
+def describe_verdicts(group: Sequence[Verdict], n_skipped: int) -> list[str]:
+    """Return paragraphs on the number of worse benchmarks, on the measurement, and on skipped lines."""
     n_bad, s = sum(v.is_bad for v in group), group[0].series
     commits = max((v.series.commits for v in group), key=len)
     text = [
         f"{n_bad} of {len(group)} became worse between {commits[0].short} and {commits[-1].short}"
-        f" ({count(len(commits), 'commit')})."
+        f" ({pluralize(len(commits), 'commit')})."
     ]
     if s.source == "asv":
         text.append(
-            f"{count(max(v.series.rounds for v in group), 'round')}, each over all commits in an order by chance, so"
-            " that a drift of the machine is common to them; of each round the least time counts. Percentages: medians"
-            " over rounds, each compared within itself, with their interval; n: values before and after."
+            f"{pluralize(max(v.series.rounds for v in group), 'round')}, each with all commits in random order, so that"
+            " drift of the machine affects all of them alike; the minimum time of a round counts. Percentages: medians"
+            " over rounds of changes within a round, with their interval. n: values before and after."
         )
     else:
-        text.append("Medians of runs on different days: only changes beyond the scatter between them are reported.")
-    if passed_over:
-        verb = "is" if passed_over == 1 else "are"
+        text.append("Medians of runs on different days: only changes beyond the scatter between runs are reported.")
+    if n_skipped:
+        verb = "is" if n_skipped == 1 else "are"
         text.append(
-            f"{count(passed_over, 'line')} of {FILE_NAME} {verb} torn, foreign or of another version, and left out."
+            f"{pluralize(n_skipped, 'line')} of {FILE_NAME} {verb} skipped: truncated, foreign or of another version."
         )
     return text
 
 
 def build_block(group: Sequence[Verdict]) -> TableBlock:
     """Return a row per benchmark."""
-    columns = ["benchmark", "latest", "verdict", "change", "since", "last over first", "n", "counts from"]
+    columns = ["benchmark", "latest", "verdict", "change", "since", "last over first", "n", "threshold"]
     rows = [
         [
             v.series.name,
@@ -119,8 +119,8 @@ def build_block(group: Sequence[Verdict]) -> TableBlock:
         for v in group
     ]
     note = (
-        "Too noisy: the interval of the last commit over the first holds changes that would count, so that none was"
-        " found says nothing about them. Too few: with so few rounds no change at all could be told from chance."
+        "Too noisy: the interval of the last commit over the first includes changes above the threshold, which"
+        " therefore cannot be excluded. Too few: with so few rounds, no change could be distinguished from chance."
     )
     return TableBlock("Verdicts", columns, rows, note)
 
@@ -143,21 +143,21 @@ def format_latest(v: Verdict) -> str:
     return f"{format_number(medians[-1] / scale)} {unit}"
 
 
-def draw_trends(shown: Sequence[Verdict], folder: Path, name: str) -> Figure:
-    """Draw a panel per benchmark: rounds as dots, their median as a line, over the first commit; changes as bars."""
-    across = min(PANELS_PER_ROW, len(shown))
-    down = -(-len(shown) // across)
+def draw_trends(verdicts: Sequence[Verdict], folder: Path, name: str) -> Figure:
+    """Draw a panel per benchmark: changes from the first commit, rounds as dots and their median as a line."""
+    across = min(PANELS_PER_ROW, len(verdicts))
+    down = -(-len(verdicts) // across)
     with mpl.rc_context(STYLE | {"font.size": 7.5}):
         figure, panels = plt.subplots(
             down, across, figsize=(0.2 + 2.8 * across, 0.3 + 1.75 * down), squeeze=False, layout="constrained"
         )
-        for axes in panels.flat[len(shown) :]:
+        for axes in panels.flat[len(verdicts) :]:
             axes.set_visible(False)
-        for axes, verdict in zip(panels.flat, shown, strict=False):
+        for axes, verdict in zip(panels.flat, verdicts, strict=False):
             _draw_panel(axes, verdict)
         caption = (
-            "Values of every commit over the median of the first, in percent: dots are rounds, the line is their"
-            " median; dashed: the first commit after a change."
+            "Relative difference of each commit from the median of the first. Dots are rounds, and the line is their"
+            " median. Dashed: the first commit after a change."
         )
         return save_figure(figure, folder, name, caption)
 

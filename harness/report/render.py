@@ -21,38 +21,39 @@ from harness.claims.scorecard import Score
 from harness.config import resources
 from harness.document.blocks import Cell, Link
 from harness.document.paper import Paper as PrintedPaper
-from harness.experiments.metrics import run_metrics
+from harness.experiments.metrics import collect_metrics
 from harness.host.files import make_folder_below, remove_below, write_below
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
 from harness.report import site
 from harness.report.regressions import RegressionHistory, load_history
 from harness.results.runs import RunRecord, readable
-from harness.tracking import history
-from harness.tracking import history as run_history
+from harness.tracking.history import FILE_NAME, append_measurements, collect_measurements
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is made of: the judgement of the runs, and the history of commits.
+    """The content of a report.
 
     Attributes:
-        faults: why pages cannot be shown, by their names.
+        judgement: the results and the verdicts on claims.
+        history: the verdicts on the history of commits.
+        faults: the reasons why pages cannot be shown, by their names.
     """
 
     judgement: Judgement
-    past: RegressionHistory
+    history: RegressionHistory
     faults: Mapping[str, str]
 
     @property
     def scores(self) -> list[Score]:
-        """Return the verdicts on claims."""
+        """The verdicts on claims."""
         return self.judgement.scores
 
     @property
     def records(self) -> list[RunRecord]:
-        """Return the records of all cases, including those that cannot be read."""
-        return self.judgement.tables.records
+        """The records of all cases, including unreadable ones."""
+        return self.judgement.results.records
 
 
 def write_report(out: Path, claims: Sequence[Path] = ()) -> Report:
@@ -67,20 +68,18 @@ def write_report(out: Path, claims: Sequence[Path] = ()) -> Report:
     """
     papers = load_papers(claims)
     judgement = judge_folder(out, papers)
-    tables, scores = judgement.tables, judgement.scores
-    history.append_measurements(
-        out / history.FILE_NAME,
-        run_history.run_measurements(readable(tables.records), run_metrics, resources.REPO_ROOT),
-    )
-    past = load_history(out)
-    if not tables.records and not past.verdicts:
+    results, scores = judgement.results, judgement.scores
+    measurements = collect_measurements(readable(results.records), collect_metrics, resources.REPO_ROOT)
+    append_measurements(out / FILE_NAME, measurements)
+    history = load_history(out)
+    if not results.records and not history.verdicts:
         raise UsageError(f"{out / 'runs'}: {NO_RUNS}")
-    _write_tables(tables.tables() | {"regression": past.table()}, out)
+    _write_tables(results.tables() | {"regression": history.table()}, out)
     write_below(out, SCORECARD, json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    pages = site.pages(tables, past, scores, _find_printed_ladder(papers), out)
-    _write_pages(pages, out, has_runs=bool(tables.records), source="; ".join(p.source for p in papers.values()))
+    pages = site.build_pages(results, history, scores, _find_printed_ladder(papers), out)
+    _write_pages(pages, out, has_runs=bool(results.records), source="; ".join(p.source for p in papers.values()))
     faults = {page.name: " ".join(s.paragraphs) for page in pages for s in page.sections if s.is_fault}
-    return Report(judgement, past, faults)
+    return Report(judgement, history, faults)
 
 
 def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str) -> None:
@@ -94,10 +93,10 @@ def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, sourc
     environment.filters |= {"cell": format_markdown, "escaped": escape_markdown}
     context = {
         "pages": pages,
-        "ran": has_runs,
+        "has_runs": has_runs,
         "links": lambda cell: cell if isinstance(cell, tuple) else (cell,),
         "version": __version__,
-        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "timestamp": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "source": source,
     }
     for page in pages:
@@ -114,7 +113,7 @@ def _write_tables(tables: Mapping[str, pd.DataFrame], out: Path) -> None:
     for name, table in tables.items():
         path = f"tables/{name}.csv"
         if len(table):
-            write_below(out, path, relative_folders(table, out).to_csv(index=False))
+            write_below(out, path, make_folders_relative(table, out).to_csv(index=False))
         else:
             remove_below(out, path)
 
@@ -124,8 +123,8 @@ def _find_printed_ladder(papers: Mapping[str, Paper]) -> PrintedPaper:
     return PrintedPaper(source=paper.source, table_xv=table)
 
 
-def relative_folders(table: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """Return the table with its folders relative to the results folder, which may be moved."""
+def make_folders_relative(table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Return the table with its folders relative to the results folder, so that the folder can be moved."""
     if "folder" not in table:
         return table
     return table.assign(folder=table["folder"].map(lambda f: str(f).removeprefix(f"{out}/"), na_action="ignore"))
@@ -141,6 +140,6 @@ def format_markdown(cell: Cell) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return the text on one line, with everything escaped that HTML or Markdown would interpret."""
+    """Return the text on one line, with the special characters of HTML and Markdown escaped."""
     line = sanitize_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)

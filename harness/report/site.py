@@ -1,4 +1,4 @@
-"""The pages of the report: which sections each has, and the tables and raw records that these are made from."""
+"""The pages of the report: their sections, and links to their tables and raw records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.report.regressions import RegressionHistory, build_regression_secti
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
 from harness.results.runs import RunRecord
 
-# Every page that there may be -> its title, in reading order.
+# Name of every possible page -> its title, in reading order.
 TITLES = {
     "index": "Overview",
     **{experiment.page: experiment.title for experiment in load_experiments()},
@@ -40,9 +40,9 @@ class Page:
     """One page of the report.
 
     Attributes:
-        name: the name of its file, without ending.
-        tables: links to the CSV tables that it shows.
-        raw: links to the campaigns whose runs it shows.
+        name: the name of its file, without suffix.
+        tables: links to its tables as CSV files.
+        raw: links to the campaigns of its runs.
     """
 
     name: str
@@ -52,11 +52,13 @@ class Page:
     raw: list[Link]
 
 
-def pages(results: Results, history: RegressionHistory, scores: list[Score], paper: Paper, out: Path) -> list[Page]:
-    """Return every page with anything on it, in reading order; draw the figures into out/figures."""
+def build_pages(
+    results: Results, history: RegressionHistory, scores: list[Score], paper: Paper, out: Path
+) -> list[Page]:
+    """Return every page with content, in reading order; draw the figures into out/figures."""
     records, tables = results.records, results.tables()
     context = PageContext(tables=tables, records=records, figures=out / "figures", paper=paper)
-    built = [
+    pages = [
         Page(
             name=experiment.page,
             title=experiment.title,
@@ -67,11 +69,11 @@ def pages(results: Results, history: RegressionHistory, scores: list[Score], pap
         for experiment in load_experiments()
     ]
     regression = build_or_explain("regression", lambda: build_regression_sections(history, context.figures))
-    built.append(Page("regression", TITLES["regression"], regression, link_tables({"regression": history.table()}), []))
+    pages.append(Page("regression", TITLES["regression"], regression, link_tables({"regression": history.table()}), []))
     provenance = build_or_explain("provenance", lambda: [build_provenance_section(records, out)] if records else [])
-    built.append(Page("provenance", TITLES["provenance"], provenance, [], []))
-    shown = [page for page in built if page.sections]
-    return [build_index(results, scores, paper, out, {page.name for page in shown}), *shown]
+    pages.append(Page("provenance", TITLES["provenance"], provenance, [], []))
+    non_empty = [page for page in pages if page.sections]
+    return [build_index(results, scores, out, {page.name for page in non_empty}), *non_empty]
 
 
 def build_sections(experiment: Experiment, context: PageContext) -> list[Section]:
@@ -79,33 +81,33 @@ def build_sections(experiment: Experiment, context: PageContext) -> list[Section
     return experiment.page_module.build_sections(context)
 
 
-def build_index(results: Results, scores: list[Score], paper: Paper, out: Path, shown: set[str]) -> Page:
-    """Return the first page; shown: the names of the others."""
+def build_index(results: Results, scores: list[Score], out: Path, names: set[str]) -> Page:
+    """Return the first page; names: the names of the other pages."""
     records = results.records
     programs = dict.fromkeys(record.program for record in records)
     experiments = {program: find_experiment(program) for program in programs}
-    targets = {program: (e.page, e.title) for program, e in experiments.items() if e is not None and e.page in shown}
+    targets = {program: (e.page, e.title) for program, e in experiments.items() if e is not None and e.page in names}
     optional = (build_merits_section(records), build_unfinished_section(records, out))
     sections = [build_scorecard_section(scores), build_runs_section(records, targets), *filter(None, optional)]
     return Page("index", TITLES["index"], sections, link_tables({"merits": results.merits}), [])
 
 
 def build_or_explain(page: str, build: Callable[[], list[Section]]) -> list[Section]:
-    """Return the sections of a page, or one that says why they cannot be shown, so that the other pages are."""
+    """Return the sections of a page, or one with the reason why they cannot be built."""
     try:
         return build()
     except MISFIT_ERRORS as error:
-        text = f"This page cannot be shown: {describe_misfit(error)}. Its tables can."
+        text = f"This page cannot be shown: {describe_misfit(error)}. Its tables are available."
         return [Section(TITLES[page], page, [text], is_fault=True)]
 
 
 def link_tables(tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None = None) -> list[Link]:
-    """Return links to the CSV files of tables, of all or of those with these names, that have a row."""
-    chosen = [name for name in tables if (names is None or name in names) and len(tables[name])]
-    return [Link(f"{name}.csv", f"tables/{name}.csv") for name in chosen]
+    """Return links to the CSV files of the non-empty tables, of all or of those with these names."""
+    selected = [name for name in tables if (names is None or name in names) and len(tables[name])]
+    return [Link(f"{name}.csv", f"tables/{name}.csv") for name in selected]
 
 
 def link_campaigns(records: Sequence[RunRecord], programs: Sequence[str], out: Path) -> list[Link]:
-    """Return links to the campaigns with runs of these programs, of those that lie below the report."""
+    """Return links to the campaigns below the report that have runs of these programs."""
     folders = sorted({record.folder.parent for record in records if record.program in programs})
     return [Link(f.name, f"{f.relative_to(out)}/") for f in folders if f.is_relative_to(out)]

@@ -1,4 +1,4 @@
-"""Run folders as one compressed file, and back: how results are published.
+"""Pack run folders into one compressed file for publication, and unpack them.
 
 `python -m harness.results.bundles RESULTS FILE.tar.xz` packs them; `harness report FILE.tar.xz` reads such a file.
 """
@@ -16,8 +16,8 @@ from harness.host.files import write_below, write_bytes
 from harness.protocol.errors import UsageError
 
 FOLDER = "runs"
-# Derived from the other files and made again when it is missed.
-LEFT_OUT = ("telemetry.cache.json",)
+# Derived from the other files, and regenerated when needed.
+EXCLUDED_FILES = ("telemetry.cache.json",)
 MAX_BYTES, MAX_FILE_BYTES = 8 << 30, 1 << 29
 
 
@@ -25,12 +25,12 @@ def write_bundle(results: Path, file: Path) -> int:
     """Pack the run folders of a results folder; the same files give the same bytes.
 
     Returns:
-        How many files the bundle holds.
+        The number of files in the bundle.
 
     Raises:
         UsageError: there is no file to pack.
     """
-    paths = [p for p in sorted((results / FOLDER).rglob("*")) if p.is_file() and p.name not in LEFT_OUT]
+    paths = [p for p in sorted((results / FOLDER).rglob("*")) if p.is_file() and p.name not in EXCLUDED_FILES]
     if not paths:
         raise UsageError(f"{results / FOLDER}: no run folders to pack")
     buffer = io.BytesIO()
@@ -45,10 +45,10 @@ def write_bundle(results: Path, file: Path) -> int:
 
 
 def unpack_bundle(file: Path, results: Path) -> int:
-    """Unpack a bundle below a results folder; files that are there with the same content stay as they are.
+    """Unpack a bundle below a results folder; existing files with the same content are left unchanged.
 
     Returns:
-        How many files the bundle holds.
+        The number of files in the bundle.
 
     Raises:
         UsageError: the file is not a bundle, is damaged, is too large, or differs from a file that exists.

@@ -1,4 +1,4 @@
-"""Runs whose events do not fit together are set aside, so that one of them never keeps the others from a table."""
+"""Isolate misfits, runs whose events are inconsistent, so that they do not prevent the tables of other runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from harness.results.runs import RunRecord, mark_unreadable, readable
 
-# What code raises that meets a record without a field that it needs, or with one that makes no sense to it.
+# The errors of code that processes a record with missing or inconsistent fields.
 MISFIT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 
 
 def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRecord]], object]) -> list[RunRecord]:
-    """Return the records, marked as unreadable where the analysis of a record alone fails.
+    """Return the records; those whose analysis fails are marked as unreadable.
 
-    Raises what the analysis raises where it fails on records of which none alone is to blame.
+    The error of the analysis is raised if it fails on several records, but on none of them alone.
     """
     misfits = _find_misfits(readable(records), analyse)
     if misfits:
@@ -25,7 +25,7 @@ def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRec
 
 
 def _find_misfits(records: list[RunRecord], analyse: Callable[[list[RunRecord]], object]) -> dict[int, str]:
-    """Return the identity of each record that fails alone, with the reason, by bisection."""
+    """Find the records that fail alone by bisection; return their identities with the reasons."""
     if not records:
         return {}
     try:
@@ -39,7 +39,7 @@ def _find_misfits(records: list[RunRecord], analyse: Callable[[list[RunRecord]],
 
 
 def describe_misfit(error: Exception) -> str:
-    """Return what the analysis missed as a clause, with the place in the experiment's code that needs it."""
+    """Return the reason why an analysis failed as a clause, with the line of the experiment's code."""
     where = _locate(error)
     if isinstance(error, KeyError):
         return f"its events do not hold what the analysis needs: {error}{where}"

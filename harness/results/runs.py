@@ -1,4 +1,4 @@
-"""Records of runs, read from their folders alone."""
+"""Read the records of runs from their folders."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from harness.execution.case_files import EXIT_CODE, read_exit_code
-from harness.host.process import gc_paused
+from harness.host.process import pause_gc
 from harness.protocol import checks
-from harness.protocol.case import Unreadable, find_case_fault, find_provenance_fault, read_case, read_json, read_log
+from harness.protocol.case import Unreadable, find_case_problem, find_provenance_problem, read_case, read_json, read_log
 from harness.protocol.checks import State
 from harness.protocol.events import Event
 from harness.protocol.text import sanitize_line
 
-# Kinds of events with a field of their own in a record; all others are in events_by_kind.
-NAMED = {"start", "progress", "done", "error", "fact", "sample", "warm_up", "unavailable", "profile"}
+# Kinds of events that have their own field in a record; all others are in events_by_kind.
+KINDS_WITH_FIELDS = {"start", "progress", "done", "error", "fact", "sample", "warm_up", "unavailable", "profile"}
 # The folder of a campaign that is not a case.
 JOBS_FOLDER = "jobs"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that one run of a case left behind; one that cannot be read has the reason as its error and nothing else.
+    """The files of one run of a case; an unreadable record only has the reason as its error.
 
     Attributes:
-        facts: what is true of the whole case, by name.
+        facts: the facts about the whole case, by name.
         samples: raw measurements.
         stages: the warm_up or unavailable event of each stage.
         merits: the figures of merit that the suite asks for.
@@ -56,12 +56,12 @@ class RunRecord:
 
     @property
     def program(self) -> str:
-        """The program that ran; empty where case.json does not say."""
+        """The program that ran; empty if case.json does not contain it."""
         return str(self.case.get("program") or "")
 
     @property
     def duration_s(self) -> float | None:
-        """The time from the first event to the last; None where there is none."""
+        """The time from the first event to the last; None if there are fewer than two times."""
         if self.began_s is None or self.ended_s is None or self.ended_s <= self.began_s:
             return None
         return self.ended_s - self.began_s
@@ -72,7 +72,7 @@ class RunRecord:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Code, environment and machine as the job recorded them; empty where that cannot be read."""
+        """Code, environment and machine as the job recorded them; empty if the file cannot be read."""
         return self._provenance[0]
 
     @property
@@ -90,7 +90,7 @@ class RunRecord:
             return {}, sanitize_line(str(error))
         except OSError as error:
             return {}, f"provenance.json: {error.strerror or error}"
-        fault = find_provenance_fault(content)
+        fault = find_provenance_problem(content)
         return (content, None) if fault is None else ({}, f"provenance.json: {fault}")
 
 
@@ -100,23 +100,23 @@ def load_runs(root: Path) -> list[RunRecord]:
     A folder that cannot be read as a case, or listed as a campaign, becomes an unreadable record.
     """
     try:
-        campaigns = _folders(root)
+        campaigns = _list_folders(root)
     except FileNotFoundError:
         return []
     records: list[RunRecord] = []
     for campaign in campaigns:
         try:
-            cases = [folder for folder in _folders(campaign) if os.path.basename(folder) != JOBS_FOLDER]
+            cases = [folder for folder in _list_folders(campaign) if os.path.basename(folder) != JOBS_FOLDER]
         except OSError as error:
-            records.append(_unreadable(campaign, {}, error.strerror or str(error)))
+            records.append(_create_unreadable(campaign, {}, error.strerror or str(error)))
             continue
         records += load_run_folders(cases)
     return records
 
 
 def load_run_folders(folders: Iterable[str | Path]) -> list[RunRecord]:
-    """Return the record of each folder, whether it can be read or not."""
-    with gc_paused():
+    """Return the record of each folder, including unreadable ones."""
+    with pause_gc():
         return [load_run_folder(str(folder)) for folder in folders]
 
 
@@ -127,10 +127,10 @@ def load_run_folder(folder: str) -> RunRecord:
         case = read_case(folder)
         return _build_record(folder, case)
     except Unreadable as error:
-        return _unreadable(folder, case, str(error))
+        return _create_unreadable(folder, case, str(error))
     except OSError as error:
         name = os.path.basename(error.filename or "")
-        return _unreadable(folder, case, f"{name}: {error.strerror or error}")
+        return _create_unreadable(folder, case, f"{name}: {error.strerror or error}")
 
 
 def readable(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -140,22 +140,24 @@ def readable(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def mark_unreadable(record: RunRecord, reason: str) -> RunRecord:
     """Return the record of a case that turned out to be unreadable."""
-    return _unreadable(str(record.folder), record.case, reason)
+    return _create_unreadable(str(record.folder), record.case, reason)
 
 
-def _folders(parent: str | Path) -> list[str]:
+def _list_folders(parent: str | Path) -> list[str]:
     with os.scandir(parent) as entries:
-        named = [e for e in entries if (e.is_dir() or e.is_symlink()) and not e.name.startswith(".")]
-        return sorted(entry.path for entry in named)
+        folders = [e for e in entries if (e.is_dir() or e.is_symlink()) and not e.name.startswith(".")]
+        return sorted(entry.path for entry in folders)
 
 
-def _unreadable(folder: str, case: dict[str, Any], reason: str) -> RunRecord:
-    """Return a record that holds only what the case is called, and the figures of merit that it was to measure."""
-    about = {key: case[key] for key in ("id", "suite", "system", "program") if isinstance(case.get(key), str)}
+def _create_unreadable(folder: str, case: dict[str, Any], reason: str) -> RunRecord:
+    """Return a record with only the names of the case, and the figures of merit that its suite asks for."""
+    names: dict[str, Any] = {
+        key: case[key] for key in ("id", "suite", "system", "program") if isinstance(case.get(key), str)
+    }
     name = case.get("name")
-    about["name"] = name if isinstance(name, str) else os.path.basename(folder)
-    rows = case.get("performance") if "program" in about and find_case_fault(case) is None else None
-    return RunRecord(Path(folder), about | ({"performance": rows} if rows else {}), "unreadable", sanitize_line(reason))
+    names["name"] = name if isinstance(name, str) else os.path.basename(folder)
+    rows = case.get("performance") if "program" in names and find_case_problem(case) is None else None
+    return RunRecord(Path(folder), names | ({"performance": rows} if rows else {}), "unreadable", sanitize_line(reason))
 
 
 def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
@@ -177,7 +179,7 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
                 profile = event
             case "error":
                 error = sanitize_line(event["message"])
-            case kind if kind not in NAMED:
+            case kind if kind not in KINDS_WITH_FIELDS:
                 events_by_kind.setdefault(kind, []).append(event)
     ended = read_exit_code(folder)
     if ended is None and os.path.lexists(f"{folder}/{EXIT_CODE}"):

@@ -1,6 +1,6 @@
-"""Tables whose columns are declared, and the tables that do not depend on the experiment.
+"""Tables with declared columns, and the tables that all experiments share.
 
-A column that a table does not have is an error that names both.
+An unknown column is an error that names the column and the table.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class ColumnError(UsageError):
 
 
 class MissingColumn(KeyError):
-    """A table was asked for a column that it does not have."""
+    """The requested column is not in the table."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class Table(pd.DataFrame):
-    """A data frame that knows the name of its table, and says it where a column is missing."""
+    """A data frame with a name, which it gives in the error for a missing column."""
 
     _metadata = ("table_name",)
     table_name = ""
@@ -42,7 +42,7 @@ class Table(pd.DataFrame):
         return Table
 
     def __getitem__(self, key: Any) -> Any:
-        """Return columns or rows as a data frame does; raise MissingColumn for a column that there is not."""
+        """Return columns or rows as a data frame does; raise MissingColumn for an unknown column."""
         try:
             return super().__getitem__(key)
         except KeyError as error:
@@ -52,7 +52,7 @@ class Table(pd.DataFrame):
 
 
 class Row(dict[str, Any]):
-    """A row of a table, None where it has no value; names the table where a column is missing."""
+    """A row of a table, with None for missing values; the error for an unknown column names the table."""
 
     table_name = ""
 
@@ -84,12 +84,12 @@ class Columns:
         return self.groups[group]
 
     def select(self, row: Mapping[str, Any], *groups: str) -> dict[str, Any]:
-        """Return what a row has of the table's columns, or of those of the groups alone."""
+        """Return the values of a row in the table's columns, or only in those of the groups."""
         names = chain.from_iterable(self[group] for group in groups) if groups else self.names
         return {name: row[name] for name in names if name in row}
 
     def build(self, rows: Iterable[Mapping[str, Any]]) -> Table:
-        """Return the table; a value that a row does not have is missing. Raises ColumnError for any other column."""
+        """Return the table; rows may lack values. Raise ColumnError if a row has an unknown column."""
         rows = list(rows)
         unknown = set(chain.from_iterable(rows)).difference(self.names)
         if unknown:
@@ -109,7 +109,7 @@ def interval_columns(name: str, estimate: Interval) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def samples_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+def build_samples_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per raw sample, with the suite, case, id and folder of its run."""
     return pd.DataFrame(
         [
@@ -121,7 +121,7 @@ def samples_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     )
 
 
-def merits_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+def build_merits_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per figure of merit, with its reference and verdict."""
     names = [field.name for field in fields(checks.FigureOfMerit)]
     rows = [{**_run_columns(r), **{k: getattr(m, k) for k in names}} for r in records for m in r.merits]

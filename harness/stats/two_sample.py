@@ -1,4 +1,4 @@
-"""Distance of one sample from another: estimate, interval and p value, without an assumed distribution."""
+"""Nonparametric comparison of two samples: estimate, interval and p value of their shift."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _p_values(a: Floats, b: Floats) -> Floats:
     It is that of scipy.stats.mannwhitneyu, which takes ten times as long for one row: exact in small samples without
     ties, else normal, corrected for ties and continuity. It is never below the probability of the most extreme order.
     """
-    from scipy.stats import rankdata  # type: ignore[import-untyped]  # takes most of a second to import
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # importing it takes most of a second
 
     n_a, n_b = a.shape[1], b.shape[1]
     n, pairs = n_a + n_b, n_a * n_b

@@ -1,4 +1,4 @@
-"""Aggregates of the series of a source over windows: for each node and device one number per window."""
+"""Aggregate the series of a source over windows: one number per window, node and device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAXIMA = {
     "accelerator_memory_percent": "accelerator_memory_highest_percent",
     "accelerator_temperature_c": "accelerator_temperature_highest_c",
 }
-# Unit of the name of an energy or power -> what it is measured by.
+# Unit of an energy or power -> method of measurement.
 ENERGY_METHODS = {"j": "counter", "w": "power"}
 
 
@@ -51,7 +51,7 @@ class Aggregates:
 
     Attributes:
         joules: Sensor -> "counter" or "power" -> joules; NaN where too little of the window is covered.
-        regressed: The same of interleaved windows by regression, with its variance.
+        regressed: The same for interleaved windows by regression, with variances.
         means: Host -> name -> means of each series.
         maxima: Host -> name -> largest sample.
         totals: Host -> name -> increase of counters.
@@ -91,7 +91,7 @@ class WindowSegments:
         return joules, variance
 
     def integrate(self, curve: CumulativeSeries) -> tuple[Floats, Floats, Floats]:
-        """Return of each window: increase or integral, covered seconds, and these as a share of all."""
+        """Return the increase or integral, the covered seconds, and the covered share of each window."""
         amount, covered = (self.sum(x) for x in curve.integrate(self.starts, self.ends))
         return amount, covered, np.divide(covered, self.seconds, out=np.zeros_like(covered), where=self.seconds > 0)
 
@@ -111,7 +111,7 @@ class WindowSegments:
 
 
 def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments, source: TelemetrySource) -> None:
-    """Add a series to the aggregates; its faults are counted among those of the source."""
+    """Add a series to the aggregates, and its faults to those of the source."""
     host, name = get_host(series.labels), series.labels.get("__name__")
     if name == FIGURE_OF_MERIT:
         medians = [_median_within(series, s, e) for s, e in zip(segments.starts, segments.ends, strict=True)]
@@ -132,7 +132,7 @@ def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments,
     if curve is None:
         source.faults.add("series of fewer than two samples")
         if measures_energy:
-            # the device exists: without its energy, the sum of the others is not that of the node
+            # without the energy of this device, the sum over the others is not the energy of the node
             aggregates.joules[key].setdefault(ENERGY_METHODS[unit], np.full(segments.count, np.nan))
         return
     aggregates.intervals.append(curve.interval_s)
@@ -155,7 +155,7 @@ def _add_energy(
 ) -> None:
     amount, _, share = segments.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # the use of the small part that is not covered is assumed to equal that of the rest
+        # the rate in the small uncovered part is assumed to equal that in the rest
         aggregates.joules[key][method] = np.where(share >= MIN_COVERAGE, amount / share, np.nan)
     if segments.interleaved:
         aggregates.regressed[key][method] = segments.regress_energy(curve)

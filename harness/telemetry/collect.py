@@ -1,7 +1,8 @@
-"""Use of every part of every case, from the telemetry in run folders.
+"""Collect the usage of cases and their parts from the telemetry in run folders.
 
 Sources are raw exports (`omnistat*.jsonl`), folders of exported CSV files (`omnistat-*.csv`) and the sampler's files
-(`telemetry/<node>.jsonl`): in a case's folder for that case, in the campaign's and its jobs' for all of its cases.
+(`telemetry/<node>.jsonl`). Those in a case's folder are for that case, those in the folders of the campaign and of its
+jobs for all of its cases.
 Results are cached in the campaign's folder, since an export of 700 MB takes about ten seconds to read; the cache can
 be deleted at any time.
 """
@@ -21,7 +22,7 @@ from harness.host.files import write_bytes
 from harness.results.runs import RunRecord
 from harness.telemetry.omnistat_csv import PATTERN, CsvExport
 from harness.telemetry.prometheus_export import PrometheusExport
-from harness.telemetry.timeseries import TelemetrySource, collector_version
+from harness.telemetry.timeseries import TelemetrySource, find_collector_version
 from harness.telemetry.usage import Consumption, Usage, compute_usage
 from harness.telemetry.windows import Window, list_windows
 
@@ -44,14 +45,14 @@ class SourceSummary:
 
 @dataclass
 class Telemetry:
-    """Usage of windows, and the sources that it is from."""
+    """The usage of windows, and its sources."""
 
     usages: list[Usage] = field(default_factory=list)
     sources: list[SourceSummary] = field(default_factory=list)
 
 
 class CacheEntry(BaseModel, strict=True, extra="forbid"):
-    """What one source gave: consumption in the order of its windows, version of the collector, and faults."""
+    """The results of one source: consumption in the order of its windows, version of the collector, and faults."""
 
     usages: list[Consumption]
     version: str
@@ -59,14 +60,14 @@ class CacheEntry(BaseModel, strict=True, extra="forbid"):
 
 
 class Cache(BaseModel, strict=True, extra="forbid"):
-    """Entries of the sources of one campaign, by the state of their files and the windows."""
+    """Entries of the sources of one campaign, by a digest of their files and windows."""
 
     version: Literal[3] = 3
     sources: dict[str, CacheEntry] = {}
 
 
 def collect_usage(records: Sequence[RunRecord]) -> Telemetry:
-    """Return the usage of every window with telemetry; a case's own files are used where its job's have no samples."""
+    """Return the usage of every window with telemetry; files of a job take precedence over those of a case."""
     telemetry = Telemetry()
     by_campaign: dict[Path, list[RunRecord]] = {}
     for record in records:
@@ -96,7 +97,7 @@ class CampaignCollector:
                 write_bytes(f"{self._folder}/{CACHE_FILE}", self._used.model_dump_json().encode())
 
     def collect(self, by_case: dict[Path, list[Window]]) -> None:
-        """Add the usage of the campaign's windows, given by run folder, and its sources."""
+        """Add the usage of the campaign's windows and its sources; by_case: the windows of each run folder."""
         windows = [window for case_windows in by_case.values() for window in case_windows]
         for source in find_sources([self._folder, self._folder / "jobs"]):
             self._add_source(source, _overlapping_windows(windows, source))
@@ -114,7 +115,7 @@ class CampaignCollector:
             if cached is None or len(cached.usages) != len(windows):
                 usages = compute_usage(source, windows)
                 cached = CacheEntry.model_construct(
-                    usages=usages, version=collector_version(source), faults=source.faults.summary()
+                    usages=usages, version=find_collector_version(source), faults=source.faults.summary()
                 )
             entry = self._used.sources[key] = cached
         for window, consumption in zip(windows, entry.usages, strict=True):

@@ -1,8 +1,8 @@
-"""Cumulative curves of one series, from which increase, integral and coverage of any window are read.
+"""Cumulative curves of one series, from which the increase, integral and coverage of any window are computed.
 
-A counter's increase and a power's integral over a window are differences of such a curve at its two ends, with straight
-lines between samples. What lies beyond the first and last sample, or in a gap of a gauge, is not covered. Samples that
-no device can show are dropped and counted first.
+The increase of a counter and the integral of a power over a window are differences of such a curve at the ends of the
+window, with linear interpolation between samples. Times before the first sample, after the last, or in a gap of a gauge
+are not covered. Samples that no device can show are counted and dropped first.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from harness.telemetry.timeseries import Faults, Floats
 
 OUT_OF_BOUNDS, LEAPS = "samples out of bounds", "counter leaps out of bounds"
 INVALID_COUNTER = "invalid counter samples"
-GAP_FACTOR = 3.0  # an interval so many times longer than the median one is a gap
-SPIKE_FACTOR = 50.0  # a step so many times faster than the median one, just after a fall, is a return from a bad sample
-RESET_FRACTION = 0.2  # a counter of which more than this share of steps fall counts each interval on its own
-COUNTER_LAG_S = 1.0  # a counter may lag behind the clock by so much
-MAX_LEAPS = 100  # a counter that leaps more often is of no use
-MAX_COUNT = 1e30  # no counter gets so far, whatever it counts
+GAP_FACTOR = 3.0  # an interval that is this many times the median one is a gap
+SPIKE_FACTOR = 50.0  # a rate this many times the median one, just after a fall, is the return from an invalid sample
+RESET_FRACTION = 0.2  # a counter with a larger share of falling steps restarts with each interval
+COUNTER_LAG_S = 1.0  # a counter may lag behind the clock by this time
+MAX_LEAPS = 100  # a counter with more leaps is unusable
+MAX_COUNT = 1e30  # larger than the value of any counter
 Mask = NDArray[np.bool_]
 
 
@@ -35,8 +35,8 @@ class CumulativeSeries:
 
     Attributes:
         times: Unix times of the samples, in seconds.
-        total: Accumulated up to each sample; of a gauge its time integral.
-        covered: Seconds that are known up to each sample.
+        total: Increase up to each sample, or time integral of a gauge.
+        covered: Covered seconds up to each sample.
         levels: The samples themselves.
         interval_s: Median time between samples.
     """
@@ -93,7 +93,7 @@ def build_cumulative(
         bounds: Range of a gauge's values, or of a counter's gain in a second.
         faults: Faults of the source, which are added to.
         name: Name of the series in messages.
-        may_restart: The counter may count each interval on its own; one that falls all the time does.
+        may_restart: Whether the counter may restart with each interval, which shows in frequent falls.
     """
     times, values = _sanitize(times, values, faults.counts)
     restarts = may_restart and len(values) > 1 and (np.diff(values) < 0).mean() > RESET_FRACTION
@@ -151,7 +151,7 @@ def _drop_invalid_counter(
 ) -> tuple[Floats, Floats, Mask]:
     """Return the samples that a counter of at most max_rate per second can show, and the intervals in which it leapt.
 
-    restarts: the counter counts each interval on its own.
+    restarts: the counter restarts with each interval.
     """
     is_valid = (values >= 0) & (values <= MAX_COUNT)
     faults.add(OUT_OF_BOUNDS, name, int((~is_valid).sum()))
@@ -167,7 +167,7 @@ def _drop_invalid_counter(
 
 
 def _find_dips(times: Floats, values: Floats, max_rate: float, max_gain: Floats) -> Mask:
-    """Find single samples that fell and from which the counter leapt back to where it was."""
+    """Find single samples that fell and from which the counter returned to its level."""
     dips = np.zeros(len(values), dtype=bool)
     if len(values) > 2:
         across = values[2:] - values[:-2]
@@ -180,7 +180,7 @@ def _find_dips(times: Floats, values: Floats, max_rate: float, max_gain: Floats)
 def _drop_leaps(
     times: Floats, values: Floats, max_rate: float, faults: Faults, name: str
 ) -> tuple[Floats, Floats, Mask]:
-    """Drop samples to which a counter leapt and from which it returned; where it stayed, that interval is unknown."""
+    """Drop samples to which a counter leapt and from which it returned; other leaps are unknown intervals."""
     gains = np.diff(values)
     leaps = np.flatnonzero(gains > max_rate * (np.diff(times) + COUNTER_LAG_S))
     faults.add(LEAPS, name, len(leaps))
@@ -202,10 +202,10 @@ def _drop_leaps(
 
 
 def _counter_increments(values: Floats, steps: Floats, is_unknown: Mask, counts: Counter[str]) -> Floats:
-    """Return what a counter has gained between samples; values of unknown intervals are arbitrary.
+    """Return the increments of a counter between samples; those of unknown intervals are arbitrary.
 
-    Where it fell it was reset, and its gain since the sample before is lost: the median rate of its other steps is
-    assumed. A sample that fell and from which the counter leapt back to where it was is invalid, and skipped.
+    A fall is a reset, whose increment is unknown: the median rate of the other steps is assumed. A sample that fell and
+    from which the counter returned to its level is invalid, and is skipped.
     """
     gained = np.diff(values)
     fell = gained < 0

@@ -1,4 +1,4 @@
-"""Metrics that Omnistat and the harness's own sampler write: what each measures, in which unit and within which bounds.
+"""Metrics of Omnistat and of the harness's sampler: their quantities, units and bounds.
 
 Omnistat's names, labels and units are those of its documentation, https://rocm.github.io/omnistat/metrics.html (v1.14).
 """
@@ -13,7 +13,7 @@ from typing import Literal
 from harness.protocol.text import sanitize_line
 
 Kind = Literal["gauge", "counter"]
-# Sensors of a component's energy or power, best first; of each node only one of them is used.
+# Sensors of a component's energy or power, best first; only one is used for each node.
 SENSOR_PRIORITY = ("rocm", "nvml", "cray", "rapl")
 COMPONENTS = ("node", "accelerator", "cpu", "memory")
 DEVICE_LABELS = ("card", "accel", "package", "interface", "name")
@@ -22,13 +22,13 @@ MAX_NAME_LENGTH = 200
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a metric measures.
+    """The quantity that a metric measures.
 
     Attributes:
         name: Name with its unit.
         kind: Whether it accumulates (counter) or not (gauge).
         device: Label that distinguishes devices.
-        sensor: Who measures it.
+        sensor: Interface that measures it.
         scale: Factor from values of the metric to the unit of the name.
     """
 
@@ -101,7 +101,7 @@ MEMORY = {"FETCH_SIZE", "WRITE_SIZE"}
 
 
 def identify_quantity(labels: Mapping[str, str]) -> Quantity | None:
-    """Return what a series measures; None if the harness does not use it.
+    """Return the quantity of a series; None if the harness does not use it.
 
     Hardware counters are converted to operations (`flop_f64`, of all lanes of a wavefront, active or not) and bytes of
     device memory (`memory_traffic_bytes`).
@@ -136,9 +136,9 @@ def format_name(labels: Mapping[str, str]) -> str:
 
 def get_host(labels: Mapping[str, str]) -> str:
     """Return the node that a series is from, without domain and port."""
-    return short_hostname(labels.get("instance", ""))
+    return shorten_hostname(labels.get("instance", ""))
 
 
-def short_hostname(host: str) -> str:
+def shorten_hostname(host: str) -> str:
     """Return a host's name without domain and port."""
     return host.split(":", 1)[0].split(".", 1)[0]

@@ -1,8 +1,8 @@
 """Raw exports of the server's API: JSON lines, each `metric`, `values` and `timestamps` in milliseconds.
 
 A series may be spread over several lines anywhere in the file. A first pass indexes them, a second reads one series at
-a time: memory does not grow with the length of the file. An answer of `query_range`, one object with values as text and
-times in seconds, is read too.
+a time: memory does not grow with the length of the file. A response of `query_range`, one object with values as text
+and times in seconds, can be read too.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ class PrometheusExport:
         """Return node -> times of its first and last sample."""
         return self.index.spans
 
-    def _read(self, wanted: Callable[[Mapping[str, str]], bool]) -> Iterator[Series]:
+    def _read(self, is_selected: Callable[[Mapping[str, str]], bool]) -> Iterator[Series]:
         locations = self.index.locations
         with ExitStack() as stack:
             handles = [stack.enter_context(path.open("rb")) for path in self.paths]
             for key, lines in locations.items():
                 labels = dict(key)
-                if not wanted(labels):
+                if not is_selected(labels):
                     continue
                 parts = [
                     part for file_index, offset in lines for part in self._read_line(handles[file_index], offset, key)
@@ -151,7 +151,7 @@ class PrometheusExport:
         self._index_nonstandard_line(index, line, offset, where)
 
     def _index_nonstandard_line(self, index: Index, line: bytes, offset: tuple[int, int], where: str) -> None:
-        """Index a line with its keys in another order, or an answer of query_range."""
+        """Index a line with its keys in another order, or a response of query_range."""
         content = _parse_json(line)
         if content is None:
             self.faults.add(INVALID_JSON if line.endswith(b"\n") else TRUNCATED_LINE, where)
@@ -171,7 +171,7 @@ def _is_used(labels: Mapping[str, str]) -> bool:
 
 
 def _are_labels(labels: Any) -> bool:
-    """Return whether these are labels: strings by name, with the name of the metric among them."""
+    """Return whether these are labels: strings by name, including the name of the metric."""
     return isinstance(labels, dict) and "__name__" in labels and all(isinstance(v, str) for v in labels.values())
 
 
@@ -187,7 +187,7 @@ def _parse_json(text: bytes) -> Any:
 
 
 def _parse_rows(content: Any) -> list[tuple[dict[str, Any], Floats, Floats]]:
-    """Return labels, times in seconds and values of each series of a line; none if it is something else."""
+    """Return labels, times in seconds and values of each series of a line; empty if the line has no series."""
     if not isinstance(content, dict):
         return []
     if "data" in content:

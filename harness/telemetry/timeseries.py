@@ -1,4 +1,4 @@
-"""Time series of a telemetry source, whatever its file format, and what a source says about its job and its clocks."""
+"""Time series of telemetry sources of any format, and the information of a source on its job and its clocks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from harness.telemetry.metrics import ANNOTATION, COLLECTOR_INFO
 
 Floats = NDArray[np.float64]
 
-FIRST_S, LAST_S = 1.0, 1e11  # Unix seconds (1970 and 5138); a time outside of them is not one
+FIRST_S, LAST_S = 1.0, 1e11  # Unix seconds (1970 and 5138) between which a time is valid
 NO_TIME = "samples without a time"
-ANNOTATION_DELAY_S = 3600.0  # an annotation is sampled at most so many seconds after it began
+ANNOTATION_DELAY_S = 3600.0  # the longest time between the start of an annotation and its first sample
 SYNC_TOLERANCE_S = 60.0  # collectors start and stop within this on nodes whose clocks agree
 MIN_NODES_TO_COMPARE = 3  # with fewer nodes there is no majority
 
 
 @dataclass(frozen=True)
 class Series:
-    """One metric of one device of one node: labels (`__name__` among them), Unix times in seconds, and values."""
+    """One metric of one device of one node: labels (including `__name__`), Unix times in seconds, and values."""
 
     labels: Mapping[str, str]
     times: Floats
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass
 class Faults:
-    """Faults of a source, counted by kind; of some kinds also where the first one is."""
+    """Faults of a source, counted by kind, with the location of the first one of some kinds."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class TelemetrySource(Protocol):
     faults: Faults
 
     def job_series(self) -> Iterator[Series]:
-        """Yield the series about the job: annotations, the scheduler's facts, the collector's own."""
+        """Yield the series on the job: annotations, and information of the scheduler and of the collector."""
 
     def series(self) -> Iterator[Series]:
         """Yield the series that the harness uses, each complete; memory holds one at a time."""
@@ -97,13 +97,13 @@ def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
     return [(marker, *span) for marker, span in sorted(spans.items(), key=lambda item: item[1])]
 
 
-def collector_version(source: TelemetrySource) -> str:
-    """Return the version of the collector; empty if the source does not hold it."""
+def find_collector_version(source: TelemetrySource) -> str:
+    """Return the version of the collector; empty if it is unknown."""
     versions = {s.labels.get("version") for s in source.job_series() if s.labels.get("__name__") == COLLECTOR_INFO}
     return ", ".join(sorted(filter(None, versions)))
 
 
-def clock_offsets(spans: Mapping[str, tuple[float, float]], faults: Faults) -> dict[str, float]:
+def find_clock_offsets(spans: Mapping[str, tuple[float, float]], faults: Faults) -> dict[str, float]:
     """Return the seconds by which clocks of nodes are ahead of the majority's; nodes that agree are left out.
 
     A node whose samples begin and end equally early (or late) has a wrong clock; one whose samples only begin late

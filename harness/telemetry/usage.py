@@ -1,4 +1,4 @@
-"""Use of windows, from one telemetry source: energy, utilization and traffic."""
+"""Compute the usage of windows from one telemetry source: energy, utilization and traffic."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import ConfigDict, Field
 
 from harness.telemetry.aggregate import MAXIMA, MEANS, MIN_COVERAGE, Aggregates, SensorKey, WindowSegments, add_series
 from harness.telemetry.metrics import COMPONENTS, SENSOR_PRIORITY, get_host
-from harness.telemetry.timeseries import Floats, Series, TelemetrySource, clock_offsets
+from harness.telemetry.timeseries import Floats, Series, TelemetrySource, find_clock_offsets
 from harness.telemetry.windows import Window
 
-# Shortest window (and piece of one) in sampling intervals; its edges are only resolved to one interval.
+# Shortest window (and piece of one) in sampling intervals, since its edges are only resolved to one interval.
 MIN_INTERVALS = 2.0
-# Energy by regression counts where two standard errors are at most this share of it.
+# Energy by regression is used if two standard errors are at most this share of it.
 MAX_REGRESSION_ERROR = 0.2
 TOO_SHORT = "too short"
 FLOP_PREFIX = "flop_"
@@ -28,7 +28,7 @@ Joules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(kw_only=True)
 class Consumption:
-    """What was used, without the window that it was used in; what is written to the cache.
+    """The usage of a window without the window itself, as it is written to the cache.
 
     Attributes:
         source: File name of the source.
@@ -37,10 +37,10 @@ class Consumption:
         interval_s: Median time between samples; NaN without samples.
         samples: Number of samples of all nodes.
         energy_j: Component -> joules of the nodes with samples.
-        how: Component -> what the joules were measured by.
+        how: Component -> method of measurement.
         figures: Name -> mean, maximum, total or rate.
-        why_not: Why there is no energy; empty if there is one.
-        missing: A component that is left out since some nodes have only part of it.
+        why_not: The reason why there is no energy; empty if there is one.
+        missing: A component that is left out, with the reason.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants")
@@ -59,14 +59,14 @@ class Consumption:
 
 @dataclass(kw_only=True)
 class Usage(Consumption):
-    """What a window used."""
+    """The usage of a window."""
 
     window: Window
 
 
 def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Usage]:
-    """Compute what each window used, as far as the source shows it; its faults are complete afterwards."""
-    offsets = clock_offsets(source.spans(), source.faults)
+    """Compute the usage of each window from a source, whose faults are complete afterwards."""
+    offsets = find_clock_offsets(source.spans(), source.faults)
     segments = WindowSegments(windows)
     aggregates = Aggregates()
     for series in source.series():
@@ -124,8 +124,8 @@ class _WindowUsage:
     def _add_energy(self, component: str) -> None:
         """Add the joules of a component on all the window's nodes.
 
-        Each node uses its best sensor, each device its counter where that moved, else its power. A node without
-        joules, or with fewer devices than others, leaves the component without a number.
+        For each node the best sensor is used, and for each device its counter if it increases, or else its power. The
+        component has no number if a node has no joules, or fewer devices than the others.
         """
         joules: list[float] = []
         methods: set[str] = set()
@@ -155,7 +155,7 @@ class _WindowUsage:
             usage.missing = f"{component}: {n_unknown} devices with too few valid samples"
 
     def _add_regressed_energy(self) -> None:
-        """Add the joules of a window that alternated with others, of the components whose sum is known well enough."""
+        """Add the joules of a window that alternates with others, for components with a sufficiently small error."""
         usage = self.usage
         errors = []
         for component in COMPONENTS:
@@ -185,7 +185,7 @@ class _WindowUsage:
 
     def _regressed_device(self, key: SensorKey) -> Iterator[tuple[Floats, Floats]]:
         by_method = self.aggregates.regressed[key]
-        # a counter that never moved is not connected to the device, whatever least squares give
+        # a counter that never increases is not connected to the device, whatever the fit gives
         if "counter" in by_method and np.nansum(self.aggregates.joules[key]["counter"]) > 0:
             yield by_method["counter"]
         elif "power" in by_method:
@@ -224,7 +224,7 @@ class _WindowUsage:
 
 
 def _device_energy(by_method: Mapping[str, Floats], k: int) -> tuple[float, str] | None:
-    """Return joules of a device in window k and what they were measured by; None if they are unknown."""
+    """Return joules of a device in window k and the method of measurement; None if they are unknown."""
     counter, power = (float(by_method[m][k]) if m in by_method else math.nan for m in ("counter", "power"))
     if counter > 0 or (counter == 0 and not power > 0):
         return counter, "counter"

@@ -1,7 +1,7 @@
-"""Windows of cases: when and on which nodes a case, its trials, epochs, stages and precisions ran, from its records.
+"""Windows: the times and nodes of a case and of its trials, epochs, stages and precisions, from its record.
 
-Windows of one case that alternate too quickly for single samples (stages of a ladder, precisions) share the samples of
-their case; the energy of each is estimated by regression.
+Windows of one case that alternate faster than the sampling (stages of a ladder, precisions) share the samples of their
+case; the energy of each is estimated by regression.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 
 from harness.results.runs import RunRecord
 from harness.telemetry.cumulative import CumulativeSeries
-from harness.telemetry.metrics import short_hostname
+from harness.telemetry.metrics import shorten_hostname
 from harness.telemetry.timeseries import Floats
 
 What = Literal["case", "epoch", "trial", "stage", "precision"]
 Nodes = tuple[frozenset[str], ...]
 NODE_FILE = "nodes"
-MIN_SPARE_INTERVALS = 5  # sampling intervals beyond the number of windows that a regression needs for its residual
-MIN_IDLE_SHARE = 1e-3  # of an interval, from which the time outside all windows gets a power of its own
+MIN_SPARE_INTERVALS = 5  # sampling intervals in excess of the number of windows that a regression needs
+MIN_IDLE_SHARE = 1e-3  # share of an interval above which the time outside all windows has a separate power
 
 
 @dataclass(frozen=True)
 class Window:
-    """When and where a part of a case ran.
+    """The time and the nodes of a case or of a part of it.
 
     Attributes:
         folder: Run folder of the case.
         what: Kind of the part.
         name: Which of its kind; empty for the case.
         pieces: Unix times of begin and end in seconds; one pair, or many where parts alternate.
-        nodes: The short names of each node; None where the records hold none, which stands for all nodes of a source.
+        nodes: The short names of each node; None if the record has none, which stands for all nodes of a source.
     """
 
     folder: str
@@ -51,7 +51,7 @@ class Window:
 
 
 def list_windows(record: RunRecord) -> Iterator[Window]:
-    """Yield the windows of a case, its own first; none for a case that has not begun."""
+    """Yield the window of a case, then those of its parts; none for a case that has not begun."""
     if record.began_s is None or record.ended_s is None or record.ended_s <= record.began_s:
         return
     folder, nodes = str(record.folder), read_nodes(record.folder)
@@ -65,22 +65,22 @@ def list_windows(record: RunRecord) -> Iterator[Window]:
 
 
 def read_nodes(folder: Path) -> Nodes | None:
-    """Read the nodes that the job of a case wrote: one line each, its name and perhaps its host's."""
+    """Read the nodes that the job of a case wrote, with one line per node: its name and, optionally, its host's."""
     try:
         lines = (folder / NODE_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return tuple(frozenset(map(short_hostname, line.split())) for line in lines if line.split()) or None
+    return tuple(frozenset(map(shorten_hostname, line.split())) for line in lines if line.split()) or None
 
 
 def _match_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
     """Return the nodes with these names, with all the names that the list of the case has for them."""
-    named = [frozenset(map(short_hostname, aliases)) for aliases in names]
+    named = [frozenset(map(shorten_hostname, aliases)) for aliases in names]
     return tuple(next((node for node in known or () if node & aliases), aliases) for aliases in named)
 
 
 def _epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield each epoch with its time: its own seconds where it has them, else since the end of the one before."""
+    """Yield each epoch with its time, which starts at the end of the previous epoch if its duration is unknown."""
     previous_end = record.began_s
     for event in record.events_by_kind.get("epoch", []):
         end, duration = event.get("time_s"), event.get("train_s")
@@ -112,7 +112,7 @@ class InterleavedWindows:
 
     Attributes:
         indices: Their indices among all windows.
-        occupied: For each window, the edges of its pieces and how many seconds it has had by each edge.
+        occupied: For each window, the edges of its pieces and the seconds of the window up to each edge.
         seconds: Duration of each window.
     """
 
@@ -123,8 +123,9 @@ class InterleavedWindows:
     def regress_energy(self, energy: CumulativeSeries) -> tuple[Floats, Floats]:
         """Estimate the energy of each window and its variance by least squares; NaN where samples do not suffice.
 
-        For each sampling interval the energy is known, and how many seconds each window had: their powers are the
-        coefficients (ordinary least squares; Seber and Lee, Linear Regression Analysis, 2nd ed., 2003, section 3.2).
+        The energy of each sampling interval and the seconds of each window in it are known; the powers of the windows
+        are the coefficients (ordinary least squares; Seber and Lee, Linear Regression Analysis, 2nd ed., 2003, section
+        3.2).
         Windows with the same share of every interval cannot be distinguished: their variance shows that.
         """
         start = min(edges[0] for edges, _ in self.occupied)
@@ -161,7 +162,7 @@ def group_interleaved(windows: Sequence[Window]) -> Iterator[InterleavedWindows]
 
 
 def _occupied_seconds(window: Window) -> tuple[Floats, Floats]:
-    """Return the edges of a window's pieces, and how many seconds it has had by each."""
+    """Return the edges of a window's pieces, and the seconds of the window up to each edge."""
     pieces = np.array(sorted(window.pieces))
     lengths = np.maximum(pieces[:, 1] - pieces[:, 0], 0.0)
     total = np.concatenate([[0.0], np.cumsum(lengths)])

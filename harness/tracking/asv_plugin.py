@@ -1,4 +1,4 @@
-"""Plugin that asv loads in its own process: a machine file, an environment of sources, and an end with its parent.
+"""Plugin that asv loads in its process: it sets the machine file and an environment, and ends asv with its parent.
 
 asv loads it by the key `plugins` of its configuration. Written for asv 0.6.
 """
@@ -23,7 +23,7 @@ PARENT_POLL_S = 0.5
 
 
 class SourcesEnvironment(Environment):  # type: ignore[misc]
-    """The Python that runs asv, with the sources of each commit before all that it has installed."""
+    """The Python that runs asv, with the sources of each commit before its installed packages."""
 
     tool_name = SOURCES_ENVIRONMENT
 
@@ -71,7 +71,7 @@ def setup() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Kill asv and all that it has started once its parent is gone: two must not share a folder."""
+    """Kill asv and its child processes once its parent has ended, since two must not share a folder."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     for process in psutil.Process().children(recursive=True):

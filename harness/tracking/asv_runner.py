@@ -24,7 +24,7 @@ import orjson
 import psutil
 
 from harness.host.files import write_json, write_text
-from harness.host.provenance import cpu_name
+from harness.host.provenance import read_cpu_name
 from harness.protocol.errors import UsageError
 from harness.tracking.git_commits import Commit
 
@@ -54,7 +54,7 @@ class Project:
 
 @dataclass(frozen=True)
 class AsvSession:
-    """What is measured together: commits on one machine, by one set of benchmarks, in one kind of environment.
+    """A comparable set of measurements: commits on one machine, with one set of benchmarks and kind of environment.
 
     Attributes:
         machine: Description of the machine, with asv's keys.
@@ -102,7 +102,7 @@ def load_project(repo: Path, config: Path | None) -> Project:
     candidates = [config] if config is not None else [repo / name for name in CONFIG_FILES]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
-        raise UsageError(f"{candidates[0]}: no such file; benchmarks are described there (or in a --config FILE)")
+        raise UsageError(f"{candidates[0]}: no such file; it (or a --config FILE) describes the benchmarks")
     content = _load_config(path)
     benchmarks = (path.parent / str(content.get("benchmark_dir", "benchmarks"))).resolve()
     if not benchmarks.is_dir():
@@ -190,7 +190,7 @@ def describe_machine() -> dict[str, str]:
     """Return the description of this machine, with asv's keys."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "unnamed"
     return {
-        "machine": host, "os": platform.system(), "arch": platform.machine(), "cpu": cpu_name(),
+        "machine": host, "os": platform.system(), "arch": platform.machine(), "cpu": read_cpu_name(),
         "num_cpu": str(os.cpu_count()), "ram": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
     }  # fmt: skip
 
@@ -218,7 +218,7 @@ def _is_threshold(item: tuple[str, Any]) -> bool:
 
 
 def _run_asv(command: Sequence[str], output: int) -> int:
-    """Run asv and return its exit code; an interrupt ends it with all processes that it has started."""
+    """Run asv and return its exit code; an interrupt kills it and all of its child processes."""
     package = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *sys.path[1:]])}
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment) as process:

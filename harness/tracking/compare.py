@@ -1,4 +1,4 @@
-"""Comparison of two selections of runs, metric by metric: ratio, interval, and whether noise could explain it."""
+"""Compare two selections of runs, metric by metric: ratio, interval, and whether noise can explain the difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.experiments.metrics import Metric
 from harness.protocol.errors import UsageError
-from harness.protocol.text import count, sanitize_line
+from harness.protocol.text import pluralize, sanitize_line
 from harness.stats.intervals import median_interval
 from harness.stats.two_sample import Shift, estimate_ratios
 from harness.tracking.selectors import LOCATION_KEYS, Observation, RunSelector
@@ -22,11 +22,11 @@ from harness.tracking.selectors import LOCATION_KEYS, Observation, RunSelector
 Verdict = Literal["better", "worse", "no difference seen", "too noisy", "too few samples"]
 Key = tuple[str, ...]
 Samples = tuple[float, ...]
-FALSE_DISCOVERY_RATE = 0.05  # largest share of wrong ones among the metrics that are called different
-MAX_RESOLUTION = 0.05  # an interval that reaches farther than this could hide a difference that matters
+FALSE_DISCOVERY_RATE = 0.05  # largest share of false ones among the reported differences
+MAX_RESOLUTION = 0.05  # a wider interval could hide a relevant difference
 CONFIDENCE = 0.95
 COVERAGE_TOLERANCE = 0.02
-MAX_SHOWN = 40
+MAX_ROWS = 40
 HEADS = ("what", "metric", "A", "B", "B / A [95%]", "p", "n", "noise", "verdict")
 COLUMNS = (
     "what", "metric", "unit", "better", "a_median", "b_median", "ratio", "low", "high", "coverage", "p", "paired",
@@ -91,7 +91,7 @@ class MetricComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All compared metrics, and the number of metrics that one side alone has."""
+    """All compared metrics, and the numbers of metrics that only one side has."""
 
     rows: list[MetricComparison]
     only_a: int
@@ -105,7 +105,7 @@ def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Run
     stage; where a condition names an axis, they are the same by all other axes.
 
     Raises:
-        UsageError: There is no such metric.
+        UsageError: No metric is on both sides.
     """
     conditions = {k for selector in sides for k in selector.conditions}
     systems = [{o.record.case.get("system") for o in side} for side in (a, b)]
@@ -132,18 +132,18 @@ def format_lines(comparison: Comparison, sides: tuple[RunSelector, RunSelector],
     rows = sorted(
         comparison.rows, key=lambda r: (VERDICT_ORDER.index(r.verdict), -abs(math.log(r.shift.estimate or 1.0)))
     )
-    shown = rows if verbose else rows[:MAX_SHOWN]
+    selected = rows if verbose else rows[:MAX_ROWS]
     yield sanitize_line(f"A: {sides[0].text}") + "   " + sanitize_line(f"B: {sides[1].text}")
-    yield from _align([HEADS, *(_format_cells(row) for row in shown)])
-    if len(rows) > len(shown):
-        yield f"... and {len(rows) - len(shown)} more (-v shows all, --csv FILE writes them)"
+    yield from _align([HEADS, *(_format_cells(row) for row in selected)])
+    if len(rows) > len(selected):
+        yield f"... and {len(rows) - len(selected)} more (-v shows all, --csv FILE writes them)"
     counts = Counter[str](row.verdict for row in rows)
-    yield f"{count(len(rows), 'metric')}: " + ", ".join(f"{counts[v]} {v}" for v in VERDICT_ORDER if counts[v])
+    yield f"{pluralize(len(rows), 'metric')}: " + ", ".join(f"{counts[v]} {v}" for v in VERDICT_ORDER if counts[v])
     if comparison.only_a or comparison.only_b:
-        yield f"only in A: {count(comparison.only_a, 'metric')}, only in B: {comparison.only_b}"
+        yield f"only in A: {pluralize(comparison.only_a, 'metric')}, only in B: {comparison.only_b}"
     yield (
         "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval and p is that of Mann and Whitney;"
-        " where both sides took turns (*), they are the median of ratios within a round and the p of the sign test."
+        " where both sides alternate (*), they are the median of ratios within a round and the p of the sign test."
         f" p is adjusted so that at most {FALSE_DISCOVERY_RATE:.0%} of the reported differences are false. Noise is"
         " half the interquartile range over the median, A / B."
     )
@@ -193,7 +193,7 @@ def _distinguishing_names(keys: Sequence[Key]) -> list[str]:
 
 
 def _match_rounds(a: Sequence[Observation], b: Sequence[Observation]) -> tuple[Samples, Samples] | None:
-    """Return samples of the rounds that both have, where both are parts of the same runs that took turns."""
+    """Return the samples of common rounds if both sides are alternating parts of the same runs, else None."""
     by_run = {str(o.record.folder): dict(zip(o.measured.rounds, o.measured.values, strict=False)) for o in b}
     pairs = [
         (value, other[number])
@@ -213,7 +213,7 @@ def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricC
 
     Source: Conover, Practical Nonparametric Statistics, 3rd ed. (1999), section 3.4.
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]  # takes most of a second to import
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # importing it takes most of a second
 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.array(b) / np.array(a)

@@ -1,4 +1,4 @@
-"""The commits of a range in the order of their history, from git."""
+"""Read the commits of a range from git, in the order of their history."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def list_commits(repo: Path, revisions: str) -> list[Commit]:
 
 
 def subsample(commits: Sequence[Commit], max_commits: int | None) -> list[Commit]:
-    """Return max_commits evenly spaced commits with the first and the last among them; all if that is None."""
+    """Return max_commits evenly spaced commits, including the first and the last; all commits if it is None."""
     if max_commits is None or len(commits) <= max_commits:
         return list(commits)
     if max_commits == 1:
@@ -89,10 +89,10 @@ def describe_commit(repo: Path, commit: str) -> Commit | None:
 
 
 @cache
-def first_parent_index(repo: Path, commit: str) -> int | None:
-    """Return the number of commits up to this one along first parents; None if the clone does not hold it."""
-    count = run_git(repo, "rev-list", "--count", "--first-parent", commit, "--")
-    return None if count is None or not count.isdigit() else int(count)
+def count_first_parents(repo: Path, commit: str) -> int | None:
+    """Return the number of commits up to this one along first parents; None if the clone does not contain it."""
+    text = run_git(repo, "rev-list", "--count", "--first-parent", commit, "--")
+    return None if text is None or not text.isdigit() else int(text)
 
 
 def _resolve(repo: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""All measurements of a project's commits: <out>/history.jsonl, one line per measurement, only appended to.
+"""The history of measurements of a project's commits: <out>/history.jsonl, with one line appended per measurement.
 
 A line is a Measurement as JSON. Lines that are truncated, foreign or of another version are counted and skipped, so
 that files of several machines can be concatenated.
@@ -14,14 +14,13 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from harness.experiments.metrics import Metric
+from harness.experiments.experiment import Direction, Metric
 from harness.host.files import append_below
 from harness.results.runs import RunRecord
-from harness.tracking.git_commits import describe_commit, first_parent_index
+from harness.tracking.git_commits import count_first_parents, describe_commit
 
 FILE_NAME = "history.jsonl"
 RUN_THRESHOLD = 0.05  # for runs on different days; the noise between them decides as well
-Better = Literal["lower", "higher"]
 Source = Literal["asv", "campaign"]
 Key = tuple[str, str, str, str, str, int | None]
 MetricsOf = Callable[[RunRecord], Mapping[Metric, Sequence[float]]]
@@ -32,7 +31,7 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
 
     Attributes:
         source: Benchmarks over commits (asv), or runs of suites (campaign).
-        session: Identifier of what was measured together, in interleaved rounds, and may be compared round by round.
+        session: Identifier of measurements in interleaved rounds, which may be compared round by round.
         commit: Full hash.
         committed_s: Unix time of the commit in seconds.
         commit_index: Index among the commits of its session, or in the history of its clone; `place` in the file.
@@ -52,14 +51,14 @@ class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_
     machine: str
     name: str
     unit: str
-    better: Better
+    better: Direction
     threshold: FiniteFloat
     round: int | None
     values: tuple[FiniteFloat, ...]
 
     @property
     def key(self) -> Key:
-        """Return what identifies a measurement: equal keys are the same one."""
+        """Return the identity of a measurement."""
         return self.source, self.session, self.machine, self.commit, self.name, self.round
 
 
@@ -91,7 +90,7 @@ def read_history(path: Path) -> History:
 
 
 def append_measurements(path: Path, measurements: Iterable[Measurement]) -> int:
-    """Append the measurements that the file does not hold yet, in one write; return their number."""
+    """Append the measurements that the file does not contain yet, in one write; return their number."""
     known = {m.key: bool(m.values) for m in read_history(path).measurements}
     new = [m for m in measurements if not known.get(m.key, False) and (m.values or m.key not in known)]
     if not new:
@@ -102,7 +101,7 @@ def append_measurements(path: Path, measurements: Iterable[Measurement]) -> int:
     return len(new)
 
 
-def run_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, repo: Path) -> Iterator[Measurement]:
+def collect_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, repo: Path) -> Iterator[Measurement]:
     """Yield the metrics of every finished run of a suite under the commit of its code and the machine that it ran on.
 
     Runs of uncommitted or unknown code are left out, and so are values that are not finite.
@@ -112,8 +111,8 @@ def run_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, repo: 
         commit = provenance.get("commit")
         if record.state != "done" or not isinstance(commit, str) or provenance.get("changed_since_commit") is not False:
             continue
-        index = first_parent_index(repo, commit)
-        described = None if index is None else describe_commit(repo, commit)
+        index = count_first_parents(repo, commit)
+        description = None if index is None else describe_commit(repo, commit)
         time_s = int(provenance.get("time_s", 0))
         short_id = case.get("id", "")[:10]
         for metric, values in metrics_of(record).items():
@@ -124,8 +123,8 @@ def run_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, repo: 
                 source="campaign",
                 session=f"{short_id}@{time_s}",
                 commit=commit,
-                committed_s=described.committed_s if described else time_s,
-                subject=described.subject if described else "",
+                committed_s=description.committed_s if description else time_s,
+                subject=description.subject if description else "",
                 commit_index=index or 0,
                 machine=f"{provenance.get('host', '?')} ({provenance.get('cpu', '?')})",
                 name=f"{case.get('suite')}/{case.get('name')}-{short_id} {metric.name}",

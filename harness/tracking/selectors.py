@@ -1,4 +1,4 @@
-"""Selectors of the runs that are compared: a folder of runs, conditions on them, or both.
+"""Selectors of runs for a comparison: a folder of runs, conditions on them, or both.
 
 They are written `PATH`, `KEY=VALUE,...` or `PATH@KEY=VALUE,...`.
 """
@@ -20,7 +20,7 @@ LOCATION_KEYS = {"campaign", "system", "commit", "host", "cpu", "id", "repeat"}
 CASE_KEYS = ("suite", "system", "program", "id", "repeat")
 PROVENANCE_KEYS = ("commit", "host", "cpu")
 PREFIX_KEYS = ("commit", "id")  # may be abbreviated
-MAX_SHOWN = 8
+MAX_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def parse_selector(text: str) -> RunSelector:
 
 
 class RunIndex:
-    """Observations by folder, each of which is read once. unreadable: the cases that could not be read."""
+    """Observations by folder; each folder is read once. unreadable: the cases that could not be read."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -127,7 +127,7 @@ def _load_records(folder: Path) -> list[RunRecord]:
 
 
 def _explain_no_match(available: Sequence[Observation], conditions: Mapping[str, str]) -> str:
-    for key, wanted in conditions.items():
+    for key, expected in conditions.items():
         values = {v for o in available if (v := o.value(key)) is not None}
         if not values:
             # one observation for each program and part has all keys
@@ -136,7 +136,7 @@ def _explain_no_match(available: Sequence[Observation], conditions: Mapping[str,
                 representatives.setdefault((o.record.case.get("program"), *o.measured.part), o)
             known = set().union(*(o.keys() for o in representatives.values()))
             return f"no run has a key {key!r}{did_you_mean(key, known)}"
-        if not any(o.matches(key, wanted) for o in available):
-            shown = ", ".join(sorted(values)[:MAX_SHOWN])
-            return f"no run with {key}={wanted}{did_you_mean(wanted, values)}; there are: {shown}"
+        if not any(o.matches(key, expected) for o in available):
+            examples = ", ".join(sorted(values)[:MAX_EXAMPLES])
+            return f"no run with {key}={expected}{did_you_mean(expected, values)}; there are: {examples}"
     return "no run meets all of these conditions"

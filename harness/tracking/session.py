@@ -85,11 +85,11 @@ def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
             try:
                 had_failures |= run_round(session, number, options.bench)
             finally:
-                append_measurements(out / FILE_NAME, round_measurements(session, number))
+                append_measurements(out / FILE_NAME, read_round_measurements(session, number))
     return had_failures
 
 
-def round_measurements(session: AsvSession, number: int) -> Iterator[Measurement]:
+def read_round_measurements(session: AsvSession, number: int) -> Iterator[Measurement]:
     """Yield what asv has written of a round so far; a benchmark that failed on a commit has no values."""
     results = session.round_folder(number) / "results"
     benchmarks = read_json(results / "benchmarks.json")

@@ -1,4 +1,4 @@
-"""History to verdicts: since which commit a benchmark is worse, by how much, and what could not be detected."""
+"""Verdicts on the history: the commit since which a benchmark is worse, by how much, and the detection limit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 
+from harness.experiments.experiment import Direction
 from harness.stats import Floats
 from harness.stats.changepoints.detect import ChangePoint, detect_change_points
 from harness.stats.two_sample import Shift, estimate_ratio
 from harness.tracking.git_commits import Commit
-from harness.tracking.history import Better, Measurement, Source
+from harness.tracking.history import Measurement, Source
 
-# One false alarm in a hundred unchanged benchmarks, and one in twenty of all that are judged together.
+# The probability of a false alarm in one unchanged benchmark, and in all benchmarks that are judged together.
 ALPHA, FAMILY_ALPHA, MIN_ALPHA = 0.01, 0.05, 0.001
 State = Literal["regression", "broken", "improvement", "reverted", "no change", "too noisy", "too few", "never ran"]
 
@@ -29,7 +30,7 @@ class Series:
     Attributes:
         values: (rounds, commits) for asv, one value per round; (commits,) for campaigns, whose runs share no rounds.
             NaN where nothing was measured.
-        failed: For each commit, whether the benchmark was tried on it and never ran.
+        failed: For each commit, whether the benchmark only failed on it.
     """
 
     machine: str
@@ -37,7 +38,7 @@ class Series:
     session: str
     name: str
     unit: str
-    better: Better
+    better: Direction
     threshold: float
     commits: tuple[Commit, ...]
     values: Floats
@@ -49,7 +50,7 @@ class Series:
         return len(np.atleast_2d(self.values))
 
     def worsening(self, ratio: float) -> float:
-        """Return the relative change for the worse that a ratio of levels is; negative for the better."""
+        """Return the relative change for the worse of a ratio of levels; a negative change is for the better."""
         return ratio - 1 if self.better == "lower" else 1 - ratio
 
 
@@ -59,7 +60,7 @@ class Verdict:
 
     Attributes:
         changes: All detected changes, in order.
-        change: The one that the state rests on.
+        change: The change that the state rests on.
         since: The commit that introduced it.
         overall: The last commit over the first.
         undetectable: Relative change up to which a change would not be detected.
@@ -75,12 +76,12 @@ class Verdict:
 
     @property
     def is_bad(self) -> bool:
-        """Return whether it must be resolved before the commits are used."""
+        """Return whether the benchmark became worse or fails."""
         return self.state in ("regression", "broken")
 
     @property
     def is_missing(self) -> bool:
-        """Return whether it was measured before, and is absent from the last commit."""
+        """Return whether the benchmark was measured before, but not on the last commit."""
         return not self.series.failed[-1] and not np.isfinite(self.series.values[..., -1]).any()
 
     def __str__(self) -> str:
@@ -136,7 +137,7 @@ def build_series(measurements: Sequence[Measurement]) -> list[Series]:
             by_benchmark[m.machine, m.source, m.session, m.name].append(m)
             by_session[m.machine, m.session].append(m)
     return [
-        _build_one(group, by_session.get((machine, session), group), session)
+        _build_series(group, by_session.get((machine, session), group), session)
         for (machine, _, session, _), group in sorted(by_benchmark.items(), key=lambda item: item[0])
     ]
 
@@ -158,13 +159,13 @@ def judge(series: Series, alpha: float = ALPHA) -> Verdict:
     change, since = None, None
     if not measured:
         state, changes = "never ran", ()
-    elif (since := _broken_since(series)) is not None:
+    elif (since := _find_break(series)) is not None:
         state = "broken"
-    elif (change := _worst_lasting(series, changes)) is not None:
+    elif (change := _find_worst_lasting(series, changes)) is not None:
         state = "regression"
     elif changes:
         state, change = _classify_harmless(series, changes)
-    elif _min_p(values) > alpha:
+    elif _compute_min_p(values) > alpha:
         state = "too few"
     else:
         state = "too noisy" if undetectable > series.threshold else "no change"
@@ -176,7 +177,7 @@ def judge(series: Series, alpha: float = ALPHA) -> Verdict:
     )  # fmt: skip
 
 
-def _build_one(group: Sequence[Measurement], of_session: Sequence[Measurement], session: str) -> Series:
+def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement], session: str) -> Series:
     """Build the series of one benchmark; its columns are all commits of its session."""
     newest = group[-1]
     order = {m.commit: (m.commit_index, m.committed_s, m.commit) for m in of_session}
@@ -224,7 +225,7 @@ def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[
     return "reverted", max(worse, key=worsening, default=largest)
 
 
-def _worst_lasting(series: Series, changes: Sequence[ChangePoint]) -> ChangePoint | None:
+def _find_worst_lasting(series: Series, changes: Sequence[ChangePoint]) -> ChangePoint | None:
     """Return the largest change for the worse beyond the threshold that later ones have not reverted."""
     lasting = []
     for k, change in enumerate(changes):
@@ -234,7 +235,7 @@ def _worst_lasting(series: Series, changes: Sequence[ChangePoint]) -> ChangePoin
     return max(lasting, key=lambda c: series.worsening(c.shift.estimate), default=None)
 
 
-def _broken_since(series: Series) -> Commit | None:
+def _find_break(series: Series) -> Commit | None:
     """Return the first of the last commits on which a benchmark fails that ran before."""
     if not series.failed[-1]:
         return None
@@ -270,7 +271,7 @@ def _compare_ends(values: Floats, alpha: float) -> tuple[Shift[float], float]:
     return overall, float(undetectable) if math.isfinite(undetectable) else math.inf
 
 
-def _min_p(values: Floats) -> float:
+def _compute_min_p(values: Floats) -> float:
     """Return the lowest p that a step could have: at an end for rounds, in the middle for one value per commit."""
     n = values.shape[-1]
     if n < 2:

@@ -1,6 +1,6 @@
-"""Guards that hold on any machine: quick kernels over a floor timed turn by turn with them, in the same process.
+"""Guards that hold on any machine: times of quick kernels over those of a floor, measured in turn in one process.
 
-The floor is what the least code would take that does the same kind of work: a copy, a product of matrices, a parse.
+The floor is the least code that does the same kind of work: a copy, a product of matrices, a parse.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
 from harness.reference.datasets.random_structures import make_random_structures
-from harness.reference.inference.bucketing import shape_of
+from harness.reference.inference.bucketing import get_shape
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling.flops import count_work
 from harness.tracking.history import Measurement, append_measurements, read_history
-from tests.benchmarks.floors import over_floor
+from tests.benchmarks.floors import measure_over_floor
 
 BATCH, SIDE = 16, 256
 
@@ -50,15 +50,15 @@ def test_a_neighbour_list_over_all_distances(benchmark: BenchmarkFixture) -> Non
         for s in structures:
             build_neighbour_list(s, cutoff=5.0, max_neighbours=20)
 
-    assert over_floor(benchmark, lists, distances) < 5
+    assert measure_over_floor(benchmark, lists, distances) < 5
 
 
 def test_collation_over_joining_the_arrays(benchmark: BenchmarkFixture, graphs: list[NeighbourList]) -> None:
-    def joined() -> None:
+    def join() -> None:
         for _ in range(8):
             np.concatenate([g.structure.positions for g in graphs])
 
-    assert over_floor(benchmark, lambda: build_batch(graphs), joined) < 8
+    assert measure_over_floor(benchmark, lambda: build_batch(graphs), join) < 8
 
 
 def test_energies_and_forces_over_as_many_multiplications(
@@ -69,15 +69,15 @@ def test_energies_and_forces_over_as_many_multiplications(
     model = FoundationModel(ModelConfig()).requires_grad_(False)
     batch = build_batch(graphs).to("cpu", torch.float32)
     weights = model.gate(batch.composition)
-    flops = count_work(lambda: batched_heads(model, batch, weights), shape_of(batch)).matrix_flops
+    flops = count_work(lambda: batched_heads(model, batch, weights), get_shape(batch)).matrix_flops
     products = max(1, round(flops / (2 * SIDE**3)))
     square = torch.randn(SIDE, SIDE)
 
-    def multiplied() -> None:
+    def multiply() -> None:
         for _ in range(products):
             square @ square
 
-    assert over_floor(benchmark, lambda: batched_heads(model, batch, weights), multiplied) < 15
+    assert measure_over_floor(benchmark, lambda: batched_heads(model, batch, weights), multiply) < 15
 
 
 def test_a_history_over_parsing_its_lines(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_a_history_over_parsing_its_lines(benchmark: BenchmarkFixture, tmp_path:
         for k in range(100) for r in range(12)
     ])  # fmt: skip
 
-    def parsed() -> None:
+    def parse() -> None:
         for line in path.read_bytes().splitlines():
             orjson.loads(line)
 
-    assert over_floor(benchmark, lambda: read_history(path), parsed) < 18
+    assert measure_over_floor(benchmark, lambda: read_history(path), parse) < 18

@@ -1,7 +1,7 @@
-"""Our backbones against other people's of the same sizes: `pytest -s tests/benchmarks/test_peers.py` prints the ratios.
+"""Our backbones against other implementations: `pytest -s tests/benchmarks/test_peers.py` prints the ratios.
 
-Both get the same structures, lists of neighbours and readout, and a round times one after the other. Times are those of
-the processor, on one thread: what else runs on the machine counts for neither.
+Both get the same structures, neighbour lists and readout, and each round times one after the other. Times are CPU times
+of one thread, which other load on the machine does not add to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.datasets.random_structures import make_random_structures
-from harness.reference.inference.bucketing import shape_of
+from harness.reference.inference.bucketing import get_shape
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import build_backbone
 from harness.reference.profiling.flops import count_work
@@ -52,7 +52,7 @@ def energy_and_forces(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def loss(model: nn.Module, batch: Batch, positions: Tensor) -> Tensor:
-    """Of energies per atom and forces, against zero: the value does not matter here."""
+    """Return a loss of energies per atom and forces with zero as target; its value does not matter."""
     energy = model(batch, positions)
     forces = torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
     return (energy / batch.atoms).pow(2).mean() + forces.pow(2).mean()
@@ -81,7 +81,7 @@ def training(model: nn.Module, batch: Batch) -> Call:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of one call of theirs over ours, one number a round."""
+    """Seconds of one call of theirs over ours, one ratio for each round."""
 
     rounds: tuple[float, ...]
     ours_s: float
@@ -93,8 +93,8 @@ class Ratio:
         return f"{times}: {median(self.rounds):.2f}x [{low:.2f}, {high:.2f}]"
 
 
-def interleaved(ours: Call, theirs: Call, rounds: int = ROUNDS) -> Ratio:
-    """Both once to warm up, then in turn."""
+def time_in_turn(ours: Call, theirs: Call, rounds: int = ROUNDS) -> Ratio:
+    """Time both calls in turn, after one call of each to warm up."""
     seconds: dict[Call, list[float]] = {ours: [], theirs: []}
     for k in range(rounds + 1):
         for call, times in seconds.items():
@@ -106,7 +106,7 @@ def interleaved(ours: Call, theirs: Call, rounds: int = ROUNDS) -> Ratio:
     return Ratio(tuple(b / a for a, b in zip(mine, their, strict=True)), median(mine), median(their))
 
 
-def boxes(count: int, *, with_triplets: bool = False) -> Batch:
+def random_batch(count: int, *, with_triplets: bool = False) -> Batch:
     graphs = [
         build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in make_random_structures(count, atoms=(2, 100))
     ]
@@ -115,7 +115,7 @@ def boxes(count: int, *, with_triplets: bool = False) -> Batch:
 
 @pytest.fixture(autouse=True, scope="module")
 def tuned_allocator() -> Iterator[None]:
-    """What systems/local.yaml asks of glibc, from within: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD; then defaults."""
+    """Set glibc as systems/local.yaml does (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD), and the defaults afterwards."""
     mallopt = ctypes.CDLL(None).mallopt if sys.platform == "linux" else lambda _name, _value: None
     for name, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):
         mallopt(name, value)
@@ -126,7 +126,7 @@ def tuned_allocator() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """schnetpack makes some of its tensors in the default type: tests set it."""
+    """Use one thread; restore the default type, which tests set because schnetpack relies on it."""
     threads, tracing = torch.get_num_threads(), torch._dynamo.config.trace_autograd_ops
     torch.set_num_threads(1)
     torch._dynamo.config.trace_autograd_ops = True
@@ -138,66 +138,66 @@ def one_thread() -> Iterator[None]:
 
 
 def report(what: str, ratio: Ratio, ours: nn.Module, theirs: nn.Module, batch: Batch, target: float) -> None:
-    """One line of the table; matrix products of energy and forces, in GFLOP, of both."""
+    """Print one line of the table, with the matrix products of energy and forces of both, in GFLOP."""
 
     def forces(model: nn.Module) -> None:
         model.requires_grad_(False)(batch, batch.positions.clone().requires_grad_()).sum().backward()
 
     flops = [
-        count_work(lambda model=model: forces(model), shape_of(batch)).matrix_flops / 1e9 for model in (ours, theirs)
+        count_work(lambda model=model: forces(model), get_shape(batch)).matrix_flops / 1e9 for model in (ours, theirs)
     ]
     print(f"\n{what:34} ours {ratio} (target {target}x); GFLOP ours {flops[0]:.2f}, theirs {flops[1]:.2f}", end="")
 
 
-def painns(dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Batch]:
-    """Ours and schnetpack's with the same weights: three layers, twenty radial functions."""
+def build_painns(dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Batch]:
+    """Return our PaiNN, schnetpack's with the same weights, and a batch."""
     torch.set_default_dtype(dtype)
     config = ModelConfig(hidden_dim=WIDTH, num_radial=20)
     ours, theirs = build_backbone(config), SchNetPackPaiNN(config)
-    theirs.take_weights(ours)
+    theirs.copy_weights(ours)
     models = Energy(ours, WIDTH).to(dtype), Energy(theirs, WIDTH).to(dtype)
     models[1].readout.load_state_dict(models[0].readout.state_dict())
-    return *models, boxes(16)
+    return *models, random_batch(16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
 def test_painn_infers_faster_than_that_of_schnetpack(dtype: torch.dtype) -> None:
-    ours, theirs, batch = painns(dtype)
+    ours, theirs, batch = build_painns(dtype)
     mine, their = inference(ours, batch), inference(theirs, batch)
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(mine(), their(), strict=True))
-    ratio = interleaved(mine, their)
+    ratio = time_in_turn(mine, their)
     report(f"PaiNN, inference, eager, {dtype}", ratio, ours, theirs, batch, 2)
     assert median(ratio.rounds) > 1.3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["FP32", "FP64"])
 def test_painn_trains_faster_than_that_of_schnetpack(dtype: torch.dtype) -> None:
-    ours, theirs, batch = painns(dtype)
-    ratio = interleaved(training(ours, batch), training(theirs, batch))
+    ours, theirs, batch = build_painns(dtype)
+    ratio = time_in_turn(training(ours, batch), training(theirs, batch))
     report(f"PaiNN, training, eager, {dtype}", ratio, ours, theirs, batch, 2)
     assert median(ratio.rounds) > 1.3
 
 
 def test_painn_infers_faster_than_that_of_schnetpack_compiled() -> None:
-    ours, theirs, batch = painns(torch.float32)
-    ratio = interleaved(inference(ours, batch, compiled=True), inference(theirs, batch, compiled=True), rounds=15)
+    ours, theirs, batch = build_painns(torch.float32)
+    ratio = time_in_turn(inference(ours, batch, compiled=True), inference(theirs, batch, compiled=True), rounds=15)
     report("PaiNN, inference, compiled, FP32", ratio, ours, theirs, batch, 2)
     assert median(ratio.rounds) > 1.25
 
 
 @pytest.mark.parametrize("make", [inference, training])
 def test_schnet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
-    config, batch = ModelConfig(build_backbone="schnet", hidden_dim=WIDTH), boxes(16)
+    config, batch = ModelConfig(backbone="schnet", hidden_dim=WIDTH), random_batch(16)
     ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricSchNet(config)
-    ratio = interleaved(make(ours, batch), make(theirs, batch))
+    ratio = time_in_turn(make(ours, batch), make(theirs, batch))
     report(f"SchNet, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
     assert median(ratio.rounds) > 0.8
 
 
 @pytest.mark.parametrize("make", [inference, training])
 def test_dimenet_keeps_up_with_that_of_torch_geometric(make: Callable[[nn.Module, Batch], Call]) -> None:
-    config, batch = ModelConfig(build_backbone="dimenet", hidden_dim=WIDTH), boxes(4, with_triplets=True)
+    config, batch = ModelConfig(backbone="dimenet", hidden_dim=WIDTH), random_batch(4, with_triplets=True)
     ours, theirs = Energy(build_backbone(config), WIDTH), TorchGeometricDimeNet(config)
-    ratio = interleaved(make(ours, batch), make(theirs, batch), rounds=3)
+    ratio = time_in_turn(make(ours, batch), make(theirs, batch), rounds=3)
     report(f"DimeNet++, {make.__name__}, eager, FP32", ratio, ours, theirs, batch, 1.5)
     assert median(ratio.rounds) > 0.8

@@ -57,13 +57,13 @@ def test_twenty_percent_is_detected_and_six_percent_is_not_denied(tmp_path: Path
         git(repo, "commit", "--quiet", "--message", f"{name} changed")
         git(repo, "tag", name)
     for rounds in ("12", "24", "36"):  # more where other processes keep the machine busy
-        done = run_regression(repo, out, "start..twenty", "--here", "--rounds", rounds)
-        print(done.stdout)
-        verdicts = parse_verdicts(done)
+        result = run_regression(repo, out, "start..twenty", "--here", "--rounds", rounds)
+        print(result.stdout)
+        verdicts = parse_verdicts(result)
         is_detected = re.match(r"slower .* since \w+ \(twenty changed\)", verdicts["twenty"])
         if is_detected:
             break
     assert is_detected
-    assert done.returncode == 1, done.stderr
+    assert result.returncode == 1, result.stderr
     assert re.match(r"(slower .* since \w+ \(six changed\)|too noisy to tell)", verdicts["six"])
     assert re.match(NO_ALARM, verdicts["same"])

@@ -1,4 +1,4 @@
-"""Candidates are numbered, and their neighbours looked up, far faster than any model reads them."""
+"""Enumeration and neighbour lookup of candidates are far faster than any model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SPACE = CandidateSpace(
 
 
 def spread_runs(count: int) -> list[PrototypeBlock]:
-    """Batches from all over the space, each within a prototype."""
+    """Return batches from the whole space, each within a prototype."""
     starts = np.linspace(0, len(SPACE) - BATCH, count).astype(int).tolist()
     return [max(SPACE.block(k, k + BATCH), key=len) for k in starts]
 
 
-def own_rate(work: Callable[[], object], structures: int) -> float:
-    """Structures a second, at the best of three."""
-    spent = []
+def structures_per_s(work: Callable[[], object], structures: int) -> float:
+    """Return the structures per second, the best of three runs."""
+    times = []
     for _ in range(3):
         began = time.perf_counter()
         work()
-        spent.append(time.perf_counter() - began)
-    return structures / min(spent)
+        times.append(time.perf_counter() - began)
+    return structures / min(times)
 
 
 def test_enumeration(benchmark: BenchmarkFixture) -> None:
@@ -55,7 +55,7 @@ def test_neighbours_are_looked_up(benchmark: BenchmarkFixture) -> None:
     benchmark(lambda: [topologies.arrays(run) for run in runs])
     rate = sum(map(len, runs)) / benchmark.stats.stats.median
     benchmark.extra_info["structures_per_s"] = rate
-    assert rate > 10 * own_rate(
+    assert rate > 10 * structures_per_s(
         lambda: [build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in structures], 40
     )
 
@@ -74,7 +74,7 @@ def test_random_structures(benchmark: BenchmarkFixture, atoms: tuple[int, int], 
     rate = count / benchmark.stats.stats.median
     benchmark.extra_info["structures_per_s"] = rate
     one_by_one = structures[: count // 4]
-    assert rate > 2 * own_rate(
+    assert rate > 2 * structures_per_s(
         lambda: build_batch([build_neighbour_list(s, cutoff=5.0, max_neighbours=20) for s in one_by_one]),
         len(one_by_one),
     )

@@ -1,4 +1,4 @@
-"""Guards on the parts whose speed the results rest on (`pytest tests/benchmarks` prints the figures)."""
+"""Guards on the speed of what the results depend on (`pytest tests/benchmarks` prints the figures)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.telemetry.exports import Recorded
+from tests.telemetry.exports import Recording
 
 POWER = "rocm_average_socket_power_watts"
 
@@ -23,7 +23,7 @@ def test_large_export_is_imported_in_constant_memory(tmp_path: Path) -> None:
     path = tmp_path / "job.jsonl"
     with path.open("w") as out:
         for node in range(16):
-            export = Recorded()
+            export = Recording()
             for card in range(8):
                 for name in [*metrics, *(f"rocm_unknown_{k}" for k in range(4))]:
                     export.add(name, f"n{node}", values, card=str(card))
@@ -40,12 +40,12 @@ def test_large_export_is_imported_in_constant_memory(tmp_path: Path) -> None:
         "print(code, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
     )
     started = time.monotonic()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, str(path), str(tmp_path / "out")],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     seconds, megabytes = time.monotonic() - started, path.stat().st_size / 1e6
-    code, memory_kb = map(int, done.stdout.split()[-2:])
+    code, memory_kb = map(int, result.stdout.split()[-2:])
     assert code == 0
     assert memory_kb < 500e3
     assert seconds < 60 * megabytes / 700 + 20, f"{megabytes:.0f} MB in {seconds:.1f} s"

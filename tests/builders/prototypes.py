@@ -31,8 +31,8 @@ DECIMALS = 10  # beyond the source's five there are thirds and square roots
 SAME_SITE_ANGSTROM = 1e-3
 
 
-def prototype(row: dict[str, Any]) -> Prototype | str:
-    """One entry of the archive, or why it is left out."""
+def parse_prototype(row: dict[str, Any]) -> Prototype | str:
+    """Return the prototype of one entry of the archive, or the reason why it is left out."""
     sites = row["snl"]["sites"]
     if any(len(site["species"]) != 1 or site["species"][0]["occu"] != 1 for site in sites):
         return "partly occupied sites"
@@ -59,71 +59,71 @@ def prototype(row: dict[str, Any]) -> Prototype | str:
 
 
 def find_spacegroup(cell: Array, fractions: Array, slots: list[int]) -> int:
-    """Its number, of the sites as they are; raises SystemExit if spglib finds none."""
+    """Return the number of the space group of these sites; raise SystemExit if spglib finds none."""
     result = spglib.get_symmetry_dataset((cell.tolist(), fractions.tolist(), slots), symprec=SAME_SITE_ANGSTROM)
     if result is None:
         raise SystemExit(f"spglib finds no space group of {slots} at {fractions.tolist()}")
     return int(result.number)
 
 
-def find_exchanges(result: Prototype) -> list[tuple[int, ...]]:
-    """Orders of the slots, the given one left out, with which some isometry maps the crystal onto itself.
+def find_exchanges(prototype: Prototype) -> list[tuple[int, ...]]:
+    """Return the orders of the slots, other than their own, with which an isometry maps the crystal onto itself.
 
-    Such an isometry is a symmetry of the sites with all atoms alike; of these, spglib knows all in a primitive cell.
+    Such an isometry is a symmetry of the sites with all atoms alike; spglib finds all of these in a primitive cell.
     """
-    alike = (result.cell.tolist(), result.fractions.tolist(), [0] * len(result))
+    alike = (prototype.cell.tolist(), prototype.fractions.tolist(), [0] * len(prototype))
     symmetry = spglib.get_symmetry(alike, symprec=SAME_SITE_ANGSTROM)
     if symmetry is None:
-        raise SystemExit(f"{result.tag}: spglib finds no symmetry, not even the identity")
+        raise SystemExit(f"{prototype.tag}: spglib finds no symmetry, not even the identity")
     orders = set()
     for rotation, translation in zip(symmetry["rotations"], symmetry["translations"], strict=True):
-        target = result.slots[_landing(result, result.fractions @ rotation.T + translation)]
-        order = {(int(a), int(b)) for a, b in zip(result.slots, target, strict=True)}
-        if len(order) == result.species:
+        target = prototype.slots[_find_landing_sites(prototype, prototype.fractions @ rotation.T + translation)]
+        order = {(int(a), int(b)) for a, b in zip(prototype.slots, target, strict=True)}
+        if len(order) == prototype.species:
             orders.add(tuple(b for _, b in sorted(order)))
-    return sorted(orders - {tuple(range(result.species))})
+    return sorted(orders - {tuple(range(prototype.species))})
 
 
-def _landing(result: Prototype, moved: Array) -> NDArray[np.int64]:
-    """The site that each moved one comes to lie on, [n]."""
-    apart = moved[:, None] - result.fractions[None]
+def _find_landing_sites(prototype: Prototype, moved: Array) -> NDArray[np.int64]:
+    """Return the index of the site that each moved one coincides with, [n]."""
+    apart = moved[:, None] - prototype.fractions[None]
     apart -= np.round(apart)
-    return np.asarray(np.linalg.norm(apart @ result.cell, axis=2).argmin(axis=1))
+    return np.asarray(np.linalg.norm(apart @ prototype.cell, axis=2).argmin(axis=1))
 
 
-def as_row(result: Prototype) -> dict[str, Any]:
-    """As it stands in the file."""
+def format_row(prototype: Prototype) -> dict[str, Any]:
+    """Return the prototype's entry of the file."""
     return {
-        "tag": result.tag,
-        "name": result.name,
-        "strukturbericht": result.strukturbericht,
-        "spacegroup": result.spacegroup,
-        "fractions": result.fractions.tolist(),
-        "cell": result.cell.tolist(),
-        "slots": result.slots.tolist(),
-        "exchanges": find_exchanges(result),
+        "tag": prototype.tag,
+        "name": prototype.name,
+        "strukturbericht": prototype.strukturbericht,
+        "spacegroup": prototype.spacegroup,
+        "fractions": prototype.fractions.tolist(),
+        "cell": prototype.cell.tolist(),
+        "slots": prototype.slots.tolist(),
+        "exchanges": find_exchanges(prototype),
     }
 
 
 def main(archives: Path, file: Path = FILE) -> None:
-    """Write the file anew and say what is in it."""
+    """Write the file and print what is in it."""
     packed = read_member(fetch_archive(PYMATGEN, archives), MEMBER)
-    made = [prototype(row) for row in json.loads(gzip.decompress(packed))]
-    kept = sorted((p for p in made if isinstance(p, Prototype)), key=lambda p: (p.species, p.tag, p.name))
-    left_out = dict(Counter(p for p in made if isinstance(p, str)))
+    entries = [parse_prototype(row) for row in json.loads(gzip.decompress(packed))]
+    prototypes = sorted((p for p in entries if isinstance(p, Prototype)), key=lambda p: (p.species, p.tag, p.name))
+    left_out = dict(Counter(p for p in entries if isinstance(p, str)))
     content = {
-        "source": f"{PYMATGEN.words}, {MEMBER}",
+        "source": f"{PYMATGEN.provenance}, {MEMBER}",
         "source_sha256": hashlib.sha256(packed).hexdigest(),
         "symmetry": f"spglib {spglib.__version__}, {SAME_SITE_ANGSTROM} angstrom",
         "licence": "MIT (pymatgen)",
         "attribution": "Mehl et al., The AFLOW Library of Crystallographic Prototypes: Part 1, Comput. Mater. Sci. 136,"
         " S1 (2017), https://doi.org/10.1016/j.commatsci.2017.01.017; read into pymatgen by its developers",
-        "entries": len(made),
+        "entries": len(entries),
         "left_out": left_out,
-        "prototypes": [as_row(p) for p in kept],
+        "prototypes": [format_row(p) for p in prototypes],
     }
     file.write_bytes(gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0))
-    print(f"{len(kept)} prototypes of {len(made)} entries; left out: {left_out}")
+    print(f"{len(prototypes)} prototypes of {len(entries)} entries; left out: {left_out}")
 
 
 if __name__ == "__main__":

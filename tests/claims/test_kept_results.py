@@ -12,28 +12,28 @@ from harness.claims.evaluate import judge_folder, judge_papers
 from harness.claims.papers import load_papers
 from harness.experiments.tables import build_results
 from harness.results.runs import RunRecord, load_runs
-from tests.support.kept_results import PUBLISHED, unpack_results
+from tests.support.kept_results import NAMES, PUBLISHED, unpack_results
 
 FOLDERS = {"laptop": "laptop", "multitask": "multitask", "pretraining": "pretraining", "root": "."}
-# Folder -> claim -> verdict, basis, value with its interval, and evidence, as one Python function a claim gave them.
+# Folder -> claim -> verdict, basis, value with its interval, and evidence, from when each claim was a Python function.
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "kept_scorecards.json").read_text(encoding="utf-8")
 )
 PAPER = "lupo-pasini-2026"
-# The words of those functions, and today's.
-WORDS = {"out of reach here": "not applicable", "wrong": "incorrect", "projected": "extrapolated"}
+# Verdicts and bases of that version -> the present ones.
+PRESENT_WORDS = {"out of reach here": "not applicable", "wrong": "incorrect", "projected": "extrapolated"}
 
 
-def compare(score: Any, expected: dict[str, Any]) -> None:
-    expected = expected | {key: WORDS.get(expected[key], expected[key]) for key in ("verdict", "basis")}
-    found = {key: getattr(score, key) for key in expected}
+def check_score(score: Any, expected: dict[str, Any]) -> None:
+    expected = expected | {key: PRESENT_WORDS.get(expected[key], expected[key]) for key in ("verdict", "basis")}
+    actual = {key: getattr(score, key) for key in expected}
     numbers = ("measured_value", "ci_low", "ci_high")
-    assert {k: v for k, v in found.items() if k not in numbers} == {
+    assert {k: v for k, v in actual.items() if k not in numbers} == {
         k: v for k, v in expected.items() if k not in numbers
     }, score.id
     for key in numbers:
-        wanted = None if expected[key] is None else pytest.approx(expected[key], rel=1e-12)
-        assert found[key] == wanted, (score.id, key)
+        value = None if expected[key] is None else pytest.approx(expected[key], rel=1e-12)
+        assert actual[key] == value, (score.id, key)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -41,7 +41,7 @@ def test_claims_have_the_verdicts_of_the_kept_results(name: str) -> None:
     scores = [s for s in judge_folder(unpack_results(FOLDERS[name]), load_papers()).scores if s.paper == PAPER]
     assert [s.id for s in scores] == list(EXPECTED[name])
     for score in scores:
-        compare(score, EXPECTED[name][score.id])
+        check_score(score, EXPECTED[name][score.id])
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -49,35 +49,37 @@ def test_published_scorecard_is_that_of_the_bundle(name: str) -> None:
     published = json.loads((PUBLISHED / FOLDERS[name] / "scorecard.json").read_text(encoding="utf-8"))
     scores = judge_folder(unpack_results(FOLDERS[name]), load_papers()).scores
     for score, row in zip(scores, published, strict=True):
-        compare(score, {key: value for key, value in row.items() if key != "reproduced_before"})
+        check_score(score, {key: value for key, value in row.items() if key != "reproduced_before"})
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_kept_results_are_done_and_their_provenance_can_be_read(name: str) -> None:
-    records = load_runs(unpack_results(FOLDERS[name]) / "runs")
-    assert {(record.state, record.provenance_fault) for record in records} == {("done", None)}
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_results_are_done_and_readable(name: str) -> None:
+    records = load_runs(unpack_results(name) / "runs")
+    assert {(r.state, r.error, r.provenance_fault) for r in records} == {("done", None, None)}
 
 
-def test_all_kept_results_together_have_one_scorecard() -> None:
-    def name(record: RunRecord) -> tuple[str, str]:
+def test_union_of_all_kept_results_has_its_scorecard() -> None:
+    def run_name(record: RunRecord) -> tuple[str, str]:
         return record.folder.parent.name, record.folder.name
 
     records = [record for folder in FOLDERS.values() for record in load_runs(unpack_results(folder) / "runs")]
-    for score in judge_papers(load_papers(), build_results(sorted(records, key=name)), Path()):
-        if score.paper == PAPER:
-            compare(score, EXPECTED["union"][score.id])
+    scores = judge_papers(load_papers(), build_results(sorted(records, key=run_name)), Path())
+    scores = [s for s in scores if s.paper == PAPER]
+    assert [s.id for s in scores] == list(EXPECTED["union"])
+    for score in scores:
+        check_score(score, EXPECTED["union"][score.id])
 
 
-def test_other_papers_are_decided_by_the_same_tables() -> None:
-    """Values from the tables themselves; what stand-ins cannot decide is inconclusive."""
+def test_claims_of_other_papers_follow_from_the_same_tables() -> None:
+    """A claim that stand-ins cannot decide is inconclusive."""
     judgement = judge_folder(unpack_results("laptop"), load_papers())
     scores = {s.id: s for s in judgement.scores}
-    costs = judgement.tables.tables()["precision_costs"].set_index(["backbone", "task", "precision"])
+    costs = judgement.results.tables()["precision_costs"].set_index(["backbone", "task", "precision"])
     rates = costs["structures_per_s"]
     speedup = rates["painn", "inference", "fp32"] / rates["dimenet", "inference", "fp32"]
     assert scores["painn-inference-time"].measured_value == pytest.approx(speedup)
     assert (scores["painn-inference-time"].verdict, scores["painn-inference-time"].basis) == ("reproduced", "stand-in")
-    training = judgement.tables.tables()["precision_training"]
+    training = judgement.results.tables()["precision_training"]
     exact = training[training["precision"] == "fp64"].pivot(
         index="set", columns="backbone", values="force_mae_ev_per_a"
     )

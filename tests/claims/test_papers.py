@@ -1,4 +1,4 @@
-"""Files of claims: every mistake at once with its place, files of the user's own, and the worked example."""
+"""Files of claims: mistakes are reported with their locations; the worked example is judged."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SHIPPED = {path.stem for path in (ROOT / "reports" / "claims").glob("*.yaml")}
 
 
 def read_example() -> str:
-    found = re.search(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return found[1]
+    example = re.search(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert example is not None
+    return example[1]
 
 
 def write_claims(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -40,7 +40,7 @@ def write_claims(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -56,7 +56,7 @@ def test_several_papers_are_shipped() -> None:
             assert claim.suites or claim.not_applicable
 
 
-def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_with_their_locations(tmp_path: Path) -> None:
     text = read_example()
     mistakes = {
         "program: ladder": ("program: laddr", "unknown program 'laddr' (did you mean 'ladder'?)"),
@@ -74,10 +74,10 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
     path = write_claims(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         load_papers([path])
-    told = str(caught.value)
+    error = str(caught.value)
     for wrong, message in mistakes.values():
         line = next(k for k, row in enumerate(text.splitlines(), start=1) if wrong in row)
-        assert re.search(rf"mine\.yaml:{line}:\d+: {re.escape(message)}", told), (message, told)
+        assert re.search(rf"mine\.yaml:{line}:\d+: {re.escape(message)}", error), (message, error)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
         (lambda c: c["query"].update(measure={"statistic": "max"}), "statistic 'max' needs a column"),
         (
             lambda c: c["query"].update(measure={"statistic": "ratio", "column": "speedup"}),
-            "needs `matching`, the rows it is about",
+            "needs `matching`, the rows that it is about",
         ),
         (lambda c: c["query"]["pick"].update(smallest="model"), "expected either `largest` or `smallest`"),
         (lambda c: c["query"]["measure"].pop("high"), "`low` and `high` are given together"),
@@ -102,7 +102,7 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
         (lambda c: c.update(note="{threads:.3x}"), "unknown format '.3x'"),
         (
             lambda c: c.update(query={"table": "elements", "measure": {"column": "atoms"}}, needs=[], note=""),
-            "elements does not tell the folders of its runs",
+            "elements does not contain the folders of its runs",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_mistake_is_named_with_file_and_line(
     assert message in str(caught.value)
 
 
-def test_claims_have_different_ids(tmp_path: Path) -> None:
+def test_duplicate_claim_id_is_refused(tmp_path: Path) -> None:
     text = read_example()
     claim = text[text.index("  - id:") :]
     with pytest.raises(UsageError) as caught:
@@ -136,16 +136,16 @@ def test_worked_example_is_judged_from_a_folder_of_claims(tmp_path: Path, capsys
     main(["check", "--out", "out"])
     printed = capsys.readouterr().out
     (line,) = [row for row in printed.splitlines() if row.startswith("skipping-branches: ")]
-    assert line.startswith("skipping-branches: inconclusive (")
-    assert "; the paper's is of a GPU" in line
-    table = judge_folder(tmp_path / "out", load_papers()).tables.tables()["ladder"]
+    assert line.startswith("skipping-branches: inconclusive: 4 x (paper: 6.2 x) (")
+    assert "; the paper used a GPU" in line
+    table = judge_folder(tmp_path / "out", load_papers()).results.tables()["ladder"]
     speedup = table[table["stage"] == "branch_skip"]["speedup"].iloc[0]
     (score,) = [s for s in judge_folder(tmp_path / "out", load_papers()).scores if s.paper == "mine"]
     assert score.measured_value == pytest.approx(speedup)
     assert score.ci_low is not None
 
 
-def test_report_and_check_take_files_of_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_check_accept_files_of_claims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "out")
     first = write_claims(tmp_path / "elsewhere", read_example(), "first.yaml")
     second = write_claims(tmp_path / "elsewhere", read_example().replace("skipping-branches", "another"), "second.yaml")
@@ -163,11 +163,11 @@ def test_report_and_check_take_files_of_claims(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
-    own = write_claims(tmp_path / "claims", read_example())
-    load_papers([own])
-    other = write_claims(tmp_path / "other", read_example())
+    first = write_claims(tmp_path / "claims", read_example())
+    load_papers([first])
+    second = write_claims(tmp_path / "other", read_example())
     with pytest.raises(UsageError, match=r"other/mine\.yaml: claims/mine\.yaml has the same name"):
-        load_papers([other])
+        load_papers([second])
     with pytest.raises(UsageError, match="has the same name"):
         load_papers([write_claims(tmp_path, read_example(), "painn-2021.yaml")])
 
@@ -177,13 +177,13 @@ def test_file_that_is_missing_is_named(tmp_path: Path) -> None:
         load_papers([tmp_path / "none.yaml"])
 
 
-def test_claim_that_nobody_ran_says_what_to_run(tmp_path: Path) -> None:
+def test_claim_that_was_not_run_names_the_suite_to_run(tmp_path: Path) -> None:
     scores = {s.id: s for s in judge_folder(tmp_path, load_papers([write_claims(tmp_path, read_example())])).scores}
     assert scores["skipping-branches"].verdict == "not run"
     assert scores["skipping-branches"].reason.endswith("`harness run ladder` decides it")
 
 
-def test_check_of_a_wrong_file_names_it_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_an_invalid_file_of_claims_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_claims(tmp_path, read_example().replace("table: ladder", "table: lader"))
     assert main(["check", "--out", "out", "--claims", str(path)]) == 2
     assert "unknown table 'lader' (did you mean 'ladder'?)" in capsys.readouterr().err
@@ -197,25 +197,24 @@ def test_check_writes_nothing_and_draws_nothing(tmp_path: Path) -> None:
     write_run(tmp_path / "out")
     write_report(tmp_path / "out")
     before = list_files(tmp_path / "out")
-    code = (
+    script = (
         "import sys; from harness.cli.main import main; code = main(['check', '--out', 'out']);"
         " assert code == 0, code; assert not {'matplotlib', 'jinja2', 'torch'} & set(sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     assert list_files(tmp_path / "out") == before
 
 
-def test_check_judges_what_no_report_was_made_of(tmp_path: Path) -> None:
+def test_check_needs_no_report(tmp_path: Path) -> None:
     write_run(tmp_path / "out", speedup=20.0)
     assert main(["check", "--out", "out"]) == 1
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["runs"]
 
 
-def test_check_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    del tmp_path
+def test_check_without_runs_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--out", "out"]) == 2
     assert "no run folders" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from harness.claims.model import Measure, Query
 from harness.claims.notes import find_unknown_fields, format_note
-from harness.claims.query import Refuted, Unanswered, answer, matches, measure
+from harness.claims.query import Refuted, Unanswered, answer_query, match_rows, measure
 
 ROWS = pd.DataFrame(
     {
@@ -30,7 +30,7 @@ ROWS = pd.DataFrame(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("conditions", "expected"),
     [
         ({"head": "a"}, [0, 1]),
         ({"head": ["a", "b"], "model": "painn"}, [0, 2]),
@@ -44,12 +44,12 @@ ROWS = pd.DataFrame(
         ({}, [0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_filter_selects_rows(wanted: dict[str, Any], expected: list[int]) -> None:
-    assert np.flatnonzero(matches(ROWS, wanted)).tolist() == expected
+def test_filter_selects_rows(conditions: dict[str, Any], expected: list[int]) -> None:
+    assert np.flatnonzero(match_rows(ROWS, conditions)).tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("options", "expected"),
     [
         ({"column": "error"}, 1.0),
         ({"statistic": "max", "column": "error"}, 10.0),
@@ -67,8 +67,8 @@ def test_filter_selects_rows(wanted: dict[str, Any], expected: list[int]) -> Non
         ({"column": 12.0, "per": "error", "matching": {"head": "b"}}, 3.0),
     ],
 )
-def test_statistic_of_rows(wanted: dict[str, Any], expected: float) -> None:
-    assert measure(ROWS, Measure(**wanted))[0] == pytest.approx(expected)
+def test_statistic_of_rows(options: dict[str, Any], expected: float) -> None:
+    assert measure(ROWS, Measure(**options))[0] == pytest.approx(expected)
 
 
 def test_slope_of_logarithms_is_the_exponent() -> None:
@@ -78,11 +78,11 @@ def test_slope_of_logarithms_is_the_exponent() -> None:
 
 
 def test_ratio_has_the_interval_of_the_ends() -> None:
-    wanted = Measure(
+    ratio = Measure(
         statistic="ratio", column="error", low="low", high="high", matching={"model": "painn"},
         against={"model": "schnet"},
     )  # fmt: skip
-    value, low, high = measure(ROWS[:2], wanted)
+    value, low, high = measure(ROWS[:2], ratio)
     assert (value, low, high) == pytest.approx((0.5, 0.9 / 2.2, 1.1 / 1.8))
 
 
@@ -113,10 +113,10 @@ def test_groups_are_counted_or_chosen_by_their_measure(
             },
         }
     )  # fmt: skip
-    found = answer(query, {"t": ROWS})
-    assert found.value == pytest.approx(expected)
-    assert list(dict.fromkeys(found.rows["head"])) == heads
-    assert found.groups == 3
+    result = answer_query(query, {"t": ROWS})
+    assert result.value == pytest.approx(expected)
+    assert list(dict.fromkeys(result.rows["head"])) == heads
+    assert result.groups == 3
 
 
 def test_group_without_a_number_is_left_out() -> None:
@@ -129,8 +129,8 @@ def test_group_without_a_number_is_left_out() -> None:
             },
         }
     )  # fmt: skip
-    found = answer(query, {"t": ROWS[:5]})
-    assert (found.value, found.groups) == (0.5, 2)
+    result = answer_query(query, {"t": ROWS[:5]})
+    assert (result.value, result.groups) == (0.5, 2)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_group_without_a_number_is_left_out() -> None:
         ({"largest": "error", "of_each": ["head"]}, [1, 2, 5]),
     ],
 )
-def test_pick_takes_the_row_of_the_largest_number(pick: dict[str, Any], expected: list[int]) -> None:
+def test_pick_selects_the_row_of_the_largest_or_smallest_number(pick: dict[str, Any], expected: list[int]) -> None:
     query = Query.model_validate({"table": "t", "pick": pick, "measure": {"statistic": "count"}})
-    assert answer(query, {"t": ROWS}).rows.index.tolist() == expected
+    assert answer_query(query, {"t": ROWS}).rows.index.tolist() == expected
 
 
 def test_join_brings_columns_of_another_table() -> None:
@@ -156,22 +156,22 @@ def test_join_brings_columns_of_another_table() -> None:
             "measure": {"statistic": "sum", "column": "label"},
         }
     )
-    assert answer(query, {"t": ROWS, "o": other}).value == 1 + 1 + 2 + 2
+    assert answer_query(query, {"t": ROWS, "o": other}).value == 1 + 1 + 2 + 2
 
 
-def test_preferred_rows_are_taken_alone_where_there_are_any() -> None:
+def test_preferred_rows_are_used_alone_where_there_are_any() -> None:
     for head, expected in (("b", 7.0), ("none", 25.0)):
         query = Query.model_validate(
             {"table": "t", "prefer": {"head": head}, "measure": {"statistic": "sum", "column": "error"}}
         )
-        assert answer(query, {"t": ROWS}).value == expected
+        assert answer_query(query, {"t": ROWS}).value == expected
 
 
-def test_reason_tells_which_step_leaves_no_row() -> None:
+def test_reason_names_the_step_that_leaves_no_row() -> None:
     def reason(**parts: Any) -> str:
         query = {"table": "t", "missing": "no row", "incomplete": "only {model.list}", "measure": {"column": "error"}}
         with pytest.raises(Unanswered) as caught:
-            answer(Query.model_validate(query | parts), {"t": ROWS})
+            answer_query(Query.model_validate(query | parts), {"t": ROWS})
         return str(caught.value)
 
     assert reason(where={"head": "z"}) == "no row"
@@ -180,18 +180,21 @@ def test_reason_tells_which_step_leaves_no_row() -> None:
 
 
 def test_incorrect_row_refutes() -> None:
-    query = {"table": "t", "incorrect": {"where": {"error": "> 9"}, "note": "too large"}}
+    parts = {"table": "t", "incorrect": {"where": {"error": "> 9"}, "note": "too large"}}
     with pytest.raises(Refuted, match="too large"):
-        answer(Query.model_validate(query | {"measure": {"column": "error"}}), {"t": ROWS})
-    found = Query.model_validate(query | {"where": {"head": "a"}, "measure": {"column": "error"}})
-    assert answer(found, {"t": ROWS}).value == 1.0
+        answer_query(Query.model_validate(parts | {"measure": {"column": "error"}}), {"t": ROWS})
+    query = Query.model_validate(parts | {"where": {"head": "a"}, "measure": {"column": "error"}})
+    assert answer_query(query, {"t": ROWS}).value == 1.0
 
 
-def test_note_is_filled_in_from_rows_and_numbers() -> None:
+def test_note_is_formatted_from_rows_and_numbers() -> None:
     text = "{head}, {ranks.sum:count rank}, {model.list}, {error:.2f}, {ranks:is|are}, {claim.percent:+.0f}%, {{}}"
     assert format_note(text, ROWS, {"percent": 12.4}) == "a, 63 ranks, painn, schnet, 1.00, is, +12%, {}"
     assert format_note("{ranks:count rank}", ROWS[1:], {}) == "2 ranks"
     assert format_note("{ranks:count search|searches}", ROWS[1:], {}) == "2 searches"
+    assert (
+        format_note("{ranks:count rank}, {ranks}", ROWS.assign(ranks=None), {}) == "an unknown number of ranks, unknown"
+    )
 
 
 def test_unknown_fields_of_a_note_are_named() -> None:
@@ -207,6 +210,6 @@ def test_unknown_fields_of_a_note_are_named() -> None:
     assert not list(find_unknown_fields("{claim.better}", columns, ["better"]))
 
 
-def test_measure_that_is_not_finite_is_no_answer() -> None:
+def test_non_finite_measure_is_unanswered() -> None:
     with pytest.raises(Unanswered):
         measure(ROWS.assign(error=math.nan), Measure(column="error"))

@@ -1,4 +1,4 @@
-"""Verdicts: the bound, the interval, the needs and the note follow as the claim says."""
+"""Verdicts follow from the bound, the interval, the needs and the note of a claim."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def test_value_out_of_bounds_has_the_verdict_and_note_of_the_claim() -> None:
     assert judge(9, 8, 9.5, otherwise=otherwise, note="{rate:.1f}").reason == "9.0"
 
 
-def test_rows_that_do_not_fit_are_no_answer() -> None:
+def test_measure_of_a_text_column_is_not_judged() -> None:
     score = judge(9, 8, 10, query={"table": "t", "measure": {"column": "folder"}})
     assert score.verdict == "not run"
     assert score.reason.startswith("cannot be judged: ")
 
 
-def test_bound_without_numbers_is_always_met() -> None:
+def test_empty_bound_is_always_met() -> None:
     assert Bound().is_met(-1e300)
     assert Bound(within=0.0).find_threshold(3.0) == 3.0
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.config.conftest import GetErrors
 from tests.conftest import ROOT
-from tests.support.expected_errors import SUITE, Judge, judge  # noqa: F401
+from tests.support.expected_errors import SUITE
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
@@ -58,8 +59,8 @@ TOO_LARGE = "larger than 150 kB, the limit for suites and systems"
     ],
     ids=range(24),
 )
-def test_malformed_yaml_is_refused_with_its_place(judge: Judge, text: str | bytes, expected: str) -> None:  # noqa: F811
-    assert judge("plan", "suite.yaml", suite=text)[0].startswith(f"error: suite.yaml{expected}")
+def test_malformed_yaml_is_refused_with_its_location(get_errors: GetErrors, text: str | bytes, expected: str) -> None:
+    assert get_errors("plan", "suite.yaml", suite=text)[0].startswith(f"error: suite.yaml{expected}")
 
 
 @pytest.mark.parametrize(
@@ -83,60 +84,61 @@ def test_unusual_encodings_and_features_are_read(data: bytes, tmp_path: Path, mo
     assert main(["plan", "suite.yaml"]) == 0
 
 
-def test_the_quoted_line_is_right_for_every_line_ending(judge: Judge) -> None:  # noqa: F811
+def test_quoted_line_is_correct_for_every_line_ending(get_errors: GetErrors) -> None:
     for end in ("\n", "\r\n", "\r"):
-        lines = judge("plan", "suite.yaml", suite=SUITE.replace("matrix", "matrixx").replace("\n", end))
+        lines = get_errors("plan", "suite.yaml", suite=SUITE.replace("matrix", "matrixx").replace("\n", end))
         assert lines[1] == "    7 | matrixx:"
 
 
-def test_unreadable_files_are_reported(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_unreadable_files_are_reported(get_errors: GetErrors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.yaml").mkdir()
-    assert judge("plan", "folder.yaml") == ["error: folder.yaml: no such file"]
-    assert judge("plan", "nothing.yaml") == ["error: nothing.yaml: no such file"]
+    assert get_errors("plan", "folder.yaml") == ["error: folder.yaml: no such file"]
+    assert get_errors("plan", "nothing.yaml") == ["error: nothing.yaml: no such file"]
 
-    opened = Path.open
+    original_open = Path.open
 
     def refuse(path: Path, *words: Any) -> Any:
         if path.name == "suite.yaml":
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *words)
+        return original_open(path, *words)
 
     (tmp_path / "suite.yaml").write_text(SUITE)
     monkeypatch.setattr(Path, "open", refuse)
-    assert judge("plan", "suite.yaml") == ["error: suite.yaml: Permission denied"]
+    assert get_errors("plan", "suite.yaml") == ["error: suite.yaml: Permission denied"]
 
 
-def test_expansion_bombs_use_little_memory(judge: Judge) -> None:  # noqa: F811
+def test_expansion_bombs_use_little_memory(get_errors: GetErrors) -> None:
     tracemalloc.start()
     try:
         for text in (LAUGHS, "variables: {a: '{{ 9 ** 64 ** 9 }}', b: '{{ \"a\" * 10 ** 12 }}'}\n", AXES):
-            judge("plan", "suite.yaml", suite=SUITE + text)
+            get_errors("plan", "suite.yaml", suite=SUITE + text)
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("repeats", ["1000000", "99999999999999"])
-def test_too_many_repeats_on_the_command_line_are_refused(judge: Judge, repeats: str) -> None:  # noqa: F811
-    lines = judge("list", "suite.yaml", "--repeat", repeats, suite=SUITE)
+def test_too_many_repeats_on_the_command_line_are_refused(get_errors: GetErrors, repeats: str) -> None:
+    lines = get_errors("list", "suite.yaml", "--repeat", repeats, suite=SUITE)
     assert lines[0] == f"error: suite.yaml:1:1: {2 * int(repeats)} cases, but the limit is 1000000"
 
 
-def test_messages_contain_no_control_characters(judge: Judge) -> None:  # noqa: F811
+def test_messages_contain_no_control_characters(get_errors: GetErrors) -> None:
+    """The fixture asserts that every line is printable."""
     escape = "\x1b[31m"
-    judge("plan", "suite.yaml", suite=SUITE.replace("A suite", f'"{escape}"'))
-    judge("plan", "suite.yaml", suite=SUITE.replace("A suite", '"\\e[31m"'))
-    judge("plan", "suite.yaml", suite=SUITE.replace("random", json.dumps("{{ '" + escape + "' }}")))
-    judge("plan", "suite.yaml", suite=SUITE.replace("name: mine", f"{escape}: 3\nname: mine"))
-    judge("plan", f"{escape}.yaml")
-    judge("plan", escape)
-    judge("plan", "suite.yaml", "-S", f"threads={escape}", suite=SUITE)
-    judge("plan", "suite.yaml", "-S", f"{escape}=3")
+    get_errors("plan", "suite.yaml", suite=SUITE.replace("A suite", f'"{escape}"'))
+    get_errors("plan", "suite.yaml", suite=SUITE.replace("A suite", '"\\e[31m"'))
+    get_errors("plan", "suite.yaml", suite=SUITE.replace("random", json.dumps("{{ '" + escape + "' }}")))
+    get_errors("plan", "suite.yaml", suite=SUITE.replace("name: mine", f"{escape}: 3\nname: mine"))
+    get_errors("plan", f"{escape}.yaml")
+    get_errors("plan", escape)
+    get_errors("plan", "suite.yaml", "-S", f"threads={escape}", suite=SUITE)
+    get_errors("plan", "suite.yaml", "-S", f"{escape}=3")
 
 
 def test_an_alias_bomb_is_refused_in_a_new_process(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE + LAUGHS)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "harness", "plan", "suite.yaml"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -145,5 +147,5 @@ def test_an_alias_bomb_is_refused_in_a_new_process(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: suite.yaml:9:5: more than 100000 values")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: suite.yaml:9:5: more than 100000 values")

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from harness.config import resources
-from harness.config import system as systems
-from tests.support.expected_errors import SUITE, SYSTEM, Judge, judge  # noqa: F401
+from harness.config.system import load_system
+from tests.config.conftest import GetErrors
+from tests.support.expected_errors import SUITE, SYSTEM
 
 THREADS = "threads: {help: threads, default: 1}"
 UNSAFE = "expected letters, digits, $NAME and any of ./:@%+=,~_-"
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("threads=two", "-S threads: expected a whole number, such as 1, got 'two'"),
         ("threads=1.5", "-S threads: expected a whole number, such as 1, got '1.5'"),
@@ -49,40 +50,40 @@ UNSAFE = "expected letters, digits, $NAME and any of ./:@%+=,~_-"
         ),
     ],
 )
-def test_invalid_settings_on_the_command_line_are_reported(judge: Judge, word: str, said: str) -> None:  # noqa: F811
+def test_invalid_settings_on_the_command_line_are_reported(get_errors: GetErrors, word: str, message: str) -> None:
     system = SYSTEM + "  share: {help: a share, default: 0.5}\n  account: {help: who pays, default: me}\n"
-    assert judge("plan", "suite.yaml", "--system", "here.yaml", "-S", word, suite=SUITE, here=system) == [
-        f"error: {said}"
+    assert get_errors("plan", "suite.yaml", "--system", "here.yaml", "-S", word, suite=SUITE, here=system) == [
+        f"error: {message}"
     ]
 
 
-def test_a_required_setting_may_not_be_empty(judge: Judge) -> None:  # noqa: F811
+def test_a_required_setting_may_not_be_empty(get_errors: GetErrors) -> None:
     words = ("plan", "suite.yaml", "--system", "aurora", "-S", "account=")
-    assert judge(*words, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
+    assert get_errors(*words, suite=SUITE) == [f"error: -S account: {UNSAFE}, got ''"]
 
 
-def test_all_invalid_settings_are_reported(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_all_invalid_settings_are_reported(get_errors: GetErrors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_RANKS_PER_NODE", "many")
-    assert judge("plan", "suite.yaml", "-S", "threads=x", "-S", "thread=2", suite=SUITE) == [
+    assert get_errors("plan", "suite.yaml", "-S", "threads=x", "-S", "thread=2", suite=SUITE) == [
         "error: -S thread: no such setting of system 'local' (did you mean 'threads'?)",
         "error: -S threads: expected a whole number, such as 1, got 'x'",
         "error: HARNESS_RANKS_PER_NODE: expected a whole number, such as 2, got 'many'",
     ]
 
 
-def test_all_missing_settings_are_reported(judge: Judge, tmp_path: Path) -> None:  # noqa: F811
+def test_all_missing_settings_are_reported(get_errors: GetErrors, tmp_path: Path) -> None:
     system = SYSTEM.replace(THREADS, "account: {help: who pays}\n  queue: {help: where}")
-    lines = judge("run", "suite.yaml", "--system", "here.yaml", suite=SUITE, here=system)
-    own = tmp_path / "config" / "gfm-harness" / "settings.yaml"
+    lines = get_errors("run", "suite.yaml", "--system", "here.yaml", suite=SUITE, here=system)
+    user_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
     assert lines == [
         f"error: system 'here' needs the setting {name!r} ({why}): give -S {name}=..., HARNESS_{name.upper()}, or"
-        f" `here: {{{name}: ...}}` in {own}"
+        f" `here: {{{name}: ...}}` in {user_file}"
         for name, why in (("account", "who pays"), ("queue", "where"))
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("local: {threads: x}", "1:9: threads: expected a whole number, such as 1, got 'x'"),
         ("local: {thread: 1}", "1:9: thread: no such setting of system 'local' (did you mean 'threads'?)"),
@@ -101,11 +102,13 @@ def test_all_missing_settings_are_reported(judge: Judge, tmp_path: Path) -> None
         ("threads: !!python/object:os.system x", "1:10: tags are not supported, got 'tag:yaml.org,2002:python/obj"),
     ],
 )
-def test_invalid_settings_in_the_user_file_are_reported(judge: Judge, tmp_path: Path, text: str, said: str) -> None:  # noqa: F811
-    own = tmp_path / "config" / "gfm-harness" / "settings.yaml"
-    own.parent.mkdir(parents=True)
-    own.write_text(text)
-    assert judge("plan", "suite.yaml", suite=SUITE)[0].startswith(f"error: {own}:{said}")
+def test_invalid_settings_in_the_user_file_are_reported(
+    get_errors: GetErrors, tmp_path: Path, text: str, message: str
+) -> None:
+    user_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
+    user_file.parent.mkdir(parents=True)
+    user_file.write_text(text)
+    assert get_errors("plan", "suite.yaml", suite=SUITE)[0].startswith(f"error: {user_file}:{message}")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "frontier: {account: abc}\n", "account: abc\n", "local: {}\n"])
@@ -114,9 +117,9 @@ def test_a_user_file_without_this_system_is_accepted(
 ) -> None:
     from harness.cli.main import main
 
-    own = tmp_path / "gfm-harness" / "settings.yaml"
-    own.parent.mkdir()
-    own.write_text(text)
+    user_file = tmp_path / "gfm-harness" / "settings.yaml"
+    user_file.parent.mkdir()
+    user_file.write_text(text)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "ladder"]) == 0
@@ -128,19 +131,19 @@ WORDS = ("0123", "1e10", "1_000", "0x10", "0o17", "yes", "true", "null", "~", "1
 @pytest.mark.parametrize("text", WORDS)
 def test_a_setting_in_the_user_file_is_literal_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """An account that consists of digits keeps leading zeros, as on the command line and in a variable."""
-    own = tmp_path / "gfm-harness" / "settings.yaml"
-    own.parent.mkdir()
-    own.write_text(f"aurora: {{account: {text}}}\nqueue: {text}\n")
+    user_file = tmp_path / "gfm-harness" / "settings.yaml"
+    user_file.parent.mkdir()
+    user_file.write_text(f"aurora: {{account: {text}}}\nqueue: {text}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     aurora = resources.find_resource("systems", "aurora")
-    assert {name: systems.load_system(aurora, {}).settings[name] for name in ("account", "queue")} == {
+    assert {name: load_system(aurora, {}).settings[name] for name in ("account", "queue")} == {
         "account": text,
         "queue": text,
     }
-    assert systems.load_system(aurora, {"account": text}).settings["account"] == text
-    own.unlink()
+    assert load_system(aurora, {"account": text}).settings["account"] == text
+    user_file.unlink()
     monkeypatch.setenv("HARNESS_ACCOUNT", text)
-    assert systems.load_system(aurora, {}).settings["account"] == text
+    assert load_system(aurora, {}).settings["account"] == text
 
 
 @pytest.mark.parametrize(
@@ -151,12 +154,12 @@ def test_a_setting_in_the_user_file_is_literal_text(tmp_path: Path, monkeypatch:
 def test_a_default_is_a_number_only_as_python_prints_it(tmp_path: Path, text: str, default: str | float) -> None:
     path = tmp_path / "here.yaml"
     path.write_text(SYSTEM.replace("default: 1", f"default: {text}").replace("local.sh.j2", "slurm.sh.j2"))
-    [found] = systems.load_system(path, {}).settings.values()
-    assert (found, type(found)) == (default, type(default))
+    [value] = load_system(path, {}).settings.values()
+    assert (value, type(value)) == (default, type(default))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run", "laddr"], "no suite named 'laddr' (did you mean 'ladder'?)"),
         (["run", "ladder", "--system", "locl"], "no system named 'locl' (did you mean 'local'?)"),
@@ -178,7 +181,7 @@ def test_a_default_is_a_number_only_as_python_prints_it(tmp_path: Path, text: st
         (["report", "--out", "empty"], "empty/runs: no run folders"),
     ],
 )
-def test_invalid_command_lines_are_reported(judge: Judge, words: list[str], said: str) -> None:  # noqa: F811
-    lines = judge(*words)
-    assert lines[0].startswith(f"error: {said}")
+def test_invalid_command_lines_are_reported(get_errors: GetErrors, words: list[str], message: str) -> None:
+    lines = get_errors(*words)
+    assert lines[0].startswith(f"error: {message}")
     assert len(lines) == 1

@@ -1,4 +1,4 @@
-"""The schemas by which editors check suites and systems agree with the loader; in overlays they check keys only."""
+"""The schemas with which editors check suites and systems agree with the loader; in overlays they check only keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.config import json_schema, resources, suite, system, yaml_loader
 from harness.protocol.errors import UsageError
 
 SUITE = "name: mine\ntitle: Mine\nprogram: ladder\nparameters: {workload: random, precision: fp64}\n"
-OTHER = "name: mine\ntitle: Mine\nprogram: ladder\n"
-OVER = "extends: ladder\nname: mine\n"
+PARTIAL = "name: mine\ntitle: Mine\nprogram: ladder\n"
+OVERLAY = "extends: ladder\nname: mine\n"
 SYSTEM = """\
 name: here
 title: Here
@@ -37,16 +37,16 @@ GOOD_SUITES = [
     SUITE + 'sanity: [{event: fact, field: value, above: "{{ repeat }}", below: 3, equals: [x]}]',
     SUITE + "performance: [{name: p, event: e, field: f, reference: 1, tolerance: 0.1, direction: equal, unit: s}]",
     SUITE + "scale: {local: {title: Other, parameters: {precision: fp32}}}",
-    OTHER + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
-    OTHER + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
-    OTHER + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
-    OTHER
+    PARTIAL + "matrix: {workload: [random]}\nzips: {z: {precision: [fp64], seed: [1]}}",
+    PARTIAL + 'parameters: {workload: "{{ w }}", precision: fp64}\nmatrix: {w: [random, crystals]}',
+    PARTIAL + 'parameters: {workload: random, precision: fp64, stages: ["{{ s }}"]}\nmatrix: {s: [baseline]}',
+    PARTIAL
     + "parameters: {workload: random, precision: fp64, checkpoint: null,"
     + ' model: {hidden_dim: "{{ 8 * 2 }}", num_radial: 2}}',
-    OTHER + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
-    OVER,
-    OVER + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
-    OVER + "matrix: {workload: null}\nparameters: {workload: crystals}\nscale: {local: {repeats: 2}}",
+    PARTIAL + "parameters: {workload: random, precision: fp64, atoms: [2, 9], stages: [baseline]}",
+    OVERLAY,
+    OVERLAY + "parameters: {rounds: null, atoms: [2, 9]}\nresources: null\ntags: null",
+    OVERLAY + "matrix: {workload: null}\nparameters: {workload: crystals}\nscale: {local: {repeats: 2}}",
     "name: t\ntitle: T\nprogram: train",
 ]
 BAD_SUITES = [
@@ -91,11 +91,11 @@ BAD_SUITES = [
     SUITE.replace("fp64", "fp64, open_heads: 17"),
     SUITE.replace("fp64", "fp64, model: {widht: 8}"),
     "program: train\nname: t\ntitle: T\nparameters: {workload: random}",
-    OVER + "repeat: 2",
+    OVERLAY + "repeat: 2",
     SUITE + "scale: {local: {repeat: 2}}",
     "extends: [ladder]\nname: mine",
 ]
-# Names, the agreement of parts, other files, and values in overlays are beyond the schema.
+# The schema cannot check names, consistency between parts, other files, and values in overlays.
 BEYOND_SUITES = [
     SUITE + "matrix: {sed: [1, 2]}",
     SUITE + 'resources: {nodes: "{{ nods }}"}',
@@ -105,12 +105,12 @@ BEYOND_SUITES = [
     SUITE + "scale: {nowhere: {repeats: 2}}",
     SUITE + "sanity: [{event: fact, above: 1}]",
     SUITE.replace("fp64", "fp64, checkpoint: nothing"),
-    OVER.replace("ladder", "nothing"),
-    OVER + "parameters: {seed: null}",
-    OVER + "parameters: {rouns: 3}",
-    OVER + "matrix: {precision: []}",
-    OVER + "repeats: many",
-    OVER + "program: lader",
+    OVERLAY.replace("ladder", "nothing"),
+    OVERLAY + "parameters: {seed: null}",
+    OVERLAY + "parameters: {rouns: 3}",
+    OVERLAY + "matrix: {precision: []}",
+    OVERLAY + "repeats: many",
+    OVERLAY + "program: lader",
     SUITE + "scale: {local: {parameters: {rouns: 3}}}",
 ]
 GOOD_SYSTEMS = [
@@ -150,7 +150,7 @@ CASES = [
     *(("systems", text, False, False) for text in BAD_SYSTEMS),
     *(("systems", text, True, False) for text in BEYOND_SYSTEMS),
 ]
-# A suite with every key, and values of which few fit anywhere in it.
+# A suite with every key; few of REPLACEMENTS are valid anywhere in it.
 RICH = (
     SUITE.replace("fp64}", 'fp64, rounds: "{{ n * 2 }}", atoms: [2, 9], model: {hidden_dim: 8, dim_headlayers: 4}}')
     + """
@@ -171,13 +171,13 @@ tags: [t]
 scale: {local: {matrix: {seed: [1]}, repeats: 1, parameters: {batch_size: 3}}}
 """
 )
-OTHERS: list[Any] = [None, "word", "{{ repeat }}", -1, 3.5, [], [1], {}, {"a": 1}]
+REPLACEMENTS: list[Any] = [None, "word", "{{ repeat }}", -1, 3.5, [], [1], {}, {"a": 1}]
 
 FILES = json_schema.build_files()
 VALIDATORS: dict[str, Validator] = {path.parent.name: Draft202012Validator(json.loads(FILES[path])) for path in FILES}
 
 
-def loads(kind: str, path: Path) -> bool:
+def is_accepted(kind: str, path: Path) -> bool:
     """Return whether the loader accepts a file."""
     try:
         _ = suite.load_suite(path) if kind == "suites" else system.load_system(path, {})
@@ -196,10 +196,10 @@ def iter_paths(node: Any, loc: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 def replace_value(node: Any, loc: tuple[Any, ...], value: Any) -> Any:
     """Return a copy with another value at a key path."""
-    changed = at = copy.deepcopy(node)
+    changed = parent = copy.deepcopy(node)
     for key in loc[:-1]:
-        at = at[key]
-    at[loc[-1]] = value
+        parent = parent[key]
+    parent[loc[-1]] = value
     return changed
 
 
@@ -246,7 +246,7 @@ def test_schema_and_loader_agree(tmp_path: Path, kind: str, text: str, valid: bo
     for name in ("job.sh.j2", "slurm.sh.j2"):
         (tmp_path / name).touch()
     assert VALIDATORS[kind].is_valid(yaml_loader.load_yaml(path).data) is valid
-    assert loads(kind, path) is loaded
+    assert is_accepted(kind, path) is loaded
 
 
 @pytest.mark.slow
@@ -255,14 +255,14 @@ def test_the_loader_refuses_what_the_schema_refuses(tmp_path: Path) -> None:
     path.write_text(RICH)
     data = yaml_loader.load_yaml(path).data
     assert VALIDATORS["suites"].is_valid(data)
-    assert loads("suites", path)
-    refused = 0
+    assert is_accepted("suites", path)
+    refused_count = 0
     for loc in iter_paths(data):
-        for value in OTHERS:
+        for value in REPLACEMENTS:
             changed = replace_value(data, loc, value)
-            # An axis of the user's own may hold null; few mean it.
+            # The loader accepts null in a user-defined axis; the schema does not, since it is rarely intended.
             if not VALIDATORS["suites"].is_valid(changed) and not (value is None and isinstance(loc[-1], int)):
-                refused += 1
+                refused_count += 1
                 path.write_text(json.dumps(changed))
-                assert not loads("suites", path), (loc, value)
-    assert refused > 3 * len(list(iter_paths(data)))
+                assert not is_accepted("suites", path), (loc, value)
+    assert refused_count > 3 * len(list(iter_paths(data)))

@@ -14,67 +14,66 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.config import expressions
-from harness.config import resources as shipped
-from harness.config import suite as suites
-from harness.config import system as systems
 from harness.config.evaluation import ExpressionError
-from harness.config.suite import Suite
+from harness.config.resources import find_resource
+from harness.config.suite import Suite, load_suite
+from harness.config.system import load_system
 from harness.planning.expand import expand_suite
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError
 
-LOCAL = systems.load_system(shipped.find_resource("systems", "local"), {})
+LOCAL = load_system(find_resource("systems", "local"), {})
 BASE: dict[str, Any] = {"name": "s", "title": "S", "program": "ladder"}
 PARAMETERS = {"workload": "random", "precision": "fp64"}
 Load = Callable[..., Suite]
 
 
-def cases(**parts: Any) -> tuple[Case, ...]:
+def expand_cases(**parts: Any) -> tuple[Case, ...]:
     """Return the cases of a suite of the ladder on this machine."""
     return expand_suite(Suite(**BASE | {"parameters": PARAMETERS} | parts), LOCAL).cases
 
 
-def points(**parts: Any) -> list[dict[str, Any]]:
-    return [case.point for case in cases(**parts)]
+def expand_points(**parts: Any) -> list[dict[str, Any]]:
+    return [case.point for case in expand_cases(**parts)]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Return a function that writes files and loads the first with suites.load_suite."""
+    """Return a function that writes files and loads the first with load_suite."""
 
     def call(scale_for: str | None = None, **files: dict[str, Any]) -> Suite:
         for name, data in files.items():
             (tmp_path / f"{name}.yaml").write_text(json.dumps(data))
-        return suites.load_suite(tmp_path / f"{next(iter(files))}.yaml", scale_for)
+        return load_suite(tmp_path / f"{next(iter(files))}.yaml", scale_for)
 
     return call
 
 
 def test_a_matrix_expands_to_all_combinations_with_the_last_axis_fastest() -> None:
-    assert points(matrix={"a": [1, 2], "b": ["x", "y"]}) == [
+    assert expand_points(matrix={"a": [1, 2], "b": ["x", "y"]}) == [
         {"a": a, "b": b} for a, b in itertools.product([1, 2], ["x", "y"])
     ]
-    assert points() == [{}]
+    assert expand_points() == [{}]
 
 
 def test_axes_of_a_zip_advance_together() -> None:
     zips = {"z": {"seed": [1, 2], "rounds": [3, 4]}}
-    assert points(zips=zips) == [{"seed": 1, "rounds": 3}, {"seed": 2, "rounds": 4}]
-    found = points(matrix={"a": [1, 2]}, zips=zips | {"y": {"b": [5, 6]}})
-    assert len(found) == 8
-    assert {(p["seed"], p["rounds"]) for p in found} == {(1, 3), (2, 4)}
+    assert expand_points(zips=zips) == [{"seed": 1, "rounds": 3}, {"seed": 2, "rounds": 4}]
+    result = expand_points(matrix={"a": [1, 2]}, zips=zips | {"y": {"b": [5, 6]}})
+    assert len(result) == 8
+    assert {(p["seed"], p["rounds"]) for p in result} == {(1, 3), (2, 4)}
 
 
 def test_exclude_removes_cases_that_match_a_whole_row() -> None:
     matrix = {"a": [1, 2, 3], "b": ["x", "y"]}
-    left = points(matrix=matrix, exclude=[{"a": [1, 2], "b": "x"}, {"a": 3}])
-    assert left == [{"a": 1, "b": "y"}, {"a": 2, "b": "y"}]
+    remaining = expand_points(matrix=matrix, exclude=[{"a": [1, 2], "b": "x"}, {"a": 3}])
+    assert remaining == [{"a": 1, "b": "y"}, {"a": 2, "b": "y"}]
 
 
 def test_where_keeps_cases_that_meet_every_condition() -> None:
     matrix = {"a": [1, 2, 3], "b": [1, 2, 3]}
-    assert points(matrix=matrix, where=["a < b", "{{ a + b != 4 }}"]) == [{"a": 1, "b": 2}, {"a": 2, "b": 3}]
-    assert points(matrix=matrix, variables={"c": "{{ a * b }}"}, where=["c == 9"]) == [{"a": 3, "b": 3}]
+    assert expand_points(matrix=matrix, where=["a < b", "{{ a + b != 4 }}"]) == [{"a": 1, "b": 2}, {"a": 2, "b": 3}]
+    assert expand_points(matrix=matrix, variables={"c": "{{ a * b }}"}, where=["c == 9"]) == [{"a": 3, "b": 3}]
 
 
 @given(
@@ -87,25 +86,29 @@ def test_where_keeps_cases_that_meet_every_condition() -> None:
 def test_exclude_agrees_with_the_equivalent_condition(matrix: dict[str, list[int]], row: dict[str, int]) -> None:
     row = {axis: value for axis, value in row.items() if axis in matrix}
     condition = " or ".join(f"{axis} != {value}" for axis, value in row.items()) or "true"
-    every = [dict(zip(matrix, point, strict=True)) for point in itertools.product(*matrix.values())]
-    left = [p for p in every if not row or any(p[a] != v for a, v in row.items())]
-    if left:
-        assert points(matrix=matrix, exclude=[row] if row else []) == points(matrix=matrix, where=[condition]) == left
+    combinations = [dict(zip(matrix, point, strict=True)) for point in itertools.product(*matrix.values())]
+    remaining = [p for p in combinations if not row or any(p[a] != v for a, v in row.items())]
+    if remaining:
+        assert (
+            expand_points(matrix=matrix, exclude=[row] if row else [])
+            == expand_points(matrix=matrix, where=[condition])
+            == remaining
+        )
     else:
         with pytest.raises(UsageError, match="no case"):
-            points(matrix=matrix, exclude=[row])
+            expand_points(matrix=matrix, exclude=[row])
 
 
 @given(st.permutations(["a", "b", "c", "d"]))
 @settings(max_examples=24, deadline=None)
 def test_variables_may_be_in_any_order(order: list[str]) -> None:
     variables = {"a": 2, "b": "{{ a * seed }}", "c": "{{ [b, a] | max }}", "d": "{{ c + b }}"}
-    found = cases(
+    result = expand_cases(
         matrix={"seed": [1, 5]},
         variables={n: variables[n] for n in order},
         parameters=PARAMETERS | {"rounds": "{{ d }}"},
     )
-    assert [c.parameters["rounds"] for c in found] == [4, 20]
+    assert [c.parameters["rounds"] for c in result] == [4, 20]
 
 
 @pytest.mark.parametrize(
@@ -131,30 +134,30 @@ def test_variables_may_be_in_any_order(order: list[str]) -> None:
     ],
 )
 def test_an_expression_has_the_type_of_its_value(text: Any, value: Any) -> None:
-    (case,) = cases(matrix={"n": [3]}, sanity=[{"event": "e", "field": "f", "equals": text}])
-    found = case.sanity[0]["equals"]
-    assert found == value
-    assert type(found) is type(value)
+    (case,) = expand_cases(matrix={"n": [3]}, sanity=[{"event": "e", "field": "f", "equals": text}])
+    result = case.sanity[0]["equals"]
+    assert result == value
+    assert type(result) is type(value)
 
 
 def test_values_of_different_types_give_different_ids() -> None:
-    found = cases(matrix={"a": [1, 1.0, "1", True, 0, False, "", [1]]})
-    assert len({c.id for c in found}) == len({c.folder_name for c in found}) == len(found) == 8
-    assert {c.name for c in found} >= {"s-a_1", "s-a_1_0", "s-1", "s-a_true", "s-a_0", "s-a_false"}
-    kinds = cases(matrix={"a": [1, 1.0, True]}, sanity=[{"event": "e", "field": "f", "equals": "{{ a }}"}])
-    assert [type(c.sanity[0]["equals"]) for c in kinds] == [int, float, bool]
+    result = expand_cases(matrix={"a": [1, 1.0, "1", True, 0, False, "", [1]]})
+    assert len({c.id for c in result}) == len({c.folder_name for c in result}) == len(result) == 8
+    assert {c.name for c in result} >= {"s-a_1", "s-a_1_0", "s-1", "s-a_true", "s-a_0", "s-a_false"}
+    typed = expand_cases(matrix={"a": [1, 1.0, True]}, sanity=[{"event": "e", "field": "f", "equals": "{{ a }}"}])
+    assert [type(c.sanity[0]["equals"]) for c in typed] == [int, float, bool]
 
 
 def test_equal_parameters_give_equal_ids() -> None:
     with pytest.raises(UsageError, match="are the same work"):
-        cases(matrix={"seed": [1, "1"]})
-    one, two = cases(matrix={"seed": [1]}), cases(parameters=PARAMETERS | {"seed": 1})
+        expand_cases(matrix={"seed": [1, "1"]})
+    one, two = expand_cases(matrix={"seed": [1]}), expand_cases(parameters=PARAMETERS | {"seed": 1})
     assert one[0].id == two[0].id
 
 
 def test_keys_that_do_not_affect_measurements_do_not_change_ids() -> None:
-    plain = cases(matrix={"seed": [1, 2]})
-    told = cases(
+    plain = expand_cases(matrix={"seed": [1, 2]})
+    annotated = expand_cases(
         matrix={"seed": [1, 2]},
         description="longer",
         resources={"minutes": 5},
@@ -162,49 +165,53 @@ def test_keys_that_do_not_affect_measurements_do_not_change_ids() -> None:
         pack=2,
         sanity=[{"event": "sample"}],
     )
-    assert [c.id for c in plain] == [c.id for c in told]
-    assert not {c.id for c in plain} & {c.id for c in cases(matrix={"seed": [1, 2]}, resources={"ranks_per_node": 2})}
+    assert [c.id for c in plain] == [c.id for c in annotated]
+    assert not {c.id for c in plain} & {
+        c.id for c in expand_cases(matrix={"seed": [1, 2]}, resources={"ranks_per_node": 2})
+    }
 
 
 def test_the_first_repeat_has_the_id_of_the_case_without_repeats() -> None:
-    once, thrice = cases(matrix={"seed": [1, 2]}), cases(matrix={"seed": [1, 2]}, repeats=3)
+    once, thrice = expand_cases(matrix={"seed": [1, 2]}), expand_cases(matrix={"seed": [1, 2]}, repeats=3)
     assert [c.repeat for c in thrice] == [0, 1, 2] * 2
     assert [c.id for c in once] == [c.id for c in thrice if c.repeat == 0]
     assert len({c.id for c in thrice}) == len({c.name for c in thrice}) == 6
 
 
 def test_after_adds_dependencies_between_cases_that_differ_in_one_axis() -> None:
-    found = cases(matrix={"rounds": [2, 1], "seed": [1, 2]}, after=[{"cases": {"rounds": 2}, "needs": {"rounds": 1}}])
-    by_name = {c.name: c for c in found}
+    result = expand_cases(
+        matrix={"rounds": [2, 1], "seed": [1, 2]}, after=[{"cases": {"rounds": 2}, "needs": {"rounds": 1}}]
+    )
+    by_name = {c.name: c for c in result}
     for seed in (1, 2):
         first, second = by_name[f"s-rounds_1-seed_{seed}"], by_name[f"s-rounds_2-seed_{seed}"]
         assert first.after == ()
         assert second.after == (first.folder_name,)
-        assert found.index(first) < found.index(second)
+        assert result.index(first) < result.index(second)
 
 
 def test_across_adds_dependencies_on_every_value_of_an_axis() -> None:
     rule = {"cases": {"rounds": 2, "seed": 3}, "needs": {"rounds": 1}, "across": ["seed"]}
-    found = cases(matrix={"rounds": [2, 1], "seed": [1, 2, 3]}, after=[rule])
-    needed = {c.folder_name for c in found if c.point["rounds"] == 1}
-    (waiting,) = (c for c in found if c.after)
+    result = expand_cases(matrix={"rounds": [2, 1], "seed": [1, 2, 3]}, after=[rule])
+    required = {c.folder_name for c in result if c.point["rounds"] == 1}
+    (waiting,) = (c for c in result if c.after)
     assert waiting.point == {"rounds": 2, "seed": 3}
-    assert set(waiting.after) == needed
-    assert len(needed) == 3
+    assert set(waiting.after) == required
+    assert len(required) == 3
 
 
 def test_after_without_cases_applies_to_all_others_and_rules_chain() -> None:
-    found = cases(matrix={"rounds": [3, 2, 1]}, after=[{"needs": {"rounds": 1}}])
-    first = next(c for c in found if c.point["rounds"] == 1)
-    assert [c.after for c in found if c is not first] == [(first.folder_name,)] * 2
+    result = expand_cases(matrix={"rounds": [3, 2, 1]}, after=[{"needs": {"rounds": 1}}])
+    first = next(c for c in result if c.point["rounds"] == 1)
+    assert [c.after for c in result if c is not first] == [(first.folder_name,)] * 2
     rules = [{"cases": {"rounds": k + 1}, "needs": {"rounds": k}} for k in (1, 2)]
-    assert [c.point["rounds"] for c in cases(matrix={"rounds": [3, 2, 1]}, after=rules)] == [1, 2, 3]
+    assert [c.point["rounds"] for c in expand_cases(matrix={"rounds": [3, 2, 1]}, after=rules)] == [1, 2, 3]
 
 
 def test_dependencies_match_repeats() -> None:
-    found = cases(matrix={"rounds": [1, 2]}, repeats=2, after=[{"needs": {"rounds": 1}}])
-    folder = {(c.point["rounds"], c.repeat): c.folder_name for c in found}
-    assert {c.repeat: c.after for c in found if c.point["rounds"] == 2} == {k: (folder[1, k],) for k in (0, 1)}
+    result = expand_cases(matrix={"rounds": [1, 2]}, repeats=2, after=[{"needs": {"rounds": 1}}])
+    folder = {(c.point["rounds"], c.repeat): c.folder_name for c in result}
+    assert {c.repeat: c.after for c in result if c.point["rounds"] == 2} == {k: (folder[1, k],) for k in (0, 1)}
 
 
 FILE: dict[str, Any] = {**BASE, "parameters": {**PARAMETERS, "seed": 1}, "resources": {"minutes": 10}}
@@ -225,10 +232,10 @@ def test_scale_overlays_the_suite_only_for_the_selected_system(load: Load) -> No
 
 
 def test_a_shipped_system_names_its_scale() -> None:
-    frontier, scaling = shipped.find_resource("systems", "frontier"), shipped.find_resource("suites", "scaling")
-    assert systems.load_system(frontier, {"account": "abc"}).system.scale == "frontier"
-    assert suites.load_suite(scaling, "perlmutter").matrix["nodes"] == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert suites.load_suite(scaling, "frontier").matrix["nodes"] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    frontier, scaling = find_resource("systems", "frontier"), find_resource("suites", "scaling")
+    assert load_system(frontier, {"account": "abc"}).system.scale == "frontier"
+    assert load_suite(scaling, "perlmutter").matrix["nodes"] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert load_suite(scaling, "frontier").matrix["nodes"] == [8, 16, 32, 64, 128, 256, 512, 1024]
 
 
 def test_a_user_system_uses_the_scale_that_it_names(
@@ -259,10 +266,13 @@ def test_extends_chains_and_the_nearest_file_wins(load: Load) -> None:
 
 
 def test_a_neighbouring_base_precedes_a_shipped_one(load: Load) -> None:
-    mine = load(top={"extends": "ladder"}, ladder=FILE | {"title": "Mine"})
-    assert mine.title == "Mine"
-    theirs = load(ladder={"extends": "ladder", "description": "with a word of mine"})
-    assert (theirs.title, theirs.description) == ("Inference optimization ladder, trained model", "with a word of mine")
+    neighbouring = load(top={"extends": "ladder"}, ladder=FILE | {"title": "Mine"})
+    assert neighbouring.title == "Mine"
+    shipped_base = load(ladder={"extends": "ladder", "description": "with a word of mine"})
+    assert (shipped_base.title, shipped_base.description) == (
+        "Inference optimization ladder, trained model",
+        "with a word of mine",
+    )
 
 
 def test_paths_in_a_base_are_relative_to_the_base(load: Load, tmp_path: Path) -> None:
@@ -273,8 +283,8 @@ def test_paths_in_a_base_are_relative_to_the_base(load: Load, tmp_path: Path) ->
     (tmp_path / "below" / "base.yaml").write_text(json.dumps(base))
     top: dict[str, Any] = {"extends": "below/base.yaml"}
     assert load(top=top).parameters["structures"] == str(tmp_path / "below" / "frames.extxyz")
-    over = load(top=top | {"parameters": {"structures": "frames.extxyz"}})
-    assert over.parameters["structures"] == str(tmp_path / "frames.extxyz")
+    overridden = load(top=top | {"parameters": {"structures": "frames.extxyz"}})
+    assert overridden.parameters["structures"] == str(tmp_path / "frames.extxyz")
 
 
 def count_calls(work: Callable[[], object]) -> int:
@@ -311,7 +321,7 @@ TEXT_VALUES = st.one_of(st.booleans(), st.integers(-3, 3), st.floats(-2, 2), st.
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_ids_differ_between_values_and_ignore_their_order(values: list[Any], random: Any) -> None:
     shuffled = random.sample(values, len(values))
-    one, two = cases(matrix={"a": values}), cases(matrix={"a": shuffled})
+    one, two = expand_cases(matrix={"a": values}), expand_cases(matrix={"a": shuffled})
     assert len({c.id for c in one}) == len(values)
     assert {c.id for c in one} == {c.id for c in two}
 
@@ -330,14 +340,14 @@ def test_a_raised_recursion_limit_does_not_affect_parsing() -> None:
 def test_text_that_doubles_through_variables_is_refused_at_the_bound() -> None:
     variables = {"v0": "xxxxxxxx"} | {f"v{k}": f"{{{{ v{k - 1} ~ v{k - 1} }}}}" for k in range(1, 41)}
     with pytest.raises(UsageError, match=r"variables\.v11: a value of more than 10000 characters and items in"):
-        cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ 1 if v40 else 2 }}"})
+        expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ 1 if v40 else 2 }}"})
 
 
 def test_lists_that_multiply_through_variables_are_refused_at_the_bound() -> None:
     hundred = ", ".join(["{0}"] * 100)
     variables = {"v0": 1} | {f"v{k}": "{{ [" + hundred.format(f"v{k - 1}") + "] }}" for k in range(1, 9)}
     with pytest.raises(UsageError, match=r"variables\.v2: a value of more than 10000 characters and items"):
-        cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
+        expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
 
 
 def test_data_that_multiplies_through_variables_is_refused_at_the_bound() -> None:
@@ -346,7 +356,7 @@ def test_data_that_multiplies_through_variables_is_refused_at_the_bound() -> Non
     for k in range(1, 9):
         variables[f"v{k}"] = {key: text.replace("{0}", f"v{k - 1}") for key, text in ten.items()}
     with pytest.raises(UsageError, match=r"variables\.v4: a value of more than 10000 characters and items"):
-        cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
+        expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
 
 
 @pytest.mark.parametrize("text", ["{{ [v{0}] }}", {"key": "{{ v{0} }}"}])
@@ -355,12 +365,12 @@ def test_values_that_nest_through_variables_are_refused_at_the_bound(text: Any) 
     for k in range(1, 100):
         variables[f"v{k}"] = json.loads(json.dumps(text).replace("{0}", str(k - 1)))
     with pytest.raises(UsageError, match=r"variables\.v41.*: a value of more than 40 levels"):
-        cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v99 | length }}"})
+        expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v99 | length }}"})
 
 
 def test_a_number_that_no_case_file_can_hold_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^s\.yaml:1:1: parameters: Integer exceeds 64-bit range \(in case s\)"):
-        cases(parameters=PARAMETERS | {"seed": "{{ (2 ** 1000) | lower }}"})
+        expand_cases(parameters=PARAMETERS | {"seed": "{{ (2 ** 1000) | lower }}"})
 
 
 def test_long_sums_compile_in_linear_time() -> None:

@@ -33,7 +33,7 @@ VALUES = st.recursive(
     lambda inside: st.one_of(st.lists(inside, max_size=3), st.dictionaries(TEXTS, inside, max_size=3)),
     max_leaves=6,
 )
-HARD = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+MUTATION_SETTINGS = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 BYTES = (
     b"\t",
     b"\n",
@@ -56,8 +56,8 @@ BYTES = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the templates that systems name."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the templates that systems name."""
     folder = tmp_path_factory.mktemp("mutations")
     for template in resources.resource_dir("systems").glob("*.j2"):
         (folder / template.name).write_bytes(template.read_bytes())
@@ -65,39 +65,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(data=st.data())
-@HARD
+@MUTATION_SETTINGS
 def test_changed_bytes_are_planned_or_reported(
-    data: st.DataObject, place: Path, capsys: pytest.CaptureFixture[str]
+    data: st.DataObject, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, path = data.draw(st.sampled_from(FILES))
     text = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 20))
         text[at : at + length] = data.draw(st.one_of(st.sampled_from(BYTES), st.binary(max_size=4)))
-    check_plan(kind, bytes(text), place, capsys)
+    check_plan(kind, bytes(text), folder, capsys)
 
 
 @given(data=st.data())
-@HARD
+@MUTATION_SETTINGS
 def test_changed_parts_are_planned_or_reported(
-    data: st.DataObject, place: Path, capsys: pytest.CaptureFixture[str]
+    data: st.DataObject, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, path = data.draw(st.sampled_from(FILES))
     tree = YAML(typ="safe", pure=True).load(path)
     for _ in range(data.draw(st.integers(1, 3))):
-        change(tree, data)
-    target = place / "changed.yaml"
+        change_part(tree, data)
+    target = folder / "changed.yaml"
     with target.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         YAML(typ="safe", pure=True).dump(tree, stream)
-    check_plan(kind, target.read_bytes(), place, capsys)
+    check_plan(kind, target.read_bytes(), folder, capsys)
 
 
-def change(tree: Any, data: st.DataObject) -> None:
+def change_part(tree: Any, data: st.DataObject) -> None:
     """Remove, replace, add or rename a part."""
-    inner = [node for node in _inner(tree) if node]
-    if not inner:
+    containers = [node for node in _list_containers(tree) if node]
+    if not containers:
         return
-    node = data.draw(st.sampled_from(inner))
+    node = data.draw(st.sampled_from(containers))
     key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
     match data.draw(st.sampled_from(("remove", "replace", "add", "rename"))):
         case "remove":
@@ -112,17 +112,21 @@ def change(tree: Any, data: st.DataObject) -> None:
             node[data.draw(TEXTS)] = data.draw(VALUES)
 
 
-def _inner(node: Any) -> list[Any]:
+def _list_containers(node: Any) -> list[Any]:
     parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
-    return [node, *(found for part in parts for found in _inner(part))] if isinstance(node, (dict, list)) else []
+    return (
+        [node, *(container for part in parts for container in _list_containers(part))]
+        if isinstance(node, (dict, list))
+        else []
+    )
 
 
-def check_plan(kind: str, text: bytes, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def check_plan(kind: str, text: bytes, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Plan the file and assert exit code 0, or exit code 2 with printable messages."""
-    file = place / "mutant.yaml"
+    file = folder / "mutant.yaml"
     file.write_bytes(text)
     words = [str(file), "--system", "local"] if kind == "suites" else ["checkpoint", "--system", str(file)]
-    code = main(["plan", *words, "--out", str(place / "results")])
+    code = main(["plan", *words, "--out", str(folder / "results")])
     message = capsys.readouterr().err
     assert code in (0, 2)
     assert (code == 2) == bool(message)

@@ -10,7 +10,7 @@ import pytest
 
 from harness.cli.main import main
 from harness.config import system
-from tests.conftest import needs
+from tests.conftest import require_program
 from tests.support.expected_errors import SUITE
 
 SYSTEM = """\
@@ -39,19 +39,19 @@ settings:
 NAMES = ("account", "queue", "folder", "tool", "count", "venv", "watch", "pause")
 
 
-def write(folder: Path, base: str) -> None:
+def write_files(folder: Path, base: str) -> None:
     directive = {"pbs": "-A {{", "slurm": "--account={{"}[base]
     text = SYSTEM.replace("BASE", base).replace("-A {{", directive)
     (folder / "site.yaml").write_text(text.replace(", NONE", ", default: null" if base == "pbs" else ""))
     (folder / "suite.yaml").write_text(SUITE)
 
 
-def files(folder: Path) -> dict[str, str]:
+def read_files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (folder / "results" / "runs").rglob("*") if path.is_file()}
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
@@ -59,19 +59,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_without_settings_prints_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """This is what `nox -s scaling -- --system aurora` runs."""
     assert main(["run", "scaling", "--system", "aurora"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    scripts = {name: text for name, text in files(tmp_path).items() if name.endswith(".sh")}
+    output = capsys.readouterr().out.splitlines()
+    scripts = {name: text for name, text in read_files(tmp_path).items() if name.endswith(".sh")}
     assert len(scripts) == 8
     for text in scripts.values():
         assert not [line for line in text.splitlines() if line.startswith("#PBS -A")]
         assert "\n#PBS -q prod\n" in text
         assert "# By hand: `qsub -A ACCOUNT jobs/" in text
-    own = tmp_path / "config" / "gfm-harness" / "settings.yaml"
-    assert said == [
+    user_file = tmp_path / "config" / "gfm-harness" / "settings.yaml"
+    assert output == [
         "scaling-aurora: 16 not run",
         "before you submit, give these settings a value:",
         "  account (the project that is charged): -S account=..., HARNESS_ACCOUNT, or"
-        f" `aurora: {{account: ...}}` in {own}",
+        f" `aurora: {{account: ...}}` in {user_file}",
         "to submit the jobs, and later to gather them: the same command with -S account=... --submit",
         f"or by hand, one by one: qsub -A ACCOUNT {tmp_path}/results/runs/scaling-aurora/jobs/JOB.sh",
     ]
@@ -81,15 +81,17 @@ def test_run_without_settings_prints_what_is_missing(capsys: pytest.CaptureFixtu
 def test_scripts_with_missing_settings_pass_shellcheck(
     base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needs("shellcheck")
-    write(tmp_path, base)
+    require_program("shellcheck")
+    write_files(tmp_path, base)
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in NAMES:
-        assert f"\n  {name} (" in said
-    asked = "HARNESS_FOLDER=FOLDER,HARNESS_TOOL=TOOL,HARNESS_COUNT=COUNT,HARNESS_WATCH=WATCH,HARNESS_PAUSE=PAUSE"
-    command = {"pbs": f"qsub -A ACCOUNT -v {asked}", "slurm": f"sbatch --account=ACCOUNT --export=ALL,{asked}"}[base]
-    assert f"or by hand, one by one: {command} {tmp_path}/results/runs/mine-site/jobs/JOB.sh" in said
+        assert f"\n  {name} (" in output
+    variables = "HARNESS_FOLDER=FOLDER,HARNESS_TOOL=TOOL,HARNESS_COUNT=COUNT,HARNESS_WATCH=WATCH,HARNESS_PAUSE=PAUSE"
+    command = {"pbs": f"qsub -A ACCOUNT -v {variables}", "slurm": f"sbatch --account=ACCOUNT --export=ALL,{variables}"}[
+        base
+    ]
+    assert f"or by hand, one by one: {command} {tmp_path}/results/runs/mine-site/jobs/JOB.sh" in output
     scripts = sorted((tmp_path / "results").rglob("jobs/*.sh"))
     assert len(scripts) == 2
     for script in scripts:
@@ -103,16 +105,16 @@ def test_scripts_with_missing_settings_pass_shellcheck(
         assert 'export WHERE="${HARNESS_FOLDER}/y"' in lines
         assert 'export SIZE="${GFM_HARNESS_UNDECIDED:?write this script again with -S count=...}"' in lines
         assert lines.index("load ${HARNESS_TOOL}") > next(k for k, x in enumerate(lines) if "HARNESS_TOOL:?" in x)
-        checked = subprocess.run(
+        shellcheck = subprocess.run(
             ["shellcheck", "--shell=bash", "--exclude=SC2016,SC2086,SC2034,SC2154,SC1091,SC1090", str(script)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert checked.returncode == 0, checked.stdout
+        assert shellcheck.returncode == 0, shellcheck.stdout
 
 
 @pytest.mark.parametrize("words", [("plan",), ("run", "--dry-run"), ("list",)])
 def test_planning_needs_no_settings(words: tuple[str, ...], tmp_path: Path) -> None:
-    write(tmp_path, "pbs")
+    write_files(tmp_path, "pbs")
     assert main([words[0], "suite.yaml", *words[1:], "--system", "site.yaml"]) == 0
     assert not (tmp_path / "results").exists()
 
@@ -121,7 +123,7 @@ def test_planning_needs_no_settings(words: tuple[str, ...], tmp_path: Path) -> N
 def test_submitting_requires_every_setting(
     words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path, "pbs")
+    write_files(tmp_path, "pbs")
     assert main(["run", "suite.yaml", "--system", "site.yaml", *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("'")[3] for line in lines] == list(NAMES)
@@ -129,13 +131,13 @@ def test_submitting_requires_every_setting(
 
 
 def test_settings_without_identity_change_no_case_name(tmp_path: Path) -> None:
-    write(tmp_path, "pbs")
+    write_files(tmp_path, "pbs")
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
-    before = files(tmp_path)
-    given = [word for name in NAMES for word in ("-S", f"{name}=1")]
-    given[given.index("watch=1")] = "watch=sampler"
-    assert main(["run", "suite.yaml", "--system", "site.yaml", *given]) == 0
-    after = files(tmp_path)
+    before = read_files(tmp_path)
+    options = [word for name in NAMES for word in ("-S", f"{name}=1")]
+    options[options.index("watch=1")] = "watch=sampler"
+    assert main(["run", "suite.yaml", "--system", "site.yaml", *options]) == 0
+    after = read_files(tmp_path)
     assert before.keys() == after.keys()
     for name, text in after.items():
         assert not name.endswith(".sh") or ("#PBS -A 1\n" in text and ":ncpus=1:mpiprocs=2\n" in text)
@@ -143,30 +145,30 @@ def test_settings_without_identity_change_no_case_name(tmp_path: Path) -> None:
 
 
 def test_a_job_ends_with_the_name_of_a_missing_setting(tmp_path: Path) -> None:
-    write(tmp_path, "slurm")
+    write_files(tmp_path, "slurm")
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 0
     script = next((tmp_path / "results").rglob("jobs/*.sh"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HARNESS_")}
-    ended = subprocess.run(
+    result = subprocess.run(
         ["bash", str(script)], env=environment | {"SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=False
     )
-    assert ended.returncode != 0
-    [line] = ended.stderr.splitlines()
+    assert result.returncode != 0
+    [line] = result.stderr.splitlines()
     assert line.endswith("HARNESS_FOLDER: it gives the setting folder, which is missing: set it in the environment")
 
 
 def test_setup_prints_commands_that_check_missing_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, "pbs")
+    write_files(tmp_path, "pbs")
     assert main(["setup", "--system", "site.yaml"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "make ${HARNESS_VENV}" in lines
-    asked = [line.split("HARNESS_")[1].split(":")[0] for line in lines if ":?" in line]
-    assert asked == ["TOOL", "VENV"]
+    names = [line.split("HARNESS_")[1].split(":")[0] for line in lines if ":?" in line]
+    assert names == ["TOOL", "VENV"]
 
 
 def test_a_suite_that_reads_a_missing_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A job cannot decide what a case measures."""
-    write(tmp_path, "pbs")
+    write_files(tmp_path, "pbs")
     (tmp_path / "suite.yaml").write_text(SUITE + 'resources: {minutes: "{{ settings.count }}"}\n')
     assert main(["run", "suite.yaml", "--system", "site.yaml"]) == 2
     assert "the setting 'count' has no value (give -S count=...)" in capsys.readouterr().err
@@ -183,11 +185,11 @@ def test_ranks_per_node_requires_its_setting(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_chunk_is_rendered_for_pbs(tmp_path: Path) -> None:
-    write(tmp_path, "pbs")
+    write_files(tmp_path, "pbs")
     path = tmp_path / "gpu.yaml"
     path.write_text("name: gpu\nextends: pbs\nchunk: {ngpus: 4, gpu_model: a100, mem: 64gb}\n")
-    given = {"ranks_per_node": "4", "threads": "2"}
-    assert system.load_system(path, given).chunk == ":ncpus=8:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb"
+    settings = {"ranks_per_node": "4", "threads": "2"}
+    assert system.load_system(path, settings).chunk == ":ncpus=8:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb"
     assert main(["run", "suite.yaml", "--system", "gpu.yaml", "-S", "ranks_per_node=4"]) == 0
     text = next((tmp_path / "results").rglob("jobs/*.sh")).read_text()
     assert "\n#PBS -l select=1:ncpus=4:mpiprocs=4:ngpus=4:gpu_model=a100:mem=64gb\n#PBS -l place=scatter:excl\n" in text
@@ -199,7 +201,9 @@ def test_nodes_are_exclusive_unless_the_system_says_otherwise(base: str, tmp_pat
     for word in ("true", "false"):
         (tmp_path / "site.yaml").write_text(f"name: site\nextends: {base}\nexclusive: {word}\n")
         assert main(["run", "suite.yaml", "--system", "site.yaml", "--out", word]) == 0
-        for script in (tmp_path / word).rglob("jobs/*.sh"):
+        scripts = list((tmp_path / word).rglob("jobs/*.sh"))
+        assert scripts
+        for script in scripts:
             lines = script.read_text().splitlines()
-            asked = [line for line in lines if line in ("#SBATCH --exclusive", "#PBS -l place=scatter:excl")]
-            assert len(asked) == (word == "true")
+            directives = [line for line in lines if line in ("#SBATCH --exclusive", "#PBS -l place=scatter:excl")]
+            assert len(directives) == (word == "true")

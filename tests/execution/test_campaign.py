@@ -17,7 +17,7 @@ import pytest
 from harness.execution.journal import Journal
 from harness.execution.schedulers.local import LocalScheduler
 from harness.protocol import events
-from tests.conftest import ROOT, Harness, pages_of
+from tests.conftest import ROOT, Harness, read_pages
 
 EAGER = "[baseline, encoder_reuse, branch_skip, fused_gradient, batched_heads]"
 TINY = f"""\
@@ -38,11 +38,11 @@ resources: {{minutes: 5}}
 """
 
 
-def suite(folder: Path, text: str = TINY) -> None:
+def write_suite(folder: Path, text: str = TINY) -> None:
     (folder / "tiny.yaml").write_text(text)
 
 
-# A shell that starts the tests in the background ignores interrupts; the harness under test must receive them.
+# Background processes of a shell ignore interrupts, which the harness under test must receive.
 INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,7 +51,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
+def start_harness(folder: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, *argv],
         cwd=folder,
@@ -77,9 +77,9 @@ def read_text(path: Path) -> str:
 
 
 def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path)
-    done = harness("run", "tiny.yaml", "--out", "out")
-    assert done.returncode == 0, done.stderr
+    write_suite(tmp_path)
+    result = harness("run", "tiny.yaml", "--out", "out")
+    assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     for name in ("index.html", "report.md", "tables/ladder.csv", "tables/samples.csv", "scorecard.json"):
         assert (out / name).stat().st_size > 0
@@ -92,11 +92,11 @@ def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: P
     assert (table["end_to_end_structures_per_s"] < table["structures_per_s"]).all()
     assert (table["peak_bytes"] > 0).all()
     assert (table["matrix_gflop"] > 0).all()
-    drawn = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
+    figures = {path.name.split("-")[0] for path in (out / "figures").iterdir()}
     costs = pd.read_csv(out / "tables" / "cost_cases.csv")
     measured = costs["busy_cores"].notna()
     assert costs.loc[~measured, "why_not"].notna().all()  # a busy machine takes too few samples, which the table states
-    assert drawn == ({"tiny", "cost"} if measured.any() else {"tiny"})
+    assert figures == ({"tiny", "cost"} if measured.any() else {"tiny"})
     assert len(list((out / "figures").glob("tiny*.svg"))) == len(list((out / "figures").glob("tiny*.png"))) == 4
 
     folders = sorted((out / "runs").glob("*/*/case.json"))
@@ -108,17 +108,17 @@ def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: P
 
 
 def test_moved_campaign_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path)
+    write_suite(tmp_path)
     harness("run", "tiny.yaml", "--out", "out", "-n", "random")
     campaign = (tmp_path / "out" / "runs" / "tiny-local").rename(tmp_path / "elsewhere")
     folder = next(campaign.glob("tiny-random*"))
     (folder / "events.jsonl").unlink()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GFM_HARNESS_CAMPAIGN": str(campaign)}
-    by_hand = ["bash", str(folder / "job.sh")]
-    passed_over = subprocess.run(by_hand, check=True, env=environment, capture_output=True, text=True)
-    assert "has ended before" in passed_over.stdout
+    command = ["bash", str(folder / "job.sh")]
+    skipped = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "has ended before" in skipped.stdout
     assert not (folder / "events.jsonl").exists()
-    subprocess.run([*by_hand, "again"], check=True, env=environment)
+    subprocess.run([*command, "again"], check=True, env=environment)
     assert [e["event"] for e in events.read(folder / "events.jsonl")][-1] == "done"
     assert (folder / "exit_code").read_text().startswith("0\n")
 
@@ -128,21 +128,21 @@ def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_pa
     broken = tmp_path / "broken.safetensors"
     broken.write_text("not a checkpoint")
     text = TINY.replace(model, "").replace("  precision", f"  checkpoint: [painn-64, {broken}]\n  precision")
-    suite(tmp_path, text.replace("workload: [random, crystals]", "workload: [random]"))
-    done = harness("run", "tiny.yaml", "--out", "out")
-    assert done.returncode == 3
-    assert "failed with exit code 2" in done.stderr
-    assert f"error: {broken}: not a readable checkpoint" in done.stderr
-    assert "Traceback" not in done.stderr
-    page = pages_of(tmp_path / "out")
-    assert "Not complete" in page
+    write_suite(tmp_path, text.replace("workload: [random, crystals]", "workload: [random]"))
+    result = harness("run", "tiny.yaml", "--out", "out")
+    assert result.returncode == 3
+    assert "failed with exit code 2" in result.stderr
+    assert f"error: {broken}: not a readable checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+    page = read_pages(tmp_path / "out")
+    assert "Incomplete cases" in page
     assert "not a readable checkpoint" in page
     assert harness("status", "tiny.yaml", "--out", "out").returncode == 3
 
     broken.write_bytes((ROOT / "harness" / "reference" / "models" / "shipped" / "painn-64.safetensors").read_bytes())
-    untouched = harness("run", "tiny.yaml", "--out", "out")
-    assert untouched.returncode == 3
-    assert "--retry" in untouched.stderr
+    second = harness("run", "tiny.yaml", "--out", "out")
+    assert second.returncode == 3
+    assert "--retry" in second.stderr
     again = harness("run", "tiny.yaml", "--out", "out", "--retry")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("done before") == 1
@@ -150,16 +150,16 @@ def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_pa
 
 
 def test_next_harness_joins_the_job_of_a_killed_one(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 150").replace("[random, crystals]", "[random]"))
-    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 150").replace("[random, crystals]", "[random]"))
+    first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, "submitted")
     log = next(journal.parent.glob("tiny-*")) / "events.jsonl"
     wait_for(log, "sample")
     first.kill()
     first.wait()
-    done = harness("run", "tiny.yaml", "--out", "out")
-    assert done.returncode == 0, done.stderr
+    result = harness("run", "tiny.yaml", "--out", "out")
+    assert result.returncode == 0, result.stderr
     lines = list(events.read(log))
     assert sum(e["event"] == "start" for e in lines) == 1
     assert sum(e["event"] == "sample" for e in lines) == 150 * 5 * 2
@@ -168,8 +168,8 @@ def test_next_harness_joins_the_job_of_a_killed_one(harness: Harness, tmp_path: 
 
 
 def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
-    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
+    first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, "submitted")
     folder = next(journal.parent.glob("tiny-*"))
@@ -190,8 +190,8 @@ def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_p
 
 def test_program_that_outlives_its_shell_is_not_rerun(harness: Harness, tmp_path: Path) -> None:
     """The exit code is never written; the last event of the program shows that it finished."""
-    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
-    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
+    first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, '"submitted"')
     folder = next(journal.parent.glob("tiny-*"))
@@ -210,14 +210,14 @@ def test_program_that_outlives_its_shell_is_not_rerun(harness: Harness, tmp_path
 
 
 def test_program_that_dies_after_its_shell_is_rerun(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 300").replace("[random, crystals]", "[random]"))
-    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 300").replace("[random, crystals]", "[random]"))
+    first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, '"submitted"')
     folder = next(journal.parent.glob("tiny-*"))
     wait_for(folder / "events.jsonl", "sample")
     [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
-    program = events.last_run(folder / "events.jsonl")[0]["pid"]
+    program = events.read_last_run(folder / "events.jsonl")[0]["pid"]
     shell.kill()
     os.kill(program, signal.SIGKILL)
     wait_for(journal, '"submitted"', 2)
@@ -227,8 +227,8 @@ def test_program_that_dies_after_its_shell_is_rerun(harness: Harness, tmp_path: 
 
 
 def test_second_harness_on_one_campaign_is_refused(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
-    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
+    first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, "submitted")
     wait_for(next(journal.parent.glob("tiny-*")) / "events.jsonl", "start")
@@ -254,9 +254,9 @@ def test_stage_that_cannot_run_is_shown_as_not_available(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "empty-cache"))
     text = TINY.replace("batched_heads]", "batched_heads, torch_compile, fused_messages]")
     text = text.replace("[random, crystals]", "[random]")
-    suite(tmp_path, text)
-    done = harness("run", "tiny.yaml", "--out", "out")
-    assert done.returncode == 0, done.stderr
+    write_suite(tmp_path, text)
+    result = harness("run", "tiny.yaml", "--out", "out")
+    assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv").set_index("stage")
     assert table.loc["torch_compile", "verdict"].startswith("not available: ")
     assert table.loc["fused_messages", "verdict"] == "not available: no C++ compiler 'no-such-compiler'"
@@ -268,10 +268,12 @@ def test_stage_that_cannot_run_is_shown_as_not_available(
 
 
 def test_run_over_the_node_hour_limit_starts_no_job(harness: Harness, tmp_path: Path) -> None:
-    suite(tmp_path)
-    dear = harness("run", "tiny.yaml", "--out", "out", "--max-node-hours", "0.16")
-    assert dear.returncode == 2
-    assert dear.stderr.startswith("error: up to 0.1667 node-hours, and --max-node-hours is 0.16; nothing was submitted")
+    write_suite(tmp_path)
+    result = harness("run", "tiny.yaml", "--out", "out", "--max-node-hours", "0.16")
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "error: up to 0.1667 node-hours, and --max-node-hours is 0.16; nothing was submitted"
+    )
     assert not (tmp_path / "out").exists()
     assert harness("plan", "tiny.yaml", "--max-node-hours", "0.16").returncode == 2
     assert harness("plan", "tiny.yaml", "--max-node-hours", "0.17").returncode == 0
@@ -280,8 +282,8 @@ def test_run_over_the_node_hour_limit_starts_no_job(harness: Harness, tmp_path: 
 @pytest.mark.slow
 def test_run_of_one_case_keeps_the_results_of_others(harness: Harness, tmp_path: Path) -> None:
     """A run of all cases is killed, and the next runs only one: the result of the other is not a loss."""
-    suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))
-    first = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+    write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 100"))
+    first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
     journal = tmp_path / "out" / "runs" / "tiny-local" / "journal.jsonl"
     wait_for(journal, "submitted")
     first.kill()
@@ -301,13 +303,13 @@ sanity:
 performance:
   - {name: time, event: sample, field: device_s, reference: 1.0e-9, tolerance: 0.5, direction: lower_is_better, unit: s}
 """
-    suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "1000"))
+    write_suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "1000"))
     failed = harness("run", "tiny.yaml", "--out", "out")
     assert failed.returncode == 3
     assert "failed (sanity: sample: device_s is" in failed.stderr
-    suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "0"))
+    write_suite(tmp_path, TINY.replace("[random, crystals]", "[random]") + checks.replace("LIMIT", "0"))
     assert harness("run", "tiny.yaml", "--out", "out", "--retry").returncode == 0
     checked = harness("check", "--out", "out")
     assert checked.returncode == 1
     assert "tiny-random-fp64 time: worse" in checked.stdout
-    assert "Figures of merit" in pages_of(tmp_path / "out")
+    assert "Figures of merit" in read_pages(tmp_path / "out")

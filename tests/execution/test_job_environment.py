@@ -45,8 +45,8 @@ FOREIGN = {
 def test_local_job_ignores_variables_of_other_launchers(tmp_path: Path, foreign: dict[str, str]) -> None:
     job = make_job(tmp_path, "local")
     job.set_action(0, "env > environment")
-    completed = job.run(HYDRA_LAUNCHER="slurm", HYDRA_RMK="slurm", I_MPI_HYDRA_BOOTSTRAP="slurm", **foreign)
-    assert completed.returncode == 0, completed.stderr
+    result = job.run(HYDRA_LAUNCHER="slurm", HYDRA_RMK="slurm", I_MPI_HYDRA_BOOTSTRAP="slurm", **foreign)
+    assert result.returncode == 0, result.stderr
     lines = (job.cases[0] / "environment").read_text().splitlines()
     variables = dict(line.split("=", 1) for line in lines if "=" in line)
     assert not foreign.keys() & variables.keys()
@@ -62,15 +62,17 @@ def test_ranks_start_on_this_machine_inside_an_allocation(tmp_path: Path) -> Non
     tools.mkdir()
     (tools / "srun").write_text("#!/bin/sh\ntouch $0.called\nsleep 600\n")
     (tools / "srun").chmod(0o755)
-    surroundings = FOREIGN["Slurm"] | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_TASKS_PER_NODE": "2(x2)"}
-    completed = subprocess.run(
+    allocation = FOREIGN["Slurm"] | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_TASKS_PER_NODE": "2(x2)"}
+    result = subprocess.run(
         [sys.executable, "-m", "harness", "run", "scaling", "-n", "per_node_2"], cwd=tmp_path,
-        env=os.environ | surroundings | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        env=os.environ | allocation | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
-    assert completed.returncode == 0, completed.stderr
+    assert result.returncode == 0, result.stderr
     assert not (tools / "srun.called").exists()
-    for log in (tmp_path / "results" / "runs").rglob("events.jsonl"):
+    logs = list((tmp_path / "results" / "runs").rglob("events.jsonl"))
+    assert logs
+    for log in logs:
         logged = [json.loads(line) for line in log.read_text().splitlines()]
         assert [e["value"]["world_size"] for e in logged if e.get("name") == "observed"] == [2]
 
@@ -139,18 +141,18 @@ def test_script_refuses_the_folder_of_another_campaign(tmp_path: Path, kind: str
 def test_job_runs_without_programs_that_containers_lack(tmp_path: Path, absent: str) -> None:
     job = make_job(tmp_path, "local")
     _hide(tmp_path, job.environment, absent)
-    completed = job.run()
-    assert (completed.returncode, job.exit_codes) == (0, ["0", "0", "0"]), completed.stderr
+    result = job.run()
+    assert (result.returncode, job.exit_codes) == (0, ["0", "0", "0"]), result.stderr
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm", "pbs"])
 def test_job_names_missing_programs_in_one_line(tmp_path: Path, kind: str) -> None:
     job = make_job(tmp_path, kind)
     _hide(tmp_path, job.environment, "timeout", "cut", "sinfo")
-    completed = job.run()
-    assert (completed.returncode, job.runs) == (69, [0, 0, 0])
-    also = " sinfo" if kind == "slurm" else ""
-    assert completed.stderr == f"error: programs that this job needs are not here: cut timeout{also}\n"
+    result = job.run()
+    assert (result.returncode, job.runs) == (69, [0, 0, 0])
+    missing_sinfo = " sinfo" if kind == "slurm" else ""
+    assert result.stderr == f"error: programs that this job needs are not here: cut timeout{missing_sinfo}\n"
 
 
 def _hide(folder: Path, environment: dict[str, str], *absent: str) -> None:
@@ -175,8 +177,8 @@ def test_job_sets_name_and_home_for_a_user_without_them(tmp_path: Path, home: st
     job.set_action(0, "env > environment")
     for name in ("USER", "LOGNAME", "HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
         job.environment.pop(name, None)
-    completed = job.run(TMPDIR=str(tmp_path), **({} if home is None else {"HOME": home}))
-    assert completed.returncode == 0, completed.stderr
+    result = job.run(TMPDIR=str(tmp_path), **({} if home is None else {"HOME": home}))
+    assert result.returncode == 0, result.stderr
     lines = (job.cases[0] / "environment").read_text().splitlines()
     variables = dict(line.split("=", 1) for line in lines if "=" in line)
     assert variables["USER"] == variables["LOGNAME"] == f"user-{os.getuid()}"

@@ -17,47 +17,44 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.config import resources
-from harness.config import suite as suites
-from harness.config import system as systems
+from harness.config.resources import find_resource, list_resources
+from harness.config.suite import load_suite
+from harness.config.system import ResolvedSystem, load_system
 from harness.execution.job_script import JobScriptWriter, render_setup_script
 from harness.planning.expand import Plan, expand_suite
 from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
 from harness.protocol.registry import PROGRAMS
-from tests.conftest import needs
+from tests.conftest import require_program, require_slurm
 from tests.execution.test_run_case import make_job
-from tests.support.cluster import Cluster, available
-from tests.system.test_slurm import until
+from tests.support.cluster import Cluster, wait_until
 
 GOLDEN = Path(__file__).parent / "golden"
-GIVEN = {"account": "abc123"}
+SETTINGS = {"account": "abc123"}
 SYSTEMS = ("aurora", "frontier", "local", "pbs", "perlmutter", "slurm")
 CAMPAIGN = Path("/campaign")
 
 
-def site(system: str, **given: str) -> systems.ResolvedSystem:
-    declared = systems.load_system(resources.find_resource("systems", system), {}).system.settings
-    given = {name: value for name, value in (GIVEN | given).items() if name in declared}
-    return systems.load_system(resources.find_resource("systems", system), given)
+def load_site(name: str, **settings: str) -> ResolvedSystem:
+    path = find_resource("systems", name)
+    declared = load_system(path, {}).system.settings
+    return load_system(path, {key: value for key, value in (SETTINGS | settings).items() if key in declared})
 
 
-def plan(suite: str, system: str, **given: str) -> Plan:
-    where = site(system, **given)
-    return expand_suite(
-        suites.load_suite(resources.find_resource("suites", suite), where.system.scale or system), where
-    )
+def load_plan(suite: str, system: str, **settings: str) -> Plan:
+    site = load_site(system, **settings)
+    return expand_suite(load_suite(find_resource("suites", suite), site.system.scale or system), site)
 
 
-def jobs(of: Plan, folder: Path = CAMPAIGN) -> list[Job]:
-    return pack_jobs(of, of.cases, folder)
+def pack(plan: Plan, folder: Path = CAMPAIGN) -> list[Job]:
+    return pack_jobs(plan, plan.cases, folder)
 
 
-def golden(system: str) -> str:
+def render_golden(system: str) -> str:
     """Return the script of the largest job, without what differs between machines and versions."""
-    of = plan("scaling", system)
-    job = max(jobs(of), key=lambda job: (job.nodes, job.cases[0].ranks, job.name))
-    text = JobScriptWriter(of, CAMPAIGN).render(job)
+    plan = load_plan("scaling", system)
+    job = max(pack(plan), key=lambda job: (job.nodes, job.cases[0].ranks, job.name))
+    text = JobScriptWriter(plan, CAMPAIGN).render(job)
     text = text.replace(sys.executable, "/environment/bin/python").replace(
         str(Path(sys.executable).parent), "/environment/bin"
     )
@@ -69,28 +66,29 @@ def every_script(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[P
     """Write every job of every shipped suite on every system."""
     scripts: dict[Path, tuple[Plan, Job]] = {}
     for system in SYSTEMS:
-        for suite in resources.list_resources("suites"):
-            of = plan(suite, system, spares="2", nccl_plugin="/sw/librccl-net.so", archive="$HOME/a.tar.gz")
-            folder = tmp_path_factory.mktemp(of.campaign_name)
-            writer = JobScriptWriter(of, folder)
-            scripts |= {writer.write(job): (of, job) for job in jobs(of, folder)}
+        for suite in list_resources("suites"):
+            plan = load_plan(suite, system, spares="2", nccl_plugin="/sw/librccl-net.so", archive="$HOME/a.tar.gz")
+            folder = tmp_path_factory.mktemp(plan.campaign_name)
+            writer = JobScriptWriter(plan, folder)
+            scripts |= {writer.write(job): (plan, job) for job in pack(plan, folder)}
     return scripts
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_scaling_script_equals_its_golden_file(system: str) -> None:
-    assert golden(system) == (GOLDEN / f"{system}.sh").read_text()
+    assert render_golden(system) == (GOLDEN / f"{system}.sh").read_text()
 
 
 def test_every_script_passes_shellcheck_and_bash(every_script: dict[Path, tuple[Plan, Job]], tmp_path: Path) -> None:
-    needs("shellcheck")
-    assert {of.campaign_name for of, _ in every_script.values()} == {
-        f"{suite}-{system}" for suite in resources.list_resources("suites") for system in SYSTEMS
+    require_program("shellcheck")
+    assert {plan.campaign_name for plan, _ in every_script.values()} == {
+        f"{suite}-{system}" for suite in list_resources("suites") for system in SYSTEMS
     }
     files = [str(path) for path in every_script]
     # scripts of one campaign differ only in their cases, and checking each takes long
     campaigns = {
-        of.campaign_name: [p for p, (o, _) in every_script.items() if o is of] for of, _ in every_script.values()
+        plan.campaign_name: [p for p, (other, _) in every_script.items() if other is plan]
+        for plan, _ in every_script.values()
     }
     checked_files = [str(path) for paths in campaigns.values() for path in {paths[0], paths[-1]}]
     files += [
@@ -102,13 +100,11 @@ def test_every_script_passes_shellcheck_and_bash(every_script: dict[Path, tuple[
     checked_files += [name for name in files if name.endswith("launch.sh")]
     for system in SYSTEMS:
         path = tmp_path / f"setup-{system}.sh"
-        path.write_text(render_setup_script(site(system)))
+        path.write_text(render_setup_script(load_site(system)))
         files.append(str(path))
         checked_files.append(str(path))
-    checked = subprocess.run(
-        ["shellcheck", "--shell=bash", *checked_files], capture_output=True, text=True, check=False
-    )
-    assert checked.returncode == 0, checked.stdout[:5000]
+    result = subprocess.run(["shellcheck", "--shell=bash", *checked_files], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[:5000]
     for name in files:
         assert subprocess.run(["bash", "-n", name], check=False).returncode == 0, name
 
@@ -123,16 +119,16 @@ def test_scripts_contain_no_unfilled_placeholder(every_script: dict[Path, tuple[
 def test_walltime_is_the_sum_of_cases_and_overhead(
     every_script: dict[Path, tuple[Plan, Job]],
 ) -> None:
-    for path, (of, job) in every_script.items():
-        asked = re.search(r"^#(?:SBATCH --time|PBS -l walltime)=(\d+):(\d\d):00$", path.read_text(), re.MULTILINE)
-        if of.site.system.scheduler != "local":
-            assert asked, path
-            minutes = sum(case.minutes for case in job.cases) + of.site.system.overhead_minutes
-            assert int(asked[1]) * 60 + int(asked[2]) == minutes
+    for path, (plan, job) in every_script.items():
+        request = re.search(r"^#(?:SBATCH --time|PBS -l walltime)=(\d+):(\d\d):00$", path.read_text(), re.MULTILINE)
+        if plan.site.system.scheduler != "local":
+            assert request, path
+            minutes = sum(case.minutes for case in job.cases) + plan.site.system.overhead_minutes
+            assert int(request[1]) * 60 + int(request[2]) == minutes
 
 
 def test_every_case_starts_with_its_nodes_and_ranks(every_script: dict[Path, tuple[Plan, Job]]) -> None:
-    for path, (of, job) in every_script.items():
+    for path, (plan, job) in every_script.items():
         lines = path.read_text().replace(" \\\n", " ").splitlines()
         runs = [line for line in lines if line.startswith("run_case ")]
         assert [line.split()[1] for line in runs] == [case.folder_name for case in job.cases]
@@ -149,7 +145,7 @@ def test_every_case_starts_with_its_nodes_and_ranks(every_script: dict[Path, tup
                 assert "mpiexec" not in line
                 assert not case.nodes % n
                 started = trial_launcher(path, case).read_text().replace(" \\\n", " ")
-            match of.site.system.scheduler:
+            match plan.site.system.scheduler:
                 case "slurm":
                     assert f"srun --nodes={n} --ntasks={ranks} --ntasks-per-node={each} " in started
                     assert f'--nodelist="$(first {n})"' in started
@@ -169,17 +165,17 @@ def trial_launcher(script: Path, case: Case) -> Path:
 def test_job_requests_nodes_of_its_largest_case_and_spares(
     every_script: dict[Path, tuple[Plan, Job]],
 ) -> None:
-    for path, (of, job) in every_script.items():
-        asked = re.search(r"^#(?:SBATCH --nodes|PBS -l select)=(\d+)\b", path.read_text(), re.MULTILINE)
-        if asked:
-            assert int(asked[1]) == max(case.nodes for case in job.cases) + 2
+    for path, (plan, job) in every_script.items():
+        request = re.search(r"^#(?:SBATCH --nodes|PBS -l select)=(\d+)\b", path.read_text(), re.MULTILINE)
+        if request:
+            assert int(request[1]) == max(case.nodes for case in job.cases) + 2
         else:
-            assert of.site.system.scheduler == "local"
+            assert plan.site.system.scheduler == "local"
 
 
 def test_aurora_binds_twelve_ranks_to_free_cores() -> None:
     """The first core of each socket, 0 and 52, is reserved for the operating system."""
-    text = golden("aurora")
+    text = render_golden("aurora")
     [bound, *_] = re.findall(r"--cpu-bind=list:(\S+)", text)
     ranges = [tuple(map(int, part.split("-"))) for part in bound.split(":")]
     assert len(ranges) == 12
@@ -192,27 +188,24 @@ def test_aurora_binds_twelve_ranks_to_free_cores() -> None:
 
 def test_perlmutter_allocates_gpus_in_the_job() -> None:
     """A job step sees only the GPUs that its job requested, and the node check counts them."""
-    assert "\n#SBATCH --gpus-per-node=4\n" in golden("perlmutter")
+    assert "\n#SBATCH --gpus-per-node=4\n" in render_golden("perlmutter")
 
 
 def test_perlmutter_selects_the_gpu_memory() -> None:
-    of = plan("scaling", "perlmutter", memory="hbm80g")
-    assert '\n#SBATCH --constraint="gpu&hbm80g"\n' in JobScriptWriter(of, CAMPAIGN).render(jobs(of)[0])
+    plan = load_plan("scaling", "perlmutter", memory="hbm80g")
+    assert '\n#SBATCH --constraint="gpu&hbm80g"\n' in JobScriptWriter(plan, CAMPAIGN).render(pack(plan)[0])
 
 
 def test_walltime_limits_depend_on_the_node_count() -> None:
-    aurora, frontier = site("aurora"), site("frontier")
-    assert [aurora.minutes_allowed(n) for n in (512, 513, 1025, 2048)] == [360, 720, 1080, 1440]
-    assert [frontier.minutes_allowed(n) for n in (91, 92, 184)] == [120, 360, 720]
+    aurora, frontier = load_site("aurora"), load_site("frontier")
+    assert [aurora.max_minutes(n) for n in (512, 513, 1025, 2048)] == [360, 720, 1080, 1440]
+    assert [frontier.max_minutes(n) for n in (91, 92, 184)] == [120, 360, 720]
 
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Start a Slurm with as many nodes as the largest job needs; nothing runs on most of them."""
-    missing = available()
-    if missing:
-        needs(missing)
-        pytest.skip(f"{missing} is missing")
+    require_slurm()
     with Cluster(
         tmp_path_factory.mktemp("planner"), nodes=1, cpus=128, gpus=8, features=("nvme", "gpu"), partition="batch",
         planned_nodes=9500, settings={"EnforcePartLimits": "ALL"},
@@ -222,12 +215,12 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.mark.slow
 def test_real_slurm_accepts_every_script(every_script: dict[Path, tuple[Plan, Job]], planner: Cluster) -> None:
-    mine = [path for path, (of, _) in every_script.items() if of.site.system.scheduler == "slurm"]
-    assert len(mine) > 20
-    for path in mine:
-        completed = planner.run("sbatch", "--test-only", str(path))
-        assert completed.returncode == 0, f"{path}: {completed.stderr}"
-    too_large = mine[0].read_text().replace("#SBATCH --nodes=", "#SBATCH --nodes=999")
+    scripts = [path for path, (plan, _) in every_script.items() if plan.site.system.scheduler == "slurm"]
+    assert len(scripts) > 20
+    for path in scripts:
+        result = planner.run("sbatch", "--test-only", str(path))
+        assert result.returncode == 0, f"{path}: {result.stderr}"
+    too_large = scripts[0].read_text().replace("#SBATCH --nodes=", "#SBATCH --nodes=999")
     (planner.folder / "large.sh").write_text(too_large)
     assert planner.run("sbatch", "--test-only", "large.sh").returncode != 0
 
@@ -236,11 +229,11 @@ def test_real_slurm_accepts_every_script(every_script: dict[Path, tuple[Plan, Jo
 def test_campaign_in_a_folder_with_odd_name_runs_on_real_slurm(planner: Cluster, tmp_path: Path) -> None:
     job = make_job(tmp_path, "slurm", spares="0")
     planner.call("sbatch", str(job.script))
-    until("all cases have ended", lambda: job.exit_codes == ["0", "0", "0"], 120)
+    wait_until("all cases have ended", lambda: job.exit_codes == ["0", "0", "0"], 120)
     assert "three-seed_3" in job.script.with_suffix(".log").read_text()
 
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name in SYSTEMS:
-        (GOLDEN / f"{name}.sh").write_text(golden(name))
+        (GOLDEN / f"{name}.sh").write_text(render_golden(name))

@@ -1,4 +1,4 @@
-"""The PBS client, on recorded answers of real servers that fake commands print."""
+"""The PBS client, tested with fake commands that print recorded answers of real servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry,
 from harness.execution.schedulers.command import CommandFailed, SchedulerBusy
 from harness.execution.schedulers.pbs import PbsScheduler
 from tests.support import fake_schedulers
-from tests.support.fake_schedulers import Programs, says
+from tests.support.fake_schedulers import Programs, print_error
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -28,11 +28,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     return Programs(tmp_path, "qstat", "qsub", "qdel")
 
 
-def prints(name: str, code: int = 0) -> str:
-    return fake_schedulers.prints(RECORDED / name, code)
+def print_recorded(name: str, code: int = 0) -> str:
+    return fake_schedulers.print_file(RECORDED / name, code)
 
 
-def jobs_of(*records: tuple[str, str]) -> str:
+def combine_jobs(*records: tuple[str, str]) -> str:
     """Return one answer with several recorded jobs, each under an id of its own."""
     head = json.loads((RECORDED / "queued.json").read_text())
     head["Jobs"] = {
@@ -65,7 +65,7 @@ def test_queue_finds_recorded_jobs_by_name(
     server: Programs, monkeypatch: pytest.MonkeyPatch, file: str, user: str, expected: list[str]
 ) -> None:
     monkeypatch.setenv("LOGNAME", user)
-    server.answers("qstat", prints(file))
+    server.set_answers("qstat", print_recorded(file))
     names = ["STDIN", "pyannote", "swrap_01", "pbs_sleep", "myscript_1"]
     assert [queued.state for queued in PbsScheduler().queue(names)] == expected
 
@@ -96,7 +96,7 @@ def test_every_recorded_file_is_tested() -> None:
 def test_exit_info_of_recorded_jobs_is_parsed(server: Programs, file: str, expected: ExitInfo) -> None:
     text = (RECORDED / file).read_text()
     job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
-    server.answers("qstat", prints(file))
+    server.set_answers("qstat", print_recorded(file))
     assert PbsScheduler().exit_info([job]) == {job: expected}
 
 
@@ -110,7 +110,9 @@ def test_broken_json_is_queried_as_text(server: Programs) -> None:
     """The text contains the same fields as valid JSON."""
     with pytest.raises(ValueError, match="delimiter"):
         pbs.parse_json((RECORDED / "broken.json").read_text())
-    server.answers("qstat", f"case $* in *json*) {prints('broken.json')};; *) {prints('finished.txt')};; esac")
+    server.set_answers(
+        "qstat", f"case $* in *json*) {print_recorded('broken.json')};; *) {print_recorded('finished.txt')};; esac"
+    )
     assert PbsScheduler().queue(["pbs_sleep"]) == []
     assert PbsScheduler().exit_info(["40.pbs"])["40.pbs"].kind == "completed"
     assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
@@ -134,33 +136,38 @@ def test_queue_uses_one_command_for_many_jobs(server: Programs) -> None:
     assert scheduler.queue([]) == []
     assert server.calls == []
     names = ("requeued.json", "requeued-running.json", "finished.json", "queued.json", "running.json")
-    server.answers("qstat", jobs_of(*((f"{k}.pbs", name) for k, name in enumerate(names))))
-    found = scheduler.queue(["pbs_sleep", "swrap_01", "STDIN"])
-    assert [(queued.id, queued.state) for queued in found] == [("0.pbs", "waiting"), ("1.pbs", "running")]
+    server.set_answers("qstat", combine_jobs(*((f"{k}.pbs", name) for k, name in enumerate(names))))
+    entries = scheduler.queue(["pbs_sleep", "swrap_01", "STDIN"])
+    assert [(entry.id, entry.state) for entry in entries] == [("0.pbs", "waiting"), ("1.pbs", "running")]
     assert scheduler.queue(["other"]) == []
-    assert [queued.id for queued in scheduler.queue((), ["1.pbs", "2.pbs"])] == ["1.pbs"]
+    assert [entry.id for entry in scheduler.queue((), ["1.pbs", "2.pbs"])] == ["1.pbs"]
     assert server.calls == ["qstat -f -F json", "qstat -f -F json", "qstat -f 1.pbs 2.pbs"]
 
 
 def test_waiting_job_has_a_reason(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "user2")
-    server.answers("qstat", prints("held.json"))
-    [held] = PbsScheduler().queue(["pyannote"])
-    assert isinstance(held, QueueEntry)
-    assert held.reason != ""
+    server.set_answers("qstat", print_recorded("held.json"))
+    [entry] = PbsScheduler().queue(["pyannote"])
+    assert isinstance(entry, QueueEntry)
+    assert entry.reason != ""
 
 
 @pytest.mark.parametrize("code", [255, 183, 35])
 def test_failed_qstat_is_repeated(server: Programs, code: int) -> None:
     """A failing server may still print an answer without jobs, which must not count."""
-    server.answers("qstat", prints("no-jobs.json", code), prints("no-jobs.json", code), prints("requeued.json"))
+    server.set_answers(
+        "qstat",
+        print_recorded("no-jobs.json", code),
+        print_recorded("no-jobs.json", code),
+        print_recorded("requeued.json"),
+    )
     assert len(PbsScheduler().queue(["pbs_sleep"])) == 1
     assert len(server.calls) == 3
 
 
 def test_qstat_that_keeps_failing_raises_scheduler_busy(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.05")
-    server.answers("qstat", says("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
+    server.set_answers("qstat", print_error("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
     with pytest.raises(SchedulerBusy, match="cannot connect"):
         PbsScheduler().queue(["pbs_sleep"])
 
@@ -170,12 +177,12 @@ def test_forgotten_job_has_no_exit_info(server: Programs) -> None:
         ("qstat: Unknown Job Id 7.pbs", 153),
         ("qstat: PBS is not configured to maintain job history", 18),
     ):
-        server.answers("qstat", says(message, code))
+        server.set_answers("qstat", print_error(message, code))
         assert PbsScheduler().exit_info(["7.pbs"]) == {}
 
 
 def test_submit_returns_the_id_and_passes_dependencies(server: Programs) -> None:
-    server.answers("qsub", "echo 12.pbs", "echo 13.pbs")
+    server.set_answers("qsub", "echo 12.pbs", "echo 13.pbs")
     scheduler = PbsScheduler()
     assert scheduler.submit(Path("jobs/a.sh"), "a") == "12.pbs"
     assert scheduler.submit(Path("jobs/b.sh"), "b", ["12.pbs", "11.pbs"]) == "13.pbs"
@@ -183,17 +190,17 @@ def test_submit_returns_the_id_and_passes_dependencies(server: Programs) -> None
 
 
 def test_failed_qsub_is_repeated(server: Programs) -> None:
-    away = says("qsub: cannot connect to server pbs (errno=15010)", 1)
-    server.answers("qstat", prints("no-jobs.json"))
-    server.answers("qsub", away, away, "echo 14.pbs")
+    unreachable = print_error("qsub: cannot connect to server pbs (errno=15010)", 1)
+    server.set_answers("qstat", print_recorded("no-jobs.json"))
+    server.set_answers("qsub", unreachable, unreachable, "echo 14.pbs")
     assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
 
 
-@pytest.mark.parametrize("answer", [says("qsub: End of File", 190), "exit 0"])
+@pytest.mark.parametrize("answer", [print_error("qsub: End of File", 190), "exit 0"])
 def test_qsub_whose_answer_was_lost_is_not_repeated(server: Programs, answer: str) -> None:
     """The job is in the queue although qsub failed."""
-    server.answers("qsub", answer)
-    server.answers("qstat", prints("requeued.json"))
+    server.set_answers("qsub", answer)
+    server.set_answers("qstat", print_recorded("requeued.json"))
     [job] = pbs.parse_json((RECORDED / "requeued.json").read_text())
     assert PbsScheduler().submit(Path("a.sh"), "pbs_sleep") == job
     assert [call for call in server.calls if call.startswith("qsub")] == ["qsub a.sh"]
@@ -210,7 +217,7 @@ def test_qsub_whose_answer_was_lost_is_not_repeated(server: Programs, answer: st
     ],
 )
 def test_permanent_rejection_is_not_repeated(server: Programs, message: str) -> None:
-    server.answers("qsub", says(message, 171))
+    server.set_answers("qsub", print_error(message, 171))
     with pytest.raises(JobRejected, match=message.removeprefix("qsub: ")):
         PbsScheduler().submit(Path("a.sh"), "a")
     assert server.calls == ["qsub a.sh"]
@@ -239,7 +246,7 @@ def test_permanent_rejection_is_not_repeated(server: Programs, message: str) -> 
 )
 def test_full_queue_raises_queue_full(server: Programs, message: str) -> None:
     """The messages are those of OpenPBS, src/lib/Liblog/pbs_messages.c."""
-    server.answers("qsub", says(f"qsub: {message}", 223))
+    server.set_answers("qsub", print_error(f"qsub: {message}", 223))
     with pytest.raises(QueueFull, match=re.escape(message)):
         PbsScheduler().submit(Path("a.sh"), "a")
     assert server.calls == ["qsub a.sh"]
@@ -252,10 +259,10 @@ def test_full_queue_raises_queue_full(server: Programs, message: str) -> None:
         "PBS server internal error", "Resource temporarily unavailable", "Expired credential",
     ],
 )  # fmt: skip
-def test_unavailable_server_is_reported_and_asked_again(
+def test_unavailable_server_is_reported_and_retried(
     server: Programs, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server.answers("qsub", says(f"qsub: {message}", 1), says(f"qsub: {message}", 1), "echo 14.pbs")
+    server.set_answers("qsub", print_error(f"qsub: {message}", 1), print_error(f"qsub: {message}", 1), "echo 14.pbs")
     assert PbsScheduler().submit(Path("a.sh"), "a") == "14.pbs"
     assert capfd.readouterr().err == f"qsub: qsub: {message}; trying again for up to 600 s\n"
 
@@ -263,14 +270,14 @@ def test_unavailable_server_is_reported_and_asked_again(
 @pytest.mark.parametrize("message", ["Unknown Job Id 11.pbs", "Invalid Job Dependency", "Job has finished"])
 def test_ended_dependency_is_dropped(server: Programs, message: str) -> None:
     """The script itself checks the cases that it depends on."""
-    server.answers("qsub", f"case $* in *11.pbs*) {says(f'qsub: {message}', 153)};; *) echo 13.pbs;; esac")
+    server.set_answers("qsub", f"case $* in *11.pbs*) {print_error(f'qsub: {message}', 153)};; *) echo 13.pbs;; esac")
     text = (RECORDED / "running.txt").read_text()
     [job] = pbs.parse_text(text)
     (server.folder / "one.txt").write_text(text.replace(job, "12.pbs"))
-    server.answers("qstat", f"echo 'qstat: Unknown Job Id 11.pbs' >&2; cat {server.folder}/one.txt; exit 153")
+    server.set_answers("qstat", f"echo 'qstat: Unknown Job Id 11.pbs' >&2; cat {server.folder}/one.txt; exit 153")
     assert PbsScheduler().submit(Path("c.sh"), "c", ["11.pbs", "12.pbs"]) == "13.pbs"
     assert server.calls[-1] == "qsub -W depend=afterany:12.pbs c.sh"
-    server.answers("qstat", says("qstat: Unknown Job Id 11.pbs", 153))
+    server.set_answers("qstat", print_error("qstat: Unknown Job Id 11.pbs", 153))
     assert PbsScheduler().submit(Path("c.sh"), "c", ["11.pbs"]) == "13.pbs"
     assert server.calls[-1] == "qsub c.sh"
 
@@ -284,22 +291,22 @@ def test_ended_dependency_is_dropped(server: Programs, message: str) -> None:
         ("14", "14"),
     ],
 )
-def test_job_id_is_the_last_line_that_is_an_id(server: Programs, answer: str, job: str) -> None:
-    server.answers("qsub", f"cat << 'END'\n{answer}\nEND")
+def test_job_id_is_read_from_the_last_line_that_is_one(server: Programs, answer: str, job: str) -> None:
+    server.set_answers("qsub", f"cat << 'END'\n{answer}\nEND")
     assert PbsScheduler().submit(Path("a.sh"), "a") == job
 
 
 def test_qsub_without_id_is_not_repeated(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.1")
-    server.answers("qsub", "echo thank you")
-    server.answers("qstat", prints("no-jobs.json"))
+    server.set_answers("qsub", "echo thank you")
+    server.set_answers("qstat", print_recorded("no-jobs.json"))
     with pytest.raises(SchedulerBusy, match="no job id in its answer 'thank you'"):
         PbsScheduler().submit(Path("a.sh"), "a")
-    assert server.calls_of("qsub") == ["qsub a.sh"]
+    assert server.get_calls("qsub") == ["qsub a.sh"]
 
 
 @pytest.mark.parametrize(
-    ("change", "is_hopeless", "reason"),
+    ("change", "is_stuck", "reason"),
     [
         ({"job_state": "H", "Hold_Types": "u"}, True, "held (Hold_Types u)"),
         ({"job_state": "H", "comment": "job held, too many failed attempts to run"}, True, "job held, too many failed"),
@@ -308,15 +315,13 @@ def test_qsub_without_id_is_not_repeated(server: Programs, monkeypatch: pytest.M
         ({"job_state": "H", "Hold_Types": "s", "depend": "afterany:11.pbs@pbs"}, False, ""),
     ],
 )
-def test_hopeless_reasons_are_recognized(
-    server: Programs, change: dict[str, str], is_hopeless: bool, reason: str
-) -> None:
+def test_stuck_reasons_are_recognized(server: Programs, change: dict[str, str], is_stuck: bool, reason: str) -> None:
     """The comments are those of pbs_sched; a job that waits for another is held too, but will start."""
     fields = {"Job_Name": "a", **change}
     lines = "".join(f"    {name} = {value}\n" for name, value in fields.items())
-    server.answers("qstat", f"cat << 'END'\nJob Id: 12.pbs\n{lines}\nEND")
+    server.set_answers("qstat", f"cat << 'END'\nJob Id: 12.pbs\n{lines}\nEND")
     [queued] = PbsScheduler().queue((), ["12.pbs"])
-    assert queued.is_hopeless == is_hopeless
+    assert queued.is_stuck == is_stuck
     assert queued.reason.startswith(reason)
 
 
@@ -324,15 +329,17 @@ def test_ended_job_does_not_hide_others(server: Programs) -> None:
     text = (RECORDED / "running.txt").read_text()
     [job] = pbs.parse_text(text)
     (server.folder / "one.txt").write_text(text)
-    server.answers("qstat", f"cat {server.folder}/one.txt; echo 'qstat: 7.pbs Job has finished' >&2; exit 35")
+    server.set_answers("qstat", f"cat {server.folder}/one.txt; echo 'qstat: 7.pbs Job has finished' >&2; exit 35")
     assert [queued.id for queued in PbsScheduler().queue((), ["7.pbs", job])] == [job]
-    server.answers("qstat", says("qstat: Unknown Job Id 7.pbs", 153))
+    server.set_answers("qstat", print_error("qstat: Unknown Job Id 7.pbs", 153))
     assert PbsScheduler().queue((), ["7.pbs"]) == []
 
 
 def test_cancel_continues_after_jobs_that_have_ended(server: Programs) -> None:
-    gone = [says("qdel: Job has finished 1.pbs", 35), says("qdel: Unknown Job Id 2.pbs", 153)]
-    server.answers("qdel", *gone, "exit 0", says("qdel: cannot connect to server pbs (errno=111)", 1), "exit 0")
+    errors = [print_error("qdel: Job has finished 1.pbs", 35), print_error("qdel: Unknown Job Id 2.pbs", 153)]
+    server.set_answers(
+        "qdel", *errors, "exit 0", print_error("qdel: cannot connect to server pbs (errno=111)", 1), "exit 0"
+    )
     scheduler = PbsScheduler()
     scheduler.cancel(["1.pbs", "2.pbs", "3.pbs"])
     with pytest.raises(CommandFailed, match="cannot connect"):

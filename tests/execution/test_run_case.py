@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import suite
-from harness.config import system as systems
+from harness.config.suite import load_suite
+from harness.config.system import load_system
 from harness.execution.job_script import JobScriptWriter
 from harness.planning.expand import expand_suite
 from harness.planning.jobs import pack_jobs
@@ -111,9 +111,9 @@ def make_job(
     (folder / "here.yaml").write_text(f"name: here\n{SYSTEMS[kind]}python: {tools}/python\n{system}")
     (folder / "three.yaml").write_text(SUITE.replace("TITLE", title).replace("MINUTES", str(minutes)))
     (folder / "asked").write_text("n2.site\nn1.site\n")
-    given = {"account": "abc", "spares": spares} if kind != "local" else {}
-    site = systems.load_system(folder / "here.yaml", given)
-    plan = expand_suite(suite.load_suite(folder / "three.yaml"), site)
+    settings = {"account": "abc", "spares": spares} if kind != "local" else {}
+    site = load_system(folder / "here.yaml", settings)
+    plan = expand_suite(load_suite(folder / "three.yaml"), site)
     campaign = folder / FOLDER
     [job] = pack_jobs(plan, plan.cases, campaign)
     script = JobScriptWriter(plan, campaign).write(job)
@@ -140,8 +140,8 @@ def local(tmp_path: Path) -> ScriptedJob:
 def test_cases_run_in_order_and_write_exit_code_and_seconds(job: ScriptedJob) -> None:
     """The folder's name contains quotes, spaces and other special characters."""
     job.set_action(0, "exit 3")
-    completed = job.run()
-    assert (job.exit_codes, job.runs, completed.returncode) == (["3", "0", "0"], [1, 1, 1], 1), completed
+    result = job.run()
+    assert (job.exit_codes, job.runs, result.returncode) == (["3", "0", "0"], [1, 1, 1], 1), result
     for folder in job.cases:
         code, seconds = (folder / "exit_code").read_text().splitlines()
         assert int(code) in (0, 3)
@@ -155,8 +155,8 @@ def test_case_uses_the_first_healthy_nodes(tmp_path: Path) -> None:
     for kind, node in (("slurm", "n2"), ("pbs", "n2.site")):
         (tmp_path / kind).mkdir()
         job = make_job(tmp_path / kind, kind, system='check: test "$(uname -n)" != n1\n')
-        completed = job.run()
-        assert "1 of 2 nodes passed the check" in completed.stdout, completed
+        result = job.run()
+        assert "1 of 2 nodes passed the check" in result.stdout, result
         assert job.exit_codes == ["0", "0", "0"]
         assert [(folder / "nodes").read_text() for folder in job.cases] == [f"{node}\n"] * 3
 
@@ -166,16 +166,16 @@ def test_job_without_enough_healthy_nodes_runs_nothing(tmp_path: Path) -> None:
     for kind in ("slurm", "pbs"):
         (tmp_path / kind).mkdir()
         job = make_job(tmp_path / kind, kind, system="check: 'false'\n")
-        completed = job.run()
-        assert (completed.returncode, job.runs, job.exit_codes) == (75, [0, 0, 0], [None, None, None])
-        assert "takes 1 nodes and 0 passed the check" in completed.stderr
+        result = job.run()
+        assert (result.returncode, job.runs, job.exit_codes) == (75, [0, 0, 0], [None, None, None])
+        assert "takes 1 nodes and 0 passed the check" in result.stderr
 
 
 def test_ended_cases_are_skipped_unless_rerun_is_requested(job: ScriptedJob) -> None:
     job.run()
-    over = job.run(job="8")
-    assert (job.runs, over.returncode) == ([1, 1, 1], 0)
-    assert over.stdout.count("has ended before") == 3
+    second = job.run(job="8")
+    assert (job.runs, second.returncode) == ([1, 1, 1], 0)
+    assert second.stdout.count("has ended before") == 3
     job.set_action(1, "exit 4")
     assert job.run("again", job="9").returncode == 75
     assert (job.runs, job.exit_codes) == ([2, 2, 1], ["0", "4", None])
@@ -190,7 +190,7 @@ def test_pbs_job_reads_the_rerun_request_from_a_variable(tmp_path: Path) -> None
 
 
 def test_requeued_job_continues_where_it_stopped(tmp_path: Path) -> None:
-    """So does a job that was asked to rerun its cases."""
+    """So does a job that was submitted with `again`, which reruns its cases."""
     for kind in ("slurm", "pbs"):
         (tmp_path / kind).mkdir()
         job = make_job(tmp_path / kind, kind)
@@ -207,9 +207,9 @@ def test_requeued_job_continues_where_it_stopped(tmp_path: Path) -> None:
 
 def test_case_of_another_job_is_skipped(job: ScriptedJob) -> None:
     (job.cases[0] / "claim").write_text("another\n")
-    completed = job.run()
+    result = job.run()
     assert (job.runs, job.exit_codes) == ([0, 1, 1], [None, "0", "0"])
-    assert "not run, since job another has it" in completed.stderr
+    assert "not run, since job another has it" in result.stderr
     assert (job.cases[0] / "claim").read_text() == "another\n"
 
 
@@ -217,16 +217,16 @@ def test_case_of_another_job_is_skipped(job: ScriptedJob) -> None:
 def test_case_over_its_time_limit_is_stopped(tmp_path: Path, kind: str) -> None:
     job = make_job(tmp_path, kind, minutes=0.03)
     job.set_action(0, "sleep 30")
-    completed = job.run()
-    assert (completed.returncode, job.exit_codes) == (1, ["124", "0", "0"])
+    result = job.run()
+    assert (result.returncode, job.exit_codes) == (1, ["124", "0", "0"])
     assert "the time this case may take" in (job.cases[0] / "stderr").read_text()
 
 
 def test_case_with_failed_dependency_is_not_run(job: ScriptedJob) -> None:
     job.set_action(1, "exit 2")
-    completed = job.run()
-    assert (completed.returncode, job.exit_codes, job.runs[2]) == (75, ["0", "2", None], 0)
-    assert "is not done" in completed.stderr
+    result = job.run()
+    assert (result.returncode, job.exit_codes, job.runs[2]) == (75, ["0", "2", None], 0)
+    assert "is not done" in result.stderr
 
 
 def test_full_disk_leaves_no_exit_code(local: ScriptedJob) -> None:

@@ -1,4 +1,4 @@
-"""The Slurm client, on output of real sbatch, squeue, sacct and scontrol that fake commands print.
+"""The Slurm client, tested with fake commands that print output of real sbatch, squeue, sacct and scontrol.
 
 Rejections are those of Slurm's src/common/slurm_errno.c and, where a line names a limit, of 22.05.8, which prints that
 line before the error itself; listings are those of squeue and sacct 22.05.8.
@@ -15,7 +15,7 @@ from harness.execution.schedulers import command, slurm_output
 from harness.execution.schedulers.base import JobRejected, QueueFull
 from harness.execution.schedulers.command import SchedulerBusy
 from harness.execution.schedulers.slurm import SlurmScheduler
-from tests.support.fake_schedulers import Programs, says
+from tests.support.fake_schedulers import Programs, print_error
 
 POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"  # noqa: E501
 FAILED = "sbatch: error: Batch job submission failed: "
@@ -43,8 +43,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
         ("Submitted batch job 12 on cluster c1\n", "12"),
     ],
 )
-def test_job_id_is_the_last_line_that_is_an_id(slurm: Programs, output: str, job: str) -> None:
-    slurm.answers("sbatch", f"cat << 'END'\n{output}\nEND")
+def test_job_id_is_read_from_the_last_line_that_is_one(slurm: Programs, output: str, job: str) -> None:
+    slurm.set_answers("sbatch", f"cat << 'END'\n{output}\nEND")
     assert SlurmScheduler().submit(Path("a.sh"), "a") == job
 
 
@@ -52,15 +52,15 @@ def test_job_id_is_the_last_line_that_is_an_id(slurm: Programs, output: str, job
 def test_submission_without_id_is_searched_and_not_repeated(
     slurm: Programs, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
-    slurm.answers("sbatch", f"echo '{output}'")
-    slurm.answers("squeue", "exit 0", "echo '12|a|PENDING|None'")
+    slurm.set_answers("sbatch", f"echo '{output}'")
+    slurm.set_answers("squeue", "exit 0", "echo '12|a|PENDING|None'")
     assert SlurmScheduler().submit(Path("a.sh"), "a") == "12"
-    assert len(slurm.calls_of("sbatch")) == 1
-    slurm.answers("squeue", *["exit 0"] * 3)
+    assert len(slurm.get_calls("sbatch")) == 1
+    slurm.set_answers("squeue", *["exit 0"] * 3)
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.2")
     with pytest.raises(SchedulerBusy, match="no job id in its answer"):
         SlurmScheduler().submit(Path("a.sh"), "a")
-    assert len(slurm.calls_of("sbatch")) == 2
+    assert len(slurm.get_calls("sbatch")) == 2
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_submission_without_id_is_searched_and_not_repeated(
     ],
 )
 def test_temporary_limit_raises_queue_full(slurm: Programs, message: str) -> None:
-    slurm.answers("sbatch", says(message, 1))
+    slurm.set_answers("sbatch", print_error(message, 1))
     with pytest.raises(QueueFull) as raised:
         SlurmScheduler().submit(Path("a.sh"), "a")
     assert not raised.value.may_be_permanent
-    assert len(slurm.calls_of("sbatch")) == 1
+    assert len(slurm.get_calls("sbatch")) == 1
 
 
 def test_unnamed_policy_limit_may_be_permanent(slurm: Programs) -> None:
     """Older versions of Slurm did not name the limit."""
-    slurm.answers("sbatch", says(POLICY, 1))
+    slurm.set_answers("sbatch", print_error(POLICY, 1))
     with pytest.raises(QueueFull, match="job submit limit") as raised:
         SlurmScheduler().submit(Path("a.sh"), "a")
     assert raised.value.may_be_permanent
@@ -117,10 +117,10 @@ def test_unnamed_policy_limit_may_be_permanent(slurm: Programs) -> None:
     ],
 )
 def test_permanent_rejection_is_not_repeated(slurm: Programs, message: str) -> None:
-    slurm.answers("sbatch", says(message, 1))
+    slurm.set_answers("sbatch", print_error(message, 1))
     with pytest.raises(JobRejected):
         SlurmScheduler().submit(Path("a.sh"), "a")
-    assert len(slurm.calls_of("sbatch")) == 1
+    assert len(slurm.get_calls("sbatch")) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_permanent_rejection_is_not_repeated(slurm: Programs, message: str) -> N
         f"{FAILED}something that nobody has seen before",
     ],
 )
-def test_unavailable_controller_is_reported_and_asked_again(
+def test_unavailable_controller_is_reported_and_retried(
     slurm: Programs, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    slurm.answers("sbatch", says(message, 1), says(message, 1), "echo 13")
+    slurm.set_answers("sbatch", print_error(message, 1), print_error(message, 1), "echo 13")
     assert SlurmScheduler().submit(Path("a.sh"), "a") == "13"
     reported = capfd.readouterr().err.splitlines()
     assert len(reported) == 1
@@ -157,7 +157,7 @@ def test_hanging_command_is_reported_and_killed(
     """The child process of a wrapper, which keeps the output open, is killed too."""
     monkeypatch.setattr(command, "SLOW_S", 0.2)
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.2")
-    slurm.answers("squeue", "sleep 987654")
+    slurm.set_answers("squeue", "sleep 987654")
     with pytest.raises(SchedulerBusy, match="no answer"):
         SlurmScheduler().queue((), ["12"])
     assert capfd.readouterr().err.startswith("squeue has not answered for 0.2 s; ")
@@ -169,7 +169,7 @@ def test_user_variables_do_not_reach_commands(slurm: Programs, monkeypatch: pyte
     for name in (*foreign, "SLURM_CONF", "SLURM_CLUSTERS", "PBS_SERVER", "SLURMER"):
         monkeypatch.setenv(name, "mine")
     for program in ("sbatch", "squeue", "sacct", "scancel"):
-        slurm.answers(program, f'env > "$folder/env.{program}"; test {program} != sbatch || echo 12')
+        slurm.set_answers(program, f'env > "$folder/env.{program}"; test {program} != sbatch || echo 12')
     scheduler = SlurmScheduler()
     scheduler.submit(Path("a.sh"), "a")
     scheduler.queue(["a"], ["12"])
@@ -192,10 +192,10 @@ def test_queue_queries_ids_in_all_partitions(slurm: Programs) -> None:
 
 def test_forgotten_id_is_not_an_error(slurm: Programs) -> None:
     """squeue fails for one unknown id; older versions also fail for several ids of which one is known."""
-    forgotten = says("slurm_load_jobs error: Invalid job id specified", 1)
-    slurm.answers("squeue", f"case $* in *--jobs=12*) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
+    forgotten = print_error("slurm_load_jobs error: Invalid job id specified", 1)
+    slurm.set_answers("squeue", f"case $* in *--jobs=12*) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
     assert SlurmScheduler().queue((), ["11"]) == []
-    slurm.answers("squeue", f"case $* in *=12\\ *|*=12) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
+    slurm.set_answers("squeue", f"case $* in *=12\\ *|*=12) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
     assert [queued.id for queued in SlurmScheduler().queue((), ["11", "12", "13"])] == ["12"]
 
 
@@ -221,40 +221,40 @@ TASKS = [f"101_{k}" for k in range(1, 7)]
 def test_row_of_several_tasks_counts_for_each(slurm: Programs, row: str, tasks: str) -> None:
     """A truncated row may stand for any task: waiting for an ended job is better than submitting one twice."""
     expected = [f"101_{k}" for k in tasks]
-    slurm.answers("squeue", f"echo '{row}|fleet|PENDING|Priority'")
+    slurm.set_answers("squeue", f"echo '{row}|fleet|PENDING|Priority'")
     assert sorted(queued.id for queued in SlurmScheduler().queue((), TASKS)) == expected
-    slurm.answers("sacct", f"echo '{row}|CANCELLED by 1000'")
-    slurm.answers("scontrol", says("slurm_load_jobs error: Invalid job id specified", 1))
+    slurm.set_answers("sacct", f"echo '{row}|CANCELLED by 1000'")
+    slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
     endings = SlurmScheduler().exit_info(TASKS)
     assert sorted(endings) == expected
     assert {(e.kind, e.reason) for e in endings.values()} <= {("cancelled", "CANCELLED by 1000")}
 
 
 def test_row_of_one_task_has_precedence(slurm: Programs) -> None:
-    slurm.answers("sacct", "printf '101_2|COMPLETED\\n101_[1-6]|CANCELLED by 0\\n101_3|NODE_FAIL\\n'")
+    slurm.set_answers("sacct", "printf '101_2|COMPLETED\\n101_[1-6]|CANCELLED by 0\\n101_3|NODE_FAIL\\n'")
     kinds = {job: ending.kind for job, ending in SlurmScheduler().exit_info(TASKS).items()}
     assert [kinds[job] for job in TASKS[:4]] == ["cancelled", "completed", "retryable", "cancelled"]
 
 
 def test_controller_lists_arrays_without_accounting(slurm: Programs) -> None:
-    slurm.answers("sacct", says("Slurm accounting storage is disabled", 1))
+    slurm.set_answers("sacct", print_error("Slurm accounting storage is disabled", 1))
     lines = [
         "JobId=101 ArrayJobId=101 ArrayTaskId=3-6%2 JobName=fleet JobState=CANCELLED Reason=None",
         "JobId=103 ArrayJobId=101 ArrayTaskId=2 JobName=fleet JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0",
         "JobId=102 ArrayJobId=101 ArrayTaskId=1 JobName=fleet JobState=COMPLETED Reason=None",
     ]
-    slurm.answers("scontrol", "".join(f"echo '{line}'\n" for line in lines))
+    slurm.set_answers("scontrol", "".join(f"echo '{line}'\n" for line in lines))
     kinds = {job: ending.kind for job, ending in SlurmScheduler().exit_info(TASKS).items()}
     assert kinds == dict(zip(TASKS, ["completed", "exited", *["cancelled"] * 4], strict=True))
-    assert len(slurm.calls_of("scontrol")) == 1
+    assert len(slurm.get_calls("scontrol")) == 1
 
 
 def test_job_alive_in_accounting_is_alive(slurm: Programs) -> None:
     """If the controller does not know the job, the accounting has missed its end."""
-    slurm.answers("sacct", "echo '12|RUNNING'")
-    slurm.answers("scontrol", says("slurm_load_jobs error: Unable to contact slurm controller", 1))
+    slurm.set_answers("sacct", "echo '12|RUNNING'")
+    slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Unable to contact slurm controller", 1))
     assert SlurmScheduler().exit_info(["12"])["12"].kind == "alive"
-    slurm.answers("scontrol", says("slurm_load_jobs error: Invalid job id specified", 1))
+    slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
     assert SlurmScheduler().exit_info(["12"]) == {}
 
 
@@ -267,9 +267,9 @@ def test_job_alive_in_accounting_is_alive(slurm: Programs) -> None:
         "AssocMaxCpuPerJobLimit", "QOSMinCpuNotSatisfied", "JobHoldMaxRequeue",
     ],
 )  # fmt: skip
-def test_hopeless_reasons_are_recognized(reason: str) -> None:
+def test_stuck_reasons_are_recognized(reason: str) -> None:
     [queued] = slurm_output.parse_queue(f"12|a|PENDING|{reason}\n", ["a"], ())
-    assert queued.is_hopeless
+    assert queued.is_stuck
     assert queued.is_unusual
     assert queued.reason == reason
 
@@ -281,16 +281,16 @@ def test_hopeless_reasons_are_recognized(reason: str) -> None:
 def test_usual_reasons_are_not_reported(reason: str) -> None:
     [queued] = slurm_output.parse_queue(f"12|a|PENDING|{reason}\n", ["a"], ())
     assert not queued.is_unusual
-    assert not queued.is_hopeless
+    assert not queued.is_stuck
 
 
 def test_ended_dependency_is_dropped(slurm: Programs) -> None:
     """The controller forgets jobs some minutes after their end; the script itself checks their cases."""
-    problem = says(f"{FAILED}Job dependency problem", 1)
-    slurm.answers("sbatch", f"case $* in *11*) {problem};; *) echo 13;; esac")
-    slurm.answers("squeue", "echo '12|b|RUNNING|None'")
+    problem = print_error(f"{FAILED}Job dependency problem", 1)
+    slurm.set_answers("sbatch", f"case $* in *11*) {problem};; *) echo 13;; esac")
+    slurm.set_answers("squeue", "echo '12|b|RUNNING|None'")
     assert SlurmScheduler().submit(Path("c.sh"), "c", ["11", "12"]) == "13"
-    assert slurm.calls_of("sbatch")[-1] == "sbatch --parsable --dependency=afterany:12 c.sh"
+    assert slurm.get_calls("sbatch")[-1] == "sbatch --parsable --dependency=afterany:12 c.sh"
 
 
 def test_huge_task_range_is_not_expanded() -> None:

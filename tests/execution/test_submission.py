@@ -15,7 +15,7 @@ from harness.cli.main import main
 from harness.execution.journal import Journal
 from harness.execution.schedulers import command
 from harness.execution.schedulers.slurm import SlurmScheduler
-from tests.support.fake_schedulers import Queue, says
+from tests.support.fake_schedulers import Queue, print_error
 
 SUITE = """\
 name: fleet
@@ -50,7 +50,7 @@ def campaign(tmp_path: Path) -> Path:
     return tmp_path / "results" / "runs" / "fleet-slurm"
 
 
-def finish(campaign: Path, *, code: int | None = 0, seeds: range = range(1, 11)) -> None:
+def finish_cases(campaign: Path, *, code: int | None = 0, seeds: range = range(1, 11)) -> None:
     """Write the files of finished cases; code: None leaves out the exit code."""
     for seed in seeds:
         [folder] = campaign.glob(f"fleet-seed_{seed}-*")
@@ -61,7 +61,7 @@ def finish(campaign: Path, *, code: int | None = 0, seeds: range = range(1, 11))
             (folder / "exit_code").write_text(f"{code}\n1\n")
 
 
-def states(capsys: pytest.CaptureFixture[str]) -> str:
+def print_status(capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     main(["status", *ARGV[1:]])
     return capsys.readouterr().out
@@ -69,7 +69,7 @@ def states(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_full_queue_gets_what_fits_and_the_rest_later(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     """Arrays are halved until they fit, down to one job."""
-    queue.limit(7, f"{LIMIT}\n{POLICY}")
+    queue.set_limit(7, f"{LIMIT}\n{POLICY}")
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 7
     output = capsys.readouterr()
@@ -78,16 +78,16 @@ def test_full_queue_gets_what_fits_and_the_rest_later(queue: Queue, capsys: pyte
     assert "3 not run" in output.out
     assert main([*ARGV, "--submit"]) == 3
     assert "3 jobs (3 cases) held back" in capsys.readouterr().err
-    queue.limit(100, "")
+    queue.set_limit(100, "")
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 10
     assert len(queue.jobs) == 10
-    assert "10 waiting" in states(capsys)
+    assert "10 waiting" in print_status(capsys)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 9])
 def test_full_queue_causes_no_double_submission(queue: Queue, campaign: Path, limit: int) -> None:
-    queue.limit(limit, f"{LIMIT}\n{POLICY}")
+    queue.set_limit(limit, f"{LIMIT}\n{POLICY}")
     assert main([*ARGV, "--submit"]) == (0 if limit else 3)
     assert sum(queue.accepted) == limit
     assert len(Journal(campaign).active_jobs) == limit
@@ -96,8 +96,10 @@ def test_full_queue_causes_no_double_submission(queue: Queue, campaign: Path, li
 def test_rejected_array_is_halved(queue: Queue) -> None:
     """Above MaxArraySize, `--array=1-N` is rejected as an invalid specification."""
     body = (queue.folder / "sbatch.1").read_text()
-    too_large = says("sbatch: error: Batch job submission failed: Invalid job array specification", 1)
-    queue.answers("sbatch", body.replace("limit=", f'if [ "${{count:-1}}" -gt 4 ]; then {too_large}; fi\nlimit=', 1))
+    too_large = print_error("sbatch: error: Batch job submission failed: Invalid job array specification", 1)
+    queue.set_answers(
+        "sbatch", body.replace("limit=", f'if [ "${{count:-1}}" -gt 4 ]; then {too_large}; fi\nlimit=', 1)
+    )
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 10
     assert max(queue.accepted) <= 4
@@ -106,7 +108,7 @@ def test_rejected_array_is_halved(queue: Queue) -> None:
 @pytest.mark.parametrize("wait", ["--submit", "--wait"])
 def test_unclear_rejection_mentions_both_causes(queue: Queue, capsys: pytest.CaptureFixture[str], wait: str) -> None:
     """The queue contains no job of the campaign, so that a wait might never end."""
-    queue.limit(0, POLICY)
+    queue.set_limit(0, POLICY)
     assert main([*ARGV, wait]) == 3
     output = capsys.readouterr().err
     assert "10 jobs (10 cases) held back" in output
@@ -116,16 +118,18 @@ def test_unclear_rejection_mentions_both_causes(queue: Queue, capsys: pytest.Cap
 def test_rejected_job_does_not_stop_others(queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("fleet.yaml").write_text(SUITE.replace("{minutes: 5}", "{minutes: 5, nodes: '{{ 2 if seed > 7 else 1 }}'}"))
     body = (queue.folder / "sbatch.1").read_text()
-    refusal = says("sbatch: error: Batch job submission failed: Node count specification invalid", 1)
-    queue.answers("sbatch", body.replace("limit=", f"if grep -q 'nodes=2' \"$script\"; then {refusal}; fi\nlimit=", 1))
+    refusal = print_error("sbatch: error: Batch job submission failed: Node count specification invalid", 1)
+    queue.set_answers(
+        "sbatch", body.replace("limit=", f"if grep -q 'nodes=2' \"$script\"; then {refusal}; fi\nlimit=", 1)
+    )
     assert main([*ARGV, "--submit"]) == 2
     output = capsys.readouterr().err
     assert output.count("Node count specification invalid") == 1
     assert str(campaign / "jobs") in output.splitlines()[-1]
     assert queue.accepted == [7]
-    assert len(queue.calls_of("sbatch")) == 2
+    assert len(queue.get_calls("sbatch")) == 2
     assert len(Journal(campaign).active_jobs) == 7
-    queue.answers("sbatch", body)
+    queue.set_answers("sbatch", body)
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 10
 
@@ -135,14 +139,14 @@ def test_cancelled_waiting_array_stays_cancelled(
     queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str], row: str
 ) -> None:
     assert main([*ARGV, "--submit"]) == 0
-    queue.empty()
-    queue.account(f"{row}|CANCELLED by 1000")
+    queue.clear()
+    queue.set_accounting(f"{row}|CANCELLED by 1000")
     assert main([*ARGV, "--submit"]) == 3
     assert queue.accepted == [10]
     assert "10 cases did not end well; with --retry" in capsys.readouterr().err
-    shown = states(capsys)
-    assert shown.endswith("10 cancelled\n")
-    assert shown.count("CANCELLED by 1000") == 10
+    status = print_status(capsys)
+    assert status.endswith("10 cancelled\n")
+    assert status.count("CANCELLED by 1000") == 10
     assert main([*ARGV, "--submit", "--retry"]) == 0
     assert queue.accepted == [10, 10]
 
@@ -154,38 +158,38 @@ def test_cancelled_running_case_keeps_its_records(
     for folder in campaign.glob("fleet-seed_*"):
         (folder / "claim").write_text("101_1\n")
         (folder / "events.jsonl").write_text('{"event": "start", "time_s": 1.0}\n')
-    queue.empty()
-    queue.account(*(f"101_{k}|CANCELLED by 1000" for k in range(1, 11)))
+    queue.clear()
+    queue.set_accounting(*(f"101_{k}|CANCELLED by 1000" for k in range(1, 11)))
     assert main([*ARGV, "--submit"]) == 3
-    assert states(capsys).endswith("10 cancelled\n")
+    assert print_status(capsys).endswith("10 cancelled\n")
     assert not list(campaign.glob("*/attempt-*"))
 
 
 def test_files_of_a_completed_job_are_awaited(queue: Queue, campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file system may show an exit code long after the scheduler has said that the job completed."""
     assert main([*ARGV, "--submit"]) == 0
-    queue.empty()
-    queue.account(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
+    queue.clear()
+    queue.set_accounting(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
     assert main([*ARGV, "--submit"]) == 0
     assert "and 9 more: the scheduler says COMPLETED" in capsys.readouterr().err
-    shown = states(capsys)
-    assert shown.count("waiting for its files") == 10
-    finish(campaign)
+    status = print_status(capsys)
+    assert status.count("waiting for its files") == 10
+    finish_cases(campaign)
     assert main([*ARGV, "--submit"]) == 0
     assert queue.accepted == [10]
-    assert states(capsys).endswith("10 done\n")
+    assert print_status(capsys).endswith("10 done\n")
     assert not list(campaign.glob("*/attempt-*"))
 
 
 def test_wait_ends_when_the_files_appear(queue: Queue, campaign: Path) -> None:
     """The fake sacct writes the exit codes when it is called for the third time."""
     assert main([*ARGV, "--submit"]) == 0
-    finish(campaign, code=None)
-    queue.empty()
-    queue.account(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
+    finish_cases(campaign, code=None)
+    queue.clear()
+    queue.set_accounting(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
     late = f"for case in {campaign}/fleet-seed_*; do printf '0\\n1\\n' > $case/exit_code; done\n"
     body = (queue.folder / "sacct.1").read_text()
-    queue.answers("sacct", body, body, late + body)
+    queue.set_answers("sacct", body, body, late + body)
     assert main([*ARGV, "--wait"]) == 0
     assert queue.accepted == [10]
     assert not list(campaign.glob("*/attempt-*"))
@@ -195,8 +199,8 @@ def test_wait_ends_when_the_files_appear(queue: Queue, campaign: Path) -> None:
 def test_vanished_job_without_history_is_not_submitted_again(queue: Queue, campaign: Path, state: str) -> None:
     """Without a history of jobs, their files are awaited too."""
     assert main([*ARGV, "--submit"]) == 0
-    queue.empty()
-    queue.account(*(f"101_{k}|{state}" for k in range(1, 11) if state))
+    queue.clear()
+    queue.set_accounting(*(f"101_{k}|{state}" for k in range(1, 11) if state))
     for _ in range(3):
         assert main([*ARGV, "--submit"]) == 0
     assert queue.accepted == [10]
@@ -209,13 +213,13 @@ def test_completed_job_without_files_is_not_submitted_again(
     for folder in campaign.glob("fleet-seed_*"):
         (folder / "claim").write_text("101_1\n")
         (folder / "stdout").write_text("all is well\n")
-    queue.empty()
-    queue.account(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
+    queue.clear()
+    queue.set_accounting(*(f"101_{k}|COMPLETED" for k in range(1, 11)))
     monkeypatch.setenv("GFM_HARNESS_FILES_S", "0.1")
     assert main([*ARGV, "--wait"]) == 3
     assert queue.accepted == [10]
-    assert "its exit code never came" in states(capsys)
-    finish(campaign)  # a late exit code still counts
+    assert "its exit code never came" in print_status(capsys)
+    finish_cases(campaign)  # a late exit code still counts
     assert main([*ARGV, "--wait"]) == 0
     assert queue.accepted == [10]
     assert not list(campaign.glob("*/attempt-*"))
@@ -223,15 +227,15 @@ def test_completed_job_without_files_is_not_submitted_again(
 
 def test_job_alive_in_accounting_is_not_submitted_again(queue: Queue) -> None:
     """squeue's output may have been truncated."""
-    queue.answers("scontrol", says("slurm_load_jobs error: Unable to contact slurm controller", 1))
+    queue.set_answers("scontrol", print_error("slurm_load_jobs error: Unable to contact slurm controller", 1))
     assert main([*ARGV, "--submit"]) == 0
-    queue.empty()
-    queue.account("101_[1-10]|PENDING")
+    queue.clear()
+    queue.set_accounting("101_[1-10]|PENDING")
     assert main([*ARGV, "--submit"]) == 0
     assert queue.accepted == [10]
 
 
-def test_hopeless_jobs_end_the_wait(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stuck_jobs_end_the_wait(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ARGV, "--submit"]) == 0
     text = (queue.folder / "jobs").read_text()
     (queue.folder / "jobs").write_text(text.replace("Priority", "launch failed requeued held"))
@@ -242,12 +246,14 @@ def test_hopeless_jobs_end_the_wait(queue: Queue, capsys: pytest.CaptureFixture[
         in output
     )
     assert "the jobs that remain will not start by themselves" in output
-    assert states(capsys).count("launch failed requeued held (it will not start by itself)") == 10
+    assert print_status(capsys).count("launch failed requeued held (it will not start by itself)") == 10
 
 
 def test_unavailable_scheduler_is_reported_at_once(queue: Queue, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*ARGV, "--submit"]) == 0
-    queue.answers("squeue", says("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", 1))
+    queue.set_answers(
+        "squeue", print_error("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", 1)
+    )
     capfd.readouterr()
     assert main([*ARGV, "--submit"]) == 3
     output = capfd.readouterr().err.splitlines()
@@ -277,8 +283,8 @@ def test_attempts_are_numbered_after_the_highest(queue: Queue, campaign: Path) -
     for folder in folders:
         (folder / "attempt-2").mkdir()
         (folder / "attempt-x").mkdir()
-    finish(campaign, code=1)
-    queue.empty()
+    finish_cases(campaign, code=1)
+    queue.clear()
     assert main([*ARGV, "--submit", "--retry"]) == 3
     assert main([*ARGV, "--submit", "--retry"]) == 0
     assert all((folder / "attempt-3" / "exit_code").read_text() == "1\n1\n" for folder in folders)

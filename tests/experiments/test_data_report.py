@@ -1,4 +1,4 @@
-"""From records of conversions and of reading to tables, figures and a section of the report."""
+"""Records of conversions and of reading become tables, figures and a section of the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.experiments.data.metrics import build_tables
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 
 HEADS = (
     ("Alexandria", 4_500_000, True), ("ANI1x", 5_000_000, False), ("MPTrj", 1_580_000, True),
@@ -31,20 +31,20 @@ HEADS = (
 ORGANIC = ["H", "C", "N", "O", "F", "P", "S", "Cl"]
 
 
-def spread(values: np.ndarray) -> dict[str, Any]:
-    """The fact of a distribution as the converter writes it."""
-    told: dict[str, Any] = {"number": len(values), "bins_per_octave": 32, "zero": int((values == 0).sum())}
-    for sign, own in (("negative", -values[values < 0]), ("positive", values[values > 0])):
-        bins, counts = np.unique(np.floor(np.log2(own) * 32).astype(int), return_counts=True)
-        told[sign] = [[int(k), int(n)] for k, n in zip(bins, counts, strict=True)]
+def make_distribution(values: np.ndarray) -> dict[str, Any]:
+    """Return the fact of a distribution as the converter writes it."""
+    fact: dict[str, Any] = {"number": len(values), "bins_per_octave": 32, "zero": int((values == 0).sum())}
+    for sign, magnitudes in (("negative", -values[values < 0]), ("positive", values[values > 0])):
+        bins, counts = np.unique(np.floor(np.log2(magnitudes) * 32).astype(int), return_counts=True)
+        fact[sign] = [[int(k), int(n)] for k, n in zip(bins, counts, strict=True)]
     if len(values):
-        told |= {"mean": values.mean(), "sd": values.std(), "rms": math.sqrt((values**2).mean())}
-        told |= {"min": values.min(), "max": values.max()}
-        told["quantiles"] = {str(q): float(np.quantile(values, q)) for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
-    return json.loads(json.dumps(told, default=float))
+        fact |= {"mean": values.mean(), "sd": values.std(), "rms": math.sqrt((values**2).mean())}
+        fact |= {"min": values.min(), "max": values.max()}
+        fact["quantiles"] = {str(q): float(np.quantile(values, q)) for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
+    return json.loads(json.dumps(fact, default=float))
 
 
-def statistics(rng: np.random.Generator, structures: int, molecules: bool, labelled: bool) -> dict[str, Any]:
+def make_statistics(rng: np.random.Generator, structures: int, molecules: bool, labelled: bool) -> dict[str, Any]:
     sizes = rng.integers(4, 40, structures) if molecules else np.maximum(1, rng.lognormal(2.6, 0.8, structures)).round()
     chosen = ORGANIC if molecules else [s for s in SYMBOLS[:94] if rng.uniform() < 0.8 and s not in ("He", "Ne", "Ar")]
     counts = {s: int(max(1, structures * rng.uniform() ** 5)) for s in chosen}
@@ -52,17 +52,17 @@ def statistics(rng: np.random.Generator, structures: int, molecules: bool, label
     return {
         "structures": structures, "atoms": int(sizes.sum()), "groups_estimate": structures // 3, "groups_registers": "",
         "elements": {s: {"structures": n, "atoms": 3 * n} for s, n in counts.items()},
-        "sizes": spread(sizes.astype(float)),
-        "energy_ev_per_atom": spread(rng.normal(0, 0.06 if molecules else 0.6, structures)),
-        "force_norm_ev_per_a": spread(force), "stress_ev_per_a3": spread(np.zeros(0)),
+        "sizes": make_distribution(sizes.astype(float)),
+        "energy_ev_per_atom": make_distribution(rng.normal(0, 0.06 if molecules else 0.6, structures)),
+        "force_norm_ev_per_a": make_distribution(force), "stress_ev_per_a3": make_distribution(np.zeros(0)),
         "charges": {"0": structures}, "multiplicities": {"1": structures},
         "periodic": [structures, 0, 0, 0] if molecules else [0, 0, 0, structures],
         "edges": 0, "edge_atoms": 0, "neighbours_mean": None if molecules else 18.2,
     }  # fmt: skip
 
 
-def folder_of(out: Path, campaign: str, name: str, program: str, time_s: float = 0.0) -> JsonLinesLog:
-    """The log of a case that ended well, but for what it says."""
+def start_case(out: Path, campaign: str, name: str, program: str, time_s: float = 0.0) -> JsonLinesLog:
+    """Write the folder of a case with exit code 0, and return its log with the first event."""
     folder = out / "runs" / campaign / name
     folder.mkdir(parents=True)
     case = {"id": name, "name": name, "suite": program, "program": program, "parameters": {}, "system": "local"}
@@ -76,57 +76,57 @@ def folder_of(out: Path, campaign: str, name: str, program: str, time_s: float =
 
 def write_conversion(out: Path, k: int = 3, *, count: int = 900, name: str = "", time_s: float = 0.0) -> None:
     head, original, sample = HEADS[k]
-    log = folder_of(out, "data-local", name or f"convert-{head.lower()}", "convert", time_s)
-    about = {
+    log = start_case(out, "data-local", name or f"convert-{head.lower()}", "convert", time_s)
+    dataset = {
         "slug": head.lower(), "head": head, "role": f"sample of {head}" if sample else "stand-in",
         "level": "PBE <& co>",
         "source": "a package", "licence": "CC-BY-4.0", "attribution": "Somebody et al. (2020)",
         "original_count": original, "store_bytes": 12_345_678,
     }  # fmt: skip
-    log.fact("dataset", about)
-    made = {
+    log.fact("dataset", dataset)
+    conversion = {
         "read": count + 4, "written": count, "left_out": {"not finite": 3, "duplicate": 1}, "examples": [],
         "seconds": 2.0, "structures_per_s": count / 2.0, "workers": 2,
         "splits": {"trainset": count - 20, "valset": 10, "testset": 10}, "edges": True, "cutoff": 5.0,
         "max_neighbours": 20,
     }  # fmt: skip
-    log.fact("conversion", made)
+    log.fact("conversion", conversion)
     energies = {"energy_ev": {"H": -13.6}, "undetermined": ["Na", "Cl"], "absent_count": 115, "rank": 2}
     log.fact("references", energies | {"mae_ev_per_atom": 0.25})
     molecules = k in (1, 8, 9, 10, 11, 12, 13, 14, 15)
-    log.fact("statistics", statistics(np.random.default_rng(k), count, molecules, labelled=k != 14))
+    log.fact("statistics", make_statistics(np.random.default_rng(k), count, molecules, labelled=k != 14))
     log.write("done")
 
 
-def write_reading(out: Path, mode: str, ranks: int, us: float, floor: float | None = None) -> None:
-    log = folder_of(out, "reading-local", f"read-{mode}-{ranks}", "read")
-    about: dict[str, Any] = {
+def write_reading(out: Path, mode: str, ranks: int, us_per_sample: float, floor_us: float | None = None) -> None:
+    log = start_case(out, "reading-local", f"read-{mode}-{ranks}", "read")
+    reading: dict[str, Any] = {
         "mode": mode, "ranks": ranks, "width": ranks if mode == "distributed" else None, "sets": ["oc2020", "mptrj"],
         "split": "trainset", "samples": 1800, "bytes_per_sample_mean": 2000.0, "open_s": 0.01,
         "nodes": 1, "rss_bytes": 2**28, "roles": ["stand-in for OC2020", "sample of MPTrj"],
     }  # fmt: skip
-    if floor:
-        about["floor"] = {"us_per_sample": floor, "what": "a copy of as many bytes in memory"}
-    log.fact("reading", about)
+    if floor_us:
+        reading["floor"] = {"us_per_sample": floor_us, "what": "a copy of as many bytes in memory"}
+    log.fact("reading", reading)
     for number in range(9):
-        seconds = us * 1e-6 * 32 * (1 + 0.01 * (number - 4))
+        seconds = us_per_sample * 1e-6 * 32 * (1 + 0.01 * (number - 4))
         log.write("sample", seconds=seconds, batch=32, bytes=64_000, ranks=ranks, round=number)
     log.write("done")
 
 
-def everything(out: Path) -> None:
-    """All sixteen datasets, and four modes of reading on three numbers of ranks."""
+def write_all_datasets(out: Path) -> None:
+    """Write conversions of all sixteen datasets, and readings in four modes on three numbers of ranks."""
     rng = np.random.default_rng(0)
     for k in range(len(HEADS)):
         write_conversion(out, k, count=int(rng.integers(300, 3000)))
     for mode, us in (("disk", 190.0), ("preload", 9.0), ("node-shared", 14.0), ("distributed", 40.0)):
         for ranks in (1, 2, 4):
-            write_reading(out, mode, ranks, us * (1 + 0.3 * math.log2(ranks)), floor=0.6 + 0.1 * ranks)
+            write_reading(out, mode, ranks, us * (1 + 0.3 * math.log2(ranks)), floor_us=0.6 + 0.1 * ranks)
 
 
 def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
     write_conversion(tmp_path, 3)
-    write_reading(tmp_path, "disk", 4, 100.0, floor=2.0)
+    write_reading(tmp_path, "disk", 4, 100.0, floor_us=2.0)
     tables = build_tables(load_runs(tmp_path / "runs"))
     row = tables["datasets"].iloc[0]
     assert (row["slug"], row["role"], row["structures"], row["left_out"]) == ("oc2020", "stand-in", 900, 4)
@@ -139,16 +139,16 @@ def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
     assert (sizes["low"] < sizes["high"]).all()
     energies = tables["distributions"][tables["distributions"]["quantity"] == "energy_ev_per_atom"]
     assert energies["low"].is_monotonic_increasing
-    read = tables["reading"].iloc[0]
-    assert read["us_per_sample"] == pytest.approx(100.0)
-    assert (read["us_low"], read["us_high"]) == pytest.approx((97.0, 103.0))
-    assert read["samples_per_s"] == pytest.approx(4 / 100e-6)
-    assert read["mb_per_s"] == pytest.approx(4 * 2000 / 100)
-    assert read["floor_us"] == 2.0
+    reading = tables["reading"].iloc[0]
+    assert reading["us_per_sample"] == pytest.approx(100.0)
+    assert (reading["us_low"], reading["us_high"]) == pytest.approx((97.0, 103.0))
+    assert reading["samples_per_s"] == pytest.approx(4 / 100e-6)
+    assert reading["mb_per_s"] == pytest.approx(4 * 2000 / 100)
+    assert reading["floor_us"] == 2.0
 
 
 def test_reading_has_one_row_per_mode(tmp_path: Path) -> None:
-    log = folder_of(tmp_path, "data-local", "read-all", "data")
+    log = start_case(tmp_path, "data-local", "read-all", "data")
     modes = ("on_demand", "preload")
     log.fact("reading", [{"mode": m, "ranks": 2, "sets": ["qm7x"]} for m in modes])
     for number in range(6):
@@ -165,7 +165,7 @@ def test_official_files_have_official_role(tmp_path: Path) -> None:
     log = tmp_path / "runs" / "data-local" / "convert-oc2020" / "events.jsonl"
     log.write_text(log.read_text().replace('"stand-in"', '"official"'))
     write_report(tmp_path)
-    page = pages_of(tmp_path)
+    page = read_pages(tmp_path)
     assert "official files of OC2020" in page
     assert "stand-in" not in page
 
@@ -179,9 +179,9 @@ def test_latest_finished_conversion_counts(tmp_path: Path) -> None:
 
 
 def test_data_section_shows_every_dataset_and_names_stand_ins(tmp_path: Path) -> None:
-    everything(tmp_path)
+    write_all_datasets(tmp_path)
     write_report(tmp_path)
-    page = pages_of(tmp_path)
+    page = read_pages(tmp_path)
     assert 'id="data"' in page
     assert "PBE &lt;&amp; co&gt;" in page
     for head, _, sample in HEADS:
@@ -195,16 +195,16 @@ def test_data_section_shows_every_dataset_and_names_stand_ins(tmp_path: Path) ->
 
 
 def test_data_page_is_empty_without_data(tmp_path: Path) -> None:
-    folder_of(tmp_path, "ladder-local", "none", "ladder").write("done")
+    start_case(tmp_path, "ladder-local", "none", "ladder").write("done")
     write_report(tmp_path)
-    assert 'id="data"' not in pages_of(tmp_path)
+    assert 'id="data"' not in read_pages(tmp_path)
     assert not (tmp_path / "tables" / "datasets.csv").exists()
     assert not list((tmp_path / "figures").glob("data-*"))
 
 
 @pytest.mark.parametrize("facts", ["conversions", "reading"])
 def test_data_section_shows_conversion_or_reading_alone(tmp_path: Path, facts: str) -> None:
-    """Also a conversion that left no statistics, and a run without a floor."""
+    """The conversion has no statistics, and the reading has no floor."""
     if facts == "reading":
         write_reading(tmp_path, "disk", 1, 50.0)
     else:
@@ -213,7 +213,7 @@ def test_data_section_shows_conversion_or_reading_alone(tmp_path: Path, facts: s
         lines = [line for line in log.read_text().splitlines(keepends=True) if '"statistics"' not in line]
         log.write_text("".join(lines))
     write_report(tmp_path)
-    page = pages_of(tmp_path)
+    page = read_pages(tmp_path)
     assert 'id="data"' in page
     assert ("data-reading-local.svg" in (tmp_path / "report.md").read_text()) == (facts == "reading")
 

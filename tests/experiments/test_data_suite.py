@@ -1,4 +1,4 @@
-"""The data suite from the command line to the report: stores are made, then read in every mode by one and two ranks."""
+"""The data suite from command line to report: stores are written, then read in all modes on one and two ranks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from harness.cli.main import main
-from harness.config import resources
-from harness.config import suite as suites
+from harness.config.resources import find_resource
+from harness.config.suite import load_suite
 from harness.protocol import events
 from harness.protocol.parameters import ReadMode
 from harness.reference.datasets.catalog import SOURCES
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from tests.reference.datasets.official_files.writers import write_ani1x
 
 SETS = ("mptrj", "ani1x")
@@ -47,7 +47,7 @@ resources: {ranks_per_node: "{{ per_node }}", minutes: 10}
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One dataset from official files, one that is stood in for."""
+    """Convert and read two datasets, one from official files and one from its shipped sample."""
     folder = tmp_path_factory.mktemp("data")
     write_ani1x_folder(folder / "official" / "ani1x")
     (folder / "small.yaml").write_text(SUITE)
@@ -61,13 +61,13 @@ def write_ani1x_folder(folder: Path) -> None:
     write_ani1x(folder / "ani1x-release.h5", {f"g{k}": 10 for k in range(30)})
 
 
-def facts(out: Path, case: str) -> dict[str, object]:
+def read_facts(out: Path, case: str) -> dict[str, object]:
     (folder,) = (out / "runs" / "small-data-local").glob(f"small-data-{case}-*")
     return {e["name"]: e["value"] for e in events.read(folder / "events.jsonl") if e["event"] == "fact"}
 
 
 def test_data_suite_converts_all_datasets_and_reads_them_together() -> None:
-    suite = suites.load_suite(resources.find_resource("suites", "data"))
+    suite = load_suite(find_resource("suites", "data"))
     assert suite.matrix["dataset"] == [*(s.slug for s in SOURCES), "all"]
     assert suite.parameters["modes"] == list(MODES)
 
@@ -77,7 +77,7 @@ def test_data_suite_prefers_official_files_to_stand_ins(out: Path) -> None:
     assert table.loc["ani1x", "role"] == "official"
     assert table.loc["mptrj", "role"] == "sample"
     assert table.loc["ani1x", "structures"] == 300
-    assert sum(facts(out, "convert-ani1x")["conversion"]["splits"].values()) == 300  # type: ignore[index]
+    assert sum(read_facts(out, "convert-ani1x")["conversion"]["splits"].values()) == 300  # type: ignore[index]
 
 
 def test_data_suite_measures_every_mode_with_one_and_two_ranks(out: Path) -> None:
@@ -87,7 +87,7 @@ def test_data_suite_measures_every_mode_with_one_and_two_ranks(out: Path) -> Non
     }
     assert (table["us_per_sample"] > 0).all()
     assert (table["batches"] == 6).all()
-    assert facts(out, "read-all-per_node_2")["reading"][0]["sets"] == ["ani1x", "mptrj"]  # type: ignore[index]
+    assert read_facts(out, "read-all-per_node_2")["reading"][0]["sets"] == ["ani1x", "mptrj"]  # type: ignore[index]
 
 
 def test_data_page_names_sets_roles_and_modes(out: Path) -> None:
@@ -122,7 +122,9 @@ def test_reading_without_stores_fails_in_one_line(tmp_path: Path, capsys: pytest
     case = {"id": "1", "program": "data", "parameters": {"task": "read", "dataset": "all"}, "after": []}
     (tmp_path / "case.json").write_text(json.dumps(case))
     assert program.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: no store: this case reads what the conversions before it have made\n"
+    assert (
+        capsys.readouterr().err == "error: no store: this case reads the stores of the conversions that it waits for\n"
+    )
 
 
 def test_store_describes_itself(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Transfer and screening from real runs of seconds to tables, verdicts and pages."""
+"""Real runs of transfer and screening, of a few seconds each, become tables, verdicts and pages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.claims.papers import load_papers
 from harness.experiments.screening import metrics as screening
 from harness.experiments.tables import build_results
 from harness.experiments.transfer import metrics as transfer
-from harness.protocol.events import last_run
+from harness.protocol.events import read_last_run
 from harness.protocol.records import Done
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 from tests.support.programs import run_program
 
 LEARN: dict[str, Any] = {
@@ -35,7 +35,7 @@ JUDGE = {
 }  # fmt: skip
 
 
-def ran(out: Path, name: str, kind: str, parameters: dict[str, Any], *after: str) -> Path:
+def run_case(out: Path, name: str, kind: str, parameters: dict[str, Any], *after: str) -> Path:
     folder = out / "runs" / f"{kind}-local" / f"{name}-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": name, "suite": kind, "program": kind, "system": "local", "parameters": parameters}
@@ -48,12 +48,12 @@ def ran(out: Path, name: str, kind: str, parameters: dict[str, Any], *after: str
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("downstream")
+    folder = tmp_path_factory.mktemp("downstream")
     for name in ("matbench_log_kvrh", "qm9", "matbench_phonons"):
-        ran(place, f"transfer-{name}", "transfer", LEARN | {"task": name})
-    ran(place, "screening-prototypes", "screening", SCREEN)
-    ran(place, "screening-judged", "screening", SCREEN | JUDGE, "screening-prototypes-1")
-    return place
+        run_case(folder, f"transfer-{name}", "transfer", LEARN | {"task": name})
+    run_case(folder, "screening-prototypes", "screening", SCREEN)
+    run_case(folder, "screening-judged", "screening", SCREEN | JUDGE, "screening-prototypes-1")
+    return folder
 
 
 def test_transfer_tables_follow_from_events(out: Path) -> None:
@@ -61,7 +61,7 @@ def test_transfer_tables_follow_from_events(out: Path) -> None:
     assert tables["transfer_tasks"].set_index("task")["available"].to_dict() == {
         "matbench_log_kvrh": True, "matbench_phonons": False, "qm9": True,
     }  # fmt: skip
-    log = last_run(out / "runs" / "transfer-local" / "transfer-qm9-1" / "events.jsonl")
+    log = read_last_run(out / "runs" / "transfer-local" / "transfer-qm9-1" / "events.jsonl")
     fits = {(e["mode"], e["labels"], e["seed"]): e["mae"] for e in log if e["event"] == "fit"}
     gains = tables["transfer_gains"][
         (tables["transfer_gains"]["task"] == "qm9") & (tables["transfer_gains"]["mode"] == "full")
@@ -79,7 +79,7 @@ def test_transfer_tables_follow_from_events(out: Path) -> None:
 def test_screening_rates_follow_from_ranks(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     (run,) = tables["screening_runs"].to_dict("records")
-    log = last_run(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
+    log = read_last_run(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
     (rank,) = [e for e in log if e["event"] == "rank"]
     assert run["end_to_end_per_s"] == pytest.approx(rank["evaluated"] / rank["wall_s"])
     assert run["device_per_s"] == pytest.approx(rank["evaluated"] / rank["device_s"])
@@ -95,21 +95,21 @@ def test_screening_rates_follow_from_ranks(out: Path) -> None:
 def test_screening_counts_candidates_outside_training(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     folder = out / "runs" / "screening-local"
-    (outside,) = [e for e in last_run(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"]
+    (outside,) = [e for e in read_last_run(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"]
     rows = tables["screening_trust"][tables["screening_trust"]["what"] == "outside the training"].set_index("kind")
     assert rows["value"].to_dict() == {why: n / outside["candidates"] for why, n in outside["reasons"].items()}
-    (rank,) = [e for e in last_run(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
+    (rank,) = [e for e in read_last_run(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
     assert tables["screening_runs"]["unranked"].tolist() == [
         ", ".join(f"{n} {why}" for why, n in rank["unranked"].items())
     ]
 
 
-def test_threshold_flags_share_that_it_was_set_to(out: Path) -> None:
-    log = last_run(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
-    (found,) = [e for e in log if e["event"] == "calibration"]
-    assert found["share"] <= 0.05 + 1.0 / found["calibrated_on"]
-    assert 0.0 <= found["false_alarms"] < 0.4
-    assert found["detected"]["random box"] > 0.5
+def test_threshold_flags_the_share_for_which_it_was_calibrated(out: Path) -> None:
+    log = read_last_run(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
+    (calibration,) = [e for e in log if e["event"] == "calibration"]
+    assert calibration["share"] <= 0.05 + 1.0 / calibration["calibrated_on"]
+    assert 0.0 <= calibration["false_alarms"] < 0.4
+    assert calibration["detected"]["random box"] > 0.5
     relaxed = [e for e in log if e["event"] == "relaxed"]
     assert all((out / "runs" / "screening-local" / "screening-judged-1" / e["file"]).exists() for e in relaxed)
     labels = [e for e in log if e["event"] == "label"]
@@ -130,15 +130,15 @@ def test_verdicts_claim_no_more_than_was_run(out: Path) -> None:
 
 def test_pages_show_transfer_and_screening(out: Path) -> None:
     write_report(out)
-    pages = pages_of(out)
-    assert "2 of 3 tasks were learned from, 1 of them on stand-ins" in pages
+    pages = read_pages(out)
+    assert "Models were trained on 2 of 3 tasks, 1 of them with stand-ins" in pages
     assert "needs matbench_phonons.json.gz" in pages
-    assert "proves that every candidate was taken once" in pages
+    assert "proves that every candidate was evaluated once" in pages
     for name in ("transfer_gains", "transfer_errors", "screening_runs", "screening_trust", "screening_labels"):
         assert (out / "tables" / f"{name}.csv").exists()
 
 
-def test_page_shows_a_task_that_failed_before_it_was_described(tmp_path: Path) -> None:
+def test_page_shows_a_task_that_failed_at_its_start(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "transfer-local" / "transfer-qm9-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": "transfer-qm9", "suite": "transfer", "program": "transfer", "system": "local"}
@@ -146,4 +146,4 @@ def test_page_shows_a_task_that_failed_before_it_was_described(tmp_path: Path) -
     (folder / "events.jsonl").write_text(json.dumps({"event": "start", "time_s": 1.0}) + "\n")
     (folder / "exit_code").write_text("1\n")
     write_report(tmp_path)
-    assert "0 of 1 tasks were learned from" in pages_of(tmp_path)
+    assert "trained on 0 of 1 tasks" in read_pages(tmp_path)

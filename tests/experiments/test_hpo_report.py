@@ -1,4 +1,4 @@
-"""From the events of searches to tables, figures, a section of the report, and the suite of the best points."""
+"""Events of searches become tables, figures, a section of the report, and the suite of the best points."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from harness.planning.expand import expand_suite
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 
 SPACE = {
     "hidden_dim": {"low": 16, "high": 64, "log": False},
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
     "radial_type": {"values": ["bessel", "gaussian"]},
 }
-BEGAN = 1_700_000_000.0
+START_S = 1_700_000_000.0
 
 
-def trial(number: int, objective: float | None, backbone: str = "mace", **changes: Any) -> dict[str, Any]:
+def make_trial(number: int, objective: float | None, backbone: str = "mace", **changes: Any) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     if objective is not None:
         errors = {"energy_mae_ev_per_atom": -objective, "force_mae_ev_per_a": -objective}
@@ -38,12 +38,12 @@ def trial(number: int, objective: float | None, backbone: str = "mace", **change
         "trial": number, "backbone": backbone, "state": "done" if measured else "timeout", "reason": None,
         "configuration": {"hidden_dim": 16 + 8 * number, "learning_rate": 1e-3}
         | ({"radial_type": "bessel"} if backbone == "mace" else {}),
-        "objective": objective, **measured, "began_s": BEGAN + 60 * number, "ended_s": BEGAN + 60 * number + 90,
+        "objective": objective, **measured, "began_s": START_S + 60 * number, "ended_s": START_S + 60 * number + 90,
         "nodes": [f"n{number}"], "node_hours": 0.5, "folder": f"trials/{number:04d}",
     } | changes  # fmt: skip
 
 
-def searched(out: Path, search: str, trials: list[dict[str, Any]], exit_code: int | None = 0) -> None:
+def write_search(out: Path, search: str, trials: list[dict[str, Any]], exit_code: int | None = 0) -> None:
     folder = out / "runs" / "hpo-slurm" / f"hpo-{search}-1"
     folder.mkdir(parents=True)
     parameters = {"space": {}, "trial": {"model": {"cutoff": 4.5}}}
@@ -67,9 +67,12 @@ def searched(out: Path, search: str, trials: list[dict[str, Any]], exit_code: in
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    searched(tmp_path, "mace", [trial(k, v) for k, v in enumerate([-3.0, None, -1.0, -2.0, -0.5, -0.4])])
-    searched(
-        tmp_path, "painn", [trial(0, -0.2, "painn"), trial(1, None, "painn", state="lost", reason="lost with n1")], 1
+    write_search(tmp_path, "mace", [make_trial(k, v) for k, v in enumerate([-3.0, None, -1.0, -2.0, -0.5, -0.4])])
+    write_search(
+        tmp_path,
+        "painn",
+        [make_trial(0, -0.2, "painn"), make_trial(1, None, "painn", state="lost", reason="lost with n1")],
+        1,
     )
     return tmp_path
 
@@ -85,7 +88,7 @@ def test_tables_hold_complete_and_interrupted_searches(out: Path) -> None:
     assert searches.loc["painn", ["state", "trials", "lost", "left_out_before"]].tolist() == ["failed", 2, 1, 3]
     assert searches.loc["mace", "overhead"] == pytest.approx(5.0 / (6 * 90))
     assert tables["hpo_best"].set_index("backbone")["trial"].to_dict() == {"mace": 5, "painn": 0}
-    # painn's trial 0 is best in accuracy; of mace's none is faster and as good
+    # trial 0 of painn has the smallest error, and no trial of mace is faster with the same error
     assert set(
         zip(*(tables["hpo_trials"][tables["hpo_trials"]["on_front"]][k] for k in ("search", "trial")), strict=True)
     ) == {("painn", 0)}
@@ -97,28 +100,28 @@ def test_pareto_front_holds_unbeaten_points() -> None:
     assert find_pareto_front(a, b).tolist() == [True, True, True, False, False, True]
 
 
-def test_importance_finds_only_decisive_hyperparameters() -> None:
-    draw = np.random.default_rng(1)
+def test_only_decisive_hyperparameters_are_important() -> None:
+    rng = np.random.default_rng(1)
     rows = []
     for k in range(40):
-        values = {"decides": draw.uniform(), "idle": draw.uniform(), "word": "ab"[k % 2], "fixed": 3}
+        values = {"decides": rng.uniform(), "idle": rng.uniform(), "word": "ab"[k % 2], "fixed": 3}
         objective = -(values["decides"] ** 2) + (0.02 if values["word"] == "a" else 0.0)
         common = {"campaign": "c", "case": "x", "search": "s", "trial": k, "objective": objective}
         rows += [{**common, "hyperparameter": n, "value": v} for n, v in values.items()]
-    found = rank_importance(pd.DataFrame(rows)).set_index("hyperparameter")
-    assert set(found.index) == {"decides", "idle", "word"}
-    assert found.loc["decides", "explained"] > 0.9
-    assert found.loc["decides", "direction"] == -1
-    assert found.loc["decides", "p_value"] < 0.001
-    assert found.loc["idle", "p_value"] > 0.05
-    assert found.loc["word", "kind"] == "choice"
+    importance = rank_importance(pd.DataFrame(rows)).set_index("hyperparameter")
+    assert set(importance.index) == {"decides", "idle", "word"}
+    assert importance.loc["decides", "explained"] > 0.9
+    assert importance.loc["decides", "direction"] == -1
+    assert importance.loc["decides", "p_value"] < 0.001
+    assert importance.loc["idle", "p_value"] > 0.05
+    assert importance.loc["word", "kind"] == "choice"
 
 
 def test_search_page_shows_states_and_incomplete_searches(out: Path) -> None:
     write_report(out)
-    page = pages_of(out)
+    page = read_pages(out)
     assert "2 searches by Bayesian optimization (DeepHyper), 8 trials: 6 done, 1 timeout, 1 lost" in page
-    assert "Not complete, and read as far as they went: hpo-painn (failed, 2 of 6)." in page
+    assert "Incomplete searches, with the trials that have ended: hpo-painn (failed, 2 of 6)." in page
     assert "lost with n1" in page
     assert str(out) not in page, "pages are read elsewhere too"
     assert "/trials/" in page
@@ -132,8 +135,8 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
     assert main(["promote", "hpo-slurm", "--out", str(out)]) == 0
     assert str(out / "pretrain-promoted.yaml") in capsys.readouterr().out
     for system in ("local", "slurm", "frontier", "aurora"):
-        given = {"account": "a"} if system in ("frontier", "aurora") else {}
-        site = systems.load_system(resources.find_resource("systems", system), given)
+        settings = {"account": "a"} if system in ("frontier", "aurora") else {}
+        site = systems.load_system(resources.find_resource("systems", system), settings)
         plan = expand_suite(suite.load_suite(out / "pretrain-promoted.yaml", system), site)
         by_name = {case.point["backbone"]: case.parameters for case in plan.cases}
         assert by_name["mace"]["model"] == {
@@ -146,7 +149,7 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("parameters", "message"),
     [
         ("space: {hiden_dim: {low: 1, high: 2}}", "unknown hyperparameter 'hiden_dim' (did you mean 'hidden_dim'?)"),
         ("space: {hidden_dim: {low: 2, high: 2}}", "from 2 to 2 is no range"),
@@ -160,22 +163,22 @@ def test_best_points_become_suite(out: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_wrong_search_is_refused_in_one_line(
-    given: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parameters: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = given if given.startswith("{") else f"{{{given}}}"
+    parameters = parameters if parameters.startswith("{") else f"{{{parameters}}}"
     path = tmp_path / "mine.yaml"
-    path.write_text(f"name: mine\ntitle: Mine\nprogram: hpo\nparameters: {given}\n")
+    path.write_text(f"name: mine\ntitle: Mine\nprogram: hpo\nparameters: {parameters}\n")
     assert main(["plan", str(path)]) == 2
-    told = capsys.readouterr().err.splitlines()[0]
-    assert told.startswith(f"error: {path}:4:")
-    assert said in told
+    error = capsys.readouterr().err.splitlines()[0]
+    assert error.startswith(f"error: {path}:4:")
+    assert message in error
 
 
 def test_hpo_suite_plans_on_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 4, "local": 1}
     for system, count in nodes.items():
-        given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
-        assert main(["plan", "hpo", "--system", system, "--out", str(tmp_path), *given]) == 0
+        options = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
+        assert main(["plan", "hpo", "--system", system, "--out", str(tmp_path), *options]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2 + 7
         assert f" {count} " in lines[2]

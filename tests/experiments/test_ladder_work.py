@@ -1,4 +1,4 @@
-"""What the report says of a ladder's arithmetic, traffic and memory, from logs whose numbers are known."""
+"""Arithmetic, traffic and memory of a ladder in the report, from logs with known numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.experiments.ladder.metrics import attainable, ladder_table, matmul_rates
+from harness.experiments.ladder.metrics import build_ladder_table, compute_matmul_rates, compute_roofline
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
 from harness.results.runs import load_runs
@@ -28,36 +28,36 @@ FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}, {"of": "heads", "dty
 
 
 def test_attainable_time_is_that_of_arithmetic_or_traffic() -> None:
-    computing = 4 / 40 + 1 / 20
-    found = attainable(FLOPS, int(1e9), CEILINGS, 0.3)
-    assert found["share_of_attainable"] == pytest.approx(computing / 0.3)
-    assert found["attainable_gflop_per_s"] == pytest.approx(5 / computing)
-    assert found["gflop_per_s"] == pytest.approx(5 / 0.3)
-    moving = attainable(FLOPS, int(2e9), CEILINGS, 0.3)
-    assert moving["share_of_attainable"] == pytest.approx(2 / 10 / 0.3)
+    arithmetic_s = 4 / 40 + 1 / 20
+    rates = compute_roofline(FLOPS, int(1e9), CEILINGS, 0.3)
+    assert rates["share_of_attainable"] == pytest.approx(arithmetic_s / 0.3)
+    assert rates["attainable_gflop_per_s"] == pytest.approx(5 / arithmetic_s)
+    assert rates["gflop_per_s"] == pytest.approx(5 / 0.3)
+    traffic_rates = compute_roofline(FLOPS, int(2e9), CEILINGS, 0.3)
+    assert traffic_rates["share_of_attainable"] == pytest.approx(2 / 10 / 0.3)
 
 
 def test_attainable_uses_ceiling_of_each_type() -> None:
     low = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1]]
-    assert attainable(low, 1, CEILINGS, 0.1)["share_of_attainable"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
+    assert compute_roofline(low, 1, CEILINGS, 0.1)["share_of_attainable"] == pytest.approx((4 / 200 + 1 / 20) / 0.1)
 
 
 def test_matmul_rates_use_square_products_of_same_type() -> None:
     mixed = [{"of": "nodes", "dtype": "bfloat16", "flops": 4e9}, FLOPS[1], {"of": "messages", "dtype": "x", "flops": 1}]
-    found = matmul_rates(mixed, CEILINGS, 0.1)
-    assert found["share_of_matrix_peak"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
-    assert found["matrix_gflop_per_s"] == pytest.approx(50.0)
-    assert math.isnan(matmul_rates(mixed, {}, 0.1)["share_of_matrix_peak"])
+    rates = compute_matmul_rates(mixed, CEILINGS, 0.1)
+    assert rates["share_of_matrix_peak"] == pytest.approx((4 / 250 + 1 / 50) / 0.1)
+    assert rates["matrix_gflop_per_s"] == pytest.approx(50.0)
+    assert math.isnan(compute_matmul_rates(mixed, {}, 0.1)["share_of_matrix_peak"])
 
 
 def test_attainable_is_empty_without_counts() -> None:
-    assert attainable(None, 1, CEILINGS, 1.0) == {}
-    assert attainable(FLOPS, 1, {"squares": []}, 1.0) == {}
-    assert "share_of_attainable" not in attainable(FLOPS, None, CEILINGS, 1.0)
+    assert compute_roofline(None, 1, CEILINGS, 1.0) == {}
+    assert compute_roofline(FLOPS, 1, {"squares": []}, 1.0) == {}
+    assert "share_of_attainable" not in compute_roofline(FLOPS, None, CEILINGS, 1.0)
 
 
-def add(out: Path, precision: str, **fields: Any) -> None:
-    """More events of the case that write_run made."""
+def add_work(out: Path, precision: str, **fields: Any) -> None:
+    """Add events on work to the case of write_run."""
     folder = out / "runs" / "ladder-local" / f"case-{precision}"
     log = JsonLinesLog(folder / "events.jsonl")
     log.fact("ceilings", CEILINGS)
@@ -77,8 +77,8 @@ def add(out: Path, precision: str, **fields: Any) -> None:
 
 def test_ladder_table_holds_work(tmp_path: Path) -> None:
     write_run(tmp_path)
-    add(tmp_path, "fp64")
-    last = ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    add_work(tmp_path, "fp64")
+    last = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
     assert last["gb"] == 1.0
     assert last["largest_batch"] == 160, "16 structures took a tenth of what is free"
     assert (last["empty_atoms"], last["empty_edges"], last["shapes"]) == (0.05, 0.01, 2)
@@ -87,11 +87,11 @@ def test_ladder_table_holds_work(tmp_path: Path) -> None:
 
 def test_ladder_page_shows_work_roofline_and_profile(tmp_path: Path) -> None:
     write_run(tmp_path)
-    add(tmp_path, "fp64")
+    add_work(tmp_path, "fp64")
     write_report(tmp_path)
     page = (tmp_path / "ladder.html").read_text()
     for words in (
-        "FP64: arithmetic, traffic and memory", "Where the time of torch compile goes, FP64", "aten::mm &lt;x&gt;",
+        "FP64: arithmetic, traffic and memory", "Time by kind of work: torch compile, FP64", "aten::mm &lt;x&gt;",
         "75.0%", "matrix products", ">160<",
     ):  # fmt: skip
         assert words in page, words

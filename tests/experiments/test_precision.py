@@ -1,4 +1,4 @@
-"""The precision study, from a real run of seconds to tables, verdicts and a section of the report."""
+"""A real run of the precision study, of a few seconds, becomes tables, verdicts and a section of the report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from harness.claims.papers import load_papers
 from harness.experiments.precision.metrics import build_tables, judge_inference
 from harness.experiments.tables import build_results
 from harness.protocol.errors import UsageError
-from harness.protocol.events import last_run
+from harness.protocol.events import read_last_run
 from harness.protocol.records import Done
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 from tests.support.programs import run_program
 
 MODEL = {"hidden_dim": 8, "num_conv_layers": 2, "num_sharedlayers": 0, "dim_headlayers": 8, "max_neighbours": 8}
@@ -33,8 +33,8 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def studied(out: Path, **parameters: Any) -> list[dict[str, Any]]:
-    """A finished case below out/runs, and what it has told."""
+def run_study(out: Path, **parameters: Any) -> list[dict[str, Any]]:
+    """Run a case below out/runs and return its events."""
     folder = out / "runs" / "precision-local" / "precision-painn-1"
     folder.mkdir(parents=True)
     case = {"id": "1", "name": "precision-painn", "suite": "precision", "program": "precision", "parameters": SMALL}
@@ -42,14 +42,14 @@ def studied(out: Path, **parameters: Any) -> list[dict[str, Any]]:
     log = run_program("precision", SMALL | parameters, folder)
     log.write(Done())
     (folder / "exit_code").write_text("0\n")
-    return last_run(log.path)
+    return read_last_run(log.path)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("precision")
-    studied(place)
-    return place
+    folder = tmp_path_factory.mktemp("precision")
+    run_study(folder)
+    return folder
 
 
 def test_precisions_start_from_same_weights_and_batches(out: Path) -> None:
@@ -65,18 +65,18 @@ def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) ->
     folder = tmp_path / "runs" / "precision-local" / "precision-painn-1"
     shutil.copytree(out / "runs" / "precision-local" / "precision-painn-1", folder)
     (folder / "events.jsonl").unlink()
-    words = [sys.executable, "-m", "harness.reference", str(folder)]
-    first = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "harness.reference", str(folder)]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not any(e["event"] == "sample" for e in last_run(folder / "events.jsonl")):
+    while not any(e["event"] == "sample" for e in read_last_run(folder / "events.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     first.kill()
     assert first.wait(60) != 0
-    subprocess.run(words, check=True, capture_output=True, timeout=400)
-    whole, torn = (build_tables(load_runs(place / "runs")) for place in (out, tmp_path))
+    subprocess.run(command, check=True, capture_output=True, timeout=400)
+    whole, repeated = (build_tables(load_runs(place / "runs")) for place in (out, tmp_path))
     for name in ("inference", "training", "losses", "modules", "types"):
-        pd.testing.assert_frame_equal(whole[f"precision_{name}"], torn[f"precision_{name}"])
+        pd.testing.assert_frame_equal(whole[f"precision_{name}"], repeated[f"precision_{name}"])
 
 
 def test_errors_grow_with_lower_precision(out: Path) -> None:
@@ -117,24 +117,24 @@ def test_types_are_those_observed(out: Path) -> None:
 
 def test_precision_page_and_claim(out: Path) -> None:
     write_report(out)
-    page = pages_of(out)
+    page = read_pages(out)
     assert "Precision: FP64, FP32, BF16" in page
-    assert "FP32 in inference: on 2 of 2 backbones and heads it adds at most 10% of the error" in page
+    assert "error against labels for 2 of 2 backbones and heads" in page
     for name in ("costs", "inference", "training", "losses", "modules", "types"):
         assert len(pd.read_csv(out / "tables" / f"precision_{name}.csv"))
     scores = judge_papers(load_papers(), build_results(load_runs(out / "runs")), out)
-    (found,) = [score for score in scores if score.id == "precisions"]
-    assert (found.measured_value, found.verdict, found.basis) == (3, "reproduced", "stand-in")
+    (score,) = [score for score in scores if score.id == "precisions"]
+    assert (score.measured_value, score.verdict, score.basis) == (3, "reproduced", "stand-in")
 
 
 def test_diverged_precision_stops_and_is_reported(tmp_path: Path) -> None:
-    log = studied(tmp_path, learning_rate=1e30, precisions=["fp64", "fp32"])
+    log = run_study(tmp_path, learning_rate=1e30, precisions=["fp64", "fp32"])
     tables = build_tables(load_runs(tmp_path / "runs"))
     assert not tables["precision_costs"][tables["precision_costs"]["task"] == "training"]["finite"].any()
     assert [e for e in log if e["event"] == "sample" and e["task"] == "training" and e["loss"] is None]
     assert set(tables["precision_inference"]["verdict"]) <= {"reference", "not finite"}
     write_report(tmp_path)
-    assert "Training came to a loss that is no number: PaiNN in FP64, PaiNN in FP32." in pages_of(tmp_path)
+    assert "The training loss became non-finite: PaiNN in FP64, PaiNN in FP32." in read_pages(tmp_path)
 
 
 def test_judge_inference_compares_with_error_against_labels() -> None:
@@ -146,7 +146,7 @@ def test_judge_inference_compares_with_error_against_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("parameters", "message"),
     [
         ({"precisions": ["fp32", "fp64"]}, "expected fp64 first"),
         ({"precisions": ["fp64", "fp16"]}, "precisions.1 is 'fp16'"),
@@ -154,6 +154,6 @@ def test_judge_inference_compares_with_error_against_labels() -> None:
         ({"model": {"hiden": 3}}, "unknown parameter 'model.hiden'"),
     ],
 )
-def test_wrong_study_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said):
-        run_program("precision", SMALL | given, tmp_path)
+def test_wrong_study_is_refused(parameters: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_program("precision", SMALL | parameters, tmp_path)

@@ -1,4 +1,4 @@
-"""The projection of scaling: its parts against what they should give, and the whole on points that it has not seen."""
+"""The projection of scaling: its parts against known results, and the whole on held-out runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.experiments.scaling.metrics import scaling_table
-from harness.experiments.scaling.projection import Network, StepModel, fit_step_model, projection_table
+from harness.experiments.scaling.metrics import build_scaling_table
+from harness.experiments.scaling.projection import Network, StepModel, build_projection_table, fit_step_model
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 
 PER_STEP, PER_ATOM, PER_EDGE = 4e-3, 2e-5, 3e-6
 LINK = Network(2e-6, 1e9, "the truth")
@@ -22,16 +22,16 @@ PARAMETERS = 500_000
 SIZES = np.column_stack([np.arange(5, 105, 5), np.arange(5, 105, 5) * 15]).astype(float)
 
 
-def seconds(draw: np.random.Generator, ranks: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """True seconds of one step of every rank, and atoms and edges of every rank's batch."""
-    sizes = SIZES[draw.integers(len(SIZES), size=(ranks, batch))].sum(axis=1)
-    law = PER_STEP + sizes @ np.array([PER_ATOM, PER_EDGE])
-    return law * draw.lognormal(0.0, 0.05, ranks), sizes
+def simulate_step(rng: np.random.Generator, ranks: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the true seconds of a step on each rank, and the atoms and edges of each rank's batch [ranks, 2]."""
+    sizes = SIZES[rng.integers(len(SIZES), size=(ranks, batch))].sum(axis=1)
+    mean = PER_STEP + sizes @ np.array([PER_ATOM, PER_EDGE])
+    return mean * rng.lognormal(0.0, 0.05, ranks), sizes
 
 
-def ran(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -> None:
-    """A run as data_parallel leaves it."""
-    draw = np.random.default_rng(ranks)
+def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -> None:
+    """Write a run as the program data_parallel does."""
+    rng = np.random.default_rng(ranks)
     folder = out / "runs" / "scaling-there" / f"{mode}-{ranks}"
     folder.mkdir(parents=True)
     case = {"id": f"{mode}{ranks}", "name": f"{mode}-{ranks}", "suite": "scaling", "system": "there",
@@ -42,8 +42,8 @@ def ran(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     hosts = changes.get("hosts", ranks)
-    places = [{"rank": k, "host": f"h{k % hosts}", "node": f"n{k}", "cores": 1} for k in range(ranks)]
-    log.fact("ranks", places)
+    ranks_fact = [{"rank": k, "host": f"h{k % hosts}", "node": f"n{k}", "cores": 1} for k in range(ranks)]
+    log.fact("ranks", ranks_fact)
     sets = [{"set": "qm7x", "role": "stand-in for QM7X"}]
     log.fact("workload", {"batch_size": batch, "global_batch_size": batch * ranks, "sets": sets})
     log.fact("observed", {"requested": "fp64", "device_name": None, "device": "cpu"})
@@ -52,13 +52,13 @@ def ran(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -
     exchange = LINK.all_reduce(ranks, 8 * PARAMETERS)
     steps = []
     for step in range(60):
-        times, sizes = seconds(draw, ranks, batch)
+        times, sizes = simulate_step(rng, ranks, batch)
         steps.append(times.max() + exchange)
-        own = {"busy": times[0], "graphs": batch, "atoms": sizes[0, 0], "edges": sizes[0, 1]}
-        log.write("own_step", epoch=1, step=step, discarded=False, exchanged=False, **own)
-        most = {"atoms_most": sizes[:, 0].max(), "edges_most": sizes[:, 1].max()}
+        first_rank = {"busy": times[0], "graphs": batch, "atoms": sizes[0, 0], "edges": sizes[0, 1]}
+        log.write("own_step", epoch=1, step=step, discarded=False, exchanged=False, **first_rank)
+        maxima = {"atoms_most": sizes[:, 0].max(), "edges_most": sizes[:, 1].max()}
         log.write("sample", epoch=1, step=step, discarded=False, seconds=steps[-1], busy=steps[-1],
-                  atoms=sizes[:, 0].sum(), edges=sizes[:, 1].sum(), **most)  # fmt: skip
+                  atoms=sizes[:, 0].sum(), edges=sizes[:, 1].sum(), **maxima)  # fmt: skip
     if ranks > 1:
         for size in (8, 8 * PARAMETERS):
             for _ in range(5):
@@ -70,30 +70,30 @@ def ran(out: Path, ranks: int, batch: int, mode: str = "weak", **changes: Any) -
 
 
 def test_projection_predicts_unseen_runs(tmp_path: Path) -> None:
-    """Each from smaller runs alone, of weak scaling and of strong, where the batch shrinks."""
+    """Each run is predicted from smaller ones, in weak scaling and in strong, where the batch shrinks."""
     for ranks in (1, 2, 4, 8, 32, 128):
-        ran(tmp_path, ranks, batch=16)
-        ran(tmp_path, ranks, batch=max(1, 256 // ranks), mode="strong")
-    table = projection_table(load_runs(tmp_path / "runs"))
+        write_scaling_run(tmp_path, ranks, batch=16)
+        write_scaling_run(tmp_path, ranks, batch=max(1, 256 // ranks), mode="strong")
+    table = build_projection_table(load_runs(tmp_path / "runs"))
     tested = table[table["basis"] == "held out"]
     assert len(tested) == 10
     assert tested["error"].abs().max() < 0.08
     assert (tested["from_ranks"] < tested["ranks"]).all()
     further = table[(table["basis"] == "projected") & (table["mode"] == "weak")]
     assert further["ranks"].tolist() == [256, 512, 1024, 2048, 4096, 8192]
-    draw = np.random.default_rng(5)
-    truth = np.mean([seconds(draw, 1024, 16)[0].max() for _ in range(300)]) + LINK.all_reduce(1024, 8 * PARAMETERS)
+    rng = np.random.default_rng(5)
+    truth = np.mean([simulate_step(rng, 1024, 16)[0].max() for _ in range(300)]) + LINK.all_reduce(1024, 8 * PARAMETERS)
     assert further.set_index("ranks").loc[1024, "projected_s"] == pytest.approx(truth, rel=0.08)
     assert (further["overlapped_s"] < further["projected_s"]).all()
 
 
 def test_step_model_recovers_coefficients() -> None:
-    draw = np.random.default_rng(0)
-    times, sizes = seconds(draw, 4000, 8)
-    sizes[:, 1] *= draw.uniform(0.5, 1.5, len(sizes))
+    rng = np.random.default_rng(0)
+    times, sizes = simulate_step(rng, 4000, 8)
+    sizes[:, 1] *= rng.uniform(0.5, 1.5, len(sizes))
     times = PER_STEP + sizes @ np.array([PER_ATOM, PER_EDGE])
-    found = fit_step_model(np.column_stack([times, sizes]), SIZES)
-    assert found.coefficients == pytest.approx([PER_STEP, PER_ATOM, PER_EDGE], rel=1e-6)
+    model = fit_step_model(np.column_stack([times, sizes]), SIZES)
+    assert model.coefficients == pytest.approx([PER_STEP, PER_ATOM, PER_EDGE], rel=1e-6)
     falling = fit_step_model(np.column_stack([1.0 - 1e-4 * sizes[:, 0], sizes]), SIZES)
     assert (falling.coefficients >= 0).all()
     same = fit_step_model(np.column_stack([times, np.ones_like(sizes)]), SIZES)
@@ -115,34 +115,34 @@ def test_all_reduce_time_follows_formula() -> None:
 
 
 def test_network_is_measured_or_assumed(tmp_path: Path) -> None:
-    ran(tmp_path / "a", 1, 4)
-    alone = projection_table(load_runs(tmp_path / "a" / "runs"))
+    write_scaling_run(tmp_path / "a", 1, 4)
+    alone = build_projection_table(load_runs(tmp_path / "a" / "runs"))
     assert set(alone["network"]) == {"none: computing alone"}
-    ran(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_s": 1}})
-    assumed = projection_table(load_runs(tmp_path / "b" / "runs")).iloc[0]
+    write_scaling_run(tmp_path / "b", 1, 4, parameters={"network": {"latency_us": 2, "bandwidth_gb_s": 1}})
+    assumed = build_projection_table(load_runs(tmp_path / "b" / "runs")).iloc[0]
     assert assumed["network"] == "assumed by the suite"
     assert assumed["communication_s"] == pytest.approx(LINK.all_reduce(2, 8 * PARAMETERS))
-    ran(tmp_path / "c", 8, 4)
-    measured = projection_table(load_runs(tmp_path / "c" / "runs")).iloc[0]
+    write_scaling_run(tmp_path / "c", 8, 4)
+    measured = build_projection_table(load_runs(tmp_path / "c" / "runs")).iloc[0]
     assert measured["network"] == "all-reduces of 8 ranks"
     assert measured["communication_s"] == pytest.approx(LINK.all_reduce(16, 8 * PARAMETERS), rel=1e-3)
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
 def test_emulated_nodes_are_not_projected(tmp_path: Path, hosts: int) -> None:
-    ran(tmp_path, 8, 4, hosts=hosts)
-    assert projection_table(load_runs(tmp_path / "runs")).empty
+    write_scaling_run(tmp_path, 8, 4, hosts=hosts)
+    assert build_projection_table(load_runs(tmp_path / "runs")).empty
 
 
 def test_scaling_page_separates_projected_from_measured(tmp_path: Path) -> None:
     for ranks in (1, 2, 4):
-        ran(tmp_path, ranks, batch=8)
-    table = scaling_table(load_runs(tmp_path / "runs"))
+        write_scaling_run(tmp_path, ranks, batch=8)
+    table = build_scaling_table(load_runs(tmp_path / "runs"))
     assert table["edges_imbalance"].tolist() == sorted(table["edges_imbalance"])
     assert table["edges_imbalance"].iloc[0] == 1
     assert (table["efficiency_low"] <= table["efficiency"]).all()
     assert table["backward_s"].tolist() == [2.0] * 3
     write_report(tmp_path)
-    page = pages_of(tmp_path)
-    assert "on 2 measured runs. What it says of more ranks is a projection, and no measurement." in page
-    assert "Where a step&#39;s time goes" in page
+    page = read_pages(tmp_path)
+    assert "from 2 measured runs. Numbers for more ranks are projections, not measurements." in page
+    assert "Time of a step by region" in page

@@ -1,4 +1,4 @@
-"""Every experiment has what the tables and pages of the report ask of it, and every program has one experiment."""
+"""Every experiment has what tables and pages of the report need, and every program has one experiment."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_registry_lists_every_package_of_experiments() -> None:
 
 
 def test_every_program_has_one_experiment() -> None:
-    shown = Counter(program for experiment in EXPERIMENTS.values() for program in experiment.programs)
-    assert set(PROGRAMS) <= set(shown)
-    assert set(shown.values()) == {1}
+    counts = Counter(program for experiment in EXPERIMENTS.values() for program in experiment.programs)
+    assert set(PROGRAMS) <= set(counts)
+    assert set(counts.values()) == {1}
     assert find_experiment("no program") is None
 
 

@@ -1,4 +1,4 @@
-"""Pretraining from the command line to the report: a job killed in mid-epoch goes on where its last state was."""
+"""Pretraining from the command line to the report: a job killed within an epoch resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from harness.cli.main import main
-from harness.config import resources
-from harness.config import suite as suites
+from harness.config.resources import find_resource
+from harness.config.suite import load_suite
 from harness.protocol import events
-from tests.conftest import ROOT, pages_of
+from tests.conftest import ROOT, read_pages
 
 pytestmark = pytest.mark.slow
 SUITE = """\
@@ -36,34 +36,34 @@ scale:
 
 def test_killed_training_job_resumes_and_is_reported(tmp_path: Path) -> None:
     (tmp_path / "brief.yaml").write_text(SUITE)
-    words = [sys.executable, "-m", "harness", "run", "brief.yaml", "-q"]
+    command = [sys.executable, "-m", "harness", "run", "brief.yaml", "-q"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     folder = tmp_path / "results" / "runs" / "brief-local"
     try:
         deadline = time.monotonic() + 120
-        while not (found := list(folder.glob("brief-*/training.safetensors"))):
+        while not (checkpoints := list(folder.glob("brief-*/training.safetensors"))):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        case = found[0].parent
+        case = checkpoints[0].parent
         time.sleep(0.5)
         first.send_signal(signal.SIGKILL)
-        for process in [p for p in psutil.process_iter() if _folder(p) in (str(case), str(folder))]:
+        for process in [p for p in psutil.process_iter() if _working_folder(p) in (str(case), str(folder))]:
             process.kill()
     finally:
         first.kill()
         first.wait()
-    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    log = events.last_run(case / "events.jsonl")
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    log = events.read_last_run(case / "events.jsonl")
     (resumed,) = [e for e in log if e["event"] == "resumed"]
     assert 0 < resumed["step"] < 900
     assert [e["epoch"] for e in log if e["event"] == "epoch"] == [0, 1, 2]
-    page = pages_of(tmp_path / "results")
+    page = read_pages(tmp_path / "results")
     assert "stand-in for QM7X" in page
 
 
-def _folder(process: psutil.Process) -> str:
+def _working_folder(process: psutil.Process) -> str:
     try:
         return process.cwd()
     except psutil.Error:
@@ -74,17 +74,17 @@ def _folder(process: psutil.Process) -> str:
 def test_pretraining_suites_plan_on_every_system(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
+    options = ["-S", "account=a"] if system in ("frontier", "perlmutter", "aurora") else []
     nodes = {"frontier": 2048, "aurora": 2048, "perlmutter": 128, "slurm": 2, "local": 1}[system]
-    assert main(["plan", "pretrain", "--system", system, "--out", str(tmp_path), *given]) == 0
+    assert main(["plan", "pretrain", "--system", system, "--out", str(tmp_path), *options]) == 0
     assert f" {nodes} " in capsys.readouterr().out.splitlines()[2]
-    assert main(["list", "multitask", "--system", system, *given]) == 0
+    assert main(["list", "multitask", "--system", system, *options]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 17 * 3
 
 
 def test_single_task_cases_differ_in_data_alone() -> None:
-    """Else a ratio of their errors would not be one of multi-task to single-task training."""
-    suite = suites.load_suite(resources.find_resource("suites", "multitask"), "local")
+    """Otherwise the ratio of their errors would not compare multi-task with single-task training."""
+    suite = load_suite(find_resource("suites", "multitask"), "local")
     assert suite.parameters["sets"] == "{{ everything if dataset == 'all' else [dataset] }}"
     assert suite.parameters["epoch_length"] == "{{ each * (16 if dataset == 'all' else 1) }}"
     others = {name: value for name, value in suite.parameters.items() if name not in ("sets", "epoch_length")}

@@ -1,4 +1,4 @@
-"""From the events of training runs to tables, figures, verdicts and sections of the report."""
+"""Events of training runs become tables, figures, verdicts and sections of the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.report.overview import format_measured
 from harness.report.render import write_report
 from harness.results.runs import load_runs
 from harness.stats.intervals import geometric_mean_interval, mean_interval
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 
 HEADS = (
     "Alexandria", "ANI1x", "MPTrj", "OC2020", "OC2022", "OC25", "ODAC23", "OMat24", "OMol25", "OMol25-neutral",
@@ -34,8 +34,8 @@ T2 = 4.302652729749458  # 97.5% quantile of Student's distribution with two degr
 Errors = dict[str, tuple[float | None, float | None]]
 
 
-def held_out(head: str, energy: float | None, force: float | None, **changes: Any) -> dict[str, Any]:
-    """A row with baselines of 90 meV/atom for the composition and 400 meV/angstrom for zero forces."""
+def make_row(head: str, energy: float | None, force: float | None, **changes: Any) -> dict[str, Any]:
+    """Return errors of a head; baselines are 90 meV/atom for the composition and 400 meV/angstrom for zero forces."""
     return {
         "head": head, "set": head.lower(), "role": f"sample of {head}" if head in SAMPLES else f"stand-in for {head}",
         "level": "PBE <& co>", "structures": 50, "atoms": 700, "unseen_elements": 0,
@@ -46,8 +46,8 @@ def held_out(head: str, energy: float | None, force: float | None, **changes: An
     } | changes  # fmt: skip
 
 
-def epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
-    """Ten steps each."""
+def make_epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """Return the event of an epoch of ten steps."""
     return {
         "epoch": number, "step": 10 * (number + 1), "loss": loss, "energy_mae_ev_per_atom": 0.1 * loss,
         "force_mae_ev_per_a": loss, "validation_loss": 1.5 * loss, "validation_energy_mae_ev_per_atom": 0.1,
@@ -56,8 +56,8 @@ def epoch(number: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def begin(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes: Any) -> JsonLinesLog:
-    """The log of a run up to its first step; changes: of the facts workload and observed, and of the case."""
+def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes: Any) -> JsonLinesLog:
+    """Write a run up to its first step, with changes to its facts and its case, and return its log."""
     folder = out / "runs" / changes.get("campaign", "pretrain-local") / name
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {"sets": [r["set"] for r in rows], "seed": seed, **changes.get("parameters", {})}
@@ -85,16 +85,16 @@ def begin(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **changes
 
 
 def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, **changes: Any) -> None:
-    """A run of three epochs that ended well, but for what changes say."""
-    log = begin(out, name, rows, seed, **changes)
+    """Write a run of three epochs that is done, apart from the changes."""
+    log = start_run(out, name, rows, seed, **changes)
     for number, loss in enumerate(changes.get("losses", (4.0, 2.0, 1.0))):
-        log.write("epoch", **epoch(number, loss))
+        log.write("epoch", **make_epoch(number, loss))
         for row in rows:
             for split in ("train", "validation"):
-                told = {"epoch": number, "head": row["head"], "set": row["set"], "split": split, "structures": 40}
+                fields = {"epoch": number, "head": row["head"], "set": row["set"], "split": split, "structures": 40}
                 force = None if row["force_mae_ev_per_a"] is None else row["force_mae_ev_per_a"] * loss
                 energy = (row["energy_mae_ev_per_atom"] or 0.1) * loss
-                log.write("head", **told, energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force)
+                log.write("head", **fields, energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force)
     log.fact("held_out", rows)
     if len(rows) > 1:
         log.fact("gate", {"energy_error_ev_per_atom": 0.02, "right_branch": 0.9 + 0.01 * seed})
@@ -102,12 +102,12 @@ def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, *
     log.write("done")
 
 
-def tables(out: Path) -> dict[str, pd.DataFrame]:
+def load_tables(out: Path) -> dict[str, pd.DataFrame]:
     return build_tables(load_runs(out / "runs"))
 
 
-def everything(out: Path) -> None:
-    """Three seeds of all sixteen heads, and an ablation of them all."""
+def write_all_runs(out: Path) -> None:
+    """Write three seeds of all sixteen heads, and an ablation of each head."""
     rng = np.random.default_rng(0)
     level = {h: (rng.uniform(0.01, 0.05), rng.uniform(0.05, 0.3)) for h in HEADS}
     ratio = {h: rng.uniform(0.6, 1.3) for h in HEADS}
@@ -115,7 +115,7 @@ def everything(out: Path) -> None:
     def rows(scale: dict[str, float]) -> list[dict[str, Any]]:
         noise = rng.lognormal(0, 0.05, (len(HEADS), 2))
         return [
-            held_out(h, level[h][0] * scale[h] * e, None if h == "QM7X" else level[h][1] * scale[h] * f,
+            make_row(h, level[h][0] * scale[h] * e, None if h == "QM7X" else level[h][1] * scale[h] * f,
                      **({"zero_force_mae_ev_per_a": None, "zero_force_rmse_ev_per_a": None} if h == "QM7X" else {}))
             for h, (e, f) in zip(HEADS, noise, strict=True)
         ]  # fmt: skip
@@ -129,18 +129,18 @@ def everything(out: Path) -> None:
 
 def test_errors_are_means_over_seeds_with_interval(tmp_path: Path) -> None:
     for seed, (energy, force) in enumerate([(0.010, 0.1), (0.012, 0.2), (0.014, 0.3)]):
-        write_run(tmp_path, f"run-{seed}", [held_out("MPTrj", energy, force), held_out("QCML", 0.1, 0.1)], seed)
-    found = tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
-    row = found.loc[("MPTrj", "energy")]
+        write_run(tmp_path, f"run-{seed}", [make_row("MPTrj", energy, force), make_row("QCML", 0.1, 0.1)], seed)
+    errors = load_tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
+    row = errors.loc[("MPTrj", "energy")]
     half = T2 * 0.002 / math.sqrt(3)
     assert (row["mae"], row["mae_low"], row["mae_high"]) == pytest.approx((0.012, 0.012 - half, 0.012 + half))
     assert (row["rmse"], row["rmse_high"]) == pytest.approx((0.024, 0.024 + 2 * half))
     assert (row["ratio"], row["ratio_high"]) == pytest.approx((0.012 / 0.09, (0.012 + half) / 0.09))
     assert (row["baseline_mae"], row["baseline_rmse"], row["mean_mae"]) == pytest.approx((0.09, 0.12, 0.5))
     assert (row["seeds"], row["structures"], row["verdict"]) == (3, 50, "met")
-    assert found.loc[("QCML", "energy"), "verdict"] == "missed"
-    assert found.loc[("QCML", "energy"), "mae_low"] == pytest.approx(0.1)
-    forces = found.loc[("MPTrj", "forces")]
+    assert errors.loc[("QCML", "energy"), "verdict"] == "missed"
+    assert errors.loc[("QCML", "energy"), "mae_low"] == pytest.approx(0.1)
+    forces = errors.loc[("MPTrj", "forces")]
     assert (forces["mae"], forces["rmse"], forces["ratio"]) == pytest.approx((0.2, 0.6, 0.5))
     assert forces["baseline_mae"] == pytest.approx(0.4)
 
@@ -150,21 +150,21 @@ def test_errors_are_means_over_seeds_with_interval(tmp_path: Path) -> None:
     [(0.0299, 0.199, ("met", "met")), (0.0301, 0.199, ("missed", "met")), (0.0299, 0.201, ("met", "missed"))],
 )
 def test_verdicts_follow_targets(tmp_path: Path, energy: float, force: float, verdicts: tuple[str, str]) -> None:
-    write_run(tmp_path, "run", [held_out("MPTrj", energy, force), held_out("QCML", 0.01, 0.1)])
-    found = tables(tmp_path)["training_errors"].set_index(["head", "quantity"])["verdict"]
-    assert (found["MPTrj", "energy"], found["MPTrj", "forces"]) == verdicts
+    write_run(tmp_path, "run", [make_row("MPTrj", energy, force), make_row("QCML", 0.01, 0.1)])
+    errors = load_tables(tmp_path)["training_errors"].set_index(["head", "quantity"])["verdict"]
+    assert (errors["MPTrj", "energy"], errors["MPTrj", "forces"]) == verdicts
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     for title, verdict in zip(("Energy per atom", "Forces"), verdicts, strict=True):
-        said = re.search(rf"{title}: MAE at most .*? on (\d) of 2 heads\.(.*)", text)
-        assert said is not None
-        assert said[1] == ("2" if verdict == "met" else "1")
-        assert ("Not on MPTrj" in said[2]) == (verdict == "missed")
+        sentence = re.search(rf"{title}: the MAE is at most .*? for (\d) of 2 heads\.(.*)", text)
+        assert sentence is not None
+        assert sentence[1] == ("2" if verdict == "met" else "1")
+        assert ("larger for MPTrj" in sentence[2]) == (verdict == "missed")
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
-    write_run(tmp_path, "run", [held_out("MPTrj", 0.0123, 0.111), held_out("QCML", 0.1, 0.1)], seed=4)
-    row = tables(tmp_path)["training_errors"].iloc[0]
+    write_run(tmp_path, "run", [make_row("MPTrj", 0.0123, 0.111), make_row("QCML", 0.1, 0.1)], seed=4)
+    row = load_tables(tmp_path)["training_errors"].iloc[0]
     assert row["mae"] == 0.0123
     assert math.isnan(row["mae_low"])
     assert math.isnan(row["ratio_high"])
@@ -176,11 +176,11 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 def test_training_tables_skip_failed_and_unfinished_runs(tmp_path: Path) -> None:
-    rows = [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)]
+    rows = [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)]
     write_run(tmp_path, "good", rows, 0)
-    write_run(tmp_path, "bad", [held_out("MPTrj", 0.5, 0.5), held_out("QCML", 0.5, 0.5)], 1, exit_code=1)
-    begin(tmp_path, "lost", rows, 2)
-    training = tables(tmp_path)
+    write_run(tmp_path, "bad", [make_row("MPTrj", 0.5, 0.5), make_row("QCML", 0.5, 0.5)], 1, exit_code=1)
+    start_run(tmp_path, "lost", rows, 2)
+    training = load_tables(tmp_path)
     assert training["training_runs"]["case"].tolist() == ["good"]
     assert training["training_errors"].iloc[0]["mae"] == 0.01
     write_report(tmp_path)
@@ -190,57 +190,57 @@ def test_training_tables_skip_failed_and_unfinished_runs(tmp_path: Path) -> None
 def test_head_without_force_labels_has_no_force_verdict(tmp_path: Path) -> None:
     without = {"zero_force_mae_ev_per_a": None, "zero_force_rmse_ev_per_a": None}
     for seed in range(2):
-        write_run(tmp_path, f"run-{seed}", [held_out("QM7X", 0.01, None, **without), held_out("QCML", 0.01, 0.1)], seed)
-    found = tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
-    assert found.loc[("QM7X", "forces"), "verdict"] == "no labels"
-    assert math.isnan(found.loc[("QM7X", "forces"), "mae"])
-    assert found.loc[("QM7X", "energy"), "verdict"] == "met"
+        write_run(tmp_path, f"run-{seed}", [make_row("QM7X", 0.01, None, **without), make_row("QCML", 0.01, 0.1)], seed)
+    errors = load_tables(tmp_path)["training_errors"].set_index(["head", "quantity"])
+    assert errors.loc[("QM7X", "forces"), "verdict"] == "no labels"
+    assert math.isnan(errors.loc[("QM7X", "forces"), "mae"])
+    assert errors.loc[("QM7X", "energy"), "verdict"] == "met"
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "zero forces on 1 of 1 heads" in text
+    assert "zero forces for 1 of 1 heads" in text
     assert "no force labels" in text
 
 
 def test_error_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
     for seed, energy in enumerate((0.01, None, 0.01)):
-        write_run(tmp_path, f"run-{seed}", [held_out("MPTrj", energy, 0.1), held_out("QCML", 0.01, 0.1)], seed)
-    training = tables(tmp_path)
+        write_run(tmp_path, f"run-{seed}", [make_row("MPTrj", energy, 0.1), make_row("QCML", 0.01, 0.1)], seed)
+    training = load_tables(tmp_path)
     row = training["training_errors"].iloc[0]
     assert math.isnan(row["mae"])
     assert row["verdict"] == "not finite"
     assert training["training_runs"]["judged_heads"].tolist() == [2, 1, 2]
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "composition alone on 1 of 2 heads (on 1 with the whole interval). Not on MPTrj" in text
+    assert "composition alone for 1 of 2 heads (for 1 with the whole interval). It is larger for MPTrj" in text
     assert not re.search(r"\bnan\b", text)
 
 
 def test_seed_run_twice_counts_once(tmp_path: Path) -> None:
     for name, seed, energy in (("a", 0, 0.010), ("b", 0, 0.014), ("c", 1, 0.020)):
-        write_run(tmp_path, name, [held_out("MPTrj", energy, 0.1), held_out("QCML", 0.1, 0.1)], seed)
-    row = tables(tmp_path)["training_errors"].iloc[0]
+        write_run(tmp_path, name, [make_row("MPTrj", energy, 0.1), make_row("QCML", 0.1, 0.1)], seed)
+    row = load_tables(tmp_path)["training_errors"].iloc[0]
     assert row["seeds"] == 2
     assert row["mae"] == pytest.approx((0.012 + 0.020) / 2)
 
 
 def test_runs_that_differ_in_more_than_seed_are_separate_experiments(tmp_path: Path) -> None:
-    rows = [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)]
+    rows = [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)]
     for seed in range(2):
         for rate in (1e-3, 2e-3):
             write_run(tmp_path, f"run-{seed}-{rate}", rows, seed, parameters={"learning_rate": rate})
-    errors = tables(tmp_path)["training_errors"]
+    errors = load_tables(tmp_path)["training_errors"]
     assert errors["experiment"].nunique() == 2
     assert (errors["seeds"] == 2).all()
 
 
 def write_ablation(out: Path, multi: dict[int, Errors], single: dict[int, Errors], **changes: Any) -> None:
-    """Errors by seed and head; of multi-task runs also a head that no other run trains."""
+    """Write multi-task and single-task runs with errors by seed and head."""
     for seed, errors in multi.items():
-        rows = [held_out(h, *e) for h, e in errors.items()]
+        rows = [make_row(h, *e) for h, e in errors.items()]
         write_run(out, f"all-{seed}", rows, seed, campaign="m", **changes)
     for seed, errors in single.items():
         for head, values in errors.items():
-            write_run(out, f"{head}-{seed}", [held_out(head, *values)], seed, campaign="m")
+            write_run(out, f"{head}-{seed}", [make_row(head, *values)], seed, campaign="m")
 
 
 def test_ablation_ratios_are_paired_by_seed(tmp_path: Path) -> None:
@@ -249,17 +249,17 @@ def test_ablation_ratios_are_paired_by_seed(tmp_path: Path) -> None:
         {0: {"A": (0.02, 0.1), "B": (0.03, 0.1)}, 1: {"A": (0.08, 0.1), "B": (0.04, 0.1)}},
         {0: {"A": (0.01, 0.2), "B": (0.03, 0.2)}, 1: {"A": (0.10, 0.2), "B": (0.05, 0.2)}},
     )
-    ablation = tables(tmp_path)
-    found = ablation["ablation_heads"].set_index(["head", "quantity"])
-    row = found.loc[("A", "energy")]
+    ablation = load_tables(tmp_path)
+    heads = ablation["ablation_heads"].set_index(["head", "quantity"])
+    row = heads.loc[("A", "energy")]
     logs = np.log([2.0, 0.8])
     half = stats.t.ppf(0.975, 1) * logs.std(ddof=1) / math.sqrt(2)
     assert row["ratio"] == pytest.approx(math.sqrt(1.6))
     assert row["ratio_high"] == pytest.approx(math.exp(logs.mean() + half))
     assert row["ratio_low"] == pytest.approx(math.exp(logs.mean() - half))
     assert (row["multi_task"], row["single_task"]) == pytest.approx((0.05, 0.055))
-    assert (row["verdict"], found.loc[("B", "energy"), "verdict"]) == ("worse", "ok")
-    assert found.loc[("A", "forces"), "ratio"] == pytest.approx(0.5)
+    assert (row["verdict"], heads.loc[("B", "energy"), "verdict"]) == ("worse", "ok")
+    assert heads.loc[("A", "forces"), "ratio"] == pytest.approx(0.5)
     overall = ablation["ablation_overall"].set_index("quantity")
     assert overall.loc["energy", "ratio"] == pytest.approx((2.0 * 0.8 * 1.0 * 0.8) ** 0.25)
     assert overall.loc["forces", "ratio"] == pytest.approx(0.5)
@@ -270,18 +270,18 @@ def test_ablation_ratios_are_paired_by_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.09, "ok"), (1.11, "worse")])
 def test_ablation_verdict_follows_tolerance(tmp_path: Path, ratio: float, verdict: str) -> None:
     write_ablation(tmp_path, {0: {"A": (0.01, 0.1 * ratio), "B": (0.01, 0.1)}}, {0: {"A": (0.01, 0.1)}})
-    found = tables(tmp_path)["ablation_heads"].set_index(["head", "quantity"])["verdict"]
-    assert found["A", "forces"] == verdict
+    heads = load_tables(tmp_path)["ablation_heads"].set_index(["head", "quantity"])["verdict"]
+    assert heads["A", "forces"] == verdict
     write_report(tmp_path)
-    named = "Worse by more than 10%: A (1.11x)" in (tmp_path / "report.md").read_text()
-    assert named == (verdict == "worse")
+    is_named = "Worse by more than 10%: A (1.11x)" in (tmp_path / "report.md").read_text()
+    assert is_named == (verdict == "worse")
 
 
 def test_ablation_uses_pairs_of_common_seeds(tmp_path: Path) -> None:
-    """Of a head with one pair fewer; the mean over heads rests on the seeds that have all of them."""
+    """One head has one pair fewer; the mean over heads uses the seeds that have all heads."""
     both = {"A": (0.02, 0.1), "B": (0.01, 0.1)}
     write_ablation(tmp_path, dict.fromkeys(range(3), both), {0: both, 1: both, 2: {"A": (0.01, 0.1)}})
-    ablation = tables(tmp_path)
+    ablation = load_tables(tmp_path)
     seeds = ablation["ablation_heads"].set_index(["head", "quantity"])["seeds"]
     assert (seeds["A", "energy"], seeds["B", "energy"]) == (3, 2)
     assert ablation["ablation_overall"]["seeds"].tolist() == [2, 2]
@@ -292,13 +292,13 @@ def test_ablation_uses_pairs_of_common_seeds(tmp_path: Path) -> None:
 def test_ablation_shows_error_that_is_not_finite(tmp_path: Path) -> None:
     single: Errors = {"A": (0.01, 0.1), "B": (0.01, 0.1)}
     write_ablation(tmp_path, {0: {"A": (None, None), "B": (0.01, 0.1)}}, {0: single})
-    ablation = tables(tmp_path)
+    ablation = load_tables(tmp_path)
     assert ablation["ablation_heads"].set_index(["head", "quantity"]).loc[("A", "energy"), "verdict"] == "not finite"
     assert ablation["ablation_overall"]["ratio"].isna().all()
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Worse by more than 10%: A (not finite)." in text
-    assert "times the single-task one, geometric mean over 2 heads" in text
+    assert "times the single-task error, as geometric mean over 2 heads" in text
     assert not re.search(r"\bnan\b", text)
 
 
@@ -307,27 +307,27 @@ def test_ablation_page_states_budgets(tmp_path: Path) -> None:
     write_ablation(tmp_path / "equal", {0: both}, {0: both})
     write_ablation(tmp_path / "each", {0: both}, {0: both}, workload={"epochs": 6})
     write_ablation(tmp_path / "unequal", {0: both}, {0: both}, workload={"epochs": 9})
-    told = {
-        "equal": "Equal budgets: 240 structures drawn in training by every run",
-        "each": "Equal budgets: 240 structures of each set drawn in training",
+    sentences = {
+        "equal": "Equal budgets: every run samples 240 structures in training",
+        "each": "Equal budgets: both kinds of training sample 240 structures of each dataset",
         "unequal": "WRONG: budgets",
     }
-    for name, said in told.items():
+    for name, sentence in sentences.items():
         write_report(tmp_path / name)
-        assert said in (tmp_path / name / "report.md").read_text()
+        assert sentence in (tmp_path / name / "report.md").read_text()
 
 
 def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
     for head in ("MPTrj", "QCML"):
-        write_run(tmp_path, head, [held_out(head, 0.01, 0.1)])
+        write_run(tmp_path, head, [make_row(head, 0.01, 0.1)])
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert text.count("## Single-task training: PaiNN, width 64, 3 layers") == 1
-    assert "2 datasets, trained each on its own: 1 sample, 1 stand-in" in text
+    assert "2 datasets, each trained separately: 1 sample, 1 stand-in" in text
 
 
 @pytest.mark.parametrize(
-    ("observed", "held"),
+    ("observed", "is_as_requested"),
     [
         ({}, True),
         ({"energies": "torch.float64"}, False),
@@ -339,22 +339,22 @@ def test_single_task_runs_make_one_section(tmp_path: Path) -> None:
         ({"autocast": "torch.bfloat16"}, False),
     ],
 )
-def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], held: bool) -> None:
+def test_page_reports_wrong_precision(tmp_path: Path, observed: dict[str, Any], is_as_requested: bool) -> None:
     write_run(
-        tmp_path, "run", [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)],
+        tmp_path, "run", [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)],
         observed=observed | {"compiled": False, "why_eager": "no compiler", "why_plain": "no C++ compiler"},
     )  # fmt: skip
-    runs = tables(tmp_path)["training_runs"]
-    assert bool(runs["as_asked"].iloc[0]) == held
-    said = describe_runs(runs)
-    assert any(text.startswith("WRONG: run was asked for") for text in said) != held
-    assert "Not compiled, 1 run: no compiler." in said
-    assert "Plain messages in place of fused ones, 1 run: no C++ compiler." in said
+    runs = load_tables(tmp_path)["training_runs"]
+    assert bool(runs["as_asked"].iloc[0]) == is_as_requested
+    sentences = describe_runs(runs)
+    assert any(text.startswith("WRONG: run requested") for text in sentences) != is_as_requested
+    assert "Not compiled, 1 run: no compiler." in sentences
+    assert "Plain messages in place of fused ones, 1 run: no C++ compiler." in sentences
 
 
 def test_page_has_section_per_precision(tmp_path: Path) -> None:
-    """Each with the types that were found; structures that were left out are counted."""
-    rows = [held_out("MPTrj", 0.01, 0.1, unseen_elements=3), held_out("QCML", 0.1, 0.1)]
+    """Each section shows the observed types and counts the structures that were left out."""
+    rows = [make_row("MPTrj", 0.01, 0.1, unseen_elements=3), make_row("QCML", 0.1, 0.1)]
     write_run(tmp_path, "single", rows)
     half = {"requested": "bf16", "autocast": "torch.bfloat16", "matrix_layers": ["torch.bfloat16"]}
     write_run(tmp_path, "half", rows, observed=half, parameters={"precision": "bf16"})
@@ -362,14 +362,14 @@ def test_page_has_section_per_precision(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "| FP32 | float32 throughout |" in text
     assert "| BF16 | parameters float32; matrix layers bfloat16; energies float32; forces float32 |" in text
-    assert text.count("that the head's training set lacks: 3 of MPTrj.") == 4
+    assert text.count("that are not in the training set: 3 of MPTrj.") == 4
     assert text.count("## Multi-task training") == 2
     assert not re.search(r"\bnan\b", text)
 
 
 def test_runs_table_holds_time_and_rate(tmp_path: Path) -> None:
-    write_run(tmp_path, "run", [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)], seed=1)
-    row = tables(tmp_path)["training_runs"].iloc[0]
+    write_run(tmp_path, "run", [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)], seed=1)
+    row = load_tables(tmp_path)["training_runs"].iloc[0]
     assert (row["steps"], row["epochs_done"], row["best_epoch"], row["validation_loss"]) == (30, 3, 2, 1.5)
     assert (row["graphs_per_s"], row["waiting"], row["train_s"]) == pytest.approx((81.0, 0.05, 6.0))
     assert (row["parameters"], row["elements"], row["stand_ins"], row["budget"]) == (123_456, 89, 1, 240)
@@ -377,31 +377,31 @@ def test_runs_table_holds_time_and_rate(tmp_path: Path) -> None:
 
 
 def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
-    """What it had told before its last start is told again, up to where it went on; the rest does not count."""
-    rows = [held_out("MPTrj", 0.01, 0.1), held_out("QCML", 0.1, 0.1)]
-    told = {"head": "MPTrj", "set": "mptrj", "split": "validation", "structures": 9, "force_mae_ev_per_a": 0.1}
+    """After a restart, the log repeats the epochs before the checkpoint; events before the last start do not count."""
+    rows = [make_row("MPTrj", 0.01, 0.1), make_row("QCML", 0.1, 0.1)]
+    fields = {"head": "MPTrj", "set": "mptrj", "split": "validation", "structures": 9, "force_mae_ev_per_a": 0.1}
 
-    def tell(log: JsonLinesLog, *losses: tuple[int, float]) -> None:
+    def write_epochs(log: JsonLinesLog, *losses: tuple[int, float]) -> None:
         for number, loss in losses:
-            log.write("head", epoch=number, energy_mae_ev_per_atom=loss, **told)
-            log.write("epoch", **epoch(number, loss))
+            log.write("head", epoch=number, energy_mae_ev_per_atom=loss, **fields)
+            log.write("epoch", **make_epoch(number, loss))
 
-    tell(begin(tmp_path, "run", rows, 0), (0, 8.0), (1, 4.0), (2, 99.0))
-    log = begin(tmp_path, "run", rows, 0)
-    tell(log, (0, 8.0), (1, 4.0))
+    write_epochs(start_run(tmp_path, "run", rows, 0), (0, 8.0), (1, 4.0), (2, 99.0))
+    log = start_run(tmp_path, "run", rows, 0)
+    write_epochs(log, (0, 8.0), (1, 4.0))
     log.write("resumed", step=25, epoch=2)
-    tell(log, (2, 2.0), (3, 1.0))
+    write_epochs(log, (2, 2.0), (3, 1.0))
     log.write("stopped", why="no better for 5 epochs", epoch=3)
     log.fact("held_out", rows)
     log.write("done")
-    training = tables(tmp_path)
+    training = load_tables(tmp_path)
     assert training["training_epochs"]["loss"].tolist() == [8.0, 4.0, 2.0, 1.0]
     assert training["training_heads"]["energy_mae_ev_per_atom"].tolist() == [8.0, 4.0, 2.0, 1.0]
     assert training["training_heads"]["step"].tolist() == [10, 20, 30, 40]
     assert training["training_runs"][["resumed", "train_s"]].iloc[0].tolist() == [1, 8.0]
-    said = describe_runs(training["training_runs"])
-    assert "Ended early, 1 run: no better for 5 epochs." in said
-    assert "Broken off and resumed from a checkpoint: 1 run." in said
+    sentences = describe_runs(training["training_runs"])
+    assert "Ended early, 1 run: no better for 5 epochs." in sentences
+    assert "Interrupted and resumed from a checkpoint: 1 run." in sentences
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
 def test_claims_on_joint_training_follow_from_runs(
     tmp_path: Path, heads: int, role: str, elements: int, verdicts: tuple[str, str]
 ) -> None:
-    rows = [held_out(h, 0.01, 0.1, role=f"{role} {h}") for h in HEADS[:heads]]
+    rows = [make_row(h, 0.01, 0.1, role=f"{role} {h}") for h in HEADS[:heads]]
     write_run(tmp_path, "run", rows, workload={"elements": list(range(1, elements + 1))})
     scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
     assert (scores["datasets"].verdict, scores["elements"].verdict) == verdicts
@@ -430,15 +430,15 @@ def test_claims_on_joint_training_follow_from_runs(
 
 
 def test_training_page_shows_every_dataset_and_names_stand_ins(tmp_path: Path) -> None:
-    everything(tmp_path)
+    write_all_runs(tmp_path)
     write_report(tmp_path)
-    page = pages_of(tmp_path)
+    page = read_pages(tmp_path)
     assert "PBE &lt;&amp; co&gt;" in page
     for head in HEADS:
         assert page.count(f"{'sample of' if head in SAMPLES else 'stand-in for'} {head}<") == 3
     assert "| 16 datasets | inconclusive |" in (tmp_path / "report.md").read_text()
-    drawn = sorted(p.name.split("-", 2)[2] for p in (tmp_path / "figures").glob("training-*.png"))
-    assert drawn == ["errors.png", "heads.png", "loss.png"]
+    figures = sorted(p.name.split("-", 2)[2] for p in (tmp_path / "figures").glob("training-*.png"))
+    assert figures == ["errors.png", "heads.png", "loss.png"]
     assert len(list((tmp_path / "figures").glob("ablation-*.svg"))) == 1
     rows = {p.stem: len(pd.read_csv(p)) for p in (tmp_path / "tables").glob("*.csv") if p.stat().st_size > 1}
     assert (rows["training_runs"], rows["training_held_out"]) == (3 + 3 + 48, 3 * 16 * 3)
@@ -462,8 +462,8 @@ def test_training_page_is_empty_without_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_mean_interval_has_nominal_coverage(n: int) -> None:
     rng = np.random.default_rng(n)
-    found = [mean_interval(rng.normal(5.0, 2.0, n)) for _ in range(3000)]
-    assert np.mean([m.low <= 5.0 <= m.high for m in found]) == pytest.approx(0.95, abs=0.013)
+    intervals = [mean_interval(rng.normal(5.0, 2.0, n)) for _ in range(3000)]
+    assert np.mean([m.low <= 5.0 <= m.high for m in intervals]) == pytest.approx(0.95, abs=0.013)
 
 
 def test_geometric_interval_of_zero_or_nothing_is_nan() -> None:

@@ -1,4 +1,4 @@
-"""A user's experiment is planned, run, tabled and shown; a mistake in it is one line that names the place."""
+"""An experiment of a user is planned, run and reported; a mistake in it is one line with its location."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ EXAMPLE = Path(__file__).parent / "user_folder"
 
 @pytest.fixture
 def user_folder(tmp_path: Path) -> Path:
-    """The example in the current folder of the `harness` fixture."""
+    """Copy the example into the current folder of the `harness` fixture."""
     shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def change(file: Path, before: str, after: str) -> None:
+def replace_text(file: Path, before: str, after: str) -> None:
     text = file.read_text()
     assert before in text
     file.write_text(text.replace(before, after))
 
 
-def test_experiment_of_user_is_planned_run_tabled_and_shown(user_folder: Path, harness: Harness) -> None:
+def test_experiment_of_user_is_planned_run_and_reported(user_folder: Path, harness: Harness) -> None:
     plan = harness("plan", "sorting")
     assert plan.returncode == 0, plan.stderr
     assert "2 cases" in plan.stdout
@@ -52,9 +52,9 @@ def test_experiment_of_user_is_planned_run_tabled_and_shown(user_folder: Path, h
 
 
 def test_job_script_names_folder_of_experiments(user_folder: Path, harness: Harness) -> None:
-    """So that the program is found wherever and whenever the job runs."""
-    done = harness("run", "sorting", "--system", "slurm", "-q")
-    assert done.returncode in (0, 3), done.stderr
+    """The job finds the program wherever and whenever it runs."""
+    result = harness("run", "sorting", "--system", "slurm", "-q")
+    assert result.returncode in (0, 3), result.stderr
     (script, *_) = (user_folder / "results/runs/sorting-slurm/jobs").glob("*.sh")
     assert re.search(rf'^export GFM_HARNESS_EXPERIMENTS="?{re.escape(str(user_folder / "experiments"))}"?$',
                      script.read_text(), re.MULTILINE)  # fmt: skip
@@ -73,16 +73,16 @@ def test_job_script_names_folder_of_experiments(user_folder: Path, harness: Harn
          "__init__.py: the report has a page named 'ladder'"),
     ],
 )  # fmt: skip
-def test_mistake_in_experiment_is_one_line(
+def test_mistake_in_experiment_is_an_error_of_one_line(
     user_folder: Path, harness: Harness, file: str, before: str, after: str, command: str, message: str
 ) -> None:
     if command == "report":
         assert harness("run", "sorting", "-q", "-n", "1000").returncode == 0
-    change(user_folder / "experiments/sorting" / file, before, after)
-    done = harness(command, *(["sorting"] if command == "plan" else []))
-    assert done.returncode == 2
-    assert done.stderr.rstrip().endswith(message)
-    assert done.stderr.count("\n") == 1
+    replace_text(user_folder / "experiments/sorting" / file, before, after)
+    result = harness(command, *(["sorting"] if command == "plan" else []))
+    assert result.returncode == 2
+    assert result.stderr.rstrip().endswith(message)
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_mistake_in_experiment_is_one_line(
 def test_event_that_does_not_fit_its_type_fails_the_case(
     user_folder: Path, harness: Harness, before: str, after: str, message: str
 ) -> None:
-    change(user_folder / "experiments/sorting/program.py", before, after)
-    done = harness("run", "sorting", "-q", "-n", "1000")
-    assert done.returncode == 3
+    replace_text(user_folder / "experiments/sorting/program.py", before, after)
+    result = harness("run", "sorting", "-q", "-n", "1000")
+    assert result.returncode == 3
     (log,) = user_folder.glob("results/runs/sorting-local/*/events.jsonl")
     assert message in log.read_text()
 
 
-def test_log_that_does_not_fit_the_types_is_named_with_its_line(user_folder: Path, harness: Harness) -> None:
+def test_log_that_does_not_fit_the_types_is_reported_with_its_line(user_folder: Path, harness: Harness) -> None:
     assert harness("run", "sorting", "-q", "-n", "1000").returncode == 0
     (log,) = user_folder.glob("results/runs/sorting-local/*/events.jsonl")
     log.write_text(log.read_text().replace('"seconds"', '"secnds"', 1))
@@ -110,19 +110,19 @@ def test_log_that_does_not_fit_the_types_is_named_with_its_line(user_folder: Pat
 
 
 def test_misspelt_column_of_page_is_shown_on_page(user_folder: Path, harness: Harness) -> None:
-    change(user_folder / "experiments/sorting/page.py", 'number_cell("size", ",")', 'number_cell("siez", ",")')
-    done = harness("run", "sorting", "-q", "-n", "1000")
-    assert done.returncode == 1
-    assert re.search(r"error: results/sorting.html: .*no column 'siez'.*\(sorting/page.py:\d+\)", done.stderr)
+    replace_text(user_folder / "experiments/sorting/page.py", 'number_cell("size", ",")', 'number_cell("siez", ",")')
+    result = harness("run", "sorting", "-q", "-n", "1000")
+    assert result.returncode == 1
+    assert re.search(r"error: results/sorting.html: .*no column 'siez'.*\(sorting/page.py:\d+\)", result.stderr)
     page = (user_folder / "results/sorting.html").read_text()
     assert "table sorting: no column &#39;siez&#39; (did you mean &#39;size&#39;?)" in page
 
 
 def test_name_of_shipped_program_is_refused(user_folder: Path, harness: Harness) -> None:
     (user_folder / "experiments/sorting").rename(user_folder / "experiments/ladder")
-    done = harness("plan", "ladder")
-    assert done.returncode == 2
-    assert "experiments/ladder: the harness has a program named 'ladder'; rename the folder" in done.stderr
+    result = harness("plan", "ladder")
+    assert result.returncode == 2
+    assert "experiments/ladder: the harness has a program named 'ladder'; rename the folder" in result.stderr
 
 
 def test_folder_without_experiment_is_not_imported(tmp_path: Path, harness: Harness) -> None:
@@ -134,8 +134,8 @@ def test_folder_without_experiment_is_not_imported(tmp_path: Path, harness: Harn
 
 def test_planning_loads_neither_pandas_nor_matplotlib(user_folder: Path) -> None:
     script = (
-        "import sys; from harness.cli.main import main; main(['plan', 'sorting']);"
-        " sys.exit(bool({'pandas', 'matplotlib', 'torch'} & sys.modules.keys()))"
+        "import sys; from harness.cli.main import main; code = main(['plan', 'sorting']);"
+        " sys.exit(code or bool({'pandas', 'matplotlib', 'torch'} & sys.modules.keys()))"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
     subprocess.run([sys.executable, "-c", script], cwd=user_folder, env=environment, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""`harness data` with odd words and folders, and downloads from servers that misbehave: one line, never a traceback."""
+"""`harness data` with odd arguments and folders, and downloads from faulty servers: one line, never a traceback."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from harness.reference.datasets.catalog import SOURCES
 from harness.reference.datasets.fetch import Download, fetch
 from harness.reference.errors import InputError
 from tests.fuzz.bounded import run_fuzzer
+from tests.reference.conftest import ignore_progress
 from tests.reference.datasets.official_files.writers import write_ani1x
 
 pytestmark = pytest.mark.slow
@@ -37,10 +38,10 @@ PATIENCE_S = 0.5
 
 
 def draw_tree(rng: random.Random, folder: Path, sample: Path) -> list[str]:
-    """Make files and folders of every kind and return their names, and some of nothing."""
-    made = [folder]
+    """Make files and folders of every kind and return their names, and names of files that do not exist."""
+    created = [folder]
     for _ in range(rng.randrange(8)):
-        path = rng.choice([p for p in made if p.is_dir() and not p.is_symlink()]) / rng.choice(NAMES)
+        path = rng.choice([p for p in created if p.is_dir() and not p.is_symlink()]) / rng.choice(NAMES)
         if os.path.lexists(path):
             continue
         with contextlib.suppress(OSError):
@@ -57,12 +58,18 @@ def draw_tree(rng: random.Random, folder: Path, sample: Path) -> list[str]:
                 socket.socket(socket.AF_UNIX).bind(str(path))
             else:
                 path.write_bytes(rng.choice(CONTENT) * rng.choice([1, 1, 100]))
-            made.append(path)
-    return [str(p.relative_to(folder)) for p in made] + ["/dev/zero", "nowhere", "", "/dev/null/x", str(folder / "a")]
+            created.append(path)
+    return [str(p.relative_to(folder)) for p in created] + [
+        "/dev/zero",
+        "nowhere",
+        "",
+        "/dev/null/x",
+        str(folder / "a"),
+    ]
 
 
 def draw_words(rng: random.Random, paths: list[str]) -> list[str]:
-    """A command line, more or less."""
+    """Draw a command line that is valid or nearly so."""
     command = rng.choice(["list", "check", "check", "convert", "convert", "stats", "fetch", "", "chek"])
     words = [rng.choice([rng.choice(SLUGS), "ani1x", "ani1x", rng.choice(paths), rng.choice(NAMES)])]
     words += [rng.choice(paths) for _ in range(rng.randrange(1, 4))]
@@ -96,13 +103,13 @@ def test_data_command_survives_odd_arguments(tmp_path: Path, sample: Path, monke
                 code = main(words)
             except SystemExit as end:  # --help
                 code = end.code
-        shown = out.getvalue() + error.getvalue()
+        output = out.getvalue() + error.getvalue()
         assert code in (0, 1, 2), (words, code)
-        assert all(line.isprintable() for line in shown.splitlines()), (words, shown)
-        assert "Traceback" not in shown, (words, shown)
+        assert all(line.isprintable() for line in output.splitlines()), (words, output)
+        assert "Traceback" not in output, (words, output)
         if code == 2:
-            assert error.getvalue().startswith("error: "), (words, shown)
-            assert error.getvalue().count("\n") == 1, (words, shown)
+            assert error.getvalue().startswith("error: "), (words, output)
+            assert error.getvalue().count("\n") == 1, (words, output)
 
     run_fuzzer(examine, tmp_path)
 
@@ -111,7 +118,7 @@ BODY = b"\xfd7zXZ\x00" + bytes(range(256)) * 40
 
 
 def draw_answer(rng: random.Random, request: bytes) -> bytes:
-    """What a good server would answer, with some of it changed."""
+    """Draw the answer of a correct server, partly changed."""
     span = request.partition(b"Range: bytes=")[2].partition(b"-")[0]
     first = int(span) if span.isdigit() and rng.random() < 0.8 else 0
     body = BODY[first:] if rng.random() < 0.8 else rng.choice([b"", b"<html>", BODY[first : first + 99], BODY + BODY])
@@ -152,8 +159,8 @@ def draw_answer(rng: random.Random, request: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(rng: random.Random) -> Iterator[str]:
-    """A server that answers as drawn, until the block ends."""
+def run_server(rng: random.Random) -> Iterator[str]:
+    """Run a server with drawn answers until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -175,11 +182,11 @@ def test_fetch_survives_misbehaving_servers(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(downloads, "TIMEOUT_S", PATIENCE_S)
 
     def examine(rng: random.Random, folder: Path) -> None:
-        with serving(rng) as url:
+        with run_server(rng) as url:
             download = Download("x.xz", url, size=rng.choice([None, len(BODY)]))
             for _ in range(3):
                 try:
-                    path = fetch(download, folder, lambda done, total, what: None)
+                    path = fetch(download, folder, ignore_progress)
                 except InputError as error:
                     message = str(error)
                 else:

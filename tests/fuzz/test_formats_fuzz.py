@@ -150,7 +150,7 @@ def write_database(folder: Path, rng: random.Random) -> tuple[str, Path]:
 
 
 def write_rows(folder: Path, rng: random.Random) -> tuple[str, Path]:
-    """LMDB trusts its own pages, so that entries are changed and not those."""
+    """Write entries that are changed; pages stay as they are, because LMDB trusts them."""
     rows: dict[int, Any] = {k: official.ase_row(k) for k in (1, 2, 3)}
     for _ in range(rng.randint(1, 3)):
         row = spoil(official.ase_row(2), rng)
@@ -231,7 +231,7 @@ def write_records(folder: Path, rng: random.Random) -> tuple[str, Path]:
     records = [official_tfrecord.example_bytes(f) for f in features]
     if rng.random() < 0.5:
         records[1] = spoil_bytes(records[1], rng)
-    data = b"".join(official_tfrecord.framed(record) for record in records)
+    data = b"".join(official_tfrecord.frame_record(record) for record in records)
     path = folder / "a.tfrecord-00000-of-00001"
     path.write_bytes(spoil_bytes(data, rng) if rng.random() < 0.3 else data)
     return "qcml", path

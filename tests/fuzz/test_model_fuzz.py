@@ -1,4 +1,4 @@
-"""Checkpoints, files of tasks and atoms, changed at random: a right answer, or one line that refuses them."""
+"""Randomly changed checkpoints, task files and atoms: a correct answer, or a refusal in one line."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def refused(call: Callable[[], object]) -> bool:
-    """Whether the call raised an error for users, which must be one line that a terminal can show."""
+def is_refused(call: Callable[[], object]) -> bool:
+    """Return whether the call raised an InputError, whose message must be one printable line."""
     try:
         call()
     except InputError as error:
@@ -73,7 +73,7 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_plain(value: Any, rng: random.Random) -> Any:  # noqa: PLR0911
-    """Change one thing somewhere in data as of JSON."""
+    """Change one place in plain data."""
     if isinstance(value, dict) and value and rng.random() < 0.9:
         key = rng.choice(list(value))
         kind = rng.randrange(8)
@@ -118,7 +118,7 @@ def examine_checkpoint(rng: random.Random, folder: Path) -> None:
         if change == 0:
             tensors[name + rng.choice(("x", ".weight"))] = value
         elif change == 1:
-            tensors[name] = value[:-1]
+            tensors[name] = value[:-1] if value.dim() else value.reshape(1)
         elif change == 2:
             tensors[name] = value.to(rng.choice((torch.float64, torch.float16, torch.int64, torch.bool)))
         elif change == 3:
@@ -130,16 +130,16 @@ def examine_checkpoint(rng: random.Random, folder: Path) -> None:
         data = path.read_bytes()
         path.write_bytes(change_bytes(data, rng))
         if path.read_bytes() != data:
-            assert refused(lambda: checkpoints.load(path))
+            assert is_refused(lambda: checkpoints.load(path))
             return
-    found: list[FoundationModel] = []
-    if not refused(lambda: found.append(checkpoints.load(path)[0])):
-        assert all(torch.isfinite(v).all() for v in found[0].state_dict().values())
-        if bool(found[0].trained[8]) and rng.random() < 0.2:
-            refused(lambda: ReferenceCalculator(found[0], head="OMol25").get_potential_energy(molecule("H2O")))
+    loaded: list[FoundationModel] = []
+    if not is_refused(lambda: loaded.append(checkpoints.load(path)[0])):
+        assert all(torch.isfinite(v).all() for v in loaded[0].state_dict().values())
+        if bool(loaded[0].trained[8]) and rng.random() < 0.2:
+            is_refused(lambda: ReferenceCalculator(loaded[0], head="OMol25").get_potential_energy(molecule("H2O")))
 
 
-def structure_json() -> dict[str, Any]:
+def structure_as_json() -> dict[str, Any]:
     sites = [
         {"species": [{"element": e, "occu": 1}], "abc": [x] * 3, "xyz": [4.0 * x] * 3, "label": e}
         for e, x in (("Na", 0.0), ("Cl", 0.5))
@@ -230,14 +230,14 @@ def write_oqmd(rng: random.Random, folder: Path) -> None:
 
 def write_abx3(rng: random.Random, folder: Path) -> None:
     table = "mp_id,formation_energy (eV/atom)\nmp-1,-1.5\nmp-2,-0.5\n"
-    structures: Any = {"mp-1": structure_json(), "mp-2": structure_json()}
+    structures: Any = {"mp-1": structure_as_json(), "mp-2": structure_as_json()}
     changed = rng.random() < 0.5
     (folder / "abc3_data.csv").write_bytes(change_bytes(table.encode(), rng) if changed else table.encode())
     (folder / "structures.json").write_text(json.dumps(structures if changed else change_plain(structures, rng)))
 
 
 def write_matbench(rng: random.Random, folder: Path) -> None:
-    data = [[structure_json(), 1.0 + k / 100] for k in range(40)]
+    data = [[structure_as_json(), 1.0 + k / 100] for k in range(40)]
     table: Any = {"index": list(range(40)), "columns": ["structure", "log10(K_VRH)"], "data": data}
     text = json.dumps(change_plain(table, rng)).encode()
     if rng.random() < 0.3:
@@ -256,10 +256,10 @@ def examine_task(rng: random.Random, folder: Path) -> None:
     name = rng.choice(list(WRITERS))
     (folder / name).mkdir()
     WRITERS[name](rng, folder / name)
-    found: list[TaskDataset] = []
-    if refused(lambda: found.append(load_task(name, folder))):
+    loaded: list[TaskDataset] = []
+    if is_refused(lambda: loaded.append(load_task(name, folder))):
         return
-    labelled = found[0]
+    labelled = loaded[0]
     assert len(labelled) == len(labelled.frames) > 0
     assert np.isfinite(labelled.target).all()
     assert np.isfinite(labelled.frames.positions).all()
@@ -281,21 +281,21 @@ def examine_atoms(rng: random.Random, _: Path) -> None:
         damage(atoms, rng)
     name = rng.choice(("energy", "forces", "stress", "free_energy", "energies"))
 
-    def ask(one: ReferenceCalculator) -> Any:
+    def get_property(one: ReferenceCalculator) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return one.get_property(name, atoms)
 
     try:
-        if refused(lambda: ask(calculator)):
+        if is_refused(lambda: get_property(calculator)):
             return
     except PropertyNotImplementedError:
         return
-    found = ask(calculator)
-    assert np.isfinite(found).all(), found
+    value = get_property(calculator)
+    assert np.isfinite(value).all(), value
     alone = ReferenceCalculator(calculator.model)
     alone.head = calculator.head
-    assert np.allclose(ask(alone), found, atol=1e-9)
+    assert np.allclose(get_property(alone), value, atol=1e-9)
 
 
 def damage(atoms: Atoms, rng: random.Random) -> None:
@@ -323,7 +323,7 @@ def damage(atoms: Atoms, rng: random.Random) -> None:
 @pytest.mark.parametrize(
     ("examine", "count"), [(examine_checkpoint, COUNT // 3), (examine_task, COUNT), (examine_atoms, COUNT // 3)]
 )
-def test_whatever_is_changed_is_answered_or_refused_in_one_line(
+def test_changed_inputs_are_answered_or_refused_in_one_line(
     examine: Callable[[random.Random, Path], None], count: int, tmp_path: Path
 ) -> None:
     run_fuzzer(examine, tmp_path, count)

@@ -1,4 +1,4 @@
-"""Results folders with damage: no traceback, and every row of the cases that are sound is there as before."""
+"""Damaged results folders: no traceback, and every row of an undamaged case is unchanged."""
 
 from __future__ import annotations
 
@@ -36,73 +36,73 @@ VALUES: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound results folder: a case of each program, each in a campaign of its own, their long logs thinned out."""
+def sound_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an undamaged results folder: a case of each program in its own campaign, with long logs shortened."""
     out = tmp_path_factory.mktemp("whole")
     for k, (result, path) in enumerate(CASES):
         copy_case(result, path, out / "runs" / f"campaign-{k:02}")
     return out
 
 
-def written(out: Path) -> set[tuple[str, frozenset[tuple[str, str]]]]:
-    """Every row of every table of a report, without what is empty and what is a matter of several cases."""
-    found = set()
+def read_rows(out: Path) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Return every row of every table of a report, without empty cells and what depends on several cases."""
+    rows = set()
     for path in sorted((out / "tables").glob("*.csv")):
         table = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns="on_front", errors="ignore")
         for row in table.to_dict("records"):
-            found.add((path.name, frozenset((str(k), plain(v)) for k, v in row.items() if v)))
-    return found
+            rows.add((path.name, frozenset((str(k), normalize_number(v)) for k, v in row.items() if v)))
+    return rows
 
 
-def plain(text: str) -> str:
-    """A number as text that does not depend on what else is in its column."""
+def normalize_number(text: str) -> str:
+    """Return a number as text that does not depend on the rest of its column."""
     with contextlib.suppress(ValueError):
         return str(float(text))
     return text
 
 
 def test_a_damaged_case_leaves_all_others_as_they_are(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sound_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save_nothing)
-    folders = sorted(whole.glob("runs/*/*"))
+    folders = sorted(sound_results.glob("runs/*/*"))
     monkeypatch.setattr(metrics, "PERMUTATIONS", 20)
     before = {}
     for folder in folders:
         alone = tmp_path / folder.name
         shutil.copytree(folder.parent, alone / "runs" / folder.parent.name)
         write_report(alone)
-        before[folder.name] = written(alone)
+        before[folder.name] = read_rows(alone)
 
     def examine(rng: random.Random, place: Path) -> None:
         out = place / "results"
-        shutil.copytree(whole, out)
-        mutated = rng.sample(folders, DAMAGED_AT_ONCE)
-        told = []
-        for folder in mutated:
-            own = out / folder.relative_to(whole)
-            told.append(damage(rng, own))
+        shutil.copytree(sound_results, out)
+        damaged = rng.sample(folders, DAMAGED_AT_ONCE)
+        changes = []
+        for folder in damaged:
+            case_folder = out / folder.relative_to(sound_results)
+            changes.append(damage(rng, case_folder))
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             code = main(["check", "--out", str(out)])
             main(["report", "--out", str(out)])
-            compared = main(["compare", f"{out}", f"{whole}"])
+            compared = main(["compare", f"{out}", f"{sound_results}"])
             for campaign in ("campaign-02", "none"):
                 with contextlib.suppress(UsageError):
                     write_best_suite(out, campaign)
-        assert code in (0, 1), told
-        assert compared in (0, 2), told
-        assert "\x1b" not in printed.getvalue(), told
-        here = written(out)
+        assert code in (0, 1), changes
+        assert compared in (0, 2), changes
+        assert "\x1b" not in printed.getvalue(), changes
+        after = read_rows(out)
         for folder in folders:
-            if folder not in mutated:
-                lost = before[folder.name] - here
-                assert not lost, (told, [(name, sorted(row)) for name, row in lost][:2])
+            if folder not in damaged:
+                missing = before[folder.name] - after
+                assert not missing, (changes, [(name, sorted(row)) for name, row in missing][:2])
         page = (out / "index.html").read_text()
         for record in load_runs(out / "runs"):
             if record.state == "unreadable":
-                assert record.folder.name in page, told
+                assert record.folder.name in page, changes
         broken = [line for line in (out / "report.md").read_text().splitlines() if "cannot be shown" in line]
-        assert not broken, (told, broken)
+        assert not broken, (changes, broken)
 
     run_fuzzer(examine, tmp_path, max(1, COUNT // PER_REPORT))
 
@@ -135,7 +135,7 @@ def mutate_json(rng: random.Random, folder: Path) -> str:
 
 
 def mutate(rng: random.Random, value: Any) -> str:
-    """Change one place in it, at any depth."""
+    """Change one place of the value, at any depth, and describe the change."""
     path = ""
     while True:
         keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -157,10 +157,10 @@ def mutate(rng: random.Random, value: Any) -> str:
                 return f"{path} renamed"
             case _:
                 value[key] = rng.choice(VALUES)
-        shown = repr(value[key])[:40]
+        text = repr(value[key])[:40]
         with contextlib.suppress(TypeError):
             orjson.dumps(value)
-            return f"{path} = {shown}"
+            return f"{path} = {text}"
         value[key] = 1e300
         return f"{path} = 1e300"
 

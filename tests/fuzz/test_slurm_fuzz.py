@@ -58,14 +58,14 @@ FOREIGN += [
     "{",
     "101|COMPLETED",
 ]
-SAID = [
+ERROR_MESSAGES = [
     "Unable to contact slurm controller",
     "Socket timed out",
     "Invalid job id specified",
     "qstat: Unknown Job Id",
     "",
 ]
-SAID += [
+ERROR_MESSAGES += [
     "Job violates accounting/QOS policy (job submit limit, ...)",
     "AssocMaxSubmitJobLimit",
     "Invalid account",
@@ -84,7 +84,7 @@ class Job:
     has_late_files: bool = False
 
     @property
-    def lives(self) -> bool:
+    def is_active(self) -> bool:
         return self.state in LETTERS
 
 
@@ -97,18 +97,18 @@ class Site:
         self.jobs: list[Job] = []
         self.next_id = 101
 
-    def once(self, command: Sequence[str]) -> str:
+    def run_once(self, words: Sequence[str]) -> str:
         """Replace harness.execution.schedulers.command.run_once."""
-        rng, program = self.rng, command[0]
+        rng, program = self.rng, words[0]
         if program in ("sbatch", "qsub"):
-            output = self._submit(Path(command[-1]), "." * (program == "qsub"))
+            output = self._submit(Path(words[-1]), "." * (program == "qsub"))
         else:
-            output = getattr(self, f"_{program}")(list(command))
+            output = getattr(self, f"_{program}")(list(words))
         if rng.random() < 0.15:
-            is_taken = program in ("sbatch", "qsub")  # an accepted job cannot be rejected
-            message = rng.choice(SAID[:2] if is_taken else SAID)
-            raise CommandFailed(command, rng.choice([1, 1, 35, 153, None]), message, mutate(rng, output))
-        by_name = program in ("squeue", "qstat") and not any(w.startswith("--jobs") or w[0].isdigit() for w in command)
+            is_accepted = program in ("sbatch", "qsub")  # an accepted job cannot be rejected
+            message = rng.choice(ERROR_MESSAGES[:2] if is_accepted else ERROR_MESSAGES)
+            raise CommandFailed(words, rng.choice([1, 1, 35, 153, None]), message, mutate(rng, output))
+        by_name = program in ("squeue", "qstat") and not any(w.startswith("--jobs") or w[0].isdigit() for w in words)
         return add_lines(rng, output) if by_name else mutate(rng, output)
 
     def advance(self) -> None:
@@ -118,7 +118,7 @@ class Site:
                 self._write(job)
             elif job.state == "PENDING" and self.rng.random() < 0.4:
                 job.state = "RUNNING"
-            elif job.lives and self.rng.random() < 0.4:
+            elif job.is_active and self.rng.random() < 0.4:
                 job.state = self.rng.choice(ENDINGS)
                 job.has_late_files = job.state == "COMPLETED"
                 if job.has_late_files and self.rng.random() < 0.5:
@@ -130,10 +130,10 @@ class Site:
         number, self.next_id = self.next_id, self.next_id + 1
         server = "pbs" if mark else ""
         if self.rng.random() < 0.1:
-            raise CommandFailed(["sbatch"], 1, self.rng.choice(SAID))
+            raise CommandFailed(["sbatch"], 1, self.rng.choice(ERROR_MESSAGES))
         for task, name in enumerate(names, start=1):
             for other in self.jobs:
-                assert other.name != name or not (other.lives or other.has_late_files), f"{name} is submitted twice"
+                assert other.name != name or not (other.is_active or other.has_late_files), f"{name} is submitted twice"
             assert not (self._folder(name) / "exit_code").exists(), f"{name} is done and submitted again"
             job = f"{number}_{task}" if listing.exists() else f"{number}{mark}{server}"
             self.jobs.append(Job(job, script.stem, name))
@@ -150,14 +150,14 @@ class Site:
         (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in log))
         (folder / "exit_code").write_text("0\n1\n")
 
-    def _squeue(self, command: list[str]) -> str:
-        return "".join(f"{j.id}|{j.listed_as}|{j.state}|None\n" for j in self.jobs if j.lives)
+    def _squeue(self, words: list[str]) -> str:
+        return "".join(f"{j.id}|{j.listed_as}|{j.state}|None\n" for j in self.jobs if j.is_active)
 
-    def _sacct(self, command: list[str]) -> str:
+    def _sacct(self, words: list[str]) -> str:
         return "".join(f"{j.id}|{j.state}\n" for j in self.jobs)
 
-    def _scontrol(self, command: list[str]) -> str:
-        mine = [j for j in self.jobs if j.id.partition("_")[0] == command[-1]]
+    def _scontrol(self, words: list[str]) -> str:
+        mine = [j for j in self.jobs if j.id.partition("_")[0] == words[-1]]
         split = ((j, j.id.partition("_")) for j in mine)
         return "".join(
             f"JobId={base} ArrayJobId={base} ArrayTaskId={task or 'N/A'} JobState={j.state.split()[0]}\n"
@@ -165,22 +165,22 @@ class Site:
             for j, (base, _, task) in split
         )  # fmt: skip
 
-    def _qstat(self, command: list[str]) -> str:
-        has_history = "-x" in command
-        asked = [word for word in command if word[0].isdigit()]
-        shown = [j for j in self.jobs if (j.lives or has_history) and (not asked or j.id in asked)]
+    def _qstat(self, words: list[str]) -> str:
+        has_history = "-x" in words
+        requested = [word for word in words if word[0].isdigit()]
+        listed = [j for j in self.jobs if (j.is_active or has_history) and (not requested or j.id in requested)]
         codes = {"COMPLETED": 0, "FAILED": 1, "NODE_FAIL": -3, "CANCELLED by 1000": 271, "TIMEOUT": -29}
         fields = {
             j.id: {"Job_Name": j.listed_as, "job_state": LETTERS.get(j.state, "F")}
-            | ({} if j.lives else {"Exit_status": codes[j.state], "substate": 91 if "CANC" in j.state else 93})
-            for j in shown
+            | ({} if j.is_active else {"Exit_status": codes[j.state], "substate": 91 if "CANC" in j.state else 93})
+            for j in listed
         }
-        if "json" in command:
+        if "json" in words:
             return json.dumps({"Jobs": fields})
         lines = (f"Job Id: {job}\n" + "".join(f"    {k} = {v}\n" for k, v in of.items()) for job, of in fields.items())
         return "\n".join(lines)
 
-    def _scancel(self, command: list[str]) -> str:
+    def _scancel(self, words: list[str]) -> str:
         return ""
 
     _qdel = _scancel
@@ -231,14 +231,14 @@ def test_damaged_answers_cause_no_wrong_result(
 
     def examine(rng: random.Random, folder: Path) -> None:
         site = Site(rng, Campaign(plan, folder))
-        command.run_once = site.once
+        command.run_once = site.run_once
         for _ in range(5):
             campaign = Campaign(plan, folder)
             campaign.scheduler = kind()
             try:
                 outcomes = campaign.run(RunOptions(wait=False), Progress(quiet=True))
-                done = {o.case.name for o in outcomes if o.state == "done"}
-                assert done <= {name for name, folder in site.folders.items() if (folder / "exit_code").exists()}
+                finished = {o.case.name for o in outcomes if o.state == "done"}
+                assert finished <= {name for name, folder in site.folders.items() if (folder / "exit_code").exists()}
             except UsageError:
                 pass  # the user gets an error
             site.advance()

@@ -1,4 +1,4 @@
-"""Stores that were damaged or made up: refused in one line, or read as they were written."""
+"""Damaged and forged stores: refused in one line, or read as they were written."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from harness.reference.datasets.collection import NeighbourSpec, open_dataset
 from harness.reference.datasets.hydragnn import inspect as isolated_process
 from harness.reference.datasets.inspect import summarize_store
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import open_samples
 from harness.reference.storage.schema import Record
 from tests.fuzz.bounded import COUNT, run_fuzzer
-from tests.reference.storage.examples import example_block, same, write
-from tests.reference.storage.originals import authors_store, shipped_frames
+from tests.reference.storage.examples import example_block, is_same_record, write
+from tests.reference.storage.originals import shipped_frames, write_authors_store
 
 pytestmark = pytest.mark.slow
 SEAL = "harness.json"
@@ -44,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = authors_store(tmp_path_factory.mktemp("theirs") / "QM7X-v2.bp", shipped_frames()[np.arange(60)])
+    path = write_authors_store(tmp_path_factory.mktemp("theirs") / "QM7X-v2.bp", shipped_frames()[np.arange(60)])
     assert run_quietly(["convert", "qm7x", str(path)]) == 0
     return path
 
@@ -62,7 +62,7 @@ def read_all(path: Path, mode: Any) -> list[Record]:
 
 
 def mutate_mapping(rng: random.Random, value: dict[str, Any]) -> dict[str, Any]:
-    """Lose, rename, add or change a key."""
+    """Remove, rename, add or change a key."""
     key, name = rng.choice(list(value)), rng.choice([str(x) for x in ODD])
     rest = {k: v for k, v in value.items() if k != key}
     changes = [rest, rest | {name: value[key]}, value | {name: rng.choice(ODD)}]
@@ -101,7 +101,7 @@ def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutate_seal(rng: random.Random, seal: Path) -> bool:
-    """Change a seal; returns whether it was given the checksum of its new content."""
+    """Change a seal; return whether it has the checksum of its new content."""
     action = rng.randrange(10)
     if action == 0:
         seal.write_bytes(rng.choice([b"", b"[" * 10**5, b"9" * 10**5, b'{"a":' * 10**4, rng.randbytes(500), b"null"]))
@@ -121,7 +121,7 @@ def mutate_seal(rng: random.Random, seal: Path) -> bool:
 
 
 def attempt(work: Callable[[], object]) -> bool:
-    """Return whether it worked; an InputError of one line is what a user may see."""
+    """Return whether the call succeeded; an InputError must have a message of one line."""
     try:
         work()
     except InputError as error:
@@ -144,7 +144,7 @@ def test_damaged_seals_are_rejected(whole: Path, authors: Path, tmp_path: Path) 
 
         def read() -> None:
             result = read_all(path, rng.choice(["on_demand", "preload"]))
-            assert all(map(same, result, expected[origin]))
+            assert all(map(is_same_record, result, expected[origin]))
 
         attempt(read)
         attempt(lambda: summarize_store(path))
@@ -171,7 +171,7 @@ def test_damaged_files_of_sealed_stores_are_rejected(whole: Path, authors: Path,
             file.write_bytes(mutate_bytes(rng, file.read_bytes()))
 
         def read() -> None:
-            assert all(map(same, read_all(path, rng.choice(["on_demand", "preload"])), expected[origin]))
+            assert all(map(is_same_record, read_all(path, rng.choice(["on_demand", "preload"])), expected[origin]))
 
         attempt(read)
 

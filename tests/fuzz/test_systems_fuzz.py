@@ -1,4 +1,4 @@
-"""Suites, systems, settings and expressions that nobody would write: planned and written, or told in lines."""
+"""Odd suites, systems, settings and expressions: planned and written, or reported in lines."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ WORDS = (
 NUMBERS = (0, 1, -1, 2, 7, 63, 64, 2**31, 2**62, 10**9, 10**30, 0.0, -0.0, 1.5, 1e-300, 1e300, math.inf, math.nan)
 
 
-def expression(rng: random.Random, depth: int = 0) -> str:
-    """A random expression of the language, or nearly one."""
+def draw_expression(rng: random.Random, depth: int = 0) -> str:
+    """Draw an expression of the language that is valid or nearly so."""
     if depth > 6 or rng.random() < 0.25:
         return rng.choice(
             [str(rng.choice(NUMBERS)), repr(rng.choice(WORDS[:14])), rng.choice(NAMES), "true", "none", "[]", "{}"]
         )
-    one, two, three = (expression(rng, depth + 1 + rng.randrange(3)) for _ in range(3))
+    one, two, three = (draw_expression(rng, depth + 1 + rng.randrange(3)) for _ in range(3))
     sign = rng.choice(("+", "-", "*", "/", "//", "%", "**", "~", "==", "!=", "<", "<=", "and", "or", "in"))
     word = rng.choice((*FILTERS, "center", "indent", "batch", "slice", "format", "replace", "join"))
     return rng.choice(
@@ -57,48 +57,48 @@ def expression(rng: random.Random, depth: int = 0) -> str:
     )  # fmt: skip
 
 
-def some_value(rng: random.Random) -> Any:
+def draw_value(rng: random.Random) -> Any:
     match rng.randrange(6):
         case 0:
             return rng.choice(NUMBERS)
         case 1:
             return rng.choice(WORDS)
         case 2:
-            return "{{ " + expression(rng, 2) + " }}"
+            return "{{ " + draw_expression(rng, 2) + " }}"
         case 3:
             return rng.choice([None, True, False])
         case 4:
-            return [some_value(rng) for _ in range(rng.randrange(4))]
-    return {rng.choice(WORDS[5:]): some_value(rng) for _ in range(rng.randrange(4))}
+            return [draw_value(rng) for _ in range(rng.randrange(4))]
+    return {rng.choice(WORDS[5:]): draw_value(rng) for _ in range(rng.randrange(4))}
 
 
 def mutate(rng: random.Random, tree: Any) -> None:
-    """Change a part of the tree: a value, a key, an item, or a part that was somewhere else."""
-    nodes = [node for node in _nodes(tree) if node]
+    """Change a value, a key or an item of the tree, or replace it by another part."""
+    nodes = [node for node in _list_nodes(tree) if node]
     node, other = rng.choice(nodes), rng.choice(nodes)
     key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
     match rng.randrange(6):
         case 0:
             del node[key]
         case 1 | 2:
-            node[key] = some_value(rng)
+            node[key] = draw_value(rng)
         case 3:
             node[key] = copy.deepcopy(other)
         case 4 if isinstance(node, dict):
             node[rng.choice(WORDS)] = node.pop(key)
         case _ if isinstance(node, list):
-            node.extend([some_value(rng)] * rng.randrange(1, 50))
+            node.extend([draw_value(rng)] * rng.randrange(1, 50))
         case _:
-            node[rng.choice(("settings", "chunk", "scale", "extends", "matrix", "where", "after"))] = some_value(rng)
+            node[rng.choice(("settings", "chunk", "scale", "extends", "matrix", "where", "after"))] = draw_value(rng)
 
 
-def _nodes(node: Any) -> list[Any]:
+def _list_nodes(node: Any) -> list[Any]:
     parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
-    return [node, *(found for part in parts for found in _nodes(part))] if isinstance(node, (dict, list)) else []
+    return [node, *(inner for part in parts for inner in _list_nodes(part))] if isinstance(node, (dict, list)) else []
 
 
 def write(rng: random.Random, path: Path, tree: Any) -> None:
-    """The tree as YAML, some bytes of it changed now and then."""
+    """Write the tree as YAML, sometimes with some bytes changed."""
     text = io.StringIO()
     YAML_FILES.dump(tree, text)
     data = bytearray(text.getvalue().encode("utf-8", "backslashreplace"))
@@ -109,17 +109,19 @@ def write(rng: random.Random, path: Path, tree: Any) -> None:
 
 
 def examine_files(rng: random.Random, folder: Path) -> None:
-    """Write the jobs of a suite on a system, both or one of them changed, with settings of all kinds."""
+    """Write the jobs of a suite on a system, one or both of them changed, with random settings."""
     suite, system = (copy.deepcopy(TREES[rng.choice(FILES[kind])]) for kind in ("suites", "systems"))
     for tree in [[suite], [system], [suite, system]][rng.randrange(3)]:
         for _ in range(rng.randrange(1, 4)):
             mutate(rng, tree)
     write(rng, folder / "suite.yaml", suite)
     write(rng, folder / "system.yaml", system)
-    own = folder / "config" / "gfm-harness" / "settings.yaml"
-    own.parent.mkdir(parents=True)
+    settings_file = folder / "config" / "gfm-harness" / "settings.yaml"
+    settings_file.parent.mkdir(parents=True)
     if rng.random() < 0.3:
-        write(rng, own, {rng.choice(("account", "frontier", "threads", "x")): some_value(rng) for _ in range(3)})
+        write(
+            rng, settings_file, {rng.choice(("account", "frontier", "threads", "x")): draw_value(rng) for _ in range(3)}
+        )
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
     words = [rng.choice(["plan", "plan", "plan", "list", "run", "setup"]), "suite.yaml", "--system", "system.yaml"]
     if words[0] == "setup":
@@ -132,10 +134,10 @@ def examine_files(rng: random.Random, folder: Path) -> None:
     out, err = io.StringIO(), io.StringIO()
     with chdir(folder), redirect_stdout(out), redirect_stderr(err):
         code = main([word.replace("\0", "") for word in words])
-    said = err.getvalue()
-    assert code in (0, 2), (code, said)
-    assert (code == 2) == bool(said), (words, said)
-    for line in said.splitlines():
+    errors = err.getvalue()
+    assert code in (0, 2), (code, errors)
+    assert (code == 2) == bool(errors), (words, errors)
+    for line in errors.splitlines():
         assert line.startswith(("error: ", "    ")), line
         assert line.isprintable(), line
     for script in folder.rglob("jobs/*.sh"):
@@ -143,9 +145,9 @@ def examine_files(rng: random.Random, folder: Path) -> None:
 
 
 def examine_expressions(rng: random.Random, folder: Path) -> None:
-    """Evaluate an expression, or one that is nearly one, alone and inside text."""
+    """Evaluate an expression, alone or inside text."""
     del folder
-    inner = expression(rng)
+    inner = draw_expression(rng)
     read: Callable[[str], Any] = rng.choice([expressions.parse, expressions.parse_condition])
     text = (
         inner
@@ -156,14 +158,14 @@ def examine_expressions(rng: random.Random, folder: Path) -> None:
         value = read(text)(VALUES)
     except ExpressionError:
         return
-    assert _size(value) <= 20_000, text
+    assert _count_parts(value) <= 20_000, text
 
 
-def _size(value: Any) -> int:
+def _count_parts(value: Any) -> int:
     if isinstance(value, dict):
-        return sum(1 + _size(part) for part in value.values())
+        return sum(1 + _count_parts(part) for part in value.values())
     if isinstance(value, list):
-        return sum(1 + _size(part) for part in value)
+        return sum(1 + _count_parts(part) for part in value)
     assert value is None or isinstance(value, (bool, int, float, str))
     return len(value) if isinstance(value, str) else 1
 

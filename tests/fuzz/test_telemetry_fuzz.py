@@ -18,8 +18,8 @@ from harness.protocol.errors import UsageError
 from harness.results.runs import load_runs
 from harness.telemetry.collect import CACHE_FILE, collect_usage
 from tests.fuzz.bounded import run_fuzzer
-from tests.importers.test_hydragnn_runs import COMMAND, CONFIG, epochs, trace
-from tests.telemetry.exports import Recorded, case, every
+from tests.importers.test_hydragnn_runs import COMMAND, CONFIG, format_epochs, format_trace
+from tests.telemetry.exports import Recording, sample, write_case
 
 pytestmark = pytest.mark.slow
 PIECES = (
@@ -46,8 +46,8 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
     return content
 
 
-def make_export(rng: random.Random) -> Recorded:
-    export = Recorded()
+def make_export(rng: random.Random) -> Recording:
+    export = Recording()
     for k in range(rng.randrange(1, 5)):
         values = rng.choice((200.0, lambda t: 100 * t, lambda t: rng.choice((-1.0, 1e17, 5.0, math.inf, 1e308))))
         labels = {
@@ -55,12 +55,12 @@ def make_export(rng: random.Random) -> Recorded:
             "name": rng.choice(("FETCH_SIZE", "x")),
             "marker": rng.choice(("a", "a/b", "m" * 400)),
         }
-        export.add(rng.choice(METRICS), rng.choice(("n1", "n2")), every(1, 60, values), **labels)
+        export.add(rng.choice(METRICS), rng.choice(("n1", "n2")), sample(1, 60, values), **labels)
     return export
 
 
 def examine_telemetry(rng: random.Random, folder: Path) -> None:
-    case(folder, "a", 10, 50, nodes=["n1"] if rng.random() < 0.5 else [])
+    write_case(folder, "a", 10, 50, nodes=["n1"] if rng.random() < 0.5 else [])
     campaign = folder / "runs/mine"
     path = campaign / rng.choice(("jobs/j.omnistat.jsonl", "a/telemetry/n1-0.jsonl", "jobs/j.omnistat/omnistat-x.csv"))
     export = make_export(rng)
@@ -83,14 +83,14 @@ def examine_telemetry(rng: random.Random, folder: Path) -> None:
 
 def examine_logs(rng: random.Random, folder: Path) -> None:
     logs = folder / "GFM"
-    log = COMMAND.format(name="GFM", more="--batch_size=200") + epochs(0, 0.5, 0.4, 0.3)
+    log = COMMAND.format(name="GFM", more="--batch_size=200") + format_epochs(0, 0.5, 0.4, 0.3)
     log += "0: Tasks Val Loss: [12.5, 0.11, 0.3]\n0: Process 0 - Local timer:  train_validate_test  :  123.45\n"
     log += "0: LossComponents epoch=04 split=validation total=0.2 supervised.energy.raw=0.1 weight=1 weighted=0.1\n"
     table = "Stats for thread 0:\n   Called Recurse Wall\n train 3 - 30.5 10.5 10.0\n"
     files = {
         "run.log": log, "job-1.out": "srun -N2 -n16 python -u a.py --log=GFM\n" + log,
         "config.json": json.dumps(CONFIG),
-        "gp_full.p0": trace(0, {"train": [1.0, 2.0], "opt_step": [0.1] * 9}), "gp_timing.p1": table,
+        "gp_full.p0": format_trace(0, {"train": [1.0, 2.0], "opt_step": [0.1] * 9}), "gp_timing.p1": table,
         "rocm_energy.p0": "name, ncalls, mean, total, median, std_dev, max, min\n"
         "train, 3, 1e9, 3e9, 1e9, 0.0, 1e9, 1e9\n",
     }  # fmt: skip

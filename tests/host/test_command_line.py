@@ -8,7 +8,7 @@ import os
 import pytest
 
 from harness.host.command_line import DISK_ERRORS, CommandParser, run_command
-from harness.protocol.errors import Interrupted, UsageError
+from harness.protocol.errors import SchedulerUnavailable, UsageError
 
 
 def raise_error(error: BaseException) -> int:
@@ -28,7 +28,7 @@ def test_exit_code_of_the_command_is_returned(code: int) -> None:
             2,
             "error: suite.yaml:3:1: unknown key\n    3 | key\n",
         ),
-        (Interrupted("squeue: no answer"), 3, "error: squeue: no answer\n"),
+        (SchedulerUnavailable("squeue: no answer"), 3, "error: squeue: no answer\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), 2, "error: [Errno 2] No such file: 'a'\n"),
         (OSError("unable to open\n \x1b[2J"), 2, "error: unable to open ?[2J\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command carries on from here\n"),

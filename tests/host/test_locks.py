@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.host.locks import FileLock, LockTaken, campaign_lock, is_locked, locked
+from harness.host.locks import FileLock, LockTaken, campaign_lock, hold_lock, is_locked
 from harness.protocol.errors import UsageError
 from harness.reference.datasets.conversion.spool import Spool
 from harness.reference.errors import InputError
@@ -48,18 +48,18 @@ def _not_implemented(*_: Any) -> None:
 def test_lock_is_held_until_released(tmp_path: Path, with_or_without_flock: None) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
-    with locked(path):
+    with hold_lock(path):
         assert is_locked(path)
-        with pytest.raises(LockTaken), locked(path):
+        with pytest.raises(LockTaken), hold_lock(path):
             pass
         assert is_locked(path)
     assert not is_locked(path)
-    with locked(path):
+    with hold_lock(path):
         pass
 
 
 def test_refused_lock_names_its_holder(tmp_path: Path, no_locks: None) -> None:
-    with locked(tmp_path / "lock"), pytest.raises(LockTaken) as error, locked(tmp_path / "lock"):
+    with hold_lock(tmp_path / "lock"), pytest.raises(LockTaken) as error, hold_lock(tmp_path / "lock"):
         pass
     assert f"process {os.getpid()} on {platform.node()} since 20" in str(error.value)
     assert str(error.value).endswith(f"; if it is gone, remove {tmp_path / 'lock.held'}")
@@ -75,7 +75,7 @@ def test_ended_holder_on_this_host_is_ignored(tmp_path: Path, no_locks: None) ->
     ):
         (tmp_path / "lock.held").write_text(text)
         assert not is_locked(path) or not path.exists()
-        with locked(path):
+        with hold_lock(path):
             assert (tmp_path / "lock.held").read_text().split()[1] == str(os.getpid())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lock"]
 
@@ -83,7 +83,7 @@ def test_ended_holder_on_this_host_is_ignored(tmp_path: Path, no_locks: None) ->
 @pytest.mark.parametrize("text", ["elsewhere 1 1", "", "half", "a b c"])
 def test_holder_on_another_host_is_respected(tmp_path: Path, no_locks: None, text: str) -> None:
     (tmp_path / "lock.held").write_text(text)
-    with pytest.raises(LockTaken, match=r"if it is gone, remove .*lock\.held"), locked(tmp_path / "lock"):
+    with pytest.raises(LockTaken, match=r"if it is gone, remove .*lock\.held"), hold_lock(tmp_path / "lock"):
         pass
 
 
@@ -104,7 +104,7 @@ def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", broken)
-    with pytest.raises(OSError, match="Input/output"), locked(tmp_path / "lock"):
+    with pytest.raises(OSError, match="Input/output"), hold_lock(tmp_path / "lock"):
         pass
 
 
@@ -113,10 +113,10 @@ def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, no_locks: No
         pass
     assert f"another harness is running this campaign (process {os.getpid()} on" in str(campaign.value)
     spool = Spool(tmp_path / "spool", {})
-    with spool.alone(), pytest.raises(InputError) as conversion, spool.alone():
+    with spool.lock(), pytest.raises(InputError) as conversion, spool.lock():
         pass
     assert f"another conversion is at work here (process {os.getpid()} on" in str(conversion.value)
-    with spool.alone():
+    with spool.lock():
         pass
 
 
@@ -145,23 +145,23 @@ def job_without_flock(request: pytest.FixtureRequest, tmp_path: Path) -> Scripte
 
 
 def test_job_runs_once_at_a_time_without_flock(job_without_flock: ScriptedJob) -> None:
-    held = job_without_flock.script.with_suffix(".lock.held")
+    holder_file = job_without_flock.script.with_suffix(".lock.held")
     job_without_flock.set_action(0, 'cat "$HELD" > holder; bash "$SCRIPT" 2> second || echo "$?" >> second')
-    first = job_without_flock.run(HELD=str(held), SCRIPT=str(job_without_flock.script))
+    first = job_without_flock.run(HELD=str(holder_file), SCRIPT=str(job_without_flock.script))
     assert first.returncode == 0, first.stderr
     assert "Function not implemented" not in first.stderr
     assert job_without_flock.exit_codes == ["0", "0", "0"]
     assert (job_without_flock.cases[0] / "second").read_text() == "error: this job is already running here\n3\n"
     assert (job_without_flock.cases[0] / "holder").read_text().split()[0] == "login"
-    assert not held.exists()
+    assert not holder_file.exists()
 
 
 def test_job_takes_the_lock_of_a_killed_one(job_without_flock: ScriptedJob) -> None:
-    held = job_without_flock.script.with_suffix(".lock.held")
-    held.write_text("login 4194304 1\n")  # larger than any process id
-    done = job_without_flock.run()
-    assert done.returncode == 0, done.stderr
-    held.write_text("elsewhere 4194304 1\n")
+    holder_file = job_without_flock.script.with_suffix(".lock.held")
+    holder_file.write_text("login 4194304 1\n")  # larger than any process id
+    result = job_without_flock.run()
+    assert result.returncode == 0, result.stderr
+    holder_file.write_text("elsewhere 4194304 1\n")
     assert job_without_flock.run().returncode == 3
 
 
@@ -183,7 +183,7 @@ def test_one_of_many_concurrent_processes_gets_the_lock(tmp_path: Path) -> None:
         "import errno, fcntl, sys, time\nfrom pathlib import Path\nfrom harness.host import locks\n"
         "def refuse(*_):\n    raise OSError(errno.ENOSYS, '')\n"
         "fcntl.flock = refuse\n"
-        "try:\n    with locks.locked(Path(sys.argv[1])):\n        print('mine', flush=True)\n        time.sleep(2)\n"
+        "try:\n    with locks.hold_lock(Path(sys.argv[1])):\n        print('mine', flush=True)\n        time.sleep(2)\n"
         "except locks.LockTaken:\n    print('taken')\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "lock")]

@@ -1,4 +1,4 @@
-"""Logs of the original code: every relevant line is read with its location, and other files are refused."""
+"""Logs of HydraGNN: every relevant line is read with its location, and other files are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.experiments.hydragnn.metrics import build_tables
 from harness.importers.hydragnn.files import Line
 from harness.importers.hydragnn.log_parser import split_runs
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 
 LOG = """\
 srun: job 123 started
@@ -58,8 +58,8 @@ def test_logs_become_tables_figures_and_a_page(logs: Path, tmp_path: Path) -> No
     assert regions.loc["forward", "calls"] == 400
     (rate,) = tables["original_rates"].to_dict("records")
     assert (rate["structures_per_s"], rate["train_s"]) == (738.1, 125.0)
-    page = pages_of(out)
-    assert "1 run of HydraGNN, from its logs, as they stand" in page
+    page = read_pages(out)
+    assert "1 run of HydraGNN, from its logs and in their units" in page
     assert (out / "figures" / "original-losses.svg").exists()
     assert main(["import", "hydragnn", str(logs), "--out", str(out)]) == 0
     assert len(load_runs(out / "runs")) == 1

@@ -1,4 +1,4 @@
-"""Logs of the original code as its job scripts leave them: each run once, with its parameters and rates."""
+"""Logs of HydraGNN as its job scripts write them: each run counts once, with its parameters and rates."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ CONFIG = {
 }
 
 
-def epochs(first: int, *losses: float, prefix: str = "0: ") -> str:
+def format_epochs(first: int, *losses: float, prefix: str = "0: ") -> str:
     return "".join(
         f"{prefix}Epoch: {first + k:02d}, Train Loss: {loss:.8f}, Val Loss: {loss + 1:.8f}, Test Loss: {loss + 2:.8f}\n"
         for k, loss in enumerate(losses)
     )
 
 
-def trace(rank: int, calls: dict[str, list[float]]) -> str:
+def format_trace(rank: int, calls: dict[str, list[float]]) -> str:
     """Return one row per call, with the count so far and the seconds of the call."""
-    rows = [f"{rank},{name},{k + 1},{s}\n" for name, some in calls.items() for k, s in enumerate(some)]
+    rows = [f"{rank},{name},{k + 1},{s}\n" for name, durations in calls.items() for k, s in enumerate(durations)]
     return "rank,label,count,wallclock\n" + "".join(rows)
 
 
@@ -43,43 +43,43 @@ def import_tables(folder: Path, tmp_path: Path) -> dict[str, pd.DataFrame]:
     return build_tables(load_runs(tmp_path / "out/runs"))
 
 
-def losses_of(table: pd.DataFrame) -> dict[int, float]:
+def get_losses(table: pd.DataFrame) -> dict[int, float]:
     return dict(zip(table["epoch"], table["loss"], strict=True))
 
 
-def write(path: Path, text: str) -> Path:
+def write_file(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
 
 
-def scaling_run(folder: Path) -> None:
+def write_scaling_run(folder: Path) -> None:
     """Write the files of two ranks with three traced epochs of 20 steps each; rank 1 is the slower one."""
-    write(folder / "run.log", COMMAND.format(name=folder.name, more="--batch_size=200 --precision=bf16"))
-    write(folder / "config.json", json.dumps(CONFIG))
+    write_file(folder / "run.log", COMMAND.format(name=folder.name, more="--batch_size=200 --precision=bf16"))
+    write_file(folder / "config.json", json.dumps(CONFIG))
     for rank, slow in ((0, 1.0), (1, 1.5)):
         calls = {"train": [10 * slow] * 3, "opt_step": [0.01] * 60, "forward": [0.1 * slow] * 60}
-        write(folder / f"gp_full.p{rank}", trace(rank, calls))
-        write(folder / f"rocm_energy.p{rank}", "name, ncalls, mean, total, median, std_dev, max, min\n"
+        write_file(folder / f"gp_full.p{rank}", format_trace(rank, calls))
+        write_file(folder / f"rocm_energy.p{rank}", "name, ncalls, mean, total, median, std_dev, max, min\n"
               "train, 3, 1e9, 3e9, 1e9, 0.0, 1e9, 1e9\nforward, 60, nan, nan, nan, nan, nan, nan\n")  # fmt: skip
 
 
 def test_tracer_rows_are_calls_and_files_are_ranks(tmp_path: Path) -> None:
-    scaling_run(tmp_path / "GFM")
+    write_scaling_run(tmp_path / "GFM")
     # The table lists the same calls, which count once.
     table = "Stats for thread 0:\n      Called  Recurse  Wall  max  min\n  train   3   -   30.0  10.0  10.0\n"
-    write(tmp_path / "GFM/gp_timing.p0", table)
+    write_file(tmp_path / "GFM/gp_timing.p0", table)
     tables = import_tables(tmp_path / "GFM", tmp_path)
     regions = tables["original_regions"].set_index("region")
-    shown = ["ranks", "calls", "seconds_mean", "seconds_most", "imbalance", "joule"]
-    assert regions.loc["train", shown].tolist() == pytest.approx([2, 6, 37.5, 45.0, 1.2, 6000.0])
-    assert regions.loc["forward", shown[:-1]].tolist() == pytest.approx([2, 120, 7.5, 9.0, 1.2])
+    columns = ["ranks", "calls", "seconds_mean", "seconds_most", "imbalance", "joule"]
+    assert regions.loc["train", columns].tolist() == pytest.approx([2, 6, 37.5, 45.0, 1.2, 6000.0])
+    assert regions.loc["forward", columns[:-1]].tolist() == pytest.approx([2, 120, 7.5, 9.0, 1.2])
     assert pd.isna(regions.loc["forward", "joule"])
     assert "2 rows that are not an energy" in tables["original_rates"].loc[0, "notes"]
 
 
 def test_run_with_parameters_has_a_training_throughput(tmp_path: Path) -> None:
-    scaling_run(tmp_path / "GFM")
+    write_scaling_run(tmp_path / "GFM")
     (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert rate["train_structures_per_s"] == pytest.approx(2 * 200 * 60 / 45.0)
     assert rate["steps"] == 60
@@ -97,58 +97,63 @@ def test_tracer_table_is_used_without_rows(tmp_path: Path) -> None:
         "*   opt_step    1.2e+06     -       12.250    0.100    0.001\n\nNumber of calls: 7\n"
         "Stats for thread 1:\n  train               9     -       99.000   10.500   10.000\n"
     )
-    write(tmp_path / "logs/gp_timing.p0", table)
+    write_file(tmp_path / "logs/gp_timing.p0", table)
     regions = import_tables(tmp_path / "logs", tmp_path)["original_regions"].set_index("region")
     assert regions.loc["train", ["calls", "seconds_mean"]].tolist() == [3, 30.5]
     assert regions.loc["opt_step", ["calls", "seconds_mean"]].tolist() == [1_200_000, 12.25]
 
 
 @pytest.mark.parametrize(
-    ("made", "why"),
+    ("changes", "reason"),
     [
         ({"config.json": None, "run.log": None}, "no batch size in config.json or a command line"),
         ({"gp_full.p0": None}, "no tracer files of ranks 0"),
-        ({"gp_full.p0": trace(0, {"train": [1.0]}), "gp_full.p1": None}, "no tracer files with the regions train"),
+        (
+            {"gp_full.p0": format_trace(0, {"train": [1.0]}), "gp_full.p1": None},
+            "no tracer files with the regions train",
+        ),
     ],
 )
-def test_throughput_without_sufficient_data_is_withheld(tmp_path: Path, made: dict[str, str | None], why: str) -> None:
-    scaling_run(tmp_path / "GFM")
-    for name, content in made.items():
+def test_throughput_without_sufficient_data_is_withheld(
+    tmp_path: Path, changes: dict[str, str | None], reason: str
+) -> None:
+    write_scaling_run(tmp_path / "GFM")
+    for name, content in changes.items():
         if content is None:
             (tmp_path / "GFM" / name).unlink()
         else:
-            write(tmp_path / "GFM" / name, content)
+            write_file(tmp_path / "GFM" / name, content)
     for path in tmp_path.glob("GFM/rocm*"):
         path.unlink()
     (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert pd.isna(rate["train_structures_per_s"])
-    assert why in rate["why_not"]
+    assert reason in rate["why_not"]
 
 
 def test_rank_count_is_read_from_the_launcher(tmp_path: Path) -> None:
     folder = tmp_path / "logs/GFM"
-    scaling_run(folder)
+    write_scaling_run(folder)
     (folder / "gp_full.p1").unlink()
     line = "srun --nodelist=frontier[1-4] -N4 -n32 -c7 python -u /x/gfm_mlip_all_mpnn.py --log=GFM --batch_size=200\n"
-    write(tmp_path / "job-7.out", line + COMMAND.format(name="GFM", more="--batch_size=200"))
+    write_file(tmp_path / "job-7.out", line + COMMAND.format(name="GFM", more="--batch_size=200"))
     (rate,) = import_tables(tmp_path, tmp_path)["original_rates"].to_dict("records")
     assert (rate["ranks"], rate["nodes"]) == (32, 4)
     assert rate["train_structures_per_s"] == pytest.approx(32 * 200 * 60 / 30.0)
     assert rate["why_not"] == "from the tracer files of 1 of 32 ranks"
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_copies_of_a_log_count_once(tmp_path: Path, named: bool) -> None:
+@pytest.mark.parametrize("has_command", [True, False])
+def test_copies_of_a_log_count_once(tmp_path: Path, has_command: bool) -> None:
     folder = tmp_path / "GFM"
-    head = COMMAND.format(name="GFM", more="") if named else ""
-    text = head + epochs(0, 0.5, 0.25) + "  Throughput:          738.1 structures/s\n"
+    head = COMMAND.format(name="GFM", more="") if has_command else ""
+    text = head + format_epochs(0, 0.5, 0.25) + "  Throughput:          738.1 structures/s\n"
     for name in ("run.log", "stdout", "slurm-17.out", "GFM.o123", "x.out.1"):
-        write(folder / name, text)
-    write(folder / "labelled.out", head + epochs(0, 0.5, 0.25, prefix="0: 0: "))
+        write_file(folder / name, text)
+    write_file(folder / "labelled.out", head + format_epochs(0, 0.5, 0.25, prefix="0: 0: "))
     with gzip.open(folder / "old.log.gz", "wt") as file:
         file.write(text)
     tables = import_tables(folder, tmp_path)
-    assert losses_of(tables["original_epochs"]) == {0: 0.5, 1: 0.25}
+    assert get_losses(tables["original_epochs"]) == {0: 0.5, 1: 0.25}
     assert len(tables["original_epochs"]) == 2
     (rate,) = tables["original_rates"].to_dict("records")
     assert (rate["samples"], rate["notes"]) == (1, "")
@@ -156,24 +161,26 @@ def test_copies_of_a_log_count_once(tmp_path: Path, named: bool) -> None:
 
 def test_restarted_run_keeps_the_last_version_of_each_epoch(tmp_path: Path) -> None:
     folder = tmp_path / "GFM"
-    first, second = epochs(0, 0.5, 0.4, 0.3), epochs(2, 0.29, 0.2)
-    write(folder / "job-9.out", first)
-    write(folder / "job-10.out", second)
-    write(folder / "run.log", first + second)
+    first, second = format_epochs(0, 0.5, 0.4, 0.3), format_epochs(2, 0.29, 0.2)
+    write_file(folder / "job-9.out", first)
+    write_file(folder / "job-10.out", second)
+    write_file(folder / "run.log", first + second)
     tables = import_tables(folder, tmp_path)
-    assert losses_of(tables["original_epochs"]) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
+    assert get_losses(tables["original_epochs"]) == {0: 0.5, 1: 0.4, 2: 0.29, 3: 0.2}
     assert len(tables["original_epochs"]) == 4
     assert "epoch 2 was repeated after a restart" in tables["original_rates"].loc[0, "notes"]
 
 
 def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
     job = "".join(
-        COMMAND.format(name=name, more=f"--batch_size={batch}") + epochs(0, loss, loss / 2)
+        COMMAND.format(name=name, more=f"--batch_size={batch}") + format_epochs(0, loss, loss / 2)
         for name, batch, loss in (("weak", 200, 0.8), ("strong", 50, 0.6))
     )
-    write(tmp_path / "job.o123", job)
+    write_file(tmp_path / "job.o123", job)
     for name, loss in (("weak", 0.8), ("strong", 0.6)):
-        write(tmp_path / f"logs/{name}/run.log", COMMAND.format(name=name, more="") + epochs(0, loss, loss / 2))
+        write_file(
+            tmp_path / f"logs/{name}/run.log", COMMAND.format(name=name, more="") + format_epochs(0, loss, loss / 2)
+        )
     tables = import_tables(tmp_path, tmp_path)
     batch = tables["original_rates"].set_index("case")["batch_size"].to_dict()
     assert sorted(batch.values()) == [50, 200]
@@ -184,13 +191,20 @@ def test_two_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
 
 
 def test_two_unnamed_runs_in_one_file_become_two_cases(tmp_path: Path) -> None:
-    tables = import_tables(write(tmp_path / "two.log", epochs(0, 0.5, 0.4) + epochs(0, 0.7, 0.6)), tmp_path)
+    tables = import_tables(
+        write_file(tmp_path / "two.log", format_epochs(0, 0.5, 0.4) + format_epochs(0, 0.7, 0.6)), tmp_path
+    )
     assert [list(rows["loss"]) for _, rows in tables["original_epochs"].groupby("case")] == [[0.5, 0.4], [0.7, 0.6]]
 
 
 def test_losses_of_several_ranks_count_once(tmp_path: Path) -> None:
-    text = "".join(epochs(k, loss, prefix=f"{r}: {r}: ") for k, loss in enumerate((0.5, 0.4)) for r in (3, 0, 11))
-    assert losses_of(import_tables(write(tmp_path / "job.o1", text), tmp_path)["original_epochs"]) == {0: 0.5, 1: 0.4}
+    text = "".join(
+        format_epochs(k, loss, prefix=f"{r}: {r}: ") for k, loss in enumerate((0.5, 0.4)) for r in (3, 0, 11)
+    )
+    assert get_losses(import_tables(write_file(tmp_path / "job.o1", text), tmp_path)["original_epochs"]) == {
+        0: 0.5,
+        1: 0.4,
+    }
 
 
 def test_losses_by_component_are_read(tmp_path: Path) -> None:
@@ -201,16 +215,19 @@ def test_losses_by_component_are_read(tmp_path: Path) -> None:
         for epoch in (0, 1)
         for split, total in (("train", 4.0 - epoch), ("validation", 5.0 - epoch), ("test", 6.0 - epoch))
     )
-    row = import_tables(write(tmp_path / "run.log", text), tmp_path)["original_epochs"].to_dict("records")[1]
+    row = import_tables(write_file(tmp_path / "run.log", text), tmp_path)["original_epochs"].to_dict("records")[1]
     assert [row[k] for k in ("epoch", "loss", "validation_loss", "test_loss")] == [1, 3.0, 4.0, 5.0]
     assert [row[k] for k in ("validation_energy", "validation_energy_per_atom", "validation_force")] == [4.0, 0.11, 0.3]
 
 
 def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
     folder = tmp_path / "GFM"
-    write(folder / "run.log", epochs(0, 0.5, 0.25)[:-6])
-    write(folder / "gp_full.p0", trace(0, {"train": [10.0, 10.0]})[:-2])
-    write(folder / "gp_full.p1", trace(1, {"train": [10.0, 10.0]}) + "1,train,3,-4\n1,train,9" + "9" * 5000 + ",1\n")
+    write_file(folder / "run.log", format_epochs(0, 0.5, 0.25)[:-6])
+    write_file(folder / "gp_full.p0", format_trace(0, {"train": [10.0, 10.0]})[:-2])
+    write_file(
+        folder / "gp_full.p1",
+        format_trace(1, {"train": [10.0, 10.0]}) + "1,train,3,-4\n1,train,9" + "9" * 5000 + ",1\n",
+    )
     tables = import_tables(folder, tmp_path)
     assert list(tables["original_epochs"]["epoch"]) == [0]
     assert tables["original_regions"].set_index("region").loc["train", "seconds_most"] == 20.0
@@ -221,10 +238,10 @@ def test_truncated_last_line_gives_no_number(tmp_path: Path) -> None:
 
 def test_linked_folders_become_one_case_each(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
-    write(elsewhere / "run.log", epochs(0, 0.9))
+    write_file(elsewhere / "run.log", format_epochs(0, 0.9))
     folder = tmp_path / "all"
     for name, loss in (("a", 0.5), ("b/c", 0.4)):
-        write(folder / name / "job-1.out", epochs(0, loss))
+        write_file(folder / name / "job-1.out", format_epochs(0, loss))
     (folder / "linked").symlink_to(elsewhere)
     (folder / "b/latest").symlink_to(folder / "a")
     (folder / "b/loop").symlink_to(folder)
@@ -238,10 +255,10 @@ def test_linked_folders_become_one_case_each(tmp_path: Path) -> None:
 
 def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "GFM"
-    write(folder / "run.log", epochs(0, 0.5) + "0: Epoch: 01, Train Loss: 0.4\n")
-    write(folder / "notes.md", "nothing\n")
+    write_file(folder / "run.log", format_epochs(0, 0.5) + "0: Epoch: 01, Train Loss: 0.4\n")
+    write_file(folder / "notes.md", "nothing\n")
     (folder / "GFM.pk").write_bytes(b"PK\0\0" * 100)
-    (folder / "torn.log.gz").write_bytes(gzip.compress(epochs(0, *[0.1] * 200).encode())[:60])
+    (folder / "torn.log.gz").write_bytes(gzip.compress(format_epochs(0, *[0.1] * 200).encode())[:60])
     assert main(["import", "hydragnn", str(folder), "--out", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
     assert "3 files skipped: " in output
@@ -255,14 +272,14 @@ def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"NeuralNetwork": 5}', "[" * 100_000, '{"a":' + "9" * 5000 + "}"])
 def test_unreadable_configuration_is_noted(tmp_path: Path, content: str) -> None:
-    write(tmp_path / "GFM/run.log", epochs(0, 0.5))
-    write(tmp_path / "GFM/config.json", content)
+    write_file(tmp_path / "GFM/run.log", format_epochs(0, 0.5))
+    write_file(tmp_path / "GFM/config.json", content)
     (rate,) = import_tables(tmp_path / "GFM", tmp_path)["original_rates"].to_dict("records")
     assert "config.json: expected JSON with `NeuralNetwork`" in rate["notes"]
 
 
 def test_energy_of_some_ranks_is_shown_with_their_number(tmp_path: Path) -> None:
-    scaling_run(tmp_path / "GFM")
+    write_scaling_run(tmp_path / "GFM")
     (tmp_path / "GFM/rocm_energy.p1").unlink()
     assert main(["import", "hydragnn", str(tmp_path / "GFM"), "--out", str(tmp_path / "out")]) == 0
     page = "".join(path.read_text() for path in (tmp_path / "out").glob("*.html"))
@@ -271,9 +288,9 @@ def test_energy_of_some_ranks_is_shown_with_their_number(tmp_path: Path) -> None
 
 
 def test_impossible_energy_is_dropped(tmp_path: Path) -> None:
-    scaling_run(tmp_path / "GFM")
+    write_scaling_run(tmp_path / "GFM")
     text = (tmp_path / "GFM/rocm_energy.p1").read_text().replace("3e9", "1e23")
-    write(tmp_path / "GFM/rocm_energy.p1", text)
+    write_file(tmp_path / "GFM/rocm_energy.p1", text)
     tables: Any = import_tables(tmp_path / "GFM", tmp_path)
     assert tables["original_regions"].set_index("region").loc["train", ["joule", "energy_ranks"]].tolist() == [
         3000.0,

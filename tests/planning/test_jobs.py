@@ -8,22 +8,21 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config import resources as shipped
-from harness.config import system as systems
+from harness.config.resources import find_resource
 from harness.config.suite import Suite
-from harness.config.system import ResolvedSystem
+from harness.config.system import ResolvedSystem, load_system
 from harness.planning.expand import Plan, expand_suite
 from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
 
 FOLDER = Path("runs/s-frontier")
-FRONTIER = systems.load_system(shipped.find_resource("systems", "frontier"), {"account": "abc"})
+FRONTIER = load_system(find_resource("systems", "frontier"), {"account": "abc"})
 NODES = [1, 2, 3, 5, 8, 13, 40, 80, 90, 180, 400]
 MINUTES = [1, 7, 20, 55, 100]
 
 
-def plan_of(most: int, shapes: list[tuple[int, int]], site: ResolvedSystem = FRONTIER) -> Plan:
-    """Return a plan with a case of each shape (nodes, minutes) and at most so many cases in a job."""
+def make_plan(max_cases: int, shapes: list[tuple[int, int]], site: ResolvedSystem = FRONTIER) -> Plan:
+    """Return a plan with a case of each shape (nodes, minutes) and at most `max_cases` cases per job."""
     zips = {
         "shape": {"nodes": [n for n, _ in shapes], "minutes": [m for _, m in shapes], "seed": [*range(len(shapes))]}
     }
@@ -34,13 +33,13 @@ def plan_of(most: int, shapes: list[tuple[int, int]], site: ResolvedSystem = FRO
         parameters={"workload": "random", "precision": "fp64"},
         zips=zips,
         resources={"nodes": "{{ nodes }}", "minutes": "{{ minutes }}"},
-        pack=most,
+        pack=max_cases,
     )
     return expand_suite(suite, site)
 
 
-def packed(most: int, shapes: list[tuple[int, int]]) -> list[Job]:
-    plan = plan_of(most, shapes)
+def pack(max_cases: int, shapes: list[tuple[int, int]]) -> list[Job]:
+    plan = make_plan(max_cases, shapes)
     return pack_jobs(plan, plan.cases, FOLDER)
 
 
@@ -49,17 +48,17 @@ SHAPES = st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from(MINUTES)), m
 
 @given(st.integers(1, 6), SHAPES)
 @settings(max_examples=150, deadline=None)
-def test_jobs_respect_all_limits_and_contain_every_case(most: int, shapes: list[tuple[int, int]]) -> None:
-    plan = plan_of(most, shapes)
+def test_jobs_respect_all_limits_and_contain_every_case(max_cases: int, shapes: list[tuple[int, int]]) -> None:
+    plan = make_plan(max_cases, shapes)
     jobs = pack_jobs(plan, plan.cases, FOLDER)
     assert [case for job in jobs for case in job.cases] == list(plan.cases)
     assert len({job.name for job in jobs}) == len(jobs)
     for job in jobs:
         used = [case.nodes for case in job.cases]
-        assert len(job.cases) <= most
+        assert len(job.cases) <= max_cases
         assert job.nodes == max(used) <= 2 * min(used)
         assert job.minutes == sum(c.minutes for c in job.cases) + FRONTIER.system.overhead_minutes
-        allowed = FRONTIER.minutes_allowed(job.nodes + job.spares)
+        allowed = FRONTIER.max_minutes(job.nodes + job.spares)
         assert allowed is not None
         assert job.minutes <= allowed
         assert job.expected_minutes <= job.minutes
@@ -67,8 +66,8 @@ def test_jobs_respect_all_limits_and_contain_every_case(most: int, shapes: list[
 
 
 def test_cases_are_packed_up_to_each_limit() -> None:
-    def sizes(most: int, shapes: list[tuple[int, int]]) -> list[int]:
-        return [len(job.cases) for job in packed(most, shapes)]
+    def sizes(max_cases: int, shapes: list[tuple[int, int]]) -> list[int]:
+        return [len(job.cases) for job in pack(max_cases, shapes)]
 
     assert sizes(3, [(1, 1)] * 7) == [3, 3, 1]
     assert sizes(9, [(4, 1), (8, 1), (4, 1), (3, 1), (6, 1), (7, 1)]) == [3, 2, 1]
@@ -78,15 +77,15 @@ def test_cases_are_packed_up_to_each_limit() -> None:
 
 def test_spare_nodes_count_for_the_walltime_of_a_job() -> None:
     shapes = [(91, 100), (91, 100)]
-    assert [len(job.cases) for job in packed(2, [(91, 50), (91, 50)])] == [2]
-    site = systems.load_system(shipped.find_resource("systems", "frontier"), {"account": "abc", "spares": "1"})
-    plan = plan_of(2, shapes, site)
+    assert [len(job.cases) for job in pack(2, [(91, 50), (91, 50)])] == [2]
+    site = load_system(find_resource("systems", "frontier"), {"account": "abc", "spares": "1"})
+    plan = make_plan(2, shapes, site)
     (job,) = pack_jobs(plan, plan.cases, FOLDER)
     assert (job.nodes, job.spares, job.minutes) == (91, 1, 205)
 
 
 def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
-    plan = plan_of(2, [(1, 1), (1, 2), (1, 3)])
+    plan = make_plan(2, [(1, 1), (1, 2), (1, 3)])
     names = [job.name for job in pack_jobs(plan, plan.cases, FOLDER)]
     renamed: list[Case] = [replace(case, minutes=9.0) for case in plan.cases]
     assert [job.name for job in pack_jobs(plan, renamed, FOLDER)] == names
@@ -95,8 +94,8 @@ def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
 
 
 def test_expected_minutes_use_measured_seconds() -> None:
-    plan = plan_of(2, [(1, 10), (1, 20)])
+    plan = make_plan(2, [(1, 10), (1, 20)])
     (job,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 60.0})
     assert job.expected_minutes == 1 + 20 + FRONTIER.system.overhead_minutes
-    (late,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 1e6})
-    assert late.expected_minutes == late.minutes
+    (overdue,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 1e6})
+    assert overdue.expected_minutes == overdue.minutes

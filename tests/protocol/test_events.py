@@ -1,4 +1,4 @@
-"""Logs are written and read as types: what a program writes can be read, and anything else names its place."""
+"""Logs are written and read as types: what a program writes can be read, and any other line is an error."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def write_case(folder: Path, program: str, *lines: dict[str, Any]) -> Path:
          f"written by a newer version ({VERSION + 1}; this harness reads up to {VERSION})"),
     ],
 )  # fmt: skip
-def test_a_line_that_is_not_as_expected_is_named(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+def test_an_invalid_line_is_reported_with_its_number(tmp_path: Path, line: dict[str, Any], message: str) -> None:
     folder = write_case(tmp_path, "ladder", SAMPLE, line)
     with pytest.raises(Unreadable) as caught:
         read_log(folder, read_case(folder))
     assert str(caught.value) == f"events.jsonl:3: {message}"
 
 
-def test_a_foreign_program_is_checked_for_the_events_of_every_program(tmp_path: Path) -> None:
+def test_log_of_an_unknown_program_is_checked_for_common_events(tmp_path: Path) -> None:
     progress = {"event": "progress", "done": 1, "total": 2, "speed": "high"}
     folder = write_case(tmp_path, "mine", {"event": "sample", "anything": [1]}, progress)
     assert len(read_log(folder, read_case(folder))) == 3
@@ -79,7 +79,7 @@ def test_a_foreign_program_is_checked_for_the_events_of_every_program(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["ladder", "train"])
-def test_a_log_takes_the_events_and_facts_of_its_program_alone(tmp_path: Path, name: str) -> None:
+def test_log_accepts_only_events_and_facts_of_its_program(tmp_path: Path, name: str) -> None:
     log = CaseLog(tmp_path / "events.jsonl", name)
     log.write(Progress(done=1, total=2))
     foreign: Any = ladder.LadderFacts(free_bytes=1.0) if name == "train" else train.TrainFacts(graphs_compiled=1)
@@ -91,7 +91,7 @@ def test_a_log_takes_the_events_and_facts_of_its_program_alone(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
-def test_a_value_that_no_reader_would_take_is_not_written(tmp_path: Path, value: float) -> None:
+def test_invalid_value_is_not_written(tmp_path: Path, value: float) -> None:
     log = CaseLog(tmp_path / "events.jsonl", "train")
     with pytest.raises(ValueError, match=r"JSON|seconds is -1\.0, expected a number of at least 0"):
         log.write(train.TrainEpoch(epoch=0, step=1, seconds=value, graphs_per_s=1.0))
@@ -112,7 +112,7 @@ def test_kept_results_can_all_be_read() -> None:
 
 
 def strategy(kind: inspect.Type) -> st.SearchStrategy[Any]:
-    """Return values of a type of a field, plain data as the log has them."""
+    """Return values of a field's type as plain data."""
     return STRATEGIES[type(kind)](kind)
 
 
@@ -121,8 +121,8 @@ def integers(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def floats(kind: Any) -> st.SearchStrategy[Any]:
-    least, most = kind.ge if kind.gt is None else kind.gt, 1e9 if kind.le is None else kind.le
-    return st.floats(least, most, exclude_min=kind.gt is not None, allow_nan=False)
+    low, high = kind.ge if kind.gt is None else kind.gt, 1e9 if kind.le is None else kind.le
+    return st.floats(low, high, exclude_min=kind.gt is not None, allow_nan=False)
 
 
 STRATEGIES: dict[Any, Callable[[Any], st.SearchStrategy[Any]]] = {
@@ -142,7 +142,7 @@ STRATEGIES: dict[Any, Callable[[Any], st.SearchStrategy[Any]]] = {
 
 
 def struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
-    """Return plain data that has the type, optional fields often absent."""
+    """Return plain data of the type, in which optional fields may be absent."""
     required, optional = {}, {}
     for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
         (required if field.required else optional)[field.encode_name] = strategy(field.type)
@@ -150,7 +150,7 @@ def struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 
 
 def has_type(plain: Any, kind: type[msgspec.Struct]) -> bool:
-    """Whether plain data passes the checks between fields."""
+    """Return whether plain data passes the checks between fields."""
     tag = kind.__struct_config__.tag
     try:
         msgspec.convert(plain if tag is None else {"event": tag} | plain, kind)

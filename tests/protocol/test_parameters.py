@@ -1,4 +1,4 @@
-"""Parameters have one model: what is wrong with them is one line, in a suite and in a case edited by hand."""
+"""Invalid parameters are an error of one line, in a suite and in a case that was edited by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.protocol.errors import UsageError
 from harness.protocol.registry import PROGRAMS, parse_parameters
 from harness.reference import __main__ as reference
 
-LEAST: dict[str, dict[str, Any]] = {
+REQUIRED: dict[str, dict[str, Any]] = {
     "ladder": {"workload": "random", "precision": "fp64"},
     "training_steps": {"precision": "fp64"},
     "data_parallel": {"batch_size": 1, "precision": "fp64"},
@@ -30,7 +30,7 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
     tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = next(iter(PROGRAMS[program].parameters.model_fields))
-    parameters = LEAST.get(program, {}) | {f"{name}x": 1}
+    parameters = REQUIRED.get(program, {}) | {f"{name}x": 1}
     (tmp_path / "case.json").write_text(json.dumps({"id": "1", "program": program, "parameters": parameters}))
     assert reference.main([str(tmp_path)]) == 2
     message = f"case.json: unknown parameter '{name}x' (did you mean '{name}'?)"
@@ -39,7 +39,7 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
 
 
 @pytest.mark.parametrize(
-    ("program", "given", "message"),
+    ("program", "changes", "message"),
     [
         ("ladder", {"batch_size": 0}, "batch_size is 0, expected at least 1"),
         ("ladder", {"model": {"hiden_dim": 8}}, "unknown parameter 'model.hiden_dim' (did you mean 'hidden_dim'?)"),
@@ -57,22 +57,22 @@ def test_a_misspelt_parameter_in_a_case_names_file_and_key(
         ("screening", {"keep": {"low": 2.0, "high": 1.0}}, "keep: low is 2, expected at most high, 1"),
     ],
 )  # fmt: skip
-def test_a_wrong_parameter_is_named(program: str, given: dict[str, Any], message: str) -> None:
-    parse_parameters(program, LEAST.get(program, {}))
+def test_a_wrong_parameter_is_named(program: str, changes: dict[str, Any], message: str) -> None:
+    parse_parameters(program, REQUIRED.get(program, {}))
     with pytest.raises(UsageError) as caught:
-        parse_parameters(program, LEAST.get(program, {}) | given)
+        parse_parameters(program, REQUIRED.get(program, {}) | changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_null_is_no_value_unless_it_may_be_one() -> None:
-    given = LEAST["ladder"] | {"batch_size": None, "max_neighbours": None}
-    parameters: Any = parse_parameters("ladder", given)
+def test_null_means_the_default_unless_null_is_allowed() -> None:
+    changes = REQUIRED["ladder"] | {"batch_size": None, "max_neighbours": None}
+    parameters: Any = parse_parameters("ladder", changes)
     assert (parameters.batch_size, parameters.max_neighbours) == (16, None)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_takes_its_own_parameters_and_documents_each(program: str) -> None:
+def test_run_function_takes_parameters_that_are_all_documented(program: str) -> None:
     run = importlib.import_module(PROGRAMS[program].module).run
     (first, *_) = inspect.signature(run, eval_str=True).parameters.values()
     assert first.annotation is PROGRAMS[program].parameters

@@ -30,7 +30,7 @@ def model() -> FoundationModel:
 
 
 def molecule(n: int = 9, seed: int = 0) -> Structure:
-    """Atoms at least 0.8 angstrom apart in a small box."""
+    """Return atoms at least 0.8 angstrom apart in a small box."""
     rng = np.random.default_rng(seed)
     positions: list[np.ndarray] = []
     while len(positions) < n:
@@ -41,7 +41,7 @@ def molecule(n: int = 9, seed: int = 0) -> Structure:
 
 
 def crystal(n: int = 4, seed: int = 1) -> Structure:
-    """A skewed cell narrower than twice the cutoff: atoms meet their own images."""
+    """Return a skewed cell narrower than twice the cutoff, so that atoms meet their own images."""
     rng = np.random.default_rng(seed)
     cell = np.diag([3.1, 3.6, 4.2]) + rng.normal(0, 0.3, (3, 3))
     return Structure(
@@ -53,6 +53,10 @@ def batch_of(structures: list[Structure], config: ModelConfig = SMALL) -> Batch:
     return build_batch(
         [build_neighbour_list(s, cutoff=config.cutoff, max_neighbours=config.max_neighbours) for s in structures]
     )
+
+
+def ignore_progress(count: int, total: int, what: str) -> None:
+    """Report no progress."""
 
 
 def predict(model: FoundationModel, structures: list[Structure]) -> Prediction:

@@ -1,4 +1,4 @@
-"""Whatever a program may leave out of its log, or leave empty, the report does without."""
+"""The report shows logs without any of the fields that a program may leave out or leave empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from harness.experiments.hpo import metrics
-from harness.protocol.events import Event, find_fault
+from harness.protocol.events import Event, find_invalid_event
 from harness.report.render import write_report
 from tests.support.kept_results import CASES, copy_case, save_nothing
 
@@ -30,10 +30,11 @@ def test_report_shows_a_log_without_an_optional_field(
     log = folder / "events.jsonl"
     events = [orjson.loads(line) for line in log.read_bytes().splitlines()]
     program = orjson.loads((folder / "case.json").read_bytes())["program"]
-    problems = []
+    problems, reports = [], 0
     for what, changed in _vary(events):
-        if find_fault(program, changed) is not None:
+        if find_invalid_event(program, changed) is not None:
             continue  # the field is required
+        reports += 1
         log.write_bytes(b"".join(orjson.dumps(event) + b"\n" for event in changed))
         try:
             write_report(tmp_path)
@@ -42,6 +43,7 @@ def test_report_shows_a_log_without_an_optional_field(
             continue
         lines = (tmp_path / "report.md").read_text().splitlines()
         problems += [f"{what}: {line}" for line in lines if "cannot be shown" in line]
+    assert reports
     assert not problems, "\n".join(problems)
 
 
@@ -49,7 +51,7 @@ def _vary(events: list[Event]) -> Iterator[tuple[str, list[Event]]]:
     """Yield the log without each kind of event, and with each field of each kind absent or empty."""
     for kind in sorted({_kind(event) for event in events} - {"start"}):
         yield f"no {kind}", [event for event in events if _kind(event) != kind]
-    for kind, path, is_container in sorted({found for event in events for found in _list_fields(event)}):
+    for kind, path, is_container in sorted({field for event in events for field in _list_fields(event)}):
         for value in (ABSENT, [], {}) if is_container else (ABSENT,):
             what = f"{kind}.{'.'.join(path)} {'absent' if value is ABSENT else 'empty'}"
             yield what, [_replace(event, path, value) if _kind(event) == kind else event for event in events]

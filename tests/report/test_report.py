@@ -1,4 +1,4 @@
-"""From raw events to tables and pages: the arithmetic redone by hand, wrong stages withheld, pages self-contained."""
+"""Raw events become tables and pages: numbers match arithmetic by hand, wrong stages are withheld."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from harness.claims.evaluate import judge_papers
 from harness.claims.papers import find_table, load_papers
 from harness.cli.main import main
-from harness.experiments.ladder.metrics import ladder_table
+from harness.experiments.ladder.metrics import build_ladder_table
 from harness.experiments.tables import build_results
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
 from harness.results.runs import load_runs
-from tests.conftest import pages_of
+from tests.conftest import read_pages
 
 DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
 FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}]
@@ -25,7 +25,7 @@ STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
 
 
 def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, error: float = 1e-12) -> None:
-    """A finished case of six rounds: the last stage faster by speedup, off by error times the force scale."""
+    """Write a finished case of six rounds, whose last stage has this speedup and this relative error of forces."""
     folder = out / "runs" / "ladder-local" / f"case-{precision}"
     folder.mkdir(parents=True)
     parameters = {"workload": "random", "precision": precision, "stages": STAGES}
@@ -64,7 +64,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
 
 def test_ladder_table_follows_from_samples(tmp_path: Path) -> None:
     write_run(tmp_path)
-    table = ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
+    table = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
     last = table.loc["torch_compile"]
     assert last["structures_per_s"] == pytest.approx((16 * 40 / 10 + 16 * 40 / 11) / 2)
     assert (last["ci_low"], last["ci_high"]) == pytest.approx((16 * 40 / 13, 16 * 40 / 8))
@@ -79,15 +79,15 @@ def test_ladder_table_follows_from_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "error", "counts"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
+    ("precision", "error", "is_counted"), [("fp64", 2e-9, False), ("fp32", 2e-9, True), ("fp32", 2e-4, False)]
 )
-def test_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, counts: bool) -> None:
+def test_wrong_stage_has_no_speedup(tmp_path: Path, precision: str, error: float, is_counted: bool) -> None:
     write_run(tmp_path, precision=precision, error=error)
-    last = ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
-    assert (last["verdict"] == "ok") == counts
-    assert (not pd.isna(last["speedup"])) == counts
+    last = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage").loc["torch_compile"]
+    assert (last["verdict"] == "ok") == is_counted
+    assert (not pd.isna(last["speedup"])) == is_counted
     scores = {s.id: s for s in judge_papers(load_papers(), build_results(load_runs(tmp_path / "runs")), tmp_path)}
-    assert scores[f"ladder-speedup-{precision}"].verdict == ("reproduced" if counts else "incorrect")
+    assert scores[f"ladder-speedup-{precision}"].verdict == ("reproduced" if is_counted else "incorrect")
 
 
 @pytest.mark.parametrize(("speedup", "verdict"), [(40.0, "reproduced"), (28.0, "reproduced"), (20.0, "deviates")])
@@ -121,39 +121,34 @@ def test_check_fails_for_deviation_or_wrong_stage(tmp_path: Path, speedup: float
     assert main(["check", "--out", str(tmp_path)]) == code
 
 
-class Links(HTMLParser):
-    """Everything a page would fetch, its anchors, and the deepest table row widths."""
+class FetchedElements(HTMLParser):
+    """The elements of a page that a browser would fetch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fetched: list[str] = []
-        self.anchors: set[str] = set()
-        self.targets: set[str] = set()
+        self.tags: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = dict(attrs)
         if tag in ("script", "link", "img", "iframe"):
-            self.fetched.append(tag)
-        if "id" in known:
-            self.anchors.add(str(known["id"]))
-        if tag == "a":
-            self.targets.add(str(known["href"]).removeprefix("#"))
+            self.tags.append(tag)
 
 
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_report(tmp_path)
-    page = pages_of(tmp_path)
-    links = Links()
-    links.feed(page)
-    assert not links.fetched
+    page = read_pages(tmp_path)
+    elements = FetchedElements()
+    elements.feed(page)
+    assert not elements.tags
     assert "A &lt;CPU&gt; &amp; co" in page
     assert "A <CPU>" not in page
     assert "10¹" in page
     assert "mathdefault" not in page
     text = (tmp_path / "report.md").read_text()
     assert "A &lt;CPU> &amp; co" in text
-    for image in text.split("](")[1:]:
+    images = text.split("](")[1:]
+    assert images
+    for image in images:
         assert (tmp_path / image.split(")")[0]).is_file()
 
 
@@ -168,14 +163,14 @@ def test_paper_table_is_quoted_correctly() -> None:
     ("field", "value"), [("finite", False), ("energy_dtype", "torch.float32"), ("force_dtype", "torch.float32")]
 )
 def test_one_bad_sample_makes_stage_wrong(tmp_path: Path, field: str, value: object) -> None:
-    """Not a number, or computed in less precision than asked for."""
+    """The sample is not finite, or was computed in a lower precision than requested."""
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    victim = next(e for e in lines if e.get("stage") == "batched_heads" and e.get("round") == 3)
-    victim[field] = value
+    sample = next(e for e in lines if e.get("stage") == "batched_heads" and e.get("round") == 3)
+    sample[field] = value
     log.write_text("".join(json.dumps(e) + "\n" for e in lines))
-    table = ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
+    table = build_ladder_table(load_runs(tmp_path / "runs")).set_index("stage")
     assert table.loc["batched_heads", "verdict"] == "WRONG"
     assert pd.isna(table.loc["batched_heads", "speedup"])
     assert not table.loc["batched_heads", "counts"]
@@ -186,10 +181,10 @@ def test_case_repeated_by_hand_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     log.write_bytes(2 * log.read_bytes())
-    assert (ladder_table(load_runs(tmp_path / "runs"))["samples"] == 6).all()
+    assert (build_ladder_table(load_runs(tmp_path / "runs"))["samples"] == 6).all()
 
 
-def verdict_of(claim: str, out: Path) -> str:
+def get_verdict(claim: str, out: Path) -> str:
     return next(s.verdict for s in write_report(out).scores if s.id == claim)
 
 
@@ -197,15 +192,15 @@ def test_few_rounds_or_unfinished_case_decide_nothing(tmp_path: Path) -> None:
     write_run(tmp_path)
     folder = tmp_path / "runs" / "ladder-local" / "case-fp64"
     (folder / "exit_code").write_text("1\n")
-    assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
+    assert get_verdict("ladder-speedup-fp64", tmp_path) == "not run"
     (folder / "exit_code").write_text("0\n")
-    assert verdict_of("ladder-speedup-fp64", tmp_path) == "reproduced"
+    assert get_verdict("ladder-speedup-fp64", tmp_path) == "reproduced"
     lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
     (folder / "events.jsonl").write_text("".join(x for x in lines if '"round": 5' not in x))
-    assert verdict_of("ladder-speedup-fp64", tmp_path) == "not run"
+    assert get_verdict("ladder-speedup-fp64", tmp_path) == "not run"
 
 
-def test_torn_last_line_is_ignored(tmp_path: Path) -> None:
+def test_truncated_last_line_is_ignored(tmp_path: Path) -> None:
     write_run(tmp_path)
     log = tmp_path / "runs" / "ladder-local" / "case-fp64" / "events.jsonl"
     before = len(load_runs(tmp_path / "runs")[0].samples)

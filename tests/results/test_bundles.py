@@ -16,7 +16,7 @@ from tests.support.kept_results import PUBLISHED
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A results folder of two cases, an empty log and a cache among them."""
+    """Write a results folder of two cases, with an empty log, a cache and a page."""
     for name, content in {"a/1/case.json": "{}", "a/1/events.jsonl": "", "b/2/case.json": "[]"}.items():
         path = tmp_path / "results" / "runs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
 
 def test_bundle_returns_every_run_folder(results: Path, tmp_path: Path) -> None:
     assert write_bundle(results, tmp_path / "one.tar.xz") == 3
-    for _ in range(2):  # the second time every file is there
+    for _ in range(2):  # the second time, every file exists
         assert unpack_bundle(tmp_path / "one.tar.xz", tmp_path / "copy") == 3
     expected = read_all(results)
     for name in ("runs/a/telemetry.cache.json", "index.html"):

@@ -1,4 +1,4 @@
-"""Records that cannot be read are shown as such, all others as before; nothing is written through a link."""
+"""Unreadable records are reported and do not affect the others; nothing is written through a symbolic link."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ import pytest
 
 from harness.cli.main import main
 from harness.document.blocks import EN_DASH, TableBlock, format_ordinal, format_quantity
-from harness.document.figures import file_name
-from harness.execution.case_files import last_progress, read_exit_code, read_result
+from harness.document.figures import make_file_name
+from harness.execution.case_files import read_exit_code, read_last_progress, read_result
 from harness.experiments.tables import build_results
 from harness.host import provenance
 from harness.host.files import append_below, write_below, write_text
 from harness.protocol import events
 from harness.protocol.errors import UsageError
 from harness.protocol.events import VERSION, JsonLinesLog, read_run
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.report.render import escape_markdown, write_report
 from harness.results.runs import RunRecord, load_runs
 from harness.tracking import git_commits
 from tests.report.test_report import write_run
-from tests.support import kept_results
 from tests.tracking.test_compare import write_ladder_run, write_scaling_run
 
 CAMPAIGN = "runs/ladder-local"
 
 
-def two_cases(out: Path) -> Path:
-    """A sound case and one to damage; return the folder of the second."""
+def write_two_cases(out: Path) -> Path:
+    """Write a valid case and one to damage; return the folder of the second."""
     write_run(out, precision="fp64")
     write_run(out, precision="fp32")
     return out / CAMPAIGN / "case-fp32"
 
 
-def change(folder: Path, kind: str, **fields: Any) -> int:
+def change_event(folder: Path, kind: str, **fields: Any) -> int:
     """Set fields of the first event of a kind, or remove those that are None; return its line."""
     lines = (folder / "events.jsonl").read_text().splitlines()
     number = next(k for k, line in enumerate(lines, start=1) if json.loads(line)["event"] == kind)
@@ -50,15 +49,8 @@ def change(folder: Path, kind: str, **fields: Any) -> int:
     return number
 
 
-def record_of(folder: Path) -> RunRecord:
+def load_record(folder: Path) -> RunRecord:
     return next(r for r in load_runs(folder.parents[1]) if r.folder == folder)
-
-
-@pytest.mark.parametrize("name", kept_results.NAMES)
-def test_kept_results_are_read(name: str) -> None:
-    records = load_runs(kept_results.unpack_results(name) / "runs")
-    assert records
-    assert {(r.state, r.error) for r in records} == {("done", None)}
 
 
 def test_every_version_has_migration() -> None:
@@ -66,7 +58,7 @@ def test_every_version_has_migration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "said"),
+    ("kind", "fields", "message"),
     [
         ("sample", {"device_s": None}, "sample: device_s is missing"),
         ("sample", {"device_s": -3.0}, "sample: device_s is -3.0, expected a number above 0"),
@@ -83,25 +75,25 @@ def test_every_version_has_migration() -> None:
     ],
 )  # fmt: skip
 def test_wrong_event_makes_its_case_unreadable(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, fields: dict[str, Any], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, fields: dict[str, Any], message: str
 ) -> None:
-    folder = two_cases(tmp_path)
-    before = build_results([record_of(tmp_path / CAMPAIGN / "case-fp64")])["ladder"]
-    line = change(folder, kind, **fields)
-    record = record_of(folder)
-    assert (record.state, record.error) == ("unreadable", f"events.jsonl:{line}: {said}")
+    folder = write_two_cases(tmp_path)
+    before = build_results([load_record(tmp_path / CAMPAIGN / "case-fp64")])["ladder"]
+    line = change_event(folder, kind, **fields)
+    record = load_record(folder)
+    assert (record.state, record.error) == ("unreadable", f"events.jsonl:{line}: {message}")
     assert not record.samples
     assert not record.facts
     assert main(["report", "--out", str(tmp_path)]) == 0
-    assert f"unreadable: {folder}: events.jsonl:{line}: {said}" in capsys.readouterr().out
+    assert f"unreadable: {folder}: events.jsonl:{line}: {message}" in capsys.readouterr().out
     page = (tmp_path / "report.md").read_text()
-    assert f"| case-fp32 | unreadable | {escape_markdown(f'events.jsonl:{line}: {said}')} |" in page
+    assert f"| case-fp32 | unreadable | {escape_markdown(f'events.jsonl:{line}: {message}')} |" in page
     after = build_results(load_runs(tmp_path / "runs"))["ladder"]
     assert after.drop(columns="experiment").equals(before.drop(columns="experiment"))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("case.json", "{", "case.json:1: not JSON"),
         ("case.json", "[]", "case.json: expected a mapping"),
@@ -113,14 +105,14 @@ def test_wrong_event_makes_its_case_unreadable(
         ("exit_code", "0 -3", "exit_code: expected the exit code"),
     ],
 )
-def test_damaged_file_makes_case_unreadable(tmp_path: Path, name: str, content: str | None, said: str) -> None:
-    folder = two_cases(tmp_path)
+def test_damaged_file_makes_case_unreadable(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    folder = write_two_cases(tmp_path)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content)
-    record = record_of(folder)
+    record = load_record(folder)
     assert record.state == "unreadable"
-    assert said in str(record.error)
+    assert message in str(record.error)
     assert [r.state for r in write_report(tmp_path).records] == ["unreadable", "done"]
     assert main(["check", "--out", str(tmp_path)]) == 1
 
@@ -148,70 +140,70 @@ def damage_device(path: Path) -> None:
 @pytest.mark.parametrize("damage", [damage_pipe, damage_folder, damage_loop, damage_device])
 @pytest.mark.parametrize("name", ["case.json", "events.jsonl", "exit_code", "provenance.json"])
 def test_special_file_makes_case_unreadable(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
-    folder = two_cases(tmp_path)
+    folder = write_two_cases(tmp_path)
     damage(folder / name)
-    record = record_of(folder)
+    record = load_record(folder)
     if name == "provenance.json":
         assert record.state == "done"
         assert record.provenance_fault is not None
     else:
         assert record.state == "unreadable"
-    assert record_of(tmp_path / CAMPAIGN / "case-fp64").state == "done"
+    assert load_record(tmp_path / CAMPAIGN / "case-fp64").state == "done"
 
 
 def test_ladder_without_required_fact_is_unreadable(tmp_path: Path) -> None:
-    folder = two_cases(tmp_path)
+    folder = write_two_cases(tmp_path)
     lines = (folder / "events.jsonl").read_text()
     with (folder / "events.jsonl").open("a") as log:
         log.write(json.dumps({"event": "fact", "time_s": 1.0, "name": "model", "value": {"trained": True}}) + "\n")
     line = lines.count("\n") + 1
-    assert record_of(folder).error == f"events.jsonl:{line}: fact model: config is missing"
+    assert load_record(folder).error == f"events.jsonl:{line}: fact model: config is missing"
     assert main(["report", "--out", str(tmp_path)]) == 0
     assert "cannot be shown" not in (tmp_path / "report.md").read_text()
 
 
 def test_negative_memory_growth_is_accepted() -> None:
     fact = {"event": "fact", "name": "reading", "value": [{"mode": "file", "ranks": 1, "rss_bytes": -15360}]}
-    assert events.find_fault("data", [fact]) is None
+    assert events.find_invalid_event("data", [fact]) is None
 
 
 def test_impossible_provenance_is_reported_and_case_counts(tmp_path: Path) -> None:
-    folder = two_cases(tmp_path)
+    folder = write_two_cases(tmp_path)
     (folder / "provenance.json").write_text('{"time_s": "yesterday", "cores": 4}')
-    assert record_of(folder).state == "done"
+    assert load_record(folder).state == "done"
     write_report(tmp_path)
     assert "provenance.json: time_s is 'yesterday', expected a number" in (tmp_path / "report.md").read_text()
 
 
-def test_misfit_case_is_set_aside(tmp_path: Path) -> None:
+def test_case_without_the_facts_of_its_analysis_is_unreadable(tmp_path: Path) -> None:
     write_scaling_run(tmp_path / "runs" / "scaling-here" / "without-facts", [1.0, 2.0])
     write_run(tmp_path)
-    found = build_results(load_runs(tmp_path / "runs"))
-    assert {r.folder.name: r.state for r in found.records} == {"without-facts": "unreadable", "case-fp64": "done"}
-    assert "its events do not hold what the analysis needs" in str(found.records[1].error)
-    assert len(found["ladder"]) == 4
+    results = build_results(load_runs(tmp_path / "runs"))
+    assert {r.folder.name: r.state for r in results.records} == {"without-facts": "unreadable", "case-fp64": "done"}
+    assert "its events do not hold what the analysis needs" in str(results.records[1].error)
+    assert len(results["ladder"]) == 4
 
 
 def test_compare_names_unreadable_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for precision in ("fp64", "fp32"):
         write_ladder_run(tmp_path / CAMPAIGN / f"sound-{precision}", {"a": lambda k: 1 + k / 100}, precision=precision)
     folder = write_ladder_run(tmp_path / CAMPAIGN / "worse", {"a": lambda k: 1 + k / 100}, precision="bf16")
-    change(folder, "sample", device_s=-1.0)
+    change_event(folder, "sample", device_s=-1.0)
     assert main(["compare", "precision=fp64", "precision=fp32", "--out", str(tmp_path)]) == 0
     assert f"not compared: {folder} is unreadable: events.jsonl:2: sample: device_s" in capsys.readouterr().out
 
 
 def test_end_of_case_names_damaged_line(tmp_path: Path) -> None:
-    folder = two_cases(tmp_path)
-    change(folder, "sample", device_s=-1.0)
-    found = read_result(folder)
-    assert found is not None
-    assert found.state == "failed"
-    assert found.reason.startswith("unreadable: events.jsonl:")
+    folder = write_two_cases(tmp_path)
+    change_event(folder, "sample", device_s=-1.0)
+    result = read_result(folder)
+    assert result is not None
+    assert result.state == "failed"
+    assert result.reason.startswith("unreadable: events.jsonl:")
     assert read_exit_code(folder) == (0, None)
 
 
-def test_log_starts_at_last_run_and_ignores_torn_line_before(tmp_path: Path) -> None:
+def test_log_starts_at_last_run_and_ignores_a_truncated_line_before(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     JsonLinesLog(log).write("start")
     with log.open("a") as handle:
@@ -221,11 +213,11 @@ def test_log_starts_at_last_run_and_ignores_torn_line_before(tmp_path: Path) -> 
     second.write("done")
     run = read_run(log)
     assert [e["event"] for e in run.events] == ["start", "done"]
-    assert (list(run.lines), run.damaged) == ([3, 4], None)
+    assert (list(run.lines), run.damaged_line) == ([3, 4], None)
 
 
-def with_reference(folder: Path, exit_code: int) -> None:
-    """Ask for a figure of merit, and have the case end with an exit code."""
+def add_reference(folder: Path, exit_code: int) -> None:
+    """Add a figure of merit and an exit code to a case."""
     case = json.loads((folder / "case.json").read_text())
     case["performance"] = [
         {"event": "sample", "where": {"stage": "torch_compile"}, "field": "device_s", "name": "call", "unit": "s",
@@ -239,21 +231,21 @@ def with_reference(folder: Path, exit_code: int) -> None:
 def test_check_fails_for_figure_that_was_not_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], exit_code: int | None, expected: int
 ) -> None:
-    folder = two_cases(tmp_path)
-    with_reference(folder, exit_code or 0)
+    folder = write_two_cases(tmp_path)
+    add_reference(folder, exit_code or 0)
     if exit_code is None:
         (folder / "exit_code").unlink()
         log = folder / "events.jsonl"
         log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
     assert main(["check", "--out", str(tmp_path)]) == expected
-    said = capsys.readouterr().out
-    assert ("ladder-local/case-fp32: call is not measured: the case is" in said) == bool(expected)
-    assert ("ladder-speedup-fp32: the claim is not measured" in said) == bool(expected)
+    message = capsys.readouterr().out
+    assert ("ladder-local/case-fp32: call is not measured: the case is" in message) == bool(expected)
+    assert ("ladder-speedup-fp32: the claim is not measured" in message) == bool(expected)
 
 
 def test_check_passes_for_case_that_has_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = two_cases(tmp_path)
-    with_reference(folder, 0)
+    folder = write_two_cases(tmp_path)
+    add_reference(folder, 0)
     for name in ("events.jsonl", "exit_code"):
         (folder / name).unlink()
     assert main(["check", "--out", str(tmp_path)]) == 0
@@ -308,33 +300,33 @@ def test_files_below_folder_are_written_and_appended(tmp_path: Path) -> None:
 
 
 def test_text_of_records_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = two_cases(tmp_path)
+    folder = write_two_cases(tmp_path)
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("error", message="\x1b[31mred\x1b[0m\nerror: forged <script>alert(1)</script> | [x](javascript:alert(1))")
-    with_reference(folder, 1)
+    add_reference(folder, 1)
     assert main(["check", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "\x1b" not in said
-    assert "\nerror: forged" not in said
+    message = capsys.readouterr().out
+    assert "\x1b" not in message
+    assert "\nerror: forged" not in message
     write_report(tmp_path)
     page, text = ((tmp_path / name).read_text() for name in ("index.html", "report.md"))
     assert "<script>alert" not in page + text
     assert r"&lt;script>alert(1)&lt;/script> \| \[x\](javascript:alert(1))" in text
     log.write("progress", done=1, total=2, what="\x1b[2Jgone")
-    event = last_progress(folder)
+    event = read_last_progress(folder)
     assert event is not None
     assert event["what"] == "?[2Jgone"
     log.write("progress", done="all")
-    assert last_progress(folder) == event
+    assert read_last_progress(folder) == event
 
 
 @pytest.mark.parametrize("name", ["a b/../..", "$x^{$", "x" * 300, "<&>", "ä"])
 def test_file_name_is_safe_and_unique(name: str) -> None:
-    found = file_name(name)
-    assert found.isascii()
-    assert len(found) < 200
-    assert not set(found) & set("/ <&>$")
-    assert file_name("ladder-1.x") == "ladder-1.x"
+    safe = make_file_name(name)
+    assert safe.isascii()
+    assert len(safe) < 200
+    assert not set(safe) & set("/ <&>$")
+    assert make_file_name("ladder-1.x") == "ladder-1.x"
 
 
 @pytest.mark.parametrize(
@@ -351,7 +343,7 @@ def test_format_quantity_writes_units(value: float, unit: str, text: str) -> Non
 
 
 def test_counts_and_ordinals_are_formatted() -> None:
-    assert [count(1, "search", "searches"), count(1200, "node")] == ["1 search", "1,200 nodes"]
+    assert [pluralize(1, "search", "searches"), pluralize(1200, "node")] == ["1 search", "1,200 nodes"]
     assert [format_ordinal(n) for n in (2, 11, 21, 112, 123)] == ["2nd", "11th", "21st", "112th", "123rd"]
 
 
@@ -383,7 +375,7 @@ def test_git_ignores_user_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     assert first.subject.startswith("caf")
     assert first.subject.endswith("?[31mred")
     assert second.subject == "second"
-    assert git_commits.first_parent_index(repo, second.hash) == 2
+    assert git_commits.count_first_parents(repo, second.hash) == 2
     assert provenance.run_git(repo, "status", "--porcelain") == ""
     assert git_commits.describe_commit(repo, "f" * 40) is None
 

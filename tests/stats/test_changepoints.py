@@ -125,7 +125,7 @@ FALSE_ALARMS = {
 
 @pytest.mark.parametrize("kind", FALSE_ALARMS)
 def test_false_alarm_rate_is_at_most_the_stated_one(kind: str) -> None:
-    """Within three standard errors of the rate promised."""
+    """The rate may exceed the stated one by three standard errors."""
     make, rate = FALSE_ALARMS[kind]
     series = make(np.random.default_rng(11))
     wrong = np.mean([bool(changes) for changes in detect_in_each(series)])

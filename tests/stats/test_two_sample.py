@@ -41,9 +41,9 @@ def test_intervals_cover_the_shift_at_their_stated_rate(n_a: int, n_b: int) -> N
     trials = 4000
     a, b = rng.standard_exponential((trials, n_a)), 3 + rng.standard_exponential((trials, n_b))
     shift = estimate_shifts(a, b)
-    hit = np.mean((shift.low <= 3) & (shift.high >= 3))
+    coverage = np.mean((shift.low <= 3) & (shift.high >= 3))
     assert shift.coverage >= 0.95
-    assert hit == pytest.approx(shift.coverage, abs=4 * math.sqrt(0.05 * 0.95 / trials))
+    assert coverage == pytest.approx(shift.coverage, abs=4 * math.sqrt(0.05 * 0.95 / trials))
     assert np.mean(shift.p <= 0.05) > 0.8  # a shift of three standard deviations
 
 

@@ -179,8 +179,8 @@ PAGE = """\
 # How often a change is detected
 
 The table shows the share of series in which a detector reports any change of level: of {count:,} series of each kind
-for ours, of {count_of_others:,} for the others. Where the level is "none", each is a false alarm; elsewhere, more is
-better.
+for ours, of {count_of_others:,} for the others. Where the level is "none", every detection is a false alarm; elsewhere,
+higher is better.
 
 {table}
 Values are log-normal with a standard deviation of 2%, also those of autocorrelated noise; spikes multiply 5% of values
@@ -195,19 +195,19 @@ goes up, at a random index with at least {ends} values on either side or, "amid"
 
 This page was written by `python -m tests.support.changepoint_methods` in {seconds:.0f} CPU seconds with {versions}.
 
-## How ours works, and its limits
+## Our method and its limits
 
-The ranks of the values are scanned for one step, by a regression with autoregressive errors, and for two at once, by
-the test of Kruskal and Wallis; four fifths of alpha go to the first. The statistic is divided by the value that noise
-of the estimated correlation would reach, and p is that of a permutation test: where values are exchangeable, false
-alarms are at most alpha whatever their distribution. Segments between changes are scanned again, and in the end every
-change must be significant between its two neighbours.
+The ranks of the values are scanned for one step with a regression with autoregressive errors, and for two steps at once
+with the test of Kruskal and Wallis; four fifths of alpha go to the first. The statistic is divided by the value that
+noise of the estimated correlation would reach, and p is that of a permutation test: where values are exchangeable,
+false alarms are at most alpha whatever their distribution. Segments between changes are scanned again, and in the end
+every change must be significant between its two neighbours.
 
-The correlation is estimated from the same few values. With 60 of them, lag-1 correlation of 0.5 makes false alarms two
-to three times as frequent as alpha, and the correction hides many steps of 3%; with 24, it makes them five times as
+The correlation is estimated from the same few values. With 60 of them, a lag-1 correlation of 0.5 makes false alarms
+two to three times as frequent as alpha, and the correction hides many steps of 3%; with 24, it makes them five times as
 frequent. A series of many changes resembles correlated noise too: of eight random changes by 5% in 240 values, two
-thirds are detected, of four 95%. To any of these detectors a slow drift is a change of level. Interleaved rounds, which
-measure all commits in turn, have none of these problems.
+thirds are detected, and of four, 95%. For all of these detectors, a slow drift is a change of level. Interleaved
+rounds, which measure all commits in turn, have none of these problems.
 """
 
 

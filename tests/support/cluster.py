@@ -1,7 +1,7 @@
 """A real Slurm on this machine: one controller and several emulated nodes on loopback, in a folder of its own.
 
 Nothing outside the folder is read or written: it contains a munge key, the configuration, state and logs. Several
-clusters may run at once: their ports are free ones, and their job ids, from which jobs derive the port of their ranks,
+clusters may run at once: they use free ports, and their job ids, from which jobs derive the port of their ranks,
 start at a random number. A guard process ends all that belongs to the folder when the program that started it ends.
 """
 
@@ -95,8 +95,8 @@ StorageLoc=slurm
 """
 
 
-def available(accounting: bool = False) -> str | None:
-    """Return what this machine lacks for a cluster: a program, or root's rights (the daemons here trust only root)."""
+def find_missing(accounting: bool = False) -> str | None:
+    """Return what this machine lacks for a cluster: a program, or root, the only user that the daemons trust here."""
     if os.geteuid() != 0:
         return "root"
     programs = PROGRAMS + ACCOUNTING_PROGRAMS * accounting
@@ -133,7 +133,7 @@ class Cluster:
     accounting: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     has_gpu_devices: bool = field(default=True, init=False)
-    _keeper: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> Self:
@@ -161,7 +161,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything and wait until all nodes are idle."""
         self._write_files()
-        self._keeper = subprocess.Popen(
+        self._guard = subprocess.Popen(
             [sys.executable, __file__, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
         )
         files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed")]
@@ -185,14 +185,14 @@ class Cluster:
 
     def stop(self) -> None:
         """End every process of the cluster, its jobs' included."""
-        if self._keeper is None:
+        if self._guard is None:
             return
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
         for process in self._daemons.values():
             process.wait(30)
-        self._keeper.wait(30)
-        self._keeper = None
+        self._guard.wait(30)
+        self._guard = None
         self._daemons.clear()
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -203,10 +203,10 @@ class Cluster:
 
     def call(self, *command: str) -> str:
         """Run a command and return its output; raise RuntimeError if it fails."""
-        done = self.run(*command)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()}")
-        return done.stdout
+        result = self.run(*command)
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit code {result.returncode}: {result.stderr.strip()}")
+        return result.stdout
 
     def states(self) -> dict[str, str]:
         """Return the state of each node as sinfo prints it."""
@@ -216,19 +216,19 @@ class Cluster:
             return {}
         return {line.split()[0]: line.split()[1] for line in lines}
 
-    def down(self, name: str) -> None:
+    def kill_node(self, name: str) -> None:
         """Kill all processes of a node, then tell the controller (SlurmdTimeout would take minutes)."""
         log = f"{self.folder}/log/slurmd-{name}.log"
-        _kill(lambda process: _log(process) == log)
+        _kill(lambda process: _find_log(process) == log)
         self._daemons.pop(name).wait(10)
         self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=died")
 
-    def resume(self, name: str) -> None:
+    def restart_node(self, name: str) -> None:
         """Start a node again and wait until it accepts jobs."""
         self._spawn_node(name)
         self._wait_for(f"{name} to be back", lambda: self.states().get(name) in ("idle", "mix", "alloc"))
 
-    def hasten(self, job: str) -> None:
+    def start_requeued(self, job: str) -> None:
         """Start a requeued job at once: Slurm makes it wait for two minutes, and no setting shortens that."""
         self._wait_for(f"{job} to be pending", lambda: any(j.id == job and j.state == "PENDING" for j in self.jobs()))
         self.call("scontrol", "update", f"jobid={job}", "starttime=now")
@@ -326,9 +326,9 @@ class Cluster:
                 start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
-    def _wait_for(self, what: str, done: Callable[[], bool], timeout_s: float = 120) -> None:
+    def _wait_for(self, what: str, condition: Callable[[], bool], timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
-        while not done():
+        while not condition():
             dead = [name for name, process in self._daemons.items() if process.poll() is not None]
             if dead or time.monotonic() > deadline:
                 why = f"{', '.join(dead)} ended" if dead else f"not there after {timeout_s:.0f} s"
@@ -340,10 +340,18 @@ class Cluster:
         return "\n".join(f"--- {name}\n" + "\n".join(text.splitlines()[-lines:]) for name, text in texts.items())
 
 
-def free_ports(count: int = 1) -> int:
-    """Return the first of `count` consecutive free ports, below those that the system uses for outgoing connections.
+def wait_until(what: str, condition: Callable[[], object], timeout_s: float = 300) -> None:
+    """Wait for a condition; fail if it does not hold in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.1)
 
-    Tests that run beside these (two workers of pytest-xdist) draw from a range of their own.
+
+def free_ports(count: int = 1) -> int:
+    """Return the first of `count` consecutive free ports below those that the system uses for outgoing connections.
+
+    Each of the two workers of pytest-xdist uses another range.
     """
     lowest = 10_000 if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0" else 21_000
     while True:
@@ -364,16 +372,16 @@ def _processes(belongs: Callable[[psutil.Process], bool]) -> list[psutil.Process
         with contextlib.suppress(psutil.Error):
             if belongs(process):
                 matches |= {process, *process.children(recursive=True)}
-    return [process for process in matches if process.pid != os.getpid() and _lives(process)]
+    return [process for process in matches if process.pid != os.getpid() and _is_alive(process)]
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _log(process: psutil.Process) -> str:
+def _find_log(process: psutil.Process) -> str:
     """Return the log of a Slurm daemon, the only link of a step manager, whose environment is empty, to its node."""
     files = process.open_files() if process.name().startswith("slurm") else []
     return next((file.path for file in files if "/log/slurm" in file.path), "")
@@ -393,4 +401,4 @@ def _kill(belongs: Callable[[psutil.Process], bool]) -> None:
 if __name__ == "__main__":  # the guard: it waits until its parent closes the pipe or dies, then ends the cluster
     sys.stdin.buffer.read()
     mark, logs = f"{sys.argv[1]}/slurm.conf", f"{sys.argv[1]}/log/"
-    _kill(lambda process: process.environ().get("SLURM_CONF") == mark or _log(process).startswith(logs))
+    _kill(lambda process: process.environ().get("SLURM_CONF") == mark or _find_log(process).startswith(logs))

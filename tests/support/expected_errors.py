@@ -1,16 +1,10 @@
-"""How tests let the harness judge a file, and what it must then say."""
+"""Mistakes in suites and systems, and the errors that the harness must report for them."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import pytest
-
-from harness.cli.main import main
 from tests.conftest import ROOT
 
 SUITE = """\
@@ -33,74 +27,47 @@ launch: []
 settings:
   threads: {help: threads, default: 1}
 """
-# Of the processor: generous beside the few hundredths that most take, for machines slower than this.
-SECONDS = 5.0
-Judge = Callable[..., list[str]]
-
-
-@pytest.fixture
-def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Judge:
-    """Run `harness WORDS` beside the given files and return what it says on stderr, all lines; the exit code is 2."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    (tmp_path / "local.sh.j2").write_text("true\n")
-
-    def call(*words: str, **files: str | bytes) -> list[str]:
-        for name, text in files.items():
-            data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-            (tmp_path / f"{name}.yaml").write_bytes(data)
-        began = time.process_time()
-        code = main(words)
-        assert time.process_time() - began < SECONDS or sys.gettrace() is not None  # coverage takes its time
-        said = capsys.readouterr().err
-        assert code == 2, said
-        lines = said.splitlines()
-        assert all(line.startswith(("error: ", "    ")) for line in lines)
-        assert all(line.isprintable() for line in lines)
-        return lines
-
-    return call
 
 
 @dataclass(frozen=True)
-class Slip:
-    """One mistake: `old` of a good file becomes `new` (no old: new is appended), and what must be said of it."""
+class Mistake:
+    """A mistake: `old` in a valid file becomes `new` (without `old`, `new` is appended), with the expected messages."""
 
     old: str
     new: str
     expected: tuple[str, ...]
 
-    def made_in(self, good: str) -> str:
-        """The file with the mistake in it."""
+    def apply(self, good: str) -> str:
+        """Return the valid text with the mistake in it."""
         if not self.old:
             return f"{good}{self.new}\n"
         assert self.old in good
         return good.replace(self.old, self.new, 1) if self.new else good.replace(f"{self.old}\n", "", 1)
 
-    def told(self, file: str, text: str) -> list[str]:
-        """The lines that stderr must hold."""
-        found = []
+    def list_messages(self, file: str, text: str) -> list[str]:
+        """Return the lines that stderr must contain."""
+        messages = []
         for line in self.expected:
             number = int(line.split(":")[0])
-            there = [*text.split("\n"), ""][number - 1].rstrip()
-            shown = "".join(ch if ch.isprintable() else "?" for ch in there)[:120]
-            found += [f"error: {file}:{line}", *([f"    {number} | {shown}"] if shown else [])]
-        return found
+            source = [*text.split("\n"), ""][number - 1].rstrip()
+            printable = "".join(ch if ch.isprintable() else "?" for ch in source)[:120]
+            messages += [f"error: {file}:{line}", *([f"    {number} | {printable}"] if printable else [])]
+        return messages
 
 
-def slips(name: str) -> list[Slip]:
-    """Those of tests/config/bad_input/NAME.txt: removed lines begin with -, added ones with +, messages with >."""
-    return list(_slips((ROOT / "tests" / "config" / "bad_input" / f"{name}.txt").read_text("utf-8")))
+def load_mistakes(name: str) -> list[Mistake]:
+    """Load tests/config/bad_input/NAME.txt: removed lines begin with -, added ones with +, messages with >."""
+    return list(_parse_mistakes((ROOT / "tests" / "config" / "bad_input" / f"{name}.txt").read_text("utf-8")))
 
 
-def _slips(text: str) -> Iterator[Slip]:
+def _parse_mistakes(text: str) -> Iterator[Mistake]:
     for block in text.split("\n\n"):
         lines = block.strip("\n").split("\n")
-        old, new, said = ([line[2:] for line in lines if line.startswith(sign)] for sign in ("- ", "+ ", "> "))
-        assert len(old) + len(new) + len(said) == len(lines)
-        yield Slip("\n".join(old), "\n".join(new), tuple(said))
+        old, new, messages = ([line[2:] for line in lines if line.startswith(sign)] for sign in ("- ", "+ ", "> "))
+        assert len(old) + len(new) + len(messages) == len(lines)
+        yield Mistake("\n".join(old), "\n".join(new), tuple(messages))
 
 
-def named(slip: Slip) -> str:
-    """A slip as the name of a test."""
-    return (slip.new or slip.old).strip()[:60]
+def format_id(mistake: Mistake) -> str:
+    """Return the id of the test of a mistake."""
+    return (mistake.new or mistake.old).strip()[:60]

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-ANSWERING = """\
+ANSWER = """\
 #!/bin/sh
 name=$(basename "$0")
 folder=$(dirname "$0")
@@ -16,7 +16,7 @@ n=$(grep -c "^$name " "$folder/calls")
 while ! [ -e "$folder/$name.$n" ]; do n=$((n - 1)); done
 . "$folder/$name.$n"
 """
-# A queue in files: `jobs` holds a line ID|NAME|STATE|REASON for each job or task, `taken` one for each submission.
+# A queue in files: `jobs` has a line ID|NAME|STATE|REASON for each job or task, `submissions` one per submission.
 QUEUE = {
     "sbatch": """\
 script=$(eval echo "\\${$#}")
@@ -24,8 +24,8 @@ count=$(sed -n 's/^#SBATCH --array=1-//p' "$script")
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
 limit=$(cat "$folder/limit" 2> /dev/null || echo 1000000)
 if [ $(($(wc -l < "$folder/jobs") + ${count:-1})) -gt "$limit" ]; then cat "$folder/refusal" >&2; exit 1; fi
-echo "$name ${count:-1}" >> "$folder/taken"
-id=$((100 + $(wc -l < "$folder/taken")))
+echo "$name ${count:-1}" >> "$folder/submissions"
+id=$((100 + $(wc -l < "$folder/submissions")))
 if [ -n "$count" ]; then
     for task in $(seq "$count"); do echo "${id}_$task|$name|PENDING|Priority" >> "$folder/jobs"; done
 else
@@ -41,17 +41,17 @@ echo "$id"
 
 
 class Programs:
-    """Fake programs with given answers, of which the last is repeated; `calls` lists all calls."""
+    """Fake programs with prepared answers, of which the last is repeated; `calls` lists all calls."""
 
     def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for name in names:
-            (folder / name).write_text(ANSWERING)
+            (folder / name).write_text(ANSWER)
             (folder / name).chmod(0o755)
-            self.answers(name, "exit 0")
+            self.set_answers(name, "exit 0")
 
-    def answers(self, program: str, *lines: str) -> None:
+    def set_answers(self, program: str, *lines: str) -> None:
         for number, line in enumerate(lines, start=1):
             (self.folder / f"{program}.{number}").write_text(f"{line}\n")
 
@@ -60,7 +60,7 @@ class Programs:
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def calls_of(self, program: str) -> list[str]:
+    def get_calls(self, program: str) -> list[str]:
         return [call for call in self.calls if call.split()[0] == program]
 
     @property
@@ -75,11 +75,11 @@ class Queue(Programs):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, *QUEUE)
         for program, body in QUEUE.items():
-            self.answers(program, body)
-        for name in ("jobs", "taken", "accounting"):
+            self.set_answers(program, body)
+        for name in ("jobs", "submissions", "accounting"):
             (folder / name).touch()
 
-    def limit(self, jobs: int, refusal: str) -> None:
+    def set_limit(self, jobs: int, refusal: str) -> None:
         (self.folder / "limit").write_text(f"{jobs}\n")
         (self.folder / "refusal").write_text(f"{refusal}\n")
 
@@ -90,18 +90,20 @@ class Queue(Programs):
     @property
     def accepted(self) -> list[int]:
         """Return the number of jobs in each accepted submission."""
-        return [int(line.split()[-1]) for line in (self.folder / "taken").read_text().splitlines()]
+        return [int(line.split()[-1]) for line in (self.folder / "submissions").read_text().splitlines()]
 
-    def account(self, *lines: str) -> None:
+    def set_accounting(self, *lines: str) -> None:
         (self.folder / "accounting").write_text("".join(f"{line}\n" for line in lines))
 
-    def empty(self) -> None:
+    def clear(self) -> None:
         (self.folder / "jobs").write_text("")
 
 
-def prints(path: Path, code: int = 0) -> str:
+def print_file(path: Path, code: int = 0) -> str:
+    """Return a shell command that prints a file."""
     return f"cat {shlex.quote(str(path))}; exit {code}"
 
 
-def says(text: str, code: int) -> str:
+def print_error(text: str, code: int) -> str:
+    """Return a shell command that prints a text on stderr and fails."""
     return f"echo {shlex.quote(text)} >&2; exit {code}"

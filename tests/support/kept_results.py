@@ -40,7 +40,7 @@ def unpack_results(name: str) -> Path:
 
 
 def copy_case(result: str, case: str, campaign: Path) -> Path:
-    """Copy one of CASES into a campaign's folder, its long log thinned out, and return the case's folder."""
+    """Copy one of CASES, with fewer events of frequent kinds, into a campaign and return the case's folder."""
     folder = campaign / Path(case).name
     folder.mkdir(parents=True)
     for name in FILES:

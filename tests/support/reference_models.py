@@ -1,4 +1,4 @@
-"""Other people's models, made to compute what ours do: the same weights, radial basis, cutoff and lists of edges."""
+"""Models of other packages, configured like ours: the same weights, radial basis, cutoff and edges."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.reference.models.backbones.painn import Message, PaiNN, Update
 from harness.reference.models.config import ModelConfig
 
 
-def schnetpack(module: str) -> Any:
-    """A module of schnetpack, without running the package's own __init__.
+def import_schnetpack(module: str) -> Any:
+    """Import a module of schnetpack without running the __init__ of the package.
 
-    That imports its data loaders and trainers as well, which ask this torch for names that it no longer has.
+    That __init__ imports data loaders and trainers, which need names that this version of torch no longer has.
     """
     if "schnetpack" not in sys.modules:
         spec = importlib.util.find_spec("schnetpack")
@@ -34,12 +34,12 @@ class SchNetPackPaiNN(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        layers, names = schnetpack("nn"), schnetpack("properties")
+        layers, names = import_schnetpack("nn"), import_schnetpack("properties")
         self.names = (names.Z, names.Rij, names.idx_i, names.idx_j)
         radial = layers.BesselRBF(config.num_radial, config.cutoff)
-        # theirs are rounded to single precision
+        # schnetpack rounds its frequencies to single precision
         radial.freqs = torch.arange(1, radial.n_rbf + 1, dtype=torch.float64) * (math.pi / config.cutoff)
-        self.net = schnetpack("representation").PaiNN(
+        self.net = import_schnetpack("representation").PaiNN(
             n_atom_basis=config.hidden_dim,
             n_interactions=config.num_conv_layers,
             radial_basis=radial,
@@ -48,14 +48,14 @@ class SchNetPackPaiNN(nn.Module):
         )
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
-        """vector [e, 3] from receiver to sender -> s [n, F]."""
+        """Return scalar features [n, F] for vectors [e, 3] from receiver to sender."""
         inputs = dict(zip(self.names, (batch.numbers, vector, batch.receiver, batch.sender), strict=True))
         s: Tensor = self.net(inputs)["scalar_representation"]
         return s
 
     @torch.no_grad()
-    def take_weights(self, ours: PaiNN) -> None:
-        """Copy the weights of our encoder; its elements beyond their table are left out."""
+    def copy_weights(self, ours: PaiNN) -> None:
+        """Copy the weights of our encoder, except for elements that schnetpack's embedding lacks."""
         self.net.embedding.weight.copy_(ours.embedding.weight[: len(self.net.embedding.weight)])
         for k, (message, update) in enumerate(zip(ours.messages, ours.updates, strict=True)):
             assert isinstance(message, Message)
@@ -72,7 +72,7 @@ class SchNetPackPaiNN(nn.Module):
 
 
 class TorchGeometricSchNet(nn.Module):
-    """torch_geometric's whole SchNet, energy [g], with a list of edges made before."""
+    """torch_geometric's SchNet, which returns energies [g] for prepared edges."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class TorchGeometricSchNet(nn.Module):
         self.pairs = torch.zeros(2, 0, dtype=torch.long)
 
     def edges(self, positions: Tensor, _graph: Tensor) -> tuple[Tensor, Tensor]:
-        """The pairs [2, e] and their distances [e]."""
+        """Return the pairs [2, e] and their distances [e]."""
         sender, receiver = self.pairs
         return self.pairs, (positions[sender] - positions[receiver]).norm(dim=-1)
 
@@ -100,7 +100,7 @@ class TorchGeometricSchNet(nn.Module):
 
 
 class TorchGeometricDimeNet(nn.Module):
-    """torch_geometric's whole DimeNet++, energy [g], with lists of edges and of pairs of edges made before."""
+    """torch_geometric's DimeNet++, which returns energies [g] for prepared edges and pairs of edges."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class TorchGeometricDimeNet(nn.Module):
     def forward(self, batch: Batch, positions: Tensor) -> Tensor:
         i, j, kj, ji = batch.receiver, batch.sender, batch.incoming, batch.outgoing
         lists = (i, j, i[ji], j[ji], j[kj], kj, ji)
-        # its own makers of lists need libraries that have no wheel for this torch
+        # the functions that build these lists need libraries without a wheel for this torch
         with (
             patch.object(dimenet, "radius_graph", lambda *_args, **_options: None),
             patch.object(dimenet, "triplets", lambda *_args, **_options: lists),

@@ -2,132 +2,134 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import cluster as emulated
-from tests.support.cluster import Cluster, Job
+from tests.conftest import require_slurm
+from tests.support.cluster import Cluster, Job, wait_until
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Start a cluster of eight nodes."""
-    if missing := emulated.available():
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing} is missing, and CI must have it")
-        pytest.skip(f"{missing} is not installed")
+    require_slurm()
     with Cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
 
 
 def submit(cluster: Cluster, body: str, *options: str) -> str:
     """Submit a script and return its id."""
-    done = subprocess.run(
+    result = subprocess.run(
         ["sbatch", "--parsable", f"--chdir={cluster.folder}", *options],
         input=f"#!/bin/bash\n{body}\n", env=cluster.environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
-def wait(done: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)
-
-
-def runs(cluster: Cluster, job: str) -> list[Job]:
+def list_runs(cluster: Cluster, job: str) -> list[Job]:
     return [entry for entry in cluster.history() if entry.id == job]
 
 
-def states(cluster: Cluster, job: str) -> list[str]:
-    return [entry.state for entry in runs(cluster, job)]
+def list_states(cluster: Cluster, job: str) -> list[str]:
+    return [entry.state for entry in list_runs(cluster, job)]
 
 
-def running(cluster: Cluster, job: str) -> bool:
+def wait_for_states(cluster: Cluster, job: str, *expected: str) -> None:
+    wait_until(f"{job} is {', '.join(expected)}", lambda: list_states(cluster, job) == list(expected), 60)
+
+
+def wait_for_start(cluster: Cluster, job: str) -> None:
+    wait_until(f"{job} runs", lambda: is_running(cluster, job), 60)
+
+
+def is_running(cluster: Cluster, job: str) -> bool:
     return any(entry.id == job and entry.state == "RUNNING" for entry in cluster.jobs())
 
 
-def output(cluster: Cluster, job: str) -> list[str]:
+def read_output(cluster: Cluster, job: str) -> list[str]:
     return (cluster.folder / f"slurm-{job}.out").read_text().splitlines()
 
 
 def test_completion_log_has_exit_codes(cluster: Cluster) -> None:
     good, bad = submit(cluster, "true"), submit(cluster, "exit 3")
-    wait(lambda: states(cluster, good) == ["COMPLETED"] and states(cluster, bad) == ["FAILED"])
+    wait_for_states(cluster, good, "COMPLETED")
+    wait_for_states(cluster, bad, "FAILED")
     assert " ExitCode=3:0 " in cluster.call("scontrol", "show", "job", "-o", bad)
 
 
 def test_step_spans_nodes(cluster: Cluster) -> None:
     job = submit(cluster, "srun bash -c 'echo $SLURMD_NODENAME'", "-N2", "--ntasks-per-node=1")
-    wait(lambda: states(cluster, job) == ["COMPLETED"])
-    assert len(set(output(cluster, job))) == 2
+    wait_for_states(cluster, job, "COMPLETED")
+    assert len(set(read_output(cluster, job))) == 2
 
 
 def test_tasks_see_their_gpus(cluster: Cluster) -> None:
     if not cluster.has_gpu_devices:
         pytest.skip("device files may not be made here")
-    done = cluster.call("srun", "--gpus-per-node=2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES")
-    assert len(done.strip().split(",")) == 2
+    result = cluster.call("srun", "--gpus-per-node=2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES")
+    assert len(result.strip().split(",")) == 2
 
 
 def test_job_of_a_dead_node_restarts_under_its_id(cluster: Cluster) -> None:
     body = "echo restarts=$SLURM_RESTART_COUNT; [[ $SLURM_RESTART_COUNT ]] || sleep 60"
     job = submit(cluster, body, "-N2", "--requeue", "--open-mode=append")
-    wait(lambda: running(cluster, job) and (cluster.folder / f"slurm-{job}.out").exists())
+    wait_for_start(cluster, job)
+    wait_until("the job writes", (cluster.folder / f"slurm-{job}.out").exists, 60)
     node = next(entry for entry in cluster.jobs() if entry.id == job).nodes[2:3]
-    cluster.down(f"n{node}")
+    cluster.kill_node(f"n{node}")
     assert cluster.states()[f"n{node}"].startswith("down")
-    cluster.hasten(job)
-    wait(lambda: states(cluster, job) == ["NODE_FAIL", "COMPLETED"])
-    assert output(cluster, job)[-1] == "restarts=1"
-    cluster.resume(f"n{node}")
+    cluster.start_requeued(job)
+    wait_for_states(cluster, job, "NODE_FAIL", "COMPLETED")
+    assert read_output(cluster, job)[-1] == "restarts=1"
+    cluster.restart_node(f"n{node}")
     assert cluster.states()[f"n{node}"] == "idle"
 
 
 def test_job_without_requeue_ends_with_its_node(cluster: Cluster) -> None:
     job = submit(cluster, "sleep 60", "--no-requeue", "-w", "n5")
-    wait(lambda: running(cluster, job))
-    cluster.down("n5")
-    wait(lambda: states(cluster, job) == ["NODE_FAIL"])
-    cluster.resume("n5")
+    wait_for_start(cluster, job)
+    cluster.kill_node("n5")
+    wait_for_states(cluster, job, "NODE_FAIL")
+    cluster.restart_node("n5")
 
 
 def test_controller_restart_keeps_the_queue(cluster: Cluster) -> None:
-    held, busy = submit(cluster, "true", "--hold"), submit(cluster, "sleep 60")
-    wait(lambda: running(cluster, busy))
+    held_job, running_job = submit(cluster, "true", "--hold"), submit(cluster, "sleep 60")
+    wait_for_start(cluster, running_job)
     cluster.restart()
-    assert {held: "PENDING", busy: "RUNNING"}.items() <= {entry.id: entry.state for entry in cluster.jobs()}.items()
-    cluster.call("scancel", held, busy)
-    wait(lambda: states(cluster, busy) == ["CANCELLED"])
+    assert {held_job: "PENDING", running_job: "RUNNING"}.items() <= {
+        entry.id: entry.state for entry in cluster.jobs()
+    }.items()
+    cluster.call("scancel", held_job, running_job)
+    wait_for_states(cluster, running_job, "CANCELLED")
 
 
 def test_commands_fail_without_controller(cluster: Cluster) -> None:
     job = submit(cluster, "sleep 5")
-    wait(lambda: running(cluster, job))
+    wait_for_start(cluster, job)
     cluster.stop_controller()
-    done = cluster.run("squeue")
-    assert done.returncode == 1
-    assert "Unable to contact slurm controller" in done.stderr
+    result = cluster.run("squeue")
+    assert result.returncode == 1
+    assert "Unable to contact slurm controller" in result.stderr
     cluster.start_controller()
-    wait(lambda: states(cluster, job) == ["COMPLETED"])
+    wait_for_states(cluster, job, "COMPLETED")
 
 
 def test_arrays_and_dependencies_run_in_order(cluster: Cluster) -> None:
     array = submit(cluster, "exit $SLURM_ARRAY_TASK_ID", "--array=0-3")
-    after = submit(cluster, "true", f"--dependency=afterany:{array}")
-    wait(lambda: states(cluster, after) == ["COMPLETED"])
-    ends = {task: states(cluster, f"{array}_{task}") for task in range(4)}
+    dependent = submit(cluster, "true", f"--dependency=afterany:{array}")
+    wait_for_states(cluster, dependent, "COMPLETED")
+    ends = {task: list_states(cluster, f"{array}_{task}") for task in range(4)}
     assert ends == {0: ["COMPLETED"], 1: ["FAILED"], 2: ["FAILED"], 3: ["FAILED"]}
-    assert runs(cluster, after)[0].start >= max(runs(cluster, f"{array}_{task}")[0].end for task in range(4))
+    assert list_runs(cluster, dependent)[0].start >= max(
+        list_runs(cluster, f"{array}_{task}")[0].end for task in range(4)
+    )
 
 
 @pytest.mark.usefixtures("cluster")
@@ -165,10 +167,10 @@ with Cluster(pathlib.Path({str(tmp_path)!r}), nodes=2) as cluster:
     assert owner.stdout.readline() == "ready\n"
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    wait(lambda: not left(tmp_path), 20)
+    wait_until("no process is left", lambda: not list_survivors(tmp_path), 20)
 
 
-def left(folder: Path) -> list[psutil.Process]:
+def list_survivors(folder: Path) -> list[psutil.Process]:
     """Return the living processes that name the folder, or that the cluster made sleep."""
     marks = str(folder), "sleep 987"
     alive = psutil.process_iter(["cmdline", "status"])

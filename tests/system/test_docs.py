@@ -25,7 +25,7 @@ PAGES = (
 )
 
 
-def block(page: str) -> str:
+def read_example(page: str) -> str:
     """Return the YAML example of a page."""
     example = re.search(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert example is not None
@@ -38,12 +38,12 @@ def test_example_suite_has_every_key_and_expands(
     from harness.config.suite import Suite
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "example.yaml").write_text(block("suites/README.md"))
+    (tmp_path / "example.yaml").write_text(read_example("suites/README.md"))
     assert main(["list", "example.yaml", "--system", "slurm"]) == 0
     names = capsys.readouterr().out.splitlines()
     assert len(names) == 2 * (3 * 2 * 2 - 2)
     assert main(["plan", "example.yaml"]) == 0
-    text = block("suites/README.md")
+    text = read_example("suites/README.md")
     for key in set(Suite.model_fields) - {"description"} | {"scale"}:
         assert re.search(rf"^{key}:", text, re.MULTILINE), f"the example does not show {key}"
 
@@ -53,7 +53,7 @@ def test_example_system_plans(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "systems").mkdir()
-    (tmp_path / "systems" / "mine.yaml").write_text(block("systems/README.md"))
+    (tmp_path / "systems" / "mine.yaml").write_text(read_example("systems/README.md"))
     assert main(["plan", "scaling", "--system", "mine"]) == 0
     assert main(["run", "scaling", "--system", "mine"]) == 0
     assert "sbatch --account=ACCOUNT" in capsys.readouterr().out
@@ -72,14 +72,16 @@ def test_example_of_a_pbs_site_writes_scripts(
     (tmp_path / "systems" / "ours.yaml").write_text(text)
     assert main(["run", "scaling", "--system", "ours"]) == 0
     assert "left out" not in capsys.readouterr().out
-    for script in tmp_path.rglob("jobs/*.sh"):
+    scripts = list(tmp_path.rglob("jobs/*.sh"))
+    assert scripts
+    for script in scripts:
         assert re.search(r"^#PBS -l select=\d:ncpus=64:mpiprocs=4:ngpus=4$", script.read_text(), re.MULTILINE)
 
 
 def test_first_cluster_example_is_run_by_ci() -> None:
     example = "python3 -m nox -s scaling -- --system aurora"
-    [shown] = re.findall(rf"`({example}[^`]*)`", (ROOT / "README.md").read_text())
-    assert shown == example
+    [command] = re.findall(rf"`({example}[^`]*)`", (ROOT / "README.md").read_text())
+    assert command == example
     assert example in (ROOT / ".ci" / "run").read_text().splitlines()
 
 

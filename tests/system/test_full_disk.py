@@ -29,16 +29,16 @@ resources: {minutes: 5}
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of 400 kB."""
-    with mounted(tmp_path / "disk", "600k") as mount_point:
+    """Mount a disk of 600 kB."""
+    with mount_disk(tmp_path / "disk", "600k") as mount_point:
         yield mount_point
 
 
 @contextmanager
-def mounted(mount_point: Path, size: str) -> Iterator[Path]:
+def mount_disk(mount_point: Path, size: str) -> Iterator[Path]:
     mount_point.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mount_point)], check=False)
-    if done.returncode:
+    result = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mount_point)], check=False)
+    if result.returncode:
         pytest.skip("a small disk cannot be mounted here")
     try:
         yield mount_point
@@ -47,6 +47,7 @@ def mounted(mount_point: Path, size: str) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> Path:
+    """Fill the disk but for `leave` bytes with one file, and return it."""
     room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     (disk / "filling").write_bytes(b"x" * (room - leave))
     return disk / "filling"
@@ -63,7 +64,9 @@ def test_campaign_continues_after_a_full_disk(harness: Harness, tmp_path: Path, 
     filling.unlink()
     again = harness("run", "small.yaml", "--out", str(disk / "out"), "--retry")
     assert again.returncode == 0, again.stderr
-    for log in (disk / "out").glob("runs/*/small-*/events.jsonl"):
+    logs = list((disk / "out").glob("runs/*/small-*/events.jsonl"))
+    assert len(logs) == 3
+    for log in logs:
         assert [e["event"] for e in read(log)].count("start") == 1
 
 
@@ -88,8 +91,8 @@ def test_event_on_a_full_disk_is_an_error_and_damages_no_other(disk: Path) -> No
 
 @pytest.mark.parametrize("leave", [200_000, 3_000_000])
 def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path, leave: int) -> None:
-    """The disk is full while parts are read, or while the store is written."""
-    with mounted(tmp_path / "disk", "24m") as disk:
+    """The disk becomes full while parts are read, or while the store is written."""
+    with mount_disk(tmp_path / "disk", "24m") as disk:
         argv = ("data", "convert", "alexandria", "--to", str(disk / "stores"), "--cutoff", "3", "--workers", "1")
         filling = fill(disk, leave)
         full = harness(*argv)
@@ -105,14 +108,14 @@ def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path
 
 @pytest.mark.parametrize("leave", [200_000, 1_400_000])
 def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> None:
-    """The disk is full before the first segment, or after some; no candidate is screened twice."""
-    asked = {
+    """The disk becomes full before the first segment or later; no candidate is screened twice."""
+    parameters = {
         "workload": {"kind": "prototypes", "elements": ["O", "Na", "Cl", "Fe"]}, "part": 256,
         "candidates": 4096, "keep": {"what": "all"}, "energy_only": True, "compile": False, "commit_s": 0.0,
     }  # fmt: skip
     argv = [sys.executable, "-m", "harness.reference"]
-    with mounted(tmp_path / "disk", "16m") as disk:
-        (disk / "case.json").write_text(json.dumps({"id": "1", "program": "screening", "parameters": asked}))
+    with mount_disk(tmp_path / "disk", "16m") as disk:
+        (disk / "case.json").write_text(json.dumps({"id": "1", "program": "screening", "parameters": parameters}))
         filling = fill(disk, leave)
         full = subprocess.run([*argv, str(disk)], capture_output=True, text=True, check=False)
         assert full.returncode == 1, full.stderr

@@ -8,7 +8,6 @@ script; the nodes are emulated, and only Slurm knows their names.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +17,9 @@ import pytest
 
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.protocol import events
-from tests.conftest import ROOT, needs
-from tests.support.cluster import Cluster, available
-from tests.system.test_slurm import FLEET, until
+from tests.conftest import ROOT, require_program, require_slurm
+from tests.support.cluster import Cluster, wait_until
+from tests.system.test_slurm import FLEET
 
 pytestmark = pytest.mark.slow
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -46,12 +45,8 @@ WORDS = ("run", "fleet.yaml", "--system", "torque.yaml", "-S", "account=abc", "-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for program in ("qsub", "qstat", "qdel", "generate_pbs_nodefile"):
-        needs(program)
-    missing = available()
-    if missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing} is missing, and CI must have it")
-        pytest.skip(f"{missing} is not installed")
+        require_program(program)
+    require_slurm()
     folder = tmp_path_factory.mktemp("pbs")
     (folder / "plugstack.conf").write_text("required spank_pbs.so\n")
     with Cluster(folder, nodes=2, gpus=0) as running:
@@ -80,14 +75,14 @@ def test_harness_joins_a_script_submitted_with_qsub(call: Call, cluster: Cluster
     campaign = tmp_path / "results" / "runs" / "fleet-torque"
     [script] = campaign.glob("jobs/*seed_1*.sh")
     job = cluster.call("qsub", str(script)).strip()
-    shown = cluster.call("scontrol", "show", "job", job)
-    for asked in (f"JobName={script.stem}\n", "NumNodes=2", "TimeLimit=00:07:00", "Account=abc", "Requeue=1"):
-        assert asked in shown
+    description = cluster.call("scontrol", "show", "job", job)
+    for request in (f"JobName={script.stem}\n", "NumNodes=2", "TimeLimit=00:07:00", "Account=abc", "Requeue=1"):
+        assert request in description
     assert "\n#PBS -l select=2:ncpus=1:mpiprocs=1\n#PBS -l place=scatter:excl\n" in script.read_text()
-    done = call(*WORDS, "--wait")
-    assert done.returncode == 0, done.stderr
+    result = call(*WORDS, "--wait")
+    assert result.returncode == 0, result.stderr
     assert call("status", *WORDS[1:]).stdout.endswith("2 done\n")
-    assert done.stderr.count("submitted") == 1
+    assert result.stderr.count("submitted") == 1
     [by_hand] = campaign.glob("fleet-seed_1-*")
     assert (by_hand / "job.sh").read_text() == script.read_text()
     assert (by_hand / "claim").read_text() == f"{job}\n"
@@ -106,10 +101,10 @@ def test_pbs_clients_list_and_delete_a_job(cluster: Cluster, monkeypatch: pytest
     scheduler = PbsScheduler()
     job = scheduler.submit(script, "long")
     after = scheduler.submit(script, "long", [job])
-    until("it runs", lambda: [q.state for q in scheduler.queue((), [job])] == ["running"])
+    wait_until("it runs", lambda: [q.state for q in scheduler.queue((), [job])] == ["running"])
     assert {queued.id: queued.state for queued in scheduler.queue(["long"])} == {job: "running", after: "waiting"}
     assert scheduler.queue(["other"]) == []
     scheduler.cancel([after, job])
-    until("both are gone", lambda: scheduler.queue(["long"]) == [])
+    wait_until("both are gone", lambda: scheduler.queue(["long"]) == [])
     scheduler.cancel([after, job])
     assert scheduler.exit_info([job]) == {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.protocol import events
-from tests.conftest import ROOT
-from tests.support.cluster import Cluster, available
+from tests.conftest import ROOT, require_slurm
+from tests.support.cluster import Cluster, wait_until
 
 pytestmark = pytest.mark.slow
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -38,11 +37,7 @@ resources: {minutes: 5}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    missing = available()
-    if missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing} is missing, and CI must have it")
-        pytest.skip(f"{missing} is not installed")
+    require_slurm()
     with Cluster(tmp_path_factory.mktemp("slurm")) as running:
         yield running
 
@@ -53,7 +48,7 @@ def environment(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
         cluster.start_controller()
     for node in cluster.names:
         if cluster.states()[node] != "idle":
-            cluster.resume(node)
+            cluster.restart_node(node)
     return cluster.environment() | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)}
 
 
@@ -75,30 +70,23 @@ def call(environment: dict[str, str], tmp_path: Path) -> Call:
     return run
 
 
-def write(folder: Path, text: str = FLEET, name: str = "fleet") -> Path:
+def write_suite(folder: Path, text: str = FLEET, name: str = "fleet") -> Path:
     (folder / f"{name}.yaml").write_text(text)
     return folder / "results" / "runs" / f"{name}-slurm"
 
 
-def starts(campaign: Path) -> dict[str, int]:
+def count_starts(campaign: Path) -> dict[str, int]:
     """Return how often the program of each case was started, in all its attempts."""
-    count = {}
+    counts = {}
     for case in campaign.glob("*/case.json"):
         logs = [case.parent / "events.jsonl", *case.parent.glob("attempt-*/events.jsonl")]
         name = json.loads(case.read_text())["name"]
-        count[name] = sum(e["event"] == "start" for log in logs for e in events.read(log))
-    return count
-
-
-def until(what: str, holds: Callable[[], bool], timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.2)
+        counts[name] = sum(e["event"] == "start" for log in logs for e in events.read(log))
+    return counts
 
 
 def test_submitted_jobs_are_collected_later(call: Call, tmp_path: Path) -> None:
-    campaign = write(tmp_path)
+    campaign = write_suite(tmp_path)
     written = call("run", "fleet.yaml", "--system", "slurm")
     assert written.returncode == 0, written.stderr
     assert "4 not run" in written.stdout
@@ -109,24 +97,24 @@ def test_submitted_jobs_are_collected_later(call: Call, tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "4 jobs as one array" in first.stderr
     assert call("status", "fleet.yaml", "--system", "slurm").returncode == 3
-    until("all have ended", lambda: len(list(campaign.glob("*/exit_code"))) == 4)
+    wait_until("all have ended", lambda: len(list(campaign.glob("*/exit_code"))) == 4)
     later = call("run", "fleet.yaml", "--system", "slurm", "--submit")
     assert later.returncode == 0, later.stderr
     assert "4 done" in later.stdout
     assert "submitted" not in later.stderr
-    assert set(starts(campaign).values()) == {1}
+    assert set(count_starts(campaign).values()) == {1}
     assert call("status", "fleet.yaml", "--system", "slurm").stdout.endswith("4 done\n")
 
 
 def test_thirty_cases_finish_while_everything_dies(
     call: Call, cluster: Cluster, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """One case fails, a node dies under another, the harness is killed, started twice, the controller restarted."""
+    """One case fails, another loses its node, the harness is killed and started twice, the controller is restarted."""
     text = FLEET.replace("  seed: [1, 2, 3, 4]", f"  seed: [{', '.join(map(str, range(28)))}]")
     odd = text[: text.index("matrix:")].replace("name: fleet", "name: odd")
     odd = odd.replace("  sets: [mptrj]\n", "").replace("  steps: 1\n", "")
     odd += "zips: {kinds: {sets: [[mptrj], [no-such-set]], steps: [2500, 1]}}\nresources: {minutes: 5}\n"
-    fleet, odd_ones = write(tmp_path, text), write(tmp_path, odd, "odd")
+    fleet, odd_campaign = write_suite(tmp_path, text), write_suite(tmp_path, odd, "odd")
     argv = ["run", "odd.yaml", "--system", "slurm", "--submit"]
     assert call(*argv).returncode == 0
     command = [
@@ -142,42 +130,42 @@ def test_thirty_cases_finish_while_everything_dies(
         "--max-jobs",
         "7",
     ]
-    quiet = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **options)  # type: ignore[call-overload]
 
     def progress() -> str:
-        return "".join(p.read_text() for p in odd_ones.glob("*steps_2500*/events.jsonl"))
+        return "".join(p.read_text() for p in odd_campaign.glob("*steps_2500*/events.jsonl"))
 
-    until("the long case has begun", lambda: '"ranks"' in progress())
-    until("some cases are done", lambda: len(list(fleet.glob("*/exit_code"))) >= 3)
+    wait_until("the long case has begun", lambda: '"ranks"' in progress())
+    wait_until("some cases are done", lambda: len(list(fleet.glob("*/exit_code"))) >= 3)
     first.kill()
     first.communicate()
     long_job = next(job for job in cluster.jobs() if "steps_2500" in job.name and job.state == "RUNNING")
-    cluster.down(long_job.nodes)
+    cluster.kill_node(long_job.nodes)
     cluster.restart()
-    two = [subprocess.Popen(command, **quiet) for _ in range(2)]  # type: ignore[call-overload]
-    cluster.hasten(long_job.id)
-    output = [process.communicate(timeout=1200) for process in two]
-    assert sorted(p.returncode for p in two) == [2, 3], output
+    harnesses = [subprocess.Popen(command, **options) for _ in range(2)]  # type: ignore[call-overload]
+    cluster.start_requeued(long_job.id)
+    output = [process.communicate(timeout=1200) for process in harnesses]
+    assert sorted(p.returncode for p in harnesses) == [2, 3], output
     assert sum("another harness is running this campaign" in stderr for _, stderr in output) == 1
     outcomes = call("status", "fleet.yaml", "odd.yaml", "--system", "slurm").stdout.splitlines()
     assert outcomes[-1] == "29 done, 1 failed"
     assert "no-such-set" in next(line for line in outcomes if line.startswith("failed"))
-    assert set(starts(fleet).values()) == {1}
-    assert len(starts(fleet)) == 28
-    twice = starts(odd_ones)
-    assert sorted(twice.values()) == [1, 2], twice
+    assert set(count_starts(fleet).values()) == {1}
+    assert len(count_starts(fleet)) == 28
+    odd_starts = count_starts(odd_campaign)
+    assert sorted(odd_starts.values()) == [1, 2], odd_starts
     again = call(*command[3:])
     assert again.returncode == 3
     assert "submitted" not in again.stderr
-    cluster.resume(long_job.nodes)
+    cluster.restart_node(long_job.nodes)
 
 
 def test_harness_killed_during_submission_recovers_the_job(
     call: Call, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """sbatch has accepted the job, and the harness dies before it reads the id: no second job is submitted."""
-    campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    campaign = write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout.strip()
     traps = tmp_path / "bin"
     traps.mkdir()
@@ -186,65 +174,69 @@ def test_harness_killed_during_submission_recovers_the_job(
     argv = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
     assert call(*argv, PATH=f"{traps}:{environment['PATH']}").returncode == -9
     assert '"submitting"' in (campaign / "journal.jsonl").read_text()
-    done = call(*argv)
-    assert done.returncode == 0, done.stderr
-    assert "submitted" not in done.stderr
-    assert list(starts(campaign).values()) == [1]
+    result = call(*argv)
+    assert result.returncode == 0, result.stderr
+    assert "submitted" not in result.stderr
+    assert list(count_starts(campaign).values()) == [1]
 
 
 def test_job_submitted_by_hand_is_joined(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 500"))
+    campaign = write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 500"))
     argv = ["run", "fleet.yaml", "--system", "slurm"]
     assert call(*argv).returncode == 0
     script = next(campaign.glob("jobs/*.sh"))
     cluster.call("sbatch", str(script))
     cluster.call("sbatch", str(script))
-    done = call(*argv, "--wait")
-    assert done.returncode == 0, done.stderr
-    assert "submitted" not in done.stderr
-    until("the second copy has ended", lambda: not [j for j in cluster.jobs() if j.state in ("RUNNING", "PENDING")])
-    assert list(starts(campaign).values()) == [1]
+    result = call(*argv, "--wait")
+    assert result.returncode == 0, result.stderr
+    assert "submitted" not in result.stderr
+    wait_until(
+        "the second copy has ended", lambda: not [j for j in cluster.jobs() if j.state in ("RUNNING", "PENDING")]
+    )
+    assert list(count_starts(campaign).values()) == [1]
     assert not list(campaign.glob("*/attempt-*"))
     assert "has it" in next(campaign.glob("jobs/*.log")).read_text()
 
 
 def test_unavailable_controller_interrupts_and_recovers(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    campaign = write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1, 2]"))
+    campaign = write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1, 2]"))
     argv = ["run", "fleet.yaml", "--system", "slurm"]
     cluster.stop_controller()
-    away = call(*argv, "--submit", GFM_HARNESS_PATIENCE_S="2")
-    assert away.returncode == 3
-    assert away.stderr.splitlines()[-1].startswith("error: squeue: slurm_load_jobs error: Unable to contact slurm")
-    assert "nothing is lost" in away.stderr
+    interrupted = call(*argv, "--submit", GFM_HARNESS_PATIENCE_S="2")
+    assert interrupted.returncode == 3
+    assert interrupted.stderr.splitlines()[-1].startswith(
+        "error: squeue: slurm_load_jobs error: Unable to contact slurm"
+    )
+    assert "nothing is lost" in interrupted.stderr
     assert call("status", "fleet.yaml", "--system", "slurm", GFM_HARNESS_PATIENCE_S="2").returncode == 3
     cluster.start_controller()
     assert call(*argv, "--wait").returncode == 0
-    assert set(starts(campaign).values()) == {1}
+    assert set(count_starts(campaign).values()) == {1}
 
 
 def test_case_waits_for_an_unavailable_controller(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     """srun ends with exit code 1, like a program, if it does not reach the controller in MessageTimeout seconds."""
-    held = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
-    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage: ['{held}']\n")
-    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    stage = f"touch {tmp_path}/staged; until [ -e {tmp_path}/go ]; do sleep 0.2; done"
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nstage: ['{stage}']\n")
+    write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     argv = ["run", "fleet.yaml", "--system", "here.yaml"]
     assert call(*argv, "--submit").returncode == 0
-    until("the job has its nodes", (tmp_path / "staged").exists)
+    wait_until("the job has its nodes", (tmp_path / "staged").exists)
     cluster.stop_controller()
     (tmp_path / "go").touch()
     [log] = campaign.glob("jobs/*.log")
-    until("srun has given up", lambda: "Slurm's controller did not answer srun" in log.read_text())
+    wait_until("srun has given up", lambda: "Slurm's controller did not answer srun" in log.read_text())
     cluster.start_controller()
-    done = call(*argv, "--wait")
-    assert done.returncode == 0, done.stderr
-    assert "submitted" not in done.stderr
+    result = call(*argv, "--wait")
+    assert result.returncode == 0, result.stderr
+    assert "submitted" not in result.stderr
     assert not list(campaign.glob("*/attempt-*"))
-    assert starts(campaign) == {"fleet-seed_1": 1}
+    assert count_starts(campaign) == {"fleet-seed_1": 1}
 
 
 def test_rejection_is_reported_and_can_be_corrected(call: Call, tmp_path: Path) -> None:
-    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
+    write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]"))
     argv = ["run", "fleet.yaml", "--system", "slurm", "--wait"]
     refused = call(*argv, "-S", "partition=nope")
     assert refused.returncode == 2
@@ -257,9 +249,9 @@ def test_cases_start_after_their_dependencies(call: Call, tmp_path: Path) -> Non
     text = FLEET.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "2, 1"
     )
-    campaign = write(tmp_path, text)
-    done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
-    assert done.returncode == 0, done.stderr
+    campaign = write_suite(tmp_path, text)
+    result = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    assert result.returncode == 0, result.stderr
     first, second = (
         [e["time_s"] for e in events.read(next(campaign.glob(f"fleet-seed_{k}-*")) / "events.jsonl")] for k in (1, 2)
     )
@@ -271,21 +263,21 @@ def test_case_with_failed_dependency_is_blocked(call: Call, tmp_path: Path) -> N
     text = text.replace("matrix:", "after: [{cases: {seed: 2}, needs: {seed: 1}}]\nmatrix:").replace(
         "1, 2, 3, 4", "1, 2"
     )
-    campaign = write(tmp_path, text)
-    done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
-    assert done.returncode == 3
+    campaign = write_suite(tmp_path, text)
+    result = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    assert result.returncode == 3
     assert "blocked" in call("status", "fleet.yaml", "--system", "slurm").stdout
-    assert starts(campaign)["fleet-seed_1"] == 1
-    assert starts(campaign).get("fleet-seed_2", 0) == 0
+    assert count_starts(campaign)["fleet-seed_1"] == 1
+    assert count_starts(campaign).get("fleet-seed_2", 0) == 0
 
 
 def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
     """A node that fails the check is not used; the job requested one more than its case needs."""
     (tmp_path / "here.yaml").write_text('name: here\nextends: slurm\ncheck: test "$SLURMD_NODENAME" != n1\n')
-    write(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{minutes: 5}", "{minutes: 5, nodes: 1}"))
+    write_suite(tmp_path, FLEET.replace("[1, 2, 3, 4]", "[1]").replace("{minutes: 5}", "{minutes: 5, nodes: 1}"))
     argv = ["run", "fleet.yaml", "--system", "here.yaml", "--wait"]
-    done = call(*argv, "-S", "spares=7")
-    assert done.returncode == 0, done.stderr
+    result = call(*argv, "-S", "spares=7")
+    assert result.returncode == 0, result.stderr
     campaign = tmp_path / "results" / "runs" / "fleet-here"
     assert "7 of 8 nodes passed the check" in next(campaign.glob("jobs/*.log")).read_text()
     assert "n1 " not in next(campaign.glob("jobs/*.nodes")).read_text()
@@ -294,58 +286,60 @@ def test_spare_nodes_replace_unhealthy_ones(call: Call, tmp_path: Path) -> None:
 def test_spare_node_takes_over_in_the_same_job(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     """The second of two nodes dies under a case, and the job continues with the spare node."""
     text = FLEET.replace("[1, 2, 3, 4]", "[1]").replace("steps: 1", "steps: 1000")
-    campaign = write(tmp_path, text.replace("{minutes: 5}", "{minutes: 5, nodes: 2}"))
+    campaign = write_suite(tmp_path, text.replace("{minutes: 5}", "{minutes: 5, nodes: 2}"))
     argv = ["run", "fleet.yaml", "--system", "slurm", "-S", "spares=1"]
     assert call(*argv, "--submit").returncode == 0
     log = next(campaign.glob("fleet-seed_1-*")) / "events.jsonl"
-    until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
+    wait_until("the case runs", lambda: any(e.get("name") == "ranks" for e in events.read(log)))
     ranks = next(e["value"] for e in events.read(log) if e.get("name") == "ranks")
     dead = ranks[1]["node"]
-    cluster.down(dead)
-    done = call(*argv, "--wait")
-    assert done.returncode == 0, done.stderr
+    cluster.kill_node(dead)
+    result = call(*argv, "--wait")
+    assert result.returncode == 0, result.stderr
     assert "started again on others" in next(campaign.glob("jobs/*.log")).read_text()
-    assert starts(campaign) == {"fleet-seed_1": 2}
+    assert count_starts(campaign) == {"fleet-seed_1": 2}
     last = [e["value"] for e in events.read(log) if e.get("name") == "ranks"][-1]
     assert len({rank["node"] for rank in last} - {dead}) == 2
-    cluster.resume(dead)
+    cluster.restart_node(dead)
 
 
 def test_requeued_packed_job_continues_where_it_stopped(call: Call, cluster: Cluster, tmp_path: Path) -> None:
     text = FLEET.replace("resources", "pack: 3\nresources").replace("  steps: 1\n", "")
     text = text.replace("matrix:\n  seed: [1, 2, 3, 4]", "zips: {one: {seed: [1, 2, 3], steps: [1, 2000, 1]}}")
-    campaign = write(tmp_path, text)
+    campaign = write_suite(tmp_path, text)
     assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
     second = next(campaign.glob("*seed_2*"))
-    until("the second case runs", lambda: any(e.get("name") == "ranks" for e in events.read(second / "events.jsonl")))
+    wait_until(
+        "the second case runs", lambda: any(e.get("name") == "ranks" for e in events.read(second / "events.jsonl"))
+    )
     job = next(job for job in cluster.jobs() if job.state == "RUNNING")
     cluster.call("scontrol", "requeue", job.id)
     time.sleep(3)  # Slurm does not restart a job within the same second
-    cluster.hasten(job.id)
-    done = call("run", "fleet.yaml", "--system", "slurm", "--wait")
-    assert done.returncode == 0, done.stderr
-    count = starts(campaign)
-    assert sorted(count.values()) == [1, 1, 2], count
+    cluster.start_requeued(job.id)
+    result = call("run", "fleet.yaml", "--system", "slurm", "--wait")
+    assert result.returncode == 0, result.stderr
+    counts = count_starts(campaign)
+    assert sorted(counts.values()) == [1, 1, 2], counts
     assert "has ended before" in next(campaign.glob("jobs/*.log")).read_text()
 
 
 def test_cancelled_jobs_can_be_submitted_again(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    campaign = write(tmp_path, FLEET.replace("steps: 1", "steps: 100000"))
+    campaign = write_suite(tmp_path, FLEET.replace("steps: 1", "steps: 100000"))
     assert call("run", "fleet.yaml", "--system", "slurm", "--submit").returncode == 0
-    until("one runs", lambda: any(job.state == "RUNNING" for job in cluster.jobs()))
+    wait_until("one runs", lambda: any(job.state == "RUNNING" for job in cluster.jobs()))
     cancelled = call("cancel", "fleet.yaml", "--system", "slurm")
     assert "4 jobs cancelled" in cancelled.stdout, cancelled.stderr
     alive = [job for job in cluster.jobs() if job.state in ("RUNNING", "PENDING")]
     assert not [job for job in alive if job.name.startswith("fleet")]
-    write(tmp_path)
+    write_suite(tmp_path)
     assert call("run", "fleet.yaml", "--system", "slurm", "--wait").returncode == 0
     assert len(list(campaign.glob("*/exit_code"))) == 4
 
 
 def test_scaling_runs_on_the_planned_nodes(call: Call, tmp_path: Path) -> None:
     """Two cases run in one allocation, on one node and on two, and record the ranks that really ran."""
-    done = call("run", "scaling", "--system", "slurm", "--wait", "-n", "weak-nodes_1", "-n", "weak-nodes_2")
-    assert done.returncode == 0, done.stderr
+    result = call("run", "scaling", "--system", "slurm", "--wait", "-n", "weak-nodes_1", "-n", "weak-nodes_2")
+    assert result.returncode == 0, result.stderr
     for nodes in (1, 2):
         log = (
             next((tmp_path / "results" / "runs" / "scaling-slurm").glob(f"scaling-weak-nodes_{nodes}-*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness.execution.journal import Journal
-from tests.conftest import ROOT
-from tests.support.cluster import Cluster, available
-from tests.system.test_slurm import FLEET, starts, until, write
+from tests.conftest import ROOT, require_slurm
+from tests.support.cluster import Cluster, wait_until
+from tests.system.test_slurm import FLEET, count_starts, write_suite
 
 pytestmark = pytest.mark.slow
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,11 +28,7 @@ UNLIMITED = "maxsubmitjobs=-1", "grpsubmitjobs=-1"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Start two nodes, in a folder that other users may enter."""
-    missing = available(accounting=True)
-    if missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing} is missing, and CI must have it")
-        pytest.skip(f"{missing} is not installed")
+    require_slurm(accounting=True)
     folder = Path(tempfile.mkdtemp(prefix="slurm-limits-"))
     folder.chmod(0o755)
     try:
@@ -44,7 +39,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def shut(cluster: Cluster) -> Iterator[None]:
+def closed_partition(cluster: Cluster) -> Iterator[None]:
     """Let Slurm accept jobs and start none."""
     cluster.call("scontrol", "update", "partition=debug", "state=down")
     yield
@@ -68,13 +63,13 @@ def call(cluster: Cluster, tmp_path: Path) -> Call:
     return run
 
 
-def of_fleet(cluster: Cluster) -> list[str]:
+def list_fleet_jobs(cluster: Cluster) -> list[str]:
     """Return the jobs that have not ended, by id."""
     return [j.id for j in cluster.jobs() if j.name.startswith("fleet") and j.state in ("PENDING", "RUNNING")]
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "limit"),
     [
         (("user", "root", "set", "maxsubmitjobs=3"), "AssocMaxSubmitJobLimit"),
         (("account", "root", "set", "grpsubmitjobs=3"), "AssocGrpSubmitJobsLimit"),
@@ -83,127 +78,133 @@ def of_fleet(cluster: Cluster) -> list[str]:
     ],
 )
 def test_jobs_over_a_limit_are_submitted_later(
-    call: Call, cluster: Cluster, shut: None, tmp_path: Path, change: tuple[str, ...], named: str
+    call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path, change: tuple[str, ...], limit: str
 ) -> None:
-    campaign = write(tmp_path, TEN)
+    campaign = write_suite(tmp_path, TEN)
     cluster.call("sacctmgr", "--immediate", "modify", *change)
     first = call(*WORDS, "--submit")
     assert first.returncode == 0, first.stderr
     assert "7 jobs (7 cases) held back" in first.stderr
-    assert named in first.stderr
-    assert len(of_fleet(cluster)) == 3
-    nothing = call(*WORDS, "--submit")
-    assert nothing.returncode == 3, nothing.stderr
-    assert len(of_fleet(cluster)) == 3
+    assert limit in first.stderr
+    assert len(list_fleet_jobs(cluster)) == 3
+    second = call(*WORDS, "--submit")
+    assert second.returncode == 3, second.stderr
+    assert len(list_fleet_jobs(cluster)) == 3
     cluster.call("sacctmgr", "--immediate", "modify", *change[:3], change[3].replace("=3", "=-1"))
     rest = call(*WORDS, "--submit")
     assert rest.returncode == 0, rest.stderr
-    assert len(of_fleet(cluster)) == 10
+    assert len(list_fleet_jobs(cluster)) == 10
     assert len(Journal(campaign).active_jobs) == 10
 
 
-def test_array_of_any_size_is_submitted(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
+def test_array_of_any_size_is_submitted(call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path) -> None:
     """With a MaxArraySize below its default of 1001, `--array=1-10` is rejected as an invalid specification."""
-    write(tmp_path, TEN)
+    write_suite(tmp_path, TEN)
     conf = cluster.folder / "slurm.conf"
     text = conf.read_text()
     conf.write_text(f"{text}MaxArraySize=5\n")
     cluster.restart()
     cluster.call("scontrol", "update", "partition=debug", "state=down")
-    done = call(*WORDS, "--submit")
+    result = call(*WORDS, "--submit")
     conf.write_text(text)
     cluster.restart()
-    assert done.returncode == 0, done.stderr
-    assert len(of_fleet(cluster)) == 10
+    assert result.returncode == 0, result.stderr
+    assert len(list_fleet_jobs(cluster)) == 10
 
 
-def test_cancelled_waiting_array_is_not_resubmitted(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
-    write(tmp_path)
+def test_cancelled_waiting_array_is_not_resubmitted(
+    call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path
+) -> None:
+    write_suite(tmp_path)
     assert call(*WORDS, "--submit").returncode == 0
-    [array] = {job.partition("_")[0] for job in of_fleet(cluster)}
+    [array] = {job.partition("_")[0] for job in list_fleet_jobs(cluster)}
     cluster.call("scancel", array)
-    until("sacct has it", lambda: "CANCELLED" in cluster.call("sacct", "-n", "-X", "-P", "-o", "State", "-j", array))
-    shown = cluster.call("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", array)
-    assert f"{array}_1|" not in shown, "the case that this test is about"
-    done = call(*WORDS, "--submit")
-    assert done.returncode == 3, done.stderr
-    assert of_fleet(cluster) == []
+    wait_until(
+        "sacct has it", lambda: "CANCELLED" in cluster.call("sacct", "-n", "-X", "-P", "-o", "State", "-j", array)
+    )
+    rows = cluster.call("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", array)
+    assert f"{array}_1|" not in rows, "this test needs a row for the whole array"
+    result = call(*WORDS, "--submit")
+    assert result.returncode == 3, result.stderr
+    assert list_fleet_jobs(cluster) == []
     status = call("status", *WORDS[1:]).stdout
     assert status.endswith("4 cancelled\n"), status
     assert "CANCELLED by 0" in status
 
 
 def test_cancelled_running_case_is_shown_as_cancelled(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    campaign = write(tmp_path, ONE.replace("steps: 1", "steps: 100000"))
+    campaign = write_suite(tmp_path, ONE.replace("steps: 1", "steps: 100000"))
     assert call(*WORDS, "--submit").returncode == 0
-    until("it runs", lambda: bool(list(campaign.glob("fleet-*/events.jsonl"))))
-    cluster.call("scancel", *of_fleet(cluster))
-    until("it is gone", lambda: of_fleet(cluster) == [])
-    done = call(*WORDS, "--submit")
-    assert done.returncode == 3, done.stderr
-    assert of_fleet(cluster) == []
+    wait_until("it runs", lambda: bool(list(campaign.glob("fleet-*/events.jsonl"))))
+    cluster.call("scancel", *list_fleet_jobs(cluster))
+    wait_until("it is gone", lambda: list_fleet_jobs(cluster) == [])
+    result = call(*WORDS, "--submit")
+    assert result.returncode == 3, result.stderr
+    assert list_fleet_jobs(cluster) == []
     assert call("status", *WORDS[1:]).stdout.endswith("1 cancelled\n")
-    assert sum(starts(campaign).values()) <= 1
+    assert sum(count_starts(campaign).values()) <= 1
 
 
-def test_held_job_ends_the_wait_with_its_reason(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
-    write(tmp_path, ONE)
+def test_held_job_ends_the_wait_with_its_reason(
+    call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path
+) -> None:
+    write_suite(tmp_path, ONE)
     assert call(*WORDS, "--submit").returncode == 0
-    cluster.call("scontrol", "uhold", *of_fleet(cluster))
-    done = call(*WORDS, "--wait")
-    assert done.returncode == 3
-    assert "JobHeldUser; it will not start by itself" in done.stderr
+    cluster.call("scontrol", "uhold", *list_fleet_jobs(cluster))
+    result = call(*WORDS, "--wait")
+    assert result.returncode == 3
+    assert "JobHeldUser; it will not start by itself" in result.stderr
     assert "JobHeldUser (it will not start by itself)" in call("status", *WORDS[1:]).stdout
 
 
-def test_user_variables_hide_no_job(call: Call, cluster: Cluster, shut: None, tmp_path: Path) -> None:
-    """They add no options to jobs either."""
-    write(tmp_path, ONE)
-    mine = {
+def test_user_variables_hide_no_job(call: Call, cluster: Cluster, closed_partition: None, tmp_path: Path) -> None:
+    """Such variables add no options to jobs either."""
+    write_suite(tmp_path, ONE)
+    user_variables = {
         "SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "other", "SQUEUE_FORMAT": "%j", "SQUEUE_USERS": "nobody",
         "SBATCH_HOLD": "1", "SBATCH_ACCOUNT": "none", "SBATCH_PARTITION": "other", "SACCT_FORMAT": "JobName",
     }  # fmt: skip
     for _ in range(2):
-        done = call(*WORDS, "--submit", **mine)
-        assert done.returncode == 0, done.stderr
-        assert len(of_fleet(cluster)) == 1
-    assert "1 waiting" in call("status", *WORDS[1:], **mine).stdout
+        result = call(*WORDS, "--submit", **user_variables)
+        assert result.returncode == 0, result.stderr
+        assert len(list_fleet_jobs(cluster)) == 1
+    assert "1 waiting" in call("status", *WORDS[1:], **user_variables).stdout
 
 
 def test_job_submitted_inside_salloc_ignores_the_allocation(call: Call, cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nprepare: ['env > {tmp_path}/seen']\n")
-    write(tmp_path, ONE)
+    (tmp_path / "here.yaml").write_text(f"name: here\nextends: slurm\nprepare: ['env > {tmp_path}/variables']\n")
+    write_suite(tmp_path, ONE)
     argv = ("run", "fleet.yaml", "--system", "here.yaml", "--submit")
-    done = call(*argv, within=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
-    assert done.returncode == 0, done.stderr
-    until("the job has begun", (tmp_path / "seen").exists)
-    until("it has written", lambda: "SLURM_JOB_ID" in (tmp_path / "seen").read_text())
-    seen = (tmp_path / "seen").read_text()
-    assert "SLURM_MEM_PER_NODE=700" not in seen
-    assert "SLURM_NTASKS=3" not in seen
-    until("it has ended", lambda: of_fleet(cluster) == [])
+    result = call(*argv, within=("salloc", "--quiet", "--nodes=1", "--ntasks=3", "--mem=700"))
+    assert result.returncode == 0, result.stderr
+    wait_until("the job has begun", (tmp_path / "variables").exists)
+    wait_until("it has written", lambda: "SLURM_JOB_ID" in (tmp_path / "variables").read_text())
+    variables = (tmp_path / "variables").read_text()
+    assert "SLURM_MEM_PER_NODE=700" not in variables
+    assert "SLURM_NTASKS=3" not in variables
+    wait_until("it has ended", lambda: list_fleet_jobs(cluster) == [])
 
 
-def test_jobs_in_a_hidden_partition_are_listed(cluster: Cluster, shut: None) -> None:
+def test_jobs_in_a_hidden_partition_are_listed(cluster: Cluster, closed_partition: None) -> None:
     """Root sees all partitions, so another user submits and queries."""
     cluster.run("sacctmgr", "--immediate", "add", "user", "nobody", "account=root")
     cluster.call("scontrol", "update", "partition=debug", "hidden=yes")
     # imported before the user changes, since the new user may not read this Python's folder
-    ask = "import os, sys; from harness.execution.schedulers.slurm import SlurmScheduler as Slurm; "
-    ask += "os.setgroups([]); os.setgid(65534); "
-    ask += "os.setuid(65534); print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
+    script = "import os, sys; from harness.execution.schedulers.slurm import SlurmScheduler as Slurm; "
+    script += "os.setgroups([]); os.setgid(65534); "
+    script += "os.setuid(65534); print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
 
     def as_nobody(*argv: str) -> str:
         user = {} if argv[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        done = subprocess.run(
+        result = subprocess.run(
             argv, env=cluster.environment() | {"PYTHONPATH": str(ROOT), "HOME": "/tmp"}, **user,  # type: ignore[call-overload]
             cwd="/tmp", capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
 
     job = as_nobody("sbatch", "--parsable", "--job-name=unseen", "--output=/dev/null", "--wrap=true")
-    assert as_nobody("squeue", "--noheader", "--name=unseen") == "", "the case that this test is about"
-    assert as_nobody(sys.executable, "-c", ask, "unseen", "none") == "1"
-    assert as_nobody(sys.executable, "-c", ask, "none", job) == "1"
+    assert as_nobody("squeue", "--noheader", "--name=unseen") == "", "this test needs a hidden partition"
+    assert as_nobody(sys.executable, "-c", script, "unseen", "none") == "1"
+    assert as_nobody(sys.executable, "-c", script, "none", job) == "1"
     cluster.call("scancel", job)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from harness.protocol import events
-from tests.conftest import pages_of
-from tests.support.cluster import Cluster
-from tests.system.test_slurm import call, cluster, environment, until  # noqa: F401
+from tests.conftest import read_pages
+from tests.support.cluster import Cluster, wait_until
+from tests.system.test_slurm import call, cluster, environment  # noqa: F401
 
 pytestmark = pytest.mark.slow
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -52,8 +52,8 @@ scale:
 """
 
 
-def trials(case: Path) -> list[dict[str, Any]]:
-    return [e for e in events.last_run(case / "events.jsonl") if e["event"] == "trial"]
+def read_trials(case: Path) -> list[dict[str, Any]]:
+    return [e for e in events.read_last_run(case / "events.jsonl") if e["event"] == "trial"]
 
 
 def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
@@ -65,12 +65,14 @@ def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_pa
     campaign = tmp_path / "results" / "runs" / "hunt-slurm"
     case = next(campaign.glob("hunt-*"))
     running = [case / "trials" / f"{k:04d}" for k in range(3)]
-    until("three trials run", lambda: all(any(e["event"] == "epoch" for e in log(folder)) for folder in running))
+    wait_until(
+        "three trials run", lambda: all(any(e["event"] == "epoch" for e in read_log(folder)) for folder in running)
+    )
     dead = (running[1] / "nodes").read_text().strip()
-    cluster.down(dead)
-    done = call(*argv, "--wait")
-    assert done.returncode == 0, done.stderr
-    reported = trials(case)
+    cluster.kill_node(dead)
+    result = call(*argv, "--wait")
+    assert result.returncode == 0, result.stderr
+    reported = read_trials(case)
     assert sorted(t["trial"] for t in reported) == [0, 1, 2, 3, 4]
     assert {t["state"] for t in reported} == {"done"}
     assert len({t["nodes"][0] for t in reported} - {dead}) == 2
@@ -79,18 +81,18 @@ def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_pa
             assert one["ended_s"] <= other["began_s"] or other["ended_s"] <= one["began_s"]
     starts = [e for e in events.read(running[1] / "events.jsonl") if e["event"] == "start"]
     assert len(starts) == 2
-    assert "5 trials: 5 done" in pages_of(tmp_path / "results")
-    cluster.resume(dead)
+    assert "5 trials: 5 done" in read_pages(tmp_path / "results")
+    cluster.restart_node(dead)
 
 
 def test_training_continues_over_several_jobs(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
     """Each job starts when the previous one has ended; no step is repeated, and the last jobs do only what remains."""
     (tmp_path / "links.yaml").write_text(CHAIN)
-    done = call("run", "links.yaml", "--system", "slurm", "--submit", "--wait")
-    assert done.returncode == 0, done.stderr
+    result = call("run", "links.yaml", "--system", "slurm", "--submit", "--wait")
+    assert result.returncode == 0, result.stderr
     campaign = tmp_path / "results" / "runs" / "links-slurm"
-    links = [log(next(campaign.glob(f"*_{k}-*"))) for k in (1, 2, 3, 4)]
-    began, ended = ([at[where]["time_s"] for at in links] for where in (0, -1))
+    links = [read_log(next(campaign.glob(f"*_{k}-*"))) for k in (1, 2, 3, 4)]
+    began, ended = ([link[where]["time_s"] for link in links] for where in (0, -1))
     assert all(end < start for end, start in zip(ended, began[1:], strict=False))
     stopped = [[e["step"] for e in link if e["event"] == "stopped"] for link in links]
     resumed = [[e["step"] for e in link if e["event"] == "resumed"] for link in links]
@@ -103,5 +105,5 @@ def test_training_continues_over_several_jobs(call: Call, cluster: Cluster, tmp_
         assert reported == list(range(len(reported)))
 
 
-def log(folder: Path) -> list[dict[str, Any]]:
-    return events.last_run(folder / "events.jsonl")
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return events.read_last_run(folder / "events.jsonl")

@@ -58,9 +58,9 @@ def test_the_build_generates_the_schemas(site: Path) -> None:
 
 
 def test_the_wheel_is_imported_and_torch_is_absent(site: Path, tmp_path: Path) -> None:
-    done = _python(site, tmp_path, "-c", "import harness; print(harness.__file__)\nimport torch")
-    assert Path(done.stdout.strip()).is_relative_to(site)
-    assert "ModuleNotFoundError: import of torch halted" in done.stderr
+    result = _python(site, tmp_path, "-c", "import harness; print(harness.__file__)\nimport torch")
+    assert Path(result.stdout.strip()).is_relative_to(site)
+    assert "ModuleNotFoundError: import of torch halted" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_the_wheel_is_imported_and_torch_is_absent(site: Path, tmp_path: Path) -
     ],
 )
 def test_wheel_plans_without_extras(site: Path, tmp_path: Path, argv: str, expected: str) -> None:
-    done = _python(site, tmp_path, "-m", "harness", *argv.split())
-    assert (done.returncode, done.stderr) == (0, "")
-    assert expected in done.stdout
+    result = _python(site, tmp_path, "-m", "harness", *argv.split())
+    assert (result.returncode, result.stderr) == (0, "")
+    assert expected in result.stdout

@@ -18,12 +18,12 @@ Samples = Sequence[tuple[float, float]]
 
 
 @dataclass
-class Recorded:
+class Recording:
     """Series with their labels; samples are (seconds since T0, value)."""
 
     series: list[tuple[dict[str, str], Samples]] = field(default_factory=list)
 
-    def add(self, metric: str, node: str, samples: Iterable[tuple[float, float]], /, **labels: str) -> Recorded:
+    def add(self, metric: str, node: str, samples: Iterable[tuple[float, float]], /, **labels: str) -> Recording:
         """Add a series."""
         self.series.append(({"__name__": metric, "instance": node, **labels, "user": "u"}, list(samples)))
         return self
@@ -66,14 +66,14 @@ def format_time(t: float) -> str:
     return str(datetime.fromtimestamp(T0 + t, UTC).replace(tzinfo=None))
 
 
-def every(step: float, until: float, value: Any, start: float = 0.0) -> list[tuple[float, float]]:
+def sample(step: float, until: float, value: Any, start: float = 0.0) -> list[tuple[float, float]]:
     """Sample a function of time, or a constant, each `step` seconds."""
     count = round((until - start) / step) + 1
     times = [start + k * step for k in range(count)]
     return [(t, value(t) if callable(value) else value) for t in times]
 
 
-def case(
+def write_case(
     root: Path, name: str, start: float, end: float, *, nodes: Sequence[str] = (),
     events: Iterable[Mapping[str, Any]] = (), program: str = "ladder", campaign: str = "mine", **parameters: Any,
 ) -> Path:  # fmt: skip
@@ -95,7 +95,7 @@ def case(
     return folder
 
 
-def trial_event(number: int, start: float, end: float, nodes: Sequence[str]) -> dict[str, Any]:
+def make_trial_event(number: int, start: float, end: float, nodes: Sequence[str]) -> dict[str, Any]:
     """Return the event of a search's trial, in seconds since T0."""
     return {
         "event": "trial", "trial": number, "configuration": {}, "backbone": "painn", "state": "done", "objective": None,

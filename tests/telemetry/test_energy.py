@@ -9,9 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiments.cost.metrics import cost_tables, total_energy
+from harness.experiments.cost.metrics import build_cost_tables, sum_energy
 from harness.results.runs import load_runs
-from tests.telemetry.exports import T0, Recorded, case, collect_telemetry, every, format_line, get_usage, trial_event
+from tests.telemetry.exports import (
+    T0,
+    Recording,
+    collect_telemetry,
+    format_line,
+    get_usage,
+    make_trial_event,
+    sample,
+    write_case,
+)
 
 EXPORT = "runs/mine/jobs/job.17.omnistat.jsonl"
 ENERGY, POWER = "rocm_energy_joules", "rocm_average_socket_power_watts"
@@ -19,22 +28,22 @@ ENERGY, POWER = "rocm_energy_joules", "rocm_average_socket_power_watts"
 
 def test_case_has_the_energy_between_its_start_and_end(tmp_path: Path) -> None:
     """100 W until 40 s, then 300 W: from 30 to 52 s that is 10 s of one and 12 s of the other, whatever the grid."""
-    case(tmp_path, "a", 30, 52, nodes=["n1"])
-    joules = every(5, 100, lambda t: 7.0 + 100 * min(t, 40) + 300 * max(t - 40, 0))
-    Recorded().add(ENERGY, "n1.site.gov:8000", joules, card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 30, 52, nodes=["n1"])
+    joules = sample(5, 100, lambda t: 7.0 + 100 * min(t, 40) + 300 * max(t - 40, 0))
+    Recording().add(ENERGY, "n1.site.gov:8000", joules, card="0").write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {"accelerator": pytest.approx(10 * 100 + 12 * 300)}
     assert usage.how == {"accelerator": "counter"}
-    assert total_energy(usage) == (pytest.approx(4600), "accelerators", "counter")
+    assert sum_energy(usage) == (pytest.approx(4600), "accelerators", "counter")
 
 
 def test_power_is_integrated_without_a_counter(tmp_path: Path) -> None:
     """The even die of an MI250X reports the power of both, the odd one 0 W: the odd ones are counted as faults."""
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    recorded = Recorded()
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    recording = Recording()
     for card in range(8):
-        recorded.add(POWER, "n1", every(1, 60, 0.0 if card % 2 else lambda t: 400.0 + t), card=str(card))
-    recorded.write(tmp_path / EXPORT)
+        recording.add(POWER, "n1", sample(1, 60, 0.0 if card % 2 else lambda t: 400.0 + t), card=str(card))
+    recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j["accelerator"] == pytest.approx(4 * (400 * 40 + (50**2 - 10**2) / 2))
     assert usage.how["accelerator"] == "power integrated"
@@ -42,9 +51,11 @@ def test_power_is_integrated_without_a_counter(tmp_path: Path) -> None:
 
 
 def test_counter_that_never_moves_is_ignored_if_there_is_power(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    recorded = Recorded().add(ENERGY, "n1", every(1, 60, 0.0), card="0").add(POWER, "n1", every(1, 60, 250.0), card="0")
-    recorded.write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    recording = (
+        Recording().add(ENERGY, "n1", sample(1, 60, 0.0), card="0").add(POWER, "n1", sample(1, 60, 250.0), card="0")
+    )
+    recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j["accelerator"] == pytest.approx(250 * 40)
     assert usage.how["accelerator"] == "power integrated"
@@ -52,58 +63,58 @@ def test_counter_that_never_moves_is_ignored_if_there_is_power(tmp_path: Path) -
 
 @pytest.mark.parametrize(("at", "fault"), [(30, "1 counter resets"), (None, "")])
 def test_counter_reset_loses_only_one_interval(tmp_path: Path, at: float | None, fault: str) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    joules = every(1, 60, lambda t: 1e6 + 200 * t if at is None or t < at else 200 * (t - at))
-    Recorded().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    joules = sample(1, 60, lambda t: 1e6 + 200 * t if at is None or t < at else 200 * (t - at))
+    Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(200 * 40)
     assert collect_telemetry(tmp_path).sources[0].faults == fault
 
 
 def test_invalid_sample_of_a_counter_is_skipped(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    joules = every(1, 60, lambda t: 0.0 if t == 30 else 9e8 + 200 * t)
-    Recorded().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    joules = sample(1, 60, lambda t: 0.0 if t == 30 else 9e8 + 200 * t)
+    Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(200 * 40)
     assert "1 invalid counter samples" in collect_telemetry(tmp_path).sources[0].faults
 
 
 def test_gap_withholds_energy_from_power_but_not_from_a_counter(tmp_path: Path) -> None:
     """With a third of a case unsampled, integrated power is no estimate; a counter spans the gap."""
-    case(tmp_path, "power", 10, 70, nodes=["n1"])
-    case(tmp_path, "counter", 10, 70, nodes=["n2"])
+    write_case(tmp_path, "power", 10, 70, nodes=["n1"])
+    write_case(tmp_path, "counter", 10, 70, nodes=["n2"])
     times = [t for t in range(81) if not 30 < t < 50]
-    recorded = Recorded().add(POWER, "n1", [(t, 250.0) for t in times], card="0")
-    recorded.add(ENERGY, "n2", [(t, 250.0 * t) for t in times], card="0").write(tmp_path / EXPORT)
+    recording = Recording().add(POWER, "n1", [(t, 250.0) for t in times], card="0")
+    recording.add(ENERGY, "n2", [(t, 250.0 * t) for t in times], card="0").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "power").energy_j == {}
     assert get_usage(tmp_path, "counter").energy_j["accelerator"] == pytest.approx(250 * 60)
     assert "gaps" in collect_telemetry(tmp_path).sources[0].faults
 
 
 def test_node_sensor_precedes_the_sum_of_components(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    recorded = Recorded()
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    recording = Recording()
     for name, watts in (("energy", 900), ("cpu_energy", 150), ("memory_energy", 50)):
-        recorded.add(f"omnistat_vendor_{name}_joules", "n1", every(2, 60, lambda t, w=watts: w * t), vendor="cray")
+        recording.add(f"omnistat_vendor_{name}_joules", "n1", sample(2, 60, lambda t, w=watts: w * t), vendor="cray")
     for accel in "0123":
-        recorded.add("omnistat_vendor_accel_energy_joules", "n1", every(2, 60, lambda t: 100 * t), accel=accel)
+        recording.add("omnistat_vendor_accel_energy_joules", "n1", sample(2, 60, lambda t: 100 * t), accel=accel)
     for card in range(8):  # the same accelerators, by another tool
-        recorded.add(POWER, "n1", every(2, 60, 0.0 if card % 2 else 101.0), card=str(card))
-    recorded.write(tmp_path / EXPORT)
+        recording.add(POWER, "n1", sample(2, 60, 0.0 if card % 2 else 101.0), card=str(card))
+    recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j["accelerator"] == pytest.approx(404 * 40)
-    assert total_energy(usage) == (pytest.approx(900 * 40), "whole nodes", "counter")
+    assert sum_energy(usage) == (pytest.approx(900 * 40), "whole nodes", "counter")
 
 
 def test_samples_are_assigned_to_cases_by_time_and_node(tmp_path: Path) -> None:
     """Two cases run at once on different nodes, two in succession on the same, and a trial within one of them."""
-    trial = trial_event(3, 20, 40, ["n2"])
-    case(tmp_path, "first", 10, 50, nodes=["n1"])
-    case(tmp_path, "other", 10, 50, nodes=["n2", "n3"], program="hpo", events=[trial])
-    case(tmp_path, "after", 50, 90, nodes=["n1"])
-    recorded = Recorded()
+    trial = make_trial_event(3, 20, 40, ["n2"])
+    write_case(tmp_path, "first", 10, 50, nodes=["n1"])
+    write_case(tmp_path, "other", 10, 50, nodes=["n2", "n3"], program="hpo", events=[trial])
+    write_case(tmp_path, "after", 50, 90, nodes=["n1"])
+    recording = Recording()
     for node, watts in (("n1", 100), ("n2", 200), ("n3", 300)):
-        recorded.add(ENERGY, node, every(1, 100, lambda t, w=watts: w * t), card="0")
-    recorded.write(tmp_path / EXPORT)
+        recording.add(ENERGY, node, sample(1, 100, lambda t, w=watts: w * t), card="0")
+    recording.write(tmp_path / EXPORT)
     energy = {
         (u.window.folder.rsplit("/", 1)[1], u.window.what): u.energy_j["accelerator"]
         for u in collect_telemetry(tmp_path).usages
@@ -117,10 +128,10 @@ def test_samples_are_assigned_to_cases_by_time_and_node(tmp_path: Path) -> None:
 
 
 def test_concurrent_trials_on_the_same_nodes_have_no_energy(tmp_path: Path) -> None:
-    trials = [trial_event(k, 10 + 10 * k, 30 + 10 * k, []) for k in range(2)]
-    case(tmp_path, "a", 10, 50, nodes=["n1"], program="hpo", events=trials)
-    Recorded().add(ENERGY, "n1", every(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
-    pieces = cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_pieces"]
+    trials = [make_trial_event(k, 10 + 10 * k, 30 + 10 * k, []) for k in range(2)]
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"], program="hpo", events=trials)
+    Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
+    pieces = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_pieces"]
     assert pieces["energy_j"].isna().all()
     assert set(pieces["why_not"]) == {"other trials ran on its nodes meanwhile"}
 
@@ -130,12 +141,12 @@ def test_energy_is_scaled_for_a_few_silent_nodes_but_not_for_many(
     tmp_path: Path, silent: int, joules: float | None
 ) -> None:
     nodes = [f"n{k}" for k in range(32)]
-    case(tmp_path, "a", 10, 50, nodes=nodes)
-    recorded = Recorded()
+    write_case(tmp_path, "a", 10, 50, nodes=nodes)
+    recording = Recording()
     for node in nodes[silent:]:
-        recorded.add(ENERGY, node, every(1, 60, lambda t: 100 * t), card="0")
-    recorded.write(tmp_path / EXPORT)
-    row = cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_cases"].iloc[0]
+        recording.add(ENERGY, node, sample(1, 60, lambda t: 100 * t), card="0")
+    recording.write(tmp_path / EXPORT)
+    row = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_cases"].iloc[0]
     if joules is None:
         assert math.isnan(row["energy_j"])
         assert row["why_not"] == "only 24 of 32 nodes sent samples"
@@ -145,23 +156,23 @@ def test_energy_is_scaled_for_a_few_silent_nodes_but_not_for_many(
 
 
 def test_clock_that_is_an_hour_off_is_corrected(tmp_path: Path) -> None:
-    case(tmp_path, "a", 100, 200, nodes=["n1", "n2", "n3", "n4"])
-    recorded = Recorded()
+    write_case(tmp_path, "a", 100, 200, nodes=["n1", "n2", "n3", "n4"])
+    recording = Recording()
     for k, node in enumerate(("n1", "n2", "n3", "n4")):
         off = 3600 if node == "n3" else k  # collectors start a little apart
-        recorded.add(ENERGY, node, [(t + off, 100.0 * t) for t in range(300)], card="0")
-    recorded.write(tmp_path / EXPORT)
+        recording.add(ENERGY, node, [(t + off, 100.0 * t) for t in range(300)], card="0")
+    recording.write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(4 * 100 * 100, rel=0.02)
     assert "clocks that disagree, corrected (first: n3, +3" in collect_telemetry(tmp_path).sources[0].faults
 
 
 def test_damaged_export_has_the_same_energy_and_reports_its_faults(tmp_path: Path) -> None:
     """Lines are not JSON, not a series, or unequal; series are duplicated, split, unordered; the end is truncated."""
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     labels = {"__name__": ENERGY, "instance": "n1", "card": "0", "user": "u"}
-    joules = every(1, 60, lambda t: 100 * t)
+    joules = sample(1, 60, lambda t: 100 * t)
     valid = format_line(labels, joules)
-    other = format_line({**labels, "card": "1"}, every(1, 60, lambda t: 50 * t))
+    other = format_line({**labels, "card": "1"}, sample(1, 60, lambda t: 50 * t))
     lines = [
         format_line(labels, joules[40:]), "<html>502</html>", valid, '{"metric":{}}', format_line(labels, joules[:41]),
         json.dumps({"metric": {**labels, "card": "2"}, "values": [1.0, 2.0], "timestamps": [1]}), "",
@@ -183,7 +194,7 @@ def test_damaged_export_has_the_same_energy_and_reports_its_faults(tmp_path: Pat
 
 
 def test_answer_of_query_range_is_read(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     pairs = [[T0 + t, f"{100.0 * t}"] for t in range(61)]
     result = [{"metric": {"__name__": ENERGY, "instance": "n1", "card": "0"}, "values": pairs}]
     path = tmp_path / EXPORT
@@ -194,13 +205,13 @@ def test_answer_of_query_range_is_read(tmp_path: Path) -> None:
 
 def test_csv_files_give_the_same_as_the_raw_export(tmp_path: Path) -> None:
     """They have a grid with blanks, times with and without fractions, and names with a leading blank."""
-    recorded = Recorded().add(POWER, "n1", every(1, 60, 300.0), card="0")
-    recorded.add(POWER, "n1", every(2.5, 60, 100.0), card="1")
-    recorded.add("rocm_utilization_percentage", "n1", every(1, 60, lambda t: t), card="0")
+    recording = Recording().add(POWER, "n1", sample(1, 60, 300.0), card="0")
+    recording.add(POWER, "n1", sample(2.5, 60, 100.0), card="1")
+    recording.add("rocm_utilization_percentage", "n1", sample(1, 60, lambda t: t), card="0")
     for root in (tmp_path / "raw", tmp_path / "csv"):
-        case(root, "a", 10, 50, nodes=["n1"])
-    recorded.write(tmp_path / "raw" / EXPORT)
-    recorded.write_csv(tmp_path / "csv/runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv", "card")
+        write_case(root, "a", 10, 50, nodes=["n1"])
+    recording.write(tmp_path / "raw" / EXPORT)
+    recording.write_csv(tmp_path / "csv/runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv", "card")
     flat = tmp_path / "csv/runs/mine/jobs/job.17.omnistat/omnistat-host-proc-io-inventory.csv"
     flat.write_text("pid,cmd\n1,init\n")
     raw, from_csv = (get_usage(root, "a") for root in (tmp_path / "raw", tmp_path / "csv"))
@@ -212,16 +223,17 @@ def test_csv_files_give_the_same_as_the_raw_export(tmp_path: Path) -> None:
 
 def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path) -> None:
     """64 lanes, two operations per fused multiply-add, 512 per matrix unit, memory in KiB; all cards and nodes."""
-    case(tmp_path, "a", 10, 50, nodes=["n1", "n2"])
-    recorded = Recorded()
+    write_case(tmp_path, "a", 10, 50, nodes=["n1", "n2"])
+    recording = Recording()
     rates = {"SQ_INSTS_VALU_ADD_F64": 1e6, "SQ_INSTS_VALU_FMA_F64": 2e6, "SQ_INSTS_VALU_TRANS_F32": 3e6,
              "SQ_INSTS_VALU_MFMA_MOPS_F64": 4e6, "MFMA_MOPS_BF16": 5e6,
              "FETCH_SIZE": 6e6, "WRITE_SIZE": 1e6}  # fmt: skip
     for node in ("n1", "n2"):
         for name, rate in rates.items():
-            recorded.add("omnistat_hardware_counter", node, every(1, 60, lambda t, r=rate: r * t), card="0", name=name,
-                     source="rocprofiler")  # fmt: skip
-    recorded.write(tmp_path / EXPORT)
+            samples = sample(1, 60, lambda t, r=rate: r * t)
+            labels = {"card": "0", "name": name, "source": "rocprofiler"}
+            recording.add("omnistat_hardware_counter", node, samples, **labels)
+    recording.write(tmp_path / EXPORT)
     figures = get_usage(tmp_path, "a").figures
     flop = 64 * (1e6 + 2 * 2e6 + 3e6) + 512 * (4e6 + 5e6)
     assert figures["counted_gflop_per_s"] == pytest.approx(2 * flop / 1e9)
@@ -230,19 +242,19 @@ def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path
 
 
 def test_counters_that_restart_with_each_sample_are_summed(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    chance = random.Random(1)
-    values = [(float(t), 1e6 * chance.uniform(0.5, 1.5)) for t in range(61)]
-    recorded = Recorded().add("omnistat_hardware_counter", "n1", values, card="0", name="SQ_INSTS_VALU_ADD_F64")
-    recorded.write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    rng = random.Random(1)
+    values = [(float(t), 1e6 * rng.uniform(0.5, 1.5)) for t in range(61)]
+    recording = Recording().add("omnistat_hardware_counter", "n1", values, card="0", name="SQ_INSTS_VALU_ADD_F64")
+    recording.write(tmp_path / EXPORT)
     expected = 64 * sum(v for t, v in values if 10 < t <= 50)
     assert get_usage(tmp_path, "a").figures["counted_gflop_per_s"] == pytest.approx(expected / 40 / 1e9)
     assert "1 counters that restart with each sample" in collect_telemetry(tmp_path).sources[0].faults
 
 
 def test_case_shorter_than_two_intervals_has_no_energy(tmp_path: Path) -> None:
-    case(tmp_path, "a", 20, 40, nodes=["n1"])
-    Recorded().add(ENERGY, "n1", every(15, 90, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 20, 40, nodes=["n1"])
+    Recording().add(ENERGY, "n1", sample(15, 90, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
     assert usage.why_not == "too short: pieces of 20 s, samples every 15 s"
@@ -250,25 +262,25 @@ def test_case_shorter_than_two_intervals_has_no_energy(tmp_path: Path) -> None:
 
 def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None:
     """Two precisions of 120 and 300 W alternate within fractions of a second; noisy samples are taken each second."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     now, samples, joules, at = 5.0, [], 0.0, [(0.0, 0.0), (5.0, 0.0)]
     for k in range(900):
         name, watts = (("fp64", 300.0), ("fp32", 120.0))[k % 2]
-        seconds = chance.uniform(0.05, 0.6)
+        seconds = rng.uniform(0.05, 0.6)
         now, joules = now + seconds, joules + watts * seconds
         at.append((now, joules))
         samples.append({"event": "sample", "precision": name, "task": "training", "round": k, "seconds": seconds,
                         "structures": 10, "discarded": False, "time_s": T0 + now})  # fmt: skip
-    case(tmp_path, "a", 1, now + 4, nodes=["n1"], program="precision", events=samples)
+    write_case(tmp_path, "a", 1, now + 4, nodes=["n1"], program="precision", events=samples)
 
     def counter(t: float) -> float:
         k = next((k for k, (u, _) in enumerate(at) if u >= t), len(at))
         if k == len(at):
             return joules
         (u, e), (v, f) = at[max(k - 1, 0)], at[k]
-        return (e if v <= u else e + (f - e) * (t - u) / (v - u)) + chance.gauss(0.0, 3.0)
+        return (e if v <= u else e + (f - e) * (t - u) / (v - u)) + rng.gauss(0.0, 3.0)
 
-    Recorded().add(ENERGY, "n1", every(1, now + 10, counter), card="0").write(tmp_path / EXPORT)
+    Recording().add(ENERGY, "n1", sample(1, now + 10, counter), card="0").write(tmp_path / EXPORT)
     for name, watts in (("fp64", 300.0), ("fp32", 120.0)):
         usage = get_usage(tmp_path, "a", "precision", f"training {name}")
         assert usage.energy_j["accelerator"] / usage.window.seconds == pytest.approx(watts, rel=0.15)
@@ -276,41 +288,41 @@ def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None
 
 
 def test_export_is_read_again_only_after_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    path = Recorded().add(ENERGY, "n1", every(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    path = Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     first = get_usage(tmp_path, "a")
     with monkeypatch.context() as patched:
         patched.setattr("harness.telemetry.collect.compute_usage", lambda *_: pytest.fail("read again"))
         again = get_usage(tmp_path, "a")
     assert (again.energy_j, again.how, again.figures) == (first.energy_j, first.how, first.figures)
-    Recorded().add(ENERGY, "n1", every(1, 60, lambda t: 300 * t), card="0").write(path)
+    Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 300 * t), card="0").write(path)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(3 * first.energy_j["accelerator"])
 
 
 def test_case_without_telemetry_has_hours_and_no_energy(tmp_path: Path) -> None:
-    case(tmp_path, "a", 0, 1800, nodes=["n1", "n2"], device="cuda")
-    row = cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_cases"].iloc[0]
+    write_case(tmp_path, "a", 0, 1800, nodes=["n1", "n2"], device="cuda")
+    row = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_cases"].iloc[0]
     assert (row["gpu_hours"], row["node_hours"], row["why_not"]) == (8.0, 1.0, "no telemetry")
     assert math.isnan(row["energy_j"])
 
 
 def test_energy_is_withheld_if_nodes_differ_in_devices(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1", "n2"])
-    recorded = Recorded()
+    write_case(tmp_path, "a", 10, 50, nodes=["n1", "n2"])
+    recording = Recording()
     for node, cards in (("n1", 8), ("n2", 7)):
         for card in range(cards):
-            recorded.add(ENERGY, node, every(1, 60, lambda t: 100 * t), card=str(card))
-    recorded.write(tmp_path / EXPORT)
+            recording.add(ENERGY, node, sample(1, 60, lambda t: 100 * t), card=str(card))
+    recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
     assert usage.why_not == "accelerator: nodes with 7 and with 8 devices"
 
 
 def test_gpu_hours_of_a_trial_are_those_of_its_nodes(tmp_path: Path) -> None:
-    trial = trial_event(0, 0, 1800, ["n2"])
-    case(tmp_path, "a", 0, 3600, nodes=["n1", "n2"], program="hpo", events=[trial], trial={"device": "cuda"})
-    Recorded().add(ENERGY, "n2", every(15, 3600, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
-    tables = cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))
+    trial = make_trial_event(0, 0, 1800, ["n2"])
+    write_case(tmp_path, "a", 0, 3600, nodes=["n1", "n2"], program="hpo", events=[trial], trial={"device": "cuda"})
+    Recording().add(ENERGY, "n2", sample(15, 3600, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
+    tables = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))
     assert tables["cost_cases"].iloc[0]["gpu_hours"] == 16.0
     assert tables["cost_pieces"].iloc[0]["gpu_hours"] == 4.0
 
@@ -331,7 +343,7 @@ def test_gpu_hours_of_a_trial_are_those_of_its_nodes(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_csv_file_is_reported(tmp_path: Path, content: str, fault: str) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     path = tmp_path / "runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv"
     path.parent.mkdir(parents=True)
     path.write_text(content, encoding="latin-1")
@@ -340,7 +352,7 @@ def test_damaged_csv_file_is_reported(tmp_path: Path, content: str, fault: str) 
 
 def test_csv_file_without_data_columns_is_reported(tmp_path: Path) -> None:
     """Its label rows end after the names of the levels, so that its rows hold only times."""
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     path = tmp_path / "runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv"
     path.parent.mkdir(parents=True)
     path.write_text("metric\ninstance\ntimestamp\n2026-11-22 10:33:17\nno time\n2026-11-22 10:33:18,5\n")

@@ -9,17 +9,17 @@ import pytest
 
 from harness.cli.main import main
 from harness.report.render import write_report
-from tests.conftest import pages_of
-from tests.telemetry.exports import T0, Recorded, case, every
+from tests.conftest import read_pages
+from tests.telemetry.exports import T0, Recording, sample, write_case
 
 POWER = "rocm_average_socket_power_watts"
 ANNOTATION = "rmsjob_annotations"
 
 
-def add_annotation(recorded: Recorded, marker: str, start: float, end: float) -> None:
+def add_annotation(recording: Recording, marker: str, start: float, end: float) -> None:
     """Add samples as the tool does: the time of its start while it is active, 0 once when it was stopped."""
     active = [(t, T0 + start) for t in range(round(start) + 1, round(end))]
-    recorded.add(ANNOTATION, "n1", [*active, (end, 0.0)], marker=marker, jobid="17")
+    recording.add(ANNOTATION, "n1", [*active, (end, 0.0)], marker=marker, jobid="17")
 
 
 def read_costs(out: Path) -> dict[str, dict[str, str]]:
@@ -29,13 +29,13 @@ def read_costs(out: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("kind", ["raw", "csv"])
 def test_annotation_of_an_export_becomes_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    recorded = Recorded().add(POWER, "n1", every(1, 120, lambda t: 100.0 if t <= 60 else 300.0), card="0")
-    add_annotation(recorded, "case a", 10, 40)
-    add_annotation(recorded, "case/b", 70, 100)
+    recording = Recording().add(POWER, "n1", sample(1, 120, lambda t: 100.0 if t <= 60 else 300.0), card="0")
+    add_annotation(recording, "case a", 10, 40)
+    add_annotation(recording, "case/b", 70, 100)
     if kind == "raw":
-        path = recorded.write(tmp_path / "job.jsonl")
+        path = recording.write(tmp_path / "job.jsonl")
     else:
-        recorded.write_csv(tmp_path / "job/omnistat-all.csv", "card", "marker", "jobid")
+        recording.write_csv(tmp_path / "job/omnistat-all.csv", "card", "marker", "jobid")
         path = tmp_path / "job"
     out = tmp_path / "out"
     assert main(["collect", "--format", "omnistat", str(path), "--out", str(out)]) == 0
@@ -47,7 +47,7 @@ def test_annotation_of_an_export_becomes_a_case(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_export_without_annotations_is_one_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = Recorded().add(POWER, "n1", every(1, 100, 250.0), card="0").write(tmp_path / "job.jsonl")
+    path = Recording().add(POWER, "n1", sample(1, 100, 250.0), card="0").write(tmp_path / "job.jsonl")
     assert main(["collect", "--format", "omnistat", str(path), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert float(read_costs(tmp_path / "out")["whole-job"]["energy_j"]) == pytest.approx(250 * 100)
@@ -87,8 +87,8 @@ def test_table_has_energy_per_result_next_to_throughput(tmp_path: Path) -> None:
         "observed": {"requested": "fp32", "device": "cpu", "device_name": "a CPU"},
     }
     events = [*epochs, *({"event": "fact", "name": k, "value": v, "time_s": T0 + 40} for k, v in facts.items())]
-    case(tmp_path, "one", 10, 40, nodes=["n1"], events=events, program="data_parallel", device="cuda")
-    Recorded().add(POWER, "n1", every(1, 60, 64.0), card="0").write(tmp_path / "runs/mine/jobs/a.omnistat.jsonl")
+    write_case(tmp_path, "one", 10, 40, nodes=["n1"], events=events, program="data_parallel", device="cuda")
+    Recording().add(POWER, "n1", sample(1, 60, 64.0), card="0").write(tmp_path / "runs/mine/jobs/a.omnistat.jsonl")
     write_report(tmp_path)
     with (tmp_path / "tables/scaling.csv").open() as table:
         row = next(csv.DictReader(table))
@@ -97,4 +97,4 @@ def test_table_has_energy_per_result_next_to_throughput(tmp_path: Path) -> None:
         pieces = list(csv.DictReader(table))
     assert [float(p["energy_per_result_j"]) for p in pieces] == pytest.approx([1.0] * 3)
     assert "J/structure" in (tmp_path / "scaling.html").read_text()
-    assert "GPU-hours" in pages_of(tmp_path)
+    assert "GPU-hours" in read_pages(tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Harness, needs
+from tests.conftest import ROOT, Harness, require_program
 from tests.support.cluster import free_ports
 
 FAKE_OMNISTAT = Path(__file__).parent / "fake_omnistat.py"
@@ -52,8 +52,8 @@ def run_suite(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, d
     """Run the suite; return the campaign, the row of costs, and the output of the job."""
     (tmp_path / "tiny.yaml").write_text(SUITE)
     options = [argument for setting in settings for argument in ("-S", setting)]
-    done = harness("run", "tiny.yaml", "-q", *options)
-    assert done.returncode == 0, done.stderr
+    result = harness("run", "tiny.yaml", "-q", *options)
+    assert result.returncode == 0, result.stderr
     with (tmp_path / "results/tables/cost_cases.csv").open() as table:
         row = next(csv.DictReader(table))
     campaign = tmp_path / "results/runs/tiny-local"
@@ -61,7 +61,7 @@ def run_suite(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, d
 
 
 def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp_path: Path, programs: Path) -> None:
-    needs("victoria-metrics")
+    require_program("victoria-metrics")
     campaign, row, _ = run_suite(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
     calls = [line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines()]
     assert [c for c in calls if c[0] != "collect"] == [
@@ -114,11 +114,11 @@ def test_sampler_survives_a_full_disk_and_flushes_before_a_kill(tmp_path: Path) 
         "sampler = harness.reference.profiling.node_sampler.start(Path(sys.argv[1]), 0, on_gpu=True); time.sleep(3.0)\n"
         "print(sampler.is_alive(), flush=True); os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "GFM_HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(FAKE_OMNISTAT.parents[2])}
-    done = subprocess.run(
+    environment = {**os.environ, "GFM_HARNESS_SAMPLER_S": "0.05", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout == "True\n"
+    assert result.stdout == "True\n"
     lines = next((tmp_path / "telemetry").glob("*.jsonl")).read_text().splitlines()
     assert len([json.loads(line) for line in lines]) > 5
 
@@ -126,7 +126,7 @@ def test_sampler_survives_a_full_disk_and_flushes_before_a_kill(tmp_path: Path) 
     (full / "telemetry").mkdir(parents=True)
     node = socket.gethostname()
     (full / "telemetry" / f"{node}-0.jsonl").symlink_to("/dev/full")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, str(full)], env=environment, capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (result.stdout, result.stderr) == ("False\n", "")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import require_program
 from tests.execution.test_run_case import ScriptedJob, make_job
 from tests.support.cluster import free_ports
 from tests.telemetry.test_job import FAKE_OMNISTAT
@@ -116,12 +116,12 @@ def database(port: int, folder: Path) -> Iterator[None]:
 def test_job_waits_for_samples_and_the_ranks_do_not_sample(
     job: ScriptedJob, tmp_path: Path, ports: tuple[int, int]
 ) -> None:
-    needs("victoria-metrics")
+    require_program("victoria-metrics")
     job.environment.pop("USER", None)
-    done = job.run()
-    assert (done.returncode, job.exit_codes) == (0, ["0"] * 3), done.stderr
+    result = job.run()
+    assert (result.returncode, job.exit_codes) == (0, ["0"] * 3), result.stderr
     assert rank_environments(job) == {f"sampler= merits=http://127.0.0.1:{ports[1]}/fom"}
-    assert "warning" not in done.stderr
+    assert "warning" not in result.stderr
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     start = next(call for call in calls if call[:2] == ["usermode", "--start"])
     # in minutes; the tool rejects less than one
@@ -137,7 +137,7 @@ def test_job_waits_for_samples_and_the_ranks_do_not_sample(
 
 
 def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> None:
-    needs("victoria-metrics")
+    require_program("victoria-metrics")
     job.environment.pop("OMNISTAT_FOM", None)
     job.run()
     environment = json.loads((tmp_path / "server/environment").read_text())
@@ -170,12 +170,12 @@ def test_ranks_sample_if_no_sample_of_the_job_arrives(
     if fault in ("nonsense", "silence"):
         other_program = listener(ports[0], answers=fault == "nonsense")
     with other_program:
-        done = job.run()
-    assert (done.returncode, job.exit_codes) == (0, ["0"] * 3), done.stderr
+        result = job.run()
+    assert (result.returncode, job.exit_codes) == (0, ["0"] * 3), result.stderr
     assert rank_environments(job) == {"sampler=1 merits="}
     reason = "Omnistat did not start" if fault == "no start" else "Omnistat started, but no sample of this job reached"
-    assert f"warning: {reason}" in done.stderr
-    assert "the ranks sample their nodes themselves" in done.stderr
+    assert f"warning: {reason}" in result.stderr
+    assert "the ranks sample their nodes themselves" in result.stderr
     assert not list(job.script.parent.glob("*.omnistat.jsonl*"))
     if fault == "nonsense":
         # it would stop the server of the other program
@@ -186,26 +186,28 @@ def test_ranks_sample_if_no_sample_of_the_job_arrives(
 def test_samples_of_another_job_on_the_same_server_do_not_count(
     job: ScriptedJob, tmp_path: Path, ports: tuple[int, int]
 ) -> None:
-    needs("victoria-metrics")
+    require_program("victoria-metrics")
     write_tool(tmp_path / "omnistat", "usermode", "echo SUCCESS")
     with database(ports[0], tmp_path / "data"):
-        done = job.run()
+        result = job.run()
     assert rank_environments(job) == {"sampler=1 merits="}
-    assert "no sample of this job reached" in done.stderr
+    assert "no sample of this job reached" in result.stderr
 
 
 def test_occupied_server_port_is_reported_before_omnistat_starts(job: ScriptedJob, tmp_path: Path) -> None:
     job.environment.pop("OMNISTAT_SERVER", None)
-    with contextlib.suppress(OSError), listener(9090, answers=True):
-        done = job.run()
-        assert rank_environments(job) == {"sampler=1 merits="}
-        assert "where Omnistat starts its server, is taken by another program" in done.stderr
-        assert not (tmp_path / "calls").exists()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # another program has it already
+            stack.enter_context(listener(9090, answers=True))
+        result = job.run()
+    assert rank_environments(job) == {"sampler=1 merits="}
+    assert "where Omnistat starts its server, is taken by another program" in result.stderr
+    assert not (tmp_path / "calls").exists()
 
 
 def test_no_figures_of_merit_are_posted_to_an_occupied_port(job: ScriptedJob, ports: tuple[int, int]) -> None:
-    needs("victoria-metrics")
+    require_program("victoria-metrics")
     with listener(ports[1], answers=True):
-        done = job.run()
+        result = job.run()
     assert {line.partition(" ")[2] for line in rank_environments(job)} == {"merits="}
-    assert "no figures of merit are posted" in done.stderr
+    assert "no figures of merit are posted" in result.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.telemetry.collect import CACHE_FILE
-from tests.telemetry.exports import T0, Recorded, case, collect_telemetry, every, format_line, get_usage
+from tests.telemetry.exports import T0, Recording, collect_telemetry, format_line, get_usage, sample, write_case
 
 EXPORT = "runs/mine/jobs/job.17.omnistat.jsonl"
 ENERGY, POWER = "rocm_energy_joules", "rocm_average_socket_power_watts"
@@ -21,18 +21,20 @@ def get_faults(root: Path) -> str:
 
 @pytest.mark.parametrize("watts", [-35_700.0, 1e17, 65_535.0])
 def test_impossible_power_is_dropped_and_named(tmp_path: Path, watts: float) -> None:
-    case(tmp_path, "a", 10, 110, nodes=["n1"])
-    samples = every(1, 120, lambda t: watts if t == 50 else 200.0)
-    Recorded().add(POWER, "n1", samples, card="3").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 110, nodes=["n1"])
+    samples = sample(1, 120, lambda t: watts if t == 50 else 200.0)
+    Recording().add(POWER, "n1", samples, card="3").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(200 * 100)
     assert f"1 samples out of bounds (first: {POWER} of n1, card 3)" in get_faults(tmp_path)
 
 
 def test_energy_is_withheld_if_all_samples_of_a_device_are_invalid(tmp_path: Path) -> None:
     """The other devices of the node are valid, but their sum is not that of the node."""
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    recorded = Recorded().add(POWER, "n1", every(1, 60, -5.0), card="0").add(POWER, "n1", every(1, 60, 200.0), card="1")
-    recorded.write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    recording = (
+        Recording().add(POWER, "n1", sample(1, 60, -5.0), card="0").add(POWER, "n1", sample(1, 60, 200.0), card="1")
+    )
+    recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
     assert usage.why_not == "accelerator: 1 devices with too few valid samples"
@@ -41,26 +43,26 @@ def test_energy_is_withheld_if_all_samples_of_a_device_are_invalid(tmp_path: Pat
 @pytest.mark.parametrize("until", [31, 35, 1000])
 def test_leap_of_a_counter_adds_nothing(tmp_path: Path, until: int) -> None:
     """It lasts for one sample, for several, and for good."""
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    joules = every(1, 60, lambda t: 1e6 + 200 * t + (1e12 if 30 <= t < until else 0.0))
-    Recorded().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    joules = sample(1, 60, lambda t: 1e6 + 200 * t + (1e12 if 30 <= t < until else 0.0))
+    Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(200 * 40, rel=1e-3)
     assert f"1 counter leaps out of bounds (first: {ENERGY} of n1, card 0)" in get_faults(tmp_path)
 
 
 def test_counter_that_starts_with_zero_has_not_gained_its_first_reading(tmp_path: Path) -> None:
-    case(tmp_path, "a", 0, 50, nodes=["n1"])
-    joules = every(1, 60, lambda t: 0.0 if t == 0 else 9e8 + 200 * t)
-    Recorded().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 0, 50, nodes=["n1"])
+    joules = sample(1, 60, lambda t: 0.0 if t == 0 else 9e8 + 200 * t)
+    Recording().add(ENERGY, "n1", joules, card="0").write(tmp_path / EXPORT)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(200 * 50, rel=1e-3)
 
 
 def test_utilization_and_temperature_have_bounds(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 110, nodes=["n1"])
-    recorded = Recorded().add(POWER, "n1", every(1, 120, 200.0), card="0")
-    recorded.add("rocm_utilization_percentage", "n1", every(1, 120, lambda t: 4e9 if t == 50 else 50.0), card="0")
-    recorded.add("rocm_temperature_celsius", "n1", every(1, 120, lambda t: 1e6 if t == 50 else 70.0), card="0")
-    recorded.write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 110, nodes=["n1"])
+    recording = Recording().add(POWER, "n1", sample(1, 120, 200.0), card="0")
+    recording.add("rocm_utilization_percentage", "n1", sample(1, 120, lambda t: 4e9 if t == 50 else 50.0), card="0")
+    recording.add("rocm_temperature_celsius", "n1", sample(1, 120, lambda t: 1e6 if t == 50 else 70.0), card="0")
+    recording.write(tmp_path / EXPORT)
     figures = get_usage(tmp_path, "a").figures
     assert figures["accelerator_utilization_percent"] == pytest.approx(50.0)
     assert figures["accelerator_temperature_highest_c"] == 70.0
@@ -90,8 +92,8 @@ TIMES = [1e3 * (T0 + t) for t in range(60)]
     ],
 )  # fmt: skip
 def test_line_that_is_not_telemetry_is_skipped(tmp_path: Path, text: str) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    valid = format_line(VALID, every(1, 60, 200.0))
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    valid = format_line(VALID, sample(1, 60, 200.0))
     path = tmp_path / EXPORT
     path.parent.mkdir(parents=True)
     path.write_text(f"{text}\n{valid}\n", encoding="latin-1")
@@ -99,9 +101,9 @@ def test_line_that_is_not_telemetry_is_skipped(tmp_path: Path, text: str) -> Non
 
 
 def test_csv_file_with_an_open_quote_loses_only_that_cell(tmp_path: Path) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
     path = tmp_path / "runs/mine/jobs/job.17.omnistat/omnistat-rocm.gpu.csv"
-    Recorded().add(POWER, "n1", every(1, 60, 200.0), card="0").write_csv(path, "card")
+    Recording().add(POWER, "n1", sample(1, 60, 200.0), card="0").write_csv(path, "card")
     text = path.read_text().splitlines()
     text[10] = text[10].replace(",", ',"')
     path.write_text("\n".join(text) + "\n")
@@ -121,8 +123,8 @@ def test_csv_file_with_an_open_quote_loses_only_that_cell(tmp_path: Path) -> Non
     ],
 )  # fmt: skip
 def test_damaged_cache_is_ignored(tmp_path: Path, content: str) -> None:
-    case(tmp_path, "a", 10, 50, nodes=["n1"])
-    Recorded().add(POWER, "n1", every(1, 60, 200.0), card="0").write(tmp_path / EXPORT)
+    write_case(tmp_path, "a", 10, 50, nodes=["n1"])
+    Recording().add(POWER, "n1", sample(1, 60, 200.0), card="0").write(tmp_path / EXPORT)
     first = get_usage(tmp_path, "a")
     cache = tmp_path / "runs/mine" / CACHE_FILE
     intact: dict[str, Any] = json.loads(cache.read_text())

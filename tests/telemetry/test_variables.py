@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import resources
-from harness.config import system as systems
+from harness.config.resources import find_resource, list_resources
 from harness.config.settings import PREFIX
+from harness.config.system import load_system
 from harness.reference.profiling import fom_client, node_sampler
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = [
     (name, setting)
-    for name in resources.list_resources("systems")
-    for setting in systems.load_system(resources.find_resource("systems", name), {}).system.settings
+    for name in list_resources("systems")
+    for setting in load_system(find_resource("systems", name), {}).system.settings
 ]
 
 
@@ -26,13 +26,13 @@ def test_telemetry_setting_does_not_change_the_sampler_folder(tmp_path: Path, mo
     monkeypatch.setenv("HARNESS_TELEMETRY", "sampler")
     monkeypatch.setenv(node_sampler.INTERVAL_VARIABLE, "0.05")
     monkeypatch.delenv(node_sampler.FOLDER_VARIABLE, raising=False)
-    case = tmp_path / "case"
-    case.mkdir()
-    sampler = node_sampler.start(case, 0, on_gpu=False)
+    folder = tmp_path / "case"
+    folder.mkdir()
+    sampler = node_sampler.start(folder, 0, on_gpu=False)
     assert sampler is not None
     sampler.stop()
     del os.environ[node_sampler.FOLDER_VARIABLE]  # set for programs that this one starts
-    assert list((case / "telemetry").glob("*.jsonl"))
+    assert list((folder / "telemetry").glob("*.jsonl"))
     assert not (tmp_path / "sampler").exists()
 
 
@@ -40,5 +40,7 @@ def test_telemetry_setting_does_not_change_the_sampler_folder(tmp_path: Path, mo
 def test_variable_of_a_setting_is_not_an_internal_one(system: str, setting: str) -> None:
     internal = {node_sampler.INTERVAL_VARIABLE, node_sampler.FOLDER_VARIABLE, fom_client.URL}
     assert PREFIX + setting.upper() not in internal
-    used = "".join(path.read_text() for path in [*ROOT.glob("harness/reference/**/*.py"), *ROOT.glob("systems/*.j2")])
-    assert not re.search(rf"(?<![A-Z_]){PREFIX}{setting.upper()}\b", used)
+    sources = "".join(
+        path.read_text() for path in [*ROOT.glob("harness/reference/**/*.py"), *ROOT.glob("systems/*.j2")]
+    )
+    assert not re.search(rf"(?<![A-Z_]){PREFIX}{setting.upper()}\b", sources)

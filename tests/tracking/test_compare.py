@@ -65,8 +65,8 @@ def compare_rows(
 
 
 def noisy_samples(seed: int, level: float, spread: float = 0.01, n: int = 12) -> list[float]:
-    chance = random.Random(seed)
-    return [level * (1 + chance.gauss(0, spread)) for _ in range(n)]
+    rng = random.Random(seed)
+    return [level * (1 + rng.gauss(0, spread)) for _ in range(n)]
 
 
 @pytest.mark.parametrize(("level", "verdict"), [(100.0, "no difference seen"), (94.0, "worse"), (106.0, "better")])

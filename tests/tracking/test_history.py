@@ -1,4 +1,4 @@
-"""The history of commits: what is read, what is skipped, what is never mixed, and the verdicts on it."""
+"""The history of commits: reading, invalid lines, separate machines and sessions, and verdicts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import pytest
 from harness.cli.main import main
 from harness.report.render import write_report
 from harness.results.runs import RunRecord
-from harness.tracking import session as sessions
 from harness.tracking.asv_runner import AsvSession, Project
 from harness.tracking.git_commits import Commit, subsample
-from harness.tracking.history import FILE_NAME, Measurement, append_measurements, read_history, run_measurements
-from harness.tracking.session import SessionOptions
+from harness.tracking.history import FILE_NAME, Measurement, append_measurements, collect_measurements, read_history
+from harness.tracking.session import SessionOptions, judge_session, run_session
 from harness.tracking.verdicts import Verdict, build_series, judge, judge_all
 
 ROUNDS = 10
@@ -121,7 +120,7 @@ def test_page_reports_a_truncated_line(tmp_path: Path) -> None:
         handle.write('{"version": 1, "sour')
     write_report(tmp_path)
     page = (tmp_path / "regression.html").read_text()
-    assert "1 line of history.jsonl is torn, foreign or of another version" in page
+    assert "1 line of history.jsonl is skipped: truncated, foreign or of another version" in page
     assert "change 2" in page
 
 
@@ -222,18 +221,23 @@ class Rate:
     better: str = "higher"
 
 
-def run(folder: Path, commit: str | None, when: float, *, changed: bool | None = False, host: str = "a") -> RunRecord:
+def make_record(
+    folder: Path, commit: str | None, when: float, *, changed: bool | None = False, host: str = "a"
+) -> RunRecord:
     folder.mkdir(parents=True)
-    known = {"commit": commit, "changed_since_commit": changed, "time_s": when, "host": host, "cpu": "c"}
-    (folder / "provenance.json").write_text(json.dumps(known))
+    provenance = {"commit": commit, "changed_since_commit": changed, "time_s": when, "host": host, "cpu": "c"}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
     return RunRecord(folder, {"id": "0123456789ab", "name": "n", "suite": "s"}, "done")
 
 
 def test_runs_of_suites_are_recorded_under_their_commit_and_machine(tmp_path: Path) -> None:
     """A rate falls by a tenth after ten commits; runs of uncommitted or unknown code belong to no commit."""
-    runs = [run(tmp_path / str(k), f"{k:040x}", 1000 + k) for k in range(20)]
-    runs += [run(tmp_path / "dirty", "d" * 40, 1.0, changed=True), run(tmp_path / "none", None, 1.0, changed=None)]
-    runs += [run(tmp_path / "other", f"{3:040x}", 1003, host="b")]
+    runs = [make_record(tmp_path / str(k), f"{k:040x}", 1000 + k) for k in range(20)]
+    runs += [
+        make_record(tmp_path / "dirty", "d" * 40, 1.0, changed=True),
+        make_record(tmp_path / "none", None, 1.0, changed=None),
+    ]
+    runs += [make_record(tmp_path / "other", f"{3:040x}", 1003, host="b")]
     rng = random.Random(0)
 
     def metrics_of(record: RunRecord) -> dict[Any, list[float]]:
@@ -241,8 +245,8 @@ def test_runs_of_suites_are_recorded_under_their_commit_and_machine(tmp_path: Pa
         return {Rate(): [level * rng.lognormvariate(0, 0.01) for _ in range(5)]}
 
     path = tmp_path / FILE_NAME
-    assert append_measurements(path, run_measurements(runs, metrics_of, tmp_path)) == 21
-    assert append_measurements(path, run_measurements(runs, metrics_of, tmp_path)) == 0
+    assert append_measurements(path, collect_measurements(runs, metrics_of, tmp_path)) == 21
+    assert append_measurements(path, collect_measurements(runs, metrics_of, tmp_path)) == 0
     (verdict,) = judge_all(build_series(read_history(path).measurements))
     assert verdict.state == "regression"
     assert verdict.since is not None
@@ -274,21 +278,21 @@ def test_suspected_regression_is_measured_again(
         calls.append((number, list(bench)))
         return False
 
-    def round_measurements(_: object, number: int) -> Iterator[Measurement]:
-        chance = random.Random(number)
+    def read_round_measurements(_: object, number: int) -> Iterator[Measurement]:
+        rng = random.Random(number)
         for index, commit in enumerate(session.commits):
             for name, slow in (("m.time_one", 1.2 if number <= ROUNDS or is_lasting else 0.9), ("m.time_two", 1.0)):
-                level = (slow if index else 1.0) * chance.gauss(1.0, 0.002)
+                level = (slow if index else 1.0) * rng.gauss(1.0, 0.002)
                 yield make_measurement(
                     index, number, [level], session=session.id, commit=commit.hash, name=name, subject=commit.subject
                 )
 
-    monkeypatch.setattr(sessions, "run_round", run_round)
-    monkeypatch.setattr(sessions, "round_measurements", round_measurements)
-    sessions.run_session(session, SessionOptions(ROUNDS, quiet=True), tmp_path)
+    monkeypatch.setattr("harness.tracking.session.run_round", run_round)
+    monkeypatch.setattr("harness.tracking.session.read_round_measurements", read_round_measurements)
+    run_session(session, SessionOptions(ROUNDS, quiet=True), tmp_path)
     again = [(number, bench) for number, bench in calls if bench]
     assert [number for number, _ in again] == list(range(1, 2 * ROUNDS + 1))
     assert all(re.search(bench[0], "m.time_one") and not re.search(bench[0], "m.time_two") for _, bench in again)
-    states = {v.series.name: v.state for v in sessions.judge_session(session, tmp_path)}
+    states = {v.series.name: v.state for v in judge_session(session, tmp_path)}
     assert states["m.time_two"] == "no change"
     assert (states["m.time_one"] == "regression") == is_lasting

@@ -15,7 +15,7 @@ import pytest
 
 from harness.cli.main import main
 from harness.tracking.history import FILE_NAME, read_history
-from tests.conftest import ROOT, needs
+from tests.conftest import ROOT, require_program
 
 # Two kinds of time: CPU time of a real loop, since other tests run at the same time, and a simulated clock with 1% of
 # noise.
@@ -86,7 +86,7 @@ def git(repo: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a clone of four commits; each but the first makes one function slower."""
-    needs("git")
+    require_program("git")
     repo = tmp_path_factory.mktemp("toy")
     for name in ("toy", "benchmarks"):
         (repo / name).mkdir()
@@ -115,9 +115,9 @@ def whole_session(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return run_regression(toy, out, "start..busy", "--here", "--rounds", "8"), out
 
 
-def parse_verdicts(done: Completed) -> dict[str, str]:
+def parse_verdicts(result: Completed) -> dict[str, str]:
     """Return name without its module -> verdict."""
-    return dict(re.findall(r"^toys\.\w+\.time_(\w+): (.*)$", done.stdout, re.MULTILINE))
+    return dict(re.findall(r"^toys\.\w+\.time_(\w+): (.*)$", result.stdout, re.MULTILINE))
 
 
 @pytest.mark.slow
@@ -126,13 +126,13 @@ def test_slowdown_is_detected_at_its_commit(
     whole_session: tuple[Completed, Path], name: str, percent: float, within: float
 ) -> None:
     """Eight rounds of four commits show 3% of a clock with 1% noise, and three times the length of a busy loop."""
-    done, _ = whole_session
-    assert done.returncode == 1, done.stderr
+    result, _ = whole_session
+    assert result.returncode == 1, result.stderr
     match = re.fullmatch(
         r"slower ([\d.]+)% \[(-?[\d.]+), ([\d.]+)\] \(n = (\d+) and (\d+)\) since (\w{10}) \((.*)\)",
-        parse_verdicts(done)[name],
+        parse_verdicts(result)[name],
     )
-    assert match is not None, parse_verdicts(done)
+    assert match is not None, parse_verdicts(result)
     assert float(match[1]) == pytest.approx(percent, abs=within)
     assert float(match[2]) < float(match[1]) < float(match[3])
     assert match[7] == f"{name} changed"
@@ -144,11 +144,11 @@ def test_unchanged_benchmark_raises_no_alarm_and_is_not_measured_again(
 ) -> None:
     _, out = whole_session
     before = (out / FILE_NAME).read_bytes()
-    done = run_regression(toy, out, "start..busy", "--here", "--rounds", "8", "--bench", "steady")
-    assert done.returncode == 0, done.stderr
-    assert set(parse_verdicts(done)) == {"steady"}
-    assert re.match(NO_ALARM, parse_verdicts(done)["steady"])
-    assert re.search(r"\bn = 8 and 8\)|that counts$", parse_verdicts(done)["steady"])
+    result = run_regression(toy, out, "start..busy", "--here", "--rounds", "8", "--bench", "steady")
+    assert result.returncode == 0, result.stderr
+    assert set(parse_verdicts(result)) == {"steady"}
+    assert re.match(NO_ALARM, parse_verdicts(result)["steady"])
+    assert re.search(r"\bn = 8 and 8\)|that counts$", parse_verdicts(result)["steady"])
     assert (out / FILE_NAME).read_bytes() == before
 
 
@@ -192,8 +192,8 @@ def test_killed_session_is_resumed_by_the_same_command(toy: Path, tmp_path: Path
     assert gone
     assert not alive
     before = measured[0].read_bytes()
-    done = run_regression(toy, out, "six..busy", "--here", "--rounds", "2", "--bench", "steady")
-    assert done.returncode == 0, done.stderr
+    result = run_regression(toy, out, "six..busy", "--here", "--rounds", "2", "--bench", "steady")
+    assert result.returncode == 0, result.stderr
     assert measured[0].read_bytes() == before
     measurements = read_history(out / FILE_NAME).measurements
     assert all(m.values for m in measurements)
@@ -204,9 +204,9 @@ def test_killed_session_is_resumed_by_the_same_command(toy: Path, tmp_path: Path
 def test_each_commit_is_installed_in_an_environment(toy: Path, tmp_path: Path) -> None:
     """Two rounds are too few for a verdict."""
     out = tmp_path / "out"
-    done = run_regression(toy, out, "six..busy", "--rounds", "2", "--bench", "busy")
-    assert done.returncode == 0, done.stderr
-    assert parse_verdicts(done) == {"busy": "too few rounds to tell (n = 2 and 2)"}
+    result = run_regression(toy, out, "six..busy", "--rounds", "2", "--bench", "busy")
+    assert result.returncode == 0, result.stderr
+    assert parse_verdicts(result) == {"busy": "too few rounds to tell (n = 2 and 2)"}
     assert {len(m.values) for m in read_history(out / FILE_NAME).measurements} == {5}
     assert list(out.glob("regression/env/*/lib/python*/site-packages/toy"))
 

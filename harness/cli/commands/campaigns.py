@@ -1,4 +1,4 @@
-"""The commands that carry out campaigns: run, status, collect, cancel."""
+"""The commands that execute campaigns: run, status, collect, cancel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.cli.loading import check_cost, load_campaigns
 from harness.cli.options import Commands, add_command, add_job_options, add_suite_options, positive_int
 from harness.host.command_line import DONE, INCOMPLETE
 from harness.protocol.errors import UsageError
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 
 if TYPE_CHECKING:
     from harness.execution.campaign import Campaign
@@ -35,12 +35,14 @@ def add_commands(commands: Commands) -> None:
     add_suite_options(add_command(commands, "status", do_status, "the state of every case of suites"), "+")
     collect = add_command(commands, "collect", do_collect, "gather what has ended, submit nothing; then report")
     add_suite_options(collect, "+")
-    collect.add_argument("--format", choices=reports.IMPORT_FORMATS, help=argparse.SUPPRESS)  # once the way to import
+    collect.add_argument(
+        "--format", choices=reports.IMPORT_FORMATS, help=argparse.SUPPRESS
+    )  # deprecated: `harness import`
     add_suite_options(add_command(commands, "cancel", do_cancel, "take the jobs of suites out of the queue"), "+")
 
 
 def do_run(arguments: Namespace) -> int:
-    """Run what is missing, or write its jobs; then report on what has ended."""
+    """Run missing cases, or write their jobs; then report on those that have ended."""
     from harness.cli.next_steps import print_next_steps
     from harness.execution.progress import Progress
     from harness.execution.submission import RunOptions
@@ -54,7 +56,7 @@ def do_run(arguments: Namespace) -> int:
     campaigns = load_campaigns(arguments)
     check_cost(arguments, campaigns)
     for campaign in campaigns:
-        is_local = not campaign.scheduler.detached
+        is_local = not campaign.scheduler.is_detached
         submit = is_local or arguments.submit or arguments.wait
         if submit:
             campaign.plan.site.require_settings()
@@ -80,9 +82,9 @@ def do_run(arguments: Namespace) -> int:
 
 def do_status(arguments: Namespace) -> int:
     """Print the state of every case; the exit code is 3 if any is not done."""
-    from harness.execution.schedulers.command import default_retry_timeout
+    from harness.execution.schedulers.command import set_default_retry_timeout
 
-    with default_retry_timeout(STATUS_RETRY_TIMEOUT_S):
+    with set_default_retry_timeout(STATUS_RETRY_TIMEOUT_S):
         outcomes = [outcome for campaign in load_campaigns(arguments) for outcome in campaign.status()]
     width = max(len(outcome.case.name) for outcome in outcomes)
     for outcome in outcomes:
@@ -93,7 +95,7 @@ def do_status(arguments: Namespace) -> int:
 
 
 def do_collect(arguments: Namespace) -> int:
-    """Gather what has ended and report on it."""
+    """Collect and report the cases that have ended."""
     from harness.execution.progress import Progress
 
     if arguments.format is not None:
@@ -108,32 +110,33 @@ def do_collect(arguments: Namespace) -> int:
 
 
 def do_cancel(arguments: Namespace) -> int:
-    """Take the campaigns' jobs out of the queue."""
+    """Cancel the jobs of the campaigns."""
     for campaign in load_campaigns(arguments):
-        cancelled = campaign.cancel() if campaign.folder.is_dir() else 0
-        print(f"{campaign.plan.campaign_name}: {count(cancelled, 'job')} cancelled")
+        n_jobs = campaign.cancel() if campaign.folder.is_dir() else 0
+        print(f"{campaign.plan.campaign_name}: {pluralize(n_jobs, 'job')} cancelled")
     return DONE
 
 
 def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
     """Write a report if any case has ended, and return its code, or 3 if a case failed or will not end by itself."""
     states = Counter(outcome.state for outcome in outcomes)
-    has_ended = states["done"] + states["failed"] + states["lost"]
-    code = reports.report_results(arguments.out) if has_ended else DONE
-    failed = states["failed"] + states["lost"] + states["cancelled"]
-    if failed:
+    n_ended = states["done"] + states["failed"] + states["lost"]
+    code = reports.report_results(arguments.out) if n_ended else DONE
+    n_failed = states["failed"] + states["lost"] + states["cancelled"]
+    if n_failed:
         print(
-            f"{count(failed, 'case')} did not end well; with --retry the same command runs them again", file=sys.stderr
+            f"{pluralize(n_failed, 'case')} did not end well; with --retry the same command runs them again",
+            file=sys.stderr,
         )
-    return INCOMPLETE if failed + states["blocked"] else code
+    return INCOMPLETE if n_failed + states["blocked"] else code
 
 
 def is_incomplete(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
-    """Whether cases remain that no job is under way for, or that the wait has not seen end."""
+    """Return whether cases without an active job remain, or cases that have not ended although the command waited."""
     states = Counter(outcome.state for outcome in outcomes)
-    under_way = states["waiting"] + states["running"]
+    n_active = states["waiting"] + states["running"]
     if has_waited:
-        return under_way + states["not run"] > 0
+        return n_active + states["not run"] > 0
     submission = campaign.submission
-    nothing_accepted = submission is not None and bool(submission.held_back) and submission.submitted == 0
-    return nothing_accepted or (states["not run"] > 0 and under_way == 0)
+    is_refused = submission is not None and bool(submission.held_back) and submission.submitted == 0
+    return is_refused or (states["not run"] > 0 and n_active == 0)

@@ -52,26 +52,24 @@ def _add_regression_options(parser: argparse.ArgumentParser) -> None:
 def do_compare(arguments: Namespace) -> int:
     """Print the difference of B from A, metric by metric."""
     from harness.host.files import write_text
-    from harness.host.process import gc_paused
-    from harness.tracking import compare as compare_output
-    from harness.tracking import selectors
-    from harness.tracking.compare import compare
+    from harness.host.process import pause_gc
+    from harness.tracking import compare, selectors
 
     sides = (selectors.parse_selector(arguments.a), selectors.parse_selector(arguments.b))
-    shelf = selectors.RunIndex(arguments.out)
-    with gc_paused():
-        a, b = ([o for o in shelf.observations(side) if metric_matches(o, arguments.metric)] for side in sides)
-        comparison = compare(a, b, sides)
+    index = selectors.RunIndex(arguments.out)
+    with pause_gc():
+        a, b = ([o for o in index.observations(side) if metric_matches(o, arguments.metric)] for side in sides)
+        comparison = compare.compare(a, b, sides)
     if arguments.csv is not None:
-        write_text(arguments.csv, compare_output.to_csv(comparison))
-    print("\n".join(compare_output.format_lines(comparison, sides, arguments.verbose)))
-    for record in shelf.unreadable:
+        write_text(arguments.csv, compare.to_csv(comparison))
+    print("\n".join(compare.format_lines(comparison, sides, arguments.verbose)))
+    for record in index.unreadable:
         print_line(f"not compared: {record.folder} is unreadable: {record.error}")
     return DONE
 
 
 def metric_matches(observation: Observation, parts: Sequence[str]) -> bool:
-    """Whether the metric's name contains one of the parts; with no parts, every metric matches."""
+    """Return whether the metric's name contains one of the parts; without parts, every metric matches."""
     return not parts or any(part in observation.measured.metric.name for part in parts)
 
 
@@ -89,12 +87,12 @@ def do_regression(arguments: Namespace) -> int:
         load_project(repo, arguments.config), commits, asv_runner.describe_machine(), arguments.in_place, root
     )
     options = SessionOptions(arguments.rounds, check_patterns(arguments.bench), arguments.quiet)
-    has_complaints = run_session(session, options, arguments.out)
-    past = write_report(arguments.out).past
-    verdicts = [v for v in past.verdicts if v.series.session == session.id and options.includes(v.series.name)]
+    has_failures = run_session(session, options, arguments.out)
+    history = write_report(arguments.out).history
+    verdicts = [v for v in history.verdicts if v.series.session == session.id and options.includes(v.series.name)]
     for verdict in verdicts:
         print_line(f"{verdict.series.name}: {verdict}")
-    if has_complaints:
+    if has_failures:
         print(f"some benchmarks failed on some commits: {session.folder / asv_runner.LOG}", file=sys.stderr)
     print(f"report: {arguments.out / 'regression.html'}")
     if any(verdict.is_bad for verdict in verdicts):

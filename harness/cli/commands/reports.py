@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness.cli.options import Commands, add_command, usable_path
 from harness.host.command_line import CHECK_FAILED, DONE
 from harness.protocol.errors import UsageError
-from harness.protocol.text import count, sanitize_line
+from harness.protocol.text import pluralize, sanitize_line
 
 if TYPE_CHECKING:
     from harness.claims.scorecard import Score
@@ -30,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     report.add_argument("bundles", nargs="*", type=usable_path, metavar="FILE.tar.xz", help=bundles_help)
     check = add_command(commands, "check", do_check, "judge claims and figures of merit; exit code 1 if one is off")
     for command in (report, check):
-        claims_help = "a file of claims, beside those that are shipped and those in ./claims; repeatable"
+        claims_help = "a file of claims, in addition to the shipped ones and those in ./claims; repeatable"
         command.add_argument(
             "--claims", type=usable_path, action="append", default=[], metavar="FILE", help=claims_help
         )
@@ -82,15 +82,15 @@ def report_results(out: Path, claims: Sequence[Path] = ()) -> int:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Judge claims and figures of merit, writing nothing; return 1 if one is off, or was to be measured and is not."""
+    """Judge claims and figures of merit without writing; return 1 if one is off, or should be measured and is not."""
     from harness.claims.evaluate import NO_RUNS, judge_folder
     from harness.claims.papers import load_papers
-    from harness.claims.scorecard import is_off
+    from harness.claims.scorecard import counts_as_failure
     from harness.claims.unmeasured import find_unmeasured
     from harness.tracking.history import FILE_NAME
 
     judgement = judge_folder(arguments.out, load_papers(arguments.claims))
-    records = judgement.tables.records
+    records = judgement.results.records
     merits = [(record.case.get("name"), merit) for record in records for merit in record.merits]
     if not records and not (arguments.out / FILE_NAME).exists():
         raise UsageError(f"{arguments.out / 'runs'}: {NO_RUNS}")
@@ -105,8 +105,10 @@ def do_check(arguments: Namespace) -> int:
         print_line(line)
     not_run = sum(record.state == "not run" for record in records)
     if not_run:
-        print(f"{count(not_run, 'case')} not run yet: not judged")
-    has_failed = any(is_off(score) for score in judgement.scores) or any(m.verdict == "worse" for _, m in merits)
+        print(f"{pluralize(not_run, 'case')} not run yet: not judged")
+    has_failed = any(counts_as_failure(score) for score in judgement.scores) or any(
+        m.verdict == "worse" for _, m in merits
+    )
     return CHECK_FAILED if has_failed or unmeasured else DONE
 
 
@@ -130,5 +132,5 @@ def do_promote(arguments: Namespace) -> int:
 
 
 def print_line(text: str) -> None:
-    """Print text from files on one line, without characters that a terminal would obey."""
+    """Print text from files on one line, without characters that a terminal would interpret."""
     print(sanitize_line(text))

@@ -1,4 +1,4 @@
-"""What a campaign needs of a scheduler."""
+"""The interface of schedulers that campaigns use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-# The folder, in that of a campaign, with the scripts, logs and locks of its jobs.
+# The folder inside a campaign's with the scripts, logs and locks of its jobs.
 JOBS_FOLDER = "jobs"
 ExitKind = Literal["alive", "completed", "exited", "cancelled", "failed", "retryable"]
 
@@ -17,8 +17,10 @@ ExitKind = Literal["alive", "completed", "exited", "cancelled", "failed", "retry
 class QueueEntry:
     """A job that has not ended. The tasks of an array share its name; their ids end in `_<task>`.
 
-    reason: why it waits, in the scheduler's words. is_unusual: the reason is not one that every queue has every day.
-    is_hopeless: the job will never start unless somebody changes something.
+    Attributes:
+        reason: why it waits, in the scheduler's words.
+        is_unusual: whether the reason is one that ordinary waiting jobs do not have.
+        is_stuck: whether the job will never start unless somebody intervenes.
     """
 
     id: str
@@ -26,16 +28,18 @@ class QueueEntry:
     state: Literal["waiting", "running"]
     reason: str = ""
     is_unusual: bool = False
-    is_hopeless: bool = False
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True)
 class ExitInfo:
-    """What the scheduler knows, in its words, of a job that its queue no longer lists.
+    """What the scheduler knows about a job that its queue no longer lists.
 
-    kind: `alive`: it has not ended; `completed`: its script ended with exit code 0; `exited`: with another one;
-    `cancelled`: somebody cancelled it; `failed`: the job itself is the cause, such as a time limit that was too short;
-    `retryable`: the infrastructure failed, and the job may be submitted again.
+    Attributes:
+        reason: how it ended, in the scheduler's words.
+        kind: `alive`: it has not ended; `completed`: its script ended with exit code 0; `exited`: with another one;
+            `cancelled`: somebody cancelled it; `failed`: the job itself is the cause, such as a time limit that was too
+            short; `retryable`: the infrastructure failed, and the job may be submitted again.
     """
 
     reason: str
@@ -43,17 +47,21 @@ class ExitInfo:
 
 
 class Scheduler(ABC):
-    """Accepts job scripts and lists those that have not ended.
+    """A scheduler, which accepts job scripts and lists the jobs that have not ended.
 
-    Every method but cancel may raise SchedulerBusy when the scheduler does not answer.
-    command: with which a person submits a script. detached: jobs go on without the harness. supports_arrays:
-    submit_array works. queue_delay_s: how long a job that has left the queue may take to be listed again.
-    file_sync_delay_s: how long after a job's end its files may take to become visible, since file systems cache.
-    poll_s: pause between two looks at the queue, the first and the longest.
+    Every method except cancel may raise SchedulerBusy when the scheduler does not answer.
+
+    Attributes:
+        command: the command with which a person submits a script.
+        is_detached: whether jobs continue when the harness ends.
+        supports_arrays: whether submit_array works.
+        queue_delay_s: how long a job that has left the queue may take to be listed again.
+        file_sync_delay_s: how long files may take to become visible after the end of a job, as file systems cache.
+        poll_s: the first and the longest pause between two queries of the queue.
     """
 
     command: ClassVar[str]
-    detached: ClassVar[bool] = True
+    is_detached: ClassVar[bool] = True
     supports_arrays: ClassVar[bool] = False
     queue_delay_s: ClassVar[float] = 5.0
     file_sync_delay_s: ClassVar[float] = 300.0
@@ -78,10 +86,10 @@ class Scheduler(ABC):
 
     @abstractmethod
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
-        """Ask jobs and all their processes to end; with force, kill them."""
+        """Ask jobs and all their processes to end; kill them if `force` is set."""
 
     def wait_for_children(self) -> None:  # noqa: B027 - most schedulers have none
-        """Wait until jobs that are child processes of this one have done what follows their last case."""
+        """Wait until jobs that are child processes of this process have finished the work after their last case."""
 
     def exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
         """Return how these jobs ended, as far as the scheduler still knows."""
@@ -90,13 +98,14 @@ class Scheduler(ABC):
 
 
 class JobRejected(Exception):
-    """The scheduler will not accept this job, now or later; the message is its own."""
+    """The scheduler will not accept this job, now or later; the message is the scheduler's."""
 
 
 class QueueFull(Exception):
-    """The scheduler does not accept a job like this now; the message is its own.
+    """The scheduler does not accept this job now; the message is the scheduler's.
 
-    may_be_permanent: the same message is given for a job that will never be accepted.
+    Attributes:
+        may_be_permanent: whether jobs that will never be accepted get the same message.
     """
 
     def __init__(self, message: str, may_be_permanent: bool = False) -> None:

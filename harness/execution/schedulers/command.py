@@ -1,4 +1,4 @@
-"""Schedulers that are asked by commands: these run in a clean environment, and are repeated while they fail."""
+"""Schedulers that are used through commands, which run in a clean environment and are retried while they fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import ClassVar
 from harness.execution.schedulers.base import JobRejected, QueueEntry, Scheduler
 from harness.protocol.text import sanitize
 
-# A command may take TIMEOUT_S; the user is told after SLOW_S.
+# The time limit of a command, and the time after which the user is notified.
 TIMEOUT_S, SLOW_S = 60.0, 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 1.0, 60.0, 1.5
 DEFAULT_RETRY_TIMEOUT_S = ContextVar("DEFAULT_RETRY_TIMEOUT_S", default=600.0)
@@ -26,8 +26,8 @@ RETRY_TIMEOUT_VARIABLE = "GFM_HARNESS_PATIENCE_S"
 MESSAGE_LENGTH = 600
 IDS_PER_QUERY = 200
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
-# Variables by which a user's habits, or the job that the harness runs in, change what a scheduler's commands do or add
-# options to every job; of these, LOCATION_VARIABLES say where the scheduler is.
+# Prefixes of variables, set by the user or by the job that the harness runs in, that change a scheduler's commands or
+# add options to every job. LOCATION_VARIABLES, which say where the scheduler is, have the same prefixes.
 COMMANDS = ("SBATCH", "SQUEUE", "SINFO", "SACCT", "SCANCEL", "SCONTROL", "SALLOC", "SRUN", "SLURM", "SLURMD", "PBS")
 OPTION_PREFIXES = tuple(f"{name}_" for name in COMMANDS)
 LOCATION_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
@@ -43,8 +43,10 @@ class SchedulerBusy(Exception):
 class CommandFailed(Exception):
     """One attempt of a command failed.
 
-    code: the exit code, None if the command did not end in time. message: what it printed on stderr. output: what it
-    printed on stdout nevertheless.
+    Attributes:
+        code: the exit code; None if the command did not end in time.
+        message: the last characters of its stderr.
+        output: its stdout.
     """
 
     def __init__(self, command: Sequence[str], code: int | None, message: str, output: str = "") -> None:
@@ -62,15 +64,17 @@ class CommandFailed(Exception):
 class CommandScheduler(Scheduler):
     """A scheduler with a command that submits a script.
 
-    submit_command: without the script and its options. dependency_errors: messages about a job to start after.
+    Attributes:
+        submit_command: the words of the command before the options and the script.
+        dependency_errors: messages about a job that the submitted one depends on.
     """
 
     submit_command: ClassVar[tuple[str, ...]]
     dependency_errors: ClassVar[re.Pattern[str]]
 
     @abstractmethod
-    def dependency_options(self, after: Sequence[str]) -> list[str]:
-        """Return the options with which a job starts after others have ended, whether well or not."""
+    def build_dependency_options(self, after: Sequence[str]) -> list[str]:
+        """Return the options with which a job starts after others have ended, successfully or not."""
 
     @abstractmethod
     def read_job_id(self, output: str) -> str | None:
@@ -78,15 +82,15 @@ class CommandScheduler(Scheduler):
 
     @abstractmethod
     def raise_if_rejected(self, error: CommandFailed) -> None:
-        """Raise JobRejected or QueueFull, unless the scheduler may answer otherwise soon."""
+        """Raise JobRejected or QueueFull, unless another attempt may succeed soon."""
 
-    def submission_id(self, entry: QueueEntry) -> str:
+    def get_submission_id(self, entry: QueueEntry) -> str:
         """Return the id of the submission that an entry of the queue belongs to."""
         return entry.id
 
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
-        """Submit a script; it may start when others have ended badly, since it checks the cases that it needs."""
-        options = self.dependency_options(after) if after else []
+        """Submit a script; it may start after failed jobs, since it checks the cases that it depends on."""
+        options = self.build_dependency_options(after) if after else []
         try:
             return self.submit_with_retry([*options, str(script)], name)
         except JobRejected as error:
@@ -96,7 +100,7 @@ class CommandScheduler(Scheduler):
         return self.submit(script, name, [job for job in after if job in active] if len(active) < len(after) else ())
 
     def submit_with_retry(self, arguments: Sequence[str], name: str) -> str:
-        """Submit one job; an attempt that seemed to fail may have succeeded, so the queue is searched for its name."""
+        """Submit one job; search the queue for its name after a failure, since the attempt may have succeeded."""
         backoff = Backoff()
         is_accepted = False
         while True:
@@ -114,30 +118,30 @@ class CommandScheduler(Scheduler):
             backoff.wait(error)
             entries = self.queue([name])
             if entries:
-                return self.submission_id(entries[0])
+                return self.get_submission_id(entries[0])
 
 
-def batches(ids: Sequence[str]) -> list[Sequence[str]]:
-    """Return the ids in as many parts as commands take at once."""
+def split_ids(ids: Sequence[str]) -> list[Sequence[str]]:
+    """Split ids into batches that a command accepts."""
     return [ids[k : k + IDS_PER_QUERY] for k in range(0, len(ids), IDS_PER_QUERY)]
 
 
-def clean_environment() -> dict[str, str]:
+def build_environment() -> dict[str, str]:
     """Return this process's environment without variables that change a scheduler's commands.
 
-    SLURM_BITSTR_LEN makes Slurm list the tasks of an array in full.
+    SLURM_BITSTR_LEN=0 makes Slurm list all tasks of an array.
     """
     environment = {k: v for k, v in os.environ.items() if k in LOCATION_VARIABLES or not k.startswith(OPTION_PREFIXES)}
     return environment | {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}
 
 
 def run_once(command: Sequence[str]) -> str:
-    """Run a command and return its stdout; report it when it is slow, and raise CommandFailed when it fails."""
-    limit_s = min(TIMEOUT_S, max(retry_timeout_s(), 2 * SLOW_S))
+    """Run a command and return its stdout; notify the user if it is slow, and raise CommandFailed if it fails."""
+    limit_s = min(TIMEOUT_S, max(get_retry_timeout_s(), 2 * SLOW_S))
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            errors="replace", env=clean_environment(), start_new_session=True,
+            errors="replace", env=build_environment(), start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
         raise CommandFailed(command, NOT_FOUND, f"{command[0]}: no such command on this machine") from None
@@ -165,7 +169,7 @@ def run_with_retry(command: Sequence[str], is_permanent: Callable[[CommandFailed
 
     Raises:
         CommandFailed: the error is permanent.
-        SchedulerBusy: the command still failed at the end of the time for retries.
+        SchedulerBusy: the command still failed when the time for retries was over.
     """
     backoff = Backoff()
     while True:
@@ -177,7 +181,7 @@ def run_with_retry(command: Sequence[str], is_permanent: Callable[[CommandFailed
             backoff.wait(error)
 
 
-def retry_timeout_s() -> float:
+def get_retry_timeout_s() -> float:
     """Return how long a command may keep failing: ten minutes, or GFM_HARNESS_PATIENCE_S seconds."""
     default_s = DEFAULT_RETRY_TIMEOUT_S.get()
     try:
@@ -187,8 +191,8 @@ def retry_timeout_s() -> float:
 
 
 @contextmanager
-def default_retry_timeout(seconds: float) -> Iterator[None]:
-    """Within the context, let a command keep failing for so long, unless GFM_HARNESS_PATIENCE_S is set."""
+def set_default_retry_timeout(seconds: float) -> Iterator[None]:
+    """Set how long commands may keep failing within the context, unless GFM_HARNESS_PATIENCE_S is set."""
     token = DEFAULT_RETRY_TIMEOUT_S.set(seconds)
     try:
         yield
@@ -197,16 +201,16 @@ def default_retry_timeout(seconds: float) -> Iterator[None]:
 
 
 def notify(text: str) -> None:
-    """Tell the user at once, on stderr, that the harness waits for a scheduler."""
+    """Print a message to the user on stderr immediately."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Backoff:
-    """Pauses between the attempts of one request; the first failure is reported, and the time is limited."""
+    """Pauses between the attempts of one request, whose total time is limited; the first failure is reported."""
 
     def __init__(self) -> None:
         self._pauses = Pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        self._deadline = time.monotonic() + retry_timeout_s()
+        self._deadline = time.monotonic() + get_retry_timeout_s()
         self._is_reported = False
 
     def wait(self, error: CommandFailed) -> None:
@@ -214,7 +218,7 @@ class Backoff:
         if time.monotonic() >= self._deadline:
             raise SchedulerBusy(str(error)) from None
         if not self._is_reported:
-            notify(f"{error}; trying again for up to {retry_timeout_s():g} s")
+            notify(f"{error}; trying again for up to {get_retry_timeout_s():g} s")
             self._is_reported = True
         self._pauses.sleep(self._deadline)
 
@@ -227,7 +231,7 @@ class Pauses:
         self._next_s = first_s
 
     def reset(self) -> None:
-        """Begin with the first pause again."""
+        """Start with the first pause again."""
         self._next_s = self._first_s
 
     def sleep(self, deadline: float | None = None) -> None:
@@ -238,7 +242,7 @@ class Pauses:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill the command and its child processes, and do not wait for others that hold its pipes."""
+    """Kill the command and its child processes, without waiting for other processes that hold its pipes."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine; they outlive the harness, and the next one finds them again."""
+"""Jobs as processes on this machine, which outlive the harness and which the next harness finds again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import psutil
 from harness.execution.schedulers.base import JOBS_FOLDER, QueueEntry, Scheduler
 from harness.host.locks import is_locked
 
-# What a job may take to end once its last case has ended.
+# How long a job may take to end after its last case.
 CHILD_TIMEOUT_S = 120.0
 NAME_LENGTH = 200
 
 
 class LocalScheduler(Scheduler):
-    """A job is alive while its processes hold the lock that its script takes; its id is its name.
+    """The scheduler of this machine, whose jobs are alive while their processes hold the lock that the script takes.
 
-    The kernel releases the lock when the last of them ends, so a process id that is used again does no harm.
+    The kernel releases the lock when the last process ends, so a reused process id does no harm. The id of a job is its
+    name.
     """
 
     command = "bash"
-    detached = False
+    is_detached = False
     queue_delay_s = 0.0
     file_sync_delay_s = 0.0
     poll_s = (0.2, 0.5)
@@ -42,7 +43,7 @@ class LocalScheduler(Scheduler):
         return [QueueEntry(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]
 
     def submit(self, script: Path, name: str, after: Sequence[str] = ()) -> str:
-        """Start bash on the script, in a process session of its own."""
+        """Start bash on the script, in a new session."""
         del after
         with (self._jobs / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(
@@ -52,7 +53,7 @@ class LocalScheduler(Scheduler):
 
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
         """Signal every process that has the lock file of one of the jobs open, shells before their children."""
-        locks = {str(self._lock(name)) for name in ids}
+        locks = {str(self._lock_path(name)) for name in ids}
         holders = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -68,7 +69,7 @@ class LocalScheduler(Scheduler):
             with suppress(subprocess.TimeoutExpired):
                 child.wait(CHILD_TIMEOUT_S)
 
-    def _lock(self, name: str) -> Path:
+    def _lock_path(self, name: str) -> Path:
         return self._jobs / f"{name}.lock"
 
     def _is_child(self, name: str) -> bool:
@@ -76,9 +77,9 @@ class LocalScheduler(Scheduler):
         return child is not None and child.poll() is None
 
     def _is_locked(self, name: str) -> bool:
-        return is_locked(self._lock(name))
+        return is_locked(self._lock_path(name))
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether the text may be a job's name; ids are read from files, which may contain anything."""
+    """Return whether the text can be a job's name; ids are read from files, which may contain anything."""
     return 0 < len(name) <= NAME_LENGTH and not set(name) & {"/", "\0"}

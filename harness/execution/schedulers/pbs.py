@@ -1,4 +1,4 @@
-"""Jobs of PBS Professional or OpenPBS, by qsub, qstat and qdel."""
+"""Jobs of PBS Professional or OpenPBS, through qsub, qstat and qdel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from harness.execution.schedulers import command as commands
+from harness.execution.schedulers import command
 from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry, QueueFull
 from harness.execution.schedulers.command import CommandFailed, CommandScheduler
 
@@ -19,8 +19,8 @@ TERMINATED = "91"
 SIGNAL_STATUS = 256
 # Letters of job_state (qstat(1B)): jobs with any other letter have ended.
 WAITING, RUNNING = "QHWT", "RSEUB"
-# For limits that pass as jobs end, the server says `would exceed ...` or `Maximum number of jobs ...`; a job that can
-# never run `violates` or `exceeds` a limit. (openpbs, src/lib/Liblog/pbs_messages.c)
+# For temporary limits the server prints `would exceed ...` or `Maximum number of jobs ...`; a job that can never run
+# `violates` or `exceeds` a limit. (openpbs, src/lib/Liblog/pbs_messages.c)
 QUEUE_FULL_ERRORS = re.compile(
     r"would exceed|maximum number of jobs|queue is not enabled|request not allowed: server shutting down|"
     r"exceeds server or queue size limit",
@@ -39,10 +39,10 @@ PERMANENT_ERRORS = re.compile(
     re.IGNORECASE,
 )
 DEPENDENCY_ERRORS = re.compile(r"unknown job id|job dependency|job has finished|did not satisfy dependency", re.I)
-HOPELESS_REASONS = re.compile(r"can never run|too many failed attempts", re.IGNORECASE)
-# What qdel says of a job that has ended; the qdel that comes with Slurm says nothing.
+STUCK_REASONS = re.compile(r"can never run|too many failed attempts", re.IGNORECASE)
+# Messages of qdel about a job that has ended; Slurm's qdel prints none.
 ALREADY_ENDED = re.compile(r"unknown|has finished|not found|invalid job id|illegally formed|^exit code 1$", re.I)
-# What qstat says of one.
+# Messages of qstat about a job that has ended.
 NO_LONGER_LISTED = re.compile(r"unknown job ?id|job has finished|invalid job id", re.IGNORECASE)
 UNKNOWN_OPTION = re.compile(r"usage|unknown option|invalid option|illegal option", re.IGNORECASE)
 # The id that qsub prints: `12.server`, `12[].server`; Slurm's qsub prints the number alone.
@@ -54,9 +54,10 @@ UNKNOWN_JOB = 15001 % 256
 
 
 class PbsScheduler(CommandScheduler):
-    """Jobs are queried by id, as text, since servers break JSON of several jobs; by name only where no id is known.
+    """The scheduler PBS.
 
-    The server's history, of all its users and of weeks, is queried only for the jobs that have vanished.
+    Jobs are queried by id, or by name if no id is known, and as text, since servers print invalid JSON for several
+    jobs. The server's history, which covers all users and weeks, is queried only for jobs that have vanished.
     """
 
     command = "qsub"
@@ -67,24 +68,24 @@ class PbsScheduler(CommandScheduler):
         """Return the jobs with these ids, and this user's with these names, that have not ended."""
         jobs: dict[str, dict[str, Any]] = {}
         known = [job for job in dict.fromkeys(ids) if JOB_ID.fullmatch(job)]
-        for batch in commands.batches(known):
+        for batch in command.split_ids(known):
             jobs |= {job: fields for job, fields in _query_jobs(batch).items() if job in known}
         if names:
             mine = ((job, fields) for job, fields in _query_queue().items() if _is_owned_by_user(fields))
             jobs |= {job: fields for job, fields in mine if str(fields.get("Job_Name", "")) in names}
-        return [entry for job, fields in jobs.items() if (entry := _queue_entry(job, fields))]
+        return [entry for job, fields in jobs.items() if (entry := _make_queue_entry(job, fields))]
 
-    def dependency_options(self, after: Sequence[str]) -> list[str]:
-        """Return qsub's option for jobs to start after."""
+    def build_dependency_options(self, after: Sequence[str]) -> list[str]:
+        """Return qsub's option for dependencies."""
         return ["-W", f"depend=afterany:{':'.join(after)}"]
 
     def read_job_id(self, output: str) -> str | None:
-        """Return the last line that is a job's id, whatever a site prints around it."""
+        """Return the last line that is a job id, since sites print other lines too."""
         ids = [line.strip() for line in output.splitlines() if JOB_ID.fullmatch(line.strip())]
         return ids[-1] if ids else None
 
     def raise_if_rejected(self, error: CommandFailed) -> None:
-        """Raise what qsub's message means, unless the server may answer otherwise soon."""
+        """Raise the exception that qsub's message implies, unless another attempt may succeed soon."""
         if error.is_unusable:
             raise JobRejected(str(error)) from None
         if error.code is None:
@@ -95,11 +96,11 @@ class PbsScheduler(CommandScheduler):
             raise JobRejected(str(error)) from None
 
     def cancel(self, ids: Sequence[str], *, force: bool = False) -> None:
-        """Call qdel for each job; it is no error if one has ended meanwhile, and an error does not stop the others."""
+        """Call qdel for each job; ignore jobs that have ended, and raise the last error after all calls."""
         failure = None
         for job in ids:
             try:
-                commands.run_once(["qdel", *(["-W", "force"] if force else []), job])
+                command.run_once(["qdel", *(["-W", "force"] if force else []), job])
             except CommandFailed as error:
                 if not ALREADY_ENDED.search(error.message):
                     failure = error
@@ -107,7 +108,7 @@ class PbsScheduler(CommandScheduler):
             raise failure
 
     def exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
-        """Query the history that qstat -x keeps."""
+        """Query the server's history with `qstat -x`."""
         result = {}
         for job in (job for job in ids if JOB_ID.fullmatch(job)):
             fields = _query_history(job)
@@ -117,10 +118,10 @@ class PbsScheduler(CommandScheduler):
         return result
 
 
-def _queue_entry(job: str, fields: Mapping[str, Any]) -> QueueEntry | None:
-    """Return the entry of a job that has not ended.
+def _make_queue_entry(job: str, fields: Mapping[str, Any]) -> QueueEntry | None:
+    """Return the entry of a job that has not ended, or None.
 
-    A job that is held, but not for other jobs, will not start by itself.
+    A held job without a dependency will not start by itself.
     """
     letter = str(fields.get("job_state", ""))
     name, comment = str(fields.get("Job_Name", "")), str(fields.get("comment", ""))
@@ -129,40 +130,40 @@ def _queue_entry(job: str, fields: Mapping[str, Any]) -> QueueEntry | None:
     if letter in RUNNING:
         return QueueEntry(job, name, "running", comment)
     is_held = letter == "H" and "depend" not in fields
-    is_hopeless = is_held or bool(HOPELESS_REASONS.search(comment))
+    is_stuck = is_held or bool(STUCK_REASONS.search(comment))
     reason = comment or (f"held (Hold_Types {fields.get('Hold_Types', '?')})" if is_held else "")
-    return QueueEntry(job, name, "waiting", reason, is_unusual=is_hopeless, is_hopeless=is_hopeless)
+    return QueueEntry(job, name, "waiting", reason, is_unusual=is_stuck, is_stuck=is_stuck)
 
 
 def _query_jobs(jobs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return qstat's fields of jobs; it fails if one of them has ended, and lists the others nevertheless."""
+    """Return qstat's fields of jobs; qstat fails if one of them has ended, but still prints the others."""
     try:
-        text = commands.run_with_retry(["qstat", "-f", *jobs], is_permanent=_is_only_about_ended_jobs)
+        text = command.run_with_retry(["qstat", "-f", *jobs], is_permanent=_is_only_about_ended_jobs)
     except CommandFailed as error:
         if not _is_only_about_ended_jobs(error):
             raise
         text = error.output
     with suppress(ValueError):
-        if text.startswith("{"):  # servers can be configured to answer so
+        if text.startswith("{"):  # the default format of some servers
             return parse_json(text)
     return parse_text(text)
 
 
 def _is_only_about_ended_jobs(error: CommandFailed) -> bool:
-    """Whether the only complaint is of jobs that the server no longer has, or that have finished."""
+    """Return whether the error is only about jobs that have finished or that the server no longer has."""
     if error.code is None or UNAVAILABLE_ERRORS.search(error.message):
         return False
     return error.code == UNKNOWN_JOB or bool(NO_LONGER_LISTED.search(error.message))
 
 
 def _query_queue() -> dict[str, dict[str, Any]]:
-    """Return every job that has not ended, by id: from JSON where that is sound, else from text."""
+    """Return every job that has not ended, by id: from JSON if it is valid, otherwise from text."""
     try:
-        return parse_json(commands.run_with_retry(["qstat", "-f", "-F", "json"], is_permanent=_is_unknown_option))
+        return parse_json(command.run_with_retry(["qstat", "-f", "-F", "json"], is_permanent=_is_unknown_option))
     except (CommandFailed, ValueError):
         pass
     try:
-        return parse_text(commands.run_with_retry(["qstat", "-f"], is_permanent=_is_unknown_job))
+        return parse_text(command.run_with_retry(["qstat", "-f"], is_permanent=_is_unknown_job))
     except CommandFailed as error:
         if _is_unknown_job(error):
             return {}
@@ -170,10 +171,10 @@ def _query_queue() -> dict[str, dict[str, Any]]:
 
 
 def _query_history(job: str) -> dict[str, Any]:
-    """Return what the server still knows of a job; nothing if it has forgotten it or keeps no history."""
+    """Return the fields of a job in the server's history; none if the server has forgotten it or has no history."""
     for options in (["-F", "json"], []):
         try:
-            text = commands.run_with_retry(["qstat", "-x", "-f", *options, job], is_permanent=_is_unavailable)
+            text = command.run_with_retry(["qstat", "-x", "-f", *options, job], is_permanent=_is_unavailable)
             return (parse_json(text) if options else parse_text(text)).get(job, {})
         except (CommandFailed, ValueError):
             continue
@@ -181,7 +182,7 @@ def _query_history(job: str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> dict[str, dict[str, Any]]:
-    """Return the jobs of `qstat -f -F json`; raise ValueError where odd environment variables make it invalid JSON."""
+    """Return the jobs of `qstat -f -F json`; raise ValueError if environment variables make it invalid JSON."""
     if not text.strip():
         return {}
     try:
@@ -197,7 +198,7 @@ def parse_json(text: str) -> dict[str, dict[str, Any]]:
 def parse_text(text: str) -> dict[str, dict[str, Any]]:
     """Return the jobs of `qstat -f`: indented `name = value` lines.
 
-    Where fields begin with spaces, a line that begins with a tab continues the value above, whatever it looks like.
+    If fields are indented with spaces, a line that begins with a tab always continues the value above.
     """
     parts = TEXT_JOB.split(text)[1:]
     jobs: dict[str, dict[str, Any]] = {}
@@ -216,11 +217,11 @@ def parse_text(text: str) -> dict[str, dict[str, Any]]:
 
 
 def parse_exit_info(fields: Mapping[str, Any]) -> ExitInfo | None:
-    """Return how a job ended, by the server's history.
+    """Return how a job ended according to the server's history, or None if that is unknown.
 
-    Exit_status (openpbs, src/include/job.h): negative: the server is the cause, and -25, -27 and -29 mean that cores,
-    memory and walltime were exceeded; 256 + n: ended by signal n. It means nothing before the job is finished. A
-    substate of 91 means that the job was deleted.
+    Exit_status (openpbs, src/include/job.h) is valid when the job has finished. Negative: the server is the cause, and
+    -25, -27 and -29 mean that cores, memory and walltime were exceeded; 256 + n: ended by signal n. A substate of 91
+    means that the job was deleted.
     """
     letter = str(fields.get("job_state", ""))
     if letter != "F":

@@ -1,4 +1,4 @@
-"""Parse the output of Slurm's commands: job ids, queues, accounting, and why a job is not accepted."""
+"""Parsing of the output of Slurm's commands: job ids, queues, accounting, and why a job is not accepted."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ KINDS: dict[str, ExitKind] = {
     **dict.fromkeys(INFRASTRUCTURE_FAILURES, "retryable"),
     **dict.fromkeys((*RUNNING, *WAITING), "alive"),
 }
-# Reasons that every queue has every day, and those with which a job never starts unless somebody changes something.
+# Reasons of ordinary waiting jobs, and reasons with which a job never starts unless somebody intervenes.
 USUAL_REASONS = re.compile(
     r"|None|Priority|Resources|Dependency|BeginTime|JobArrayTaskLimit|Licenses|Prolog|Cleaning|Reservation|"
     r"(Assoc|QOS)(Grp|Max)\w*Limit|MaxMemPerLimit|Nodes required for job are DOWN.*"
 )
-HOPELESS_REASONS = re.compile(
+STUCK_REASONS = re.compile(
     r"requeued.{1,4}held|JobHeld|JobHoldMaxRequeue|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|"
     r"DependencyNeverSatisfied|Invalid(Account|QOS)|(Account|QOS)NotAllowed|PerJob(Limit)?$|NotSatisfied$|DeadLine|"
     r"ReservationDeleted",
     re.IGNORECASE,
 )
-# sbatch: no answer from the controller, or one that says that it cannot answer now.
+# sbatch: the controller does not answer, or cannot answer now.
 UNAVAILABLE_ERRORS = re.compile(
     r"munge|authenticat|unable to contact|timed out|zero bytes|communicat|connect|rate limit|standby|unable to resolve|"
     r"resource temporarily|transport endpoint|credential|I/O error writing|shutting down|message (send|receive)|"
     r"unspecified error|broken pipe",
     re.IGNORECASE,
 )
-# sbatch: not this job, or no more jobs, for now.
+# sbatch: this job, or any further job, is not accepted now.
 QUEUE_FULL_ERRORS = re.compile(
     r"submit\w* ?jobs? ?(per ?user ?)?\w*limit|MaxSubmitJobs?|MaxJobCount|job count limit|too many jobs|"
     r"invalid job array specification|down, drained or reserved|inactive or drain|nodes are busy|not usable now|"
     r"not available now|reservation is in use|licenses currently",
     re.IGNORECASE,
 )
-# Slurm prints this for temporary and for permanent limits; newer versions name the limit in the line before.
+# Slurm prints this for temporary and permanent limits; newer versions name the limit in the line before.
 POLICY_ERRORS = re.compile(r"job violates accounting/QOS policy", re.IGNORECASE)
 NAMED_LIMIT = re.compile(r"\b(Assoc|QOS|Max)\w*(Limit|PerAccount|NotSatisfied)\b")
 PERMANENT_ERRORS = re.compile(
@@ -80,14 +80,16 @@ Rejection = Literal["unavailable", "full", "unclear", "permanent"]
 class Tasks:
     """Some tasks of an array.
 
-    ranges: of first, last and step. is_truncated: there are more that were not printed.
+    Attributes:
+        ranges: the first task, the last task and the step of each range.
+        is_truncated: whether there are more tasks that were not printed.
     """
 
     ranges: tuple[tuple[int, int, int], ...]
     is_truncated: bool
 
     def may_contain(self, task: int) -> bool:
-        """Whether the task is, or may be, one of them."""
+        """Return whether the task is, or may be, one of them."""
         return self.is_truncated or any(a <= task <= b and (task - a) % step == 0 for a, b, step in self.ranges)
 
 
@@ -105,21 +107,21 @@ def parse_tasks(text: str) -> Tasks:
     return Tasks(tuple(ranges), is_truncated)
 
 
-def array_id(job: str) -> str:
+def get_array_id(job: str) -> str:
     """Return the id of the array that a task belongs to, or of the job itself."""
     return job.partition("_")[0]
 
 
 def is_job_id(text: str) -> bool:
-    """Whether the text is the id of one job or task."""
+    """Return whether the text is the id of one job or task."""
     result = JOB_ID.fullmatch(text)
     return result is not None and result[3] is None
 
 
 def read_job_id(output: str) -> str | None:
-    """Return the id that sbatch printed: the last line that is one, whatever a site prints around it."""
-    result = [match[1] for line in output.splitlines() if (match := SUBMISSION.fullmatch(line.strip()))]
-    return result[-1] if result else None
+    """Return the last line of sbatch that is an id, since sites print other lines too; None if there is none."""
+    ids = [match[1] for line in output.splitlines() if (match := SUBMISSION.fullmatch(line.strip()))]
+    return ids[-1] if ids else None
 
 
 def classify_rejection(message: str) -> Rejection:
@@ -140,15 +142,14 @@ def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list
         row, name, state, reason = (field.strip() for field in f"{line}|||".split("|")[:4])
         if not JOB_ID.fullmatch(row) or KINDS.get(state, "alive") != "alive":
             continue
-        named = [row] if name in names else []
+        jobs = {*([row] if name in names else []), *_find_members(row, by_array)}
         is_waiting = state not in RUNNING
-        is_hopeless = is_waiting and bool(HOPELESS_REASONS.search(reason))
-        is_unusual = is_hopeless or (is_waiting and not USUAL_REASONS.fullmatch(reason))
+        is_stuck = is_waiting and bool(STUCK_REASONS.search(reason))
+        is_unusual = is_stuck or (is_waiting and not USUAL_REASONS.fullmatch(reason))
         job_state: Literal["waiting", "running"] = "waiting" if is_waiting else "running"
-        shown = "" if reason == "None" else reason
+        job_reason = "" if reason == "None" else reason
         result += [
-            QueueEntry(job, name, job_state, shown, is_unusual=is_unusual, is_hopeless=is_hopeless)
-            for job in {*named, *_members(row, by_array)}
+            QueueEntry(job, name, job_state, job_reason, is_unusual=is_unusual, is_stuck=is_stuck) for job in jobs
         ]
     return result
 
@@ -156,7 +157,7 @@ def parse_queue(text: str, names: Collection[str], ids: Collection[str]) -> list
 def parse_accounting(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
     """Parse the lines `JobID|State` of sacct."""
     rows = (line.split("|")[:2] for line in text.splitlines() if "|" in line)
-    return _exit_info(((row[0].strip(), row[1].strip()) for row in rows), ids)
+    return _collect_exit_info(((row[0].strip(), row[1].strip()) for row in rows), ids)
 
 
 def parse_controller(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
@@ -170,11 +171,13 @@ def parse_controller(text: str, ids: Collection[str]) -> dict[str, ExitInfo]:
         else:
             row = fields.get("JobId", "")
         rows.append((row, fields.get("JobState", "")))
-    return _exit_info(rows, ids)
+    return _collect_exit_info(rows, ids)
 
 
-def _exit_info(rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Collection[str]) -> dict[str, ExitInfo]:
-    """Return the state of jobs by rows of id and state.
+def _collect_exit_info(
+    rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Collection[str]
+) -> dict[str, ExitInfo]:
+    """Return how jobs ended according to rows of id and state.
 
     A row of one task has precedence over a row of several, and a later row over an earlier one.
     """
@@ -187,18 +190,18 @@ def _exit_info(rows: Iterator[tuple[str, str]] | list[tuple[str, str]], ids: Col
         kind = KINDS.get(word)
         if kind is not None and JOB_ID.fullmatch(row):
             result = (single_tasks if row in ids else whole_arrays) if is_job_id(row) else task_ranges
-            result.update(dict.fromkeys(_members(row, by_array), ExitInfo(state, kind)))
+            result.update(dict.fromkeys(_find_members(row, by_array), ExitInfo(state, kind)))
     return whole_arrays | task_ranges | single_tasks
 
 
 def _group_by_array(ids: Collection[str]) -> dict[str, list[str]]:
     result: dict[str, list[str]] = defaultdict(list)
     for job in ids:
-        result[array_id(job)].append(job)
+        result[get_array_id(job)].append(job)
     return result
 
 
-def _members(row: str, by_array: Mapping[str, list[str]]) -> list[str]:
+def _find_members(row: str, by_array: Mapping[str, list[str]]) -> list[str]:
     """Return those of the jobs, grouped by array, that a printed id such as `101_[1-6%2]` stands for.
 
     An array of which no task has ever started may be listed as `101`.

@@ -1,4 +1,4 @@
-"""What runs cost: energy, GPU-hours and use of the machine, from telemetry; joined to the tables of all experiments."""
+"""Costs of runs from telemetry (energy, GPU-hours, utilization), joined to the tables of all experiments."""
 
 from harness.experiments.experiment import Experiment
 

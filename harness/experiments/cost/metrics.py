@@ -1,7 +1,7 @@
-"""Telemetry joined to what it was spent on: energy, GPU-hours and counted operations, per useful result.
+"""Costs of cases and their parts from telemetry: energy, GPU-hours and counted operations, per useful result.
 
-Energy is that of all nodes that a case ran on, by the sensors that they have (`energy_scope`). Where telemetry does not
-support a number, it is withheld with the reason.
+Energy is the energy of all nodes of a case, as far as their sensors measure it (`energy_scope`). A number that
+telemetry does not support is withheld, with the reason.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ PIECES = Columns(
     run="folder",
 )
 SOURCES = Columns("cost_sources", source="campaign path kind version faults")
-# What is added to the tables of the other experiments.
-JOINED = (
+# The columns that are added to the tables of the other experiments.
+JOINED_COLUMNS = (
     "energy_j", "energy_scope", "energy_per_result_j", "result", "gpu_hours", "counted_gflop_per_s", "counted_gb_per_s",
 )  # fmt: skip
-# Kinds of devices of which each rank takes one.
+# Kinds of devices of which each rank uses one.
 ACCELERATORS = ("cuda", "xpu")
-# The share of a trial that another one on its nodes may overlap before its cost is withheld.
+# The share of a trial that a concurrent trial on its nodes may cover before its cost is withheld.
 MAX_OVERLAP = 0.02
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables of costs from the telemetry that lies in the folders of the runs."""
-    return cost_tables(records, collect_usage(records))
+    """Return the tables of costs from the telemetry in the run folders."""
+    return build_cost_tables(records, collect_usage(records))
 
 
-def cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:
+def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str, pd.DataFrame]:
     """Return the tables of costs; missing values are NaN or None.
 
-    cost_cases: a row per case that has begun. cost_pieces: a row per epoch, trial, stage or precision of a case with
-    telemetry. cost_sources: the files of telemetry, and what was wrong with them.
+    cost_cases: a row per case that has started. cost_pieces: a row per epoch, trial, stage or precision of a case with
+    telemetry. cost_sources: a row per telemetry source, with its faults.
     """
     by_case: dict[str, list[Usage]] = {}
     for usage in telemetry.usages:
@@ -81,9 +81,9 @@ def cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str,
             continue
         usages = by_case.get(str(record.folder), [])
         whole = next((u for u in usages if u.window.what == "case"), None)
-        cases.append(_case(record, record.duration_s, whole))
-        shared = _overlapping_trials([u for u in usages if u.window.what == "trial"])
-        pieces += [_piece(record, u, u.window.name in shared) for u in usages if u.window.what != "case"]
+        cases.append(_describe_case(record, record.duration_s, whole))
+        shared = _find_overlapping_trials([u for u in usages if u.window.what == "trial"])
+        pieces += [_describe_piece(record, u, u.window.name in shared) for u in usages if u.window.what != "case"]
     sources = [
         {"campaign": s.campaign, "path": str(s.path), "kind": s.kind, "version": s.version, "faults": s.faults}
         for s in telemetry.sources
@@ -96,9 +96,9 @@ def cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dict[str,
 
 
 def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, join: CostJoin) -> pd.DataFrame:
-    """Return an experiment's table with what its rows cost; NaN where nothing is known of a row."""
+    """Return an experiment's table with the costs of its rows; NaN where the cost of a row is unknown."""
     costs = cases if join.scope == "case" else pieces[pieces["what"] == join.scope]
-    names = list(JOINED)
+    names = list(JOINED_COLUMNS)
     if table.empty or costs.empty:
         return table.reindex(columns=[*table.columns, *names])
     left = pd.DataFrame({key: table[key].astype(str) for key in join.keys}, index=table.index)
@@ -113,7 +113,7 @@ def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, j
 
 
 def count_results(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return number and unit of the useful results of a case, or of a part of it; NaN where they are not known."""
+    """Return number and unit of the useful results of a case, or of a part of it; NaN if the number is unknown."""
     if scope == "trial":
         return 1.0, "trial"
     experiment = find_experiment(record.program)
@@ -121,11 +121,11 @@ def count_results(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     return (math.nan, "") if function is None else function(record, scope, name)
 
 
-def total_energy(usage: Usage) -> tuple[float, str, str]:
-    """Return the joules of a whole window, what they are of, and how they were measured.
+def sum_energy(usage: Usage) -> tuple[float, str, str]:
+    """Return the energy of a window in joules, the components that it covers, and the method of measurement.
 
-    A node's own sensor covers everything in it; without one, the parts that have sensors are added up. Nodes that sent
-    nothing are taken to have used what the others did.
+    A sensor of the whole node covers all of its components; without one, the components that have sensors are added up.
+    Nodes without samples are assumed to have used as much as the others.
     """
     parts = (
         ["node"] if "node" in usage.energy_j else [p for p in ("accelerator", "cpu", "memory") if p in usage.energy_j]
@@ -142,8 +142,8 @@ def total_energy(usage: Usage) -> tuple[float, str, str]:
     return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), how
 
 
-def _energies(usage: Usage, results: float, unit: str, *, shared: bool = False) -> dict[str, Any]:
-    joules, scope, how = total_energy(usage)
+def _describe_energy(usage: Usage, results: float, unit: str, *, shared: bool = False) -> dict[str, Any]:
+    joules, scope, how = sum_energy(usage)
     row: dict[str, Any] = {"results": results, "result": unit, "why_not": usage.why_not}
     if shared:
         return row | {"why_not": "other trials ran on its nodes meanwhile"}
@@ -154,13 +154,13 @@ def _energies(usage: Usage, results: float, unit: str, *, shared: bool = False) 
     }  # fmt: skip
 
 
-def _case(record: RunRecord, seconds: float, usage: Usage | None) -> dict[str, Any]:
+def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> dict[str, Any]:
     case = record.case
     results, unit = count_results(record, "case", "")
     row: dict[str, Any] = {
         "campaign": record.campaign, **{k: case.get(k) for k in ("suite", "system", "id", "program")},
         "case": case.get("name"), "precision": case.get("parameters", {}).get("precision"), "state": record.state,
-        "seconds": seconds, "gpu_hours": _gpus(record) * seconds / 3600, "results": results, "result": unit,
+        "seconds": seconds, "gpu_hours": _count_gpus(record) * seconds / 3600, "results": results, "result": unit,
         "node_hours": case.get("nodes", math.nan) * seconds / 3600, "why_not": "no telemetry",
         "folder": str(record.folder),
     }  # fmt: skip
@@ -168,33 +168,34 @@ def _case(record: RunRecord, seconds: float, usage: Usage | None) -> dict[str, A
         return row
     sampler = usage.figures.get("sampler_cpu_s")
     share = sampler / usage.window.seconds / max(usage.nodes_seen, 1) if sampler is not None else math.nan
-    return row | _coverage(usage) | _energies(usage, results, unit) | _figures(usage) | {"sampler_share": share}
+    energy = _describe_energy(usage, results, unit)
+    return row | _select_coverage(usage) | energy | _select_figures(usage) | {"sampler_share": share}
 
 
-def _piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
+def _describe_piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
     window = usage.window
     results, unit = count_results(record, window.what, window.name)
     return {
         "campaign": record.campaign, "case": record.case.get("name"), "program": record.case.get("program"),
         "what": window.what, "name": window.name, "seconds": window.seconds, "folder": window.folder,
-        "gpu_hours": _gpus(record, window) * window.seconds / 3600, **_coverage(usage),
-        **_energies(usage, results, unit, shared=shared), **_figures(usage),
+        "gpu_hours": _count_gpus(record, window) * window.seconds / 3600, **_select_coverage(usage),
+        **_describe_energy(usage, results, unit, shared=shared), **_select_figures(usage),
     }  # fmt: skip
 
 
-def _figures(usage: Usage) -> dict[str, Any]:
+def _select_figures(usage: Usage) -> dict[str, Any]:
     return CASES.select(usage.figures, "figures")
 
 
-def _coverage(usage: Usage) -> dict[str, Any]:
+def _select_coverage(usage: Usage) -> dict[str, Any]:
     return {name: getattr(usage, name) for name in CASES["coverage"]}
 
 
-def _gpus(record: RunRecord, window: Window | None = None) -> float:
-    """Return the accelerators that the case, or a trial on nodes of its own, held: one per rank. NaN on CPUs."""
+def _count_gpus(record: RunRecord, window: Window | None = None) -> float:
+    """Return the number of accelerators of the case, or of a trial on its own nodes: one per rank. NaN on CPUs."""
     case = record.case
     parameters = case.get("parameters", {})
-    parameters = parameters.get("trial") or parameters  # a search has those of its trials
+    parameters = parameters.get("trial") or parameters  # those of a search are in its trials
     device = parameters.get("device") or ("cuda" if parameters.get("backend") == "nccl" else "cpu")
     if device not in ACCELERATORS:
         return math.nan
@@ -203,8 +204,8 @@ def _gpus(record: RunRecord, window: Window | None = None) -> float:
     return float(case.get("ranks", math.nan))
 
 
-def _overlapping_trials(trials: Sequence[Usage]) -> set[str]:
-    """Return the names of the trials that ran while another one did on the same nodes."""
+def _find_overlapping_trials(trials: Sequence[Usage]) -> set[str]:
+    """Return the names of the trials that overlapped with another one on the same nodes."""
     names = set()
     for usage in trials:
         (start, end), nodes = usage.window.pieces[0], usage.window.nodes

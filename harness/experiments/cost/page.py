@@ -1,4 +1,4 @@
-"""The page on what runs cost, and the columns of costs in the tables of other pages."""
+"""The page on the costs of runs, and the columns of costs in the tables of other pages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from harness.document.blocks import (
 )
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.experiment import PageContext
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-SHOWN = 60
+MAX_ROWS = 60
 GIB = 2**30
 SECONDS_AN_HOUR = 3600.0
 # Column of costs -> the head of its column in the tables of other pages, and the format of its numbers.
@@ -39,7 +39,7 @@ COST_COLUMNS = {
 
 
 def add_cost_columns(block: TableBlock, rows: pd.DataFrame) -> TableBlock:
-    """Return the block, whose lines are the rows of the table, with what each cost; unchanged where that is unknown."""
+    """Return the block with the columns of costs that the rows of its table have."""
     columns, body = list(block.columns), [list(row) for row in block.rows]
     for name, (head, spec) in COST_COLUMNS.items():
         if name in rows and rows[name].notna().any():
@@ -56,42 +56,41 @@ def build_sections(context: PageContext) -> list[Section]:
     known = cases[cases["source"].notna()]
     if known.empty:
         return []
-    drawn = []
+    figures = []
     if known["energy_j"].notna().any():
-        drawn.append(draw_energy(known[known["energy_j"].notna()], context.figures))
+        figures.append(draw_energy(known[known["energy_j"].notna()], context.figures))
     elif known["busy_cores"].notna().any():
-        drawn.append(draw_cores(known, context.figures))
+        figures.append(draw_cores(known, context.figures))
     blocks = [build_campaigns_block(cases), build_cases_block(known)]
     with_energy = pieces[pieces["energy_j"].notna()]
     if len(with_energy):
         blocks.append(build_pieces_block(with_energy))
     blocks.append(build_sources_block(sources))
-    return [Section("What runs cost", "cost", describe_costs(cases, pieces, known), drawn, blocks)]
+    return [Section("Costs of runs", "cost", describe_costs(cases, pieces, known), figures, blocks)]
 
 
 def describe_costs(cases: pd.DataFrame, pieces: pd.DataFrame, known: pd.DataFrame) -> list[str]:
-    """Return which telemetry there is, and what it does not cover."""
+    """Return paragraphs on the available telemetry, and on cases without energy."""
     text = [
-        f"{len(known)} of {count(len(cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
-        f" sampled every {format_number(known['interval_s'].median())} s in the median."
-        " Energy comes from counters where there are any"
-        " (last minus first, resets mended), else from power, integrated; to each case, trial, epoch and stage by"
-        " its times and nodes, with straight lines between samples."
+        f"{len(known)} of {pluralize(len(cases), 'case')} {'has' if len(known) == 1 else 'have'} telemetry,"
+        f" with a median sampling interval of {format_number(known['interval_s'].median())} s. Energy is the increase"
+        " of an energy counter, corrected for resets, or else the integral of power. It is assigned to cases, trials,"
+        " epochs and stages by their times and nodes, with linear interpolation between samples."
     ]
     without = known[known["energy_j"].isna()]
     if len(without):
         reasons = ", ".join(f"{n}: {why}" for why, n in without["why_not"].value_counts().items())
-        text.append(f"Without a number for energy are {len(without)} of them ({reasons}). None is estimated.")
+        text.append(f"{len(without)} of them have no energy ({reasons}). Missing energies are not estimated.")
     withheld = pieces[pieces["energy_j"].isna()]
     if len(withheld):
         kinds = withheld["why_not"].str.split(":").str[0].value_counts()
         reasons = ", ".join(f"{n} {why}" for why, n in kinds.items())
-        text.append(f"Of epochs, trials, stages and precisions, {len(withheld)} have none: {reasons}.")
+        text.append(f"{len(withheld)} epochs, trials, stages and precisions have no energy: {reasons}.")
     if known["sampler_share"].notna().any():
         share = known["sampler_share"]
         text.append(
-            f"The harness's own sampler took {share.median():.2%} of one core in the median case,"
-            f" {share.max():.2%} at most."
+            f"The sampler of the harness used {share.median():.2%} of one core in the median case, and at most"
+            f" {share.max():.2%}."
         )
     return text
 
@@ -99,7 +98,7 @@ def describe_costs(cases: pd.DataFrame, pieces: pd.DataFrame, known: pd.DataFram
 def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
     """Return a row per campaign."""
     columns = ["campaign", "cases", "with telemetry", "with energy", "hours", "GPU-hours", "node-hours", "energy (kJ)",
-               "of what"]  # fmt: skip
+               "energy of"]  # fmt: skip
     body = []
     for campaign, group in cases.groupby("campaign", sort=False):
         energies = group["energy_j"].dropna()
@@ -114,19 +113,19 @@ def build_campaigns_block(cases: pd.DataFrame) -> TableBlock:
                 scopes or EN_DASH,
             ]
         )  # fmt: skip
-    return TableBlock("Campaigns", columns, body, "Energy of the cases that have it; the others are not in the sum.")
+    return TableBlock("Campaigns", columns, body, "Energy is the sum over the cases with energy.")
 
 
 def build_cases_block(known: pd.DataFrame) -> TableBlock:
-    """Return a row per case, of the first SHOWN; columns without a value in any row are left out."""
+    """Return a row for each of the first MAX_ROWS cases; empty columns are left out."""
     columns: list[Column] = [
         ("case", "case"),
         ("precision", text_cell("precision")),
         ("seconds", number_cell("seconds")),
         ("nodes", format_nodes),
         ("energy (kJ)", number_cell("energy_j", scale=1e-3)),
-        ("of", text_cell("energy_scope")),
-        ("by", text_cell("energy_by")),
+        ("energy of", text_cell("energy_scope")),
+        ("measured by", text_cell("energy_by")),
         ("mean power (W)", number_cell("power_w")),
         ("J/result", number_cell("energy_per_result_j")),
         ("result", text_cell("result")),
@@ -136,86 +135,91 @@ def build_cases_block(known: pd.DataFrame) -> TableBlock:
         ("GPU, hottest (\N{DEGREE SIGN}C)", number_cell("accelerator_temperature_highest_c")),
         ("busy cores per node", number_cell("busy_cores")),
         ("host memory, highest (GiB)", number_cell("host_memory_used_highest_bytes", scale=1 / GIB)),
-        ("network (GB)", lambda r: format_number(network_gb(r))),
+        ("network (GB)", lambda r: format_number(sum_network_gb(r))),
         ("counted GFLOP/s", number_cell("counted_gflop_per_s")),
         ("counted GB/s", number_cell("counted_gb_per_s")),
         ("why no energy", text_cell("why_not")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
-    more = f" The first {SHOWN} of {len(known)}; all are in tables/cost_cases.csv." if len(known) > SHOWN else ""
-    note = (
-        "Host memory is the node's, whoever uses it. Counted: operations (of all lanes of a wavefront) and bytes of"
-        f" device memory by hardware counters, over the whole case.{more}"
+    more = (
+        f" The table shows the first {MAX_ROWS} of {len(known)} cases; all are in tables/cost_cases.csv."
+        if len(known) > MAX_ROWS
+        else ""
     )
-    block = build_block("Cases", rows_as_dicts(known.head(SHOWN)), columns, note)
-    shown = [k for k in range(len(columns)) if any(row[k] != EN_DASH for row in block.rows)]
-    return TableBlock("Cases", [columns[k][0] for k in shown], [[row[k] for k in shown] for row in block.rows], note)
+    note = (
+        "Host memory is that of the whole node, for all processes on it. Counted GFLOP/s and GB/s: operations (of all"
+        " lanes of a wavefront) and traffic of device memory, from hardware counters, over the whole case."
+        f"{more}"
+    )
+    block = build_block("Cases", rows_as_dicts(known.head(MAX_ROWS)), columns, note)
+    filled = [k for k in range(len(columns)) if any(row[k] != EN_DASH for row in block.rows)]
+    return TableBlock("Cases", [columns[k][0] for k in filled], [[row[k] for k in filled] for row in block.rows], note)
 
 
 def build_pieces_block(pieces: pd.DataFrame) -> TableBlock:
-    """Return a row per case and kind of piece, or piece where it has a name that says something."""
-    columns = ["case", "piece", "pieces", "J/result [lowest, highest]", "result", "mean power (W)"]
+    """Return a row per case and kind of part; stages and precisions have a row each."""
+    columns = ["case", "part", "number", "J/result [lowest, highest]", "result", "mean power (W)"]
     body = []
     for (case, what), group in pieces.groupby(["case", "what"], sort=False):
-        named = group.groupby("name", sort=False) if what in ("stage", "precision") else [("", group)]
-        for name, rows in named:
-            per = rows["energy_per_result_j"]
+        parts = group.groupby("name", sort=False) if what in ("stage", "precision") else [("", group)]
+        for name, rows in parts:
+            energy = rows["energy_per_result_j"]
             body.append(
                 [
                     str(case), f"{what} {name}".strip(), str(len(rows)),
-                    f"{format_number(per.median())} [{format_number(per.min())}, {format_number(per.max())}]",
+                    f"{format_number(energy.median())} [{format_number(energy.min())}, {format_number(energy.max())}]",
                     rows["result"].iloc[0],
                     format_number(rows["power_w"].median()),
                 ]
             )  # fmt: skip
-    note = "Median; all are in tables/cost_pieces.csv."
-    return TableBlock("Epochs, trials, stages, precisions", columns, body[:SHOWN], note)
+    note = "Medians over the parts of a kind; all parts are in tables/cost_pieces.csv."
+    return TableBlock("Epochs, trials, stages, precisions", columns, body[:MAX_ROWS], note)
 
 
 def build_sources_block(sources: pd.DataFrame) -> TableBlock:
-    """Return the files of telemetry, one row for those that are alike."""
+    """Return the telemetry sources, one row per campaign, kind and collector version."""
     body = []
     for (campaign, kind, version), group in sources.groupby(["campaign", "kind", "version"], sort=False):
-        wrong = group[group["faults"] != ""]
-        first = f"{Path(wrong['path'].iloc[0]).name}: {wrong['faults'].iloc[0]}" if len(wrong) else "nothing"
-        more = f"; {count(len(wrong) - 1, 'more file')} in tables/cost_sources.csv" if len(wrong) > 1 else ""
+        faulty = group[group["faults"] != ""]
+        first = f"{Path(faulty['path'].iloc[0]).name}: {faulty['faults'].iloc[0]}" if len(faulty) else "none"
+        more = f"; {pluralize(len(faulty) - 1, 'more file')} in tables/cost_sources.csv" if len(faulty) > 1 else ""
         body.append([str(campaign), str(kind), str(version) or EN_DASH, str(len(group)), first + more])
-    note = "What was wrong is mended where that is safe, else left out; what is left out is in no number."
-    return TableBlock("Telemetry", ["campaign", "kind", "collector", "files", "what was wrong"], body, note)
+    note = "Faulty samples are corrected where this is safe, and otherwise left out of all numbers."
+    return TableBlock("Telemetry", ["campaign", "kind", "collector", "files", "faults"], body, note)
 
 
 def format_nodes(row: Row) -> str:
-    """Return `64`, or `62 of 64` where some sent nothing."""
+    """Return `64`, or `62 of 64` if some sent no samples."""
     return (
         f"{row['nodes']:.0f}" if row["nodes"] == row["nodes_seen"] else f"{row['nodes_seen']:.0f} of {row['nodes']:.0f}"
     )
 
 
-def network_gb(row: Row) -> float | None:
+def sum_network_gb(row: Row) -> float | None:
     """Return the gigabytes that the nodes' interfaces received and sent."""
-    both = [row[name] for name in ("received_bytes", "sent_bytes") if row[name] is not None]
-    return sum(both) / 1e9 if both else None
+    traffic = [row[name] for name in ("received_bytes", "sent_bytes") if row[name] is not None]
+    return sum(traffic) / 1e9 if traffic else None
 
 
 def draw_energy(known: pd.DataFrame, figures: Path) -> Figure:
-    """Draw the energy of each useful result, or of each case where no results are counted, case by case."""
+    """Draw the energy per useful result of each case, or per case if no results are counted."""
     rows = known[known["energy_per_result_j"] > 0]
     if rows.empty:
-        caption = f"Energy of each case, of {', '.join(known['energy_scope'].unique())}."
+        caption = f"Energy of each case ({', '.join(known['energy_scope'].unique())})."
         return _draw_bars(known, known["energy_j"] / 1e3, figures, name="cost-energy", label="kJ", caption=caption)
     caption = (
-        "Energy of each useful result (structure, candidate, trial, ...), a bar per case, of"
-        f" {', '.join(rows['energy_scope'].unique())}."
+        "Energy per useful result (structure, candidate, trial, ...), with one bar per case"
+        f" ({', '.join(rows['energy_scope'].unique())})."
     )
     values = rows["energy_per_result_j"]
     return _draw_bars(rows, values, figures, name="cost-energy", label="J per result", caption=caption, log=True)
 
 
 def draw_cores(known: pd.DataFrame, figures: Path) -> Figure:
-    """Draw the busy cores, case by case, where there is no energy to show."""
+    """Draw the busy cores of each case, for runs without energy."""
     rows = known[known["busy_cores"].notna()]
     caption = (
-        "Cores at work on a node, mean over the case, whichever process used them: no sensor measures energy here."
+        "Busy cores per node, for all processes, averaged over the case. No sensor measures the energy of these runs."
     )
     label = "busy cores per node"
     return _draw_bars(rows, rows["busy_cores"], figures, name="cost-cores", label=label, caption=caption)
@@ -231,7 +235,7 @@ def _draw_bars(
     caption: str,
     log: bool = False,
 ) -> Figure:
-    rows, values = rows.head(SHOWN), values.head(SHOWN)
+    rows, values = rows.head(MAX_ROWS), values.head(MAX_ROWS)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.4, 0.9 + 0.21 * max(len(rows), 2)), layout="constrained")
         positions = range(len(rows))

@@ -1,4 +1,4 @@
-"""Datasets, their imbalance, and how fast they are read."""
+"""Datasets, their imbalance, and the rates at which they are read."""
 
 from harness.experiments.experiment import Experiment
 

@@ -39,7 +39,7 @@ NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 
 
 def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the structures of each dataset and those of its original, on a logarithmic scale."""
+    """Draw the number of structures of each dataset and of its original, on a logarithmic scale."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 0.9 + 0.32 * len(datasets)), layout="constrained")
         y = np.arange(len(datasets))
@@ -61,45 +61,45 @@ def draw_imbalance(datasets: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.set_xlim(10 ** np.floor(np.log10(counts.min()) - 1), 3 * counts.max())
         axes.set_xlabel("structures")
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
-        spans = [(original, "of the originals"), (datasets["structures"].astype(float), "here")]
-        texts = [f"{format_count(c.max() / c[c > 0].min())} to 1 {what}" for c, what in spans if (c > 0).any()]
-        caption = f"Structures per dataset. The largest to the smallest: {', '.join(texts)}."
+        groups = [(original, "for the originals"), (datasets["structures"].astype(float), "here")]
+        texts = [f"{format_count(c.max() / c[c > 0].min())} {label}" for c, label in groups if (c > 0).any()]
+        caption = f"Structures per dataset. Ratio of the largest to the smallest dataset: {', '.join(texts)}."
         return save_figure(figure, folder, name, caption)
 
 
 def draw_elements(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the structures that hold each element, of all datasets together, on the periodic table."""
+    """Draw the number of structures with each element, summed over all datasets, on the periodic table."""
     counted = elements[elements["slug"].isin(exclude_subsets(datasets)["slug"])]
     totals = counted.groupby("element")["structures"].sum()
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 4.5), layout="constrained")
-        norm = _norm(totals)
+        norm = _choose_norm(totals)
         _draw_cells(axes, totals, norm)
         for z, symbol in enumerate(SYMBOLS, 1):
             row, column = locate_element(z)
             count = float(totals.get(symbol, 0))
-            dark = count > 0 and norm(count) < 0.55
-            colour = "white" if dark else "#1b1f24" if count else "#9aa2ab"
+            is_dark = count > 0 and norm(count) < 0.55
+            colour = "white" if is_dark else "#1b1f24" if count else "#9aa2ab"
             axes.text(column, row - 0.12, symbol, ha="center", va="center", fontsize=8.5, color=colour)
             if count:
                 axes.text(column, row + 0.27, format_count(count), ha="center", va="center", fontsize=5.5, color=colour)
         bar = figure.colorbar(mpl.cm.ScalarMappable(norm, "cividis"), ax=axes, fraction=0.025, pad=0.01)
         bar.set_label("structures that hold the element")
         stand_ins = int((datasets["role"] == "stand-in").sum())
-        some = f", {stand_ins} of them stand-ins" if stand_ins else ""
-        caption = f"Elements of all {len(datasets)} datasets together{some}: {len(totals)}. Grey: in none."
+        suffix = f" ({stand_ins} of them stand-ins)" if stand_ins else ""
+        caption = f"The {len(totals)} elements in all {len(datasets)} datasets{suffix}. Grey: in no dataset."
         return save_figure(figure, folder, name, caption)
 
 
 def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the structures that hold each element, dataset by dataset."""
+    """Draw the number of structures with each element, in a panel per dataset."""
     columns = min(4, len(datasets))
     lines = -(-len(datasets) // columns)
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(
             lines, columns, figsize=(2.15 * columns + 0.6, 1.34 * lines + 0.1), layout="constrained", squeeze=False
         )
-        norm = _norm(elements["structures"])
+        norm = _choose_norm(elements["structures"])
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, row in zip(grid.flat, datasets.to_dict("records"), strict=False):
@@ -109,7 +109,7 @@ def draw_elements_by_dataset(datasets: pd.DataFrame, elements: pd.DataFrame, fol
             axes.set_title(f"{row['head']}{mark}: {len(group)}", fontsize=8, pad=2)
         bar = figure.colorbar(mpl.cm.ScalarMappable(norm, "cividis"), ax=grid, fraction=0.02, pad=0.01)
         bar.set_label("structures")
-        caption = "Structures that hold each element; after each name, the number of elements. Grey: absent."
+        caption = "Structures with each element. The title gives the number of elements. Grey: absent."
         return save_figure(figure, folder, name, caption)
 
 
@@ -122,7 +122,7 @@ def locate_element(z: int) -> tuple[float, int]:
     return period - 1, step - 1 if step <= min(2, length // 2) else step - 1 + 18 - length
 
 
-def _norm(counts: pd.Series[float]) -> LogNorm:
+def _choose_norm(counts: pd.Series[float]) -> LogNorm:
     """Return a scale from the power of ten below the lowest count to the largest count."""
     least = 10 ** math.floor(math.log10(max(1.0, float(counts.min()))))
     return LogNorm(least, max(10.0 * least, float(counts.max())))
@@ -166,9 +166,9 @@ def draw_distributions(datasets: pd.DataFrame, bins: pd.DataFrame, folder: Path,
         handles = [mpl.patches.Patch(color=c, label=r) for r, c in colours.items()]
         figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
         caption = (
-            "Distributions of each dataset, every row to its own height: atoms per structure with the median, energy"
-            " per atom beyond the reference energies with its standard deviation, lengths of the forces on atoms with"
-            " their root mean square. The axis of energies covers 98% of every dataset."
+            "Distributions of each dataset, each scaled to the same height: atoms per structure with their median,"
+            " energy per atom relative to the reference energies with its standard deviation, and norms of the forces"
+            " on atoms with their root mean square. The axis of energies covers 98% of every dataset."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -225,11 +225,11 @@ def describe_histogram(row: dict[Hashable, Any], quantity: str) -> str:
 
 
 def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the time per sample over ranks, for each mode of reading, with a line down to the floor."""
+    """Draw the time per sample over the number of ranks for each mode of reading, with a line down to the floor."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.8, 3.7), layout="constrained")
         lines = len(reading.groupby(["mode", "nodes"], dropna=False))
-        several = reading["nodes"].nunique() > 1
+        has_several_nodes = reading["nodes"].nunique() > 1
         for k, ((mode, nodes), group) in enumerate(reading.groupby(["mode", "nodes"], sort=False, dropna=False)):
             low, high = group["us_per_sample"] - group["us_low"], group["us_high"] - group["us_per_sample"]
             x = group["ranks"] * 2.0 ** (0.05 * (k - (lines - 1) / 2))
@@ -238,7 +238,7 @@ def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
                 x,
                 group["us_per_sample"],
                 yerr=np.array([low, high]),
-                label=f"{mode}, {nodes:.0f} nodes" if several else mode,
+                label=f"{mode}, {nodes:.0f} nodes" if has_several_nodes else mode,
                 **style,
             )
             has_floor = group["floor_us"].notna()
@@ -257,11 +257,11 @@ def draw_reading(reading: pd.DataFrame, folder: Path, name: str) -> Figure:
         axes.set_ylabel("\N{MICRO SIGN}s per sample, slowest rank")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         texts = sorted(set(reading["floor"].dropna()))
-        floor = f" The dash under each point, the floor: {'; '.join(texts)}." if texts else ""
+        remarks = f" The dash under a point marks its floor: {'; '.join(texts)}." if texts else ""
         stand_ins = int(reading["stand_ins"].max())
-        floor += f" {stand_ins} of the sets read are stand-ins." if stand_ins else ""
+        remarks += f" {stand_ins} of the datasets are stand-ins." if stand_ins else ""
         caption = (
-            f"Time to have one sample, median over batches with {100 * reading['coverage'].min():.0f}% interval,"
-            f" n = {reading['batches'].min()} or more; points of one number of ranks are set side by side.{floor}"
+            f"Time to read one sample: median over batches with {100 * reading['coverage'].min():.0f}% interval,"
+            f" n >= {reading['batches'].min()}. Points with equal numbers of ranks are drawn side by side.{remarks}"
         )
         return save_figure(figure, folder, name, caption)

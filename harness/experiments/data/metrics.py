@@ -1,7 +1,7 @@
-"""Tables on datasets and on how fast they are read.
+"""Tables on datasets and on the rates at which they are read.
 
-A conversion leaves the facts dataset, conversion, references and statistics. Reading leaves the fact reading, of one
-mode or a list of several, and a sample per batch: seconds of the slowest rank, structures and bytes of one rank.
+A conversion logs the facts dataset, conversion, references and statistics. Reading logs the fact reading, for one mode
+or a list of several, and a sample per batch: seconds of the slowest rank, structures and bytes of one rank.
 """
 
 from __future__ import annotations
@@ -39,55 +39,55 @@ READING = Columns(
 ROLES = ("official", "sample", "stand-in")
 QUANTITIES = {
     "sizes": "atoms",
-    "energy_ev_per_atom": "energy beyond the references, eV/atom",
-    "force_norm_ev_per_a": "length of forces, eV/angstrom",
+    "energy_ev_per_atom": "energy relative to the references, eV/atom",
+    "force_norm_ev_per_a": "norm of forces, eV/angstrom",
 }
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on data, of finished cases alone, which are known by the facts that they leave.
+    """Return the tables on data; only finished cases that log the facts of a conversion or of reading count.
 
-    datasets: a row per dataset, from its latest conversion; the one with the largest original comes first.
+    datasets: a row per dataset, from its latest conversion, sorted by the size of the original, largest first.
     elements: a row per dataset and element. distributions: a row per bin of a histogram. reading: a row per run and
     mode.
     """
-    done = [r for r in records if r.state == "done"]
+    finished = [r for r in records if r.state == "done"]
     latest: dict[str, RunRecord] = {}
-    for record in sorted(done, key=lambda r: float(r.provenance.get("time_s", 0.0))):
+    for record in sorted(finished, key=lambda r: float(r.provenance.get("time_s", 0.0))):
         if {"dataset", "conversion"} <= record.facts.keys():
             latest[record.facts["dataset"]["slug"]] = record
     by_size = sorted(latest.values(), key=lambda r: -float(r.facts["dataset"].get("original_count") or 0))
-    reading = READING.build(row for r in done if "reading" in r.facts for row in _reading(r))
+    reading = READING.build(row for r in finished if "reading" in r.facts for row in _describe_reading(r))
     return {
-        "datasets": DATASETS.build(_dataset(r) for r in by_size),
-        "elements": ELEMENTS.build(row for r in by_size for row in _elements(r)),
-        "distributions": DISTRIBUTIONS.build(row for r in by_size for row in _bins(r)),
+        "datasets": DATASETS.build(_describe_dataset(r) for r in by_size),
+        "elements": ELEMENTS.build(row for r in by_size for row in _list_elements(r)),
+        "distributions": DISTRIBUTIONS.build(row for r in by_size for row in _list_bins(r)),
         "reading": reading.sort_values(["mode", "ranks"], kind="stable").reset_index(drop=True),
     }
 
 
 def list_unreachable(records: Sequence[RunRecord]) -> list[str]:
-    """Return the modes of reading that were not tried, and why."""
-    done = [r for r in records if r.state == "done"]
-    return [f"{r.case.get('name')}: {reason}" for r in done for reason in r.facts.get("out_of_reach", [])]
+    """Return the modes of reading that were not tried, with the reasons."""
+    finished = [r for r in records if r.state == "done"]
+    return [f"{r.case.get('name')}: {reason}" for r in finished for reason in r.facts.get("out_of_reach", [])]
 
 
 def exclude_subsets(datasets: pd.DataFrame) -> pd.DataFrame:
-    """Return the datasets without those that are parts of another one in the table."""
+    """Return the datasets without those that are subsets of another one in the table."""
     return datasets[~datasets["part_of"].isin(datasets["slug"])]
 
 
-def _origin(record: RunRecord) -> dict[str, Any]:
+def _identify(record: RunRecord) -> dict[str, Any]:
     case = record.case
     names = {"campaign": record.campaign, "case": case.get("name"), "folder": str(record.folder)}
     return names | {k: case.get(k) for k in ("system", "id")}
 
 
-def _dataset(record: RunRecord) -> dict[str, Any]:
+def _describe_dataset(record: RunRecord) -> dict[str, Any]:
     about, conversion = record.facts["dataset"], record.facts["conversion"]
     left_out = conversion.get("left_out", {})
     return {
-        **_origin(record),
+        **_identify(record),
         **{k: about.get(k) for k in ("slug", "head", "level", "source", "licence", "attribution", "part_of")},
         "role": next((r for r in ROLES if about["role"].startswith(r)), about["role"]),
         "original_count": about.get("original_count") or None,
@@ -96,20 +96,20 @@ def _dataset(record: RunRecord) -> dict[str, Any]:
         "edges": conversion.get("edges", conversion.get("cutoff") is not None),
         "structures": conversion["written"],
         "left_out": sum(left_out.values()),
-        "left_out_kinds": _counted(left_out),
-        "splits": _counted(conversion.get("splits", {})),
+        "left_out_kinds": _format_counts(left_out),
+        "splits": _format_counts(conversion.get("splits", {})),
         "max_neighbours": conversion.get("max_neighbours"),
-        **_references(record.facts.get("references", {})),
-        **_statistics(record.facts.get("statistics", {})),
+        **_describe_references(record.facts.get("references", {})),
+        **_describe_statistics(record.facts.get("statistics", {})),
     }
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _format_counts(counts: dict[str, int]) -> str:
     """Return `900 trainset, 50 valset`."""
-    return ", ".join(f"{n} {what}" for what, n in counts.items())
+    return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
-def _references(fact: dict[str, Any]) -> dict[str, Any]:
+def _describe_references(fact: dict[str, Any]) -> dict[str, Any]:
     return {
         "reference_mae_ev_per_atom": fact.get("mae_ev_per_atom"),
         "reference_rank": fact.get("rank"),
@@ -117,7 +117,7 @@ def _references(fact: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _statistics(fact: dict[str, Any]) -> dict[str, Any]:
+def _describe_statistics(fact: dict[str, Any]) -> dict[str, Any]:
     if not fact:
         return {}
     sizes, energy, forces = (fact[name] for name in QUANTITIES)
@@ -145,15 +145,15 @@ def _quantile(spread: dict[str, Any], share: str) -> float | None:
     return spread.get("quantiles", {}).get(share)
 
 
-def _elements(record: RunRecord) -> list[dict[str, Any]]:
+def _list_elements(record: RunRecord) -> list[dict[str, Any]]:
     slug = record.facts["dataset"]["slug"]
     return [
         {"slug": slug, "element": e, **n} for e, n in record.facts.get("statistics", {}).get("elements", {}).items()
     ]
 
 
-def _bins(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the bins of each histogram that are not empty, ascending; the bin of zero has no width."""
+def _list_bins(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the non-empty bins of each histogram in ascending order; the bin of zero has no width."""
     slug, fact = record.facts["dataset"]["slug"], record.facts.get("statistics", {})
     rows = []
     for quantity in QUANTITIES if fact else ():
@@ -169,23 +169,23 @@ def _bins(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _reading(record: RunRecord) -> list[dict[str, Any]]:
-    """Return one row per mode; where a run has several modes, each sample says which one it is of."""
+def _describe_reading(record: RunRecord) -> list[dict[str, Any]]:
+    """Return one row per mode; the samples of a run with several modes name theirs."""
     fact = record.facts["reading"]
     rows = []
     for about in fact if isinstance(fact, list) else [fact]:
         samples = [s for s in record.samples if s.get("mode", about["mode"]) == about["mode"]]
         if samples:
-            rows.append(_origin(record) | _mode(about, samples))
+            rows.append(_identify(record) | _describe_mode(about, samples))
     return rows
 
 
-def _mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the time per sample on the slowest rank, and the rate of all ranks together, over the timed batches."""
-    seconds, batch, count = (np.array([s[k] for s in samples]) for k in ("seconds", "batch", "bytes"))
+def _describe_mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the time per sample on the slowest rank, and the rate of all ranks, over the timed batches."""
+    seconds, batch, n_bytes = (np.array([s[k] for s in samples]) for k in ("seconds", "batch", "bytes"))
     ranks = about["ranks"]
-    each = median_interval((1e6 * seconds / batch).tolist())
-    together = median_interval((ranks * batch / seconds).tolist())
+    time_us = median_interval((1e6 * seconds / batch).tolist())
+    rate = median_interval((ranks * batch / seconds).tolist())
     floor = about.get("floor") or {}
     return {
         **{k: about.get(k) for k in ("mode", "nodes", "ranks", "width", "split", "samples", "open_s", "rss_bytes")},
@@ -193,13 +193,13 @@ def _mode(about: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any
         "stand_ins": sum(role.startswith("stand-in") for role in about.get("roles", [])),
         "batch": int(np.median(batch)),
         "bytes_per_sample": about.get("bytes_per_sample_mean"),
-        "us_per_sample": each.value,
-        "us_low": each.low,
-        "us_high": each.high,
-        **interval_columns("samples_per_s", together),
-        "mb_per_s": float(np.median(ranks * count / seconds)) / 1e6,
+        "us_per_sample": time_us.value,
+        "us_low": time_us.low,
+        "us_high": time_us.high,
+        **interval_columns("samples_per_s", rate),
+        "mb_per_s": float(np.median(ranks * n_bytes / seconds)) / 1e6,
         "floor_us": floor.get("us_per_sample"),
         "floor": floor.get("what"),
-        "coverage": each.coverage,
-        "batches": each.n,
+        "coverage": time_us.coverage,
+        "batches": time_us.n,
     }

@@ -1,4 +1,4 @@
-"""The page on the datasets, their imbalance, and how fast they are read."""
+"""The page on the datasets, their imbalance, and the rates at which they are read."""
 
 from __future__ import annotations
 
@@ -31,74 +31,74 @@ from harness.experiments.data.figures import (
 )
 from harness.experiments.data.metrics import exclude_subsets, list_unreachable
 from harness.experiments.experiment import PageContext
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
-MEANING = {
-    "sample": "A sample is drawn from the dataset itself.",
+ROLE_MEANINGS = {
+    "sample": "A sample is a random part of the dataset itself.",
     "stand-in": (
         "A stand-in is real labelled data of other chemistry or another level of theory than the dataset whose head it"
-        " trains, and says nothing of that dataset."
+        " trains; its numbers do not describe that dataset."
     ),
 }
-PREPOSITION = {"official": "files of", "sample": "of", "stand-in": "for"}
+PREPOSITIONS = {"official": "files of", "sample": "of", "stand-in": "for"}
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return the section, or none where no dataset was converted and none read."""
-    tables, figures = context.tables, context.figures
+    """Return one section, or none if no dataset was converted or read."""
+    tables = context.tables
     datasets, reading = tables["datasets"], tables["reading"]
-    paragraphs, drawn, blocks = [], [], []
+    paragraphs, figures, blocks = [], [], []
     if len(datasets):
         rows = rows_as_dicts(datasets)
         paragraphs.append(describe_datasets(datasets))
-        drawn += draw_datasets(datasets, tables["elements"], tables["distributions"], figures)
+        figures += draw_datasets(datasets, tables["elements"], tables["distributions"], context.figures)
         blocks += [build_datasets_block(rows), build_energies_block(rows), build_conversions_block(rows)]
     if len(reading):
         for system, group in reading.groupby("system"):
-            drawn.append(draw_reading(group, figures, f"data-reading-{system}"))
+            figures.append(draw_reading(group, context.figures, f"data-reading-{system}"))
         blocks.append(build_reading_block(reading))
-        paragraphs += [f"Out of reach here: {reason}." for reason in list_unreachable(context.records)]
-    return [Section("Data", "data", paragraphs, drawn, blocks)] if blocks else []
+        paragraphs += [f"Not tried: {reason}." for reason in list_unreachable(context.records)]
+    return [Section("Data", "data", paragraphs, figures, blocks)] if blocks else []
 
 
 def describe_datasets(datasets: pd.DataFrame) -> str:
-    """Return how many datasets there are, of which kind, and what that means."""
+    """Return a paragraph on the number of datasets of each role, and on the meaning of the roles."""
     counts = datasets["role"].value_counts(sort=False)
     kinds = [f"{n} {role}{'s' if n > 1 and role != 'official' else ''}" for role, n in counts.items()]
     counted = exclude_subsets(datasets)
-    total = count(counted["structures"].sum(), "structure")
-    text = f"{total} in {count(len(datasets), 'dataset')}: {', '.join(kinds)}."
+    total = pluralize(counted["structures"].sum(), "structure")
+    text = f"{total} in {pluralize(len(datasets), 'dataset')}: {', '.join(kinds)}."
     if len(counted) < len(datasets):
-        text += f" {len(datasets) - len(counted)} of them are parts of another, and are counted once."
-    return " ".join([text, *(meaning for role, meaning in MEANING.items() if role in counts)])
+        text += f" {len(datasets) - len(counted)} of them are subsets of another, and are counted once."
+    return " ".join([text, *(meaning for role, meaning in ROLE_MEANINGS.items() if role in counts)])
 
 
 def draw_datasets(
-    datasets: pd.DataFrame, elements: pd.DataFrame, distributions: pd.DataFrame, figures: Path
+    datasets: pd.DataFrame, elements: pd.DataFrame, distributions: pd.DataFrame, folder: Path
 ) -> list[Figure]:
-    """Draw imbalance, elements and distributions; without statistics only the first."""
-    drawn = [draw_imbalance(datasets, figures, "data-imbalance")]
+    """Draw imbalance, elements and distributions; the latter two need statistics."""
+    figures = [draw_imbalance(datasets, folder, "data-imbalance")]
     if len(elements):
-        drawn.append(draw_elements(datasets, elements, figures, "data-elements"))
-        drawn.append(draw_elements_by_dataset(datasets, elements, figures, "data-elements-by-dataset"))
+        figures.append(draw_elements(datasets, elements, folder, "data-elements"))
+        figures.append(draw_elements_by_dataset(datasets, elements, folder, "data-elements-by-dataset"))
     if len(distributions):
-        drawn.append(draw_distributions(datasets, distributions, figures, "data-distributions"))
-    return drawn
+        figures.append(draw_distributions(datasets, distributions, folder, "data-distributions"))
+    return figures
 
 
 def describe_role(row: Mapping[str, Any]) -> str:
     """Return `stand-in for OC2020`."""
-    return f"{row['role']} {PREPOSITION[row['role']]} {row['head']}"
+    return f"{row['role']} {PREPOSITIONS[row['role']]} {row['head']}"
 
 
 def describe_source(row: Mapping[str, Any]) -> str:
-    """Return where a dataset comes from, without the digests of files."""
+    """Return the source of a dataset, without the digests of files."""
     return re.sub(r",? sha256 [0-9a-f]{64}", "", row["source"] or EN_DASH)
 
 
 def build_datasets_block(rows: list[Row]) -> TableBlock:
-    """Return what each dataset is and holds."""
+    """Return a row per dataset on its origin and content."""
     columns: list[Column] = [
         ("data", describe_role),
         ("source", describe_source),
@@ -107,8 +107,8 @@ def build_datasets_block(rows: list[Row]) -> TableBlock:
         ("original", number_cell("original_count", ",.0f")),
         ("left out", number_cell("left_out", ",")),
         ("atoms", number_cell("atoms", ",.0f")),
-        ("groups, about", number_cell("groups", ",.0f")),
-        ("atoms each: median, largest", lambda r: format_pair(r["size_median"], r["size_max"], ".0f")),
+        ("groups (estimate)", number_cell("groups", ",.0f")),
+        ("atoms per structure: median, largest", lambda r: format_pair(r["size_median"], r["size_max"], ".0f")),
         ("elements", number_cell("elements", ".0f")),
         ("periodic", number_cell("periodic_share", ".0%")),
         ("|F| rms, max (eV/\N{ANGSTROM SIGN})", lambda r: format_pair(r["force_rms"], r["force_max"])),
@@ -116,32 +116,33 @@ def build_datasets_block(rows: list[Row]) -> TableBlock:
         ("neighbours", number_cell("neighbours", ".1f")),
     ]
     note = (
-        "Original: structures of the dataset that the head is named after, as published or listed. Medians are right"
-        " to 1%, groups (molecules, materials, trajectories that no split parts) to about 3%. A dash: no such labels,"
-        " or not known. Digests of the sources are in tables/datasets.csv."
+        "Original: structures of the dataset that the head is named after, as published or listed. Groups are"
+        " molecules, materials or trajectories, which no split divides. Medians are accurate to 1%, numbers of groups"
+        " to about 3%. A dash marks absent labels or unknown values. Digests of the sources are in tables/datasets.csv."
     )
     return build_block("Datasets", rows, columns, note)
 
 
 def build_energies_block(rows: list[Row]) -> TableBlock:
-    """Return the reference energies, and the energies that remain beyond them."""
+    """Return a row per dataset on its reference energies, and on the energies relative to them."""
     columns: list[Column] = [
         ("data", describe_role),
-        ("elements distinguished", number_cell("reference_rank", ".0f")),
-        ("not determined alone", text_cell("elements_undetermined", "none")),
+        ("elements determined", number_cell("reference_rank", ".0f")),
+        ("not determined separately", text_cell("elements_undetermined", "none")),
         ("MAE of the references (eV/atom)", number_cell("reference_mae_ev_per_atom")),
-        ("sd beyond them (eV/atom)", number_cell("energy_sd")),
-        ("1% .. 99% (eV/atom)", lambda r: f"{format_number(r['energy_low'])} .. {format_number(r['energy_high'])}"),
+        ("sd relative to them (eV/atom)", number_cell("energy_sd")),
+        ("1% to 99% (eV/atom)", lambda r: f"{format_number(r['energy_low'])} to {format_number(r['energy_high'])}"),
     ]
     note = (
-        "One energy per element and dataset, by least squares of the energy per atom on the composition. Not determined"
-        " alone: elements of which the data knows only sums, as of two that always come in one ratio."
+        "One energy per element and dataset, from a least-squares fit of the energy per atom to the composition. Not"
+        " determined separately: elements of which the data determines only a sum of energies, for example two that"
+        " always occur in one ratio."
     )
     return build_block("Reference energies", rows, columns, note)
 
 
 def build_conversions_block(rows: list[Row]) -> TableBlock:
-    """Return who published each dataset, and how it was converted."""
+    """Return a row per dataset on its licence and its conversion."""
     columns: list[Column] = [
         ("data", describe_role),
         ("licence", text_cell("licence")),
@@ -158,27 +159,27 @@ def build_conversions_block(rows: list[Row]) -> TableBlock:
 
 
 def format_pair(first: float | None, second: float | None, spec: str = ".3g") -> str:
-    """Return two numbers, or one dash where there are none."""
+    """Return two numbers, or one dash if they are missing."""
     return EN_DASH if first is None else f"{format_number(first, spec)}, {format_number(second, spec)}"
 
 
 def describe_edges(row: Mapping[str, Any]) -> str:
-    """Return `at most 20 within 5 angstrom`, or that there are none."""
+    """Return `at most 20 within 5 angstrom`, or `no`."""
     if not row["edges"]:
         return "no"
-    most = f"at most {row['max_neighbours']:.0f}" if row["max_neighbours"] else "all"
-    return f"{most} within {row['cutoff']:g} \N{ANGSTROM SIGN}"
+    number = f"at most {row['max_neighbours']:.0f}" if row["max_neighbours"] else "all"
+    return f"{number} within {row['cutoff']:g} \N{ANGSTROM SIGN}"
 
 
 def describe_sets(row: Mapping[str, Any]) -> str:
-    """Return `16, 14 of them stand-ins`, or the names of sets where they are few."""
+    """Return `16, 14 of them stand-ins`, or the names of up to three sets."""
     names = row["sets"].split(", ")
     text = row["sets"] if len(names) <= 3 else str(len(names))
     return text + (f", {row['stand_ins']} of them stand-ins" if row["stand_ins"] else "")
 
 
 def build_reading_block(reading: pd.DataFrame) -> TableBlock:
-    """Return every run of reading with its intervals and its floor."""
+    """Return a row per run of reading, with its intervals and its floor."""
     columns: list[Column] = [
         ("mode", "mode"),
         ("system", "system"),
@@ -198,7 +199,7 @@ def build_reading_block(reading: pd.DataFrame) -> TableBlock:
     ]
     note = (
         "Medians over n batches with order-statistic intervals"
-        f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage); the time of a batch is that of the"
-        " slowest rank. Ranks in one process or on one host share its disk and memory."
+        f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage). The time of a batch is that of the"
+        " slowest rank. Ranks on one host share its disk and memory."
     )
     return build_block("Reading", rows_as_dicts(reading), columns, note)

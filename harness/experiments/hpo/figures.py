@@ -1,4 +1,4 @@
-"""Figures of searches: the best so far, accuracy against throughput, and the points that were tried."""
+"""Figures of searches: the best error so far, accuracy against throughput, and the evaluated points."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pandas as pd
 
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.protocol.backbones import GREY, find_backbone
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 
-BAD = "#b42318"
+FAILED_COLOUR = "#b42318"
 
 
 def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw the lowest mean error so far, over time and over node-hours, a line per search."""
+    """Draw the lowest mean error so far over time and over node-hours, with a line per search."""
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.5), sharey=True, layout="constrained")
         per_hour, unit = (1.0, "hours") if trials["ended_h"].max() > 1.0 else (60.0, "minutes")
@@ -30,32 +30,33 @@ def draw_best_so_far(trials: pd.DataFrame, names: dict[str, str], folder: Path, 
         ):
             for search, group in trials.groupby("search", sort=False):
                 colour = find_backbone(search).colour
-                label_of = names.get(str(search), str(search))
-                when = per_hour * group[column]
-                axes.step(when, -group["best_so_far"], where="post", color=colour, lw=1.4, label=label_of)
-                axes.plot(when, -group["objective"], ".", color=colour, ms=4, alpha=0.6)
-                bad = when[group["objective"].isna()]
-                if len(bad):
-                    at: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-                    axes.plot(bad, np.full(len(bad), 1.0), "x", color=colour, ms=5, **at)
+                title = names.get(str(search), str(search))
+                x = per_hour * group[column]
+                axes.step(x, -group["best_so_far"], where="post", color=colour, lw=1.4, label=title)
+                axes.plot(x, -group["objective"], ".", color=colour, ms=4, alpha=0.6)
+                failed = x[group["objective"].isna()]
+                if len(failed):
+                    options: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                    axes.plot(failed, np.full(len(failed), 1.0), "x", color=colour, ms=5, **options)
             axes.set_xlabel(label)
         panels[0].set_yscale("log")
         set_plain_ticks(panels[0].yaxis, *panels[0].get_ylim())
         panels[0].set_ylabel("(MAE(E/atom) + MAE(F)) / 2, eV and eV/\N{ANGSTROM SIGN}")
         panels[1].legend(frameon=False, fontsize=8)
         caption = (
-            f"Searches, {count(len(trials), 'trial')}: a dot each, the line the best until then; errors on validation"
-            " structures, in eV/atom and eV/\N{ANGSTROM SIGN}. Crosses along the top: trials without an objective."
+            f"Mean errors on validation structures of {pluralize(len(trials), 'trial')}, in eV/atom and"
+            " eV/\N{ANGSTROM SIGN}. Dots are trials, lines the lowest error so far, and crosses at the top trials"
+            " without an objective."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: str) -> Figure:
-    """Draw every trial's mean error over its rate, and the front of those that none beats in both."""
-    done = trials[trials["objective"].notna()]
+    """Draw every trial's mean error over its rate, and the Pareto front."""
+    scored = trials[trials["objective"].notna()]
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-        for backbone, group in done.groupby("backbone", sort=False):
+        for backbone, group in scored.groupby("backbone", sort=False):
             key = str(backbone)
             look: Any = {
                 "color": find_backbone(key).colour,
@@ -64,7 +65,7 @@ def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: 
                 "ms": 4.5,
             }
             axes.plot(group["graphs_per_s"], -group["objective"], label=names.get(key, key), alpha=0.8, **look)
-        front = done[done["on_front"].astype(bool)].sort_values("graphs_per_s")
+        front = scored[scored["on_front"].astype(bool)].sort_values("graphs_per_s")
         axes.plot(front["graphs_per_s"], -front["objective"], "-", color=GREY, lw=0.9, zorder=0, label="front")
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -74,14 +75,14 @@ def draw_front(trials: pd.DataFrame, names: dict[str, str], folder: Path, name: 
         axes.set_ylabel("(MAE(E/atom) + MAE(F)) / 2")
         axes.legend(frameon=False, fontsize=8)
         caption = (
-            f"Accuracy against throughput, {count(len(done), 'trial')} of all searches."
-            " The line joins those that no other trial beats in both."
+            f"Accuracy against throughput, {pluralize(len(scored), 'trial')} of all searches."
+            " The line is the Pareto front: no other trial is better in both."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Figure:
-    """Draw the parallel coordinates of one search: a line per trial through the places of its values."""
+    """Draw the parallel coordinates of one search, with a line per trial."""
     names = list(points["hyperparameter"].unique())
     table = points.pivot_table(index="trial", columns="hyperparameter", values="place")[names]
     objective = points.drop_duplicates("trial").set_index("trial")["objective"]
@@ -89,19 +90,17 @@ def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Fi
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(5.2, 0.95 * len(names) + 1.4), 3.0), layout="constrained")
         colours = mpl.colormaps["cividis"]
-        count = max(1, int(objective.notna().sum()))
+        n_scored = max(1, int(objective.notna().sum()))
         for trial in ranks.sort_values(ascending=False, na_position="first").index:
-            bad = np.isnan(objective[trial])
-            share = 0.0 if bad else 1.0 - (ranks[trial] - 1) / count
-            best = not bad and ranks[trial] == 1
-            style: Any = (
-                {"color": BAD, "ls": ":", "lw": 0.9} if bad else {"color": colours(share), "lw": 2.4 if best else 1.0}
-            )
+            style: Any = {"color": FAILED_COLOUR, "ls": ":", "lw": 0.9}
+            if not np.isnan(objective[trial]):
+                share = 1.0 - (ranks[trial] - 1) / n_scored
+                style = {"color": colours(share), "lw": 2.4 if ranks[trial] == 1 else 1.0}
             axes.plot(range(len(names)), table.loc[trial, names], **style)
         ends = points.groupby("hyperparameter", sort=False)["value"]
         for k, hyperparameter in enumerate(names):
             axes.axvline(k, color="#d8dee4", lw=0.8, zorder=0)
-            low, high = _ends(ends.get_group(hyperparameter), table[hyperparameter])
+            low, high = _format_ends(ends.get_group(hyperparameter))
             for value, y, side in ((low, -0.06, "top"), (high, 1.06, "bottom")):
                 axes.text(k, y, value, ha="center", va=side, fontsize=7, color=GREY)
         axes.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=7.5)
@@ -112,15 +111,15 @@ def draw_points(points: pd.DataFrame, title: str, folder: Path, name: str) -> Fi
             spine.set_visible(False)
         failed = int(objective.isna().sum())
         caption = (
-            f"{title}: a line per trial, {count} with an objective (yellow: good; the best is thick)"
-            + (f" and {failed} without (dotted)" if failed else "")
-            + ". Each axis spans the range that is searched; the numbers are the least and largest value tried."
+            f"{title}: one line per trial, {n_scored} with an objective (yellow is good, and the best trial is thick)"
+            + (f" and {failed} without one (dotted)" if failed else "")
+            + ". Each axis spans the search range; the numbers are the smallest and the largest evaluated value."
         )
         return save_figure(figure, folder, name, caption)
 
 
-def _ends(values: pd.Series[Any], places: pd.Series[Any]) -> tuple[str, str]:
-    """Return the least and the largest value as text."""
+def _format_ends(values: pd.Series[Any]) -> tuple[str, str]:
+    """Return the smallest and the largest value as text."""
     if values.map(lambda v: isinstance(v, str)).any():
         return str(values.iloc[0]) if values.nunique() == 1 else "", ""
     return f"{values.astype(float).min():.3g}", f"{values.astype(float).max():.3g}"

@@ -1,7 +1,7 @@
 """Tables on hyperparameter searches: trials, best points, and what each hyperparameter explains.
 
-A search leaves the facts search, warm_start and overhead, and an event `trial` for each trial that has ended in any
-way. An interrupted search is read like a complete one.
+A search logs the facts search, warm_start and overhead, and an event `trial` for each trial that has ended, whatever
+its state. An interrupted search is evaluated like a complete one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IMPORTANCE = Columns(
     value="hyperparameter kind trials explained direction p_value",
 )
 BEST_ERROR = Metric("best trial's error", "", "lower")
-LEAST_TRIALS = 5
+MIN_TRIALS = 5
 PERMUTATIONS = 2000
 
 
@@ -54,16 +54,16 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     hpo_importance: see `rank_importance`.
     """
     runs = [r for r in records if r.program == "hpo" and r.events("trial")]
-    trials = TRIALS.build(row for r in runs for row in _trials(r))
+    trials = TRIALS.build(row for r in runs for row in _list_trials(r))
     trials["on_front"] = False
     for _, group in trials.groupby("campaign"):
         objectives, rates = (group[k].to_numpy(dtype=float) for k in ("objective", "graphs_per_s"))
         trials.loc[group.index, "on_front"] = find_pareto_front(objectives, rates)
-    points = POINTS.build(row for r in runs for row in _points(r))
+    points = POINTS.build(row for r in runs for row in _list_points(r))
     best = trials[trials["objective"].notna()].sort_values("objective", ascending=False, kind="stable")
     best = best.drop_duplicates(["campaign", "case", "backbone"]).sort_values(["campaign", "case"], kind="stable")
     return {
-        "hpo_searches": SEARCHES.build(_search(r, trials) for r in runs),
+        "hpo_searches": SEARCHES.build(_describe_search(r, trials) for r in runs),
         "hpo_trials": trials,
         "hpo_best": best,
         "hpo_points": points,
@@ -85,14 +85,14 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     return float(len(record.events("trial"))), "trial"
 
 
-def _names(record: RunRecord) -> dict[str, Any]:
+def _identify(record: RunRecord) -> dict[str, Any]:
     case = record.case
     search = case.get("point", {}).get("search") or record.facts.get("search", {}).get("backbone")
     return {"campaign": record.campaign, "case": case.get("name"), "search": search}
 
 
-def _trials(record: RunRecord) -> list[dict[str, Any]]:
-    """The trials with times since the first began, what had been spent, and the best until then."""
+def _list_trials(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per trial, with times since the first began, node-hours spent, and the best objective so far."""
     events = record.events("trial")
     first = min(e["began_s"] for e in events)
     rows, spent, best = [], 0.0, math.nan
@@ -102,7 +102,7 @@ def _trials(record: RunRecord) -> list[dict[str, Any]]:
         best = np.fmax(best, objective)
         rows.append(
             {
-                **_names(record),
+                **_identify(record),
                 **{k: e.get(k) for k in TRIALS["event"]},
                 "objective": objective,
                 "began_h": (e["began_s"] - first) / 3600,
@@ -119,7 +119,7 @@ def _trials(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which points no other one beats in one quantity and equals in the other; NaN is beaten by all."""
+    """Return which points are Pareto optimal, both quantities being better when larger; NaN never is."""
     is_known = np.isfinite(first) & np.isfinite(second)
     a, b = (np.where(is_known, x, -np.inf) for x in (first, second))
     as_good = (a[None, :] >= a[:, None]) & (b[None, :] >= b[:, None])
@@ -127,12 +127,12 @@ def find_pareto_front(first: NDArray[np.float64], second: NDArray[np.float64]) -
     return is_known & ~(as_good & better).any(axis=1)
 
 
-def _points(record: RunRecord) -> list[dict[str, Any]]:
-    """Return every hyperparameter of every trial; place: its value between the ends of its range, from 0 to 1."""
+def _list_points(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per trial and hyperparameter; place: the position of the value in its range, from 0 to 1."""
     space = record.facts.get("search", {}).get("space", {})
     return [
         {
-            **_names(record),
+            **_identify(record),
             "trial": e["trial"],
             "objective": math.nan if e["objective"] is None else e["objective"],
             "hyperparameter": name,
@@ -146,7 +146,7 @@ def _points(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def normalize_value(value: Any, dimension: dict[str, Any]) -> float:
-    """Return where a value lies in its range or among its choices, from 0 to 1."""
+    """Return the position of a value in its range or among its choices, from 0 to 1."""
     if "values" in dimension:
         return dimension["values"].index(value) / max(1, len(dimension["values"]) - 1)
     numbers = (dimension["low"], dimension["high"], value)
@@ -154,8 +154,8 @@ def normalize_value(value: Any, dimension: dict[str, Any]) -> float:
     return float((x - low) / (high - low))
 
 
-def _search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
-    names = _names(record)
+def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
+    names = _identify(record)
     rows = trials[(trials["campaign"] == names["campaign"]) & (trials["case"] == names["case"])]
     facts, warm_start = record.facts, record.facts.get("warm_start", {})
     overhead = facts.get("overhead", {})
@@ -184,24 +184,24 @@ def _search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
 def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
     """Return the share of the variance of the objective's ranks that each hyperparameter alone explains.
 
-    Numbers: the square of Spearman's correlation, whose sign is the direction. Choices: the correlation ratio. p_value:
-    how often a permutation of the objectives explains as much. Trials without an objective are left out; so are
-    hyperparameters that took one value, and all of a search with fewer than LEAST_TRIALS trials.
+    For numbers this is the square of Spearman's correlation, whose sign is the direction, and for choices the
+    correlation ratio. p_value is the share of permutations of the objectives that explain as much. Left out are trials
+    without an objective, hyperparameters with only one value, and searches with fewer than MIN_TRIALS trials.
     """
     rows = []
     groups = points[points["objective"].notna()].groupby([*IMPORTANCE["search"], "hyperparameter"], sort=False)
     for names, group in groups:
         values = group["value"]
-        if len(group) < LEAST_TRIALS or values.nunique() < 2:
+        if len(group) < MIN_TRIALS or values.nunique() < 2:
             continue
         is_choice = bool(values.map(lambda v: isinstance(v, str)).any())
         ranks = np.asarray(group["objective"].rank(), dtype=np.float64)
-        draw = np.random.default_rng(0)
-        shuffled = np.stack([draw.permutation(ranks) for _ in range(PERMUTATIONS)])
+        rng = np.random.default_rng(0)
+        shuffled = np.stack([rng.permutation(ranks) for _ in range(PERMUTATIONS)])
         if is_choice:
             choices = values.astype(str).to_numpy()
-            explained, direction = float(_explained_by_choice(choices, ranks[None])[0]), math.nan
-            by_chance = _explained_by_choice(choices, shuffled)
+            explained, direction = float(_correlation_ratios(choices, ranks[None])[0]), math.nan
+            by_chance = _correlation_ratios(choices, shuffled)
         else:
             x = values.astype(float).rank().to_numpy()
             rho = float(np.corrcoef(x, ranks)[0, 1])
@@ -221,7 +221,7 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["campaign", "case", "explained"], ascending=[True, True, False], kind="stable")
 
 
-def _explained_by_choice(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
+def _correlation_ratios(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of the variance of each row of ranks that lies between the groups of equal choices."""
     mean = orders.mean(axis=1)
     between = sum(

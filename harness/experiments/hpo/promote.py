@@ -1,4 +1,4 @@
-"""A suite that pretrains with the best points of a search: how the paper goes from campaigns to 2,048 nodes."""
+"""Write a suite that pretrains with the best points of a search, as the paper promotes its models to 2,048 nodes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from harness.results.runs import load_runs
 NAME = "pretrain-promoted"
 SCALES = ("slurm", "local")
 HEAD = """\
-# Written by `harness promote {campaign}`: the best trial of each backbone, by its objective.
+# Written by `harness promote {campaign}`: the trial of each backbone with the best objective.
 {lines}
-# `harness run {path} --system NAME` trains them; -n BACKBONE chooses one.
+# `harness run {path} --system NAME` trains them; -n BACKBONE selects one.
 """
 
 
 def write_best_suite(out: Path, campaign: str) -> Path:
-    """Write the suite next to the runs and return its path; raise UsageError where there is no result."""
+    """Write the suite next to the runs and return its path; raise UsageError if no trial has an objective."""
     records = load_runs(out / "runs")
     known = sorted({r.campaign for r in records if r.program == "hpo"})
     if campaign not in known:
@@ -48,14 +48,14 @@ def write_best_suite(out: Path, campaign: str) -> Path:
 
 
 def split_point(configuration: Mapping[str, Any], backbone: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a point as parameters of training, those of the model under `model`."""
-    of_model = {k: v for k, v in configuration.items() if k in ModelParameters.model_fields}
+    """Return a point as parameters of training, with the model's parameters under `model`."""
+    model = {k: v for k, v in configuration.items() if k in ModelParameters.model_fields}
     others = {k: v for k, v in configuration.items() if k not in ModelParameters.model_fields}
-    return {"model": {**fixed, **of_model, "backbone": backbone}, **others}
+    return {"model": {**fixed, **model, "backbone": backbone}, **others}
 
 
 def build_suite(points: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the suite: `pretrain` on every system, with these points instead of its own."""
+    """Return a suite that extends `pretrain` with these points, on every system."""
     names = list(next(iter(points.values())))
     chosen = {name: "{{ best[backbone]['" + name + "'] }}" for name in names}
     return {

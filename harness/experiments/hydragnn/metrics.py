@@ -32,27 +32,27 @@ RATES = Columns(
     folder="folder",
 )
 TRAIN = "train"
-# Regions that every step of training enters once, the most reliable first.
+# Regions that every training step enters once, in order of preference.
 STEP_REGIONS = ("opt_step", "backward", "forward")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables on runs of the original code; missing values are NaN.
 
-    original_epochs: a row per epoch, losses and errors of the tasks [E, E/atom, F] in the original's units, with the
-    line of the log. original_regions: the regions of its tracer, over ranks. original_rates: a row per run with its
-    parameters; train_structures_per_s is derived: batch size x steps of all ranks / seconds of the slowest rank in
-    `train`.
+    original_epochs: a row per epoch with losses and errors of the tasks [E, E/atom, F] in the original's units, and the
+    line of the log. original_regions: the regions of its tracer, aggregated over ranks. original_rates: a row per run
+    with its parameters; train_structures_per_s is derived as batch size x steps of all ranks / seconds of the slowest
+    rank in `train`.
     """
     runs = [r for r in records if r.program == PROGRAM]
     return {
-        "original_epochs": EPOCHS.build(row for r in runs for row in _epochs(r)),
-        "original_regions": REGIONS.build(row for r in runs for row in _regions(r)),
-        "original_rates": RATES.build(_rate(r) for r in runs),
+        "original_epochs": EPOCHS.build(row for r in runs for row in _list_epochs(r)),
+        "original_regions": REGIONS.build(row for r in runs for row in _list_regions(r)),
+        "original_rates": RATES.build(_describe_rates(r) for r in runs),
     }
 
 
-def _epochs(record: RunRecord) -> list[dict[str, Any]]:
+def _list_epochs(record: RunRecord) -> list[dict[str, Any]]:
     tasks = {e["epoch"]: e["errors"] for e in record.events("tasks") if e["split"] == "validation"}
     rows = []
     for e in record.events("epoch"):
@@ -63,11 +63,11 @@ def _epochs(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _regions(record: RunRecord) -> list[dict[str, Any]]:
+def _list_regions(record: RunRecord) -> list[dict[str, Any]]:
     joules: dict[str, list[float]] = defaultdict(list)
     for e in record.events("energy"):
         joules[e["name"]].append(e["joule"])
-    by_name = _regions_by_name(record)
+    by_name = _group_regions(record)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys([*by_name, *joules]):
         seconds = [e["seconds"] for e in by_name.get(name, [])]
@@ -83,14 +83,14 @@ def _regions(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _regions_by_name(record: RunRecord) -> dict[str, list[Event]]:
+def _group_regions(record: RunRecord) -> dict[str, list[Event]]:
     by_name: dict[str, list[Event]] = defaultdict(list)
     for event in record.events("region"):
         by_name[event["name"]].append(event)
     return by_name
 
 
-def _rate(record: RunRecord) -> dict[str, Any]:
+def _describe_rates(record: RunRecord) -> dict[str, Any]:
     rates = [s["structures_per_s"] for s in record.samples if s.get("structures_per_s")]
     timers = [e["seconds"] for e in record.events("timer") if e["name"] == "train_validate_test" and e["seconds"]]
     parameters = {name: record.case["parameters"].get(name) for name in RATES["parameters"]}
@@ -98,19 +98,19 @@ def _rate(record: RunRecord) -> dict[str, Any]:
         parameters["datasets"] = " ".join(map(str, parameters["datasets"]))
     return {
         "case": record.case["name"], "structures_per_s": statistics.median(rates) if rates else None,
-        "samples": len(rates), "train_s": max(timers) if timers else None, **_training_rate(record), **parameters,
-        "notes": "; ".join(record.facts.get("notes", [])), "folder": str(record.folder),
+        "samples": len(rates), "train_s": max(timers) if timers else None, **_derive_training_rate(record),
+        **parameters, "notes": "; ".join(record.facts.get("notes", [])), "folder": str(record.folder),
     }  # fmt: skip
 
 
-def _training_rate(record: RunRecord) -> dict[str, Any]:
-    """Return the structures per second in training, or the reason why they cannot be derived."""
-    by_name, parameters = _regions_by_name(record), record.case["parameters"]
+def _derive_training_rate(record: RunRecord) -> dict[str, Any]:
+    """Return the structures per second in training, or the reason why the rate cannot be derived."""
+    by_name, parameters = _group_regions(record), record.case["parameters"]
     batch, ranks = parameters.get("batch_size"), parameters.get("ranks")
     train = {e["rank"]: e["seconds"] for e in by_name.get(TRAIN, [])}
     counted = next((by_name[name] for name in STEP_REGIONS if name in by_name), [])
     steps = {e["rank"]: e["calls"] for e in counted if e["rank"] in train}
-    why_not = _why_no_rate(train, steps, batch, ranks)
+    why_not = _explain_missing_rate(train, steps, batch, ranks)
     if why_not:
         return {"why_not": why_not}
     seconds, mean = max(train.values()), statistics.fmean(steps.values())
@@ -120,15 +120,15 @@ def _training_rate(record: RunRecord) -> dict[str, Any]:
     return rate
 
 
-def _why_no_rate(train: dict[int, float], steps: dict[int, int], batch: Any, ranks: Any) -> str:
+def _explain_missing_rate(train: dict[int, float], steps: dict[int, int], batch: Any, ranks: Any) -> str:
     if not train or not steps or not max(train.values()) > 0:
         return f"no tracer files with the regions {TRAIN} and {STEP_REGIONS[0]}"
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         return "no batch size in config.json or a command line"
     if not isinstance(ranks, int):
         absent = sorted(set(range(max(train))) - set(train))
-        shown = ", ".join(map(str, absent[:5]))
-        return f"no tracer files of ranks {shown}" if absent else "number of ranks unknown: no launcher's line"
+        ranks_text = ", ".join(map(str, absent[:5]))
+        return f"no tracer files of ranks {ranks_text}" if absent else "number of ranks unknown: no launcher's line"
     if len(train) > ranks:
         return f"{len(train)} tracer files, but {ranks} ranks"
     return ""

@@ -28,25 +28,25 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 
 
 def build_sections(context: PageContext) -> list[Section]:
-    """Return the section; none where no run was imported."""
+    """Return one section, or none if no run was imported."""
     rates, epochs, regions = (context.tables[f"original_{name}"] for name in ("rates", "epochs", "regions"))
     if rates.empty:
         return []
     runs = len(rates)
     text = [
-        f"{runs} run{'s' * (runs > 1)} of HydraGNN, from its logs, as they stand: nothing here was measured by this"
-        " harness, and units are those of the logs. Training throughput is not in them; it is derived as ranks x batch"
-        " size x steps / seconds of the slowest rank in `train`, without the first epoch, which the tracer leaves out."
+        f"Numbers of {runs} run{'s' * (runs > 1)} of HydraGNN, from its logs and in their units; this harness measured"
+        " none of them. The logs do not contain the training throughput. It is derived as ranks x batch size x steps /"
+        " seconds of the slowest rank in `train`, without the first epoch, which the tracer leaves out."
     ]
-    drawn = [draw_losses(epochs, context.figures)] if len(epochs) else []
+    figures = [draw_losses(epochs, context.figures)] if len(epochs) else []
     blocks = [build_runs_block(rates, epochs), build_parameters_block(rates)]
     if len(regions):
         blocks.append(build_regions_block(regions))
-    return [Section("Runs of the original code", "original", text, drawn, blocks)]
+    return [Section("Runs of the original code", "original", text, figures, blocks)]
 
 
 def draw_losses(epochs: pd.DataFrame, folder: Path) -> Figure:
-    """Draw losses over epochs, a colour per run."""
+    """Draw losses over epochs, with a colour per run."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
         for k, (case, rows) in enumerate(epochs.groupby("case", sort=False)):
@@ -69,24 +69,24 @@ def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
     ]  # fmt: skip
     body = []
     for r in rows_as_dicts(rates):
-        of_run = rows_as_dicts(epochs[epochs["case"] == r["case"]])
-        last: dict[str, Any] = of_run[-1] if of_run else {}
-        shown = [name for name in (*EPOCHS["losses"], *EPOCHS["tasks"]) if name != "epoch"]
+        run_epochs = rows_as_dicts(epochs[epochs["case"] == r["case"]])
+        last: dict[str, Any] = run_epochs[-1] if run_epochs else {}
+        names = [name for name in (*EPOCHS["losses"], *EPOCHS["tasks"]) if name != "epoch"]
         body.append(
             [
                 r["case"],
-                str(len(of_run)),
-                *(format_number(last.get(name), ".4g") for name in shown),
+                str(len(run_epochs)),
+                *(format_number(last.get(name), ".4g") for name in names),
                 format_number(r["train_s"]),
                 format_number(r["train_structures_per_s"]),
                 format_number(r["structures_per_s"]) if r["samples"] else EN_DASH,
             ]
         )
-    return TableBlock("Runs", columns, body, "Every line that was read, with its number: tables/original_epochs.csv.")
+    return TableBlock("Runs", columns, body, "Every epoch with its line in the log: tables/original_epochs.csv.")
 
 
 def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
-    """Return a row per run: its parameters, and what its logs do not say."""
+    """Return a row per run: its parameters, and notes on missing information."""
     heads = ("model", "width", "layers", "batch size", "precision", "epochs", "datasets", "ranks", "nodes")
     body = [
         [
@@ -96,7 +96,7 @@ def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
         ]
         for r in rows_as_dicts(rates)
     ]
-    note = "From config.json, the command line and the launcher's."
+    note = "From config.json, and the command lines of the program and of the launcher."
     return TableBlock("Parameters", ["run", *heads, "notes"], body, note)
 
 
@@ -107,7 +107,7 @@ def _format_parameter(value: Any) -> str:
 
 
 def build_regions_block(regions: pd.DataFrame) -> TableBlock:
-    """Return the regions of the original's own tracer."""
+    """Return a row per region of the original's tracer."""
     columns: list[Column] = [
         ("run", "case"),
         ("region", "region"),
@@ -118,12 +118,12 @@ def build_regions_block(regions: pd.DataFrame) -> TableBlock:
         ("slowest over mean", number_cell("imbalance", ".2f")),
         ("energy (J)", _format_energy),
     ]
-    note = "Regions lie inside one another; their times do not add up."
-    return build_block("Regions of its tracer", rows_as_dicts(regions), columns, note)
+    note = "Regions are nested, so their times do not add up."
+    return build_block("Tracer regions", rows_as_dicts(regions), columns, note)
 
 
 def _format_energy(region: Row) -> str:
-    """Return joules, and of how many ranks where not all have them."""
+    """Return joules, with the number of ranks if some have no energy."""
     ranks = region["energy_ranks"]
-    some = f" ({ranks} of {region['ranks']} ranks)" if 0 < ranks < region["ranks"] else ""
-    return format_number(region["joule"]) + some
+    suffix = f" ({ranks} of {region['ranks']} ranks)" if 0 < ranks < region["ranks"] else ""
+    return format_number(region["joule"]) + suffix

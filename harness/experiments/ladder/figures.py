@@ -21,7 +21,7 @@ SHAPES = {"nodes": "-", "heads": "--"}
 
 
 def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Path, name: str) -> Figure:
-    """Draw the cumulative speed-up of every stage, the paper's four columns and ours."""
+    """Draw the cumulative speed-up of every stage, for the paper's four columns and for the cases."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 3.7), layout="constrained")
         precisions = [p for p in OUR_COLOURS if p in set(rows["precision"])]
@@ -47,41 +47,41 @@ def draw_ladder(rows: pd.DataFrame, paper: Table, stages: list[str], folder: Pat
         n = int(counts.min()) if len(counts) else 0
         caption = (
             f"Cumulative speed-up, {rows['model'].iloc[0]}, {rows['workload'].iloc[0]} workload: median of paired"
-            f" ratios, 95% interval, n = {n} rounds. The paper prints no row for batched heads and for what comes after"
-            " torch compile. A cross marks a stage that is wrong or did not run."
+            f" ratios with 95% interval, n = {n} rounds. The paper prints no row for batched heads and for the stages"
+            " after torch compile. A cross marks a stage with wrong numbers, or one that did not run."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_roofline(rows: pd.DataFrame, records: list[RunRecord], folder: Path, name: str) -> Figure:
-    """Draw GFLOP/s over FLOP/byte, a panel per precision."""
-    shown = {
+    """Draw GFLOP/s over FLOP/byte, with a panel per precision."""
+    groups = {
         p: group for p, group in rows.groupby("precision", sort=False) if group["share_of_attainable"].notna().any()
     }
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
-            1, len(shown), figsize=(4.3 * len(shown), 3.7), layout="constrained", sharey=True, squeeze=False
+            1, len(groups), figsize=(4.3 * len(groups), 3.7), layout="constrained", sharey=True, squeeze=False
         )
-        for axes, (precision, group) in zip(panels[0], shown.items(), strict=True):
+        for axes, (precision, group) in zip(panels[0], groups.items(), strict=True):
             ceilings = next(r.facts["ceilings"] for r in records if r.case["parameters"]["precision"] == precision)
-            _roof(axes, ceilings, group)
-            _points(axes, group, OUR_COLOURS.get(str(precision), "#009e73"))
+            _draw_roof(axes, ceilings, group)
+            _draw_points(axes, group, OUR_COLOURS.get(str(precision), "#009e73"))
             axes.set_title(str(precision).upper(), fontsize=9)
             axes.set_xlabel("FLOP / byte")
         panels[0][0].set_ylabel("GFLOP/s")
         caption = (
-            "Rate of each stage over its arithmetic per byte moved. Slope: a copy of 256 MiB; levels: matrix products"
-            " of the model's shapes, solid with a row for every atom, dashed of the heads, in the types that occur; all"
-            " measured in the same run. Numbers: share of what is attainable for the stage's own mix,"
-            " without caches: what they hold can bring it above 100%."
+            "Rate of each stage over its arithmetic per byte of traffic. The slope is the rate of a copy of 256 MiB;"
+            " the levels are those of matrix products of the model's shapes and types (solid: one row per atom, dashed:"
+            " heads), all measured in the same run. Percentages: share of the attainable rate of the stage's mix of"
+            " operations without caches, which can bring it above 100%."
         )
         return save_figure(figure, folder, name, caption)
 
 
-def _roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> None:
+def _draw_roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> None:
     low, high = 0.5 * (group["gflop"] / group["gb"]).min(), 3.0 * (group["gflop"] / group["gb"]).max()
     top = max(p["gflop_per_s"] for p in ceilings["products"] if p["of"] != "messages")
-    ridge = float(np.clip(top / ceilings["copy_gb_per_s"], low, high))  # a straight line only from bend to bend
+    ridge = float(np.clip(top / ceilings["copy_gb_per_s"], low, high))  # the only bend of the roof
     intensity = np.array([low, ridge, high])
     axes.plot(intensity, np.minimum(intensity * ceilings["copy_gb_per_s"], top), color="#999999", linewidth=1)
     for product in ceilings["products"]:
@@ -96,8 +96,8 @@ def _roof(axes: Axes, ceilings: dict[str, Any], group: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0.3 * group["gflop_per_s"].min())
 
 
-def _points(axes: Axes, group: pd.DataFrame, colour: str) -> None:
-    """Draw numbered points and a list of names, since stages that do the same in another order coincide."""
+def _draw_points(axes: Axes, group: pd.DataFrame, colour: str) -> None:
+    """Draw numbered points and a list of names, since points of similar stages coincide."""
     known = group[group["share_of_attainable"].notna()]
     lines = []
     for k, (_, r) in enumerate(known.iterrows(), 1):

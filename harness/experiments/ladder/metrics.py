@@ -12,13 +12,13 @@ from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Sc
 from harness.experiments.ladder.stages import (
     APPROXIMATE,
     DTYPES,
+    compute_paired_ratio,
     describe_model,
-    experiment_key,
     group_by_stage,
-    paired_ratio,
+    hash_experiment,
     sum_by_round,
 )
-from harness.experiments.ladder.training_steps import training_steps_table
+from harness.experiments.ladder.training_steps import build_training_steps_table
 from harness.protocol.events import Event
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
@@ -26,9 +26,9 @@ from harness.stats.intervals import median_interval
 
 # Largest error of an exact stage, relative to the largest force (or energy per atom) of the baseline.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 0.1}
-# Below these (eV/angstrom, eV/atom) a scale says nothing: forces vanish in an ideal crystal.
+# Smallest scales of relative errors (eV/angstrom, eV/atom): forces vanish in an ideal crystal.
 FORCE_FLOOR, ENERGY_FLOOR = 1e-3, 1e-3
-# Stages that run the compiled code of another, and so are not compiled again.
+# Stages that run the compiled code of another stage.
 SAME_COMPILED_GRAPH = {"tuned_allocator": "torch_compile"}
 LADDER = Columns(
     "ladder",
@@ -49,11 +49,11 @@ PEAK_MEMORY = Metric("peak memory", "bytes", "lower")
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables `ladder` and `training_steps`."""
-    return {"ladder": ladder_table(records), "training_steps": training_steps_table(records)}
+    return {"ladder": build_ladder_table(records), "training_steps": build_training_steps_table(records)}
 
 
 def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the throughput of each stage, a sample per round over all of its batches, and its peak memory."""
+    """Yield the throughput of each stage, with a sample per round over all batches, and its peak memory."""
     stages: dict[str, dict[int, list[float]]] = {}
     for sample in record.samples:
         sums = stages.setdefault(sample["stage"], {}).setdefault(sample["round"], [0.0, 0.0])
@@ -68,38 +68,38 @@ def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures evaluated, by all stages or by one."""
+    """Return the number of evaluated structures, of all stages or of one."""
     samples = [s for s in record.samples if scope == "case" or s.get("stage") == name]
     return float(sum(s["structures"] for s in samples)), "structure"
 
 
-def ladder_table(records: Sequence[RunRecord]) -> Table:
+def build_ladder_table(records: Sequence[RunRecord]) -> Table:
     """Return one row per case and stage, in the order of the ladder; missing values are NaN.
 
     Columns of note:
         verdict: "ok" (agrees with the baseline to rounding), "approximate" (is not meant to agree), "WRONG" (is meant
-            to and does not, is not finite, or not in the precision asked for: its speed-up is withheld), "unchecked"
-            (the run has no baseline), "not available: why", or "not run".
+            to agree and does not, is not finite, or not in the requested precision: its speed-up is withheld),
+            "unchecked" (the run has no baseline), "not available: reason", or "not run".
         counts: whether the speed-up may be quoted.
     """
-    return LADDER.build(row for r in records if r.program == "ladder" for row in _rows(r))
+    return LADDER.build(row for r in records if r.program == "ladder" for row in _list_rows(r))
 
 
-def _rows(record: RunRecord) -> list[dict[str, Any]]:
+def _list_rows(record: RunRecord) -> list[dict[str, Any]]:
     stages = group_by_stage(record.samples)
-    wanted = record.case["parameters"].get("stages") or dict.fromkeys([*record.stages, *stages])
+    names = record.case["parameters"].get("stages") or dict.fromkeys([*record.stages, *stages])
     common = _describe_case(record)
-    return [common | _row(record, stage, stages) for stage in wanted]
+    return [common | _describe_stage(record, name, stages) for name in names]
 
 
 def _describe_case(record: RunRecord) -> dict[str, Any]:
-    """Return what the rows of all stages of a case share."""
+    """Return the columns that the rows of all stages of a case share."""
     parameters, facts = record.case["parameters"], record.facts
     workload, observed = facts.get("workload", {}), facts.get("observed", {})
     return dict.fromkeys(LADDER, math.nan) | {
         "case": record.case["name"],
         "suite": record.case["suite"],
-        "experiment": experiment_key(record),
+        "experiment": hash_experiment(record),
         "model": describe_model(facts.get("model", {})),
         "workload": parameters["workload"],
         "precision": parameters["precision"],
@@ -115,7 +115,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _row(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
+def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
     samples = stages.get(stage, ())
     row = {"stage": stage, "samples": len({s["round"] for s in samples})}
     event = record.stages.get(stage, {})
@@ -123,13 +123,13 @@ def _row(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -
         return row | {"verdict": f"not available: {event['reason']}"}
     if not samples:
         return row | {"verdict": "not run"}
-    # Ratios to the baseline of the same round, hence of the same batches at the same time.
-    speedup = interval_columns("speedup", paired_ratio(stages.get("baseline", ()), samples))
-    errors = _errors(samples, stage, record.case["parameters"]["precision"])
-    return row | _rates(samples) | speedup | errors | _work(record, stage, samples)
+    # Ratios to the baseline within each round compare the same batches at about the same time.
+    speedup = interval_columns("speedup", compute_paired_ratio(stages.get("baseline", ()), samples))
+    errors = _check_errors(samples, stage, record.case["parameters"]["precision"])
+    return row | _compute_rates(samples) | speedup | errors | _describe_work(record, stage, samples)
 
 
-def _rates(samples: Sequence[Event]) -> dict[str, Any]:
+def _compute_rates(samples: Sequence[Event]) -> dict[str, Any]:
     structures = sum_by_round(samples, "structures")
     device_s = sum_by_round(samples, "device_s")
     total_s = sum_by_round(samples, "neighbours_s", "collate_s", "transfer_s", "device_s")
@@ -147,7 +147,7 @@ def _rates(samples: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _errors(samples: Sequence[Event], stage: str, precision: str) -> dict[str, Any]:
+def _check_errors(samples: Sequence[Event], stage: str, precision: str) -> dict[str, Any]:
     withheld = dict.fromkeys(LADDER["speedup"], math.nan)
     if any(s.get("finite") is None for s in samples):
         return {"verdict": "unchecked"} | withheld
@@ -169,8 +169,8 @@ def _errors(samples: Sequence[Event], stage: str, precision: str) -> dict[str, A
     return errors | {"verdict": "WRONG"} | withheld
 
 
-def _work(record: RunRecord, stage: str, samples: Sequence[Event]) -> dict[str, Any]:
-    """Return arithmetic and memory of one call on the case's first batch."""
+def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> dict[str, Any]:
+    """Return arithmetic, traffic and memory of one call on the case's first batch."""
     event = record.stages.get(stage, {})
     work: dict[str, Any] = {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
     first = [s for s in samples if s["batch"] == 0]
@@ -181,16 +181,16 @@ def _work(record: RunRecord, stage: str, samples: Sequence[Event]) -> dict[str, 
     if free := record.facts.get("free_bytes"):
         work["largest_batch"] = int(free * first[0]["structures"] / max(1, event.get("peak_bytes", 1)))
     if event.get("flops"):
-        work |= matmul_rates(event["flops"], ceilings, seconds)
+        work |= compute_matmul_rates(event["flops"], ceilings, seconds)
     moved = event.get("bytes") or record.stages.get(SAME_COMPILED_GRAPH.get(stage, ""), {}).get("bytes")
     padding = next((e for e in record.events("padding") if e["stage"] == stage), None)
     if padding is not None:
         work |= {k: padding[k] for k in ("empty_atoms", "empty_edges")} | {"shapes": len(padding["shapes"])}
-    return work | attainable(event.get("flops"), moved, ceilings, seconds)
+    return work | compute_roofline(event.get("flops"), moved, ceilings, seconds)
 
 
-def matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds: float) -> dict[str, float]:
-    """Return the arithmetic of matrix products alone, its rate, and its share of the rate of square products."""
+def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Return the arithmetic of matrix products, its rate, and its share of the rate of square products."""
     squares = {s["dtype"]: s["gflop_per_s"] for s in ceilings.get("squares", [])}
     products = [f for f in flops if f["of"] != "messages"]
     gflop = sum(f["flops"] for f in products) / 1e9
@@ -199,13 +199,13 @@ def matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds:
     return {"matrix_gflop": gflop, "matrix_gflop_per_s": gflop / seconds, "share_of_matrix_peak": share}
 
 
-def attainable(
+def compute_roofline(
     flops: list[dict[str, Any]] | None, moved: int | None, ceilings: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Return arithmetic and traffic of a call, and its share of the attainable rate.
 
-    The least time is that of its arithmetic, each kind at the rate of a product of its own shape and type, or that of
-    its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM 52(4), 65 (2009)).
+    The minimum time is that of its arithmetic, each kind at the rate of a product of the same shape and type, or that
+    of its traffic at the rate of a copy, whichever is longer (Williams, Waterman, Patterson, CACM 52(4), 65 (2009)).
     """
     rates = {(p["of"], p["dtype"]): p["gflop_per_s"] for p in ceilings.get("products", [])}
     if not flops or not rates:

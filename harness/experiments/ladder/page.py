@@ -26,10 +26,10 @@ from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.ladder.figures import draw_ladder, draw_roofline
 from harness.experiments.ladder.metrics import TOLERANCE
-from harness.experiments.ladder.stages import APPROXIMATE, BUSY
+from harness.experiments.ladder.stages import APPROXIMATE, LOAD_MARGIN
 from harness.experiments.ladder.training_steps_page import build_steps_sections
 from harness.protocol.programs.ladder import StageName
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.runs import RunRecord
 from harness.results.tables import Row
 
@@ -48,22 +48,22 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Paper, figures: Path) -> Section:
-    """Return the section on one model and workload: the paper's rates, the figures, and each precision in detail."""
+    """Return the section on one model and workload: the paper's rates, the figures, and the details per precision."""
     first = rows.iloc[0]
     slug = f"{first['suite']}-{first['workload']}-{first['experiment']}"
     blocks = [build_paper_block(rows, paper)]
     for precision, group in rows.groupby("precision", sort=False):
         blocks += [build_details_block(str(precision), group), build_work_block(str(precision), group)]
     blocks += [block for record in records for block in build_profile_blocks(record)]
-    drawn = [draw_ladder(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
+    drawings = [draw_ladder(rows, paper.table_xv, STAGES, figures, slug)] if rows["speedup"].notna().any() else []
     if rows["share_of_attainable"].notna().any():
-        drawn.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
+        drawings.append(draw_roofline(rows, records, figures, f"{slug}-roofline"))
     title = f"Ladder: {first['model']}, {first['workload']} workload"
-    return Section(title, slug, describe_ladder(records), drawn, blocks)
+    return Section(title, slug, describe_ladder(records), drawings, blocks)
 
 
 def build_paper_block(rows: pd.DataFrame, paper: Paper) -> TableBlock:
-    """Return Table XV's four columns and ours; each cell is a rate and the speed-up over its own baseline."""
+    """Return the four columns of Table XV and one per precision, each with rates and speed-ups over its baseline."""
     table = paper.table_xv
     precisions = list(dict.fromkeys(rows["precision"]))
     first = rows.iloc[0]
@@ -78,15 +78,15 @@ def build_paper_block(rows: pd.DataFrame, paper: Paper) -> TableBlock:
             line.append(format_rate(rows[(rows["precision"] == precision) & (rows["stage"] == stage)]))
         body.append(line)
     note = (
-        f"Structures/s (speed-up over the column's own baseline). Paper: {table.source}, one GPU. Here:"
-        f" {first['device']}, {format_threads(first['threads'])}, device work only. * differs from the"
-        " baseline on purpose."
+        f"Structures/s (speed-up over the baseline of the same column). Paper: {table.source}, one GPU. Here:"
+        f" {first['device']}, {format_threads(first['threads'])}, device time only. * marks stages that differ from the"
+        " baseline by design."
     )
     return TableBlock("The paper's Table XV and this machine", columns, body, note)
 
 
 def format_rate(row: pd.DataFrame) -> str:
-    """Return `12.3 (4.5x)`, or the reason why there is no number."""
+    """Return `12.3 (4.5x)`, or the verdict if there is no number."""
     if row.empty:
         return "not run"
     r = row.iloc[0]
@@ -98,7 +98,7 @@ def format_rate(row: pd.DataFrame) -> str:
 
 
 def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
-    """Return everything measured of one case, with intervals and errors."""
+    """Return a row per stage of one case, with rates, intervals and errors."""
     columns: list[Column] = [
         ("stage", format_stage),
         ("verdict", "verdict"),
@@ -115,22 +115,20 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("n", "samples"),
     ]
     first = rows.iloc[0]
-    state = (
-        "" if first["case_state"] == "done" else f" The case is not complete ({first['case_state']}): what there is."
-    )
+    state = "" if first["case_state"] == "done" else f" The case is incomplete ({first['case_state']})."
     note = (
         f"{format_number(first['structures'], '.0f')} structures, {format_number(first['atoms'], '.0f')} atoms,"
         f" {format_number(first['edges'], '.0f')} edges. Medians over rounds of all batches with order-statistic"
-        f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups from pairs of"
-        f" the same round. An exact stage is ok within {TOLERANCE[precision]:g} of the largest force and energy. End to"
-        f" end adds neighbour lists, collation and transfer.{state}"
+        f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage). Speed-ups are ratios within a"
+        f" round. An exact stage is ok if its errors are at most {TOLERANCE[precision]:g} of the largest force and"
+        f" energy. End-to-end rates include neighbour lists, collation and transfer.{state}"
     )
     title = f"{precision.upper()} in detail"
     return add_cost_columns(build_block(title, rows_as_dicts(rows), columns, note), rows)
 
 
 def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
-    """Return arithmetic, traffic and memory of each stage of one case, and what the machine can do."""
+    """Return arithmetic, traffic and memory of each stage of one case, and the attainable rates."""
     columns: list[Column] = [
         ("stage", format_stage),
         ("GFLOP/batch", number_cell("gflop")),
@@ -141,8 +139,8 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ),
         ("GFLOP/s", number_cell("gflop_per_s")),
         ("attainable GFLOP/s", number_cell("attainable_gflop_per_s")),
-        ("of attainable", number_cell("share_of_attainable", ".0%")),
-        ("of matrix peak", number_cell("share_of_matrix_peak", ".0%")),
+        ("share of attainable", number_cell("share_of_attainable", ".0%")),
+        ("share of matrix peak", number_cell("share_of_matrix_peak", ".0%")),
         ("peak memory (MiB)", number_cell("peak_bytes", ".0f", 1 / MIB)),
         ("largest batch", number_cell("largest_batch", ",.0f")),
         ("empty atoms", number_cell("empty_atoms", ".1%")),
@@ -150,30 +148,29 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("shapes", number_cell("shapes", ".0f")),
     ]
     note = (
-        "Of the first batch. Arithmetic: matrix products and, where one operator makes them, messages; element-wise"
-        " work is left out. Traffic: each operation's, or compiled kernel's, inputs and results, as if no cache held"
-        " them. Attainable: the arithmetic at the rate of a product of the same shape and type, or the traffic at the"
-        " rate of a copy, whichever takes longer, all measured in this run; what caches do"
-        " hold can bring a stage above 100%. Of matrix peak: matrix products alone"
-        " against square ones of the same types. Peak memory: what tensors of one call hold at once, the weights not"
-        " counted; the largest batch is what free memory would hold at that rate, not tried. Empty: what static shapes"
-        " fill up."
+        "For the first batch. Arithmetic: matrix products and, if one operator computes them, messages; element-wise"
+        " work is left out. Traffic: inputs and results of each operation or compiled kernel, without caches."
+        " Attainable: the arithmetic at the rate of a product of the same shape and type, or the traffic at the rate of"
+        " a copy, whichever takes longer, all measured in this run; caches can bring a stage above 100%. Share of"
+        " matrix peak: matrix products compared with square ones of the same types. Peak memory: the largest total of"
+        " the tensors of one call, without the weights. Largest batch: extrapolated from peak memory to free memory,"
+        " not tested. Empty atoms and edges: the padding of static shapes."
     )
     return build_block(f"{precision.upper()}: arithmetic, traffic and memory", rows_as_dicts(rows), columns, note)
 
 
 def build_profile_blocks(record: RunRecord) -> list[TableBlock]:
-    """Return where the last stage spends its time: by kind of work, and by operation."""
+    """Return the time of the last stage by kind of work and by operation."""
     if record.profile is None:
         return []
     stage, precision = format_stage(record.profile), record.case["parameters"]["precision"].upper()
-    subject = f"the time of {stage} goes, {precision}"
-    note = "One profiled call; self time."
+    subject = f"{stage}, {precision}"
+    note = "Self time in one profiled call."
     groups = [[g["group"], f"{g['ms']:.2f}", f"{g['share']:.1%}"] for g in record.profile.get("groups", [])]
     rows = [[r["operation"], str(r["calls"]), f"{r['ms']:.2f}", f"{r['share']:.1%}"] for r in record.profile["rows"]]
-    by_group = TableBlock(f"Where {subject}", ["kind of work", "ms", "share"], groups, note)
-    fused = f"{note} Compiled element-wise and gather/scatter kernels hold `_fused_`."
-    by_operation = TableBlock(f"Operations: where {subject}", ["operation", "calls", "ms", "share"], rows, fused)
+    by_group = TableBlock(f"Time by kind of work: {subject}", ["kind of work", "ms", "share"], groups, note)
+    note += " Names of compiled element-wise and gather/scatter kernels contain `_fused_`."
+    by_operation = TableBlock(f"Time by operation: {subject}", ["operation", "calls", "ms", "share"], rows, note)
     return [by_group, by_operation] if groups else [by_operation]
 
 
@@ -183,51 +180,51 @@ def format_stage(row: Mapping[str, Any]) -> str:
 
 
 def describe_ladder(records: list[RunRecord]) -> list[str]:
-    """Return what a reader must know: what kind of model, which branches the gate leaves live, what is untrained."""
+    """Return paragraphs on the workload, the model, its active branches, and conditions that affect the numbers."""
     for record in records:
         model, workload, gate, observed = (record.facts.get(k) for k in ("model", "workload", "gate", "observed"))
         if not model or not workload or not gate or not observed:
             continue
-        live = sorted({h for batch in gate["live_heads"] for h in batch})
+        active = sorted({h for batch in gate["live_heads"] for h in batch})
         counts = sorted({len(batch) for batch in gate["live_heads"]})
         text = [
-            f"{count(workload['structures'], 'structure')} in {count(workload['batches'], 'batch', 'batches')} of"
-            f" {workload['batch_size']}."
+            f"{pluralize(workload['structures'], 'structure')} in {pluralize(workload['batches'], 'batch', 'batches')}"
+            f" of {workload['batch_size']}."
             f" {model['parameters']:,} parameters, readout: {model['config']['readout']}; at most"
-            f" {workload['max_neighbours'] or 'any format_number of'} neighbours within {model['config']['cutoff']:g}"
+            f" {workload['max_neighbours'] or 'any number of'} neighbours within {model['config']['cutoff']:g}"
             " angstrom.",
             f"Branches with a mean weight of at least {gate['threshold']:g}: {' or '.join(map(str, counts))} of"
-            f" {len(gate['mean_weight'])} per batch ({', '.join(live)}).",
+            f" {len(gate['mean_weight'])} per batch ({', '.join(active)}).",
         ]
         if not model["trained"]:
             text.append(
-                "The weights are untrained and the gate is fixed by hand: rates and rounding errors are real, what"
-                " branch skip costs in accuracy is not."
+                "The weights are untrained and the gate is fixed by hand: rates and rounding errors are realistic, but"
+                " the errors of branch skip are not."
             )
         if workload["elements_not_trained"]:
             text.append(
-                "Atomic numbers in this workload that no training set holds:"
+                "Atomic numbers in this workload that no training set contains:"
                 f" {', '.join(map(str, workload['elements_not_trained']))}. The random workload tests arithmetic, not"
-                " chemistry: its atoms overlap, and a trained model answers with forces without meaning or bound."
+                " chemistry: its atoms overlap, and a trained model predicts arbitrarily large forces for them."
             )
         if record.stages.get("tuned_allocator", {}).get("event") == "warm_up":
             text.append(
-                "Stages up to torch compile use glibc's allocator with its defaults, which returns large tensors to the"
-                " kernel and has their pages cleared again each time; in later stages it keeps them."
+                "Stages up to torch compile use glibc's allocator with its defaults, which returns the memory of large"
+                " tensors to the kernel, so that their pages are cleared at each allocation. Later stages retain it."
             )
-        busy = max((s.get("load_1min", 0.0) for r in records for s in r.samples), default=0.0)
+        load = max((s.get("load_1min", 0.0) for r in records for s in r.samples), default=0.0)
         threads = observed["threads"]
-        if busy > threads + BUSY:
+        if load > threads + LOAD_MARGIN:
             text.append(
-                f"Other work was running at the same time (load {busy:.1f} for {count(threads, 'thread')}):"
-                " consider the intervals."
+                f"Other processes were running at the same time (load {load:.1f} for {pluralize(threads, 'thread')}):"
+                " the intervals show their effect."
             )
         return text
     return ["No complete case."]
 
 
 def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
-    """Return the section on what the trained model has learnt, and from which data; none if no run used one."""
+    """Return the section on the errors and the data of the trained model, or none if no run used one."""
     model = next((r.facts["model"] for r in records if r.facts.get("model", {}).get("held_out")), None)
     if model is None:
         return []
@@ -243,13 +240,14 @@ def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
     ]
     paragraphs = [
         "Stand-ins are real labelled data of other chemistry or another level of theory than the dataset whose head"
-        " they train; samples are drawn from the dataset itself. Sources and licences:"
+        " they train; samples are random parts of the dataset itself. Sources and licences:"
         " harness/reference/datasets/shipped/sets.yaml.",
         f"Untrained heads (no data yet): {', '.join(model.get('untrained_heads', ())) or 'none'}.",
     ]
     note = (
-        "Held-out structures of the shipped sets; of their molecules, materials, reactions and trajectories none is in"
-        " training. Left out are those with elements that the head was not trained on. A dash: no force labels."
+        "Errors on held-out structures of the shipped datasets, none of whose molecules, materials, reactions or"
+        " trajectories is in the training set. Structures with elements that the head was not trained on are left out."
+        " A dash: no force labels."
     )
     block = build_block("Held-out errors", map(Row, model["held_out"]), columns, note)
     return [Section("The trained model", "model", paragraphs, views=[block])]

@@ -1,4 +1,4 @@
-"""What the inference ladder and the training steps have in common: stages, precisions, and ratios between stages."""
+"""Functions that the inference ladder and the training steps share: stages, precisions, and ratios between stages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness.protocol.events import Event
 from harness.results.runs import RunRecord
 from harness.stats.intervals import Interval, median_interval
 
-# Stages that are not meant to give the baseline's numbers.
+# Stages that are not meant to reproduce the baseline's numbers.
 APPROXIMATE = ("branch_skip", "mixed_precision")
-# By how much the load average may exceed the number of threads before the report mentions it.
-BUSY = 0.7
-# The type that results have in each precision.
+# The report mentions a load average that exceeds the number of threads by more than this.
+LOAD_MARGIN = 0.7
+# The type of the results in each precision.
 DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
 
 
@@ -36,18 +36,18 @@ def sum_by_round(samples: Sequence[Event], *columns: str) -> dict[int, float]:
     return {number: math.fsum(values) for number, values in rounds.items()}
 
 
-def paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interval:
-    """Return how many times faster one stage is, round by round, over the batches that both have."""
+def compute_paired_ratio(slow: Sequence[Event], fast: Sequence[Event]) -> Interval:
+    """Return the median over rounds of the times of one stage over those of another, for the batches of both."""
     by_batch = [{(s["round"], s["batch"]): s for s in samples} for samples in (slow, fast)]
-    if any(len(known) < len(samples) for known, samples in zip(by_batch, (slow, fast), strict=True)):
+    if any(len(unique) < len(samples) for unique, samples in zip(by_batch, (slow, fast), strict=True)):
         raise ValueError("a stage has two samples of one round and batch")
     common = by_batch[0].keys() & by_batch[1].keys()
-    slow_s, fast_s = (sum_by_round([known[key] for key in common], "device_s") for known in by_batch)
+    slow_s, fast_s = (sum_by_round([samples[key] for key in common], "device_s") for samples in by_batch)
     return median_interval([slow_s[number] / fast_s[number] for number in slow_s])
 
 
-def experiment_key(record: RunRecord) -> str:
-    """Return a key, of ten hexadecimal digits, that cases share if they differ in precision alone."""
+def hash_experiment(record: RunRecord) -> str:
+    """Return ten hexadecimal digits that are equal for cases which only differ in precision."""
     case, machine = record.case, [record.provenance.get(k) for k in ("host", "cpu")]
     parameters = {k: v for k, v in case["parameters"].items() if k != "precision"}
     content = [case["suite"], record.campaign, parameters, case.get("settings"), machine]

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 from harness.experiments.ladder.stages import (
     DTYPES,
+    compute_paired_ratio,
     describe_model,
-    experiment_key,
     group_by_stage,
-    paired_ratio,
+    hash_experiment,
     sum_by_round,
 )
 from harness.protocol.events import Event
@@ -21,8 +21,8 @@ from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import median_interval
 
-# Largest relative difference, of the loss and of the whole gradient, from the baseline's: rounding in FP64; in FP32 the
-# loss's absolute values add whole kinks where a force all but meets its label.
+# Largest relative difference of the loss and of the whole gradient from the baseline's. In FP64 it is only rounding; in
+# FP32 absolute values in the loss have kinks, where a force nearly equals its label, that rounding can cross.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 1e-1}
 BASELINE, COMPILED = "baseline", "torch_compile"
 STEPS = Columns(
@@ -38,35 +38,35 @@ STEPS = Columns(
 )
 
 
-def training_steps_table(records: Sequence[RunRecord]) -> Table:
+def build_training_steps_table(records: Sequence[RunRecord]) -> Table:
     """Return one row per case and stage; missing values are NaN.
 
     Columns of note:
         step_s: the time of one batch, median over rounds.
         speedup, over_compiled: ratio to the baseline and to torch_compile, each of the same round.
         load: the highest load of the machine.
-        verdict: "ok" (loss and gradient are the baseline's to rounding), "WRONG" (they are not, or not finite, or not
-            in the precision asked for: ratios are withheld), "unchecked" (the run has no baseline), "not available:
-            why", or "not run".
+        verdict: "ok" (loss and gradient equal the baseline's to rounding), "WRONG" (they do not, are not finite, or not
+            in the requested precision: ratios are withheld), "unchecked" (the run has no baseline), "not available:
+            reason", or "not run".
     """
-    return STEPS.build(row for r in records if r.program == "training_steps" for row in _rows(r))
+    return STEPS.build(row for r in records if r.program == "training_steps" for row in _list_rows(r))
 
 
-def _rows(record: RunRecord) -> list[dict[str, Any]]:
+def _list_rows(record: RunRecord) -> list[dict[str, Any]]:
     stages = group_by_stage(record.samples)
-    wanted = record.case["parameters"].get("stages") or get_args(StepStageName)
+    names = record.case["parameters"].get("stages") or get_args(StepStageName)
     common = _describe_case(record)
-    return [common | _row(record, stage, stages) for stage in wanted]
+    return [common | _describe_stage(record, name, stages) for name in names]
 
 
 def _describe_case(record: RunRecord) -> dict[str, Any]:
-    """Return what the rows of all stages of a case share."""
+    """Return the columns that the rows of all stages of a case share."""
     facts = record.facts
     workload, observed = facts.get("workload", {}), facts.get("observed", {})
     return dict.fromkeys(STEPS, math.nan) | {
         "case": record.case["name"],
         "suite": record.case["suite"],
-        "experiment": experiment_key(record),
+        "experiment": hash_experiment(record),
         "model": describe_model(facts.get("model", {})),
         "precision": record.case["parameters"]["precision"],
         **{k: workload.get(k, math.nan) for k in STEPS["workload"]},
@@ -78,7 +78,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _row(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
+def _describe_stage(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -> dict[str, Any]:
     event, samples = record.stages.get(stage, {}), stages.get(stage, ())
     row = {"stage": stage, "samples": 0}
     if event.get("event") == "unavailable":
@@ -86,12 +86,12 @@ def _row(record: RunRecord, stage: str, stages: Mapping[str, Sequence[Event]]) -
     if not samples:
         return row | {"verdict": "not run"}
     row |= {"peak_bytes": event.get("peak_bytes"), "first_call_s": event.get("first_s")}
-    row |= interval_columns("speedup", paired_ratio(stages.get(BASELINE, ()), samples))
-    row |= interval_columns("over_compiled", paired_ratio(stages.get(COMPILED, ()), samples))
-    return row | _times(samples) | _errors(samples, record.case["parameters"]["precision"])
+    row |= interval_columns("speedup", compute_paired_ratio(stages.get(BASELINE, ()), samples))
+    row |= interval_columns("over_compiled", compute_paired_ratio(stages.get(COMPILED, ()), samples))
+    return row | _compute_times(samples) | _check_errors(samples, record.case["parameters"]["precision"])
 
 
-def _times(samples: Sequence[Event]) -> dict[str, Any]:
+def _compute_times(samples: Sequence[Event]) -> dict[str, Any]:
     structures, seconds = sum_by_round(samples, "structures"), sum_by_round(samples, "device_s")
     batches = len({s["batch"] for s in samples})
     step = median_interval([s / batches for s in seconds.values()])
@@ -106,14 +106,14 @@ def _times(samples: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _errors(samples: Sequence[Event], precision: str) -> dict[str, Any]:
+def _check_errors(samples: Sequence[Event], precision: str) -> dict[str, Any]:
     withheld = dict.fromkeys(STEPS["ratios"], math.nan)
     if any(s.get("finite") is None for s in samples):
         return {"verdict": "unchecked"} | withheld
     if not all(s["finite"] for s in samples):
         return {"verdict": "WRONG"} | withheld
     errors: dict[str, Any] = {name: max(s[name] for s in samples) for name in STEPS["errors"]}
-    is_typed = all(s["dtype"] == DTYPES.get(precision, DTYPES["fp32"]) for s in samples)
-    if is_typed and all(error <= TOLERANCE[precision] for error in errors.values()):
+    has_right_type = all(s["dtype"] == DTYPES.get(precision, DTYPES["fp32"]) for s in samples)
+    if has_right_type and all(error <= TOLERANCE[precision] for error in errors.values()):
         return errors | {"verdict": "ok"}
     return errors | {"verdict": "WRONG"} | withheld

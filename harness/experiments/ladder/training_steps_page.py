@@ -16,9 +16,9 @@ from harness.document.blocks import (
     rows_as_dicts,
 )
 from harness.experiments.cost.page import add_cost_columns
-from harness.experiments.ladder.stages import BUSY
+from harness.experiments.ladder.stages import LOAD_MARGIN
 from harness.experiments.ladder.training_steps import STEPS, TOLERANCE
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 
@@ -37,18 +37,18 @@ def _describe(first: Row, rows: pd.DataFrame) -> list[str]:
     thousands = {"parameters": ",.0f", "atoms": ",.0f", "edges": ",.0f"}
     sizes = {k: format_number(first[k], thousands.get(k, ".0f")) for k in (*STEPS["workload"], "parameters")}
     paragraphs = [
-        f"One step: forward, the loss of energies and forces, and the gradient of all {sizes['parameters']} parameters;"
-        " the optimizer's update is left out. Fused messages are compiled code around PaiNN's messages as one operator,"
-        f" whose derivatives are operators too. Batches of {sizes['batch_size']} of the random workload:"
-        f" {sizes['structures']} structures, {sizes['atoms']} atoms, {sizes['edges']} edges (at most"
-        f" {sizes['max_neighbours']} an atom). Weights are untrained and labels drawn at random: times and rounding"
-        " errors are real, the loss means nothing.",
+        "A step is the forward pass, the loss of energies and forces, and the gradient of all"
+        f" {sizes['parameters']} parameters, without the optimizer's update. The stage fused messages is compiled code"
+        " with PaiNN's messages as one operator, whose derivatives are operators too. The random workload has batches"
+        f" of {sizes['batch_size']}: {sizes['structures']} structures, {sizes['atoms']} atoms, {sizes['edges']} edges"
+        f" (at most {sizes['max_neighbours']} per atom). Weights are untrained and labels are random: times and"
+        " rounding errors are realistic, but the loss has no meaning.",
     ]
     threads, load = first["threads"], rows["load"].max()
-    if isinstance(threads, (int, float)) and load > threads + BUSY:
+    if isinstance(threads, (int, float)) and load > threads + LOAD_MARGIN:
         paragraphs.append(
-            f"Other work was running at the same time (load {load:.1f} for {count(threads, 'thread')}): consider the"
-            " intervals."
+            f"Other processes were running at the same time (load {load:.1f} for {pluralize(threads, 'thread')}): the"
+            " intervals show their effect."
         )
     return paragraphs
 
@@ -67,14 +67,12 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("n", "samples"),
     ]
     first = rows_as_dicts(rows)[0]
-    state = (
-        "" if first["case_state"] == "done" else f" The case is not complete ({first['case_state']}): what there is."
-    )
+    state = "" if first["case_state"] == "done" else f" The case is incomplete ({first['case_state']})."
     note = (
         f"{first['device']}, {format_threads(first['threads'])}. Medians over rounds with order-statistic"
-        f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); ratios from pairs of the same"
-        " round. The gradient's error is the norm of the difference of all its numbers over the norm of the baseline's;"
-        f" ok within {TOLERANCE[precision]:g}.{state}"
+        f" intervals ({format_number(100 * rows['coverage'].max(), '.1f')}% coverage); speed-ups are ratios within a"
+        " round. The error of the gradient is the norm of its difference from the baseline's over the norm of the"
+        f" baseline's. A stage is ok if both errors are at most {TOLERANCE[precision]:g}.{state}"
     )
     block = build_block(f"{precision.upper()} training step", rows_as_dicts(rows), columns, note)
     return add_cost_columns(block, rows)

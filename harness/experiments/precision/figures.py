@@ -1,4 +1,4 @@
-"""Figures of the precision study: error against throughput, and how far learning curves drift apart."""
+"""Figures of the precision study: errors against throughput, and the drift of learning curves."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pandas as pd
 
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.precision.metrics import REFERENCE
-from harness.protocol.backbones import BACKBONES, GREY, find_backbone, name_backbone
-from harness.protocol.text import count
+from harness.protocol.backbones import BACKBONES, GREY, find_backbone, get_backbone_title
+from harness.protocol.text import pluralize
 
 MARKS = {"fp64": "o", "fp32": "s", "bf16": "^"}
 
 
 def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the distance from FP64 over throughput of inference: a colour per backbone, a mark per precision."""
-    off = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
+    """Draw the difference from FP64 over the inference rate, with a colour per backbone and a mark per precision."""
+    groups = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
     with mpl.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
         columns = ("energy_off_mean_ev_per_atom", "force_off_mean_ev_per_a")
         labels = ("energy, meV/atom from FP64", "forces, meV/\N{ANGSTROM SIGN} from FP64")
         rates = costs[costs["task"] == "inference"].set_index(["backbone", "precision"])
         for axes, column, label in zip(panels, columns, labels, strict=True):
-            for (backbone, precision), rows in off:
+            for (backbone, precision), rows in groups:
                 look: Any = {
                     "color": find_backbone(backbone).colour,
                     "marker": MARKS.get(str(precision), "o"),
@@ -48,35 +48,35 @@ def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
         caption = (
-            "What low precision changes and what it gains in inference: mean distance from FP64 over the held-out"
-            f" structures of {count(inference['head'].nunique(), 'head')}; throughput as median of ratios of one"
-            " round. Right of the line it is faster than FP64."
+            "Errors and speed-ups of low precision in inference: mean difference from FP64 over the held-out"
+            f" structures of {pluralize(inference['head'].nunique(), 'head')}; throughput as the median of ratios"
+            " within a round. Points to the right of the line are faster than FP64."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the relative distance of the training loss from that of FP64, step by step, a panel per backbone."""
-    shown = list(losses["backbone"].unique())
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    """Draw the relative difference of the training loss from that of FP64 at each step, in a panel per backbone."""
+    backbones = list(losses["backbone"].unique())
+    columns = min(3, len(backbones))
+    lines = -(-len(backbones) // columns)
     with mpl.rc_context(STYLE):
         size = (2.7 * columns + 0.6, 1.9 * lines + 0.7)
         figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
-        for axes in grid.flat[len(shown) :]:
+        for axes in grid.flat[len(backbones) :]:
             axes.set_axis_off()
-        for axes, backbone in zip(grid.flat, shown, strict=False):
+        for axes, backbone in zip(grid.flat, backbones, strict=False):
             group = losses[(losses["backbone"] == backbone) & (losses["precision"] != REFERENCE) & (losses["off"] > 0)]
             for precision, rows in group.groupby("precision", sort=False):
                 style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), GREY)}
                 axes.plot(rows["step"], rows["off"], label=str(precision).upper(), **style)
             axes.set_yscale("log")
-            axes.set_title(name_backbone(backbone), fontsize=9)
+            axes.set_title(get_backbone_title(backbone), fontsize=9)
         grid.flat[0].legend(frameon=False, fontsize=8)
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("|loss / loss in FP64 - 1|", fontsize=9)
         caption = (
-            "Training from equal weights on equal batches: how far the loss is from that of FP64. Small differences"
-            " grow with the steps in any precision; a level reached at once is rounding."
+            "Difference of the training loss from that of FP64, from equal weights on equal batches. Small differences"
+            " grow with the steps in any precision; the level in the first steps is rounding."
         )
         return save_figure(figure, folder, name, caption)

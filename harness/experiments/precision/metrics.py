@@ -1,4 +1,4 @@
-"""Tables on precisions: throughput, memory, errors, and where the errors enter."""
+"""Tables on precisions: throughput, memory, errors, and the modules where errors arise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INFERENCE = Columns(
     " force_scale_ev_per_a energy_mae_ev_per_atom force_mae_ev_per_a",
     verdict="energy_share force_share verdict weights",
 )
-# Of these the largest over all batches counts, of the other errors the mean over structures.
+# The largest of these over all batches counts, and the mean over structures of the other errors.
 MAXIMA = {"energy_off_max_ev_per_atom", "force_off_max_ev_per_a", "force_scale_ev_per_a"}
 TRAINING = Columns(
     "precision_training",
@@ -51,71 +51,71 @@ TYPES = Columns(
     run="campaign case backbone precision",
     types="parameters matrix_layers pooled energies forces",
 )
-# What low precision may add to the model's error against labels and still be called harmless.
+# The largest share of the model's error against labels that a harmless precision may add.
 HARMLESS = 0.1
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables of finished studies; missing values are NaN.
 
-    precision_costs: a row per backbone, task and precision; speedup: over FP64, from pairs of one round.
-    precision_inference: a row per backbone, precision and head; off: distance from FP64; share: of the error against
-    labels. precision_training: errors of models trained in each precision; ratio: over those of FP64.
-    precision_losses: a row per step; off: relative distance from the FP64 run. precision_modules: the error of every
-    module's output; growth: output over input. precision_types: the types that were observed.
+    precision_costs: a row per backbone, task and precision; speedup: over FP64, from ratios within a round.
+    precision_inference: a row per backbone, precision and head; off: difference from FP64; share: that difference over
+    the error against labels. precision_training: errors of models trained in each precision; ratio: over those of FP64.
+    precision_losses: a row per step; off: relative difference from the FP64 run. precision_modules: the error of every
+    module's output; growth: output over input. precision_types: the observed types.
     """
     runs = [r for r in records if r.program == "precision" and r.state == "done"]
     return {
-        "precision_costs": COSTS.build(row for r in runs for row in _costs(r)),
-        "precision_inference": INFERENCE.build(row for r in runs for row in _inference(r)),
-        "precision_training": TRAINING.build(row for r in runs for row in _training(r)),
-        "precision_losses": LOSSES.build(row for r in runs for row in _losses(r)),
-        "precision_modules": MODULES.build(row for r in runs for row in _modules(r)),
-        "precision_types": TYPES.build(row for r in runs for row in _types(r)),
+        "precision_costs": COSTS.build(row for r in runs for row in _list_costs(r)),
+        "precision_inference": INFERENCE.build(row for r in runs for row in _list_inference(r)),
+        "precision_training": TRAINING.build(row for r in runs for row in _list_training(r)),
+        "precision_losses": LOSSES.build(row for r in runs for row in _list_losses(r)),
+        "precision_modules": MODULES.build(row for r in runs for row in _list_modules(r)),
+        "precision_types": TYPES.build(row for r in runs for row in _list_types(r)),
     }
 
 
 def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the throughput of each task and precision, a sample per round."""
+    """Yield the throughput of each task and precision, with a sample per round."""
     rates: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for s in record.samples:
         if not s.get("discarded"):
             rates.setdefault((s["task"], s["precision"]), []).append((s["round"], s["structures"] / s["seconds"]))
-    for (task, precision), timed in rates.items():
-        rounds, values = zip(*timed, strict=True)
+    for (task, precision), pairs in rates.items():
+        rounds, values = zip(*pairs, strict=True)
         yield MetricSamples(THROUGHPUT, values, {"task": task, "precision": precision}, rounds)
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures, of all tasks and precisions or of one."""
+    """Return the number of structures, of all tasks and precisions or of one of them."""
     samples = [s for s in record.samples if not s.get("discarded")]
     if scope == "precision":
         samples = [s for s in samples if f"{s.get('task', 'all')} {s['precision']}" == name]
     return float(sum(s["structures"] for s in samples)), "structure"
 
 
-def _names(record: RunRecord) -> dict[str, Any]:
+def _identify(record: RunRecord) -> dict[str, Any]:
     backbone = record.facts["model"]["config"]["backbone"]
     return {"campaign": record.campaign, "case": record.case.get("name"), "backbone": backbone}
 
 
-def _precisions(record: RunRecord) -> list[str]:
+def _list_precisions(record: RunRecord) -> list[str]:
     return list(record.facts["observed"]["precisions"])
 
 
-def _costs(record: RunRecord) -> list[dict[str, Any]]:
+def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
     memory = {(m["task"], m["precision"]): m["peak_bytes"] for m in record.facts["memory"]}
     rows = []
     for task in ("training", "inference"):
-        timed = [s for s in record.samples if s["task"] == task and not s["discarded"]]
-        by_round = {(s["precision"], s["round"]): s["structures"] / s["seconds"] for s in timed}
-        for name in _precisions(record):
+        samples = [s for s in record.samples if s["task"] == task and not s["discarded"]]
+        by_round = {(s["precision"], s["round"]): s["structures"] / s["seconds"] for s in samples}
+        for name in _list_precisions(record):
             rates = {n: rate for (p, n), rate in by_round.items() if p == name}
             pairs = [rate / by_round[REFERENCE, n] for n, rate in rates.items() if (REFERENCE, n) in by_round]
             rate, ratio = median_interval(list(rates.values())), median_interval(pairs)
             rows.append(
                 {
-                    **_names(record),
+                    **_identify(record),
                     "task": task,
                     "precision": name,
                     "structures_per_s": rate.value,
@@ -136,8 +136,8 @@ def _costs(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _inference(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per head and precision: means over the structures of all batches, and maxima of all."""
+def _list_inference(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per head and precision with means over the structures, and maxima over all batches."""
     predicting = record.facts["predicting"]
     weights = predicting["checkpoint"] or f"trained {predicting['steps']} steps in FP64"
     events = record.events("prediction")
@@ -145,7 +145,7 @@ def _inference(record: RunRecord) -> list[dict[str, Any]]:
     for name, head in dict.fromkeys((e["precision"], e["head"]) for e in events):
         batches = [e for e in events if (e["precision"], e["head"]) == (name, head)]
         counts = [e["structures"] for e in batches]
-        row: dict[str, Any] = {**_names(record), "precision": name, "head": head, "structures": sum(counts)}
+        row: dict[str, Any] = {**_identify(record), "precision": name, "head": head, "structures": sum(counts)}
         for key in INFERENCE["errors"]:
             values = [math.nan if e[key] is None else e[key] for e in batches]
             row[key] = max(values) if key in MAXIMA else statistics.fmean(values, counts)
@@ -156,7 +156,7 @@ def _inference(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def judge_inference(row: dict[str, Any]) -> str:
-    """Return whether the precision adds to the error that the model has against labels."""
+    """Return whether the precision is harmless compared with the model's error against labels."""
     if row["precision"] == REFERENCE:
         return "reference"
     shares = [s for s in (row["energy_share"], row["force_share"]) if not math.isnan(s)]
@@ -165,13 +165,13 @@ def judge_inference(row: dict[str, Any]) -> str:
     return "harmless" if all(s <= HARMLESS for s in shares) else "adds to the error"
 
 
-def _training(record: RunRecord) -> list[dict[str, Any]]:
+def _list_training(record: RunRecord) -> list[dict[str, Any]]:
     events = record.events("trained")
     exact = {r["head"]: r for e in events if e["precision"] == REFERENCE for r in e["rows"]}
     rows = []
     for e in events:
         for r in e["rows"]:
-            row = {**_names(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING["event"]}}
+            row = {**_identify(record), "precision": e["precision"], **{k: r.get(k) for k in TRAINING["event"]}}
             for ratio, key in (("energy_ratio", "energy_mae_ev_per_atom"), ("force_ratio", "force_mae_ev_per_a")):
                 error, reference = r.get(key), exact.get(r["head"], {}).get(key)
                 row[ratio] = error / reference if error is not None and reference else math.nan
@@ -179,34 +179,34 @@ def _training(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _losses(record: RunRecord) -> list[dict[str, Any]]:
+def _list_losses(record: RunRecord) -> list[dict[str, Any]]:
     steps = [s for s in record.samples if s["task"] == "training" and s["loss"] is not None]
     exact = {s["round"]: s["loss"] for s in steps if s["precision"] == REFERENCE}
     return [
         {
-            **_names(record), "precision": s["precision"], "step": s["round"], "loss": s["loss"],
+            **_identify(record), "precision": s["precision"], "step": s["round"], "loss": s["loss"],
             "off": abs(s["loss"] / exact[s["round"]] - 1) if exact.get(s["round"]) else math.nan,
         }
         for s in steps
     ]  # fmt: skip
 
 
-def _modules(record: RunRecord) -> list[dict[str, Any]]:
-    """Return a row per module in the order in which they ran; growth is left out where the input is exact."""
+def _list_modules(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per module in the order of execution; growth is missing where the input is exact."""
     order: dict[str, int] = {}
     rows = []
     for e in record.events("module"):
         order[e["precision"]] = order.get(e["precision"], -1) + 1
         growth = e["output"] / e["input"] if e["input"] and e["output"] is not None else math.nan
         event = {k: e[k] for k in ("precision", *MODULES["event"])}
-        rows.append({**_names(record), **event, "order": order[e["precision"]], "growth": growth})
+        rows.append({**_identify(record), **event, "order": order[e["precision"]], "growth": growth})
     return rows
 
 
-def _types(record: RunRecord) -> list[dict[str, Any]]:
+def _list_types(record: RunRecord) -> list[dict[str, Any]]:
     rows = []
     for name, observed in record.facts["observed"]["precisions"].items():
         types = {k: ", ".join(observed[k]) if isinstance(observed[k], list) else observed[k] for k in TYPES["types"]}
         types = {k: v.replace("torch.", "") for k, v in types.items()}
-        rows.append({**_names(record), "precision": name, **types})
+        rows.append({**_identify(record), "precision": name, **types})
     return rows

@@ -1,4 +1,4 @@
-"""The page on precision."""
+"""The page on the precision study."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.precision.figures import draw_drift, draw_error_against_rate
 from harness.experiments.precision.metrics import HARMLESS, REFERENCE, TYPES
-from harness.protocol.backbones import name_backbone
-from harness.protocol.text import count
+from harness.protocol.backbones import get_backbone_title
+from harness.protocol.text import pluralize
 
 MEV = 1e3
-BACKBONE_COLUMN: Column = ("backbone", lambda r: name_backbone(r["backbone"]))
+BACKBONE_COLUMN: Column = ("backbone", lambda r: get_backbone_title(r["backbone"]))
 
 
 def build_sections(context: PageContext) -> list[Section]:
@@ -42,12 +42,12 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         select_campaign(context.tables[f"precision_{name}"], campaign)
         for name in ("costs", "inference", "training", "losses", "modules", "types")
     )
-    drawn: list[Figure] = []
+    figures: list[Figure] = []
     low = inference[inference["precision"] != REFERENCE]
     if (low["force_off_mean_ev_per_a"] > 0).any() and (low["energy_off_mean_ev_per_atom"] > 0).any():
-        drawn.append(draw_error_against_rate(costs, inference, context.figures, f"{campaign}-errors"))
+        figures.append(draw_error_against_rate(costs, inference, context.figures, f"{campaign}-errors"))
     if (losses["off"] > 0).any():
-        drawn.append(draw_drift(losses, context.figures, f"{campaign}-drift"))
+        figures.append(draw_drift(losses, context.figures, f"{campaign}-drift"))
     blocks = [
         build_costs_block(costs),
         build_inference_block(inference),
@@ -56,38 +56,39 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         build_types_block(types),
     ]
     title = f"Precision: {', '.join(p.upper() for p in costs['precision'].unique())}"
-    return Section(title, f"precision-{campaign}", describe_study(costs, inference, training), drawn, blocks)
+    return Section(title, f"precision-{campaign}", describe_study(costs, inference, training), figures, blocks)
 
 
 def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.DataFrame) -> list[str]:
-    """Return device, data, and the sum of the verdicts."""
+    """Return paragraphs on device and data, with a summary of the verdicts."""
     first = costs.iloc[0]
     text = [
-        f"{count(costs['backbone'].nunique(), 'backbone')} on {first['device']}, {format_threads(first['threads'])}."
-        " BF16: parameters, sums, energies and forces in FP32, matrix products of the encoder in BF16."
+        f"{pluralize(costs['backbone'].nunique(), 'backbone')} on {first['device']},"
+        f" {format_threads(first['threads'])}. In BF16, parameters, sums, energies and forces are FP32, and"
+        " matrix products of the encoder are BF16."
     ]
     for precision, rows in inference[inference["precision"] != REFERENCE].groupby("precision", sort=False):
-        fine = int((rows["verdict"] == "harmless").sum())
+        harmless = int((rows["verdict"] == "harmless").sum())
         text.append(
-            f"{str(precision).upper()} in inference: on {fine} of {len(rows)} backbones and heads it adds at most"
-            f" {HARMLESS:.0%} of the error that the model has against labels."
+            f"{str(precision).upper()} in inference adds at most {HARMLESS:.0%} of the model's error against labels for"
+            f" {harmless} of {len(rows)} backbones and heads."
         )
     if training["role"].astype(str).str.startswith("stand-in").any():
         text.append(
-            "Labels are those of the shipped sets, stand-ins among them, and training is brief: errors against labels"
-            " are those of models that have hardly learnt, except where the shipped model predicts."
+            "Labels are those of the shipped datasets, which include stand-ins, and training is brief: except for the"
+            " shipped model, the errors against labels are those of hardly trained models."
         )
     diverged = costs[~costs["finite"].astype(bool)]
     if len(diverged):
         cases = ", ".join(
-            f"{name_backbone(r['backbone'])} in {r['precision'].upper()}" for r in rows_as_dicts(diverged)
+            f"{get_backbone_title(r['backbone'])} in {r['precision'].upper()}" for r in rows_as_dicts(diverged)
         )
-        text.append(f"Training came to a loss that is no number: {cases}.")
+        text.append(f"The training loss became non-finite: {cases}.")
     return text
 
 
 def build_costs_block(costs: pd.DataFrame) -> TableBlock:
-    """Return rate and memory of each task, backbone and precision."""
+    """Return a row per task, backbone and precision, with rate and memory."""
     ordered = costs.sort_values(["task", "backbone"], ascending=[False, True], kind="stable")
     columns: list[Column] = [
         ("task", "task"),
@@ -99,8 +100,9 @@ def build_costs_block(costs: pd.DataFrame) -> TableBlock:
         ("n", "samples"),
     ]
     note = (
-        "Eager, not compiled. Medians with order-statistic intervals; over FP64: pairs of one step or round, all"
-        " precisions in turn. Memory: the most that tensors of one step or prediction held at once."
+        "Eager mode, without compilation. Medians with order-statistic intervals. Over FP64: ratios within one step or"
+        " round, in which the precisions alternate. Peak memory: the largest total of the tensors of one step or"
+        " prediction."
     )
     return add_cost_columns(build_block("Throughput and memory", rows_as_dicts(ordered), columns, note), ordered)
 
@@ -109,14 +111,14 @@ def iterate_precisions(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.Data
     """Yield the name of each backbone and lower precision, and their rows."""
     for (backbone, precision), rows in table.groupby(["backbone", "precision"], sort=False):
         if precision != REFERENCE:
-            yield [name_backbone(str(backbone)), str(precision).upper()], rows
+            yield [get_backbone_title(str(backbone)), str(precision).upper()], rows
 
 
 def build_inference_block(inference: pd.DataFrame) -> TableBlock:
-    """Return what low precision adds to the errors, over the heads of each backbone."""
+    """Return a row per backbone and precision on the errors that low precision adds, over all heads."""
     columns = [
         "backbone", "precision", "|dE| from FP64 (meV/atom)", "largest", "|dF| from FP64 (meV/\N{ANGSTROM SIGN})",
-        "largest", "of the error in E", "of the error in F", "worst head", "heads: harmless", "weights",
+        "largest", "share of the error in E", "share of the error in F", "worst head", "harmless for heads", "weights",
     ]  # fmt: skip
     body = []
     for names, rows in iterate_precisions(inference):
@@ -137,14 +139,15 @@ def build_inference_block(inference: pd.DataFrame) -> TableBlock:
             ]
         )
     note = (
-        "One set of weights, cast. Of the error: the distance from FP64 over the model's error against labels, on the"
-        f" worst head; harmless: at most {HARMLESS:.0%} in both. Every head is in tables/precision_inference.csv."
+        "All precisions use the same weights. Share of the error: the difference from FP64 over the model's error"
+        f" against labels, for the worst head. Harmless: both shares are at most {HARMLESS:.0%}. All heads are in"
+        " tables/precision_inference.csv."
     )
-    return TableBlock("Inference: distance from FP64, and from labels", columns, body, note)
+    return TableBlock("Inference: differences from FP64", columns, body, note)
 
 
 def build_training_block(training: pd.DataFrame) -> TableBlock:
-    """Return the test errors of models trained in each precision, over those of FP64."""
+    """Return a row per backbone and precision with test errors over those of training in FP64."""
     columns = [
         "backbone", "trained in", "MAE(E) over FP64's, median of heads", "range", "MAE(F) over FP64's", "range", "heads"
     ]  # fmt: skip
@@ -158,14 +161,15 @@ def build_training_block(training: pd.DataFrame) -> TableBlock:
                 f"{format_number(values.min(), '.3f')} to {format_number(values.max(), '.3f')}",
             ]
         body.append([*names, *ratios, str(len(rows))])
-    note = "Equal weights at the start, equal batches, one seed. Absolute errors: tables/precision_training.csv."
+    note = "Equal initial weights, equal batches, one seed. Absolute errors are in tables/precision_training.csv."
     return TableBlock("Training: errors on held-out structures", columns, body, note)
 
 
 def build_modules_block(modules: pd.DataFrame) -> TableBlock:
-    """Return the module where the error enters, and the one where it is largest."""
+    """Return a row per backbone and precision with the module where the error arises, and where it is largest."""
     columns = [
-        "backbone", "precision", "enters at", "|x - x64| / |x64|", "largest at", "there", "of its input", "at the heads"
+        "backbone", "precision", "arises at", "|x - x64| / |x64|", "largest at", "error there", "error of its input",
+        "error at the heads",
     ]  # fmt: skip
     body = []
     for names, rows in iterate_precisions(modules[modules["output"].notna()]):
@@ -185,17 +189,17 @@ def build_modules_block(modules: pd.DataFrame) -> TableBlock:
             ]
         )
     note = (
-        "One batch, energies; every module's output compared with that of the same weights in FP64. Enters at: the"
-        " first whose error is at least half of the median. All modules: tables/precision_modules.csv."
+        "The output of every module for one batch of energies, compared with FP64 and the same weights. Arises at: the"
+        " first module whose error is at least half of the median. All modules are in tables/precision_modules.csv."
     )
-    return TableBlock("Where precision is lost", columns, body, note)
+    return TableBlock("Errors by module", columns, body, note)
 
 
 def build_types_block(types: pd.DataFrame) -> TableBlock:
-    """Return the types that were asked for, and those that were found."""
+    """Return the requested and the observed types."""
     columns: list[Column] = [
         BACKBONE_COLUMN,
-        ("asked for", lambda r: r["precision"].upper()),
+        ("requested", lambda r: r["precision"].upper()),
         *((name.replace("_", " "), text_cell(name)) for name in TYPES["types"]),
     ]
-    return build_block("Types as observed in one pass", rows_as_dicts(types), columns)
+    return build_block("Types observed in one pass", rows_as_dicts(types), columns)

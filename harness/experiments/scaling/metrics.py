@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, Scope, WorkCount, select_numbers
-from harness.experiments.scaling.projection import projection_table
+from harness.experiments.scaling.projection import build_projection_table
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 
-# The regions of a step, as harness.reference.programs.scaling.phases times them.
+# The regions of a step that harness.reference.programs.scaling.phases times.
 REGIONS = ("data", "neighbour_lists", "collation", "forward", "gradient", "backward", "optimizer")
 SCALING = Columns(
     "scaling",
@@ -30,33 +30,33 @@ SCALING = Columns(
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     """Return the tables `scaling` and `projection`."""
-    return {"scaling": scaling_table(records), "projection": projection_table(records)}
+    return {"scaling": build_scaling_table(records), "projection": build_projection_table(records)}
 
 
 def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the throughput, a sample per epoch."""
+    """Yield the throughput, with a sample per epoch."""
     yield MetricSamples(THROUGHPUT, select_numbers(record.facts.get("throughput_graphs_per_s", ())))
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures trained on, in all epochs or in one."""
+    """Return the number of training structures of all epochs or of one."""
     epochs = [e for e in record.events("epoch") if scope == "case" or str(e["epoch"]) == name]
     return float(sum(e["graphs"] for e in epochs)), "structure"
 
 
-def scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+def build_scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per finished run, smallest first within each mode.
 
     Columns of note:
-        graphs_per_s: ranks x batch x steps over the time of the train region, median of the epochs that count.
+        graphs_per_s: ranks x batch x steps over the time of the train region, median over the timed epochs.
         efficiency: throughput per rank over that of the smallest run of the same mode and campaign; low and high: from
             the slowest and fastest epochs of both.
-        atoms_imbalance, edges_imbalance: of the rank that has most, over the mean rank; mean over steps.
+        atoms_imbalance, edges_imbalance: number on the rank with most, over the mean of all ranks; mean over steps.
         <region>_s: time of a region on the slowest rank, median over the steps whose regions were timed.
-        communication: the part of the step that goes away when the ranks do not exchange gradients.
-        waiting: for data, over the time of the epochs that count.
+        communication: the share of the step that vanishes without the exchange of gradients.
+        waiting: time of waiting for data, over the time of the timed epochs.
     """
-    table = SCALING.build(_row(r) for r in records if r.program == "data_parallel" and r.state == "done")
+    table = SCALING.build(_describe_run(r) for r in records if r.program == "data_parallel" and r.state == "done")
     table = table.sort_values(["campaign", "mode", "ranks"], kind="stable").reset_index(drop=True)
     per_rank = table["graphs_per_s"] / table["ranks"]
     keys = [table["campaign"], table["mode"]]
@@ -67,7 +67,7 @@ def scaling_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     return table
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
+def _describe_run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
     ranks, workload, observed = facts["ranks"], facts["workload"], facts["observed"]
     throughput = facts["throughput_graphs_per_s"]
@@ -86,10 +86,10 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "lowest": min(throughput),
         "highest": max(throughput),
         "epochs": len(throughput),
-        "communication": _communication(record),
-        "waiting": _waiting(record),
-        **_imbalance(record),
-        **_regions(record),
+        "communication": _measure_communication(record),
+        "waiting": _measure_waiting(record),
+        **_measure_imbalance(record),
+        **_measure_regions(record),
         "gradient_error": facts.get("gradient_error"),
         "divergence": facts.get("parameter_divergence"),
         "precision": observed["requested"],
@@ -99,8 +99,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _communication(record: RunRecord) -> float | None:
-    """Return the share of communication, from the last epoch's steps and the same steps repeated without exchange."""
+def _measure_communication(record: RunRecord) -> float | None:
+    """Return the share of communication, from the steps of the last epoch and their repetition without exchange."""
     compute_only = record.events("compute_only")
     last = max((s["epoch"] for s in record.samples), default=None)
     seconds = [s["busy" if "busy" in s else "seconds"] for s in record.samples if s["epoch"] == last]
@@ -109,23 +109,23 @@ def _communication(record: RunRecord) -> float | None:
     return max(0.0, 1.0 - sum(s["seconds"] for s in compute_only) / sum(seconds))
 
 
-def _imbalance(record: RunRecord) -> dict[str, float]:
+def _measure_imbalance(record: RunRecord) -> dict[str, float]:
     ranks = len(record.facts["ranks"])
-    counted = [s for s in record.samples if not s["discarded"] and s.get("edges_most")]
+    samples = [s for s in record.samples if not s["discarded"] and s.get("edges_most")]
     return {
-        f"{what}_imbalance": statistics.fmean(ranks * s[f"{what}_most"] / s[what] for s in counted)
-        for what in ("atoms", "edges")
-        if counted
+        f"{name}_imbalance": statistics.fmean(ranks * s[f"{name}_most"] / s[name] for s in samples)
+        for name in ("atoms", "edges")
+        if samples
     }
 
 
-def _regions(record: RunRecord) -> dict[str, float]:
-    timed = record.events("region")
-    each = {name: [e["seconds"] for e in timed if e["name"] == name] for name in REGIONS}
-    return {f"{name}_s": statistics.median(seconds) for name, seconds in each.items() if seconds}
+def _measure_regions(record: RunRecord) -> dict[str, float]:
+    events = record.events("region")
+    by_region = {name: [e["seconds"] for e in events if e["name"] == name] for name in REGIONS}
+    return {f"{name}_s": statistics.median(seconds) for name, seconds in by_region.items() if seconds}
 
 
-def _waiting(record: RunRecord) -> float | None:
+def _measure_waiting(record: RunRecord) -> float | None:
     """Return the share of the time that the mean rank waits for data."""
     epochs = [e for e in record.events("epoch") if not e["discarded"] and "wait_s_mean" in e]
     return sum(e["wait_s_mean"] for e in epochs) / sum(e["train_s_mean"] for e in epochs) if epochs else None

@@ -39,29 +39,29 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_campaign_section(rows: pd.DataFrame, context: PageContext) -> Section:
-    """Return the throughput over ranks of one campaign, and its projection to more of them."""
+    """Return the section on one campaign: throughput over ranks, and its projection to more ranks."""
     paragraphs = [f"{rows['data'].iloc[0]}, {rows['precision'].iloc[0].upper()}, {rows['device'].iloc[0]}."]
     shared = rows[(rows["hosts"] < rows["nodes"]) | (rows["ranks"] > rows["cores"] * rows["hosts"])]
     if len(shared):
         paragraphs.append(
-            f"{len(shared)} of {len(rows)} runs had more ranks than cores, or nodes emulated on one host: they show"
-            " that training ran and computed the same, but not how it scales; nothing is projected from them."
+            f"{len(shared)} of {len(rows)} runs had more ranks than cores, or nodes emulated on one host. They show"
+            " that training works and gives the same results, but not how it scales, and are not used for projections."
         )
     campaign = rows["campaign"].iloc[0]
     projection = select_campaign(context.tables["projection"], campaign)
-    tested = projection[projection["basis"] == "held out"]
-    if len(tested):
-        off = tested["error"]
+    held_out = projection[projection["basis"] == "held out"]
+    if len(held_out):
+        error = held_out["error"]
         paragraphs.append(
-            f"The projection, made from smaller runs alone, is off by {off.min():+.0%} to {off.max():+.0%} on"
-            f" {len(tested)} measured runs. What it says of more ranks is a projection, and no measurement."
+            f"Projections from smaller runs differ by {error.min():+.0%} to {error.max():+.0%} from {len(held_out)}"
+            " measured runs. Numbers for more ranks are projections, not measurements."
         )
     name = f"scaling-{campaign}"
-    drawn = [draw_scaling(rows, projection, context.figures, name)] if len(rows) > 1 else []
+    figures = [draw_scaling(rows, projection, context.figures, name)] if len(rows) > 1 else []
     blocks = [build_runs_block(rows), build_regions_block(rows)]
     if len(projection):
         blocks.append(build_projection_block(projection))
-    return Section(f"Scaling on {rows['system'].iloc[0]}", name, paragraphs, drawn, blocks)
+    return Section(f"Scaling on {rows['system'].iloc[0]}", name, paragraphs, figures, blocks)
 
 
 def build_runs_block(rows: pd.DataFrame) -> TableBlock:
@@ -75,16 +75,16 @@ def build_runs_block(rows: pd.DataFrame) -> TableBlock:
         ("efficiency [lowest, highest]", format_efficiency),
         ("communication", number_cell("communication", ".0%")),
         ("waiting for data", number_cell("waiting", ".1%")),
-        ("edges, most over mean rank", number_cell("edges_imbalance", ".2f")),
+        ("edges, largest over mean", number_cell("edges_imbalance", ".2f")),
         ("gradient error", number_cell("gradient_error", ".1e")),
         ("divergence", number_cell("divergence", ".1e")),
     ]
     note = (
-        "Ranks as they were found running, not as asked for. Efficiency: throughput per rank over that of the smallest"
-        " run of the mode; from the slowest epoch of one over the fastest of the other, and the reverse. Communication:"
-        " 1 - time of the same steps without it / time with it. Waiting for data: share of the time of training."
-        " Gradient error: of the ranks' mean gradient against one process, over the largest gradient. Divergence: of"
-        " the ranks' parameters after training."
+        "Nodes and ranks are the observed ones. Efficiency: throughput per rank over that of the smallest run of the"
+        " mode; its range is from the slowest epoch of one over the fastest of the other, and the reverse."
+        " Communication: 1 - time of the same steps without exchange / time with it. Waiting for data: share of the"
+        " training time. Gradient error: difference of the ranks' mean gradient from that of one process, over the"
+        " largest gradient. Divergence: difference between the ranks' parameters after training."
     )
     return add_cost_columns(build_block("Runs", rows_as_dicts(rows), columns, note), rows)
 
@@ -96,42 +96,42 @@ def format_efficiency(row: Row) -> str:
 
 
 def build_regions_block(rows: pd.DataFrame) -> TableBlock:
-    """Return the time of each region of a step."""
+    """Return a row per run with the time of each region of a step."""
     columns: list[Column] = [
         ("case", "case"),
         ("ranks", "ranks"),
         *((f"{name.replace('_', ' ')} (ms)", number_cell(f"{name}_s", scale=MS)) for name in REGIONS),
     ]
     note = (
-        "Steps done once more, cut up: nothing is prefetched, no gradient exchanged; median over steps of the slowest"
-        " rank. In training, data, neighbour lists and collation run in a thread of their own. Gradient: of the"
-        " energies, for forces; backward: of the loss, through both."
+        "Separate steps, timed region by region without prefetching and without exchange of gradients; medians over"
+        " steps of the slowest rank. In training, data, neighbour lists and collation run in a separate thread."
+        " Gradient: of the energies, for forces. Backward: of the loss, through energies and forces."
     )
-    return build_block("Where a step's time goes", rows_as_dicts(rows), columns, note)
+    return build_block("Time of a step by region", rows_as_dicts(rows), columns, note)
 
 
 def build_projection_block(projection: pd.DataFrame) -> TableBlock:
-    """Return what was projected, with what was measured."""
+    """Return a row per projection, with the measured time where there is one."""
     columns: list[Column] = [
         ("mode", "mode"),
         ("ranks", number_cell("ranks", ",")),
         ("graphs per rank", "batch_size"),
         ("basis", "basis"),
-        ("from up to (ranks)", "from_ranks"),
+        ("largest run used (ranks)", "from_ranks"),
         ("step, measured (ms)", number_cell("measured_s", scale=MS)),
         ("computing (ms)", number_cell("compute_s", scale=MS)),
         ("all-reduce (ms)", number_cell("communication_s", scale=MS)),
         ("step, projected (ms)", number_cell("projected_s", scale=MS)),
         ("if overlapped (ms)", number_cell("overlapped_s", scale=MS)),
-        ("off by", number_cell("error", "+.0%")),
+        ("error", number_cell("error", "+.0%")),
         ("graphs/s", number_cell("graphs_per_s", ",.0f")),
         ("network", text_cell("network")),
     ]
     note = (
-        "Computing: expected time of the slowest rank, each with a batch drawn from the graphs that were"
-        " dealt; a rank's time is linear in atoms and edges, with the scatter of measured steps. All-reduce: of the"
-        " gradient, 2 log2(p) latencies and 2 (p - 1) / p of its bytes. Overlapped: hidden behind the backward pass as"
-        " far as that goes. Held out: a measured run, projected from smaller ones."
+        "Computing: expected time of the slowest rank, if each rank has a random batch of the graphs in use. The time"
+        " of a rank is linear in atoms and edges, with the scatter of measured steps. All-reduce of the gradient:"
+        " 2 log2(p) latencies and 2 (p - 1) / p of its bytes. Overlapped: the all-reduce is hidden behind the backward"
+        " pass as far as possible. Held out: a measured run, projected from smaller ones."
     )
     return build_block("Projection", rows_as_dicts(projection), columns, note)
 
@@ -140,14 +140,14 @@ def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, nam
     """Draw throughput over ranks for each mode, with perfect scaling and the projection."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
-        for (mode, of_mode), colour in zip(rows.groupby("mode"), MODE_COLOURS, strict=False):
-            low, high = of_mode["graphs_per_s"] - of_mode["lowest"], of_mode["highest"] - of_mode["graphs_per_s"]
+        for (mode, group), colour in zip(rows.groupby("mode"), MODE_COLOURS, strict=False):
+            low, high = group["graphs_per_s"] - group["lowest"], group["highest"] - group["graphs_per_s"]
             style: Any = {"marker": "o", "capsize": 3, "color": colour, "label": mode}
-            axes.errorbar(of_mode["ranks"], of_mode["graphs_per_s"], yerr=np.array([low, high]), **style)
-            first = of_mode.iloc[0]
-            further = projection[(projection["mode"] == mode) & (projection["basis"] == "projected")]
-            axes.plot(further["ranks"], further["graphs_per_s"], "x--", color=colour, linewidth=0.9, ms=4)
-            ranks = np.array([*of_mode["ranks"], *further["ranks"]], dtype=float)
+            axes.errorbar(group["ranks"], group["graphs_per_s"], yerr=np.array([low, high]), **style)
+            first = group.iloc[0]
+            projected = projection[(projection["mode"] == mode) & (projection["basis"] == "projected")]
+            axes.plot(projected["ranks"], projected["graphs_per_s"], "x--", color=colour, linewidth=0.9, ms=4)
+            ranks = np.array([*group["ranks"], *projected["ranks"]], dtype=float)
             axes.plot(ranks, first["graphs_per_s"] * ranks / first["ranks"], ":", color=colour, linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -157,8 +157,8 @@ def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, nam
         axes.set_ylabel("graphs/s")
         axes.legend(frameon=False)
         caption = (
-            f"Training throughput on {rows['system'].iloc[0]}: median of the kept epochs, lowest and highest as bars;"
-            " dotted: perfect scaling from the smallest run"
-            + ("; crosses, dashed: projected, not measured." if len(projection) else ".")
+            f"Training throughput on {rows['system'].iloc[0]}: median of the timed epochs, with bars from the slowest"
+            " to the fastest. Dotted: perfect scaling from the smallest run."
+            + (" Crosses and dashed lines: projected, not measured." if len(projection) else "")
         )
         return save_figure(figure, folder, name, caption)

@@ -1,8 +1,8 @@
-"""Step times on more ranks, projected from measured steps: the slowest of p ranks, and the exchange of gradients.
+"""Project step times to more ranks from measured steps: the slowest of p ranks, and the exchange of gradients.
 
-A rank's step is taken as a + b atoms + c edges of its batch, with the scatter that the measured steps have about that;
-batches of any size are drawn from the graphs that the ranks were dealt. The step of p ranks is that of the slowest,
-plus an all-reduce of the gradient, of which the backward pass hides a part or nothing.
+The time of a rank's step is modelled as a + b atoms + c edges of its batch, with the scatter of the measured steps;
+batches of any size are drawn from the graphs of the runs. The step of p ranks is that of the slowest rank, plus an
+all-reduce of the gradient, of which the backward pass may hide a part.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROJECTION = Columns(
     projected="compute_s communication_s projected_s overlapped_s graphs_per_s error",
     basis="from_ranks network",
 )
-DRAWS = 4000
-# How many doublings of the ranks are projected beyond the largest run.
+N_SIMULATED_STEPS = 4000
+# The number of doublings of the ranks that are projected beyond the largest run.
 EXTRAPOLATION_DOUBLINGS = 6
 MAX_STEPS = 5000
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
@@ -35,34 +35,40 @@ BYTES = {"fp64": 8, "fp32": 4, "bf16": 4}
 
 @dataclass(frozen=True)
 class StepModel:
-    """Seconds of one rank's step: coefficients of (1, atoms, edges), none negative, and the scatter as factors."""
+    """A model of the seconds of one rank's step.
+
+    Attributes:
+        coefficients: non-negative coefficients of (1, atoms, edges).
+        scatter: measured over modelled seconds of the steps (n,).
+        sizes: atoms and edges of the graphs (g, 2).
+    """
 
     coefficients: Array
     scatter: Array
     sizes: Array
 
     def expected_max_step(self, ranks: int, batch: int) -> float:
-        """Return the expected seconds of the slowest rank, each rank having a batch drawn at random.
+        """Return the expected seconds of the slowest rank if each rank has a random batch.
 
-        The expectation of the largest of p draws from DRAWS simulated steps x_1 <= ... <= x_n:
+        This is the expectation of the largest of p samples from simulated steps x_1 <= ... <= x_n:
         sum_i x_i ((i / n)^p - ((i - 1) / n)^p).
         """
-        draw = np.random.default_rng(0)
-        picked = self.sizes[draw.integers(len(self.sizes), size=(DRAWS, batch))].sum(axis=1)
-        seconds = np.sort(self.mean_step(picked) * draw.choice(self.scatter, DRAWS))
-        edges = (np.arange(DRAWS + 1) / DRAWS) ** ranks
-        return float(seconds @ np.diff(edges))
+        n = N_SIMULATED_STEPS
+        rng = np.random.default_rng(0)
+        sizes = self.sizes[rng.integers(len(self.sizes), size=(n, batch))].sum(axis=1)
+        seconds = np.sort(self.mean_step(sizes) * rng.choice(self.scatter, n))
+        return float(seconds @ np.diff((np.arange(n + 1) / n) ** ranks))
 
     def mean_step(self, sizes: Array) -> Array:
-        """Return seconds without scatter; sizes [n, 2]: atoms and edges of whole batches."""
+        """Return seconds without scatter (n,); sizes (n, 2): atoms and edges of whole batches."""
         return self.coefficients[0] + sizes @ self.coefficients[1:]
 
 
 def fit_step_model(steps: Array, sizes: Array) -> StepModel:
-    """Return the model of measured steps [n, 3] (seconds, atoms, edges); sizes [g, 2]: atoms and edges of graphs.
+    """Return the model of measured steps (n, 3): seconds, atoms, edges; sizes (g, 2): atoms and edges of graphs.
 
-    Least squares over the subset of terms with no negative coefficient that leaves least; sizes that do not vary are
-    no terms.
+    It is the least-squares fit of the subset of terms that has the smallest residual without negative coefficients;
+    atoms or edges that do not vary are left out.
     """
     seconds, terms = steps[:, 0], np.column_stack([np.ones(len(steps)), steps[:, 1:]])
     best, least = np.array([seconds.mean(), 0.0, 0.0]), math.inf
@@ -70,16 +76,16 @@ def fit_step_model(steps: Array, sizes: Array) -> StepModel:
     subsets = [tuple(s) for n in range(len(varied) + 1) for s in combinations(varied, n)]
     for subset in [(0, *s) for s in subsets] + [s for s in subsets if s]:
         solution, *_ = np.linalg.lstsq(terms[:, subset], seconds, rcond=None)
-        left = float(((terms[:, subset] @ solution - seconds) ** 2).sum())
-        if (solution >= 0).all() and left < least * (1 - 1e-9):
-            best, least = np.zeros(3), left
+        residual = float(((terms[:, subset] @ solution - seconds) ** 2).sum())
+        if (solution >= 0).all() and residual < least * (1 - 1e-9):
+            best, least = np.zeros(3), residual
             best[list(subset)] = solution
     return StepModel(best, seconds / (best[0] + steps[:, 1:] @ best[1:]), sizes)
 
 
 @dataclass(frozen=True)
 class Network:
-    """The latency of a message, the bytes per second that one rank or node can send, and where both are from."""
+    """The latency of a message, the bytes per second that one rank or node can send, and the source of both."""
 
     alpha_s: float
     beta_bytes_per_s: float
@@ -98,12 +104,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as a projection sees it.
+    """The data of a finished run that projections use.
 
     Attributes:
-        rank0_steps: steps of rank 0 without exchange [n, 3]: seconds, atoms, edges.
-        step_s: median over steps of the slowest rank.
-        sizes: atoms and edges of the graphs [g, 2].
+        rank0_steps: steps of rank 0 without exchange (n, 3): seconds, atoms, edges.
+        step_s: median over steps of the seconds of the slowest rank.
+        sizes: atoms and edges of the graphs (g, 2).
     """
 
     record: RunRecord
@@ -115,13 +121,13 @@ class Run:
     sizes: Array
 
 
-def projection_table(records: Sequence[RunRecord]) -> Table:
-    """Return a row for each run that smaller ones predict (basis "held out"), and for more ranks than the largest has.
+def build_projection_table(records: Sequence[RunRecord]) -> Table:
+    """Return a row for each run that smaller runs predict (basis "held out"), and for ranks beyond the largest run.
 
-    error: projected over measured, less one. Runs whose ranks share cores, or whose nodes are emulated, are left out,
-    since their times mean nothing.
+    error: projected over measured seconds, minus one. Runs whose ranks share cores, or whose nodes are emulated, are
+    left out, since their times are not representative.
     """
-    runs = [run for r in records if (run := _run(r)) is not None]
+    runs = [run for r in records if (run := _read_run(r)) is not None]
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(r.record.campaign for r in runs):
         campaign = CampaignProjection(name, [r for r in runs if r.record.campaign == name])
@@ -130,7 +136,7 @@ def projection_table(records: Sequence[RunRecord]) -> Table:
     return PROJECTION.build(rows)
 
 
-def _run(record: RunRecord) -> Run | None:
+def _read_run(record: RunRecord) -> Run | None:
     facts = record.facts
     steps = [e for e in record.events("own_step") if not e["discarded"] and not e["exchanged"]]
     if record.program != "data_parallel" or record.state != "done" or not steps:
@@ -152,28 +158,30 @@ def _run(record: RunRecord) -> Run | None:
 
 @dataclass
 class CampaignProjection:
-    """The projections of one campaign: its runs, its network and gradient, and models that are fitted once each."""
+    """Projects the runs of one campaign; models of their steps are fitted once each."""
 
     name: str
     runs: Sequence[Run]
 
     def __post_init__(self) -> None:
         self.network = find_network(self.runs)
-        self.bytes = gradient_bytes(self.runs[0].record)
-        self.backward_share = backward_share(self.runs)
+        self.bytes = count_gradient_bytes(self.runs[0].record)
+        self.backward_share = measure_backward_share(self.runs)
         self._models: dict[float, StepModel] = {}
 
     def fit_below(self, ranks: float) -> StepModel:
-        """Return the model of the steps of all runs with fewer ranks; of more than MAX_STEPS a random part."""
+        """Return the model of the steps of all runs with fewer ranks, from at most MAX_STEPS random steps."""
         if ranks not in self._models:
-            known = [r for r in self.runs if r.ranks < ranks]
-            steps, sizes = (np.concatenate([getattr(r, k) for r in known]) for k in ("rank0_steps", "sizes"))
-            picked = np.random.default_rng(0).permutation(len(steps))[:MAX_STEPS]
-            self._models[ranks] = fit_step_model(steps[picked], sizes)
+            smaller = [r for r in self.runs if r.ranks < ranks]
+            steps, sizes = (np.concatenate([getattr(r, k) for r in smaller]) for k in ("rank0_steps", "sizes"))
+            indices = np.random.default_rng(0).permutation(len(steps))[:MAX_STEPS]
+            self._models[ranks] = fit_step_model(steps[indices], sizes)
         return self._models[ranks]
 
-    def _row(self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None) -> dict[str, Any]:
-        """Return a projection from the steps of runs with fewer ranks than `bound`; the network is measured apart."""
+    def _project(
+        self, mode: str, ranks: int, batch: int, bound: float, measured_s: float | None = None
+    ) -> dict[str, Any]:
+        """Return a projection from the steps of runs with fewer ranks than `bound`, and the network of the campaign."""
         compute = self.fit_below(bound).expected_max_step(ranks, batch)
         exchange = self.network.all_reduce(ranks, self.bytes) if self.network else math.nan
         total = compute + (exchange if self.network else 0.0)
@@ -189,21 +197,21 @@ class CampaignProjection:
         }  # fmt: skip
 
     def project_mode(self, mode: str) -> list[dict[str, Any]]:
-        """Return the projections of runs that smaller ones predict, and of more ranks than the largest run has."""
+        """Return the projections of the runs that smaller runs predict, and of ranks beyond the largest run."""
         runs = sorted((r for r in self.runs if r.mode == mode), key=lambda r: r.ranks)
         least, largest = min(r.ranks for r in self.runs), runs[-1]
-        rows = [self._row(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in runs if r.ranks > least]
+        rows = [self._project(mode, r.ranks, r.batch, r.ranks, r.step_s) for r in runs if r.ranks > least]
         for k in range(1, EXTRAPOLATION_DOUBLINGS + 1):
             ranks = largest.ranks * 2**k
             batch = largest.batch if mode != "strong" else runs[0].batch * runs[0].ranks // ranks
             if batch < 1:
                 break
-            rows.append(self._row(mode, ranks, batch, math.inf))
+            rows.append(self._project(mode, ranks, batch, math.inf))
         return rows
 
 
 def find_network(runs: Sequence[Run]) -> Network | None:
-    """Return the network as the all-reduces of the run with most ranks show it, or else as the suite assumes it."""
+    """Return the network from the all-reduces of the run with most ranks, or else the one that the suite assumes."""
     for run in sorted(runs, key=lambda r: -r.ranks):
         seconds: dict[float, list[float]] = {}
         for exchange in run.record.events("exchange"):
@@ -220,17 +228,17 @@ def find_network(runs: Sequence[Run]) -> Network | None:
     return None
 
 
-def gradient_bytes(record: RunRecord) -> float:
-    """Return the bytes that are exchanged per step."""
+def count_gradient_bytes(record: RunRecord) -> float:
+    """Return the number of bytes that are exchanged per step."""
     precision = record.facts["observed"]["requested"]
     return float(record.facts["model"]["trained_parameters"] * BYTES[precision])
 
 
-def backward_share(runs: Sequence[Run]) -> float:
-    """Return the part of a step in which an exchange can hide: the backward pass, by the steps timed by region."""
+def measure_backward_share(runs: Sequence[Run]) -> float:
+    """Return the share of a step in which an exchange can hide: that of the backward pass in steps timed by region."""
     regions: dict[str, float] = {}
     for run in runs:
         for e in run.record.events("region"):
             regions[e["name"]] = regions.get(e["name"], 0.0) + e["seconds_mean"]
-    device = sum(regions.get(k, 0.0) for k in ("forward", "gradient", "backward", "optimizer"))
-    return regions["backward"] / device if device else 0.0
+    device_s = sum(regions.get(k, 0.0) for k in ("forward", "gradient", "backward", "optimizer"))
+    return regions["backward"] / device_s if device_s else 0.0

@@ -1,4 +1,4 @@
-"""Screenings of candidates: rates, the time for the paper's number of them, the best, and how far to trust them."""
+"""Screening of candidates: rates, times for the paper's number of candidates, the best ones, and their reliability."""
 
 from harness.experiments.experiment import CostJoin, Experiment
 

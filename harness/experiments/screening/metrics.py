@@ -1,4 +1,4 @@
-"""Tables on screenings: rates, times for the paper's number of candidates, the best, and how far to trust them."""
+"""Tables on screenings: rates, times for the paper's number of candidates, the best ones, and their reliability."""
 
 from __future__ import annotations
 
@@ -50,37 +50,37 @@ END_TO_END_RATE = Metric("end-to-end throughput", "candidates/s", "higher")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on screenings; what a case has not come to is missing.
+    """Return the tables on screenings; rows that a case has not reached are missing.
 
-    screening_runs: a row per case; share: the part of the device's rate that remains end to end; make_share: the time
-    that making candidates took at the same time, over that of evaluation. screening_times: seconds for the paper's
-    1.129e9 candidates at the measured rate of a rank, on this machine and, as a projection, on as many ranks as the
-    paper's machines have, each as fast as one here. screening_best, screening_relaxed: candidates. screening_trust:
-    one number per row. screening_labels: errors of calculated candidates, flagged and not. screening_places: points in
+    screening_runs: a row per case; share: end-to-end rate over the rate of the device; make_share: time of the
+    concurrent generation of candidates, over that of evaluation. screening_times: seconds for the paper's 1.129e9
+    candidates at the measured rate of a rank, on this machine and, as a projection, on the ranks of the paper's
+    machines, each as fast as one here. screening_best, screening_relaxed: a row per candidate. screening_trust: a row
+    per number. screening_labels: errors of calculated candidates, flagged and not flagged. screening_places: points in
     the plane of embeddings.
     """
     cases = [r for r in records if r.program == "screening"]
-    runs = [_run(r) for r in cases if r.events("rank")]
+    runs = [_describe_run(r) for r in cases if r.events("rank")]
     return {
         "screening_runs": RUNS.build(runs),
-        "screening_times": TIMES.build(row for run in runs for row in _times(run)),
-        "screening_best": BEST.build(row for r in cases for row in _candidates(r, "best", BEST)),
-        "screening_trust": TRUST.build(row for r in cases for row in _trust(r)),
-        "screening_labels": LABELS.build(row for r in cases for row in _labels(r)),
-        "screening_relaxed": RELAXED.build(row for r in cases for row in _candidates(r, "relaxed", RELAXED)),
-        "screening_places": PLACES.build(row for r in cases for row in _places(r)),
+        "screening_times": TIMES.build(row for run in runs for row in _list_times(run)),
+        "screening_best": BEST.build(row for r in cases for row in _list_candidates(r, "best", BEST)),
+        "screening_trust": TRUST.build(row for r in cases for row in _list_trust(r)),
+        "screening_labels": LABELS.build(row for r in cases for row in _list_label_errors(r)),
+        "screening_relaxed": RELAXED.build(row for r in cases for row in _list_candidates(r, "relaxed", RELAXED)),
+        "screening_places": PLACES.build(row for r in cases for row in _list_places(r)),
     }
 
 
 def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the rates of the device alone and end to end, a sample per rank."""
+    """Yield the rates of the device alone and end to end, with a sample per rank."""
     for metric, seconds in ((DEVICE_RATE, "device_s"), (END_TO_END_RATE, "wall_s")):
         ranks = [r for r in record.events("rank") if r.get("evaluated") and r.get(seconds)]
         yield MetricSamples(metric, select_numbers(r["evaluated"] / r[seconds] for r in ranks))
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of candidates evaluated."""
+    """Return the number of evaluated candidates."""
     del scope, name
     return float(sum(e.get("evaluated", 0) for e in record.events("rank"))), "candidate"
 
@@ -89,19 +89,19 @@ def _case(record: RunRecord) -> dict[str, Any]:
     return {"campaign": record.campaign, "case": record.case.get("name")}
 
 
-def _candidates(record: RunRecord, kind: str, columns: Columns) -> list[dict[str, Any]]:
+def _list_candidates(record: RunRecord, kind: str, columns: Columns) -> list[dict[str, Any]]:
     return [_case(record) | columns.select(event, "candidate") for event in record.events(kind)]
 
 
-def _run(record: RunRecord) -> dict[str, Any]:
-    """Return the rates of all ranks together: of the device alone, and end to end by the slowest rank's clock."""
+def _describe_run(record: RunRecord) -> dict[str, Any]:
+    """Return a row on a case; rates are totals over ranks, of the device alone and end to end by the slowest rank."""
     ranks = record.events("rank")
     facts, proofs = record.facts, record.events("proof")
-    done = sum(r["evaluated"] for r in ranks)
-    slowest = max(r["wall_s"] for r in ranks)
+    evaluated = sum(r["evaluated"] for r in ranks)
+    slowest_s = max(r["wall_s"] for r in ranks)
     device = sum(r["evaluated"] / r["device_s"] for r in ranks if r["device_s"] > 0)
-    end_to_end = done / slowest if slowest > 0 else math.nan
-    left_out, unranked = (_summed(rank.get(name, {}) for rank in ranks) for name in ("left_out", "unranked"))
+    end_to_end = evaluated / slowest_s if slowest_s > 0 else math.nan
+    left_out, unranked = (_sum_counts(rank.get(name, {}) for rank in ranks) for name in ("left_out", "unranked"))
     model = facts.get("model", {})
     why_eager = next((r["why_eager"] for r in ranks if r.get("why_eager")), None)
     growth = max(r["memory_last_bytes"] / max(1, r["memory_bytes"]) for r in ranks)
@@ -110,7 +110,7 @@ def _run(record: RunRecord) -> dict[str, Any]:
         "workload": facts.get("workload", {}).get("name"),
         "total": facts.get("workload", {}).get("total"),
         "candidates": sum(r["candidates"] for r in ranks),
-        "evaluated": done,
+        "evaluated": evaluated,
         "left_out": ", ".join(f"{n} {why}" for why, n in left_out.items() if n),
         "unranked": ", ".join(f"{n} {why}" for why, n in unranked.items() if n),
         "ranks": len(ranks),
@@ -126,9 +126,9 @@ def _run(record: RunRecord) -> dict[str, Any]:
         "share": end_to_end / device if device else math.nan,
         "make_share": sum(r["make_s"] for r in ranks) / max(1e-9, sum(r["device_s"] for r in ranks)),
         "per_rank_per_s": end_to_end / len(ranks),
-        "atoms": sum(r["atoms"] for r in ranks) / max(1, done),
-        "edges": sum(r["edges"] for r in ranks) / max(1, done),
-        "seconds": slowest,
+        "atoms": sum(r["atoms"] for r in ranks) / max(1, evaluated),
+        "edges": sum(r["edges"] for r in ranks) / max(1, evaluated),
+        "seconds": slowest_s,
         "warm_up_s": max(r.get("warm_up_s", 0.0) for r in ranks),
         "memory_growth": growth,
         "memory_peak_bytes": max(r["memory_peak_bytes"] for r in ranks),
@@ -138,26 +138,26 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+def _sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     total: Counter[str] = Counter()
-    for each in counts:
-        total.update(each)
+    for rank_counts in counts:
+        total.update(rank_counts)
     return total
 
 
-def _times(run: dict[str, Any]) -> list[dict[str, Any]]:
+def _list_times(run: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the seconds for the paper's number of candidates, here and on the paper's machines."""
-    origin = {k: run[k] for k in ("campaign", "case")} | {"candidates": PAPER_CANDIDATES}
-    measured = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "from the rate measured"}
-    rows = [{**origin, **measured, "seconds": PAPER_CANDIDATES / run["end_to_end_per_s"]}]
+    common = {k: run[k] for k in ("campaign", "case")} | {"candidates": PAPER_CANDIDATES}
+    here = {"machine": str(run["system"]), "ranks": run["ranks"], "basis": "from the rate measured"}
+    rows = [{**common, **here, "seconds": PAPER_CANDIDATES / run["end_to_end_per_s"]}]
     for machine, ranks in MACHINES.items():
         seconds = PAPER_CANDIDATES / (ranks * run["per_rank_per_s"])
-        rows.append({**origin, "machine": machine, "ranks": ranks, "basis": "projected", "seconds": seconds})
+        rows.append({**common, "machine": machine, "ranks": ranks, "basis": "projected", "seconds": seconds})
     return rows
 
 
-def _trust(record: RunRecord) -> list[dict[str, Any]]:
-    """Return every number that bears on trust, with the number of structures that it is from."""
+def _list_trust(record: RunRecord) -> list[dict[str, Any]]:
+    """Return a row per number on reliability, with the number of structures behind it."""
     rows: list[tuple[str, str, float | None, str, int]] = []
     for e in record.events("calibration"):
         rows += [
@@ -170,8 +170,9 @@ def _trust(record: RunRecord) -> list[dict[str, Any]]:
         n = e["candidates"]
         rows += [("outside the training", why, count / n, "share", n) for why, count in e["reasons"].items()]
     for e in record.events("uncertainty"):
-        for way in ("heads", "dropout", "ensemble"):
-            rows.append((f"median spread of {way}", e["kind"], e[f"{way}_ev_per_atom"], "eV/atom", e["candidates"]))
+        for method in ("heads", "dropout", "ensemble"):
+            value = e[f"{method}_ev_per_atom"]
+            rows.append((f"median spread of {method}", e["kind"], value, "eV/atom", e["candidates"]))
     for e in record.events("overlap"):
         rows.append(("mean Wasserstein distance", e["kind"], e["mean"], "training deviations", e["structures"]))
         rows.append(("outside the plot's range", e["kind"], e["beyond"], "share", e["structures"]))
@@ -181,8 +182,8 @@ def _trust(record: RunRecord) -> list[dict[str, Any]]:
     return [_case(record) | dict(zip(TRUST["value"], row, strict=True)) for row in rows]
 
 
-def _labels(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the errors of calculated candidates: means, and medians, which single outliers do not change."""
+def _list_label_errors(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the errors of calculated candidates: means, and medians, which are robust against outliers."""
     rows = pd.DataFrame(record.events("label"))
     if rows.empty:
         return []
@@ -200,7 +201,7 @@ def _labels(record: RunRecord) -> list[dict[str, Any]]:
     return errors
 
 
-def _places(record: RunRecord) -> list[dict[str, Any]]:
+def _list_places(record: RunRecord) -> list[dict[str, Any]]:
     return [
         {**_case(record), "kind": e["kind"], "x": x, "y": y}
         for e in record.events("embedding")

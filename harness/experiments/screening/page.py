@@ -25,10 +25,10 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 
 KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
-SHOWN = 12
+MAX_PLACE = 12
 UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
 
 
@@ -43,32 +43,33 @@ def build_campaign_section(campaign: str, context: PageContext) -> Section:
         select_campaign(context.tables[f"screening_{name}"], campaign)
         for name in ("runs", "times", "best", "trust", "labels", "relaxed", "places")
     )
-    drawn = [
+    figures = [
         draw_embedding(group, str(case), context.figures, f"{campaign}-{case}-embedding")
         for case, group in places.groupby("case", sort=False)
     ]
     blocks = [build_runs_block(runs), build_times_block(times), build_trust_block(trust)]
     optional = (build_labels_block(labels), build_best_block(best), build_relaxed_block(relaxed))
     blocks += [block for block in optional if block.rows]
-    return Section("Screening", f"screening-{campaign}", describe_screenings(runs), drawn, blocks)
+    return Section("Screening", f"screening-{campaign}", describe_screenings(runs), figures, blocks)
 
 
 def describe_screenings(runs: pd.DataFrame) -> list[str]:
-    """Return what was screened, and whether every candidate was taken once."""
+    """Return paragraphs on the number of candidates, the proof that each was evaluated once, and weak scaling."""
     proven = int(runs["proven"].sum())
     text = [
-        f"{count(len(runs), 'screening')}, {count(runs['candidates'].sum(), 'candidate')};"
-        f" of {proven} of them a checksum over the indices proves that every candidate was taken once. The rate of the"
-        " device alone counts evaluation, as the paper's does; end to end also what makes candidates and neighbour"
-        " lists, moves them and writes results."
+        f"{pluralize(len(runs), 'screening')}, {pluralize(runs['candidates'].sum(), 'candidate')};"
+        f" for {proven} of them a checksum over the indices proves that every candidate was evaluated once. The device"
+        " rate counts the time of evaluation, as the paper does; the end-to-end rate includes generating candidates and"
+        " neighbour lists, transfers, and writing results."
     ]
     weak = []
     for workload, group in runs.groupby("workload", sort=False):
-        first, most = group.iloc[group["ranks"].argmin()], group.iloc[group["ranks"].argmax()]
-        if most["ranks"] > first["ranks"]:
-            share = most["per_rank_per_s"] / first["per_rank_per_s"]
+        smallest, largest = group.iloc[group["ranks"].argmin()], group.iloc[group["ranks"].argmax()]
+        if largest["ranks"] > smallest["ranks"]:
+            share = largest["per_rank_per_s"] / smallest["per_rank_per_s"]
             weak.append(
-                f"{workload}: {share:.0%} of the rate of a rank is left from {first['ranks']} to {most['ranks']} ranks"
+                f"{workload}: the rate per rank with {largest['ranks']} ranks is {share:.0%} of that with"
+                f" {smallest['ranks']}"
             )
     if weak:
         text.append("Weak scaling, " + "; ".join(weak) + ".")
@@ -90,21 +91,21 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("not ranked", text_cell("unranked")),
         ("atoms", number_cell("atoms")),
         ("edges", number_cell("edges")),
-        ("device alone (1/s)", number_cell("device_per_s")),
+        ("device (1/s)", number_cell("device_per_s")),
         ("end to end (1/s)", number_cell("end_to_end_per_s")),
         ("end to end / device", number_cell("share", ".0%")),
-        ("making them / evaluating", number_cell("make_share", ".0%")),
+        ("generation / evaluation", number_cell("make_share", ".0%")),
         ("memory, last / median", number_cell("memory_growth")),
-        ("taken once", lambda r: "proven" if r["proven"] else "NOT PROVEN"),
+        ("evaluated once", lambda r: "proven" if r["proven"] else "NOT PROVEN"),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = (
-        "Rates of all ranks together; atoms and edges of a candidate on average; the first batch, with compilation, is"
-        " not in the rates. Left out: by filters, for coincident atoms, or because the model gave no finite number. Not"
-        " ranked: evaluated, but with elements that no single head was trained on, or atoms closer than any in"
-        " training, so that the scores mean nothing; they are in no table of results. Memory"
-        " of a rank at the end over the median after its parts: it rises with batches larger than any before, not with"
-        " the number of candidates."
+        "Rates are totals over all ranks, without the first batch, which includes compilation. Atoms and edges are"
+        " means per candidate. Left out: removed by filters, with coincident atoms, or without a finite prediction. Not"
+        " ranked: evaluated, but with elements that no single head was trained on, or with atoms closer than any in"
+        " training, so that their scores are meaningless; they are in no table of results. Memory: that of a rank at"
+        " the end over the median after its parts; it rises with the size of the largest batch, not with the number of"
+        " candidates."
     )
     return add_cost_columns(build_block("Rates", rows_as_dicts(runs), columns, note), runs)
 
@@ -115,14 +116,14 @@ def build_times_block(times: pd.DataFrame) -> TableBlock:
         ("case", "case"),
         ("machine", "machine"),
         ("ranks", number_cell("ranks", ",")),
-        ("1.129e9 candidates take", lambda r: format_duration(r["seconds"])),
+        ("time for 1.129e9 candidates", lambda r: format_duration(r["seconds"])),
         ("basis", "basis"),
     ]
     note = (
-        "The paper: 50 s on 9,408 nodes of Frontier, device work alone. Projected: as many ranks as the machine has"
-        " accelerators or tiles, each as fast as one core here, which they are not; it tells what is asked of each."
+        "The paper: 50 s of device time on 9,408 nodes of Frontier. Projected: one rank per accelerator or tile of the"
+        " machine, each as fast as a rank here, which is not realistic; it shows the rate that each would need."
     )
-    return build_block("Time for the paper's count of candidates", rows_as_dicts(times), columns, note)
+    return build_block("Time for the paper's number of candidates", rows_as_dicts(times), columns, note)
 
 
 def format_duration(seconds: float) -> str:
@@ -134,22 +135,22 @@ def format_duration(seconds: float) -> str:
 
 
 def build_trust_block(trust: pd.DataFrame) -> TableBlock:
-    """Return every number that bears on trust."""
+    """Return a row per number on reliability."""
     columns: list[Column] = [
         ("case", "case"),
-        ("what", "what"),
-        ("of", "kind"),
+        ("quantity", "what"),
+        ("structures", "kind"),
         ("value", number_cell("value")),
         ("unit", "unit"),
-        ("structures", lambda r: format_number(r["n"] or None, ".0f")),
+        ("n", lambda r: format_number(r["n"] or None, ".0f")),
     ]
     note = (
-        "On a random sample of the candidates. A structure is flagged whose embedding lies further from the training"
-        " sets than the threshold, which was set on structures held out of training; false alarms are of others."
-        " Dropout is put on the features that the heads read; the shipped model was trained without it."
+        "For a random sample of the candidates. A structure is flagged if its embedding is further from the training"
+        " sets than the threshold. The threshold is set on held-out structures; the rate of false alarms is measured on"
+        " others. Dropout is applied to the input of the heads; the shipped model was trained without it."
     )
     rows = [row for row in rows_as_dicts(trust) if row["value"] is not None]
-    return build_block("How far to trust it", rows, columns, note)
+    return build_block("Reliability", rows, columns, note)
 
 
 def build_labels_block(labels: pd.DataFrame) -> TableBlock:
@@ -166,28 +167,28 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
         ("head", "head"),
         ("calculated at", "level"),
     ]
-    note = "Candidates of the elements that this head was trained on, drawn at random over the whole space."
-    return build_block("A random subset calculated", rows_as_dicts(labels), columns, note)
+    note = "A random subset of the candidates with elements that this head was trained on, calculated at its level."
+    return build_block("Errors of calculated candidates", rows_as_dicts(labels), columns, note)
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
-    """Return the first of the candidates in best.csv."""
+    """Return the first candidates of best.csv."""
     columns: list[Column] = [
         ("case", "case"),
         ("place", "place"),
         ("candidate", "candidate"),
         ("formula", text_cell("formula")),
         ("prototype", text_cell("prototype")),
-        ("beyond elements (eV/atom)", number_cell("beyond_ev_per_atom")),
+        ("energy relative to elements (eV/atom)", number_cell("beyond_ev_per_atom")),
         ("spread", number_cell("spread_ev_per_atom")),
         ("distance", number_cell("distance")),
     ]
-    note = "More in best.csv of each case; all that was kept in its results-*.bp."
-    return build_block("The best", rows_as_dicts(best[best["place"] <= SHOWN]), columns, note)
+    note = "More candidates are in best.csv of each case, and all stored ones in its results-*.bp."
+    return build_block("Best candidates", rows_as_dicts(best[best["place"] <= MAX_PLACE]), columns, note)
 
 
 def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
-    """Return what relaxation did to the best."""
+    """Return the energies and volumes of the best candidates before and after relaxation."""
     columns: list[Column] = [
         ("case", "case"),
         ("candidate", "candidate"),
@@ -201,8 +202,8 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
         ("volume before, after", lambda r: f"{r['volume_before']:.2f}, {r['volume_after']:.2f}"),
         ("file", "file"),
     ]
-    note = "Volumes per atom, cubic \N{ANGSTROM SIGN}."
-    return build_block("The best, relaxed on the model", rows_as_dicts(relaxed), columns, note)
+    note = "Volumes per atom, in cubic \N{ANGSTROM SIGN}."
+    return build_block("Best candidates, relaxed with the model", rows_as_dicts(relaxed), columns, note)
 
 
 def draw_embedding(places: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:
@@ -216,7 +217,7 @@ def draw_embedding(places: pd.DataFrame, case: str, folder: Path, name: str) -> 
         axes.set_ylabel("second")
         axes.legend(frameon=False, fontsize=7.5)
         caption = (
-            f"{case}: embeddings per atom along the first two principal components of the training sets; what"
-            " lies beyond ten deviations is drawn at the edge. Numbers in brackets: structures drawn."
+            f"{case}: embeddings per atom along the first two principal components of the training sets. Points beyond"
+            " ten deviations are drawn at the edge. Numbers in brackets are numbers of structures."
         )
         return save_figure(figure, folder, name, caption)

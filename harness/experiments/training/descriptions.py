@@ -1,4 +1,4 @@
-"""Text and cells that the sections on training and on multi-task training share."""
+"""Texts and cells that the sections on training and on multi-task training share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from harness.document.blocks import EN_DASH, count_by_reason, format_number, number_cell, rows_as_dicts
-from harness.experiments.data.page import MEANING, describe_role
-from harness.experiments.training.figures import role_kind
-from harness.protocol.backbones import name_backbone
-from harness.protocol.text import count
+from harness.experiments.data.page import ROLE_MEANINGS, describe_role
+from harness.experiments.training.figures import classify_role
+from harness.protocol.backbones import get_backbone_title
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 MEV = 1000.0
@@ -20,36 +20,36 @@ QUANTITY_TITLES = {"energy": "Energy per atom", "forces": "Forces"}
 
 
 def describe_model(runs: pd.DataFrame) -> str:
-    """Return `PaiNN, width 64, 3 layers`, as far as the log has it."""
+    """Return `PaiNN, width 64, 3 layers`, without values that the log does not contain."""
     first = runs.iloc[0].dropna()
-    parts = [name_backbone(first["backbone"]) if "backbone" in first else "a model"]
+    parts = [get_backbone_title(first["backbone"]) if "backbone" in first else "a model"]
     if "hidden_dim" in first:
         parts.append(f"width {first['hidden_dim']}")
     if "num_conv_layers" in first:
-        parts.append(count(first["num_conv_layers"], "layer"))
+        parts.append(pluralize(first["num_conv_layers"], "layer"))
     return ", ".join(parts)
 
 
 def describe_setup(runs: pd.DataFrame, errors: pd.DataFrame) -> str:
-    """Return which data, how many parameters, and which seeds."""
+    """Return a paragraph on datasets, parameters and seeds."""
     about = errors.drop_duplicates("head")
-    counts = about["role"].map(role_kind).value_counts(sort=False)
+    counts = about["role"].map(classify_role).value_counts(sort=False)
     kinds = [f"{n} {kind}{'s' if n > 1 and kind != 'official' else ''}" for kind, n in counts.items()]
     first = runs.iloc[0]
-    joint = first["task"] == "multi-task"
-    how = "trained jointly, one head each" if joint else "trained each on its own"
+    is_joint = first["task"] == "multi-task"
+    how = "trained jointly, one head each" if is_joint else "each trained separately"
     return " ".join(
         [
-            f"{count(len(about), 'dataset')}, {how}: {', '.join(kinds)};"
-            f" {'' if joint else 'at most '}{runs['elements'].max()} elements,"
-            f" {format_number(first['parameters'], ',.0f')} parameters, {describe_seeds(runs)}.",
-            *(text for kind, text in MEANING.items() if kind in counts),
+            f"{pluralize(len(about), 'dataset')}, {how}: {', '.join(kinds)};"
+            f" {'' if is_joint else 'at most '}{runs['elements'].max()} elements,"
+            f" {format_number(first['parameters'], ',.0f')} parameters, {list_seeds(runs)}.",
+            *(text for kind, text in ROLE_MEANINGS.items() if kind in counts),
         ]
     )
 
 
-def describe_seeds(runs: pd.DataFrame) -> str:
-    """Return `seeds 0, 1, 2`, or that there is one."""
+def list_seeds(runs: pd.DataFrame) -> str:
+    """Return `seeds 0, 1, 2`, or `one seed (0), hence no intervals`."""
     seeds = join_unique(runs["seed"])
     return f"seeds {seeds}" if runs["seed"].nunique() > 1 else f"one seed ({seeds}), hence no intervals"
 
@@ -60,9 +60,9 @@ def join_unique(values: pd.Series[Any]) -> str:
 
 
 def describe_runs(runs: pd.DataFrame) -> list[str]:
-    """Return how the runs went: precision, compilation, early stops, resumption, the gate."""
+    """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, the gate."""
     text = [
-        f"WRONG: {r['case']} was asked for {r['precision']} and ran with {r['found']}."
+        f"WRONG: {r['case']} requested {r['precision']} and ran with {r['found']}."
         for r in rows_as_dicts(runs[~runs["as_asked"].astype(bool)])
     ]
     text += count_by_reason(runs, "why_eager", "Not compiled", "run")
@@ -70,13 +70,13 @@ def describe_runs(runs: pd.DataFrame) -> list[str]:
     text += count_by_reason(runs, "stopped", "Ended early", "run")
     resumed = int((runs["resumed"] > 0).sum())
     if resumed:
-        text.append(f"Broken off and resumed from a checkpoint: {count(resumed, 'run')}.")
+        text.append(f"Interrupted and resumed from a checkpoint: {pluralize(resumed, 'run')}.")
     gate = runs[runs["gate_right_branch"].notna()]
     if len(gate):
         text.append(
             "The gate gives more than half of the weight to the right branch for"
-            f" {format_range(gate['gate_right_branch'], '.0%')} of training structures; the mixed energy is"
-            f" {format_range(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom from that of the right branch."
+            f" {format_range(gate['gate_right_branch'], '.0%')} of training structures; the mixed energy differs from"
+            f" that of the right branch by {format_range(MEV * gate['gate_energy_error_ev_per_atom'])} meV/atom."
         )
     return text
 
@@ -88,16 +88,16 @@ def format_range(values: pd.Series[float], spec: str = ".3g") -> str:
 
 
 def format_estimate(row: Row, name: str, scale: float = 1.0, spec: str = ".3g") -> str:
-    """Return `12.3 [11.9, 12.8]`; without an interval where there is one seed."""
+    """Return `12.3 [11.9, 12.8]`, or `12.3` for one seed."""
     value, low, high = (number_cell(f"{name}{end}", spec, scale)(row) for end in ("", "_low", "_high"))
     return value if low == EN_DASH else f"{value} [{low}, {high}]"
 
 
 def estimate_cell(name: str, scale: float = 1.0, spec: str = ".3g") -> Callable[[Row], str]:
-    """Return what shows a column with its interval, times a scale."""
+    """Return a function that formats a column with its interval, times a scale."""
     return lambda row: format_estimate(row, name, scale, spec)
 
 
 def describe_dataset(row: Row) -> str:
     """Return `stand-in for OC2020`."""
-    return describe_role({"role": role_kind(row["role"]), "head": row["head"]})
+    return describe_role({"role": classify_role(row["role"]), "head": row["head"]})

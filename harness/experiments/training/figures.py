@@ -25,31 +25,31 @@ FRACTIONS = {1 / 3: "1/3", 1 / 2: "1/2", 1.0: "1"}
 VERDICT_TEXTS = {"no labels": "no force labels", "not finite": "not finite", "no structures": "no test structures"}
 
 
-def role_kind(role: str) -> str:
+def classify_role(role: str) -> str:
     """Return `stand-in` for `stand-in for OC2020`."""
     return next((kind for kind in ROLES if role.startswith(kind)), role)
 
 
 def draw_error_ratios(errors: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the error of each head over that of its baseline, with the target, for forces and energy."""
+    """Draw the error of each head over that of its baseline, with the target, for forces and for energy."""
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(errors)
+        figure, panels = _create_panels(errors)
         for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
             group = errors[errors["quantity"] == quantity.name]
-            colours = [ROLE_COLOURS.get(role_kind(role), SOFT) for role in group["role"]]
-            _dots(axes, group, colours, quantity.target)
+            colours = [ROLE_COLOURS.get(classify_role(role), SOFT) for role in group["role"]]
+            _draw_dots(axes, group, colours, quantity.target)
             axes.set_title(TITLES[quantity.name], fontsize=9, pad=14)
             for position, style in ((quantity.target, "--"), (1.0, "-")):
                 axes.axvline(position, color=SOFT, lw=0.9, ls=style, zorder=0)
                 text = "target " * (position < 1) + FRACTIONS[position]
                 _label_above(axes, position, text)
             axes.set_xlabel("MAE over that of the baseline")
-        kinds = [kind for kind in ROLE_COLOURS if kind in set(map(role_kind, errors["role"]))]
+        kinds = [kind for kind in ROLE_COLOURS if kind in set(map(classify_role, errors["role"]))]
         handles = [mpl.lines.Line2D([], [], marker="o", ls="", color=ROLE_COLOURS[k], label=k) for k in kinds]
         figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=8)
         caption = (
-            "Errors on held-out structures over those of a baseline that has learnt next to nothing: mean of"
-            f" {describe_seeds(errors)}. Left of the dashed line the target is met."
+            "Errors on held-out structures over those of a trivial baseline: mean of"
+            f" {describe_seeds(errors)}. The target is met to the left of the dashed line."
         )
         return save_figure(figure, folder, name, caption)
 
@@ -58,21 +58,21 @@ def describe_seeds(rows: pd.DataFrame) -> str:
     """Return `2 to 3 seeds with 95% interval`."""
     least, most = int(rows["seeds"].min()), int(rows["seeds"].max())
     if most == 1:
-        return "one seed, hence without interval"
+        return "one seed, hence without intervals"
     return f"{most if least == most else f'{least} to {most}'} seeds with 95% interval (Student's)"
 
 
-def _panels(rows: pd.DataFrame) -> tuple[Any, Any]:
+def _create_panels(rows: pd.DataFrame) -> tuple[Any, Any]:
     """Return two charts side by side with a line for each head."""
     heads = rows["head"].nunique()
     return plt.subplots(1, 2, figsize=(8.6, 1.3 + 0.24 * heads), sharey=True, layout="constrained")
 
 
-def _dots(axes: Axes, group: pd.DataFrame, colours: list[str], mark: float) -> None:
-    """Draw each head's value with its interval, on a logarithmic axis that shows the mark; text where there is none."""
+def _draw_dots(axes: Axes, group: pd.DataFrame, colours: list[str], mark: float) -> None:
+    """Draw each head's value with its interval on a logarithmic axis with the mark, or its verdict without a value."""
     y = np.arange(len(group))
     values, low, high = (group[f"ratio{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
-    left, right = _span(np.concatenate([values, low, high, [mark]]))
+    left, right = _choose_limits(np.concatenate([values, low, high, [mark]]))
     for k, colour in enumerate(colours):
         axes.plot([max(low[k], left), high[k]], [k, k], color=colour, lw=1.4)
         axes.plot(values[k], k, "o", color=colour, ms=5)
@@ -90,14 +90,14 @@ def _dots(axes: Axes, group: pd.DataFrame, colours: list[str], mark: float) -> N
         axes.text(0.02, position, VERDICT_TEXTS.get(verdict, verdict), color=colour, **style)
 
 
-def _span(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the ends of an axis that shows the ratios and one; an interval down to zero ends at the left."""
-    group = values[np.isfinite(values) & (values > 0)]
-    least, most = float(group.min()), float(group.max())
-    return max(min(0.8 * least, 0.8), 1e-3), max(1.25 * most, 1.25)
+def _choose_limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the limits of an axis that contains the ratios and one; an interval down to zero ends at the left."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    smallest, largest = float(positive.min()), float(positive.max())
+    return max(min(0.8 * smallest, 0.8), 1e-3), max(1.25 * largest, 1.25)
 
 
-def _log_log(axes: Axes, steps: pd.Series[float]) -> None:
+def _set_log_axes(axes: Axes, steps: pd.Series[float]) -> None:
     """Make both axes logarithmic, over the range of the steps."""
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -107,12 +107,12 @@ def _log_log(axes: Axes, steps: pd.Series[float]) -> None:
 
 
 def _label_above(axes: Axes, x: float, text: str, side: str = "center") -> None:
-    placed: Any = {"xytext": (0, 2), "textcoords": "offset points", "ha": side, "va": "bottom"}
-    axes.annotate(text, (x, 1.0), xycoords=axes.get_xaxis_transform(), fontsize=7, color=SOFT, **placed)
+    position: Any = {"xytext": (0, 2), "textcoords": "offset points", "ha": side, "va": "bottom"}
+    axes.annotate(text, (x, 1.0), xycoords=axes.get_xaxis_transform(), fontsize=7, color=SOFT, **position)
 
 
 def draw_loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the loss in training and in validation over the steps, a line per seed, both axes logarithmic."""
+    """Draw the training and validation losses over the steps on logarithmic axes, with a line per seed."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.4), layout="constrained")
         for number, (_, run) in enumerate(epochs.groupby("case", sort=False)):
@@ -122,33 +122,33 @@ def draw_loss_curves(epochs: pd.DataFrame, folder: Path, name: str) -> Figure:
             best = run[run["best"].eq(True)].tail(1)
             mark: Any = {"ms": 4.5, "mfc": "white", "color": WORSE, "label": "best" if number == 0 else None}
             axes.plot(best["step"], best["validation_loss"], "o", **mark)
-        _log_log(axes, epochs["step"])
+        _set_log_axes(axes, epochs["step"])
         axes.set_xlabel("steps")
         axes.set_ylabel("loss")
         axes.legend(frameon=False, fontsize=8)
         runs = epochs["case"].nunique()
         caption = (
-            f"Learning curves, {runs} run{'s' if runs > 1 else ''}, a line each. Training: mean over the epoch, of"
-            " weights as they change."
+            f"Learning curves of {runs} run{'s' if runs > 1 else ''}, with one line each. The training loss is the mean"
+            " over the epoch, with the weights of each step."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the error in validation over that of the baseline, head by head, over the steps."""
-    shown = [h for h in errors["head"].unique() if h in set(heads["head"])]
-    columns = min(4, len(shown))
-    lines = -(-len(shown) // columns)
+    """Draw the validation error over that of the baseline, over the steps, in a panel per head."""
+    names = [h for h in errors["head"].unique() if h in set(heads["head"])]
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
     with mpl.rc_context(STYLE):
         size = (max(5.2, 2.0 * columns + 0.6), 1.45 * lines + 0.9)
-        shared: Any = {"sharex": True, "sharey": True, "squeeze": False}
-        figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", **shared)
-        for axes in grid.flat[len(shown) :]:
+        options: Any = {"sharex": True, "sharey": True, "squeeze": False}
+        figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", **options)
+        for axes in grid.flat[len(names) :]:
             axes.set_axis_off()
-        for axes, head in zip(grid.flat, shown, strict=False):
+        for axes, head in zip(grid.flat, names, strict=False):
             rows = heads[(heads["head"] == head) & (heads["split"] == "validation")]
             about = errors[errors["head"] == head].set_index("quantity")
-            mark = ", stand-in" if role_kind(about["role"].iloc[0]) == "stand-in" else ""
+            mark = ", stand-in" if classify_role(about["role"].iloc[0]) == "stand-in" else ""
             axes.set_title(f"{head}{mark}", fontsize=8, pad=2)
             for quantity in QUANTITIES:
                 baseline = float(about.loc[quantity.name, "baseline_mae"])
@@ -157,29 +157,31 @@ def draw_head_curves(heads: pd.DataFrame, errors: pd.DataFrame, folder: Path, na
                     axes.plot(run["step"], run[quantity.mae] / baseline, **style)
                 axes.axhline(quantity.target, color=COLOURS[quantity.name], lw=0.8, ls=":")
             axes.tick_params(labelsize=7.5)
-        _log_log(grid[0, 0], heads["step"])
-        for axes in grid.flat[: len(shown)]:
+        _set_log_axes(grid[0, 0], heads["step"])
+        for axes in grid.flat[: len(names)]:
             axes.axhline(1.0, color=SOFT, lw=0.6, zorder=0)
         figure.supxlabel("steps", fontsize=9)
         figure.supylabel("MAE over that of the baseline", fontsize=9)
         handles = [mpl.lines.Line2D([], [], color=COLOURS[q.name], label=TITLES[q.name]) for q in (FORCES, ENERGY)]
         figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
         caption = (
-            "Errors on validation structures of each head, over the baseline's on its test structures; a line per seed."
-            " Dotted: the targets."
+            "Errors of each head on validation structures over those of the baseline on test structures, with one line"
+            " per seed. Dotted: the targets."
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_ablation_ratios(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the multi-task over the single-task error of each head, forces and energy, around one."""
+    """Draw the multi-task over the single-task error of each head, for forces and for energy."""
     heads = list(rows["head"].unique())
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(rows)
+        figure, panels = _create_panels(rows)
         for axes, quantity in zip(panels, (FORCES, ENERGY), strict=True):
             group = rows[rows["quantity"] == quantity.name].set_index("head").reindex(heads).reset_index()
             group["verdict"] = group["verdict"].fillna("no labels, or no pair of runs")
-            _dots(axes, group, [WORSE if v == "worse" else COLOURS["training"] for v in group["verdict"]], TOLERANCE)
+            _draw_dots(
+                axes, group, [WORSE if v == "worse" else COLOURS["training"] for v in group["verdict"]], TOLERANCE
+            )
             axes.set_title({"energy": "energy per atom", "forces": "forces"}[quantity.name], fontsize=9, pad=14)
             for position, style, text, side in (
                 (1, "-", "equal ", "right"),
@@ -189,8 +191,8 @@ def draw_ablation_ratios(rows: pd.DataFrame, folder: Path, name: str) -> Figure:
                 _label_above(axes, position, text, side)
             axes.set_xlabel("multi-task MAE over single-task MAE")
         caption = (
-            "Errors on held-out structures of a model trained on all sets over those of one trained on the head's set"
-            f" alone: geometric mean of {describe_seeds(rows)}, paired by seed. Left of one, learning together helps;"
-            f" in red, worse by more than {TOLERANCE - 1:.0%}."
+            "Errors on held-out structures of a model trained on all datasets over those of one trained on the head's"
+            f" dataset alone: geometric mean of {describe_seeds(rows)}, paired by seed. Below one, multi-task training"
+            f" is better; red heads are worse by more than {TOLERANCE - 1:.0%}."
         )
         return save_figure(figure, folder, name, caption)

@@ -1,7 +1,7 @@
 """Tables on training: runs, learning curves and errors on held-out structures.
 
-A run leaves the facts model, workload, observed, held_out (a row per head) and perhaps gate, and the events epoch,
-head, resumed and stopped. Runs that differ in the seed alone are one experiment.
+A run logs the facts model, workload, observed, held_out (a row per head) and perhaps gate, and the events epoch, head,
+resumed and stopped. Runs that only differ in the seed form one experiment.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount, select_numbers
-from harness.experiments.training.multitask import ablation_tables
-from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, by_seed
+from harness.experiments.training.multitask import build_ablation_tables
+from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import mean_interval
@@ -67,46 +67,52 @@ HEADS = Columns(
 )
 VALIDATION_LOSS = Metric("validation loss", "", "lower")
 # Parameters in which multi-task training and its single-task baselines may differ: those of the budget, and those
-# without effect on one set.
-FREE = frozenset({"sets", "epochs", "epoch_length", "batch_size", "sampling", "temperature", "balance", "gate_steps"})
-# Where types are observed in one pass.
-OBSERVED = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
+# without effect on one dataset.
+BUDGET_PARAMETERS = frozenset(
+    {"sets", "epochs", "epoch_length", "batch_size", "sampling", "temperature", "balance", "gate_steps"}
+)
+# The quantities whose types are observed in one pass.
+OBSERVED_QUANTITIES = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
 FLOATS = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
 Verdict = Literal["met", "missed", "not finite", "no labels", "no structures"]
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on training, of finished runs alone; missing values are NaN or None.
+    """Return the tables on finished training runs; missing values are NaN or None.
 
     training_runs, training_held_out, training_epochs, training_heads: a row per run, per run and head, per run and
-    epoch, or per all three, as the runs left them. training_errors: a row per experiment, head and quantity, means over
-    seeds with 95% intervals, and the baselines. ablation_*: see `harness.experiments.training.multitask`.
+    epoch, and per run, epoch and head, as logged. training_errors: a row per experiment, head and quantity, with means
+    over seeds, 95% intervals, and the baselines. ablation_*: see `harness.experiments.training.multitask`.
     """
     runs = [r for r in records if r.program == "train" and r.state == "done"]
     runs = [r for r in runs if r.facts.get("held_out") and r.facts.get("workload", {}).get("sets")]
-    named = [(r, _identify(r)) for r in runs]
-    held_out = _with_numbers(
+    identified = [(r, _identify(r)) for r in runs]
+    held_out = _convert_to_floats(
         HELD_OUT.build(
             {**HELD_OUT.select(row), **names, "folder": str(r.folder)}
-            for r, names in named
+            for r, names in identified
             for row in r.facts["held_out"]
         ),
         HELD_OUT["errors"],
     )
-    epochs = EPOCHS.build({**EPOCHS.select(e), **EPOCHS.select(names)} for r, names in named for e in r.events("epoch"))
-    heads = HEADS.build({**HEADS.select(e), **HEADS.select(names)} for r, names in named for e in _heads(r))
+    epochs = EPOCHS.build(
+        {**EPOCHS.select(e), **EPOCHS.select(names)} for r, names in identified for e in r.events("epoch")
+    )
+    heads = HEADS.build(
+        {**HEADS.select(e), **HEADS.select(names)} for r, names in identified for e in _list_head_events(r)
+    )
     return {
-        "training_runs": RUNS.build({**names, **_run(r)} for r, names in named),
+        "training_runs": RUNS.build({**names, **_describe_run(r)} for r, names in identified),
         "training_held_out": held_out,
-        "training_epochs": _with_numbers(epochs, EPOCHS["curves"]),
-        "training_heads": _with_numbers(heads, HEADS["errors"]),
-        "training_errors": _errors(held_out),
-        **ablation_tables(held_out),
+        "training_epochs": _convert_to_floats(epochs, EPOCHS["curves"]),
+        "training_heads": _convert_to_floats(heads, HEADS["errors"]),
+        "training_errors": _build_errors(held_out),
+        **build_ablation_tables(held_out),
     }
 
 
 def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
-    """Yield the throughput, a sample per epoch, and the lowest validation loss."""
+    """Yield the throughput, with a sample per epoch, and the lowest validation loss."""
     epochs = record.events("epoch")
     yield MetricSamples(THROUGHPUT, select_numbers(e.get("graphs_per_s") for e in epochs))
     losses = select_numbers(e.get("validation_loss") for e in epochs)
@@ -114,33 +120,33 @@ def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
 
 
 def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return the number of structures drawn, steps times graphs of all ranks, in all epochs or in one."""
-    steps, before = {}, 0
+    """Return the number of sampled structures (steps times graphs of all ranks) of all epochs or of one."""
+    steps, previous = {}, 0
     for event in record.events("epoch"):
-        steps[str(event["epoch"])] = event["step"] - before
-        before = event["step"]
-    counted = sum(steps.values()) if scope == "case" else steps.get(name, 0)
-    return float(counted * record.facts.get("workload", {}).get("global_batch_size", math.nan)), "structure"
+        steps[str(event["epoch"])] = event["step"] - previous
+        previous = event["step"]
+    n_steps = sum(steps.values()) if scope == "case" else steps.get(name, 0)
+    return float(n_steps * record.facts.get("workload", {}).get("global_batch_size", math.nan)), "structure"
 
 
-def _with_numbers(table: Table, columns: tuple[str, ...]) -> Table:
-    """Return the table with these columns as numbers."""
+def _convert_to_floats(table: Table, columns: tuple[str, ...]) -> Table:
+    """Return the table with these columns as floats."""
     return table.astype(dict.fromkeys(columns, float))
 
 
 def _identify(record: RunRecord) -> dict[str, Any]:
-    """Return what every row of a run carries: the run, and what it may be averaged with or compared with."""
+    """Return the columns of every row of a run: its case, and digests of the runs to average or compare it with."""
     case, facts = record.case, record.facts
     workload, parameters = facts["workload"], case.get("parameters", {})
     names = sorted(s["set"] for s in workload["sets"])
     config = {k: v for k, v in facts.get("model", {}).get("config", {}).items() if k != "heads"}
     common = [record.campaign, case.get("settings"), config, workload.get("split_seed")]
-    alone = len(names) == 1
+    is_single = len(names) == 1
     return {
         "case": case.get("name"),
-        "experiment": _digest(*common, _without(parameters, {"seed", "sets"}), "alone" if alone else names),
-        "recipe": _digest(*common, _without(parameters, FREE | {"seed"})),
-        "task": "single-task" if alone else "multi-task",
+        "experiment": _digest(*common, _remove_keys(parameters, {"seed", "sets"}), "alone" if is_single else names),
+        "recipe": _digest(*common, _remove_keys(parameters, BUDGET_PARAMETERS | {"seed"})),
+        "task": "single-task" if is_single else "multi-task",
         "seed": workload.get("seed"),
     }
 
@@ -149,14 +155,14 @@ def _digest(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _without(value: Any, keys: Set[str]) -> Any:
+def _remove_keys(value: Any, keys: Set[str]) -> Any:
     """Return the value without these keys, at any depth."""
     if isinstance(value, dict):
-        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+        return {k: _remove_keys(v, keys) for k, v in value.items() if k not in keys}
     return value
 
 
-def _run(record: RunRecord) -> dict[str, Any]:
+def _describe_run(record: RunRecord) -> dict[str, Any]:
     case, facts = record.case, record.facts
     workload, about, observed, gate = (facts.get(k) or {} for k in ("workload", "model", "observed", "gate"))
     epochs, roles = record.events("epoch"), [s["role"] for s in workload["sets"]]
@@ -174,8 +180,8 @@ def _run(record: RunRecord) -> dict[str, Any]:
         **{k: about.get("config", {}).get(k) for k in ("backbone", "hidden_dim", "num_conv_layers")},
         "parameters": about.get("parameters"),
         "precision": observed.get("requested"),
-        "found": _types(observed),
-        "as_asked": _as_asked(observed),
+        "found": _format_types(observed),
+        "as_asked": _has_requested_types(observed),
         **{
             k: observed.get(k)
             for k in ("compiled", "why_eager", "why_plain", "world_size", "device", "threads", "torch")
@@ -200,55 +206,55 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _observed_types(observed: dict[str, Any]) -> dict[str, set[str]]:
-    """Return the types at each place where any were observed."""
-    by_place = {k: observed[k] if isinstance(observed[k], list) else [observed[k]] for k in OBSERVED if observed.get(k)}
-    return {k: set(types) for k, types in by_place.items()}
+def _collect_types(observed: dict[str, Any]) -> dict[str, set[str]]:
+    """Return the observed types by quantity."""
+    values = {k: observed[k] for k in OBSERVED_QUANTITIES if observed.get(k)}
+    return {k: set(types if isinstance(types, list) else [types]) for k, types in values.items()}
 
 
-def _types(observed: dict[str, Any]) -> str:
-    """Return `float32 throughout`, or which types were found where."""
-    by_place = {k: ", ".join(sorted(v)).replace("torch.", "") for k, v in _observed_types(observed).items()}
-    if len(set(by_place.values())) == 1:
-        return f"{by_place.popitem()[1]} throughout"
-    return "; ".join(f"{k.replace('_', ' ')} {types}" for k, types in by_place.items())
+def _format_types(observed: dict[str, Any]) -> str:
+    """Return `float32 throughout`, or the types of each quantity."""
+    texts = {k: ", ".join(sorted(v)).replace("torch.", "") for k, v in _collect_types(observed).items()}
+    if len(set(texts.values())) == 1:
+        return f"{texts.popitem()[1]} throughout"
+    return "; ".join(f"{k.replace('_', ' ')} {types}" for k, types in texts.items())
 
 
-def _as_asked(observed: dict[str, Any]) -> bool:
-    """Return whether each place has the type that the precision asks for; bf16 changes matrix layers alone."""
+def _has_requested_types(observed: dict[str, Any]) -> bool:
+    """Return whether each quantity has the type of the requested precision; bf16 only changes matrix layers."""
     expected, half = FLOATS.get(observed.get("requested", "")), "torch.bfloat16"
-    by_place = _observed_types(observed)
-    matrices = by_place.pop("matrix_layers", set())
+    by_quantity = _collect_types(observed)
+    matrices = by_quantity.pop("matrix_layers", set())
     if observed.get("requested") == "bf16":
         is_right = observed.get("autocast") == half and (not matrices or half in matrices)
     else:
         is_right = observed.get("autocast") is None and matrices <= {expected}
-    return is_right and bool(by_place) and all(types == {expected} for types in by_place.values())
+    return is_right and bool(by_quantity) and all(types == {expected} for types in by_quantity.values())
 
 
-def _heads(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the curves of the heads over steps, of the epochs that are known."""
+def _list_head_events(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the events of heads with the steps of their epochs, without those of unknown epochs."""
     steps = {e["epoch"]: e["step"] for e in record.events("epoch")}
     events = record.events("head")
     return [{**e, "step": steps[e["epoch"]]} for e in events if e["epoch"] in steps]
 
 
-def _errors(held_out: pd.DataFrame) -> Table:
+def _build_errors(held_out: pd.DataFrame) -> Table:
     groups = held_out.groupby(["experiment", "head"], sort=False)
-    return ERRORS.build(_error(rows, quantity) for _, rows in groups for quantity in QUANTITIES)
+    return ERRORS.build(_summarize_errors(rows, quantity) for _, rows in groups for quantity in QUANTITIES)
 
 
-def _error(rows: pd.DataFrame, quantity: Quantity) -> dict[str, Any]:
-    """Return the errors of one head and quantity, over all seeds of an experiment."""
+def _summarize_errors(rows: pd.DataFrame, quantity: Quantity) -> dict[str, Any]:
+    """Return the errors of one head and quantity over all seeds of an experiment."""
     first = rows.iloc[0]
-    mae, baseline = by_seed(rows, quantity.mae), by_seed(rows, quantity.baseline_mae)
+    mae, baseline = average_by_seed(rows, quantity.mae), average_by_seed(rows, quantity.baseline_mae)
     ratio = mean_interval(mae / baseline.where(baseline > 0))
     return {
         **{k: first[k] for k in (*ERRORS["experiment"], *HEAD)},
         "quantity": quantity.name,
         "seeds": len(mae),
         **interval_columns("mae", mean_interval(mae)),
-        **interval_columns("rmse", mean_interval(by_seed(rows, quantity.rmse))),
+        **interval_columns("rmse", mean_interval(average_by_seed(rows, quantity.rmse))),
         "baseline_mae": baseline.mean(),
         "baseline_rmse": rows[quantity.baseline_rmse].mean(),
         "mean_mae": rows[quantity.mean_mae].mean() if quantity.mean_mae else math.nan,

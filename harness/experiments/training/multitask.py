@@ -1,4 +1,4 @@
-"""Multi-task against single-task training: errors of each head over those of a model that was trained on it alone."""
+"""Multi-task against single-task training: errors of each head over those of a model for its dataset alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.training.quantities import HEAD, QUANTITIES, Quantity, by_seed
+from harness.experiments.training.quantities import HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import geometric_mean_interval
 
@@ -25,21 +25,22 @@ HEADS = Columns(
     errors="seeds multi_task single_task ratio ratio_low ratio_high verdict",
 )
 OVERALL = Columns("ablation_overall", columns="experiment recipe quantity heads seeds ratio ratio_low ratio_high")
-# How many times the single-task error the multi-task error may be before it counts as worse.
+# The largest ratio of multi-task to single-task error that does not count as worse.
 TOLERANCE = 1.10
 
 
-def ablation_tables(held_out: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the tables from the held-out errors of every run.
+def build_ablation_tables(held_out: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the tables on multi-task against single-task training, from the held-out errors of every run.
 
     ablation_pairs: a row per multi-task experiment, head, quantity and seed that both kinds of training have.
-    ablation_heads: the same over all seeds. ablation_overall: over all heads as well.
+    ablation_heads: the same, averaged over seeds. ablation_overall: averaged over heads as well.
     """
-    pairs = _pairs(held_out)
-    return {"ablation_pairs": pairs, "ablation_heads": _by_head(pairs), "ablation_overall": _over_heads(pairs)}
+    pairs = _build_pairs(held_out)
+    heads, overall = _average_over_seeds(pairs), _average_over_heads(pairs)
+    return {"ablation_pairs": pairs, "ablation_heads": heads, "ablation_overall": overall}
 
 
-def _pairs(held_out: pd.DataFrame) -> Table:
+def _build_pairs(held_out: pd.DataFrame) -> Table:
     single_task = held_out[held_out["task"] == "single-task"]
     multi_task = held_out[held_out["task"] == "multi-task"]
     rows = []
@@ -50,10 +51,13 @@ def _pairs(held_out: pd.DataFrame) -> Table:
 
 
 def _pair_seeds(multi_task: pd.DataFrame, single_task: pd.DataFrame, quantity: Quantity) -> list[dict[str, Any]]:
-    """Return the errors of both by seed; none where there are no labels."""
+    """Return the errors of both kinds of training by seed, or no rows without labels."""
     if multi_task[quantity.baseline_mae].isna().all() and multi_task[quantity.mae].isna().all():
         return []
-    both = {"multi_task": by_seed(multi_task, quantity.mae), "single_task": by_seed(single_task, quantity.mae)}
+    both = {
+        "multi_task": average_by_seed(multi_task, quantity.mae),
+        "single_task": average_by_seed(single_task, quantity.mae),
+    }
     pairs = pd.concat(both, axis=1, join="inner").rename_axis("seed").reset_index()
     pairs["ratio"] = pairs["multi_task"] / pairs["single_task"]
     first = multi_task.iloc[0]
@@ -61,10 +65,10 @@ def _pair_seeds(multi_task: pd.DataFrame, single_task: pd.DataFrame, quantity: Q
     return [about | {str(k): v for k, v in row.items()} for row in pairs.to_dict("records")]
 
 
-def _by_head(pairs: pd.DataFrame) -> Table:
-    """Return errors and their ratio, the geometric mean over seeds with its 95% interval.
+def _average_over_seeds(pairs: pd.DataFrame) -> Table:
+    """Return errors and the geometric mean over seeds of their ratio, with its 95% interval.
 
-    verdict: "worse" where the multi-task error is larger by more than TOLERANCE, "ok", or "not finite".
+    verdict: "worse" if the ratio is above TOLERANCE, "ok", or "not finite".
     """
     groups = pairs.groupby(["experiment", "head", "quantity"], sort=False)
     return HEADS.build(_compare(rows) for _, rows in groups)
@@ -83,13 +87,15 @@ def _compare(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _over_heads(pairs: pd.DataFrame) -> Table:
-    """Return the geometric mean over heads, of those seeds that have all of them."""
+def _average_over_heads(pairs: pd.DataFrame) -> Table:
+    """Return the geometric mean over heads, for the seeds that have all heads."""
     rows = []
     for (experiment, recipe, quantity), group in pairs.groupby(["experiment", "recipe", "quantity"], sort=False):
         heads = group["head"].nunique()
         complete = [
-            of_seed["ratio"].astype(float) for _, of_seed in group.groupby("seed") if of_seed["head"].nunique() == heads
+            seed_rows["ratio"].astype(float)
+            for _, seed_rows in group.groupby("seed")
+            if seed_rows["head"].nunique() == heads
         ]
         ratio = geometric_mean_interval(geometric_mean_interval(ratios).value for ratios in complete)
         about = {"experiment": experiment, "recipe": recipe, "quantity": quantity, "heads": heads, "seeds": ratio.n}

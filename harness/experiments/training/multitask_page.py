@@ -21,7 +21,7 @@ from harness.experiments.training.descriptions import (
 from harness.experiments.training.figures import draw_ablation_ratios
 from harness.experiments.training.multitask import TOLERANCE
 from harness.experiments.training.quantities import QUANTITIES
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 from harness.results.tables import Row
 
 
@@ -32,7 +32,7 @@ def build_ablation_sections(context: PageContext) -> list[Section]:
 
 
 def build_ablation_section(experiment: str, context: PageContext) -> Section:
-    """Return the errors of each head of a model trained on all sets, and of a model trained on its set alone."""
+    """Return the section on a model trained on all datasets, compared with models trained on one dataset each."""
     runs = context.tables["training_runs"]
     rows, overall, errors, multi_task = (
         table[table["experiment"] == experiment]
@@ -44,52 +44,52 @@ def build_ablation_section(experiment: str, context: PageContext) -> Section:
         )
     )
     single_task = runs[(runs["recipe"] == multi_task["recipe"].iloc[0]) & (runs["task"] == "single-task")]
-    both = pd.concat([multi_task, single_task])
+    all_runs = pd.concat([multi_task, single_task])
     paragraphs = [
         describe_setup(multi_task, errors),
-        describe_budget(both),
+        describe_budget(all_runs),
         *describe_verdicts(rows, overall),
-        *describe_runs(both),
+        *describe_runs(all_runs),
     ]
     name = f"ablation-{experiment}"
-    drawn = [draw_ablation_ratios(rows, context.figures, name)]
+    figures = [draw_ablation_ratios(rows, context.figures, name)]
     blocks = [build_errors_block(errors, rows), build_runs_block(multi_task, single_task)]
-    return Section(f"Multi-task against single-task: {describe_model(multi_task)}", name, paragraphs, drawn, blocks)
+    return Section(f"Multi-task against single-task: {describe_model(multi_task)}", name, paragraphs, figures, blocks)
 
 
 def describe_budget(runs: pd.DataFrame) -> str:
-    """Return whether all runs drew the same number of structures, in total or of each set."""
+    """Return a paragraph on whether all runs sample equal numbers of structures, in total or of each dataset."""
     totals = sorted(set(runs["budget"]))
     if len(totals) == 1:
-        return f"Equal budgets: {totals[0]:,} structures drawn in training by every run, of one set or of all."
+        return f"Equal budgets: every run samples {totals[0]:,} structures in training, of one dataset or of all."
     per_set = sorted(set(runs["budget"] // runs["sets"]))
     if len(per_set) == 1:
         return (
-            f"Equal budgets: {per_set[0]:,} structures of each set drawn in training, by the model that learns it alone"
-            f" or by that of all; the models of one set together cost what the other costs ({totals[-1]:,})."
+            f"Equal budgets: both kinds of training sample {per_set[0]:,} structures of each dataset, so that the"
+            f" single-task runs in total cost as much as a multi-task run ({totals[-1]:,} structures)."
         )
-    return f"WRONG: budgets differ, from {totals[0]:,} to {totals[-1]:,} structures drawn in training by a run."
+    return f"WRONG: budgets differ, from {totals[0]:,} to {totals[-1]:,} structures sampled in training."
 
 
 def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
-    """Return the geometric mean over heads of each quantity, and the heads that are worse."""
+    """Return a paragraph per quantity on the geometric mean over heads, and on the heads that are worse."""
     text = []
     for r in rows_as_dicts(overall):
-        of_quantity = rows[rows["quantity"] == r["quantity"]]
-        worse = rows_as_dicts(of_quantity[of_quantity["verdict"] != "ok"])
+        heads = rows[rows["quantity"] == r["quantity"]]
+        worse = rows_as_dicts(heads[heads["verdict"] != "ok"])
         names = [
-            f"{o['head']} ({format_number(o['ratio'], '.2f') + 'x' if o['ratio'] else 'not finite'})" for o in worse
+            f"{w['head']} ({format_number(w['ratio'], '.2f') + 'x' if w['ratio'] else 'not finite'})" for w in worse
         ]
         text.append(
             f"{QUANTITY_TITLES[r['quantity']]}: the multi-task error is {format_estimate(r, 'ratio', 1.0, '.2f')} times"
-            f" the single-task one, geometric mean over {r['heads']} heads and {count(r['seeds'], 'seed')}. Worse by"
-            f" more than {TOLERANCE - 1:.0%}: {', '.join(names) or 'none'}."
+            f" the single-task error, as geometric mean over {r['heads']} heads and"
+            f" {pluralize(r['seeds'], 'seed')}. Worse by more than {TOLERANCE - 1:.0%}: {', '.join(names) or 'none'}."
         )
     return text
 
 
 def build_errors_block(errors: pd.DataFrame, rows: pd.DataFrame) -> TableBlock:
-    """Return both errors of each head and their ratio."""
+    """Return a row per head with both errors and their ratio."""
     columns = ["data", "level of theory", "test structures"]
     for q in QUANTITIES:
         columns += [f"{q.name}, multi-task ({UNITS[q.name]})", "single-task", "ratio [95%]", "verdict"]
@@ -102,9 +102,9 @@ def build_errors_block(errors: pd.DataFrame, rows: pd.DataFrame) -> TableBlock:
             line += [EN_DASH] * 4 if row is None else format_comparison(row)
         body.append(line)
     note = (
-        "MAE on the same held-out structures, means over the seeds that both have. Ratios: geometric means of pairs of"
-        f" one seed with Student's 95% interval of their logarithms. Worse: larger by more than {TOLERANCE - 1:.0%}. A"
-        " dash: no force labels, or no pair of runs."
+        "MAE on the same held-out structures, averaged over the seeds of both kinds of training. Ratios: geometric"
+        " means over seeds with Student's 95% interval of the logarithms. Worse: larger by more than"
+        f" {TOLERANCE - 1:.0%}. A dash: no force labels, or no pair of runs."
     )
     return TableBlock("Held-out errors", columns, body, note)
 
@@ -116,10 +116,10 @@ def format_comparison(row: Row) -> list[str]:
 
 
 def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> TableBlock:
-    """Return what the runs of either kind took, from the least to the most."""
+    """Return a row per kind of training with the ranges over its runs."""
     columns = [
-        "training", "runs", "seeds", "asked for", "found", "compiled", "steps", "time (s)", "graphs/s",
-        "waiting for data", "parameters",
+        "training", "runs", "seeds", "requested precision", "observed types", "compiled", "steps", "time (s)",
+        "graphs/s", "waiting for data", "parameters",
     ]  # fmt: skip
     body = [
         [
@@ -137,5 +137,5 @@ def build_runs_block(multi_task: pd.DataFrame, single_task: pd.DataFrame) -> Tab
         ]
         for task, runs in (("multi-task", multi_task), ("single-task, all heads", single_task))
     ]
-    note = "From the least to the most of all runs; each one in tables/training_runs.csv."
+    note = "Ranges over all runs; the single runs are in tables/training_runs.csv."
     return TableBlock("Runs", columns, body, note)

@@ -1,4 +1,4 @@
-"""The page on training: errors on held-out structures, learning curves, and how the runs went."""
+"""The page on training: errors on held-out structures, learning curves, and the runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_experiment_section(experiment: str, context: PageContext) -> Section:
-    """Return what one experiment has learnt, over its seeds."""
+    """Return the section on one experiment over its seeds."""
     runs, errors, epochs, heads = (
         table[table["experiment"] == experiment]
         for table in (context.tables[f"training_{name}"] for name in ("runs", "errors", "epochs", "heads"))
@@ -60,36 +60,36 @@ def build_experiment_section(experiment: str, context: PageContext) -> Section:
     is_single = runs["task"].iloc[0] == "single-task"
     targets = [describe_target(errors, quantity) for quantity in (FORCES, ENERGY)]
     name = f"training-{experiment}"
-    drawn: list[Figure] = [draw_error_ratios(errors, context.figures, f"{name}-errors")]
+    figures: list[Figure] = [draw_error_ratios(errors, context.figures, f"{name}-errors")]
     if len(epochs) and not is_single:
-        drawn.append(draw_loss_curves(epochs, context.figures, f"{name}-loss"))
+        figures.append(draw_loss_curves(epochs, context.figures, f"{name}-loss"))
     if len(heads):
-        drawn.append(draw_head_curves(heads, errors, context.figures, f"{name}-heads"))
+        figures.append(draw_head_curves(heads, errors, context.figures, f"{name}-heads"))
     blocks = [*(build_errors_block(errors, quantity) for quantity in QUANTITIES), build_runs_block(runs)]
     task = "Single-task training" if is_single else "Multi-task training"
     paragraphs = [describe_setup(runs, errors), *targets, *describe_runs(runs)]
-    return Section(f"{task}: {describe_model(runs)}", name, paragraphs, drawn, blocks)
+    return Section(f"{task}: {describe_model(runs)}", name, paragraphs, figures, blocks)
 
 
 def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
-    """Return how many heads meet the target, and which do not."""
+    """Return a paragraph on the heads that meet the target, and on those that do not."""
     judged = errors[(errors["quantity"] == quantity.name) & ~errors["verdict"].isin(["no labels", "no structures"])]
     if judged.empty:
-        return f"{QUANTITY_TITLES[quantity.name]}: no head has labels to be judged by."
+        return f"{QUANTITY_TITLES[quantity.name]}: no head has labels."
     met = judged[judged["verdict"] == "met"]
-    whole = int((met["ratio_high"] <= quantity.target).sum())
-    sure = f" (on {whole} with the whole interval)" if met["ratio_high"].notna().any() else ""
-    missed = judged[judged["verdict"] != "met"]
-    rest = [f"{r['head']} ({format_number(r['ratio'], '.3f')})" for r in rows_as_dicts(missed)]
+    n_whole = int((met["ratio_high"] <= quantity.target).sum())
+    suffix = f" (for {n_whole} with the whole interval)" if met["ratio_high"].notna().any() else ""
+    others = rows_as_dicts(judged[judged["verdict"] != "met"])
+    missed = [f"{r['head']} ({format_number(r['ratio'], '.3f')})" for r in others]
     return (
-        f"{QUANTITY_TITLES[quantity.name]}: MAE at most {FRACTIONS[quantity.target]} of that of"
-        f" {'the composition alone' if quantity is ENERGY else 'zero forces'} on {len(met)} of {len(judged)}"
-        f" heads{sure}." + (f" Not on {', '.join(rest)}." if rest else "")
+        f"{QUANTITY_TITLES[quantity.name]}: the MAE is at most {FRACTIONS[quantity.target]} of that of"
+        f" {'the composition alone' if quantity is ENERGY else 'zero forces'} for {len(met)} of {len(judged)}"
+        f" heads{suffix}." + (f" It is larger for {', '.join(missed)}." if missed else "")
     )
 
 
 def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
-    """Return the errors of each head on its test set, and those of the baselines."""
+    """Return a row per head with its errors on test structures, and those of the baselines."""
     unit, baseline = UNITS[quantity.name], BASELINES[quantity.name]
     mean: list[Column] = [("predict the mean, MAE", number_cell("mean_mae", scale=MEV))] if quantity.mean_mae else []
     columns: list[Column] = [
@@ -108,21 +108,21 @@ def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
     rows = rows_as_dicts(errors[errors["quantity"] == quantity.name])
     unseen = [f"{r['unseen_elements']} of {r['head']}" for r in rows if r["unseen_elements"]]
     note = (
-        "Means over seeds with Student's 95% interval over them, which says nothing of the choice of test structures."
-        " No molecule, material, reaction or trajectory of the test set is in training."
+        "Means over seeds with Student's 95% interval, which does not include the choice of test structures. No"
+        " molecule, material, reaction or trajectory of the test set is in the training set."
         + (" A dash: no force labels." if quantity is FORCES else "")
-        + (f" Left out for elements that the head's training set lacks: {', '.join(unseen)}." if unseen else "")
+        + (f" Left out because of elements that are not in the training set: {', '.join(unseen)}." if unseen else "")
     )
     return build_block(f"{QUANTITY_TITLES[quantity.name]}: errors on held-out structures", rows, columns, note)
 
 
 def build_runs_block(runs: pd.DataFrame) -> TableBlock:
-    """Return how each run was made and how fast it was."""
+    """Return a row per run on its configuration, length and speed."""
     columns: list[Column] = [
         ("case", "case"),
         ("seed", lambda r: str(r["seed"])),
-        ("asked for", lambda r: str(r["precision"]).upper()),
-        ("found", text_cell("found")),
+        ("requested precision", lambda r: str(r["precision"]).upper()),
+        ("observed types", text_cell("found")),
         ("compiled", lambda r: "yes" if r["compiled"] else "no, eager"),
         ("messages", "messages"),
         ("ranks", number_cell("world_size", ".0f")),

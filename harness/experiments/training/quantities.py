@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-# What is said of a head in the tables of errors.
+# The columns that describe a head in the tables of errors.
 HEAD = ("head", "set", "role", "level", "structures", "unseen_elements")
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is predicted, the columns with its errors, and the share of the baseline's error that is its target."""
+    """A predicted quantity, the columns with its errors, and its target as a share of the baseline's error."""
 
     name: str
     mae: str
@@ -43,6 +43,6 @@ FORCES = Quantity(
 QUANTITIES = (ENERGY, FORCES)
 
 
-def by_seed(rows: pd.DataFrame, column: str) -> pd.Series[float]:
-    """Return the column by seed, the mean where a seed was run again; NaN as soon as one of its values is."""
+def average_by_seed(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+    """Return the mean of the column for each seed; NaN if one of its values is."""
     return rows.groupby("seed", dropna=False)[column].agg(lambda values: values.mean(skipna=False))

@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 
 from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
-from harness.protocol.text import count
+from harness.protocol.text import pluralize
 
-# Errors this many times the median are not drawn: that of the mean of total energies would flatten all others.
+# Errors this many times the median are not drawn: the error of the mean of total energies would flatten all others.
 MAX_OVER_MEDIAN = 30.0
 
 
 @dataclass(frozen=True)
 class ModeStyle:
-    """The title, colour and marks of a mode."""
+    """The title, colour, mark and line style of a mode."""
 
     title: str
     colour: str
@@ -40,8 +40,8 @@ MODES = {
 
 
 def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, folder: Path, name: str) -> Figure:
-    """Draw the error over labels seen, a panel per part of the task, a line per mode, published results as stars."""
-    subsets, starred = list(errors["subset"].unique()), False
+    """Draw the error over the number of labels, with a panel per subset, a line per mode, and published results."""
+    subsets, has_stars = list(errors["subset"].unique()), False
     with mpl.rc_context(STYLE):
         width = min(8.6, 1.6 + 3.4 * len(subsets))
         figure, panels = plt.subplots(1, len(subsets), figsize=(width, 3.2), squeeze=False, layout="constrained")
@@ -56,12 +56,12 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
                 span = np.nan_to_num(span, posinf=0.0) if look.mark else None
                 axes.errorbar(curve["labels"], curve["mae"], yerr=span, capsize=2, label=look.title, **style)
             others = published[(published["subset"] == subset) & (published["unit"] == task["unit"])]
-            starred |= bool(len(others))
+            has_stars |= bool(len(others))
             if len(others):
                 axes.plot(others["train"], others["value"], "*", color="#000000", ms=6, label="published")
             axes.set_xscale("log")
             axes.set_yscale("log")
-            # wide intervals of few seeds run out of the panel, so that the curves can be told apart
+            # wide intervals of few seeds may leave the panel, so that the curves remain distinguishable
             values = [v for v in (*group["mae"], *others["value"]) if v > 0 and np.isfinite(v)]
             if values:
                 axes.set_ylim(0.5 * min(values), 2.0 * min(max(values), MAX_OVER_MEDIAN * float(group["mae"].median())))
@@ -71,23 +71,23 @@ def draw_errors(errors: pd.DataFrame, published: pd.DataFrame, task: pd.Series, 
             axes.set_title(subset, fontsize=9)
         panels[0][0].set_ylabel(f"MAE, {task['unit']}")
         panels[0][-1].legend(frameon=False, fontsize=7.5)
-        seeds, tested = int(errors["seeds"].max()), int(errors["test"].median())
+        seeds, n_test = int(errors["seeds"].max()), int(errors["test"].median())
         caption = (
-            f"{task['title']}, {task['target']} ({task['role']}): error on {tested} held-out structures, mean of"
+            f"{task['title']}, {task['target']} ({task['role']}): error on {n_test} held-out structures, mean of"
             f" {seeds} seeds with the 95% interval of their geometric mean."
-            + (" Stars: published, on the official data." if starred else "")
+            + (" Stars: published results on the official data." if has_stars else "")
         )
         return save_figure(figure, folder, name, caption)
 
 
 def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
-    """Draw the error of each mode over that of training from scratch, for every task with the most labels."""
-    full = gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
-    rows = list(dict.fromkeys(zip(full["title"], full["subset"], full["labels"], strict=True)))
+    """Draw the error of each mode over that of training from scratch, for the most labels of every task."""
+    largest = gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
+    rows = list(dict.fromkeys(zip(largest["title"], largest["subset"], largest["labels"], strict=True)))
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
-        for j, mode in enumerate(m for m in MODES if m in set(full["mode"])):
-            look, group = MODES[mode], full[full["mode"] == mode]
+        for j, mode in enumerate(m for m in MODES if m in set(largest["mode"])):
+            look, group = MODES[mode], largest[largest["mode"] == mode]
             positions = [
                 rows.index(key) + 0.16 * (j - 1.5)
                 for key in zip(group["title"], group["subset"], group["labels"], strict=True)
@@ -97,17 +97,16 @@ def draw_gains(gains: pd.DataFrame, folder: Path, name: str) -> Figure:
             axes.errorbar(group["ratio"], positions, xerr=np.abs(span), label=look.title, **style)
         axes.axvline(1.0, color="#59636e", lw=0.9, zorder=0)
         axes.set_xscale("log")
-        low, high = full["ratio"].min(), full["ratio"].max()
+        low, high = largest["ratio"].min(), largest["ratio"].max()
         axes.set_xlim(0.7 * low, 1.5 * high)
         set_plain_ticks(axes.xaxis, *axes.get_xlim())
         axes.set_yticks(range(len(rows)), [f"{t}{f' {s}' if s else ''}, {n} labels" for t, s, n in rows])
         axes.invert_yaxis()
         axes.set_xlabel("error / error from scratch (less is better)")
         axes.legend(frameon=False, fontsize=7.5)
-        seeds = int(full["seeds"].max())
+        seeds = int(largest["seeds"].max())
         caption = (
-            f"Gain from pretraining, {count(len(rows), 'task')} or parts of tasks with the most labels of each:"
-            f" geometric mean of {count(seeds, 'seed')} with Student's 95% interval, which is drawn as far as the axis"
-            " goes."
+            f"Gain from pretraining, {pluralize(len(rows), 'task')} or subsets with the most labels of each:"
+            f" geometric mean of {pluralize(seeds, 'seed')} with Student's 95% interval, clipped at the axis."
         )
         return save_figure(figure, folder, name, caption)

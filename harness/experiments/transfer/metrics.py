@@ -1,4 +1,4 @@
-"""Tables on downstream tasks: errors over labels, gains of pretraining, and results that others have published."""
+"""Tables on downstream tasks: errors over numbers of labels, gains from pretraining, and published results."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ ERROR = Metric("error", "task's unit", "lower")
 
 
 def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
-    """Return the tables on transfer; a case that has not ended is a row of transfer_tasks alone.
+    """Return the tables on transfer; a case that has not ended only has a row in transfer_tasks.
 
-    transfer_tasks: a row per case. transfer_errors: a row per mode, subset and number of labels, the mean over seeds
-    with the interval of the geometric mean; baselines are modes too. transfer_gains: the error over that of training
-    from scratch, geometric mean over seeds with its interval; below 1 is better; composition_ratio: over the error of
-    the composition. transfer_published: results of others.
+    transfer_tasks: a row per case. transfer_errors: a row per mode, subset and number of labels, with the mean over
+    seeds and the interval of the geometric mean; baselines are modes too. transfer_gains: the geometric mean over seeds
+    of the error over that of training from scratch, with its interval; below 1 is better; composition_ratio: the error
+    over that of the composition. transfer_published: published results.
     """
     runs = [r for r in records if r.program == "transfer"]
     return {
-        "transfer_tasks": TASKS.build(_task(r) for r in runs),
-        "transfer_errors": ERRORS.build(row for r in runs for row in _errors(r)),
-        "transfer_gains": GAINS.build(row for r in runs for row in _gains(r)),
-        "transfer_published": PUBLISHED.build(row for r in runs for row in _published(r)).drop_duplicates(),
+        "transfer_tasks": TASKS.build(_describe_task(r) for r in runs),
+        "transfer_errors": ERRORS.build(row for r in runs for row in _list_errors(r)),
+        "transfer_gains": GAINS.build(row for r in runs for row in _list_gains(r)),
+        "transfer_published": PUBLISHED.build(row for r in runs for row in _list_published(r)).drop_duplicates(),
     }
 
 
@@ -65,14 +65,14 @@ def count_work(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     return float(len(record.events("fit"))), "fit"
 
 
-def _describe_task(record: RunRecord) -> dict[str, Any]:
-    """Return the event that describes the task, or what the case asked for."""
+def _find_task(record: RunRecord) -> dict[str, Any]:
+    """Return the event that describes the task, or the task of the case's parameters."""
     events = record.events("task")
     return events[-1] if events else {"task": record.case["parameters"].get("task")}
 
 
-def _task(record: RunRecord) -> dict[str, Any]:
-    task = _describe_task(record)
+def _describe_task(record: RunRecord) -> dict[str, Any]:
+    task = _find_task(record)
     left_out = task.get("left_out") or {}
     return TASKS.select(task, "task", "data") | {
         "campaign": record.campaign,
@@ -82,7 +82,7 @@ def _task(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _rows(record: RunRecord) -> pd.DataFrame:
+def _list_fits(record: RunRecord) -> pd.DataFrame:
     """Return a row per fit and per baseline, each with its mode."""
     rows = [dict(e) for e in record.events("fit")]
     for event in record.events("baseline"):
@@ -93,11 +93,11 @@ def _rows(record: RunRecord) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _errors(record: RunRecord) -> list[dict[str, Any]]:
-    fits = _rows(record)
+def _list_errors(record: RunRecord) -> list[dict[str, Any]]:
+    fits = _list_fits(record)
     if fits.empty:
         return []
-    task, rows = _describe_task(record), []
+    task, rows = _find_task(record), []
     for (subset, mode, labels), group in fits.groupby(["subset", "mode", "labels"], sort=False):
         mean, geometric = mean_interval(group["mae"]), geometric_mean_interval(group["mae"])
         forces = group["force_mae"].dropna()
@@ -120,24 +120,24 @@ def _errors(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _gains(record: RunRecord) -> list[dict[str, Any]]:
-    fits = _rows(record)
+def _list_gains(record: RunRecord) -> list[dict[str, Any]]:
+    fits = _list_fits(record)
     if fits.empty or SCRATCH not in set(fits["mode"]):
         return []
-    task, rows = _describe_task(record), []
+    task, rows = _find_task(record), []
     for (subset, labels), group in fits.groupby(["subset", "labels"], sort=False):
-        by_mode = {str(mode): of_mode.set_index("seed") for mode, of_mode in group.groupby("mode", sort=False)}
+        by_mode = {str(mode): mode_fits.set_index("seed") for mode, mode_fits in group.groupby("mode", sort=False)}
         scratch, composition = by_mode.get(SCRATCH), by_mode.get("composition")
         if scratch is None:
             continue
-        for mode, fitted in by_mode.items():
+        for mode, errors in by_mode.items():
             if mode in (SCRATCH, *BASELINES):
                 continue
-            ratio = geometric_mean_interval((fitted["mae"] / scratch["mae"]).dropna())
-            force = geometric_mean_interval((fitted["force_mae"] / scratch["force_mae"]).dropna().astype(float))
+            ratio = geometric_mean_interval((errors["mae"] / scratch["mae"]).dropna())
+            force = geometric_mean_interval((errors["force_mae"] / scratch["force_mae"]).dropna().astype(float))
             over_composition = math.nan
             if composition is not None:
-                over_composition = geometric_mean_interval((fitted["mae"] / composition["mae"]).dropna()).value
+                over_composition = geometric_mean_interval((errors["mae"] / composition["mae"]).dropna()).value
             rows.append(
                 {
                     "campaign": record.campaign,
@@ -157,6 +157,6 @@ def _gains(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _published(record: RunRecord) -> list[dict[str, Any]]:
-    task = _describe_task(record)
+def _list_published(record: RunRecord) -> list[dict[str, Any]]:
+    task = _find_task(record)
     return [PUBLISHED.select({"task": task["task"], **row}) for row in task.get("published") or ()]

@@ -31,30 +31,30 @@ def build_sections(context: PageContext) -> list[Section]:
 
 
 def build_campaign_section(campaign: str, context: PageContext) -> Section:
-    """Return what was learnt of every task of one campaign, and what is missing."""
+    """Return the section on the tasks of one campaign."""
     tasks, errors, gains = (
         select_campaign(context.tables[f"transfer_{name}"], campaign) for name in ("tasks", "errors", "gains")
     )
     published = context.tables["transfer_published"]
     titles = dict(zip(tasks["task"], tasks["title"], strict=True))
-    drawn = [draw_gains(gains, context.figures, f"{campaign}-gains")] if len(gains) else []
+    figures = [draw_gains(gains, context.figures, f"{campaign}-gains")] if len(gains) else []
     for task, group in errors.groupby("task", sort=False):
         row = tasks[tasks["task"] == task].iloc[0]
         name = f"{campaign}-{task}"
-        drawn.append(draw_errors(group, published[published["task"] == task], row, context.figures, name))
+        figures.append(draw_errors(group, published[published["task"] == task], row, context.figures, name))
     blocks = [build_tasks_block(tasks), build_gains_block(gains, titles), build_errors_block(errors, titles)]
     paragraphs = describe_transfer(tasks, gains)
-    return Section("Transfer to downstream tasks", f"transfer-{campaign}", paragraphs, drawn, blocks)
+    return Section("Transfer to downstream tasks", f"transfer-{campaign}", paragraphs, figures, blocks)
 
 
 def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
-    """Return how many tasks there are, and on how many fine-tuning beats training from scratch."""
-    ran = tasks[(tasks["available"] == True) & (tasks["state"] == "done")]  # noqa: E712
-    stand_ins = sum(str(role).startswith("stand-in") for role in ran["role"])
+    """Return paragraphs on the tasks, and on fine-tuning compared with training from scratch."""
+    finished = tasks[(tasks["available"] == True) & (tasks["state"] == "done")]  # noqa: E712
+    stand_ins = sum(str(role).startswith("stand-in") for role in finished["role"])
     text = [
-        f"{len(ran)} of {len(tasks)} tasks were learned from, {stand_ins} of them on stand-ins for the official data."
-        " Every way of training has the same budget of steps, is stopped by a fifth of the labels that it"
-        " may see, and is tested on structures of which it has seen none. Composition: a linear model of it, fitted on"
+        f"Models were trained on {len(finished)} of {len(tasks)} tasks, {stand_ins} of them with stand-ins for the"
+        " official data. All modes of training have the same budget of steps, use a fifth of their labels for early"
+        " stopping, and are tested on held-out structures. Composition: a linear model of the composition, fitted to"
         " the same labels."
     ]
     full = select_most_labels(gains[gains["mode"] == "full"])
@@ -62,9 +62,9 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
         better = int((full["high"] < 1).sum())
         worse = int((full["low"] > 1).sum())
         text.append(
-            f"With the most labels of each, fine-tuning everything is better than training from scratch on {better} of"
-            f" {len(full)} (the interval of the ratio lies below one), worse on {worse}; on the others seeds do"
-            " not tell."
+            "With the most labels of each, fine-tuning of all parameters is better than training from scratch on"
+            f" {better} of {len(full)} (the interval of the ratio lies below one) and worse on {worse}; the others"
+            " are within the scatter between seeds."
         )
     absent = [str(r["needs"]) for r in rows_as_dicts(tasks) if r["available"] is False]
     if absent:
@@ -73,7 +73,7 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
 
 
 def select_most_labels(gains: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the most labels of each task, part and mode."""
+    """Return the rows with the most labels of each task, subset and mode."""
     if gains.empty:
         return gains
     return gains.loc[gains.groupby(["task", "subset", "mode"], sort=False)["labels"].idxmax()]
@@ -91,28 +91,28 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
         ("splits", text_cell("splits")),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
-    note = "Stand-in: other structures or another level of theory than the task's own; its errors are not the task's."
+    note = "Stand-in: structures or a level of theory other than the task's; its errors do not apply to the task."
     return add_cost_columns(build_block("Tasks", rows_as_dicts(tasks), columns, note), tasks)
 
 
 def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
-    """Return the errors over those of training from scratch."""
+    """Return a row per task, subset and mode with errors over those of training from scratch."""
     columns: list[Column] = [
         *identify_fit(titles),
-        ("error / from scratch", interval_of_seeds("ratio")),
+        ("error / from scratch", seed_interval_cell("ratio")),
         ("forces", number_cell("force_ratio")),
         ("error / composition", number_cell("composition_ratio")),
         ("seeds", "seeds"),
     ]
-    note = "Geometric mean over seeds with Student's 95% interval; below 1, pretraining helps. The most labels of each."
+    note = "Geometric mean over seeds with Student's 95% interval, for the most labels; below 1, pretraining helps."
     return build_block("Gain from pretraining", rows_as_dicts(select_most_labels(gains)), columns, note)
 
 
 def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
-    """Return every mean error."""
+    """Return a row per task, subset, mode and number of labels with its mean error."""
     columns: list[Column] = [
         *identify_fit(titles),
-        ("MAE", interval_of_seeds("mae")),
+        ("MAE", seed_interval_cell("mae")),
         ("unit", "unit"),
         ("force MAE (eV/\N{ANGSTROM SIGN})", number_cell("force_mae")),
         ("seeds", "seeds"),
@@ -122,16 +122,16 @@ def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlo
 
 
 def identify_fit(titles: dict[str, str]) -> list[Column]:
-    """Return the columns that say which task, part, mode and number of labels a row is of."""
+    """Return the columns that identify a row: task, subset, mode and number of labels."""
     return [
         ("task", lambda r: titles.get(r["task"], str(r["task"]))),
-        ("part", text_cell("subset")),
+        ("subset", text_cell("subset")),
         ("mode", lambda r: MODES[r["mode"]].title),
         ("labels", "labels"),
     ]
 
 
-def interval_of_seeds(column: str) -> Callable[[Row], str]:
-    """Return what shows a mean over seeds: with its interval, or alone where there is one seed."""
-    with_interval, alone = interval_cell(column, "low", "high"), number_cell(column)
-    return lambda row: with_interval(row) if row["seeds"] > 1 else alone(row)
+def seed_interval_cell(column: str) -> Callable[[Row], str]:
+    """Return a function that formats a mean over seeds, with its interval if there are several seeds."""
+    format_with_interval, format_alone = interval_cell(column, "low", "high"), number_cell(column)
+    return lambda row: format_with_interval(row) if row["seeds"] > 1 else format_alone(row)

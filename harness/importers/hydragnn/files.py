@@ -59,19 +59,19 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in parts]
 
 
-def bare_name(path: Path) -> str:
+def strip_compression_suffix(path: Path) -> str:
     """Return the file's name without the suffix of a compressed file."""
     return path.stem if path.suffix in OPENERS else path.name
 
 
 def is_text(path: Path) -> bool:
-    """Whether the file begins like text; raise one of READ_ERRORS where it cannot be read."""
+    """Return whether the file begins like text; raise one of READ_ERRORS where it cannot be read."""
     with _open(path) as file:
         return b"\0" not in file.read(SNIFFED_BYTES)
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a text file; what a progress bar has overwritten counts as the same line.
+    """Yield the lines of a text file; text that a progress bar overwrites has the number of the same line.
 
     Raises:
         READ_ERRORS: the file is damaged.

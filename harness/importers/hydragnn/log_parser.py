@@ -1,4 +1,4 @@
-"""Parse standard output and run.log: what a line states, and which lines belong to one run."""
+"""Parse the lines of standard output and run.log, and split them into runs."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ DECIMALS = 8
 
 @dataclass(frozen=True)
 class Statement:
-    """What a line states.
+    """The content of a line.
 
-    losses: name -> value, None where it is not a number. errors: of the tasks, in their order. options: of a command
-    line. sizes: nodes, ranks and ranks_per_node of a launcher's command line.
+    losses: name -> value, None if it is not finite. errors: those of the tasks, in their order. options: those of a
+    command line. sizes: nodes, ranks and ranks_per_node of a launcher's command line.
     """
 
     kind: Kind
@@ -63,7 +63,7 @@ class Statement:
 
 
 def parse_line(line: Line) -> Statement | None:
-    """Return what a line states: None for a line of no interest, kind `damaged` for one that cannot be read."""
+    """Return the content of a line: None for an irrelevant line, kind `damaged` for one that cannot be read."""
     text = line.text
     if TASKS_MARKER in text or any(marker in text for marker in RESULT_MARKERS):
         is_damaged = any(marker in text for marker in RESULT_MARKERS)
@@ -175,11 +175,11 @@ class Row:
     errors: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def agrees(self, other: Row) -> bool:
-        """Whether the losses that both rows have are equal."""
+        """Return whether the losses that both rows have are equal."""
         return all(_is_same_loss(self.losses[k], other.losses[k]) for k in self.losses.keys() & other.losses.keys())
 
     def add(self, other: Row) -> None:
-        """Add what this row lacks."""
+        """Add the losses and errors that this row lacks."""
         self.losses = {**other.losses, **self.losses}
         self.errors = {**other.errors, **self.errors}
 
@@ -218,7 +218,7 @@ class Segment:
         return self.rows[min(self.rows)] if self.rows else {}
 
     def is_new_run(self, epoch: Statement) -> bool:
-        """Whether an epoch is the first one again, with other losses, and so the start of another run."""
+        """Return whether an epoch repeats the first one with other losses, and so is the start of another run."""
         rows = self.rows.get(epoch.rank, {})
         if not rows or epoch.epoch != min(rows):
             return False

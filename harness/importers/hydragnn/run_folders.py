@@ -17,10 +17,10 @@ from harness.importers.hydragnn.files import list_files, read_small
 from harness.importers.hydragnn.runs import LogFiles, Run, collect_notes, find_runs, read_files
 from harness.protocol.errors import UsageError
 from harness.protocol.events import FILE_NAME
-from harness.protocol.text import count, sanitize_line
+from harness.protocol.text import pluralize, sanitize_line
 
 PROGRAM, CAMPAIGN = "hydragnn", "hydragnn-original"
-FILES_SHOWN, NAME_LENGTH = 5, 150
+MAX_FILES_NAMED, NAME_LENGTH = 5, 150
 MAX_CONFIG_BYTES, MAX_TEXT_LENGTH, MAX_LIST_LENGTH = 16 << 20, 500, 64
 ARCHITECTURE = ("mpnn_type", "hidden_dim", "num_conv_layers", "radius", "max_neighbours", "num_headlayers",
                 "dim_headlayers")  # fmt: skip
@@ -103,10 +103,10 @@ def _rates(run: Run) -> list[float]:
 def _describe_skipped(logs: LogFiles, separator: str) -> str:
     if not logs.skipped:
         return ""
-    named = [f"{path.name} ({reason})" for path, reason in logs.skipped[:FILES_SHOWN]]
-    shown = ", ".join(map(sanitize_line, named))
-    more = f", and {len(logs.skipped) - FILES_SHOWN} more" if len(logs.skipped) > FILES_SHOWN else ""
-    return f"{separator}{count(len(logs.skipped), 'file')} skipped: {shown}{more}"
+    examples = [f"{path.name} ({reason})" for path, reason in logs.skipped[:MAX_FILES_NAMED]]
+    text = ", ".join(map(sanitize_line, examples))
+    more = f", and {len(logs.skipped) - MAX_FILES_NAMED} more" if len(logs.skipped) > MAX_FILES_NAMED else ""
+    return f"{separator}{pluralize(len(logs.skipped), 'file')} skipped: {text}{more}"
 
 
 def _write_run(folder: Path, name: str, run: Run) -> Path:
@@ -182,7 +182,7 @@ def _read_sizes(run: Run) -> dict[str, int]:
 
 
 def _is_complete(run: Run) -> bool:
-    """Whether the tracer's files are complete: their ranks count from 0, and every rank wrote one."""
+    """Return whether the tracer's files are complete: their ranks count from 0, and every rank wrote one."""
     ranks = sorted(run.regions)
     return ranks == list(range(len(ranks))) and (len(ranks) > 1 or any(s.options.get("everyone") for s in run.segments)
                                                  or not any(s.options for s in run.segments))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bring together the parts of several log files that belong to one run."""
+"""Combine the parts of several log files that belong to one run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.importers.hydragnn.files import READ_ERRORS, bare_name, is_text, natural_key, read_lines
+from harness.importers.hydragnn.files import READ_ERRORS, is_text, natural_key, read_lines, strip_compression_suffix
 from harness.importers.hydragnn.log_parser import Segment, Versions, add_version, split_runs
 from harness.importers.hydragnn.tracer import (
     ENERGY,
@@ -21,7 +21,7 @@ from harness.importers.hydragnn.tracer import (
 )
 
 CONFIG, LOG = "config.json", "run.log"
-NUMBERS_SHOWN = 8
+MAX_NUMBERS = 8
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name that a command line gives, or an empty text."""
+        """The name from a command line, or an empty string."""
         return next((s.name for s in self.segments if s.name), "")
 
     @property
@@ -50,7 +50,7 @@ class Run:
         return result
 
     def continues(self, other: Segment) -> bool:
-        """Whether a segment belongs to this run: it repeats one of its epochs, or continues after them."""
+        """Return whether a segment belongs to this run: it repeats one of its epochs, or continues after them."""
         known, new = self.epochs, other.epochs
         if not known or not new:
             return True
@@ -64,7 +64,7 @@ class Run:
 
 @dataclass
 class LogFiles:
-    """The content of many log files, by folder; skipped: files of which nothing could be used, and why."""
+    """The content of many log files by folder; skipped: unusable files, with the reasons."""
 
     segments: list[Segment] = field(default_factory=list)
     regions: dict[Path, dict[int, Regions]] = field(default_factory=lambda: defaultdict(dict))
@@ -73,10 +73,10 @@ class LogFiles:
 
 
 def read_files(files: Iterable[Path]) -> LogFiles:
-    """Read the files; a damaged one counts as far as it can be read."""
+    """Read the files; the readable part of a damaged file is used."""
     logs = LogFiles()
     for path in files:
-        if bare_name(path) == CONFIG:
+        if strip_compression_suffix(path) == CONFIG:
             logs.configs[path.parent] = path
             continue
         try:
@@ -103,7 +103,7 @@ def _read_text(logs: LogFiles, path: Path) -> None:
 
 
 def _read_tracer(logs: LogFiles, path: Path) -> bool:
-    name = bare_name(path)
+    name = strip_compression_suffix(path)
     if match := FULL.match(name):
         regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
         # The table gp_timing may have been read before, and counts the same calls.
@@ -123,7 +123,7 @@ def _read_tracer(logs: LogFiles, path: Path) -> bool:
 
 
 def find_runs(logs: LogFiles) -> list[Run]:
-    """Return the runs in the order of their folders, each with all that belongs to it."""
+    """Return the runs in the order of their folders, with their segments, tracer files and configurations."""
     runs: dict[Path, list[Run]] = defaultdict(list)
     folders = {*logs.regions, *logs.configs, *(s.source.parent for s in logs.segments)}
     ordered = sorted(logs.segments, key=lambda s: (s.source.name == LOG, not s.name, natural_key(str(s.source))))
@@ -156,7 +156,7 @@ def find_runs(logs: LogFiles) -> list[Run]:
 
 
 def has_results(run: Run) -> bool:
-    """Whether a run has anything to report."""
+    """Return whether a run has anything to report."""
     return any(s.has_results for s in run.segments) or any(r.calls or r.joules for r in run.regions.values())
 
 
@@ -174,17 +174,17 @@ def _last_run(runs: list[Run], folder: Path, what: str) -> Run:
         runs.append(Run(folder))
     candidates = [r for r in runs if r.name == folder.name] or runs
     if len(candidates) > 1:
-        candidates[-1].notes.append(f"{what}: taken to be of the last of {len(candidates)} runs in {folder.name}")
+        candidates[-1].notes.append(f"{what}: assigned to the last of {len(candidates)} runs in {folder.name}")
     return candidates[-1]
 
 
 def collect_notes(run: Run) -> list[str]:
-    """Return what was restarted, left out or missing in a run, a line each."""
+    """Return a note on each restart, and on each kind of missing or unreadable data of a run."""
     notes = list(run.notes)
     for epoch, rows in sorted(run.epochs.items()):
         if len(rows) > 1:
             locations = ", ".join(f"{r.source.name}:{r.line}" for r in rows)
-            notes.append(f"epoch {epoch} was repeated after a restart, and the last one counts ({locations})")
+            notes.append(f"epoch {epoch} was repeated after a restart; the last one counts ({locations})")
     missing = sorted(epoch for epoch, rows in run.epochs.items() if None in rows[-1].losses.values())
     if missing:
         notes.append(f"losses that are not numbers: epochs {_format_numbers(missing)}")
@@ -203,4 +203,4 @@ def _format_faults(faults: Counter[str]) -> str:
 
 
 def _format_numbers(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:NUMBERS_SHOWN])) + (", ..." if len(numbers) > NUMBERS_SHOWN else "")
+    return ", ".join(map(str, numbers[:MAX_NUMBERS])) + (", ..." if len(numbers) > MAX_NUMBERS else "")

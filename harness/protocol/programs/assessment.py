@@ -1,58 +1,55 @@
-"""How far a screening's results are to be trusted: parameters and events."""
+"""Assessment of how far the results of a screening can be trusted: parameters and events."""
 
 from __future__ import annotations
 
-from harness.protocol.parameters import ParameterGroup, Share
-from harness.protocol.records import AtomicNumber, Count, Counts, Energy, Error, EventRecord, NotNegative, Number
-from harness.protocol.records import Share as MeasuredShare
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import NonNegativeInt as ParameterNotNegative
-from harness.protocol.types import Positive
+from harness.protocol.parameters import Fraction, ParameterGroup
+from harness.protocol.records import AtomicNumber, Count, Counts, Energy, Error, EventRecord, NonNegative, Number, Share
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Trust(ParameterGroup):
-    """How far a screening's results are to be trusted, found out on a sample of its candidates."""
+    """Assessment of a screening's results on a sample of its candidates."""
 
-    sample: ParameterCount = 1000
-    """Candidates of the sample, drawn at random."""
-    known_limit: ParameterCount = 200
-    """Structures of each training set that are looked at."""
-    false_alarm: Share = 0.05
+    sample: PositiveInt = 1000
+    """Number of candidates in the sample, which is drawn at random."""
+    known_limit: PositiveInt = 200
+    """Structures of each training set that are compared with."""
+    false_alarm: Fraction = 0.05
     """Share of held-out structures that may be flagged."""
-    labelled: ParameterNotNegative = 50
-    """Candidates to calculate."""
-    label_seconds: Positive = 120.0
-    """Time for calculating them at most."""
-    dropout: Share = 0.1
-    """Share of the pooled features that is dropped."""
-    draws: ParameterCount = 16
-    """Draws of dropped features."""
+    labelled: NonNegativeInt = 50
+    """Candidates to label with a reference calculation."""
+    label_seconds: PositiveFloat = 120.0
+    """Maximum seconds for labelling them."""
+    dropout: Fraction = 0.1
+    """Share of the pooled features that dropout removes."""
+    draws: PositiveInt = 16
+    """Number of dropout samples."""
     ensemble: tuple[str, ...] = ()
-    """Further checkpoints."""
-    relaxed: ParameterNotNegative = 10
-    """Candidates to relax, of the best."""
-    relax_steps: ParameterCount = 200
-    """Steps of a relaxation at most."""
+    """Checkpoints of the other members of an ensemble."""
+    relaxed: NonNegativeInt = 10
+    """Number of the best candidates to relax."""
+    relax_steps: PositiveInt = 200
+    """Maximum number of steps of a relaxation."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random choices."""
 
 
 class Calibration(EventRecord, tag="calibration"):
-    """The threshold of the distance, its false alarms, and the strange structures that it detects."""
+    """The threshold of the distance, its false alarms, and the implausible structures that it detects."""
 
-    threshold: NotNegative
-    share: MeasuredShare
-    """Of the structures that it was set on."""
-    false_alarms: MeasuredShare
+    threshold: NonNegative
+    share: Share
+    """Share of the structures that determined the threshold which lie beyond it."""
+    false_alarms: Share
     calibrated_on: Count
     tested_on: Count
     strange: Count
-    detected: dict[str, MeasuredShare]
-    """By kind of strange structure."""
+    detected: dict[str, Share]
+    """Share of the implausible structures that were detected, by kind."""
 
 
 class Uncertainty(EventRecord, tag="uncertainty"):
-    """Spread of heads, of dropout and of an ensemble over part of the sample, medians."""
+    """Median spread of the heads, of dropout and of an ensemble, on part of the sample."""
 
     kind: str
     candidates: Count
@@ -63,7 +60,7 @@ class Uncertainty(EventRecord, tag="uncertainty"):
 
 
 class OutsideCoverage(EventRecord, tag="outside"):
-    """Candidates of the sample that the model cannot know anything of, by reason."""
+    """Candidates of the sample outside of the model's coverage, by reason."""
 
     candidates: Count
     reasons: Counts
@@ -77,17 +74,17 @@ class Unrelaxed(EventRecord, tag="unrelaxed"):
 
 
 class Overlap(EventRecord, tag="overlap"):
-    """Distance of a kind of structures from the training sets, along principal components."""
+    """Distance of structures of one kind from the training sets, along principal components."""
 
     kind: str
     structures: Count
-    mean: NotNegative
-    beyond: MeasuredShare
-    wasserstein: list[NotNegative] | None = None
+    mean: NonNegative
+    beyond: Share
+    wasserstein: list[NonNegative] | None = None
 
 
 class Elements(EventRecord, tag="elements"):
-    """Structures in which every element occurs."""
+    """Number of structures that contain each element."""
 
     candidates: Counts
     never_seen: list[AtomicNumber]
@@ -95,7 +92,7 @@ class Elements(EventRecord, tag="elements"):
 
 
 class Embedding(EventRecord, tag="embedding"):
-    """Two principal components of some structures of a kind, for a figure."""
+    """Two principal components of some structures of one kind, for a figure."""
 
     kind: str
     x: list[Number]
@@ -103,7 +100,7 @@ class Embedding(EventRecord, tag="embedding"):
 
 
 class SpotLabel(EventRecord, tag="label"):
-    """One candidate calculated, and how far the model was off."""
+    """One candidate with a calculated label, and the errors of the model."""
 
     head: str
     level: str
@@ -111,11 +108,11 @@ class SpotLabel(EventRecord, tag="label"):
     force_off_ev_per_a: Error
     flagged: bool
     formula: str | None = None
-    distance: NotNegative | None = None
+    distance: NonNegative | None = None
 
 
 class Unlabelled(EventRecord, tag="unlabelled"):
-    """Why there are no labels, or not more."""
+    """The reason why there are no labels, or not all."""
 
     why: str
     failed: Counts | None = None
@@ -129,8 +126,8 @@ class RelaxedCandidate(EventRecord, tag="relaxed"):
     steps: Count
     before_ev_per_atom: Energy
     after_ev_per_atom: Energy
-    volume_before: NotNegative
-    volume_after: NotNegative
+    volume_before: NonNegative
+    volume_after: NonNegative
     force_max_ev_per_a: Error
     file: str | None = None
     formula: str | None = None

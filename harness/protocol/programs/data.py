@@ -15,54 +15,53 @@ from harness.protocol.records import (
     Error,
     EventRecord,
     Facts,
-    NotNegative,
+    NonNegative,
     Number,
     Part,
     PositiveCount,
     Rate,
     Seconds,
 )
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import Positive, check_unique
+from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
 
 
 class DataParameters(Parameters):
-    """Conversion of one dataset to a store, or reading of all stores that the cases before it have made."""
+    """Conversion of one dataset to a store, or reading of all stores that earlier cases have written."""
 
     task: Literal["convert", "read"]
     """What the case does."""
     dataset: str
     """The dataset to convert, by its name in the catalog."""
     source: str = ""
-    """A folder with one folder of official files per dataset; a stand-in takes the place of an absent one."""
-    cutoff: Positive | None = None
-    """Radius of the neighbour lists that are stored, angstrom; null: none are."""
-    max_neighbours: ParameterCount | None = None
-    """Neighbours of an atom at most."""
-    max_force: Positive = 1000.0
-    """Structures with a larger force are left out, eV/angstrom."""
+    """A folder with one folder of official files per dataset; a stand-in replaces an absent one."""
+    cutoff: PositiveFloat | None = None
+    """Radius of the stored neighbour lists, angstrom; null: none are stored."""
+    max_neighbours: PositiveInt | None = None
+    """Maximum number of neighbours of an atom."""
+    max_force: PositiveFloat = 1000.0
+    """Maximum force, eV/angstrom; structures with a larger one are left out."""
     strict: bool = False
-    """Whether a broken structure ends the conversion, in place of being left out."""
-    workers: ParameterCount | None = None
+    """Whether an invalid structure ends the conversion instead of being left out."""
+    workers: PositiveInt | None = None
     """Processes that convert; null: one per core."""
     modes: Annotated[tuple[ReadMode, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(ReadMode)
     """Ways to read; a round goes through all of them once."""
-    width: ParameterCount | None = None
-    """Ranks that hold one copy of the data together, in the mode `distributed`; null: all."""
+    width: PositiveInt | None = None
+    """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
-    batch_size: ParameterCount = 256
-    """Samples that a rank reads at a time."""
-    batches: ParameterCount = 20
-    """Batches of a mode and round."""
-    rounds: ParameterCount = 5
+    batch_size: PositiveInt = 256
+    """Samples that a rank reads in one batch."""
+    batches: PositiveInt = 20
+    """Batches per mode and round."""
+    rounds: PositiveInt = 5
     """Rounds of reading."""
     seed: int = SPLIT_SEED
     """Seed of splits when converting, and of random samples when reading."""
 
 
 class ReadSample(EventRecord, tag="sample"):
-    """One batch of random samples, read by all ranks at once."""
+    """One batch of random samples, read by all ranks simultaneously."""
 
     seconds: Duration
     """Of the slowest rank."""
@@ -93,7 +92,7 @@ class Dataset(Part):
 
 
 class MissingLabels(Part):
-    """Labels that structures lack: structures without each, those left out for it, and other remarks."""
+    """Missing labels: the structures that lack each, those left out because of it, and other remarks."""
 
     structures: Count
     without: Counts | None = None
@@ -102,7 +101,7 @@ class MissingLabels(Part):
 
 
 class ConversionCounts(Part):
-    """What a conversion has read, left out and written."""
+    """Numbers of structures that a conversion read, left out and wrote."""
 
     written: Count
     read: Count | None = None
@@ -110,7 +109,7 @@ class ConversionCounts(Part):
     """Structures left out, by reason."""
     other_charges: Count | None = None
     examples: list[str] | None = None
-    """Some of what was left out."""
+    """Examples of structures that were left out."""
     parts: Count | None = None
     workers: Count | None = None
     read_s: Seconds | None = None
@@ -125,9 +124,9 @@ class ConversionCounts(Part):
     missing_labels: MissingLabels | None = None
     passed_over: Counts | None = None
     splits: Counts | None = None
-    cutoff: NotNegative | None = None
+    cutoff: NonNegative | None = None
     max_neighbours: Count | None = None
-    max_force: NotNegative | None = None
+    max_force: NonNegative | None = None
     split_seed: int | None = None
     strict: bool | None = None
     edges: bool | Count | None = None
@@ -162,7 +161,7 @@ class Spread(Part):
 
 
 class ElementCounts(Part):
-    """In how many structures an element occurs, and with how many atoms."""
+    """Number of structures that contain an element, and of its atoms."""
 
     structures: Count
     atoms: Count
@@ -177,7 +176,7 @@ class Statistics(Part):
     periodic: list[Count]
     elements: dict[str, ElementCounts]
     charges: Counts
-    neighbours_mean: NotNegative | None
+    neighbours_mean: NonNegative | None
     sizes: Spread
     energy_ev_per_atom: Spread
     force_norm_ev_per_a: Spread
@@ -189,14 +188,14 @@ class Statistics(Part):
 
 
 class CopyFloor(Part):
-    """What reading cannot be faster than."""
+    """A lower bound of the time of reading."""
 
-    us_per_sample: NotNegative
+    us_per_sample: NonNegative
     what: str
 
 
 class Reading(Part):
-    """One way to read, and what opening the stores that way took."""
+    """One mode of reading, and the cost of opening the stores in it."""
 
     mode: str
     ranks: PositiveCount
@@ -207,8 +206,8 @@ class Reading(Part):
     samples: Count | None = None
     open_s: Seconds | None = None
     rss_bytes: Number | None = None
-    """Memory of one rank, what ranks share counted in parts; negative where a process gave memory back."""
-    bytes_per_sample_mean: NotNegative | None = None
+    """Increase of the memory of one rank, with its part of shared memory; negative if the process released memory."""
+    bytes_per_sample_mean: NonNegative | None = None
     floor: CopyFloor | None = None
     width: PositiveCount | None = None
     backend: str | None = None
@@ -223,7 +222,7 @@ class DataFacts(Facts):
     statistics: Statistics | None = None
     reading: list[Reading] | Reading | None = None
     out_of_reach: list[str] | None = None
-    """Modes that there was no memory for."""
+    """Modes for which there was not enough memory."""
 
 
 EVENTS = (ReadSample,)

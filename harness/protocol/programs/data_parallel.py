@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from msgspec import Meta
+from msgspec import Meta, field
 from pydantic import Field, model_validator
 
 from harness.protocol.parameters import (
@@ -28,7 +28,7 @@ from harness.protocol.records import (
     Error,
     EventRecord,
     Facts,
-    NotNegative,
+    NonNegative,
     Number,
     Observed,
     Part,
@@ -37,30 +37,28 @@ from harness.protocol.records import (
     RankPlace,
     Seconds,
 )
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import NonNegativeInt as ParameterNotNegative
-from harness.protocol.types import Positive
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
-# The kinds of work that a step is cut into, in their order: on the host, and on the device.
+# The regions of a step in their order: on the host, then on the device.
 HOST_REGIONS = ("data", "neighbour_lists", "collation")
 DEVICE_REGIONS = ("forward", "gradient", "backward", "optimizer")
 REGIONS = (*HOST_REGIONS, *DEVICE_REGIONS)
 
 
 class Network(ParameterGroup):
-    """What a projection to other numbers of ranks assumes of the machine; no run reads it."""
+    """The network that a projection to other numbers of ranks assumes; no run reads it."""
 
     latency_us: Annotated[float, Field(ge=0)]
-    """Time of a message between nodes."""
-    bandwidth_gb_s: Positive
-    """What a node can send."""
+    """Latency of a message between nodes."""
+    bandwidth_gb_s: PositiveFloat
+    """Injection bandwidth of a node."""
 
 
 class DataParallelParameters(Parameters):
     """Data-parallel training steps, one process per rank."""
 
-    batch_size: ParameterCount
-    """Graphs of one rank and step."""
+    batch_size: PositiveInt
+    """Graphs per rank and step."""
     precision: PrecisionName
     """Precision of training."""
     backend: BackendName = "gloo"
@@ -72,48 +70,48 @@ class DataParallelParameters(Parameters):
     sets: Names | None = None
     """Shipped sets; null: all."""
     atoms: AtomRange | None = None
-    """Atoms of the structures of shipped sets that are used, fewest and most."""
+    """Minimum and maximum number of atoms of the structures that are used of shipped sets."""
     stores: str = ""
-    """A folder of stores, in place of shipped sets."""
+    """A folder of stores, instead of shipped sets."""
     read: ReadMode = "preload"
     """How stores are read."""
-    width: ParameterCount | None = None
-    """Ranks that hold one copy of the data together, in the mode `distributed`; null: all."""
+    width: PositiveInt | None = None
+    """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
     sampling: Sampling = "mixed"
-    """Whether all ranks draw from all datasets, or each from its own."""
-    temperature: Positive = 1.0
-    """Datasets are weighed by count ** (1 / temperature)."""
-    ahead: ParameterNotNegative = 2
+    """Whether all ranks draw from all datasets, or each rank from its own dataset."""
+    temperature: PositiveFloat = 1.0
+    """Datasets are weighted by count ** (1 / temperature)."""
+    ahead: NonNegativeInt = 2
     """Batches that are prepared in advance."""
-    steps: ParameterCount = 20
+    steps: PositiveInt = 20
     """Steps of an epoch."""
     epochs: Annotated[int, Field(ge=2)] = 4
     """Epochs; the first is discarded."""
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Learning rate of AdamW."""
-    force_weight: Positive = 10.0
+    force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
-    max_neighbours: ParameterCount | None = 20
-    """Neighbours of an atom at most; holds in place of the model's own limit."""
+    max_neighbours: PositiveInt | None = 20
+    """Maximum number of neighbours of an atom, instead of the limit of the model."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
-    timeout_s: Positive = 600.0
-    """Time that a rank waits for the others before it gives the run up."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds that a rank waits for the others before the run fails."""
     network: Network | None = None
     """The network that a projection assumes."""
 
     @model_validator(mode="after")
     def check_stores(self) -> Self:
-        """Raise ValueError where stores are to be limited as only shipped sets can be."""
+        """Raise ValueError if stores are to be limited to some sizes, which only shipped sets can be."""
         if self.stores and self.atoms is not None:
             raise ValueError("atoms: only shipped sets can be limited to some sizes, not stores")
         return self
 
 
 class ScalingEpoch(EventRecord, tag="epoch"):
-    """One epoch, trained through without a barrier; times of the slowest rank, and means over ranks."""
+    """One epoch of training without a barrier; times of the slowest rank, and means over ranks."""
 
     epoch: Count
     discarded: bool
@@ -121,44 +119,44 @@ class ScalingEpoch(EventRecord, tag="epoch"):
     train_s: Duration
     train_s_mean: Duration
     wait_s: Seconds | None = None
-    """Wait for data, part of train_s."""
+    """Wait for data, included in train_s."""
     wait_s_mean: Seconds | None = None
 
 
 class ScalingSample(EventRecord, tag="sample"):
-    """One step."""
+    """The time of one step."""
 
     epoch: Count
     step: Count
     discarded: bool
     seconds: Duration
     """Of the slowest rank."""
-    atoms: NotNegative
+    atoms: NonNegative
     """Of all ranks."""
-    edges: NotNegative
+    edges: NonNegative
     graphs: Count | None = None
     busy: Duration | None = None
-    """Without the wait for data (on a device: with it), of the slowest rank."""
+    """Time of the slowest rank, on a CPU without its wait for data."""
     seconds_mean: Seconds | None = None
     wait_mean: Seconds | None = None
     """Wait of the host for data."""
     loss: Number | None = None
-    atoms_most: NotNegative | None = None
-    """Of the rank with most."""
-    edges_most: NotNegative | None = None
+    atoms_most: NonNegative | None = None
+    """Of the rank that has the most."""
+    edges_most: NonNegative | None = None
 
 
-class OwnStep(EventRecord, tag="own_step"):
-    """One step of rank 0, with the size of its own batch."""
+class LocalStep(EventRecord, tag="own_step"):
+    """One step of rank 0, with the size of its batch."""
 
     epoch: Count
     step: Count
     discarded: bool
     exchanged: bool
-    """Whether a gradient was exchanged meanwhile."""
+    """Whether the ranks exchanged gradients in the step."""
     busy: Duration
-    atoms: NotNegative
-    edges: NotNegative
+    atoms: NonNegative
+    edges: NonNegative
     graphs: Count | None = None
 
 
@@ -172,7 +170,7 @@ class ComputeOnly(EventRecord, tag="compute_only"):
 
 
 class Exchange(EventRecord, tag="exchange"):
-    """One all-reduce on its own."""
+    """One all-reduce without other work."""
 
     bytes: Bytes
     seconds: Duration
@@ -180,7 +178,7 @@ class Exchange(EventRecord, tag="exchange"):
 
 
 class Region(EventRecord, tag="region"):
-    """Time of one kind of work in one step that was cut up."""
+    """Time of one region of a step."""
 
     step: Count
     name: str
@@ -205,38 +203,38 @@ class ScalingSet(Part):
     role: str
     level: str | None = None
     structures: Count | None = None
-    drawn: Count | None = None
+    samples_per_epoch: Count | None = field(default=None, name="drawn")
     head: str | None = None
     train: Count | None = None
 
 
 class ScalingWorkload(Part):
-    """What is trained on."""
+    """The data that the model is trained on."""
 
     sets: list[ScalingSet] | None = None
     structures: Count | None = None
     atoms: list[Count] | None = None
     read: str | None = None
     sampling: str | None = None
-    temperature: NotNegative | None = None
+    temperature: NonNegative | None = None
     batch_size: PositiveCount | None = None
     global_batch_size: PositiveCount | None = None
     steps: Count | None = None
     epochs: Count | None = None
-    passes: NotNegative | None = None
-    """Times that the run sees every structure, on average."""
+    passes: NonNegative | None = None
+    """How often the run draws each structure, on average."""
     max_neighbours: Count | None = None
     seed: int | None = None
 
 
 class ScalingObserved(Observed, kw_only=True):
-    """What a run observed of itself."""
+    """What a run observed about itself."""
 
     device_name: str | None
 
 
 class GradientCheck(Part):
-    """Over how many ranks and graphs the exchanged gradient was checked."""
+    """Number of ranks and graphs on which the exchanged gradient was checked."""
 
     ranks: Count
     graphs: Count
@@ -252,10 +250,10 @@ class DataParallelFacts(Facts):
     gradient_error: Error | None = None
     gradient_check: GradientCheck | None = None
     throughput_graphs_per_s: list[PositiveRate] | None = None
-    """Of each epoch that counts."""
+    """Of each epoch that is not discarded."""
     parameter_divergence: Error | None = None
-    graph_sizes: list[tuple[NotNegative, NotNegative]] | None = None
+    graph_sizes: list[tuple[NonNegative, NonNegative]] | None = None
     """Atoms and edges of some graphs of rank 0."""
 
 
-EVENTS = (ScalingEpoch, ScalingSample, OwnStep, ComputeOnly, Exchange, Region)
+EVENTS = (ScalingEpoch, ScalingSample, LocalStep, ComputeOnly, Exchange, Region)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from msgspec import field
 from pydantic import AfterValidator, Field
 
 from harness.protocol.backbones import BackboneName
@@ -11,35 +12,34 @@ from harness.protocol.errors import did_you_mean
 from harness.protocol.parameters import ParameterGroup, Parameters
 from harness.protocol.programs.model import ModelParameters
 from harness.protocol.programs.train import TrainParameters
-from harness.protocol.records import Count, Error, EventRecord, Facts, NotNegative, Number, Part, Rate, Seconds, Time
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import Positive
+from harness.protocol.records import Count, Error, EventRecord, Facts, NonNegative, Number, Part, Rate, Seconds, Time
+from harness.protocol.types import PositiveFloat, PositiveInt
 
 Objective = Literal["accuracy", "throughput"]
 
 
 class Range(ParameterGroup):
-    """Numbers from low to high, both included; whole ones if both are whole."""
+    """Numbers from low to high, both included; integers if both are integers."""
 
     low: int | float
-    """The least value."""
+    """The smallest value."""
     high: int | float
     """The largest value."""
     log: bool = False
-    """Whether every decade is equally likely."""
+    """Whether values are sampled on a logarithmic scale."""
 
 
 class HalvingParameters(ParameterGroup):
-    """Successive halving: after least_epochs, eta times as many, ... the best 1/eta of trials go on."""
+    """Successive halving: after least_epochs, eta * least_epochs, ... epochs the best 1/eta of the trials continue."""
 
     eta: Annotated[int, Field(ge=2)]
-    """One trial in so many goes on."""
-    least_epochs: ParameterCount
-    """Epochs after which trials are compared first."""
+    """One trial in eta continues."""
+    least_epochs: PositiveInt
+    """Epochs before trials are compared for the first time."""
 
 
 def check_space(space: dict[str, Any]) -> dict[str, Any]:
-    """Return the space unchanged; raise ValueError for a name that training does not know, and for an empty range."""
+    """Return the space unchanged; raise ValueError for a name that training does not know or an empty range."""
     known = {*ModelParameters.model_fields, *TrainParameters.model_fields} - {"model", "sets", "stores"}
     for name, choices in space.items():
         if name not in known:
@@ -62,27 +62,27 @@ class HpoParameters(Parameters):
     own_space: Space = Field(default_factory=dict)
     """Hyperparameters of this search alone; they replace those of `space`."""
     backbone: BackboneName = "painn"
-    """Backbone of every trial, unless it is searched."""
+    """Backbone of every trial, unless the space contains it."""
     trial: TrainParameters = TrainParameters()
     """Parameters of every trial."""
-    evaluations: ParameterCount = 200
-    """Trials that are to end, in whatever way."""
-    nodes_per_trial: ParameterCount = 1
-    """Nodes of a trial, on a machine with a scheduler."""
-    at_once: ParameterCount = 1
-    """Trials at a time, on a machine without one."""
-    trial_minutes: Positive = 60.0
-    """Time after which a trial counts as hung."""
-    minutes: Positive | None = None
-    """Time of the whole search: no trial begins that might not end within it; null: no limit."""
-    initial_points: ParameterCount = 10
-    """Points that are tried at random first."""
+    evaluations: PositiveInt = 200
+    """Number of trials to evaluate, including those that fail."""
+    nodes_per_trial: PositiveInt = 1
+    """Nodes per trial, on a machine with a scheduler."""
+    at_once: PositiveInt = 1
+    """Concurrent trials, on a machine without a scheduler."""
+    trial_minutes: PositiveFloat = 60.0
+    """Minutes after which a trial counts as hung."""
+    minutes: PositiveFloat | None = None
+    """Minutes of the whole search, in which every trial must be able to end; null: no limit."""
+    initial_points: PositiveInt = 10
+    """Number of random points before the optimizer chooses."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy",)
-    """What is maximised."""
+    """Quantities to optimize."""
     warm_start: tuple[str, ...] = ()
-    """Tables of earlier results, for the optimizer to start from."""
+    """Tables of earlier results from which the optimizer starts."""
     halving: HalvingParameters | None = None
-    """Early end of trials that lag behind; null: none."""
+    """Early stopping of trials that lag behind; null: none."""
     seed: int = 42
     """Seed of the optimizer."""
 
@@ -99,10 +99,10 @@ class TrialEvent(EventRecord, tag="trial"):
     began_s: Time
     ended_s: Time
     nodes: list[str]
-    node_hours: NotNegative
+    node_hours: NonNegative
     folder: str
     reason: str | None = None
-    """Why it did not end well."""
+    """The reason if it did not end well."""
     energy_mae_ev_per_atom: Error | None = None
     """Validation errors of its best epoch."""
     force_mae_ev_per_a: Error | None = None
@@ -134,16 +134,16 @@ class SearchedValues(Part):
 
 
 class WarmStart(Part):
-    """Rows of earlier results: those that the optimizer was told, and those left out, by reason."""
+    """Rows of earlier results: those that the optimizer received, and those left out, by reason."""
 
     files: list[str] | None = None
-    told: Count | None = None
+    received: Count | None = field(default=None, name="told")
     failed: Count | None = None
     outside: Count | None = None
 
 
 class SearchFact(Part):
-    """The search as it was asked for."""
+    """The search as it was requested."""
 
     space: dict[str, SearchedValues] | None = None
     backbone: str | None = None
@@ -151,8 +151,8 @@ class SearchFact(Part):
     evaluations: Count | None = None
     nodes_per_trial: Count | None = None
     at_once: Count | None = None
-    trial_minutes: NotNegative | None = None
-    minutes: NotNegative | None = None
+    trial_minutes: NonNegative | None = None
+    minutes: NonNegative | None = None
     initial_points: Count | None = None
     objectives: list[str] | None = None
     warm_start: list[str] | None = None
@@ -174,7 +174,7 @@ class HpoFacts(Facts):
     search: SearchFact | None = None
     overhead: Overhead | None = None
     ended_early: str | None = None
-    """Why fewer trials have ended than were asked for."""
+    """The reason why fewer trials ended than were requested."""
 
 
 EVENTS = (TrialEvent,)

@@ -1,12 +1,12 @@
-"""Programs whose logs the importers write: events and facts."""
+"""Logs that the importers write: events and facts."""
 
 from __future__ import annotations
 
-from harness.protocol.records import Count, EventRecord, Facts, NotNegative, Number, Rate, Seconds
+from harness.protocol.records import Count, EventRecord, Facts, NonNegative, Number, Rate, Seconds
 
 
 class HydraEpoch(EventRecord, tag="epoch"):
-    """Losses of an epoch, and where the original's log has them."""
+    """Losses of an epoch, and their place in HydraGNN's log."""
 
     epoch: int
     loss: Number | None
@@ -27,7 +27,7 @@ class HydraTasks(EventRecord, tag="tasks"):
 
 
 class HydraTimer(EventRecord, tag="timer"):
-    """A timer of the original."""
+    """A timer of HydraGNN."""
 
     rank: Count
     name: str
@@ -35,13 +35,13 @@ class HydraTimer(EventRecord, tag="timer"):
 
 
 class HydraSample(EventRecord, tag="sample"):
-    """A rate of training."""
+    """A training throughput."""
 
     structures_per_s: Rate | None
 
 
 class HydraRegion(EventRecord, tag="region"):
-    """Time of a region of the original's profile."""
+    """Time of a region of HydraGNN's profile."""
 
     rank: Count
     name: str
@@ -50,20 +50,20 @@ class HydraRegion(EventRecord, tag="region"):
 
 
 class HydraEnergy(EventRecord, tag="energy"):
-    """Energy of a region of the original's profile."""
+    """Energy of a region of HydraGNN's profile."""
 
     tool: str
     rank: Count
     name: str
     calls: Count
-    joule: NotNegative
+    joule: NonNegative
 
 
 class HydraFacts(Facts):
     """Facts of an imported run."""
 
     notes: list[str] | None = None
-    """What could not be read, or was made up for."""
+    """Remarks about what could not be read or was reconstructed."""
 
 
 class OmnistatFacts(Facts):

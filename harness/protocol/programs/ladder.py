@@ -18,7 +18,7 @@ from harness.protocol.records import (
     EventRecord,
     Facts,
     HeldOutErrors,
-    NotNegative,
+    NonNegative,
     Observed,
     Part,
     Positive,
@@ -27,45 +27,44 @@ from harness.protocol.records import (
     Share,
     Time,
 )
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import check_unique
+from harness.protocol.types import PositiveInt, check_unique
 
 StageName = Literal[
     "baseline", "encoder_reuse", "branch_skip", "fused_gradient", "batched_heads", "torch_compile", "tuned_allocator",
     "fused_messages", "static_graphs", "mixed_precision",
 ]  # fmt: skip
 STAGES: tuple[StageName, ...] = get_args(StageName)
-# Stages that need not agree with the baseline to rounding.
+# Stages that may differ from the baseline by more than rounding errors.
 APPROXIMATE: frozenset[StageName] = frozenset({"branch_skip", "mixed_precision"})
 
 
 class LadderParameters(Parameters):
-    """One case of the inference ladder: all stages in turn on the same batches in one process."""
+    """The inference ladder: all stages in turn, on the same batches and in one process."""
 
     workload: Literal["random", "crystals", "file"]
-    """Structures: random ones as the paper's, shipped crystals, or the first of a file that ASE reads."""
+    """Structures: random ones as in the paper, shipped crystals, or the first ones of a file that ASE reads."""
     precision: PrecisionName
     """Precision of every stage."""
     structures: str | None = None
     """File of the workload `file`."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STAGES
-    """Stages that are run, in the order of the ladder."""
+    """Stages to run, in the order of the ladder."""
     checkpoint: str | None = None
     """Model: a file, or the name of a shipped one; null for an untrained model of the sizes of `model`."""
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
     open_heads: Annotated[int, Field(ge=1, le=16)] = 4
-    """Branches among which the gate of an untrained model shares its weight."""
-    batch_size: ParameterCount | Literal["auto"] = 16
-    """Structures of a batch; auto: as many as free memory holds of the stage that takes most."""
-    batches: ParameterCount = 2
-    """Batches of a round."""
-    rounds: ParameterCount = 6
+    """Number of branches that share the weight of the gate of an untrained model."""
+    batch_size: PositiveInt | Literal["auto"] = 16
+    """Structures per batch; auto: as many as fit into free memory in the stage that needs the most."""
+    batches: PositiveInt = 2
+    """Batches per round."""
+    rounds: PositiveInt = 6
     """Passes of every stage over all batches."""
     atoms: AtomRange = (2, 100)
-    """Atoms of a random structure, fewest and most."""
-    max_neighbours: ParameterCount | None = 20
-    """Neighbours of an atom of a random structure at most; elsewhere the limit of the model holds."""
+    """Minimum and maximum number of atoms of a random structure."""
+    max_neighbours: PositiveInt | None = 20
+    """Maximum number of neighbours of an atom of a random structure; other workloads use the limit of the model."""
     products: Literal["bf16", "tf32"] = "bf16"
     """Type of the matrix products of mixed_precision."""
     device: DeviceName = "cpu"
@@ -75,30 +74,30 @@ class LadderParameters(Parameters):
 
     @model_validator(mode="after")
     def check_file(self) -> Self:
-        """Raise ValueError for a workload that lacks its file."""
+        """Raise ValueError if the workload `file` has no file."""
         if self.workload == "file" and self.structures is None:
             raise ValueError("workload 'file' needs 'structures', the path of a file")
         return self
 
 
 class Flops(Part):
-    """Floating-point operations of one kind in one type."""
+    """Floating-point operations of one kind and type."""
 
     of: str
     dtype: str
-    flops: NotNegative
+    flops: NonNegative
 
 
 class WarmUp(EventRecord, tag="warm_up"):
-    """The first calls of a stage, untimed; arithmetic and memory are those of one call on the first batch."""
+    """The untimed first calls of a stage; operations and memory are those of one call on the first batch."""
 
     stage: str
     first_s: Seconds
     """The first call, compilation included."""
     peak_bytes: Bytes | None = None
-    bytes: NotNegative | None = None
+    bytes: NonNegative | None = None
     """Memory traffic."""
-    matrix_flops: NotNegative | None = None
+    matrix_flops: NonNegative | None = None
     flops: list[Flops] | None = None
 
 
@@ -110,7 +109,7 @@ class Unavailable(EventRecord, tag="unavailable"):
 
 
 class LadderSample(EventRecord, tag="sample"):
-    """One timed call of a stage on one batch; errors are against the baseline, null where a result is not finite."""
+    """One timed call of a stage on one batch; errors are against the baseline, null if a result is not finite."""
 
     stage: str
     round: Count
@@ -121,24 +120,24 @@ class LadderSample(EventRecord, tag="sample"):
     collate_s: Seconds
     transfer_s: Seconds
     ended_s: Time | None = None
-    load_1min: NotNegative | None = None
-    """Load of the machine over the minute before."""
+    load_1min: NonNegative | None = None
+    """Load average of the machine over the last minute."""
     energy_dtype: str | None = None
     force_dtype: str | None = None
     finite: bool | None = None
     energy_error_ev_per_atom: Error | None = None
     force_error_ev_per_a: Error | None = None
     energy_scale_ev_per_atom: Error | None = None
-    """Largest energy of the baseline, which the error is held against."""
+    """Largest energy of the baseline, to which the error is related."""
     force_scale_ev_per_a: Error | None = None
 
 
 class Padding(EventRecord, tag="padding"):
-    """What a stage with static shapes has filled up."""
+    """Padding of a stage with static shapes."""
 
     stage: str
     shapes: list[Any]
-    """Graphs, atoms and edges of each shape."""
+    """Numbers of graphs, atoms and edges of each shape."""
     empty_atoms: Share
     empty_edges: Share
 
@@ -147,8 +146,8 @@ class GroupTime(Part):
     """Time of one group of operations."""
 
     group: str
-    ms: NotNegative
-    share: NotNegative
+    ms: NonNegative
+    share: NonNegative
 
 
 class OperationTime(Part):
@@ -156,12 +155,12 @@ class OperationTime(Part):
 
     operation: str
     calls: Count
-    ms: NotNegative
-    share: NotNegative
+    ms: NonNegative
+    share: NonNegative
 
 
 class Profile(EventRecord, tag="profile"):
-    """Where the time of one call of the last stage goes."""
+    """Profile of one call of the last stage."""
 
     stage: str
     rows: list[OperationTime]
@@ -188,7 +187,7 @@ class LadderModel(Part):
 
 
 class LadderWorkload(Part):
-    """The batches of a ladder, in total."""
+    """All batches of a ladder."""
 
     structures: Count
     batches: Count
@@ -204,7 +203,7 @@ class LadderWorkload(Part):
 class LadderGate(Part):
     """The weights of the gate on the batches."""
 
-    threshold: NotNegative
+    threshold: NonNegative
     """Weight below which a branch is skipped."""
     live_heads: list[list[str]]
     """Heads above it, by batch."""
@@ -212,7 +211,7 @@ class LadderGate(Part):
 
 
 class LadderObserved(Observed, kw_only=True):
-    """What a ladder observed of itself."""
+    """What a ladder observed about itself."""
 
     threads: PositiveCount
 
@@ -225,14 +224,14 @@ class SquareRate(Part):
 
 
 class ProductRate(SquareRate):
-    """Rate of the matrix product that is most of a kind of arithmetic."""
+    """Rate of the matrix product that dominates one kind of operations."""
 
     of: str
     sizes: list[Count] | None = None
 
 
 class Ceilings(Part):
-    """What the machine can do at best, measured in the same run."""
+    """Peak rates of the machine, measured in the same run."""
 
     copy_gb_per_s: Positive | None = None
     squares: list[SquareRate] | None = None

@@ -1,4 +1,4 @@
-"""Sizes of a model: the hyperparameters that cases and checkpoints name."""
+"""The hyperparameters of a model, as cases and checkpoints name them."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from harness.protocol.parameters import ParameterGroup
 
 RadialType = Literal["bessel", "gaussian", "chebyshev"]
 DistanceTransform = Literal["none", "Agnesi", "Soft"]
-# Upper bounds lie far above any model of use: what goes beyond would only exhaust memory.
+# The upper bounds are far above those of any useful model: larger values would only exhaust memory.
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Depth = Annotated[int, Field(ge=0, le=256)]
 
 
 class ModelParameters(ParameterGroup):
-    """Sizes of an untrained model, by the names of the paper's search spaces (arXiv 2604.15380).
+    """Hyperparameters of a model, with the names of the paper's search spaces (arXiv 2604.15380).
 
-    Hyperparameters of one backbone alone are null for the others.
+    Hyperparameters that only some backbones have are null for the others.
     """
 
     backbone: BackboneName = "painn"
     """The network that turns atoms into features."""
     hidden_dim: Width = 64
-    """Features of an atom."""
+    """Number of features of an atom."""
     num_conv_layers: Annotated[int, Field(ge=1, le=256)] = 3
     """Message-passing layers."""
     cutoff: Annotated[float, Field(gt=0, le=100)] = 5.0
     """Radius within which atoms are neighbours, angstrom."""
     max_neighbours: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Neighbours of an atom at most, the nearest ones; the energy jumps where their order changes. Null: no limit."""
+    """Maximum number of neighbours of an atom, the nearest ones; the energy is discontinuous where their order changes.
+    Null: no limit."""
     num_sharedlayers: Depth = 2
-    """Hidden layers of each head that come first; all tasks of a head share them."""
+    """First hidden layers of each head, which all tasks of the head share."""
     dim_sharedlayers: Width = 50
     """Width of these layers."""
     num_headlayers: Depth = 2
-    """Hidden layers of each head that follow."""
+    """Hidden layers of each head after these."""
     dim_headlayers: Width = 128
     """Width of these layers."""
     readout: Literal["sum", "extensive"] = "extensive"
-    """What a head reads: the pooled sum P, E = f(P), as the original does, or E = n f(P / n), which is extensive."""
+    """How a head computes the energy of n atoms from the pooled sum P: E = f(P), as HydraGNN does, or E = n f(P / n),
+    which is extensive."""
     num_radial: Annotated[int, Field(ge=1, le=128)] | None = None
     """Radial basis functions (PaiNN, PNAEq, DimeNet, MACE)."""
     norm_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
-    """What is added under the root of a norm of vectors (PaiNN, PNAEq)."""
+    """Constant that is added under the root of a norm of vectors (PaiNN, PNAEq)."""
     num_filters: Width | None = None
     """Filters of a continuous convolution (SchNet)."""
     num_gaussians: Annotated[int, Field(ge=2, le=65_536)] | None = None
@@ -77,11 +79,11 @@ class ModelParameters(ParameterGroup):
 
     @model_validator(mode="after")
     def check_backbone(self) -> Self:
-        """Raise ValueError for a hyperparameter that the backbone, where it is named, does not have."""
+        """Raise ValueError if a backbone is named and does not have one of the hyperparameters."""
         if "backbone" in self.model_fields_set:
-            own = BACKBONES[self.backbone].hyperparameters
-            for name in sorted(SPECIFIC - set(own)):
+            specific = BACKBONES[self.backbone].hyperparameters
+            for name in sorted(SPECIFIC - set(specific)):
                 if getattr(self, name) is not None:
-                    known = f"its own are {', '.join(own)}" if own else "it has none of its own"
+                    known = f"its own are {', '.join(specific)}" if specific else "it has none of its own"
                     raise ValueError(f"{name} is no hyperparameter of the backbone {self.backbone!r}; {known}")
         return self

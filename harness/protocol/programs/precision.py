@@ -11,7 +11,7 @@ from harness.protocol.parameters import (
     SPLIT_SEED,
     BackendName,
     DeviceName,
-    HeldOutShare,
+    HeldOutFraction,
     Names,
     Parameters,
     PrecisionName,
@@ -32,15 +32,13 @@ from harness.protocol.records import (
     Part,
     PositiveCount,
 )
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import NonNegativeInt as ParameterNotNegative
-from harness.protocol.types import Positive, check_unique
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
 REFERENCE: PrecisionName = "fp64"
 
 
 class PrecisionParameters(Parameters):
-    """One backbone in several precisions side by side: equal seeds, equal batches."""
+    """One backbone in several precisions, with equal seeds and equal batches."""
 
     precisions: Annotated[tuple[PrecisionName, ...], Field(min_length=1), AfterValidator(check_unique)] = get_args(
         PrecisionName
@@ -49,30 +47,30 @@ class PrecisionParameters(Parameters):
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
     checkpoint: str | None = None
-    """Model whose predictions are compared; null: what was trained in FP64."""
+    """Model whose predictions are compared; null: the model that the case trains in FP64."""
     sets: Names | None = None
     """Shipped sets; null: all."""
-    held_out: HeldOutShare = 0.1
+    held_out: HeldOutFraction = 0.1
     """Share of each set for the test; half as much is for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits."""
-    limit: ParameterCount | None = None
-    """Structures of a set at most, the first ones."""
-    temperature: Positive = 2.0
-    """Datasets are weighed by count ** (1 / temperature)."""
-    batch_size: ParameterCount = 16
+    limit: PositiveInt | None = None
+    """Maximum number of structures of a set, the first ones."""
+    temperature: PositiveFloat = 2.0
+    """Datasets are weighted by count ** (1 / temperature)."""
+    batch_size: PositiveInt = 16
     """Graphs of a step."""
-    steps: ParameterCount = 100
+    steps: PositiveInt = 100
     """Training steps."""
-    discard: ParameterNotNegative = 5
-    """First steps, which are not timed."""
-    rounds: ParameterCount = 6
+    discard: NonNegativeInt = 5
+    """Number of first steps that are not timed."""
+    rounds: PositiveInt = 6
     """Rounds of predictions."""
-    predictions: ParameterCount = 16
-    """Held-out structures of each set in a round."""
-    force_weight: Positive = 10.0
+    predictions: PositiveInt = 16
+    """Held-out structures of each set per round."""
+    force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Learning rate."""
     backend: BackendName = "gloo"
     """Library of the process group."""
@@ -83,7 +81,7 @@ class PrecisionParameters(Parameters):
 
     @model_validator(mode="after")
     def check_precisions(self) -> Self:
-        """Raise ValueError where there is no reference to compare with, or no step to time."""
+        """Raise ValueError if there is no reference to compare with, or no step to time."""
         if self.precisions[0] != REFERENCE:
             raise ValueError(f"precisions: expected {REFERENCE} first")
         if self.steps <= self.discard:
@@ -101,7 +99,7 @@ class PrecisionSample(EventRecord, tag="sample"):
     structures: PositiveCount
     seconds: Duration
     loss: Number | UnsetType | None = UNSET
-    """Null where it is not finite; predictions have none."""
+    """Null if it is not finite; absent for predictions."""
 
 
 class PredictionErrors(EventRecord, tag="prediction"):
@@ -120,14 +118,14 @@ class PredictionErrors(EventRecord, tag="prediction"):
 
 
 class TrainedErrors(EventRecord, tag="trained"):
-    """Errors of what was trained in a precision, on held-out structures."""
+    """Errors of the model trained in one precision, on held-out structures."""
 
     precision: str
     rows: list[HeldOutErrors]
 
 
 class ModuleErrors(EventRecord, tag="module"):
-    """Relative distance of what a module was given and what it returned from that in FP64."""
+    """Relative differences of the input and the output of a module from those in FP64."""
 
     precision: str
     module: str
@@ -144,7 +142,7 @@ class PrecisionModel(Part):
 
 
 class PrecisionWorkload(Part):
-    """What is trained on."""
+    """The data that the model is trained on."""
 
     sets: list[TrainSet] | None = None
     batch_size: PositiveCount | None = None
@@ -160,8 +158,8 @@ class PeakMemory(Part):
     peak_bytes: Bytes | None
 
 
-class Predicting(Part):
-    """Where the weights come from whose predictions are compared."""
+class WeightSource(Part):
+    """The origin of the weights whose predictions are compared."""
 
     checkpoint: str | None
     steps: Count | None
@@ -174,7 +172,7 @@ class PrecisionFacts(Facts):
     workload: PrecisionWorkload | None = None
     memory: list[PeakMemory] | None = None
     observed: Observed | None = None
-    predicting: Predicting | None = None
+    predicting: WeightSource | None = None
 
 
 EVENTS = (PrecisionSample, PredictionErrors, TrainedErrors, ModuleErrors)

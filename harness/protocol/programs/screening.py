@@ -1,4 +1,4 @@
-"""Screening of candidates, and how far to trust it: parameters, events and facts."""
+"""Screening of candidates, and assessment of its results: parameters, events and facts."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ from harness.protocol.records import (
     Error,
     EventRecord,
     Facts,
-    NotNegative,
+    NonNegative,
     Part,
+    Positive,
     PositiveCount,
     Seconds,
 )
-from harness.protocol.records import Positive as MeasuredPositive
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import NonNegativeInt as ParameterNotNegative
-from harness.protocol.types import Positive, check_unique
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt, check_unique
 
 FilterName = Literal["charge_balance", "no_duplicates"]
 ScoreColumn = Literal[
@@ -44,43 +42,43 @@ ScoreColumn = Literal[
 
 
 class Candidates(ParameterGroup):
-    """What is screened."""
+    """The candidates to screen."""
 
     kind: Literal["prototypes", "random"] = "prototypes"
     """Crystals of prototypes, or the paper's random structures."""
     elements: tuple[str, ...] = ()
-    """Symbols of the elements of crystals; none: all that the model knows, up to plutonium."""
-    volumes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.94, 1.0, 1.06, 1.12)
-    """Volumes of a crystal, in units of the one that its radii suggest."""
+    """Symbols of the elements of crystals; empty: all that the model knows, up to plutonium."""
+    volumes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.94, 1.0, 1.06, 1.12)
+    """Volumes of a crystal, relative to the one that atomic radii suggest."""
     filters: Annotated[tuple[FilterName, ...], AfterValidator(check_unique)] = ()
-    """What crystals have to pass."""
-    streams: ParameterCount = 1
+    """Filters that crystals have to pass."""
+    streams: PositiveInt = 1
     """Streams of random structures."""
-    per_stream: ParameterCount = 15_000
-    """Structures of a stream."""
+    per_stream: PositiveInt = 15_000
+    """Structures per stream."""
     atoms: AtomRange = (2, 500)
-    """Atoms of a random structure, fewest and most."""
-    max_neighbours: ParameterCount | None = None
-    """Neighbours of an atom at most; null: the model's limit."""
+    """Minimum and maximum number of atoms of a random structure."""
+    max_neighbours: PositiveInt | None = None
+    """Maximum number of neighbours of an atom; null: the limit of the model."""
 
 
-class Keep(ParameterGroup):
-    """Of which candidates the results are kept."""
+class Selection(ParameterGroup):
+    """The candidates whose results are kept."""
 
     what: Literal["all", "top", "within"] = "top"
     """All; the `count` best by a column; or those whose column lies between low and high."""
     by: ScoreColumn = "beyond_ev_per_atom"
     """The column."""
-    count: ParameterCount = 1000
-    """Candidates that are kept of the best."""
+    count: PositiveInt = 1000
+    """Number of the best candidates to keep."""
     highest: bool = False
     """Whether the highest values are the best."""
     low: float | None = None
     """Lower bound of the column; null: none."""
     high: float | None = None
     """Upper bound of the column; null: none."""
-    most_distance: Positive | None = None
-    """Candidates further from the training sets are not kept; null: no limit."""
+    most_distance: PositiveFloat | None = None
+    """Maximum distance from the training sets of candidates to keep; null: no limit."""
 
     @model_validator(mode="after")
     def check_bounds(self) -> Self:
@@ -91,38 +89,38 @@ class Keep(ParameterGroup):
 
 
 class ScreeningParameters(Parameters):
-    """A stream of candidates through a model on every rank."""
+    """Screening of a stream of candidates by a model on every rank."""
 
     workload: Candidates
-    """What is screened."""
+    """The candidates to screen."""
     checkpoint: str | None = "painn-64"
     """The model: a file, or the name of a shipped one; null for an untrained one of the sizes of `model`."""
     model: ModelParameters = ModelParameters()
     """Sizes of an untrained model."""
-    candidates: ParameterCount | None = None
-    """About how many candidates, in parts evenly spread over the space; null: all."""
-    part: ParameterCount = 4096
-    """Candidates of a part."""
-    keep: Keep = Keep()
-    """Of which candidates the results are kept."""
+    candidates: PositiveInt | None = None
+    """Approximate number of candidates, in parts evenly spread over the space; null: all."""
+    part: PositiveInt = 4096
+    """Candidates per part."""
+    keep: Selection = Selection()
+    """The candidates whose results are kept."""
     energy_only: bool = False
-    """Whether forces are left out."""
+    """Whether forces are not computed."""
     distance: bool = False
-    """Whether the distance of each candidate from the training sets is told."""
-    known_limit: ParameterCount = 200
-    """Structures of each training set that the distance is taken from."""
-    edges: ParameterCount = 20_000
-    """Edges of a batch, about."""
-    ahead: ParameterNotNegative = 2
+    """Whether the distance of each candidate from the training sets is computed."""
+    known_limit: PositiveInt = 200
+    """Structures of each training set from which the distance is computed."""
+    edges: PositiveInt = 20_000
+    """Approximate number of edges per batch."""
+    ahead: NonNegativeInt = 2
     """Batches that are prepared in advance."""
     commit_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds between writes of results."""
     trust: Trust | None = None
-    """How far to trust the results is found out by rank 0; null: it is not."""
+    """Assessment of the results by rank 0; null: none."""
     judges: bool = False
-    """Whether the case screens nothing, and finds out how far to trust the screening that it comes after."""
+    """Whether the case only assesses the results of the screening that it depends on."""
     messages: MessagesName = "plain"
-    """Whether messages go through tensors of edges, or through one operator where there is one."""
+    """Whether messages are computed as tensors of edges, or by the fused operator if the backbone has one."""
     precision: PrecisionName = "fp32"
     """Precision of the model."""
     compile: bool = True
@@ -133,12 +131,12 @@ class ScreeningParameters(Parameters):
     """Where the model runs."""
     seed: int = 0
     """Seed of an untrained model."""
-    timeout_s: Positive = 3600.0
-    """Time that a rank waits for the others before it gives the run up."""
+    timeout_s: PositiveFloat = 3600.0
+    """Seconds that a rank waits for the others before the run fails."""
 
 
-class FoundParts(EventRecord, tag="found"):
-    """Parts that an earlier attempt has finished, and its files that were of no use."""
+class EarlierParts(EventRecord, tag="found"):
+    """Parts that an earlier attempt has finished, and its unusable files."""
 
     parts: Count
     files: Count
@@ -146,15 +144,15 @@ class FoundParts(EventRecord, tag="found"):
 
 
 class RankWork(EventRecord, tag="rank"):
-    """What one rank has done: counts, seconds by what they were spent on, memory."""
+    """The work of one rank: counts, seconds by activity, and memory."""
 
     rank: Count
     candidates: Count
     evaluated: Count
-    atoms: NotNegative
-    edges: NotNegative
+    atoms: NonNegative
+    edges: NonNegative
     make_s: Seconds
-    """In the thread that makes candidates."""
+    """In the thread that generates candidates."""
     device_s: Seconds
     wall_s: Seconds
     memory_bytes: Bytes
@@ -164,15 +162,15 @@ class RankWork(EventRecord, tag="rank"):
     left_out: Counts
     batches: Count | None = None
     wait_s: Seconds | None = None
-    """Wait of evaluation for candidates."""
+    """Wait of the evaluation for candidates."""
     transfer_s: Seconds | None = None
     write_s: Seconds | None = None
     warm_up_s: Seconds | None = None
-    """Of the first batch, compilation included, evaluated once more before; in no other of these."""
+    """Additional evaluation of the first batch, with compilation; the other times do not include it."""
     why_eager: str | None = None
     memory_first_bytes: Bytes | None = None
     unranked: Counts | None = None
-    """Candidates that the model cannot know anything of, by reason; they have no results."""
+    """Candidates outside of the model's coverage, by reason; they have no results."""
 
     def __post_init__(self) -> None:
         if self.evaluated > self.candidates:
@@ -180,7 +178,7 @@ class RankWork(EventRecord, tag="rank"):
 
 
 class Proof(EventRecord, tag="proof"):
-    """That every candidate was taken once: counts, and the checksum over the indices."""
+    """Proof that every candidate was evaluated once: counts, and the checksum of the indices."""
 
     parts: Count
     candidates: Count
@@ -188,7 +186,7 @@ class Proof(EventRecord, tag="proof"):
     checksum: str
     expected: str
     before: bool | None = None
-    """Whether an earlier attempt has done the work."""
+    """Whether an earlier attempt had finished the work."""
 
 
 class BestCandidate(EventRecord, tag="best"):
@@ -205,11 +203,11 @@ class BestCandidate(EventRecord, tag="best"):
     atoms: str | None = None
     beyond_ev_per_atom: Energy | None = None
     spread_ev_per_atom: Error | None = None
-    distance: NotNegative | None = None
+    distance: NonNegative | None = None
 
 
 class ScreeningModel(Part):
-    """The model that screens, and what runs it."""
+    """The model that screens, and how it is run."""
 
     checkpoint: str | None = None
     config: Config | None = None
@@ -228,19 +226,19 @@ class ScreeningWorkload(Part):
 
     name: str | None = None
     total: Count | None = None
-    cutoff_angstrom: NotNegative | None = None
+    cutoff_angstrom: NonNegative | None = None
     max_neighbours: Count | None = None
     prototypes: Count | None = None
     elements: list[AtomicNumber] | None = None
-    volumes: list[MeasuredPositive] | None = None
+    volumes: list[Positive] | None = None
     filters: list[str] | None = None
     streams: Count | None = None
     per_stream: Count | None = None
     atoms: list[Count] | None = None
 
 
-class Screened(Part):
-    """What of the space is screened."""
+class ScreeningScope(Part):
+    """The part of the space that is screened."""
 
     parts: Count
     part: Count
@@ -251,10 +249,10 @@ class ScreeningFacts(Facts):
     """Facts of a screening."""
 
     workload: ScreeningWorkload | None = None
-    screened: Screened | None = None
+    screened: ScreeningScope | None = None
     model: ScreeningModel | None = None
     judged: str | None = None
-    """The folder of the screening that is judged."""
+    """The folder of the screening whose results are assessed."""
 
 
-EVENTS = (FoundParts, RankWork, Proof, BestCandidate, *ASSESSMENT_EVENTS)
+EVENTS = (EarlierParts, RankWork, Proof, BestCandidate, *ASSESSMENT_EVENTS)

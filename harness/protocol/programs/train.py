@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from msgspec import Meta
+from msgspec import Meta, field
 from pydantic import Field, model_validator
 
 from harness.protocol.parameters import (
     SPLIT_SEED,
     BackendName,
     DeviceName,
-    HeldOutShare,
+    Fraction,
+    HeldOutFraction,
     MessagesName,
     Names,
     Parameters,
     PrecisionName,
     ReadMode,
     Sampling,
-    Share,
     StoreBackend,
 )
 from harness.protocol.programs.model import ModelParameters
@@ -31,7 +31,7 @@ from harness.protocol.records import (
     EventRecord,
     Facts,
     HeldOutErrors,
-    NotNegative,
+    NonNegative,
     Number,
     Observed,
     Part,
@@ -39,33 +39,31 @@ from harness.protocol.records import (
     RankPlace,
     Rate,
     Seconds,
+    Share,
 )
-from harness.protocol.records import Share as MeasuredShare
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import NonNegativeInt as ParameterNotNegative
-from harness.protocol.types import Positive
+from harness.protocol.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class OptimizerParameters(Parameters):
-    """How weights move: AdamW, its schedule, gradient clipping, and the average of weights."""
+    """Optimization of the weights: AdamW, its schedule, gradient clipping, and the average of the weights."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Learning rate before the schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Weight decay of AdamW."""
     schedule: Literal["plateau", "cosine"] = "plateau"
     """Plateau: the rate falls by `factor` when the validation loss has not improved for `patience` epochs, as in the
     paper. Cosine: it falls to 1% over all steps."""
-    factor: Share = 0.5
-    """What the rate is multiplied by on a plateau."""
-    patience: ParameterNotNegative = 5
+    factor: Fraction = 0.5
+    """Factor by which the rate is multiplied on a plateau."""
+    patience: NonNegativeInt = 5
     """Epochs without improvement that make a plateau."""
-    warmup_steps: ParameterNotNegative = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises linearly before either schedule."""
-    clip_norm: Positive | None = None
-    """Norm to which the gradient of all parameters is clipped; null: not at all."""
+    clip_norm: PositiveFloat | None = None
+    """Maximum norm of the gradient of all parameters; null: no clipping."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Decay of an average of the weights, which is evaluated in their place; null: none."""
+    """Decay of an average of the weights, which is evaluated instead of them; null: no average."""
 
 
 class TrainParameters(OptimizerParameters):
@@ -78,70 +76,70 @@ class TrainParameters(OptimizerParameters):
     sets: Names | None = None
     """Shipped sets; null: all."""
     stores: str = ""
-    """A folder of stores with splits of their own, in place of shipped sets."""
+    """A folder of stores, which contain their splits, instead of shipped sets."""
     read: ReadMode = "preload"
     """How stores are read."""
-    width: ParameterCount | None = None
-    """Ranks that hold one copy of the data together, in the mode `distributed`; null: all."""
+    width: PositiveInt | None = None
+    """Ranks that share one copy of the data, in the mode `distributed`; null: all."""
     store_backend: StoreBackend = "auto"
     """Library of the mode `distributed`; auto: DDStore where it is installed."""
-    held_out: HeldOutShare = 0.1
+    held_out: HeldOutFraction = 0.1
     """Share of each shipped set for the test; half as much is for validation."""
     split_seed: int = SPLIT_SEED
     """Seed of the splits of shipped sets."""
-    limit: ParameterCount | None = None
-    """Structures of a shipped set at most, the first ones."""
+    limit: PositiveInt | None = None
+    """Maximum number of structures of a shipped set, the first ones."""
     sampling: Sampling = "mixed"
-    """Whether all ranks draw from all datasets, or each from its own."""
-    temperature: Positive = 1.0
-    """Datasets are weighed by count ** (1 / temperature)."""
+    """Whether all ranks draw from all datasets, or each rank from its own dataset."""
+    temperature: PositiveFloat = 1.0
+    """Datasets are weighted by count ** (1 / temperature)."""
     balance: Literal["none", "atoms"] = "none"
-    """Whether ranks get batches of as many graphs, or of as many atoms."""
-    batch_size: ParameterCount = 16
-    """Graphs of one rank and step."""
-    epochs: ParameterCount = 20
-    """Epochs at most."""
-    epoch_length: ParameterCount | None = None
-    """Graphs that an epoch draws; null: as many as there are."""
-    ahead: ParameterNotNegative = 2
+    """Whether the batches of all ranks have equal numbers of graphs, or similar numbers of atoms."""
+    batch_size: PositiveInt = 16
+    """Graphs per rank and step."""
+    epochs: PositiveInt = 20
+    """Maximum number of epochs."""
+    epoch_length: PositiveInt | None = None
+    """Graphs per epoch; null: as many as the training sets have."""
+    ahead: NonNegativeInt = 2
     """Batches that are prepared in advance."""
-    force_weight: Positive = 10.0
+    force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     units: Literal["plain", "head"] = "plain"
-    """Whether errors count in eV and eV/angstrom, as in the paper, or in what composition and zero forces miss on the
-    training set of each head."""
-    stop_after: ParameterCount | None = None
-    """Epochs without a better validation loss that end the run; null: none do."""
-    validation_limit: ParameterCount = 64
+    """Units of errors in the loss: eV and eV/angstrom, as in the paper, or the errors of the composition model and of
+    zero forces on the training set of each head."""
+    stop_after: PositiveInt | None = None
+    """Number of epochs without a better validation loss after which the run ends; null: no early stopping."""
+    validation_limit: PositiveInt = 64
     """Structures of each set that are evaluated after an epoch."""
     heads: Literal["replicated", "parallel"] = "replicated"
-    """Whether every rank has all heads, or only those of its own datasets; the latter needs assigned sampling."""
+    """Whether every rank has all heads, or only those of its datasets; the latter needs assigned sampling."""
     messages: MessagesName = "plain"
-    """Whether messages of PaiNN and PNAEq go through tensors of edges, or through one operator where there is one."""
+    """Whether messages are computed as tensors of edges, or by the fused operator if the backbone has one."""
     compile: bool = True
     """Whether the model is compiled."""
     deterministic: bool = True
-    """Whether deterministic algorithms are asked for."""
-    gate_steps: ParameterNotNegative = 3000
+    """Whether PyTorch uses deterministic algorithms."""
+    gate_steps: NonNegativeInt = 3000
     """Steps of training the gate; 0 leaves it untrained."""
-    checkpoint_s: Positive = 300.0
-    """Seconds between states on disk."""
+    checkpoint_s: PositiveFloat = 300.0
+    """Seconds between checkpoints of the training state."""
     backend: BackendName = "gloo"
     """Library by which ranks exchange gradients."""
     device: DeviceName = "cpu"
     """Where the model runs."""
     seed: int = 0
     """Seed of weights and of the order of structures."""
-    timeout_s: Positive = 600.0
-    """Time that a rank waits for the others before it gives the run up."""
-    minutes: Positive | None = None
-    """Time after which the run leaves its state and ends, one link of a chain; null: none."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds that a rank waits for the others before the run fails."""
+    minutes: PositiveFloat | None = None
+    """Minutes after which the run writes its state and ends, as one link of a chain; null: no limit."""
     continues: bool = False
-    """Whether the run goes on from the state of the case before it."""
+    """Whether the run continues from the state of the case that it depends on."""
 
     @model_validator(mode="after")
     def check_heads(self) -> Self:
-        """Raise ValueError for parallel heads of ranks that draw from all datasets."""
+        """Raise ValueError for parallel heads without assigned sampling."""
         if self.heads == "parallel" and self.sampling != "assigned":
             raise ValueError("heads: only with assigned sampling can a rank do with the heads of its own datasets")
         return self
@@ -162,9 +160,9 @@ class TrainEpoch(EventRecord, tag="epoch"):
     validation_force_mae_ev_per_a: Error | None = None
     learning_rate: Number | None = None
     wait_s: Seconds | None = None
-    """Wait for data of the slowest rank."""
+    """Time that the slowest rank waited for data."""
     best: bool | None = None
-    """Whether no epoch before had a lower validation loss."""
+    """Whether no earlier epoch had a lower validation loss."""
 
 
 class HeadErrors(EventRecord, tag="head"):
@@ -180,14 +178,14 @@ class HeadErrors(EventRecord, tag="head"):
 
 
 class Resumed(EventRecord, tag="resumed"):
-    """The run goes on from a state on disk; the events of its epochs come before this one once more."""
+    """The run continues from a state on disk; the events of the earlier epochs are logged again before this one."""
 
     step: Count
     epoch: Count
 
 
 class SkippedStep(EventRecord, tag="skipped"):
-    """A step that was left out, as its gradient was not finite."""
+    """A step that was skipped because its gradient was not finite."""
 
     step: Count
     worst: str | None = None
@@ -195,7 +193,7 @@ class SkippedStep(EventRecord, tag="skipped"):
 
 
 class Stopped(EventRecord, tag="stopped"):
-    """Why a run ended before its last epoch."""
+    """The reason why a run ended before its last epoch."""
 
     why: str
     epoch: Count | None = None
@@ -213,7 +211,7 @@ class TrainModel(Part):
 
 
 class TrainSet(Part):
-    """A dataset: structures of its splits, and how many an epoch draws."""
+    """A dataset: numbers of structures in its splits, and how many an epoch draws."""
 
     set: str
     role: str
@@ -222,11 +220,11 @@ class TrainSet(Part):
     train: Count | None = None
     validation: Count | None = None
     test: Count | None = None
-    drawn: Count | None = None
+    samples_per_epoch: Count | None = field(default=None, name="drawn")
 
 
 class TrainWorkload(Part):
-    """What is trained on, and the parameters that the analysis asks for."""
+    """The data that the model is trained on, and the parameters that the analysis reads."""
 
     sets: list[TrainSet] | None = None
     elements: list[AtomicNumber] | None = None
@@ -234,7 +232,7 @@ class TrainWorkload(Part):
     steps_per_epoch: Count | None = None
     batch_size: PositiveCount | None = None
     epochs: Count | None = None
-    temperature: NotNegative | None = None
+    temperature: NonNegative | None = None
     seed: int | None = None
     sampling: str | None = None
     split_seed: int | None = None
@@ -245,12 +243,12 @@ class TrainWorkload(Part):
 
 
 class GateErrors(Part):
-    """Errors of the gate on what it was trained on."""
+    """Errors of the gate on its training data."""
 
     energy_error_ev_per_atom: Error | None = None
-    """Mean distance of the mixed energy from that of the right branch."""
-    right_branch: MeasuredShare | None = None
-    """Share of structures of which the right branch gets more than half of the weight."""
+    """Mean absolute difference of the mixed energy from that of the right branch."""
+    right_branch: Share | None = None
+    """Share of structures for which the right branch has more than half of the weight."""
 
 
 class TrainFacts(Facts):
@@ -265,7 +263,7 @@ class TrainFacts(Facts):
     held_out: list[HeldOutErrors] | None = None
     train_s: Seconds | None = None
     ended_before: str | None = None
-    """The folder of the earlier link in which the training came to its end."""
+    """The folder of the earlier link in which the training ended."""
 
 
 EVENTS = (TrainEpoch, HeadErrors, Resumed, SkippedStep, Stopped)

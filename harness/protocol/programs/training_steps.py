@@ -1,4 +1,4 @@
-"""Single training steps, one after another in several ways: parameters, events and facts."""
+"""Training steps in several formulations: parameters, events and facts."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from harness.protocol.records import (
     Error,
     EventRecord,
     Facts,
-    NotNegative,
+    NonNegative,
     Observed,
     Part,
     PositiveCount,
     Time,
 )
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import Positive, check_unique
+from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
 
 StepStageName = Literal["baseline", "torch_compile", "fused_messages"]
 STEP_STAGES: tuple[StepStageName, ...] = get_args(StepStageName)
 
 
 class TrainingStepsParameters(Parameters):
-    """Steps of training an untrained model on the random workload, each stage in turn; the update is left out."""
+    """Training steps of an untrained model on the random workload, each stage in turn, without the update."""
 
     precision: PrecisionName
     """Precision of every stage."""
     model: ModelParameters = ModelParameters()
     """Sizes of the model."""
     stages: Annotated[tuple[StepStageName, ...], Field(min_length=1), AfterValidator(check_unique)] = STEP_STAGES
-    """Ways to take a step."""
-    batch_size: ParameterCount = 16
-    """Structures of a batch."""
-    batches: ParameterCount = 1
-    """Batches of a round."""
-    rounds: ParameterCount = 6
-    """A round is one step of every stage on every batch."""
+    """Formulations of a step."""
+    batch_size: PositiveInt = 16
+    """Structures per batch."""
+    batches: PositiveInt = 1
+    """Batches per round."""
+    rounds: PositiveInt = 6
+    """Number of rounds; a round is one step of every stage on every batch."""
     atoms: AtomRange = (2, 100)
-    """Atoms of a structure, fewest and most."""
-    max_neighbours: ParameterCount | None = 20
-    """Neighbours of an atom at most."""
-    force_weight: Positive = 10.0
+    """Minimum and maximum number of atoms of a structure."""
+    max_neighbours: PositiveInt | None = 20
+    """Maximum number of neighbours of an atom."""
+    force_weight: PositiveFloat = 10.0
     """Weight of forces in the loss."""
     device: DeviceName = "cpu"
     """Where the model runs."""
@@ -64,13 +63,13 @@ class StepSample(EventRecord, tag="sample"):
     batch: Count
     structures: PositiveCount
     device_s: Duration
-    load_1min: NotNegative
+    load_1min: NonNegative
     ended_s: Time | None = None
     dtype: str | None = None
     finite: bool | None = None
     loss_error: Error | None = None
     gradient_error: Error | None = None
-    """Of the gradient of all parameters in one row: norm of the difference over norm."""
+    """Norm of the difference of the gradients of all parameters over the norm of the baseline's."""
 
 
 class StepModel(Part):
@@ -82,7 +81,7 @@ class StepModel(Part):
 
 
 class StepWorkload(Part):
-    """The batches, in total."""
+    """The batches of a case, in total."""
 
     name: str | None = None
     structures: Count | None = None

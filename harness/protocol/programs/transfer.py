@@ -1,4 +1,4 @@
-"""A downstream task learned from few labels: parameters, events and facts."""
+"""Transfer to a downstream task with few labels: parameters, events and facts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from harness.protocol.parameters import BackendName, DeviceName, Parameters, PrecisionName, Share
+from harness.protocol.parameters import BackendName, DeviceName, Fraction, Parameters, PrecisionName
 from harness.protocol.records import (
     Config,
     Count,
@@ -14,14 +14,13 @@ from harness.protocol.records import (
     Error,
     EventRecord,
     Facts,
-    NotNegative,
+    NonNegative,
     Number,
     Part,
     PositiveCount,
     Seconds,
 )
-from harness.protocol.types import Count as ParameterCount
-from harness.protocol.types import Positive, check_unique
+from harness.protocol.types import PositiveFloat, PositiveInt, check_unique
 
 TaskName = Literal[
     "qm9", "md17", "wiggle150", "ms25", "oqmd", "abx3", "matbench_dielectric", "matbench_jdft2d", "matbench_log_gvrh",
@@ -32,37 +31,37 @@ MODES: tuple[ModeName, ...] = get_args(ModeName)
 
 
 class TransferParameters(Parameters):
-    """One downstream task from few labels, in several ways of using a pretrained model and without it."""
+    """One downstream task with few labels, learned with a pretrained model in several modes and without it."""
 
     task: TaskName
     """The task, by its name in the catalog."""
     files: str = ""
-    """A folder of official files, in place of what is shipped."""
+    """A folder of official files, instead of the shipped ones."""
     checkpoint: str = "painn-64"
     """The pretrained model: a file, or the name of a shipped one."""
     modes: Annotated[tuple[ModeName, ...], Field(min_length=1), AfterValidator(check_unique)] = MODES
-    """What of the pretrained model a task starts from, and what of it the task may change."""
-    labels: Annotated[tuple[ParameterCount, ...], Field(min_length=1)] = (10, 30, 100, 300, 1000, 3000, 5000)
-    """Numbers of labels, a fifth of which is for early stopping."""
-    seeds: ParameterCount = 3
-    """Draws of labels; where a task has official folds, draw k belongs to fold k."""
-    subsets: ParameterCount | None = None
-    """Parts of a task that are learned, each by itself, at most; null: all."""
-    test_share: Share = 0.2
-    """Share of the structures for the test, where there are no official folds."""
-    test_limit: ParameterCount | None = None
-    """Structures of the test at most; null: no limit."""
-    steps: ParameterCount = 2000
-    """Training steps at most."""
-    batch_size: ParameterCount = 16
-    """Structures of a step."""
-    learning_rate: Positive = 1e-3
-    """Largest learning rate."""
-    every: ParameterCount = 50
-    """Steps between looks at the validation error."""
-    patience: ParameterCount = 8
-    """Looks without a better error that end the training."""
-    force_weight: Positive = 2.0
+    """Modes: which weights of the pretrained model a task starts from, and which of them it may change."""
+    labels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 30, 100, 300, 1000, 3000, 5000)
+    """Numbers of labels; a fifth of each is for early stopping."""
+    seeds: PositiveInt = 3
+    """Number of draws of the labels; if a task has official folds, draw k is from fold k."""
+    subsets: PositiveInt | None = None
+    """Maximum number of subsets of a task, each of which is learned separately; null: all."""
+    test_share: Fraction = 0.2
+    """Share of the structures for the test, if there are no official folds."""
+    test_limit: PositiveInt | None = None
+    """Maximum number of structures in the test; null: no limit."""
+    steps: PositiveInt = 2000
+    """Maximum number of training steps."""
+    batch_size: PositiveInt = 16
+    """Structures per step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Maximum learning rate."""
+    every: PositiveInt = 50
+    """Steps between evaluations of the validation error."""
+    patience: PositiveInt = 8
+    """Number of evaluations without a better error after which training ends."""
+    force_weight: PositiveFloat = 2.0
     """Weight of forces in the loss."""
     precision: PrecisionName = "fp32"
     """Precision of training."""
@@ -72,26 +71,26 @@ class TransferParameters(Parameters):
     """Where the model runs."""
     seed: int = 0
     """Seed of weights and draws."""
-    timeout_s: Positive = 36_000.0
-    """Time that a rank waits for the others before it gives the run up."""
+    timeout_s: PositiveFloat = 36_000.0
+    """Seconds that a rank waits for the others before the run fails."""
 
 
 class PublishedResult(Part):
-    """What a model has reached on the task, by its authors."""
+    """A published result of a model on the task."""
 
     model: str
     value: Number
     unit: str
     train: Count
-    """Structures that it was trained on."""
+    """Number of structures that it was trained on."""
     source: str
     subset: str
     quantity: str | None = None
-    spread: NotNegative | None = None
+    spread: NonNegative | None = None
 
 
 class TaskEvent(EventRecord, tag="task"):
-    """The task, where its data comes from, and what was left out of it; or what it needs, where there is none."""
+    """The task, the origin of its data and what was left out of them; or the files that it needs, if it has no data."""
 
     task: str
     unit: str
@@ -112,7 +111,7 @@ class TaskEvent(EventRecord, tag="task"):
 
 
 class Baseline(EventRecord, tag="baseline"):
-    """Errors of composition alone, of the mean and of zero forces, for one draw of labels."""
+    """Errors of the composition model, of the mean and of zero forces, for one draw of labels."""
 
     subset: str
     labels: Count
@@ -123,7 +122,7 @@ class Baseline(EventRecord, tag="baseline"):
     mean_mae: Error | None = None
     zero_force_mae: Error | None = None
     why: str | None = None
-    """Why there is nothing to learn from the draw."""
+    """The reason why nothing can be learned from the draw."""
 
 
 class Fit(EventRecord, tag="fit"):
@@ -141,7 +140,7 @@ class Fit(EventRecord, tag="fit"):
     validation: Count | None = None
     parameters: Count | None = None
     head: Count | None = None
-    """The branch that the task started from."""
+    """The index of the branch that the task started from."""
     steps: Count | None = None
     best_step: Count | None = None
     """The step whose weights were kept."""
@@ -154,18 +153,18 @@ class TransferModel(Part):
     checkpoint: str | None = None
     config: Config | None = None
     notes: list[str] | None = None
-    """What its checkpoint has notes of."""
+    """Notes in its checkpoint."""
 
 
 class Budget(Part):
-    """What every training may take."""
+    """The budget of every training."""
 
     steps: PositiveCount
     batch_size: PositiveCount
-    learning_rate: NotNegative
+    learning_rate: NonNegative
     every: PositiveCount
     patience: Count
-    force_weight: NotNegative
+    force_weight: NonNegative
 
 
 class TransferFacts(Facts):

@@ -1,4 +1,4 @@
-"""Graphs -> one batch of tensors."""
+"""Neighbour lists of several structures, collated into one batch of tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.reference.errors import InputError
 
 
 class Batch(NamedTuple):
-    """Graphs side by side, on one device in one floating-point type.
+    """Several graphs on one device, in one floating-point type.
 
     numbers [n], positions [n, 3] angstrom, receiver/sender [e], shift [e, 3] angstrom, graph [n] (which structure),
     edge_graph [e], cell [g, 3, 3], composition [g, 119] atoms per element, charge and multiplicity [g] (0: unknown),
-    head [g]. incoming/outgoing [t]: pairs of edges k -> j and j -> i, where they were asked for.
+    head [g]. incoming/outgoing [t]: pairs of edges k -> j and j -> i; empty unless the backbone needs them.
     """
 
     numbers: Tensor
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
 
 def build_batch(graphs: Sequence[NeighbourList], *, with_triplets: bool = False) -> Batch:
-    """Concatenate graphs into one batch in double precision on the CPU, with its pairs of edges if so wanted."""
+    """Concatenate graphs into one batch in double precision on the CPU; with_triplets: with pairs of edges."""
     if not graphs:
         raise InputError("a batch needs at least one structure")
     structures = [g.structure for g in graphs]

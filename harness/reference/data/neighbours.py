@@ -22,7 +22,7 @@ class NeighbourList:
     """A structure with the neighbours of its atoms: edges sorted by receiver, then by distance.
 
     receiver, sender: [e]. shift: [e, 3] angstrom, the periodic image of the sender (0 in its own cell). n_dropped:
-    edges shorter than the cutoff that the limit on neighbours leaves out, where the list was searched for.
+    edges shorter than the cutoff that the limit on neighbours leaves out; 0 for a list read from a store.
     """
 
     structure: Structure
@@ -65,7 +65,7 @@ def build_neighbour_list(structure: Structure, *, cutoff: float, max_neighbours:
 def add_neighbours(
     table: StructureTable, *, cutoff: float, max_neighbours: int | None
 ) -> tuple[StructureTable, list[RejectedStructure]]:
-    """Return the table with the edges that `build_neighbour_list` gives; structures with coincident atoms are rejected.
+    """Return the table with the edges of `build_neighbour_list`, and rejections of structures with coincident atoms.
 
     Args:
         table: Structures that have been checked.
@@ -84,8 +84,8 @@ def add_neighbours(
         )
     columns = zip(*parts, strict=True) if parts else (np.zeros((0, 3)),) * 4
     # An empty list comes back as floating point.
-    ends, starts, images, distance = map(np.concatenate, columns)
-    receiver, sender = ends.astype(np.int64), starts.astype(np.int64)
+    receivers, senders, images, distance = map(np.concatenate, columns)
+    receiver, sender = receivers.astype(np.int64), senders.astype(np.int64)
     owner = np.repeat(np.arange(len(table)), [len(part[3]) for part in parts])
     atom = receiver + (table.ends - table.sizes)[owner]
     order = _sort_edges(atom, distance, max_neighbours, int(table.sizes.sum()))

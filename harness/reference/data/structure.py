@@ -1,4 +1,4 @@
-"""An atomistic structure with its labels, checked on the way in."""
+"""An atomistic structure with its labels, and the check of its values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from harness.reference.errors import InputError
 
 MAX_ATOMIC_NUMBER = 118
-THINNEST_ANGSTROM = 0.1  # of a cell along periodic directions; a thinner one puts images of an atom into each other
-# What goes beyond has lost its digits, or makes neighbour lists overflow.
-FARTHEST_ANGSTROM, LONGEST_ANGSTROM = 1e6, 1e5
+MIN_THICKNESS_ANGSTROM = 0.1  # of a cell along periodic directions; in a thinner one, images of an atom coincide
+# Larger values have lost their precision, or make neighbour lists overflow.
+MAX_POSITION_ANGSTROM, MAX_CELL_ANGSTROM = 1e6, 1e5
 Array = NDArray[np.float64]
 
 
@@ -53,10 +53,11 @@ class Structure:
         if not np.isfinite(self.positions).all():
             atom = int(np.flatnonzero(~np.isfinite(self.positions).all(axis=1))[0])
             raise InputError(f"structure {self.name!r}: position of atom {atom} is not finite")
-        if np.abs(self.positions).max() > FARTHEST_ANGSTROM:
+        if np.abs(self.positions).max() > MAX_POSITION_ANGSTROM:
             atom = int(np.abs(self.positions).max(axis=1).argmax())
             raise InputError(
-                f"structure {self.name!r}: atom {atom} is further than {FARTHEST_ANGSTROM:g} angstrom from the origin"
+                f"structure {self.name!r}: atom {atom} is further than {MAX_POSITION_ANGSTROM:g} angstrom from the"
+                " origin"
             )
         outside = (self.numbers < 1) | (self.numbers > MAX_ATOMIC_NUMBER)
         if outside.any():
@@ -65,10 +66,10 @@ class Structure:
             )
         if self.cell.shape != (3, 3) or not np.isfinite(self.cell).all():
             raise InputError(f"structure {self.name!r}: the cell is not a finite 3x3 matrix")
-        if np.abs(self.cell).max() > LONGEST_ANGSTROM:
-            raise InputError(f"structure {self.name!r}: its cell is longer than {LONGEST_ANGSTROM:g} angstrom")
+        if np.abs(self.cell).max() > MAX_CELL_ANGSTROM:
+            raise InputError(f"structure {self.name!r}: its cell is longer than {MAX_CELL_ANGSTROM:g} angstrom")
         vectors = self.cell[list(self.periodic)]
-        if len(vectors) and np.linalg.svd(vectors, compute_uv=False)[-1] < THINNEST_ANGSTROM:
+        if len(vectors) and np.linalg.svd(vectors, compute_uv=False)[-1] < MIN_THICKNESS_ANGSTROM:
             raise InputError(f"structure {self.name!r}: periodic, but its cell has no volume")
         if self.forces is not None and self.forces.shape != (n, 3):
             raise InputError(f"structure {self.name!r}: forces have shape {self.forces.shape}, expected ({n}, 3)")

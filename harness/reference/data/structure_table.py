@@ -1,4 +1,4 @@
-"""Many structures as columns: what readers yield, checks look at and stores are written from."""
+"""Many structures as columns, which readers yield, checks test and stores hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.reference.data.structure import Array, Structure
 ATOM_COLUMNS = frozenset({"numbers", "positions", "forces"})
 EDGE_COLUMNS = ("receiver", "sender", "shift", "distance")
 # A column that only some of the concatenated tables have is filled with NaN in the shape of this one.
-FILLED_LIKE = {"forces": "positions", "stress": "cell"}
+FILL_SHAPES = {"forces": "positions", "stress": "cell"}
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class StructureTable:
         """The structure of each atom, [n]."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
-    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> StructureTable:
-        """Return some of the structures, in the order asked for; consecutive ones without a copy."""
-        if isinstance(picked, slice):
-            first, stop, step = picked.indices(len(self))
+    def __getitem__(self, selection: slice | NDArray[np.bool_] | NDArray[np.int64]) -> StructureTable:
+        """Return some of the structures, in the order of the selection; consecutive ones without a copy."""
+        if isinstance(selection, slice):
+            first, stop, step = selection.indices(len(self))
             if step == 1:
                 stop = max(first, stop)
-                bounds = (_cut(counts, first, stop) for counts in (self.sizes, self.edge_counts))
+                bounds = (_slice_rows(counts, first, stop) for counts in (self.sizes, self.edge_counts))
                 return self._select(slice(first, stop), *bounds)
-        rows = np.arange(len(self))[picked]
-        return self._select(rows, *(_take(counts, rows) for counts in (self.sizes, self.edge_counts)))
+        rows = np.arange(len(self))[selection]
+        return self._select(rows, *(_list_rows(counts, rows) for counts in (self.sizes, self.edge_counts)))
 
     def _select(self, rows: Any, atoms: Any, edges: Any) -> StructureTable:
         columns: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class StructureTable:
             )
 
 
-def _cut(counts: NDArray[np.int64] | None, first: int, stop: int) -> slice:
+def _slice_rows(counts: NDArray[np.int64] | None, first: int, stop: int) -> slice:
     """Return the rows of the structures first..stop; counts: rows of each."""
     if counts is None:
         return slice(0)
@@ -117,13 +117,13 @@ def _cut(counts: NDArray[np.int64] | None, first: int, stop: int) -> slice:
     return slice(ends[first], ends[stop])
 
 
-def _take(counts: NDArray[np.int64] | None, structures: NDArray[np.int64]) -> NDArray[np.int64]:
+def _list_rows(counts: NDArray[np.int64] | None, structures: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the rows of some structures; counts: rows of each."""
     if counts is None:
         return np.zeros(0, dtype=np.int64)
-    taken = counts[structures]
-    before = np.cumsum(taken) - taken
-    return np.arange(taken.sum()) + np.repeat((np.cumsum(counts) - counts)[structures] - before, taken)
+    selected = counts[structures]
+    before = np.cumsum(selected) - selected
+    return np.arange(selected.sum()) + np.repeat((np.cumsum(counts) - counts)[structures] - before, selected)
 
 
 def concatenate(tables: Sequence[StructureTable]) -> StructureTable:
@@ -131,15 +131,15 @@ def concatenate(tables: Sequence[StructureTable]) -> StructureTable:
     columns: dict[str, Any] = {}
     for name in (f.name for f in fields(StructureTable)):
         parts = [getattr(table, name) for table in tables]
-        if name in FILLED_LIKE and any(part is not None for part in parts):
-            blanks = (np.full_like(getattr(table, FILLED_LIKE[name]), np.nan) for table in tables)
+        if name in FILL_SHAPES and any(part is not None for part in parts):
+            blanks = (np.full_like(getattr(table, FILL_SHAPES[name]), np.nan) for table in tables)
             parts = [blank if part is None else part for part, blank in zip(parts, blanks, strict=True)]
         columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
     return StructureTable(**columns)
 
 
 def tabulate(structures: Sequence[Structure]) -> StructureTable:
-    """Return the columns of structures, whose names become the ids."""
+    """Return a table of structures, whose names become the ids."""
     return concatenate(
         [
             StructureTable(
@@ -177,7 +177,7 @@ class RejectedStructure:
 
 @dataclass(frozen=True)
 class Remark(RejectedStructure):
-    """What users should know of structures that are used all the same: a label under another name, an assumed unit.
+    """A note on structures that are used nevertheless: a label under another name, an assumed unit.
 
-    kind: the label, or "units". count: structures that it is about; none of them is left out.
+    kind: the label, or "units". count: structures concerned; none of them is left out.
     """

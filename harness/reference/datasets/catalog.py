@@ -1,4 +1,4 @@
-"""The sixteen datasets of the branches: their files, units, energy scales and owners."""
+"""The sixteen datasets of the branches: their files, units, energy scales and sources."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _WITH_SPIN = ("energy", "forces", "spin")
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One published dataset, as its authors hand it out.
+    """One dataset, as its authors publish it.
 
-    files: names and keys. units: as in the files (readers hand on eV and angstrom). level: level of theory.
-    label: what the energy is: "total" or "formation". zero: where that energy is zero.
+    files: names and keys. units: those of the files (readers return eV and angstrom). level: level of theory.
+    label: kind of energy, "total" or "formation". zero: the state of zero energy.
     all_electron: heaviest element whose electrons are all in the energy; 0: energies are those of pseudo-atoms.
-    per_atom: eV per atom between which an energy is plausible, where all_electron does not decide.
-    molecular: no periodic cell. charges: "all", "neutral" or "charged": what of the files belongs to the branch.
-    labels: what every file of the dataset has, of energy, forces, stress and spin.
-    count: structures, published or listed; 0: a part of another dataset, not listed. fetch: where the files come from.
+    per_atom: plausible range of the energy in eV per atom, where all_electron does not decide.
+    molecular: no periodic cell. charges: "all", "neutral" or "charged" structures of the files belong to the branch.
+    labels: those of energy, forces, stress and spin that every file of the dataset has.
+    count: structures, published or listed; 0: a part of another dataset, not listed. fetch: how to get the files.
     """
 
     head: str

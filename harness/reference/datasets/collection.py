@@ -1,4 +1,4 @@
-"""The datasets that ranks train on: shipped sets or stores of some branches, as labelled neighbour lists."""
+"""The datasets of a training: shipped sets or stores of some branches, as labelled neighbour lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.datasets.statistics import reference_energies
 from harness.reference.datasets.statistics.reference_energies import References
 from harness.reference.errors import InputError
-from harness.reference.storage import structure_codec
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import ReadMode, open_samples
 from harness.reference.storage.samples import (
@@ -28,19 +27,23 @@ from harness.reference.storage.samples import (
     FilteredSamples,
     PreloadedSamples,
     Samples,
-    concatenate_samples,
 )
 from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record
-from harness.reference.storage.structure_codec import decode_neighbours, decode_structure, encode_table
+from harness.reference.storage.structure_codec import (
+    EDGE_KEYS,
+    REQUIRED_KEYS,
+    decode_neighbours,
+    decode_structure,
+    encode_table,
+)
 
-REQUIRED_KEYS, EDGE_KEYS = structure_codec.REQUIRED_KEYS, structure_codec.EDGE_KEYS
 TRAINING_SPLIT = SPLITS[0]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One branch's samples. name, role, level: as a report must call them. edges: whether neighbour lists come too.
+    """The samples of one branch. name, role, level: for reports. edges: whether samples include neighbour lists.
 
     is_referenced: whether the references were subtracted from the energies of the samples, and must be added.
     has_forces: whether its structures are labelled with forces.
@@ -59,51 +62,53 @@ class Dataset:
 
 @dataclass(frozen=True)
 class NeighbourSpec:
-    """The definition of a neighbour: closer than cutoff (angstrom), and among the nearest max_neighbours."""
+    """The definition of neighbours: closer than cutoff (angstrom), and among the nearest max_neighbours."""
 
     cutoff: float
     max_neighbours: int | None
 
 
 class DatasetCollection:
-    """Datasets side by side."""
+    """Several datasets with one definition of neighbours."""
 
     def __init__(self, datasets: Sequence[Dataset], reach: NeighbourSpec) -> None:
         self.datasets = tuple(datasets)
         self.reach = reach
-        self.samples: ConcatenatedSamples = concatenate_samples([d.samples for d in datasets])
+        self.samples: ConcatenatedSamples = ConcatenatedSamples([d.samples for d in datasets])
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Samples of each dataset."""
         return tuple(len(d.samples) for d in self.datasets)
 
-    def graphs(self, drawn: SampleIndices) -> list[NeighbourList]:
-        """Load the drawn samples with their neighbours."""
-        return self.build_graphs(drawn, self.records(drawn))
+    def graphs(self, indices: SampleIndices) -> list[NeighbourList]:
+        """Load samples with their neighbours."""
+        return self.build_graphs(indices, self.records(indices))
 
-    def records(self, drawn: SampleIndices) -> list[Record]:
-        """Load the drawn samples as they are stored."""
-        return self.samples.get(np.array(self.samples.starts)[drawn.dataset] + drawn.index)
+    def records(self, indices: SampleIndices) -> list[Record]:
+        """Load samples as they are stored."""
+        return self.samples.get(np.array(self.samples.starts)[indices.dataset] + indices.index)
 
-    def build_graphs(self, drawn: SampleIndices, records: Sequence[Record]) -> list[NeighbourList]:
-        """Return neighbour lists of the records of drawn samples."""
-        names = zip(drawn.dataset.tolist(), drawn.index.tolist(), records, strict=True)
-        return [self._graph(self.datasets[d], k, record) for d, k, record in names]
+    def build_graphs(self, indices: SampleIndices, records: Sequence[Record]) -> list[NeighbourList]:
+        """Return the neighbour lists of samples that have been loaded as records."""
+        names = zip(indices.dataset.tolist(), indices.index.tolist(), records, strict=True)
+        return [self._build_graph(self.datasets[d], k, record) for d, k, record in names]
 
-    def atoms(self, drawn: SampleIndices) -> NDArray[np.int64]:
-        """Return the number of atoms of each drawn sample."""
-        return np.array([self._sizes[d][k] for d, k in zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True)])
+    def atoms(self, indices: SampleIndices) -> NDArray[np.int64]:
+        """Return the number of atoms of each sample, [n]."""
+        return np.array(
+            [self._sizes[d][k] for d, k in zip(indices.dataset.tolist(), indices.index.tolist(), strict=True)]
+        )
 
     @cached_property
     def _sizes(self) -> list[NDArray[np.int64]]:
-        """Atoms of every sample of each dataset; all of them are looked at once."""
+        """Atoms of every sample of each dataset, which are all read once."""
         return [
             np.array([len(r["atomic_numbers"]) for r in d.samples.get(np.arange(len(d.samples)))])
             for d in self.datasets
         ]
 
-    def _graph(self, dataset: Dataset, index: int, record: Record) -> NeighbourList:
+    def _build_graph(self, dataset: Dataset, index: int, record: Record) -> NeighbourList:
         structure = decode_structure(
             record,
             name=f"{dataset.name}/{index}",
@@ -129,7 +134,7 @@ def load_shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
         entry.branch,
         entry.role,
         level=entry.level,
-        samples=_in_memory(frames),
+        samples=_preload(frames),
         references=references,
         has_forces=frames.forces is not None,
     )
@@ -138,7 +143,7 @@ def load_shipped(name: str, atoms: tuple[int, int] | None = None) -> Dataset:
 def load_shipped_splits(name: str, *, held_out: float, seed: int, limit: int | None = None) -> dict[str, Dataset]:
     """Return the splits of a shipped set, or of its first `limit` structures, by name.
 
-    `held_out` of the structures are for tests, half as many for validation.
+    The share `held_out` of the structures is for tests, and half as many are for validation.
 
     All frames of a molecule, material, reaction or trajectory fall into one split, and so do equal structures;
     references are of the training split alone. Raises InputError if that is empty.
@@ -157,7 +162,7 @@ def load_shipped_splits(name: str, *, held_out: float, seed: int, limit: int | N
             entry.branch,
             entry.role,
             level=entry.level,
-            samples=_in_memory(frames[split_index == k]),
+            samples=_preload(frames[split_index == k]),
             references=references,
             has_forces=frames.forces is not None,
         )
@@ -165,7 +170,7 @@ def load_shipped_splits(name: str, *, held_out: float, seed: int, limit: int | N
     }
 
 
-def _in_memory(frames: StructureTable) -> Samples:
+def _preload(frames: StructureTable) -> Samples:
     return PreloadedSamples.from_block(encode_table(frames, keys=(*REQUIRED_KEYS, "forces")))
 
 
@@ -184,8 +189,8 @@ def open_dataset(
         facts = describe_store(file)
         limits = (file.attributes.get("cutoff_angstrom"), file.attributes.get("max_neighbours"))
         edges = limits == (reach.cutoff, reach.max_neighbours)
-        wanted = (*REQUIRED_KEYS, "forces", *EDGE_KEYS * edges)
-        keys: Collection[str] = [k for k in wanted if k in REQUIRED_KEYS or k in file.keys(split)]
+        candidates = (*REQUIRED_KEYS, "forces", *EDGE_KEYS * edges)
+        keys: Collection[str] = [k for k in candidates if k in REQUIRED_KEYS or k in file.keys(split)]
     samples: Samples = open_samples(path, split, mode, comm=comm, width=width, keys=keys, backend=backend)
     if left_out := facts.left_out.get(split):
         samples = FilteredSamples(samples, left_out)
@@ -206,7 +211,7 @@ def require_forces(datasets: Sequence[Dataset], force_weight: float) -> None:
     """Raise InputError where training on forces would silently be one on energies alone.
 
     Args:
-        datasets: What is to be trained on.
+        datasets: The training sets.
         force_weight: The weight of forces in the loss; 0 asks for none.
     """
     lacking = sorted({d.name for d in datasets if not d.has_forces and len(d.samples)})

@@ -1,4 +1,4 @@
-"""What each command of `harness data` does; do_NAME is COMMAND NAME, and returns the exit code."""
+"""The commands of `harness data`: do_NAME runs the command NAME, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HYDRAGNN = "hydragnn"
 
 
 def do_list(arguments: Namespace) -> int:
-    """Print the datasets in a table, or all that is known of those named."""
+    """Print a table of all datasets, or a description of the named ones."""
     if arguments.datasets:
         for name in arguments.datasets:
             print(describe_source(find_source(name)))
@@ -38,7 +38,7 @@ def do_list(arguments: Namespace) -> int:
 
 
 def describe_source(entry: DatasetSource) -> str:
-    """Return all that is known of a dataset, in lines."""
+    """Return a description of a dataset, in lines."""
     mini = find_shipped_set(entry.slug)
     facts = {
         "format": entry.format,
@@ -60,7 +60,7 @@ def describe_source(entry: DatasetSource) -> str:
 
 
 def do_fetch(arguments: Namespace) -> int:
-    """Download files that can be had by address alone; of others say what to do."""
+    """Download files that have a public address; for others, explain how to get them."""
     from harness.reference.datasets.fetch import DOWNLOADS, fetch, select_downloads
 
     entry = find_source(arguments.dataset)
@@ -78,7 +78,7 @@ def do_fetch(arguments: Namespace) -> int:
 
 
 def do_convert(arguments: Namespace) -> int:
-    """Make a store and print its summary."""
+    """Convert files to a store, and print its summary."""
     from harness.reference.datasets.conversion import labels
     from harness.reference.datasets.conversion.convert import convert
     from harness.reference.datasets.conversion.inputs import plan_conversion
@@ -114,21 +114,21 @@ def do_convert(arguments: Namespace) -> int:
 
 
 def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
-    """Write NAME-v2.bp of a store, or of files or the shipped set by way of a store that is then gone."""
+    """Write NAME-v2.bp from a store, or from files or the shipped set through a temporary store."""
     from harness.reference.datasets.hydragnn.export import (
         CUTOFF_ANGSTROM,
         MAX_NEIGHBOURS,
-        store_file_name,
+        format_store_name,
         write_for_hydragnn,
     )
 
-    for option, value, its in (
+    for option, value, fixed in (
         ("--cutoff", arguments.cutoff, CUTOFF_ANGSTROM),
         ("--max-neighbours", arguments.max_neighbours, MAX_NEIGHBOURS),
     ):
-        if value not in (None, its):
-            raise InputError(f"{option} {value:g}: HydraGNN's stores have {its:g}; leave it out with --for hydragnn")
-    target = (arguments.to or STORES) / store_file_name(entry.head)
+        if value not in (None, fixed):
+            raise InputError(f"{option} {value:g}: HydraGNN's stores have {fixed:g}; leave it out with --for hydragnn")
+    target = (arguments.to or STORES) / format_store_name(entry.head)
     if target.exists():
         raise InputError(f"{target}: there is a store of this name already; remove it, or choose another folder")
     if any(is_bp_folder(path) for path in arguments.paths):
@@ -161,28 +161,32 @@ def _convert_for_hydragnn(entry: DatasetSource, arguments: Namespace) -> int:
 
 def _require_same(entry: DatasetSource, path: Path) -> None:
     from harness.reference.datasets.hydragnn.in_place import require_dataset
-    from harness.reference.storage.adios.writer import BPFile
+    from harness.reference.storage.adios.reader import BPFile
 
     with BPFile(path) as file:
         require_dataset(entry, path, file.attributes.get("dataset_name"))
 
 
 def _convert_store(entry: DatasetSource, arguments: Namespace) -> int:
-    """Make a store of HydraGNN usable where it lies."""
+    """Make a store of HydraGNN usable in place."""
     from harness.reference.datasets.hydragnn.in_place import convert_in_place
 
-    refused = {"--cutoff": arguments.cutoff, "--max-neighbours": arguments.max_neighbours, "--strict": arguments.strict}
-    given = [option for option, value in refused.items() if value]
-    if len(arguments.paths) > 1 or given:
-        reason = f"{given[0]} would change it" if given else "one at a time"
+    unsupported = {
+        "--cutoff": arguments.cutoff,
+        "--max-neighbours": arguments.max_neighbours,
+        "--strict": arguments.strict,
+    }
+    options = [option for option, value in unsupported.items() if value]
+    if len(arguments.paths) > 1 or options:
+        reason = f"{options[0]} would change it" if options else "one at a time"
         raise InputError(f"{arguments.paths[0]}: a store is converted where it lies: {reason}")
     print(convert_in_place(entry, arguments.paths[0], arguments.to, make_progress(arguments.quiet)))
     return DONE
 
 
-def summarize_conversion(found: dict[str, object]) -> str:
+def summarize_conversion(facts: dict[str, object]) -> str:
     """Summarize a conversion in one line."""
-    about, c = found["dataset"], found["conversion"]
+    about, c = facts["dataset"], facts["conversion"]
     assert isinstance(about, dict)
     assert isinstance(c, dict)
     splits = ", ".join(f"{n:,} {name}" for name, n in c["splits"].items())
@@ -202,17 +206,17 @@ def summarize_conversion(found: dict[str, object]) -> str:
 
 
 def do_check(arguments: Namespace) -> int:
-    """Go through files or a store; 1 if anything in them cannot be used, or nothing can."""
+    """Check files or stores; return 1 if some structures cannot be used, or there are none."""
     from harness.reference.datasets import inspect
 
-    named = Path(arguments.dataset)
-    given = [named, *arguments.paths] if named.suffix == STORE_ENDING else arguments.paths
-    for path in given or [named]:
+    first = Path(arguments.dataset)
+    paths = [first, *arguments.paths] if first.suffix == STORE_ENDING else arguments.paths
+    for path in paths or [first]:
         if path.is_dir() and not any(path.iterdir()):
             print(f"{sanitize_line(str(path))}: an empty folder, with nothing to check")
             return FAILED
-    if given and all(path.suffix == STORE_ENDING for path in given):
-        reports = [inspect.inspect_store(path, make_progress(arguments.quiet)) for path in given]
+    if paths and all(path.suffix == STORE_ENDING for path in paths):
+        reports = [inspect.inspect_store(path, make_progress(arguments.quiet)) for path in paths]
     else:
         entry = find_source(arguments.dataset)
         reports = [inspect.inspect_files(entry, arguments.paths, make_progress(arguments.quiet))]
@@ -221,7 +225,7 @@ def do_check(arguments: Namespace) -> int:
 
 
 def do_stats(arguments: Namespace) -> int:
-    """Print what stores hold, one line each."""
+    """Print a summary of each store in one line."""
     from harness.reference.datasets import inspect
 
     for path in list_stores(arguments.stores):
@@ -230,22 +234,22 @@ def do_stats(arguments: Namespace) -> int:
 
 
 def list_stores(paths: list[Path]) -> list[Path]:
-    """Return the stores that are named or lie in named folders; raises InputError where there are none."""
-    paths_found: list[Path] = []
+    """Return the named stores and those in named folders; raises InputError for a folder without stores."""
+    stores: list[Path] = []
     for path in paths:
         inside = sorted(path.glob(f"*{STORE_ENDING}")) if path.suffix != STORE_ENDING else [path]
         if not inside:
             raise InputError(f"{path}: no store (*{STORE_ENDING}) in this folder")
-        paths_found += inside
-    return paths_found
+        stores += inside
+    return stores
 
 
 def make_progress(quiet: bool) -> Callable[[int, int, str], None]:
-    """Return a function that rewrites one line of a terminal, and does nothing elsewhere."""
-    shown = not quiet and sys.stderr.isatty()
+    """Return a function that reports progress in one line of a terminal, and does nothing elsewhere."""
+    is_visible = not quiet and sys.stderr.isatty()
 
-    def tell(done: int, total: int, what: str) -> None:
-        if shown:
-            print(f"\r{done:,} of {total:,} {what} ", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+    def report(count: int, total: int, what: str) -> None:
+        if is_visible:
+            print(f"\r{count:,} of {total:,} {what} ", end="\n" if count >= total else "", file=sys.stderr, flush=True)
 
-    return tell
+    return report

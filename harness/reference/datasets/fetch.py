@@ -1,4 +1,4 @@
-"""Official files that can be had by address alone, downloaded so that a broken connection costs nothing."""
+"""Downloads of official files that have a public address, which resume after a broken connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBER = "[0-9]{1,18}"
 
 
 def select_downloads(slug: str, names: list[str]) -> list[Download]:
-    """Return the downloads of those names; raises InputError with the names there are."""
+    """Return the downloads of those names; raises InputError with the known names."""
     known = {d.name: d for d in DOWNLOADS[slug]}
     for name in names:
         if name not in known:
@@ -41,7 +41,7 @@ def select_downloads(slug: str, names: list[str]) -> list[Download]:
 def fetch(download: Download, folder: Path, progress: Progress) -> Path:
     """Download a file into the folder, from where an earlier attempt stopped; raises InputError if that fails.
 
-    The file bears its name only when it is whole, of its kind and, where a digest is known, has it.
+    The file gets its name only when it is complete, of its kind, and has its digest if that is known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / download.name
@@ -89,7 +89,7 @@ def _find_fault(download: Download, path: Path, *, is_new: bool) -> str:
 
 @dataclass(frozen=True)
 class Download:
-    """A file and its address; md5, size: what its publisher says of it, or None. size: bytes."""
+    """A file and its address. md5, size in bytes: as published, or None."""
 
     name: str
     url: str
@@ -97,7 +97,7 @@ class Download:
     size: int | None = None
 
 
-# Addresses that need no account; of all others `Source.fetch` says what to do.
+# Addresses that need no account; `DatasetSource.fetch` explains how to get all other files.
 DOWNLOADS: dict[str, tuple[Download, ...]] = {
     "ani1x": (
         Download(
@@ -127,52 +127,52 @@ def receive(download: Download, partial: Path, progress: Progress) -> None:
 
     Raises InputError for an answer that is not the file, and what urllib raises for a broken connection.
     """
-    have = partial.stat().st_size if partial.exists() else 0
+    offset = partial.stat().st_size if partial.exists() else 0
     try:
-        _receive_rest(download, partial, have, progress)
+        _receive_rest(download, partial, offset, progress)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
+        if error.code != 416 or not offset:
             raise
         total = re.fullmatch(rf"bytes \*/({NUMBER})", error.headers.get("Content-Range") or "")
-        if not ((total and int(total[1]) == have) or download.size == have or (download.md5 and not total)):
-            discard_partial(partial)  # more than there is, or another file's
+        if not ((total and int(total[1]) == offset) or download.size == offset or (download.md5 and not total)):
+            discard_partial(partial)  # too long, or part of another file
             _receive_rest(download, partial, 0, progress)
 
 
 def discard_partial(partial: Path) -> None:
-    """Forget what has come of a file."""
+    """Delete a partial download."""
     for path in (partial, _version(partial)):
         path.unlink(missing_ok=True)
 
 
 def _version(partial: Path) -> Path:
-    """Return the file that says which version of the file the first part is of: its ETag."""
+    """Return the path of the ETag of a partial download, which identifies its version."""
     return partial.with_name(partial.name + ".version")
 
 
-def _receive_rest(download: Download, partial: Path, have: int, progress: Progress) -> None:
+def _receive_rest(download: Download, partial: Path, offset: int, progress: Progress) -> None:
     request = urllib.request.Request(download.url, headers={"Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         _reject_other_content(download, answer)
         if answer.status == 206:
-            total = _read_total(download, answer, have)
+            total = _read_total(download, answer, offset)
         else:
-            have, total = 0, _parse_length(answer)  # the server starts over
+            offset, total = 0, _parse_length(answer)  # the server starts over
         tag = answer.headers.get("ETag") or ""
-        if have:
+        if offset:
             _reject_other_version(download, partial, tag, total)
         _reject_unknown_end(download, answer, total)
         if total is not None and download.size not in (None, total):
             raise InputError(f"{download.url}: the server offers {total} bytes, the published file has {download.size}")
-        _check_room(partial.parent, (total or 0) - have)
+        _check_room(partial.parent, (total or 0) - offset)
         _version(partial).write_text(tag, encoding="utf-8")
-        _copy(download, answer, partial, have=have, total=total or download.size, progress=progress)
+        _copy(download, answer, partial, offset=offset, total=total or download.size, progress=progress)
 
 
 def _reject_other_version(download: Download, partial: Path, tag: str, total: int | None) -> None:
-    """Raise InputError, and forget the first part, where the rest would be of another version of the file."""
+    """Raise InputError, and delete the first part, if the rest would be of another version of the file."""
     version = _version(partial)
     before = version.read_text(encoding="utf-8") if version.exists() else ""
     if (before and tag and before != tag) or (total is not None and total < partial.stat().st_size):
@@ -188,23 +188,23 @@ def _copy(
     answer: http.client.HTTPResponse,
     partial: Path,
     *,
-    have: int,
+    offset: int,
     total: int | None,
     progress: Progress,
 ) -> None:
-    with open(partial, "ab" if have else "wb") as out:
+    with open(partial, "ab" if offset else "wb") as out:
         while chunk := answer.read1(CHUNK_BYTES):
             out.write(chunk)
-            have += len(chunk)
-            progress(have // CHUNK_BYTES, max(total or 0, have + 1) // CHUNK_BYTES, f"MB of {download.name}")
-            if total is not None and have > total:
+            offset += len(chunk)
+            progress(offset // CHUNK_BYTES, max(total or 0, offset + 1) // CHUNK_BYTES, f"MB of {download.name}")
+            if total is not None and offset > total:
                 raise InputError(f"{download.url}: more came than the {total} bytes of the file")
-    if total is not None and have < total:
-        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+    if total is not None and offset < total:
+        raise ConnectionError(f"the connection ended after {offset} of {total} bytes")
 
 
 def _reject_other_content(download: Download, answer: http.client.HTTPResponse) -> None:
-    """Raise InputError for an answer that holds no file, whatever it calls itself."""
+    """Raise InputError for an answer that is not a file."""
     if answer.status not in (200, 206):
         raise InputError(
             f"{download.url}: the server answers {answer.status} {answer.reason} in place of the file; try again later,"
@@ -222,7 +222,7 @@ def _reject_other_content(download: Download, answer: http.client.HTTPResponse) 
 
 
 def _reject_unknown_end(download: Download, answer: http.client.HTTPResponse, total: int | None) -> None:
-    """Raise InputError where nothing would tell a whole file from a broken one."""
+    """Raise InputError if a truncated file could not be recognized."""
     is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
     if total is None and not is_chunked and download.md5 is None and download.size is None:
         raise InputError(
@@ -236,16 +236,16 @@ def _parse_length(answer: http.client.HTTPResponse) -> int | None:
     return int(text) if text and re.fullmatch(NUMBER, text) else None
 
 
-def _read_total(download: Download, answer: http.client.HTTPResponse, have: int) -> int | None:
-    """Return the length of the whole file of which a part comes; raises InputError if it is not the part asked for."""
+def _read_total(download: Download, answer: http.client.HTTPResponse, offset: int) -> int | None:
+    """Return the length of the whole file of which a part comes; raises InputError if it is not the requested part."""
     text = answer.headers.get("Content-Range")
     if text is None:
         length = _parse_length(answer)
-        return None if length is None else have + length
+        return None if length is None else offset + length
     span = re.fullmatch(rf"bytes ({NUMBER})-({NUMBER})/({NUMBER}|\*)", text.strip())
-    if span is None or int(span[1]) != have:
+    if span is None or int(span[1]) != offset:
         raise InputError(
-            f"{download.url}: asked for the bytes from {have} on, the server answers with {text!r}; what has come is"
+            f"{download.url}: asked for the bytes from {offset} on, the server answers with {text!r}; what has come is"
             " kept"
         )
     return int(span[2]) + 1 if span[3] == "*" else int(span[3])

@@ -1,4 +1,4 @@
-"""Check official files without converting them, and stores: their content and its faults."""
+"""Checks of official files without conversion, and of stores: their content and its faults."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from harness.reference.datasets.parsing.paths import count_passed_over, reject_c
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
 from harness.reference.datasets.splitting.splits import hash_texts
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.integrity import find_seal, inner_seal_paths
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.integrity import find_seal, get_inner_seal_paths
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import is_finite
 from harness.reference.storage.structure_codec import decode_text
 
@@ -41,13 +41,13 @@ OUTLIERS = {
     "outlier": "that the dataset's authors flag as such",
     "force norm": f"with forces of {MAX_FORCE:g} eV/angstrom or more",
 }
-NEEDED = frozenset({"forces", "spin"})  # labels without which a whole set is not what its dataset is
-MOST_OUTLIERS = 0.05  # share of structures above which large forces mean that the units are wrong
+REQUIRED_LABELS = frozenset({"forces", "spin"})  # labels that a whole set must not lack if its dataset has them
+MAX_OUTLIER_SHARE = 0.05  # share of structures above which large forces mean that the units are wrong
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings in lines, and how many structures cannot be used; at least one where none can."""
+    """The findings, in lines, and the number of faults, at least 1 if no structure can be used."""
 
     text: str
     faults: int
@@ -62,18 +62,18 @@ class _Findings:
     faults: Counter[str] = field(default_factory=Counter)
     labels: LabelCounts = field(default_factory=LabelCounts)
     examples: list[str] = field(default_factory=list)
-    shown: Counter[str] = field(default_factory=Counter)
+    example_counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, fault: RejectedStructure, path: Path) -> None:
         """Count a structure that cannot be used, and keep the first few of each kind as examples."""
         self.faults[fault.kind] += fault.count
         self.labels.add_rejection(fault)
-        self.show(fault.kind, f"{path.name}: {fault.where}: {fault.reason}")
+        self.add_example(fault.kind, f"{path.name}: {fault.where}: {fault.reason}")
 
-    def show(self, kind: str, text: str) -> None:
+    def add_example(self, kind: str, text: str) -> None:
         """Keep an example, up to a few of each kind."""
-        self.shown[kind] += 1
-        if self.shown[kind] <= MAX_EXAMPLES:
+        self.example_counts[kind] += 1
+        if self.example_counts[kind] <= MAX_EXAMPLES:
             self.examples.append(f"  {sanitize_line(text)}")
 
 
@@ -89,9 +89,9 @@ def inspect_files(entry: DatasetSource, paths: Sequence[Path], progress: Progres
                 _count_item(item, part, entry, official, findings)
         except InputError as error:
             findings.faults[UNREADABLE] += 1
-            findings.show(UNREADABLE, str(error))
+            findings.add_example(UNREADABLE, str(error))
         progress(number + 1, len(parts), "parts read")
-    return _report(entry, findings, count_passed_over(paths, parts), is_official=official is not None)
+    return _build_report(entry, findings, count_passed_over(paths, parts), is_official=official is not None)
 
 
 def _count_item(
@@ -101,27 +101,27 @@ def _count_item(
     official: DatasetSource | None,
     findings: _Findings,
 ) -> None:
-    """Check what a reader yields, and count it."""
+    """Check an item of a reader, and count it."""
     if isinstance(item, Remark):
         findings.labels.add_remark(item)
     elif isinstance(item, RejectedStructure):
         findings.add(item, part.path)
     else:
-        wanted = select_charges(item, entry.charges)
-        findings.other_charges += len(item) - len(wanted)
-        sound, faults = check_structures(wanted, source=official)
+        selected = select_charges(item, entry.charges)
+        findings.other_charges += len(item) - len(selected)
+        sound, faults = check_structures(selected, source=official)
         findings.labels.add(sound)
         findings.sound += len(sound)
         for fault in faults:
             findings.add(fault, part.path)
 
 
-def _report(entry: DatasetSource, findings: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
+def _build_report(entry: DatasetSource, findings: _Findings, passed_over: Counter[str], *, is_official: bool) -> Report:
     """Return the lines of a report and the number of structures or labels at fault."""
     unforced = findings.labels.without["forces"]
     usable = findings.sound - (unforced if unforced < findings.sound else 0)
     lacking = [label for label in entry.labels if is_official and 0 < findings.sound == findings.labels.without[label]]
-    unusable = set(lacking) & NEEDED or (findings.labels.find_hint("charge") and "spin" in entry.labels)
+    unusable = set(lacking) & REQUIRED_LABELS or (findings.labels.find_hint("charge") and "spin" in entry.labels)
     lines = labels.describe_missing_labels(findings.labels, entry.labels)
     lines += [
         _describe_outliers(findings.faults[kind], text) for kind, text in OUTLIERS.items() if findings.faults[kind]
@@ -133,8 +133,8 @@ def _report(entry: DatasetSource, findings: _Findings, passed_over: Counter[str]
     clean = "nothing is wrong with the rest" if not (lacking or unusable) and usable else "no other fault was found"
     summary = f"{entry.slug}: {usable:,} structures can be used; {counted or clean}"
     faults = sum(n for kind, n in findings.faults.items() if not _is_usual(kind, n, findings))
-    at_fault = faults or (findings.sound if unusable else int(not usable))
-    return Report("\n".join([summary, *(f"  {line}" for line in lines), *findings.examples]), at_fault)
+    n_faulty = faults or (findings.sound if unusable else int(not usable))
+    return Report("\n".join([summary, *(f"  {line}" for line in lines), *findings.examples]), n_faulty)
 
 
 def _describe_outliers(count: int, text: str) -> str:
@@ -145,18 +145,18 @@ def _is_usual(kind: str, count: int, findings: _Findings) -> bool:
     """Return whether intact official files may hold this many rejected structures of a kind."""
     if kind in REJECTED_BY_SOURCE:
         return True
-    return kind in OUTLIERS and count <= MOST_OUTLIERS * (findings.sound + findings.faults.total())
+    return kind in OUTLIERS and count <= MAX_OUTLIER_SHARE * (findings.sound + findings.faults.total())
 
 
 def inspect_store(path: Path, progress: Progress) -> Report:
     """Read all of a store: checksums, values, ids."""
-    if is_bp_folder(path) and not inner_seal_paths(path)[0].exists():
+    if is_bp_folder(path) and not get_inner_seal_paths(path)[0].exists():
         return _inspect_original(path, progress)
     with BPFile(path) as file:
         file.verify()
         faults, ids = Counter[str](), [np.zeros(0, dtype=np.uint64)]
         total = sum(file.samples(label) for label in file.splits)
-        done = 0
+        count = 0
         for label in file.splits:
             for _, block in read_blocks(file, label):
                 for name, column in block.columns.items():
@@ -164,8 +164,8 @@ def inspect_store(path: Path, progress: Progress) -> Report:
                         faults[f"{label}/{name} not finite"] += 1
                 if "id" in block.columns:
                     ids.append(hash_texts(np.array([decode_text(record["id"]) for record in block.records()])))
-                done += block.samples
-                progress(done, total, "samples read")
+                count += block.samples
+                progress(count, total, "samples read")
         names = np.concatenate(ids)
         faults["duplicate ids"] = len(names) - len(np.unique(names))
         splits = ", ".join(f"{file.samples(label):,} {label}" for label in file.splits)
@@ -175,22 +175,22 @@ def inspect_store(path: Path, progress: Progress) -> Report:
 
 
 def _inspect_original(path: Path, progress: Progress) -> Report:
-    """Go through a store of HydraGNN, array by array."""
+    """Examine a store of HydraGNN, array by array."""
 
-    def expected_source(name: object) -> DatasetSource | None:
+    def find_expected_source(name: object) -> DatasetSource | None:
         try:
             return find_named_source(str(name or path.stem))
         except InputError:
             return None
 
-    findings = examine_store(path, expected_source, progress)
+    findings = examine_store(path, find_expected_source, progress)
     faults = findings.faults.total()
-    ready = ""
+    hint = ""
     if find_seal(path) is None:
         name = findings.entry.slug if findings.entry else "DATASET"
-        ready = f"; `harness data convert {name} {path}` makes it usable"
+        hint = f"; `harness data convert {name} {path}` makes it usable"
     verdict = f"{faults:,} cannot be used" if faults else "nothing is wrong"
-    summary = f"{path}: {findings.samples:,} structures as HydraGNN stores them; {verdict}{ready}"
+    summary = f"{path}: {findings.samples:,} structures as HydraGNN stores them; {verdict}{hint}"
     return Report("\n".join([summary, *describe_findings(findings)]), faults or int(not findings.samples))
 
 
@@ -209,10 +209,10 @@ def summarize_store(path: Path) -> str:
 
 def _format_statistics(statistics: Mapping[str, Any]) -> str:
     elements = " ".join(statistics["elements"])
-    shown = elements if len(statistics["elements"]) <= 12 else f"{len(statistics['elements'])} elements"
+    listed = elements if len(statistics["elements"]) <= 12 else f"{len(statistics['elements'])} elements"
     energy, forces = statistics["energy_ev_per_atom"], statistics["force_norm_ev_per_a"]
     return (
         f"of {statistics['sizes']['min']:.0f} to"
-        f" {statistics['sizes']['max']:.0f} atoms; {shown}; energy beyond the references sd {energy['sd']:.3g} eV/atom"
+        f" {statistics['sizes']['max']:.0f} atoms; {listed}; energy beyond the references sd {energy['sd']:.3g} eV/atom"
         + (f", forces rms {forces['rms']:.3g} eV/angstrom" if forces["number"] else ", no forces")
     )

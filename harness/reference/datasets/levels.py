@@ -30,14 +30,14 @@ def format_versions(packages: Iterable[str]) -> str:
 
 
 class NotConvergedError(Exception):
-    """The self-consistent field found no solution; the structure is rejected."""
+    """The self-consistent field has not converged; the structure is rejected."""
 
 
 @dataclass(frozen=True)
 class LevelOfTheory:
-    """A level of theory: the words that name it, the packages whose versions matter, and the function."""
+    """A level of theory: its name, the packages that compute it, and the function that labels a structure."""
 
-    words: str
+    name: str
     packages: tuple[str, ...]
     label: Callable[[Structure], Labels]
 
@@ -59,15 +59,15 @@ def compute_xtb(structure: Structure, method: str, kelvin: float = 300.0) -> Lab
     """Compute GFN1-xTB or GFN2-xTB (electronic free energy); periodic structures at the Gamma point alone."""
     from tblite.interface import Calculator
 
-    repeats = any(structure.periodic)
+    is_periodic = any(structure.periodic)
     calculator = Calculator(
         method,
         structure.numbers,
         structure.positions / BOHR_ANGSTROM,
         charge=structure.charge,
         uhf=count_unpaired_electrons(structure),
-        lattice=structure.cell / BOHR_ANGSTROM if repeats else None,
-        periodic=np.array(structure.periodic) if repeats else None,
+        lattice=structure.cell / BOHR_ANGSTROM if is_periodic else None,
+        periodic=np.array(structure.periodic) if is_periodic else None,
     )
     calculator.set("verbosity", 0)
     calculator.set("temperature", kelvin * KELVIN_HARTREE)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "shipped"
 TABLE = "sets.yaml"
-# branches that hold the frames of another one's set: the charges they keep
+# branches that hold frames of another branch's set, and whether they hold the neutral ones
 CHARGE_VIEWS = {"omol25-neutral": ("omol25", True), "omol25-non-neutral": ("omol25", False)}
 
 
@@ -31,9 +31,10 @@ CHARGE_VIEWS = {"omol25-neutral": ("omol25", True), "omol25-non-neutral": ("omol
 class ShippedSet:
     """One shipped set: shipped/<name>.h5, or the frames of another one's file by their charge.
 
-    name: the head's name in lower case. sample: drawn from the branch's own dataset; otherwise a stand-in, with other
-    chemistry or another level of theory. labels: of E, F, stress. count: structures. sha256: of the file. rejected:
-    structures made but left out, and why. provenance: package, version and digest of the archive, or what computed it.
+    name: the head's name in lower case. sample: whether it is a sample of the branch's own dataset; otherwise it is a
+    stand-in, with other chemistry or another level of theory. labels: of E, F, stress. count: structures. sha256: of
+    the file. rejected: structures that were computed and left out, and why. provenance: package, version and digest of
+    the archive, or the program that computed it.
     """
 
     name: str
@@ -56,12 +57,12 @@ class ShippedSet:
 
     @property
     def role(self) -> str:
-        """How the set is to be called wherever its numbers are shown."""
+        """The name of the set in reports."""
         return f"sample of {self.head}" if self.sample else f"stand-in for {self.head}"
 
     @property
     def file(self) -> Path:
-        """Where its frames are."""
+        """The file of its frames."""
         return FOLDER / f"{CHARGE_VIEWS[self.name][0] if self.name in CHARGE_VIEWS else self.name}.h5"
 
 
@@ -124,18 +125,18 @@ def decode_columns(file: h5py.File) -> StructureTable:
         groups=np.char.decode(file["group"][:], "utf-8"),
         sizes=sizes,
         numbers=file["numbers"][:],
-        positions=_decode_decimals(file, "positions"),
-        energy=_decode_decimals(file, "energy"),
-        cell=_decode_decimals(file, "cell"),
+        positions=decode_decimals(file, "positions"),
+        energy=decode_decimals(file, "energy"),
+        cell=decode_decimals(file, "cell"),
         periodic=file["periodic"][:].astype(bool),
         charge=file["charge"][:].astype(np.int64),
         multiplicity=file["multiplicity"][:].astype(np.int64),
-        forces=_decode_decimals(file, "forces"),
-        stress=_decode_decimals(file, "stress") if "stress" in file else None,
+        forces=decode_decimals(file, "forces"),
+        stress=decode_decimals(file, "stress") if "stress" in file else None,
     )
 
 
-def _decode_decimals(file: h5py.File, name: str) -> Array:
+def decode_decimals(file: h5py.File, name: str) -> Array:
     """Return a column of fixed-point numbers; the division gives the double nearest to each decimal."""
     column = file[name]
     integers: NDArray[np.int64] = column[:]

@@ -18,7 +18,7 @@ from harness.reference.errors import InputError
 CHARGE_NAMES = ("charge", "total_charge")
 # OMol25 calls the multiplicity 2S + 1 `spin`
 MULTIPLICITY_NAMES = ("multiplicity", "spin_multiplicity", "spin")
-MOST = 100
+MAX_VALUE = 100
 
 
 def read_structures(path: Path, count: int) -> list[Structure]:
@@ -56,24 +56,24 @@ def read_electronic_state(info: Mapping[str, Any], name: str = "atoms") -> tuple
         InputError: A value is not a whole number within -100..100 (charge) or 0..100 (multiplicity), or two names
             of the same quantity have different values.
     """
-    return _value(info, CHARGE_NAMES, -MOST, name), _value(info, MULTIPLICITY_NAMES, 0, name)
+    return _read_value(info, CHARGE_NAMES, -MAX_VALUE, name), _read_value(info, MULTIPLICITY_NAMES, 0, name)
 
 
-def _value(info: Mapping[str, Any], names: tuple[str, ...], least: int, structure: str) -> int:
-    given = {key: _whole(key, info[key], least, structure) for key in names if key in info}
-    if len(set(given.values())) > 1:
-        words = ", ".join(f"info[{key!r}] is {value}" for key, value in given.items())
+def _read_value(info: Mapping[str, Any], names: tuple[str, ...], least: int, structure: str) -> int:
+    values = {key: _parse_integer(key, info[key], least, structure) for key in names if key in info}
+    if len(set(values.values())) > 1:
+        words = ", ".join(f"info[{key!r}] is {value}" for key, value in values.items())
         raise InputError(f"structure {structure!r}: {words}; they are names of one quantity and must agree")
-    return next(iter(given.values()), 0)
+    return next(iter(values.values()), 0)
 
 
-def _whole(key: str, value: Any, least: int, structure: str) -> int:
+def _parse_integer(key: str, value: Any, least: int, structure: str) -> int:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool | np.bool_) else math.nan
-    if not (least <= number <= MOST and number == round(number)):
-        shown = " ".join(repr(value).split())[:40]
+    if not (least <= number <= MAX_VALUE and number == round(number)):
+        text = " ".join(repr(value).split())[:40]
         raise InputError(
-            f"structure {structure!r}: info[{key!r}] is {shown}, expected a whole number from {least} to {MOST}"
+            f"structure {structure!r}: info[{key!r}] is {text}, expected a whole number from {least} to {MAX_VALUE}"
         )
     return int(number)

@@ -1,4 +1,4 @@
-"""The ranks of one run as a process group: collective operations, devices, and the report of a lost rank."""
+"""The ranks of a run as a process group: collective operations, devices, and the report of a lost rank."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from harness.reference.distributed.launch import LostRank, RankInfo, describe_error, first_line
-from harness.reference.errors import InputError
+from harness.reference.distributed.launch import LostRank, RankInfo, describe_error
+from harness.reference.errors import InputError, get_first_line
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process and the others of its run. Every method is collective: all ranks must call it.
+    """All ranks of a run, as one of them sees them. Every method is collective: all ranks must call it.
 
     Attributes:
         rank_info: The rank of this process.
@@ -85,20 +85,20 @@ class ProcessGroup:
         dist.broadcast_object_list(values, rank)
         return values[0]
 
-    def time_all_reduce(self, content: Tensor) -> float:
-        """Return the seconds that the slowest rank needs to sum the content over all ranks; overwrites the content."""
+    def time_all_reduce(self, values: Tensor) -> float:
+        """Return the seconds that the slowest rank needs to sum values over all ranks; overwrites the values."""
         synchronize(self.device)
         started = time.perf_counter()
-        dist.all_reduce(content)
+        dist.all_reduce(values)
         synchronize(self.device)
         return float(self.all_reduce_max(torch.tensor([time.perf_counter() - started])))
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here and their devices are idle."""
+        """Wait until all ranks have reached this point and their devices are idle."""
         self.all_reduce_sum(torch.zeros(1))
 
     def _all_reduce(self, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """Reduce numbers [k] of any type and device -> [k] in double precision on the CPU."""
+        """Reduce numbers [k] of any type on any device; return [k] in double precision on the CPU."""
         on_device = numbers.detach().to(self.device, torch.float64, copy=True)
         dist.all_reduce(on_device, operation)
         return on_device.cpu()
@@ -109,12 +109,12 @@ def synchronize(device: torch.device) -> None:
     torch.get_device_module(device).synchronize()
 
 
-def local_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
+def select_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
     """Return the device of this rank: its local rank modulo the number of visible devices.
 
     Args:
         kind: One of DEVICES.
-        backend: One of BACKENDS, with which the ranks communicate.
+        backend: One of BACKENDS, by which the ranks communicate.
         rank_info: The rank of this process.
 
     Raises:
@@ -131,10 +131,10 @@ def local_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     module = torch.get_device_module(kind)
-    visible = module.device_count()
-    if not visible:
+    device_count = module.device_count()
+    if not device_count:
         raise InputError(f"device {kind!r} is asked for and none is visible")
-    device = torch.device(kind, rank_info.local_rank % visible)
+    device = torch.device(kind, rank_info.local_rank % device_count)
     module.set_device(device)
     return device
 
@@ -143,7 +143,7 @@ def local_device(kind: str, backend: str, rank_info: RankInfo) -> torch.device:
 def process_group(
     rank_info: RankInfo, *, backend: str, device: torch.device, timeout_s: float
 ) -> Iterator[ProcessGroup]:
-    """Connect to the other ranks at MASTER_ADDR:MASTER_PORT, and disconnect in the end.
+    """Connect to the other ranks at MASTER_ADDR:MASTER_PORT, and disconnect on exit.
 
     An error of this rank is reported to rank 0 before the connections close.
 
@@ -172,13 +172,13 @@ def process_group(
         if not _is_connection_error(error):
             raise
         raise LostRank(
-            f"the {rank_info.size} ranks did not all meet within {timeout_s:g} s ({first_line(error)})"
+            f"the {rank_info.size} ranks did not all meet within {timeout_s:g} s ({get_first_line(error)})"
         ) from None
     try:
         yield ProcessGroup(rank_info, device)
     except Exception as error:
         if _is_connection_error(error):
-            raise LostRank(_failure_reason(store, rank_info, error)) from None
+            raise LostRank(_read_failure(store, rank_info, error)) from None
         _announce_failure(store, rank_info, error)
         raise
     finally:
@@ -198,23 +198,23 @@ def _open_store(rank_info: RankInfo, timeout: timedelta) -> Store:
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Return whether the error says that another rank does not answer; gloo has no error type for that."""
+    """Return whether another rank does not answer; gloo has no error type of its own for that."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _announce_failure(store: Store, rank_info: RankInfo, error: Exception) -> None:
-    """Store the error of this rank, unless another has failed before."""
+    """Store the error of this rank, unless another rank has already failed."""
     try:
         store.compare_set(FAILED, "", f"rank {rank_info.rank} failed: {describe_error(error)}")
     except RuntimeError:
         return
 
 
-def _failure_reason(store: Store, rank_info: RankInfo, error: Exception) -> str:
-    """Return the error that the failed rank has stored; a killed rank stores none.
+def _read_failure(store: Store, rank_info: RankInfo, error: Exception) -> str:
+    """Return the error that the failed rank has stored, or that of this rank, as a killed rank stores none.
 
-    Only rank 0 looks: the others would have to ask it, and it may be the one that no longer answers.
+    Only rank 0, which serves the store, reads it: for the others it may be the rank that no longer answers.
     """
     if rank_info.rank == 0 and store.check([FAILED]):
         return store.get(FAILED).decode()
-    return f"another rank has ended or no longer answers ({first_line(error)})"
+    return f"another rank has ended or no longer answers ({get_first_line(error)})"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TypeVar
 
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
 # The last sixteen step ids are not steps of ranks: the batch script, the extern step, an interactive shell.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
@@ -17,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class LostRank(RuntimeError):
-    """The run cannot continue although this process is well: another rank has ended, failed or never started."""
+    """This process cannot continue because another rank has ended, failed or never started."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class RankInfo:
     """The rank of a process.
 
     Attributes:
-        rank: Number among all ranks of the run, 0 .. size - 1.
+        rank: Rank in the run, 0 .. size - 1.
         size: Number of ranks.
-        local_rank: Number among the ranks of this node.
+        local_rank: Rank within this node.
     """
 
     rank: int = 0
@@ -36,7 +37,7 @@ class RankInfo:
 
 
 def shard(items: Iterable[Item], rank: int, size: int) -> Sequence[Item]:
-    """Return every size-th item, starting with item `rank`: the share of one rank."""
+    """Return every size-th item, starting with item `rank`, as the share of one rank."""
     return list(items)[rank::size]
 
 
@@ -50,7 +51,7 @@ class Launcher:
         rank: Variables that may hold the rank.
         size: Variables that may hold the number of ranks.
         local_rank: Variables that may hold the rank within the node.
-        step: Variable with the number of the step, if not every step consists of ranks.
+        step: Variable with the step id, for a launcher that starts steps that are not ranks too.
     """
 
     name: str
@@ -96,20 +97,20 @@ LAUNCHERS: tuple[Launcher, ...] = (
 )
 
 
-def detect_rank(environment: Mapping[str, str], planned: int | None = None) -> RankInfo:
+def detect_rank(environment: Mapping[str, str], ranks: int | None = None) -> RankInfo:
     """Return the rank of this process; without a launcher it is the only one.
 
     Args:
         environment: The variables of this process.
-        planned: The number of ranks of the case; None accepts any.
+        ranks: The number of ranks of the case; None accepts any.
 
     Raises:
-        InputError: The variables of a launcher are incomplete, contradict each other, or differ from the plan.
+        InputError: The variables of a launcher are incomplete, contradict each other, or differ from the case.
     """
     rank_info, launcher = _read_environment(environment)
-    if planned is not None and rank_info.size != planned:
+    if ranks is not None and rank_info.size != ranks:
         started = f"{launcher} says that there are {rank_info.size}" if launcher else "no launcher has started this one"
-        raise InputError(f"the case has {planned} ranks, but {started}; its job script starts it as planned")
+        raise InputError(f"the case has {ranks} ranks, but {started}; its job script starts it as planned")
     return rank_info
 
 
@@ -151,12 +152,8 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, InputError):
         return str(error)
     stack = traceback.extract_tb(error.__traceback__)
-    own = [f for f in stack if Path(f.filename).is_relative_to(REFERENCE) or "experiments" in Path(f.filename).parts]
-    frames = own or list(stack)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {first_line(error)}{where}"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of the message, truncated, or the type of an error without a message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+    paths = [Path(frame.filename) for frame in stack]
+    is_program = [path.is_relative_to(REFERENCE) or "experiments" in path.parts for path in paths]
+    frames = list(compress(stack, is_program)) or list(stack)
+    location = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {get_first_line(error)}{location}"

@@ -29,7 +29,7 @@ class Shape(NamedTuple):
         return self.graphs == other.graphs and self.atoms >= other.atoms and self.edges >= other.edges
 
 
-def shape_of(batch: Batch) -> Shape:
+def get_shape(batch: Batch) -> Shape:
     """Return the shape of a batch."""
     return Shape(len(batch.head), len(batch.numbers), len(batch.receiver))
 
@@ -73,7 +73,7 @@ class ShapeBuckets:
 
     def stats(self) -> dict[str, object]:
         """Return the shapes, and the shares of atoms and edges that are padding."""
-        atoms, edges = (1 - f / o if o else 0.0 for f, o in zip(self.used, self.allocated, strict=True))
+        atoms, edges = (1 - used / n if n else 0.0 for used, n in zip(self.used, self.allocated, strict=True))
         return {"shapes": [list(s) for s in self.shapes], "empty_atoms": atoms, "empty_edges": edges}
 
 
@@ -88,7 +88,7 @@ def pad_batch(batch: Batch, shape: Shape, cutoff: float) -> Batch:
         shape: The shape, which must hold the batch.
         cutoff: Cutoff of the model in angstrom.
     """
-    unpadded = shape_of(batch)
+    unpadded = get_shape(batch)
     graphs, atoms, edges = (padded - used for padded, used in zip(shape, unpadded, strict=True))
     end = unpadded.atoms + torch.arange(edges, device=batch.head.device) % atoms
     far = batch.shift.new_zeros(edges, 3)

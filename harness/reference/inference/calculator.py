@@ -24,7 +24,7 @@ from harness.reference.data.neighbours import NeighbourList, build_neighbour_lis
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.user_files import read_electronic_state, structure_from_ase
 from harness.reference.errors import InputError
-from harness.reference.inference.precision import precision
+from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import batched_heads, stress
 from harness.reference.models import checkpoints
 from harness.reference.models.coverage import check_distances, check_elements
@@ -78,9 +78,9 @@ class ReferenceCalculator(Calculator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        kind = precision(precision_name)
+        kind = find_precision(precision_name)
         torch_device = find_device(device, kind.dtype)
-        # a copy: another calculator of the same model may want another precision
+        # a copy: another calculator of the same model may use another precision
         loaded = copy.deepcopy(model) if isinstance(model, FoundationModel) else checkpoints.load_named(str(model))[0]
         self.model = kind.apply(loaded).to(torch_device).eval().requires_grad_(False)
         self.device, self.dtype = torch_device, kind.dtype
@@ -110,7 +110,7 @@ class ReferenceCalculator(Calculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         """Calculate all properties, including a new neighbour list."""
-        self.results = {}  # no results of other atoms remain after an error
+        self.results = {}  # so that results of other atoms do not remain after an error
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         structure = structure_from_ase(self.atoms, "atoms").check()
@@ -122,7 +122,7 @@ class ReferenceCalculator(Calculator):
         check_distances(self.model, graph, weights[0])
         if graph.n_dropped and not self.has_warned:
             self.has_warned = True
-            warnings.warn(jump_warning(graph, *limits), UserWarning, stacklevel=2)
+            warnings.warn(format_jump_warning(graph, *limits), UserWarning, stacklevel=2)
         if properties is not None and "stress" in properties:
             if not all(structure.periodic):
                 raise PropertyNotImplementedError("stress needs a cell that is periodic along all three vectors")
@@ -137,7 +137,7 @@ class ReferenceCalculator(Calculator):
         self.state = structure.charge, structure.multiplicity
 
 
-def jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:
+def format_jump_warning(graph: NeighbourList, cutoff: float, max_neighbours: int | None) -> str:
     """Return the warning for a structure whose atoms have more neighbours than the model takes."""
     return (
         f"the model takes the {max_neighbours} nearest neighbours of an atom, and {graph.n_dropped} further ones within"

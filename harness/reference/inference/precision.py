@@ -41,20 +41,20 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 
-def precision(name: str) -> Precision:
+def find_precision(name: str) -> Precision:
     """Return the precision of that name; raise InputError if there is none."""
     if name not in PRECISIONS:
         raise InputError(f"unknown precision {name!r}; there are {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
-def observed_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
+def observe_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
     """Return the types that occur in one pass over a batch: of parameters, linear layers, energies and forces."""
-    seen: set[str] = set()
+    dtypes: set[str] = set()
 
     def record(_: nn.Module, __: object, result: object) -> None:
         if isinstance(result, Tensor):
-            seen.add(str(result.dtype))
+            dtypes.add(str(result.dtype))
 
     hooks = [m.register_forward_hook(record) for m in model.encoder.modules() if isinstance(m, nn.Linear)]
     try:
@@ -67,7 +67,7 @@ def observed_dtypes(model: FoundationModel, batch: Batch) -> dict[str, object]:
             hook.remove()
     return {
         "parameters": sorted({str(p.dtype) for p in model.parameters()}),
-        "matrix_layers": sorted(seen),
+        "matrix_layers": sorted(dtypes),
         "pooled": str(pooled.dtype),
         "energies": str(energies.dtype),
         "forces": str(slope.dtype),

@@ -1,7 +1,7 @@
 """Energies and forces, one function per formulation of the paper's optimization ladder (Table XV), and mixed precision.
 
 Each takes a model, a batch and the weights [g, heads] of the heads, and returns the gated energy and its forces. All
-agree with the baseline up to rounding, except branch_skip, which omits the forces of heads that the gate hardly uses,
+agree with the baseline up to rounding, except branch_skip, which omits the forces of heads with small weights,
 and mixed_precision.
 """
 
@@ -20,7 +20,7 @@ SKIP_THRESHOLD = 0.01
 
 
 class Prediction(NamedTuple):
-    """Detached results.
+    """The detached results of a batch.
 
     Attributes:
         energy: [g] eV.
@@ -62,7 +62,7 @@ def branch_skip(model: FoundationModel, batch: Batch, weights: Tensor) -> Predic
     return _per_head(model, batch, weights, threshold=SKIP_THRESHOLD)
 
 
-def active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
+def find_active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int]:
     """Return the heads whose mean weight over the batch, weights [g, heads], is at least the threshold."""
     return torch.nonzero(weights.mean(0) >= threshold).flatten().tolist()
 
@@ -70,7 +70,7 @@ def active_heads(weights: Tensor, threshold: float = SKIP_THRESHOLD) -> list[int
 def _per_head(model: FoundationModel, batch: Batch, weights: Tensor, *, threshold: float) -> Prediction:
     positions = batch.positions.detach().requires_grad_()
     pooled = model.encode(batch, positions, batch.shift)
-    active = set(active_heads(weights, threshold))
+    active = set(find_active_heads(weights, threshold))
     energy = torch.zeros_like(weights[:, 0])
     forces = torch.zeros_like(batch.positions)
     for head in range(model.config.heads):

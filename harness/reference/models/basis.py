@@ -1,4 +1,4 @@
-"""Functions of distances and angles that backbones are built of, and constants that no change of type can round."""
+"""Functions of distances and angles from which backbones are built, and constants that conversions do not round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SERIES_LIMIT = 1.1
 class ExactBuffer(nn.Module):
     """Constants in double precision, whatever types the module has been converted to.
 
-    A floating-point buffer that was single once stays rounded in double; the bits of doubles, held as integers, do not.
+    A floating-point buffer that was converted to single stays rounded in double; the bits of doubles, stored as
+    integers, do not.
     """
 
     bits: Tensor

@@ -20,7 +20,7 @@ FORMAT = 3
 KEYS = ("format", "config", "notes")
 SHIPPED = Path(__file__).parent / "shipped"
 SUFFIX = ".safetensors"
-MAX_CONSTANTS = 1 << 24  # numbers that the tables of a model, and their computation, take beyond the file's
+MAX_CONSTANTS = 1 << 24  # numbers that the tables of a model and their computation need in addition to the weights
 _ATEN = torch.ops.aten
 FACTORIES = {
     _ATEN.empty.memory_format, _ATEN.zeros.default, _ATEN.ones.default, _ATEN.full.default, _ATEN.rand.default,
@@ -87,7 +87,7 @@ def _parse_header(about: Any) -> tuple[ModelConfig, dict[str, object]]:
 
 
 class _AllocationLimit(TorchDispatchMode):
-    """Refuse to allocate, in total, more numbers than a file holds and the constants of a model take."""
+    """Refuse to allocate more numbers in total than a file and the constants of a model have."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ def _build(config: ModelConfig, shapes: sealed.Shapes) -> FoundationModel:
     expected = {name: (value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
-            got, wanted = (_format_shape(table.get(name)) for table in (shapes, expected))
-            raise InputError(f"weights and configuration do not fit: {name} is {got}, expected {wanted}")
+            shape, required = (_format_shape(table.get(name)) for table in (shapes, expected))
+            raise InputError(f"weights and configuration do not fit: {name} is {shape}, expected {required}")
     return model
 
 

@@ -14,7 +14,7 @@ from e3nn import o3
 from torch import Tensor
 
 
-def paths(l_in: int, l_edge: int, l_out: int) -> list[tuple[int, int]]:
+def list_paths(l_in: int, l_edge: int, l_out: int) -> list[tuple[int, int]]:
     """Return the degrees (l1 <= l_in, l2 <= l_edge) whose product contains l_out with the parity (-1)^l_out."""
     return [
         (l1, l2)
@@ -24,7 +24,7 @@ def paths(l_in: int, l_edge: int, l_out: int) -> list[tuple[int, int]]:
     ]
 
 
-def edge_couplings(l_in: int, l_edge: int) -> Tensor:
+def compute_edge_couplings(l_in: int, l_edge: int) -> Tensor:
     """Return sqrt(2 l3 + 1) times Wigner's 3j symbols for every path to every degree l3 <= l_edge.
 
     Returns:
@@ -32,7 +32,7 @@ def edge_couplings(l_in: int, l_edge: int) -> Tensor:
     """
     blocks = []
     for l3 in range(l_edge + 1):
-        pairs = paths(l_in, l_edge, l3)
+        pairs = list_paths(l_in, l_edge, l3)
         block = torch.zeros((l_edge + 1) ** 2, 2 * l3 + 1, len(pairs), (l_in + 1) ** 2, dtype=torch.float64)
         for p, (l1, l2) in enumerate(pairs):
             symbol = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
@@ -41,20 +41,20 @@ def edge_couplings(l_in: int, l_edge: int) -> Tensor:
     return torch.cat(blocks, dim=1)
 
 
-def monomials(variables: int, order: int) -> list[tuple[int, ...]]:
+def list_monomials(variables: int, order: int) -> list[tuple[int, ...]]:
     """Return the products of variables as sorted tuples of their indices, in lexical order."""
     return list(combinations_with_replacement(range(variables), order))
 
 
-def factors(variables: int, order: int) -> tuple[Tensor, Tensor]:
+def factor_monomials(variables: int, order: int) -> tuple[Tensor, Tensor]:
     """Factor each monomial of an order into a variable and a monomial of one order less; return both indices."""
-    lower = {m: i for i, m in enumerate(monomials(variables, order - 1))}
-    products = monomials(variables, order)
+    lower = {m: i for i, m in enumerate(list_monomials(variables, order - 1))}
+    products = list_monomials(variables, order)
     return torch.tensor([m[0] for m in products]), torch.tensor([lower[m[1:]] for m in products])
 
 
 @functools.cache
-def symmetric_couplings(max_ell: int, order: int, l_out: int) -> tuple[Tensor, ...]:
+def compute_symmetric_couplings(max_ell: int, order: int, l_out: int) -> tuple[Tensor, ...]:
     """Return all polynomials of an order in one feature of degrees 0..max_ell that transform as degree 0, 1, .. l_out.
 
     These are MACE's generalised Clebsch-Gordan coefficients (eq. 10) without the repetitions that the symmetry of the
@@ -78,8 +78,8 @@ def _multiply_by_variables(
 ) -> dict[tuple[int, int], Tensor]:
     """Raise polynomials by (degree, parity) from one order less to this order, for degrees up to the highest."""
     d = (max_ell + 1) ** 2
-    index = {m: i for i, m in enumerate(monomials(d, order))}
-    product = torch.tensor([[index[tuple(sorted((*m, v)))] for v in range(d)] for m in monomials(d, order - 1)])
+    index = {m: i for i, m in enumerate(list_monomials(d, order))}
+    product = torch.tensor([[index[tuple(sorted((*m, v)))] for v in range(d)] for m in list_monomials(d, order - 1)])
     repeats = [[len(list(same)) for _, same in groupby(m)] for m in index]
     metric = torch.tensor([math.prod(math.factorial(k) for k in r) for r in repeats], dtype=torch.float64)
     candidates: dict[tuple[int, int], list[Tensor]] = {}

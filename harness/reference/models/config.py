@@ -1,4 +1,4 @@
-"""What a model is made of, by the names of the paper's search spaces (arXiv 2604.15380); without torch, so cheap."""
+"""The configuration of a model, with the names of the paper's search spaces (arXiv 2604.15380); imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["BackboneName", "DistanceTransform", "ModelConfig", "RadialType"]
 
 
 class ModelConfig(ModelParameters):
-    """Sizes of a multi-task model: the parameters of a case or checkpoint, with the backbone's own filled in.
+    """Sizes of a multi-task model: the parameters of a case or checkpoint, with the backbone's defaults filled in.
 
-    Hyperparameters of one backbone alone are None for the others, and have its usual value unless given.
+    Hyperparameters of one backbone are None for the others, and have its default value unless they are set.
     Raises InputError for a value out of range and for a hyperparameter of another backbone.
     """
 
@@ -31,12 +31,12 @@ class ModelConfig(ModelParameters):
     heads: Annotated[int, Field(ge=1, le=len(HEADS))] = len(HEADS)
     """Heads, one for each dataset."""
 
-    def __init__(self, **given: Any) -> None:
-        backbone = given.setdefault("backbone", "painn")
-        own = find_backbone(backbone).hyperparameters
-        missing = {name: value for name, value in own.items() if given.get(name) is None}
+    def __init__(self, **values: Any) -> None:
+        backbone = values.setdefault("backbone", "painn")
+        defaults = find_backbone(backbone).hyperparameters
+        missing = {name: value for name, value in defaults.items() if values.get(name) is None}
         try:
-            super().__init__(**given | missing)
+            super().__init__(**values | missing)
         except ValidationError as error:
             raise InputError(describe_errors(error, type(self))) from None
 
@@ -60,5 +60,5 @@ class ModelConfig(ModelParameters):
         return BACKBONES[self.backbone].needs_triplets
 
     def asdict(self) -> dict[str, object]:
-        """Return plain data, as stored beside the weights: what holds for this backbone."""
+        """Return the values of this backbone as plain data, as they are stored with the weights."""
         return self.model_dump(exclude_none=True)

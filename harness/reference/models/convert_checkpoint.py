@@ -20,7 +20,7 @@ from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
-from harness.reference.models.coverage import shortest_contact
+from harness.reference.models.coverage import find_shortest_contact
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.storage.sampling.sampler import SampleIndices
 
@@ -52,9 +52,9 @@ def convert(path: Path) -> Path:
         raise InputError(f"{path}: not a checkpoint of format {OLD_FORMAT} ({reason})") from None
     notes = content.get("notes", {})
     set_shortest_distances(model, notes.get("training", {}))
-    new = path.with_suffix(checkpoints.SUFFIX)
-    checkpoints.save(model, new, notes)
-    return new
+    target = path.with_suffix(checkpoints.SUFFIX)
+    checkpoints.save(model, target, notes)
+    return target
 
 
 def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def set_shortest_distances(model: FoundationModel, training: dict[str, Any]) -> 
             continue
         corpus = DatasetCollection([dataset], spec)
         graphs = (corpus.graphs(SampleIndices(np.array([0]), np.array([k])))[0] for k in range(len(dataset.samples)))
-        model.closest[dataset.head] = shortest_contact(graphs)
+        model.closest[dataset.head] = find_shortest_contact(graphs)
 
 
 def main(paths: list[str]) -> int:

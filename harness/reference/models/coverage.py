@@ -1,4 +1,4 @@
-"""Which structures lie outside the training sets of a model: other elements, or atoms closer than in training.
+"""Detection of structures outside the training sets of a model: other elements, or atoms closer than in training.
 
 Distances are divided by the sum of the two covalent radii (Cordero et al., Dalton Trans. 2832 (2008)). The shortest
 distance in the training set of each head is stored with the model. For a weighted sum of heads, the limit is the
@@ -64,7 +64,7 @@ def check_elements(model: FoundationModel, structure: Structure, head: int | Non
     raise OutsideTraining(f"structure {structure.name!r}: {who} {elements}; {hint}")
 
 
-def contact_ratios(graph: NeighbourList) -> Array:
+def compute_contact_ratios(graph: NeighbourList) -> Array:
     """Return [e] the length of each edge over the sum of the covalent radii of its atoms."""
     structure = graph.structure
     vector = structure.positions[graph.sender] + graph.shift - structure.positions[graph.receiver]
@@ -72,10 +72,10 @@ def contact_ratios(graph: NeighbourList) -> Array:
     return np.asarray(np.linalg.norm(vector, axis=1) / (radii[graph.sender] + radii[graph.receiver]))
 
 
-def shortest_contact(graphs: Iterable[NeighbourList]) -> float:
+def find_shortest_contact(graphs: Iterable[NeighbourList]) -> float:
     """Return the smallest contact ratio of all graphs, or 0 if there are no edges."""
-    result = [float(ratios.min()) for ratios in map(contact_ratios, graphs) if ratios.size]
-    return min(result, default=0.0)
+    contacts = (float(ratios.min()) for ratios in map(compute_contact_ratios, graphs) if ratios.size)
+    return min(contacts, default=0.0)
 
 
 def check_distances(model: FoundationModel, graph: NeighbourList, weights: Tensor) -> None:
@@ -90,7 +90,7 @@ def check_distances(model: FoundationModel, graph: NeighbourList, weights: Tenso
         OutsideTraining: Two atoms are closer; the message names them.
     """
     limit = float(weights @ model.closest.to(weights)) * (1.0 - ROUNDING)
-    ratios = contact_ratios(graph)
+    ratios = compute_contact_ratios(graph)
     if not ratios.size or ratios.min() >= limit:
         return
     edge = int(ratios.argmin())
@@ -113,8 +113,8 @@ class Coverage:
         self.closest = model.closest.to("cpu", torch.float64) * (1.0 - ROUNDING)
         self.is_total = not (self.unknown[1:].any() or self.closest.any())
 
-    def outside(self, batch: Batch) -> dict[str, NDArray[np.bool_]]:
-        """Return by reason which structures are outside the training sets, [g]; each structure has at most one reason.
+    def find_outside(self, batch: Batch) -> dict[str, NDArray[np.bool_]]:
+        """Return for each reason which structures are outside the training sets, [g]; each has at most one reason.
 
         Args:
             batch: Structures in double precision on the CPU.

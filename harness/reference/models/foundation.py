@@ -30,7 +30,7 @@ class FoundationModel(nn.Module):
     Attributes:
         reference_energy: [heads, 119] eV per atom of each element.
         scale: [heads] eV per unit of head output.
-        trained: [heads] whether a head has seen data.
+        trained: [heads] whether a head was trained.
         known_elements: [heads, 119] elements in the training set of each head.
         closest: [heads] shortest distance in the training set, over the sum of covalent radii; 0 if it is unknown.
         kept_heads: [k] heads that this process holds.
@@ -81,7 +81,7 @@ class FoundationModel(nn.Module):
         return self.known_elements.any(0)
 
     def mark_all_elements_known(self) -> None:
-        """Take every head for one that knows every element, for a model that is only timed."""
+        """Mark all elements as known to every head, for a model that is only timed."""
         self.known_elements[:, 1:] = True
 
     def heads_knowing_all_elements(self, composition: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class FoundationModel(nn.Module):
         return self.gate.masked_weights(composition, self.heads_knowing_all_elements(composition))
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Discard all other heads; afterwards `residual_energies` returns the energies of the kept ones alone."""
+        """Discard all other heads; afterwards `residual_energies` returns only the energies of the kept ones."""
         self.heads = self.heads.subset(heads)
         self.kept_heads = torch.tensor(heads, device=self.kept_heads.device)
         slots = torch.arange(len(heads)).to(self.head_slot)

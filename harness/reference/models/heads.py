@@ -32,7 +32,7 @@ class StackedLinear(nn.Module):
 
 
 class Heads(nn.Module):
-    """Per dataset a multilayer perceptron: width -> hidden sizes -> 1, with SiLU between the layers."""
+    """A multilayer perceptron for each dataset: width -> hidden sizes -> 1, with SiLU between the layers."""
 
     def __init__(self, heads: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class Heads(nn.Module):
 
     def subset(self, heads: Sequence[int]) -> Heads:
         """Return a new module with copies of the given heads."""
-        fewer = Heads(len(heads), self.sizes[0], self.sizes[1:-1])
-        fewer.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
+        subset = Heads(len(heads), self.sizes[0], self.sizes[1:-1])
+        subset.load_state_dict({name: value[list(heads)] for name, value in self.state_dict().items()})
         weight = next(self.parameters())
-        return fewer.to(weight.device, weight.dtype)
+        return subset.to(weight.device, weight.dtype)
 
     def forward_one(self, head: int, pooled: Tensor) -> Tensor:
         """Evaluate one head: pooled [g, F] -> [g]."""

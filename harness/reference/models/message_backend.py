@@ -17,7 +17,7 @@ Messages = Literal["plain", "fused"]
 
 @dataclass(frozen=True)
 class MessageBackend:
-    """Whether messages are fused, and why not if fused messages were asked for."""
+    """Whether messages are fused, and why not if they were requested."""
 
     fused: bool
     why_plain: str | None = None
@@ -31,16 +31,16 @@ class MessageBackend:
 PLAIN = MessageBackend(False)
 
 
-def select_backend(wanted: Messages, backbone: str, team: ProcessGroup) -> MessageBackend:
-    """Return fused messages if they are wanted and every rank supports them; collective if they are wanted."""
-    if wanted == "plain":
+def select_backend(requested: Messages, backbone: str, team: ProcessGroup) -> MessageBackend:
+    """Return fused messages if they are requested and every rank supports them; collective if they are requested."""
+    if requested == "plain":
         return PLAIN
-    reasons = team.all_gather(unavailable_reason(backbone, team.device))
+    reasons = team.all_gather(find_unavailable_reason(backbone, team.device))
     reason = next((reason for reason in reasons if reason is not None), None)
     return MessageBackend(reason is None, reason)
 
 
-def unavailable_reason(backbone: str, device: torch.device) -> str | None:
+def find_unavailable_reason(backbone: str, device: torch.device) -> str | None:
     """Return why this process cannot use fused messages, or None once they are loaded."""
     try:
         messages.check(backbone, device)

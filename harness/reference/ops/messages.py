@@ -3,7 +3,7 @@
 The messages are linear in each of phi, v, radial, weight and (in one term) unit. The derivative of their gradient along
 a tangent is therefore the gradient of messages with one argument replaced by its tangent, and the same three operators
 serve every order. Two more operators compute the second derivatives of a loss of forces, if nothing differentiates them
-further: they pass over the edges once instead of once per tangent.
+further: they pass over the edges once instead of once for each tangent.
 
 n atoms, e edges, F width, C columns of radial, P parts: 3, or 2 without v. phi [n, P F], v [3, n, F] or None, radial
 [e, C], weight [C, P F], unit [e, 3], receiver and sender [e]. The kernels are in painn/kernels.h, triton_kernels.py.
@@ -189,8 +189,8 @@ def _by_messages_backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor 
     to_s, to_v, *rest = ctx.saved_tensors
     inputs = MessageInputs(*rest)
     constant = () if ctx.nodes and inputs.v is not None else ("v",) if ctx.nodes else ("phi", "v")
-    given = zip(("phi", "v", "radial", "unit"), directions, strict=True)
-    tangents = {name: x for name, x in given if x is not None and name not in constant}
+    pairs = zip(("phi", "v", "radial", "unit"), directions, strict=True)
+    tangents = {name: x for name, x in pairs if x is not None and name not in constant}
     differentiable = torch.is_grad_enabled() or not {"radial", "unit"} <= tangents.keys()
     fused = not differentiable and _has_fused_double_backward(to_s.device)
     double_backward = _fused_double_backward if fused else _double_backward

@@ -66,7 +66,7 @@ def messages(
     block = size.block_of_atoms(phi)
     with torch.accelerator.device_index(phi.device.index):
         kernels.messages_kernel[size.atoms, -(-size.F // block)](
-            s, to_v, *_contiguous(phi, v, radial, weight, unit, sender), *rows(receiver, size.atoms),
+            s, to_v, *_contiguous(phi, v, radial, weight, unit, sender), *sort_edges(receiver, size.atoms),
             **size._asdict(), EDGES=EDGES, BLOCK=block, **OPTIONS,
         )  # fmt: skip
     return s, to_v
@@ -80,17 +80,17 @@ def messages_backward(
     size = _check(phi, v, radial, unit, receiver, sender, weight, to_s, to_v)
     by_phi = phi.new_empty(phi.shape if nodes else (0,))
     by_v = phi.new_empty(v.shape if nodes and v is not None else (0,))
-    given = _contiguous(to_s, to_v, phi, v, radial, weight, unit, receiver, sender)
+    tensors = _contiguous(to_s, to_v, phi, v, radial, weight, unit, receiver, sender)
     shared = {**size._asdict(), "EDGES": EDGES, **OPTIONS}
     edges, block, of_atoms = radial.shape[0], size.block(), size.block_of_atoms(phi)
     partial = phi.new_empty(-(-size.F // block), edges, size.C + 3)
     with torch.accelerator.device_index(phi.device.index):
         if nodes:
             kernels.messages_of_nodes_kernel[size.atoms, -(-size.F // of_atoms)](
-                by_phi, by_v, *given[:-1], *rows(sender, size.atoms), **shared, BLOCK=of_atoms
+                by_phi, by_v, *tensors[:-1], *sort_edges(sender, size.atoms), **shared, BLOCK=of_atoms
             )
         kernels.messages_of_edges_kernel[-(-edges // EDGES), partial.shape[0]](
-            partial, *given, edges, **shared, BLOCK=block
+            partial, *tensors, edges, **shared, BLOCK=block
         )
     by_radial, by_unit = partial.sum(0).split((size.C, 3), dim=1)
     return by_phi, by_v, by_radial.contiguous(), by_unit.contiguous()
@@ -115,7 +115,7 @@ def filter_backward(
     return partial.sum(0)
 
 
-def rows(end: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
+def sort_edges(end: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
     """Sort edges by the atom at one of their ends [e]; return their order [e], stable per atom, and starts [n + 1]."""
     # half the bits take half the passes of a radix sort
     ordered, order = torch.sort(end.int(), stable=True)
@@ -140,9 +140,9 @@ def _check(
     for holds, message in checks:
         if not holds:
             raise ValueError(message)
-    given = [x for x in (phi, v, radial, unit, weight, *to) if x is not None]
-    if phi.dtype not in TYPES or any(x.dtype != phi.dtype for x in given):
-        raise TypeError(f"floating-point types differ, or are not among {TYPES}: {[x.dtype for x in given]}")
+    tensors = [x for x in (phi, v, radial, unit, weight, *to) if x is not None]
+    if phi.dtype not in TYPES or any(x.dtype != phi.dtype for x in tensors):
+        raise TypeError(f"floating-point types differ, or are not among {TYPES}: {[x.dtype for x in tensors]}")
     return Sizes(atoms, width, columns, parts)
 
 

@@ -48,7 +48,7 @@ def _glibc() -> Any:
 
 
 class _Info(ctypes.Structure):
-    """struct mallinfo2."""
+    """The struct mallinfo2 of glibc."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)

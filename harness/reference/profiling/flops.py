@@ -1,4 +1,4 @@
-"""The work of a call: floating-point operations by operand and type, and bytes that its operations read and write.
+"""The work of a call: floating-point operations by operand and type, and bytes read and written.
 
 The counts of matrix products are those of torch.utils.flop_counter; those of the message operators, registered here
 with it, follow the loops of ops/painn/kernels.h.
@@ -42,11 +42,11 @@ BACKWARD_NODES = (4, 6)
 FILTER = (7, 6)
 
 
-def _per_edge_and_feature(v: Tensor | None, *counts: tuple[int, int]) -> int:
+def _count_per_edge_and_feature(v: Tensor | None, *counts: tuple[int, int]) -> int:
     return sum(always + (of_v if v is not None else 0) for always, of_v in counts)
 
 
-def _parts(v: Tensor | None) -> int:
+def _count_parts(v: Tensor | None) -> int:
     return 2 if v is None else 3
 
 
@@ -54,8 +54,8 @@ def _parts(v: Tensor | None) -> int:
 def count_messages(phi: Tensor, v: Tensor | None, radial: Tensor, *_: Any, **__: Any) -> int:
     """Count the operations of gfm_harness::messages."""
     edges, columns = radial.shape
-    each = 2 * columns * _parts(v) + _per_edge_and_feature(v, FORWARD)
-    return edges * (phi.shape[1] // _parts(v)) * each
+    each = 2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FORWARD)
+    return edges * (phi.shape[1] // _count_parts(v)) * each
 
 
 @register_flop_formula(_operators.messages_backward, get_raw=True)
@@ -65,9 +65,9 @@ def count_messages_backward(
     """Count the operations of gfm_harness::messages_backward; it computes one filter for positions, all for atoms."""
     edges, columns = radial.shape
     nodes = bool(rest[-1])
-    filters = _parts(v) if nodes else 1
+    filters = _count_parts(v) if nodes else 1
     counts = (BACKWARD, BACKWARD_NODES) if nodes else (BACKWARD,)
-    each = 2 * columns * (filters + _parts(v)) + _per_edge_and_feature(v, *counts)
+    each = 2 * columns * (filters + _count_parts(v)) + _count_per_edge_and_feature(v, *counts)
     return edges * to_s.shape[1] * each
 
 
@@ -77,10 +77,10 @@ def count_filter_backward(
 ) -> int:
     """Count the operations of gfm_harness::filter_backward."""
     edges, columns = radial.shape
-    return edges * to_s.shape[1] * (2 * columns * _parts(v) + _per_edge_and_feature(v, FILTER))
+    return edges * to_s.shape[1] * (2 * columns * _count_parts(v) + _count_per_edge_and_feature(v, FILTER))
 
 
-def name_of(dtype: torch.dtype) -> str:
+def format_dtype(dtype: torch.dtype) -> str:
     """Return the name of a type, such as `float64`."""
     return str(dtype).removeprefix("torch.")
 
@@ -136,31 +136,31 @@ class _WorkCounter(TorchDispatchMode):
             left, right = inputs[-2:]
             sizes = (*left.shape, right.shape[-1])
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
-            kind = self._operand(sizes), type_of(results[0])
+            kind = self._operand(sizes), find_product_dtype(results[0])
             self.work.flops[kind] += flops
             self.work.products.setdefault(kind, Counter())[sizes] += flops
         elif func.namespace == NAMESPACE:
             flops = flop_registry[packet](*args, **kwargs, out_val=out)
-            self.work.flops["messages", name_of(results[0].dtype)] += flops
+            self.work.flops["messages", format_dtype(results[0].dtype)] += flops
         if not func.is_view:
             self.work.bytes += sum(x.nbytes for x in (*inputs, *results))
         return out
 
     def _operand(self, sizes: Sizes) -> Operand:
-        """Classify a product by its rows or what it sums over; one of neither, of elements or weights, is of nodes."""
+        """Classify a product by its rows or its summed dimension; others, of elements or weights, count as nodes."""
         *stack, m, k, n = sizes
         transposed = [of for size in (n, k) if (of := self._rows.get(size)) != "heads"]
         candidates = [*(self._rows.get(size) for size in (m, *stack)), *transposed]
         return next((of for of in candidates if of is not None), "nodes")
 
 
-def type_of(product: Tensor) -> str:
+def find_product_dtype(product: Tensor) -> str:
     """Return the type in which a product is computed: that of its result, or TF32."""
     on_tensor_cores = product.is_cuda and torch.get_float32_matmul_precision() == "high"
-    return TF32 if on_tensor_cores and product.dtype == torch.float32 else name_of(product.dtype)
+    return TF32 if on_tensor_cores and product.dtype == torch.float32 else format_dtype(product.dtype)
 
 
-def compiled_bytes(first_call: Callable[[], object]) -> int | None:
+def count_compiled_bytes(first_call: Callable[[], object]) -> int | None:
     """Return the bytes that compiled kernels read and write, or None if the first call compiles nothing.
 
     The kernels are fused; each counts its inputs and results once.

@@ -14,16 +14,16 @@ VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
-def free_bytes(device: torch.device) -> int:
+def measure_free_bytes(device: torch.device) -> int:
     """Return the free memory of a device; for the host, within the control groups of this process."""
     if device.type == "cpu":
-        return min([psutil.virtual_memory().available, *cgroup_free_bytes()])
+        return min([psutil.virtual_memory().available, *list_cgroup_free_bytes()])
     module = torch.get_device_module(device)
     free, _ = module.mem_get_info(device)
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
-def cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+def list_cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """Return the limit less the use of the control group of this process and of each parent group with a limit.
 
     Args:
@@ -53,7 +53,7 @@ def _read_free_bytes(folder: Path, limit: str, used: str, inactive: str) -> int 
     return None if maximum == "max" else max(0, int(maximum) - current + int(statistics.get(inactive, 0)))
 
 
-def largest_batch(peak_bytes: int, structures: int, free: int) -> int:
+def estimate_largest_batch(peak_bytes: int, structures: int, free: int) -> int:
     """Return how many structures fit into the free memory, at least 1.
 
     The estimate is proportional, which is safe: some of the memory of a small batch does not grow with it.

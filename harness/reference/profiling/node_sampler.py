@@ -1,4 +1,4 @@
-"""A light sampler for machines without Omnistat: a thread in the first rank of each node, and in each rank with a GPU.
+"""A light sampler for machines without Omnistat: a thread in the first rank of each node and in each rank with a GPU.
 
 It writes telemetry/<node>-<local rank>.jsonl in the form of Omnistat's raw export: host memory, busy cores, disk and
 network; the energy of CPUs with readable RAPL counters; energy, power, utilisation, memory, temperature and clock of
@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from harness.host.locks import locked
+from harness.host.locks import hold_lock
 
 INTERVAL_VARIABLE, FOLDER_VARIABLE = "GFM_HARNESS_SAMPLER_S", "GFM_HARNESS_TELEMETRY"
 TELEMETRY = "telemetry"
@@ -50,7 +50,7 @@ class NodeSampler(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped; a full disk or a sensor that fails ends it silently."""
-        with suppress(Exception), self._path.open("ab") as out, locked(self._path):  # another process may write too
+        with suppress(Exception), self._path.open("ab") as out, hold_lock(self._path):  # another process may write too
             written = time.monotonic()
             try:
                 while not self._stopped.wait(self._sample()):
@@ -108,9 +108,9 @@ def start(folder: Path, local_rank: int, *, on_gpu: bool) -> NodeSampler | None:
         return None
     if not every_s > 0.0:
         return None
-    readers: list[Reader] = list(node_readers()) if local_rank == 0 else []
+    readers: list[Reader] = list(iter_node_readers()) if local_rank == 0 else []
     if on_gpu:
-        readers += gpu_readers(local_rank)
+        readers += iter_gpu_readers(local_rank)
     if not readers:
         return None
     target = Path(os.environ.setdefault(FOLDER_VARIABLE, str(folder.resolve() / TELEMETRY)))
@@ -122,7 +122,7 @@ def start(folder: Path, local_rank: int, *, on_gpu: bool) -> NodeSampler | None:
     return None
 
 
-def node_readers() -> Iterator[Reader]:
+def iter_node_readers() -> Iterator[Reader]:
     """Yield the readers of a node's sensors, without GPUs."""
     yield read_host
     packages = sorted(RAPL.glob("intel-rapl:*")) if RAPL.is_dir() else []
@@ -136,7 +136,7 @@ def read_host() -> Iterator[Reading]:
     memory = psutil.virtual_memory()
     yield "omnistat_host_mem_total_bytes", {}, memory.total
     yield "omnistat_host_mem_available_bytes", {}, memory.available
-    yield "omnistat_host_cpu_aggregate_core_utilization", {}, _busy_cores()
+    yield "omnistat_host_cpu_aggregate_core_utilization", {}, _measure_busy_cores()
     disks = psutil.disk_io_counters()
     if disks is not None:
         yield "omnistat_host_io_read_local_total_bytes", {}, disks.read_bytes
@@ -147,7 +147,7 @@ def read_host() -> Iterator[Reading]:
             yield "omnistat_network_tx_bytes", {"interface": interface}, count.bytes_sent
 
 
-def _busy_cores() -> float:
+def _measure_busy_cores() -> float:
     """Return the mean number of busy cores since the last call; 0 at the first."""
     return psutil.cpu_percent() / 100.0 * (psutil.cpu_count() or 1)
 
@@ -156,7 +156,9 @@ class Rapl:
     """Read the energy of CPU packages and their memory, adding up the kernel's counters, which wrap at a maximum."""
 
     def __init__(self, zones: Iterable[Path]) -> None:
-        self._zones = {zone: (_text(zone / "name"), int(_text(zone / "max_energy_range_uj"))) for zone in zones}
+        self._zones = {
+            zone: (_read_text(zone / "name"), int(_read_text(zone / "max_energy_range_uj"))) for zone in zones
+        }
         self._last: dict[Path, int] = {}
         self._wraps: dict[Path, int] = dict.fromkeys(self._zones, 0)
 
@@ -166,20 +168,20 @@ class Rapl:
             kind = {"p": "cpu", "d": "memory"}.get(name[:1])  # package-0, dram; core and uncore are parts of a package
             if kind is None:
                 continue
-            value = int(_text(zone / "energy_uj"))
+            value = int(_read_text(zone / "energy_uj"))
             self._wraps[zone] += value < self._last.get(zone, 0)
             self._last[zone] = value
             joules = (value + self._wraps[zone] * largest) / 1e6
             yield f"harness_{kind}_energy_joules", {"package": zone.name.removeprefix("intel-rapl:")}, joules
 
 
-def gpu_readers(local_rank: int) -> Iterator[Reader]:
+def iter_gpu_readers(local_rank: int) -> Iterator[Reader]:
     """Yield the reader of this rank's GPU; none without pynvml (package nvidia-ml-py) or without a GPU."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        card = local_gpu_index(local_rank, pynvml.nvmlDeviceGetCount())
+        card = find_local_gpu(local_rank, pynvml.nvmlDeviceGetCount())
         gpu = pynvml.nvmlDeviceGetHandleByIndex(card)
     except Exception:
         return
@@ -188,7 +190,7 @@ def gpu_readers(local_rank: int) -> Iterator[Reader]:
         "energy_joules": lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3,
         "power_watts": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
         "utilization_percentage": lambda: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
-        "memory_used_percentage": lambda: _share(pynvml.nvmlDeviceGetMemoryInfo(gpu)),
+        "memory_used_percentage": lambda: _compute_percentage(pynvml.nvmlDeviceGetMemoryInfo(gpu)),
         "temperature_celsius": lambda: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
         "clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
     }
@@ -201,7 +203,7 @@ def gpu_readers(local_rank: int) -> Iterator[Reader]:
     yield read
 
 
-def local_gpu_index(local_rank: int, count: int) -> int:
+def find_local_gpu(local_rank: int, count: int) -> int:
     """Return the machine's number of the GPU that a rank takes among those of CUDA_VISIBLE_DEVICES.
 
     Args:
@@ -213,9 +215,9 @@ def local_gpu_index(local_rank: int, count: int) -> int:
     return visible[local_rank % len(visible)]
 
 
-def _share(memory: Any) -> float:
+def _compute_percentage(memory: Any) -> float:
     return float(100.0 * memory.used / memory.total)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""The fact `observed`: what a run observes of its model and of the device that runs it."""
+"""The fact `observed`: the model and the device of a run as the run observes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fact = TypeVar("Fact", bound=Observed)
 
 
 def observe(kind: type[Fact], model: FoundationModel, device: torch.device | str, **others: Any) -> Fact:
-    """Return the fact of a program: types of parameters, device, threads and version of torch, and what else is known.
+    """Return the fact of a program: types of parameters, device, threads, version of torch, and further fields.
 
     Args:
         kind: The program's type of the fact.
@@ -25,7 +25,7 @@ def observe(kind: type[Fact], model: FoundationModel, device: torch.device | str
     common = {
         "parameters": sorted({str(p.dtype) for p in model.parameters()}),
         "device": str(device),
-        "device_name": timing.device_name(torch.device(device)),
+        "device_name": timing.get_device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }

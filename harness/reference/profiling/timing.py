@@ -1,4 +1,4 @@
-"""Time and memory of one call, and the best rates that the machine reaches."""
+"""Time and memory of one call, and the highest rates that the machine reaches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
+from harness.reference.distributed.group import synchronize
+
 Call = Callable[[], object]
 REPEATS = 7
 # Calls are timed in bursts of this length, so that the cost of launching one and waiting for it does not count.
@@ -18,18 +20,12 @@ BURST_S = 0.005
 COPY_BYTES = 256 * 2**20  # more than caches hold
 
 
-def device_name(device: torch.device) -> str | None:
+def get_device_name(device: torch.device) -> str | None:
     """Return the name of an accelerator, or None for the CPU."""
     return None if device.type == "cpu" else str(torch.get_device_module(device).get_device_name(device))
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its work."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
-
-
-def seconds(call: Call, device: torch.device) -> float:
+def time_call(call: Call, device: torch.device) -> float:
     """Return the wall time of one call, including the work of the device."""
     synchronize(device)
     started = time.perf_counter()
@@ -38,7 +34,7 @@ def seconds(call: Call, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def peak_bytes(call: Call, device: torch.device) -> int:
+def measure_peak_bytes(call: Call, device: torch.device) -> int:
     """Return the peak of the memory that tensors allocated during one call occupy, above the memory before it."""
     if device.type != "cpu":
         module = torch.get_device_module(device)
@@ -57,31 +53,31 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     return peak
 
 
-def sustained_seconds(call: Call, device: torch.device) -> float:
+def measure_sustained_seconds(call: Call, device: torch.device) -> float:
     """Return the median time of a call in bursts of consecutive calls."""
     call()
-    calls = ceil(BURST_S / max(seconds(call, device), 1e-6))
+    calls = ceil(BURST_S / max(time_call(call, device), 1e-6))
 
     def burst() -> None:
         for _ in range(calls):
             call()
 
-    return median(seconds(burst, device) for _ in range(REPEATS)) / calls
+    return median(time_call(burst, device) for _ in range(REPEATS)) / calls
 
 
-def product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
+def measure_product_gflop_per_s(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> float:
     """Measure the rate of a product [m, k] [k, n], or of b of them for sizes (b, m, k, n), in GFLOP/s."""
     *stack, m, k, n = sizes
     a, b = (torch.randn(*stack, *s, dtype=dtype, device=device) for s in ((m, k), (k, n)))
     out = torch.empty(*stack, m, n, dtype=dtype, device=device)
-    return 2 * prod(sizes) / sustained_seconds(lambda: torch.matmul(a, b, out=out), device) / 1e9
+    return 2 * prod(sizes) / measure_sustained_seconds(lambda: torch.matmul(a, b, out=out), device) / 1e9
 
 
-def copy_gb_per_s(device: torch.device) -> float:
+def measure_copy_gb_per_s(device: torch.device) -> float:
     """Measure the rate of a copy of 256 MiB in GB/s, counting read and write."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    return 2 * source.nbytes / sustained_seconds(lambda: target.copy_(source), device) / 1e9
+    return 2 * source.nbytes / measure_sustained_seconds(lambda: target.copy_(source), device) / 1e9
 
 
 # Groups of operations with parts of their names; the first match counts, and the rest is the framework's.
@@ -99,7 +95,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
 FRAMEWORK = "framework"
 
 
-def group_of(operation: str) -> str:
+def classify_operation(operation: str) -> str:
     """Return the group of an operation of a profile."""
     return next((group for group, parts in GROUPS if any(p in operation for p in parts.split())), FRAMEWORK)
 
@@ -125,7 +121,7 @@ def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, 
     total = sum(ms for *_, ms in costs) or 1.0
     of_group: dict[str, float] = {}
     for name, _, ms in costs:
-        of_group[group_of(name)] = of_group.get(group_of(name), 0.0) + ms
+        of_group[classify_operation(name)] = of_group.get(classify_operation(name), 0.0) + ms
     return {
         "groups": [
             {"group": group, "ms": round(ms, 3), "share": round(ms / total, 4)}

@@ -1,4 +1,4 @@
-"""Samples of a split, however they are kept: on disk, in memory, once per node or spread over ranks."""
+"""Samples of a split in one of four modes: on disk, in memory, once per node, or spread over ranks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def open_samples(
 ) -> Samples:
     """Return a split of a store in one of the modes; collective over comm (mpi4py), where there is one.
 
-    preload: all samples, or with own_share this rank's alone. shared: one copy for the ranks of a node. distributed:
-    one copy for every `width` ranks (default: all), by MPI (rma), DDStore (ddstore,
-    ddstore-libfabric), or DDStore where it is installed (auto).
-    keys: those wanted, where not all are. Raises InputError on one rank and LostRank on all others.
+    preload: all samples, or with own_share only those of this rank. shared: one copy for the ranks of a node.
+    distributed: one copy for every `width` ranks (default: all), by MPI (rma), by DDStore (ddstore, ddstore-libfabric),
+    or by DDStore if it is installed and else by MPI (auto). keys: the keys to read, None for all. Raises InputError on
+    one rank and LostRank on all others.
     """
     file = collectives.run_collectively(comm, lambda: _open_file(path, split, keys))
     if mode == "on_demand":

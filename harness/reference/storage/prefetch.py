@@ -1,4 +1,4 @@
-"""Batches fetched ahead in a thread while the consumer computes."""
+"""Batches that a thread fetches in advance while the consumer computes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Generic, TypeVar
 
 from harness.reference.storage.samples import Samples
 
-Wanted = TypeVar("Wanted")
-Fetched = TypeVar("Fetched")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
-class Prefetch(Generic[Wanted, Fetched]):
-    """What `fetch` gives for each of `wanted`, in order, up to `depth` of them ahead.
+class Prefetch(Generic[Request, Result]):
+    """Iterate over fetch(request) for each request, in order, up to `depth` of them in advance.
 
-    threaded: False where depth is 0 or the samples cannot be read concurrently (MPI without THREAD_MULTIPLE);
-    each batch is then fetched when asked for, and `reason` says why. waited_s: seconds the consumer has waited.
-    An exception of fetch or wanted is raised where its batch would come.
+    threaded: False where depth is 0 or the samples cannot be read concurrently (MPI without THREAD_MULTIPLE); each
+    batch is then fetched when the consumer asks for it, and `reason` says why. waited_s: seconds the consumer has
+    waited. An exception of fetch or requests is raised in place of its batch.
 
         with Prefetch(samples.get, batches, depth=2, samples=samples) as ahead:
             for records in ahead: ...
@@ -28,8 +28,8 @@ class Prefetch(Generic[Wanted, Fetched]):
 
     def __init__(
         self,
-        fetch: Callable[[Wanted], Fetched],
-        wanted: Iterable[Wanted],
+        fetch: Callable[[Request], Result],
+        requests: Iterable[Request],
         *,
         depth: int = 2,
         samples: Samples | None = None,
@@ -42,24 +42,24 @@ class Prefetch(Generic[Wanted, Fetched]):
             self.reason = "MPI was started without THREAD_MULTIPLE"
         self.threaded = not self.reason
         self._fetch = fetch
-        self._wanted = iter(wanted)
+        self._requests = iter(requests)
         self._stopped = threading.Event()
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(max(1, depth))
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread = threading.Thread(target=self._fetch_all, name="prefetch", daemon=True)
         if self.threaded:
             self._thread.start()
 
-    def _work(self) -> None:
+    def _fetch_all(self) -> None:
         try:
-            for item in self._wanted:
-                if self._stopped.is_set() or not self._hand(("batch", self._fetch(item))):
+            for request in self._requests:
+                if self._stopped.is_set() or not self._enqueue(("batch", self._fetch(request))):
                     return
         except BaseException as error:
-            self._hand(("error", error))
+            self._enqueue(("error", error))
         else:
-            self._hand(("end", None))
+            self._enqueue(("end", None))
 
-    def _hand(self, item: tuple[str, Any]) -> bool:
+    def _enqueue(self, item: tuple[str, Any]) -> bool:
         """Queue an item, unless the consumer has stopped."""
         while not self._stopped.is_set():
             try:
@@ -69,31 +69,31 @@ class Prefetch(Generic[Wanted, Fetched]):
             return True
         return False
 
-    def __iter__(self) -> Iterator[Fetched]:
+    def __iter__(self) -> Iterator[Result]:
         return self
 
-    def __next__(self) -> Fetched:
+    def __next__(self) -> Result:
         if self._stopped.is_set():
             raise StopIteration
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             if not self.threaded:
-                return self._fetch(next(self._wanted))
+                return self._fetch(next(self._requests))
             kind, value = self._ready.get()
         finally:
-            self.waited_s += time.perf_counter() - began
+            self.waited_s += time.perf_counter() - started
         if kind == "batch":
             return value
         self.close()
         raise value if kind == "error" else StopIteration
 
     def close(self) -> None:
-        """Stop; the batch in progress is finished and discarded."""
+        """Stop the thread; the batch in progress is finished and discarded."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def __enter__(self) -> Prefetch[Wanted, Fetched]:
+    def __enter__(self) -> Prefetch[Request, Result]:
         return self
 
     def __exit__(

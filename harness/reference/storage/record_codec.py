@@ -1,7 +1,7 @@
 """Samples as opaque records of bytes, and back as views of them without a copy.
 
-A record: for each field its rows along the samples' axis as int32, then the values of each field with that axis first;
-each part begins at a multiple of eight bytes.
+A record holds for each field its number of rows along the samples' axis as int32, then the values of each field with
+that axis first; each part begins at a multiple of eight bytes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import Block, Column, Counts, Record
 
-UNIT = 8  # bytes; lengths and places of records are counted in it
+UNIT = 8  # bytes; lengths and positions of records are counted in it
 
 
 @dataclass(frozen=True)
 class RecordField:
-    """A key of a record. rest: its axes but the one along which rows follow."""
+    """A key of a record. rest: the lengths of its axes except the samples' axis."""
 
     name: str
     dtype: str
@@ -36,17 +36,17 @@ class RecordField:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The transposition that puts the first axis where it belongs."""
+        """The transposition that moves the first axis to its original position."""
         return (*range(1, self.axis + 1), 0, *range(self.axis + 1, len(self.rest) + 1))
 
 
 class RecordSchema:
-    """What the records of a store hold; the same on all ranks."""
+    """The fields of the records of a store, the same on all ranks."""
 
     def __init__(self, fields: Collection[RecordField]) -> None:
         self.fields = tuple(fields)
         self.header_units = -(-4 * len(self.fields) // UNIT)
-        self._plan = [
+        self._layout = [
             (f.name, np.dtype(f.dtype), f.row_bytes, f.rest, None if f.axis == 0 else f.order) for f in self.fields
         ]
 
@@ -72,7 +72,7 @@ class RecordSchema:
         return np.asarray(total, dtype=np.int64)
 
     def pack_block(self, block: Block, out: NDArray[np.int64]) -> None:
-        """Write the records of all samples, one after the other, into memory of just the right length."""
+        """Write the records of all samples, one after the other, into memory of exactly their length."""
         rows = {f.name: block.columns[f.name].rows(block.samples) for f in self.fields}
         lengths = self.units(rows)
         if int(lengths.sum()) != len(out):
@@ -105,10 +105,10 @@ class RecordSchema:
     def unpack(self, buffer: Any, start: int = 0) -> Record:
         """Return the sample whose record begins at a unit of the buffer, as views of it."""
         at = start * UNIT
-        rows = np.ndarray(len(self._plan), np.int32, buffer, at).tolist()
+        rows = np.ndarray(len(self._layout), np.int32, buffer, at).tolist()
         at += self.header_units * UNIT
         record = {}
-        for (name, dtype, row_bytes, rest, order), n in zip(self._plan, rows, strict=True):
+        for (name, dtype, row_bytes, rest, order), n in zip(self._layout, rows, strict=True):
             values: NDArray[Any] = np.ndarray((n, *rest), dtype, buffer, at)
             record[name] = values if order is None else values.transpose(order)
             at += -(-n * row_bytes // UNIT) * UNIT

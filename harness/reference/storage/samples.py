@@ -31,7 +31,7 @@ class Samples(ABC):
         """Return the samples in the order asked for, read only; raises InputError for an index that does not exist."""
 
     def close(self) -> None:  # noqa: B027
-        """Let go of files, memory and windows; collective where opening was."""
+        """Release files, memory and windows; collective if opening was."""
 
     def __enter__(self) -> Samples:
         return self
@@ -39,13 +39,13 @@ class Samples(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        # A rank that fails must not wait for the others: it leaves its windows to the end of the process.
+        # A rank that fails must not wait for the others: its windows are freed when the process ends.
         if kind is None:
             self.close()
 
 
 class OnDemandSamples(Samples):
-    """Each sample read from disk when asked for."""
+    """Samples that are read from disk on each access."""
 
     def __init__(self, file: BPFile, label: str, keys: Collection[str] | None = None) -> None:
         self._file, self._label, self._keys = file, label, keys
@@ -64,13 +64,13 @@ class OnDemandSamples(Samples):
 
 
 class PreloadedSamples(Samples):
-    """Samples in memory as columns, given out as views. first: index of the first one that is there."""
+    """Samples in memory as columns, returned as views. indices: of the samples in memory."""
 
-    def __init__(self, groups: Sequence[ColumnGroup], held: int, first: int = 0, length: int | None = None) -> None:
-        """Hold groups of keys that have equal numbers of rows, each with the sample boundaries in them, [held + 1]."""
+    def __init__(self, groups: Sequence[ColumnGroup], count: int, first: int = 0, length: int | None = None) -> None:
+        """Hold groups of keys that have equal numbers of rows, each with its sample boundaries, [count + 1]."""
         self._groups = groups
-        self.held = range(first, first + held)
-        self._length = held if length is None else length
+        self.indices = range(first, first + count)
+        self._length = count if length is None else length
 
     @classmethod
     def from_block(cls, block: Block, first: int = 0, length: int | None = None) -> PreloadedSamples:
@@ -91,27 +91,29 @@ class PreloadedSamples(Samples):
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
         """Return the samples in the order asked for, as views."""
         records = []
-        first, held = self.held.start, len(self.held)
+        first, count = self.indices.start, len(self.indices)
         for index in indices.tolist() if isinstance(indices, np.ndarray) else indices:
             i = index - first
-            if not 0 <= i < held:
-                raise InputError(f"samples {first}..{self.held.stop - 1} are in memory, not {index}")
+            if not 0 <= i < count:
+                raise InputError(f"samples {first}..{self.indices.stop - 1} are in memory, not {index}")
             record: Record = {}
             for ends, columns in self._groups:
-                a, b = ends[i], ends[i + 1]
+                start, stop = ends[i], ends[i + 1]
                 for name, values, axis in columns:
-                    record[name] = values[a:b] if axis == 0 else values[(slice(None),) * axis + (slice(a, b),)]
+                    record[name] = (
+                        values[start:stop] if axis == 0 else values[(slice(None),) * axis + (slice(start, stop),)]
+                    )
             records.append(record)
         return records
 
 
 class FilteredSamples(Samples):
-    """The samples of a split but for some that are left out."""
+    """The samples of a split without some that are left out."""
 
     def __init__(self, samples: Samples, left_out: Sequence[int]) -> None:
         """Leave out the samples with these indices, which are sorted and distinct."""
         self._samples = samples
-        # Left-out samples before index i of the rest: those with at most i of the rest before them.
+        # For each left-out sample the number of remaining samples before it.
         self._before = np.asarray(left_out, dtype=np.int64) - np.arange(len(left_out))
         self.thread_safe = samples.thread_safe
 
@@ -120,11 +122,11 @@ class FilteredSamples(Samples):
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
         """Return the samples in the order asked for."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        beyond = wanted[(wanted < 0) | (wanted >= len(self))]
+        numbers = np.asarray(indices, dtype=np.int64)
+        beyond = numbers[(numbers < 0) | (numbers >= len(self))]
         if len(beyond):
             raise InputError(f"there are samples 0..{len(self) - 1}, not {beyond[0]}")
-        return self._samples.get(wanted + np.searchsorted(self._before, wanted, side="right"))
+        return self._samples.get(numbers + np.searchsorted(self._before, numbers, side="right"))
 
     def close(self) -> None:
         """Close the samples."""
@@ -132,9 +134,12 @@ class FilteredSamples(Samples):
 
 
 class ConcatenatedSamples(Samples):
-    """Several datasets as one, one after the other."""
+    """Several datasets in one index space, one after the other; `datasets` returns the dataset of a sample."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
+        """Concatenate datasets; raises InputError if there are none."""
+        if not parts:
+            raise InputError("no datasets to merge")
         self.parts = list(parts)
         self.starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).tolist()
         self.thread_safe = all(part.thread_safe for part in parts)
@@ -151,32 +156,25 @@ class ConcatenatedSamples(Samples):
         return int(self.starts[dataset]) + sample
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for, each dataset asked once."""
-        wanted: dict[int, tuple[list[int], list[int]]] = {}
+        """Return the samples in the order asked for, with one access to each dataset."""
+        requests: dict[int, tuple[list[int], list[int]]] = {}
         for position, index in enumerate(indices.tolist() if isinstance(indices, np.ndarray) else indices):
             if not 0 <= index < len(self):
                 raise InputError(f"there are samples 0..{len(self) - 1}, not {index}")
             dataset = bisect_right(self.starts, index) - 1
-            positions, local_indices = wanted.setdefault(dataset, ([], []))
+            positions, local_indices = requests.setdefault(dataset, ([], []))
             positions.append(position)
             local_indices.append(index - self.starts[dataset])
         records: list[Record] = [{} for _ in indices]
-        for dataset, (positions, local_indices) in wanted.items():
+        for dataset, (positions, local_indices) in requests.items():
             for position, record in zip(positions, self.parts[dataset].get(local_indices), strict=True):
                 records[position] = record
         return records
 
     def close(self) -> None:
-        """Close all."""
+        """Close all datasets."""
         for part in self.parts:
             part.close()
-
-
-def concatenate_samples(parts: Sequence[Samples]) -> ConcatenatedSamples:
-    """Return several datasets in one index space; `ConcatenatedSamples.datasets` tells the dataset of a sample."""
-    if not parts:
-        raise InputError("no datasets to merge")
-    return ConcatenatedSamples(parts)
 
 
 def split_evenly(samples: int, rank: int, ranks: int) -> tuple[int, int]:

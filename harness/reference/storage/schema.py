@@ -1,7 +1,7 @@
 """The schema of stored structures: names, types and shapes, as in HydraGNN's own BP files.
 
-A key k of a split L is one array `L/k`, the samples one after the other along one axis, with how many rows each sample
-has in `L/k/variable_count`. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
+A key k of a split L is one array `L/k`, the samples one after the other along one axis, with the number of rows of
+each sample in `L/k/variable_count`. Source: the ADIOS writer and reader of HydraGNN 5 (github.com/ORNL/HydraGNN).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ ELEMENTS = 118
 FORMAT_VERSION = 1
 Record = dict[str, NDArray[Any]]
 Counts = NDArray[np.int64]
-# Types that ADIOS2 writes and the original reads; bool and float16 it rejects.
+# Types that ADIOS2 writes and HydraGNN reads; ADIOS2 rejects bool and float16.
 DTYPES = frozenset(np.dtype(t) for t in ("float64", "float32", "int64", "int32", "uint8"))
 
 
 @dataclass(frozen=True)
 class KeySpec:
-    """One quantity. dtype: "real" is that of the store, float64 or float32.
+    """One quantity. dtype: "real" is the type of the store, float64 or float32.
 
-    per: what the rows along `axis` follow. rows: how many a structure has; None where it varies. rest: the other axes.
-    listed: whether `L/keys` names it; HydraGNN does not look at others.
+    per: what a row along `axis` belongs to. rows: their number per structure; None if it varies. rest: the other axes.
+    listed: whether `L/keys` names it; HydraGNN ignores keys that are not listed.
     """
 
     name: str
@@ -114,7 +114,7 @@ KEYS: dict[str, KeySpec] = {
 class Column:
     """One key of consecutive samples.
 
-    values: all rows of all samples along `axis`. counts: [samples] rows of each, or one number where all have as many.
+    values: all rows of all samples along `axis`. counts: [samples] rows of each, or one number if all are equal.
     """
 
     values: NDArray[Any]
@@ -122,7 +122,7 @@ class Column:
     axis: int = 0
 
     def rows(self, samples: int) -> Counts:
-        """Return rows of each sample, [samples]."""
+        """Return the number of rows of each sample, [samples]."""
         if isinstance(self.counts, int):
             return np.full(samples, self.counts, dtype=np.int64)
         return self.counts
@@ -177,7 +177,7 @@ class Block:
             yield {name: c.cut(ends[name][k], ends[name][k + 1]) for name, c in self.columns.items()}
 
     def check(self, first: int = 0) -> Block:
-        """Return itself, or raise InputError naming the first thing wrong and the sample, counted from `first`."""
+        """Return itself, or raise InputError naming the first fault and its sample, counted from `first`."""
         if self.samples < 1 or not self.columns:
             raise InputError("a block without samples or without keys")
         for name, column in self.columns.items():
@@ -191,7 +191,7 @@ def may_be_empty(name: str) -> bool:
 
 
 def is_finite(name: str, values: NDArray[Any]) -> bool:
-    """Return whether all values are finite; a stress that is NaN throughout means that there is none."""
+    """Return whether all values are finite; a stress of NaN components only means that there is none."""
     if name == "stress" and values.ndim == 2 and len(values) % 3 == 0:
         values = values[~np.isnan(values).reshape(-1, 3, values.shape[1]).all(axis=(1, 2)).repeat(3)]
     return bool(np.isfinite(values).all())
@@ -218,5 +218,5 @@ def _check_column(name: str, column: Column, samples: int, first: int) -> None:
 
 
 def move_samples_first(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Return the values with the samples' axis first, contiguous, which is what checksums are taken of."""
+    """Return the values with the samples' axis first, contiguous, as checksums require."""
     return np.ascontiguousarray(np.moveaxis(values, axis, 0))

@@ -27,11 +27,11 @@ def encode_table(
     target: Literal["energy", "energy_per_atom"] = "energy",
     keys: Collection[str] | None = None,
 ) -> Block:
-    """Return all keys of the layout that the structures have, edges included, or those asked for.
+    """Return all keys that the structures have, edges included, or the selected ones.
 
     Args:
         table: At least one structure.
-        dtype: float64 keeps every bit; the original stores float32.
+        dtype: float64 preserves every bit; HydraGNN stores float32.
         target: The content of `y`.
         keys: The keys to encode, None for all.
 
@@ -62,11 +62,11 @@ def decode_block(block: Block, *, where: str, first: int) -> StructureTable:
 
     Args:
         block: Samples of a split.
-        where: How errors call the split; with the index also the name of a structure, where the store has none.
+        where: The name of the split in messages; with the index, also the name of a structure without one.
         first: Index of the block's first sample in the split.
 
     Raises:
-        InputError: The columns cannot be those of structures.
+        InputError: The columns are not those of structures.
     """
     missing = next((key for key in REQUIRED_KEYS if key not in block.columns), None)
     if missing:
@@ -96,7 +96,7 @@ def decode_block(block: Block, *, where: str, first: int) -> StructureTable:
 
 
 def decode_compositions(block: Block) -> StructureTable:
-    """Return a table of which only the elements and the energies, as they are stored, are filled."""
+    """Return a table with only the elements and the stored energies."""
     g = block.samples
     sizes = block.columns["atomic_numbers"].rows(g)
     names = np.zeros(g, dtype="U1")
@@ -127,10 +127,10 @@ def decode_structure(
     """Return the structure of a record.
 
     Args:
-        record: A sample with the required keys, and forces where they are wanted.
+        record: A sample with the required keys, and optionally forces.
         name: The name of the structure.
         head: Branch id of its dataset.
-        reference_energy_ev: [119] by atomic number, what was subtracted from the stored energy; None for nothing.
+        reference_energy_ev: [119] by atomic number, energies that were subtracted from the stored one; None for none.
     """
     charge, multiplicity = record["graph_attr"].reshape(-1).tolist()
     numbers = record["atomic_numbers"].reshape(-1).astype(np.int64)
@@ -151,7 +151,7 @@ def decode_structure(
 
 
 def decode_neighbours(record: Record, structure: Structure) -> NeighbourList:
-    """Return the neighbour list that a record holds of its structure."""
+    """Return the neighbour list of a structure from its record."""
     sender, receiver = record["edge_index"]
     return NeighbourList(structure, receiver, sender, -record["edge_shifts"])
 
@@ -189,7 +189,7 @@ def _edge_values(table: StructureTable) -> dict[str, Values]:
     return {
         "edge_index": np.stack([table.sender, table.receiver]),  # type: ignore[list-item]
         "edge_attr": table.distance[:, None],
-        "edge_shifts": -table.shift + 0.0,  # the original shifts the receiver, not the sender
+        "edge_shifts": -table.shift + 0.0,  # HydraGNN shifts the receiver, not the sender
     }
 
 

@@ -16,11 +16,11 @@ Kind = Literal["energy", "energy_forces", "property"]
 class Task:
     """A downstream task.
 
-    target: what is predicted. unit: of the target and of its error. kind: energy (of the whole structure, eV),
+    target: the predicted quantity. unit: of the target and of its error. kind: energy (of the whole structure, eV),
     energy_forces (with forces, eV/angstrom) or property (a number that does not grow with the structure). per_atom: an
-    energy's error is divided by the atoms. official: the files or keys that are read. fetch: where they come from.
+    energy's error is divided by the atoms. official: the files or keys that are read. fetch: how to get them.
     size: structures of the benchmark, 0 where it has no fixed number. splits: how the benchmark splits them. published:
-    results of others on the official data.
+    published results on the official data.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Structures with the values that a downstream task predicts, and how they are split."""
+"""Structures with the values that a downstream task predicts, and their splits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Fold = tuple[Indices, Indices]
 class TaskDataset:
     """g structures with their values.
 
-    frames: forces are filled where the task has them, energies where they are known. target: [g] the value to predict,
-    in the task's unit. role: how the data is to be called wherever its numbers are shown. level: of theory.
-    left_out: structures of the source that are not here, by reason. official_ids: [g] as the benchmark names them.
-    subset: [g] the part of the task that a structure belongs to, trained and tested by itself; "" if none.
-    folds: (train, test) positions where the benchmark fixes its splits.
+    frames: the structures, with forces if the task has them and energies if they are known. target: [g] the value to
+    predict, in the task's unit. role: the name of the data in reports. level: of theory. left_out: structures of the
+    source that were rejected, by reason. official_ids: [g] the benchmark's names. subset: [g] the part of the task that
+    a structure belongs to, trained and tested separately; "" if none. folds: (train, test) positions where the
+    benchmark fixes its splits.
     """
 
     frames: StructureTable
@@ -59,9 +59,9 @@ def collect_rows(
     level: str,
     left_out: Counter[str] | None = None,
 ) -> TaskDataset:
-    """Return all values side by side, faults counted; `{count}` in the role becomes their number.
+    """Return all usable values as a dataset, and count the rejections; `{count}` in the role becomes their number.
 
-    Raises InputError, naming the source, where nothing is left.
+    Raises InputError, naming the source, if no value is usable.
     """
     usable: list[LabelledRow] = []
     rejections: Counter[str] = Counter(left_out or {})
@@ -88,7 +88,7 @@ def collect_rows(
 
 
 def _find_rejection_kind(value: LabelledRow) -> str:
-    """Return what makes a structure unusable, in a few words to count by, or ""."""
+    """Return the kind of fault that makes a structure unusable, or ""."""
     row = value.row
     checks = (
         ("value not finite", not np.isfinite(value.target)),
@@ -99,14 +99,14 @@ def _find_rejection_kind(value: LabelledRow) -> str:
         ("cell not finite", row.cell is not None and not np.isfinite(row.cell).all()),
         ("cell without volume", row.cell is not None and abs(np.linalg.det(row.cell)) < 1e-6),
     )
-    return next((name for name, bad in checks if bad), "")
+    return next((name for name, is_faulty in checks if is_faulty), "")
 
 
 def split_task(labelled: TaskDataset, *, seed: int, test_share: float) -> Fold:
-    """Return (pool, test): positions of about that share of each subset for testing, no group in both.
+    """Return (pool, test): positions of structures, with about test_share of each subset in test and no group in both.
 
-    Groups are drawn by their names, so that a group is drawn alike whatever else is there. Raises InputError where a
-    subset has one group alone, or a share leaves one side empty.
+    Groups are selected by their names, so that the choice of a group does not depend on the others. Raises InputError
+    if a subset has only one group, or the share leaves one side empty.
     """
     if not 0 < test_share < 1:
         raise InputError(f"a test share of {test_share} leaves a side empty, expected between 0 and 1")
@@ -118,7 +118,7 @@ def split_task(labelled: TaskDataset, *, seed: int, test_share: float) -> Fold:
             where = f"subset {str(name)!r}" if name else "the data"
             raise InputError(f"{labelled.role}: {where} has only the group {str(groups[0])!r}, which cannot be split")
         order = np.argsort(hash_texts(groups, f"task {seed}"), kind="stable")
-        # the groups whose middle lies within the share: as near to it as whole groups come
+        # the groups whose middle lies within the share, which is as close to it as whole groups allow
         middle = np.cumsum(sizes[order]) - sizes[order] / 2
         count = int(np.clip(np.count_nonzero(middle < test_share * len(rows)), 1, len(groups) - 1))
         chosen[rows] = np.isin(group, order[:count])

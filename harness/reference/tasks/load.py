@@ -1,4 +1,4 @@
-"""A downstream task's data: the official files where they are given, else the set that ships."""
+"""The data of a downstream task: the official files if they are provided, else the shipped set."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ENDINGS = (".json.gz", ".json", ".npz", ".xyz", ".extxyz", ".csv", ".traj")
 
 
 class TaskDataUnavailable(InputError):
-    """Nothing of a task is at hand."""
+    """There are neither official files nor a shipped set of a task."""
 
 
 def load_task(name: str, files: Path | None = None) -> TaskDataset:
-    """Return the data of a task: from FILES/<task>/ or FILES/<task>.<ending> if there, else what ships.
+    """Return the data of a task: FILES/<task>/ or FILES/<task>.<ending> if it exists, else the shipped set.
 
-    Raises InputError for an unknown task and for unreadable files, and TaskDataUnavailable where there is neither.
+    Raises InputError for an unknown task and for unreadable files, and TaskDataUnavailable if there is neither.
     """
     entry = find_task(name)
     path = None if files is None else find_official_path(entry, files)
@@ -38,8 +38,8 @@ def load_task(name: str, files: Path | None = None) -> TaskDataset:
         return READERS[name](path)
     dataset = load_shipped_task(name)
     if dataset is None:
-        looked = "" if files is None else f" (looked in {files})"
-        raise TaskDataUnavailable(f"{entry.title}: needs {entry.official[0]}, from {entry.fetch}{looked}")
+        hint = "" if files is None else f" (looked in {files})"
+        raise TaskDataUnavailable(f"{entry.title}: needs {entry.official[0]}, from {entry.fetch}{hint}")
     return dataset
 
 

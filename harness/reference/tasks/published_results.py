@@ -12,7 +12,7 @@ _FINETUNING = (
 
 @dataclass(frozen=True)
 class Result:
-    """A mean absolute error. quantity: what of. subset: the part of the task, if any. train: structures trained on."""
+    """A mean absolute error of a quantity. subset: the part of the task, if any. train: structures trained on."""
 
     model: str
     value: float

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.shipped_sets import decode_decimals
 from harness.reference.errors import InputError
 from harness.reference.tasks.catalog import TASKS, Task, find_task
 from harness.reference.tasks.dataset import TaskDataset
@@ -31,8 +31,9 @@ ROLES = ("official sample", "stand-in")
 class ShippedSet:
     """One row of the table: shipped/<name>.h5.
 
-    role: of ROLES. target: what the values are, with the unit. count: structures. sha256: of the file. rejected:
-    structures made but left out, and why. provenance: package, version and digest, or what computed it.
+    role: one of ROLES. target: the quantity of the values, with the unit. count: structures. sha256: of the file.
+    rejected: structures that were computed and left out, and why. provenance: package, version and digest, or the
+    program that computed it.
     """
 
     name: str
@@ -48,8 +49,8 @@ class ShippedSet:
     attribution: str
 
     @property
-    def words(self) -> str:
-        """How the set is to be called wherever its numbers are shown."""
+    def display_name(self) -> str:
+        """The name of the set in reports."""
         title = find_task(self.name).title
         if self.role == "stand-in":
             return f"stand-in for {title}: {self.chemistry}"
@@ -78,8 +79,8 @@ def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
 
 
 def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
-    """Return the set that ships for a task, or None; raises InputError if its file is not the one described."""
-    wanted = find_task(name)
+    """Return the shipped set of a task, or None; raises InputError if its file is not the one described."""
+    task = find_task(name)
     entry = load_table_of_sets(folder).get(name)
     if entry is None:
         return None
@@ -93,35 +94,35 @@ def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
     import h5py  # not where suites are only planned
 
     with h5py.File(io.BytesIO(data), "r") as file:
-        labelled = _decode_dataset(file, entry, wanted)
+        labelled = _decode_dataset(file, entry, task)
     if len(labelled) != entry.count:
         raise InputError(f"{path}: {len(labelled)} structures, expected {entry.count}")
     return labelled
 
 
-def _decode_dataset(file: h5py.File, entry: ShippedSet, wanted: Task) -> TaskDataset:
+def _decode_dataset(file: h5py.File, entry: ShippedSet, task: Task) -> TaskDataset:
     sizes = file["natoms"][:].astype(np.int64)
     count = len(sizes)
-    target = _decode_decimals(file, "target")
+    target = decode_decimals(file, "target")
     ids = _decode_texts(file, "id")
-    known = target if wanted.kind != "property" else np.full(count, np.nan)
+    known = target if task.kind != "property" else np.full(count, np.nan)
     frames = StructureTable(
         ids=ids,
         groups=_decode_texts(file, "group"),
         sizes=sizes,
         numbers=file["numbers"][:],
-        positions=_decode_decimals(file, "positions"),
-        energy=_decode_decimals(file, "energy") if "energy" in file else known,
-        cell=_decode_decimals(file, "cell") if "cell" in file else np.zeros((count, 3, 3)),
+        positions=decode_decimals(file, "positions"),
+        energy=decode_decimals(file, "energy") if "energy" in file else known,
+        cell=decode_decimals(file, "cell") if "cell" in file else np.zeros((count, 3, 3)),
         periodic=file["periodic"][:].astype(bool) if "periodic" in file else np.zeros((count, 3), dtype=bool),
         charge=np.zeros(count, dtype=np.int64),
         multiplicity=file["multiplicity"][:].astype(np.int64),
-        forces=_decode_decimals(file, "forces") if "forces" in file else None,
+        forces=decode_decimals(file, "forces") if "forces" in file else None,
     )
     return TaskDataset(
         frames=frames,
         target=target,
-        role=entry.words,
+        role=entry.display_name,
         level=entry.level,
         official_ids=ids,
         subset=_decode_texts(file, "subset"),
@@ -130,10 +131,3 @@ def _decode_dataset(file: h5py.File, entry: ShippedSet, wanted: Task) -> TaskDat
 
 def _decode_texts(file: h5py.File, name: str) -> NDArray[np.str_]:
     return np.char.decode(file[name][:], "utf-8")
-
-
-def _decode_decimals(file: h5py.File, name: str) -> Array:
-    """Return a column of fixed-point numbers; the division gives the double nearest to each decimal."""
-    column = file[name]
-    integers: NDArray[np.int64] = column[:]
-    return np.asarray(integers / 10.0 ** int(column.attrs["decimals"]))

@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from harness.reference.data.batch import Batch
-from harness.reference.distributed.launch import first_line
+from harness.reference.errors import get_first_line
 from harness.reference.training.loss import Errors, Labels
 
 # Shapes are symbolic. Batches that would need further compilations (of one graph, without edges, ...) stay eager.
@@ -43,7 +43,7 @@ def compile_loss(module: nn.Module, example: tuple[Batch, Labels]) -> CompileRes
         (of_graphs.energy.sum() + of_graphs.force.sum()).backward()
     except Exception as error:  # each compiler raises its own errors
         module._compiled_call_impl = None
-        return CompileResult(False, first_line(error)[:300])
+        return CompileResult(False, get_first_line(error)[:300])
     finally:
         module.zero_grad()
         torch.set_rng_state(rng_state)

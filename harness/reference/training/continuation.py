@@ -15,7 +15,7 @@ from harness.reference.training.state import FILE_NAME
 MODEL = "model.safetensors"
 
 
-def previous_case(folder: Path) -> Path:
+def find_previous_case(folder: Path) -> Path:
     """Return the folder of the case that this one continues; raise InputError if it does not depend on exactly one."""
     case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     required = case.get("after") or []
@@ -25,8 +25,8 @@ def previous_case(folder: Path) -> Path:
 
 
 def copy_finished_model(folder: Path, log: CaseLog, rank: int) -> bool:
-    """Whether the training has come to its end in an earlier link, whose model rank 0 then puts into this one too."""
-    earlier = previous_case(folder) / MODEL
+    """Return whether an earlier case has finished the training; if so, rank 0 copies its model into this folder."""
+    earlier = find_previous_case(folder) / MODEL
     if not earlier.exists():
         return False
     if rank == 0 and not (folder / MODEL).exists():
@@ -41,9 +41,9 @@ def copy_state(folder: Path) -> None:
     """Copy the state of the previous case, unless this folder has a state; raise InputError if there is none."""
     if (folder / FILE_NAME).exists():
         return
-    earlier = previous_case(folder)
+    earlier = find_previous_case(folder)
     if not (earlier / FILE_NAME).exists():
-        raise InputError(f"{earlier / FILE_NAME}: no state to go on from")
+        raise InputError(f"{earlier / FILE_NAME}: no state to continue from")
     # the main file comes last: parts without it do not count as a state
     for path in [*earlier.glob("training-*.safetensors"), earlier / FILE_NAME]:
         part = folder / f"{path.name}.part"

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.reference.data.batch import Batch
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array
 from harness.reference.datasets.collection import Dataset, DatasetCollection
 from harness.reference.datasets.heads import HEADS
 from harness.reference.distributed.group import ProcessGroup
-from harness.reference.models.coverage import shortest_contact
+from harness.reference.models.coverage import find_shortest_contact
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.training.loss import collate_labelled, predict_own_head
@@ -32,7 +31,7 @@ SUMS = (
 
 @dataclass
 class ErrorSums:
-    """The sums of SUMS over the structures of one head."""
+    """The sums named in SUMS over the structures of one head."""
 
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
 
@@ -42,13 +41,7 @@ class ErrorSums:
             self.sums[name] += value
 
 
-def predicted(model: FoundationModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the residual energy [g] and the forces [n, 3] of each structure from its own head, detached."""
-    energy, forces = predict_own_head(model, batch, create_graph=False)
-    return energy.detach(), forces
-
-
-def mean_energy(dataset: Dataset, team: ProcessGroup) -> float:
+def compute_mean_energy(dataset: Dataset, team: ProcessGroup) -> float:
     """Return the mean energy per atom of a dataset in eV, from at most MEAN_SAMPLE evenly spaced structures.
 
     The ranks share the reading.
@@ -64,15 +57,17 @@ def mean_energy(dataset: Dataset, team: ProcessGroup) -> float:
     return float(total / number)
 
 
-def shortest_distance(corpus: DatasetCollection, dataset: Dataset, team: ProcessGroup) -> float:
+def find_shortest_distance(corpus: DatasetCollection, dataset: Dataset, team: ProcessGroup) -> float:
     """Return the shortest distance in a dataset over the sum of covalent radii; see FoundationModel.closest.
 
-    At most CONTACT_SAMPLE evenly spaced structures count, which the ranks share.
+    Only CONTACT_SAMPLE evenly spaced structures are read, which the ranks share.
     """
     position, count = corpus.datasets.index(dataset), len(dataset.samples)
     sample = np.linspace(0, count - 1, min(count, CONTACT_SAMPLE)).round().astype(np.int64)
     indices = sample[team.rank :: team.size].tolist()
-    contacts = [shortest_contact(corpus.graphs(SampleIndices(np.array([position]), np.array([k])))) for k in indices]
+    contacts = [
+        find_shortest_contact(corpus.graphs(SampleIndices(np.array([position]), np.array([k])))) for k in indices
+    ]
     smallest = min(filter(None, contacts), default=np.inf)
     overall = -float(team.all_reduce_max(torch.tensor([-smallest], dtype=torch.float64)))
     return overall if np.isfinite(overall) else 0.0
@@ -96,7 +91,7 @@ def evaluate_test_sets(
     """
     rows = []
     for k, dataset in enumerate(test.datasets):
-        mean = mean_energy(training.datasets[[d.head for d in training.datasets].index(dataset.head)], team)
+        mean = compute_mean_energy(training.datasets[[d.head for d in training.datasets].index(dataset.head)], team)
         errors = ErrorSums()
         indices = np.arange(team.rank, len(dataset.samples), team.size)
         for first in range(0, len(indices), BATCH):
@@ -108,7 +103,7 @@ def evaluate_test_sets(
                 errors.add(**sum_errors(model, known, references, mean, team))
         sums = torch.tensor([errors.sums[name] for name in SUMS], dtype=torch.float64)
         total = dict(zip(SUMS, team.all_reduce_sum(sums).tolist(), strict=True))
-        rows.append(error_row(dataset, total))
+        rows.append(build_error_row(dataset, total))
     return rows
 
 
@@ -119,13 +114,13 @@ def sum_errors(
     dtype = next(model.parameters()).dtype
     batch, labels = collate_labelled(graphs, references, dtype, with_triplets=model.config.needs_triplets)
     batch = batch.to(team.device, dtype)
-    energy, forces = predicted(model, batch)
+    energy, forces = predict_own_head(model, batch, create_graph=False)
     atoms = np.array([len(g.structure) for g in graphs], dtype=float)
-    residual = _numpy(labels.residual_energy) / atoms
-    error = _numpy(energy) / atoms - residual
+    residual = _to_numpy(labels.residual_energy) / atoms
+    error = _to_numpy(energy) / atoms - residual
     per_atom = np.array([g.structure.energy for g in graphs]) / atoms
     known = labels.force_mask.squeeze(1).numpy() > 0
-    force_error, force = (_numpy(forces) - _numpy(labels.forces))[known], _numpy(labels.forces)[known]
+    force_error, force = (_to_numpy(forces) - _to_numpy(labels.forces))[known], _to_numpy(labels.forces)[known]
     return {
         "structures": len(graphs),
         "atoms": float(atoms.sum()),
@@ -142,11 +137,11 @@ def sum_errors(
     }
 
 
-def _numpy(tensor: Tensor) -> Array:
+def _to_numpy(tensor: Tensor) -> Array:
     return tensor.detach().double().cpu().numpy()
 
 
-def error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, object]:
+def build_error_row(dataset: Dataset, total: dict[str, float]) -> dict[str, object]:
     """Return the errors of one head as plain data."""
 
     def mean(name: str, over: str, root: bool = False) -> float | None:

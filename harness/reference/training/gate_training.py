@@ -30,7 +30,7 @@ class GateErrors:
 
 
 @torch.no_grad()
-def head_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+def compute_head_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     """Return for s structures the residual energy per atom of every head [s, heads], composition [s, 119], head [s]."""
     rows = [
         (
@@ -47,7 +47,7 @@ def head_energies(model: FoundationModel, batches: Iterable[Batch]) -> tuple[Ten
 def train_gate(
     model: FoundationModel, batches: Iterable[Batch], *, temperature: float, steps: int, seed: int
 ) -> GateErrors:
-    """Fit the gate to structures drawn as in training, and return its errors on them.
+    """Fit the gate to structures sampled as in training, and return its errors on them.
 
     The loss compares residual energies, since the zeros of the reference energies differ by thousands of eV/atom.
 
@@ -58,16 +58,16 @@ def train_gate(
         steps: Number of steps.
         seed: Seed of the sampling.
     """
-    per_atom, composition, head = head_energies(model, batches)
+    per_atom, composition, head = compute_head_energies(model, batches)
     right = per_atom.gather(1, head.unsqueeze(1))
-    chance = head.bincount(minlength=model.config.heads).to(per_atom.dtype)[head] ** (1.0 / temperature - 1.0)
+    probability = head.bincount(minlength=model.config.heads).to(per_atom.dtype)[head] ** (1.0 / temperature - 1.0)
     optimizer = torch.optim.AdamW(model.gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        picked = torch.multinomial(chance.cpu(), BATCH, replacement=True, generator=generator).to(head.device)
-        mixed = (model.gate(composition[picked]) * per_atom[picked]).sum(1, keepdim=True)
-        loss = (mixed - right[picked]).abs().mean()
+        selected = torch.multinomial(probability.cpu(), BATCH, replacement=True, generator=generator).to(head.device)
+        mixed = (model.gate(composition[selected]) * per_atom[selected]).sum(1, keepdim=True)
+        loss = (mixed - right[selected]).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

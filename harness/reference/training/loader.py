@@ -39,7 +39,7 @@ class BatchLoader:
 
     Attributes:
         corpus: The datasets.
-        sampler: Draws structures, and assigns them to ranks.
+        sampler: Samples structures, and assigns them to ranks.
         dtype: Type of batches and labels.
         references: [heads, 119] eV in double precision on the CPU, subtracted from the energies.
         with_triplets: Whether batches include pairs of edges.
@@ -62,16 +62,16 @@ class BatchLoader:
     def head_weights(self) -> Tensor:
         """Return [heads] the structures of each head drawn per epoch, by which its validation set is weighted."""
         weights = torch.zeros(len(HEADS), dtype=torch.float64)
-        for dataset, drawn in zip(self.corpus.datasets, self.sampler.draws.tolist(), strict=True):
-            weights[dataset.head] += drawn
+        for dataset, draws in zip(self.corpus.datasets, self.sampler.draws.tolist(), strict=True):
+            weights[dataset.head] += draws
         return weights
 
-    def indices_for(self, step: int, rank: int) -> SampleIndices:
+    def select_indices(self, step: int, rank: int) -> SampleIndices:
         """Return the structures of one rank at one step, counted from the position of the sampler."""
-        return self.sampler.batch(step, rank, self._atoms if self.balance == "atoms" else None)
+        return self.sampler.batch(step, rank, self._count_atoms if self.balance == "atoms" else None)
 
-    def _atoms(self, drawn: SampleIndices) -> NDArray[np.float64]:
-        return self.corpus.atoms(drawn).astype(np.float64)
+    def _count_atoms(self, indices: SampleIndices) -> NDArray[np.float64]:
+        return self.corpus.atoms(indices).astype(np.float64)
 
     def evaluation_batches(
         self, limit: int, device: torch.device, share: RankInfo | None = None
@@ -95,9 +95,9 @@ class BatchLoader:
                 if known:
                     yield self.collate(known, device)
 
-    def batch(self, drawn: SampleIndices, device: torch.device) -> LabelledBatch:
-        """Load the structures drawn as one batch."""
-        return self.collate(self.corpus.graphs(drawn), device)
+    def batch(self, indices: SampleIndices, device: torch.device) -> LabelledBatch:
+        """Load structures as one batch with labels."""
+        return self.collate(self.corpus.graphs(indices), device)
 
     def collate(self, graphs: Sequence[NeighbourList], device: torch.device) -> LabelledBatch:
         """Collate graphs into one batch with labels on a device."""
@@ -175,7 +175,7 @@ class EpochTiming:
     losses: Tensor
 
 
-def timed_iter(batches: Iterable[LabelledBatch], waits: list[float]) -> Iterator[LabelledBatch]:
+def time_batches(batches: Iterable[LabelledBatch], waits: list[float]) -> Iterator[LabelledBatch]:
     """Yield the batches, and append the seconds of waiting for each to `waits`."""
     source = iter(batches)
     while True:
@@ -188,7 +188,7 @@ def timed_iter(batches: Iterable[LabelledBatch], waits: list[float]) -> Iterator
         yield batch
 
 
-def timed_epoch(
+def time_epoch(
     replica: DistributedDataParallel,
     objective: MultiTaskLoss,
     optimizer: torch.optim.Optimizer,
@@ -205,7 +205,7 @@ def timed_epoch(
         optimizer: The optimizer.
         batches: The batches of this rank.
         device: The device of the batches.
-        exchange: Whether gradients are averaged over ranks; otherwise each rank follows its own.
+        exchange: Whether gradients are averaged over ranks; otherwise each rank uses its own.
     """
     watch = Stopwatch(device)
     losses: list[Tensor] = []
@@ -214,7 +214,7 @@ def timed_epoch(
     started = time.perf_counter()
     watch.mark()
     with nullcontext() if exchange else replica.no_sync():
-        for batch, labels in timed_iter(batches, waits):
+        for batch, labels in time_batches(batches, waits):
             optimizer.zero_grad()
             loss = objective(replica(batch, labels), batch.head)
             loss.backward()

@@ -23,8 +23,8 @@ class TrainingLimits:
     Attributes:
         epochs: Maximum number of epochs.
         stop_after: Epochs without a better validation loss that end the run, or None.
-        checkpoint_s: Seconds between states on disk, besides the one after every epoch.
-        minutes: Wall time after which the run saves its state and ends, for another to continue.
+        checkpoint_s: Seconds between states on disk, in addition to the one after every epoch.
+        minutes: Wall time after which the run saves its state and ends, so that another can continue it.
     """
 
     epochs: int
@@ -46,8 +46,8 @@ class ErrorMeter:
 
     def rows(self) -> dict[int, tuple[float, float, int]]:
         """Return the mean errors of energy and force, and the number of graphs, by head."""
-        seen = self.sums[:, 2].nonzero().flatten().tolist()
-        return {h: (*(self.sums[h, :2] / self.sums[h, 2]).tolist(), int(self.sums[h, 2])) for h in seen}
+        heads = self.sums[:, 2].nonzero().flatten().tolist()
+        return {h: (*(self.sums[h, :2] / self.sums[h, 2]).tolist(), int(self.sums[h, 2])) for h in heads}
 
     def overall(self, shares: Tensor | None = None) -> tuple[float, float]:
         """Return the mean errors of energy and force over heads, weighted by shares [heads] or by graphs."""

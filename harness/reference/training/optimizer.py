@@ -99,7 +99,7 @@ class OptimizerState:
         return {name: part.state_dict() for name, part in parts.items()} | {"reduced": self.plateau_factor}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state`; raise KeyError or RuntimeError if it does not match."""
+        """Restore the result of `state`; raise KeyError or RuntimeError if it does not match."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.warmup.load_state_dict(state["ramp"])

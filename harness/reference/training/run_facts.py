@@ -15,7 +15,7 @@ from harness.reference.datasets.collection import Dataset
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.distributed.group import ProcessGroup
-from harness.reference.inference.precision import observed_dtypes
+from harness.reference.inference.precision import observe_dtypes
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import MessageBackend
 from harness.reference.profiling.observe import observe
@@ -31,17 +31,17 @@ NON_IDENTITY_OPTIONS = {
 OMITTED_DEFAULTS = {"messages": "plain"}
 
 
-def identity(model: FoundationModel, config: Mapping[str, Any], team: ProcessGroup) -> dict[str, Any]:
+def describe_identity(model: FoundationModel, config: Mapping[str, Any], team: ProcessGroup) -> dict[str, Any]:
     """Return the plain data that a state on disk must agree with to be resumed."""
-    settled = {
+    options = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in config.items()
         if k not in NON_IDENTITY_OPTIONS and not (k in OMITTED_DEFAULTS and v == OMITTED_DEFAULTS[k])
     }
-    return settled | {"model": model.config.asdict(), "ranks": team.size}
+    return options | {"model": model.config.asdict(), "ranks": team.size}
 
 
-def describe(
+def describe_run(
     model: FoundationModel,
     feed: BatchLoader,
     splits: Mapping[str, Sequence[Dataset]],
@@ -58,9 +58,9 @@ def describe(
             sets=[
                 TrainSet(
                     set=d.name, head=HEADS[d.head], role=d.role, level=d.level, train=train.get(d.head, 0),
-                    validation=validation.get(d.head, 0), test=test.get(d.head, 0), drawn=drawn,
+                    validation=validation.get(d.head, 0), test=test.get(d.head, 0), samples_per_epoch=count,
                 )
-                for d, drawn in zip(feed.corpus.datasets, feed.sampler.draws.tolist(), strict=True)
+                for d, count in zip(feed.corpus.datasets, feed.sampler.draws.tolist(), strict=True)
             ],
             elements=np.flatnonzero(model.elements.cpu().numpy()).tolist(),
             global_batch_size=config.batch_size * team.rank_info.size,
@@ -79,25 +79,25 @@ def describe(
     )  # fmt: skip
 
 
-def observed_runtime(
+def observe_runtime(
     model: FoundationModel,
     example: Batch,
     *,
     compiled: CompileResult,
-    of_messages: MessageBackend,
+    message_backend: MessageBackend,
     requested: str,
     team: ProcessGroup,
 ) -> Observed:
-    """Return the precision as asked for and as observed in one pass, and what runs it."""
+    """Return the requested precision, the types observed in one pass, and the backends in use."""
     return observe(
         Observed,
         model,
         team.device,
         requested=requested,
-        **observed_dtypes(model, example),
+        **observe_dtypes(model, example),
         compiled=compiled.active,
         why_eager=compiled.why_eager,
-        messages=of_messages.messages,
-        why_plain=of_messages.why_plain,
+        messages=message_backend.messages,
+        why_plain=message_backend.why_plain,
         world_size=team.rank_info.size,
     )

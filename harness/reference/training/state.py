@@ -67,7 +67,7 @@ def load_part(folder: Path, part: int, step: int) -> dict[str, Any]:
 
 
 def save_batch(folder: Path, batch: Batch, labels: Labels, names: Sequence[str]) -> Path:
-    """Write a batch whose loss or gradient is not finite, with the names of its structures; return the path."""
+    """Write a batch with a non-finite loss or gradient, and the names of its structures; return the path."""
     path = folder / BAD_BATCH
     sealed.write(path, "gfm-harness batch", {**batch._asdict(), **labels._asdict()}, {"names": names})
     return path

@@ -1,4 +1,4 @@
-"""The training loop of one rank: steps, validation, states on disk, stopping and training_state."""
+"""The training loop of one rank: steps, validation, states on disk, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Trainer:
         self.progress = TrainingProgress()
         self.best: dict[str, Tensor] = {}
         self.waited_s = 0.0
-        self.out_of_time = False
+        self.is_out_of_time = False
         self._started = self._reported = self._saved = time.monotonic()
 
     @property
@@ -90,12 +90,12 @@ class Trainer:
     def run(self, ahead: int) -> None:
         """Train until the limits are reached, and give the model its best weights.
 
-        If the time is up before, the state is on disk and `is_finished` is False.
+        If the time limit is reached first, the state is on disk and `is_finished` is False.
 
         Args:
             ahead: Number of batches to prepare in advance.
         """
-        while not self.is_finished and not self.out_of_time:
+        while not self.is_finished and not self.is_out_of_time:
             self.epoch(ahead)
         if self.is_finished:
             self.model.load_state_dict(self.best)
@@ -130,19 +130,19 @@ class Trainer:
         meter = ErrorMeter(progress.means)
 
         def load(step: int) -> tuple[SampleIndices, LabelledBatch]:
-            drawn = self.feed.indices_for(step, self.team.rank)
-            return drawn, self.feed.batch(drawn, self.team.device)
+            indices = self.feed.select_indices(step, self.team.rank)
+            return indices, self.feed.batch(indices, self.team.device)
 
         with Prefetch(load, range(steps), depth=ahead, samples=self.feed.corpus.samples) as batches:
             before = time.perf_counter()
-            for drawn, (batch, labels) in batches:
-                self.step(drawn, batch, labels, meter)
+            for indices, (batch, labels) in batches:
+                self.step(indices, batch, labels, meter)
                 progress.step += 1
                 now = time.perf_counter()
                 fom_client.post_figure_of_merit("graphs_per_s", self.team.size * len(batch.head) / (now - before))
                 before = now
                 self._after_step(progress.step - first, started)
-                if self.out_of_time and progress.step - first < steps:
+                if self.is_out_of_time and progress.step - first < steps:
                     return
             self.waited_s += batches.waited_s
         sampler.advance(steps)
@@ -150,11 +150,11 @@ class Trainer:
         self._end_epoch(meter, self.waited_s - waited)
         self.save(0)
 
-    def step(self, drawn: SampleIndices, batch: Batch, labels: Labels, meter: ErrorMeter) -> None:
+    def step(self, indices: SampleIndices, batch: Batch, labels: Labels, meter: ErrorMeter) -> None:
         """Take one step, or skip it with an event if its gradient is not finite.
 
         Args:
-            drawn: The datasets and indices of the batch.
+            indices: The datasets and indices of the batch.
             batch: The structures.
             labels: Their labels.
             meter: Receives the errors.
@@ -167,7 +167,7 @@ class Trainer:
         of_graphs: Errors = self.replica(leaf, labels)
         loss = self.objective(of_graphs, batch.head)
         if not math.isfinite(loss.item()):
-            self._raise_not_finite("loss", drawn, batch, labels, of_graphs)
+            self._raise_not_finite("loss", indices, batch, labels, of_graphs)
         loss.backward()
         squared = None
         if self.groups is not None:
@@ -179,42 +179,43 @@ class Trainer:
             return
         self.progress.skipped += 1
         if self.progress.skipped == MAX_SKIPPED:
-            self._raise_not_finite("gradient", drawn, batch, labels, of_graphs)
+            self._raise_not_finite("gradient", indices, batch, labels, of_graphs)
         worst = int(self.objective.per_graph(of_graphs, batch.head).argmax())
-        self.write(SkippedStep(step=self.progress.step, worst=self._structure_names(drawn)[worst]))
+        self.write(SkippedStep(step=self.progress.step, worst=self._name_structures(indices)[worst]))
 
-    def _structure_names(self, drawn: SampleIndices) -> list[str]:
-        """Return the names of the structures drawn, as dataset/index."""
-        return [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(drawn.dataset, drawn.index, strict=True)]
+    def _name_structures(self, indices: SampleIndices) -> list[str]:
+        """Return the names of structures, as dataset/index."""
+        return [f"{self.feed.corpus.datasets[d].name}/{k}" for d, k in zip(indices.dataset, indices.index, strict=True)]
 
     def _raise_not_finite(
-        self, what: str, drawn: SampleIndices, batch: Batch, labels: Labels, of_graphs: Errors
+        self, quantity: str, indices: SampleIndices, batch: Batch, labels: Labels, of_graphs: Errors
     ) -> NoReturn:
-        names = self._structure_names(drawn)
+        names = self._name_structures(indices)
         faulty = ~(of_graphs.energy.isfinite() & of_graphs.force.isfinite()).cpu().numpy()
         path = training_state.save_batch(self.folder, batch, labels, names)
-        which = ", ".join(np.array(names)[faulty if faulty.any() else ~faulty][:5].tolist())
+        examples = ", ".join(np.array(names)[faulty if faulty.any() else ~faulty][:5].tolist())
         raise NotFinite(
-            f"the {what} is no longer a number at step {self.progress.step} (rank {self.team.rank}): {which};"
+            f"the {quantity} is no longer a number at step {self.progress.step} (rank {self.team.rank}): {examples};"
             f" the batch is in {path.name}"
         )
 
-    def _after_step(self, taken: int, started: float) -> None:
+    def _after_step(self, steps: int, started: float) -> None:
         """Report the progress, and save the state if it is due or the time is up."""
         now = time.monotonic()
         if now - self._reported > PROGRESS_S:
             self.log.write(Progress(done=self.progress.step, total=self.total, what="training steps"))
             self._reported = now
-        due = now - self._saved > self.limits.checkpoint_s
-        up = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
+        is_due = now - self._saved > self.limits.checkpoint_s
+        is_up = self.limits.minutes is not None and now - self._started > 60.0 * self.limits.minutes
         if self.team.size > 1:
             # all ranks must save at the same step
             if self.progress.step % AGREEMENT_STEPS:
                 return
-            due, up = (bool(flag) for flag in self.team.all_reduce_max(torch.tensor([float(due), float(up)])))
-        self.out_of_time = up
-        if (due or up) and taken < self.feed.sampler.steps:
-            self.save(taken, extra_s=now - started)
+            flags = self.team.all_reduce_max(torch.tensor([float(is_due), float(is_up)]))
+            is_due, is_up = (bool(flag) for flag in flags)
+        self.is_out_of_time = is_up
+        if (is_due or is_up) and steps < self.feed.sampler.steps:
+            self.save(steps, extra_s=now - started)
 
     def _end_epoch(self, meter: ErrorMeter, waited_s: float) -> None:
         """Validate, log the errors of the epoch, and update the schedule."""
@@ -222,31 +223,31 @@ class Trainer:
         model = self.optimization.eval_model
         assert isinstance(model, FoundationModel)
         trained = self._sum_over_ranks(meter)
-        seen = self._sum_over_ranks(measure_errors(model, self.validation()))
+        validated = self._sum_over_ranks(measure_errors(model, self.validation()))
         shares = self.feed.head_weights
-        loss, validation_loss = trained.loss(self.objective), seen.loss(self.objective, shares)
-        better = validation_loss < progress.best
-        if better:
+        loss, validation_loss = trained.loss(self.objective), validated.loss(self.objective, shares)
+        is_best = validation_loss < progress.best
+        if is_best:
             self.best = {k: v.detach().clone() for k, v in self.optimization.eval_model.state_dict().items()}
             progress.best = validation_loss
-        progress.since_best = 0 if better else progress.since_best + 1
+        progress.since_best = 0 if is_best else progress.since_best + 1
         graphs = trained.sums[:, 2].sum().item()
-        for split, of in (("train", trained), ("validation", seen)):
-            for head, (energy, force, count) in of.rows().items():
+        for split, errors in (("train", trained), ("validation", validated)):
+            for head, (energy, force, count) in errors.rows().items():
                 self.write(
                     HeadErrors(
-                        epoch=progress.epoch, head=HEADS[head], set=self._set(head), split=split,
+                        epoch=progress.epoch, head=HEADS[head], set=self._find_set(head), split=split,
                         energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force, structures=count,
                     )
                 )  # fmt: skip
-        (energy, force), (v_energy, v_force) = trained.overall(), seen.overall(shares)
+        (energy, force), (v_energy, v_force) = trained.overall(), validated.overall(shares)
         self.write(
             TrainEpoch(
                 epoch=progress.epoch, step=progress.step, loss=loss, energy_mae_ev_per_atom=energy,
             force_mae_ev_per_a=force, validation_loss=validation_loss, validation_energy_mae_ev_per_atom=v_energy,
             validation_force_mae_ev_per_a=v_force, learning_rate=self.optimization.learning_rate,
             seconds=progress.seconds, wait_s=float(team.all_reduce_max(torch.tensor([waited_s]))),
-            graphs_per_s=graphs / progress.seconds, best=better,
+            graphs_per_s=graphs / progress.seconds, best=is_best,
             )
         )  # fmt: skip
         if self.is_stale:
@@ -257,19 +258,19 @@ class Trainer:
     def _sum_over_ranks(self, meter: ErrorMeter) -> ErrorMeter:
         return ErrorMeter(self.team.all_reduce_sum(meter.sums))
 
-    def _set(self, head: int) -> str:
+    def _find_set(self, head: int) -> str:
         """Return the name of the dataset of a head."""
         return next(d.name for d in self.feed.corpus.datasets if d.head == head)
 
-    def save(self, taken: int, extra_s: float = 0.0) -> None:
+    def save(self, steps: int, extra_s: float = 0.0) -> None:
         """Write the state to disk, in one part per group if ranks hold different heads.
 
         Args:
-            taken: Steps taken since the sampler last advanced.
+            steps: Number of steps since the sampler last advanced.
             extra_s: Seconds of the current epoch that the progress does not include.
         """
         sampler = copy.copy(self.feed.sampler)
-        sampler.advance(taken)
+        sampler.advance(steps)
         means = self._sum_over_ranks(ErrorMeter(self.progress.means)).sums
         part = {"optimization": self.optimization.state(), "best": self.best, "random": training_state.random_state()}
         if self.groups is not None:
@@ -279,9 +280,9 @@ class Trainer:
         if self.team.rank == 0:
             progress: dict[str, Any] = {k: v for k, v in self.progress.__dict__.items() if k != "means"}
             progress["seconds"] += extra_s
-            whole = {"progress": progress, "means": means, "sampler": sampler.state()}
+            state = {"progress": progress, "means": means, "sampler": sampler.state()}
             training_state.save(
-                self.folder, whole | ({"own": part} if self.groups is None else {}), identity=self.identity
+                self.folder, state | ({"own": part} if self.groups is None else {}), identity=self.identity
             )
         self._saved = time.monotonic()
 

@@ -30,8 +30,8 @@ from harness.stats.two_sample import Shift, estimate_ratio
 MIN_ALPHA = 0.001
 MIN_LENGTH, MIN_LENGTH_FOR_TWO = 8, 12  # values in which one step, or two, are searched for
 MAX_TIED_SHARE = 0.3  # share of equal values in a series above which its ties need a table of their own
-TIE_CHECK_P = 0.05  # that table is asked only below this p
-MIN_COMMITS = 1  # that make a level of interleaved rounds: each has been measured in many
+TIE_CHECK_P = 0.05  # that table is only used below this p
+MIN_COMMITS = 1  # commits that form a level of interleaved rounds, since each is measured in many rounds
 SIMULATED_VALUES, MAX_ORDERS, MIN_ORDERS = 3_000_000, 30_000, 4_000
 
 
@@ -53,9 +53,9 @@ class ChangePoint:
 def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangePoint]:
     """Detect changes of level in one series.
 
-    With noise of lag-1 correlation 0.5 there are 2 to 3 times as many false alarms as alpha says at 60 values, more in
-    shorter series (reports/measured/detection). Rounds remove drift from round to round; two commits take 8 rounds at
-    alpha 0.01, 6 at 0.05. Commits must be in random order within a round: an effect of the order stays.
+    With noise of lag-1 correlation 0.5 there are 2 to 3 times as many false alarms as alpha implies at 60 values, and
+    more in shorter series (reports/measured/detection). Rounds remove drift from round to round; two commits need 8
+    rounds at alpha 0.01, and 6 at 0.05. Commits must be in random order within a round: an effect of the order remains.
 
     Args:
         values: One value per commit (n,), or interleaved rounds (rounds, n), each of which measures every commit once;
@@ -156,7 +156,7 @@ def _friedman_scores(block: Floats) -> Floats:
     Their variance is 1 under the null; ties lower it, and make the test conservative. A missing value (NaN) counts as
     the middle of its round. Source: Friedman, J. Am. Stat. Assoc. 32, 675 (1937).
     """
-    from scipy.stats import rankdata  # type: ignore[import-untyped]  # takes most of a second to import
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # importing it takes most of a second
 
     count = (~np.isnan(block)).sum(axis=1, keepdims=True)
     usable = count[:, 0] >= 2

@@ -60,15 +60,18 @@ class Collect(Sampled):
 class Tables(Sampled):
     def setup(self) -> None:
         with as_far_as_it_exists():
-            ladder_table = find(
-                "harness.experiments.ladder.metrics.ladder_table", "harness.analysis.ladder.ladder_table"
+            build_ladder_table = find(
+                "harness.experiments.ladder.metrics.build_ladder_table",
+                "harness.experiments.ladder.metrics.ladder_table",
+                "harness.analysis.ladder.ladder_table",
             )
-            samples_table = find(
+            build_samples_table = find(
+                "harness.results.tables.build_samples_table",
                 "harness.results.tables.samples_table",
                 "harness.collect.tables.samples_table",
                 "harness.collect.runs.samples_table",
             )
-        self.tables = (ladder_table, samples_table)
+        self.tables = (build_ladder_table, build_samples_table)
         self.time_tables()
 
     def time_tables(self) -> None:

@@ -39,10 +39,8 @@ def prepared() -> tuple[Any, Any]:
         )
         neighbour_graph = find(*NEIGHBOUR_LIST)
 
-        ModelConfig = find("harness.reference.models.config.ModelConfig", "harness.reference.models.config.ModelConfig")
-        FoundationModel = find(
-            "harness.reference.models.foundation.FoundationModel", "harness.reference.models.foundation.FoundationModel"
-        )
+        ModelConfig = find("harness.reference.models.config.ModelConfig")
+        FoundationModel = find("harness.reference.models.foundation.FoundationModel")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     graphs = [neighbour_graph(s, cutoff=5.0, max_neighbours=20) for s in structures()]

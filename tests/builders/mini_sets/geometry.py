@@ -1,4 +1,4 @@
-"""Geometries before their labels: from ASE and RDKit objects, shaken by a seeded amount, to recorded decimals."""
+"""Unlabelled geometries from ASE and RDKit objects, shaken by a seeded amount and rounded to recorded decimals."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ POSITION_DECIMALS = 5
 
 
 def make_rng(*words: object) -> np.random.Generator:
-    """Random numbers that depend on the words alone, so that one molecule's do not move with the others."""
+    """Return a generator that depends on the words alone, so that molecules do not affect each other's numbers."""
     return np.random.default_rng(zlib.crc32("/".join(map(str, words)).encode()))
 
 
 def build_structure(atoms: Atoms, name: str, group: str, charge: int = 0, multiplicity: int = 0) -> Structure:
-    """An ASE object at the recorded decimals: labels are then of exactly the positions that the file holds."""
+    """Return an ASE object rounded to the recorded decimals, so that labels are of the positions in the file."""
     return Structure(
         name=name,
         numbers=atoms.numbers.astype(np.int64),
@@ -36,7 +36,7 @@ def build_structure(atoms: Atoms, name: str, group: str, charge: int = 0, multip
 
 
 def select_distinct(structures: Iterable[Structure]) -> list[Structure]:
-    """Without repeats: the same atoms in the same places of the same cell, with the same electrons."""
+    """Return the structures without repeats: the same atoms, positions, cell, charge and multiplicity."""
     result: dict[tuple[object, ...], Structure] = {}
     for s in structures:
         atoms = s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()
@@ -45,7 +45,7 @@ def select_distinct(structures: Iterable[Structure]) -> list[Structure]:
 
 
 def shake(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
-    """A copy with every coordinate moved by a normal deviate of that width."""
+    """Return a copy with a normal deviate of that width added to every coordinate."""
     moved: Atoms = atoms.copy()
     if angstrom:
         moved.positions = moved.positions + rng.normal(0.0, angstrom, moved.positions.shape)
@@ -53,7 +53,7 @@ def shake(atoms: Atoms, rng: np.random.Generator, angstrom: float) -> Atoms:
 
 
 def rotate(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A copy in a random orientation about its first atom."""
+    """Return a copy in a random orientation about its first atom."""
     matrix, triangle = np.linalg.qr(rng.normal(size=(3, 3)))
     rotation: Array = matrix * np.sign(np.diag(triangle))
     if np.linalg.det(rotation) < 0:
@@ -64,7 +64,7 @@ def rotate(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def closest_pair_ratio(atoms: Atoms) -> float:
-    """The smallest distance between two atoms as a fraction of the sum of their covalent radii."""
+    """Return the smallest distance between two atoms as a fraction of the sum of their covalent radii."""
     if len(atoms) < 2:
         return np.inf
     distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
@@ -74,13 +74,13 @@ def closest_pair_ratio(atoms: Atoms) -> float:
 
 
 def closest_ratio_between(first: Atoms, second: Atoms) -> float:
-    """As closest_pair, but between an atom of the one (whose cell counts) and one of the other."""
+    """Return the closest_pair_ratio of atoms of `first` with atoms of `second`, under the cell of `first`."""
     _, distances = get_distances(first.positions, second.positions, cell=first.cell, pbc=first.pbc)
     return float((distances / (covalent_radii[first.numbers][:, None] + covalent_radii[second.numbers])).min())
 
 
 def embed_smiles(smiles: str, conformers: int, seed: int) -> list[Atoms]:
-    """Conformers by RDKit's ETKDG, relaxed with MMFF94, or UFF where that has no parameters; [] if none is found."""
+    """Return conformers by RDKit's ETKDG, relaxed with MMFF94, or UFF if it lacks parameters; [] if there is none."""
     from rdkit import Chem
     from rdkit.Chem import AllChem
 

@@ -1,4 +1,4 @@
-"""Structures to labelled structures, many at a time, with every answer kept on disk so that a build can go on."""
+"""Label structures in parallel, with every answer kept on disk so that an interrupted build resumes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Answer = dict[str, object]
 
 @dataclass(frozen=True)
 class LabelledStructures:
-    """What became of the structures: those with labels, and how many were rejected for each reason."""
+    """Labelled structures, and the number rejected for each reason."""
 
     structures: list[Structure]
     rejected: dict[str, int]
 
 
 def hash_structure(structure: Structure, level: LevelOfTheory) -> str:
-    """Names a structure and a level, whatever else is being built."""
+    """Return a hash of the structure and the level."""
     parts = (
-        level.words.encode(),
+        level.name.encode(),
         level.code.encode(),
         structure.numbers.tobytes(),
         structure.positions.tobytes(),
@@ -53,13 +53,13 @@ def _compute_answer(task: tuple[str, Structure, LevelOfTheory]) -> tuple[str, An
 
 
 def use_one_thread() -> None:
-    """One thread in this process and those it starts, for codes that are loaded from here on."""
+    """Limit this process and its children to one thread, for codes that are loaded from here on."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"
 
 
 def load_answers(path: Path) -> dict[str, Answer]:
-    """The answers of an earlier build; a line cut short by an interruption is left out."""
+    """Return the answers of an earlier build, without a line that an interruption cut short."""
     answers = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -73,26 +73,26 @@ def load_answers(path: Path) -> dict[str, Answer]:
 def label_structures(
     structures: Iterable[Structure], level: LevelOfTheory, cache: Path, processes: int = 1
 ) -> LabelledStructures:
-    """Label each structure, one thread a process; the order is that of the input."""
+    """Label each structure, with one thread for each process; keep the order of the input."""
     use_one_thread()
-    wanted = [(hash_structure(s, level), s) for s in structures]
+    named_structures = [(hash_structure(s, level), s) for s in structures]
     answers = load_answers(cache)
-    tasks = [(name, s, level) for name, s in wanted if name not in answers]
+    tasks = [(name, s, level) for name, s in named_structures if name not in answers]
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("a") as out, multiprocessing.get_context("spawn").Pool(processes) as pool:
         for name, answer in pool.imap_unordered(_compute_answer, tasks):
             answers[name] = answer
             out.write("\n" + json.dumps([name, answer]))
             out.flush()
-    kept: list[Structure] = []
+    labelled: list[Structure] = []
     rejected: dict[str, int] = {}
-    for name, structure in wanted:
+    for name, structure in named_structures:
         reason = _find_fault(answers[name])
         if reason:
             rejected[reason] = rejected.get(reason, 0) + 1
         else:
-            kept.append(_attach_labels(structure, answers[name]))
-    return LabelledStructures(kept, rejected)
+            labelled.append(_attach_labels(structure, answers[name]))
+    return LabelledStructures(labelled, rejected)
 
 
 def _find_fault(answer: Answer) -> str:

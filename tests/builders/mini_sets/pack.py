@@ -1,4 +1,4 @@
-"""Writes a mini set: columns of fixed-point integers in HDF5, the same bytes for the same structures."""
+"""Write a mini set: columns of fixed-point integers in HDF5, the same bytes for the same structures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPUTED = Decimals(positions=5, forces=6)
 
 
 def to_fixed_point(values: Array, decimals: int) -> NDArray[np.int64]:
-    """The integers which, over 10**decimals, are nearest to the values."""
+    """Return the values as integers: rounded multiples of 10**-decimals."""
     return np.rint(values * 10.0**decimals).astype(np.int64)
 
 

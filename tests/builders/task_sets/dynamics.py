@@ -43,7 +43,7 @@ BROKEN = 1.5  # of the sum of covalent radii: no longer one
 
 
 def md17() -> list[Structure]:
-    """Frames of each molecule every 20 fs of a Langevin trajectory, labels still to come."""
+    """Return unlabelled frames of each molecule, every 20 fs of a Langevin trajectory."""
     return [s for name, smiles in MD17_SMILES.items() for s in _run_trajectory(name, smiles)]
 
 
@@ -55,7 +55,7 @@ def _run_trajectory(name: str, smiles: str) -> Iterator[Structure]:
 
 
 def wiggle150() -> list[Structure]:
-    """The relaxed molecule (_00) and fifty hot conformers of it with every bond intact, for each of three drugs."""
+    """Return the relaxed molecule (_00) and fifty hot conformers with intact bonds, for each of three drugs."""
     return [s for name, smiles in WIGGLE_SMILES.items() for s in _strain_conformers(name, smiles)]
 
 
@@ -93,7 +93,7 @@ def _energy(atoms: Atoms) -> float:
 
 
 def _heat(atoms: Atoms, kelvin: float, friction: float, warm_up: int, steps: int, seed: str) -> Iterator[Atoms]:
-    """Frames of a Langevin trajectory (friction in 1/fs), `steps` apart, without end."""
+    """Yield frames of an endless Langevin trajectory (friction in 1/fs), `steps` apart."""
     moving = atoms.copy()
     moving.calc = atoms.calc
     rng = make_rng(seed)
@@ -110,12 +110,12 @@ def _find_bonds(atoms: Atoms) -> NDArray[np.bool_]:
 
 
 def _has_intact_bonds(atoms: Atoms, bonds: NDArray[np.bool_]) -> bool:
-    """No bond of the molecule is broken, and none is new."""
+    """Check that no bond of the molecule is broken and none is new."""
     reach = np.triu(_reach(atoms), 1)
     return bool((reach[bonds] < BROKEN).all() and not ((reach > 0) & (reach < 0.9) & ~bonds).any())
 
 
 def _reach(atoms: Atoms) -> NDArray[np.float64]:
-    """Distances as fractions of the sum of covalent radii, [n, n]."""
+    """Return distances as fractions of the sum of covalent radii, [n, n]."""
     radii = covalent_radii[atoms.numbers]
     return np.asarray(atoms.get_all_distances() / (radii[:, None] + radii[None, :]))

@@ -1,4 +1,4 @@
-"""Writes a shipped set of a task: columns of fixed-point integers in HDF5, the same bytes for the same samples."""
+"""Write a shipped set of a task: columns of fixed-point integers in HDF5, the same bytes for the same samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page beside the files, written from the table."""
+"""The page next to the files, written from the table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ A file is HDF5 with one column per quantity, fixed-point integers whose attribut
 
 
 def format_page(table: Mapping[str, Row]) -> str:
-    """Markdown of the sets in the table's order."""
+    """Return the page of the sets, in the order of the table, as Markdown."""
     columns = ("role", "count", "target", "level", "chemistry")
     rows = [f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |" for name, row in table.items()]
     absent = ", ".join(t.name for t in TASKS if t.name not in table)

@@ -25,7 +25,7 @@ HIGHEST_EV_ATOM = 0.25  # above the best volume of the same composition
 
 
 def build_supercells() -> list[Structure]:
-    """Each ABX3 at seven volumes, repeated to cells that the Gamma point alone describes."""
+    """Return each ABX3 at seven volumes, repeated to cells for which the Gamma point suffices."""
     result = []
     for a, b, x in product(LARGE, SMALL, HALIDE):
         edge = 2 * float(covalent_radii[atomic_numbers[b]] + covalent_radii[atomic_numbers[x]])
@@ -36,30 +36,30 @@ def build_supercells() -> list[Structure]:
 
 
 def select_cells(labelled: Sequence[Structure]) -> list[Sample]:
-    """One formula unit each, its formation energy the rest of a linear fit on composition, eV/atom.
+    """Return formula units with their formation energies, the residuals of a linear fit on composition, in eV/atom.
 
     Left out: compositions whose best volume is the smallest or largest tried, and volumes far above the best.
     """
     by_group: dict[str, list[Structure]] = {}
     for s in labelled:
         by_group.setdefault(s.group, []).append(s)
-    kept = [unit for group in by_group.values() for unit in _near_best(group)]
-    targets = subtract_composition(kept)
-    return [Sample(replace(s, energy=None, forces=None), t) for s, t in zip(kept, targets.tolist(), strict=True)]
+    cells = [unit for group in by_group.values() for unit in _select_near_best(group)]
+    targets = subtract_composition(cells)
+    return [Sample(replace(s, energy=None, forces=None), t) for s, t in zip(cells, targets.tolist(), strict=True)]
 
 
-def _near_best(group: Sequence[Structure]) -> list[Structure]:
+def _select_near_best(group: Sequence[Structure]) -> list[Structure]:
     if len(group) < len(SCALES):
         return []
-    units = [_unit(s) for s in group]
+    units = [_extract_unit(s) for s in group]
     per_atom = np.array([s.energy for s in units], dtype=float) / len(units[0])
     if per_atom.argmin() in (0, len(SCALES) - 1):
         return []
     return [s for s, e in zip(units, per_atom, strict=True) if e - per_atom.min() < HIGHEST_EV_ATOM]
 
 
-def _unit(repeated: Structure) -> Structure:
-    """The first of the repeated cells."""
+def _extract_unit(repeated: Structure) -> Structure:
+    """Return the first of the repeated cells."""
     count = len(SITES)
     energy = repeated.energy
     assert energy is not None

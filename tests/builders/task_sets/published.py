@@ -31,12 +31,12 @@ FEWEST = 5  # crystals with an element, for the fit on composition to mean somet
 
 
 def list_pretraining_groups() -> set[str]:
-    """The materials and molecules of every set for pretraining."""
+    """Return the materials and molecules of every set for pretraining."""
     return {g for entry in SHIPPED_SETS if entry.name not in CHARGE_VIEWS for g in load_table(entry).groups.tolist()}
 
 
 def qm9(archives: Path) -> list[Sample]:
-    """A random pick of the molecules whose geometry no set for pretraining holds; U0 in eV."""
+    """Return a random selection of the molecules that no set for pretraining contains; U0 in eV."""
     rows, known = read_qm9_rows(archives), list_pretraining_groups()
     order = np.random.default_rng(QM9_SEED).permutation(len(rows)).tolist()
     result = []
@@ -58,7 +58,7 @@ def qm9(archives: Path) -> list[Sample]:
 
 
 def mlearn(archives: Path) -> list[Sample]:
-    """An even pick of the distinct frames of six elements; PBE energies and forces as published."""
+    """Return an even selection of the distinct frames of six elements, with their published PBE energies and forces."""
     rows = json.loads(read_member(fetch_archive(ALIGNN, archives), MLEARN_FILE))
     # the file's own names come twice; the place among the frames of the element does not
     place: Counter[str] = Counter()
@@ -93,22 +93,22 @@ def _mlearn_frame(row: dict[str, object], element: str, place: int) -> Sample:
 
 
 def load_held_out_crystals(archives: Path) -> list[Structure]:
-    """The MPtrj frames whose reduced formula no set for pretraining has, in whatever cell."""
+    """Return the MPtrj frames whose reduced formula occurs in no set for pretraining."""
     known = {g for name in CRYSTALS for g in load_table(find_shipped_set(name)).groups.tolist()}
     return [s for s in benchmarks.read_frames(archives, "mptrj-random-1k.xyz") if s.group not in known]
 
 
 def oqmd(archives: Path) -> list[Sample]:
-    """Held-out crystals of well covered elements; the energy per atom that composition leaves open, eV/atom."""
+    """Return held-out crystals of well covered elements; the target is the residual of composition, eV/atom."""
     crystals = load_held_out_crystals(archives)
-    crystals = [s for s, kept in zip(crystals, find_well_covered(crystals, FEWEST), strict=True) if kept]
+    crystals = [s for s, is_covered in zip(crystals, find_well_covered(crystals, FEWEST), strict=True) if is_covered]
     targets = subtract_composition(crystals)
     bare = [replace(s, energy=None, forces=None, stress=None) for s in crystals]
     return [Sample(s, t) for s, t in zip(bare, targets.tolist(), strict=True)]
 
 
 def bulk_moduli(archives: Path) -> list[Sample]:
-    """The elements in their crystals; log10 of the bulk modulus in GPa."""
+    """Return the crystals of the elements; the target is log10 of the bulk modulus in GPa."""
     result = []
     for name in dcdft.names:
         atoms = dcdft[name]

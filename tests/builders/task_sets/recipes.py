@@ -1,4 +1,4 @@
-"""What each shipped set is made of, at which level of theory, and where that comes from."""
+"""The recipe of each shipped set: its structures, level of theory and source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from tests.builders.task_sets.samples import Sample, make_energy_samples, make_r
 
 @dataclass(frozen=True)
 class Published:
-    """make: samples, given the folder of archives. level, source, chemistry: words for the table."""
+    """A set of published values.
+
+    Attributes:
+        make: Returns the samples, given the folder of archives.
+        level: Words for the level of theory.
+        source: Words for the provenance.
+    """
 
     make: Callable[[Path], list[Sample]]
     level: str
@@ -25,7 +31,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Computed:
-    """make: structures. level: what labels them. finish: labelled structures to samples. packages: what makes them."""
+    """A set that is computed here.
+
+    Attributes:
+        make: Returns the structures.
+        level: Level of theory that labels them.
+        finish: Converts labelled structures to samples.
+        source: Words for the provenance.
+        packages: Packages that make the structures, whose versions are recorded.
+    """
 
     make: Callable[[], list[Structure]]
     level: LevelOfTheory
@@ -38,7 +52,7 @@ RECIPES: dict[str, Published | Computed] = {
     "qm9": Published(
         published.qm9,
         "B3LYP/6-31G(2df,p)",
-        f"{QM9.words}, qm9_part{{1,2,3}}.csv, a random pick of those that no set for pretraining holds",
+        f"{QM9.provenance}, qm9_part{{1,2,3}}.csv, a random pick of those that no set for pretraining holds",
     ),
     "md17": Computed(
         dynamics.md17,
@@ -57,12 +71,12 @@ RECIPES: dict[str, Published | Computed] = {
         ("rdkit", "tblite", "ase"),
     ),
     "ms25": Published(
-        published.mlearn, "PBE (VASP)", f"{published.ALIGNN.words}, {published.MLEARN_FILE}, an even pick"
+        published.mlearn, "PBE (VASP)", f"{published.ALIGNN.provenance}, {published.MLEARN_FILE}, an even pick"
     ),
     "oqmd": Published(
         published.oqmd,
         "PBE / PBE+U (VASP), energies relative to a linear fit on composition",
-        f"{MATTERSIM.words}, data/benchmarks/mptrj-random-1k.xyz, formulas that no set for pretraining has",
+        f"{MATTERSIM.provenance}, data/benchmarks/mptrj-random-1k.xyz, formulas that no set for pretraining has",
     ),
     "abx3": Computed(
         perovskites.build_supercells,

@@ -1,4 +1,4 @@
-"""What a recipe hands on: a structure with the value that its task predicts."""
+"""Samples: structures with the value that their task predicts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from harness.reference.data.structure import Structure
 
 @dataclass(frozen=True)
 class Sample:
-    """structure.name: the official id. target: in the task's unit. subset: the part of the task it belongs to, if any.
+    """A structure and its target.
 
-    structure.energy: eV, where it is not the target itself.
+    Attributes:
+        structure: Its name is the official id, its energy (eV) is set if the target is a different quantity.
+        target: In the unit of the task.
+        subset: Part of the task that the sample belongs to, if it has parts.
     """
 
     structure: Structure
@@ -21,12 +24,12 @@ class Sample:
 
 
 def make_energy_samples(structures: Sequence[Structure]) -> list[Sample]:
-    """The energy is the target; the subset stands before the slash of the name."""
+    """Return samples whose target is the energy; the subset is the name up to the slash."""
     return [Sample(s, _require_energy(s), s.name.partition("/")[0]) for s in structures]
 
 
 def make_relative_samples(structures: Sequence[Structure]) -> list[Sample]:
-    """The energy above that of the molecule's _00, the molecule being what stands before the underscore; eV."""
+    """Return samples whose target is the energy above the molecule's _00, in eV; its name ends at the underscore."""
     zero = {_parse_molecule(s): _require_energy(s) for s in structures if s.name.endswith("_00")}
     return [Sample(replace(s, forces=None), _require_energy(s) - zero[_parse_molecule(s)]) for s in structures]
 

@@ -19,7 +19,7 @@ from tests.reference.conftest import crystal, molecule
 
 
 def brute_force(structure: Structure, cutoff: float) -> set[tuple[int, int, tuple[float, ...]]]:
-    """Every pair of atom and image within the cutoff."""
+    """Return every pair of atom and image within the cutoff."""
     reach = range(-4, 5) if all(structure.periodic) else range(1)
     result = set()
     for image in ((a, b, c) for a in reach for b in reach for c in reach):
@@ -52,8 +52,8 @@ def test_neighbour_limit_keeps_the_nearest(seed: int, limit: int) -> None:
     capped = build_neighbour_list(structure, cutoff=4.0, max_neighbours=limit)
 
     def lengths(graph: NeighbourList, atom: int) -> np.ndarray:
-        own = graph.receiver == atom
-        d = structure.positions[graph.sender[own]] + graph.shift[own] - structure.positions[atom]
+        edges = graph.receiver == atom
+        d = structure.positions[graph.sender[edges]] + graph.shift[edges] - structure.positions[atom]
         return np.sort(np.linalg.norm(d, axis=1))
 
     for atom in range(len(structure)):

@@ -1,4 +1,4 @@
-"""Official files into a store: nothing lost, nothing twice, whatever happens on the way."""
+"""Conversion of official files to a store: nothing is lost or repeated, even after interruptions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.readers import ani1x, aselmdb
 from harness.reference.datasets.splitting.splits import assign_by_name
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.structure_codec import decode_text
-from tests.reference.datasets.official_files.writers import array, everything, write_ani1x, write_aselmdb
+from tests.reference.conftest import ignore_progress
+from tests.reference.datasets.official_files.writers import encode_array, read_all_files, write_ani1x, write_aselmdb
 
 FILES = 6
 GROUPS = 12
@@ -36,7 +37,7 @@ GROUPS = 12
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Some files of methanol under many names, so that there are groups to split."""
+    """Return files of methanol under many names, so that there are groups to split."""
     result = []
     for k in range(FILES):
         path = tmp_path / "official" / f"ani-{k}.h5"
@@ -46,11 +47,7 @@ def files(tmp_path: Path) -> list[Path]:
     return result
 
 
-def silent(done: int, total: int, what: str) -> None:
-    """No progress."""
-
-
-def order(files: list[Path], store: Path, *, workers: int = 1, **rules: object) -> Conversion:
+def make_conversion(files: list[Path], store: Path, *, workers: int = 1, **rules: object) -> Conversion:
     entry = find_source("ani1x")
     return Conversion(
         slug="ani1x",
@@ -64,8 +61,8 @@ def order(files: list[Path], store: Path, *, workers: int = 1, **rules: object) 
     )
 
 
-def content(store: Path) -> dict[str, tuple[str, bytes, float]]:
-    """Split, positions and energy of each id."""
+def read_content(store: Path) -> dict[str, tuple[str, bytes, float]]:
+    """Return split, positions and energy of each id."""
     result = {}
     with BPFile(store) as file:
         for label in file.splits:
@@ -78,9 +75,9 @@ def content(store: Path) -> dict[str, tuple[str, bytes, float]]:
 
 
 def test_store_holds_every_structure_once_and_exactly(files: list[Path], tmp_path: Path) -> None:
-    facts = convert(order(files, tmp_path / "s.bp"), silent)
-    frames, faults = everything(ani1x.FORMAT, *files)
-    stored = content(tmp_path / "s.bp")
+    facts = convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
+    frames, faults = read_all_files(ani1x.FORMAT, *files)
+    stored = read_content(tmp_path / "s.bp")
     assert not faults
     assert len(stored) == len(frames) == facts["conversion"]["written"] == sum(facts["conversion"]["splits"].values())
     for s in frames.structures():
@@ -94,9 +91,9 @@ def test_store_holds_every_structure_once_and_exactly(files: list[Path], tmp_pat
 
 
 def test_the_store_does_not_depend_on_the_number_of_workers(files: list[Path], tmp_path: Path) -> None:
-    one = convert(order(files, tmp_path / "one.bp"), silent)
-    two = convert(order(files, tmp_path / "two.bp", workers=2), silent)
-    assert list(content(tmp_path / "one.bp").items()) == list(content(tmp_path / "two.bp").items())
+    one = convert(make_conversion(files, tmp_path / "one.bp"), ignore_progress)
+    two = convert(make_conversion(files, tmp_path / "two.bp", workers=2), ignore_progress)
+    assert list(read_content(tmp_path / "one.bp").items()) == list(read_content(tmp_path / "two.bp").items())
     assert one["statistics"] == two["statistics"]
     assert one["references"] == two["references"]
 
@@ -104,13 +101,13 @@ def test_the_store_does_not_depend_on_the_number_of_workers(files: list[Path], t
 def test_a_conversion_killed_while_it_reads_carries_on_without_loss_or_duplicates(
     files: list[Path], tmp_path: Path
 ) -> None:
-    whole = convert(order(files, tmp_path / "whole.bp"), silent)
+    whole = convert(make_conversion(files, tmp_path / "whole.bp"), ignore_progress)
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "from tests.reference.datasets import test_conversion as t\n"
-        "def slow(done, total, what): time.sleep(0.2)\n"
-        "t.convert(t.order([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), slow)\n"
+        "def slow(count, total, what): time.sleep(0.2)\n"
+        "t.convert(t.make_conversion([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), slow)\n"
     )
     store = tmp_path / "s.bp"
     spool = tmp_path / "s.bp.spool"
@@ -124,47 +121,47 @@ def test_a_conversion_killed_while_it_reads_carries_on_without_loss_or_duplicate
         assert not store.exists()
         assert len(list(spool.glob("0*.json"))) >= reached
     read = []
-    facts = convert(order(files, store), lambda done, total, what: read.append((done, what)))
+    facts = convert(make_conversion(files, store), lambda count, total, what: read.append((count, what)))
     assert read[0][0] >= 5
-    assert content(store) == content(tmp_path / "whole.bp")
+    assert read_content(store) == read_content(tmp_path / "whole.bp")
     assert facts["statistics"] == whole["statistics"]
 
 
 def test_a_conversion_stopped_while_it_writes_carries_on(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(done: int, total: int, what: str) -> None:
-        if what == "structures written" and done > total / 2:
+    def stop(count: int, total: int, what: str) -> None:
+        if what == "structures written" and count > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(order(files, tmp_path / "s.bp"), stop)
+        convert(make_conversion(files, tmp_path / "s.bp"), stop)
     assert not (tmp_path / "s.bp").exists()
     monkeypatch.setattr(conversion, "read_part", None)  # nothing is read again
-    convert(order(files, tmp_path / "s.bp"), silent)
-    assert len(content(tmp_path / "s.bp")) == FILES * sum(range(5, 5 + GROUPS))
+    convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
+    assert len(read_content(tmp_path / "s.bp")) == FILES * sum(range(5, 5 + GROUPS))
 
 
 def test_spool_of_other_options_is_rejected(files: list[Path], tmp_path: Path) -> None:
-    def stop(done: int, total: int, what: str) -> None:
-        if done == 2:
+    def stop(count: int, total: int, what: str) -> None:
+        if count == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(order(files, tmp_path / "s.bp"), stop)
+        convert(make_conversion(files, tmp_path / "s.bp"), stop)
     with pytest.raises(InputError, match=r"s.bp.spool: left by a conversion of other files or with other options"):
-        convert(order(files, tmp_path / "s.bp", max_force=5.0), silent)
-    convert(order(files, tmp_path / "s.bp"), silent)
+        convert(make_conversion(files, tmp_path / "s.bp", max_force=5.0), ignore_progress)
+    convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
     with pytest.raises(InputError, match="there is a store of this name already"):
-        convert(order(files, tmp_path / "s.bp"), silent)
+        convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
 
 
 def test_concurrent_conversions_of_one_store_are_rejected(files: list[Path], tmp_path: Path) -> None:
-    def second(done: int, total: int, what: str) -> None:
+    def convert_again(count: int, total: int, what: str) -> None:
         with pytest.raises(InputError, match="another conversion is at work here"):
-            convert(order(files, tmp_path / "s.bp"), silent)
+            convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
 
-    convert(order(files, tmp_path / "s.bp"), second)
+    convert(make_conversion(files, tmp_path / "s.bp"), convert_again)
 
 
 def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path], tmp_path: Path) -> None:
@@ -174,80 +171,80 @@ def test_bad_structures_are_counted_or_end_a_strict_conversion(files: list[Path]
         file["g2-6/wb97x_dz.energy"][2] *= 27.2114
         file["g2-7/wb97x_dz.energy"][0] = np.nan
         del file["g2-8/atomic_numbers"]
-    facts = convert(order(files, tmp_path / "s.bp"), silent)
+    facts = convert(make_conversion(files, tmp_path / "s.bp"), ignore_progress)
     left_out = facts["conversion"]["left_out"]
-    lost_group = 5 + 8
+    group_size = 5 + 8
     assert left_out["unlabelled"] == 1
-    assert sum(left_out.values()) in (4 + lost_group, 5)  # a group without elements is one fault, or one a frame
-    assert facts["conversion"]["written"] == FILES * sum(range(5, 5 + GROUPS)) - 4 - lost_group
+    assert sum(left_out.values()) in (4 + group_size, 5)  # a group without elements is one fault, or one a frame
+    assert facts["conversion"]["written"] == FILES * sum(range(5, 5 + GROUPS)) - 4 - group_size
     assert all(text.startswith("ani-2.h5: ") for text in facts["conversion"]["examples"])
     with pytest.raises(InputError, match=r"^ani-2.h5: "):
-        convert(order(files, tmp_path / "strict.bp", strict=True), silent)
+        convert(make_conversion(files, tmp_path / "strict.bp", strict=True), ignore_progress)
 
 
 def test_duplicate_ids_keep_the_first_structure(files: list[Path], tmp_path: Path) -> None:
-    twice = tmp_path / "other"
-    twice.mkdir()
-    (twice / files[0].name).write_bytes(files[0].read_bytes())
-    both = [files[0], files[1]]
-    renamed = conversion_with_ids_of_the_first(both, tmp_path / "s.bp")
-    assert renamed["conversion"]["left_out"] == {"duplicate": sum(range(5, 5 + GROUPS))}
-    assert len(content(tmp_path / "s.bp")) == sum(range(5, 5 + GROUPS))
+    facts = convert_with_ids_of_the_first(files[:2], tmp_path / "s.bp")
+    assert facts["conversion"]["left_out"] == {"duplicate": sum(range(5, 5 + GROUPS))}
+    assert len(read_content(tmp_path / "s.bp")) == sum(range(5, 5 + GROUPS))
 
 
-def conversion_with_ids_of_the_first(files: list[Path], store: Path) -> dict[str, Any]:
-    """As if all files gave the ids and groups of the first."""
+def convert_with_ids_of_the_first(files: list[Path], store: Path) -> dict[str, Any]:
+    """Convert as if all files had the ids and groups of the first."""
     from dataclasses import replace
 
     form = replace(ani1x.FORMAT, read_chunk=lambda part: ani1x.FORMAT.read_chunk(replace(part, path=files[0])))
     parts = ani1x.FORMAT.list_chunks([files[0]]) * 2
-    return convert(replace(order(files, store), format=replace(form, list_chunks=lambda paths: parts)), silent)
+    return convert(
+        replace(make_conversion(files, store), format=replace(form, list_chunks=lambda paths: parts)), ignore_progress
+    )
 
 
-def test_a_truncated_file_loses_its_rest_or_ends_a_strict_conversion(files: list[Path], tmp_path: Path) -> None:
+def test_a_truncated_file_ends_a_strict_conversion(files: list[Path], tmp_path: Path) -> None:
     whole = files[1].read_bytes()
     files[1].write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"ani-1\.h5"):
-        convert(order(files, tmp_path / "s.bp", strict=True), silent)
+        convert(make_conversion(files, tmp_path / "s.bp", strict=True), ignore_progress)
 
 
-def crystals(path: Path, count: int, first: int = 1, **changes: object) -> None:
-    """Rock salt in the official format of OMat24, with forces and stress unless they are changed."""
+def write_crystals(path: Path, count: int, first: int = 1, **changes: object) -> None:
+    """Write rock salt in the official format of OMat24, with forces and stress unless changed."""
     cell = 5.64 * np.eye(3)
     row = {
-        "numbers": array([11, 17]),
-        "positions": array([[0.0, 0, 0], [2.82, 0, 0]]),
-        "cell": array(cell),
-        "pbc": array([True, True, True]),
+        "numbers": encode_array([11, 17]),
+        "positions": encode_array([[0.0, 0, 0], [2.82, 0, 0]]),
+        "cell": encode_array(cell),
+        "pbc": encode_array([True, True, True]),
         "energy": -6.5,
-        "forces": array(np.zeros((2, 3))),
-        "stress": array(np.zeros(6)),
+        "forces": encode_array(np.zeros((2, 3))),
+        "stress": encode_array(np.zeros(6)),
     }
     rows = {first + k: row | {"data": {"sid": f"material-{k % 40}"}} | changes for k in range(count)}
     write_aselmdb(path, {k: {n: v for n, v in r.items() if v is not None} for k, r in rows.items()})
 
 
-def omat24(folder: Path, store: Path, **rules: object) -> dict[str, Any]:
+def convert_omat24(folder: Path, store: Path, **rules: object) -> dict[str, Any]:
     entry = find_source("omat24")
     about = describe_official(entry)
-    given = ConversionRules(**rules)  # type: ignore[arg-type]
-    return convert(Conversion("omat24", aselmdb.FORMAT, (folder,), store, entry, about, given), silent)
+    conversion_rules = ConversionRules(**rules)  # type: ignore[arg-type]
+    return convert(
+        Conversion("omat24", aselmdb.FORMAT, (folder,), store, entry, about, conversion_rules), ignore_progress
+    )
 
 
 def test_structures_without_forces_are_left_out_where_others_have_them(tmp_path: Path) -> None:
-    crystals(tmp_path / "files" / "a.aselmdb", 100, forces=None)
-    crystals(tmp_path / "files" / "b.aselmdb", 60)
-    facts = omat24(tmp_path / "files", tmp_path / "s.bp")
+    write_crystals(tmp_path / "files" / "a.aselmdb", 100, forces=None)
+    write_crystals(tmp_path / "files" / "b.aselmdb", 60)
+    facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp")
     assert facts["conversion"]["left_out"] == {"unlabelled": 100}
     assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
-    assert len(content(tmp_path / "s.bp")) == 60
+    assert len(read_content(tmp_path / "s.bp")) == 60
     assert facts["references"]["structures"] == facts["conversion"]["splits"]["trainset"]
 
 
 def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
-    crystals(tmp_path / "files" / "a.aselmdb", 50)
-    crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
-    facts = omat24(tmp_path / "files", tmp_path / "s.bp")
+    write_crystals(tmp_path / "files" / "a.aselmdb", 50)
+    write_crystals(tmp_path / "files" / "b.aselmdb", 1, stress=None)
+    facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp")
     assert facts["conversion"]["labels"] == ["energy", "forces", "stress"]
     assert facts["conversion"]["left_out"] == {}
     assert facts["conversion"]["stress_withheld"] == 1
@@ -262,27 +259,27 @@ def test_stress_is_kept_for_all_that_have_it(tmp_path: Path) -> None:
                 none += [decode_text(record["id"])] if np.isnan(record["stress"]).all() else []
     assert whole == 50
     assert none == ["b/1"]
-    report = inspect.inspect_store(tmp_path / "s.bp", silent)
+    report = inspect.inspect_store(tmp_path / "s.bp", ignore_progress)
     assert not report.faults
 
 
 def test_dataset_without_forces_stores_energies(tmp_path: Path) -> None:
-    crystals(tmp_path / "files" / "a.aselmdb", 50, forces=None, stress=None)
-    assert omat24(tmp_path / "files", tmp_path / "s.bp")["conversion"]["labels"] == ["energy"]
+    write_crystals(tmp_path / "files" / "a.aselmdb", 50, forces=None, stress=None)
+    assert convert_omat24(tmp_path / "files", tmp_path / "s.bp")["conversion"]["labels"] == ["energy"]
 
 
 def test_chunk_without_usable_structures_is_skipped(tmp_path: Path) -> None:
-    crystals(tmp_path / "files" / "a.aselmdb", 50)
-    crystals(tmp_path / "files" / "b.aselmdb", 5, energy=float("1e9"))
-    facts = omat24(tmp_path / "files", tmp_path / "s.bp", cutoff=3.0)
+    write_crystals(tmp_path / "files" / "a.aselmdb", 50)
+    write_crystals(tmp_path / "files" / "b.aselmdb", 5, energy=float("1e9"))
+    facts = convert_omat24(tmp_path / "files", tmp_path / "s.bp", cutoff=3.0)
     assert facts["conversion"]["left_out"] == {"units": 5}
     with pytest.raises(InputError, match="no structure is left to write; left out: 5 units"):
-        omat24(tmp_path / "files" / "b.aselmdb", tmp_path / "b.bp", cutoff=3.0)
+        convert_omat24(tmp_path / "files" / "b.aselmdb", tmp_path / "b.bp", cutoff=3.0)
 
 
 def test_errors_of_references_count_what_was_written(tmp_path: Path, files: list[Path]) -> None:
-    alone = convert(order(files[:1], tmp_path / "one.bp"), silent)
-    doubled = conversion_with_ids_of_the_first(files[:2], tmp_path / "two.bp")
+    alone = convert(make_conversion(files[:1], tmp_path / "one.bp"), ignore_progress)
+    doubled = convert_with_ids_of_the_first(files[:2], tmp_path / "two.bp")
     assert doubled["references"]["mae_ev_per_atom"] == pytest.approx(alone["references"]["mae_ev_per_atom"])
     assert doubled["references"]["structures"] == alone["references"]["structures"]
 
@@ -303,7 +300,7 @@ def test_official_files_are_found_in_the_given_folder(tmp_path: Path) -> None:
 
 
 def test_neighbour_lists_in_a_store_are_those_of_the_model(files: list[Path], tmp_path: Path) -> None:
-    convert(order(files, tmp_path / "s.bp", cutoff=3.0, max_neighbours=3), silent)
+    convert(make_conversion(files, tmp_path / "s.bp", cutoff=3.0, max_neighbours=3), ignore_progress)
     with BPFile(tmp_path / "s.bp") as file:
         record = file.record("trainset", 0)
     structure = Structure("x", record["atomic_numbers"][:, 0].astype(np.int64), record["pos"])
@@ -330,10 +327,10 @@ def test_neighbours_of_tables_match_those_of_structures() -> None:
     for k, structure in enumerate(structures):
         graph = build_neighbour_list(structure, cutoff=4.0, max_neighbours=8)
         span = slice(stop[k] - counts[k], stop[k])
-        own: Any = table[k : k + 1]
-        assert np.array_equal(own.receiver, graph.receiver)
+        single: Any = table[k : k + 1]
+        assert np.array_equal(single.receiver, graph.receiver)
         assert np.array_equal(table.sender[span], graph.sender)  # type: ignore[index]
-        np.testing.assert_allclose(own.shift, graph.shift, atol=1e-12)
+        np.testing.assert_allclose(single.shift, graph.shift, atol=1e-12)
     assert len(table) == len(structures)
 
 
@@ -439,11 +436,11 @@ def test_file_names_are_sanitized_in_messages(
     main(["stats", str(folder)])
     main(["check", "ani1x", str(folder / "nowhere")])
     main(["convert", "ani1x", str(cut), "--to", str(bad)])
-    shown = capsys.readouterr()
-    lines = (shown.out + shown.err).splitlines()
+    output = capsys.readouterr()
+    lines = (output.out + output.err).splitlines()
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 11
-    assert "left out: c?]0;d? e?.h5: " in shown.out
+    assert "left out: c?]0;d? e?.h5: " in output.out
 
 
 @pytest.mark.parametrize(
@@ -487,7 +484,7 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
         "import re, sys\n"
         "from pathlib import Path\n"
         "from tests.reference.datasets import test_conversion as t\n"
-        "t.convert(t.order([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), t.silent)\n"
+        "t.convert(t.make_conversion([Path(p) for p in sys.argv[2:]], Path(sys.argv[1])), t.ignore_progress)\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
     )
     peak = {}

@@ -1,4 +1,4 @@
-"""Equal structures are found whatever their names, and none is in two of training, validation and test."""
+"""Equal structures are detected whatever their names, and none is in two splits."""
 
 from __future__ import annotations
 
@@ -34,24 +34,21 @@ from harness.reference.datasets.splitting.duplicates import (
 )
 from harness.reference.datasets.splitting.fingerprints import measure_shapes
 from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.structure_codec import decode_text
+from tests.reference.conftest import ignore_progress
 from tests.reference.datasets.official_files.writers import ATOM_ENERGIES_EV, HARTREE, METHANOL, SHAPE
 
 CELL = np.array([[4.1, 0.0, 0.0], [0.7, 5.2, 0.0], [-0.4, 0.9, 6.3]])
 
 
-def silent(done: int, total: int, what: str) -> None:
-    """No progress."""
-
-
-def labels(*structures: Structure) -> list[int]:
+def label_structures(*structures: Structure) -> list[int]:
     shapes = measure_shapes(tabulate(structures))
     return label_equal(shapes.composition, shapes.lengths).tolist()
 
 
 def molecule(rng: np.random.Generator, size: int, name: str = "a") -> Structure:
-    """Atoms at least half an angstrom apart or so."""
+    """Return random atoms, about half an angstrom or more apart."""
     return Structure(name, rng.choice([1, 6, 8], size), rng.uniform(0, 1.5 * size ** (1 / 3), (size, 3)), charge=-1)
 
 
@@ -61,7 +58,7 @@ def crystal(rng: np.random.Generator, size: int, periodic: tuple[bool, bool, boo
 
 
 def disguise(s: Structure, rng: np.random.Generator, *, mirror: bool) -> Structure:
-    """The same structure turned, moved and with its atoms in another order."""
+    """Return the structure rotated, translated and with its atoms permuted."""
     turn = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix() * (-1 if mirror else 1)
     order = rng.permutation(len(s))
     positions = (s.positions @ turn.T + rng.normal(0, 3, 3))[order]
@@ -74,7 +71,7 @@ def test_fingerprint_is_invariant_for_molecules(size: int, mirror: bool) -> None
     rng = np.random.default_rng(size)
     for _ in range(10):
         s = molecule(rng, size)
-        assert labels(s, disguise(s, rng, mirror=mirror)) == [0, 0]
+        assert label_structures(s, disguise(s, rng, mirror=mirror)) == [0, 0]
 
 
 @pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False), (False, False, True)])
@@ -84,10 +81,10 @@ def test_fingerprint_is_invariant_for_periodic_structures(
     rng = np.random.default_rng(1)
     for size in (1, 2, 5, 12):
         s = crystal(rng, size, periodic)
-        assert labels(s, disguise(s, rng, mirror=True)) == [0, 0]
+        assert label_structures(s, disguise(s, rng, mirror=True)) == [0, 0]
         k = periodic.index(True)
         wrapped = s.positions + np.outer(rng.integers(-2, 3, size), s.cell[k]) + rng.normal(0, 1, 3)
-        assert labels(s, replace(s, positions=wrapped)) == [0, 0]
+        assert label_structures(s, replace(s, positions=wrapped)) == [0, 0]
         twice = np.eye(3)
         twice[k, k] = 2
         repeated = replace(
@@ -96,12 +93,12 @@ def test_fingerprint_is_invariant_for_periodic_structures(
             positions=np.concatenate([s.positions, s.positions + s.cell[k]]),
             cell=twice @ s.cell,
         )
-        assert labels(s, repeated) == [0, 0]
+        assert label_structures(s, repeated) == [0, 0]
         if sum(periodic) > 1:
             other = np.eye(3)
             other[0, 1] = 1  # a + b in place of a
-            assert labels(s, replace(s, cell=other @ s.cell)) == [0, 0]
-            assert labels(s, replace(s, cell=s.cell[[1, 0, 2]])) == [0, 0]
+            assert label_structures(s, replace(s, cell=other @ s.cell)) == [0, 0]
+            assert label_structures(s, replace(s, cell=s.cell[[1, 0, 2]])) == [0, 0]
 
 
 @pytest.mark.parametrize("decimals", [5, 6, 7])
@@ -110,7 +107,7 @@ def test_rounding_does_not_separate_equal_structures(decimals: int) -> None:
     for size in (2, 4, 12, 30):
         s = molecule(rng, size)
         many = [disguise(s, rng, mirror=False) for _ in range(50)]
-        assert set(labels(*[replace(m, positions=m.positions.round(decimals)) for m in many])) == {0}
+        assert set(label_structures(*[replace(m, positions=m.positions.round(decimals)) for m in many])) == {0}
 
 
 def test_different_structures_have_different_fingerprints() -> None:
@@ -120,11 +117,14 @@ def test_different_structures_have_different_fingerprints() -> None:
         moved = s.positions.copy()
         moved[0] += (moved[0] - moved[1]) / np.linalg.norm(moved[0] - moved[1]) * 0.05
         shaken = [replace(s, positions=s.positions + rng.normal(0, 0.03, s.positions.shape)) for _ in range(200)]
-        assert len(set(labels(s, replace(s, positions=moved), replace(s, charge=0), replace(s, multiplicity=3)))) == 4
-        assert len(set(labels(*shaken))) == 200
+        assert (
+            len(set(label_structures(s, replace(s, positions=moved), replace(s, charge=0), replace(s, multiplicity=3))))
+            == 4
+        )
+        assert len(set(label_structures(*shaken))) == 200
         c = crystal(rng, size, (True, True, True))
         shaken = [replace(c, positions=c.positions + rng.normal(0, 0.03, c.positions.shape)) for _ in range(200)]
-        assert len(set(labels(c, replace(c, cell=c.cell * 1.01), *shaken))) == 202
+        assert len(set(label_structures(c, replace(c, cell=c.cell * 1.01), *shaken))) == 202
 
 
 def test_conformers_with_different_torsions_are_distinguished() -> None:
@@ -136,7 +136,7 @@ def test_conformers_with_different_torsions_are_distinguished() -> None:
         other = np.column_stack([np.cos(angles + twist), np.sin(angles + twist), np.full(3, -1.16)])
         positions = np.concatenate([[[0, 0, 0.76], [0, 0, -0.76]], hydrogens, other])
         result.append(Structure("ethane", np.array([6, 6, 1, 1, 1, 1, 1, 1]), positions))
-    assert labels(*result) == [0, 1]
+    assert label_structures(*result) == [0, 1]
 
 
 def test_overfull_cell_is_not_measured() -> None:
@@ -148,7 +148,7 @@ def test_overfull_cell_is_not_measured() -> None:
 
 
 def test_shipped_sets_are_split_as_their_names_say() -> None:
-    """No two groups of a shipped set share a geometry in a way that moves one: earlier results stay what they are."""
+    """No shared geometry moves a group of a shipped set to another split, so that earlier results stay valid."""
     for entry in SHIPPED_SETS:
         frames = load_table(entry)
         for shares in ((0.9, 0.05, 0.05), (0.85, 0.05, 0.1)):
@@ -175,7 +175,7 @@ def test_splits_of_shipped_sets_keep_equal_structures_together(monkeypatch: pyte
 
 
 def write_molecules(path: Path, molecules: dict[str, list[Structure]]) -> None:
-    """A file of ANI-1x with these conformations; a group's have one composition."""
+    """Write a file of ANI-1x with these conformations; those of a group have one composition."""
     with h5py.File(path, "w") as file:
         for name, result in molecules.items():
             group = file.create_group(name)
@@ -186,8 +186,8 @@ def write_molecules(path: Path, molecules: dict[str, list[Structure]]) -> None:
             group["wb97x_dz.forces"] = np.zeros((len(result), len(numbers), 3))
 
 
-def in_order(s: Structure) -> Structure:
-    """The structure with its atoms in order of elements."""
+def sort_atoms(s: Structure) -> Structure:
+    """Return the structure with its atoms sorted by element."""
     order = np.argsort(s.numbers, kind="stable")
     return replace(s, numbers=s.numbers[order], positions=s.positions[order])
 
@@ -196,12 +196,12 @@ def convert_files(files: list[Path], store: Path, form: Any = ani1x.FORMAT, slug
     entry = find_source(slug)
     return convert(
         Conversion(slug, form, tuple(files), store, entry, describe_official(entry), ConversionRules(cutoff=3.0)),
-        silent,
+        ignore_progress,
     )
 
 
 def splits_of_shapes(store: Path) -> dict[tuple[Any, ...], set[str]]:
-    """Splits in which each composition with sorted distances, to 0.01 A, stands."""
+    """Return the splits of each composition with its sorted distances, to 0.01 A."""
     result: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     with BPFile(store) as file:
         for label in file.splits:
@@ -225,7 +225,7 @@ def test_no_structure_and_no_group_is_in_two_splits(seed: int, tmp_path_factory:
         groups = {}
         for g in range(int(rng.integers(2, 12))):
             picked = rng.integers(0, len(shapes), rng.integers(1, 5))
-            groups[f"g{k}-{g}"] = [in_order(disguise(shapes[n], rng, mirror=False)) for n in picked.tolist()]
+            groups[f"g{k}-{g}"] = [sort_atoms(disguise(shapes[n], rng, mirror=False)) for n in picked.tolist()]
             total += len(picked)
         write_molecules(folder / f"{k}.h5", groups)
     facts = convert_files([folder / "0.h5", folder / "1.h5"], folder / "s.bp")
@@ -279,12 +279,12 @@ def test_molecules_of_qm7x_that_are_published_twice_stay_together(tmp_path: Path
     twins = []
     for number in range(30):
         shape = SHAPE + rng.normal(0, 0.1, SHAPE.shape)
-        for k, molecule in enumerate((f"{number + 1:04d}", f"{number + 5001:04d}")):
-            twins.append(molecule)
+        for k, number_text in enumerate((f"{number + 1:04d}", f"{number + 5001:04d}")):
+            twins.append(number_text)
             with h5py.File(tmp_path / f"{(1000, 6000)[k]}.hdf5", "a") as file:
                 turn = Rotation.random(random_state=number).as_matrix() if k else np.eye(3)
                 for name in ("opt", "d1", "d2"):
-                    group = file.create_group(f"{molecule}/Geom-m{number + 1}-i1-c1-{name}")
+                    group = file.create_group(f"{number_text}/Geom-m{number + 1}-i1-c1-{name}")
                     moved = shape if name == "opt" else shape + rng.normal(0, 0.05, shape.shape)
                     group["atNUM"], group["atXYZ"] = METHANOL, moved @ turn.T
                     group["ePBE0+MBD"] = [ATOM_ENERGIES_EV[METHANOL].sum() - 20.0]

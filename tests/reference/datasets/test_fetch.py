@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine: resumed, checked, and told in one line when they fail."""
+"""Downloads from a server on this machine: resumed, checked, and reported in one line when they fail."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from harness.reference.datasets import fetch as http_transfer
 from harness.reference.datasets.catalog import SOURCES
 from harness.reference.datasets.fetch import DOWNLOADS, Download, fetch, select_downloads
 from harness.reference.errors import InputError
+from tests.reference.conftest import ignore_progress
 
 BODY = b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 20_000
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 
 
 class Server(BaseHTTPRequestHandler):
-    """/file in full or from a byte on; /breaks ends in the middle of the first answer; /whole knows no ranges."""
+    """Serves /file, ranges included; /breaks, whose first answer is cut off; and /whole, without ranges."""
 
-    broken = False
-    asked: tuple[str, ...] = ()
+    has_broken = False
+    requested_ranges: tuple[str, ...] = ()
 
     def do_GET(self) -> None:
-        Server.asked = (*Server.asked, self.headers.get("Range", ""))
+        Server.requested_ranges = (*Server.requested_ranges, self.headers.get("Range", ""))
         if self.path == "/nowhere":
             self.send_error(404)
             return
@@ -42,8 +43,8 @@ class Server(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(BODY) - first))
         self.end_headers()
         stop = len(BODY)
-        if self.path == "/breaks" and not Server.broken:
-            Server.broken, stop = True, 2_500_000
+        if self.path == "/breaks" and not Server.has_broken:
+            Server.has_broken, stop = True, 2_500_000
         self.wfile.write(BODY[first:stop])
 
     def log_message(self, *_: object) -> None:
@@ -52,46 +53,42 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Server.broken, Server.asked = False, ()
+    Server.has_broken, Server.requested_ranges = False, ()
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
 
 
-def silent(done: int, total: int, what: str) -> None:
-    """No progress."""
-
-
 def test_complete_file_is_not_fetched_again(server: str, tmp_path: Path) -> None:
-    path = fetch(Download("x.h5", f"{server}/file", MD5), tmp_path / "new", silent)
+    path = fetch(Download("x.h5", f"{server}/file", MD5), tmp_path / "new", ignore_progress)
     assert path.read_bytes() == BODY
-    assert fetch(Download("x.h5", f"{server}/nowhere"), tmp_path / "new", silent) == path
-    assert len(Server.asked) == 1
+    assert fetch(Download("x.h5", f"{server}/nowhere"), tmp_path / "new", ignore_progress) == path
+    assert len(Server.requested_ranges) == 1
 
 
 def test_a_broken_connection_loses_nothing(server: str, tmp_path: Path) -> None:
     download = Download("x.h5", f"{server}/breaks", MD5)
     with pytest.raises(InputError, match="after 2500000 of 5120008 bytes; what has come is kept"):
-        fetch(download, tmp_path, silent)
+        fetch(download, tmp_path, ignore_progress)
     assert not (tmp_path / "x.h5").exists()
-    assert fetch(download, tmp_path, silent).read_bytes() == BODY
-    assert Server.asked[1] == "bytes=2500000-"
+    assert fetch(download, tmp_path, ignore_progress).read_bytes() == BODY
+    assert Server.requested_ranges[1] == "bytes=2500000-"
 
 
 def test_complete_partial_file_is_accepted(server: str, tmp_path: Path) -> None:
     (tmp_path / "x.h5.part").write_bytes(BODY)
-    assert fetch(Download("x.h5", f"{server}/file", MD5), tmp_path, silent).read_bytes() == BODY
+    assert fetch(Download("x.h5", f"{server}/file", MD5), tmp_path, ignore_progress).read_bytes() == BODY
 
 
 def test_restarted_transfer_replaces_the_partial_file(server: str, tmp_path: Path) -> None:
     (tmp_path / "x.h5.part").write_bytes(b"old")
-    assert fetch(Download("x.h5", f"{server}/whole", MD5), tmp_path, silent).read_bytes() == BODY
+    assert fetch(Download("x.h5", f"{server}/whole", MD5), tmp_path, ignore_progress).read_bytes() == BODY
 
 
 def test_file_with_wrong_digest_is_discarded(server: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not have the md5 0"):
-        fetch(Download("x.h5", f"{server}/file", "0" * 32), tmp_path, silent)
+        fetch(Download("x.h5", f"{server}/file", "0" * 32), tmp_path, ignore_progress)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,7 +96,7 @@ def test_file_with_wrong_digest_is_discarded(server: str, tmp_path: Path) -> Non
 def test_connection_errors_are_one_line(server: str, tmp_path: Path, path: str | None) -> None:
     url = f"{server}{path}" if path else "http://127.0.0.1:9/x"
     with pytest.raises(InputError, match=r"404 Not Found|refused") as message:
-        fetch(Download("x.h5", url), tmp_path, silent)
+        fetch(Download("x.h5", url), tmp_path, ignore_progress)
     assert "\n" not in str(message.value)
 
 
@@ -107,16 +104,19 @@ XZ = b"\xfd7zXZ\x00" + BODY
 PAGE = b"<!DOCTYPE html><html><body>Are you a robot?</body></html>"
 
 
-class Odd(BaseHTTPRequestHandler):
-    """Answers with the bytes, and only the bytes, that a test has put down for each request in turn."""
+class ScriptedServer(BaseHTTPRequestHandler):
+    """Answers each request with the bytes that a test has prescribed."""
 
     answers: tuple[bytes, ...] = ()
-    asked: tuple[str | None, ...] = ()
+    requested_ranges: tuple[str | None, ...] = ()
 
     def do_GET(self) -> None:
-        answer, Odd.answers = Odd.answers[0], Odd.answers[1:] or Odd.answers[:1]
-        Odd.asked = (*Odd.asked, self.headers.get("Range"))
-        with suppress(OSError):  # one that has seen enough hangs up
+        answer, ScriptedServer.answers = (
+            ScriptedServer.answers[0],
+            ScriptedServer.answers[1:] or ScriptedServer.answers[:1],
+        )
+        ScriptedServer.requested_ranges = (*ScriptedServer.requested_ranges, self.headers.get("Range"))
+        with suppress(OSError):  # the client may hang up early
             self.wfile.write(answer)
         self.close_connection = True
 
@@ -125,9 +125,9 @@ class Odd(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def odd() -> Iterator[str]:
-    Odd.answers, Odd.asked = (), ()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as http:
+def scripted_server() -> Iterator[str]:
+    ScriptedServer.answers, ScriptedServer.requested_ranges = (), ()
+    with ThreadingHTTPServer(("127.0.0.1", 0), ScriptedServer) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/x.xz"
         http.shutdown()
@@ -142,28 +142,28 @@ def answer(status: str, body: bytes = b"", length: int | None = None, **headers:
     )
 
 
-def chunked(*chunks: bytes, is_whole: bool = True) -> bytes:
+def chunked_answer(*chunks: bytes, is_whole: bool = True) -> bytes:
     body = b"".join(f"{len(c):x}\r\n".encode() + c + b"\r\n" for c in chunks) + b"0\r\n\r\n" * is_whole
     return answer("200 OK", body if is_whole else body[:-7], -1, Transfer_Encoding="chunked")
 
 
 WRONG = {
-    "a firewall that says later": (answer("202 Accepted"), "answers 202 Accepted in place of the file"),
+    "a firewall that defers": (answer("202 Accepted"), "answers 202 Accepted in place of the file"),
     "no content": (answer("204 No Content"), "answers 204 No Content in place of the file"),
     "a login page": (answer("200 OK", PAGE, Content_Type="text/html; charset=utf-8"), "answers with a web page"),
     "a page that calls itself a file": (answer("200 OK", PAGE), "is no .xz file but a web page; it was thrown away"),
-    "some other file": (answer("200 OK", BODY), "is no .xz file; it was thrown away"),
+    "another file": (answer("200 OK", BODY), "is no .xz file; it was thrown away"),
     "nothing at all": (answer("200 OK"), "holds no byte; it was thrown away"),
-    "less than it said": (answer("200 OK", XZ, len(XZ) + 1), "the connection ended after 5120014 of 5120015 bytes"),
-    "chunks that break off": (chunked(XZ, is_whole=False), "IncompleteRead"),
+    "less than announced": (answer("200 OK", XZ, len(XZ) + 1), "the connection ended after 5120014 of 5120015 bytes"),
+    "chunks that break off": (chunked_answer(XZ, is_whole=False), "IncompleteRead"),
     "chunks without a size": (answer("200 OK", b"zz\r\nabc", -1, Transfer_Encoding="chunked"), "what has come is kept"),
-    "a length nobody says": (answer("200 OK", XZ, -1), "does not announce the length of the file"),
-    "packed once more": (answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
-    "a circle": (answer("302 Found", b"", Location="/x.xz"), "answers 302"),
-    "a way to a file": (answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
+    "an unannounced length": (answer("200 OK", XZ, -1), "does not announce the length of the file"),
+    "compressed again": (answer("200 OK", XZ, Content_Encoding="gzip"), "in the coding 'gzip'"),
+    "a redirection loop": (answer("302 Found", b"", Location="/x.xz"), "answers 302"),
+    "a redirection to a local file": (answer("302 Found", b"", Location="file:///etc/passwd"), "answers 302"),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "what has come is kept"),
-    "silence": (b"", "what has come is kept"),
-    "trouble": (answer("503 Service Unavailable"), "answers 503 Service Unavailable"),
+    "an empty answer": (b"", "what has come is kept"),
+    "an unavailable service": (answer("503 Service Unavailable"), "answers 503 Service Unavailable"),
     "part of a file": (
         answer("206 Partial Content", XZ, Content_Range="bytes 7-9/99"),
         "asked for the bytes from 0 on",
@@ -172,70 +172,79 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("sent", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_content_is_never_renamed_to_the_file(odd: str, tmp_path: Path, sent: bytes, message: str) -> None:
-    Odd.answers = (sent,)
+def test_wrong_content_is_never_renamed_to_the_file(
+    scripted_server: str, tmp_path: Path, sent: bytes, message: str
+) -> None:
+    ScriptedServer.answers = (sent,)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        fetch(Download("x.xz", odd), tmp_path, silent)
+        fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.xz").exists()
 
 
 @pytest.mark.parametrize("first", list(WRONG))
-def test_fetch_recovers_after_errors(odd: str, tmp_path: Path, first: str) -> None:
-    Odd.answers = (WRONG[first][0],)
+def test_fetch_recovers_after_errors(scripted_server: str, tmp_path: Path, first: str) -> None:
+    ScriptedServer.answers = (WRONG[first][0],)
     with pytest.raises(InputError):
-        fetch(Download("x.xz", odd), tmp_path, silent)
-    Odd.answers = (chunked(XZ[:100], XZ[100:]),)
-    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
+        fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
+    ScriptedServer.answers = (chunked_answer(XZ[:100], XZ[100:]),)
+    assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == XZ
     assert [path.name for path in tmp_path.iterdir()] == ["x.xz"]
 
 
-def rest(first: int, body: bytes = XZ, **headers: str) -> bytes:
-    """The answer to a request for the bytes from there on."""
+def remaining_answer(first: int, body: bytes = XZ, **headers: str) -> bytes:
+    """Return the answer to a request for the bytes from `first` on."""
     span = f"bytes {first}-{len(body) - 1}/{len(body)}"
     return answer("206 Partial Content", body[first:], **{"Content_Range": span, **headers})
 
 
-def broken(**headers: str) -> bytes:
+def truncated_answer(**headers: str) -> bytes:
     return answer("200 OK", XZ[:1000], len(XZ), **headers)
 
 
-def test_changed_file_is_not_mixed(odd: str, tmp_path: Path) -> None:
+def test_changed_file_is_not_mixed(scripted_server: str, tmp_path: Path) -> None:
     other = XZ[:6] + bytes(len(XZ) - 6)
-    Odd.answers = (broken(ETag='"1"'), rest(1000, other, ETag='"2"'), answer("200 OK", other, ETag='"2"'))
+    ScriptedServer.answers = (
+        truncated_answer(ETag='"1"'),
+        remaining_answer(1000, other, ETag='"2"'),
+        answer("200 OK", other, ETag='"2"'),
+    )
     for message in ("after 1000 of", "the file has changed since its first part came, which was thrown away"):
         with pytest.raises(InputError, match=message):
-            fetch(Download("x.xz", odd), tmp_path, silent)
-    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == other
+            fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
+    assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == other
 
 
 @pytest.mark.parametrize("span", ["bytes 0-5120007/5120014", "bytes 999-5120013/5120014", "bytes */5120014", "x"])
-def test_unrequested_range_is_not_appended(odd: str, tmp_path: Path, span: str) -> None:
-    Odd.answers = (broken(), rest(1000, Content_Range=span), rest(1000))
+def test_unrequested_range_is_not_appended(scripted_server: str, tmp_path: Path, span: str) -> None:
+    ScriptedServer.answers = (truncated_answer(), remaining_answer(1000, Content_Range=span), remaining_answer(1000))
     for message in ("after 1000 of", "asked for the bytes from 1000 on"):
         with pytest.raises(InputError, match=message):
-            fetch(Download("x.xz", odd), tmp_path, silent)
-    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
-    assert Odd.asked == (None, "bytes=1000-", "bytes=1000-")
+            fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
+    assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == XZ
+    assert ScriptedServer.requested_ranges == (None, "bytes=1000-", "bytes=1000-")
 
 
-def test_oversized_partial_file_is_fetched_again(odd: str, tmp_path: Path) -> None:
+def test_oversized_partial_file_is_fetched_again(scripted_server: str, tmp_path: Path) -> None:
     (tmp_path / "x.xz.part").write_bytes(XZ + b"more")
-    Odd.answers = (answer("416 Range Not Satisfiable", Content_Range=f"bytes */{len(XZ)}"), answer("200 OK", XZ))
-    assert fetch(Download("x.xz", odd), tmp_path, silent).read_bytes() == XZ
+    ScriptedServer.answers = (
+        answer("416 Range Not Satisfiable", Content_Range=f"bytes */{len(XZ)}"),
+        answer("200 OK", XZ),
+    )
+    assert fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress).read_bytes() == XZ
 
 
-def test_wrong_size_is_rejected_before_download(odd: str, tmp_path: Path) -> None:
-    Odd.answers = (answer("200 OK", XZ),)
+def test_wrong_size_is_rejected_before_download(scripted_server: str, tmp_path: Path) -> None:
+    ScriptedServer.answers = (answer("200 OK", XZ),)
     with pytest.raises(InputError, match="offers 5120014 bytes, the published file has 7"):
-        fetch(Download("x.xz", odd, size=7), tmp_path, silent)
+        fetch(Download("x.xz", scripted_server, size=7), tmp_path, ignore_progress)
 
 
 @pytest.mark.parametrize("content", [b"", PAGE])
 def test_existing_wrong_file_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.xz").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.xz: this file .*; remove it, and the same command downloads it"):
-        fetch(Download("x.xz", "http://127.0.0.1:9/x"), tmp_path, silent)
+        fetch(Download("x.xz", "http://127.0.0.1:9/x"), tmp_path, ignore_progress)
 
 
 def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +252,13 @@ def test_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.xz"
         with pytest.raises(InputError, match="timed out; what has come is kept"):
-            fetch(Download("x.xz", url), tmp_path, silent)
+            fetch(Download("x.xz", url), tmp_path, ignore_progress)
 
 
-def test_full_disk_is_reported_before_download(odd: str, tmp_path: Path) -> None:
-    Odd.answers = (answer("200 OK", XZ, 10**17),)
+def test_full_disk_is_reported_before_download(scripted_server: str, tmp_path: Path) -> None:
+    ScriptedServer.answers = (answer("200 OK", XZ, 10**17),)
     with pytest.raises(InputError, match=r"100000000.0 GB to come, [0-9.]+ GB free"):
-        fetch(Download("x.xz", odd), tmp_path, silent)
+        fetch(Download("x.xz", scripted_server), tmp_path, ignore_progress)
 
 
 def test_every_download_belongs_to_a_dataset_and_has_a_public_address() -> None:

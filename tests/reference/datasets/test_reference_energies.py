@@ -1,4 +1,4 @@
-"""Reference energies: exact where the data says so, flagged where it does not, the same in any order."""
+"""Reference energies are exact where the data determines them, flagged elsewhere, and independent of order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KNOWN[[1, 6, 8, 29, 92]] = [-13.6, -1035.2, -2043.7, -1.75, -760_000.5]
 
 
 def frames(compositions: list[dict[int, int]], energy: np.ndarray) -> StructureTable:
-    """Structures of these elements and energies, all atoms in one place."""
+    """Return structures of these elements and energies, all atoms at the origin."""
     numbers = [[z for z, n in c.items() for _ in range(n)] for c in compositions]
     sizes = np.array([len(n) for n in numbers])
     count = len(sizes)
@@ -39,7 +39,7 @@ def frames(compositions: list[dict[int, int]], energy: np.ndarray) -> StructureT
     )  # fmt: skip
 
 
-def some(count: int, seed: int = 0, noise: float = 0.0) -> StructureTable:
+def random_frames(count: int, seed: int = 0, noise: float = 0.0) -> StructureTable:
     rng = np.random.default_rng(seed)
     result = [{z: int(n) for z in (1, 6, 8, 29, 92) if (n := rng.integers(0, 5))} or {1: 1} for _ in range(count)]
     exact = np.array([sum(KNOWN[z] * n for z, n in c.items()) for c in result])
@@ -47,12 +47,12 @@ def some(count: int, seed: int = 0, noise: float = 0.0) -> StructureTable:
     return frames(result, exact + noise * sizes * rng.normal(size=count))
 
 
-def fitted(*blocks: StructureTable) -> References:
+def fit_blocks(*blocks: StructureTable) -> References:
     return fit(partial(iter, blocks))
 
 
 def test_exact_energies_are_recovered() -> None:
-    result = fitted(some(200))
+    result = fit_blocks(random_frames(200))
     present = KNOWN != 0
     assert result.energy_ev[present] == pytest.approx(KNOWN[present], abs=1e-7)
     assert np.isnan(result.energy_ev[~present]).all()
@@ -65,8 +65,8 @@ def test_exact_energies_are_recovered() -> None:
 
 
 def test_errors_per_atom_are_those_of_the_residual() -> None:
-    block = some(300, noise=0.3)
-    result = fitted(block)
+    block = random_frames(300, noise=0.3)
+    result = fit_blocks(block)
     residual = result.residual(block)
     assert result.mae_ev_per_atom == pytest.approx(np.abs(residual).mean())
     assert result.rmse_ev_per_atom == pytest.approx(np.sqrt((residual**2).mean()))
@@ -74,30 +74,30 @@ def test_errors_per_atom_are_those_of_the_residual() -> None:
 
 
 def test_elements_in_one_fixed_ratio_are_flagged_and_their_sum_is_right() -> None:
-    """NaCl alone says nothing of Na; H2 beside it says all of H."""
-    made = [{11: k, 17: k, 1: j} for k in range(1, 5) for j in range(3)]
-    energy = np.array([-7.0 * c[11] - 3.0 * c[1] for c in made])
-    result = fitted(frames(made, energy))
+    """NaCl alone does not determine Na; H2 determines H."""
+    compositions = [{11: k, 17: k, 1: j} for k in range(1, 5) for j in range(3)]
+    energy = np.array([-7.0 * c[11] - 3.0 * c[1] for c in compositions])
+    result = fit_blocks(frames(compositions, energy))
     assert result.elements(ElementState.UNDETERMINED) == ["Na", "Cl"]
     assert result.elements(ElementState.FITTED) == ["H"]
     assert result.rank == 2
     assert result.energy_ev[[1, 11, 17]] == pytest.approx([-3.0, -3.5, -3.5])
     unseen = frames([{11: 9, 17: 9, 1: 5}], np.zeros(1))
-    assert result.of(unseen) == pytest.approx([-7.0 * 9 - 15])
+    assert result.sum_energies(unseen) == pytest.approx([-7.0 * 9 - 15])
 
 
 def test_single_composition_leaves_elements_undetermined() -> None:
-    result = fitted(frames([{6: 1, 1: 4}] * 3, np.array([-40.0, -40.5, -41.0])))
+    result = fit_blocks(frames([{6: 1, 1: 4}] * 3, np.array([-40.0, -40.5, -41.0])))
     assert result.elements(ElementState.UNDETERMINED) == ["H", "C"]
     assert (result.rank, result.structures) == (1, 3)
-    assert result.of(frames([{6: 2, 1: 8}], np.zeros(1))) == pytest.approx([-81.0])
+    assert result.sum_energies(frames([{6: 2, 1: 8}], np.zeros(1))) == pytest.approx([-81.0])
     assert 4 * result.energy_ev[6] == pytest.approx(result.energy_ev[1])
 
 
 def test_rare_elements_are_fitted() -> None:
     """One uranium among forty thousand structures of hydrogen."""
     many = frames([{1: 2, 8: k % 5} for k in range(40_000)], np.array([-2.0 - 3.0 * (k % 5) for k in range(40_000)]))
-    result = fitted(many, frames([{92: 1, 1: 200}], np.array([-200.0 - 50.0])))
+    result = fit_blocks(many, frames([{92: 1, 1: 200}], np.array([-200.0 - 50.0])))
     assert result.state[92] == ElementState.FITTED
     assert result.energy_ev[92] == pytest.approx(-50.0, abs=1e-6)
 
@@ -105,7 +105,7 @@ def test_rare_elements_are_fitted() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 4))
 def test_fit_is_independent_of_blocks_workers_and_order(seed: int, width: int, workers: int) -> None:
-    block = some(80, seed, noise=0.2)
+    block = random_frames(80, seed, noise=0.2)
     whole = StreamingLeastSquares()
     whole.add(block)
     order = np.random.default_rng(seed).permutation(len(block))
@@ -124,26 +124,26 @@ def test_fit_is_independent_of_blocks_workers_and_order(seed: int, width: int, w
 def test_fit_uses_constant_memory() -> None:
     result = StreamingLeastSquares()
     for seed in range(5):
-        result.add(some(400, seed))
+        result.add(random_frames(400, seed))
         assert result.factor.shape == (6, 120)
 
 
 def test_structures_without_an_energy_are_passed_over() -> None:
     blank = frames([{79: 3}, {1: 2}], np.array([np.nan, np.nan]))
-    assert fitted(concatenate([some(50), blank])).state[79] == ElementState.ABSENT
+    assert fit_blocks(concatenate([random_frames(50), blank])).state[79] == ElementState.ABSENT
     with pytest.raises(InputError, match="no structure has an energy"):
-        fitted(blank)
+        fit_blocks(blank)
 
 
 def test_references_of_elements_that_are_absent_are_not_invented() -> None:
-    result = fitted(some(50))
+    result = fit_blocks(random_frames(50))
     block = frames([{79: 1}, {1: 2}], np.array([0.0, -20.0]))
-    assert np.isnan(result.of(block)).tolist() == [True, False]
+    assert np.isnan(result.sum_energies(block)).tolist() == [True, False]
     assert result.residual(block)[1] == pytest.approx((-20 - 2 * -13.6) / 2)
 
 
 def test_references_round_trip_through_json() -> None:
-    result = fitted(some(50, noise=0.1), frames([{11: 1, 17: 1}], np.array([-7.0])))
+    result = fit_blocks(random_frames(50, noise=0.1), frames([{11: 1, 17: 1}], np.array([-7.0])))
     plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert plain["undetermined"] == ["Na", "Cl"]
     assert plain["absent_count"] == 111

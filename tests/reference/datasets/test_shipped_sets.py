@@ -40,7 +40,7 @@ def frames_of(name: str) -> StructureTable:
     return load_table(find_shipped_set(name))
 
 
-def files() -> list[ShippedSet]:
+def list_sets_with_files() -> list[ShippedSet]:
     return [entry for entry in SHIPPED_SETS if entry.name not in CHARGE_VIEWS]
 
 
@@ -66,11 +66,11 @@ def test_a_set_is_complete_and_its_labels_are_in_range(entry: ShippedSet) -> Non
 @pytest.mark.parametrize("entry", SHIPPED_SETS, ids=lambda e: e.name)
 def test_structures_are_unique(entry: ShippedSet) -> None:
     frames = frames_of(entry.name)
-    seen = {
+    distinct = {
         (s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes(), s.charge, s.multiplicity)
         for s in frames.structures()
     }
-    assert len(seen) == len(frames)
+    assert len(distinct) == len(frames)
 
 
 def test_structures_carry_their_head_and_pass_the_checks() -> None:
@@ -90,13 +90,13 @@ def test_there_is_one_set_for_each_branch_in_the_order_of_the_branches() -> None
 
 
 def test_sets_cover_the_periodic_table_and_levels_of_theory_and_are_imbalanced() -> None:
-    elements = {int(z) for e in files() for z in np.unique(frames_of(e.name).numbers)}
+    elements = {int(z) for e in list_sets_with_files() for z in np.unique(frames_of(e.name).numbers)}
     assert len(elements) >= 80
-    assert len({e.level.split(",")[0] for e in files()}) >= 4
-    counts = {e.name: e.count for e in files()}
+    assert len({e.level.split(",")[0] for e in list_sets_with_files()}) >= 4
+    counts = {e.name: e.count for e in list_sets_with_files()}
     assert max(counts.values()) >= 50 * min(counts.values())
     assert max(counts, key=lambda name: counts[name]) == "omol25"
-    assert sum(e.file.stat().st_size for e in files()) < 12 * MEGABYTE
+    assert sum(e.file.stat().st_size for e in list_sets_with_files()) < 12 * MEGABYTE
 
 
 def test_the_two_views_part_the_molecules_by_charge() -> None:
@@ -137,7 +137,7 @@ def test_every_set_says_where_it_comes_from(entry: ShippedSet) -> None:
     assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|frames of omol25", entry.provenance)
 
 
-def test_the_page_beside_the_files_agrees_with_the_table() -> None:
+def test_the_page_agrees_with_the_table() -> None:
     text = (shipped_sets.FOLDER / "README.md").read_text()
     for entry in SHIPPED_SETS:
         kind = "sample" if entry.sample else "stand-in"
@@ -175,8 +175,8 @@ def test_packing_is_exact_and_repeats_its_bytes(tmp_path: Path) -> None:
     assert written.energy.tolist() == [s.energy for s in structures]
 
 
-def small(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
-    """Structures of a set with so many atoms, evenly over it."""
+def small_structures(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
+    """Return an even selection of structures of a set with so many atoms."""
     result = [s for s in frames_of(name).structures() if atoms[0] <= len(s) <= atoms[1]]
     return iter([result[k] for k in np.linspace(0, len(result) - 1, count).astype(int)])
 
@@ -185,7 +185,7 @@ def small(name: str, count: int, atoms: tuple[int, int]) -> Iterator[Structure]:
     ("name", "level", "count", "atoms"), [("omol25", levels.GFN2, 40, (4, 20)), ("ani1x", levels.WB97X, 4, (3, 6))]
 )
 def test_labels_are_reproducible(name: str, level: LevelOfTheory, count: int, atoms: tuple[int, int]) -> None:
-    for s in small(name, count, atoms):
+    for s in small_structures(name, count, atoms):
         energy, forces = level.label(s)
         assert s.forces is not None
         assert energy == pytest.approx(s.energy, abs=1e-4), s.name
@@ -201,7 +201,7 @@ def test_labels_are_reproducible(name: str, level: LevelOfTheory, count: int, at
     ],
 )
 def test_forces_are_energy_gradients(name: str, level: LevelOfTheory, atoms: tuple[int, int], tolerance: float) -> None:
-    s = next(small(name, 1, atoms))
+    s = next(small_structures(name, 1, atoms))
     assert s.forces is not None
     step = 2e-3
     for atom, axis in ((0, 0), (len(s) - 1, 2)):
@@ -224,7 +224,7 @@ def test_an_impossible_multiplicity_is_refused() -> None:
 
 
 def springs(structure: Structure) -> levels.Labels:
-    """A level of theory for the tests: fails for charges, pulls hard on cations of two."""
+    """Label a structure for the tests: fail for charge 1, return large forces for charge 2."""
     if structure.charge == 1:
         raise NotConvergedError("no")
     return -1.0, np.full((len(structure), 3), 100.0 if structure.charge == 2 else 0.5)
@@ -233,14 +233,14 @@ def springs(structure: Structure) -> levels.Labels:
 def test_interrupted_build_resumes_and_counts_rejections(tmp_path: Path) -> None:
     level = LevelOfTheory("springs", ("numpy",), springs)
     water = Structure("water", np.array([8, 1, 1]), np.eye(3))
-    wanted = [replace(water, charge=charge) for charge in (0, 1, 2, -1)]
-    cache = tmp_path / "labels.jsonl"
-    first = label_structures(wanted, level, cache)
+    waters = [replace(water, charge=charge) for charge in (0, 1, 2, -1)]
+    cache_file = tmp_path / "labels.jsonl"
+    first = label_structures(waters, level, cache_file)
     assert [s.charge for s in first.structures] == [0, -1]
     assert first.rejected == {"not converged": 1, "a force above 30 eV/A": 1}
     # a line cut short is computed again, the others are not
-    cut = cache.read_text().rstrip()[:-20]
-    cache.write_text(cut.replace("-1.0", "-7.0"))
-    energies = [s.energy for s in label_structures(wanted, level, cache).structures]
+    cut = cache_file.read_text().rstrip()[:-20]
+    cache_file.write_text(cut.replace("-1.0", "-7.0"))
+    energies = [s.energy for s in label_structures(waters, level, cache_file).structures]
     assert energies == [-7.0, -1.0]
-    assert len({hash_structure(s, level) for s in wanted}) == 4
+    assert len({hash_structure(s, level) for s in waters}) == 4

@@ -1,4 +1,4 @@
-"""Sets of few groups: something in every split where that can be, and clear words where it cannot."""
+"""Sets of few groups: every split has some if possible, else a clear message."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_three_groups_fill_every_split(groups: int) -> None:
 
 
 def convert(folder: Path, slug: str, groups: int) -> Path:
-    """A store of so many groups under the name of a dataset."""
+    """Write a store of `groups` groups under the name of a dataset."""
     write_ani1x(folder / "files.h5", {f"g{k}": 4 for k in range(groups)})
     assert main(["convert", "ani1x", str(folder / "files.h5"), "--to", str(folder / slug), "-q"]) == 0
     return folder / slug / "ani1x.bp"
@@ -52,7 +52,7 @@ def test_two_groups_are_converted_with_a_note(tmp_path: Path, capsys: pytest.Cap
     assert "12 structures (4 trainset, 4 valset, 4 testset)" in capsys.readouterr().out
 
 
-def test_a_store_without_validation_is_trained_on_beside_complete_ones_and_not_alone(tmp_path: Path) -> None:
+def test_a_store_without_validation_is_trained_on_only_with_complete_ones(tmp_path: Path) -> None:
     stores = tmp_path / "stores"
     stores.mkdir()
     shutil.move(convert(tmp_path, "one", 1), stores / "ani1x.bp")

@@ -1,4 +1,4 @@
-"""Statistics of datasets: those of all values at once, however they came, and through plain data."""
+"""Statistics of datasets do not depend on how values are divided, and round-trip through plain data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80)
 
 
 def crystals(count: int) -> StructureTable:
-    """Structures of 1 to 40 atoms of eight elements with all labels, three frames to a group."""
+    """Return structures of 1 to 40 atoms of eight elements with all labels, three frames in each group."""
     rng = np.random.default_rng(count)
     sizes = rng.integers(1, 41, count)
     n = int(sizes.sum())
@@ -45,7 +45,7 @@ def block() -> StructureTable:
 
 
 def assert_alike(message: dict[str, Any], other: dict[str, Any]) -> None:
-    """The same plain data, but for the rounding of sums."""
+    """Check that both are the same plain data, up to rounding of sums."""
     for name, value in message.items():
         if isinstance(value, dict) and "rms" in value:
             inexact = {k: value.pop(k) for k in ("mean", "sd", "rms")}

@@ -1,4 +1,4 @@
-"""Structures of the user's own: read, or refused by name."""
+"""Structures of the user: read, or refused by name."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import local_device
+from harness.reference.distributed.group import select_device
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.errors import InputError
 
@@ -53,10 +53,10 @@ def test_a_place_that_makes_no_sense_is_refused(variables: dict[str, str], reaso
 
 
 def test_a_device_or_backend_that_is_not_there_is_bad_input() -> None:
-    assert local_device("cpu", "gloo", RankInfo(1, 4, 1)) == torch.device("cpu")
+    assert select_device("cpu", "gloo", RankInfo(1, 4, 1)) == torch.device("cpu")
     for device, backend in (("tpu", "gloo"), ("cpu", "mpi"), ("cpu", "nccl"), ("cuda", "xccl")):
         with pytest.raises(InputError):
-            local_device(device, backend, RankInfo())
+            select_device(device, backend, RankInfo())
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device 'cuda' is asked for and none is visible"):
-            local_device("cuda", "gloo", RankInfo())
+            select_device("cuda", "gloo", RankInfo())

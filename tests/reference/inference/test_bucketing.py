@@ -1,4 +1,4 @@
-"""Batches filled up to a shape: the same energies and forces for what was there, and few shapes for many batches."""
+"""Batches padded to a shape have the same energies and forces, and few shapes serve many batches."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from harness.reference.inference.bucketing import (
     STEPS,
     Shape,
     ShapeBuckets,
+    get_shape,
     pad_batch,
     pad_rows,
     round_up,
-    shape_of,
 )
 from harness.reference.inference.prediction import batched_heads, fused_gradient
 from harness.reference.models.config import ModelConfig
 from harness.reference.programs.ladder.stages import (
     StageUnavailable,
     StaticGraphs,
+    leave_eager,
     mixed_precision,
-    no_compile,
     static_graphs,
 )
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
@@ -33,14 +33,14 @@ BACKBONES = ("painn", "pnaeq", "egnn", "schnet", "mace")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_what_fills_up_changes_nothing(backbone: str) -> None:
+def test_padding_changes_nothing(backbone: str) -> None:
     config = ModelConfig(backbone=backbone, hidden_dim=16, num_conv_layers=2, cutoff=4.0, dim_sharedlayers=8)
     model = make_model(config)
     batch = batch_of([molecule(), crystal(), ATOM, molecule(12, seed=3)], config)
     weights = model.gate(batch.composition)
     expected = fused_gradient(model, batch, weights)
     full = pad_batch(batch, Shape(5, 40, len(batch.receiver) + 37), config.cutoff)
-    assert shape_of(full) == (5, 40, len(batch.receiver) + 37)
+    assert get_shape(full) == (5, 40, len(batch.receiver) + 37)
     got = fused_gradient(model, full, pad_rows(weights, 5))
     assert torch.allclose(got.energy[:4], expected.energy, rtol=1e-12, atol=1e-12)
     n = len(batch.numbers)
@@ -49,10 +49,10 @@ def test_what_fills_up_changes_nothing(backbone: str) -> None:
     assert not got.forces[n:].any()
 
 
-def test_without_edges_and_without_anything_to_fill_edges_with() -> None:
+def test_batches_without_edges_can_be_padded() -> None:
     model = make_model()
     batch = batch_of([ATOM, ATOM])
-    assert shape_of(batch).edges == 0
+    assert get_shape(batch).edges == 0
     for shape in (Shape(3, 3, 0), Shape(3, 4, 5)):
         got = batched_heads(model, pad_batch(batch, shape, SMALL.cutoff), torch.ones(3, 16, dtype=torch.float64))
         assert torch.equal(got.energy[0], got.energy[1])
@@ -71,19 +71,19 @@ def test_sizes_are_rounded_up_by_little() -> None:
 def test_few_shapes_serve_many_batches() -> None:
     rng = np.random.default_rng(0)
     buckets = ShapeBuckets()
-    own = [
+    shapes = [
         Shape(16, int(a), int(15 * a + e))
         for a, e in zip(rng.normal(850, 60, 500), rng.normal(0, 300, 500), strict=True)
     ]
-    for shape in own:
-        found = buckets.assign(shape)
-        assert found.holds(Shape(17, shape.atoms + 1, shape.edges))
-        assert found.atoms * (1 - MAX_WASTE) <= shape.atoms + 1 or found.atoms == round_up(shape.atoms + 1)
+    for shape in shapes:
+        bucket = buckets.assign(shape)
+        assert bucket.holds(Shape(17, shape.atoms + 1, shape.edges))
+        assert bucket.atoms * (1 - MAX_WASTE) <= shape.atoms + 1 or bucket.atoms == round_up(shape.atoms + 1)
     about = buckets.stats()
     assert len(buckets.shapes) <= 12
     assert 0 < float(str(about["empty_atoms"])) < 0.1
     assert buckets.batches == 500
-    assert buckets.used[0] == sum(s.atoms for s in own)
+    assert buckets.used[0] == sum(s.atoms for s in shapes)
 
 
 def test_another_number_of_graphs_is_another_shape() -> None:
@@ -92,9 +92,9 @@ def test_another_number_of_graphs_is_another_shape() -> None:
     assert buckets.assign(Shape(3, 100, 900)).graphs == 4
 
 
-def test_the_stage_gives_back_what_it_was_given_and_counts_what_it_wasted() -> None:
+def test_the_stage_removes_padding_and_counts_it() -> None:
     model = make_model()
-    stage = static_graphs(no_compile)
+    stage = static_graphs(leave_eager)
     assert isinstance(stage, StaticGraphs)
     for structures in ([molecule(), crystal()], [molecule(20, seed=4)], [ATOM]):
         batch = batch_of(structures)
@@ -112,7 +112,7 @@ def test_pairs_of_edges_have_no_static_shape() -> None:
     model = make_model(config)
     batch = batch_of([molecule()], config)
     with pytest.raises(StageUnavailable, match="static shape"):
-        static_graphs(no_compile)(model, batch, model.gate(batch.composition))
+        static_graphs(leave_eager)(model, batch, model.gate(batch.composition))
 
 
 def test_models_without_fused_messages_have_static_shapes_all_the_same() -> None:
@@ -122,5 +122,5 @@ def test_models_without_fused_messages_have_static_shapes_all_the_same() -> None
     weights = model.gate(batch.composition)
     expected = batched_heads(model, batch, weights)
     for make in (static_graphs, mixed_precision):
-        got = make(no_compile)(model, batch, weights)
+        got = make(leave_eager)(model, batch, weights)
         assert torch.allclose(got.energy, expected.energy, rtol=0.05)

@@ -108,8 +108,8 @@ def water(**info: object) -> Atoms:
     return atoms
 
 
-def fresh(atoms: Atoms, **options: Any) -> float:
-    """The energy by a calculator that has seen nothing else."""
+def fresh_energy(atoms: Atoms, **options: Any) -> float:
+    """Return the energy by a new calculator."""
     copied = atoms.copy()
     copied.calc = ReferenceCalculator(SHIPPED, **options)
     return float(copied.get_potential_energy())
@@ -119,26 +119,26 @@ def test_a_change_of_charge_or_multiplicity_is_a_change_of_the_atoms() -> None:
     atoms = water()
     atoms.calc = ReferenceCalculator(SHIPPED, head="OMol25")
     states = [{"charge": c, "multiplicity": m} for c in (-1, 0, 1) for m in (0, 2, 3)]
-    found = {}
+    energies = {}
     for state in (*states, *reversed(states)):
         atoms.info = dict(state)
         energy = atoms.get_potential_energy()
-        assert energy == fresh(atoms, head="OMol25")
+        assert energy == fresh_energy(atoms, head="OMol25")
         assert energy == atoms.get_potential_energy()
-        found[tuple(state.values())] = round(energy, 9)
-    assert len(set(found.values())) == len(found)
-    charged = [found[c, 0] for c in (-1, 0, 1)]
+        energies[tuple(state.values())] = round(energy, 9)
+    assert len(set(energies.values())) == len(energies)
+    charged = [energies[c, 0] for c in (-1, 0, 1)]
     assert charged == pytest.approx([-139.0255, -138.2759, -137.3614], abs=1e-4)
 
 
 def test_charge_and_multiplicity_are_known_by_their_usual_names() -> None:
-    charged = fresh(water(charge=1), head="OMol25")
-    assert fresh(water(total_charge=1), head="OMol25") == charged
-    assert fresh(water(total_charge=np.int8(1), charge=1.0), head="OMol25") == charged
-    triplet = fresh(water(multiplicity=3), head="OMol25")
+    charged = fresh_energy(water(charge=1), head="OMol25")
+    assert fresh_energy(water(total_charge=1), head="OMol25") == charged
+    assert fresh_energy(water(total_charge=np.int8(1), charge=1.0), head="OMol25") == charged
+    triplet = fresh_energy(water(multiplicity=3), head="OMol25")
     for name in ("spin", "spin_multiplicity"):
-        assert fresh(water(**{name: 3}), head="OMol25") == triplet
-    assert fresh(water(spin=0), head="OMol25") == fresh(water(), head="OMol25") != triplet
+        assert fresh_energy(water(**{name: 3}), head="OMol25") == triplet
+    assert fresh_energy(water(spin=0), head="OMol25") == fresh_energy(water(), head="OMol25") != triplet
 
 
 @pytest.mark.parametrize(
@@ -154,18 +154,18 @@ def test_a_charge_or_multiplicity_that_cannot_be_is_refused(name: str, value: ob
         atoms.get_potential_energy()
     assert "\n" not in str(caught.value)
     del atoms.info[name]
-    assert atoms.get_potential_energy() == fresh(atoms, head="OMol25")
+    assert atoms.get_potential_energy() == fresh_energy(atoms, head="OMol25")
 
 
 def test_names_of_one_quantity_must_agree() -> None:
     with pytest.raises(InputError, match=r"info\['charge'\] is 1, info\['total_charge'\] is 0; .* must agree"):
-        fresh(water(charge=1, total_charge=0))
+        fresh_energy(water(charge=1, total_charge=0))
     with pytest.raises(InputError, match=r"info\['multiplicity'\] is 1, info\['spin'\] is 3; .* must agree"):
-        fresh(water(spin=3, multiplicity=1))
+        fresh_energy(water(spin=3, multiplicity=1))
 
 
-def change(atoms: Atoms, rng: random.Random) -> None:
-    """One change in place, of any kind."""
+def change_atoms(atoms: Atoms, rng: random.Random) -> None:
+    """Make one random change in place."""
     kind = rng.randrange(8)
     if kind == 0:
         atoms.positions[rng.randrange(len(atoms))] += [0.03, -0.02, rng.choice([0.01, 1e-9])]
@@ -186,7 +186,7 @@ def change(atoms: Atoms, rng: random.Random) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the model takes")
-def test_results_depend_on_nothing_but_the_atoms_handed_over() -> None:
+def test_results_depend_on_the_atoms_alone() -> None:
     """One calculator for several atoms, changed in place, asked in any order; failures in between."""
     model = checkpoints.load_named(SHIPPED)[0]
     rng = random.Random(7)
@@ -196,11 +196,11 @@ def test_results_depend_on_nothing_but_the_atoms_handed_over() -> None:
         atoms.calc = shared
     for _ in range(120):
         atoms = rng.choice(several)
-        change(atoms, rng)
+        change_atoms(atoms, rng)
         alone = atoms.copy()
         alone.calc = ReferenceCalculator(model, head="OMol25")
-        asked = rng.sample(["energy", "forces", "stress", "free_energy"], k=3)
-        for name in asked:
+        properties = rng.sample(["energy", "forces", "stress", "free_energy"], k=3)
+        for name in properties:
             results = []
             for calculator in (shared, alone.calc):
                 try:
@@ -279,7 +279,7 @@ def test_atoms_closer_than_any_in_training_are_refused(head: str | None) -> None
     assert -200000 < pair.get_potential_energy() < 0
 
 
-def test_dynamics_end_with_a_clear_error_instead_of_a_fall_into_the_hole() -> None:
+def test_dynamics_that_leave_the_training_data_end_with_a_clear_error() -> None:
     pair = Atoms("Cl2", positions=[(0, 0, 0), (0, 0, 2.0)])
     pair.calc = ReferenceCalculator(SHIPPED, head="OMol25")
     pair.set_velocities([(0, 0, 0.5), (0, 0, -0.5)])
@@ -287,7 +287,7 @@ def test_dynamics_end_with_a_clear_error_instead_of_a_fall_into_the_hole() -> No
         VelocityVerlet(pair, timestep=0.5).run(40)
 
 
-def test_a_neighbour_limit_that_leaves_atoms_out_is_told_once() -> None:
+def test_a_neighbour_limit_that_leaves_atoms_out_warns_once() -> None:
     crystal = bulk("Cu", cubic=True)
     crystal.calc = ReferenceCalculator(SHIPPED)
     with pytest.warns(UserWarning, match="takes the 20 nearest neighbours of an atom, and .* the energy jumps"):
@@ -299,7 +299,7 @@ def test_a_neighbour_limit_that_leaves_atoms_out_is_told_once() -> None:
         ReferenceCalculator(SHIPPED).get_potential_energy(molecule("CH4"))
 
 
-def test_what_it_cannot_answer_it_refuses() -> None:
+def test_unsupported_requests_are_refused() -> None:
     with pytest.raises(InputError, match=r"no head 'MPtraj' \(did you mean 'MPTrj'\?\)"):
         ReferenceCalculator(SHIPPED, head="MPtraj")
     with pytest.raises(InputError, match="no such checkpoint"):

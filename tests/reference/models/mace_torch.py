@@ -1,4 +1,4 @@
-"""mace-torch's MACE with the weights of ours, to compare them. It pins e3nn 0.4.4, so it needs a place of its own:
+"""mace-torch's MACE with the weights of ours, to compare them. It pins e3nn 0.4.4, so install it separately:
 
 pip install --target DIR mace-torch && rm -r DIR/tests
 TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 PYTHONPATH=DIR pytest tests/reference/models/test_mace.py -k mace_torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.mace import ENVELOPE_POWER, MACE, NEIGHBOURS, RADIAL_HIDDEN, Product
-from harness.reference.models.clebsch_gordan import monomials
+from harness.reference.models.clebsch_gordan import list_monomials
 from harness.reference.models.config import ModelConfig
 
 
@@ -31,8 +31,8 @@ def double_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def of(config: ModelConfig, ours: MACE, elements: list[int]) -> Any:
-    """mace-torch's model for these elements, in double precision."""
+def build_peer(config: ModelConfig, ours: MACE, elements: list[int]) -> Any:
+    """Return mace-torch's model for these elements, in double precision."""
     from e3nn import o3
     from mace import modules
 
@@ -51,39 +51,39 @@ def of(config: ModelConfig, ours: MACE, elements: list[int]) -> Any:
             radial_MLP=list(RADIAL_HIDDEN), atomic_inter_scale=1.0, atomic_inter_shift=0.0,
         )  # fmt: skip
         with torch.no_grad():
-            take_weights(theirs, ours, elements)
+            copy_weights(theirs, ours, elements)
     return theirs
 
 
-def flat(layers: nn.ModuleList) -> Tensor:
-    """Matrices as e3nn keeps them: [in, out] times sqrt(in), one after another."""
+def flatten_linear(layers: nn.ModuleList) -> Tensor:
+    """Return the matrices as e3nn stores them: [in, out] times sqrt(in), concatenated."""
     return torch.cat([(m.weight.T * math.sqrt(m.weight.shape[1])).flatten() for m in layers])
 
 
-def take_weights(theirs: Any, ours: MACE, elements: list[int]) -> None:
+def copy_weights(theirs: Any, ours: MACE, elements: list[int]) -> None:
     from e3nn.math import normalize2mom
 
     count, width = len(elements), ours.embedding.weight.shape[1]
     silu_norm = normalize2mom(nn.functional.silu).cst
     theirs.node_embedding.linear.weight.copy_((ours.embedding.weight[elements] * math.sqrt(count)).flatten())
     parts = (theirs.interactions, theirs.products, ours.interactions, ours.products, ours.kept)
-    for block, their_product, interaction, product, kept in zip(*parts, strict=True):
-        block.linear_up.weight.copy_(flat(interaction.up.degrees))
+    for block, their_product, interaction, product, self_connection in zip(*parts, strict=True):
+        block.linear_up.weight.copy_(flatten_linear(interaction.up.degrees))
         nets = zip([*interaction.hidden, interaction.radial], block.conv_tp_weights.children(), strict=True)
         for k, (mine, other) in enumerate(nets):
             norm = silu_norm if k else 1.0
             other.weight.copy_(mine.weight.T * math.sqrt(mine.weight.shape[1]) / norm)
-        block.linear.weight.copy_(flat(interaction.down))
-        mixes = zip(kept.mix.degrees, kept.element[elements].unbind(1), strict=True)
+        block.linear.weight.copy_(flatten_linear(interaction.down))
+        mixes = zip(self_connection.mix.degrees, self_connection.element[elements].unbind(1), strict=True)
         skip = [torch.einsum("wu,zw->uzw", m.weight, factor).flatten() for m, factor in mixes]
         block.skip_tp.weight.copy_(torch.cat(skip) * math.sqrt(width * count))
-        their_product.linear.weight.copy_(flat(product.mix.degrees))
+        their_product.linear.weight.copy_(flatten_linear(product.mix.degrees))
         for degree, contraction in enumerate(their_product.symmetric_contractions.contractions):
-            take_products(contraction, product, degree, elements)
+            copy_product_weights(contraction, product, degree, elements)
 
 
-def take_products(contraction: Any, product: Product, degree: int, elements: list[int]) -> None:
-    """Weights of their couplings, which repeat themselves, that make the polynomials of ours."""
+def copy_product_weights(contraction: Any, product: Product, degree: int, elements: list[int]) -> None:
+    """Set weights of their redundant couplings that give the same polynomials as ours."""
     first = 0
     for order, module in enumerate(product.tables, start=1):
         table = module(torch.float64)
@@ -102,16 +102,16 @@ def take_products(contraction: Any, product: Product, degree: int, elements: lis
 
 
 def polynomials(u: Tensor, degree: int, order: int) -> Tensor:
-    """Their couplings as [component x monomial, coupling]."""
+    """Return their couplings as [component x monomial, coupling]."""
     u = u.reshape(2 * degree + 1, -1, u.shape[-1])
     variables = round(u.shape[1] ** (1 / order))
-    index = {m: i for i, m in enumerate(monomials(variables, order))}
+    index = {m: i for i, m in enumerate(list_monomials(variables, order))}
     into = torch.tensor([index[tuple(sorted(m))] for m in np.ndindex(*[variables] * order)])
     return u.new_zeros(len(u), len(index), u.shape[-1]).index_add(1, into, u).flatten(0, 1)
 
 
 def scalars(theirs: Any, config: ModelConfig, elements: list[int], batch: Batch, positions: Tensor) -> list[Tensor]:
-    """Their invariant features [n, C] after every layer."""
+    """Return their invariant features [n, C] after every layer."""
     graphs = len(batch.cell)
     one_hot = (batch.numbers.unsqueeze(1) == torch.tensor(elements)).to(positions.dtype)
     data = {

@@ -24,7 +24,7 @@ from harness.reference.models.foundation import FoundationModel
 from tests.reference.conftest import crystal, make_model, molecule
 from tests.reference.models.test_physics import supercell
 
-SMALL_OWN: dict[str, dict[str, Any]] = {
+SMALL_SIZES: dict[str, dict[str, Any]] = {
     "painn": {"num_radial": 4},
     "pnaeq": {"num_radial": 4},
     "egnn": {},
@@ -44,11 +44,11 @@ NOT_COMPILED: dict[str, str] = {}
 CUTOFF = 4.0
 
 
-def small(backbone: str, **changes: Any) -> ModelConfig:
+def small_config(backbone: str, **changes: Any) -> ModelConfig:
     sizes = {"hidden_dim": 8, "num_conv_layers": 2, "heads": 2}
     of_heads = {"num_sharedlayers": 0, "num_headlayers": 1, "dim_headlayers": 6}
     return ModelConfig(
-        **{"backbone": backbone, "cutoff": CUTOFF, **sizes, **of_heads, **SMALL_OWN[backbone], **changes}
+        **{"backbone": backbone, "cutoff": CUTOFF, **sizes, **of_heads, **SMALL_SIZES[backbone], **changes}
     )
 
 
@@ -60,10 +60,10 @@ both = pytest.mark.parametrize("structure", [ION, CRYSTAL], ids=["molecule", "cr
 
 @pytest.fixture(scope="module", params=list(BACKBONES))
 def model(request: pytest.FixtureRequest) -> FoundationModel:
-    """Scaled to forces of up to 1 eV/angstrom, so that tolerances mean the same for all."""
-    made = make_model(small(request.param))
-    made.scale /= predict(made, [MOLECULE]).forces.abs().max()
-    return made
+    """Return a model scaled to forces of up to 1 eV/angstrom, so that tolerances mean the same for all."""
+    network = make_model(small_config(request.param))
+    network.scale /= predict(network, [MOLECULE]).forces.abs().max()
+    return network
 
 
 def copy_of(model: FoundationModel) -> FoundationModel:
@@ -87,13 +87,13 @@ def moved(structure: Structure, positions: np.ndarray) -> Structure:
 
 
 def slopes(model: FoundationModel, up: list[Structure], down: list[Structure], h: float) -> np.ndarray:
-    """Central differences of the energy, all in one batch."""
+    """Return central differences of the energy, computed in one batch."""
     energy = predict(model, up + down).energy.numpy()
     return (energy[: len(up)] - energy[len(up) :]) / (2 * h)
 
 
 def test_there_is_a_test_for_every_backbone() -> None:
-    assert set(SMALL_OWN) == set(BACKBONES) == set(get_args(BackboneName))
+    assert set(SMALL_SIZES) == set(BACKBONES) == set(get_args(BackboneName))
 
 
 @both
@@ -161,11 +161,11 @@ def test_energy_and_force_are_smooth_where_neighbours_leave(model: FoundationMod
 
     apart = predict(model, [pairs(CUTOFF + 1e-6)])
 
-    def felt(inside: float) -> tuple[float, float]:
+    def differences(inside: float) -> tuple[float, float]:
         near = predict(model, [pairs(CUTOFF - inside)])
         return abs(float(near.energy[0] - apart.energy[0])), float((near.forces - apart.forces).abs().max())
 
-    (far_energy, far_force), (energy, force) = felt(0.5), felt(1e-3)
+    (far_energy, far_force), (energy, force) = differences(0.5), differences(1e-3)
     assert far_energy > 1e-4
     assert energy < 1e-4 * far_energy
     assert force < 2e-2 * far_force
@@ -179,10 +179,10 @@ def test_a_supercell_has_the_energy_of_its_cells_and_the_same_forces(model: Foun
 
 def test_atoms_do_not_feel_the_rest_of_the_batch(model: FoundationModel) -> None:
     structures = [ION, CRYSTAL, molecule(1, seed=3), molecule(2, seed=4)]
-    together = predict(model, structures)
+    batched = predict(model, structures)
     alone = [predict(model, [s]) for s in structures]
-    assert torch.allclose(together.energy, torch.cat([p.energy for p in alone]), rtol=1e-11)
-    assert torch.allclose(together.forces, torch.cat([p.forces for p in alone]), atol=1e-11)
+    assert torch.allclose(batched.energy, torch.cat([p.energy for p in alone]), rtol=1e-11)
+    assert torch.allclose(batched.forces, torch.cat([p.forces for p in alone]), atol=1e-11)
 
 
 def test_an_atom_alone_has_no_force_and_a_finite_energy(model: FoundationModel) -> None:
@@ -191,27 +191,27 @@ def test_an_atom_alone_has_no_force_and_a_finite_energy(model: FoundationModel) 
     assert alone.energy.isfinite().all()
 
 
-def squared(model: FoundationModel, batch: Batch, positions: Tensor) -> Tensor:
-    """A loss of all energies and all forces."""
+def squared_loss(model: FoundationModel, batch: Batch, positions: Tensor) -> Tensor:
+    """Return a loss of all energies and all forces."""
     energies = model.all_energies(model.encode(batch, positions, batch.shift), batch)
     (slope,) = torch.autograd.grad(energies.sum(), positions, create_graph=True)
     return energies.square().sum() + slope.square().sum()
 
 
-def gradients(model: FoundationModel, batch: Batch, loss: Callable[..., Tensor] = squared) -> dict[str, Tensor]:
-    """Of the loss, by name of the parameter, those of the gate left out; the model is left as it was."""
+def gradients(model: FoundationModel, batch: Batch, loss: Callable[..., Tensor] = squared_loss) -> dict[str, Tensor]:
+    """Return gradients of the loss by name of the parameter, without the gate's; the model is left unchanged."""
     model.requires_grad_(True)
     loss(model, batch, batch.positions.clone().requires_grad_()).backward()
-    found = {}
+    result = {}
     for name, parameter in model.named_parameters():
         if not name.startswith("gate."):
             assert parameter.grad is not None, name
-            found[name] = parameter.grad
+            result[name] = parameter.grad
     model.requires_grad_(False).zero_grad()
-    return found
+    return result
 
 
-def test_gradients_are_finite_where_atoms_stand_in_line_or_symmetry_cancels_all(model: FoundationModel) -> None:
+def test_gradients_are_finite_for_collinear_and_symmetric_structures(model: FoundationModel) -> None:
     """Straight and coincident directions at every atom; sites where all vectors sum to zero; an atom without edges."""
     line = np.array([[-1.2, 0, 0], [0, 0, 0], [1.2, 0, 0], [2.3, 0, 0]])
     chain = Structure("chain", np.array([8, 6, 8, 1]), line)
@@ -224,7 +224,7 @@ def test_gradients_are_finite_where_atoms_stand_in_line_or_symmetry_cancels_all(
     assert all(g.isfinite().all() for g in grads.values())
 
 
-def test_charge_and_spin_change_the_energy_and_a_neutral_singlet_does_not_know_of_them(model: FoundationModel) -> None:
+def test_charge_and_spin_change_the_energy_except_of_a_neutral_singlet(model: FoundationModel) -> None:
     states = [(0, 0), (0, 1), (1, 1), (-1, 1), (0, 3)]
     structures = [replace(MOLECULE, charge=q, multiplicity=m) for q, m in states]
     other = copy_of(model)
@@ -268,12 +268,12 @@ def test_every_parameter_receives_a_gradient(model: FoundationModel) -> None:
         for backbone, pattern, rows, _ in EXCEPTIONS:
             if re.fullmatch(pattern, name) and re.fullmatch(backbone or ".*", model.config.backbone):
                 expected = rows(len(grad), present)
-        found = grad.reshape(len(grad), -1).abs().amax(1).nonzero().flatten().tolist()
-        assert set(found) == expected, name
+        nonzero_rows = grad.reshape(len(grad), -1).abs().amax(1).nonzero().flatten().tolist()
+        assert set(nonzero_rows) == expected, name
 
 
-def in_type(model: FoundationModel, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Prediction:
-    """Energies beyond the references and their forces, from the same weights in another type."""
+def predict_in_type(model: FoundationModel, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Prediction:
+    """Return residual energies and forces of the same weights in another type."""
     other = copy_of(model)
     other.to(dtype).reference_energy.zero_()
     other.autocast = autocast
@@ -284,18 +284,18 @@ def in_type(model: FoundationModel, dtype: torch.dtype, autocast: torch.dtype | 
     return prediction
 
 
-def difference(a: Prediction, b: Prediction) -> float:
-    """The largest difference of energies and of forces, relative to the largest of each."""
+def relative_difference(a: Prediction, b: Prediction) -> float:
+    """Return the largest difference of energies and of forces, relative to the largest of each."""
     return max(float((x.double() - y.double()).abs().max() / y.abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def test_precisions_agree_as_far_as_their_digits(model: FoundationModel) -> None:
-    exact = in_type(model, torch.float64)
-    assert 0 < difference(in_type(model, torch.float32), exact) < 1e-4
-    assert 1e-6 < difference(in_type(model, torch.float32, torch.bfloat16), exact) < 0.2
+    exact = predict_in_type(model, torch.float64)
+    assert 0 < relative_difference(predict_in_type(model, torch.float32), exact) < 1e-4
+    assert 1e-6 < relative_difference(predict_in_type(model, torch.float32, torch.bfloat16), exact) < 0.2
 
 
-def test_no_constant_of_a_model_keeps_the_rounding_of_single_precision(model: FoundationModel) -> None:
+def test_constants_stay_exact_through_single_precision(model: FoundationModel) -> None:
     """The same energies to the last digits whether or not the model has been a single one in between."""
     there_and_back = make_model(model.config).float().double()
     there_and_back.load_state_dict(model.state_dict())
@@ -305,19 +305,19 @@ def test_no_constant_of_a_model_keeps_the_rounding_of_single_precision(model: Fo
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-def test_the_type_of_the_module_holds_within_it(model: FoundationModel, dtype: torch.dtype) -> None:
+def test_all_layers_have_the_type_of_the_model(model: FoundationModel, dtype: torch.dtype) -> None:
     """No tensor of another floating type comes out of any layer."""
     other = copy_of(model).to(dtype)
-    seen: set[torch.dtype] = set()
+    dtypes: set[torch.dtype] = set()
 
-    def note(_module: nn.Module, _inputs: object, result: Tensor | tuple[Tensor, ...]) -> None:
-        seen.update(t.dtype for t in (result if isinstance(result, tuple) else (result,)))
+    def record_dtypes(_module: nn.Module, _inputs: object, result: Tensor | tuple[Tensor, ...]) -> None:
+        dtypes.update(t.dtype for t in (result if isinstance(result, tuple) else (result,)))
 
     for module in other.encoder.modules():
-        module.register_forward_hook(note)
+        module.register_forward_hook(record_dtypes)
     batch = batch_of(model, [MOLECULE]).to("cpu", dtype)
     other.encode(batch, batch.positions, batch.shift)
-    assert seen == {dtype}
+    assert dtypes == {dtype}
 
 
 @pytest.mark.slow
@@ -344,23 +344,23 @@ def test_compiled_training_has_the_gradients_of_eager_code(model: FoundationMode
         pytest.skip(NOT_COMPILED[model.config.backbone])
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
-    shallow = make_model(small(model.config.backbone, num_conv_layers=1))
+    shallow = make_model(small_config(model.config.backbone, num_conv_layers=1))
     batch = batch_of(shallow, [ION, CRYSTAL])
     expected = gradients(shallow, batch)
-    got = gradients(shallow, batch, torch.compile(squared, dynamic=True, fullgraph=True, backend="aot_eager"))
+    got = gradients(shallow, batch, torch.compile(squared_loss, dynamic=True, fullgraph=True, backend="aot_eager"))
     for name, grad in expected.items():
         assert torch.allclose(got[name], grad, rtol=1e-9, atol=1e-11 * float(grad.abs().max())), name
 
 
 def pair_potential(positions: Tensor) -> Tensor:
-    """A Morse potential between all atoms: something to learn that has a minimum."""
+    """Return a Morse potential between all atoms, as something to learn that has a minimum."""
     i, j = torch.triu_indices(len(positions), len(positions), 1)
     stretch = torch.exp(-1.2 * ((positions[i] - positions[j]).norm(dim=1) - 1.6))
     return (stretch**2 - 2 * stretch).sum()
 
 
-def test_a_batch_can_be_learned_by_heart(model: FoundationModel) -> None:
-    learner = make_model(small(model.config.backbone, hidden_dim=16)).float().requires_grad_(True)
+def test_a_batch_can_be_overfitted(model: FoundationModel) -> None:
+    learner = make_model(small_config(model.config.backbone, hidden_dim=16)).float().requires_grad_(True)
     structures = [molecule(n, seed=seed) for n, seed in ((3, 12), (4, 13), (4, 14))]
     batch = batch_of(learner, structures).to("cpu", torch.float32)
     targets, forces = [], []

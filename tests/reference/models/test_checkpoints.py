@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import resource
 from pathlib import Path
@@ -23,7 +22,7 @@ TINY = ModelConfig(hidden_dim=8, num_conv_layers=2, cutoff=4.0, dim_sharedlayers
 SHIPPED = checkpoints.SHIPPED / "painn-64.safetensors"
 
 
-def tiny(path: Path, **about: Any) -> FoundationModel:
+def write_tiny_checkpoint(path: Path, **about: Any) -> FoundationModel:
     """Write a checkpoint, with other words about it where some are given, and return its model."""
     model = FoundationModel(TINY)
     words = {"format": checkpoints.FORMAT, "config": TINY.asdict(), "notes": {}} | about
@@ -31,7 +30,7 @@ def tiny(path: Path, **about: Any) -> FoundationModel:
     return model
 
 
-def refusal(path: Path) -> str:
+def refusal_message(path: Path) -> str:
     with pytest.raises(InputError) as caught:
         checkpoints.load(path)
     message = str(caught.value)
@@ -48,14 +47,14 @@ def test_a_round_trip_is_exact_and_keeps_the_type(tmp_path: Path, backbone: Back
     loaded, notes = checkpoints.load(tmp_path / "m.safetensors")
     assert notes == {"note": 1}
     assert loaded.config == model.config
-    found, expected = loaded.state_dict(), model.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in expected.items())
+    actual, expected = loaded.state_dict(), model.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(actual[k].dtype == v.dtype and torch.equal(actual[k], v) for k, v in expected.items())
 
 
 def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
-    tiny(good)
+    write_tiny_checkpoint(good)
     data = good.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     rng = random.Random(5)
@@ -64,12 +63,12 @@ def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         bad.write_bytes(flipped)
-        refusal(bad)
+        refusal_message(bad)
     for size in (0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) - 1):
         bad.write_bytes(data[:size])
-        refusal(bad)
+        refusal_message(bad)
     bad.write_bytes(data + b"\0")
-    refusal(bad)
+    refusal_message(bad)
     bad.write_bytes(data)
     checkpoints.load(bad)
 
@@ -101,36 +100,36 @@ def test_a_configuration_that_cannot_be_is_refused_before_anything_is_allocated(
     tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
     path = tmp_path / "m.safetensors"
-    tiny(path, config=TINY.asdict() | config)
+    write_tiny_checkpoint(path, config=TINY.asdict() | config)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    message = refusal(path)
+    message = refusal_message(path)
     with pytest.raises(InputError, match=reason):
         raise InputError(message)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
-def test_keys_are_named(tmp_path: Path) -> None:
+def test_faulty_keys_are_named(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    tiny(path, notes=None)
+    write_tiny_checkpoint(path, notes=None)
     assert checkpoints.load(path)[1] == {}
-    tiny(path, notes=3)
-    assert "notes is missing, or not a mapping" in refusal(path)
-    tiny(path, config=None)
-    assert "config is missing, or not a mapping" in refusal(path)
-    tiny(path, remark="x")
-    assert "unknown key 'remark'; there are format, config, notes" in refusal(path)
-    tiny(path, format=99)
-    assert "format 3 expected" in refusal(path)
+    write_tiny_checkpoint(path, notes=3)
+    assert "notes is missing, or not a mapping" in refusal_message(path)
+    write_tiny_checkpoint(path, config=None)
+    assert "config is missing, or not a mapping" in refusal_message(path)
+    write_tiny_checkpoint(path, remark="x")
+    assert "unknown key 'remark'; there are format, config, notes" in refusal_message(path)
+    write_tiny_checkpoint(path, format=99)
+    assert "format 3 expected" in refusal_message(path)
     sealed.write(path, "gfm-harness batch", {}, {})
-    assert "it is a 'gfm-harness batch', expected a 'gfm-harness checkpoint'" in refusal(path)
+    assert "it is a 'gfm-harness batch', expected a 'gfm-harness checkpoint'" in refusal_message(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_non_finite_weights_are_refused(tmp_path: Path, value: float) -> None:
     model = FoundationModel(TINY)
     model.scale[3] = value
     checkpoints.save(model, tmp_path / "m.safetensors", {})
-    assert "scale holds numbers that are not finite" in refusal(tmp_path / "m.safetensors")
+    assert "scale holds numbers that are not finite" in refusal_message(tmp_path / "m.safetensors")
 
 
 def test_weights_of_other_names_and_types_are_refused(tmp_path: Path) -> None:
@@ -139,29 +138,29 @@ def test_weights_of_other_names_and_types_are_refused(tmp_path: Path) -> None:
     state = FoundationModel(TINY).state_dict()
     lacking = {k: v for k, v in state.items() if k != "gate.last.bias"}
     sealed.write(path, checkpoints.KIND, lacking, about)
-    assert "gate.last.bias is absent, expected float32 [16]" in refusal(path)
+    assert "gate.last.bias is absent, expected float32 [16]" in refusal_message(path)
     sealed.write(path, checkpoints.KIND, state | {"extra": torch.zeros(2)}, about)
-    assert "extra is float32 [2], expected absent" in refusal(path)
+    assert "extra is float32 [2], expected absent" in refusal_message(path)
     sealed.write(path, checkpoints.KIND, state | {"scale": torch.ones(16).double()}, about)
-    assert "of type torch.float32, torch.float64, expected" in refusal(path)
+    assert "of type torch.float32, torch.float64, expected" in refusal_message(path)
     sealed.write(path, checkpoints.KIND, state | {"trained": torch.zeros(16)}, about)
-    assert "trained is float32 [16], expected bool [16]" in refusal(path)
+    assert "trained is float32 [16], expected bool [16]" in refusal_message(path)
 
 
 def test_foreign_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    assert "no such checkpoint" in refusal(path)
-    assert "not a readable checkpoint (Is a directory)" in refusal(tmp_path)
+    assert "no such checkpoint" in refusal_message(path)
+    assert "not a readable checkpoint (Is a directory)" in refusal_message(tmp_path)
     for content in (b"", b"hello", b"not a checkpoint of any kind", bytes(100), b"[" * 10_000):
         path.write_bytes(content)
-        assert "not a readable checkpoint" in refusal(path)
+        assert "not a readable checkpoint" in refusal_message(path)
     save_file({"a": torch.zeros(2)}, path)
-    assert "a safetensors file of another program" in refusal(path)
+    assert "a safetensors file of another program" in refusal_message(path)
     deep = b"[" * 100_000
     path.write_bytes(len(deep).to_bytes(8, "little") + deep)
-    assert "its header is damaged" in refusal(path)
+    assert "its header is damaged" in refusal_message(path)
     path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
-    assert "not a safetensors file, or cut short" in refusal(path)
+    assert "not a safetensors file, or cut short" in refusal_message(path)
 
 
 def test_an_earlier_checkpoint_is_converted_by_the_command_that_its_refusal_names(tmp_path: Path) -> None:
@@ -173,12 +172,12 @@ def test_an_earlier_checkpoint_is_converted_by_the_command_that_its_refusal_name
     old["elements"] = model.reference_energy.any(0)
     path = tmp_path / "old.pt"
     torch.save({"format": 2, "config": TINY.asdict(), "state": old, "notes": {"note": 1}}, path)
-    message = refusal(path)
+    message = refusal_message(path)
     assert message.endswith(f"convert it: python -m harness.reference.models.convert_checkpoint {path}")
-    found, notes = checkpoints.load(convert(path))
+    converted, notes = checkpoints.load(convert(path))
     assert notes == {"note": 1}
-    assert all(torch.equal(v, found.state_dict()[k]) for k, v in old.items() if k != "elements")
-    assert [found.known_elements[k].nonzero().flatten().tolist() for k in range(3)] == [[1, 8], [26], []]
+    assert all(torch.equal(v, converted.state_dict()[k]) for k, v in old.items() if k != "elements")
+    assert [converted.known_elements[k].nonzero().flatten().tolist() for k in range(3)] == [[1, 8], [26], []]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"old.pt: not a checkpoint of format 2"):
         convert(path)
@@ -188,7 +187,7 @@ def test_the_shipped_checkpoint_knows_its_training_sets() -> None:
     from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
     from harness.reference.datasets.splitting.splits import SPLITS
     from harness.reference.datasets.statistics.reference_energies import ElementState
-    from harness.reference.models.coverage import shortest_contact
+    from harness.reference.models.coverage import find_shortest_contact
     from harness.reference.storage.sampling.sampler import SampleIndices
 
     model, notes = checkpoints.load(SHIPPED)
@@ -202,17 +201,17 @@ def test_the_shipped_checkpoint_knows_its_training_sets() -> None:
         graphs = corpus.graphs(
             SampleIndices(torch.zeros(len(every), dtype=torch.int64).numpy(), torch.arange(len(every)).numpy())
         )
-        assert float(model.closest[head]) == pytest.approx(shortest_contact(graphs), rel=1e-6)
+        assert float(model.closest[head]) == pytest.approx(find_shortest_contact(graphs), rel=1e-6)
 
 
-def test_a_state_of_training_survives_whatever_its_form_and_no_flipped_bit(tmp_path: Path) -> None:
+def test_a_training_state_round_trips_and_flipped_bits_are_detected(tmp_path: Path) -> None:
     state = {"a": [torch.arange(3), {"deep": torch.tensor(0.5)}], 7: None, "inf": float("inf"), "text": 'sha256":"0'}
     resuming.save(tmp_path, state, identity={"sizes": (1, 2)})
-    found = resuming.load(tmp_path, identity={"sizes": [1, 2]})
-    assert found is not None
-    assert torch.equal(found["a"][0], torch.arange(3))
-    assert found["a"][1]["deep"].item() == 0.5
-    assert (found[7], found["inf"], found["text"]) == (None, float("inf"), 'sha256":"0')
+    loaded = resuming.load(tmp_path, identity={"sizes": [1, 2]})
+    assert loaded is not None
+    assert torch.equal(loaded["a"][0], torch.arange(3))
+    assert loaded["a"][1]["deep"].item() == 0.5
+    assert (loaded[7], loaded["inf"], loaded["text"]) == (None, float("inf"), 'sha256":"0')
     path = tmp_path / resuming.FILE_NAME
     data, rng = path.read_bytes(), random.Random(6)
     for _ in range(200):
@@ -227,7 +226,7 @@ def test_a_state_of_training_survives_whatever_its_form_and_no_flipped_bit(tmp_p
         resuming.load(tmp_path, identity={"sizes": [3]})
 
 
-def test_a_state_of_an_earlier_version_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_state_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     assert resuming.load(tmp_path, identity={}) is None
     (tmp_path / "training.pt").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"training.pt: the state of an earlier version .* delete it to start anew"):
@@ -236,8 +235,7 @@ def test_a_state_of_an_earlier_version_is_not_passed_over(tmp_path: Path) -> Non
     assert resuming.load(tmp_path, identity={}) == {"a": 1}
 
 
-def test_a_shipped_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
-    tiny(tmp_path / "m.safetensors")
+def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "m.safetensors")
     (tmp_path / "other").touch()
     assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
-    assert json.loads(json.dumps(checkpoints.load(SHIPPED)[1]["held_out"]))

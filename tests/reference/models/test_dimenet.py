@@ -54,7 +54,7 @@ def ours(config: ModelConfig = CONFIG) -> DimeNetPlusPlus:
 
 
 def peer_of(net: DimeNetPlusPlus, readout: Tensor) -> TorchGeometricDimeNet:
-    """torch_geometric's model that gives the sum over atoms of our features times a vector [F]."""
+    """Return torch_geometric's model of the sum over atoms of our features times a vector [F]."""
     peer = TorchGeometricDimeNet(CONFIG).double()
     theirs = peer.net
     theirs.rbf.freq.data = math.pi * net.basis.frequency.data
@@ -112,9 +112,9 @@ def test_spherical_bessel_functions_are_exact_in_both_precisions_down_to_coincid
     bessel, largest = SphericalBessel(orders, count), np.abs(expected).max()
     for dtype, allowed in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
         argument = torch.from_numpy(x).to(dtype).unsqueeze(1)
-        found = bessel.to(dtype)(argument, torch.ones_like(argument))
-        assert found.dtype == dtype
-        assert np.abs(found.double().numpy() - expected).max() < allowed * largest
+        values = bessel.to(dtype)(argument, torch.ones_like(argument))
+        assert values.dtype == dtype
+        assert np.abs(values.double().numpy() - expected).max() < allowed * largest
 
 
 def test_zeros_are_zeros_and_functions_are_orthonormal() -> None:
@@ -147,7 +147,7 @@ def test_envelope_is_that_of_the_paper_and_as_good_in_single_precision(exponent:
     assert ((polynomial_cutoff(single, p) - exact).abs() <= 1e-5 * exact).all()
 
 
-def test_messages_hear_of_angles() -> None:
+def test_messages_depend_on_angles() -> None:
     """Two trimers with all bonds and all neighbours' distances alike, but another angle, have other features."""
 
     def trimer(angle: float) -> Structure:

@@ -26,7 +26,7 @@ def ours(config: ModelConfig = CONFIG) -> EGNN:
 
 
 def plain_egnn(net: EGNN, batch: Batch) -> Tensor:
-    """Equations 3 to 6 on coordinates x, one edge and one atom at a time."""
+    """Evaluate equations 3 to 6 on coordinates x, one edge and one atom at a time."""
     h, x = net.embedding.weight[batch.numbers].clone(), batch.positions.clone()
     edges = list(zip(batch.receiver.tolist(), batch.sender.tolist(), batch.shift, strict=True))
     weights = [
@@ -83,7 +83,7 @@ def test_many_layers_of_large_weights_stay_finite() -> None:
     assert torch.autograd.grad(h.sum(), vector)[0].isfinite().all()
 
 
-def test_width_and_depth_are_those_asked_for() -> None:
+def test_width_and_depth_are_those_of_the_configuration() -> None:
     net = EGNN(CONFIG.replace(hidden_dim=9, num_conv_layers=4))
     assert len(net.interactions) == 4
     assert len(net.moves) == 3

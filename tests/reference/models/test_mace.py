@@ -18,7 +18,12 @@ from harness.reference.errors import InputError
 from harness.reference.inference.prediction import batched_heads
 from harness.reference.models.backbones.mace import MACE, Radial
 from harness.reference.models.basis import ExactBuffer
-from harness.reference.models.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
+from harness.reference.models.clebsch_gordan import (
+    compute_edge_couplings,
+    compute_symmetric_couplings,
+    factor_monomials,
+    list_paths,
+)
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import batch_of, crystal, make_model, molecule
 from tests.reference.models import mace_torch
@@ -32,29 +37,29 @@ ELEMENTS = [1, 6, 8]
 
 
 def rotation(highest: int, turn: Tensor) -> Tensor:
-    """What a rotation does to a feature of degrees 0..highest."""
+    """Return the matrix of a rotation for features of degrees 0..highest."""
     with mace_torch.double_by_default():
         return o3.Irreps([(1, (d, (-1) ** d)) for d in range(highest + 1)]).D_from_matrix(turn)
 
 
-def turned() -> Tensor:
+def random_rotation() -> Tensor:
     with mace_torch.double_by_default():
         return o3.rand_matrix()
 
 
 def monomials_of(a: Tensor, order: int) -> Tensor:
-    made = a
+    values = a
     for n in range(2, order + 1):
-        variable, lower = factors(len(a), n)
-        made = a[variable] * made[lower]
-    return made
+        variable, lower = factor_monomials(len(a), n)
+        values = a[variable] * values[lower]
+    return values
 
 
 @pytest.mark.parametrize(("max_ell", "order"), [(1, 4), (2, 2), (2, 3), (3, 2), (3, 3)])
 def test_products_turn_with_their_factors(max_ell: int, order: int) -> None:
     torch.manual_seed(0)
-    turn, a = turned(), torch.randn((max_ell + 1) ** 2, dtype=torch.float64)
-    for degree, table in enumerate(symmetric_couplings(max_ell, order, 3)):
+    turn, a = random_rotation(), torch.randn((max_ell + 1) ** 2, dtype=torch.float64)
+    for degree, table in enumerate(compute_symmetric_couplings(max_ell, order, 3)):
         before, after = (table @ monomials_of(x, order) for x in (a, rotation(max_ell, turn) @ a))
         d_matrix = rotation(degree, turn)[degree**2 :, degree**2 :]
         assert torch.allclose(after, before @ d_matrix.T, rtol=1e-9, atol=1e-10)
@@ -67,13 +72,13 @@ def test_products_are_as_many_as_group_theory_allows(max_ell: int, order: int) -
     formula = {2: "ij=ji", 3: "ijk=jik=ikj"}[order]
     reduced = o3.ReducedTensorProducts(formula, i=variables).irreps_out
     expected = [reduced.count((degree, (-1) ** degree)) for degree in range(4)]
-    assert [len(table) for table in symmetric_couplings(max_ell, order, 3)] == expected
+    assert [len(table) for table in compute_symmetric_couplings(max_ell, order, 3)] == expected
 
 
 def test_products_are_independent_and_of_unit_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(9, 200_000, dtype=torch.float64, generator=generator)
-    for table in symmetric_couplings(2, 2, 2):
+    for table in compute_symmetric_couplings(2, 2, 2):
         values = (table @ monomials_of(sample, 2)).flatten(0, 1)
         assert torch.allclose(torch.cov(values), torch.eye(len(values), dtype=torch.float64), atol=0.06)
 
@@ -81,13 +86,13 @@ def test_products_are_independent_and_of_unit_variance() -> None:
 @pytest.mark.parametrize(("l_in", "l_edge"), [(0, 3), (1, 2), (3, 2), (2, 3)])
 def test_messages_turn_with_the_edge_and_the_feature(l_in: int, l_edge: int) -> None:
     torch.manual_seed(0)
-    table, turn = edge_couplings(l_in, l_edge), turned()
+    table, turn = compute_edge_couplings(l_in, l_edge), random_rotation()
     y, h = torch.randn((l_edge + 1) ** 2, dtype=torch.float64), torch.randn((l_in + 1) ** 2, dtype=torch.float64)
     before = torch.einsum("yrh,y,h->r", table, y, h)
     after = torch.einsum("yrh,y,h->r", table, rotation(l_edge, turn) @ y, rotation(l_in, turn) @ h)
     row = 0
     for degree in range(l_edge + 1):
-        count = len(paths(l_in, l_edge, degree))
+        count = len(list_paths(l_in, l_edge, degree))
         rows = slice(row, row + (2 * degree + 1) * count)
         d_matrix = rotation(degree, turn)[degree**2 :, degree**2 :]
         assert torch.allclose(
@@ -106,7 +111,7 @@ def test_tables_stay_exact_through_single_precision() -> None:
 
 
 def radial_at(radial: Radial, r: Tensor) -> Tensor:
-    """Of a carbon and an oxygen atom at each distance."""
+    """Evaluate the radial functions of a carbon and an oxygen atom at each distance."""
     first = torch.zeros(len(r), dtype=torch.long)
     return radial(r.unsqueeze(1), torch.tensor([6, 8]), first, first + 1)
 
@@ -130,10 +135,10 @@ def test_radial_functions_vanish_smoothly_at_the_cutoff_and_are_as_many_as_asked
 def test_radial_types_are_what_their_names_say() -> None:
     x = torch.linspace(0.2, 3.9, 7, dtype=torch.float64).unsqueeze(1)
     k = torch.arange(1.0, 6.0, dtype=torch.float64)
-    made = {kind: Radial(4.0, 5, kind, "none").double().functions(x) for kind in KINDS}  # type: ignore[arg-type]
-    assert torch.allclose(made["bessel"], np.sqrt(2 / 4.0) * torch.sin(k * np.pi * x / 4.0) / x, rtol=1e-13)
-    assert torch.allclose(made["gaussian"], torch.exp(-((x - (k - 1)) ** 2) / 2), rtol=1e-13)
-    assert torch.allclose(made["chebyshev"], torch.cos(k * torch.acos(x / 2 - 1)), atol=1e-13)
+    values = {kind: Radial(4.0, 5, kind, "none").double().functions(x) for kind in KINDS}  # type: ignore[arg-type]
+    assert torch.allclose(values["bessel"], np.sqrt(2 / 4.0) * torch.sin(k * np.pi * x / 4.0) / x, rtol=1e-13)
+    assert torch.allclose(values["gaussian"], torch.exp(-((x - (k - 1)) ** 2) / 2), rtol=1e-13)
+    assert torch.allclose(values["chebyshev"], torch.cos(k * torch.acos(x / 2 - 1)), atol=1e-13)
 
 
 def test_distance_transforms_follow_the_bond_length() -> None:
@@ -180,7 +185,7 @@ def test_hyperparameters_change_the_number_of_weights(change: dict[str, int]) ->
 
 def test_elements_cost_one_weight_a_channel_and_coupling() -> None:
     product = MACE(TINY.replace(correlation=3)).products[0]
-    couplings = sum(len(table) for order in (1, 2, 3) for table in symmetric_couplings(3, order, 1))
+    couplings = sum(len(table) for order in (1, 2, 3) for table in compute_symmetric_couplings(3, order, 1))
     assert product.weight.shape == (119, couplings, 6)
 
 
@@ -201,12 +206,12 @@ def test_importing_it_changes_no_default_of_torch_and_hides_no_warning() -> None
         "assert ignored == [f for f in warnings.filters if f[0] == 'ignore']\n"
         "assert torch.equal(random, torch.get_rng_state())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def fill(net: MACE) -> None:
-    """Weights of the usual size that are the same everywhere: this generator's stream is frozen."""
+def fill_weights(net: MACE) -> None:
+    """Set reproducible weights of the usual size: the stream of this generator is frozen."""
     stream = np.random.RandomState(0)
     for parameter in net.parameters():
         size = 1.0 if parameter.shape[0] == 119 else parameter.shape[-1] ** -0.5
@@ -214,13 +219,13 @@ def fill(net: MACE) -> None:
 
 
 def weighted_scalars(scalars: list[Tensor], positions: Tensor) -> tuple[float, Tensor]:
-    """A sum over atoms, layers and channels that weighs each differently, and its slope by the positions."""
+    """Return a weighted sum over atoms, layers and channels, and its gradient with respect to the positions."""
     features = torch.cat(scalars, dim=1)
     total = (features * torch.linspace(-1.0, 1.0, features.numel(), dtype=features.dtype).view_as(features)).sum()
     return float(total.detach()), torch.autograd.grad(total, positions)[0]
 
 
-def organic() -> Batch:
+def organic_batch() -> Batch:
     rng = np.random.default_rng(0)
     return batch_of(
         [replace(s, numbers=np.array(ELEMENTS)[rng.integers(0, 3, len(s))]) for s in (molecule(7), crystal(3))]
@@ -228,12 +233,12 @@ def organic() -> Batch:
 
 
 def our_scalars(net: MACE, batch: Batch, positions: Tensor) -> list[Tensor]:
-    made: list[Tensor] = []
-    hooks = [c.register_forward_hook(lambda _, __, out: made.append(out)) for c in net.conditions]
+    outputs: list[Tensor] = []
+    hooks = [c.register_forward_hook(lambda _, __, out: outputs.append(out)) for c in net.conditions]
     net(batch, positions[batch.sender] + batch.shift - positions[batch.receiver])
     for hook in hooks:
         hook.remove()
-    return made
+    return outputs
 
 
 PARITY = {
@@ -249,17 +254,17 @@ OF_MACE_TORCH = {
 }
 
 
-def filled(name: str) -> MACE:
+def build_filled(name: str) -> MACE:
     net = MACE(PARITY[name]).double()
-    fill(net)
+    fill_weights(net)
     return net
 
 
 @pytest.mark.parametrize("name", list(PARITY))
 def test_scalars_are_those_recorded_from_mace_torch(name: str) -> None:
-    batch = organic()
+    batch = organic_batch()
     positions = batch.positions.clone().requires_grad_()
-    total, slope = weighted_scalars(our_scalars(filled(name), batch, positions), positions)
+    total, slope = weighted_scalars(our_scalars(build_filled(name), batch, positions), positions)
     assert total == pytest.approx(OF_MACE_TORCH[name][0], rel=1e-10)
     assert slope[0].tolist() == pytest.approx(OF_MACE_TORCH[name][1], rel=1e-9)
 
@@ -267,9 +272,9 @@ def test_scalars_are_those_recorded_from_mace_torch(name: str) -> None:
 def test_scalars_are_those_of_mace_torch() -> None:
     pytest.importorskip("mace", reason="mace-torch needs a place of its own: see mace_torch.py")
     for name, config in PARITY.items():
-        ours, batch = filled(name), organic()
+        ours, batch = build_filled(name), organic_batch()
         positions = batch.positions.clone().requires_grad_()
-        theirs = mace_torch.scalars(mace_torch.of(config, ours, ELEMENTS), config, ELEMENTS, batch, positions)
+        theirs = mace_torch.scalars(mace_torch.build_peer(config, ours, ELEMENTS), config, ELEMENTS, batch, positions)
         for mine, other in zip(our_scalars(ours, batch, positions), theirs, strict=True):
             assert torch.allclose(mine, other, rtol=1e-11, atol=1e-12)
         total, slope = weighted_scalars(theirs, positions)

@@ -15,7 +15,7 @@ from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molec
 
 
 def plain_painn(net: PaiNN, batch: Batch, vector: Tensor) -> Tensor:
-    """Equations 7 to 10 with zero initial vectors, one edge and one atom at a time, no shortcut for any layer."""
+    """Evaluate equations 7 to 10 with zero initial vectors, one edge and one atom at a time."""
     f = net.width
     n_radial = len(net.radial.orders)
     s = net.embedding.weight[batch.numbers].clone()

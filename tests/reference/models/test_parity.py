@@ -13,7 +13,7 @@ from tests.support.reference_models import SchNetPackPaiNN
 
 
 def features_and_forces(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """s [n, F] and the gradient [n, 3] of a sum over s that weighs every atom and feature differently."""
+    """Return s [n, F] and the gradient [n, 3] of a weighted sum over s."""
     positions = batch.positions.clone().requires_grad_()
     s = net(batch, positions[batch.sender] + batch.shift - positions[batch.receiver])
     weighted = (s * torch.linspace(-1.0, 1.0, s.numel(), dtype=s.dtype).view_as(s)).sum()
@@ -26,7 +26,7 @@ def test_painn_is_that_of_schnetpack(num_radial: int) -> None:
     torch.manual_seed(0)
     config = SMALL.replace(num_radial=num_radial)
     ours, theirs = PaiNN(config).double(), SchNetPackPaiNN(config).double()
-    theirs.take_weights(ours)
+    theirs.copy_weights(ours)
     batch = batch_of([molecule(12), crystal(5)])
     (s, forces), (their_s, their_forces) = features_and_forces(ours, batch), features_and_forces(theirs, batch)
     assert torch.allclose(s, their_s, rtol=1e-10, atol=1e-10)

@@ -113,10 +113,10 @@ def test_a_supercell_has_the_energy_of_its_cells_and_the_same_forces(model: Foun
 
 def test_atoms_do_not_feel_the_rest_of_the_batch(model: FoundationModel) -> None:
     structures = [molecule(seed=2), crystal(), molecule(1, seed=3), molecule(5, seed=4)]
-    together = predict(model, structures)
+    batched = predict(model, structures)
     alone = [predict(model, [s]) for s in structures]
-    assert torch.allclose(together.energy, torch.cat([p.energy for p in alone]), rtol=1e-11)
-    assert torch.allclose(together.forces, torch.cat([p.forces for p in alone]), atol=1e-11)
+    assert torch.allclose(batched.energy, torch.cat([p.energy for p in alone]), rtol=1e-11)
+    assert torch.allclose(batched.forces, torch.cat([p.forces for p in alone]), atol=1e-11)
 
 
 def test_an_atom_alone_has_no_force(model: FoundationModel) -> None:

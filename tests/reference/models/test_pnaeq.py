@@ -27,22 +27,24 @@ def aggregation(epsilon: float = 1e-8) -> Aggregation:
     return Aggregation(3, epsilon).double()
 
 
-def summed(message: Tensor, receiver: Tensor, atoms: int) -> Tensor:
+def sum_messages(message: Tensor, receiver: Tensor, atoms: int) -> Tensor:
     return message.new_zeros(atoms, message.shape[1]).index_add(0, receiver, message)
 
 
-def gathered(messages: list[list[float]], envelopes: list[float], epsilon: float = 1e-8) -> tuple[Tensor, Tensor]:
-    """Mean, min, max and std [4, F] and D of one atom that gets these messages."""
+def aggregate_messages(
+    messages: list[list[float]], envelopes: list[float], epsilon: float = 1e-8
+) -> tuple[Tensor, Tensor]:
+    """Return mean, min, max and std [4, F], and D, of one atom with these messages."""
     receiver = torch.zeros(len(messages), dtype=torch.long)
     message = torch.tensor(messages, dtype=torch.float64).view(len(messages), 3)
     envelope = torch.tensor(envelopes, dtype=torch.float64).unsqueeze(1)
-    out, degree = aggregation(epsilon).aggregate(message, summed(message, receiver, 1), envelope, receiver)
+    out, degree = aggregation(epsilon).aggregate(message, sum_messages(message, receiver, 1), envelope, receiver)
     return out.view(4, -1), degree.squeeze()
 
 
 def test_aggregators_by_hand() -> None:
     """Three neighbours; in the first channel two are equal, the second has one sign, the third is 0."""
-    out, degree = gathered([[2.0, -1.0, 0.0], [2.0, -3.0, 0.0], [-4.0, -3.0, 0.0]], [1.0, 0.5, 0.5])
+    out, degree = aggregate_messages([[2.0, -1.0, 0.0], [2.0, -3.0, 0.0], [-4.0, -3.0, 0.0]], [1.0, 0.5, 0.5])
     assert degree == 3.0
     assert out[0].tolist() == pytest.approx([0.0, -7.0 / 3.0, 0.0])
     assert out[1].tolist() == pytest.approx([-4.0, -(1.0 + 2 * 3.0**5) / (1.0 + 2 * 3.0**4), 0.0])
@@ -54,7 +56,7 @@ def test_aggregators_by_hand() -> None:
 def test_extremes_lie_between_zero_and_the_true_ones() -> None:
     rng = np.random.default_rng(0)
     messages = rng.normal(size=(20, 3))
-    low, high = gathered(messages.tolist(), [1.0] * 20)[0][1:3].numpy()
+    low, high = aggregate_messages(messages.tolist(), [1.0] * 20)[0][1:3].numpy()
     assert (high > 0).all()
     assert (high < messages.max(0)).all()
     assert (high > 0.7 * messages.max(0)).all()
@@ -67,14 +69,14 @@ def test_scalers_multiply_the_aggregates_by_the_logarithm_of_the_degree() -> Non
     net = aggregation()
     message, envelope = torch.randn(4, 3).double(), torch.rand(4, 1).double()
     receiver = torch.tensor([0, 0, 0, 1])
-    given = (message, summed(message, receiver, 2), envelope, receiver)
-    parts, degree = net.aggregate(*given)
+    arguments = (message, sum_messages(message, receiver, 2), envelope, receiver)
+    parts, degree = net.aggregate(*arguments)
     expected = []
     for atom in range(2):
         s = math.log(float(degree[atom]) + 1.0) / math.log(TYPICAL_DEGREE + 1.0)
         scaled = torch.cat([parts[atom], parts[atom] * s, parts[atom] / s])
         expected.append(net.mix.weight @ scaled + net.mix.bias)
-    assert torch.allclose(net(*given), torch.stack(expected), rtol=1e-12)
+    assert torch.allclose(net(*arguments), torch.stack(expected), rtol=1e-12)
 
 
 def test_an_atom_without_neighbours_gets_finite_zeros_with_finite_slopes() -> None:
@@ -82,7 +84,7 @@ def test_an_atom_without_neighbours_gets_finite_zeros_with_finite_slopes() -> No
     message = torch.zeros(1, 3, requires_grad=True)
     envelope = torch.zeros(1, 1, requires_grad=True)
     receiver = torch.tensor([1])
-    out, degree = net.aggregate(message, summed(message, receiver, 3), envelope, receiver)
+    out, degree = net.aggregate(message, sum_messages(message, receiver, 3), envelope, receiver)
     assert torch.equal(degree, torch.ones(3, 1))
     assert torch.equal(out[:, :9], torch.zeros(3, 9))
     assert torch.allclose(out[:, 9:], torch.full((3, 3), 1e-4))
@@ -94,18 +96,18 @@ def test_an_atom_without_neighbours_gets_finite_zeros_with_finite_slopes() -> No
 def test_a_message_that_vanishes_with_its_envelope_changes_nothing() -> None:
     """Neither the aggregates nor, with two derivatives in the distance, their slopes."""
     others = [[0.7, -0.2, 0.4], [-0.5, 0.3, 0.1]]
-    without, degree = gathered(others, [0.8, 0.3])
+    without, degree = aggregate_messages(others, [0.8, 0.3])
     for distance in (1e-2, 1e-3):
         f = distance**2
-        out, d = gathered([*others, [2.0 * f, -1.5 * f, f]], [0.8, 0.3, f])
+        out, d = aggregate_messages([*others, [2.0 * f, -1.5 * f, f]], [0.8, 0.3, f])
         assert (out - without).abs().max() < 3 * f
         assert float(d - degree) == pytest.approx(f)
-    alone, _ = gathered([[2.0 * f, -1.5 * f, f]], [f])
-    assert (alone - gathered([], [])[0]).abs().max() < 3 * f
+    alone, _ = aggregate_messages([[2.0 * f, -1.5 * f, f]], [f])
+    assert (alone - aggregate_messages([], [])[0]).abs().max() < 3 * f
 
 
 def plain_pnaeq(net: PNAEq, batch: Batch, vector: Tensor) -> Tensor:
-    """The equations, one edge and one atom at a time."""
+    """Evaluate the equations, one edge and one atom at a time."""
     n_radial = len(net.radial.orders)
     s = net.embedding.weight[batch.numbers].clone()
     v = torch.zeros(len(s), 3, net.width, dtype=s.dtype)
@@ -161,7 +163,7 @@ def test_encoder_follows_the_equations() -> None:
 
 
 def rock_salt() -> Structure:
-    """Turned, so that equal distances differ by rounding."""
+    """Return rock salt, rotated so that equal distances differ by rounding."""
     places = [[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     cell = 5.6 * turn
@@ -170,11 +172,11 @@ def rock_salt() -> Structure:
 
 def test_a_symmetric_crystal_has_no_forces_though_its_neighbours_are_equal() -> None:
     config = TINY.replace(hidden_dim=16, cutoff=5.0)
-    model, crystal_ = make_model(config), rock_salt()
-    assert predict(model, [crystal_]).forces.abs().max() < 1e-12
-    off = replace(crystal_, positions=crystal_.positions + np.random.default_rng(1).normal(0, 0.05, (8, 3)))
+    model, salt = make_model(config), rock_salt()
+    assert predict(model, [salt]).forces.abs().max() < 1e-12
+    off = replace(salt, positions=salt.positions + np.random.default_rng(1).normal(0, 0.05, (8, 3)))
     typical = predict(model, [off]).forces.abs().max()
-    batch = batch_of([crystal_], config).to("cpu", torch.float32)
+    batch = batch_of([salt], config).to("cpu", torch.float32)
     single = batched_heads(model.float(), batch, model.gate(batch.composition)).forces
     model.double()
     assert single.abs().max() < 1e-2 * typical
@@ -190,7 +192,7 @@ def test_second_derivatives_are_finite_in_single_precision_where_extremes_are_ze
     net = Aggregation(3, epsilon)
     message = torch.tensor([[-1.0, 0.0, 1e-4], [-0.5, 0.0, -1e-5]], requires_grad=True)
     receiver = torch.tensor([0, 0])
-    out, _ = net.aggregate(message, summed(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
+    out, _ = net.aggregate(message, sum_messages(message, receiver, 2), torch.tensor([[0.9], [0.1]]), receiver)
     slope = torch.autograd.grad(100.0 * out.sum(), message, create_graph=True)[0]
     bend = torch.autograd.grad(100.0 * slope.sum(), message)[0]
     assert slope.isfinite().all()

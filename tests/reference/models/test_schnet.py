@@ -1,4 +1,4 @@
-"""SchNet against two implementations of others, on equal weights, and against its equations at the edges of numbers."""
+"""SchNet against two other implementations on equal weights, and against its equations for extreme arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.reference.data.batch import Batch
 from harness.reference.models.backbones.schnet import Gaussians, Interaction, SchNet, ssp
 from harness.reference.models.config import ModelConfig
 from tests.reference.conftest import batch_of, crystal, molecule
-from tests.support.reference_models import TorchGeometricSchNet, schnetpack
+from tests.support.reference_models import TorchGeometricSchNet, import_schnetpack
 
 CONFIG = ModelConfig(backbone="schnet", hidden_dim=12, num_conv_layers=3, cutoff=4.0, num_filters=10, num_gaussians=15)
 
@@ -40,7 +40,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 @pytest.fixture
 def double_by_default() -> object:
-    """Peers round the constants that they compute to the default type."""
+    """Set the default type, to which peers round their constants."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -68,10 +68,10 @@ def test_energy_and_forces_are_those_of_torch_geometric() -> None:
 
 
 def test_features_and_forces_are_those_of_schnetpack() -> None:
-    layers, names = schnetpack("nn"), schnetpack("properties")
+    layers, names = import_schnetpack("nn"), import_schnetpack("properties")
     net = ours()
     radial, cutoff = layers.GaussianRBF(CONFIG.num_gaussians, CONFIG.cutoff), layers.CosineCutoff(CONFIG.cutoff)
-    theirs = schnetpack("representation").SchNet(12, 3, radial, cutoff, n_filters=CONFIG.num_filters).double()
+    theirs = import_schnetpack("representation").SchNet(12, 3, radial, cutoff, n_filters=CONFIG.num_filters).double()
     # theirs are rounded to single precision
     radial.offsets = torch.linspace(0, CONFIG.cutoff, radial.n_rbf, dtype=torch.float64)
     radial.widths = torch.full_like(radial.offsets, CONFIG.cutoff / (radial.n_rbf - 1))

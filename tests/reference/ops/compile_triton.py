@@ -1,6 +1,6 @@
-"""A program: launches of the fused messages, with what Triton makes of their arguments, to code for three GPUs.
+"""Program that compiles the kernels of the fused messages for three kinds of GPUs, none of which has to be present.
 
-None need be here: what would run is compiled, and left there. One line for each set of four kernels.
+It prints one line for each set of four kernels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SIZES = (
 )
 
 
-class Absent:
-    """What Triton asks of a driver, for a GPU that is not here."""
+class AbsentGpuDriver:
+    """A Triton driver of a GPU that is not present."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -69,13 +69,13 @@ def main() -> None:
 
     JITFunction.run = compile_only
     for target, text, binary in TARGETS:
-        driver.set_active(Absent(target))
+        driver.set_active(AbsentGpuDriver(target))
         for sizes, dtype in SIZES:
             compiled.clear()
             launch_all(*sizes, dtype)
             for kernel in compiled:
-                found = ATOMICS.search(kernel.asm[text])
-                assert found is None, (kernel.name, found)
+                atomic = ATOMICS.search(kernel.asm[text])
+                assert atomic is None, (kernel.name, atomic)
             print(target.arch, dtype, sizes, *(len(kernel.asm[binary]) for kernel in compiled))
 
 

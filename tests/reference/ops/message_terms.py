@@ -1,4 +1,4 @@
-"""What the tests of the fused messages share: random terms, and the definition written out."""
+"""Random terms of messages, and the plain definition of messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_terms(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> MessageInputs:
-    """Random numbers on random edges in no order; many atoms have none."""
+    """Return random terms on random, unsorted edges; many atoms have no edge."""
     generator = torch.Generator().manual_seed(atoms + edges)
 
     def normal(*shape: int) -> Tensor:
@@ -50,8 +50,8 @@ def floats(terms: MessageInputs) -> list[Tensor]:
     return [x for x in terms if x is not None and x.is_floating_point()]
 
 
-def plain(terms: MessageInputs) -> tuple[Tensor, Tensor]:
-    """The definition, with tensors of edges and features."""
+def plain_messages(terms: MessageInputs) -> tuple[Tensor, Tensor]:
+    """Return the messages after their definition, with tensors of edges and features."""
     filters = terms.radial @ terms.weight
     x = (filters * terms.phi[terms.sender]).split(filters.shape[1] // terms.parts, dim=1)
     to_v = x[1] * terms.unit.T.unsqueeze(-1)
@@ -71,13 +71,13 @@ def with_gradients(outputs: tuple[Tensor, ...], terms: MessageInputs) -> list[Te
 
 
 def with_second_derivatives(formulation: Formulation, terms: MessageInputs) -> list[Tensor]:
-    """Gradients of a sum of cubes, and of the sum of their cubes, by what needs them."""
+    """Return gradients of a sum of cubes, and of the sum of their cubes, for the inputs that need them."""
     inputs = [x for x in floats(terms) if x.requires_grad]
     s, v = formulation(terms)
     first = torch.autograd.grad((s**3).sum() + (v**3).sum(), inputs, create_graph=True)
     return [*first, *torch.autograd.grad(sum((x**3).sum() for x in first), inputs)]  # type: ignore[arg-type]
 
 
-def near(got: Prediction, expected: Prediction, tolerance: float) -> None:
+def assert_close(got: Prediction, expected: Prediction, tolerance: float) -> None:
     assert torch.allclose(got.energy, expected.energy, rtol=tolerance, atol=0)
     assert (got.forces - expected.forces).abs().max() <= tolerance * expected.forces.abs().max() + 1e-15

@@ -1,4 +1,4 @@
-"""The fused messages on CPUs: the plain formulation's numbers and derivatives, and the same bits always."""
+"""The fused messages on CPUs: values and derivatives of the plain formulation, bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.reference.ops.message_terms import (
     TOLERANCE,
     floats,
     make_terms,
-    plain,
+    plain_messages,
     with_gradients,
     with_second_derivatives,
 )
@@ -37,7 +37,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-# narrower than a vector, ragged, the paper's width; more columns than one group has; nothing at all
+# narrower than a vector, ragged, the paper's width; more columns than one group has; no edges
 SIZES = [(5, 9, 3, 2), (7, 90, 13, 7), (40, 500, 337, 7), (4, 20, 40, 45), (20, 300, 19, 21), (3, 0, 8, 7)]
 
 
@@ -48,7 +48,9 @@ def test_values_and_gradients_are_those_of_the_definition(
     sizes: tuple[int, int, int, int], with_v: bool, dtype: torch.dtype
 ) -> None:
     terms = make_terms(*sizes, with_v=with_v, dtype=dtype)
-    for got, expected in zip(with_gradients(messages(terms), terms), with_gradients(plain(terms), terms), strict=True):
+    for got, expected in zip(
+        with_gradients(messages(terms), terms), with_gradients(plain_messages(terms), terms), strict=True
+    ):
         assert got.dtype == dtype
         assert got.shape == expected.shape
         scale = expected.abs().max() if expected.numel() else torch.zeros(())
@@ -73,30 +75,32 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(with_v: bo
     terms = make_terms(3, 6, 2, 2, with_v=with_v)
 
     def of(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        given = iter(inputs)
-        return messages(MessageInputs(*(next(given) if x is not None and x.is_floating_point() else x for x in terms)))
+        tensors = iter(inputs)
+        return messages(
+            MessageInputs(*(next(tensors) if x is not None and x.is_floating_point() else x for x in terms))
+        )
 
     assert gradcheck(of, floats(terms))
     assert gradgradcheck(of, floats(terms))
 
 
 @with_and_without_v
-@pytest.mark.parametrize("wanted", ["radial", "unit", "weight", "phi", "v", "radial unit"])
-def test_what_needs_no_gradient_costs_nobody_elses(wanted: str, with_v: bool) -> None:
-    if wanted == "v" and not with_v:
-        return
+@pytest.mark.parametrize("needed", ["radial", "unit", "weight", "phi", "v", "radial unit"])
+def test_gradients_are_right_when_some_inputs_need_none(needed: str, with_v: bool) -> None:
+    if needed == "v" and not with_v:
+        pytest.skip("there is no v")
     terms = make_terms(5, 20, 6, 4, with_v=with_v)
     terms = MessageInputs(*(
-        x.detach().requires_grad_(name in wanted.split()) if x is not None and x.is_floating_point() else x
+        x.detach().requires_grad_(name in needed.split()) if x is not None and x.is_floating_point() else x
         for name, x in zip(MessageInputs._fields, terms, strict=True)
     ))  # fmt: skip
-    found, wanted_ones = (with_second_derivatives(formulation, terms) for formulation in (messages, plain))
-    for got, expected in zip(found, wanted_ones, strict=True):
+    results, references = (with_second_derivatives(formulation, terms) for formulation in (messages, plain_messages))
+    for got, expected in zip(results, references, strict=True):
         assert torch.allclose(got, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
 
 @with_and_without_v
-def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -> None:
+def test_operators_are_registered_correctly(with_v: bool) -> None:
     terms = make_terms(5, 20, 6, 4, with_v=with_v)
     to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
     operators = torch.ops.gfm_harness
@@ -107,13 +111,13 @@ def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -
 
 
 @types
-def test_every_bit_is_the_same_again_and_on_any_number_of_threads(dtype: torch.dtype, threads: None) -> None:
+def test_results_are_bitwise_reproducible_on_any_number_of_threads(dtype: torch.dtype, threads: None) -> None:
     terms = make_terms(150, 2500, 67, 7, dtype=dtype)
-    found = []
+    results = []
     for n in (1, 2, 3, 2, 1):
         torch.set_num_threads(n)
-        found.append(with_gradients(messages(terms), terms))
-    for before, after in pairwise(found):
+        results.append(with_gradients(messages(terms), terms))
+    for before, after in pairwise(results):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Models around the fused messages: the predictions and the gradients that they have without, compiled too."""
+"""Models predict the same energies, forces and gradients with fused messages, eager and compiled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.reference.ops import messages as kernels
 from harness.reference.ops.messages import UnsupportedKernel
 from harness.reference.programs.ladder.stages import fused_messages
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
-from tests.reference.ops.message_terms import TOLERANCE, near
+from tests.reference.ops.message_terms import TOLERANCE, assert_close
 
 types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp64", "fp32"])
 
@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest) -> FoundationModel:
 
 
 def crowd() -> Structure:
-    """More neighbours within the cutoff than are taken."""
+    """Return a molecule with more neighbours within the cutoff than the limit."""
     return molecule(40, seed=3)
 
 
@@ -56,12 +56,12 @@ def batches() -> dict[str, Batch]:
 
 @types
 @pytest.mark.parametrize("name", list(batches()))
-def test_the_whole_model_predicts_what_it_does_without(name: str, dtype: torch.dtype, model: FoundationModel) -> None:
+def test_models_predict_the_same_with_fused_messages(name: str, dtype: torch.dtype, model: FoundationModel) -> None:
     batch = batches()[name].to("cpu", dtype)
     model.to(dtype)
     weights = model.gate(batch.composition)
     got, expected = batched_heads(model, batch, weights, fused=True), baseline(model, batch, weights)
-    near(got, expected, 100 * TOLERANCE[dtype])
+    assert_close(got, expected, 100 * TOLERANCE[dtype])
 
 
 def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel) -> None:
@@ -83,7 +83,7 @@ def test_forces_are_minus_the_slope_of_the_energy(model: FoundationModel) -> Non
 
 
 class ForceLoss(nn.Module):
-    """As training takes it, with or without the operators."""
+    """The loss of training, with or without fused messages."""
 
     def __init__(self, model: FoundationModel, fused: bool) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class ForceLoss(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compiled(model: FoundationModel) -> None:
+def test_gradients_of_a_force_loss_are_the_same_with_fused_messages(model: FoundationModel) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
     two_layers = make_model(model.config.replace(num_conv_layers=2)).requires_grad_(True)
@@ -112,13 +112,13 @@ def test_a_loss_of_forces_has_the_gradients_that_it_has_without_eager_and_compil
     expected = ForceLoss(two_layers, fused=False).gradients(batch)
     assert any("filter" in name for name in expected)
     for loss in (ForceLoss(two_layers, fused=True), compiled):
-        found = loss.gradients(batch)
-        assert found.keys() == expected.keys()
+        actual = loss.gradients(batch)
+        assert actual.keys() == expected.keys()
         for name, gradient in expected.items():
-            assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-11 * float(gradient.abs().max())), name
+            assert torch.allclose(actual[name], gradient, rtol=1e-9, atol=1e-11 * float(gradient.abs().max())), name
 
 
-def test_compiled_code_goes_around_them_whole_and_for_any_shape(model: FoundationModel) -> None:
+def test_models_compile_to_one_graph_for_any_shape(model: FoundationModel) -> None:
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
     explained = []
@@ -130,11 +130,11 @@ def test_compiled_code_goes_around_them_whole_and_for_any_shape(model: Foundatio
     run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend=note)
     for batch in batches().values():
         weights = model.gate(batch.composition)
-        near(run(model, batch, weights, fused=True), batched_heads(model, batch, weights), 1e-11)
+        assert_close(run(model, batch, weights, fused=True), batched_heads(model, batch, weights), 1e-11)
     assert 1 <= len(explained) <= 4
 
 
-def test_other_models_and_devices_are_told_that_there_is_none() -> None:
+def test_other_models_and_devices_are_refused() -> None:
     other = make_model(ModelConfig(backbone="egnn", hidden_dim=8, dim_sharedlayers=8, dim_headlayers=8))
     batch = batch_of([molecule()], SMALL)
     with pytest.raises(UnsupportedKernel, match="only painn and pnaeq have fused messages, not egnn"):
@@ -144,7 +144,7 @@ def test_other_models_and_devices_are_told_that_there_is_none() -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "xpu"])
-def test_a_gpu_without_triton_is_told_so(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_triton_is_reported(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     for name in ("triton_messages", "triton_kernels"):
         monkeypatch.delitem(sys.modules, f"harness.reference.ops.{name}", raising=False)

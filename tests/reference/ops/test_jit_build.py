@@ -1,4 +1,4 @@
-"""Operators compiled on first use: once, kept, and in spite of a cache that is broken, locked or shared."""
+"""Operators are compiled once, on first use, even if the cache is damaged, read-only or shared."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from harness.reference.ops.jit_build import BuildError
 from harness.reference.programs.ladder.stages import fused_messages
 from tests.reference.conftest import batch_of, make_model, molecule
 
-# a library that says in a file that it was loaded
-TELLS = """
+# a library that appends a character to a file when it is loaded
+LIBRARY_SOURCE = """
 #include <cstdio>
 #include <cstdlib>
-struct Told {
-  Told() { std::FILE* f = std::fopen(std::getenv("TOLD"), "a"); std::fputs("x", f); std::fclose(f); }
-} told;
+struct LoadCounter {
+  LoadCounter() { std::FILE* f = std::fopen(std::getenv("LOADS_FILE"), "a"); std::fputs("x", f); std::fclose(f); }
+} load_counter;
 """
 
 
@@ -31,15 +31,15 @@ struct Told {
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "small"
     folder.mkdir()
-    (folder / "operators.cpp").write_text(TELLS)
+    (folder / "operators.cpp").write_text(LIBRARY_SOURCE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    monkeypatch.setenv("LOADS_FILE", str(tmp_path / "loads"))
     return folder
 
 
-def load(sources: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, as dlopen gives back what a process has already."""
+def load_in_a_process(sources: Path) -> subprocess.CompletedProcess[str]:
+    """Load the library in a separate process, as dlopen reuses a loaded one."""
     script = f"""
         from pathlib import Path
         from harness.reference.ops import jit_build
@@ -49,62 +49,64 @@ def load(sources: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def told(sources: Path) -> int:
-    """How often the library has been loaded."""
-    return len((sources.parent / "told").read_text())
+def count_loads(sources: Path) -> int:
+    """Return how often the library has been loaded."""
+    return len((sources.parent / "loads").read_text())
 
 
-def kept(sources: Path) -> list[Path]:
+def cached_files(sources: Path) -> list[Path]:
     return sorted((sources.parent / "cache").rglob("*.*"))
 
 
-def test_it_is_compiled_once_and_then_taken_from_the_cache(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(sources).returncode == 0
-    (path,) = kept(sources)
+def test_a_library_is_compiled_once_and_then_loaded_from_the_cache(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_in_a_process(sources).returncode == 0
+    (path,) = cached_files(sources)
     assert path.parent == sources.parent / "cache" / "gfm-harness"
     before = path.stat().st_mtime_ns
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert load(sources).returncode == 0
-    assert told(sources) == 2
+    assert load_in_a_process(sources).returncode == 0
+    assert count_loads(sources) == 2
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_damaged_library_is_made_anew(sources: Path) -> None:
+def test_a_damaged_library_is_rebuilt(sources: Path) -> None:
     """Empty, cut off, or with one byte changed: loading such a file can end the process."""
-    assert load(sources).returncode == 0
-    (path,) = kept(sources)
+    assert load_in_a_process(sources).returncode == 0
+    (path,) = cached_files(sources)
     sound = path.read_bytes()
     for damaged in (b"", sound[:5000], sound[:5000] + bytes([sound[5000] ^ 1]) + sound[5001:]):
         path.unlink()
         path.write_bytes(damaged)
-        assert load(sources).returncode == 0
+        assert load_in_a_process(sources).returncode == 0
         assert jit_build._has_valid_digest(path)
-    assert told(sources) == 4
+    assert count_loads(sources) == 4
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(sources: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_bypassed(sources: Path) -> None:
     """A file stands where the folder would, which stops the superuser too."""
     (sources.parent / "cache").write_text("")
-    assert load(sources).returncode == 0
-    assert told(sources) == 1
+    assert load_in_a_process(sources).returncode == 0
+    assert count_loads(sources) == 1
     assert not list(sources.parent.glob("gfm-harness-*"))
 
 
-def test_a_sound_file_that_is_no_library_is_passed_by(sources: Path) -> None:
-    assert load(sources).returncode == 0
-    (path,) = kept(sources)
+def test_a_sealed_file_that_is_no_library_is_bypassed(sources: Path) -> None:
+    assert load_in_a_process(sources).returncode == 0
+    (path,) = cached_files(sources)
     path.unlink()
     path.write_bytes(b"no library" + jit_build.hashlib.sha256(b"no library").digest())
-    assert load(sources).returncode == 0
-    assert told(sources) == 2
+    assert load_in_a_process(sources).returncode == 0
+    assert count_loads(sources) == 2
 
 
-def test_processes_at_once_do_not_disturb_each_other(sources: Path) -> None:
+def test_concurrent_builds_do_not_interfere(sources: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(load, [sources] * 3))
-    assert [d.returncode for d in done] == [0, 0, 0], done
-    assert told(sources) == 3
-    (path,) = kept(sources)
+        results = list(pool.map(load_in_a_process, [sources] * 3))
+    assert [d.returncode for d in results] == [0, 0, 0], results
+    assert count_loads(sources) == 3
+    (path,) = cached_files(sources)
     assert jit_build._has_valid_digest(path)
 
 
@@ -125,7 +127,7 @@ def test_a_source_that_does_not_compile_says_where(sources: Path) -> None:
     (sources / "operators.cpp").write_text("int wrong = ;")
     with pytest.raises(BuildError, match=r"fails: .*operators\.cpp:1:\d+: error: "):
         jit_build.load(sources)
-    assert not kept(sources)
+    assert not cached_files(sources)
 
 
 def test_without_a_compiler_the_stage_is_not_available(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,9 @@ from harness.reference.ops.messages import MessageInputs, UnsupportedKernel, mes
 from tests.reference.conftest import SMALL, batch_of, crystal, make_model, molecule
 from tests.reference.ops.message_terms import (
     TOLERANCE,
+    assert_close,
     make_terms,
-    near,
-    plain,
+    plain_messages,
     with_gradients,
     with_second_derivatives,
 )
@@ -71,7 +71,9 @@ def test_values_and_gradients_are_those_of_the_definition(
     sizes: tuple[int, ...], with_v: bool, dtype: torch.dtype
 ) -> None:
     terms = terms_of(*sizes, with_v=with_v, dtype=dtype)
-    for got, expected in zip(with_gradients(messages(terms), terms), with_gradients(plain(terms), terms), strict=True):
+    for got, expected in zip(
+        with_gradients(messages(terms), terms), with_gradients(plain_messages(terms), terms), strict=True
+    ):
         assert got.dtype == dtype
         assert got.shape == expected.shape
         scale = expected.abs().max() if expected.numel() else torch.zeros(())
@@ -81,11 +83,13 @@ def test_values_and_gradients_are_those_of_the_definition(
 @with_and_without_v
 def test_second_derivatives_are_those_of_the_definition(with_v: bool) -> None:
     terms = terms_of(4, 15, 6, 4, with_v=with_v)
-    for got, expected in zip(*(with_second_derivatives(form, terms) for form in (messages, plain)), strict=True):
+    for got, expected in zip(
+        *(with_second_derivatives(form, terms) for form in (messages, plain_messages)), strict=True
+    ):
         assert torch.allclose(got, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
 
-def test_sums_of_many_chunks_of_edges_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_do_not_depend_on_the_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.reference.ops import triton_messages
 
     terms = terms_of(5, 40, 6, 4)
@@ -108,14 +112,14 @@ def test_tensors_may_be_views() -> None:
 
 
 @types
-def test_every_bit_is_the_same_again(dtype: torch.dtype) -> None:
+def test_results_are_bitwise_reproducible(dtype: torch.dtype) -> None:
     terms = terms_of(5, 40, 20, 7, dtype=dtype)
     first, again = (with_gradients(messages(terms), terms) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @with_and_without_v
-def test_torch_finds_the_operators_as_registered_as_they_must_be(with_v: bool) -> None:
+def test_operators_are_registered_correctly(with_v: bool) -> None:
     terms = terms_of(3, 6, 4, 2, with_v=with_v)
     to_s, to_v = (torch.randn_like(x).requires_grad_() for x in messages(terms))
     operators = torch.ops.gfm_harness
@@ -145,7 +149,7 @@ def test_tensors_that_do_not_fit_are_refused(wrong: dict[str, Tensor], message: 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("backbone", kernels.BACKBONES)
-def test_models_predict_what_they_do_without(backbone: str, compiled: bool) -> None:
+def test_models_predict_the_same_with_fused_messages(backbone: str, compiled: bool) -> None:
     model = make_model(SMALL.replace(backbone=backbone, hidden_dim=8, num_conv_layers=2)).to(DEVICE)
     batch = batch_of([molecule(3), molecule(1, seed=7), crystal(1)]).to(DEVICE, torch.float64)
     weights = model.gate(batch.composition)
@@ -154,13 +158,13 @@ def test_models_predict_what_they_do_without(backbone: str, compiled: bool) -> N
         torch._dynamo.reset()
         torch._dynamo.config.trace_autograd_ops = True
         run = torch.compile(batched_heads, dynamic=True, fullgraph=True, backend="aot_eager")
-    near(run(model, batch, weights, fused=True), baseline(model, batch, weights), 1e-11)
+    assert_close(run(model, batch, weights, fused=True), baseline(model, batch, weights), 1e-11)
 
 
 @on_gpus
 @pytest.mark.skipif(GPU != "cuda", reason="graphs are CUDA's")
-def test_graphs_hold_them() -> None:
-    """Whatever waited for the device would end the recording."""
+def test_cuda_graphs_can_record_them() -> None:
+    """An operation that waits for the device would end the recording."""
     terms = terms_of(50, 400, 64, 7)
     inputs = [x.detach() if x is not None else x for x in terms]
     operators = torch.ops.gfm_harness
@@ -180,16 +184,16 @@ def test_graphs_hold_them() -> None:
 
 
 @pytest.mark.skipif(GPU is not None, reason="there is a GPU")
-def test_triton_without_a_device_is_said() -> None:
+def test_triton_without_a_device_is_reported() -> None:
     with pytest.raises(UnsupportedKernel, match=r"^no Triton here: 0 active drivers"):
         kernels.load(torch.device("cuda"))
 
 
-def test_the_compilers_for_nvidia_and_amd_take_them_without_atomics(tmp_path: Path) -> None:
+def test_kernels_compile_for_nvidia_and_amd_without_atomics(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "tests.reference.ops.compile_triton"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    kernels_of = [[int(size) for size in line.rpartition(")")[2].split()] for line in done.stdout.splitlines()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    kernels_of = [[int(size) for size in line.rpartition(")")[2].split()] for line in result.stdout.splitlines()]
     assert len(kernels_of) == 12
     assert all(len(sizes) == 4 and min(sizes) > 1000 for sizes in kernels_of)

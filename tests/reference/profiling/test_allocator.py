@@ -1,4 +1,4 @@
-"""The allocator's two ways, by the pages that the kernel has to clear; and where there is none of the kind."""
+"""The two modes of the allocator by their page faults, and allocators other than glibc's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import resource, sys
 import torch
 from harness.reference.profiling import allocator
 
-kept = []
+blocks = []
 
 def faults(mode):
     allocator.set_mode(mode)
     # something small that lives on, above large blocks that are let go: holes that are no part of the heap's end
     large = [torch.zeros(100 << 20, dtype=torch.uint8) for _ in range(3)]
-    kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
+    blocks.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
     del large
     for k in range(30):
         if k == 25:
@@ -39,35 +39,35 @@ for mode in sys.argv[1].split():
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_tuned_mode_retains_memory_and_default_mode_returns_it_in_any_order() -> None:
     for order in ("default tuned default tuned", "tuned default"):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), order], capture_output=True, text=True, check=True
         )
-        for line in done.stdout.splitlines():
+        for line in result.stdout.splitlines():
             mode, faults = line.split()
             # huge pages would make ten thousand small faults a few hundred
-            assert int(faults) < 50 if mode == "tuned" else int(faults) > 50, done.stdout
+            assert int(faults) < 50 if mode == "tuned" else int(faults) > 50, result.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_default_mode_ignores_malloc_variables_of_the_job() -> None:
     environment = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "268435456"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), "default"],
         capture_output=True, text=True, check=True, env=os.environ | environment,
     )  # fmt: skip
-    assert int(done.stdout.split()[1]) > 50
+    assert int(result.stdout.split()[1]) > 50
 
 
 GROWTH = """
 import psutil, torch
 from harness.reference.profiling import allocator
 
-kept = []
+blocks = []
 for _ in range(30):
     for mode in ("default", "default", "tuned"):
         allocator.set_mode(mode)
         large = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(5)]
-        kept.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
+        blocks.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
         del large
 print(psutil.Process().memory_info().rss >> 20)
 """
@@ -75,8 +75,8 @@ print(psutil.Process().memory_info().rss >> 20)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_switching_modes_repeatedly_does_not_accumulate_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000
+    result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 1000
 
 
 def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

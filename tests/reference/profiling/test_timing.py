@@ -1,4 +1,4 @@
-"""Memory of a call, rates and profiles, against what can be counted by hand."""
+"""Memory of a call, rates and profiles, against hand counts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_peak_memory_is_what_is_held_at_once() -> None:
         c = torch.zeros(1 << 18, dtype=torch.float64)
         del b, c
 
-    assert timing.peak_bytes(call, CPU) == pytest.approx(8 << 20, rel=0.01)
+    assert timing.measure_peak_bytes(call, CPU) == pytest.approx(8 << 20, rel=0.01)
 
 
 def test_ceilings_and_hot_spots_are_numbers_of_this_machine() -> None:
     for sizes in ((64, 32, 48), (4, 8, 16, 24)):
-        assert 0.01 < timing.product_gflop_per_s(CPU, torch.float32, sizes) < 1e6
-    assert 0.1 < timing.copy_gb_per_s(CPU) < 1e5
+        assert 0.01 < timing.measure_product_gflop_per_s(CPU, torch.float32, sizes) < 1e6
+    assert 0.1 < timing.measure_copy_gb_per_s(CPU) < 1e5
     a = torch.randn(300, 300)
     profile = timing.profile_call(lambda: a @ a, CPU)
     assert profile["rows"][0]["operation"] in ("aten::mm", "aten::matmul")

@@ -1,4 +1,4 @@
-"""Searches: spaces, nodes, halving, warm starts; trials that crash, hang, diverge or are killed; a search that is."""
+"""Searches: spaces, nodes, halving, warm starts; trials that crash, hang, diverge or are killed; killed searches."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ import psutil
 import pytest
 
 from harness.protocol.errors import UsageError
-from harness.protocol.events import last_run
+from harness.protocol.events import read_last_run
 from harness.protocol.programs.hpo import HpoParameters, Range
 from harness.protocol.registry import parse_parameters
 from harness.reference.errors import InputError
 from harness.reference.programs.hpo import trial
 from harness.reference.programs.hpo.halving import Halving
-from harness.reference.programs.hpo.nodes import Pool
+from harness.reference.programs.hpo.nodes import NodePool
 from harness.reference.programs.hpo.optimizer import Optimizer
-from harness.reference.programs.hpo.space import active, holds, is_whole, merge_spaces
+from harness.reference.programs.hpo.space import active_parameters, contains_point, is_integer_range, merge_spaces
 from tests.support.programs import run_program
 
 TRAINING: dict[str, Any] = {
@@ -47,73 +47,75 @@ WIDE = SPACE | {"learning_rate": {"low": 1e-12, "high": 1e31, "log": True}}
 SMALL = {"space": SPACE, "trial": TRAINING, "evaluations": 2, "at_once": 2, "trial_minutes": 10.0, "initial_points": 2}
 
 
-def searched(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
-    """What a search in this process has told."""
-    return last_run(run_program("hpo", SMALL | parameters, folder).path)
+def run_search(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the events of a search in this process."""
+    return read_last_run(run_program("hpo", SMALL | parameters, folder).path)
 
 
-def prepared(folder: Path, number: int, **point: Any) -> None:
-    """A trial that an earlier search has left behind, not yet begun."""
-    place = folder / "trials" / f"{number:04d}"
-    given = {"hidden_dim": 4, "learning_rate": 1e-3} | point
-    trial.write(trial.Trial(number, given, place, 60.0), TRAINING, given, of="before")
+def write_trial(folder: Path, number: int, **point: Any) -> None:
+    """Write a trial that an earlier search has prepared but not started."""
+    trial_folder = folder / "trials" / f"{number:04d}"
+    configuration = {"hidden_dim": 4, "learning_rate": 1e-3} | point
+    trial.write_trial(trial.Trial(number, configuration, trial_folder, 60.0), TRAINING, configuration, search="before")
 
 
-def of_trials(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def trials_by_number(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {e["trial"]: e for e in log if e["event"] == "trial"}
 
 
-def test_a_search_finds_runs_and_leaves_a_table(tmp_path: Path) -> None:
-    log = searched(tmp_path, evaluations=3)
-    told = of_trials(log)
-    assert sorted(told) == [0, 1, 2]
-    for number, event in told.items():
-        epochs = [e for e in last_run(tmp_path / "trials" / f"{number:04d}" / "events.jsonl") if e["event"] == "epoch"]
+def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
+    log = run_search(tmp_path, evaluations=3)
+    trials = trials_by_number(log)
+    assert sorted(trials) == [0, 1, 2]
+    for number, event in trials.items():
+        epochs = [
+            e for e in read_last_run(tmp_path / "trials" / f"{number:04d}" / "events.jsonl") if e["event"] == "epoch"
+        ]
         errors = epochs[-1]["validation_energy_mae_ev_per_atom"], epochs[-1]["validation_force_mae_ev_per_a"]
         assert event["objective"] == pytest.approx(-sum(errors) / 2)
-        assert holds(HpoParameters(space=SPACE).space, event["configuration"])
+        assert contains_point(HpoParameters(space=SPACE).space, event["configuration"])
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {int(r["job_id"]): float(r["objective"]) for r in rows} == {n: e["objective"] for n, e in told.items()}
+    assert {int(r["job_id"]): float(r["objective"]) for r in rows} == {n: e["objective"] for n, e in trials.items()}
     warm = tmp_path / "warm"
     warm.mkdir()
-    again = searched(warm, evaluations=1, warm_start=[str(tmp_path / "results.csv")])
+    again = run_search(warm, evaluations=1, warm_start=[str(tmp_path / "results.csv")])
     (fact,) = [e["value"] for e in again if e.get("name") == "warm_start"]
     assert (fact["told"], fact["outside"], fact["failed"]) == (3, 0, 0)
 
 
-def test_a_trial_that_goes_wrong_is_told_as_what_it_is(tmp_path: Path) -> None:
-    """Refused, diverged, hung and killed: each its own state, and the search goes on to a good one."""
-    prepared(tmp_path, 0, num_conv_layers=0)
-    prepared(tmp_path, 1, learning_rate=1e30, epoch_length=400)
-    prepared(tmp_path, 2, epochs=100_000)
-    prepared(tmp_path, 3, epochs=100_001)
-    prepared(tmp_path, 4)
+def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
+    """The search goes on after trials that are refused, diverge, hang or are killed."""
+    write_trial(tmp_path, 0, num_conv_layers=0)
+    write_trial(tmp_path, 1, learning_rate=1e30, epoch_length=400)
+    write_trial(tmp_path, 2, epochs=100_000)
+    write_trial(tmp_path, 3, epochs=100_001)
+    write_trial(tmp_path, 4)
     killer = threading.Thread(target=kill_when_started, args=(tmp_path / "trials" / "0003",))
     killer.start()
-    log = searched(tmp_path, space=WIDE, evaluations=5, trial_minutes=0.75)
+    log = run_search(tmp_path, space=WIDE, evaluations=5, trial_minutes=0.75)
     killer.join()
-    told = of_trials(log)
-    assert [told[k]["state"] for k in range(5)] == ["failed", "not finite", "timeout", "failed", "done"]
-    assert "num_conv_layers is 0" in told[0]["reason"]
-    assert "no longer a number" in told[1]["reason"]
-    assert told[2]["reason"] == "not ended within 45 s"
-    assert told[3]["reason"] == "killed by SIGKILL"
+    trials = trials_by_number(log)
+    assert [trials[k]["state"] for k in range(5)] == ["failed", "not finite", "timeout", "failed", "done"]
+    assert "num_conv_layers is 0" in trials[0]["reason"]
+    assert "no longer a number" in trials[1]["reason"]
+    assert trials[2]["reason"] == "not ended within 45 s"
+    assert trials[3]["reason"] == "killed by SIGKILL"
     table = pd.read_csv(tmp_path / "results.csv", index_col="job_id")
     assert table.loc[[0, 1, 2], "objective"].tolist() == ["F_failed", "F_not_finite", "F_timeout"]
-    assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_words(p))]
+    assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(list_arguments(p))]
 
 
 def kill_when_started(folder: Path) -> None:
     log = folder / "events.jsonl"
     deadline = time.monotonic() + 200
-    while not any(e["event"] == "epoch" for e in last_run(log)) and time.monotonic() < deadline:
+    while not any(e["event"] == "epoch" for e in read_last_run(log)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (pid,) = [e["pid"] for e in last_run(log) if e["event"] == "start"]
+    (pid,) = [e["pid"] for e in read_last_run(log) if e["event"] == "start"]
     os.kill(pid, signal.SIGKILL)
 
 
-def _words(process: psutil.Process) -> list[str]:
+def list_arguments(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:
@@ -122,15 +124,15 @@ def _words(process: psutil.Process) -> list[str]:
 
 def test_a_search_without_one_good_trial_fails_and_says_why(tmp_path: Path) -> None:
     for number in range(2):
-        prepared(tmp_path, number, num_conv_layers=0)
+        write_trial(tmp_path, number, num_conv_layers=0)
     with pytest.raises(InputError, match=r"objective: case\.json: model\.num_conv_layers is 0, expected at least 1$"):
-        searched(tmp_path)
+        run_search(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path, kind: signal.Signals) -> None:
-    """No trial is run twice, none is lost; one left running by a killed search is waited for, and counts."""
+def test_a_killed_search_resumes(tmp_path: Path, kind: signal.Signals) -> None:
+    """No trial is run twice or lost; the search waits for a trial that the killed one left running."""
     slow = {**TRAINING, "epochs": 200, "epoch_length": 64}
     case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "trial": slow, "evaluations": 2}}
     (tmp_path / "case.json").write_text(json.dumps(case))
@@ -140,39 +142,39 @@ def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path, kind: sign
     wait_for(first, lambda: all(has_begun(tmp_path / "trials" / f"{k:04d}") for k in (0, 1)))
     first.send_signal(kind)
     assert first.wait(60) != 0
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    told = of_trials(last_run(tmp_path / "events.jsonl"))
-    assert sorted(told) == [0, 1]
-    assert {e["state"] for e in told.values()} == {"done"}
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert result.returncode == 0, result.stderr
+    trials = trials_by_number(read_last_run(tmp_path / "events.jsonl"))
+    assert sorted(trials) == [0, 1]
+    assert {e["state"] for e in trials.values()} == {"done"}
     starts = [e for e in events_of(tmp_path / "trials" / "0000") if e["event"] == "start"]
     assert len(starts) == (1 if kind == signal.SIGKILL else 2)
 
 
-def test_a_search_that_is_killed_comes_to_the_points_and_objectives_of_one_that_is_not(tmp_path: Path) -> None:
-    """Random points and the optimizer's: five trials, killed after the second and in the midst of the fourth."""
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
+def test_a_killed_search_has_the_points_and_objectives_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Of five trials, the search is killed after the second and during the fourth."""
+    whole, interrupted = tmp_path / "whole", tmp_path / "torn"
     case = {"id": "1", "program": "hpo", "parameters": {**SMALL, "evaluations": 5, "at_once": 1, "initial_points": 2}}
     words = [sys.executable, "-m", "harness.reference"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for folder in (whole, torn):
+    for folder in (whole, interrupted):
         folder.mkdir()
         (folder / "case.json").write_text(json.dumps(case))
-    for is_time in (
-        (torn / "trials" / "0001" / "trial.json").exists,
-        lambda: has_begun(torn / "trials" / "0003"),
+    for condition in (
+        (interrupted / "trials" / "0001" / "trial.json").exists,
+        lambda: has_begun(interrupted / "trials" / "0003"),
     ):
-        first = subprocess.Popen([*words, str(torn)], env=environment, stderr=subprocess.DEVNULL)
-        wait_for(first, is_time)
+        first = subprocess.Popen([*words, str(interrupted)], env=environment, stderr=subprocess.DEVNULL)
+        wait_for(first, condition)
         first.kill()
         first.wait(60)
-    for folder in (whole, torn):
+    for folder in (whole, interrupted):
         subprocess.run([*words, str(folder)], env=environment, capture_output=True, timeout=400, check=True)
-    tables = [pd.read_csv(folder / "results.csv", index_col="job_id").sort_index() for folder in (whole, torn)]
+    tables = [pd.read_csv(folder / "results.csv", index_col="job_id").sort_index() for folder in (whole, interrupted)]
     same = [c for c in tables[0] if not c.startswith("m:timestamp")]
     pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
     assert len(tables[0]) == 5
-    assert (torn / "order").read_text().split() == (whole / "order").read_text().split()
+    assert (interrupted / "order").read_text().split() == (whole / "order").read_text().split()
 
 
 def events_of(folder: Path) -> list[dict[str, Any]]:
@@ -180,7 +182,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def has_begun(folder: Path) -> bool:
-    return any(e["event"] == "epoch" for e in last_run(folder / "events.jsonl"))
+    return any(e["event"] == "epoch" for e in read_last_run(folder / "events.jsonl"))
 
 
 def wait_for(search: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
@@ -193,9 +195,11 @@ def wait_for(search: subprocess.Popen[bytes], condition: Callable[[], bool]) -> 
 def test_points_outside_the_space_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = ["4,0.001,-1.0", "9,0.001,-1.0", "5,0.5,-1.0", "4.5,0.001,-1.0", "6,0.002,F_timeout"]
     (tmp_path / "old.csv").write_text("p:hidden_dim,p:learning_rate,objective\n" + "\n".join(rows) + "\n")
-    optimizer = Optimizer.of(HpoParameters(space=SPACE).space, ["accuracy"], seed=1, initial_points=2, folder=tmp_path)
-    warmth = optimizer.warm_up([tmp_path / "old.csv"])
-    assert (warmth.told, warmth.outside, warmth.failed) == (1, 3, 1)
+    optimizer = Optimizer.create(
+        HpoParameters(space=SPACE).space, ["accuracy"], seed=1, initial_points=2, folder=tmp_path
+    )
+    counts = optimizer.warm_up([tmp_path / "old.csv"])
+    assert (counts.received, counts.outside, counts.failed) == (1, 3, 1)
     (tmp_path / "odd.csv").write_text("p:hidden_dim,objective\n4,-1\n")
     with pytest.raises(InputError, match=r"odd\.csv: no column 'p:learning_rate'"):
         optimizer.warm_up([tmp_path / "odd.csv"])
@@ -204,10 +208,10 @@ def test_points_outside_the_space_are_left_out_and_counted(tmp_path: Path) -> No
 
 
 def test_the_optimizer_beats_chance(tmp_path: Path) -> None:
-    """On a smooth hill: what it asks for after random points lies higher than they do."""
+    """On a smooth function, its points have higher values than the random ones before them."""
     ranges = {"learning_rate": Range(low=1e-5, high=1e-1, log=True), "hidden_dim": Range(low=1, high=100)}
     space = merge_spaces(ranges)
-    optimizer = Optimizer.of(space, ["accuracy"], seed=3, initial_points=8, folder=tmp_path)
+    optimizer = Optimizer.create(space, ["accuracy"], seed=3, initial_points=8, folder=tmp_path)
     heights = []
     for _ in range(24):
         point = optimizer.ask()
@@ -218,15 +222,17 @@ def test_the_optimizer_beats_chance(tmp_path: Path) -> None:
     assert max(heights) > -0.5
 
 
-def test_two_objectives_are_sought_at_once(tmp_path: Path) -> None:
-    """Accuracy falls and throughput rises with the width: what is found lies along the front, a failure among it."""
-    aims: list[Any] = ["accuracy", "throughput"]
-    optimizer = Optimizer.of(HpoParameters(space=SPACE).space, aims, seed=1, initial_points=4, folder=tmp_path)
+def test_two_objectives_are_optimized_together(tmp_path: Path) -> None:
+    """Points stay within the space when objectives oppose each other and some trials fail."""
+    objectives: list[Any] = ["accuracy", "throughput"]
+    optimizer = Optimizer.create(
+        HpoParameters(space=SPACE).space, objectives, seed=1, initial_points=4, folder=tmp_path
+    )
     for k in range(10):
         point = optimizer.ask()
-        assert holds(HpoParameters(space=SPACE).space, point)
-        found = {"accuracy": -1.0 / point["hidden_dim"], "throughput": -float(point["hidden_dim"])}
-        optimizer.tell(point, None if k in (0, 6) else found)
+        assert contains_point(HpoParameters(space=SPACE).space, point)
+        values = {"accuracy": -1.0 / point["hidden_dim"], "throughput": -float(point["hidden_dim"])}
+        optimizer.tell(point, None if k in (0, 6) else values)
     assert optimizer.seconds > 0
 
 
@@ -234,68 +240,70 @@ def test_ranges_and_choices() -> None:
     space = merge_spaces({"a": Range(low=1, high=4), "b": Range(low=1, high=2.0), "c": ["x", "y"]}, {"a": [7]})
     assert space["a"] == [7]
     assert isinstance(space["b"], Range)
-    assert not is_whole(space["b"])
-    assert holds(space, {"a": 7, "b": 1.5, "c": "y"})
+    assert not is_integer_range(space["b"])
+    assert contains_point(space, {"a": 7, "b": 1.5, "c": "y"})
     for wrong in ({"a": 7, "b": 2.5, "c": "y"}, {"a": 7, "b": math.nan, "c": "y"}, {"a": 7, "c": "y"}):
-        assert not holds(space, wrong)
+        assert not contains_point(space, wrong)
     for bad in ({"low": 2, "high": 2}, {"low": 0.0, "high": 1.0, "log": True}):
         with pytest.raises(UsageError, match=r"space: hidden_dim: from"):
             parse_parameters("hpo", {"space": {"hidden_dim": bad}})
 
 
-def test_what_other_backbones_have_is_left_out() -> None:
+def test_hyperparameters_of_other_backbones_are_left_out() -> None:
     point = {"backbone": "egnn", "num_radial": 6, "hidden_dim": 8, "num_filters": 3, "learning_rate": 1e-3}
-    assert active(point, "painn") == {"backbone": "egnn", "hidden_dim": 8, "learning_rate": 1e-3}
-    assert active({"num_radial": 6, "num_filters": 3}, "painn") == {"num_radial": 6}
+    assert active_parameters(point, "painn") == {"backbone": "egnn", "hidden_dim": 8, "learning_rate": 1e-3}
+    assert active_parameters({"num_radial": 6, "num_filters": 3}, "painn") == {"num_radial": 6}
 
 
-def test_halving_stops_those_that_lag() -> None:
+def test_halving_stops_lagging_trials() -> None:
     halving = Halving(eta=2, least_epochs=1)
     assert [e for e in range(1, 20) if halving.is_rung(e)] == [1, 2, 4, 8, 16]
-    assert halving.goes_on(0, 1, -5.0)
-    assert halving.goes_on(1, 1, -4.0)
-    assert not halving.goes_on(2, 1, -6.0)
-    assert not halving.goes_on(2, 1, -6.0), "come again after a kill, it is one trial still"
-    assert halving.goes_on(3, 1, -1.0)
-    assert halving.goes_on(4, 3, -100.0)
+    assert halving.should_continue(0, 1, -5.0)
+    assert halving.should_continue(1, 1, -4.0)
+    assert not halving.should_continue(2, 1, -6.0)
+    assert not halving.should_continue(2, 1, -6.0), "a trial that reports again after a kill counts once"
+    assert halving.should_continue(3, 1, -1.0)
+    assert halving.should_continue(4, 3, -100.0)
 
 
 def test_a_lagging_trial_is_stopped_and_keeps_its_objective(tmp_path: Path) -> None:
-    """Trials one after another: the second does not learn at all, and is worse after its first epoch."""
-    prepared(tmp_path, 0, learning_rate=3e-2, epochs=2, epoch_length=160)
-    prepared(tmp_path, 1, learning_rate=1e-9, epochs=5000)
-    told = of_trials(searched(tmp_path, space=WIDE, at_once=1, halving={"eta": 2, "least_epochs": 1}))
-    assert told[0]["state"] == "done"
-    assert told[1]["state"] == "stopped"
-    assert told[1]["reason"] == "not among the best 1/2 after 1 epochs"
-    assert told[1]["objective"] < told[0]["objective"]
+    """The second of two successive trials does not learn, and is worse after its first epoch."""
+    write_trial(tmp_path, 0, learning_rate=3e-2, epochs=2, epoch_length=160)
+    write_trial(tmp_path, 1, learning_rate=1e-9, epochs=5000)
+    trials = trials_by_number(run_search(tmp_path, space=WIDE, at_once=1, halving={"eta": 2, "least_epochs": 1}))
+    assert trials[0]["state"] == "done"
+    assert trials[1]["state"] == "stopped"
+    assert trials[1]["reason"] == "not among the best 1/2 after 1 epochs"
+    assert trials[1]["objective"] < trials[0]["objective"]
 
 
 def test_two_trials_never_share_a_node(tmp_path: Path) -> None:
-    listed = tmp_path / "nodes"
-    listed.write_text("n1 10.0.0.1\nn2 10.0.0.2\nn3 10.0.0.3\nn4 10.0.0.4\nn5 10.0.0.5\n")
-    check = f"sed -i '/n2/d' {listed}"
-    pool = Pool.of_job(2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed), "GFM_HARNESS_CHECK_NODES": check})
+    node_list = tmp_path / "nodes"
+    node_list.write_text("n1 10.0.0.1\nn2 10.0.0.2\nn3 10.0.0.3\nn4 10.0.0.4\nn5 10.0.0.5\n")
+    check = f"sed -i '/n2/d' {node_list}"
+    pool = NodePool.from_environment(
+        2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(node_list), "GFM_HARNESS_CHECK_NODES": check}
+    )
     assert pool.capacity == 2
-    first, second = pool.take(), pool.take()
+    first, second = pool.acquire(), pool.acquire()
     names = [node.name for node in [*first, *second]]
     assert len(set(names)) == 4
     assert first[0].host == "10.0.0.1"
     with pytest.raises(InputError, match="1 nodes are free"):
-        pool.take()
-    assert pool.lost(first) == ["n2"]
-    pool.give_back(first)
-    assert {node.name for node in pool.take()} == {"n1", "n5"}
-    assert pool.lost(second) == []
-    unreachable = Pool.of_job(
-        2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed), "GFM_HARNESS_CHECK_NODES": f": > {listed}"}
+        pool.acquire()
+    assert pool.drop_unhealthy(first) == ["n2"]
+    pool.release(first)
+    assert {node.name for node in pool.acquire()} == {"n1", "n5"}
+    assert pool.drop_unhealthy(second) == []
+    unreachable = NodePool.from_environment(
+        2, 1, {"GFM_HARNESS_HEALTHY_NODES": str(node_list), "GFM_HARNESS_CHECK_NODES": f": > {node_list}"}
     )
-    assert unreachable.lost(unreachable.take()) == []
+    assert unreachable.drop_unhealthy(unreachable.acquire()) == []
     with pytest.raises(InputError, match="0 healthy nodes"):
-        Pool.of_job(1, 1, {"GFM_HARNESS_HEALTHY_NODES": str(listed)})
+        NodePool.from_environment(1, 1, {"GFM_HARNESS_HEALTHY_NODES": str(node_list)})
 
 
 def test_the_optimizer_leaves_mpi_alone() -> None:
-    """Imported but not started, it would end the process as soon as ASE asks who else is there."""
+    """MPI that is imported but not initialized would end the process when ASE queries it."""
     script = "import harness.reference.programs.hpo.optimizer, ase.parallel; assert ase.parallel.world.size == 1"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""The ladder's program: what it leaves on record, and a batch that free memory decides on."""
+"""The program of the ladder: its records, and batch sizes chosen by free memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.experiments.ladder.metrics import ladder_table
+from harness.experiments.ladder.metrics import build_ladder_table
 from harness.protocol import events
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.ladder import LadderFacts, LadderParameters
@@ -21,11 +21,11 @@ from harness.protocol.records import Done, Start
 from harness.reference.inference.prediction import Predict, Prediction, baseline
 from harness.reference.profiling import allocator
 from harness.reference.profiling import timing as measure
-from harness.reference.profiling.timing import peak_bytes
+from harness.reference.profiling.timing import measure_peak_bytes
 from harness.reference.programs.ladder import program, workload
 from harness.reference.programs.ladder.prepared_stage import apply_allocator
 from harness.reference.programs.ladder.stages import LADDER, Stage, selected_stages
-from harness.reference.programs.ladder.workload import prepare
+from harness.reference.programs.ladder.workload import prepare_batch
 from harness.results.runs import load_runs
 from tests.reference.conftest import make_model
 
@@ -48,14 +48,14 @@ def facts(lines: list[events.Event]) -> dict[str, Any]:
 
 def test_every_kind_of_product_has_a_ceiling_of_the_same_run(tmp_path: Path) -> None:
     lines = run(tmp_path)
-    found = facts(lines)
+    facts_by_name = facts(lines)
     warm = [e for e in lines if e["event"] == "warm_up"]
     assert [e["stage"] for e in warm] == CASE["stages"]
     assert all(e["bytes"] > 0 and e["peak_bytes"] > 0 for e in warm)
-    ceilings = {(p["of"], p["dtype"]) for p in found["ceilings"]["products"]}
+    ceilings = {(p["of"], p["dtype"]) for p in facts_by_name["ceilings"]["products"]}
     total = sum(f["flops"] for e in warm for f in e["flops"])
     assert all((f["of"], f["dtype"]) in ceilings or f["flops"] < 0.01 * total for e in warm for f in e["flops"])
-    assert found["free_bytes"] > 0
+    assert facts_by_name["free_bytes"] > 0
     (profile,) = [e for e in lines if e["event"] == "profile"]
     assert sum(g["share"] for g in profile["groups"]) == pytest.approx(1, abs=0.01)
 
@@ -72,12 +72,12 @@ def test_lower_precisions_have_verdicts_too(precision: str, tmp_path: Path) -> N
     program.run(LadderParameters(**parameters), log, folder)
     log.write(Done())
     (folder / "exit_code").write_text("0\n")
-    assert ladder_table(load_runs(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
+    assert build_ladder_table(load_runs(tmp_path / "runs"))["verdict"].tolist() == ["ok", "ok"]
 
 
 def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 8 << 20
-    monkeypatch.setattr(workload, "free_bytes", lambda _: free)
+    monkeypatch.setattr(workload, "measure_free_bytes", lambda _: free)
     lines = run(tmp_path, batch_size="auto", batches=1, rounds=1, stages=["baseline"])
     chosen = facts(lines)["batch_size"]
     assert chosen["free_bytes"] == free
@@ -90,91 +90,93 @@ def test_a_batch_as_large_as_free_memory_allows_fits_in_it(tmp_path: Path, monke
 def test_the_stage_that_takes_most_memory_decides_the_batch_size() -> None:
     config = LadderParameters(**CASE | {"batch_size": "auto", "stages": ["baseline", "encoder_reuse"]})
     model = make_model()
-    batch, _ = prepare(workload.make_structures(config, workload.PROBE), model, config)
+    batch, _ = prepare_batch(workload.make_structures(config, workload.PROBE), model, config)
     weights = model.gate(batch.composition)
     stages = selected_stages(config)
-    peaks = [peak_bytes(lambda s=s: s.predict_eager()(model, batch, weights), torch.device("cpu")) for s in stages]  # type: ignore[misc]
-    facts: list[LadderFacts] = []
+    peaks = [
+        measure_peak_bytes(lambda s=s: s.predict_eager()(model, batch, weights), torch.device("cpu")) for s in stages
+    ]  # type: ignore[misc]
+    recorded: list[LadderFacts] = []
 
     class Log:
-        record_facts = facts.append
+        record_facts = recorded.append
 
     size = workload.choose_batch_size(config, model, Log())  # type: ignore[arg-type]
-    (fact,) = (of.batch_size for of in facts)
+    (fact,) = (of.batch_size for of in recorded)
     assert fact is not None
     assert fact.chosen == size
     assert fact.probe_peak_bytes == pytest.approx(max(peaks), rel=0.01)
 
 
-def test_the_allocator_is_each_stages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever stage a round begins with."""
+def test_each_stage_sets_its_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage has its own mode, whichever stage begins a round."""
     mode: list[str] = []
-    seen: dict[str, set[str]] = {}
+    modes: dict[str, set[str]] = {}
     real = allocator.set_mode
 
-    def use(wanted: allocator.Mode) -> bool:
-        mode[:] = [wanted]
-        return real(wanted)
+    def set_mode(requested: allocator.Mode) -> bool:
+        mode[:] = [requested]
+        return real(requested)
 
-    def noting(name: str) -> Predict:
-        def predict(*given: Any) -> Prediction:
-            seen.setdefault(name, set()).add(mode[0])
-            return baseline(*given)
+    def record_mode(name: str) -> Predict:
+        def predict(*arguments: Any) -> Prediction:
+            modes.setdefault(name, set()).add(mode[0])
+            return baseline(*arguments)
 
         return predict
 
-    stages = tuple(Stage(name, lambda _, name=name: noting(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
-    monkeypatch.setattr(allocator, "set_mode", use)
+    stages = tuple(Stage(name, lambda _, name=name: record_mode(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
+    monkeypatch.setattr(allocator, "set_mode", set_mode)
     monkeypatch.setattr(program, "selected_stages", lambda _: stages)
     run(tmp_path, rounds=5)
-    assert seen == {"a": {"default"}, "b": {"default"}, "c": {"tuned"}, "d": {"tuned"}}
+    assert modes == {"a": {"default"}, "b": {"default"}, "c": {"tuned"}, "d": {"tuned"}}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_a_tuned_stage_finds_the_pages_that_it_would_have_kept(tmp_path: Path) -> None:
-    """Though a stage before it, whose allocator is not tuned, has had more memory and has given it back."""
+def test_a_tuned_stage_starts_with_retained_pages(tmp_path: Path) -> None:
+    """Even after a stage without the tuned allocator that has used more memory and returned it."""
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # other tests leave holes in the heap of this process
-        pages = fresh.submit(pages_of_a_tuned_stage, tmp_path).result()
+        pages = fresh.submit(count_pages_of_a_tuned_stage, tmp_path).result()
     assert len(pages) == 8
     assert sum(pages) < 0.1 * len(pages) * 6 * 20 * 256, pages
 
 
-def pages_of_a_tuned_stage(folder: Path) -> list[int]:
-    """Those that each timed call of a stage of six large tensors gets anew, climbed after one of twelve."""
+def count_pages_of_a_tuned_stage(folder: Path) -> list[int]:
+    """Return the page faults of each timed call of a stage of six large tensors, which runs after one of twelve."""
     pages: list[int] = []
     timing: list[bool] = []
-    real = measure.seconds
+    real = measure.time_call
 
-    def seconds(call: measure.Call, device: torch.device) -> float:
+    def time_call(call: measure.Call, device: torch.device) -> float:
         timing.append(True)
-        took = real(call, device)
+        elapsed = real(call, device)
         timing.clear()
-        return took
+        return elapsed
 
-    def using(count: int, note: bool) -> Predict:
-        def predict(*given: Any) -> Prediction:
+    def allocate(count: int, is_recorded: bool) -> Predict:
+        def predict(*arguments: Any) -> Prediction:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            held = [torch.zeros((20 + k) << 20, dtype=torch.uint8) for k in range(count)]
-            if note and timing:
+            tensors = [torch.zeros((20 + k) << 20, dtype=torch.uint8) for k in range(count)]
+            if is_recorded and timing:
                 pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-            assert len(held) == count
-            return baseline(*given)
+            assert len(tensors) == count
+            return baseline(*arguments)
 
         return predict
 
-    stages = (Stage("a", lambda _: using(12, False)), Stage("b", lambda _: using(6, True), tuned=True))
+    stages = (Stage("a", lambda _: allocate(12, False)), Stage("b", lambda _: allocate(6, True), tuned=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "selected_stages", lambda _: stages)
-        patch.setattr(measure, "seconds", seconds)
+        patch.setattr(measure, "time_call", time_call)
         run(folder, rounds=4, batches=2)
     return pages
 
 
-def test_without_glibc_only_the_stage_about_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> None:
+def test_without_glibc_only_the_tuned_stage_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_not_glibc(*_: object) -> None:
         raise allocator.NotGlibc("no glibc")
 
-    monkeypatch.setattr(allocator, "set_mode", none)
+    monkeypatch.setattr(allocator, "set_mode", raise_not_glibc)
     for stage in LADDER:
         if stage.name == "tuned_allocator":
             with pytest.raises(RuntimeError, match="no glibc"):

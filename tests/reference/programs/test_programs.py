@@ -1,4 +1,4 @@
-"""The reference as a program of its own: what it answers to a case that it cannot run."""
+"""The command of the reference implementation reports cases that it cannot run."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from harness.reference import __main__ as program
 from harness.reference.programs.ladder import program as ladder
 
 
-def case(folder: Path, **content: object) -> str:
+def write_case(folder: Path, **content: object) -> str:
     (folder / "case.json").write_text(json.dumps({"id": "1", "program": "ladder", "parameters": {}} | content))
     return str(folder)
 
 
 def test_a_folder_without_a_case_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main([str(tmp_path)]) == 2
-    assert program.main([case(tmp_path, program="weather")]) == 2
+    assert program.main([write_case(tmp_path, program="weather")]) == 2
     (tmp_path / "case.json").write_text("{")
     assert program.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("not a case that can be run") == 3
 
 
 def test_bad_input_is_one_line_and_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert program.main([case(tmp_path, parameters={"workload": "random"})]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert list(events.read(tmp_path / "events.jsonl"))[-1]["message"] in said
+    assert program.main([write_case(tmp_path, parameters={"workload": "random"})]) == 2
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+    assert list(events.read(tmp_path / "events.jsonl"))[-1]["message"] in output
 
 
 def test_a_defect_leaves_its_traceback_in_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("one\ntwo")
 
-    monkeypatch.setattr(ladder, "run", broken)
-    assert program.main([case(tmp_path, parameters={"workload": "random", "precision": "fp64"})]) == 1
+    monkeypatch.setattr(ladder, "run", fail)
+    assert program.main([write_case(tmp_path, parameters={"workload": "random", "precision": "fp64"})]) == 1
     stderr = capsys.readouterr().err
     assert re.fullmatch(r"error: ZeroDivisionError: one \(__main__.py:\d+\); traceback: traceback.txt\n", stderr)
-    assert "broken" in (tmp_path / "traceback.txt").read_text()
+    assert "in fail" in (tmp_path / "traceback.txt").read_text()

@@ -1,10 +1,8 @@
-"""Data-parallel training: ranks find their place, share one gradient, and never wait for the dead."""
+"""Data-parallel training: ranks find their place, share one gradient, and do not wait for ranks that have ended."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 from tests.conftest import ROOT
 from tests.reference.conftest import SMALL, make_model
 from tests.support.cluster import free_ports
+from tests.support.mpi import environment_without_launcher, find_mpiexec
 
 BATCH, STEPS, EPOCHS = 4, 3, 2
 TINY: dict[str, Any] = {
@@ -42,47 +41,43 @@ TINY: dict[str, Any] = {
     "epochs": EPOCHS,
     "timeout_s": 20,
 }
-LAUNCHERS = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "MASTER_", "WORLD_SIZE")
 CPU = torch.device("cpu")
 Log = list[events.Event]
 
 
-def mpiexec() -> str:
-    """The one beside this Python; skips where there is none, fails in CI."""
-    found = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if found is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
-    return str(found)
-
-
-def environment(rank: int | None = None, size: int = 1, port: int = 0) -> dict[str, str]:
-    """What a job script exports; with a rank, as Open MPI would start it."""
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
-    plain |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
-    plain["MASTER_PORT"] = str(port or free_ports())
+def rank_environment(rank: int | None = None, size: int = 1, port: int = 0) -> dict[str, str]:
+    """Return what a job script exports, and for a rank also the variables of Open MPI."""
+    variables = environment_without_launcher() | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    variables["MASTER_PORT"] = str(port or free_ports())
     if rank is None:
-        return plain
-    return plain | {f"OMPI_COMM_WORLD_{k}": str(v) for k, v in (("RANK", rank), ("SIZE", size), ("LOCAL_RANK", rank))}
+        return variables
+    return variables | {
+        f"OMPI_COMM_WORLD_{k}": str(v) for k, v in (("RANK", rank), ("SIZE", size), ("LOCAL_RANK", rank))
+    }
 
 
-def case(folder: Path, **parameters: object) -> Path:
+def write_case(folder: Path, **parameters: object) -> Path:
     content = {"id": "1", "program": "data_parallel", "parameters": TINY | {"batch_size": BATCH} | parameters}
     (folder / "case.json").write_text(json.dumps(content))
     return folder
 
 
-def launch(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
-    """Run a case with so many ranks, without a launcher if it is one."""
+def launch_case(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+    """Run a case with `count` ranks, without a launcher if it is one."""
     words = [sys.executable, "-m", "harness.reference", str(folder)]
     if count > 1:
-        words = [mpiexec(), "-n", str(count), *words]
-    return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+        words = [find_mpiexec(), "-n", str(count), *words]
+    return subprocess.run(words, env=rank_environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
-def completed(folder: Path, count: int, **parameters: object) -> Log:
-    done = launch(case(folder, **parameters), count)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+def run_case(folder: Path, count: int, **parameters: object) -> Log:
+    result = launch_case(write_case(folder, **parameters), count)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     log = list(events.read(folder / "events.jsonl"))
     assert [e["event"] for e in log if e["event"] in ("start", "done", "error")] == ["start", "done"]
     return log
@@ -99,12 +94,12 @@ def of_kind(log: Log, kind: str) -> Log:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Log:
-    return completed(tmp_path_factory.mktemp("one"), 1)
+    return run_case(tmp_path_factory.mktemp("one"), 1)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Log:
-    return completed(tmp_path_factory.mktemp("two"), 2, batch_size=BATCH // 2)
+    return run_case(tmp_path_factory.mktemp("two"), 2, batch_size=BATCH // 2)
 
 
 def test_without_a_launcher_there_is_one_rank(one: Log) -> None:
@@ -114,9 +109,9 @@ def test_without_a_launcher_there_is_one_rank(one: Log) -> None:
 
 
 def test_two_ranks_are_two_processes_with_the_gradient_of_one(two: Log) -> None:
-    found = fact(two, "ranks")
-    assert [(r["rank"], r["local_rank"]) for r in found] == [(0, 0), (1, 1)]
-    assert all(r["node"] and r["host"] and r["cores"] >= 1 for r in found)
+    ranks = fact(two, "ranks")
+    assert [(r["rank"], r["local_rank"]) for r in ranks] == [(0, 0), (1, 1)]
+    assert all(r["node"] and r["host"] and r["cores"] >= 1 for r in ranks)
     assert fact(two, "observed")["world_size"] == 2
     assert fact(two, "gradient_check") == {"ranks": 2, "graphs": 4}
     assert 0 < fact(two, "gradient_error") < 1e-10
@@ -133,15 +128,15 @@ def test_every_step_is_a_sample_and_the_first_epoch_is_discarded(two: Log) -> No
 
 
 def test_throughput_is_graphs_over_the_time_of_the_slowest_rank(two: Log) -> None:
-    kept = [e for e in of_kind(two, "epoch") if not e["discarded"]]
-    assert fact(two, "throughput_graphs_per_s") == [BATCH * STEPS / e["train_s"] for e in kept]
-    for epoch in kept:
+    epochs = [e for e in of_kind(two, "epoch") if not e["discarded"]]
+    assert fact(two, "throughput_graphs_per_s") == [BATCH * STEPS / e["train_s"] for e in epochs]
+    for epoch in epochs:
         steps = [s["seconds_mean"] for s in of_kind(two, "sample") if s["epoch"] == epoch["epoch"]]
         assert sum(steps) == pytest.approx(epoch["train_s_mean"], rel=0.2)
 
 
 def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) -> None:
-    """The same graphs at every step; the loss to rounding, which training passes on."""
+    """Every step has the same graphs, and the same loss up to rounding."""
     for a, b in zip(of_kind(one, "sample"), of_kind(two, "sample"), strict=True):
         assert (a["atoms"], a["edges"]) == (b["atoms"], b["edges"])
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-7)
@@ -149,7 +144,7 @@ def test_more_ranks_with_the_same_total_batch_train_alike(one: Log, two: Log) ->
 
 
 def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
-    log = completed(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"num_conv_layers": 1})
+    log = run_case(tmp_path, 3, precision="fp32", batch_size=1, model=TINY["model"] | {"num_conv_layers": 1})
     assert sorted(r["rank"] for r in fact(log, "ranks")) == [0, 1, 2]
     assert fact(log, "observed")["parameters"] == ["torch.float32"]
     assert fact(log, "gradient_error") < 1e-4
@@ -157,42 +152,44 @@ def test_three_ranks_in_single_precision(tmp_path: Path) -> None:
 
 
 def test_bad_input_ends_all_ranks_and_stands_in_the_log_once(tmp_path: Path) -> None:
-    done = launch(case(tmp_path, sets=["nowhere"]), 2)
-    assert done.returncode == 2
+    result = launch_case(write_case(tmp_path, sets=["nowhere"]), 2)
+    assert result.returncode == 2
     # mpiexec may run the lines of two ranks together
-    assert done.stderr.count("error: ") == done.stderr.count("no shipped set") == 2
-    assert done.stderr.count("rank 1 of 2: ") == 1
-    (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
-    assert told["message"].startswith("no shipped set 'nowhere'")
+    assert result.stderr.count("error: ") == result.stderr.count("no shipped set") == 2
+    assert result.stderr.count("rank 1 of 2: ") == 1
+    (error,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
+    assert error["message"].startswith("no shipped set 'nowhere'")
 
 
 def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
-    """By our own means: there is no launcher here that would clean up."""
-    case(tmp_path, steps=50, epochs=10000, batch_size=1)
+    """There is no launcher here that would end them."""
+    write_case(tmp_path, steps=50, epochs=10000, batch_size=1)
     words, port = [sys.executable, "-m", "harness.reference", str(tmp_path)], free_ports()
-    started = [subprocess.Popen(words, env=environment(r, 2, port), stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    processes = [
+        subprocess.Popen(words, env=rank_environment(r, 2, port), stderr=subprocess.PIPE, text=True) for r in (0, 1)
+    ]
     try:
-        wait_for(lambda: bool(of_kind(list(events.read(tmp_path / "events.jsonl")), "epoch")))
-        started[1].send_signal(signal.SIGKILL)
-        said = started[0].communicate(timeout=30)[1]
+        wait_until(lambda: bool(of_kind(list(events.read(tmp_path / "events.jsonl")), "epoch")))
+        processes[1].send_signal(signal.SIGKILL)
+        output = processes[0].communicate(timeout=30)[1]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
             process.wait()
-    assert started[0].returncode == 1
-    (told,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
-    assert told["message"].startswith("another rank has ended or no longer answers (")
-    assert said == f"error: {told['message']}\n"
+    assert processes[0].returncode == 1
+    (error,) = of_kind(list(events.read(tmp_path / "events.jsonl")), "error")
+    assert error["message"].startswith("another rank has ended or no longer answers (")
+    assert output == f"error: {error['message']}\n"
 
 
-def wait_for(happened: Any) -> None:
+def wait_until(condition: Any) -> None:
     limit = time.monotonic() + 60
-    while not happened():
+    while not condition():
         assert time.monotonic() < limit
         time.sleep(0.05)
 
 
-def meet_twice(place: RankInfo) -> None:
+def synchronize_twice(place: RankInfo) -> None:
     with process_group(place, backend="gloo", device=CPU, timeout_s=20) as team:
         team.barrier()
         team.barrier()
@@ -209,9 +206,9 @@ with group.process_group(launch.detect_rank(os.environ), backend="gloo", device=
     port = free_ports()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
-    other = subprocess.Popen([sys.executable, "-c", body], env=environment(1, 2, port), stderr=subprocess.DEVNULL)
+    other = subprocess.Popen([sys.executable, "-c", body], env=rank_environment(1, 2, port), stderr=subprocess.DEVNULL)
     with pytest.raises(LostRank, match=r"^rank 1 failed: ZeroDivisionError: one \("):
-        meet_twice(RankInfo(0, 2, 0))
+        synchronize_twice(RankInfo(0, 2, 0))
     assert other.wait(timeout=20) == 1
 
 
@@ -228,9 +225,9 @@ def test_other_ranks_leave_the_folder_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "LINGER_S", 0.0)
-    for name, value in environment(rank=1, size=2).items():
+    for name, value in rank_environment(rank=1, size=2).items():
         monkeypatch.setenv(name, value)
-    assert program.main([str(case(tmp_path, sets=["nowhere"]))]) == 2
+    assert program.main([str(write_case(tmp_path, sets=["nowhere"]))]) == 2
     assert capsys.readouterr().err.startswith("error: rank 1 of 2: no shipped set 'nowhere'")
     assert [p.name for p in tmp_path.iterdir()] == ["case.json"]
 
@@ -247,11 +244,11 @@ def test_parameters_out_of_bounds_are_bad_input(wrong: dict[str, object]) -> Non
 
 def without_forces(dataset: Dataset) -> Dataset:
     blind = [{k: v for k, v in r.items() if k != "forces"} for r in dataset.samples.get(range(len(dataset.samples)))]
-    return replace(dataset, samples=Listed(blind))
+    return replace(dataset, samples=ListedSamples(blind))
 
 
-class Listed(Samples):
-    """Records as they are."""
+class ListedSamples(Samples):
+    """Samples of a list of records."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
@@ -263,7 +260,7 @@ class Listed(Samples):
         return [self.records[int(k)] for k in indices]
 
 
-def feed(ranks: int, batch_size: int) -> BatchLoader:
+def make_loader(ranks: int, batch_size: int) -> BatchLoader:
     corpus = DatasetCollection(
         [load_shipped("mptrj"), without_forces(load_shipped("ani1x"))], NeighbourSpec(SMALL.cutoff, None)
     )
@@ -274,37 +271,37 @@ def feed(ranks: int, batch_size: int) -> BatchLoader:
 
 
 def test_ranks_share_out_what_one_rank_would_take() -> None:
-    alone, shared = feed(1, 6), feed(3, 2)
+    alone, shared = make_loader(1, 6), make_loader(3, 2)
     for step in range(12):
-        dealt = [pair for rank in range(3) for pair in pairs(shared.indices_for(step, rank))]
-        assert dealt == pairs(alone.indices_for(step, 0))
+        dealt = [pair for rank in range(3) for pair in list_pairs(shared.select_indices(step, rank))]
+        assert dealt == list_pairs(alone.select_indices(step, 0))
 
 
-def pairs(drawn: SampleIndices) -> list[tuple[int, int]]:
-    return list(zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True))
+def list_pairs(indices: SampleIndices) -> list[tuple[int, int]]:
+    return list(zip(indices.dataset.tolist(), indices.index.tolist(), strict=True))
 
 
 def test_the_mean_over_ranks_is_the_loss_of_all_graphs_together() -> None:
     """Graphs of different sizes, some without forces."""
-    given, module = feed(1, 8), PerGraphErrors(make_model(SMALL))
+    loader, module = make_loader(1, 8), PerGraphErrors(make_model(SMALL))
 
     def loss(labelled: LabelledBatch, graphs: int) -> torch.Tensor:
         return MultiTaskLoss(10.0, graphs)(module(*labelled), labelled[0].head)
 
-    drawn = given.indices_for(0, 0)
-    structures = [g.structure for g in given.corpus.graphs(drawn)]
+    indices = loader.select_indices(0, 0)
+    structures = [g.structure for g in loader.corpus.graphs(indices)]
     assert {s.forces is None for s in structures} == {True, False}
     assert len({len(s) for s in structures}) > 1
-    together = loss(given.batch(drawn, CPU), 8)
-    parts = [loss(given.batch(drawn[k : k + 2], CPU), 2) for k in range(0, 8, 2)]
-    torch.testing.assert_close(torch.stack(parts).mean(), together, rtol=1e-12, atol=0)
-    uneven = [loss(given.batch(drawn[first:last], CPU), 2) for first, last in ((0, 1), (1, 2), (2, 3), (3, 8))]
-    torch.testing.assert_close(torch.stack(uneven).mean(), together, rtol=1e-12, atol=0)
+    whole_loss = loss(loader.batch(indices, CPU), 8)
+    parts = [loss(loader.batch(indices[k : k + 2], CPU), 2) for k in range(0, 8, 2)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole_loss, rtol=1e-12, atol=0)
+    uneven = [loss(loader.batch(indices[first:last], CPU), 2) for first, last in ((0, 1), (1, 2), (2, 3), (3, 8))]
+    torch.testing.assert_close(torch.stack(uneven).mean(), whole_loss, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["preload", "on_demand", "shared", "distributed"])
 def test_stores_are_trained_on_in_every_mode_alike(tmp_path: Path, mode: str, stores: Path, plain: Log) -> None:
-    log = completed(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read=mode)
+    log = run_case(tmp_path, 2, batch_size=BATCH // 2, stores=str(stores), read=mode)
     assert fact(log, "workload")["read"] == mode
     assert {s["set"]: s["role"] for s in fact(log, "workload")["sets"]} == {
         "mptrj": "sample of MPTrj",
@@ -317,7 +314,7 @@ def test_stores_are_trained_on_in_every_mode_alike(tmp_path: Path, mode: str, st
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One with neighbour lists as the model wants them, one without."""
+    """Return two stores, one with the neighbour lists of the model and one without."""
     folder = tmp_path_factory.mktemp("stores")
     assert data(["convert", "mptrj", "--to", str(folder), "--cutoff", "4", "--max-neighbours", "20", "-q"]) == 0
     assert data(["convert", "ani1x", "--to", str(folder), "-q"]) == 0
@@ -326,12 +323,12 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, stores: Path) -> Log:
-    """One rank that has read all into memory."""
-    return completed(tmp_path_factory.mktemp("plain"), 1, stores=str(stores))
+    """Return the events of one rank that has read all into memory."""
+    return run_case(tmp_path_factory.mktemp("plain"), 1, stores=str(stores))
 
 
 def test_a_rank_that_serves_one_dataset_repeats_it(tmp_path: Path, stores: Path) -> None:
-    log = completed(tmp_path, 2, stores=str(stores), sampling="assigned")
+    log = run_case(tmp_path, 2, stores=str(stores), sampling="assigned")
     assert fact(log, "workload")["sampling"] == "assigned"
     assert fact(log, "parameter_divergence") == 0.0
 

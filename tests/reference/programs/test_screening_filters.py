@@ -1,4 +1,4 @@
-"""Duplicates against a comparison of the crystals themselves; charge balance against smact, one composition a time."""
+"""Duplicates against a comparison of the crystals themselves; charge balance against smact, for each composition."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from harness.reference.programs.screening.candidates.prototypes import Prototype
 ELEMENTS = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89, 91})
 
 
-def named(name: str) -> Prototype:
+def find_prototype(name: str) -> Prototype:
     return next(p for p in load_prototypes() if p.name == name)
 
 
-def atoms(space: CandidateSpace, index: int) -> Atoms:
-    found = space.structure(index)
-    return Atoms(found.numbers, positions=found.positions, cell=found.cell, pbc=True)
+def build_atoms(space: CandidateSpace, index: int) -> Atoms:
+    structure = space.structure(index)
+    return Atoms(structure.numbers, positions=structure.positions, cell=structure.cell, pbc=True)
 
 
-def same_crystal(a: Atoms, b: Atoms) -> bool:
-    """Site tolerance: of the cube root of an atom's volume, so about 0.001 angstrom, as in the shipped file."""
+def is_same_crystal(a: Atoms, b: Atoms) -> bool:
+    """Compare with the site tolerance of the shipped file, about 0.001 angstrom."""
     return bool(SymmetryEquivalenceCheck(angle_tol=0.1, ltol=0.005, stol=0.0005, vol_tol=0.01).compare(a, b))
 
 
@@ -50,19 +50,19 @@ def same_crystal(a: Atoms, b: Atoms) -> bool:
 )
 def test_one_of_each_class_is_kept(name: str, classes_of_six: int) -> None:
     """Of the six ordered choices of two, or three, out of three elements."""
-    prototype = named(name)
+    prototype = find_prototype(name)
     space = CandidateSpace([prototype], (6, 11, 35), (1.0,))
     (run,) = space.block(0, len(space))
-    kept = ~is_duplicate(prototype, run)
-    crystals = [atoms(space, k) for k in range(len(space))]
-    same = np.array([[same_crystal(a, b) for b in crystals] for a in crystals])
+    is_kept = ~is_duplicate(prototype, run)
+    crystals = [build_atoms(space, k) for k in range(len(space))]
+    same = np.array([[is_same_crystal(a, b) for b in crystals] for a in crystals])
     assert (same.T & same == same).all()
-    assert (same[:, kept].sum(axis=1) == 1).all(), "each candidate is the crystal of just one that is kept"
+    assert (same[:, is_kept].sum(axis=1) == 1).all(), "each candidate is the crystal of just one that is kept"
     assert len(run) == 6
-    assert kept.sum() == classes_of_six
+    assert is_kept.sum() == classes_of_six
 
 
-def test_no_exchange_is_overlooked_and_none_is_made_up() -> None:
+def test_exchanges_are_complete_and_correct() -> None:
     """Of all prototypes with two slots alike in number and in their distances: is relabelling them a motion?"""
     compared = 0
     for prototype in load_prototypes():
@@ -76,30 +76,30 @@ def test_no_exchange_is_overlooked_and_none_is_made_up() -> None:
             ):
                 continue
             kinds = [11 + 6 * slot for slot in range(prototype.species)]
-            given, other = (
+            original, other = (
                 Atoms([kinds[k] for k in slots], scaled_positions=prototype.fractions, cell=prototype.cell, pbc=True)
                 for slots in (prototype.slots, places[prototype.slots])
             )
-            assert same_crystal(given, other) == (order in prototype.exchanges), prototype.tag
+            assert is_same_crystal(original, other) == (order in prototype.exchanges), prototype.tag
             compared += 1
     assert compared >= 20
 
 
-def test_equals_have_equal_volumes_and_the_first_stays() -> None:
-    prototype = named("half-Heusler")
+def test_equal_candidates_have_equal_volumes_and_the_first_is_kept() -> None:
+    prototype = find_prototype("half-Heusler")
     space = CandidateSpace([prototype], (35, 6, 11), (1.0, 1.1))
     (run,) = space.block(0, len(space))
-    twice = is_duplicate(prototype, run)
-    kept = {tuple(row) for row in run[~twice].species.tolist()}
-    for row, scale in zip(run[twice].species.tolist(), run[twice].scale.tolist(), strict=True):
+    is_repeated = is_duplicate(prototype, run)
+    first_species = {tuple(row) for row in run[~is_repeated].species.tolist()}
+    for row, scale in zip(run[is_repeated].species.tolist(), run[is_repeated].scale.tolist(), strict=True):
         first = min(tuple(row[k] for k in order) for order in prototype.exchanges)
-        assert first in kept
+        assert first in first_species
         ends = [space.index_of(0, species, scale) for species in (row, first)]
         assert run.stretch[ends[0]] == pytest.approx(run.stretch[ends[1]], abs=1e-9)
 
 
-def some(space: CandidateSpace, number: int, seed: int, count: int) -> PrototypeBlock:
-    """Consecutive candidates from a random place on."""
+def sample_block(space: CandidateSpace, number: int, seed: int, count: int) -> PrototypeBlock:
+    """Return consecutive candidates from a random index on."""
     low, high = space.starts[number : number + 2].tolist()
     start = int(np.random.default_rng([seed, number]).integers(low, max(low + 1, high - count)))
     return space.block(start, min(high, start + count))[0]
@@ -110,12 +110,12 @@ def test_charge_balance_is_that_of_smact() -> None:
     space = CandidateSpace(load_prototypes(), ELEMENTS)
     answers = []
     for number in range(0, len(space.prototypes), 3):
-        run = some(space, number, 0, 40)
-        found = is_charge_balanced(space.prototypes[number], run)
+        run = sample_block(space, number, 0, 40)
+        is_balanced = is_charge_balanced(space.prototypes[number], run)
         for k in (0, 13, 26, len(run) - 1):
             (formula,) = space.formula(run[k : k + 1])
             expected = screening.smact_validity(formula, include_alloys=False, oxidation_states_set="icsd24")
-            assert found[k] == expected, formula
+            assert is_balanced[k] == expected, formula
             answers.append(expected)
     assert 0.1 < np.mean(answers) < 0.9
 
@@ -134,7 +134,7 @@ def test_charge_balance_is_that_of_smact() -> None:
 )
 def test_compounds_that_everyone_knows(name: str, species: tuple[int, ...] | None, balanced: bool) -> None:
     pytest.importorskip("smact")
-    prototype = named(name)
+    prototype = find_prototype(name)
     if species is None:  # calcium titanate: oxygen where there are three
         metals = iter((20, 22))
         species = tuple(8 if n == 3 else next(metals) for n in prototype.counts.tolist())
@@ -143,17 +143,17 @@ def test_compounds_that_everyone_knows(name: str, species: tuple[int, ...] | Non
     assert is_charge_balanced(prototype, space.block(index, index + 1)[0]).tolist() == [balanced]
 
 
-def test_a_block_gets_the_answers_that_its_candidates_get() -> None:
+def test_a_block_is_filtered_like_its_candidates() -> None:
     pytest.importorskip("smact")
     space = CandidateSpace(load_prototypes(), ELEMENTS)
     for number in (3, 100, 230, 249):
-        run = some(space, number, 1, 40)
+        run = sample_block(space, number, 1, 40)
         alone = [is_charge_balanced(space.prototypes[number], run[k : k + 1])[0] for k in range(len(run))]
         assert is_charge_balanced(space.prototypes[number], run).tolist() == alone
         assert len(is_charge_balanced(space.prototypes[number], run[:0])) == 0
 
 
-def test_pairs_in_the_middle_are_all_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charge_balance_matches_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
     """With made-up ions, against trying every choice of states: up to four slots, any counts, any order."""
     rng = np.random.default_rng(0)
     states = rng.random((filters.ELEMENTS, 2 * filters.LARGEST_STATE + 1)) < 0.15
@@ -166,29 +166,29 @@ def test_pairs_in_the_middle_are_all_combinations(monkeypatch: pytest.MonkeyPatc
     try:
         for counts in ((1, 1), (2, 3), (1, 2, 5), (4, 1, 1), (1, 1, 1, 1), (3, 11, 1, 2)):
             species = rng.permuted(np.tile(np.arange(1, 30), (40, 1)), axis=1)[:, : len(counts)]
-            expected = [by_trying(counts, row, ions) for row in species.tolist()]
+            expected = [is_balanced_by_enumeration(counts, row, ions) for row in species.tolist()]
             assert filters._can_balance(counts, species).tolist() == expected
     finally:
         filters._charge_sums.cache_clear()
 
 
-def by_trying(counts: tuple[int, ...], row: list[int], ions: filters.Ions) -> bool:
-    def tried(charges: list[int]) -> bool:
+def is_balanced_by_enumeration(counts: tuple[int, ...], row: list[int], ions: filters.Ions) -> bool:
+    def has_solution(charges: list[int]) -> bool:
         if len(charges) < len(row):
             allowed = np.flatnonzero(ions.states[row[len(charges)]]) - filters.LARGEST_STATE
-            return any(tried([*charges, q]) for q in allowed.tolist())
+            return any(has_solution([*charges, q]) for q in allowed.tolist())
         if np.dot(counts, charges):
             return False
         pairs = combinations(zip(charges, ions.electronegativity[row].tolist(), strict=True), 2)
         return all(p * q > 0 or (e < f if p > 0 else f < e) for (p, e), (q, f) in pairs)
 
-    return tried([])
+    return has_solution([])
 
 
 def test_without_smact_the_filter_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "smact", None)
     filters._ions.cache_clear()
     filters._charge_sums.cache_clear()
-    space = CandidateSpace([named("CsCl")], (11, 17))
+    space = CandidateSpace([find_prototype("CsCl")], (11, 17))
     with pytest.raises(InputError, match=r"needs smact \(pip install 'gfm-harness\[screening\]'\)"):
         is_charge_balanced(space.prototypes[0], space.block(0, 4)[0])

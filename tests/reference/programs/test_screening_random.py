@@ -1,4 +1,4 @@
-"""The random workload as a space: the very structures of the paper's streams, with the edges of neighbour_graph."""
+"""The random workload as a space: the structures of the paper's streams, with the edges of build_neighbour_list."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.reference.programs.screening.candidates.random_workload import (
 from tests.reference.conftest import crystal, molecule
 
 
-def same(a: Structure, b: Structure) -> bool:
+def is_same_structure(a: Structure, b: Structure) -> bool:
     return a.name == b.name and np.array_equal(a.numbers, b.numbers) and np.array_equal(a.positions, b.positions)
 
 
@@ -31,8 +31,8 @@ def same(a: Structure, b: Structure) -> bool:
 def test_a_stream_is_the_list_from_any_place_on(atoms: tuple[int, int], rank: int) -> None:
     expected = make_random_structures(60, atoms=atoms, rank=rank)
     for first in (0, 1, 2, 29, 59):
-        found = islice(random_stream(rank, atoms, first), 60 - first)
-        assert all(same(a, b) for a, b in zip(found, expected[first:], strict=True))
+        structures = islice(random_stream(rank, atoms, first), 60 - first)
+        assert all(is_same_structure(a, b) for a, b in zip(structures, expected[first:], strict=True))
 
 
 @given(st.data())
@@ -42,9 +42,9 @@ def test_a_block_crosses_ranks(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, 15))
     stop = data.draw(st.integers(start, 15))
     expected = [s for rank in range(3) for s in make_random_structures(5, atoms=(2, 6), rank=rank)]
-    assert all(same(a, b) for a, b in zip(space.block(start, stop), expected[start:stop], strict=True))
+    assert all(is_same_structure(a, b) for a, b in zip(space.block(start, stop), expected[start:stop], strict=True))
     if start < 15:
-        assert same(space.structure(start), expected[start])
+        assert is_same_structure(space.structure(start), expected[start])
 
 
 def test_a_stream_takes_no_more_memory_the_longer_it_runs() -> None:
@@ -60,7 +60,7 @@ def test_a_stream_takes_no_more_memory_the_longer_it_runs() -> None:
 
 @pytest.mark.parametrize("atoms", [(2, 100), (2, 500), (1, 3)])
 @pytest.mark.parametrize("limit", [20, 5, None])
-def test_edges_are_those_of_neighbour_graph(atoms: tuple[int, int], limit: int | None) -> None:
+def test_edges_match_build_neighbour_list(atoms: tuple[int, int], limit: int | None) -> None:
     structures = make_random_structures(20, atoms=atoms, rank=1)
     arrays = build_vacuum_arrays(structures, cutoff=5.0, max_neighbours=limit)
     graphs = [build_neighbour_list(s, cutoff=5.0, max_neighbours=limit) for s in structures]
@@ -72,7 +72,7 @@ def test_edges_are_those_of_neighbour_graph(atoms: tuple[int, int], limit: int |
 
 
 @pytest.mark.parametrize("limit", [1, 4, 7, 8, 12, 20])
-def test_shells_of_equals_as_in_neighbour_graph(limit: int) -> None:
+def test_equal_shells_match_build_neighbour_list(limit: int) -> None:
     cube = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), -1).reshape(-1, 3)
     structure = Structure("cube", np.full(64, 29), cube)
     arrays = build_vacuum_arrays([structure], cutoff=2.5, max_neighbours=limit)
@@ -94,14 +94,14 @@ def test_shells_of_equals_as_in_neighbour_graph(limit: int) -> None:
         ([Structure("wild", np.array([1]), np.full((1, 3), np.nan))], "'wild': position of atom 0 is not finite"),
     ],
 )
-def test_what_cannot_be_used_is_named(structures: list[Structure], message: str) -> None:
+def test_unusable_structures_are_named(structures: list[Structure], message: str) -> None:
     with pytest.raises(InputError) as caught:
         build_vacuum_arrays(structures, cutoff=5.0, max_neighbours=20)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("query", "message"),
     [
         (lambda: RandomSpace(ranks=0), "0 ranks of 15000 random structures"),
         (lambda: RandomSpace(ranks=1, atoms=(5, 2)), "5 to 2 atoms"),
@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_named(structures: list[Structure], message: str)
         (lambda: RandomSpace(1, 5).structure(5), "candidate 5: expected 0 to 4"),
     ],
 )
-def test_a_random_candidate_that_is_not_there_is_refused(ask, message: str) -> None:
+def test_a_random_candidate_that_is_not_there_is_refused(query, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        ask()
+        query()
     assert message in str(caught.value)

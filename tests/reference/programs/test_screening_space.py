@@ -1,4 +1,4 @@
-"""Candidates by number: every one once, in order, from any place on; and what their geometry promises."""
+"""Candidates by number: each once, in order, from any index on; and their geometry."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MANY = tuple(z for z in range(1, 95) if z not in {43, 61, 84, 85, 86, 87, 88, 89
 FULL = CandidateSpace(load_prototypes(), MANY)
 
 
-def few(*species: int) -> tuple[Prototype, ...]:
-    """The first prototype with each number of species."""
+def first_prototypes(*species: int) -> tuple[Prototype, ...]:
+    """Return the first prototype with each number of species."""
     return tuple(next(p for p in load_prototypes() if p.species == k) for k in species)
 
 
 spaces = st.builds(
-    lambda species, elements, scales: CandidateSpace(few(*species), tuple(elements), tuple(scales)),
+    lambda species, elements, scales: CandidateSpace(first_prototypes(*species), tuple(elements), tuple(scales)),
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
     st.lists(st.sampled_from(MANY), min_size=4, max_size=6, unique=True),
     st.lists(st.sampled_from([0.9, 1.0, 1.1, 1.5]), min_size=1, max_size=3, unique=True),
@@ -51,8 +51,8 @@ def test_every_candidate_comes_once_and_in_the_promised_order(space: CandidateSp
     ]
     runs = space.block(0, len(space))
     rows = [zip(map(tuple, r.species.tolist()), r.scale.tolist(), strict=True) for r in runs]
-    found = [(r.prototype, *row) for r, part in zip(runs, rows, strict=True) for row in part]
-    assert found == expected
+    candidates = [(r.prototype, *row) for r, part in zip(runs, rows, strict=True) for row in part]
+    assert candidates == expected
     assert len(space) == len(expected)
     assert np.array_equal(np.concatenate([r.index for r in runs]), np.arange(len(space)))
 
@@ -99,23 +99,23 @@ def test_the_closest_pair_just_touches_and_volumes_scale() -> None:
         first = int(rng.integers(FULL.starts[number], FULL.starts[number + 1])) // len(SCALES) * len(SCALES)
         volumes = []
         for index, scale in enumerate(SCALES, first):
-            found = FULL.structure(index)
-            graph = build_neighbour_list(found, cutoff=6.0)
-            apart = found.positions[graph.sender] + graph.shift - found.positions[graph.receiver]
-            radii = covalent_radii[found.numbers]
+            structure = FULL.structure(index)
+            graph = build_neighbour_list(structure, cutoff=6.0)
+            apart = structure.positions[graph.sender] + graph.shift - structure.positions[graph.receiver]
+            radii = covalent_radii[structure.numbers]
             ratio = np.linalg.norm(apart, axis=1) / (radii[graph.receiver] + radii[graph.sender])
             assert ratio.min() == pytest.approx(np.cbrt(scale), abs=1e-9)
-            volumes.append(abs(np.linalg.det(found.cell)) / scale)
+            volumes.append(abs(np.linalg.det(structure.cell)) / scale)
         assert np.allclose(volumes, volumes[0])
 
 
 def test_a_candidate_in_full_is_the_one_of_its_number() -> None:
     index = len(FULL) // 3
     (run,) = FULL.block(index, index + 1)
-    prototype, found = FULL.prototypes[run.prototype], FULL.structure(index).check()
-    assert found.numbers.tolist() == [run.species[0][slot] for slot in prototype.slots]
-    assert np.allclose(found.positions, prototype.fractions @ found.cell)
-    assert found.group == FULL.formula(run)[0]
+    prototype, structure = FULL.prototypes[run.prototype], FULL.structure(index).check()
+    assert structure.numbers.tolist() == [run.species[0][slot] for slot in prototype.slots]
+    assert np.allclose(structure.positions, prototype.fractions @ structure.cell)
+    assert structure.group == FULL.formula(run)[0]
     (salt,) = (k for k, p in enumerate(FULL.prototypes) if p.name == "CsCl")
     row = FULL.block(FULL.index_of(salt, (55, 17), 1.0), FULL.index_of(salt, (55, 17), 1.0) + 1)[0]
     assert FULL.formula(row) == ["CsCl"]
@@ -132,17 +132,17 @@ def test_no_stretch_is_under_the_bound() -> None:
 
 
 def test_the_shipped_prototypes_are_what_their_file_says() -> None:
-    found = load_prototypes()
-    assert len(found) == load_source_notes()["entries"] - sum(load_source_notes()["left_out"].values()) == 250
+    prototypes = load_prototypes()
+    assert len(prototypes) == load_source_notes()["entries"] - sum(load_source_notes()["left_out"].values()) == 250
     assert load_source_notes()["licence"].startswith("MIT")
-    assert len({(p.tag, p.name, p.fractions.tobytes(), p.cell.tobytes()) for p in found}) == len(found)
-    for p in found:
+    assert len({(p.tag, p.name, p.fractions.tobytes(), p.cell.tobytes()) for p in prototypes}) == len(prototypes)
+    for p in prototypes:
         assert 1 <= len(p) <= 20
         assert 1 <= p.species <= 4
         assert list(dict.fromkeys(p.slots.tolist())) == list(range(p.species))
         assert p.closest.min() > 0.5
     # Two have the free coordinates of their tag at values of higher symmetry.
-    tagged = {p.tag: (p.spacegroup, int(p.tag.split("_")[2])) for p in found}
+    tagged = {p.tag: (p.spacegroup, int(p.tag.split("_")[2])) for p in prototypes}
     assert {tag: g for tag, g in tagged.items() if g[0] != g[1]} == {
         "A2B_oC12_38_de_ab": (63, 38),
         "AB3_tI16_140_b_ah": (123, 140),
@@ -154,48 +154,51 @@ def test_the_shipped_prototypes_are_what_their_file_says() -> None:
     [("CsCl", "B2", 221, [1, 1]), ("Halite, Rock Salt", "B1", 225, [1, 1]), ("Corundum", "D5_1", 167, [4, 6])],
 )
 def test_prototypes_that_everyone_knows(name: str, strukturbericht: str, spacegroup: int, counts: list[int]) -> None:
-    found = next(p for p in load_prototypes() if p.name == name)
-    assert (found.strukturbericht, found.spacegroup, sorted(found.counts.tolist())) == (
+    prototype = next(p for p in load_prototypes() if p.name == name)
+    assert (prototype.strukturbericht, prototype.spacegroup, sorted(prototype.counts.tolist())) == (
         strukturbericht,
         spacegroup,
         counts,
     )
 
 
-def entry(sites: list[tuple[str, float, list[float]]]) -> dict:
-    """One of the archive, in a cubic cell of 5 angstrom."""
+def archive_entry(sites: list[tuple[str, float, list[float]]]) -> dict:
+    """Return an entry of the archive, in a cubic cell of 5 angstrom."""
     listed = [{"species": [{"element": e, "occu": occupied}], "abc": abc} for e, occupied, abc in sites]
     tags = {"aflow": "AB_cP2_221_b_a", "mineral": "", "strukturbericht": "None", "pearson": "cP2"}
     return {"snl": {"sites": listed, "lattice": {"matrix": (5.0 * np.eye(3)).tolist()}}, "tags": tags}
 
 
 def test_what_is_no_prototype_is_left_out_with_its_reason() -> None:
-    made = pytest.importorskip("tests.builders.prototypes").prototype
+    parse_prototype = pytest.importorskip("tests.builders.prototypes").parse_prototype
     middle = [0.5, 0.5, 0.5]
-    kept = made(entry([("Cs", 1.0, [0.0, 0.0, 1.0]), ("Cl", 1.0, middle)]))
-    assert (kept.name, kept.spacegroup, kept.slots.tolist(), kept.fractions[0].tolist()) == (
+    salt = parse_prototype(archive_entry([("Cs", 1.0, [0.0, 0.0, 1.0]), ("Cl", 1.0, middle)]))
+    assert (salt.name, salt.spacegroup, salt.slots.tolist(), salt.fractions[0].tolist()) == (
         "CsCl",
         221,
         [0, 1],
         [0] * 3,
     )
-    assert made(entry([("Cs", 0.5, [0.0] * 3)])) == "partly occupied sites"
-    assert made(entry([("Cs", 1.0, [0.0] * 3), ("Cl", 1.0, [0.99, 0.0, 0.0])])) == "coincident sites"
-    assert made(entry([("Cs", 1.0, [k / 21, 0.0, 0.0]) for k in range(21)])) == "more than 20 atoms"
-    assert made(entry([(e, 1.0, [k / 5, 0.0, 0.0]) for k, e in enumerate("HBCNO")])) == "more than 4 species"
+    assert parse_prototype(archive_entry([("Cs", 0.5, [0.0] * 3)])) == "partly occupied sites"
+    assert parse_prototype(archive_entry([("Cs", 1.0, [0.0] * 3), ("Cl", 1.0, [0.99, 0.0, 0.0])])) == "coincident sites"
+    assert parse_prototype(archive_entry([("Cs", 1.0, [k / 21, 0.0, 0.0]) for k in range(21)])) == "more than 20 atoms"
+    assert (
+        parse_prototype(archive_entry([(e, 1.0, [k / 5, 0.0, 0.0]) for k, e in enumerate("HBCNO")]))
+        == "more than 4 species"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (((), (1, 2)), "0 candidates of 0 prototypes, 2 elements, 4 scales"),
-        ((few(4), (1, 6, 8)), "0 candidates of 1 prototypes, 3 elements"),
-        ((few(1), (1, 97)), "element 97: no covalent radius is known of it, expected 1 to 96"),
-        ((few(1), (0,)), "element 0: no covalent radius"),
-        ((few(1), (6, 6)), "expected each once"),
-        ((few(1), (6,), (1.0, -1.0)), "scales [1.0, -1.0]: expected different volumes above 0"),
-        ((few(1), (6,), (1.0, 1.0)), "expected different volumes"),
-        ((few(1), (6,), (float("nan"),)), "expected different volumes"),
+        ((first_prototypes(4), (1, 6, 8)), "0 candidates of 1 prototypes, 3 elements"),
+        ((first_prototypes(1), (1, 97)), "element 97: no covalent radius is known of it, expected 1 to 96"),
+        ((first_prototypes(1), (0,)), "element 0: no covalent radius"),
+        ((first_prototypes(1), (6, 6)), "expected each once"),
+        ((first_prototypes(1), (6,), (1.0, -1.0)), "scales [1.0, -1.0]: expected different volumes above 0"),
+        ((first_prototypes(1), (6,), (1.0, 1.0)), "expected different volumes"),
+        ((first_prototypes(1), (6,), (float("nan"),)), "expected different volumes"),
     ],
 )
 def test_a_space_with_nothing_in_it_is_refused(arguments: tuple, message: str) -> None:
@@ -211,7 +214,7 @@ def test_a_space_too_large_to_count_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("query", "message"),
     [
         (lambda s: s.block(5, 4), "candidates 5 to 4: expected 0 to"),
         (lambda s: s.block(-1, 4), "candidates -1 to 4"),
@@ -222,9 +225,9 @@ def test_a_space_too_large_to_count_is_refused() -> None:
         (lambda s: s.index_of(0, (1,), 1.01), "scale 1.01: expected one of 0.94, 1.0, 1.06, 1.12"),
     ],
 )
-def test_a_candidate_that_is_not_there_is_refused(ask, message: str) -> None:
+def test_a_candidate_that_is_not_there_is_refused(query, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        ask(FULL)
+        query(FULL)
     assert message in str(caught.value)
 
 

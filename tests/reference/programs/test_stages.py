@@ -1,4 +1,4 @@
-"""Every rung of the ladder gives the baseline's energies and forces, or says that it does not."""
+"""Every stage of the ladder has the energies and forces of the baseline, or is marked as inexact."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.reference.data.batch import Batch
-from harness.reference.inference.prediction import Predict, active_heads, baseline, batched_heads, branch_skip
+from harness.reference.inference.prediction import Predict, baseline, batched_heads, branch_skip, find_active_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 from harness.reference.programs.ladder.stages import (  # fmt: skip
@@ -14,9 +14,9 @@ from harness.reference.programs.ladder.stages import (  # fmt: skip
     Stage,
     StageUnavailable,
     StaticGraphs,
-    dynamic,
+    compile_dynamic,
+    leave_eager,
     mixed_precision,
-    no_compile,
 )
 from harness.reference.programs.ladder.workload import fix_gate
 from harness.reference.training.compile import count_compiled_graphs
@@ -32,7 +32,7 @@ def batch() -> Batch:
     return batch_of([molecule(), crystal(), molecule(1, seed=7), molecule(12, seed=8)])
 
 
-def check(stage: Stage, predict: Predict, batch: Batch) -> None:
+def check_stage(stage: Stage, predict: Predict, batch: Batch) -> None:
     dtype = batch.positions.dtype
     model = make_model().to(dtype)
     weights = model.gate(batch.composition)
@@ -51,13 +51,13 @@ def check(stage: Stage, predict: Predict, batch: Batch) -> None:
 @pytest.mark.parametrize("stage", LADDER, ids=lambda s: s.name)
 def test_stages_agree_with_the_baseline(stage: Stage, dtype: torch.dtype, batch: Batch) -> None:
     messages.load(torch.device("cpu"))
-    check(stage, stage.predict_eager(), batch.to("cpu", dtype))
+    check_stage(stage, stage.predict_eager(), batch.to("cpu", dtype))
 
 
 @pytest.mark.slow
 def test_compiled_code_agrees_in_single_precision_too(batch: Batch) -> None:
     stage = next(s for s in LADDER if s.name == "torch_compile")
-    check(stage, stage.predict(), batch.to("cpu", torch.float32))
+    check_stage(stage, stage.predict(), batch.to("cpu", torch.float32))
 
 
 def test_a_static_stage_compiles_each_shape_once(batch: Batch) -> None:
@@ -65,17 +65,17 @@ def test_a_static_stage_compiles_each_shape_once(batch: Batch) -> None:
     stage = next(s for s in LADDER if s.name == "mixed_precision")
     predict = stage.predict()
     assert isinstance(predict, StaticGraphs)
-    check(stage, predict, batch)
+    check_stage(stage, predict, batch)
     compiled = count_compiled_graphs()
     others = [batch_of([molecule(), crystal(), molecule(1, seed=7), molecule(12 - k, seed=8 + k)]) for k in (0, 1)]
     for other in others:
-        check(stage, predict, other)
+        check_stage(stage, predict, other)
     assert len(predict.buckets.shapes) == 1
     assert count_compiled_graphs() == compiled
 
 
-def test_tf32_is_of_gpus(batch: Batch) -> None:
-    predict = mixed_precision(no_compile, "tf32")
+def test_tf32_needs_a_gpu(batch: Batch) -> None:
+    predict = mixed_precision(leave_eager, "tf32")
     model = make_model()
     messages.load(torch.device("cpu"))
     with pytest.raises(StageUnavailable, match="cpu has no TF32"):
@@ -85,7 +85,7 @@ def test_tf32_is_of_gpus(batch: Batch) -> None:
 @pytest.mark.slow
 def test_the_compiled_stage_takes_any_shape_without_the_baselines_error(batch: Batch) -> None:
     model = make_model()
-    predict = dynamic(batched_heads)
+    predict = compile_dynamic(batched_heads)
     for structures in ([molecule(4)], [crystal(2, seed=3), molecule(3)], [molecule(1)]):
         other = batch_of(structures)
         weights = model.gate(other.composition)
@@ -98,11 +98,11 @@ def test_branch_skip_keeps_the_energy_and_loses_the_forces_of_idle_branches(batc
     model = make_model()
     fix_gate(model, 4)
     weights = model.gate(batch.composition)
-    assert active_heads(weights) == [0, 1, 2, 3]
+    assert find_active_heads(weights) == [0, 1, 2, 3]
     full, skipped = baseline(model, batch, weights), branch_skip(model, batch, weights)
     assert torch.allclose(full.energy, skipped.energy, rtol=1e-12)
-    lost = (full.forces - skipped.forces).abs().max()
-    assert 0 < lost < 0.1 * full.forces.abs().max()
+    difference = (full.forces - skipped.forces).abs().max()
+    assert 0 < difference < 0.1 * full.forces.abs().max()
 
 
 def test_branch_skip_is_exact_when_no_branch_is_idle(model: FoundationModel, batch: Batch) -> None:

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from harness.protocol.errors import UsageError
-from harness.protocol.events import last_run
+from harness.protocol.events import read_last_run
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
 from harness.reference.programs.transfer.finetune import Budget, fit, validation_loss
-from harness.reference.programs.transfer.modes import MODES, MODES_BY_NAME, best_head, task_model, trained_parameters
+from harness.reference.programs.transfer.modes import MODES, MODES_BY_NAME, best_head, select_parameters, task_model
 from harness.reference.programs.transfer.splits import TaskSplits
 from harness.reference.programs.transfer.target_scaling import fit_scaling
 from harness.reference.tasks.catalog import find_task
@@ -38,12 +38,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def studied(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
+def run_study(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return last_run(run_program("transfer", SMALL | parameters, folder).path)
+    return read_last_run(run_program("transfer", SMALL | parameters, folder).path)
 
 
-def drawing(name: str) -> TaskSplits:
+def make_splits(name: str) -> TaskSplits:
     model = checkpoints.load_named("painn-64")[0]
     return TaskSplits(find_task(name), load_task(name), model.config, 0.2, 40, 0)
 
@@ -61,18 +61,18 @@ def test_the_head_that_a_task_starts_from_knows_its_elements() -> None:
     assert model.known_elements[best_head(model, composition), [1, 6]].all()
 
 
-@pytest.mark.parametrize("mode", [m for m in MODES if m.trains], ids=lambda m: m.name)
+@pytest.mark.parametrize("mode", [m for m in MODES if m.is_trained], ids=lambda m: m.name)
 def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
     source = checkpoints.load_named("painn-64")[0].double()
-    model = task_model(source, mode, 8, keep_own=False, seed=0)
+    model = task_model(source, mode, 8, keep_task_layers=False, seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    drawn = drawing("matbench_log_kvrh")
-    draw = drawn.draw("", 20, 0)
+    splits = make_splits("matbench_log_kvrh")
+    draw = splits.draw("", 20, 0)
     like = next(model.parameters())
-    train, validation = (drawn.shelf(k, draw.scaling, like) for k in (draw.train, draw.validation))
+    train, validation = (splits.build_data(k, draw.scaling, like) for k in (draw.train, draw.validation))
     fit(
         model,
-        trained_parameters(model, mode),
+        select_parameters(model, mode),
         scaling=draw.scaling,
         train=train,
         validation=validation,
@@ -82,10 +82,11 @@ def test_a_mode_changes_what_it_says_and_nothing_else(mode: Any) -> None:
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     shared = {f"heads.layers.{k}" for k in range(source.config.num_sharedlayers)}
     for name in changed:
-        kind = "encoder" if name.startswith("encoder") else "shared" if name.rsplit(".", 1)[0] in shared else "own"
-        assert getattr(mode, kind), name
-    for kind, start in (("encoder", "encoder."), ("own", "heads.layers.3")):
-        assert any(c.startswith(start) for c in changed) == getattr(mode, kind)
+        layers = "shared_layers" if name.rsplit(".", 1)[0] in shared else "task_layers"
+        kind = "encoder" if name.startswith("encoder") else layers
+        assert getattr(mode, f"trains_{kind}"), name
+    for kind, start in (("encoder", "encoder."), ("task_layers", "heads.layers.3")):
+        assert any(c.startswith(start) for c in changed) == getattr(mode, f"trains_{kind}")
 
 
 def test_pretrained_modes_start_from_the_checkpoint_and_scratch_does_not() -> None:
@@ -93,7 +94,7 @@ def test_pretrained_modes_start_from_the_checkpoint_and_scratch_does_not() -> No
     name = "encoder.embedding.weight"
     assert name in source.state_dict()
     for mode in MODES:
-        model = task_model(source, mode, 8, keep_own=True, seed=0)
+        model = task_model(source, mode, 8, keep_task_layers=True, seed=0)
         same = torch.equal(model.state_dict()[name], source.state_dict()[name])
         assert same == mode.pretrained
         last = model.heads.layers[-1].weight[0]
@@ -103,45 +104,45 @@ def test_pretrained_modes_start_from_the_checkpoint_and_scratch_does_not() -> No
 def test_the_weights_of_the_lowest_validation_loss_are_kept() -> None:
     """A rate so high that training only makes it worse leaves the model as it was."""
     source = checkpoints.load_named("painn-64")[0].double()
-    drawn = drawing("qm9")
-    draw = drawn.draw("", 20, 0)
-    model = task_model(source, MODES_BY_NAME["full"], 8, keep_own=True, seed=0)
+    splits = make_splits("qm9")
+    draw = splits.draw("", 20, 0)
+    model = task_model(source, MODES_BY_NAME["full"], 8, keep_task_layers=True, seed=0)
     like = next(model.parameters())
-    train, validation = (drawn.shelf(k, draw.scaling, like) for k in (draw.train, draw.validation))
+    train, validation = (splits.build_data(k, draw.scaling, like) for k in (draw.train, draw.validation))
     before = validation_loss(model, draw.scaling, validation, 1.0)
     budget = Budget(20, 4, 1e3, 2, 3, 1.0)
-    ended = fit(
+    outcome = fit(
         model,
-        trained_parameters(model, MODES_BY_NAME["full"]),
+        select_parameters(model, MODES_BY_NAME["full"]),
         scaling=draw.scaling,
         train=train,
         validation=validation,
         budget=budget,
         seed=0,
     )
-    assert ended.best_step == 0
-    assert ended.steps == 6, "three looks without a better one end it"
+    assert outcome.best_step == 0
+    assert outcome.steps == 6, "three looks without a better one end it"
     assert validation_loss(model, draw.scaling, validation, 1.0) == pytest.approx(before)
 
 
-def test_nothing_of_the_test_set_is_seen() -> None:
+def test_scaling_does_not_depend_on_the_test_set() -> None:
     """Pool and test set do not change with the seed, share no structure, and scaling does not depend on the test."""
-    drawn = drawing("qm9")
-    draws = [drawn.draw("", 100, k) for k in range(3)]
+    splits = make_splits("qm9")
+    draws = [splits.draw("", 100, k) for k in range(3)]
     assert len({tuple(d.test.tolist()) for d in draws}) == 1
     assert not {*draws[0].train, *draws[0].validation} & {*draws[0].test}
     assert set(draws[0].train.tolist()) != set(draws[1].train.tolist())
-    target = drawn.labelled.target.copy()
+    target = splits.dataset.target.copy()
     target[draws[0].test] = 1e9
     target[draws[0].validation] = -1e9
-    frames = drawn.labelled.frames
+    frames = splits.dataset.frames
     again = fit_scaling(frames[draws[0].train], target[draws[0].train], extensive=True)
     assert again.energies.tolist() == draws[0].scaling.energies.tolist()
 
 
 @pytest.mark.parametrize("name", ["qm9", "wiggle150", "oqmd", "md17"])
-def test_a_study_tells_every_mode_and_keeps_its_predictions(name: str, tmp_path: Path) -> None:
-    log = studied(tmp_path, task=name)
+def test_a_study_records_every_mode_and_its_predictions(name: str, tmp_path: Path) -> None:
+    log = run_study(tmp_path, task=name)
     (about,) = [e for e in log if e["event"] == "task"]
     assert about["available"] is True
     fits = {e["mode"]: e for e in log if e["event"] == "fit"}
@@ -150,14 +151,14 @@ def test_a_study_tells_every_mode_and_keeps_its_predictions(name: str, tmp_path:
     (baseline,) = [e for e in log if e["event"] == "baseline"]
     assert baseline["composition_mae"] > 0
     for mode, event in fits.items():
-        (kept,) = (tmp_path / "fits").glob(f"*-{mode}.npz")
-        told = np.load(kept)
-        assert np.abs(told["predicted"] - told["target"]).mean() == pytest.approx(event["mae"])
+        (path,) = (tmp_path / "fits").glob(f"*-{mode}.npz")
+        predictions = np.load(path)
+        assert np.abs(predictions["predicted"] - predictions["target"]).mean() == pytest.approx(event["mae"])
         assert (event["force_mae"] is not None) == (name == "md17")
 
 
 def test_a_task_without_data_says_what_it_needs(tmp_path: Path) -> None:
-    log = studied(tmp_path, task="matbench_phonons")
+    log = run_study(tmp_path, task="matbench_phonons")
     (about,) = [e for e in log if e["event"] == "task"]
     assert about["available"] is False
     assert "needs matbench_phonons.json.gz, from https://" in about["needs"]
@@ -166,11 +167,11 @@ def test_a_task_without_data_says_what_it_needs(tmp_path: Path) -> None:
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"modes.0 is 'frozen' \(did you mean 'frozen_encoder'\?\)"):
-        studied(tmp_path / "a", task="qm9", modes=["frozen"])
+        run_study(tmp_path / "a", task="qm9", modes=["frozen"])
     with pytest.raises(UsageError, match=r"task is 'qm8' \(did you mean 'qm9'\?\)"):
-        studied(tmp_path / "b", task="qm8")
+        run_study(tmp_path / "b", task="qm8")
     with pytest.raises(InputError, match="no such folder"):
-        studied(tmp_path / "c", task="qm9", files=str(tmp_path / "nowhere"))
+        run_study(tmp_path / "c", task="qm9", files=str(tmp_path / "nowhere"))
 
 
 def test_the_gate_picks_a_head_that_was_trained() -> None:
@@ -184,16 +185,16 @@ def test_the_gate_picks_a_head_that_was_trained() -> None:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_comes_to_the_same_numbers(tmp_path: Path) -> None:
-    given = {**SMALL, "task": "matbench_log_kvrh", "labels": [10, 20], "seeds": 2, "steps": 40, "every": 10}
-    whole = studied(tmp_path / "whole", **given)
-    torn = tmp_path / "torn"
-    torn.mkdir()
-    (torn / "case.json").write_text(json.dumps({"id": "1", "program": "transfer", "parameters": given}))
-    words = [sys.executable, "-m", "harness.reference", str(torn)]
+def test_a_killed_study_resumes_to_the_same_errors(tmp_path: Path) -> None:
+    parameters = {**SMALL, "task": "matbench_log_kvrh", "labels": [10, 20], "seeds": 2, "steps": 40, "every": 10}
+    whole = run_study(tmp_path / "whole", **parameters)
+    interrupted = tmp_path / "torn"
+    interrupted.mkdir()
+    (interrupted / "case.json").write_text(json.dumps({"id": "1", "program": "transfer", "parameters": parameters}))
+    words = [sys.executable, "-m", "harness.reference", str(interrupted)]
     first = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while len(list(torn.glob("fits/*.json"))) < 3:
+    while len(list(interrupted.glob("fits/*.json"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
@@ -201,7 +202,7 @@ def test_a_study_that_is_killed_comes_to_the_same_numbers(tmp_path: Path) -> Non
     subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
     plain = [
         {(e["mode"], e["labels"], e["seed"]): round(e["mae"], 9) for e in log if e["event"] == "fit"}
-        for log in (whole, last_run(torn / "events.jsonl"))
+        for log in (whole, read_last_run(interrupted / "events.jsonl"))
     ]
     assert plain[0] == plain[1]
     assert len(plain[0]) == 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,8 +19,7 @@ from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.schema import Block, Record
 from harness.reference.storage.structure_codec import encode_table
 from tests.conftest import ROOT
-
-LAUNCHERS = ("PMI_", "PMIX_", "PALS_", "SLURM_", "OMPI_", "MPI_", "WORLD_SIZE")
+from tests.support.mpi import environment_without_launcher, find_mpiexec
 
 
 def random_frames(
@@ -61,7 +58,7 @@ def add_random_edges(frames: StructureTable, seed: int = 0) -> StructureTable:
 
 @st.composite
 def labelled_frames(draw: st.DrawFn) -> StructureTable:
-    """Any values that a store takes, the extreme and the negative zero among them."""
+    """Draw any values that a store accepts, extremes and negative zero included."""
     count = draw(st.integers(1, 6))
     sizes = draw(hnp.arrays(np.int64, count, elements=st.integers(1, 5)))
     n = int(sizes.sum())
@@ -95,26 +92,20 @@ def write(path: Path, *blocks: Block, label: str = "trainset", **attributes: Any
     return path
 
 
-def same(result: Record, expected: Record) -> bool:
-    """Bit for bit, whatever the order of the keys."""
+def is_same_record(result: Record, expected: Record) -> bool:
+    """Compare bit for bit, in any order of the keys."""
     return result.keys() == expected.keys() and all(
         result[k].dtype == v.dtype and result[k].shape == v.shape and result[k].tobytes() == v.tobytes()
         for k, v in expected.items()
     )
 
 
-def mpiexec() -> str:
-    """The one beside this Python; skips where there is none, fails in CI."""
-    result = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if result is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("mpiexec is not installed")
-    return str(result)
-
-
 def run_ranks(count: int, script: str, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """So many ranks of a script, by default of this folder."""
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHERS)}
+    """Run a script of this folder, or of a given path, with `count` ranks."""
     stand_in = [] if find_spec("pyddstore") else [str(Path(__file__).with_name("stand_in"))]
-    plain |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *stand_in])}
-    command = [mpiexec(), "-n", str(count), sys.executable, str(Path(__file__).parent / script), *words]
-    return subprocess.run(command, env=plain, capture_output=True, text=True, timeout=timeout, check=False)
+    variables = environment_without_launcher() | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *stand_in]),
+    }
+    command = [find_mpiexec(), "-n", str(count), sys.executable, str(Path(__file__).parent / script), *words]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)

@@ -1,4 +1,4 @@
-"""Stores as HydraGNN writes them: its calls of ADIOS2, made here one by one."""
+"""Stores as HydraGNN writes them, by the same calls of ADIOS2."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shipped_frames(name: str = "qm7x") -> StructureTable:
 
 
 def original_records(frames: StructureTable, energies: np.ndarray, kind: type = np.float32) -> list[Record]:
-    """What its converters make of structures, in single precision; energies: of `energy` and `y`."""
+    """Return records as HydraGNN's converters write them; `energies` become `energy` and `y`."""
     table: Any = add_neighbours(frames, cutoff=5.0, max_neighbours=20)[0]
     ends, atom_ends = np.cumsum(table.edge_counts), frames.ends
     records = []
@@ -80,27 +80,27 @@ def original_records(frames: StructureTable, energies: np.ndarray, kind: type = 
     return records
 
 
-def regression(frames: StructureTable, *, per_atom: bool = False) -> np.ndarray:
-    """Its 118 coefficients, those of absent elements 0."""
+def fit_regression(frames: StructureTable, *, per_atom: bool = False) -> np.ndarray:
+    """Return HydraGNN's 118 coefficients, 0 for absent elements."""
     weight = 1.0 / frames.sizes if per_atom else np.ones(len(frames))
     rows = count_elements(frames)[:, 1:] * weight[:, None]
     return np.linalg.lstsq(rows, frames.energy * weight, rcond=None)[0]
 
 
-def regressed(frames: StructureTable, coefficients: np.ndarray) -> np.ndarray:
+def apply_regression(frames: StructureTable, coefficients: np.ndarray) -> np.ndarray:
     return np.asarray(count_elements(frames)[:, 1:] @ np.nan_to_num(coefficients))
 
 
-def in_splits(frames: StructureTable, records: Sequence[Record]) -> dict[str, list[Record]]:
+def group_by_split(frames: StructureTable, records: Sequence[Record]) -> dict[str, list[Record]]:
     of = assign_by_name(frames.groups)
     return {label: [r for r, k in zip(records, of, strict=True) if k == s] for s, label in enumerate(SPLITS)}
 
 
-def authors_store(path: Path, frames: StructureTable | None = None, **changes: Any) -> Path:
-    """NAME-v2.bp: energies less the regression over all splits."""
+def write_authors_store(path: Path, frames: StructureTable | None = None, **changes: Any) -> Path:
+    """Write NAME-v2.bp: energies minus the regression over all splits."""
     frames = shipped_frames() if frames is None else frames
-    coefficients = regression(frames)
-    records = original_records(frames, frames.energy - regressed(frames, coefficients))
+    coefficients = fit_regression(frames)
+    records = original_records(frames, frames.energy - apply_regression(frames, coefficients))
     attributes = {
         "pna_deg": np.arange(5),
         "energy_linear_regression_coeff": coefficients,
@@ -108,7 +108,7 @@ def authors_store(path: Path, frames: StructureTable | None = None, **changes: A
         **changes,
     }
     result = {name: value for name, value in attributes.items() if value is not None}
-    return write_original(path, in_splits(frames, records), **result)
+    return write_original(path, group_by_split(frames, records), **result)
 
 
 def digest(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Run by each rank in test_ranks.py: reads a store in the modes and reports; words: what to do, path of a store."""
+"""Program of each rank in test_many_ranks.py: `ranks_read.py ACTION STORE [OPTION]` reads a store."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # ADIOS2 would 
 
 from mpi4py import MPI  # noqa: E402
 
-from harness.reference.storage.adios.writer import BPFile  # noqa: E402
+from harness.reference.storage.adios.reader import BPFile  # noqa: E402
 from harness.reference.storage.collectives import abort_on_error  # noqa: E402
 from harness.reference.storage.memory.distributed import DistributedStore  # noqa: E402
 from harness.reference.storage.open import open_samples  # noqa: E402
 from harness.reference.storage.prefetch import Prefetch  # noqa: E402
-from harness.reference.storage.samples import concatenate_samples  # noqa: E402
-from tests.reference.storage.examples import same  # noqa: E402
+from harness.reference.storage.samples import ConcatenatedSamples  # noqa: E402
+from tests.reference.storage.examples import is_same_record  # noqa: E402
 
 COMM = MPI.COMM_WORLD
 RANK, RANKS = COMM.Get_rank(), COMM.Get_size()
 
 
 def read_all(path: Path, backend: str) -> None:
-    """Every mode and width gives what the file holds."""
+    """Check that every mode and width returns the content of the file."""
     with BPFile(path) as file:
         count = file.samples("trainset")
         expected = [file.record("trainset", k) for k in range(count)]
@@ -35,40 +35,42 @@ def read_all(path: Path, backend: str) -> None:
     for mode, more in options:
         with open_samples(path, "trainset", mode, comm=COMM, **more) as samples:
             assert len(samples) == count
-            assert all(map(same, samples.get(order), [expected[k] for k in order])), (mode, more)
+            assert all(map(is_same_record, samples.get(order), [expected[k] for k in order])), (mode, more)
             assert samples.get([]) == []
             with Prefetch(samples.get, [order[k : k + 8] for k in range(0, 24, 8)], samples=samples) as ahead:
                 result = [record for batch in ahead for record in batch]
-            assert all(map(same, result, [expected[k] for k in order[:24]]))
+            assert all(map(is_same_record, result, [expected[k] for k in order[:24]]))
             COMM.Barrier()
     with open_samples(path, "trainset", "preload", comm=COMM, own_share=True) as samples:
-        held = COMM.allgather(list(samples.held))
-        assert [k for part in held for k in part] == list(range(count))
+        shares = COMM.allgather(list(samples.indices))
+        assert [k for part in shares for k in part] == list(range(count))
     parts = [open_samples(path, label, "distributed", comm=COMM, backend=backend) for label in ("valset", "trainset")]
-    with concatenate_samples(parts) as both:
+    with ConcatenatedSamples(parts) as both:
         first = len(parts[0])
-        assert all(map(same, both.get([first + 4, 0, first]), [expected[4], parts[0].get([0])[0], expected[0]]))
+        assert all(
+            map(is_same_record, both.get([first + 4, 0, first]), [expected[4], parts[0].get([0])[0], expected[0]])
+        )
         COMM.Barrier()
 
 
-def few(path: Path, backend: str) -> None:
-    """Fewer samples than ranks."""
+def read_few(path: Path, backend: str) -> None:
+    """Read a split that has fewer samples than there are ranks."""
     with open_samples(path, "valset", "distributed", comm=COMM, backend=backend) as samples:
         assert isinstance(samples, DistributedStore)
         assert len(samples.get(range(len(samples)))) == len(samples)
         COMM.Barrier()
 
 
-def failing(path: Path) -> None:
-    """The last rank fails while the others wait for it."""
+def fail_on_one_rank(path: Path) -> None:
+    """Raise an error on the last rank while the others wait for it."""
     with abort_on_error(COMM), open_samples(path, "trainset", "distributed", comm=COMM):
         if RANK == RANKS - 1:
             raise RuntimeError("no such luck")
         COMM.Barrier()
 
 
-def killed(path: Path, mode: str) -> None:
-    """The last rank is killed while the others wait for it; the memory would be seen if it stayed."""
+def kill_one_rank(path: Path, mode: str) -> None:
+    """Kill the last rank while the others wait for it, so that shared memory that is not freed can be detected."""
     with open_samples(path, "trainset", mode, comm=COMM):
         if RANK == RANKS - 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -76,14 +78,18 @@ def killed(path: Path, mode: str) -> None:
         time.sleep(60)
 
 
-def missing(path: Path) -> None:
-    """One rank does not find the file: all say so."""
+def open_missing_file(path: Path) -> None:
+    """Open a file that rank 0 does not find; all ranks report it."""
     with abort_on_error(COMM):
         open_samples(path if RANK else path / "none", "trainset", "distributed", comm=COMM)
 
 
 if __name__ == "__main__":
-    {"all": read_all, "few": few, "failing": failing, "killed": killed, "missing": missing}[sys.argv[1]](
-        Path(sys.argv[2]), *sys.argv[3:]
-    )
+    {
+        "all": read_all,
+        "few": read_few,
+        "failing": fail_on_one_rank,
+        "killed": kill_one_rank,
+        "missing": open_missing_file,
+    }[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
     sys.stdout.write(f"rank {RANK} is done\n")  # in one piece

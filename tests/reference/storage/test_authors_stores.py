@@ -1,4 +1,4 @@
-"""Stores of HydraGNN: checked, made usable where they lie, and read for training with total energies."""
+"""Stores of HydraGNN are checked, converted in place, and read for training with total energies."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from harness.reference.datasets.collection import (
 from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import SEAL, SUMS
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import ReadMode
 from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record
 from tests.reference.storage.originals import (
-    authors_store,
+    apply_regression,
     digest,
-    in_splits,
+    fit_regression,
+    group_by_split,
     original_records,
-    regressed,
-    regression,
     shipped_frames,
+    write_authors_store,
     write_original,
 )
 
@@ -45,7 +45,7 @@ FRAMES = shipped_frames()
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return authors_store(tmp_path / "QM7X-v2.bp")
+    return write_authors_store(tmp_path / "QM7X-v2.bp")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
@@ -56,24 +56,24 @@ def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> st
     return printed.err if code == 2 else printed.out
 
 
-def of_split(split: str) -> StructureTable:
+def frames_of_split(split: str) -> StructureTable:
     return FRAMES[assign_by_name(FRAMES.groups) == SPLITS.index(split)]
 
 
-def graphs(dataset: Dataset) -> Iterator[Any]:
+def iterate_graphs(dataset: Dataset) -> Iterator[Any]:
     count = len(dataset.samples)
     return iter(
         DatasetCollection([dataset], REACH).graphs(SampleIndices(np.zeros(count, dtype=np.int64), np.arange(count)))
     )
 
 
-def compare(path: Path, split: str = "trainset", mode: ReadMode = "on_demand", *, error: float) -> None:
-    """The store's samples are the structures, energies total."""
+def assert_store_holds(path: Path, split: str = "trainset", mode: ReadMode = "on_demand", *, error: float) -> None:
+    """Check that the store's samples are the structures, with total energies."""
     dataset = open_dataset(path, REACH, mode, split=split)
-    expected = of_split(split)
+    expected = frames_of_split(split)
     assert len(dataset.samples) == len(expected)
     assert (dataset.name, dataset.head) == ("qm7x", 14)
-    for graph, structure in zip(graphs(dataset), expected.structures(), strict=True):
+    for graph, structure in zip(iterate_graphs(dataset), expected.structures(), strict=True):
         assert np.array_equal(graph.structure.numbers, structure.numbers)
         assert np.allclose(graph.structure.positions, structure.positions, rtol=0, atol=1e-5)
         assert np.allclose(graph.structure.forces, structure.forces, rtol=1e-6, atol=1e-6)
@@ -92,14 +92,14 @@ def test_conversion_leaves_the_store_as_it_is_and_training_reads_total_energies(
     assert digest(store) == before
     assert find_stores(store.parent) == [store]
     for split in SPLITS:
-        compare(store, split, mode, error=1e-9)
+        assert_store_holds(store, split, mode, error=1e-9)
 
 
 def test_a_store_is_checked_and_summarised_by_split(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = run(capsys, "check", store)
     assert "193 structures as HydraGNN stores them; nothing is wrong" in message
     for split in SPLITS:
-        assert f"  {split}: {len(of_split(split)):,} structures of " in message
+        assert f"  {split}: {len(frames_of_split(split)):,} structures of " in message
     assert sorted(path.name for path in store.parent.iterdir()) == ["QM7X-v2.bp"]
     run(capsys, "convert", "qm7x", store)
     assert "nothing is wrong" in run(capsys, "check", store)
@@ -117,9 +117,9 @@ def test_without_conversion_one_line_says_what_to_run(store: Path, capsys: pytes
 
 def test_energies_without_a_regression_are_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = original_records(FRAMES, FRAMES.energy)
-    path = write_original(tmp_path / "QM7X.bp", in_splits(FRAMES, records), dataset_name="qm7x")
+    path = write_original(tmp_path / "QM7X.bp", group_by_split(FRAMES, records), dataset_name="qm7x")
     assert "no linear regression: energies are total" in run(capsys, "convert", "qm7x", path)
-    compare(path, error=1e-7)
+    assert_store_holds(path, error=1e-7)
 
 
 def test_a_regression_of_energies_per_atom_leaves_total_energies(
@@ -128,32 +128,34 @@ def test_a_regression_of_energies_per_atom_leaves_total_energies(
     """NAME-v3.bp: what is subtracted there is subtracted from energy_per_atom alone."""
     path = tmp_path / "QM7X-v3.bp"
     records = original_records(FRAMES, FRAMES.energy)
-    coefficients = regression(FRAMES, per_atom=True)
-    write_original(path, in_splits(FRAMES, records), energy_linear_regression_coeff=coefficients, dataset_name="qm7x")
+    coefficients = fit_regression(FRAMES, per_atom=True)
+    write_original(
+        path, group_by_split(FRAMES, records), energy_linear_regression_coeff=coefficients, dataset_name="qm7x"
+    )
     assert "energies are total, as they are stored" in run(capsys, "convert", "qm7x", path)
-    compare(path, error=1e-7)
+    assert_store_holds(path, error=1e-7)
 
 
 def test_references_are_the_regression(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "convert", "qm7x", store)
     dataset = open_dataset(store, REACH, "on_demand")
-    coefficients = regression(FRAMES)
+    coefficients = fit_regression(FRAMES)
     present = np.unique(FRAMES.numbers)
     assert np.array_equal(dataset.references.energy_ev[present], coefficients[present - 1])
-    train = of_split("trainset")
-    rest = (train.energy - regressed(train, coefficients)) / train.sizes
+    train = frames_of_split("trainset")
+    rest = (train.energy - apply_regression(train, coefficients)) / train.sizes
     assert dataset.references.rmse_ev_per_atom == pytest.approx(np.sqrt((rest**2).mean()), rel=1e-5)
     dataset.samples.close()
 
 
 def test_coefficients_of_absent_elements_may_be_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    coefficients = regression(FRAMES)
+    coefficients = fit_regression(FRAMES)
     coefficients[[1, 117]] = np.nan, 1e300
-    path = authors_store(tmp_path / "QM7X-v2.bp", energy_linear_regression_coeff=coefficients)
+    path = write_authors_store(tmp_path / "QM7X-v2.bp", energy_linear_regression_coeff=coefficients)
     run(capsys, "convert", "qm7x", path)
-    compare(path, error=1e-9)
+    assert_store_holds(path, error=1e-9)
     coefficients[0] = np.nan
-    path = authors_store(tmp_path / "qm7x-v2.bp", energy_linear_regression_coeff=coefficients)
+    path = write_authors_store(tmp_path / "qm7x-v2.bp", energy_linear_regression_coeff=coefficients)
     assert "of element 1 is nan" in run(capsys, "convert", "qm7x", path, code=2)
 
 
@@ -164,9 +166,9 @@ def test_shapes_of_other_converters_are_read(tmp_path: Path, capsys: pytest.Capt
         record["energy"] = record["energy"][None]
         record["x"] = np.concatenate([record["x"], record["x"][:, :3]], axis=1)
         record["atomic_numbers"] = record["atomic_numbers"].astype(np.int32)
-    path = write_original(tmp_path / "QM7X.bp", in_splits(FRAMES, records), dataset_name="qm7x")
+    path = write_original(tmp_path / "QM7X.bp", group_by_split(FRAMES, records), dataset_name="qm7x")
     run(capsys, "convert", "qm7x", path)
-    compare(path, error=1e-7)
+    assert_store_holds(path, error=1e-7)
 
 
 def test_structures_of_one_size_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,17 +183,17 @@ def test_structures_of_one_size_are_read(tmp_path: Path, capsys: pytest.CaptureF
     assert f"4 structures of 9 to 9 atoms, {4 * edges} edges" in run(capsys, "check", path)
     run(capsys, "convert", "qm7x", path)
     dataset = open_dataset(path, REACH, "preload")
-    assert [g.structure.energy for g in graphs(dataset)] == pytest.approx(frames.energy.tolist(), rel=1e-7)
+    assert [g.structure.energy for g in iterate_graphs(dataset)] == pytest.approx(frames.energy.tolist(), rel=1e-7)
 
 
 def test_a_store_without_a_test_set_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As the original makes that of OMat24."""
-    splits = in_splits(FRAMES, original_records(FRAMES, FRAMES.energy))
+    splits = group_by_split(FRAMES, original_records(FRAMES, FRAMES.energy))
     del splits["testset"]
     path = write_original(tmp_path / "QM7X-v2.bp", splits, dataset_name="qm7x")
     run(capsys, "convert", "qm7x", path)
     assert list_splits(path) == ("trainset", "valset")
-    compare(path, "valset", error=1e-7)
+    assert_store_holds(path, "valset", error=1e-7)
 
 
 def spoil_edge(record: Record) -> None:
@@ -220,9 +222,9 @@ SPOILT = {
 def test_structures_at_fault_are_counted_and_left_out(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coefficients = regression(FRAMES)
-    records = original_records(FRAMES, FRAMES.energy - regressed(FRAMES, coefficients))
-    splits = in_splits(FRAMES, records)
+    coefficients = fit_regression(FRAMES)
+    records = original_records(FRAMES, FRAMES.energy - apply_regression(FRAMES, coefficients))
+    splits = group_by_split(FRAMES, records)
     for k in (0, 7):
         SPOILT[kind](splits["trainset"][k])
     path = tmp_path / "QM7X-v2.bp"
@@ -232,15 +234,15 @@ def test_structures_at_fault_are_counted_and_left_out(
     assert "trainset/7: " in message
     assert "2 left out" in run(capsys, "convert", "qm7x", path)
     dataset = open_dataset(path, REACH, "preload")
-    whole = of_split("trainset")
+    whole = frames_of_split("trainset")
     expected = whole.energy[np.delete(np.arange(len(whole)), [0, 7])]
-    assert [g.structure.energy for g in graphs(dataset)] == pytest.approx(expected.tolist(), rel=1e-9)
+    assert [g.structure.energy for g in iterate_graphs(dataset)] == pytest.approx(expected.tolist(), rel=1e-9)
     with pytest.raises(InputError, match=r"there are samples 0\.\.\d+, not"):
         dataset.samples.get([len(expected)])
 
 
 def test_a_store_that_is_mostly_at_fault_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    splits = in_splits(FRAMES, original_records(FRAMES, FRAMES.energy))
+    splits = group_by_split(FRAMES, original_records(FRAMES, FRAMES.energy))
     for record in splits["trainset"][::2]:
         spoil_edge(record)
     path = write_original(tmp_path / "QM7X-v2.bp", splits, dataset_name="qm7x")
@@ -252,7 +254,7 @@ def test_a_store_that_is_mostly_at_fault_is_refused(tmp_path: Path, capsys: pyte
 def test_energies_in_other_units_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The original stores those of QCML in hartree, as they come."""
     records = original_records(FRAMES, FRAMES.energy / 27.2)
-    path = write_original(tmp_path / "QM7X.bp", in_splits(FRAMES, records), dataset_name="qm7x")
+    path = write_original(tmp_path / "QM7X.bp", group_by_split(FRAMES, records), dataset_name="qm7x")
     message = run(capsys, "convert", "qm7x", path)
     assert "unusual: 193 energies unlike PBE0+MBD (FHI-aims)" in message
     assert "hartree taken for eV" in message
@@ -265,13 +267,13 @@ def test_the_name_must_be_that_of_the_store(store: Path, capsys: pytest.CaptureF
         assert "converted where it lies" in run(capsys, "convert", "qm7x", store, *option, code=2)
 
 
-def test_a_store_that_cannot_be_written_beside_is_linked(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_is_linked_in_the_folder_that_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(store.parent.iterdir())
     run(capsys, "convert", "qm7x", store, "--to", store.parent / "mine")
     assert sorted(store.parent.iterdir()) == sorted([*before, store.parent / "mine"])
     [link] = find_stores(store.parent / "mine")
     assert link.is_symlink()
-    compare(link, error=1e-9)
+    assert_store_holds(link, error=1e-9)
 
 
 def test_damage_after_the_conversion_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""BP files that are not whole: refused in one line, where ADIOS2 itself hangs, crashes or gives nothing."""
+"""Damaged BP files are refused in one line, where ADIOS2 itself hangs, crashes or returns nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import SEAL
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import ReadMode, open_samples
 from harness.reference.storage.schema import Record
 from tests.conftest import ROOT
-from tests.reference.storage.examples import example_block, same, write
+from tests.reference.storage.examples import example_block, is_same_record, write
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def damaged(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy.bp"))
 
 
-def refused(path: Path) -> str:
+def refusal_message(path: Path) -> str:
     with pytest.raises(InputError) as caught:
         BPFile(path)
     assert "\n" not in str(caught.value)
@@ -55,7 +55,7 @@ def test_missing_and_truncated_files_are_reported(damaged: Path, name: str, keep
         (damaged / name).unlink()
     else:
         os.truncate(damaged / name, int(keep * (damaged / name).stat().st_size))
-    refused(damaged)
+    refusal_message(damaged)
 
 
 @pytest.mark.parametrize("name", ["md.0", "md.idx", "mmd.0"])
@@ -63,10 +63,10 @@ def test_corrupted_metadata_is_rejected(damaged: Path, name: str) -> None:
     content = bytearray((damaged / name).read_bytes())
     content[len(content) // 2] ^= 0xFF
     (damaged / name).write_bytes(content)
-    assert "is not as it was written" in refused(damaged)
+    assert "is not as it was written" in refusal_message(damaged)
 
 
-def garble(path: Path, place: int, content: bytes) -> None:
+def overwrite(path: Path, place: int, content: bytes) -> None:
     with open(path, "r+b") as handle:
         handle.seek(place)
         handle.write(content)
@@ -75,22 +75,22 @@ def garble(path: Path, place: int, content: bytes) -> None:
 DAMAGE = r"damaged, trainset/\w+.* is not as it was written in block \d+ \(rows \d+..\d+\)"
 
 
-def read_in(mode: ReadMode, path: Path) -> list[Record]:
+def read_all(mode: ReadMode, path: Path) -> list[Record]:
     with open_samples(path, "trainset", mode) as samples:
         return [{k: v.copy() for k, v in record.items()} for record in samples.get(range(len(samples)))]
 
 
 def test_garbled_data_are_found_by_verify(damaged: Path) -> None:
-    garble(damaged / "data.0", 100_000, b"\xff" * 100)
+    overwrite(damaged / "data.0", 100_000, b"\xff" * 100)
     with BPFile(damaged) as file, pytest.raises(InputError, match=DAMAGE):
         file.verify()
 
 
 @pytest.mark.parametrize("mode", ["on_demand", "preload", "shared", "distributed"])
 def test_garbled_data_are_refused_when_training_reads_them(damaged: Path, mode: ReadMode) -> None:
-    garble(damaged / "data.0", 100_000, b"\xff" * 100)
+    overwrite(damaged / "data.0", 100_000, b"\xff" * 100)
     with pytest.raises(InputError, match=DAMAGE):
-        read_in(mode, damaged)
+        read_all(mode, damaged)
 
 
 def test_samples_outside_a_damaged_block_are_read(damaged: Path, whole: Path) -> None:
@@ -98,8 +98,8 @@ def test_samples_outside_a_damaged_block_are_read(damaged: Path, whole: Path) ->
     with BPFile(whole) as file:
         expected = file.record("trainset", 0, ["pos"])
     data = (damaged / "data.0").read_bytes()
-    last = data.rindex(read_in("preload", whole)[-1]["pos"].tobytes())
-    garble(damaged / "data.0", last, bytes([data[last] ^ 1]))
+    last = data.rindex(read_all("preload", whole)[-1]["pos"].tobytes())
+    overwrite(damaged / "data.0", last, bytes([data[last] ^ 1]))
     with BPFile(damaged) as file:
         assert np.array_equal(file.record("trainset", 0, ["pos"])["pos"], expected["pos"])
         for _ in range(2):
@@ -108,7 +108,7 @@ def test_samples_outside_a_damaged_block_are_read(damaged: Path, whole: Path) ->
 
 
 def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> None:
-    expected = read_in("preload", whole)
+    expected = read_all("preload", whole)
     rng = np.random.default_rng(5)
     files = sorted(whole.iterdir())
     result = {file.name: 0 for file in files}
@@ -116,9 +116,9 @@ def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> No
         file = files[number % len(files)]
         copy = Path(shutil.copytree(whole, tmp_path / f"{number}.bp"))
         place = int(rng.integers(file.stat().st_size))
-        garble(copy / file.name, place, bytes([file.read_bytes()[place] ^ 1 << int(rng.integers(8))]))
+        overwrite(copy / file.name, place, bytes([file.read_bytes()[place] ^ 1 << int(rng.integers(8))]))
         try:
-            assert all(map(same, read_in(("on_demand", "preload", "shared")[number % 3], copy), expected))
+            assert all(map(is_same_record, read_all(("on_demand", "preload", "shared")[number % 3], copy), expected))
         except InputError:
             result[file.name] += 1
         shutil.rmtree(copy)
@@ -127,7 +127,7 @@ def test_any_flipped_bit_is_found_or_harmless(whole: Path, tmp_path: Path) -> No
 
 def test_a_store_without_its_seal_is_refused(damaged: Path) -> None:
     (damaged / SEAL).unlink()
-    assert "harness.json is missing" in refused(damaged)
+    assert "harness.json is missing" in refusal_message(damaged)
 
 
 def rewrite_seal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -144,7 +144,7 @@ def test_a_seal_names_only_files_in_its_folder(damaged: Path, name: str, table: 
     (damaged.parent / "outside").write_bytes(b"1234")
     (damaged / "link").symlink_to("/dev/zero")
     rewrite_seal(damaged, lambda content: content[table].update({name: 4}))
-    refused(damaged)
+    refusal_message(damaged)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_seal_names_only_files_in_its_folder(damaged: Path, name: str, table: 
 )
 def test_a_hostile_seal_is_refused_in_one_line(damaged: Path, change: Callable[[dict[str, Any]], None]) -> None:
     rewrite_seal(damaged, change)
-    refused(damaged)
+    refusal_message(damaged)
 
 
 @pytest.mark.parametrize(
@@ -173,24 +173,24 @@ def test_a_hostile_seal_is_refused_in_one_line(damaged: Path, change: Callable[[
 )
 def test_malformed_seal_is_rejected_in_one_line(damaged: Path, text: str) -> None:
     (damaged / SEAL).write_text(text, encoding="latin-1")
-    assert "harness.json: damaged" in refused(damaged)
+    assert "harness.json: damaged" in refusal_message(damaged)
 
 
 def test_a_seal_of_an_older_version_is_named_so(damaged: Path) -> None:
     (damaged / SEAL).write_text('{"bytes": {}, "crc32": {}}')
-    assert "written by an older version" in refused(damaged)
+    assert "written by an older version" in refusal_message(damaged)
 
 
 def test_other_folders_are_rejected(tmp_path: Path) -> None:
-    assert "no such BP folder" in refused(tmp_path / "none.bp")
+    assert "no such BP folder" in refusal_message(tmp_path / "none.bp")
     (tmp_path / "file.bp").write_text("hello")
-    assert "not a BP folder" in refused(tmp_path / "file.bp")
+    assert "not a BP folder" in refusal_message(tmp_path / "file.bp")
     (tmp_path / "foreign.bp").mkdir()
     (tmp_path / "foreign.bp" / "notes.txt").write_text("hello")
-    assert "md.idx is missing" in refused(tmp_path / "foreign.bp")
+    assert "md.idx is missing" in refusal_message(tmp_path / "foreign.bp")
     for name in ("md.idx", "md.0", "data.0"):
         (tmp_path / "foreign.bp" / name).write_bytes(bytes(200))
-    refused(tmp_path / "foreign.bp")
+    refusal_message(tmp_path / "foreign.bp")
 
 
 KILLED = """
@@ -209,14 +209,14 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
     words = [sys.executable, "-c", KILLED, str(tmp_path / "a.bp")]
     assert subprocess.run(words, cwd=ROOT, timeout=60, check=False).returncode == -signal.SIGKILL
     assert {p.name for p in tmp_path.iterdir()} == {"a.bp.part", "a.bp.reserve"}
-    assert "half-written" in refused(tmp_path / "a.bp.part")
+    assert "half-written" in refusal_message(tmp_path / "a.bp.part")
     (tmp_path / "a.bp.part").rename(tmp_path / "b.bp")
-    assert "holds no finished step" in refused(tmp_path / "b.bp")
+    assert "holds no finished step" in refusal_message(tmp_path / "b.bp")
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB."""
+    """Return a disk of 4 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)], check=False)
@@ -246,9 +246,9 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(disk: Path, blocks: int, le
     room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     (disk / "filling").write_bytes(b"x" * max(0, room - leave))
     words = [sys.executable, "-c", FULL, str(disk / "a.bp"), str(blocks)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "No space left on device" in done.stdout
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "No space left on device" in result.stdout
     assert [p.name for p in disk.iterdir()] == ["filling"]
 
 
@@ -257,4 +257,4 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(disk: Path, blocks: int, le
 )
 def test_damaged_seals_and_indices_are_rejected(damaged: Path, change: Callable[[Path], object]) -> None:
     change(damaged)
-    refused(damaged)
+    refusal_message(damaged)

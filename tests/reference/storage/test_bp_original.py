@@ -1,4 +1,4 @@
-"""HydraGNN's files open here, and ours there: its calls of ADIOS2, made here one by one."""
+"""HydraGNN's files are read here, and ours by its reader, whose calls of ADIOS2 are repeated here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import adios2
 import numpy as np
 import pytest
 
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import open_samples
 from harness.reference.storage.schema import Record
 from tests.reference.storage.examples import example_block, write
@@ -17,7 +17,7 @@ from tests.reference.storage.originals import write_original
 
 
 def original_samples(count: int, *, alike: bool = False) -> list[Record]:
-    """Single precision, integers for what was bool, and no more keys than its converters make."""
+    """Return samples in single precision, with integers for booleans, and only the keys that HydraGNN writes."""
     rng = np.random.default_rng(1)
     samples = []
     for k in range(count):
@@ -61,7 +61,7 @@ def test_original_files_are_read(tmp_path: Path, alike: bool) -> None:
 
 
 class AsOriginal:
-    """Its reader's calls, rank 0 alone."""
+    """HydraGNN's reader, by its calls of ADIOS2 on rank 0."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.label = label

@@ -16,14 +16,20 @@ from harness.reference.datasets.conversion.convert import convert
 from harness.reference.datasets.conversion.inputs import plan_conversion
 from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record
-from tests.reference.storage.originals import authors_store, in_splits, original_records, shipped_frames, write_original
+from tests.reference.storage.originals import (
+    group_by_split,
+    original_records,
+    shipped_frames,
+    write_authors_store,
+    write_original,
+)
 from tests.reference.storage.test_bp_original import AsOriginal
 
-# What examples/multidataset_hpo_sc26/gfm_mlip_all_mpnn.py of HydraGNN asks of a store.
-ASKED = (
+# What examples/multidataset_hpo_sc26/gfm_mlip_all_mpnn.py of HydraGNN requires of a store.
+REQUIRED_KEYS = (
     "pbc", "edge_attr", "energy_per_atom", "forces", "pos", "edge_index", "cell", "edge_shifts", "y",
     "chemical_composition", "natoms", "x", "energy", "graph_attr", "atomic_numbers",
 )  # fmt: skip
@@ -55,7 +61,7 @@ def test_its_reader_finds_all_that_it_asks_for(ours: Path, theirs: Path) -> None
             reader = AsOriginal(theirs, label)
             coefficients = reader.stream.read_attribute("energy_linear_regression_coeff")
             assert reader.name == ours.stem
-            assert set(ASKED) <= set(reader.keys)
+            assert set(REQUIRED_KEYS) <= set(reader.keys)
             assert coefficients.shape == (118,)
             assert reader.stream.read_attribute("pna_deg").dtype == np.int64
             assert reader.ndata == file.samples(label)
@@ -88,7 +94,7 @@ def test_each_atom_has_its_nearest_twenty_in_row_1(theirs: Path) -> None:
 
 
 def nearest_distances(record: Record) -> list[np.ndarray]:
-    """The twenty smallest below 5 angstrom, of all images."""
+    """Return the twenty smallest distances below 5 angstrom, over all images."""
     reach = [0]
     if record["pbc"].any():
         heights = 1.0 / np.linalg.norm(np.linalg.inv(record["cell"]), axis=0)
@@ -108,8 +114,8 @@ def test_export_round_trips(ours: Path, theirs: Path) -> None:
         count = len(opened[0].samples)
         assert len(opened[1].samples) == count
         picked = np.unique(np.linspace(0, count - 1, 200).astype(np.int64))
-        drawn = SampleIndices(np.zeros_like(picked), picked)
-        for a, b in zip(*(DatasetCollection([dataset], reach).graphs(drawn) for dataset in opened), strict=True):
+        indices = SampleIndices(np.zeros_like(picked), picked)
+        for a, b in zip(*(DatasetCollection([dataset], reach).graphs(indices) for dataset in opened), strict=True):
             assert b.structure.energy == pytest.approx(a.structure.energy, rel=1e-12)
             for name in ("numbers", "positions", "forces", "cell"):
                 assert np.array_equal(getattr(a.structure, name), getattr(b.structure, name))
@@ -134,7 +140,7 @@ def test_a_store_of_hydragnn_is_written_anew_with_what_can_be_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = shipped_frames()
-    splits = in_splits(frames, original_records(frames, frames.energy))
+    splits = group_by_split(frames, original_records(frames, frames.energy))
     splits["trainset"][3]["pos"][0, 0] = np.nan
     origin = write_original(tmp_path / "QM7X-v1.bp", splits, dataset_name="qm7x")
     words = ["convert", "qm7x", str(origin), "--for", "hydragnn", "--to", str(tmp_path), "-q"]
@@ -168,11 +174,11 @@ def test_a_store_of_another_dataset_or_without_a_split_is_refused(
 ) -> None:
     assert main(["convert", "oc25", str(ours), "--for", "hydragnn", "--to", str(tmp_path)]) == 2
     assert f"its dataset_name is {ours.stem!r}, not oc25" in capsys.readouterr().err
-    path = authors_store(tmp_path / "QM7X-v2.bp")
+    path = write_authors_store(tmp_path / "QM7X-v2.bp")
     assert main(["convert", "qm7x", str(path), "-q"]) == 0
     shutil.rmtree(path)
     frames = shipped_frames()
-    splits = in_splits(frames, original_records(frames, frames.energy))
+    splits = group_by_split(frames, original_records(frames, frames.energy))
     del splits["testset"]
     write_original(path, splits, dataset_name="qm7x")
     Path(f"{path}.harness.json").unlink()

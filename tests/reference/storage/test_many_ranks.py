@@ -28,19 +28,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_read_what_the_file_holds(path: Path, ranks: int, backend: str) -> None:
-    done = run_ranks(ranks, "ranks_read.py", "all", str(path), backend)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.splitlines()) == [f"rank {k} is done" for k in range(ranks)]
+    result = run_ranks(ranks, "ranks_read.py", "all", str(path), backend)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(result.stdout.splitlines()) == [f"rank {k} is done" for k in range(ranks)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ranks_may_be_more_than_samples(path: Path, backend: str) -> None:
-    done = run_ranks(4, "ranks_read.py", "few", str(path), backend)
-    assert (done.returncode, done.stderr) == (0, "")
+    result = run_ranks(4, "ranks_read.py", "few", str(path), backend)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
-def leftovers() -> set[str]:
-    """Of 4 MB and more, and not at work in any process: MPICH itself leaves a smaller one when ranks are killed."""
+def leftover_shared_memory() -> set[str]:
+    """Return segments of 4 MB and more that no process uses; MPICH leaves a smaller one of killed ranks."""
     result = set()
     for file in os.scandir("/dev/shm"):
         with suppress(FileNotFoundError):
@@ -53,8 +53,8 @@ def leftovers() -> set[str]:
     return result
 
 
-def reading(path: Path) -> list[int]:
-    """Processes that still do so a moment later."""
+def wait_for_readers(path: Path) -> list[int]:
+    """Wait up to a minute for the readers of the path to end, and return the ids of those that have not."""
     deadline = time.monotonic() + 60
     while True:
         result = [p.pid for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or ())]
@@ -74,12 +74,12 @@ def reading(path: Path) -> list[int]:
     ids=["failing", "missing", "killed", "killed shared"],
 )
 def test_when_one_rank_fails_all_end_and_nothing_is_left(path: Path, words: list[str], message: str) -> None:
-    before, began = leftovers(), time.monotonic()
-    done = run_ranks(2, "ranks_read.py", words[0], str(path), *words[1:], timeout=120)
+    before, began = leftover_shared_memory(), time.monotonic()
+    result = run_ranks(2, "ranks_read.py", words[0], str(path), *words[1:], timeout=120)
     assert time.monotonic() - began < 100
-    assert done.returncode != 0
-    assert "is done" not in done.stdout
-    assert (done.stdout + done.stderr).count(message or "BAD TERMINATION") == 1
-    assert "Traceback" not in done.stderr
-    assert not reading(path)
-    assert not leftovers() - before
+    assert result.returncode != 0
+    assert "is done" not in result.stdout
+    assert (result.stdout + result.stderr).count(message or "BAD TERMINATION") == 1
+    assert "Traceback" not in result.stderr
+    assert not wait_for_readers(path)
+    assert not leftover_shared_memory() - before

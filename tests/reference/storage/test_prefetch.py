@@ -1,4 +1,4 @@
-"""Batches fetched ahead: in order, with their errors, and over when told."""
+"""Prefetched batches come in order, with their errors, and stop on request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.reference.storage.samples import PreloadedSamples
 from harness.reference.storage.schema import Block, Column
 
 
-def prefetching() -> list[str]:
+def prefetch_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "prefetch"]
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    assert not prefetching()
+    assert not prefetch_threads()
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3, 50])
@@ -52,11 +52,11 @@ def test_fetch_errors_are_raised_at_their_batch(depth: int) -> None:
 
 
 def test_iterator_errors_are_raised() -> None:
-    def wanted() -> Iterator[int]:
+    def items() -> Iterator[int]:
         yield 1
         raise KeyError("no more")
 
-    with Prefetch(lambda k: k, wanted()) as ahead:
+    with Prefetch(lambda k: k, items()) as ahead:
         assert next(ahead) == 1
         with pytest.raises(KeyError, match="no more"):
             next(ahead)

@@ -31,13 +31,13 @@ FEW = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(tuple)
 COSTS = st.lists(st.integers(0, 300), min_size=1, max_size=60)
 
 
-def pairs(drawn: SampleIndices) -> list[tuple[int, int]]:
-    return list(zip(drawn.dataset.tolist(), drawn.index.tolist(), strict=True))
+def list_pairs(indices: SampleIndices) -> list[tuple[int, int]]:
+    return list(zip(indices.dataset.tolist(), indices.index.tolist(), strict=True))
 
 
-def taken(sampler: DistributedSampler, steps: int) -> list[tuple[int, int]]:
-    """What all ranks draw, in order."""
-    return [p for k in range(steps) for r in range(sampler.ranks) for p in pairs(sampler.batch(k, r))]
+def draw_all(sampler: DistributedSampler, steps: int) -> list[tuple[int, int]]:
+    """Return what all ranks draw, in order."""
+    return [p for k in range(steps) for r in range(sampler.ranks) for p in list_pairs(sampler.batch(k, r))]
 
 
 def shuffle(count: int, key: int) -> np.ndarray:
@@ -64,9 +64,9 @@ def test_permutations_are_equally_likely(count: int) -> None:
     trials = 24_000
     keys = np.repeat(hash_key(11, np.arange(trials)), count)
     orders = permute_indices(np.tile(np.arange(count), trials), np.full(len(keys), count), keys).reshape(trials, count)
-    seen = Counter(map(tuple, orders.tolist()))
+    counts = Counter(map(tuple, orders.tolist()))
     expected = trials / math.factorial(count)
-    chi2 = sum((seen[order] - expected) ** 2 / expected for order in itertools.permutations(range(count)))
+    chi2 = sum((counts[order] - expected) ** 2 / expected for order in itertools.permutations(range(count)))
     freedom = math.factorial(count) - 1
     assert chi2 < freedom + 4 * math.sqrt(2 * freedom)
 
@@ -80,8 +80,8 @@ def test_places_and_neighbours_are_uniform(count: int) -> None:
     apart = np.bincount(((orders[:, 1:] - orders[:, :-1]) % count).ravel(), minlength=count)[1:]
     where = np.bincount(orders[:, count // 3] * 16 // count, minlength=16)
     bins = np.bincount(np.arange(count) * 16 // count) * trials / count
-    for seen, expected in ((apart, np.full(count - 1, apart.mean())), (where, bins)):
-        chi2, freedom = ((seen - expected) ** 2 / expected).sum(), len(seen) - 1
+    for counts, expected in ((apart, np.full(count - 1, apart.mean())), (where, bins)):
+        chi2, freedom = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
         assert abs(chi2 - freedom) < 5 * math.sqrt(2 * freedom)
 
 
@@ -89,29 +89,31 @@ def test_places_and_neighbours_are_uniform(count: int) -> None:
 @given(COUNTS, st.integers(0, 5000))
 def test_largest_remainder_sums_and_follows_the_sizes(counts: list[int], spare: int) -> None:
     ranks = len(counts) + spare
-    own = assign_ranks(counts, ranks).ranks_per_dataset
-    assert sum(own) == ranks
-    assert min(own) >= 1
+    ranks_per_dataset = assign_ranks(counts, ranks).ranks_per_dataset
+    assert sum(ranks_per_dataset) == ranks
+    assert min(ranks_per_dataset) >= 1
     quota = [c / sum(counts) * spare for c in counts]
-    assert all(math.floor(q - 1e-6) <= n - 1 <= math.ceil(q + 1e-6) for q, n in zip(quota, own, strict=True))
-    for (a, m), (b, n) in itertools.combinations(zip(counts, own, strict=True), 2):
+    assert all(
+        math.floor(q - 1e-6) <= n - 1 <= math.ceil(q + 1e-6) for q, n in zip(quota, ranks_per_dataset, strict=True)
+    )
+    for (a, m), (b, n) in itertools.combinations(zip(counts, ranks_per_dataset, strict=True), 2):
         assert m == n or (m < n) == (a < b) or (a == b and abs(m - n) == 1)
 
 
-def test_the_papers_datasets_on_the_papers_ranks() -> None:
-    own = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).ranks_per_dataset
-    assert own.index(max(own)) == 3
-    assert min(own) == own[2] == 46
+def test_the_papers_datasets_are_assigned_to_the_papers_ranks() -> None:
+    ranks_per_dataset = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).ranks_per_dataset
+    assert ranks_per_dataset.index(max(ranks_per_dataset)) == 3
+    assert min(ranks_per_dataset) == ranks_per_dataset[2] == 46
     for rank in (0, 5000, 16_383):
         (dataset,) = assign_ranks([int(n * 1e6) for n in PAPER], 2048 * 8).find_datasets(rank)
-        assert sum(own[:dataset]) <= rank < sum(own[: dataset + 1])
+        assert sum(ranks_per_dataset[:dataset]) <= rank < sum(ranks_per_dataset[: dataset + 1])
 
 
 @settings(deadline=None)
 @given(COUNTS, st.integers(1, 30))
 def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks: int) -> None:
-    own = assign_ranks(counts, ranks)
-    served = [own.find_datasets(r) for r in range(ranks)]
+    assignment = assign_ranks(counts, ranks)
+    served = [assignment.find_datasets(r) for r in range(ranks)]
     assert all(served)
     assert {d for datasets in served for d in datasets} == set(range(len(counts)))
     if ranks < len(counts):
@@ -124,7 +126,7 @@ def test_every_rank_serves_and_every_dataset_is_served(counts: list[int], ranks:
 
 @settings(deadline=None)
 @given(COUNTS)
-def test_temperature_goes_from_by_size_to_all_alike(counts: list[int]) -> None:
+def test_temperature_goes_from_proportional_to_uniform_weights(counts: list[int]) -> None:
     assert compute_weights(counts) == pytest.approx(np.array(counts) / sum(counts))
     assert compute_weights(counts, math.inf) == pytest.approx(np.full(len(counts), 1 / len(counts)))
     shares = [compute_weights(counts, t).max() for t in (1, 2, 5, 100, math.inf)]
@@ -147,8 +149,8 @@ def test_invalid_arguments_are_rejected(counts: list[int], temperature: float, r
 @given(FEW, st.integers(0, 5), st.integers(1, 4), st.integers(1, 7))
 def test_an_epoch_by_size_holds_every_sample_once(counts: tuple[int, ...], seed: int, ranks: int, batch: int) -> None:
     sampler = DistributedSampler(SamplingSpec(counts, seed=seed), ranks, batch)
-    seen = taken(sampler, sampler.steps)[: sum(counts)]
-    assert sorted(seen) == [(d, k) for d, n in enumerate(counts) for k in range(n)]
+    samples = draw_all(sampler, sampler.steps)[: sum(counts)]
+    assert sorted(samples) == [(d, k) for d, n in enumerate(counts) for k in range(n)]
 
 
 @settings(deadline=None)
@@ -156,13 +158,13 @@ def test_an_epoch_by_size_holds_every_sample_once(counts: tuple[int, ...], seed:
 def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: float, length: int) -> None:
     """Across epochs of any length: the k-th pass over a dataset is whole before the next begins."""
     sampler = DistributedSampler(SamplingSpec(counts, temperature=temperature, length=length), 1, length)
-    seen: dict[int, list[int]] = {}
+    order_by_dataset: dict[int, list[int]] = {}
     for _ in range(4):
-        for dataset, index in pairs(sampler.batch(0, 0)):
-            seen.setdefault(dataset, []).append(index)
+        for dataset, index in list_pairs(sampler.batch(0, 0)):
+            order_by_dataset.setdefault(dataset, []).append(index)
         sampler.advance()
     assert sampler.epoch == 4
-    for dataset, order in seen.items():
+    for dataset, order in order_by_dataset.items():
         n = counts[dataset]
         for first in range(0, len(order), n):
             turn = order[first : first + n]
@@ -175,9 +177,9 @@ def test_no_sample_repeats_within_a_pass(counts: tuple[int, ...], temperature: f
 def test_the_sequence_is_the_same_for_any_number_of_ranks(
     counts: tuple[int, ...], ranks: int, batch: int, length: int
 ) -> None:
-    recipe = SamplingSpec(counts, temperature=2.0, seed=1, length=length)
-    alone, many = DistributedSampler(recipe, 1, 1), DistributedSampler(recipe, ranks, batch)
-    assert taken(many, many.steps)[:length] == taken(alone, length)
+    spec = SamplingSpec(counts, temperature=2.0, seed=1, length=length)
+    alone, many = DistributedSampler(spec, 1, 1), DistributedSampler(spec, ranks, batch)
+    assert draw_all(many, many.steps)[:length] == draw_all(alone, length)
 
 
 def test_shares_hold_in_every_stretch() -> None:
@@ -185,8 +187,8 @@ def test_shares_hold_in_every_stretch() -> None:
     sampler = DistributedSampler(SamplingSpec(tuple(counts), temperature=2.0, seed=2), 64, 32)
     share = compute_weights(counts, 2.0)
     for step in (0, 12_345, sampler.steps - 1):
-        drawn = np.concatenate([sampler.batch(step, r).dataset for r in range(64)])
-        assert np.abs(np.bincount(drawn, minlength=16) - share * 2048).max() < 0.5 * math.sqrt(2048)
+        datasets = np.concatenate([sampler.batch(step, r).dataset for r in range(64)])
+        assert np.abs(np.bincount(datasets, minlength=16) - share * 2048).max() < 0.5 * math.sqrt(2048)
 
 
 @settings(deadline=None)
@@ -194,12 +196,12 @@ def test_shares_hold_in_every_stretch() -> None:
 def test_resumed_sampler_continues_the_sequence(
     counts: tuple[int, ...], ranks: int, stop: int, batch: int, mode: str
 ) -> None:
-    recipe = SamplingSpec(counts, mode=mode, temperature=1.5, seed=4)  # type: ignore[arg-type]
-    one, other = DistributedSampler(recipe, ranks, batch), DistributedSampler(recipe, ranks, batch)
+    spec = SamplingSpec(counts, mode=mode, temperature=1.5, seed=4)  # type: ignore[arg-type]
+    one, other = DistributedSampler(spec, ranks, batch), DistributedSampler(spec, ranks, batch)
     one.advance(stop)
     other.resume(json.loads(json.dumps(one.state())))
     for _ in range(3):
-        assert taken(one, 1) == taken(other, 1)
+        assert draw_all(one, 1) == draw_all(other, 1)
         one.advance()
         other.advance()
     assert one.state() == other.state()
@@ -210,18 +212,18 @@ def test_resumed_sampler_continues_the_sequence(
 def test_a_mixture_resumes_on_other_ranks_without_loss(
     counts: tuple[int, ...], before: int, after: int, batch: int, length: int
 ) -> None:
-    recipe = SamplingSpec(counts, seed=9, length=length)
-    whole = taken(DistributedSampler(recipe, 1, 1), length)
-    first = DistributedSampler(recipe, before, 2)
+    spec = SamplingSpec(counts, seed=9, length=length)
+    whole = draw_all(DistributedSampler(spec, 1, 1), length)
+    first = DistributedSampler(spec, before, 2)
     half = first.steps // 2
-    seen = taken(first, half)
+    samples = draw_all(first, half)
     first.advance(half)
-    second = DistributedSampler(recipe, after, batch)
+    second = DistributedSampler(spec, after, batch)
     second.resume(first.state())
-    assert (seen + taken(second, second.steps))[:length] == whole
+    assert (samples + draw_all(second, second.steps))[:length] == whole
 
 
-def test_another_sequences_state_is_refused() -> None:
+def test_the_state_of_another_sequence_is_refused() -> None:
     state = DistributedSampler(SamplingSpec((5, 6)), 2, 3).state()
     with pytest.raises(InputError, match="other datasets"):
         DistributedSampler(SamplingSpec((5, 6), seed=1), 2, 3).resume(state)
@@ -234,17 +236,17 @@ def test_another_sequences_state_is_refused() -> None:
 
 @settings(deadline=None)
 @given(FEW, st.integers(1, 12), st.integers(1, 4))
-def test_assigned_ranks_see_their_own_whole_in_equal_steps(counts: tuple[int, ...], ranks: int, batch: int) -> None:
+def test_assigned_ranks_draw_their_datasets_evenly(counts: tuple[int, ...], ranks: int, batch: int) -> None:
     sampler = DistributedSampler(SamplingSpec(counts, mode="assigned", seed=3), ranks, batch)
-    seen: Counter[tuple[int, int]] = Counter()
+    draws: Counter[tuple[int, int]] = Counter()
     for rank in range(ranks):
         for step in range(sampler.steps):
-            drawn = sampler.batch(step, rank)
-            assert len(drawn) == batch
-            assert set(drawn.dataset.tolist()) <= set(sampler.assignment.find_datasets(rank))
-            seen.update(pairs(drawn))
+            indices = sampler.batch(step, rank)
+            assert len(indices) == batch
+            assert set(indices.dataset.tolist()) <= set(sampler.assignment.find_datasets(rank))
+            draws.update(list_pairs(indices))
     for dataset, n in enumerate(counts):
-        times = [seen[dataset, k] for k in range(n)]
+        times = [draws[dataset, k] for k in range(n)]
         assert max(times) - min(times) <= 1
         if ranks >= len(counts):
             assert min(times) >= 1
@@ -255,12 +257,14 @@ def test_balancing_only_moves_samples_between_ranks() -> None:
     sampler = DistributedSampler(SamplingSpec((400, 300), seed=6), 4, 8)
     size = np.random.default_rng(0).lognormal(3, 1, (2, 400))
 
-    def costs(drawn: SampleIndices) -> np.ndarray:
-        return size[drawn.dataset, drawn.index]
+    def costs(indices: SampleIndices) -> np.ndarray:
+        return size[indices.dataset, indices.index]
 
     plain = [costs(sampler.batch(5, r)).sum() for r in range(4)]
     dealt = [sampler.batch(5, r, costs) for r in range(4)]
-    assert sorted(p for d in dealt for p in pairs(d)) == sorted(p for r in range(4) for p in pairs(sampler.batch(5, r)))
+    assert sorted(p for d in dealt for p in list_pairs(d)) == sorted(
+        p for r in range(4) for p in list_pairs(sampler.batch(5, r))
+    )
     even = [costs(d).sum() for d in dealt]
     assert max(even) / np.mean(even) < max(plain) / np.mean(plain)
 
@@ -269,9 +273,9 @@ def test_balancing_only_moves_samples_between_ranks() -> None:
 @given(COSTS, st.integers(1, 8))
 def test_balancing_is_complete_and_near_optimal(costs: list[int], parts: int) -> None:
     dealt = balance_costs(costs, parts)
-    assert sorted(k for own in dealt for k in own.tolist()) == list(range(len(costs)))
-    assert all(len(own) for own in dealt) == (len(costs) >= parts)
-    worst = max(sum(costs[k] for k in own) for own in dealt)
+    assert sorted(k for part in dealt for k in part.tolist()) == list(range(len(costs)))
+    assert all(len(part) for part in dealt) == (len(costs) >= parts)
+    worst = max(sum(costs[k] for k in part) for part in dealt)
     assert worst <= max(*costs, 0, sum(costs) / parts + max(costs) * (1 - 1 / parts)) + 1e-9
 
 
@@ -283,14 +287,14 @@ def test_packed_batches_keep_the_budget(costs: list[int], budget: int, multiple:
     except InputError:
         full = len(costs) // multiple * multiple
         assert full == 0 or any(
-            len(own) > 1 and sum(costs[k] for k in own) > budget for own in balance_costs(costs, full)
+            len(batch) > 1 and sum(costs[k] for k in batch) > budget for batch in balance_costs(costs, full)
         )
         return
-    assert sorted(k for own in batches for k in own.tolist()) == list(range(len(costs)))
+    assert sorted(k for batch in batches for k in batch.tolist()) == list(range(len(costs)))
     assert len(batches) % multiple == 0
-    assert all(len(own) for own in batches)
-    for own in batches:
-        assert len(own) == 1 or sum(costs[k] for k in own) <= budget
+    assert all(len(batch) for batch in batches)
+    for batch in batches:
+        assert len(batch) == 1 or sum(costs[k] for k in batch) <= budget
     assert [b.tolist() for b in pack_batches(costs, budget, multiple)] == [b.tolist() for b in batches]
 
 

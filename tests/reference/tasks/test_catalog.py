@@ -1,4 +1,4 @@
-"""The twelve tasks are told apart, and what is said of them has a source."""
+"""The twelve tasks are distinct, and their facts have sources."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ FOLDS = {
 SIZE = 636
 
 
-def structure(symbol: str = "Na", length: float = 4.0) -> dict[str, Any]:
-    """As pymatgen 2019 wrote it into the official files."""
+def structure_json(symbol: str = "Na", length: float = 4.0) -> dict[str, Any]:
+    """Return a structure as pymatgen 2019 wrote it into the official files."""
     cell = {"matrix": np.diag([length] * 3).tolist(), "a": length, "b": length, "c": length, "volume": length**3}
     sites = [
         {"species": [{"element": e, "occu": 1}], "abc": [x] * 3, "xyz": [x * length] * 3, "label": e}
@@ -40,12 +40,12 @@ def structure(symbol: str = "Na", length: float = 4.0) -> dict[str, Any]:
     return {**names, "lattice": cell, "sites": sites}
 
 
-def rows(count: int) -> list[Any]:
-    return [[structure(length=4.0 + k / 1000), 0.5 + k] for k in range(count)]
+def make_rows(count: int) -> list[Any]:
+    return [[structure_json(length=4.0 + k / 1000), 0.5 + k] for k in range(count)]
 
 
-def write(folder: Path, data: list[Any], index: list[Any] | None = None, **other: Any) -> Path:
-    """A file with the keys in the order of the official ones."""
+def write_table(folder: Path, data: list[Any], index: list[Any] | None = None, **other: Any) -> Path:
+    """Write a file with its keys in the order of the official ones."""
     path = folder / "matbench_jdft2d.json.gz"
     table = {"index": list(range(len(data))) if index is None else index, "columns": ["structure", "exfoliation_en"]}
     with gzip.open(path, "wt") as file:
@@ -70,7 +70,7 @@ def test_each_row_is_tested_once_and_trained_on_in_the_other_folds(size: int) ->
 
 
 def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) -> None:
-    labelled = read_matbench(write(tmp_path, rows(SIZE)))
+    labelled = read_matbench(write_table(tmp_path, make_rows(SIZE)))
     assert len(labelled) == SIZE
     assert not labelled.left_out
     assert labelled.official_ids[:2].tolist() == ["mb-jdft2d-001", "mb-jdft2d-002"]
@@ -87,14 +87,14 @@ def test_a_whole_table_is_read_with_its_values_and_structures(tmp_path: Path) ->
 
 
 def test_folds_stay_with_their_ids_where_rows_are_missing_or_unfit(tmp_path: Path) -> None:
-    data = rows(SIZE)
+    data = make_rows(SIZE)
     data[3][1] = None
-    data[4][0] = structure("Xx")
+    data[4][0] = structure_json("Xx")
     data[5][0]["sites"][0]["species"][0]["occu"] = 0.5
     data[6][0]["lattice"]["matrix"][0] = [0.0, 0.0, 0.0]
-    data[7] = [structure()]
-    kept = [k for k in range(SIZE) if k not in (0, 100)]
-    labelled = read_matbench(write(tmp_path, [data[k] for k in kept], kept))
+    data[7] = [structure_json()]
+    row_numbers = [k for k in range(SIZE) if k not in (0, 100)]
+    labelled = read_matbench(write_table(tmp_path, [data[k] for k in row_numbers], row_numbers))
     assert labelled.left_out == {
         "not in the file": 2,
         "value not finite": 1,
@@ -104,33 +104,35 @@ def test_folds_stay_with_their_ids_where_rows_are_missing_or_unfit(tmp_path: Pat
         "malformed": 1,
     }
     ids = list_official_ids(find_task("matbench_jdft2d"))
-    gone = {ids[k] for k in (0, 3, 4, 5, 6, 7, 100)}
+    missing = {ids[k] for k in (0, 3, 4, 5, 6, 7, 100)}
     for mine, official in zip(labelled.folds, build_official_folds(SIZE), strict=True):
         for side in (0, 1):
-            assert set(labelled.official_ids[mine[side]]) == {ids[k] for k in official[side]} - gone
+            assert set(labelled.official_ids[mine[side]]) == {ids[k] for k in official[side]} - missing
 
 
 def test_rows_may_carry_their_official_names(tmp_path: Path) -> None:
     ids = list_official_ids(find_task("matbench_jdft2d"))
-    labelled = read_matbench(write(tmp_path, rows(50), ids[10:60]))
+    labelled = read_matbench(write_table(tmp_path, make_rows(50), ids[10:60]))
     assert labelled.official_ids.tolist() == ids[10:60]
 
 
 def test_infinite_values_are_rejected(tmp_path: Path) -> None:
-    data = rows(50)
+    data = make_rows(50)
     data[1][1] = float("nan")
-    labelled = read_matbench(write(tmp_path, data))
+    labelled = read_matbench(write_table(tmp_path, data))
     assert labelled.left_out["value not finite"] == 1
     assert len(labelled) == 49
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, rows(SIZE))
+    path = write_table(tmp_path, make_rows(SIZE))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"matbench_jdft2d.json.gz: cut short"):
         read_matbench(path)
     plain = tmp_path / "matbench_jdft2d.json"
-    plain.write_text(json.dumps({"index": [0, 1], "columns": ["structure", "exfoliation_en"], "data": rows(2)})[:-40])
+    plain.write_text(
+        json.dumps({"index": [0, 1], "columns": ["structure", "exfoliation_en"], "data": make_rows(2)})[:-40]
+    )
     with pytest.raises(InputError, match="truncated"):
         read_matbench(plain)
 
@@ -162,7 +164,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 )
 def test_another_table_is_refused(tmp_path: Path, change: dict[str, Any], output: str) -> None:
     with pytest.raises(InputError, match=output):
-        read_matbench(write(tmp_path, rows(2), **change))
+        read_matbench(write_table(tmp_path, make_rows(2), **change))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -176,14 +178,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no task 'matbench_jdft2'"):
         read_matbench(tmp_path / "matbench_jdft2.json.gz")
     with pytest.raises(InputError, match="no structure with a value"):
-        read_matbench(write(tmp_path, [[structure("Xx"), 1.0]]))
+        read_matbench(write_table(tmp_path, [[structure_json("Xx"), 1.0]]))
 
 
 @pytest.mark.parametrize(("value", "out"), [(1e7, 1), (True, 0)])
 def test_impossible_values_are_counted(tmp_path: Path, value: Any, out: int) -> None:
-    data = rows(50)
+    data = make_rows(50)
     data[1][1] = value
-    labelled = read_matbench(write(tmp_path, data))
+    labelled = read_matbench(write_table(tmp_path, data))
     assert labelled.left_out["value out of range"] == out
     assert len(labelled) == 49
 
@@ -191,7 +193,7 @@ def test_impossible_values_are_counted(tmp_path: Path, value: Any, out: int) -> 
 def test_a_table_in_another_unit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "matbench_log_kvrh.json"
     table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
-    path.write_text(json.dumps({**table, "data": [[structure(), 150.0] for _ in range(50)]}))
+    path.write_text(json.dumps({**table, "data": [[structure_json(), 150.0] for _ in range(50)]}))
     with pytest.raises(InputError, match=r"mb-log-kvrh-00001 is 150, expected -3 .. 4: another quantity or unit"):
         read_matbench(path)
 
@@ -200,6 +202,6 @@ def test_the_table_of_the_other_modulus_is_refused(tmp_path: Path) -> None:
     """Both moduli have as many rows and values of one range: only the column's name tells them apart."""
     path = tmp_path / "matbench_log_gvrh.json"
     table = {"index": list(range(50)), "columns": ["structure", "log10(K_VRH)"]}
-    path.write_text(json.dumps({**table, "data": [[structure(), 1.5] for _ in range(50)]}))
+    path.write_text(json.dumps({**table, "data": [[structure_json(), 1.5] for _ in range(50)]}))
     with pytest.raises(InputError, match="it is the table of matbench_log_kvrh"):
         read_matbench(path)

@@ -1,4 +1,4 @@
-"""MS25, OQMD and ABX3 in the formats they are read from, and the split of what comes without one."""
+"""MS25, OQMD and ABX3 in their formats, and splits of data that come without one."""
 
 from __future__ import annotations
 
@@ -95,21 +95,21 @@ def test_a_damaged_trajectory_is_refused(tmp_path: Path) -> None:
         ms25.read_ms25(tmp_path)
 
 
-def entry(**changes: Any) -> dict[str, Any]:
-    """As the OQMD's API answers."""
+def oqmd_entry(**changes: Any) -> dict[str, Any]:
+    """Return an entry as the OQMD's API returns it."""
     sites = ["Cs @ 0 0 0", "Pb @ 0.5 0.5 0.5", "I @ 0.5 0.5 0", "I @ 0.5 0 0.5", "I @ 0 0.5 0.5"]
     cell = [[6.3, 0, 0], [0, 6.3, 0], [0, 0, 6.3]]
     return {"entry_id": 4061139, "name": "CsPbI3", "unit_cell": cell, "sites": sites, "delta_e": -1.1, **changes}
 
 
-def page(folder: Path, entries: list[Any]) -> Path:
+def write_page(folder: Path, entries: list[Any]) -> Path:
     path = folder / "oqmd.json"
     path.write_text(json.dumps({"links": {"next": None}, "data": entries, "meta": {"data_returned": len(entries)}}))
     return path
 
 
 def test_oqmd_reads_pages_of_the_api(tmp_path: Path) -> None:
-    labelled = crystals.read_oqmd(page(tmp_path, [entry()]))
+    labelled = crystals.read_oqmd(write_page(tmp_path, [oqmd_entry()]))
     crystal = next(labelled.frames.structures()).check()
     assert labelled.official_ids.tolist() == ["4061139"]
     assert labelled.target.tolist() == [-1.1]
@@ -120,8 +120,14 @@ def test_oqmd_reads_pages_of_the_api(tmp_path: Path) -> None:
 
 def test_unfit_entries_of_oqmd_are_counted(tmp_path: Path) -> None:
     flat = [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
-    bad = [entry(delta_e=None), entry(sites=["Xx @ 0 0 0"]), entry(unit_cell=flat), {"entry_id": 1}, entry(sites=[])]
-    labelled = crystals.read_oqmd(page(tmp_path, [entry(), *bad]))
+    bad = [
+        oqmd_entry(delta_e=None),
+        oqmd_entry(sites=["Xx @ 0 0 0"]),
+        oqmd_entry(unit_cell=flat),
+        {"entry_id": 1},
+        oqmd_entry(sites=[]),
+    ]
+    labelled = crystals.read_oqmd(write_page(tmp_path, [oqmd_entry(), *bad]))
     assert len(labelled) == 1
     assert labelled.left_out["value not finite"] == 1
     assert labelled.left_out["atomic number"] == 1
@@ -131,7 +137,7 @@ def test_unfit_entries_of_oqmd_are_counted(tmp_path: Path) -> None:
 
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
-    path = page(tmp_path, [entry()])
+    path = write_page(tmp_path, [oqmd_entry()])
     path.write_text(path.read_text()[:-30])
     with pytest.raises(InputError, match=r"oqmd.json: truncated"):
         crystals.read_oqmd(path)
@@ -139,26 +145,26 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a page of the OQMD's API"):
         crystals.read_oqmd(path)
     with pytest.raises(InputError, match="no structure with a value"):
-        crystals.read_oqmd(page(tmp_path, []))
+        crystals.read_oqmd(write_page(tmp_path, []))
 
 
 def test_formation_energies_in_another_unit_are_refused_and_a_few_odd_ones_counted(tmp_path: Path) -> None:
-    page(tmp_path, [entry(), entry(entry_id=2, delta_e=-0.5), entry(entry_id=3, delta_e=250.0)])
+    write_page(tmp_path, [oqmd_entry(), oqmd_entry(entry_id=2, delta_e=-0.5), oqmd_entry(entry_id=3, delta_e=250.0)])
     labelled = crystals.read_oqmd(tmp_path)
     assert labelled.target.tolist() == [-1.1, -0.5]
     assert labelled.left_out == {"energy that cannot be of these atoms": 1}
-    page(tmp_path, [entry(delta_e=-1100.0), entry(entry_id=2, delta_e=-500.0)])
+    write_page(tmp_path, [oqmd_entry(delta_e=-1100.0), oqmd_entry(entry_id=2, delta_e=-500.0)])
     with pytest.raises(InputError, match=r"a formation energy of -1100 eV/atom, expected at most 20: are they in eV"):
         crystals.read_oqmd(tmp_path)
 
 
-def cell() -> Atoms:
+def perovskite_cell() -> Atoms:
     places = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
     return Atoms("CsPbI3", scaled_positions=places, cell=[6.3] * 3, pbc=True)
 
 
-def test_a_table_beside_the_pages_says_which_entries_count_and_their_energies(tmp_path: Path) -> None:
-    page(tmp_path, [entry(), entry(entry_id=2, delta_e=-0.5), entry(entry_id=3)])
+def test_a_table_selects_entries_and_their_energies(tmp_path: Path) -> None:
+    write_page(tmp_path, [oqmd_entry(), oqmd_entry(entry_id=2, delta_e=-0.5), oqmd_entry(entry_id=3)])
     (tmp_path / "oqmd_data.csv").write_text("entry_id, Ef\n2,-0.75\n3,\n4,-1.0\n")
     labelled = crystals.read_oqmd(tmp_path)
     assert labelled.official_ids.tolist() == ["2"]
@@ -170,7 +176,7 @@ def test_a_table_beside_the_pages_says_which_entries_count_and_their_energies(tm
 
 
 def test_extended_xyz_is_read_with_its_energies(tmp_path: Path) -> None:
-    two = cell(), cell().repeat((2, 1, 1))
+    two = perovskite_cell(), perovskite_cell().repeat((2, 1, 1))
     for k, atoms in enumerate(two):
         atoms.info = {"formation_energy_per_atom": -1.0 - k, "id": f"p{k}"}
     ase.io.write(tmp_path / "abx3.extxyz", two, format="extxyz")
@@ -186,7 +192,13 @@ def test_tables_of_perovskites_are_read_from_each_kind_of_structure(tmp_path: Pa
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["mp_id", "formation_energy (eV/atom)", column])
-        writer.writerows([["a", -1.25, text(column)], ["b", "", text(column)], ["c", -1.0, "not a structure"]])
+        writer.writerows(
+            [
+                ["a", -1.25, format_structure(column)],
+                ["b", "", format_structure(column)],
+                ["c", -1.0, "not a structure"],
+            ]
+        )
     labelled = crystals.read_abx3(path)
     assert labelled.official_ids.tolist() == ["a"]
     assert labelled.target.tolist() == [-1.25]
@@ -203,9 +215,9 @@ def test_perovskites_are_joined_with_their_structures_by_name(tmp_path: Path) ->
     )
     with pytest.raises(InputError, match=r"no column poscar, cif, structure, and no structures.json next to it"):
         crystals.read_abx3(tmp_path)
-    disordered = json.loads(text("structure"))
+    disordered = json.loads(format_structure("structure"))
     disordered["sites"][0]["species"].append({"element": "K", "occu": 0.5})
-    structures = {"mp-1": json.loads(text("structure")), "mp-3": disordered, "mp-9": {}}
+    structures = {"mp-1": json.loads(format_structure("structure")), "mp-3": disordered, "mp-9": {}}
     (tmp_path / "structures.json").write_text(json.dumps(structures))
     labelled = crystals.read_abx3(tmp_path)
     assert labelled.official_ids.tolist() == ["mp-1"]
@@ -213,20 +225,20 @@ def test_perovskites_are_joined_with_their_structures_by_name(tmp_path: Path) ->
     assert labelled.left_out == {"not in structures.json": 1, "disorder": 1}
 
 
-def text(kind: str) -> str:
-    """The cell as each kind of column holds it."""
+def format_structure(kind: str) -> str:
+    """Return the cell in each format that a column may have."""
     if kind == "structure":
         sites = [
             {"species": [{"element": s, "occu": 1}], "abc": p.tolist()}
-            for s, p in zip(cell().symbols, cell().get_scaled_positions(), strict=True)
+            for s, p in zip(perovskite_cell().symbols, perovskite_cell().get_scaled_positions(), strict=True)
         ]
-        return json.dumps({"lattice": {"matrix": cell().cell.tolist()}, "sites": sites})
+        return json.dumps({"lattice": {"matrix": perovskite_cell().cell.tolist()}, "sites": sites})
     if kind == "poscar":
         buffer = io.StringIO()
-        ase.io.write(buffer, cell(), format="vasp")
+        ase.io.write(buffer, perovskite_cell(), format="vasp")
         return buffer.getvalue()
     raw = io.BytesIO()
-    ase.io.write(raw, cell(), format="cif")
+    ase.io.write(raw, perovskite_cell(), format="cif")
     return raw.getvalue().decode()
 
 
@@ -240,7 +252,7 @@ def test_tables_without_their_columns_are_refused(tmp_path: Path) -> None:
         crystals.read_abx3(path)
 
 
-def some(groups: list[str], subset: list[str] | None = None) -> TaskDataset:
+def make_dataset(groups: list[str], subset: list[str] | None = None) -> TaskDataset:
     structures = [Structure(f"{k}", np.array([1]), np.zeros((1, 3)), group=g) for k, g in enumerate(groups)]
     frames = tabulate(structures)
     subsets = np.array(subset or [""] * len(groups))
@@ -249,7 +261,7 @@ def some(groups: list[str], subset: list[str] | None = None) -> TaskDataset:
 
 def test_a_split_parts_no_group_and_comes_near_the_share() -> None:
     groups = [f"g{k // 3}" for k in range(300)]
-    labelled = some(groups)
+    labelled = make_dataset(groups)
     pool, test = split_task(labelled, seed=1, test_share=0.2)
     assert sorted([*pool, *test]) == list(range(300))
     assert not set(labelled.frames.groups[pool]) & set(labelled.frames.groups[test])
@@ -259,23 +271,23 @@ def test_a_split_parts_no_group_and_comes_near_the_share() -> None:
 
 
 def test_each_subset_is_split_by_itself() -> None:
-    labelled = some([f"g{k}" for k in range(40)], ["a"] * 30 + ["b"] * 10)
+    labelled = make_dataset([f"g{k}" for k in range(40)], ["a"] * 30 + ["b"] * 10)
     _, test = split_task(labelled, seed=3, test_share=0.1)
     assert [int((labelled.subset[test] == name).sum()) for name in "ab"] == [3, 1]
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused() -> None:
     with pytest.raises(InputError, match="some data: the data has only the group 'g', which cannot be split"):
-        split_task(some(["g", "g"]), seed=0, test_share=0.5)
+        split_task(make_dataset(["g", "g"]), seed=0, test_share=0.5)
     for share in (0.0, 1.0):
         with pytest.raises(InputError, match="leaves a side empty"):
-            split_task(some(["a", "b"]), seed=0, test_share=share)
-    pool, test = split_task(some(["a", "b"]), seed=0, test_share=0.01)
+            split_task(make_dataset(["a", "b"]), seed=0, test_share=share)
+    pool, test = split_task(make_dataset(["a", "b"]), seed=0, test_share=0.01)
     assert len(pool) == len(test) == 1
 
 
 def test_official_files_come_before_the_shipped_set(tmp_path: Path) -> None:
-    page(tmp_path, [entry(), entry(entry_id=2, sites=["Na @ 0 0 0"])])
+    write_page(tmp_path, [oqmd_entry(), oqmd_entry(entry_id=2, sites=["Na @ 0 0 0"])])
     assert load_task("oqmd", tmp_path).role == "official OQMD, 2 crystals"
     assert load_task("matbench_log_kvrh", tmp_path).role.startswith("stand-in for Matbench log_kvrh")
 

@@ -34,26 +34,26 @@ AMMONIA = [
 U0 = {"gdb_1": "-40.47893", "gdb_2": "-56.525887"}
 
 
-def block(name: str, atoms: list[tuple[str, tuple[float, float, float]]]) -> str:
+def format_sdf_block(name: str, atoms: list[tuple[str, tuple[float, float, float]]]) -> str:
     lines = [name, "     RDKit          3D", "", f"{len(atoms):3d}{len(atoms) - 1:3d}  0  0  0  0  0  0  0  0999 V2000"]
     lines += [f"{x:10.4f}{y:10.4f}{z:10.4f} {e:<3} 0  0  0  0  0  0" for e, (x, y, z) in atoms]
     return "\n".join([*lines, *(f"  1{k:3d}  1  0" for k in range(2, len(atoms) + 1)), "M  END", "$$$$", ""])
 
 
-def sdf(folder: Path, ids: list[str] | None = None) -> None:
-    (folder / "gdb9.sdf").write_text(block("gdb_1", METHANE) + block("gdb_2", AMMONIA))
+def write_sdf(folder: Path, ids: list[str] | None = None) -> None:
+    (folder / "gdb9.sdf").write_text(format_sdf_block("gdb_1", METHANE) + format_sdf_block("gdb_2", AMMONIA))
     table = [f"{k},157.7,157.7,157.7,0.,13.21,-.3877,.1171,.5048,35.3,.0447,{U0[k]}" for k in ids or list(U0)]
     (folder / "gdb9.sdf.csv").write_text("\n".join(["mol_id,A,B,C,mu,alpha,homo,lumo,gap,r2,zpve,u0", *table, ""]))
 
 
-def packed(folder: Path, rows: list[dict[str, Any]]) -> None:
+def write_parts(folder: Path, rows: list[dict[str, Any]]) -> None:
     with (folder / "qm9_part1.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["XYZ_file", "Index", "Elements", "XYZ_Ang", "InternalEnergy_0K_au"])
         writer.writeheader()
         writer.writerows(rows)
 
 
-def molecule(index: int = 1, energy: str = "-40.47893", element: str = "C") -> dict[str, Any]:
+def qm9_row(index: int = 1, energy: str = "-40.47893", element: str = "C") -> dict[str, Any]:
     elements = str([element, *(e for e, _ in METHANE[1:])])
     places = str([list(place) for _, place in METHANE])
     return {"Index": index, "Elements": elements, "XYZ_Ang": places, "InternalEnergy_0K_au": energy}
@@ -63,8 +63,8 @@ def test_qm9_is_read_alike_from_both_of_its_forms(tmp_path: Path) -> None:
     first, second = tmp_path / "sdf", tmp_path / "csv"
     first.mkdir()
     second.mkdir()
-    sdf(first)
-    packed(second, [molecule()])
+    write_sdf(first)
+    write_parts(second, [qm9_row()])
     one, other = qm9.read_qm9(first), qm9.read_qm9(second)
     assert one.official_ids.tolist() == ["gdb_1", "gdb_2"]
     assert one.target == pytest.approx([-40.47893 * HARTREE, -56.525887 * HARTREE], abs=1e-9)
@@ -78,12 +78,12 @@ def test_qm9_is_read_alike_from_both_of_its_forms(tmp_path: Path) -> None:
 def test_tables_of_qm9_write_whole_numbers_with_a_bare_point(tmp_path: Path) -> None:
     """Row 5 of qm9_part1.csv, acetylene."""
     places = "[[0.5995394918,0.,1.],[-0.5995394918,0.,1.],[-1.6616385861,0.,1.],[1.6616385861,0.,1.]]"
-    packed(tmp_path, [{**molecule(4, "-77.308427"), "Elements": "['C','C','H','H']", "XYZ_Ang": places}])
+    write_parts(tmp_path, [{**qm9_row(4, "-77.308427"), "Elements": "['C','C','H','H']", "XYZ_Ang": places}])
     assert qm9.read_qm9(tmp_path).frames.positions[0].tolist() == [0.5995394918, 0.0, 1.0]
 
 
 def test_uncharacterized_molecules_are_left_out(tmp_path: Path) -> None:
-    sdf(tmp_path)
+    write_sdf(tmp_path)
     listing = "Index Rejected\n  2      O=C1C=C  C1\n2 compounds\n"
     (tmp_path / "uncharacterized.txt").write_text(listing)
     labelled = qm9.read_qm9(tmp_path)
@@ -92,7 +92,7 @@ def test_uncharacterized_molecules_are_left_out(tmp_path: Path) -> None:
 
 
 def test_unfit_molecules_are_counted(tmp_path: Path) -> None:
-    packed(tmp_path, [molecule(), molecule(2, "nan"), molecule(3, ""), molecule(4, element="Xx"), molecule(5, "x")])
+    write_parts(tmp_path, [qm9_row(), qm9_row(2, "nan"), qm9_row(3, ""), qm9_row(4, element="Xx"), qm9_row(5, "x")])
     labelled = qm9.read_qm9(tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_1"]
     assert labelled.left_out["value not finite"] == 2
@@ -103,16 +103,16 @@ def test_unfit_molecules_are_counted(tmp_path: Path) -> None:
 def test_files_that_are_not_qm9_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither dsgdb9nsd.xyz.tar.bz2 .* nor qm9_part\*.csv nor gdb9.sdf"):
         qm9.read_qm9(tmp_path)
-    sdf(tmp_path)
+    write_sdf(tmp_path)
     text = (tmp_path / "gdb9.sdf").read_text()
     (tmp_path / "gdb9.sdf").write_text(text[:-80])
     with pytest.raises(InputError, match="truncated"):
         qm9.read_qm9(tmp_path)
     (tmp_path / "gdb9.sdf").write_text(text)
-    sdf(tmp_path, ["gdb_2", "gdb_1"])
+    write_sdf(tmp_path, ["gdb_2", "gdb_1"])
     with pytest.raises(InputError, match=r"molecule 1 is 'gdb_1', in gdb9.sdf.csv 'gdb_2'"):
         qm9.read_qm9(tmp_path)
-    sdf(tmp_path, ["gdb_1"])
+    write_sdf(tmp_path, ["gdb_1"])
     with pytest.raises(InputError, match=r"2 molecules, but 1 rows"):
         qm9.read_qm9(tmp_path)
     (tmp_path / "qm9_part1.csv").write_text("Index,Elements,XYZ\n1,2,3\n")
@@ -156,7 +156,7 @@ def test_the_revised_md17_has_other_keys_and_another_level(tmp_path: Path) -> No
 
 
 def test_a_long_trajectory_is_read_at_even_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(md17, "MOST", 4)
+    monkeypatch.setattr(md17, "MAX_FRAMES", 4)
     np.savez(tmp_path / "md17_ethanol.npz", **trajectory(10))
     labelled = md17.read_md17(tmp_path)
     assert labelled.official_ids.tolist() == ["ethanol/0", "ethanol/3", "ethanol/6", "ethanol/9"]
@@ -206,8 +206,8 @@ InChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4
 """
 
 
-def deposited(folder: Path, archive: bool) -> None:
-    """Three molecules as an archive or as the folder that it unfolds to, the third listed as having fallen apart."""
+def write_deposit(folder: Path, archive: bool) -> None:
+    """Write three molecules as an archive or its unpacked folder; the third is listed as uncharacterized."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {k: DEPOSITED.replace("gdb 1\t", f"gdb {k}\t") for k in (1, 2, 3)}
     listing = "Index Rejected\n-------\n      3    C#N    x   y\n3054 compounds\n"
@@ -226,7 +226,7 @@ def deposited(folder: Path, archive: bool) -> None:
 
 @pytest.mark.parametrize("archive", [True, False])
 def test_qm9_is_read_as_its_authors_deposited_it(tmp_path: Path, archive: bool) -> None:
-    deposited(tmp_path / "qm9", archive)
+    write_deposit(tmp_path / "qm9", archive)
     labelled = load_task("qm9", tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_1", "gdb_2"]
     assert labelled.target == pytest.approx([-40.47893 * HARTREE] * 2, abs=1e-9)
@@ -237,7 +237,7 @@ def test_qm9_is_read_as_its_authors_deposited_it(tmp_path: Path, archive: bool) 
 
 
 def test_a_damaged_deposit_of_qm9_is_refused_and_a_damaged_molecule_counted(tmp_path: Path) -> None:
-    deposited(tmp_path, archive=True)
+    write_deposit(tmp_path, archive=True)
     path = tmp_path / "dsgdb9nsd.xyz.tar.bz2"
     whole = path.read_bytes()
     for content in (whole[:200], b"<html>", b"version https://git-lfs.github.com/spec/v1\n"):
@@ -245,7 +245,7 @@ def test_a_damaged_deposit_of_qm9_is_refused_and_a_damaged_molecule_counted(tmp_
         with pytest.raises(InputError, match=r"dsgdb9nsd.xyz.tar.bz2: cut short, or not a tar archive"):
             qm9.read_qm9(tmp_path)
     path.unlink()
-    deposited(tmp_path, archive=False)
+    write_deposit(tmp_path, archive=False)
     (tmp_path / "dsgdb9nsd.xyz" / "dsgdb9nsd_000002.xyz").write_text(DEPOSITED[:120])
     labelled = qm9.read_qm9(tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_1"]
@@ -253,7 +253,7 @@ def test_a_damaged_deposit_of_qm9_is_refused_and_a_damaged_molecule_counted(tmp_
 
 
 def test_last_line_of_uncharacterized_list_is_ignored(tmp_path: Path) -> None:
-    sdf(tmp_path)
+    write_sdf(tmp_path)
     (tmp_path / "uncharacterized.txt").write_text("Index\n  1      O=C1C=C  C1\n2 compounds\n")
     labelled = qm9.read_qm9(tmp_path)
     assert labelled.official_ids.tolist() == ["gdb_2"]
@@ -294,7 +294,6 @@ def test_md17_is_in_the_units_that_a_file_names(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"e_unit": "kcal"}, ""),
         ({"e_unit": "ev/mol"}, r"e_unit: unknown unit 'ev/mol' \(did you mean 'k"),
         ({"e_unit": ["eV", "eV"]}, "e_unit: unknown unit"),
         ({"r_unit": "furlong"}, r"r_unit: unknown unit 'furlong' \(there are: angstrom, bohr, nm, pm\)"),
@@ -314,13 +313,15 @@ def test_md17_is_in_the_units_that_a_file_names(
 def test_impossible_md17_is_rejected_in_one_line(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     path = tmp_path / "md17_ethanol.npz"
     np.savez(path, **trajectory() | change)
-    if not reason:
-        assert len(md17.read_md17(path)) == 4
-        return
     with pytest.raises(InputError, match=reason) as caught:
         md17.read_md17(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_kcal_means_kcal_per_mol(tmp_path: Path) -> None:
+    np.savez(tmp_path / "md17_ethanol.npz", **trajectory() | {"e_unit": "kcal"})
+    assert len(md17.read_md17(tmp_path)) == 4
 
 
 def test_few_impossible_energies_are_counted(tmp_path: Path) -> None:
@@ -340,7 +341,7 @@ def test_decompression_bomb_is_rejected(tmp_path: Path) -> None:
 
 
 def test_hartree_in_tables_of_qm9_is_checked_against_the_atoms(tmp_path: Path) -> None:
-    packed(tmp_path, [molecule(1, str(-40.47893 * HARTREE))])
+    write_parts(tmp_path, [qm9_row(1, str(-40.47893 * HARTREE))])
     with pytest.raises(InputError, match=r"gdb_1: -29973 eV where free atoms have .*: eV taken for hartree"):
         qm9.read_qm9(tmp_path)
 
@@ -353,7 +354,7 @@ def test_wiggle150_in_hartree_is_refused(tmp_path: Path) -> None:
 
 
 def conformers(*frames: tuple[str, str]) -> str:
-    """Each (comment, second element) as a frame of two atoms."""
+    """Return each (comment, second element) as a frame of two atoms."""
     return "".join(f"2\n{comment}\nC 0.0 0.0 0.0\n{e} 0.0 0.0 1.1\n" for comment, e in frames)
 
 

@@ -1,4 +1,4 @@
-"""The shipped sets of the tasks are what their table says, physical, and unknown to the sets for pretraining."""
+"""The shipped sets of the tasks match their table, are physical, and do not overlap the sets for pretraining."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MEGABYTE = 1_000_000
 
 
 @cache
-def data(name: str) -> TaskDataset:
+def load_set(name: str) -> TaskDataset:
     result = load_shipped_task(name)
     assert result is not None
     return result
 
 
-def exact(frames: StructureTable) -> set[tuple[bytes, ...]]:
-    """The structures by all that a model sees of them."""
+def structure_keys(frames: StructureTable) -> set[tuple[bytes, ...]]:
+    """Return the structures by all that a model sees of them."""
     return {(s.numbers.tobytes(), s.positions.tobytes(), s.cell.tobytes()) for s in frames.structures()}
 
 
@@ -51,13 +51,13 @@ def test_at_least_seven_tasks_have_data_and_all_of_it_is_small() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_complete_and_can_be_split(name: str) -> None:
-    labelled, entry = data(name), find_task(name)
+    labelled, entry = load_set(name), find_task(name)
     frames = labelled.frames
     assert len(labelled) == len(frames) == load_table_of_sets()[name].count > 0
     assert np.isfinite(labelled.target).all()
     assert labelled.target.std() > 0
     assert len(set(labelled.official_ids.tolist())) == len(labelled)
-    assert len(exact(frames)) == len(labelled)
+    assert len(structure_keys(frames)) == len(labelled)
     assert (frames.forces is not None) == (entry.kind == "energy_forces")
     assert np.isfinite(frames.energy).all() == (entry.kind != "property")
     for s in frames.structures():
@@ -71,11 +71,11 @@ def test_every_set_says_what_it_is_and_where_it_comes_from(name: str) -> None:
     entry = load_table_of_sets()[name]
     for field in fields(entry):
         assert getattr(entry, field.name) not in ("", None), field.name
-    assert data(name).role.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
+    assert load_set(name).role.startswith("official QM9, a sample of" if name == "qm9" else "stand-in for ")
     assert re.search(r"sha256 [0-9a-f]{64}|computed by .* [0-9.]+;|ASE's collection", entry.provenance)
 
 
-def test_the_page_beside_the_files_agrees_with_the_table() -> None:
+def test_the_page_agrees_with_the_table() -> None:
     text = (FOLDER / "README.md").read_text()
     for name, entry in load_table_of_sets().items():
         assert f"| {name} | {entry.role} | {entry.count} | {entry.target} | {entry.level} |" in text
@@ -111,7 +111,7 @@ def test_a_table_with_a_fault_is_refused(tmp_path: Path) -> None:
 
 def test_qm9_is_the_published_table() -> None:
     """Rows of qm9_part1.csv by their index: XYZ to five digits, InternalEnergy_0K_au."""
-    labelled = data("qm9")
+    labelled = load_set("qm9")
     assert set(np.unique(labelled.frames.numbers)) == {1, 6, 7, 8, 9}
     assert labelled.frames.sizes.max() <= 29
     hartree = {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730}
@@ -129,14 +129,14 @@ def test_no_molecule_or_formula_is_in_a_set_for_pretraining() -> None:
         if e.name not in CHARGE_VIEWS
         for g in load_table(find_shipped_set(e.name)).groups.tolist()
     }
-    assert not known & set(data("qm9").frames.groups.tolist())
-    assert not known & set(data("oqmd").frames.groups.tolist())
+    assert not known & set(load_set("qm9").frames.groups.tolist())
+    assert not known & set(load_set("oqmd").frames.groups.tolist())
 
 
 @pytest.mark.parametrize("name", ["oqmd", "abx3", "matbench_log_kvrh", "ms25"])
 def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> None:
     """By reduced composition and volume per atom, for the sets that hold crystals."""
-    mine = fingerprints(data(name).frames)
+    mine = fingerprints(load_set(name).frames)
     for pretraining in ("mptrj", "alexandria", "omat24"):
         assert not mine & fingerprints(load_table(find_shipped_set(pretraining))), pretraining
 
@@ -144,7 +144,7 @@ def test_no_crystal_is_in_a_set_for_pretraining_in_whatever_cell(name: str) -> N
 @pytest.mark.parametrize("name", ["md17", "wiggle150", "abx3"])
 def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str) -> None:
     method = load_table_of_sets()[name].level.split()[0]
-    mine = {reduce_formula(s.numbers) for s in data(name).frames.structures()}
+    mine = {reduce_formula(s.numbers) for s in load_set(name).frames.structures()}
     same = [e for e in SHIPPED_SETS if e.name not in CHARGE_VIEWS and e.level.startswith(method)]
     assert same
     for entry in same:
@@ -152,7 +152,7 @@ def test_no_composition_is_in_a_set_for_pretraining_of_the_same_method(name: str
 
 
 def fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
-    """Elements with their reduced counts, and the volume per atom in thousandths of a cubic angstrom."""
+    """Return elements with reduced counts, and the volume per atom in thousandths of a cubic angstrom."""
     result = set()
     for s in frames.structures():
         counts = Counter(s.numbers.tolist())
@@ -164,30 +164,30 @@ def fingerprints(frames: StructureTable) -> set[tuple[tuple[int, int], ...]]:
 
 def test_formation_energies_are_residuals_of_composition() -> None:
     for name in ("oqmd", "abx3"):
-        labelled = data(name)
+        labelled = load_set(name)
         shares = composition.compute_fractions(list(labelled.frames.structures()))
         assert abs(shares.T @ labelled.target).max() < 1e-5
         assert 0.02 < np.abs(labelled.target).mean() < 1.0
 
 
 def test_every_element_of_oqmd_is_covered() -> None:
-    shares = composition.compute_fractions(list(data("oqmd").frames.structures()))
+    shares = composition.compute_fractions(list(load_set("oqmd").frames.structures()))
     assert (shares > 0).sum(axis=0).min() >= 5
 
 
 def test_perovskites_are_cubic_with_their_minimum_inside() -> None:
-    frames = data("abx3").frames
+    frames = load_set("abx3").frames
     assert (frames.sizes == 5).all()
     for group in np.unique(frames.groups)[:10]:
         rows = np.flatnonzero(frames.groups == group)
-        edges, energies = frames.cell[rows, 0, 0], data("abx3").target[rows]
+        edges, energies = frames.cell[rows, 0, 0], load_set("abx3").target[rows]
         assert len(rows) >= 2
         assert len(np.unique(edges)) == len(rows)
         assert np.ptp(energies) < perovskites.HIGHEST_EV_ATOM
 
 
 def test_conformers_are_above_the_relaxed_one_and_whole() -> None:
-    labelled = data("wiggle150")
+    labelled = load_set("wiggle150")
     relaxed = np.char.endswith(labelled.official_ids, "_00")
     molecules = [name.partition("_")[0] for name in labelled.official_ids.tolist()]
     assert Counter(molecules) == dict.fromkeys(dynamics.WIGGLE_SMILES, 51)
@@ -199,7 +199,7 @@ def test_conformers_are_above_the_relaxed_one_and_whole() -> None:
 
 def test_trajectories_are_at_their_temperature() -> None:
     """Potential energies spread as (3n - 6) classical oscillators of 500 K, within the noise of one trajectory."""
-    labelled = data("md17")
+    labelled = load_set("md17")
     for name in dynamics.MD17_SMILES:
         rows = labelled.subset == name
         modes = 3 * labelled.frames.sizes[rows][0] - 6
@@ -210,35 +210,35 @@ def test_trajectories_are_at_their_temperature() -> None:
 
 @pytest.mark.parametrize(("name", "level"), [("md17", "GFN1-xTB"), ("wiggle150", "GFN2-xTB")])
 def test_energies_are_those_of_the_level(name: str, level: str) -> None:
-    frames = data(name).frames
+    frames = load_set(name).frames
     for k in (0, len(frames) // 2, len(frames) - 1):
         energy, _ = levels.compute_xtb(next(frames[k : k + 1].structures()), level)
         assert energy == pytest.approx(frames.energy[k], abs=1e-4)
 
 
 def test_forces_are_minus_the_slope_of_the_energy() -> None:
-    frames = data("md17").frames
+    frames = load_set("md17").frames
     middle = next(frames[len(frames) // 2 : len(frames) // 2 + 1].structures())
     assert middle.forces is not None
     along = np.random.default_rng(0).normal(size=middle.positions.shape)
     step = 1e-3 / np.linalg.norm(along)
-    up, down = (levels.compute_xtb(moved(middle, sign * step * along), "GFN1-xTB")[0] for sign in (1, -1))
+    up, down = (levels.compute_xtb(displace(middle, sign * step * along), "GFN1-xTB")[0] for sign in (1, -1))
     assert (up - down) / (2 * step) == pytest.approx(-(middle.forces * along).sum(), abs=2e-3)
 
 
-def moved(structure: Structure, shift: np.ndarray) -> Structure:
+def displace(structure: Structure, shift: np.ndarray) -> Structure:
     return replace(structure, positions=structure.positions + shift)
 
 
 def test_bulk_moduli_are_those_of_the_collection() -> None:
-    labelled = data("matbench_log_kvrh")
+    labelled = load_set("matbench_log_kvrh")
     assert len(labelled) == 71
     iron = labelled.official_ids.tolist().index("Fe")
     assert 10 ** labelled.target[iron] == pytest.approx(197.652, rel=1e-6)
 
 
 def test_elements_of_ms25_have_no_net_force() -> None:
-    labelled = data("ms25")
+    labelled = load_set("ms25")
     assert set(labelled.subset) == {"Ni", "Cu", "Li", "Ge", "Si", "Mo"}
     assert labelled.frames.forces is not None
     net = np.add.reduceat(labelled.frames.forces, labelled.frames.ends - labelled.frames.sizes)
@@ -246,7 +246,7 @@ def test_elements_of_ms25_have_no_net_force() -> None:
 
 
 def test_packing_is_deterministic(tmp_path: Path) -> None:
-    structures = list(data("md17").frames[:5].structures())
+    structures = list(load_set("md17").frames[:5].structures())
     digests = {pack.write_set(tmp_path / f"{k}.h5", make_energy_samples(structures), pack.Decimals()) for k in range(2)}
     assert len(digests) == 1
     with h5py.File(tmp_path / "0.h5") as file:

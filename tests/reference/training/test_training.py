@@ -1,4 +1,4 @@
-"""Training learns, stops and goes on as promised; the gate finds the right branch; checkpoints are strict."""
+"""Training learns, stops and resumes; the gate finds the right branch; states of other runs are refused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import torch
 
 from harness.config import resources, suite
 from harness.protocol.errors import UsageError
-from harness.protocol.events import last_run
+from harness.protocol.events import read_last_run
 from harness.protocol.programs.train import OptimizerParameters
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
 from harness.reference.datasets.collection import load_shipped_splits
 from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import RankInfo
@@ -35,7 +36,8 @@ from harness.reference.training import evaluation, optimizer, state, trainer
 from harness.reference.training.gate_training import train_gate
 from harness.reference.training.optimizer import OptimizerState
 from tests.reference.conftest import molecule
-from tests.reference.programs.test_scaling import environment, launch, mpiexec, wait_for
+from tests.reference.programs.test_scaling import launch_case, rank_environment, wait_until
+from tests.support.mpi import find_mpiexec
 from tests.support.programs import run_program
 
 SIZES = {"hidden_dim": 8, "num_conv_layers": 2, "cutoff": 4.0, "dim_sharedlayers": 8, "dim_headlayers": 8}
@@ -57,22 +59,22 @@ SHORT: dict[str, Any] = {
 Log = list[dict[str, Any]]
 
 
-def trained(folder: Path, **parameters: object) -> Log:
-    """What a run in this process has told."""
-    return last_run(run_program("train", SHORT | parameters, folder).path)
+def run_training(folder: Path, **parameters: object) -> Log:
+    """Return the events of a run in this process."""
+    return read_last_run(run_program("train", SHORT | parameters, folder).path)
 
 
-def launched(folder: Path, count: int, **parameters: object) -> Log:
-    """What a run of so many ranks has told."""
+def launch_training(folder: Path, count: int, **parameters: object) -> Log:
+    """Return the events of a run with `count` ranks."""
     folder.mkdir(exist_ok=True)
     content = {"id": "1", "program": "train", "parameters": SHORT | parameters}
     (folder / "case.json").write_text(json.dumps(content))
-    done = launch(folder, count)
-    assert done.returncode == 0, done.stderr
-    return last_run(folder / "events.jsonl")
+    result = launch_case(folder, count)
+    assert result.returncode == 0, result.stderr
+    return read_last_run(folder / "events.jsonl")
 
 
-def of(log: Log, kind: str, field: str) -> list[Any]:
+def event_values(log: Log, kind: str, field: str) -> list[Any]:
     return [e[field] for e in log if e["event"] == kind]
 
 
@@ -84,17 +86,17 @@ def fact(log: Log, name: str) -> Any:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
     folder = tmp_path_factory.mktemp("one")
-    return folder, trained(folder)
+    return folder, run_training(folder)
 
 
-def test_errors_fall_and_are_told_epoch_by_epoch_and_head_by_head(tmp_path: Path) -> None:
+def test_errors_fall_and_are_recorded_for_each_epoch_and_head(tmp_path: Path) -> None:
     options = {"learning_rate": 5e-3, "schedule": "cosine", "force_weight": 1.0, "clip_norm": 10.0}
     sizes = SIZES | {"hidden_dim": 24}
-    log = trained(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=5, epoch_length=400, **options)
-    loss = of(log, "epoch", "loss")
+    log = run_training(tmp_path, sets=["qm7x", "ani1x"], model=sizes, epochs=5, epoch_length=400, **options)
+    loss = event_values(log, "epoch", "loss")
     assert len(loss) == 5
     assert loss[-1] < 0.6 * loss[0]
-    assert of(log, "epoch", "validation_loss")[-1] < 0.75 * loss[0]
+    assert event_values(log, "epoch", "validation_loss")[-1] < 0.75 * loss[0]
     rows = [e for e in log if e["event"] == "head" and e["epoch"] == 4]
     assert {(r["head"], r["split"]) for r in rows} == {
         (h, s) for h in ("QM7X", "ANI1x") for s in ("train", "validation")
@@ -103,16 +105,16 @@ def test_errors_fall_and_are_told_epoch_by_epoch_and_head_by_head(tmp_path: Path
     assert [r["head"] for r in fact(log, "held_out")] == ["QM7X", "ANI1x"]
 
 
-def test_the_model_that_is_left_is_the_one_with_the_best_validation_loss(one: tuple[Path, Log]) -> None:
+def test_the_checkpoint_knows_its_heads_and_held_out_errors(one: tuple[Path, Log]) -> None:
     folder, log = one
     model, notes = checkpoints.load(folder / "model.safetensors")
-    assert of(log, "epoch", "best")[0]
+    assert event_values(log, "epoch", "best")[0]
     assert {HEADS[k] for k in range(16) if model.trained[k]} == {"QM7X", "transition1x", "OC2022"}
     assert notes["held_out"] == fact(log, "held_out")
 
 
 def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> None:
-    """Composition and zero forces by numpy alone, from the shipped files."""
+    """Compare with numpy alone, from the shipped files."""
     row = next(r for r in fact(one[1], "held_out") if r["set"] == "qm7x")
     parts = load_shipped_splits("qm7x", held_out=0.1, seed=17)
     records = parts[SPLITS[2]].samples.get(range(len(parts[SPLITS[2]].samples)))
@@ -129,103 +131,109 @@ def test_held_out_errors_are_those_of_a_plain_count(one: tuple[Path, Log]) -> No
 
 def test_splits_part_no_group() -> None:
     parts = load_shipped_splits("transition1x", held_out=0.1, seed=17)
-    sizes = [len(parts[s].samples) for s in SPLITS]
-    assert sum(sizes) == 239
-    assert min(sizes) > 0
+    records = [parts[s].samples.get(range(len(parts[s].samples))) for s in SPLITS]
+    assert sum(map(len, records)) == 239
+    frames = load_table(find_shipped_set("transition1x"))
+    group_of = {s.positions.tobytes(): s.group for s in frames.structures()}
+    groups = [{group_of[record["pos"].tobytes()] for record in split} for split in records]
+    assert all(groups)
+    assert len(set.union(*groups)) == sum(map(len, groups))
 
 
 def test_two_ranks_with_the_same_total_batch_lose_as_one(one: tuple[Path, Log], tmp_path: Path) -> None:
-    two = launched(tmp_path, 2, batch_size=4)
-    assert of(two, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-10)
-    assert of(two, "epoch", "validation_loss") == pytest.approx(of(one[1], "epoch", "validation_loss"), rel=1e-10)
+    two = launch_training(tmp_path, 2, batch_size=4)
+    assert event_values(two, "epoch", "loss") == pytest.approx(event_values(one[1], "epoch", "loss"), rel=1e-10)
+    assert event_values(two, "epoch", "validation_loss") == pytest.approx(
+        event_values(one[1], "epoch", "validation_loss"), rel=1e-10
+    )
     assert [r["energy_mae_ev_per_atom"] for r in fact(two, "held_out")] == pytest.approx(
         [r["energy_mae_ev_per_atom"] for r in fact(one[1], "held_out")], rel=1e-9
     )
 
 
 def test_batches_of_equal_atoms_lose_as_those_of_equal_graphs(one: tuple[Path, Log], tmp_path: Path) -> None:
-    """Ranks take more or fewer graphs of the same step, each weighing the same."""
-    two = launched(tmp_path, 2, batch_size=4, balance="atoms")
-    assert of(two, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-10)
+    """Ranks take different numbers of graphs of the same step, each with the same weight."""
+    two = launch_training(tmp_path, 2, batch_size=4, balance="atoms")
+    assert event_values(two, "epoch", "loss") == pytest.approx(event_values(one[1], "epoch", "loss"), rel=1e-10)
 
 
-def test_heads_kept_by_their_ranks_alone_learn_as_those_on_every_rank(tmp_path: Path) -> None:
+def test_parallel_heads_learn_like_replicated_ones(tmp_path: Path) -> None:
     logs = [
-        launched(tmp_path / kind, 2, batch_size=4, sampling="assigned", heads=kind)
+        launch_training(tmp_path / kind, 2, batch_size=4, sampling="assigned", heads=kind)
         for kind in ("replicated", "parallel")
     ]
     for kind, field in (("epoch", "loss"), ("epoch", "energy_mae_ev_per_atom")):
-        assert of(logs[1], kind, field) == pytest.approx(of(logs[0], kind, field), rel=1e-10)
+        assert event_values(logs[1], kind, field) == pytest.approx(event_values(logs[0], kind, field), rel=1e-10)
     errors = [[r["force_mae_ev_per_a"] for r in fact(log, "held_out")] for log in logs]
     assert errors[1] == pytest.approx(errors[0], rel=1e-9)
     models = [
         checkpoints.load(tmp_path / kind / "model.safetensors")[0].state_dict() for kind in ("replicated", "parallel")
     ]
     for name, value in models[0].items():
-        kept = [4, 14, 15] if name.startswith("heads.") else slice(None)  # the others, without data, only decay
+        rows = [4, 14, 15] if name.startswith("heads.") else slice(None)  # the others, without data, only decay
         if not name.startswith("gate."):
-            assert torch.allclose(value[kept], models[1][name][kept], rtol=1e-8, atol=1e-12), name
+            assert torch.allclose(value[rows], models[1][name][rows], rtol=1e-8, atol=1e-12), name
 
 
-def test_a_run_killed_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_killed_in_mid_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
     options = {"epochs": 3, "checkpoint_s": 1e-6, "precision": "fp32"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = launched(whole, 1, **options)
+    expected = launch_training(whole, 1, **options)
     killed.mkdir()
     content = {"id": "1", "program": "train", "parameters": SHORT | options}
     (killed / "case.json").write_text(json.dumps(content))
     words = [sys.executable, "-m", "harness.reference", str(killed)]
-    process = subprocess.Popen(words, env=environment())
+    process = subprocess.Popen(words, env=rank_environment())
     try:
-        wait_for(lambda: (killed / state.FILE_NAME).exists() and _step(killed) >= 11)
+        wait_until(lambda: (killed / state.FILE_NAME).exists() and read_step(killed) >= 11)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    assert _step(killed) < 24
-    resumed = launched(killed, 1, **options)
-    (at,) = of(resumed, "resumed", "step")
+    assert read_step(killed) < 24
+    resumed = launch_training(killed, 1, **options)
+    (at,) = event_values(resumed, "resumed", "step")
     assert at >= 11
-    assert of(resumed, "epoch", "loss") == of(expected, "epoch", "loss")
+    assert event_values(resumed, "epoch", "loss") == event_values(expected, "epoch", "loss")
     states = [checkpoints.load(folder / "model.safetensors")[0].state_dict() for folder in (whole, killed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_a_killed_run_whose_ranks_keep_their_heads_goes_on(tmp_path: Path) -> None:
-    """The state is in parts, one for each group of ranks; saved at every fiftieth step and after every epoch."""
+def test_a_killed_run_with_parallel_heads_resumes(tmp_path: Path) -> None:
+    """The state has one part for each group of ranks; it is saved every fifty steps and after every epoch."""
     options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "epoch_length": 480}
     options |= {"checkpoint_s": 1e-6}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    expected = launched(whole, 2, **options)
+    expected = launch_training(whole, 2, **options)
     killed.mkdir()
     content = {"id": "1", "program": "train", "parameters": SHORT | options}
     (killed / "case.json").write_text(json.dumps(content))
-    words = [mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(killed)]
-    process = subprocess.Popen(words, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    words = [find_mpiexec(), "-n", "2", sys.executable, "-m", "harness.reference", str(killed)]
+    process = subprocess.Popen(words, env=rank_environment(), start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (killed / state.FILE_NAME).exists() and _step(killed) >= 50)
+        wait_until(lambda: (killed / state.FILE_NAME).exists() and read_step(killed) >= 50)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert _step(killed) < 180
-    resumed = launched(killed, 2, **options)
-    assert of(resumed, "resumed", "step")[0] >= 50
-    assert of(resumed, "epoch", "loss") == pytest.approx(of(expected, "epoch", "loss"), rel=1e-12)
+    assert read_step(killed) < 180
+    resumed = launch_training(killed, 2, **options)
+    assert event_values(resumed, "resumed", "step")[0] >= 50
+    assert event_values(resumed, "epoch", "loss") == pytest.approx(event_values(expected, "epoch", "loss"), rel=1e-12)
     assert fact(resumed, "held_out") == fact(expected, "held_out")
 
 
-def _state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
     path = folder / state.FILE_NAME
     return dict(sealed.unflatten(sealed.read_header(path, state.KIND).about, sealed.read_tensors(path))["state"])
 
 
-def _step(folder: Path) -> int:
-    return int(_state(folder)["progress"]["step"])
+def read_step(folder: Path) -> int:
+    return int(read_state(folder)["progress"]["step"])
 
 
-def test_a_run_that_has_ended_tells_the_same_again(one: tuple[Path, Log]) -> None:
-    again = trained(one[0])
-    assert of(again, "epoch", "loss") == of(one[1], "epoch", "loss")
+def test_a_finished_run_repeats_its_results(one: tuple[Path, Log]) -> None:
+    again = run_training(one[0])
+    assert event_values(again, "epoch", "loss") == event_values(one[1], "epoch", "loss")
     assert fact(again, "held_out") == fact(one[1], "held_out")
 
 
@@ -234,15 +242,15 @@ def test_the_state_of_another_run_is_refused_by_what_differs(one: tuple[Path, Lo
     with pytest.raises(
         InputError, match=r"training.safetensors: the state of another run, whose learning_rate is 0.001, not 0.1"
     ):
-        trained(tmp_path, learning_rate=0.1)
+        run_training(tmp_path, learning_rate=0.1)
     (tmp_path / state.FILE_NAME).write_bytes(b"half")
     with pytest.raises(InputError, match=r"training.safetensors: not a readable state of training"):
-        trained(tmp_path)
+        run_training(tmp_path)
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_with_its_batch(tmp_path: Path) -> None:
+def test_a_non_finite_loss_ends_the_run_with_its_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the loss is no longer a number at step \d+ \(rank 0\): \S+/\d+") as caught:
-        trained(tmp_path, learning_rate=1e30, clip_norm=None)
+        run_training(tmp_path, learning_rate=1e30, clip_norm=None)
     path = tmp_path / "bad-batch.safetensors"
     names = sealed.read_header(path, "gfm-harness batch").about["names"]
     named = str(caught.value).split("): ")[1].split(";")[0].split(", ")
@@ -251,32 +259,32 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_its_batch(tmp_path: Path)
     assert sealed.read_tensors(path)["positions"].shape[1] == 3
 
 
-def test_a_gradient_that_is_no_number_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_gradient_is_skipped_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, steps = trainer.Trainer.step, iter(range(1000))
 
-    def overflowing(self: trainer.Trainer, *given: Any) -> None:
+    def overflowing(self: trainer.Trainer, *arguments: Any) -> None:
         if next(steps) in (1, 4):
             weight = self.model.encoder.embedding.weight
             handle = weight.register_hook(lambda g: g * math.inf)
-            plain(self, *given)
+            plain(self, *arguments)
             handle.remove()
         else:
-            plain(self, *given)
+            plain(self, *arguments)
 
     monkeypatch.setattr(trainer.Trainer, "step", overflowing)
-    log = trained(tmp_path)
-    told = [e for e in log if e["event"] == "skipped"]
-    assert [e["step"] for e in told] == [1, 4]
-    assert all("/" in e["worst"] for e in told)
-    assert all(math.isfinite(value) for value in of(log, "epoch", "loss"))
+    log = run_training(tmp_path)
+    skipped = [e for e in log if e["event"] == "skipped"]
+    assert [e["step"] for e in skipped] == [1, 4]
+    assert all("/" in e["worst"] for e in skipped)
+    assert all(math.isfinite(value) for value in event_values(log, "epoch", "loss"))
     monkeypatch.setattr(optimizer.nn.utils, "get_total_norm", lambda _: torch.tensor(math.nan))
     (tmp_path / "again").mkdir()
     with pytest.raises(NotFinite, match="the gradient is no longer a number at step 9"):
-        trained(tmp_path / "again", epochs=4)
+        run_training(tmp_path / "again", epochs=4)
 
 
-def link(root: Path, name: str, after: list[str]) -> Path:
-    """The folder of one link of a chain."""
+def write_link(root: Path, name: str, after: list[str]) -> Path:
+    """Write the case of one link of a chain and return its folder."""
     (root / name).mkdir(parents=True)
     (root / name / "case.json").write_text(json.dumps({"id": name, "program": "train", "after": after}))
     return root / name
@@ -285,14 +293,14 @@ def link(root: Path, name: str, after: list[str]) -> Path:
 def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
-    trained(whole)
-    first = trained(link(tmp_path, "a", []), minutes=1e-9)
+    run_training(whole)
+    first = run_training(write_link(tmp_path, "a", []), minutes=1e-9)
     (stopped,) = [e for e in first if e["event"] == "stopped"]
     assert (stopped["why"], stopped["epoch"], stopped["step"]) == ("1e-09 minutes are up", 0, 1)
     assert not (tmp_path / "a" / "model.safetensors").exists()
-    second = trained(link(tmp_path, "b", ["a"]), continues=True)
+    second = run_training(write_link(tmp_path, "b", ["a"]), continues=True)
     assert [e["step"] for e in second if e["event"] == "resumed"] == [1]
-    third = trained(link(tmp_path, "c", ["b"]), continues=True)
+    third = run_training(write_link(tmp_path, "c", ["b"]), continues=True)
     assert fact(third, "ended_before") == "b"
     assert not [e for e in third if e["event"] == "epoch"]
     expected, _ = checkpoints.load(whole / "model.safetensors")
@@ -300,17 +308,17 @@ def test_a_chain_of_links_ends_where_one_run_does(tmp_path: Path) -> None:
         model, _ = checkpoints.load(tmp_path / name / "model.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     with pytest.raises(InputError, match="expected one case before this one"):
-        trained(link(tmp_path, "d", []), continues=True)
+        run_training(write_link(tmp_path, "d", []), continues=True)
     (tmp_path / "e").mkdir()
-    with pytest.raises(InputError, match="no state to go on from"):
-        trained(link(tmp_path, "f", ["e"]), continues=True)
+    with pytest.raises(InputError, match="no state to continue from"):
+        run_training(write_link(tmp_path, "f", ["e"]), continues=True)
 
 
 def test_training_ends_when_nothing_gets_better(tmp_path: Path) -> None:
-    log = trained(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
+    log = run_training(tmp_path, epochs=9, stop_after=2, learning_rate=1e-12, warmup_steps=10**9, ema_decay=None)
     (stopped,) = [e for e in log if e["event"] == "stopped"]
     assert stopped["why"] == "no better for 2 epochs"
-    assert len(of(log, "epoch", "loss")) < 9
+    assert len(event_values(log, "epoch", "loss")) < 9
 
 
 def test_the_rate_halves_when_the_validation_loss_stays() -> None:
@@ -344,25 +352,27 @@ def test_the_cosine_ends_at_a_hundredth() -> None:
 
 
 @pytest.mark.parametrize(("name", "layers"), [("fp64", "float64"), ("fp32", "float32"), ("bf16", "bfloat16")])
-def test_precision_is_told_as_it_really_is(tmp_path: Path, name: str, layers: str) -> None:
-    log = trained(tmp_path, precision=name, epochs=1, epoch_length=16)
-    seen = fact(log, "observed")
-    kept = "float64" if name == "fp64" else "float32"
-    assert seen["requested"] == name
-    assert seen["matrix_layers"] == [f"torch.{layers}"]
-    assert {*seen["parameters"], seen["energies"], seen["forces"], seen["pooled"]} == {f"torch.{kept}"}
-    assert math.isfinite(of(log, "epoch", "loss")[0])
+def test_the_observed_precision_is_recorded(tmp_path: Path, name: str, layers: str) -> None:
+    log = run_training(tmp_path, precision=name, epochs=1, epoch_length=16)
+    observed = fact(log, "observed")
+    parameter_dtype = "float64" if name == "fp64" else "float32"
+    assert observed["requested"] == name
+    assert observed["matrix_layers"] == [f"torch.{layers}"]
+    assert {*observed["parameters"], observed["energies"], observed["forces"], observed["pooled"]} == {
+        f"torch.{parameter_dtype}"
+    }
+    assert math.isfinite(event_values(log, "epoch", "loss")[0])
 
 
 @pytest.mark.slow
 def test_compiled_training_is_that_of_plain_code(one: tuple[Path, Log], tmp_path: Path) -> None:
-    log = trained(tmp_path, compile=True)
+    log = run_training(tmp_path, compile=True)
     assert fact(log, "observed")["compiled"], fact(log, "observed")["why_eager"]
-    assert of(log, "epoch", "loss") == pytest.approx(of(one[1], "epoch", "loss"), rel=1e-8)
+    assert event_values(log, "epoch", "loss") == pytest.approx(event_values(one[1], "epoch", "loss"), rel=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"sets": []}, r"sets is \[\], expected at least 1 value"),
         ({"sets": ["qm7x", "qm7x"]}, "sets: duplicate value 'qm7x'"),
@@ -377,23 +387,13 @@ def test_compiled_training_is_that_of_plain_code(one: tuple[Path, Log], tmp_path
         ({"rate": 1}, "unknown parameter 'rate'"),
     ],
 )
-def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises((InputError, UsageError), match=said):
-        trained(tmp_path, **options)
-
-
-def labelled_graphs(count: int, head: int) -> list[Any]:
-    """Molecules labelled by a pair potential."""
-    graphs = []
-    for seed in range(count):
-        s = molecule(5, seed)
-        labelled = Structure(s.name, s.numbers, s.positions, head=head, energy=float(seed), forces=0 * s.positions)
-        graphs.append(build_neighbour_list(labelled, cutoff=4.0))
-    return graphs
+def test_bad_options_are_one_line(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((InputError, UsageError), match=message):
+        run_training(tmp_path, **options)
 
 
 def test_the_gate_reproduces_the_right_branch() -> None:
-    """Two datasets of different elements, whose heads differ most: the gate must tell them apart."""
+    """The gate must distinguish two datasets of different elements."""
     graphs = []
     for head, element in ((0, 6), (15, 29)):
         for seed in range(20):
@@ -406,9 +406,9 @@ def test_the_gate_reproduces_the_right_branch() -> None:
     model.heads.layers[-1].bias.copy_(torch.arange(16.0).reshape(16, 1, 1))  # type: ignore[operator]
     model.gate.requires_grad_(True)
     batch = build_batch(graphs).to("cpu", torch.float32)
-    found = train_gate(model, [batch], temperature=1.0, steps=400, seed=0)
-    assert found.energy_error_ev_per_atom < 0.5
-    assert found.right_branch == 1.0
+    result = train_gate(model, [batch], temperature=1.0, steps=400, seed=0)
+    assert result.energy_error_ev_per_atom < 0.5
+    assert result.right_branch == 1.0
     weights = model.gate(batch.composition)
     assert (weights[:20, 0] > 0.9).all()
     assert (weights[20:, 15] > 0.9).all()
@@ -416,17 +416,17 @@ def test_the_gate_reproduces_the_right_branch() -> None:
 
 def test_the_shipped_checkpoint_is_the_one_that_its_suite_makes() -> None:
     model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
-    wanted = suite.load_suite(resources.find_resource("suites", "pretrain"), "local").parameters
-    made = notes["training"]
-    assert isinstance(made, dict)
+    expected = suite.load_suite(resources.find_resource("suites", "pretrain"), "local").parameters
+    recorded = notes["training"]
+    assert isinstance(recorded, dict)
     sizes = model.config.asdict()
-    assert {k: sizes[k] for k in wanted["model"]} == wanted["model"]
-    fixed = {k: v for k, v in wanted.items() if k != "model" and "{{" not in str(v)}
-    assert {k: made[k] for k in fixed} == fixed
+    assert {k: sizes[k] for k in expected["model"]} == expected["model"]
+    fixed = {k: v for k, v in expected.items() if k != "model" and "{{" not in str(v)}
+    assert {k: recorded[k] for k in fixed} == fixed
 
 
 def test_the_shipped_checkpoint_has_learnt() -> None:
-    """Its own held-out record, and the model's readiness: all heads are trained."""
+    """All heads are trained, and the recorded held-out errors beat the baselines."""
     model, notes = checkpoints.load(checkpoints.SHIPPED / "painn-64.safetensors")
     held_out = json.loads(json.dumps(notes["held_out"]))
     assert [r["head"] for r in held_out] == list(HEADS)
@@ -438,18 +438,18 @@ def test_the_shipped_checkpoint_has_learnt() -> None:
 
 
 def test_the_mean_energy_is_of_structures_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a small set; of a large one no more than are needed, a batch at a time."""
+    """A small set is read completely, a large one in part, in batches."""
     dataset = load_shipped_splits("qm7x", held_out=0.1, seed=17)[SPLITS[0]]
     records = dataset.samples.get(np.arange(len(dataset.samples)))
     each = np.array([float(r["energy"][0]) / len(r["atomic_numbers"]) for r in records])
-    asked: list[int] = []
+    batch_sizes: list[int] = []
     get = dataset.samples.get
-    monkeypatch.setattr(dataset.samples, "get", lambda which: (asked.append(len(which)), get(which))[1])
+    monkeypatch.setattr(dataset.samples, "get", lambda which: (batch_sizes.append(len(which)), get(which))[1])
     with process_group(RankInfo(), backend="gloo", device=torch.device("cpu"), timeout_s=60) as team:
-        assert evaluation.mean_energy(dataset, team) == pytest.approx(each.mean(), rel=1e-12)
+        assert evaluation.compute_mean_energy(dataset, team) == pytest.approx(each.mean(), rel=1e-12)
         monkeypatch.setattr(evaluation, "MEAN_SAMPLE", 25)
         monkeypatch.setattr(evaluation, "MEAN_BATCH", 10)
-        asked.clear()
+        batch_sizes.clear()
         picked = np.linspace(0, len(each) - 1, 25).round().astype(int)
-        assert evaluation.mean_energy(dataset, team) == pytest.approx(each[picked].mean(), rel=1e-12)
-    assert asked == [10, 10, 5]
+        assert evaluation.compute_mean_energy(dataset, team) == pytest.approx(each[picked].mean(), rel=1e-12)
+    assert batch_sizes == [10, 10, 5]

@@ -20,17 +20,16 @@ from harness.reference.datasets.parsing.structure_builder import (
     MAX_BYTE,
     InvalidStructure,
     describe_missing_key,
-    first_line,
 )
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
 Group = Any  # h5py.h5g.GroupID, which has no types
 Dataset = Any
-LIBRARY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 MAX_CONFORMATIONS = 4 * TABLE_STRUCTURES  # conformations of a group that are read in one go
 MAX_NUMBERS = 1 << 24  # numbers that are read in one go, or stored in one chunk
-SUSPICIOUS_BYTES = 1 << 30  # bytes of a dataset from which it is compared with what the file stores of it
-MAX_COMPRESSION = 1000  # times that deflate shrinks zeros
+SUSPICIOUS_BYTES = 1 << 30  # size from which a dataset is compared with its stored size
+MAX_COMPRESSION = 1000  # ratio of deflate for zeros
 
 
 @contextmanager
@@ -42,12 +41,12 @@ def open_root(path: Path) -> Iterator[Group]:
         raise InputError(f"{path}: not an HDF5 file, or one whose first bytes are damaged")
     try:
         hdf5 = h5py.File(path, "r")
-    except LIBRARY_ERRORS as error:
-        raise InputError(f"{path}: cannot be read as HDF5 ({first_line(error)})") from None
+    except HDF5_ERRORS as error:
+        raise InputError(f"{path}: cannot be read as HDF5 ({get_first_line(error)})") from None
     try:
         yield hdf5["/"].id
     except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)})") from None
+        raise InputError(f"{path}: damaged ({get_first_line(error)})") from None
     finally:
         hdf5.close()
 
@@ -55,32 +54,32 @@ def open_root(path: Path) -> Iterator[Group]:
 def list_names(group: Group, where: str) -> list[str]:
     """Return the names of a group's members; raises InputError where they cannot be read."""
     try:
-        return _names(group)
+        return _list_member_names(group)
     except InvalidStructure as error:
         raise InputError(f"{where}: {error}") from None
 
 
-def _names(group: Group) -> list[str]:
+def _list_member_names(group: Group) -> list[str]:
     try:
         return sorted(name.decode("utf-8", "replace") for name in group)
-    except LIBRARY_ERRORS as error:
-        raise InvalidStructure("corrupt", f"what it holds cannot be listed ({first_line(error)})") from None
+    except HDF5_ERRORS as error:
+        raise InvalidStructure("corrupt", f"what it holds cannot be listed ({get_first_line(error)})") from None
 
 
 def count_members(group: Group) -> int:
     """Return the number of a group's members; raises InvalidStructure where it cannot be read."""
     try:
         return len(group)
-    except LIBRARY_ERRORS as error:
-        raise InvalidStructure("corrupt", f"what it holds cannot be counted ({first_line(error)})") from None
+    except HDF5_ERRORS as error:
+        raise InvalidStructure("corrupt", f"what it holds cannot be counted ({get_first_line(error)})") from None
 
 
 def open_child(group: Group, name: str) -> Group:
     """Open a group in a group; raises InvalidStructure where there is none."""
     try:
         return h5py.h5g.open(group, name.encode())
-    except LIBRARY_ERRORS as error:
-        raise InvalidStructure("corrupt", f"cannot be opened as a group ({first_line(error)})") from None
+    except HDF5_ERRORS as error:
+        raise InvalidStructure("corrupt", f"cannot be opened as a group ({get_first_line(error)})") from None
 
 
 def open_dataset(group: Group, name: str) -> Dataset:
@@ -89,16 +88,16 @@ def open_dataset(group: Group, name: str) -> Dataset:
         result = h5py.h5d.open(group, name.encode())
         _reject_bombs(result, name)
     except KeyError:
-        raise InvalidStructure("missing key", describe_missing_key(name, _names(group))) from None
-    except LIBRARY_ERRORS as error:
+        raise InvalidStructure("missing key", describe_missing_key(name, _list_member_names(group))) from None
+    except HDF5_ERRORS as error:
         if isinstance(error, InvalidStructure):
             raise
-        raise InvalidStructure("corrupt", f"{name!r} cannot be opened ({first_line(error)})") from None
+        raise InvalidStructure("corrupt", f"{name!r} cannot be opened ({get_first_line(error)})") from None
     return result
 
 
 def _reject_bombs(dataset: Dataset, name: str) -> None:
-    """Raise InvalidStructure for a dataset that unfolds to far more than the file holds of it."""
+    """Raise InvalidStructure for a dataset that is far larger decompressed than stored."""
     numbers = math.prod(dataset.shape or ())
     if numbers * 8 > max(SUSPICIOUS_BYTES, MAX_COMPRESSION * dataset.get_storage_size()):
         raise InvalidStructure(
@@ -122,23 +121,23 @@ def read_values(dataset: Dataset, first: int | None = None, stop: int = 0) -> Ar
         shape = dataset.shape
         if shape is None:
             raise InvalidStructure("corrupt", "a dataset that holds nothing")
-        wanted = shape if first is None else (stop - first, *shape[1:])
-        if math.prod(wanted) > MAX_NUMBERS:
+        extent = shape if first is None else (stop - first, *shape[1:])
+        if math.prod(extent) > MAX_NUMBERS:
             raise InvalidStructure(
-                "too large", f"{math.prod(wanted)} numbers where those of one structure were expected"
+                "too large", f"{math.prod(extent)} numbers where those of one structure were expected"
             )
         if first is None:
             array = np.empty(shape)
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array, h5py.h5t.NATIVE_DOUBLE)
             return array
-        array = np.empty(wanted)
+        array = np.empty(extent)
         space = dataset.get_space()
         space.select_hyperslab((first, *(0 for _ in shape[1:])), array.shape)
         dataset.read(h5py.h5s.create_simple(array.shape), space, array, h5py.h5t.NATIVE_DOUBLE)
     except InvalidStructure:
         raise
-    except (*LIBRARY_ERRORS, MemoryError) as error:
-        raise InvalidStructure("corrupt", f"its data cannot be read ({first_line(error)})") from None
+    except (*HDF5_ERRORS, MemoryError) as error:
+        raise InvalidStructure("corrupt", f"its data cannot be read ({get_first_line(error)})") from None
     return array
 
 
@@ -178,7 +177,7 @@ def count_dataset_rows(group: Group, name: str) -> int:
     """Return the rows of a dataset of a group, 0 where there is none or it cannot be read."""
     try:
         return count_rows(h5py.h5d.open(group, name.encode()))
-    except LIBRARY_ERRORS:
+    except HDF5_ERRORS:
         return 0
 
 
@@ -191,7 +190,7 @@ def tabulate_conformations(
     energy: Array,
     forces: Array,
 ) -> StructureTable:
-    """Return frames of c conformations of one molecule: positions and forces [c, n, 3], energy [c]."""
+    """Return a table of c conformations of one molecule: positions and forces [c, n, 3], energy [c]."""
     count = len(ids)
     return StructureTable(
         ids=np.array(ids),

@@ -1,4 +1,4 @@
-"""Structures deep inside JSON files that are too large to load, found by their brackets a chunk at a time."""
+"""Reading nested structures from JSON files too large to load: a scanner that follows brackets chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
 from harness.reference.datasets.parsing.constants import KBAR_EV_PER_A3
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line, require_key
-from harness.reference.errors import InputError
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, require_key
+from harness.reference.errors import InputError, get_first_line
 
 CHUNK_BYTES = 4 << 20
 MAX_VALUE_BYTES = 256 << 20  # bytes of a value; a larger one means that the file is of another layout
-MAX_GAP_BYTES = 64 << 10  # bytes kept of what stands between values
+MAX_GAP_BYTES = 64 << 10  # bytes of the text between values that are kept
 _QUOTE, _OPEN, _CLOSE = 1, 2, 3
 _CLASS = np.zeros(256, dtype=np.uint8)
 _CLASS[list(b'"')] = _QUOTE
@@ -29,7 +29,7 @@ _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
 
 class Value(NamedTuple):
-    """An object or array: what stands before it (since the last one), its own bytes, where it begins."""
+    """An object or array: the text between it and the previous one, its own text, and its offset in the file."""
 
     before: bytes
     text: bytes
@@ -37,25 +37,25 @@ class Value(NamedTuple):
 
 
 class JsonScanner:
-    """Finds every object or array that lies inside `depth` others, in order, in text that is fed to it in chunks.
+    """Finds every object or array nested in `depth` others, in order, in text that is fed to it in chunks.
 
-    level: how deep the first byte lies. offset: where in the file it stands. longest: bytes that a value may have (from
-    compressed files a few bytes unfold to many). Memory: one chunk and one value.
+    level: nesting level of the first byte. offset: its offset in the file. longest: maximum bytes of a value (a few
+    bytes of a compressed file may decompress to many). Memory: one chunk and one value.
     """
 
     def __init__(self, where: str, depth: int, *, level: int = 0, offset: int = 0, longest: int | None = None) -> None:
         self.where, self.depth, self.level, self.offset = where, depth, level, offset
         self.longest = MAX_VALUE_BYTES if longest is None else longest
-        self._held = b""  # from the end of the last value on
+        self._buffer = b""  # text from the end of the last value on
         self._scanned = 0
         self._in_string = False
-        self._start: int | None = None  # of the value that is open, in _held
+        self._start: int | None = None  # start of the open value in _buffer
 
     def feed(self, chunk: bytes) -> Iterator[Value]:
-        """Yield the values that end in this chunk; raises InputError where more is closed than was opened."""
-        self._held += chunk
-        stop = len(self._held) - _trailing_backslashes(self._held) % 2
-        edges = self._edges(self._held[self._scanned : stop])
+        """Yield the values that end in this chunk; raises InputError for a closing bracket without an opening one."""
+        self._buffer += chunk
+        stop = len(self._buffer) - _count_trailing_backslashes(self._buffer) % 2
+        edges = self._find_edges(self._buffer[self._scanned : stop])
         base, self._scanned = self._scanned, stop
         cut = 0
         for position, opens in edges:
@@ -63,11 +63,13 @@ class JsonScanner:
             if opens:
                 self._start = at
             elif self._start is not None:
-                yield Value(self._held[cut : self._start], self._held[self._start : at + 1], self.offset + self._start)
+                yield Value(
+                    self._buffer[cut : self._start], self._buffer[self._start : at + 1], self.offset + self._start
+                )
                 cut, self._start = at + 1, None
         if self._start is None:
             cut = max(cut, self._scanned - MAX_GAP_BYTES)
-        elif len(self._held) - self._start > self.longest:
+        elif len(self._buffer) - self._start > self.longest:
             raise InputError(
                 f"{self.where}: the value at byte {self.offset + self._start} does not end; another layout?"
             )
@@ -77,16 +79,16 @@ class JsonScanner:
         """Return the rest after the last value; raises InputError where a bracket or string is still open."""
         if self.level > 0 or self._in_string:
             raise InputError(f"{self.where}: truncated, the JSON ends inside {self.level} brackets")
-        return self._held
+        return self._buffer
 
     def _drop(self, cut: int) -> None:
-        self._held = self._held[cut:]
+        self._buffer = self._buffer[cut:]
         self._scanned -= cut
         self.offset += cut
         if self._start is not None:
             self._start -= cut
 
-    def _edges(self, text: bytes) -> list[tuple[int, bool]]:
+    def _find_edges(self, text: bytes) -> list[tuple[int, bool]]:
         """Return (position, opens) of the brackets that begin and end values, and update the state."""
         if b"\\" in text:
             text = _ESCAPE.sub(b"  ", text)
@@ -102,8 +104,8 @@ class JsonScanner:
             self.level = int(levels[-1])
             if levels.min() < 0:
                 raise InputError(f"{self.where}: not JSON, more brackets are closed than opened")
-        wanted = np.where(opens, levels == self.depth + 1, levels == self.depth)
-        return list(zip(marks[wanted].tolist(), opens[wanted].tolist(), strict=True))
+        selected = np.where(opens, levels == self.depth + 1, levels == self.depth)
+        return list(zip(marks[selected].tolist(), opens[selected].tolist(), strict=True))
 
 
 def decode_json(text: bytes) -> Any:
@@ -115,10 +117,10 @@ def decode_json(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidStructure("corrupt", f"not JSON ({first_line(error)})") from None
+        raise InvalidStructure("corrupt", f"not JSON ({get_first_line(error)})") from None
 
 
-def _trailing_backslashes(text: bytes) -> int:
+def _count_trailing_backslashes(text: bytes) -> int:
     return len(text) - len(text.rstrip(b"\\"))
 
 
@@ -140,7 +142,7 @@ def read_crystal(structure: Any) -> tuple[list[int], Array, Array, list[bool]]:
     lattice = require_key(structure, "lattice")
     cell = np.asarray(require_key(lattice, "matrix"), dtype=np.float64)
     sites = require_key(structure, "sites")
-    numbers = [_element(site) for site in sites]
+    numbers = [_parse_element(site) for site in sites]
     if sites and "xyz" in sites[0]:
         positions = np.array([site["xyz"] for site in sites], dtype=np.float64)
     else:
@@ -148,7 +150,7 @@ def read_crystal(structure: Any) -> tuple[list[int], Array, Array, list[bool]]:
     return numbers, positions, cell, list(lattice.get("pbc", (True, True, True)))
 
 
-def _element(site: Any) -> int:
+def _parse_element(site: Any) -> int:
     species = require_key(site, "species")
     if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > 1e-6:
         raise InvalidStructure("disorder", "a site with more than one element, or partly occupied")
@@ -160,7 +162,7 @@ def _element(site: Any) -> int:
 
 
 def read_site_forces(structure: Any) -> Array | None:
-    """Return the forces kept with the sites, [n, 3]; None unless every site has them."""
+    """Return the forces stored with the sites, [n, 3]; None unless every site has them."""
     forces = [(site.get("properties") or {}).get("forces") for site in structure["sites"]]
     return None if any(f is None for f in forces) else np.array(forces, dtype=np.float64)
 

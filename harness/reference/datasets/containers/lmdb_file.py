@@ -10,11 +10,10 @@ from pathlib import Path
 import lmdb
 
 from harness.reference.datasets.parsing.paths import open_file
-from harness.reference.datasets.parsing.structure_builder import first_line
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
-PAGE_HEAD = 24  # bytes before the magic number of the first meta page, with 8-byte words: 16 and the word itself
-LONGEST_NUMBER = 16  # digits of a key
+PAGE_HEAD = 24  # bytes of the first meta page up to its magic number, with 8-byte words
+MAX_DIGITS = 16  # of a key
 MAGIC = b"\xde\xc0\xef\xbe"
 _OPEN: dict[tuple[int, Path], tuple[lmdb.Environment, int]] = {}
 DATA_FILE = "data.mdb"  # of a database that has a folder of its own
@@ -31,12 +30,12 @@ def open_transaction(path: Path) -> Iterator[lmdb.Transaction]:
         with _share_environment(path) as environment, environment.begin(buffers=True) as transaction:
             yield transaction
     except lmdb.Error as error:
-        raise InputError(f"{path}: cannot be read as LMDB ({first_line(error)})") from None
+        raise InputError(f"{path}: cannot be read as LMDB ({get_first_line(error)})") from None
 
 
 @contextmanager
 def _share_environment(path: Path) -> Iterator[lmdb.Environment]:
-    """Yield the environment of a file; LMDB allows one in a process, so chunks that are read concurrently share it."""
+    """Yield the environment of a file; LMDB allows one per process, so chunks that are read concurrently share it."""
     key = (os.getpid(), path)
     environment, readers = _OPEN.get(key) or (_open_environment(path), 0)
     _OPEN[key] = environment, readers + 1
@@ -79,7 +78,7 @@ def list_keys(transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
     numbers, others = [], []
     for key in transaction.cursor().iternext(keys=True, values=False):
         text = bytes(key).decode("utf-8", "replace")
-        if text.isdecimal() and str(int(text)) == text and len(text) < LONGEST_NUMBER:
+        if text.isdecimal() and str(int(text)) == text and len(text) < MAX_DIGITS:
             numbers.append(int(text))
         else:
             others.append(text)

@@ -1,4 +1,4 @@
-"""Pickles of PyTorch Geometric graphs decoded without trust: numbers come out, nothing is imported or run."""
+"""Safe decoding of pickled PyTorch Geometric graphs: it returns plain data, and imports and runs nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure
+from harness.reference.errors import get_first_line
 
 STORAGES = {
     "DoubleStorage": "<f8",
@@ -29,7 +30,7 @@ STORAGES = {
     "BoolStorage": "?",
 }
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before its zip files, which tensors in pickles still use
-POINTERS = 64  # bytes of an item in a collection
+ITEM_BYTES = 64  # of an item in a collection
 COLLECTIONS = (set, frozenset, dict, list, tuple)
 GRAPHS = {
     "torch_geometric.data.data": {"Data", "DataEdgeAttr", "DataTensorAttr"},
@@ -37,9 +38,9 @@ GRAPHS = {
     "torch_geometric.data": {"Data"},
 }
 PLAIN = (bool, int, float, str, np.generic)
-MOST_OPERATIONS = 200_000  # of a pickle; a graph has a few hundred
+MAX_OPERATIONS = 200_000  # of a pickle; a graph has a few hundred
 LINES = pickletools.UP_TO_NEWLINE
-# bytes that say how long an argument is
+# bytes of the length of an argument
 PREFIX = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
@@ -52,7 +53,7 @@ PUT, LONG_BINPUT, STOP = ord("p"), ord("r"), ord(".")
 
 
 class InertObject:
-    """Stands in for a class of the file: keeps its state and does nothing."""
+    """A substitute for a class of the file, which keeps its state and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.state: dict[str, Any] = {}
@@ -64,12 +65,12 @@ class InertObject:
         self.state[key] = value
 
 
-class _Storage(NamedTuple):
+class _StorageType(NamedTuple):
     dtype: str
 
 
 class Budget:
-    """What a pickle and those within it may still copy, in bytes: the same bytes can be asked for many times."""
+    """The bytes that a pickle and its nested pickles may still copy, as they can copy the same bytes many times."""
 
     def __init__(self) -> None:
         self.left = 4 * MAX_STRUCTURE_BYTES
@@ -88,11 +89,11 @@ def load_pickle(data: bytes | memoryview) -> Any:
         return _Unpickler(raw[: find_pickle_end(raw)], Budget()).load()
     except InvalidStructure:
         raise
-    except Exception as error:  # a hostile or broken pickle fails in any way it likes
-        raise InvalidStructure("corrupt", f"cannot be unpickled ({first_line(error)})") from None
+    except Exception as error:  # a hostile or damaged pickle may raise any error
+        raise InvalidStructure("corrupt", f"cannot be unpickled ({get_first_line(error)})") from None
 
 
-def _storage_of(budget: Budget, data: bytes) -> NDArray[Any]:
+def _load_storage(budget: Budget, data: bytes) -> NDArray[Any]:
     """Return the storage of a tensor: a file of torch.save within the pickle, five pickles and then raw numbers."""
     budget.spend(len(data))
     position, values = 0, []
@@ -103,7 +104,7 @@ def _storage_of(budget: Budget, data: bytes) -> NDArray[Any]:
         if values[0] != MAGIC_NUMBER:
             raise InvalidStructure("corrupt", "a tensor is not stored the way torch stores it in pickles")
     storage = values[3]
-    if not isinstance(storage, _Kept):
+    if not isinstance(storage, _StorageReference):
         raise InvalidStructure("corrupt", "a tensor's storage is missing")
     (count,) = np.frombuffer(data[position : position + 8], dtype="<i8").tolist()
     if count != storage.numbers:
@@ -114,12 +115,12 @@ def _storage_of(budget: Budget, data: bytes) -> NDArray[Any]:
     return values_read[:count]
 
 
-class _Kept(NamedTuple):
+class _StorageReference(NamedTuple):
     dtype: str
     numbers: int
 
 
-def _tensor(budget: Budget, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
+def _rebuild_tensor(budget: Budget, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> NDArray[Any]:
     """Return a tensor of a storage, with its bounds checked; a copy."""
     if not isinstance(storage, np.ndarray):
         raise InvalidStructure("corrupt", "a tensor without a storage")
@@ -135,7 +136,7 @@ def _tensor(budget: Budget, storage: Any, offset: int, size: Any, stride: Any, *
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False).copy()
 
 
-class _Type:
+class _NumpyType:
     """A numpy type of plain numbers."""
 
     def __init__(self, code: Any, *_: Any) -> None:
@@ -150,7 +151,7 @@ class _Type:
             self.dtype = self.dtype.newbyteorder(">")
 
 
-class _Array:
+class _NumpyArray:
     """A numpy array, from the state that numpy gives it in a pickle."""
 
     def __init__(self, *_: Any) -> None:
@@ -158,39 +159,39 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, column_major, raw = state
-        self.values = _frombuffer(raw, kind, shape, "F" if column_major else "C").values
+        self.values = _rebuild_array(raw, kind, shape, "F" if column_major else "C").values
 
 
-def _frombuffer(raw: Any, kind: _Type, shape: Any, order: Any) -> _Array:
-    array = _Array()
+def _rebuild_array(raw: Any, kind: _NumpyType, shape: Any, order: Any) -> _NumpyArray:
+    array = _NumpyArray()
     array.values = np.frombuffer(raw, dtype=kind.dtype).reshape(shape, order=order)
     return array
 
 
-def _scalar(kind: _Type, data: bytes) -> Any:
+def _rebuild_scalar(kind: _NumpyType, data: bytes) -> Any:
     return np.frombuffer(data, dtype=kind.dtype, count=1)[0]
 
 
-def _latin1(budget: Budget, text: str, encoding: str = "latin1") -> bytes:
+def _encode_latin1(budget: Budget, text: str, encoding: str = "latin1") -> bytes:
     budget.spend(len(text))
     return text.encode("latin1")
 
 
-def _collection(kind: Callable[..., Any]) -> Callable[..., Any]:
+def _build_collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     def build(budget: Budget, items: Any = (), *_: Any) -> Any:
-        budget.spend(POINTERS * len(items))
+        budget.spend(ITEM_BYTES * len(items))
         return kind(items)
 
     return build
 
 
 COSTLY: dict[tuple[str, str], Callable[..., Any]] = {
-    **{(module, k.__name__): _collection(k) for k in COLLECTIONS for module in ("builtins", "__builtin__")},
-    ("collections", "OrderedDict"): _collection(OrderedDict),
-    ("_codecs", "encode"): _latin1,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.storage", "_load_from_bytes"): _storage_of,
+    **{(module, k.__name__): _build_collection(k) for k in COLLECTIONS for module in ("builtins", "__builtin__")},
+    ("collections", "OrderedDict"): _build_collection(OrderedDict),
+    ("_codecs", "encode"): _encode_latin1,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
 }
 ALLOWED: dict[tuple[str, str], Any] = {
     **{
@@ -199,11 +200,11 @@ ALLOWED: dict[tuple[str, str], Any] = {
         for module in ("builtins", "__builtin__")
     },
     ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): _Type,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
-    **{("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()},
+    ("numpy", "dtype"): _NumpyType,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _NumpyArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _rebuild_scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _rebuild_array for core in ("core", "_core")},
+    **{("torch", name): _StorageType(dtype) for name, dtype in STORAGES.items()},
 }
 
 
@@ -220,13 +221,13 @@ class _Unpickler(pickle.Unpickler):
         allowed: Callable[..., Any] | None = ALLOWED.get((module, name))
         return allowed if allowed is not None else _refuse(module, name)
 
-    def persistent_load(self, saved: Any) -> _Kept:
+    def persistent_load(self, saved: Any) -> _StorageReference:
         if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage"):
             raise InvalidStructure("corrupt", "a pickle that points outside itself")
         kind, count = saved[1], saved[4]
-        if not isinstance(kind, _Storage) or not isinstance(count, int):
+        if not isinstance(kind, _StorageType) or not isinstance(count, int):
             raise InvalidStructure("corrupt", "a tensor of no plain numbers")
-        return _Kept(kind.dtype, count)
+        return _StorageReference(kind.dtype, count)
 
 
 def _refuse(module: str, name: str) -> NoReturn:
@@ -245,21 +246,21 @@ def load_graph(data: bytes | memoryview) -> dict[str, Any]:
     if not isinstance(named, dict):
         raise InvalidStructure("malformed", "a graph without named values")
     return {
-        str(name): value.values if isinstance(value, _Array) else value
+        str(name): value.values if isinstance(value, _NumpyArray) else value
         for name, value in named.items()
         if isinstance(name, str) and _is_bounded(value)
     }
 
 
 def _is_bounded(value: Any) -> bool:
-    """Return whether a value is one that a structure has, and not a list that repeats others many times."""
+    """Return whether a value is plausible for a structure, and not a list that repeats others many times."""
     if isinstance(value, (list, tuple)):
         return all(
             isinstance(v, PLAIN)
             or (isinstance(v, (list, tuple)) and len(v) <= 3 and all(isinstance(x, PLAIN) for x in v))
             for v in value
         )
-    return isinstance(value, (_Array, np.ndarray, *PLAIN))
+    return isinstance(value, (_NumpyArray, np.ndarray, *PLAIN))
 
 
 def find_pickle_end(data: bytes, start: int = 0) -> int:
@@ -271,7 +272,7 @@ def find_pickle_end(data: bytes, start: int = 0) -> int:
     if len(data) > MAX_STRUCTURE_BYTES:
         raise InvalidStructure("too large", f"a pickle of {len(data)} bytes, more than {MAX_STRUCTURE_BYTES}")
     position, size = start, len(data)
-    for count in range(MOST_OPERATIONS):
+    for count in range(MAX_OPERATIONS):
         if position >= size:
             break
         code = data[position]
@@ -286,23 +287,23 @@ def find_pickle_end(data: bytes, start: int = 0) -> int:
                 _check_memo(int.from_bytes(data[position : position + 4], "little"), count)
             position += length
         elif length == LINES:
-            position = _after_lines(data, position, code, count)
+            position = _skip_lines(data, position, code, count)
         elif length < 0:
             prefix = PREFIX[length]
             position += prefix + int.from_bytes(data[position : position + prefix], "little")
     else:
-        raise InvalidStructure("too large", f"a pickle of more than {MOST_OPERATIONS} operations")
+        raise InvalidStructure("too large", f"a pickle of more than {MAX_OPERATIONS} operations")
     raise InvalidStructure("corrupt", "cannot be unpickled (truncated)")
 
 
-def _after_lines(data: bytes, position: int, code: int, count: int) -> int:
+def _skip_lines(data: bytes, position: int, code: int, count: int) -> int:
     stop = data.find(b"\n", position)
     if stop < 0:
         raise InvalidStructure("corrupt", "cannot be unpickled (truncated)")
     if code == PUT:
         text = data[position:stop]
         _check_memo(int(text) if text.isdigit() and len(text) < 10 else -1, count)
-    return _after_lines(data, stop + 1, 0, count) if code in TWO_LINES else stop + 1
+    return _skip_lines(data, stop + 1, 0, count) if code in TWO_LINES else stop + 1
 
 
 def _check_memo(index: int, count: int) -> None:

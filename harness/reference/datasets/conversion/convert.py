@@ -1,7 +1,7 @@
 """Convert official files, or a shipped set, to a store: read parts in parallel into a spool, then merge them.
 
-Killed at any point, the same conversion carries on: parts in the spool are not read again, and a store appears under
-its name only when it is whole.
+A conversion that was killed can be resumed: parts in the spool are not read again, and a store gets its name only when
+it is complete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets.catalog import DatasetSource
-from harness.reference.datasets.conversion import merge as merging
+from harness.reference.datasets.conversion.merge import merge
 from harness.reference.datasets.conversion.read_part import ConversionRules, PartRequest, read_part
 from harness.reference.datasets.conversion.spool import Spool, Summary
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk, Progress
@@ -30,9 +30,9 @@ SPOOL_VERSION = 3  # a conversion does not resume from a spool of another versio
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is converted and where to. source: what the labels are checked against; None for a shipped set.
+    """The files to convert and the store to write. source: the expected labels and units; None for a shipped set.
 
-    about: facts of the dataset that go into the store's attributes (head, role, level, licence, ...).
+    about: facts of the dataset for the store's attributes (head, role, level, licence, ...).
     """
 
     slug: str
@@ -45,7 +45,7 @@ class Conversion:
     workers: int = 1
 
     def identity(self, parts: Sequence[FileChunk]) -> dict[str, Any]:
-        """Return everything that decides what the store will hold."""
+        """Return everything that determines the content of the store."""
         files = {}
         for path in dict.fromkeys(part.path for part in parts):
             state = path.stat()
@@ -55,21 +55,28 @@ class Conversion:
         return {"version": SPOOL_VERSION, "dataset": self.slug, "files": files, "parts": keys, "rules": rules}
 
 
-def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
-    """Make the store and return what was found; raises InputError, and OSError where the disk is full."""
+def convert(conversion: Conversion, progress: Progress) -> dict[str, Any]:
+    """Write the store and return its facts; raises InputError, and OSError if the disk is full."""
     started = time.perf_counter()
-    if order.store.exists():
-        raise InputError(f"{order.store}: there is a store of this name already; remove it, or choose another folder")
-    parts = order.format.list_chunks(order.paths)
-    passed_over = count_passed_over(order.paths, parts)
+    if conversion.store.exists():
+        raise InputError(
+            f"{conversion.store}: there is a store of this name already; remove it, or choose another folder"
+        )
+    parts = conversion.format.list_chunks(conversion.paths)
+    passed_over = count_passed_over(conversion.paths, parts)
     reject_copies(part.path for part in parts)
-    spool = Spool(order.store.with_name(order.store.name + ".spool"), order.identity(parts))
-    with spool.alone():
+    spool = Spool(conversion.store.with_name(conversion.store.name + ".spool"), conversion.identity(parts))
+    with spool.lock():
         resumed = any(spool.summary(k) for k in range(len(parts)))
-        summaries = _read_parts(order, parts, spool, progress)
+        summaries = _read_parts(conversion, parts, spool, progress)
         read_s = time.perf_counter() - started
-        facts = merging.merge(
-            order.store, spool, summaries=summaries, about=order.about, rules=order.rules, progress=progress
+        facts = merge(
+            conversion.store,
+            spool,
+            summaries=summaries,
+            about=conversion.about,
+            rules=conversion.rules,
+            progress=progress,
         )
         spool.remove()
     seconds = time.perf_counter() - started
@@ -83,7 +90,7 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
         "other_charges": sum(s["other_charges"] for s in summaries),
         "examples": [text for s in summaries for text in s["examples"]][:20],
         "parts": len(parts),
-        "workers": order.workers,
+        "workers": conversion.workers,
         "read_s": read_s,
         "seconds": seconds,
         "resumed": resumed,
@@ -95,59 +102,59 @@ def convert(order: Conversion, progress: Progress) -> dict[str, Any]:
         "missing_labels": facts.pop("missing_labels"),
         "passed_over": dict(passed_over),
         "splits": splits,
-        **{name: value for name, value in asdict(order.rules).items() if name != "charges"},
+        **{name: value for name, value in asdict(conversion.rules).items() if name != "charges"},
     }
     return facts
 
 
-def _read_parts(order: Conversion, parts: Sequence[FileChunk], spool: Spool, progress: Progress) -> list[Summary]:
+def _read_parts(conversion: Conversion, parts: Sequence[FileChunk], spool: Spool, progress: Progress) -> list[Summary]:
     """Return the summaries of all parts; those in the spool are not read again."""
     summaries = [spool.summary(k) for k in range(len(parts))]
     missing = [
-        PartRequest(k, part, order.format, source=order.source, rules=order.rules, spool=spool.folder)
+        PartRequest(k, part, conversion.format, source=conversion.source, rules=conversion.rules, spool=spool.folder)
         for k, part in enumerate(parts)
         if summaries[k] is None
     ]
     known = [s for s in summaries if s is not None]
     for s in known:
-        if order.rules.strict and s["broken"]:
+        if conversion.rules.strict and s["broken"]:
             raise InputError(f"{s['broken']} (found before; without --strict it is left out and counted)")
     progress(len(known), len(parts), "parts read")
-    for done, (k, summary) in enumerate(_read_in_parallel(missing, order.workers), start=len(known) + 1):
+    for count, (k, summary) in enumerate(_read_in_parallel(missing, conversion.workers), start=len(known) + 1):
         summaries[k] = summary
-        progress(done, len(parts), "parts read")
+        progress(count, len(parts), "parts read")
     return [s for s in summaries if s is not None]
 
 
-def _read_in_parallel(orders: Sequence[PartRequest], workers: int) -> Iterator[tuple[int, Summary]]:
-    """Yield numbers and summaries of parts as they are finished."""
-    if workers == 1 or len(orders) < 2:
-        yield from ((o.number, read_part(o)) for o in orders)
+def _read_in_parallel(requests: Sequence[PartRequest], workers: int) -> Iterator[tuple[int, Summary]]:
+    """Yield the number and the summary of each part when it is finished."""
+    if workers == 1 or len(requests) < 2:
+        yield from ((request.number, read_part(request)) for request in requests)
         return
     # As many at a time as there are workers, so that an error ends the rest soon.
-    waiting = list(reversed(orders))
+    waiting = list(reversed(requests))
     running: dict[Future[Summary], PartRequest] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(workers, len(orders)), mp_context=context, initializer=_exit_with_parent, initargs=(os.getpid(),)
+        min(workers, len(requests)), mp_context=context, initializer=_exit_with_parent, initargs=(os.getpid(),)
     ) as pool:
         while waiting or running:
             while waiting and len(running) < workers:
-                following = waiting.pop()
-                running[pool.submit(read_part, following)] = following
+                request = waiting.pop()
+                running[pool.submit(read_part, request)] = request
             for future in wait(running, return_when="FIRST_COMPLETED").done:
-                o = running.pop(future)
+                request = running.pop(future)
                 try:
-                    yield o.number, future.result()
+                    yield request.number, future.result()
                 except BrokenProcessPool:
                     raise InputError(
-                        f"{o.part.path}: a worker was killed while it read this (out of memory?); the same command"
-                        " carries on, with fewer --workers it needs less"
+                        f"{request.part.path}: a worker was killed while it read this (out of memory?); the same"
+                        " command carries on, with fewer --workers it needs less"
                     ) from None
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End a worker whose parent is gone: it would write into a spool that another process may hold."""
+    """End a worker when its parent ends: it would write into a spool that another process may use."""
     import ctypes
     import signal
 

@@ -1,4 +1,4 @@
-"""What a dataset is converted from: its official files where there are some, else the shipped set in its place."""
+"""The input of a conversion: the official files of a dataset if there are some, else its shipped set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.reference.datasets.readers.registry import detect_format, get_forma
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
 from harness.reference.errors import InputError
 
-OMOL25 = "omol25"  # what the branches of one charge are parts of
+OMOL25 = "omol25"  # the dataset that the branches of one charge are parts of
 
 
 def plan_conversion(
@@ -48,12 +48,12 @@ def plan_conversion(
 
 
 def detect_source_format(entry: DatasetSource, paths: Sequence[Path]) -> DatasetFormat:
-    """Return the format of a dataset's files: its authors' own, or another container."""
+    """Return the format of a dataset's files: that of its authors, or another container."""
     return get_format(detect_format(paths, entry.format))
 
 
 def find_official_files(root: str, entry: DatasetSource) -> tuple[Path, ...]:
-    """Return the dataset's own folder in a folder of all of them, or nothing if it is not there.
+    """Return the dataset's folder in a folder of all datasets, or nothing if it does not exist.
 
     A branch of one charge is read from the folder of the whole. Raises InputError for a folder with no dataset in it.
     """
@@ -73,7 +73,7 @@ def find_official_files(root: str, entry: DatasetSource) -> tuple[Path, ...]:
 
 
 def describe_official(entry: DatasetSource) -> dict[str, Any]:
-    """Return what a report must say about official files."""
+    """Return the facts of official files that reports need."""
     return {
         "slug": entry.slug,
         "head": entry.head,
@@ -89,7 +89,7 @@ def describe_official(entry: DatasetSource) -> dict[str, Any]:
 
 
 def describe_shipped(entry: DatasetSource) -> dict[str, Any]:
-    """Return what a report must say about a shipped set."""
+    """Return the facts of a shipped set that reports need."""
     mini = find_shipped_set(entry.slug)
     return {
         "slug": entry.slug,
@@ -116,5 +116,5 @@ def _read_shipped(part: FileChunk) -> Iterator[StructureTable | RejectedStructur
 
 
 SHIPPED = DatasetFormat(
-    name="shipped", files="what comes with the harness", list_chunks=_list_shipped, read_chunk=_read_shipped
+    name="shipped", files="the sets that ship with the harness", list_chunks=_list_shipped, read_chunk=_read_shipped
 )

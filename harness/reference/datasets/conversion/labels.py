@@ -1,4 +1,4 @@
-"""Which labels structures lack, and under which other names these may stand: what checks and conversions report."""
+"""Missing labels of structures, and similar names that may stand for them, as checks and conversions report them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LABELS = ("energy", "forces", "stress", "spin")
 
 @dataclass
 class LabelCounts:
-    """Counts over structures that were read.
+    """Counts of labels over the structures that were read.
 
-    structures: usable ones. without: of these, how many lack each of LABELS. left_out: structures that cannot be used
-    because they lack a label. remarks: how many structures each (kind, reason) is about.
+    structures: usable ones. without: how many of these lack each of LABELS. left_out: structures that cannot be used
+    because they lack a label. remarks: the number of structures of each (kind, reason).
     """
 
     structures: int = 0
@@ -30,7 +30,7 @@ class LabelCounts:
     remarks: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, frames: StructureTable) -> None:
-        """Take in structures that can be used."""
+        """Count usable structures and their labels."""
         count = len(frames)
         self.structures += count
         self.without["forces"] += count if frames.forces is None else 0
@@ -40,26 +40,26 @@ class LabelCounts:
         self.without["spin"] += int((frames.multiplicity == 0).sum())
 
     def add_remark(self, remark: Remark) -> None:
-        """Take in what a reader remarks."""
+        """Count a remark of a reader."""
         self.remarks[(remark.kind, sanitize_line(remark.reason))] += remark.count
 
     def add_rejection(self, fault: RejectedStructure) -> None:
-        """Take in a structure that is left out, if that is for want of a label."""
+        """Count a rejected structure if it lacks a label."""
         if fault.kind == UNLABELLED:
             names = [name for name in ("energy", "forces") if name in fault.reason.partition("there are")[0]]
             self.left_out[" or ".join(names) or "energy"] += fault.count
 
     def merge(self, other: LabelCounts) -> None:
-        """Take in the counts of another part."""
+        """Add the counts of another part."""
         self.structures += other.structures
         self.without.update(other.without)
         self.left_out.update(other.left_out)
         self.remarks.update(other.remarks)
 
     def find_hint(self, label: str) -> str:
-        """Return what readers remarked most of a label, or ""."""
-        result = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
-        return max(result)[1].partition("(")[2].rstrip(")") if result else ""
+        """Return the most frequent remark on a label, or ""."""
+        remarks = [(count, reason) for (kind, reason), count in self.remarks.items() if kind == label]
+        return max(remarks)[1].partition("(")[2].rstrip(")") if remarks else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, which `from_json` reads."""
@@ -86,8 +86,8 @@ def describe_missing_labels(counts: LabelCounts, declared: Iterable[str]) -> lis
     """Return a line for each label of the dataset that structures lack, and for each other remark.
 
     Args:
-        counts: What was counted.
-        declared: The labels that the dataset has, as its authors hand it out.
+        counts: The counts.
+        declared: The labels of the dataset as its authors publish it.
     """
     lines = [f"{label}: missing in {format_count(n)}, left out" for label, n in counts.left_out.items()]
     for label in (name for name in LABELS if name in declared):

@@ -1,4 +1,4 @@
-"""The spool of a conversion into one store: duplicates out, references fitted, statistics gathered on the way."""
+"""Merge the spool of a conversion into one store: drop duplicates, fit references, collect statistics."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def merge(
 ) -> dict[str, Any]:
     """Write the store, and return its facts: dataset, references, statistics, splits, labels, left_out, repeats.
 
-    What is left out here: duplicates, and structures without forces where others have them. Where only some have a
-    stress, that of the others is NaN. Raises InputError if nothing is left to write.
+    Duplicates are left out, and structures without forces if others have them. If only some have a stress, that of the
+    others is NaN. Raises InputError if nothing is left to write.
     """
     expected = sum(sum(s["samples"]) for s in summaries)
     if not expected:
@@ -62,7 +62,7 @@ def merge(
     tables = _MergedTables(spool, len(summaries), duplicate_ids, moves, forces=unforced < expected, stress=stress)
     fit, degrees = _merge_fits(spool, summaries)
     if duplicate_ids or 0 < unforced < expected or moves.count:
-        fit, degrees = _refit(replace(tables, left_out=Counter(), seen=set()))
+        fit, degrees = _refit(replace(tables, left_out=Counter(), known_ids=set()))
     if not fit.structures:
         raise InputError(f"{store.name}: no structure falls into the training set, too few groups to split")
     references = fit.solve()
@@ -107,7 +107,7 @@ def _merge_label_counts(summaries: Sequence[Summary]) -> LabelCounts:
 
 
 class SplitChanges:
-    """Structures that go to another split than the one that they were read into. count: how many."""
+    """Structures whose final split differs from the one that they were read into. count: their number."""
 
     def __init__(self, assignment: Assignment, notes: Sequence[ShapeNotes], seed: int) -> None:
         self._assignment, self._seed = assignment, seed
@@ -120,7 +120,7 @@ class SplitChanges:
             self._routes.append(frozenset(zip(before[moved].tolist(), after[moved].tolist(), strict=True)))
 
     def find_origins(self, part: int, split: int) -> list[int]:
-        """Return the splits of a part, as read, that hold structures of this split."""
+        """Return the splits of a part in the spool that contain structures of this final split."""
         return [k for k in range(len(SPLITS)) if k == split or (k, split) in self._routes[part]]
 
     def select(self, frames: StructureTable, part: int, origin: int, split: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -132,19 +132,20 @@ class SplitChanges:
 
 @dataclass
 class _MergedTables:
-    """What of the spool goes into the store. twins: digests of ids that several structures have: the first is kept.
+    """The tables of the spool that go into the store.
 
-    forces, stress: whether the store has them.
+    duplicate_ids: hashes of ids that several structures have, of which the first is kept. forces, stress: whether the
+    store has them.
     """
 
     spool: Spool
     parts: int
-    twins: frozenset[int]
+    duplicate_ids: frozenset[int]
     moves: SplitChanges
     forces: bool
     stress: bool
     left_out: Counter[str] = field(default_factory=Counter)
-    seen: set[int] = field(default_factory=set)
+    known_ids: set[int] = field(default_factory=set)
 
     def blocks(self, split: int) -> Iterator[StructureTable]:
         """Yield the tables of a split, part by part."""
@@ -153,33 +154,33 @@ class _MergedTables:
                 for frames in self.spool.blocks(part, origin):
                     is_member = self.moves.select(frames, part, origin, split)
                     if is_member.all():
-                        yield from self._usable(frames)
+                        yield from self._iter_usable(frames)
                     elif is_member.any():
-                        yield from self._usable(frames[is_member])
+                        yield from self._iter_usable(frames[is_member])
 
-    def _usable(self, frames: StructureTable) -> Iterator[StructureTable]:
+    def _iter_usable(self, frames: StructureTable) -> Iterator[StructureTable]:
         if self.forces and frames.forces is None:
             self.left_out[UNLABELLED] += len(frames)
             return
-        doubled = self._doubled(frames)
-        self.left_out["duplicate"] += int(doubled.sum())
-        if not doubled.all():
-            yield self._with_stress(frames[~doubled] if doubled.any() else frames)
+        is_duplicate = self._find_duplicates(frames)
+        self.left_out["duplicate"] += int(is_duplicate.sum())
+        if not is_duplicate.all():
+            yield self._fill_stress(frames[~is_duplicate] if is_duplicate.any() else frames)
 
-    def _with_stress(self, frames: StructureTable) -> StructureTable:
+    def _fill_stress(self, frames: StructureTable) -> StructureTable:
         """Return the table with the stress column that the store has; NaN marks structures without one."""
         if not self.stress or frames.stress is not None:
             return frames if self.stress else replace(frames, stress=None)
         return replace(frames, stress=np.full((len(frames), 3, 3), np.nan))
 
-    def _doubled(self, frames: StructureTable) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        doubled = np.zeros(len(frames), dtype=bool)
-        if self.twins:
+    def _find_duplicates(self, frames: StructureTable) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        is_duplicate = np.zeros(len(frames), dtype=bool)
+        if self.duplicate_ids:
             for k, digest in enumerate(hash_texts(frames.ids).tolist()):
-                if digest in self.twins:
-                    doubled[k] = digest in self.seen
-                    self.seen.add(digest)
-        return doubled
+                if digest in self.duplicate_ids:
+                    is_duplicate[k] = digest in self.known_ids
+                    self.known_ids.add(digest)
+        return is_duplicate
 
 
 def _find_duplicate_ids(spool: Spool, parts: int) -> frozenset[int]:
@@ -207,7 +208,7 @@ def _find_duplicate_name(spool: Spool, parts: int, duplicate_ids: frozenset[int]
 
 
 def _merge_fits(spool: Spool, summaries: Sequence[Summary]) -> tuple[StreamingLeastSquares, Counter[int]]:
-    """Merge the fits of reference energies and the neighbour counts that the parts left of the training split."""
+    """Merge the fits of reference energies and the neighbour counts of the training split of all parts."""
     fit, degrees = StreamingLeastSquares(), Counter[int]()
     for part, summary in enumerate(summaries):
         other = StreamingLeastSquares()

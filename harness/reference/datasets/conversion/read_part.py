@@ -1,4 +1,4 @@
-"""One part of a conversion: read, checked, given neighbour lists, split and put into the spool, in bounded memory."""
+"""Read one part of a conversion, check it, add neighbour lists, and write it to the spool, in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from harness.reference.datasets.statistics.reference_energies import StreamingLe
 from harness.reference.errors import InputError
 
 MAX_EXAMPLES = 3  # faults of each kind that are reported in full
-REJECTED_BY_SOURCE = frozenset(
-    {UNLABELLED, "outlier"}
-)  # the source itself says so: no fault, even where none is allowed
+# Structures that the source itself excludes: no fault, even where none is allowed.
+REJECTED_BY_SOURCE = frozenset({UNLABELLED, "outlier"})
 UNREADABLE = "unreadable"
 TRAINING_INDEX = 0
 
 
 @dataclass(frozen=True)
 class ConversionRules:
-    """What a conversion keeps and adds: force norms in eV/angstrom, cutoff in angstrom (None: no neighbour lists).
+    """The limits and additions of a conversion: forces in eV/angstrom, cutoff in angstrom (None: no neighbour lists).
 
     charges: "all", "neutral" or "charged" structures. strict: stop at the first structure that cannot be used.
     """
@@ -48,7 +47,7 @@ class ConversionRules:
 
 @dataclass(frozen=True)
 class PartRequest:
-    """A part to be read; source: what the labels are checked against, or None."""
+    """A part to read; source: the expected labels and units, or None."""
 
     number: int
     part: FileChunk
@@ -67,7 +66,7 @@ class PartResult:
     left_out: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     reported: Counter[str] = field(default_factory=Counter)
-    broken: str = ""  # the first that a strict conversion does not allow
+    broken: str = ""  # the first fault that a strict conversion does not allow
     samples: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     labels: LabelCounts = field(default_factory=LabelCounts)
     degrees: Counter[int] = field(default_factory=Counter)
@@ -75,7 +74,7 @@ class PartResult:
     digests: list[NDArray[np.uint64]] = field(default_factory=list)
     notes: list[ShapeNotes] = field(default_factory=list)
 
-    def fault(self, fault: RejectedStructure, rules: ConversionRules, where: Path) -> None:
+    def add_rejection(self, fault: RejectedStructure, rules: ConversionRules, where: Path) -> None:
         """Count a rejection; raises InputError where none is allowed."""
         message = sanitize_line(f"{where.name}: {fault.where}: {fault.reason}")
         if rules.strict and fault.kind not in REJECTED_BY_SOURCE:
@@ -103,29 +102,29 @@ class PartResult:
         }
 
 
-def read_part(order: PartRequest) -> Summary:
+def read_part(request: PartRequest) -> Summary:
     """Read a part into the spool and return its summary.
 
-    Where the rest of a part cannot be read, that counts as one fault, or ends the conversion if none is allowed.
+    If the rest of a part cannot be read, that counts as one fault, or ends the conversion if none is allowed.
     """
-    tally, rules, path = PartResult(), order.rules, order.part.path
-    with threadpool_limits(1), PartWriter(order.spool, order.number) as writer:
+    result, rules, path = PartResult(), request.rules, request.part.path
+    with threadpool_limits(1), PartWriter(request.spool, request.number) as writer:
         try:
-            for item in order.format.read_chunk(order.part):
+            for item in request.format.read_chunk(request.part):
                 if isinstance(item, Remark):
-                    tally.labels.add_remark(item)
+                    result.labels.add_remark(item)
                 elif isinstance(item, RejectedStructure):
-                    tally.fault(item, rules, path)
+                    result.add_rejection(item, rules, path)
                 else:
-                    _process_table(item, order, tally, writer)
+                    _process_table(item, request, result, writer)
         except InputError as error:
             if rules.strict:
                 raise
-            tally.fault(RejectedStructure("the rest of it", UNREADABLE, str(error)), rules, path)
-        summary = tally.summary()
-        ids = np.concatenate(tally.digests) if tally.digests else np.zeros(0, dtype=np.uint64)
-        notes = sort_notes(np.concatenate([np.zeros(0, dtype=SHAPE_NOTE), *tally.notes]))
-        writer.finish(summary, {"ids": ids, "fit": tally.fit.factor, "notes": notes})
+            result.add_rejection(RejectedStructure("the rest of it", UNREADABLE, str(error)), rules, path)
+        summary = result.summary()
+        ids = np.concatenate(result.digests) if result.digests else np.zeros(0, dtype=np.uint64)
+        notes = sort_notes(np.concatenate([np.zeros(0, dtype=SHAPE_NOTE), *result.notes]))
+        writer.finish(summary, {"ids": ids, "fit": result.fit.factor, "notes": notes})
     return summary
 
 
@@ -134,35 +133,35 @@ def select_charges(frames: StructureTable, charges: str) -> StructureTable:
     return frames if charges == "all" else frames[(frames.charge == 0) == (charges == "neutral")]
 
 
-def _process_table(frames: StructureTable, order: PartRequest, tally: PartResult, writer: PartWriter) -> None:
-    """Check a block, give it neighbours, and write it by splits."""
-    rules = order.rules
-    wanted = select_charges(frames, rules.charges)
-    tally.other_charges += len(frames) - len(wanted)
-    sound, faults = check_structures(wanted, source=order.source, max_force=rules.max_force)
+def _process_table(frames: StructureTable, request: PartRequest, result: PartResult, writer: PartWriter) -> None:
+    """Check a table, add neighbours, and write its splits."""
+    rules = request.rules
+    selected = select_charges(frames, rules.charges)
+    result.other_charges += len(frames) - len(selected)
+    sound, faults = check_structures(selected, source=request.source, max_force=rules.max_force)
     if rules.cutoff is not None and len(sound):
         sound, close = add_neighbours(sound, cutoff=rules.cutoff, max_neighbours=rules.max_neighbours)
         faults += close
     for fault in faults:
-        tally.fault(fault, rules, order.part.path)
+        result.add_rejection(fault, rules, request.part.path)
     if not len(sound):
         return
-    tally.read += len(sound)
-    tally.labels.add(sound)
+    result.read += len(sound)
+    result.labels.add(sound)
     notes = note_shapes(sound, seed=rules.split_seed)
-    tally.notes.append(notes)
+    result.notes.append(notes)
     split = assign_by_place(notes["place"])
     for k in range(len(SPLITS)):
         is_member = split == k
         if is_member.any():
-            _write_table(k, sound[is_member], tally, writer)
+            _write_table(k, sound[is_member], result, writer)
 
 
-def _write_table(split: int, frames: StructureTable, tally: PartResult, writer: PartWriter) -> None:
+def _write_table(split: int, frames: StructureTable, result: PartResult, writer: PartWriter) -> None:
     writer.write(split, frames)
-    tally.digests.append(hash_texts(frames.ids))
-    tally.samples[split] += len(frames)
+    result.digests.append(hash_texts(frames.ids))
+    result.samples[split] += len(frames)
     if split == TRAINING_INDEX:
-        tally.fit.add(frames)
+        result.fit.add(frames)
         if frames.edge_counts is not None:
-            tally.degrees.update(dict(enumerate(count_degrees(frames).tolist())))
+            result.degrees.update(dict(enumerate(count_degrees(frames).tolist())))

@@ -1,4 +1,4 @@
-"""What a conversion has read so far: files of blocks, one a part and split, and a summary that says a part is whole."""
+"""The parts that a conversion has read: a file of tables per part and split, and a summary of each complete part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.host.files import write_text
-from harness.host.locks import LockTaken, locked
+from harness.host.locks import LockTaken, hold_lock
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.errors import InputError
@@ -28,10 +28,10 @@ Summary = dict[str, Any]
 
 
 class Spool:
-    """The folder of one conversion; a part is in it whole, or as if it had never been read."""
+    """The folder of one conversion; a part in it is complete, or does not count as read."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Make the folder, or take up what was left there; raises InputError if it is another conversion's."""
+        """Create the folder, or reuse an earlier one; raises InputError if that is of another conversion."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / IDENTITY_FILE
@@ -43,7 +43,7 @@ class Spool:
         write_text(path, json.dumps(identity, indent=1))
 
     def summary(self, part: int) -> Summary | None:
-        """Return the summary of a part, or None if the part must be read, also because its files are damaged."""
+        """Return the summary of a part, or None if the part must be read, for example because its files are damaged."""
         try:
             summary = json.loads((self.folder / f"{part:06d}.json").read_text(encoding="utf-8"))
             sums = {name: _checksum(self.folder / f"{part:06d}.{name}") for name in summary["crc32"]}
@@ -64,32 +64,32 @@ class Spool:
                 yield StructureTable(**labels)
 
     def remove(self) -> None:
-        """Forget it all."""
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the folder against a second conversion; raises InputError where one is at work."""
+    def lock(self) -> Iterator[None]:
+        """Lock the folder against a second conversion; raises InputError if another one has the lock."""
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.folder / "lock"))
+                stack.enter_context(hold_lock(self.folder / "lock"))
             except LockTaken as error:
                 raise InputError(f"{self.folder}: another conversion is at work here ({error})") from None
             yield
 
 
 class PartWriter:
-    """One part on its way into the spool; nothing of it counts until `finish`."""
+    """Writes one part to the spool; it does not count before `finish`."""
 
     def __init__(self, spool: Path, part: int) -> None:
         self.stem = spool / f"{part:06d}"
-        self.own = f".{os.getpid()}.tmp"
+        self.suffix = f".{os.getpid()}.tmp"
         self._open = ExitStack()
         self._files: list[IO[bytes]] = []
 
     def __enter__(self) -> PartWriter:
         for split in SPLITS:
-            self._files.append(self._open.enter_context(open(f"{self.stem}.{split}{self.own}", "wb")))
+            self._files.append(self._open.enter_context(open(f"{self.stem}.{split}{self.suffix}", "wb")))
         return self
 
     def __exit__(
@@ -97,7 +97,7 @@ class PartWriter:
     ) -> None:
         self._open.close()
         for split in SPLITS:
-            Path(f"{self.stem}.{split}{self.own}").unlink(missing_ok=True)
+            Path(f"{self.stem}.{split}{self.suffix}").unlink(missing_ok=True)
 
     def write(self, split: int, table: StructureTable) -> None:
         """Append a block."""
@@ -109,12 +109,12 @@ class PartWriter:
             _write_array(handle, column)
 
     def finish(self, summary: Summary, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Put the part in place: its blocks, its arrays, and last its summary."""
+        """Rename the files of the part to their final names: tables, arrays, and last the summary."""
         self._open.close()
         for split in SPLITS:
-            os.replace(f"{self.stem}.{split}{self.own}", f"{self.stem}.{split}")
+            os.replace(f"{self.stem}.{split}{self.suffix}", f"{self.stem}.{split}")
         for name, array in arrays.items():
-            temporary = Path(f"{self.stem}.{name}{self.own}.npy")
+            temporary = Path(f"{self.stem}.{name}{self.suffix}.npy")
             with open(temporary, "wb") as handle:
                 _write_array(handle, array)
             os.replace(temporary, f"{self.stem}.{name}.npy")

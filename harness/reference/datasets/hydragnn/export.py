@@ -1,10 +1,10 @@
-"""A store as HydraGNN's multi-branch training reads it: NAME-v2.bp, with edges, and energies less their references.
+"""Export of a store for HydraGNN's multi-branch training: NAME-v2.bp, with edges, and energies less their references.
 
 The rules are those of its converters at 5 angstrom: at most the 20 nearest neighbours of each atom, whose own index is
 row 1 of `edge_index`; a linear regression of the total energies of all splits on the composition, whose 118
 coefficients are the attribute energy_linear_regression_coeff; `energy_per_atom` stays the total energy. Numbers are
 double precision, as the paper trains in it, and splits are those of the store that is read. Atoms without neighbours
-stay without: the original joins them to any other atom.
+stay without edges, whereas HydraGNN's converters connect them to an arbitrary atom.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.datasets.statistics.reference_energies import References, StreamingLeastSquares
 from harness.reference.datasets.statistics.summary import Statistics
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.writer import BPFile, BPWriter
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.schema import ELEMENTS, Block, Column
 from harness.reference.storage.structure_codec import encode_table
 
@@ -42,7 +43,7 @@ MAX_NEIGHBOURS = 20
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written. isolated: structures without a single edge, which HydraGNN reads only preloaded."""
+    """The content of an export. isolated: structures without edges, which HydraGNN reads only if it preloads."""
 
     samples: Counter[str]
     edges: int
@@ -50,13 +51,13 @@ class ExportResult:
     coincident: int
 
 
-def store_file_name(head: str) -> str:
-    """Return the name that HydraGNN's training looks for."""
+def format_store_name(head: str) -> str:
+    """Return the file name that HydraGNN's training expects."""
     return f"{head}-v2.bp"
 
 
 def write_for_hydragnn(origin: Path, target: Path, progress: Progress) -> ExportResult:
-    """Write the structures of a store for HydraGNN; raises InputError where its training would lack something."""
+    """Write the structures of a store for HydraGNN; raises InputError if it lacks data that training needs."""
     with BPFile(origin) as file:
         facts = describe_store(file)
         _require_keys(file)
@@ -139,7 +140,7 @@ def _write(
 
 
 def limit_neighbours(table: StructureTable, limit: int) -> StructureTable:
-    """Return a table with at most `limit` nearest neighbours of each atom, whatever shell that cuts."""
+    """Return a table with at most `limit` nearest neighbours of each atom, even if that divides a shell."""
     assert table.edge_counts is not None
     assert table.receiver is not None
     owner = np.repeat(np.arange(len(table)), table.edge_counts)
@@ -151,5 +152,5 @@ def limit_neighbours(table: StructureTable, limit: int) -> StructureTable:
 def _encode(table: StructureTable, references: References) -> Block:
     """Return all keys, with the regression subtracted from the energy and the target."""
     block = encode_table(table)
-    rest = table.energy - references.of(table)
+    rest = table.energy - references.sum_energies(table)
     return Block(block.samples, {**block.columns, "energy": Column(rest, 1), "y": Column(rest.copy(), 1)})

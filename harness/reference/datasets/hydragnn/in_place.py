@@ -1,4 +1,4 @@
-"""Make a store of HydraGNN usable in place: write a seal next to it, without changing or copying a byte of it."""
+"""Make a store of HydraGNN usable in place: write a seal next to it, without changing or copying the store."""
 
 from __future__ import annotations
 
@@ -17,75 +17,76 @@ from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import (
     Seal,
     check_files,
-    inner_seal_paths,
-    outer_seal_paths,
+    get_inner_seal_paths,
+    get_outer_seal_paths,
     read_older_seal,
     write_seal,
 )
-from harness.reference.storage.adios.writer import BPFile, sum_arrays
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.adios.writer import sum_arrays
 
 MAX_REJECTED_SHARE = 0.1  # of all structures
 EDGES_NOTE = "edges are not used: neighbours are found from positions"
 
 
 def convert_in_place(entry: DatasetSource, path: Path, to: Path | None, progress: Progress) -> str:
-    """Check a store of HydraGNN and write what it lacks next to it, or next to a link to it in the folder `to`.
+    """Check a store of HydraGNN and write its seal next to it, or next to a link to it in the folder `to`.
 
-    Returns what was done, in lines. Raises InputError for a store of another dataset, and for one that is unsound.
+    Returns a summary, in lines. Raises InputError for a store of another dataset, and for one with too many faults.
     """
     older = read_older_seal(path)
     if older is not None:
         return _renew_seal(entry, path, older)
-    if inner_seal_paths(path)[0].exists():
+    if get_inner_seal_paths(path)[0].exists():
         return f"{path}: a store of this program, nothing to do"
 
-    def expected(name: object) -> DatasetSource:
+    def require_entry(name: object) -> DatasetSource:
         require_dataset(entry, path, name)
         return entry
 
-    findings = examine_store(path, expected, progress)
-    at_fault = sum(len(split.left_out) for split in findings.splits.values())
+    findings = examine_store(path, require_entry, progress)
+    n_faulty = sum(len(split.left_out) for split in findings.splits.values())
     if SPLITS[0] not in findings.splits:
         raise InputError(f"{path}: has no {SPLITS[0]}, only {', '.join(findings.splits)}")
-    if at_fault > MAX_REJECTED_SHARE * findings.samples:
+    if n_faulty > MAX_REJECTED_SHARE * findings.samples:
         counted = ", ".join(f"{n:,} {kind}" for kind, n in findings.faults.most_common())
         first = findings.examples[0] if findings.examples else ""
-        raise InputError(f"{path}: {at_fault:,} of {findings.samples:,} structures cannot be used: {counted} ({first})")
+        raise InputError(f"{path}: {n_faulty:,} of {findings.samples:,} structures cannot be used: {counted} ({first})")
     target = path if to is None else _link_store(path, to)
-    write_seal(target, outer_seal_paths(target), findings.tables, _build_facts(entry, findings))
+    write_seal(target, get_outer_seal_paths(target), findings.tables, _build_facts(entry, findings))
     lines = [
-        f"{target}: {findings.samples - at_fault:,} structures of {entry.slug} can be trained on where they lie;"
-        f" {outer_seal_paths(target)[0].name} next to it has the checksums and reference energies",
+        f"{target}: {findings.samples - n_faulty:,} structures of {entry.slug} can be trained on where they lie;"
+        f" {get_outer_seal_paths(target)[0].name} next to it has the checksums and reference energies",
         *describe_findings(findings),
     ]
     return "\n".join(lines)
 
 
 def _renew_seal(entry: DatasetSource, path: Path, older: Seal) -> str:
-    """Give a store of an older version, if it is as that version sealed it, the checksums of its blocks."""
+    """Add the checksums of its blocks to an intact store of an older version."""
     check_files(path, older)
     with BPFile(path, unfinished=True) as file:
         about = file.attributes.get("about")
         require_dataset(entry, path, about.get("slug") if isinstance(about, dict) else None)
         tables = sum_arrays(file)
-    write_seal(path, inner_seal_paths(path), tables)
+    write_seal(path, get_inner_seal_paths(path), tables)
     return f"{path}: written by an older version; the checksums of its blocks have been added"
 
 
 def require_dataset(entry: DatasetSource, path: Path, name: object) -> None:
-    """Raise InputError where a store says that it is of another dataset."""
+    """Raise InputError if the name of a store's dataset is that of another dataset."""
     try:
-        result = find_named_source(str(name))
+        source = find_named_source(str(name))
     except InputError:
         return
-    if result != entry and not entry.slug.startswith(f"{result.slug}-"):
+    if source != entry and not entry.slug.startswith(f"{source.slug}-"):
         raise InputError(
-            f"{path}: its dataset_name is {name!r}, not {entry.slug}: `harness data convert {result.slug} {path}`"
+            f"{path}: its dataset_name is {name!r}, not {entry.slug}: `harness data convert {source.slug} {path}`"
         )
 
 
 def describe_findings(findings: Findings) -> list[str]:
-    """Return a line for each split, and for everything unusual."""
+    """Return a line for each split, for the kind of energies, and for each kind of fault."""
     kind = (
         "energies are what a linear regression left; its coefficients are added again"
         if findings.is_referenced
@@ -130,7 +131,7 @@ def _build_facts(entry: DatasetSource, findings: Findings) -> dict[str, Any]:
 
 
 def _link_store(path: Path, to: Path) -> Path:
-    """Return a link to the store in a folder, made unless it is there."""
+    """Return a link to the store in a folder, which is created if it does not exist."""
     to.mkdir(parents=True, exist_ok=True)
     link = to / path.resolve().name
     if link.resolve() != path.resolve():

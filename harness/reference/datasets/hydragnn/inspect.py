@@ -1,9 +1,9 @@
-"""Examine stores that HydraGNN wrote, array by array, before they get a seal that lets training use them.
+"""Examine stores that HydraGNN wrote, array by array, before they get a seal and can be used for training.
 
-Their energies are total, or what is left of them after a linear regression on the composition, whose coefficients are
-an attribute. In `edge_index` row 1 is the atom whose neighbours are listed, at most 20 of them, and row 0 the
-neighbour; `edge_shifts` is added to the position in row 1. Training here does not use these edges: the original cuts
-shells of equal distance apart, and joins atoms that have no neighbours to any other. Neighbours are computed again.
+Their energies are total energies, or the residuals of a linear regression on the composition, whose coefficients are an
+attribute. In `edge_index` row 1 is the atom whose neighbours are listed, at most 20 of them, and row 0 the neighbour;
+`edge_shifts` is added to the position in row 1. Training here does not use these edges, because HydraGNN divides shells
+of equal distance, and connects atoms without neighbours to arbitrary atoms: neighbours are computed again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from harness.reference.datasets.statistics.reference_energies import (
 from harness.reference.datasets.statistics.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import BlockSums, Table
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.schema import ELEMENTS as BINS
 from harness.reference.storage.schema import Block, move_samples_first
 from harness.reference.storage.structure_codec import REQUIRED_KEYS, decode_compositions
@@ -60,7 +60,7 @@ MAX_READ_S = 120
 
 @dataclass
 class SplitFindings:
-    """What one split holds. left_out: indices of the samples at fault."""
+    """The findings in one split. left_out: indices of the samples that cannot be used."""
 
     samples: int
     statistics: Statistics = field(default_factory=Statistics)
@@ -70,7 +70,7 @@ class SplitFindings:
 
 @dataclass
 class Findings:
-    """What a store of HydraGNN holds.
+    """The findings in a store of HydraGNN.
 
     coefficients: [118] of the regression, None where there is none. is_referenced: whether it was subtracted.
     faults: structures that cannot be used, by kind. notes: unusual but usable, by kind. examples: the first of each.
@@ -100,7 +100,7 @@ class Findings:
 
 
 def examine_store(path: Path, entry_of: Callable[[object], DatasetSource | None], progress: Progress) -> Findings:
-    """Examine a store in a process of its own; entry_of: its dataset_name -> the dataset that is expected."""
+    """Examine a store in a separate process; entry_of: maps its dataset_name to the expected dataset."""
 
     def work() -> Findings:
         restart_alarm()
@@ -111,7 +111,7 @@ def examine_store(path: Path, entry_of: Callable[[object], DatasetSource | None]
 
 
 def examine_file(file: BPFile, entry: DatasetSource | None, progress: Progress) -> Findings:
-    """Go through all arrays of a store; entry: whose energies are expected.
+    """Examine all arrays of a store; entry: the dataset that its energies are compared with.
 
     Raises InputError where structures cannot be separated: counts, offsets or shapes that contradict each other.
     """
@@ -120,7 +120,7 @@ def examine_file(file: BPFile, entry: DatasetSource | None, progress: Progress) 
     findings = _find_references(file, coefficients)
     findings.entry = entry
     subtracted = coefficients if findings.is_referenced else None
-    total, done = sum(file.samples(label) for label in file.splits), 0
+    total, count = sum(file.samples(label) for label in file.splits), 0
     sums = {array.name: BlockSums(array.row_bytes) for array in file.arrays()}
     for label in file.splits:
         split = findings.splits[label] = SplitFindings(file.samples(label))
@@ -131,9 +131,9 @@ def examine_file(file: BPFile, entry: DatasetSource | None, progress: Progress) 
             _examine_block(block, frames, first, split, findings)
             if entry is not None:
                 _compare_with_source(frames, entry, findings)
-            done += block.samples
+            count += block.samples
             restart_alarm()
-            progress(done, total, "structures read")
+            progress(count, total, "structures read")
     for array in file.tables():
         for rows in file.pieces(array):
             sums[array.name].add(rows)
@@ -159,19 +159,19 @@ def _check_layout(file: BPFile) -> None:
 
 
 def _read_coefficients(file: BPFile) -> Array | None:
-    result = file.attributes.get(COEFFICIENTS)
-    if result is None:
+    attribute = file.attributes.get(COEFFICIENTS)
+    if attribute is None:
         return None
-    values = np.asarray(result)
+    values = np.asarray(attribute)
     if values.dtype.kind not in "fi" or values.shape != (BINS,):
         raise InputError(f"{file.path}: {COEFFICIENTS} has shape {values.shape}, expected {BINS} numbers")
     return values.astype(np.float64)
 
 
 def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
-    """Find out whether the regression was subtracted, and what the references are.
+    """Determine whether the regression was subtracted, and the references.
 
-    What is left of a regression is orthogonal to it; total energies are not: their product with it is its square.
+    The residuals of a regression are orthogonal to it; total energies are not: their product with it is its square.
     """
     present = np.zeros(ELEMENT_SLOTS, dtype=bool)
     fit, product, square, residuals = StreamingLeastSquares(), 0.0, 0.0, RegressionErrors()
@@ -193,9 +193,9 @@ def _find_references(file: BPFile, coefficients: Array | None) -> Findings:
     if coefficients is None:
         return Findings(None, False, fit.solve())
     energy_ev = np.concatenate([[np.nan], coefficients])
-    lost = np.flatnonzero(present[1:] & ~np.isfinite(coefficients)) + 1
-    if len(lost):
-        raise InputError(f"{file.path}: {COEFFICIENTS} of element {lost[0]} is {energy_ev[lost[0]]}")
+    invalid = np.flatnonzero(present[1:] & ~np.isfinite(coefficients)) + 1
+    if len(invalid):
+        raise InputError(f"{file.path}: {COEFFICIENTS} of element {invalid[0]} is {energy_ev[invalid[0]]}")
     present[0] = False
     state = np.where(present, ElementState.FITTED, ElementState.ABSENT).astype(np.int64)
     is_referenced = product <= square / 2
@@ -223,7 +223,7 @@ class RegressionErrors:
         self._sums = {True: np.zeros(2), False: np.zeros(2)}
 
     def add(self, frames: StructureTable, regressed: Array) -> None:
-        """Take in a block of the training split."""
+        """Add a block of the training split."""
         known = np.isfinite(frames.energy) & (frames.sizes > 0)
         self.structures += int(known.sum())
         for is_referenced in self._sums:
@@ -238,17 +238,17 @@ class RegressionErrors:
 
 def _examine_block(block: Block, frames: StructureTable, first: int, split: SplitFindings, findings: Findings) -> None:
     """Count the faults of the structures of a block, and add the others to the statistics."""
-    bad: NDArray[np.bool_] = np.zeros(len(frames), dtype=bool)
+    is_faulty: NDArray[np.bool_] = np.zeros(len(frames), dtype=bool)
     beyond = np.abs(np.nan_to_num(findings.references.residual(frames), nan=0.0)) > MAX_RESIDUAL_EV
     energies = ("energy", beyond, f"an energy of more than {MAX_RESIDUAL_EV:g} eV per atom beyond the references")
     for kind, mask, reason in (energies, *check_columns(block, frames)):
-        for k in np.flatnonzero(mask & ~bad).tolist():
+        for k in np.flatnonzero(mask & ~is_faulty).tolist():
             findings.add(findings.faults, kind, str(frames.ids[k]), reason)
-        bad |= mask
+        is_faulty |= mask
     for kind, mask, reason in find_inconsistencies(block, frames):
-        for k in np.flatnonzero(mask & ~bad).tolist():
+        for k in np.flatnonzero(mask & ~is_faulty).tolist():
             findings.add(findings.notes, kind, str(frames.ids[k]), reason)
-    sound, faults = check_structures(frames[~bad], source=None, max_force=MAX_FORCE)
+    sound, faults = check_structures(frames[~is_faulty], source=None, max_force=MAX_FORCE)
     for fault in faults:
         findings.add(findings.faults, fault.kind, fault.where, fault.reason)
     usable = np.isin(frames.ids, sound.ids)
@@ -258,7 +258,7 @@ def _examine_block(block: Block, frames: StructureTable, first: int, split: Spli
 
 
 def _compare_with_source(frames: StructureTable, entry: DatasetSource, findings: Findings) -> None:
-    """Count structures whose energies or lengths are not what the dataset's level of theory gives."""
+    """Count structures with energies or lengths that do not fit the dataset's level of theory."""
     sound = frames[np.isfinite(frames.energy) & (frames.sizes > 0)]
     if not len(sound):
         return
@@ -274,7 +274,7 @@ def run_isolated(path: Path, work: Callable[[], Result]) -> Result:
     """Return what `work` returns or raise what it raises; raises InputError for the store at `path` if it crashes."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(work, sender), daemon=True)
+    process = context.Process(target=_send_result, args=(work, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -297,10 +297,10 @@ def restart_alarm() -> None:
         signal.alarm(MAX_READ_S)
 
 
-def _work(work: Callable[[], Result], sender: multiprocessing.connection.Connection) -> None:
+def _send_result(work: Callable[[], Result], sender: multiprocessing.connection.Connection) -> None:
     faulthandler.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C++ says when it ends a process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of C++ when it ends a process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         sender.send((work(), None))

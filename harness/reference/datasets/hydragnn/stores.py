@@ -1,4 +1,4 @@
-"""What a store is of: its dataset, its level of theory, its reference energies. All that reads stores asks here."""
+"""The facts of a store: its dataset, its level of theory and its reference energies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER_NAMES = {"opoly26": "opoly2026"}  # in HydraGNN's own converters
 REFERENCED, TOTAL = "referenced", "total"
 COEFFICIENTS = "energy_linear_regression_coeff"
 BLOCK_SAMPLES = 1024
-LENGTH_TOLERANCE = 1e-3  # relative and angstrom: the original computes in single precision
+LENGTH_TOLERANCE = 1e-3  # relative and in angstrom: HydraGNN computes in single precision
 TABLE_KEYS = ("pos", "forces", "energy", "cell")
 Mask = NDArray[np.bool_]
 ColumnFinding = tuple[str, Mask, str]  # kind, structures, reason
@@ -35,10 +35,10 @@ ColumnFinding = tuple[str, Mask, str]  # kind, structures, reason
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """What a store says of itself.
+    """The facts of a store.
 
-    about: facts of the dataset, its role and level of theory among them. energies: `total`, or `referenced` where the
-    references were subtracted and must be added to have total energies.
+    about: facts of the dataset, including its role and level of theory. energies: `total`, or `referenced` if the
+    references were subtracted and must be added to obtain total energies.
     left_out: of each split, indices of the samples that cannot be used.
     """
 
@@ -51,7 +51,7 @@ class StoreFacts:
 
     @property
     def role(self) -> str:
-        """What a report must call the data."""
+        """The name of the data in reports."""
         return str(self.about["role"])
 
     @property
@@ -61,13 +61,13 @@ class StoreFacts:
 
 
 def find_named_source(name: str) -> DatasetSource:
-    """Return the dataset of a name as HydraGNN's files or attributes have it; raises InputError for an unknown one."""
+    """Return the dataset of a name in HydraGNN's files or attributes; raises InputError for an unknown one."""
     plain = VERSION_SUFFIX.sub("", name.lower())
     return find_source(OTHER_NAMES.get(plain, plain))
 
 
 def is_bp_folder(path: Path) -> bool:
-    """Return whether this looks like a BP folder."""
+    """Return whether a path looks like a BP folder."""
     return (path / "md.idx").is_file()
 
 
@@ -86,19 +86,21 @@ def require_seal(path: Path) -> None:
 
 
 def describe_store(file: BPFile) -> StoreFacts:
-    """Return what a store says of itself; raises InputError for one that does not, with what to do."""
-    result = file.attributes
+    """Return the facts of a store; raises InputError if it lacks them, with the remedy."""
+    attributes = file.attributes
     if not file.is_sealed:
         require_seal(file.path)
     try:
-        about, fitted = result["about"], result["references"]
-        left_out = {label: sorted(map(int, indices)) for label, indices in result.get("left_out_samples", {}).items()}
+        about, references = attributes["about"], attributes["references"]
+        left_out = {
+            label: sorted(map(int, indices)) for label, indices in attributes.get("left_out_samples", {}).items()
+        }
         facts = StoreFacts(
             find_source(str(about["slug"])),
             {**about, "role": str(about["role"]), "level": str(about["level"])},
-            reference_energies.from_json(fitted),
-            energies=str(result.get("energies", TOTAL)),
-            statistics=dict(result["statistics"]),
+            reference_energies.from_json(references),
+            energies=str(attributes.get("energies", TOTAL)),
+            statistics=dict(attributes["statistics"]),
             left_out=left_out,
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
@@ -136,7 +138,7 @@ def sum_coefficients(block: Block, coefficients: Array) -> Array:
 def decode_total_energies(block: Block, *, where: str, first: int, coefficients: Array | None) -> StructureTable:
     """Return a block as a table with total energies.
 
-    coefficients: of the regression that was subtracted from the energies and is added again; None where none was.
+    coefficients: those of the regression that was subtracted from the energies and is added again, or None.
     Other arguments and errors are those of `decode_block`.
     """
     table = decode_block(block, where=where, first=first)
@@ -146,42 +148,42 @@ def decode_total_energies(block: Block, *, where: str, first: int, coefficients:
 
 
 def check_columns(block: Block, frames: StructureTable) -> list[ColumnFinding]:
-    """Find structures that cannot be used: values that are not finite, counts and edges of other structures."""
+    """Find structures that cannot be used: non-finite values, wrong numbers of atoms, edges to other structures."""
     g = block.samples
-    result: list[ColumnFinding] = []
+    findings: list[ColumnFinding] = []
     for name, column in block.columns.items():
         if column.values.dtype.kind == "f" and name not in TABLE_KEYS:
             rows = ~np.isfinite(move_samples_first(column.values, column.axis)).reshape(
                 column.values.shape[column.axis], -1
             )
-            result.append(("not finite", _any_row(column, rows.any(axis=1), g), f"{name} is not finite"))
+            findings.append(("not finite", _any_row(column, rows.any(axis=1), g), f"{name} is not finite"))
     natoms = block.columns.get("natoms")
     if natoms is not None:
-        alike = natoms.values.size == g
-        differs: Mask = natoms.values.reshape(-1) != frames.sizes if alike else np.ones(g, dtype=bool)
-        result.append(("natoms", differs, "natoms is not the number of positions"))
+        fits = natoms.values.size == g
+        differs: Mask = natoms.values.reshape(-1) != frames.sizes if fits else np.ones(g, dtype=bool)
+        findings.append(("natoms", differs, "natoms is not the number of positions"))
     if "edge_index" in block.columns:
         index, owner = _read_edges(block.columns["edge_index"], g)
         outside = np.asarray(((index < 0) | (index >= frames.sizes[owner])).any(axis=0))
-        result.append(("edges", _any_of_structure(owner, outside, g), "edge_index names an atom that is not there"))
-    return result
+        findings.append(("edges", _any_of_structure(owner, outside, g), "edge_index names an atom that is not there"))
+    return findings
 
 
 def find_inconsistencies(block: Block, frames: StructureTable) -> list[ColumnFinding]:
-    """Find columns that contradict those that training reads, and are not read by it."""
+    """Find columns that training does not read and that contradict those that it reads."""
     g, n = block.samples, int(frames.sizes.sum())
-    result: list[ColumnFinding] = []
+    findings: list[ColumnFinding] = []
     composition = block.columns.get("chemical_composition")
     if composition is not None and composition.values.size == g * ELEMENTS:
         differs: Mask = (composition.values.reshape(g, ELEMENTS) != count_elements(frames)[:, 1:]).any(axis=1)
-        result.append(("chemical_composition", differs, "chemical_composition is not that of atomic_numbers"))
+        findings.append(("chemical_composition", differs, "chemical_composition is not that of atomic_numbers"))
     x = block.columns.get("x")
     if x is not None and len(x.values) == n and x.values.ndim == 2:
         differs = x.values[:, 0] != block.columns["atomic_numbers"].values.reshape(-1)
-        result.append(("x", _any_of_structure(frames.owner, differs, g), "x has other elements than atomic_numbers"))
+        findings.append(("x", _any_of_structure(frames.owner, differs, g), "x has other elements than atomic_numbers"))
     if {"edge_index", "edge_attr", "edge_shifts"} <= block.columns.keys():
-        result += _compare_lengths(block, frames)
-    return result
+        findings += _compare_lengths(block, frames)
+    return findings
 
 
 def _compare_lengths(block: Block, frames: StructureTable) -> list[ColumnFinding]:
@@ -203,7 +205,7 @@ def _read_edges(column: Column, samples: int) -> tuple[NDArray[np.int64], NDArra
     """Return the atoms of each edge, [2, e] within their structure, and its structure, [e]."""
     if column.axis == 1:
         return column.values, np.repeat(np.arange(samples), column.rows(samples))
-    # All samples have as many edges: their two rows are one below the other.
+    # All samples have equal numbers of edges: the two rows of each follow one another.
     edges = column.values.shape[1]
     index = column.values.reshape(samples, 2, edges).transpose(1, 0, 2).reshape(2, -1)
     return index, np.repeat(np.arange(samples), edges)

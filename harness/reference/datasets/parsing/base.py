@@ -1,4 +1,4 @@
-"""What a reader of an official format is: files -> parts -> frames, in bounded memory."""
+"""The interface of readers of official formats: files -> chunks -> tables, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 
-TABLE_STRUCTURES = 1024  # frames that a reader hands on at once, about
-TABLE_ATOMS = 1 << 18  # and atoms: a block of the largest structures must not fill the memory
+TABLE_STRUCTURES = 1024  # approximate number of structures in a table of a reader
+TABLE_ATOMS = 1 << 18  # and of atoms, so that tables of the largest structures do not fill the memory
 MAX_ATOMS = 100_000  # of a structure; official ones have a few hundred
-MAX_STRUCTURE_BYTES = 16 << 20  # of a structure as text or as a record, unpacked: ten times what MAX_ATOMS need
-Progress = Callable[[int, int, str], None]  # takes how many are done, of how many, and of what
+MAX_STRUCTURE_BYTES = 16 << 20  # of a structure as text or as a record, decompressed: ten times that of MAX_ATOMS
+Progress = Callable[[int, int, str], None]  # takes a count, the total, and the name of what is counted
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # positions of ASE's stress components xx yy zz yz xz xy
 
 
@@ -36,8 +36,8 @@ class DatasetFormat:
 
     list_chunks: files or folders as the user names them -> chunks; raises InputError for files of another format.
     read_chunk: a chunk -> tables of about TABLE_STRUCTURES structures and rejections, in an order that never changes. A
-    structure that cannot be read is a rejection, what users should know of a readable one is a Remark; where the rest
-    of a chunk is lost, InputError is raised with file and position.
+    structure that cannot be read is a rejection, a note on a readable one is a Remark; if the rest of a chunk cannot be
+    read, InputError is raised with file and position.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Units, elements and formulas: constants, free atoms, and the names that files give to units."""
+"""Units, elements and formulas: constants, properties of free atoms, and names of units in files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KCAL_PER_MOL_EV = 4184.0 / (1.602176634e-19 * 6.02214076e23)
 KJ_PER_MOL_EV = KCAL_PER_MOL_EV / 4.184
 # 1 kbar = 1e8 Pa; 1 eV/angstrom^3 = 1.602176634e11 Pa
 KBAR_EV_PER_A3 = 1e8 / 1.602176634e11
-# the first word of each row is shown to users
+# messages use the first name of each row
 _ENERGIES = (
     (KCAL_PER_MOL_EV, ("kcal/mol", "kcalmol-1", "kcalpermol", "kcal_mol", "kcal")),
     (KJ_PER_MOL_EV, ("kJ/mol", "kjmol-1", "kjpermol", "kj_mol")),
@@ -65,33 +65,33 @@ def format_formula(numbers: Any) -> str:
     """Return elements with their counts by atomic number, as in H2O; conformations of a molecule share it."""
     present, counts = np.unique(np.asarray(numbers, dtype=np.int64), return_counts=True)
     pairs = zip(present.tolist(), counts.tolist(), strict=True)
-    return "".join(f"{_symbol(z)}{count if count > 1 else ''}" for z, count in pairs)
+    return "".join(f"{_format_symbol(z)}{count if count > 1 else ''}" for z, count in pairs)
 
 
-def _symbol(z: int) -> str:
+def _format_symbol(z: int) -> str:
     return str(chemical_symbols[z]) if 0 <= z < len(chemical_symbols) else f"[{z}]"
 
 
 def find_energy_unit(where: str, text: Any) -> float:
     """Return eV per unit of that name; raises InputError with the known names."""
-    return _find(where, text, _ENERGIES)
+    return _find_unit(where, text, _ENERGIES)
 
 
 def find_length_unit(where: str, text: Any) -> float:
     """Return angstrom per unit of that name; raises InputError with the known names."""
-    return _find(where, text, _LENGTHS)
+    return _find_unit(where, text, _LENGTHS)
 
 
-def _find(where: str, text: Any, rows: tuple[tuple[float, tuple[str, ...]], ...]) -> float:
+def _find_unit(where: str, text: Any, rows: tuple[tuple[float, tuple[str, ...]], ...]) -> float:
     value = np.asarray(text)
     word = value.reshape(-1)[0] if value.size == 1 else value.tolist()
     name = word.decode(errors="replace") if isinstance(word, bytes) else str(word)
-    known: Mapping[str, float] = {_plain(alias): factor for factor, aliases in rows for alias in aliases}
-    if _plain(name) in known:
-        return known[_plain(name)]
+    known: Mapping[str, float] = {_normalize(alias): factor for factor, aliases in rows for alias in aliases}
+    if _normalize(name) in known:
+        return known[_normalize(name)]
     hint = did_you_mean(name, {aliases[0] for _, aliases in rows})
     raise InputError(f"{where}: unknown unit {name[:40]!r}{hint}")
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\s^()*]", "", name).lower()

@@ -1,4 +1,4 @@
-"""Files as a user names them, opened with one line for what goes wrong, and cut into parts."""
+"""Finding the files that a user names, opening them with errors of one line, and dividing them into chunks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.reference.datasets.parsing.base import FileChunk
-from harness.reference.datasets.parsing.structure_builder import first_line
 from harness.reference.datasets.parsing.unpacking import HEAD_BYTES, reject_other_kinds
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
 CHUNK_STRUCTURES = 50_000  # structures of a part, about
 COMPRESSED = (".xz", ".bz2", ".gz")
@@ -23,7 +22,7 @@ SYSTEM_FILES = frozenset({".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 PACKED = (*COMPRESSED, ".zst")
 UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".tmp", ".incomplete")
-COMPARED_BYTES = 1 << 19  # at either end, before all of it
+COMPARED_BYTES = 1 << 19  # at either end of a file, before whole files are compared
 
 
 def is_system_file(name: str) -> bool:
@@ -32,7 +31,7 @@ def is_system_file(name: str) -> bool:
 
 
 def count_passed_over(paths: Sequence[Path], parts: Iterable[FileChunk]) -> Counter[str]:
-    """Count what lies in the folders besides the files that are read, and may look like data."""
+    """Count the files in the folders that are not read although they may look like data."""
     used = {os.path.realpath(part.path) for part in parts}
     counts: Counter[str] = Counter()
     for folder in (path for path in paths if path.is_dir()):
@@ -59,13 +58,13 @@ def open_file(path: Path, buffering: int = -1, accepted: Collection[str] = ()) -
             file.seek(0)
             yield file
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or get_first_line(error)})") from None
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Return all files below a folder, links to folders followed, sorted; raises InputError for a folder closed to us.
+    """Return all files below a folder, links to folders followed, sorted; raises InputError for an unreadable folder.
 
-    What operating systems leave in folders is not among them.
+    Files that operating systems leave in folders are omitted.
     """
     return [
         path
@@ -75,23 +74,23 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def _walk_folder(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
+    def raise_input_error(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})")
 
-    seen = {os.path.realpath(folder)}
+    visited = {os.path.realpath(folder)}
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        fresh = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
-        folders[:] = [name for name, real in fresh.items() if real not in seen]
-        seen.update(fresh.values())
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=raise_input_error):
+        children = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        folders[:] = [name for name, real in children.items() if real not in visited]
+        visited.update(children.values())
         files += [path for path in (Path(parent, name) for name in names) if path.is_file()]
     return sorted(files)
 
 
 def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> list[tuple[Path, str]]:
-    """Return files as named and, in folders, those with the endings: sorted, each with a label that no other has.
+    """Return named files, and sorted files in folders with the endings, each with a unique label.
 
-    The label is the path below the folder that all of them are in, without the ending. A compressed file is passed over
+    The label is the path below their common folder, without the ending. A compressed file is passed over
     where it also exists decompressed.
     """
     named_files: list[Path] = []
@@ -110,7 +109,7 @@ def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> li
     if not named_files:
         named = "only files of the operating system (._*) were given" if paths else "no paths were given"
         raise InputError(f"no {what}: {named}")
-    # A file that is reached by several names is read once, by the first; links keep the names that they give.
+    # A file with several names is read once, under the first; links keep their own names.
     unique = list({os.path.realpath(p): Path(os.path.abspath(p)) for p in reversed(named_files)}.values())[::-1]
     root = os.path.commonpath([p.parent for p in unique])
     labelled = [(p, _strip_ending(p.relative_to(root).as_posix(), endings)) for p in unique]
@@ -122,7 +121,7 @@ def list_files(paths: Sequence[Path], endings: tuple[str, ...], what: str) -> li
 
 
 def _describe_packed_files(folder: Path) -> str:
-    """Return what to say of a folder that holds only archives or packed files."""
+    """Return a hint for a folder that holds only archives or compressed files, or ""."""
     packed = [p.name for p in list_folder(folder) if p.name.lower().endswith((*ARCHIVES, *PACKED))]
     return f"; it holds {packed[0]}, which has to be unpacked first" if packed else ""
 
@@ -144,7 +143,7 @@ def split_into_chunks(path: Path, label: str, sizes: Sequence[int], limit: int =
     return parts
 
 
-def chunk_bounds(part: FileChunk) -> tuple[str, int, int]:
+def parse_chunk_bounds(part: FileChunk) -> tuple[str, int, int]:
     """Return (label, first, stop) of a chunk made by `split_into_chunks`."""
     label, _, span = part.key.rpartition(" ")
     first, _, stop = span.partition(":")
@@ -154,19 +153,19 @@ def chunk_bounds(part: FileChunk) -> tuple[str, int, int]:
 def reject_copies(paths: Iterable[Path]) -> None:
     """Raise InputError if two different files hold the same bytes.
 
-    Files are read as far as they agree with another one of the same size: most of them not at all.
+    Only files of the same size are read, and only as far as they agree.
     """
     alike: dict[tuple[int, str], list[Path]] = defaultdict(list)
     sizes: dict[int, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         if path.is_file():
             sizes[path.stat().st_size].append(path)
-    for size, some in sizes.items():
-        for path in some if len(some) > 1 and size else ():
+    for size, candidates in sizes.items():
+        for path in candidates if len(candidates) > 1 and size else ():
             alike[size, _digest_ends(path, size)].append(path)
-    for some in alike.values():
-        for k, path in enumerate(some):
-            for other in some[:k]:
+    for candidates in alike.values():
+        for k, path in enumerate(candidates):
+            for other in candidates[:k]:
                 if filecmp.cmp(other, path, shallow=False):
                     raise InputError(
                         f"{path}: holds the same bytes as {other}; name only one of them, or take one out of the folder"

@@ -1,4 +1,4 @@
-"""Whether energies and lengths can be in eV and angstrom: mixed units change them by factors that chemistry cannot."""
+"""Checks that energies and lengths are plausible in eV and angstrom, which values in mixed units are not."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from harness.reference.datasets.parsing.constants import (
     format_formula,
 )
 
-ATOM_ENERGY_TOLERANCE = 0.1  # share of the free atoms' energy that the table, bonds and relativity may be off by
+ATOM_ENERGY_TOLERANCE = 0.1  # relative error of the free atoms' energy due to the table, bonds and relativity
 ATOM_TOLERANCE_EV = 0.25 * HARTREE_EV  # and per atom; twice that per charge
 WEAKLY_BOUND_ELEMENTS = (2, 10, 18, 36, 54, 80, 86)
-MAX_REFERENCED_SHARE = 0.5  # share of a block from which all of it is taken for referenced energies
+MAX_REFERENCED_SHARE = 0.5  # share of a block above which all its energies count as referenced
 MAX_UNUSUAL_SHARE = 0.1  # share of a block whose energies may be far from those of molecules
-MIN_STRUCTURES = 32  # structures from which a block's bond lengths are judged
+MIN_STRUCTURES = 32  # structures of a block whose bond lengths are judged
 
-# energy found / energy expected, when a reader or a file mixes units
+# actual / expected energy if a reader or a file mixes units
 MIXED_ENERGIES = (
     (1 / HARTREE_EV, "hartree taken for eV"),
     (HARTREE_EV, "eV taken for hartree"),
@@ -40,7 +40,7 @@ MIXED_ENERGIES = (
     (0.5, "rydberg taken for hartree"),
     (2.0, "hartree taken for rydberg"),
 )
-# bond length found / sum of covalent radii, from and to
+# ranges of bond length / sum of covalent radii
 MIXED_LENGTHS = (
     (1.5, 2.6, "bohr taken for angstrom"),
     (0.35, 0.68, f"angstrom multiplied by {BOHR_ANGSTROM:.4f}, as if they were bohr"),
@@ -51,7 +51,7 @@ MIXED_LENGTHS = (
 CANDIDATE_UNITS = {"hartree": HARTREE_EV, "eV": 1.0}
 # Formation energies from free atoms, eV per atom: H2 has -2.3, CH4 -3.5, benzene -4.9, CO2 -5.6, diamond -7.4.
 FORMATION_EV = (-9.0, -1.0)
-TOTAL_ENERGY_TOLERANCE = 0.1  # that a total energy may differ from those of its atoms
+TOTAL_ENERGY_TOLERANCE = 0.1  # relative difference of a total energy from that of its atoms
 MAX_MISFIT_SHARE = 0.2  # share of structures that may fit no unit
 EnergySample = tuple[NDArray[np.int64], float]
 
@@ -59,14 +59,14 @@ EnergySample = tuple[NDArray[np.int64], float]
 def find_implausible_energies(
     frames: StructureTable, source: DatasetSource
 ) -> tuple[NDArray[np.bool_], Callable[[int], str]]:
-    """Find structures whose energy cannot be in eV on the source's scale, [g], with a function that says why."""
+    """Find structures whose energy is implausible in eV on the source's scale, [g], with a function for the reason."""
     per_atom = frames.energy / frames.sizes
     low, high = source.per_atom
     wrong = (per_atom < low) | ((per_atom > high) & ~_is_bound_weakly(frames))
     if high < 0 and np.count_nonzero(wrong & (per_atom > high)) > MAX_REFERENCED_SHARE * len(frames):
-        wrong[:] = True  # the others only happen to lie where totals may
+        wrong[:] = True  # the others lie in the range of totals by chance
 
-    def beyond(k: int) -> str:
+    def describe_range(k: int) -> str:
         if high < 0 and per_atom[k] > low:
             return (
                 f"{frames.energy[k]:.6g} eV for {frames.sizes[k]} atoms is not a {source.label} energy of {source.head}"
@@ -75,19 +75,19 @@ def find_implausible_energies(
         return f"{per_atom[k]:.6g} eV per atom, beyond {low:g} .. {high:g} expected of {source.head}: mixed units?"
 
     if not source.all_electron:
-        return wrong, beyond
-    atoms, known, off = _compare_with_atoms(frames, source)
+        return wrong, describe_range
+    atoms, known, is_far = _compare_with_atoms(frames, source)
     ratio = frames.energy / atoms
     factors = np.array([factor for factor, _ in MIXED_ENERGIES])
-    mixed = known & off & (np.abs(ratio[:, None] / factors - 1).min(axis=1) < 1.5 * ATOM_ENERGY_TOLERANCE)
+    mixed = known & is_far & (np.abs(ratio[:, None] / factors - 1).min(axis=1) < 1.5 * ATOM_ENERGY_TOLERANCE)
 
-    def differs(k: int) -> str:
+    def describe(k: int) -> str:
         if not mixed[k]:
-            return beyond(k)
+            return describe_range(k)
         name = MIXED_ENERGIES[int(np.abs(ratio[k] / factors - 1).argmin())][1]
         return f"{frames.energy[k]:.6g} eV where free atoms have {atoms[k]:.6g}: {name}"
 
-    return wrong | mixed, differs
+    return wrong | mixed, describe
 
 
 def _is_bound_weakly(frames: StructureTable) -> NDArray[np.bool_]:
@@ -109,20 +109,22 @@ def _compare_with_atoms(
 
 
 def find_implausible_lengths(frames: StructureTable, source: DatasetSource) -> str:
-    """Return why the block's positions cannot be in angstrom, or "".
+    """Return the reason why the block's positions are implausible in angstrom, or "".
 
-    Judged by the nearest neighbours of each structure's first and last atom, over the sums of covalent radii, and
-    their medians over the block: a single structure may well be a loose cluster, a block of them is not. Only where
-    the energies are those of molecules: files made up for a trial have any lengths.
+    The criterion is the distance of each structure's first and last atom to its nearest neighbour over the sum of
+    covalent radii, as a median over the block: a single structure may be a loose cluster, but not a whole block. Only
+    blocks with energies of molecules are judged, because artificial test files may have any lengths.
     """
-    _, known, off = _compare_with_atoms(frames, source)
-    if known.sum() < MIN_STRUCTURES or (known & off).sum() > MAX_UNUSUAL_SHARE * known.sum():
+    _, known, is_far = _compare_with_atoms(frames, source)
+    if known.sum() < MIN_STRUCTURES or (known & is_far).sum() > MAX_UNUSUAL_SHARE * known.sum():
         return ""
     several = frames.sizes > 1
     if np.count_nonzero(several) < MIN_STRUCTURES:
         return ""
     starts = frames.ends - frames.sizes
-    nearest = np.stack([_nearest_distances(frames, starts, probe)[several] for probe in (starts, frames.ends - 1)])
+    nearest = np.stack(
+        [_measure_nearest_distances(frames, starts, probe)[several] for probe in (starts, frames.ends - 1)]
+    )
     closest, farthest = float(np.median(nearest.min(axis=0))), float(np.median(nearest.max(axis=0)))
     for low, high, name in MIXED_LENGTHS:
         typical = closest if low > 1 else farthest
@@ -131,7 +133,7 @@ def find_implausible_lengths(frames: StructureTable, source: DatasetSource) -> s
     return ""
 
 
-def _nearest_distances(frames: StructureTable, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
+def _measure_nearest_distances(frames: StructureTable, starts: NDArray[np.int64], probe: NDArray[np.int64]) -> Array:
     """Return the distance of each structure's probe atom to its nearest neighbour over the sum of their radii, [g]."""
     apart = frames.positions - np.repeat(frames.positions[probe], frames.sizes, axis=0)
     radii = COVALENT_RADII[frames.numbers]
@@ -141,25 +143,27 @@ def _nearest_distances(frames: StructureTable, starts: NDArray[np.int64], probe:
 
 
 def find_fitting_units(samples: Sequence[EnergySample]) -> list[str]:
-    """Return the units in which energies are the totals or the formation energies of their structures.
+    """Return the units in which the energies are plausible total or formation energies.
 
     Args:
         samples: Atomic numbers and energy of some structures.
     """
-    return [name for name, unit in CANDIDATE_UNITS.items() if _fitting_share(samples, unit) >= 1 - MAX_MISFIT_SHARE]
+    return [
+        name for name, unit in CANDIDATE_UNITS.items() if _compute_fitting_share(samples, unit) >= 1 - MAX_MISFIT_SHARE
+    ]
 
 
-def _fitting_share(samples: Sequence[EnergySample], unit: float) -> float:
-    return float(np.mean([_fits(numbers, energy * unit) for numbers, energy in samples])) if samples else 0.0
+def _compute_fitting_share(samples: Sequence[EnergySample], unit: float) -> float:
+    return float(np.mean([_is_plausible(numbers, energy * unit) for numbers, energy in samples])) if samples else 0.0
 
 
-def _fits(numbers: NDArray[np.int64], energy_ev: float) -> bool:
+def _is_plausible(numbers: NDArray[np.int64], energy_ev: float) -> bool:
     low, high = FORMATION_EV
     atoms = float(ATOM_ENERGIES_EV[numbers].sum())
     return low <= energy_ev / len(numbers) <= high or abs(energy_ev - atoms) <= TOTAL_ENERGY_TOLERANCE * abs(atoms)
 
 
 def describe_sample(samples: Sequence[EnergySample]) -> str:
-    """Return one of the energies with its structure, as an example for a message."""
+    """Return the first energy with its formula, as an example for a message."""
     numbers, energy = samples[0]
     return f"{energy:.6g} of {format_formula(numbers)}"

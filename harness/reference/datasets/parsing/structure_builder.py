@@ -1,4 +1,4 @@
-"""What the readers share: rows collected into tables, tables rechunked, and messages about invalid structures."""
+"""Shared parts of readers: rows collected into tables, tables rechunked, and messages about invalid structures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable, concatenate
 from harness.reference.datasets.parsing.base import MAX_ATOMS, TABLE_ATOMS, TABLE_STRUCTURES
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
 MAX_BYTE = 255
 MAX_CHARGE = 100
-SHOWN = 8  # names in a message
+MAX_NAMES = 8  # in a message
 T = TypeVar("T")
 Built = TypeVar("Built")
-# A label under these names is offered, never taken: reference methods, corrections and units hide behind them.
+# Labels under these names are suggested but not read: they may differ in method, corrections or units.
 SYNONYMS = {
     "energy": re.compile(r"energ|^e$|^e[_.-]|[_.-]e$|^(raw_)?y(_|$)|toten|^u0$|e_?tot", re.IGNORECASE),
     "forces": re.compile(r"forc|^f$|^f[_.-]|[_.-]f$|grad", re.IGNORECASE),
@@ -41,9 +41,9 @@ class InvalidStructure(ValueError):
 
 
 class StructureRow(NamedTuple):
-    """One structure of n atoms: its columns of a StructureTable, None where the source has nothing.
+    """One structure of n atoms: its columns of a StructureTable, None if the source lacks them.
 
-    hints: (label, message) of missing labels that another name may stand for.
+    hints: (label, message) for missing labels with a similar name in the source.
     """
 
     id: str
@@ -77,7 +77,7 @@ def build_row(
 ) -> StructureRow:
     """Return a structure from lists, flat or nested, or arrays; raises InvalidStructure for a wrong shape.
 
-    names: what the source has of this structure, among which a missing label is looked for.
+    names: the source's names of values of this structure, among which a missing label is searched.
     """
     values = np.asarray(numbers).reshape(-1)
     n = len(values)
@@ -133,7 +133,7 @@ def _read_integer(what: str, value: Any, least: int) -> int:
 
 
 def describe_value(value: Any) -> str:
-    """Return a value in few words, without spelling out what may be nested without end."""
+    """Return a short description of a value, which may be deeply nested."""
     if isinstance(value, str):
         return repr(value[:40])
     return str(value)[:40] if isinstance(value, (int, float, np.generic)) else f"a {type(value).__name__}"
@@ -150,13 +150,13 @@ def reshape_values(what: str, values: Any, shape: tuple[int, ...]) -> Array:
 
 
 def tabulate_rows(rows: Iterable[StructureRow | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield blocks of single structures; a fault stands before the block that its neighbours are in, remarks after it.
+    """Collect rows into tables; a rejection comes before the table of its neighbours, remarks come after it.
 
-    Where the rows end in an InputError, those before it come first.
+    If the rows end with an InputError, the rows before it are yielded first.
     """
     pending: list[StructureRow] = []
     atoms = 0
-    broken: InputError | None = None
+    failure: InputError | None = None
     try:
         for item in rows:
             if isinstance(item, RejectedStructure):
@@ -169,16 +169,16 @@ def tabulate_rows(rows: Iterable[StructureRow | RejectedStructure]) -> Iterator[
                 yield from _collect_remarks(pending)
                 pending, atoms = [], 0
     except InputError as error:
-        broken = error
+        failure = error
     if pending:
         yield _build_table(pending)
         yield from _collect_remarks(pending)
-    if broken is not None:
-        raise broken
+    if failure is not None:
+        raise failure
 
 
 def _collect_remarks(rows: Sequence[StructureRow]) -> Iterator[Remark]:
-    """Yield one remark for each label and name that the rows hint at."""
+    """Yield one remark for each hint of the rows."""
     counts = Counter(hint for row in rows for hint in row.hints)
     for (label, reason), count in counts.items():
         where = next(row.id for row in rows if (label, reason) in row.hints)
@@ -225,14 +225,14 @@ def build_each(
         except InvalidStructure as error:
             yield RejectedStructure(where, error.kind, str(error))
         except Exception as error:  # damaged bytes make each decoder fail in its own way
-            yield RejectedStructure(where, "malformed", f"{type(error).__name__}: {first_line(error)}")
+            yield RejectedStructure(where, "malformed", f"{type(error).__name__}: {get_first_line(error)}")
 
 
 def rechunk(pieces: Iterable[StructureTable | RejectedStructure]) -> Iterator[StructureTable | RejectedStructure]:
-    """Join small tables and cut large ones to about TABLE_STRUCTURES; those before an InputError come first."""
+    """Join small tables and divide large ones into about TABLE_STRUCTURES; tables before an InputError come first."""
     pending: list[StructureTable] = []
     count = atoms = 0
-    broken: InputError | None = None
+    failure: InputError | None = None
     try:
         for piece in pieces:
             if isinstance(piece, RejectedStructure):
@@ -246,11 +246,11 @@ def rechunk(pieces: Iterable[StructureTable | RejectedStructure]) -> Iterator[St
                     yield concatenate(pending) if len(pending) > 1 else run
                     pending, count, atoms = [], 0, 0
     except InputError as error:
-        broken = error
+        failure = error
     if pending:
         yield concatenate(pending)
-    if broken is not None:
-        raise broken
+    if failure is not None:
+        raise failure
 
 
 def _split_table(piece: StructureTable) -> Iterator[StructureTable]:
@@ -268,17 +268,11 @@ def require_key(mapping: Mapping[str, Any], key: str) -> Any:
 
 
 def describe_missing_key(key: str, known: Iterable[str]) -> str:
-    """Say that a key is missing, with the nearest name or the names that exist."""
+    """Return a message for a missing key, with the most similar name or the existing names."""
     names = sorted(str(k) for k in known) if isinstance(known, Iterable) else []
     near = find_similar_name(key, names)
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"no {key!r} ({f'did you mean {near!r}? ' if near else ''}there are: {shown or 'none'})"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
+    listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    return f"no {key!r} ({f'did you mean {near!r}? ' if near else ''}there are: {listed or 'none'})"
 
 
 def find_similar_name(key: str, names: Iterable[str]) -> str:

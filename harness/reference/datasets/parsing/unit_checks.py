@@ -1,4 +1,4 @@
-"""What every structure has to pass on its way into a store, whole blocks at a time."""
+"""The checks of every structure that goes into a store, for whole tables at a time."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Finding = tuple[Mask, str, Callable[[int], str]]  # structures at fault, kind, r
 def check_structures(
     frames: StructureTable, *, source: DatasetSource | None, max_force: float = MAX_FORCE
 ) -> tuple[StructureTable, list[RejectedStructure]]:
-    """Return the structures that can be used, in their order, and a rejection with the first fault of each other one.
+    """Return the usable structures in their order, and for each other one a rejection with its first fault.
 
-    source: whose units and energy scale are expected; None: plausibility is not judged. A structure without an energy,
-    or without forces in a block where others have them, is rejected with kind "unlabelled"; stress may be absent.
-    Raises InputError for columns whose lengths disagree.
+    source: defines the expected units and energy scale; None: plausibility is not checked. A structure without an
+    energy, or without forces in a block where others have them, is rejected with kind "unlabelled"; stress may be
+    absent. Raises InputError for columns whose lengths disagree.
     """
     _check_shapes(frames)
     faults: list[RejectedStructure] = []
@@ -52,12 +52,12 @@ def _reject(frames: StructureTable, findings: Sequence[Finding]) -> tuple[Struct
     relevant = [finding for finding in findings if finding[0].any()]
     if not relevant:
         return frames, []
-    bad: Mask = np.any([mask for mask, _, _ in relevant], axis=0)
+    is_faulty: Mask = np.any([mask for mask, _, _ in relevant], axis=0)
     faults = []
-    for k in np.flatnonzero(bad).tolist():
+    for k in np.flatnonzero(is_faulty).tolist():
         _, kind, reason = next(finding for finding in relevant if finding[0][k])
         faults.append(RejectedStructure(str(frames.ids[k]), kind, reason(k)))
-    return frames[~bad], faults
+    return frames[~is_faulty], faults
 
 
 def _check_shapes(frames: StructureTable) -> None:
@@ -77,28 +77,30 @@ def _check_identity(frames: StructureTable) -> Iterator[Finding]:
     yield frames.sizes <= 0, "empty", lambda k: "no atoms"
     ids = frames.ids.tolist()
     if len(set(ids)) < len(ids):
-        seen = np.ones(len(ids), dtype=bool)
-        seen[np.unique(frames.ids, return_index=True)[1]] = False
-        yield seen, "duplicate", lambda k: "the same id stands for an earlier structure"
+        is_repeated = np.ones(len(ids), dtype=bool)
+        is_repeated[np.unique(frames.ids, return_index=True)[1]] = False
+        yield is_repeated, "duplicate", lambda k: "the same id stands for an earlier structure"
 
 
-def _check_bounds(frames: StructureTable, most_force: float) -> Iterator[Finding]:
-    """Yield structures with impossible values, which later arithmetic would not survive; NaN is checked later."""
+def _check_bounds(frames: StructureTable, max_force: float) -> Iterator[Finding]:
+    """Yield structures with values so large that later checks would overflow; NaN is checked later."""
     starts = frames.ends - frames.sizes
     far = _exceeds(frames.positions, MAX_LENGTH)
     if far.any():
         yield (
             _any_atom(far, starts),
             "out of bounds",
-            lambda k: f"atom {_first_atom(frames, far, k)} is farther than {MAX_LENGTH:g} angstrom from the origin",
+            lambda k: (
+                f"atom {_find_first_atom(frames, far, k)} is farther than {MAX_LENGTH:g} angstrom from the origin"
+            ),
         )
     wide = f"a lattice vector of more than {MAX_LENGTH:g} angstrom"
     yield _exceeds(frames.cell, MAX_LENGTH), "out of bounds", lambda k: wide
     if frames.forces is not None:
         yield (
-            _any_atom(_exceeds(frames.forces, most_force), starts),
+            _any_atom(_exceeds(frames.forces, max_force), starts),
             "out of bounds",
-            lambda k: f"a force of more than {most_force:g} eV/angstrom; damaged, or in other units",
+            lambda k: f"a force of more than {max_force:g} eV/angstrom; damaged, or in other units",
         )
     if frames.stress is not None:
         reason = f"a stress of more than {STRESS_BOUND:g} eV/angstrom^3"
@@ -110,7 +112,7 @@ def _exceeds(values: Array, bound: float) -> Mask:
     return np.array((np.isfinite(values) & (np.abs(values) > bound)).reshape(len(values), -1).any(axis=1), dtype=bool)
 
 
-def _first_atom(frames: StructureTable, atoms: Mask, k: int) -> int:
+def _find_first_atom(frames: StructureTable, atoms: Mask, k: int) -> int:
     """Return the first of structure k's atoms that the mask holds for, counted within it."""
     stop = int(frames.ends[k])
     return int(np.flatnonzero(atoms[stop - int(frames.sizes[k]) : stop])[0])
@@ -118,12 +120,12 @@ def _first_atom(frames: StructureTable, atoms: Mask, k: int) -> int:
 
 def _check_values(frames: StructureTable, max_force: float) -> Iterator[Finding]:
     starts = frames.ends - frames.sizes
-    alien = (frames.numbers < 1) | (frames.numbers > MAX_ATOMIC_NUMBER)
-    if alien.any():
+    is_invalid = (frames.numbers < 1) | (frames.numbers > MAX_ATOMIC_NUMBER)
+    if is_invalid.any():
         yield (
-            _any_atom(alien, starts),
+            _any_atom(is_invalid, starts),
             "atomic number",
-            lambda k: f"{_first_invalid_number(frames, k)} is not an atomic number (1..{MAX_ATOMIC_NUMBER})",
+            lambda k: f"{_find_invalid_number(frames, k)} is not an atomic number (1..{MAX_ATOMIC_NUMBER})",
         )
     for name, values in (("position", frames.positions), ("forces", frames.forces)):
         if values is not None and not np.isfinite(values).all():
@@ -153,7 +155,7 @@ def _check_values(frames: StructureTable, max_force: float) -> Iterator[Finding]
         )
 
 
-def _first_invalid_number(frames: StructureTable, k: int) -> int:
+def _find_invalid_number(frames: StructureTable, k: int) -> int:
     """Return the first atomic number of structure k that is not an element's."""
     stop = int(frames.ends[k])
     atoms = frames.numbers[stop - int(frames.sizes[k]) : stop]
@@ -202,7 +204,7 @@ def _is_crowded(frames: StructureTable) -> Mask:
 
 def _check_plausibility(frames: StructureTable, source: DatasetSource | None) -> Iterator[Finding]:
     yield (
-        _coincident(frames),
+        _find_coincident(frames),
         "coincident",
         lambda k: f"two atoms within {COINCIDENT_ANGSTROM:g} angstrom of each other",
     )
@@ -215,20 +217,20 @@ def _check_plausibility(frames: StructureTable, source: DatasetSource | None) ->
         yield np.ones(len(frames), dtype=bool), "units", lambda k: lengths
 
 
-def _coincident(frames: StructureTable) -> Mask:
+def _find_coincident(frames: StructureTable) -> Mask:
     """Return structures with two atoms in one place, [g].
 
-    Atoms in one place have one projection on any line, so neighbours in the sorted projections are the only candidates.
+    Coincident atoms have the same projection on any line, so only neighbours in the sorted projections are compared.
     """
     along = frames.positions @ np.array([0.5363, 0.6217, 0.5706])
     along -= along.min()
     span = float(along.max()) + 1.0
     order = np.sort(frames.owner * span + along)
     near = np.flatnonzero(np.diff(order) < COINCIDENT_ANGSTROM)
-    result = np.zeros(len(frames), dtype=bool)
+    is_coincident = np.zeros(len(frames), dtype=bool)
     for k in np.unique((order[near] // span).astype(np.int64)).tolist():
         stop = int(frames.ends[k])
         points = frames.positions[stop - int(frames.sizes[k]) : stop]
         apart = np.linalg.norm(points[:, None] - points[None], axis=2)
-        result[k] = bool((apart[np.triu_indices(len(points), 1)] < COINCIDENT_ANGSTROM).any())
-    return result
+        is_coincident[k] = bool((apart[np.triu_indices(len(points), 1)] < COINCIDENT_ANGSTROM).any())
+    return is_coincident

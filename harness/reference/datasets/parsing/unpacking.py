@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and compressed files read in bounded memory."""
+"""The kind of a file by its first bytes, and decompression in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line
-from harness.reference.errors import InputError
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure
+from harness.reference.errors import InputError, get_first_line
 
 HEAD_BYTES = 512
-DICTIONARY = 256 << 20  # bytes that an xz file may ask for; `xz -9` asks for 65 MB
+MAX_DICTIONARY_BYTES = 256 << 20  # of an xz file; `xz -9` needs 65 MB
 CHUNK = 1 << 20
 XZ, GZIP, BZIP2 = "xz", "gzip", "bzip2"
 MAGIC = (
@@ -48,9 +48,9 @@ def detect_compression(head: bytes) -> str:
 
 
 def reject_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) -> None:
-    """Raise InputError for what lies in place of a data file: nothing, a pointer, a web page, another packing.
+    """Raise InputError for files that are not data files: empty ones, pointers, web pages, other compressions.
 
-    head: its first HEAD bytes. accepted: compressions, and "tar", that the reader unpacks itself.
+    head: the first HEAD_BYTES. accepted: compressions, and "tar", that the reader unpacks itself.
     """
     if not head:
         raise InputError(f"{path}: the file is empty; the download did not finish, fetch it again")
@@ -70,49 +70,49 @@ def reject_other_kinds(path: Path, head: bytes, accepted: Collection[str] = ()) 
 
 
 class XZFile(io.RawIOBase):
-    """The content of an xz file, whose decoder may not take more than DICTIONARY bytes."""
+    """The content of an xz file, with a decoder of at most MAX_DICTIONARY_BYTES."""
 
     def __init__(self, packed: BinaryIO) -> None:
         super().__init__()
         self._packed = packed
-        self._decoder = self._new()
+        self._decoder = self._make_decoder()
         self._ended = False
 
     @staticmethod
-    def _new() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=DICTIONARY)
+    def _make_decoder() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY_BYTES)
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True, because the file can be read."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer as far as the next piece of content does, and return how far; 0 at the end."""
-        result = self._next(len(buffer))
-        buffer[: len(result)] = result
-        return len(result)
+        """Fill the buffer with the next piece of content, and return its length; 0 at the end."""
+        content = self._read_next(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
-    def _next(self, size: int) -> bytes:
+    def _read_next(self, size: int) -> bytes:
         while not self._ended:
             if self._decoder.eof:
                 rest = (self._decoder.unused_data or self._packed.read(CHUNK)).lstrip(b"\x00")
                 if not rest:
                     self._ended = True
                     break
-                self._decoder = self._new()
-                result = self._decoder.decompress(rest, size)
+                self._decoder = self._make_decoder()
+                content = self._decoder.decompress(rest, size)
             else:
                 chunk = self._packed.read(CHUNK) if self._decoder.needs_input else b""
                 if not chunk and self._decoder.needs_input:
                     raise EOFError("the compressed data end too early")
-                result = self._decoder.decompress(chunk, size)
-            if result:
-                return result
+                content = self._decoder.decompress(chunk, size)
+            if content:
+                return content
         return b""
 
 
 def unpack_stream(packed: BinaryIO, kind: str) -> BinaryIO:
-    """Return what an open file holds once its compression is undone, to be read a piece at a time."""
+    """Return a stream of the decompressed content of an open file."""
     if kind == XZ:
         return io.BufferedReader(XZFile(packed), CHUNK)
     if kind == GZIP:
@@ -122,7 +122,7 @@ def unpack_stream(packed: BinaryIO, kind: str) -> BinaryIO:
 
 @contextmanager
 def open_unpacked(path: Path, accepted: Collection[str] = (XZ, GZIP, BZIP2)) -> Iterator[BinaryIO]:
-    """Open a file and undo its compression, whatever its name says; raises InputError, also while it is read."""
+    """Yield the decompressed content of a file, regardless of its name; raises InputError, also while it is read."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -133,7 +133,7 @@ def open_unpacked(path: Path, accepted: Collection[str] = (XZ, GZIP, BZIP2)) -> 
     except DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        raise InputError(f"{path}: truncated, or not the text that its name says ({first_line(error)})") from None
+        raise InputError(f"{path}: truncated, or not the text that its name says ({get_first_line(error)})") from None
 
 
 def inflate(data: bytes | memoryview, limit: int) -> bytes:
@@ -142,7 +142,7 @@ def inflate(data: bytes | memoryview, limit: int) -> bytes:
     try:
         result = decoder.decompress(data, limit)
     except zlib.error as error:
-        raise InvalidStructure("corrupt", f"not compressed JSON ({first_line(error)})") from None
+        raise InvalidStructure("corrupt", f"not compressed JSON ({get_first_line(error)})") from None
     if decoder.unconsumed_tail or (len(result) == limit and not decoder.eof):
         raise InvalidStructure("too large", f"unfolds to more than {limit >> 20} MB")
     if not decoder.eof:

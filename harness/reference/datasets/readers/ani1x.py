@@ -11,7 +11,7 @@ from harness.reference.data.structure_table import RejectedStructure, StructureT
 from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.constants import HARTREE_EV
-from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, split_into_chunks
+from harness.reference.datasets.parsing.paths import list_files, parse_chunk_bounds, split_into_chunks
 from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
 from harness.reference.errors import InputError
 
@@ -56,7 +56,7 @@ def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
 
 
 def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    label, first, stop = chunk_bounds(part)
+    label, first, stop = parse_chunk_bounds(part)
     with h5.open_root(part.path) as root:
         for name in h5.list_names(root, str(part.path))[first:stop]:
             yielded = 0

@@ -18,7 +18,7 @@ from harness.reference.data.structure_table import RejectedStructure, Remark, St
 from harness.reference.datasets.containers.json_stream import decode_json
 from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES, VOIGT, DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.constants import BOHR_ANGSTROM, HARTREE_EV, KCAL_PER_MOL_EV, format_formula
-from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, chunk_bounds, list_files, open_file
+from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, list_files, open_file, parse_chunk_bounds
 from harness.reference.datasets.parsing.plausibility import EnergySample, describe_sample, find_fitting_units
 from harness.reference.datasets.parsing.structure_builder import (
     MAX_BYTE,
@@ -27,13 +27,12 @@ from harness.reference.datasets.parsing.structure_builder import (
     build_each,
     build_row,
     describe_missing_key,
-    first_line,
     tabulate_rows,
 )
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
-MOST_ROWS = 10**10
-SAMPLES = 64  # rows whose energies decide on their unit
+MAX_ROWS = 10**10
+SAMPLES = 64  # rows whose energies determine their unit
 SQLITE = b"SQLite format 3\x00"
 ENERGY_UNITS = {"ev": 1.0, "ha": HARTREE_EV, "hartree": HARTREE_EV, "kcal/mol": KCAL_PER_MOL_EV}
 LENGTH_UNITS = {"ang": 1.0, "angstrom": 1.0, "a": 1.0, "bohr": BOHR_ANGSTROM}
@@ -41,7 +40,7 @@ _QUERY = "SELECT id, numbers, positions, cell, pbc, energy, forces, stress, key_
 
 
 class Units(NamedTuple):
-    """What the labels of row.data are multiplied by; assumed: how the energy's unit was found, "" if it is written."""
+    """The factors of the labels of row.data; assumed: how the energy's unit was determined, "" if it is named."""
 
     energy: float
     force: float
@@ -57,7 +56,7 @@ def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
             low, high = database.execute("SELECT min(id), max(id) FROM systems").fetchone()
         if low is None:
             raise InputError(f"{path}: the database has no rows")
-        if not (isinstance(low, int) and isinstance(high, int) and high - low < MOST_ROWS):
+        if not (isinstance(low, int) and isinstance(high, int) and high - low < MAX_ROWS):
             raise InputError(f"{path}: row ids from {str(low)[:20]} to {str(high)[:20]}; damaged?")
         chunks += [
             FileChunk(path, f"{label} {k}:{min(k + CHUNK_STRUCTURES, high + 1)}")
@@ -79,7 +78,7 @@ def _open_database(path: Path) -> Iterator[sqlite3.Connection]:
                 raise InputError(f"{path}: not an ASE database, {describe_missing_key('systems', tables)}")
             yield database
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not an ASE database, or a damaged one ({first_line(error)})") from None
+        raise InputError(f"{path}: not an ASE database, or a damaged one ({get_first_line(error)})") from None
 
 
 def _check_whole(path: Path) -> None:
@@ -108,7 +107,7 @@ def _find_address(path: Path) -> str:
 
 def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield rows in the order of their ids, labels converted from the units of the metadata to eV and angstrom."""
-    label, first, stop = chunk_bounds(part)
+    label, first, stop = parse_chunk_bounds(part)
     with _open_database(part.path) as database:
         units = _read_units(part.path, database)
         if units.assumed:
@@ -133,10 +132,10 @@ def _read_units(path: Path, database: sqlite3.Connection) -> Units:
     properties = metadata.get("_property_unit_dict")
     properties = properties if isinstance(properties, dict) else {}
     length = _convert_unit(path, str(metadata.get("_distance_unit", "Ang")), LENGTH_UNITS)
-    named, assumed = str(properties.get("energy") or ""), ""
-    if not named:
-        named, assumed = _find_plausible_unit(path, database)
-    energy = _convert_unit(path, named, ENERGY_UNITS)
+    name, assumed = str(properties.get("energy") or ""), ""
+    if not name:
+        name, assumed = _find_plausible_unit(path, database)
+    energy = _convert_unit(path, name, ENERGY_UNITS)
     force = str(properties.get("forces", ""))
     if not force:
         return Units(energy, energy / length, length, assumed)
@@ -147,7 +146,7 @@ def _read_units(path: Path, database: sqlite3.Connection) -> Units:
 
 
 def _find_plausible_unit(path: Path, database: sqlite3.Connection) -> tuple[str, str]:
-    """Return (unit, how it was found) of the energies in row.data; raises InputError unless one alone is plausible."""
+    """Return (unit, explanation) of the energies in row.data; raises InputError unless exactly one is plausible."""
     rows = database.execute("SELECT numbers, data FROM systems")
     samples = list(islice((s for s in (_read_sample(*record) for record in rows) if s is not None), SAMPLES))
     if not samples:
@@ -216,11 +215,11 @@ def _build_row(where: str, stored: tuple[Any, ...], units: Units) -> StructureRo
 FORMAT = DatasetFormat("asedb", "*.db (ASE, SQLite)", list_chunks, read_chunk)
 
 
-def decode_data(data: Any, wanted: Collection[str]) -> dict[str, Any]:
-    """Return all keys of row.data, with values of those wanted and None for the others.
+def decode_data(data: Any, keys: Collection[str]) -> dict[str, Any]:
+    """Return all keys of row.data, with the values of the selected keys and None for the others.
 
-    ASE packs it in bytes since version 8 of its databases (numbers first, then JSON that points at them, the place of
-    the JSON in the first eight bytes), and as text before. Raises InvalidStructure for anything else.
+    Since version 8 of its databases ASE stores it as bytes (the offset of the JSON in the first eight bytes, then
+    numbers, then JSON that refers to them), and as text before. Raises InvalidStructure for anything else.
     """
     if not data or data == "null":
         return {}
@@ -234,7 +233,7 @@ def decode_data(data: Any, wanted: Collection[str]) -> dict[str, Any]:
         raise InvalidStructure("malformed", f"row.data is {error}") from None
     if not isinstance(result, dict):
         raise InvalidStructure("malformed", f"row.data is a {type(result).__name__}")
-    return {str(name): _decode_value(value, raw) if name in wanted else None for name, value in result.items()}
+    return {str(name): _decode_value(value, raw) if name in keys else None for name, value in result.items()}
 
 
 def _decode_value(value: Any, raw: bytes) -> Any:

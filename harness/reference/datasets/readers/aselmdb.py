@@ -14,19 +14,18 @@ from harness.reference.data.structure_table import RejectedStructure, StructureT
 from harness.reference.datasets.containers.lmdb_file import DATA_FILE, list_first_keys, list_keys, open_transaction
 from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES, VOIGT, DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.constants import format_formula
-from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, chunk_bounds, list_files
+from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, list_files, parse_chunk_bounds
 from harness.reference.datasets.parsing.structure_builder import (
     InvalidStructure,
     StructureRow,
     build_each,
     build_row,
     describe_missing_key,
-    first_line,
     require_key,
     tabulate_rows,
 )
 from harness.reference.datasets.parsing.unpacking import inflate
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
 ENDINGS = (".aselmdb", ".lmdb", DATA_FILE)
 RESERVED = frozenset({"nextid", "deleted_ids", "metadata"})
@@ -61,7 +60,7 @@ def _read_next_id(path: Path, transaction: lmdb.Transaction) -> int:
 
 
 def _find_irregular_keys(path: Path, transaction: lmdb.Transaction) -> tuple[list[int], list[str]]:
-    """Return numbers of rows and names of other entries, if they are not as many as 'nextid' says, else nothing."""
+    """Return the row ids and the other keys if the number of rows does not match 'nextid', else nothing."""
     reserved = sum(transaction.get(name.encode()) is not None for name in RESERVED)
     rows = int(transaction.stat()["entries"]) - reserved
     if rows == _read_next_id(path, transaction) - 1 - len(set(_read_deleted_ids(path, transaction))):
@@ -84,7 +83,7 @@ def _read_entry(path: Path, transaction: lmdb.Transaction, key: bytes) -> Any:
 
 def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield rows in the order of their ids without deleted ones; absent rows and unknown entries are rejected."""
-    label, first, stop = chunk_bounds(part)
+    label, first, stop = parse_chunk_bounds(part)
     with open_transaction(part.path) as transaction:
         deleted = set(_read_deleted_ids(part.path, transaction))
         for name in _find_irregular_keys(part.path, transaction)[1] if first == 1 else ():
@@ -115,7 +114,7 @@ def _iter_samples(transaction: lmdb.Transaction, label: str, ids: Iterator[int])
 
 
 def _build_row(name: str, value: memoryview) -> StructureRow:
-    stored = _decoded(value)
+    stored = _decode_row(value)
     numbers = _decode_array(require_key(stored, "numbers"))
     data = stored.get("data") or {}
     return build_row(
@@ -127,18 +126,18 @@ def _build_row(name: str, value: memoryview) -> StructureRow:
         forces=_decode_array(stored.get("forces")),
         cell=_decode_array(stored.get("cell")),
         periodic=_decode_array(stored.get("pbc")),
-        stress=_stress(stored.get("stress")),
+        stress=_read_stress(stored.get("stress")),
         charge=data.get("charge"),
         multiplicity=data.get("spin"),
         names=[*stored, *data, *(stored.get("key_value_pairs") or ())],
     )
 
 
-def _decoded(value: memoryview) -> Any:
+def _decode_row(value: memoryview) -> Any:
     try:
         return orjson.loads(inflate(value, MAX_STRUCTURE_BYTES))
     except orjson.JSONDecodeError as error:
-        raise InvalidStructure("corrupt", f"not compressed JSON ({first_line(error)})") from None
+        raise InvalidStructure("corrupt", f"not compressed JSON ({get_first_line(error)})") from None
 
 
 def _decode_array(stored: Any) -> Any:
@@ -154,7 +153,7 @@ def _decode_array(stored: Any) -> Any:
     return array.reshape(shape)
 
 
-def _stress(stored: Any) -> Any:
+def _read_stress(stored: Any) -> Any:
     stress = _decode_array(stored)
     if stress is None or np.size(stress) != 6:
         return stress

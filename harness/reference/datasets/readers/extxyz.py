@@ -17,12 +17,11 @@ from harness.reference.datasets.parsing.structure_builder import (
     InvalidStructure,
     describe_missing_key,
     describe_value,
-    first_line,
 )
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
-LONGEST_LINE = 1 << 20  # characters
-PLAIN = "species:S:1:pos:R:3"  # what the columns are where the header does not say
+MAX_LINE = 1 << 20  # characters
+DEFAULT_COLUMNS = "species:S:1:pos:R:3"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class FrameText:
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """The header's keys with values as ASE has them; raises InvalidStructure where ASE refuses the header."""
+        """The header's keys with values as ASE reads them; raises InvalidStructure if ASE rejects the header."""
         line = self.comment.strip()
         if not line:
             return {}
@@ -43,7 +42,7 @@ class FrameText:
         except (ValueError, RecursionError, TypeError) as error:
             kind = "shape" if "3x3" in str(error) else "malformed"
             raise InvalidStructure(
-                kind, f"the frame's second line is no extended XYZ header ({first_line(error)})"
+                kind, f"the frame's second line is no extended XYZ header ({get_first_line(error)})"
             ) from None
         return keys
 
@@ -51,7 +50,7 @@ class FrameText:
 def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
     """Yield the frames of a text; raises InputError with the line where it is malformed or truncated."""
     line = blank = 0
-    while count_line := file.readline(LONGEST_LINE):
+    while count_line := file.readline(MAX_LINE):
         line += 1
         if not count_line.strip():
             blank = blank or line
@@ -63,9 +62,9 @@ def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
         except ValueError:
             n = -1
         if not 0 <= n <= MAX_ATOMS:
-            shown = repr(count_line.strip()[:40])
+            text = repr(count_line.strip()[:40])
             raise InputError(
-                f"{where}, line {line}: {shown} is not a number of atoms (0 .. {MAX_ATOMS}); not extended XYZ, or cut"
+                f"{where}, line {line}: {text} is not a number of atoms (0 .. {MAX_ATOMS}); not extended XYZ, or cut"
             )
         comment, atoms = _read_lines(file, n, f"{where}, line {line}")
         if not comment or (atoms and not atoms[-1].endswith("\n") and len(atoms[-1].split()) < 4):
@@ -76,15 +75,15 @@ def iter_frames(file: IO[str], where: str) -> Iterator[FrameText]:
 
 def _read_lines(file: IO[str], n: int, where: str) -> tuple[str, list[str]]:
     """Read the second line of a frame and its atoms' lines; raises InputError where they are too long."""
-    comment = file.readline(LONGEST_LINE)
+    comment = file.readline(MAX_LINE)
     size, atoms = len(comment), []
     for _ in range(n):
-        atom = file.readline(LONGEST_LINE)
+        atom = file.readline(MAX_LINE)
         atoms.append(atom)
         size += len(atom)
         if not atom or size > MAX_STRUCTURE_BYTES:
             break
-    if size > MAX_STRUCTURE_BYTES or len(comment) == LONGEST_LINE:
+    if size > MAX_STRUCTURE_BYTES or len(comment) == MAX_LINE:
         raise InputError(
             f"{where}: a frame of more than {MAX_STRUCTURE_BYTES >> 20} MB, or a line of more than 1 MB; damaged?"
         )
@@ -92,17 +91,17 @@ def _read_lines(file: IO[str], n: int, where: str) -> tuple[str, list[str]]:
 
 
 def parse_frame(text: FrameText) -> dict[str, Any]:
-    """Return the arguments of `row` that a frame holds, with numbers as ASE reads them; raises InvalidStructure."""
-    columns = _parse_columns(str(text.keys.get("Properties", PLAIN)))
+    """Return the arguments of `build_row` in a frame, with numbers as ASE reads them; raises InvalidStructure."""
+    columns = _parse_columns(str(text.keys.get("Properties", DEFAULT_COLUMNS)))
     width = max(stop for _, stop in columns.values())
     tokens = [line.split() for line in text.atoms]
     short = next((k for k, row in enumerate(tokens) if len(row) < width), None)
     if short is not None:
         raise InvalidStructure("malformed", f"atom {short} has {len(tokens[short])} columns of {width}")
     kind = "Z" if "Z" in columns else "species"
-    for needed in (kind, "pos"):
-        if needed not in columns:
-            raise InvalidStructure("missing key", "Properties: " + describe_missing_key(needed, columns))
+    for key in (kind, "pos"):
+        if key not in columns:
+            raise InvalidStructure("missing key", "Properties: " + describe_missing_key(key, columns))
     first = columns[kind][0]
     lattice = text.keys.get("Lattice")
     return {

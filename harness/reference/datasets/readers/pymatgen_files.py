@@ -22,7 +22,7 @@ from harness.reference.datasets.containers.json_stream import (
 )
 from harness.reference.datasets.parsing.base import MAX_STRUCTURE_BYTES, DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.constants import format_formula
-from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, open_file
+from harness.reference.datasets.parsing.paths import list_files, open_file, parse_chunk_bounds
 from harness.reference.datasets.parsing.structure_builder import (
     InvalidStructure,
     StructureRow,
@@ -35,11 +35,11 @@ from harness.reference.datasets.parsing.unpacking import BZIP2, GZIP, HEAD_BYTES
 from harness.reference.errors import InputError
 
 CHUNK_SPAN_BYTES = 256 << 20  # about 35,000 frames
-KEY_LONGEST = 128
+MAX_KEY_BYTES = 128
 NAME = rb"(?:mp|mvc)-\d+"  # of a material; frames are named mp-1234-0-1
 MATERIAL = re.compile(rb'"(' + NAME + rb')"\s*:\s*\{')
 FRAME = b'"structure"'  # a key that every frame has once
-ANY_KEY = re.compile(rb'"([^"]{1,%d})"\s*:\s*$' % KEY_LONGEST)
+ANY_KEY = re.compile(rb'"([^"]{1,%d})"\s*:\s*$' % MAX_KEY_BYTES)
 
 
 def split_alexandria(paths: Sequence[Path]) -> list[FileChunk]:
@@ -100,7 +100,7 @@ ALEXANDRIA = DatasetFormat("alexandria", "alexandria_*.json.bz2", split_alexandr
 
 
 def split_mptrj(paths: Sequence[Path]) -> list[FileChunk]:
-    """Return ranges of bytes; a material belongs to the range that its name begins in."""
+    """Return ranges of bytes; a material belongs to the range in which its name begins."""
     chunks = []
     for path, label in list_files(paths, (".json",), "JSON files"):
         size = path.stat().st_size
@@ -115,7 +115,7 @@ def split_mptrj(paths: Sequence[Path]) -> list[FileChunk]:
 
 def read_mptrj(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield frames in the order of the file; energies without the Materials Project's corrections."""
-    label, first, stop = chunk_bounds(part)
+    label, first, stop = parse_chunk_bounds(part)
     yield from tabulate_rows(build_each(_iter_frames(part.path, label, first, stop), _build_mptrj_row))
 
 
@@ -151,7 +151,7 @@ def _iter_materials(path: Path, first: int, stop: int) -> Iterator[tuple[str, Va
         scanner = JsonScanner(str(path), 1, level=int(first > 0), offset=start)
         while chunk := file.read(CHUNK_BYTES):
             for value in scanner.feed(chunk):
-                before = value.before[-2 * KEY_LONGEST :]
+                before = value.before[-2 * MAX_KEY_BYTES :]
                 named = ANY_KEY.search(before)
                 if named is None:
                     raise InputError(f"{path}: the object at byte {value.offset} has no name, expected a material's")
@@ -163,15 +163,15 @@ def _iter_materials(path: Path, first: int, stop: int) -> Iterator[tuple[str, Va
 
 
 def _find_boundary(file: Any, first: int) -> int | None:
-    """Return where the first material begins at or after a byte; None if there is none."""
+    """Return the offset of the first material that begins at or after a byte; None if there is none."""
     file.seek(first)
-    held, base = b"", first
+    text, base = b"", first
     while chunk := file.read(CHUNK_BYTES):
-        held += chunk
-        if match := MATERIAL.search(held):
+        text += chunk
+        if match := MATERIAL.search(text):
             return base + match.start()
-        base += max(len(held) - KEY_LONGEST, 0)
-        held = held[-KEY_LONGEST:]
+        base += max(len(text) - MAX_KEY_BYTES, 0)
+        text = text[-MAX_KEY_BYTES:]
     return None
 
 

@@ -108,7 +108,7 @@ FORMAT = DatasetFormat("qcml", "tfds/qcml/dft_force_field/1.0.0 (TFRecord shards
 
 
 def iter_records(path: Path) -> Iterator[bytes | None]:
-    """Yield the records of a file, None for one with a wrong checksum; raises InputError where the framing is lost."""
+    """Yield the records of a file, None for a wrong checksum; raises InputError if record lengths are damaged."""
     with open_file(path, 1 << 20) as file:
         offset = 0
         while head := file.read(_HEAD.size):
@@ -164,7 +164,7 @@ def _iter_fields(data: bytes, only: int | None = None) -> Iterator[tuple[int, An
         if wire == _VARINT:
             value: Any
             value, position = _decode_varint(data, position)
-            value = _signed(value)
+            value = _convert_to_signed(value)
         else:
             if wire == _BYTES:
                 length, position = _decode_varint(data, position)
@@ -193,7 +193,7 @@ def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
             raise ValueError("a varint of more than ten bytes")
 
 
-def _signed(value: int) -> int:
+def _convert_to_signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -203,5 +203,5 @@ def _decode_integers(data: bytes) -> list[int]:
     result, position = [], 0
     while position < len(data):
         value, position = _decode_varint(data, position)
-        result.append(_signed(value))
+        result.append(_convert_to_signed(value))
     return result

@@ -14,8 +14,8 @@ from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
-from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, open_file, split_into_chunks
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, first_line, rechunk
+from harness.reference.datasets.parsing.paths import list_files, open_file, parse_chunk_bounds, split_into_chunks
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
 from harness.reference.datasets.parsing.unpacking import (
     CHUNK,
     DECODING_ERRORS,
@@ -24,10 +24,10 @@ from harness.reference.datasets.parsing.unpacking import (
     detect_compression,
     unpack_stream,
 )
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 
 WHOLE = "all"  # in place of a range: every molecule of a compressed file
-LEAST_UNPACKED, MOST_TIMES = 1 << 30, 50  # what a compressed file may unfold to: bytes, or times its own size
+MIN_LIMIT_BYTES, MAX_COMPRESSION = 1 << 30, 50  # limits of the decompressed size: bytes, or times the file's size
 
 
 def list_chunks(paths: Sequence[Path]) -> list[FileChunk]:
@@ -64,7 +64,7 @@ def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
 def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     if not part.key.endswith(f" {WHOLE}"):
         with h5.open_root(part.path) as root:
-            label, first, stop = chunk_bounds(part)
+            label, first, stop = parse_chunk_bounds(part)
             yield from _iter_molecules(root, label, h5.list_names(root, str(part.path))[first:stop])
         return
     with _decompress(part.path) as path, h5.open_root(path) as root:
@@ -82,15 +82,15 @@ def _decompress(path: Path) -> Iterator[Path]:
                 unpack_stream(packed, XZ) as plain,
                 target.open("wb") as file,
             ):
-                limit = max(LEAST_UNPACKED, MOST_TIMES * path.stat().st_size)
+                limit = max(MIN_LIMIT_BYTES, MAX_COMPRESSION * path.stat().st_size)
                 while chunk := plain.read(CHUNK):
                     file.write(chunk)
                     if file.tell() > limit:
                         raise InputError(f"{path}: unfolds to more than {limit >> 20} MB; not QM7-X")
         except DECODING_ERRORS as error:
             if isinstance(error, OSError) and error.errno:
-                raise InputError(f"{path}: cannot be decompressed into {folder} ({first_line(error)})") from None
-            raise InputError(f"{path}: truncated or not an xz file ({first_line(error)})") from None
+                raise InputError(f"{path}: cannot be decompressed into {folder} ({get_first_line(error)})") from None
+            raise InputError(f"{path}: truncated or not an xz file ({get_first_line(error)})") from None
         yield target
 
 

@@ -1,4 +1,4 @@
-"""The official formats by name, and the format that given files are in."""
+"""The official formats by name, and detection of the format of files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FORMATS: dict[str, DatasetFormat] = {
     )
 }
 LMDB_ENDINGS = (".lmdb", ".aselmdb", DATA_FILE)
-# of formats that a single dataset has
+# endings of formats that only one dataset has
 SINGLE_DATASET_ENDINGS = (".h5", ".hdf5", ".json", ".json.bz2", ".json.gz", ".json.xz", ".xz")
 CONTAINER_NAMES = {
     "s2ef_text": "extended XYZ",
@@ -61,7 +61,7 @@ def detect_format(paths: Sequence[Path], default: str) -> str:
 
     Args:
         paths: Files or folders as the user named them.
-        own: The format in which the dataset's authors hand it out.
+        default: The format in which the dataset's authors publish it.
 
     Raises:
         InputError: The files are of several containers, of which only one could be read.
@@ -84,10 +84,10 @@ def detect_format(paths: Sequence[Path], default: str) -> str:
 
 def _find_ending(file: Path) -> str:
     known = (*s2ef_text.ENDINGS, ".db", *LMDB_ENDINGS, *SINGLE_DATASET_ENDINGS, ".txt.xz")
-    result = [ending for ending in known if file.name.endswith(ending)]
+    matches = [ending for ending in known if file.name.endswith(ending)]
     return (
-        max(result, key=len)
-        if result
+        max(matches, key=len)
+        if matches
         else "".join(file.suffixes[-2:] if ".tfrecord" in file.name else file.suffixes[-1:])
     )
 
@@ -111,4 +111,4 @@ def _detect_lmdb(file: Path, default: str) -> str:
     try:
         return "aselmdb" if is_ase_database(file) else "s2ef_lmdb"
     except InputError:
-        return default if default in ("aselmdb", "s2ef_lmdb") else "aselmdb"  # whose reader says what is wrong
+        return default if default in ("aselmdb", "s2ef_lmdb") else "aselmdb"  # its reader reports the fault

@@ -14,7 +14,7 @@ from harness.reference.datasets.containers.lmdb_file import DATA_FILE, list_firs
 from harness.reference.datasets.containers.safe_pickle import load_graph, load_pickle
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
 from harness.reference.datasets.parsing.constants import format_formula
-from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, chunk_bounds, list_files
+from harness.reference.datasets.parsing.paths import CHUNK_STRUCTURES, list_files, parse_chunk_bounds
 from harness.reference.datasets.parsing.structure_builder import (
     InvalidStructure,
     StructureRow,
@@ -74,7 +74,7 @@ def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
 
     ODAC23's `y` is the adsorption energy (https://github.com/facebookresearch/fairchem/issues/633).
     """
-    label, first, stop = chunk_bounds(part)
+    label, first, stop = parse_chunk_bounds(part)
     with open_transaction(part.path) as transaction:
         yield from _reject_unknown(transaction, label) if first == 0 else ()
         yield from tabulate_rows(build_each(_iter_samples(transaction, label, first, stop), _build_row))

@@ -19,7 +19,6 @@ from harness.reference.datasets.parsing.structure_builder import (
     build_each,
     build_row,
     describe_missing_key,
-    first_line,
     tabulate_rows,
 )
 from harness.reference.datasets.parsing.unpacking import (
@@ -32,8 +31,8 @@ from harness.reference.datasets.parsing.unpacking import (
     open_unpacked,
     unpack_stream,
 )
-from harness.reference.datasets.readers.extxyz import LONGEST_LINE, FrameText, iter_frames, parse_frame
-from harness.reference.errors import InputError
+from harness.reference.datasets.readers.extxyz import MAX_LINE, FrameText, iter_frames, parse_frame
+from harness.reference.errors import InputError, get_first_line
 
 PLAIN = (".extxyz", ".xyz")
 MEMBERS = (*PLAIN, *(f"{name}{packed}" for name in PLAIN for packed in (".xz", ".gz", ".bz2")))
@@ -61,7 +60,7 @@ def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
     """Yield frames in the order of the file, with the energies of the frames themselves: DFT totals.
 
     OC20's text file names the system of each frame, which becomes its group; its reference energy, which turns totals
-    into adsorption energies, is one number per system and is left to the fit of reference energies.
+    into adsorption energies, is one number per system, which the fit of reference energies accounts for.
     """
     yield from tabulate_rows(build_each(_iter_samples(part), _build_row))
 
@@ -75,7 +74,7 @@ def _iter_samples(part: FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 class _Bounded(io.RawIOBase):
-    """A file of which no header can ask for more than a structure needs."""
+    """A file whose headers cannot request more than the size of a structure."""
 
     def __init__(self, plain: BinaryIO) -> None:
         super().__init__()
@@ -108,12 +107,12 @@ def _iter_archive(part: FileChunk) -> Iterator[tuple[str, Any]]:
         ):
             for member in archive:
                 name = member.name.removeprefix("./")
-                wanted = member.isfile() and name.endswith(MEMBERS) and not is_system_file(Path(name).name)
-                content = archive.extractfile(member) if wanted else None
+                is_data = member.isfile() and name.endswith(MEMBERS) and not is_system_file(Path(name).name)
+                content = archive.extractfile(member) if is_data else None
                 if content is not None:
                     yield from _iter_member(content, f"{part.path}:{member.name}", f"{part.key}/{name}")
     except (*DECODING_ERRORS, tarfile.TarError) as error:
-        raise InputError(f"{part.path}: truncated or not a compressed archive ({first_line(error)})") from None
+        raise InputError(f"{part.path}: truncated or not a compressed archive ({get_first_line(error)})") from None
 
 
 def _iter_member(content: Any, where: str, label: str) -> Iterator[tuple[str, Any]]:
@@ -140,7 +139,7 @@ def _iter_systems(path: Path) -> Iterator[System]:
     """Yield the systems of OC20's text file, line by line."""
     with _open_text(path) as file:
         k = 0
-        while line := file.readline(LONGEST_LINE):
+        while line := file.readline(MAX_LINE):
             k += 1
             words = line.strip().split(",")
             if len(words) != 3:

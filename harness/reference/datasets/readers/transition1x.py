@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing.base import DatasetFormat, FileChunk
-from harness.reference.datasets.parsing.paths import chunk_bounds, list_files, split_into_chunks
+from harness.reference.datasets.parsing.paths import list_files, parse_chunk_bounds, split_into_chunks
 from harness.reference.datasets.parsing.structure_builder import InvalidStructure, rechunk
 from harness.reference.errors import InputError
 
@@ -35,16 +35,16 @@ def _list_reactions(root: h5.Group, path: Path) -> list[tuple[str, str, str]]:
     if not splits:
         named = ", ".join(members[:6]) or "none"
         raise InputError(f"{path}: not Transition1x, its groups are {named}; expected data, or train, val and test")
-    reactions_found = []
+    reactions = []
     for split in splits:
         try:
             group = h5.open_child(root, split)
             for formula in h5.list_names(group, f"{path}:{split}"):
-                reactions = h5.list_names(h5.open_child(group, formula), f"{path}:{split}/{formula}")
-                reactions_found += [(split, formula, reaction) for reaction in reactions]
+                names = h5.list_names(h5.open_child(group, formula), f"{path}:{split}/{formula}")
+                reactions += [(split, formula, name) for name in names]
         except InvalidStructure as error:
             raise InputError(f"{path}:{split}: not Transition1x, {error}") from None
-    return reactions_found
+    return reactions
 
 
 def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
@@ -57,14 +57,12 @@ def _count_points(root: h5.Group, reaction: tuple[str, str, str]) -> int:
 
 
 def read_chunk(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    """Yield the points of reactions; separate copies of reactant, product and transition state are not read.
-    of those three are not read.
-    """
+    """Yield the points of reactions; separate copies of reactant, product and transition state are not read."""
     yield from rechunk(_iter_tables(part))
 
 
 def _iter_tables(part: FileChunk) -> Iterator[StructureTable | RejectedStructure]:
-    label, first, stop = chunk_bounds(part)
+    label, first, stop = parse_chunk_bounds(part)
     with h5.open_root(part.path) as root:
         for reaction in _list_reactions(root, part.path)[first:stop]:
             where = "/".join((label, *reaction[1:]))

@@ -1,4 +1,4 @@
-"""Which structures repeat the geometry of another one, and which groups must therefore share a split."""
+"""Detection of structures with the same geometry, and of groups that must therefore share a split."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from harness.reference.datasets.splitting.fingerprints import N_LENGTHS, measure
 from harness.reference.datasets.splitting.splits import SEED, SHARES, SPLITS, assign_by_place, place_groups
 from harness.reference.storage.sampling.permutations import splitmix64
 
-# Structures are equal if one of LENGTHS + 1 grids, each shifted against the last, has both in one cell. Of every length
-# only one grid has a border between two values that are closer than CELL / (LENGTHS + 1), so one grid at least has no
-# border between two structures that are equal to within that, wherever the borders of the others are.
+# Structures are equal if at least one of N_LENGTHS + 1 grids, each shifted against the last, has both in one cell. For
+# each length only one grid has a border between two values closer than GRID_SPACING / N_GRIDS, so that at least one
+# grid has no border between two structures whose lengths are equal to within that.
 N_GRIDS = N_LENGTHS + 1
 GRID_SPACING = 5e-4  # angstrom
 MAX_STRUCTURES = 500_000
-# What is noted of a structure: place is that of its group (`splits.places`), forces whether it has any.
+# The note of a structure: place is that of its group (`splits.place_groups`), forces whether it has any.
 SHAPE_NOTE = np.dtype([("composition", "<u8"), ("lengths", "<f4", N_LENGTHS), ("place", "<u8"), ("forces", "?")])
 ShapeNotes = NDArray[np.void]
 GroupPlaces = NDArray[np.uint64]
@@ -83,9 +83,9 @@ def label_equal(composition: NDArray[np.uint64], lengths: NDArray[np.float32]) -
 
 
 def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
-    """Return all linked groups, sorted, and for each the one whose split the groups linked with it take, [k] both.
+    """Return all linked groups, sorted, and for each the group that determines their common split, [k] both.
 
-    Which one that is depends on nothing but the groups' names, and favours no split.
+    The choice of that group depends on the groups' names alone, and favours no split.
     """
     names, position = np.unique(links, return_inverse=True)
     first, second = position.reshape(-1, 2).T
@@ -96,7 +96,7 @@ def unite_groups(links: GroupPlaces) -> tuple[GroupPlaces, GroupPlaces]:
 
 
 def _connect(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Number things, from 0 on, so that those connected by pairs have the same number, [count]."""
+    """Number items from 0 on, so that those connected by pairs have the same number, [count]."""
     graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
@@ -117,9 +117,9 @@ def _link_groups(label: NDArray[np.int64], places: GroupPlaces) -> GroupPlaces:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The splits of groups, by place. exceptions: sorted places of groups that do not go where their place says, [k].
+    """The splits of groups, by place.
 
-    splits: where they go instead, [k].
+    exceptions: sorted places of groups whose split their place does not determine, [k]. splits: their splits, [k].
     """
 
     exceptions: GroupPlaces
@@ -131,15 +131,15 @@ class Assignment:
         result = assign_by_place(places, self.shares)
         if len(self.exceptions):
             k = np.minimum(np.searchsorted(self.exceptions, places), len(self.exceptions) - 1)
-            excepted = self.exceptions[k] == places
-            result[excepted] = self.splits[k[excepted]]
+            is_exception = self.exceptions[k] == places
+            result[is_exception] = self.splits[k[is_exception]]
         return result
 
 
 def assign_splits(
     parts: Sequence[ShapeNotes], links: GroupPlaces, *, fill: bool = True, shares: tuple[float, ...] = SHARES
 ) -> Assignment:
-    """Give linked groups one split, and every split some structures if there are groups enough.
+    """Assign linked groups to one split, and structures to every split if there are enough groups.
 
     Args:
         parts: notes of all structures.
@@ -154,12 +154,12 @@ def assign_splits(
         count += np.bincount(united.find_splits(notes["place"]), minlength=len(SPLITS))
     if count.all() or not fill:
         return united
-    everyone = np.unique(np.concatenate([np.unique(notes["place"]) for notes in parts]))
-    led_by = everyone.copy()
-    led_by[np.isin(everyone, groups)] = leaders[np.isin(groups, everyone)]
-    order, position = np.unique(led_by, return_inverse=True)
-    wanted = np.bincount(assign_by_place(order, shares), minlength=len(SPLITS))
-    return Assignment(everyone, np.repeat(np.arange(len(SPLITS)), _fill(wanted))[position], shares)
+    all_groups = np.unique(np.concatenate([np.unique(notes["place"]) for notes in parts]))
+    all_leaders = all_groups.copy()
+    all_leaders[np.isin(all_groups, groups)] = leaders[np.isin(groups, all_groups)]
+    order, position = np.unique(all_leaders, return_inverse=True)
+    counts = np.bincount(assign_by_place(order, shares), minlength=len(SPLITS))
+    return Assignment(all_groups, np.repeat(np.arange(len(SPLITS)), _fill_splits(counts))[position], shares)
 
 
 def assign_structures(
@@ -171,14 +171,14 @@ def assign_structures(
     return assign_splits([notes], links, fill=False, shares=shares).find_splits(notes["place"])
 
 
-def _fill(wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Change numbers of groups in training, validation and test as little as leaves none of them empty.
+def _fill_splits(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Change the numbers of groups in training, validation and test as little as possible so that none is empty.
 
-    One group is for training, two are for training and validation.
+    A single group is for training; of two, one is for validation.
     """
-    total = int(wanted.sum())
-    validation = min(max(int(wanted[1]), 1), total - 1)
-    test = min(max(int(wanted[2]), 1), total - 1 - validation)
+    total = int(counts.sum())
+    validation = min(max(int(counts[1]), 1), total - 1)
+    test = min(max(int(counts[2]), 1), total - 1 - validation)
     if total >= len(SPLITS) and not test:
         validation, test = validation - 1, 1
     return np.array([total - validation - test, validation, test])

@@ -1,4 +1,4 @@
-"""What equal structures have in common whatever their names: a composition and a few lengths that measure the geometry.
+"""Fingerprints that equal structures share: a composition, and a few lengths that measure the geometry.
 
 The lengths do not change under rotation, translation, reflection (a mirror image has the same energy) and exchange of
 equal atoms, nor, in a periodic structure, with the origin, the choice of lattice vectors and the size of the supercell.
@@ -138,7 +138,7 @@ def _find_near_pairs(
     """Return both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
     search = vesin.NeighborList(cutoff=RADIUS, full_list=False, n_threads=1)
     starts, ends = (frames.ends - frames.sizes).tolist(), frames.ends.tolist()
-    result = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]
+    pairs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]
     for k in np.flatnonzero(is_measured).tolist():
         i, j, vector = search.compute(
             points=frames.positions[starts[k] : ends[k]],
@@ -146,19 +146,19 @@ def _find_near_pairs(
             periodic=frames.periodic[k],
             quantities="ijD",
         )
-        result.append((i.astype(np.int64) + starts[k], j.astype(np.int64) + starts[k], vector))
-    i, j, vector = map(np.concatenate, zip(*result, strict=True))
+        pairs.append((i.astype(np.int64) + starts[k], j.astype(np.int64) + starts[k], vector))
+    i, j, vector = map(np.concatenate, zip(*pairs, strict=True))
     return i, j, vector
 
 
 def _measure_spacings(frames: StructureTable) -> Array:
     """Return the edge of an atom's share of the periodic directions, or the radius of a large molecule, [g]."""
-    result = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.sizes)
+    spacings = np.cbrt(np.abs(np.linalg.det(frames.cell)) / frames.sizes)
     for k in np.flatnonzero(~frames.periodic.all(axis=1)).tolist():
         size, stop, vectors = int(frames.sizes[k]), int(frames.ends[k]), frames.cell[k][frames.periodic[k]]
         if len(vectors):
-            result[k] = (max(np.linalg.det(vectors @ vectors.T), 0.0) ** 0.5 / size) ** (1.0 / len(vectors))
+            spacings[k] = (max(np.linalg.det(vectors @ vectors.T), 0.0) ** 0.5 / size) ** (1.0 / len(vectors))
         else:
             positions = frames.positions[stop - size : stop]
-            result[k] = np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean())
-    return result
+            spacings[k] = np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean())
+    return spacings

@@ -1,4 +1,4 @@
-"""Training, validation and test: which split a group of frames belongs to, decided by its name alone."""
+"""The splits for training, validation and test: a group's name alone determines its split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hash_texts(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
 
 
 def place_groups(groups: NDArray[np.str_], *, seed: int = SEED) -> NDArray[np.uint64]:
-    """Return where each group falls in 0 .. 2**64, [k]: decided by its name and the seed alone."""
+    """Return the place of each group in 0 .. 2**64, [k], which depends on its name and the seed alone."""
     names, position = np.unique(groups, return_inverse=True)
     return hash_texts(names, f"split {seed}")[position]
 

@@ -19,12 +19,12 @@ ELEMENT_SLOTS = MAX_ATOMIC_NUMBER + 1
 # Of singular values to the largest, the columns having been scaled to length 1: an element is not cut for being rare.
 # Rounding reaches 1e-13; compositions that differ at all differ by more than 1e-6 of their length.
 RANK_CUTOFF = 1e-6
-# Share of an element in the directions cut, above which its own energy is open.
-OPEN_SHARE = 1e-4
+# Share of an element in the directions cut above which its energy is undetermined.
+UNDETERMINED_SHARE = 1e-4
 
 
 class ElementState(IntEnum):
-    """What a dataset says of an element's energy: nothing, only sums with others', or its value."""
+    """What a dataset determines of an element's energy: nothing, only sums with other elements, or its value."""
 
     ABSENT = 0
     UNDETERMINED = 1
@@ -39,11 +39,11 @@ def count_elements(frames: StructureTable) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class References:
-    """Energies of elements that add up to a structure's, as well as they can.
+    """Energies of elements whose sums approximate the energies of structures.
 
-    energy_ev: [119], NaN where absent; of undetermined elements the smallest that fit, right only in sums as the data
-    has them. state: [119]. rank: directions of composition that the data tells apart. structures: those with energies.
-    rmse_ev_per_atom: over all of them. mae_ev_per_atom: the same, NaN unless they were gone through twice.
+    energy_ev: [119], NaN if absent; for undetermined elements the smallest solution, of which only sums that occur in
+    the data are meaningful. state: [119]. rank: number of independent compositions. structures: those with energies.
+    rmse_ev_per_atom, mae_ev_per_atom: errors over all of them; the latter is NaN unless they were read twice.
     """
 
     energy_ev: Array
@@ -53,14 +53,14 @@ class References:
     rmse_ev_per_atom: float
     mae_ev_per_atom: float = float("nan")
 
-    def of(self, frames: StructureTable) -> Array:
+    def sum_energies(self, frames: StructureTable) -> Array:
         """Return the sum of the reference energies of each structure, [g], eV; NaN where an element has none."""
         owner, value = frames.owner, self.energy_ev[frames.numbers]
         return np.asarray(np.bincount(owner, weights=value, minlength=len(frames)), dtype=np.float64)
 
     def residual(self, frames: StructureTable) -> Array:
         """Return the energy per atom relative to the references, [g], eV/atom; NaN where either is missing."""
-        return (frames.energy - self.of(frames)) / frames.sizes
+        return (frames.energy - self.sum_energies(frames)) / frames.sizes
 
     def knows(self, numbers: NDArray[np.int64]) -> bool:
         """Return whether the dataset holds all of these elements."""
@@ -101,25 +101,25 @@ def from_json(plain: dict[str, Any]) -> References:
 class StreamingLeastSquares:
     """Least squares of energy per atom on composition per atom, block by block.
 
-    What is kept is the triangular factor of all rows so far, at most [120, 120]: normal equations would square the
-    condition. Any order and any division into blocks or workers gives the same up to rounding. Source: Demmel,
-    Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, A206 (2012) (TSQR).
+    The state is the triangular factor of all rows so far, at most [120, 120]; normal equations would square the
+    condition number. The result does not depend on the order or the division into blocks and workers, up to rounding.
+    Source: Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34, A206 (2012) (TSQR).
     """
 
     def __init__(self, *, per_atom: bool = True) -> None:
-        """Fit per atom, or totals, where large structures weigh more, as in HydraGNN's fit."""
+        """Fit energies per atom, or total energies, in which large structures have more weight, as HydraGNN does."""
         self.factor: Array = np.zeros((0, ELEMENT_SLOTS + 1))
         self.structures = 0
         self._per_atom = per_atom
 
     def add(self, frames: StructureTable) -> None:
-        """Take in a block; structures without an energy are passed over, composition and all."""
+        """Add a table; structures without an energy are ignored, including their composition."""
         known = np.isfinite(frames.energy)
         rows = np.column_stack([count_elements(frames), frames.energy])[known]
         self._append(rows / frames.sizes[known, None] if self._per_atom else rows, int(known.sum()))
 
     def merge(self, other: StreamingLeastSquares) -> None:
-        """Take in what another worker has."""
+        """Add the fit of another worker."""
         self._append(other.factor, other.structures)
 
     def _append(self, rows: Array, structures: int) -> None:
@@ -146,12 +146,12 @@ class StreamingLeastSquares:
         solution -= open_directions @ np.linalg.lstsq(open_directions, solution, rcond=None)[0]
         state = np.full(ELEMENT_SLOTS, ElementState.ABSENT, dtype=np.int64)
         state[present] = np.where(
-            np.linalg.norm(cut, axis=1) > OPEN_SHARE, ElementState.UNDETERMINED, ElementState.FITTED
+            np.linalg.norm(cut, axis=1) > UNDETERMINED_SHARE, ElementState.UNDETERMINED, ElementState.FITTED
         )
         energies = np.full(ELEMENT_SLOTS, np.nan)
         energies[present] = solution
-        missed = np.linalg.norm(self.factor[:, present] @ solution - energy)
-        return References(energies, state, rank, self.structures, float(missed / np.sqrt(self.structures)))
+        error = np.linalg.norm(self.factor[:, present] @ solution - energy)
+        return References(energies, state, rank, self.structures, float(error / np.sqrt(self.structures)))
 
 
 def fit(blocks: Callable[[], Iterable[StructureTable]]) -> References:

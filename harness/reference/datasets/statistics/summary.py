@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: gathered block by block in constant memory, by any number of workers."""
+"""Statistics of a dataset, collected block by block in constant memory by any number of workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REGISTER_BITS = 12  # of the estimate of distinct names: 1.04 / 64 is its relati
 REGISTERS = 2**REGISTER_BITS
 
 
-def _empty_bins() -> NDArray[np.int64]:
+def _make_bins() -> NDArray[np.int64]:
     return np.zeros(2 * BINS_PER_SIGN + 1, dtype=np.int64)
 
 
@@ -44,10 +44,10 @@ class Histogram:
     squares: float = 0.0
     low: float = math.inf
     high: float = -math.inf
-    counts: NDArray[np.int64] = field(default_factory=_empty_bins)
+    counts: NDArray[np.int64] = field(default_factory=_make_bins)
 
     def add(self, values: Array) -> None:
-        """Take in values of any shape; those that are not finite are passed over."""
+        """Add values of any shape; those that are not finite are ignored."""
         x = values[np.isfinite(values)]
         if not len(x):
             return
@@ -65,7 +65,7 @@ class Histogram:
         )
 
     def merge(self, other: Histogram) -> None:
-        """Take in what another worker has."""
+        """Add the values of another worker."""
         total = self.number + other.number
         if total:
             apart = other.mean - self.mean
@@ -75,7 +75,7 @@ class Histogram:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def quantile(self, share: float) -> float:
-        """Return the value below which a share of the values lies, to half a bin; NaN of none."""
+        """Return the value below which a share of the values lies, to half a bin; NaN if there are no values."""
         if not self.number:
             return math.nan
         bin_index = (
@@ -124,7 +124,7 @@ class Histogram:
 
 @dataclass
 class DistinctCounter:
-    """How many different names there are, roughly.
+    """An estimate of the number of distinct names.
 
     registers: [4096]. Source: Flajolet, Fusy, Gandouet and Meunier, HyperLogLog, DMTCS Proc. AH, 127 (2007).
     """
@@ -132,7 +132,7 @@ class DistinctCounter:
     registers: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(REGISTERS, dtype=np.uint8))
 
     def add(self, names: NDArray[np.str_]) -> None:
-        """Take in names, [g]; the order does not matter, nor does a repeat."""
+        """Add names, [g]; neither the order nor repetitions matter."""
         letters = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1).astype(np.uint64)
         powers = np.cumprod(np.full(letters.shape[1], 0x9E3779B97F4A7C15, dtype=np.uint64))
         hashes = splitmix64((letters * powers).sum(1, dtype=np.uint64))
@@ -141,12 +141,12 @@ class DistinctCounter:
         np.maximum.at(self.registers, (hashes >> np.uint64(64 - REGISTER_BITS)).astype(np.int64), leading)
 
     def merge(self, other: DistinctCounter) -> None:
-        """Take in what another worker has."""
+        """Add the values of another worker."""
         self.registers = np.maximum(self.registers, other.registers)
 
     @property
     def estimate(self) -> int:
-        """The number, to 3% at two standard deviations."""
+        """The number of distinct names, to 3% at two standard deviations."""
         empty = int((self.registers == 0).sum())
         raw = 0.7213 / (1 + 1.079 / REGISTERS) * REGISTERS**2 / float((0.5 ** self.registers.astype(float)).sum())
         return round(REGISTERS * math.log(REGISTERS / empty) if empty and raw <= 2.5 * REGISTERS else raw)
@@ -161,7 +161,7 @@ class DistinctCounter:
         return cls(np.frombuffer(base64.b64decode(text), dtype=np.uint8).copy())
 
 
-def _per_element() -> NDArray[np.int64]:
+def _make_element_counts() -> NDArray[np.int64]:
     return np.zeros(ELEMENT_SLOTS, dtype=np.int64)
 
 
@@ -170,12 +170,12 @@ class Statistics:
     """Counts and distributions over structures, atoms and labels; eV and angstrom.
 
     structures_with, atoms_of: [119] by atomic number. sizes: atoms. energy: per atom, beyond the references. forces:
-    length of each atom's. stress: its nine components. periodic: [4] structures periodic in none .. all directions.
+    norm of each atom's force. stress: its nine components. periodic: [4] structures periodic in none .. all directions.
     edges: neighbours counted, of edge_atoms atoms.
     """
 
-    atoms_of: NDArray[np.int64] = field(default_factory=_per_element)
-    structures_with: NDArray[np.int64] = field(default_factory=_per_element)
+    atoms_of: NDArray[np.int64] = field(default_factory=_make_element_counts)
+    structures_with: NDArray[np.int64] = field(default_factory=_make_element_counts)
     sizes: Histogram = field(default_factory=Histogram)
     energy: Histogram = field(default_factory=Histogram)
     forces: Histogram = field(default_factory=Histogram)
@@ -188,7 +188,7 @@ class Statistics:
     edge_atoms: int = 0
 
     def add(self, frames: StructureTable, references: References | None = None) -> None:
-        """Take in a table; its energies count only with the references that they are relative to."""
+        """Add a table; its energies count only if the references that they are relative to are passed."""
         if not len(frames):
             return
         composition = count_elements(frames)
@@ -210,9 +210,9 @@ class Statistics:
             self.edge_atoms += int(frames.sizes.sum())
 
     def merge(self, other: Statistics) -> None:
-        """Take in what another worker has."""
-        for own_histogram, other_histogram in zip(self._spreads(), other._spreads(), strict=True):
-            own_histogram.merge(other_histogram)
+        """Add the values of another worker."""
+        for histogram, addition in zip(self._list_histograms(), other._list_histograms(), strict=True):
+            histogram.merge(addition)
         self.groups.merge(other.groups)
         self.atoms_of += other.atoms_of
         self.structures_with += other.structures_with
@@ -222,7 +222,7 @@ class Statistics:
         self.edges += other.edges
         self.edge_atoms += other.edge_atoms
 
-    def _spreads(self) -> tuple[Histogram, ...]:
+    def _list_histograms(self) -> tuple[Histogram, ...]:
         return self.sizes, self.energy, self.forces, self.stress
 
     def to_json(self) -> dict[str, Any]:

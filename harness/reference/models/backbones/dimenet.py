@@ -3,8 +3,8 @@
 Gasteiger, Giri, Margraf, Guennemann, "Fast and uncertainty-aware directional message passing for non-equilibrium
 molecules" (arXiv 2011.14115), after "Directional message passing for molecular graphs", ICLR 2020 (arXiv 2003.03123).
 F is the width, N radial and L angular functions, n atoms, e edges j -> i, t pairs of edges k -> j -> i. Layers, their
-names and initial weights are torch_geometric's. The arithmetic is written out here: angles enter by their cosine, what
-all blocks share is computed once, and sums over neighbours keep the precision of distances when products have less.
+names and initial weights are torch_geometric's. The arithmetic is our own: angles enter by their cosine, terms that all
+blocks share are computed once, and sums over neighbours keep the precision of distances when products have less.
 """
 
 from __future__ import annotations

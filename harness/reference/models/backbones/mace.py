@@ -24,7 +24,12 @@ from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.errors import InputError
 from harness.reference.models.basis import ExactBuffer
-from harness.reference.models.clebsch_gordan import edge_couplings, factors, paths, symmetric_couplings
+from harness.reference.models.clebsch_gordan import (
+    compute_edge_couplings,
+    compute_symmetric_couplings,
+    factor_monomials,
+    list_paths,
+)
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import DistanceTransform, ModelConfig, RadialType
 
@@ -38,7 +43,7 @@ SILU_GAIN = 1.68
 SUM_GAIN = math.sqrt(NEIGHBOURS)
 
 
-def normal_linear(n_in: int, n_out: int, gain: float = 1.0) -> nn.Linear:
+def make_linear(n_in: int, n_out: int, gain: float = 1.0) -> nn.Linear:
     """Return a linear layer without bias whose output starts with gain^2 times the variance of its input."""
     layer = nn.Linear(n_in, n_out, bias=False)
     nn.init.normal_(layer.weight, std=gain / math.sqrt(n_in))
@@ -114,7 +119,7 @@ class ChannelMix(nn.Module):
 
     def __init__(self, highest: int, width: int) -> None:
         super().__init__()
-        self.degrees = nn.ModuleList(normal_linear(width, width) for _ in range(highest + 1))
+        self.degrees = nn.ModuleList(make_linear(width, width) for _ in range(highest + 1))
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the mixed features h [n, (L + 1)^2, C]."""
@@ -143,12 +148,12 @@ class Interaction(nn.Module):
     def __init__(self, l_in: int, l_edge: int, width: int, n_radial: int) -> None:
         super().__init__()
         self.width = width
-        self.counts = [len(paths(l_in, l_edge, l3)) for l3 in range(l_edge + 1)]
+        self.counts = [len(list_paths(l_in, l_edge, l3)) for l3 in range(l_edge + 1)]
         self.up = ChannelMix(l_in, width)
-        self.hidden = nn.ModuleList(normal_linear(a, b, SILU_GAIN) for a, b in pairwise((n_radial, *RADIAL_HIDDEN)))
-        self.radial = normal_linear(RADIAL_HIDDEN[-1], sum(self.counts) * width, SILU_GAIN)
-        self.couplings = ExactBuffer(edge_couplings(l_in, l_edge))
-        self.down = nn.ModuleList(normal_linear(count * width, width, SUM_GAIN) for count in self.counts)
+        self.hidden = nn.ModuleList(make_linear(a, b, SILU_GAIN) for a, b in pairwise((n_radial, *RADIAL_HIDDEN)))
+        self.radial = make_linear(RADIAL_HIDDEN[-1], sum(self.counts) * width, SILU_GAIN)
+        self.couplings = ExactBuffer(compute_edge_couplings(l_in, l_edge))
+        self.down = nn.ModuleList(make_linear(count * width, width, SUM_GAIN) for count in self.counts)
 
     def forward(self, h: Tensor, receiver: Tensor, sender: Tensor, harmonics: Tensor, radial: Tensor) -> Tensor:
         """Return A [n, (l_edge + 1)^2, C].
@@ -185,14 +190,14 @@ class Product(nn.Module):
         super().__init__()
         self.size = (l_out + 1) ** 2
         orders = range(1, correlation + 1)
-        couplings = [symmetric_couplings(max_ell, order, l_out) for order in orders]
+        couplings = [compute_symmetric_couplings(max_ell, order, l_out) for order in orders]
         self.tables = nn.ModuleList(
             ExactBuffer(torch.cat([table.flatten(0, 1) for table in of_order])) for of_order in couplings
         )
         for order in orders[1:]:
-            for name, index in zip(("variable", "lower"), factors((max_ell + 1) ** 2, order), strict=True):
+            for name, index in zip(("variable", "lower"), factor_monomials((max_ell + 1) ** 2, order), strict=True):
                 self.register_buffer(f"{name}_{order}", index, persistent=False)
-        # for each row of the tables its coupling and its component of the result
+        # the coupling and the component of the result of each row of the tables
         degrees = [d for of_order in couplings for d, table in enumerate(of_order) for _ in table]
         coupling = [k for k, d in enumerate(degrees) for _ in range(2 * d + 1)]
         component = [c for d in degrees for c in range(d**2, (d + 1) ** 2)]
@@ -243,7 +248,7 @@ class MACE(nn.Module):
         self.kept = nn.ModuleList(SelfConnection(min(pair), width) for pair in pairwise(degrees))
         self.state = ChargeSpinEmbedding()
         self.conditions = nn.ModuleList(FiLM(width) for _ in range(layers))
-        self.readout = normal_linear(layers * width, width)
+        self.readout = make_linear(layers * width, width)
 
     def forward(self, batch: Batch, vector: Tensor) -> Tensor:
         """Return the features [n, C] for vector [e, 3] from receiver to sender in angstrom."""
@@ -258,8 +263,8 @@ class MACE(nn.Module):
         for interaction, product, connect, condition in layers:
             message = product(interaction(h, receiver, sender, harmonics, radial), numbers)
             common = min(h.shape[1], message.shape[1])
-            own = connect(h[:, :common], numbers)
-            h = torch.cat([message[:, :common] + own, message[:, common:]], dim=1)
+            connection = connect(h[:, :common], numbers)
+            h = torch.cat([message[:, :common] + connection, message[:, common:]], dim=1)
             scalars.append(condition(h[:, 0], state, batch.graph))
             h = torch.cat([scalars[-1].unsqueeze(1), h[:, 1:]], dim=1)
         return self.readout(torch.cat(scalars, dim=-1))

@@ -16,6 +16,7 @@ from torch.nn.functional import linear, pad, silu
 
 from harness.reference.data.batch import Batch
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
+from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 from harness.reference.ops.messages import MessageInputs, messages
@@ -47,14 +48,13 @@ class RadialBasis(nn.Module):
     def __init__(self, cutoff: float, n_radial: int) -> None:
         super().__init__()
         self.cutoff = cutoff
-        # whole numbers, exact in any type: pi / cutoff rounded once to single precision would stay so in double
+        # whole numbers are exact in any type; pi / cutoff, once rounded to single, would stay rounded in double
         self.register_buffer("orders", torch.arange(1.0, n_radial + 1), persistent=False)
 
     def forward(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """Return the basis [e, K] in 1/angstrom and the envelope [e, 1], 0 from the cutoff on; r [e, 1] angstrom."""
         basis = torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
-        envelope = 0.5 * (torch.cos(r * (math.pi / self.cutoff)) + 1.0)
-        return basis, torch.where(r < self.cutoff, envelope, torch.zeros_like(envelope))
+        return basis, cosine_cutoff(r, self.cutoff)
 
 
 def filter_features(basis: Tensor, envelope: Tensor, *, fused: bool = False) -> Tensor:
@@ -129,7 +129,7 @@ class Message(nn.Module):
         """Return the first parts of W, [e, F] each, for radial [e, C]."""
         return apply_filter(radial, self.filter_weight(radial, parts).split(self.width, dim=1))
 
-    def first(
+    def forward_first(
         self, s: Tensor, table: Tensor, numbers: Tensor, edges: Edges, *, fused: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Apply the first layer, where v = 0 and s depends on the element alone.
@@ -171,8 +171,8 @@ class Message(nn.Module):
         # phi_v v is computed on atoms, which are far fewer than edges
         parts = zip(v, phi_v * v, edges.unit, strict=True)
         new_v = [
-            of.index_add(0, edges.receiver, along * u + w_v * sent.index_select(0, edges.sender))
-            for of, sent, u in parts
+            old.index_add(0, edges.receiver, along * u + w_v * sent.index_select(0, edges.sender))
+            for old, sent, u in parts
         ]
         return s.index_add(0, edges.receiver, phi_s.index_select(0, edges.sender) * w_s), torch.stack(new_v)
 
@@ -247,7 +247,7 @@ class PaiNN(nn.Module):
         for k, (message, update) in enumerate(zip(self.messages, self.updates, strict=True)):
             assert isinstance(message, Message)
             if k == 0:
-                s, v = message.first(s, self.embedding.weight, batch.numbers, edges, fused=fused)
+                s, v = message.forward_first(s, self.embedding.weight, batch.numbers, edges, fused=fused)
             else:
                 s, v = message(s, v, edges, fused=fused)
             s, v = update(s, v, scalars_only=k == last)

@@ -34,8 +34,8 @@ MIN_FLOOR = 1e-16  # second derivatives divide by its square, which must not van
 class Message(nn.Module):
     """PaiNN's eqs. 7 and 8, with parts of phi and W for s, for the direction to the sender, and for the sender's v.
 
-    Each part is a tensor of its own on edges, as in painn.py. The first layer has two parts, as v is 0 there. With
-    `fused`, one operator (harness.reference.ops) computes what is only summed; messages for s exist one by one.
+    Each part is a separate tensor on edges, as in painn.py. The first layer has two parts, as v is 0 there. With
+    `fused`, one operator (harness.reference.ops) computes the sums; messages for s are also stored for each edge.
     """
 
     def __init__(self, width: int, n_radial: int, parts: int) -> None:

@@ -20,7 +20,7 @@ from harness.reference.models.basis import cosine_cutoff
 from harness.reference.models.conditioning import ChargeSpinEmbedding, FiLM
 from harness.reference.models.config import ModelConfig
 
-# exp(-60) is negligible beside the largest Gaussian even in double precision, but not denormal, which would be slow.
+# exp(-60) is negligible next to the largest Gaussian even in double precision, but not denormal, which would be slow.
 MIN_EXPONENT = -60.0
 
 
@@ -37,7 +37,7 @@ class Gaussians(nn.Module):
     def __init__(self, cutoff: float, count: int) -> None:
         super().__init__()
         self.per_spacing = (count - 1) / cutoff
-        # whole numbers, exact in any type: centres rounded once to single precision would stay so in double
+        # whole numbers are exact in any type; centres, once rounded to single precision, would stay rounded in double
         self.register_buffer("orders", torch.arange(float(count)), persistent=False)
 
     def forward(self, r: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Gaussians(nn.Module):
 class Interaction(InteractionBlock):  # type: ignore[misc]
     """Interaction block: an atom-wise layer, a convolution with filters of the distance, two atom-wise layers.
 
-    Layers, their names and initial weights are torch_geometric's. The convolution is written out here, as its class
+    Layers, their names and initial weights are torch_geometric's. The convolution is our own, as torch_geometric's
     computes the cutoff again in each layer, lets it rise again beyond the cutoff, and rounds ln 2 to single precision.
     """
 

@@ -1,1 +1,1 @@
-"""From official files to stores, and from stores to the ranks' batches."""
+"""The program `data`: convert datasets to stores, and read batches from stores."""

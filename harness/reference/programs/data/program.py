@@ -1,6 +1,6 @@
-"""The program of suites/data.yaml: convert one dataset to a store, or read all stores in every mode.
+"""Convert one dataset to a store, or read all stores in every mode (suites/data.yaml).
 
-`convert` writes the store into the run folder, as store/<slug>.bp; `read` takes the stores of the cases before it.
+`convert` writes store/<slug>.bp in the folder of the case; `read` reads the stores of the cases that it waits for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
 
 
 def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
-    """Convert a dataset into the run folder."""
+    """Convert a dataset to a store in the folder of the case."""
     entry = find_source(parameters.dataset)
     rules = ConversionRules(
         cutoff=parameters.cutoff,
@@ -44,14 +44,14 @@ def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> N
         strict=parameters.strict,
     )
     target = folder / "store" / f"{entry.slug}.bp"
-    shutil.rmtree(target, ignore_errors=True)  # of an earlier attempt at this case that lost its facts
+    shutil.rmtree(target, ignore_errors=True)  # an earlier attempt may have left one without its facts
     workers = parameters.workers or len(os.sched_getaffinity(0))
-    order = plan_conversion(entry, find_official_files(parameters.source, entry), target, rules, workers)
+    plan = plan_conversion(entry, find_official_files(parameters.source, entry), target, rules, workers)
 
     def report(done: int, total: int, what: str) -> None:
         log.write(Progress(done=done, total=total, what=what))
 
-    log.record_facts(msgspec.convert(convert(order, report), DataFacts))
+    log.record_facts(msgspec.convert(convert(plan, report), DataFacts))
 
 
 def list_earlier_stores(folder: Path) -> list[Path]:
@@ -59,5 +59,5 @@ def list_earlier_stores(folder: Path) -> list[Path]:
     needed = json.loads((folder / "case.json").read_text(encoding="utf-8"))["after"]
     stores = [path for name in needed for path in (folder.resolve().parent / name / "store").glob("*.bp")]
     if not stores:
-        raise InputError("no store: this case reads what the conversions before it have made")
+        raise InputError("no store: this case reads the stores of the conversions that it waits for")
     return sorted(stores, key=lambda path: find_source(path.stem).branch)

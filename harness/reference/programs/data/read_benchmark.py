@@ -1,4 +1,4 @@
-"""How long a random sample takes in each mode of reading, the modes in turn, all ranks at once."""
+"""The time of reading a random sample in each mode, the modes in turn, on all ranks at once."""
 
 from __future__ import annotations
 
@@ -14,109 +14,120 @@ from mpi4py import MPI
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.data import CopyFloor, DataFacts, DataParameters, Reading, ReadSample
 from harness.protocol.records import Failure, Progress
-from harness.reference.datasets.collection import EDGE_KEYS, REQUIRED_KEYS, TRAINING_SPLIT
+from harness.reference.datasets.collection import TRAINING_SPLIT
 from harness.reference.distributed.launch import RankInfo, describe_error
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.collectives import abort_on_error, get_mpi_world
 from harness.reference.storage.memory.distributed import DistributedStore
 from harness.reference.storage.open import ReadMode, open_samples
-from harness.reference.storage.samples import ConcatenatedSamples, Samples, concatenate_samples
+from harness.reference.storage.samples import ConcatenatedSamples, Samples
 from harness.reference.storage.schema import Record
+from harness.reference.storage.structure_codec import EDGE_KEYS, REQUIRED_KEYS
 
 SHARE_OF_MEMORY = 0.6  # of what is free
-COMPARED = 32  # samples of which every mode must give the same bytes
+COMPARED_SAMPLES = 32  # samples whose bytes must be equal in every mode
 
 
-def benchmark_modes(config: DataParameters, stores: Sequence[Path], place: RankInfo, log: CaseLog) -> None:
-    """Open the stores in every mode, take batches in rounds, and log them.
+def benchmark_modes(config: DataParameters, stores: Sequence[Path], rank_info: RankInfo, log: CaseLog) -> None:
+    """Open the stores in every mode, and log the times of batches in rounds; collective.
 
-    Raises InputError if two modes give different samples.
+    Raises:
+        InputError: Two modes return different samples, or no mode fits into memory.
     """
-    comm = get_mpi_world(place)
+    comm = get_mpi_world(rank_info)
     with abort_on_error(comm):
         try:
             _benchmark(config, stores, log, comm)
         except Exception as error:
-            if comm.size > 1:  # the next line is this process's last
+            if comm.size > 1:  # the next line ends this process
                 log.write(Failure(message=describe_error(error)))
             raise
 
 
 def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, comm: MPI.Comm) -> None:
-    opened: dict[ReadMode, ConcatenatedSamples] = {}
-    opening: dict[ReadMode, tuple[float, int]] = {}
+    datasets: dict[ReadMode, ConcatenatedSamples] = {}
+    open_costs: dict[ReadMode, tuple[float, int]] = {}
     modes, skipped = modes_that_fit(config.modes, stores, comm)
     if skipped:
         log.record_facts(DataFacts(out_of_reach=skipped))
     for mode in modes:
-        before, began = _memory(), time.perf_counter()
-        opened[mode] = concatenate_samples([_opened(store, mode, config, comm) for store in stores])
-        open_s = comm.allreduce(time.perf_counter() - began, MPI.MAX)
-        opening[mode] = open_s, comm.allreduce(_memory() - before, MPI.MAX)
-    _compare(opened)
-    size = _mean_bytes(opened[modes[0]], config)
+        before, started = _memory(), time.perf_counter()
+        datasets[mode] = ConcatenatedSamples([_open(store, mode, config, comm) for store in stores])
+        open_s = comm.allreduce(time.perf_counter() - started, MPI.MAX)
+        open_costs[mode] = open_s, comm.allreduce(_memory() - before, MPI.MAX)
+    _check_equal(datasets)
+    sample_bytes = _mean_bytes(datasets[modes[0]], config)
     nodes = len(set(comm.allgather(MPI.Get_processor_name())))
-    floor = CopyFloor(us_per_sample=_copying_us(size, config.batch_size), what="copying as many bytes in memory")
+    floor = CopyFloor(
+        us_per_sample=_time_copy_us(sample_bytes, config.batch_size), what="copying as many bytes in memory"
+    )
 
     def describe(mode: ReadMode) -> Reading:
         reading = Reading(
-            mode=mode, open_s=opening[mode][0], rss_bytes=opening[mode][1], ranks=comm.size, nodes=nodes,
+            mode=mode, open_s=open_costs[mode][0], rss_bytes=open_costs[mode][1], ranks=comm.size, nodes=nodes,
             sets=[s.stem for s in stores], roles=[_role(s) for s in stores], split=TRAINING_SPLIT,
-            samples=len(opened[modes[0]]), bytes_per_sample_mean=size, floor=floor,
+            samples=len(datasets[modes[0]]), bytes_per_sample_mean=sample_bytes, floor=floor,
         )  # fmt: skip
         if mode == "distributed":
-            parts = [p for p in opened[mode].parts if isinstance(p, DistributedStore)]
+            parts = [p for p in datasets[mode].parts if isinstance(p, DistributedStore)]
             reading.width, reading.backend = config.width or comm.size, parts[0].backend.name
         return reading
 
     log.record_facts(DataFacts(reading=[describe(mode) for mode in modes]))
     for number in range(config.rounds):
         log.write(Progress(done=number, total=config.rounds, what="rounds"))
-        for mode, samples in opened.items():
+        for mode, samples in datasets.items():
             _round(mode, number, samples=samples, config=config, comm=comm, log=log)
-    for samples in opened.values():
+    for samples in datasets.values():
         samples.close()
 
 
 def modes_that_fit(
     modes: Sequence[ReadMode], stores: Sequence[Path], comm: MPI.Comm
 ) -> tuple[list[ReadMode], list[str]]:
-    """The modes for which a node has memory, one after the other, and what to say of the others."""
-    sizes = [BPFile(store).nbytes(TRAINING_SPLIT, wanted(store)) for store in stores]
-    whole, here = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
-    copies = {"on_demand": 0.0, "preload": here, "shared": 1.0, "distributed": here / comm.size}
-    room = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * SHARE_OF_MEMORY
-    found: list[ReadMode] = []
+    """Return the modes that fit into the memory of a node together, and why each of the others does not; collective."""
+    sizes = [BPFile(store).nbytes(TRAINING_SPLIT, training_keys(store)) for store in stores]
+    total, local_ranks = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
+    copies = {"on_demand": 0.0, "preload": local_ranks, "shared": 1.0, "distributed": local_ranks / comm.size}
+    available = comm.allreduce(psutil.virtual_memory().available, MPI.MIN) * SHARE_OF_MEMORY
+    fitting: list[ReadMode] = []
     skipped = []
     for mode in modes:
-        if whole * copies[mode] > room:
+        needed = total * copies[mode]
+        if needed > available:
             skipped.append(
-                f"{mode} needs {whole * copies[mode] / 1e9:.1f} GB of a node's memory, {room / 1e9:.1f} are to be had"
+                f"{mode} needs {needed / 1e9:.1f} GB of a node's memory, {available / 1e9:.1f} are available"
             )
         else:
-            room -= whole * copies[mode]
-            found.append(mode)
-    if not found:
-        raise InputError(f"no mode of reading is within reach: {'; '.join(skipped)}")
-    return found, skipped
+            available -= needed
+            fitting.append(mode)
+    if not fitting:
+        raise InputError(f"no mode fits into memory: {'; '.join(skipped)}")
+    return fitting, skipped
 
 
 def _role(store: Path) -> str:
-    """What a report has to call the store's data."""
+    """Return the role of the store's data, official or stand-in, for the report."""
     with BPFile(store) as file:
         about = file.attributes.get("about")
     return str(about["role"]) if isinstance(about, dict) else "unknown"
 
 
-def _opened(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -> Samples:
+def _open(store: Path, mode: ReadMode, config: DataParameters, comm: MPI.Comm) -> Samples:
     return open_samples(
-        store, TRAINING_SPLIT, mode, comm=comm, width=config.width, keys=wanted(store), backend=config.store_backend
+        store,
+        TRAINING_SPLIT,
+        mode,
+        comm=comm,
+        width=config.width,
+        keys=training_keys(store),
+        backend=config.store_backend,
     )
 
 
-def wanted(store: Path) -> list[str]:
-    """What training reads of a sample, as far as the store has it."""
+def training_keys(store: Path) -> list[str]:
+    """Return the keys of a sample that training reads, as far as the store has them."""
     with BPFile(store) as file:
         return [key for key in (*REQUIRED_KEYS, "forces", *EDGE_KEYS) if key in file.keys(TRAINING_SPLIT)]
 
@@ -124,62 +135,62 @@ def wanted(store: Path) -> list[str]:
 def _round(
     mode: str, number: int, *, samples: ConcatenatedSamples, config: DataParameters, comm: MPI.Comm, log: CaseLog
 ) -> None:
-    """Time batches of random samples; each rank draws its own."""
+    """Time batches of random samples, other ones on each rank."""
     rng = np.random.default_rng((config.seed, number, comm.rank))
-    drawn = rng.integers(0, len(samples), (config.batches, config.batch_size))
+    batches = rng.integers(0, len(samples), (config.batches, config.batch_size))
     seconds, sizes = np.zeros(config.batches), np.zeros(config.batches)
-    samples.get(drawn[0])
+    samples.get(batches[0])
     comm.Barrier()
-    for k, indices in enumerate(drawn):
-        began = time.perf_counter()
+    for k, indices in enumerate(batches):
+        started = time.perf_counter()
         records = samples.get(indices)
-        seconds[k] = time.perf_counter() - began
+        seconds[k] = time.perf_counter() - started
         sizes[k] = sum(map(_bytes, records))
-    slowest, mean = np.zeros_like(seconds), np.zeros_like(sizes)
+    slowest, total = np.zeros_like(seconds), np.zeros_like(sizes)
     comm.Allreduce(seconds, slowest, MPI.MAX)
-    comm.Allreduce(sizes, mean, MPI.SUM)
+    comm.Allreduce(sizes, total, MPI.SUM)
     for k in range(config.batches):
         log.write(
             ReadSample(
                 mode=mode, round=number, seconds=float(slowest[k]), batch=config.batch_size,
-                bytes=float(mean[k]) / comm.size, ranks=comm.size,
+                bytes=float(total[k]) / comm.size, ranks=comm.size,
             )
         )  # fmt: skip
 
 
-def _compare(opened: dict[ReadMode, ConcatenatedSamples]) -> None:
-    """Raise InputError unless every mode gives the same bytes."""
-    first, *others = opened
-    picked = np.linspace(0, len(opened[first]) - 1, COMPARED).astype(np.int64)
-    expected = opened[first].get(picked)
+def _check_equal(datasets: dict[ReadMode, ConcatenatedSamples]) -> None:
+    """Raise InputError unless every mode returns the same bytes."""
+    first, *others = datasets
+    indices = np.linspace(0, len(datasets[first]) - 1, COMPARED_SAMPLES).astype(np.int64)
+    expected = datasets[first].get(indices)
     for mode in others:
-        for index, a, b in zip(picked.tolist(), expected, opened[mode].get(picked), strict=True):
+        for index, a, b in zip(indices.tolist(), expected, datasets[mode].get(indices), strict=True):
             if a.keys() != b.keys() or any(a[key].tobytes() != b[key].tobytes() for key in a):
                 raise InputError(f"sample {index} is not the same when read in modes {first} and {mode}")
 
 
 def _mean_bytes(samples: ConcatenatedSamples, config: DataParameters) -> float:
-    picked = np.random.default_rng(config.seed).integers(0, len(samples), 1000)
-    return float(np.mean([_bytes(record) for record in samples.get(picked)]))
+    indices = np.random.default_rng(config.seed).integers(0, len(samples), 1000)
+    return float(np.mean([_bytes(record) for record in samples.get(indices)]))
 
 
 def _bytes(record: Record) -> int:
     return sum(values.nbytes for values in record.values())
 
 
-def _copying_us(size: float, count: int) -> float:
-    """Microseconds for one of `count` copies of so many bytes."""
-    there = np.ones((count, max(1, int(size))), dtype=np.uint8)
-    here = np.empty_like(there)
-    laps = []
+def _time_copy_us(sample_bytes: float, count: int) -> float:
+    """Return the microseconds of copying one sample of that size in memory, when `count` are copied at once."""
+    source = np.ones((count, max(1, int(sample_bytes))), dtype=np.uint8)
+    target = np.empty_like(source)
+    seconds = []
     for _ in range(20):
-        began = time.perf_counter()
-        np.copyto(here, there)
-        laps.append(time.perf_counter() - began)
-    return float(np.median(laps)) / count * 1e6
+        started = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds)) / count * 1e6
 
 
 def _memory() -> int:
-    """Memory of this process, what it shares with others in parts (elsewhere than on Linux: in full)."""
-    found: Any = psutil.Process().memory_full_info()
-    return int(getattr(found, "pss", found.rss))
+    """Return the memory of this process, with its share of shared pages on Linux and all of them elsewhere."""
+    memory: Any = psutil.Process().memory_full_info()
+    return int(getattr(memory, "pss", memory.rss))

@@ -1,1 +1,1 @@
-"""Hyperparameter search: one process that hands training runs, each on nodes of its own, to a Bayesian optimizer."""
+"""The program `hpo`: a Bayesian search for hyperparameters, each trial of which is a training run on its own nodes."""

@@ -1,4 +1,4 @@
-"""The order in which a search has asked for points and told results: what an optimizer's next point depends on."""
+"""The order of a search's calls of its optimizer, which determines the next point."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ ASKED, TOLD = "asked", "told"
 
 
 @dataclass(frozen=True)
-class Order:
-    """An append-only file of lines `asked 3 .`, `told 3 .`, with the numbers of trials."""
+class AskTellLog:
+    """An append-only file with the lines `asked 3 .` and `told 3 .` for the calls of trial 3."""
 
     path: Path
 
-    def note(self, word: str, number: int) -> None:
-        """Append a line; begun anew, so that a line before it that a full disk has torn stays by itself."""
+    def append(self, call: str, trial: int) -> None:
+        """Append a line; the newline comes first, so that a line cut off by a full disk damages no other."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{word} {number} .")
+            file.write(f"\n{call} {trial} .")
 
     def read(self) -> list[tuple[str, int]]:
-        """The lines so far, torn ones left out; none if there is no file."""
+        """Return the calls with their trials, without incomplete lines; none if there is no file."""
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:

@@ -1,21 +1,21 @@
-"""What is used of DeepHyper, imported without MPI.
+"""The parts of DeepHyper in use, imported without MPI.
 
-Left to itself it imports mpi4py and does not start MPI, at which ASE, in the same process, takes it for running and
-ends the process.
+DeepHyper imports mpi4py without starting MPI. ASE, in the same process, would then take MPI for started, and end the
+process.
 """
 
 from __future__ import annotations
 
 import sys
 
-UNSTARTED = "mpi4py"
-_hidden = UNSTARTED not in sys.modules
-if _hidden:
-    sys.modules[UNSTARTED] = None  # type: ignore[assignment]
+MPI = "mpi4py"
+_is_hidden = MPI not in sys.modules
+if _is_hidden:
+    sys.modules[MPI] = None  # type: ignore[assignment]
 try:
     from deephyper.hpo import CBO, HpProblem  # type: ignore[import-untyped]
 finally:
-    if _hidden:
-        del sys.modules[UNSTARTED]
+    if _is_hidden:
+        del sys.modules[MPI]
 
 __all__ = ["CBO", "HpProblem"]

@@ -1,7 +1,7 @@
-"""Asynchronous successive halving: trials that lag behind at a rung are stopped there.
+"""Asynchronous successive halving: a trial that is not among the best at a rung is stopped there.
 
 Li, Jamieson, Rostamizadeh, Gonina, Hardt, Recht, Talwalkar, "A system for massively parallel hyperparameter tuning",
-MLSys 2020 (arXiv 1810.05934), in the form in which no trial waits for others.
+MLSys 2020 (arXiv 1810.05934). No trial waits for others.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Halving:
-    """Rungs after least_epochs, eta least_epochs, eta^2 least_epochs, ... epochs; the best 1/eta of each go on.
+    """Rungs after least_epochs, eta least_epochs, eta^2 least_epochs, ... epochs; the best 1/eta of each continue.
 
-    A trial is held against those that came to the rung before it, so that the first ones always go on. One that comes
-    to a rung again, as after a kill, takes its own place there.
+    A trial is compared with those that reached the rung before it, so that the first ones always continue. A trial that
+    reaches a rung again, after a restart of the search, replaces its earlier objective.
+
+    Attributes:
+        eta: One in eta trials continues.
+        least_epochs: Epochs at the first rung.
     """
 
     eta: int
@@ -25,18 +29,18 @@ class Halving:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def is_rung(self, epochs: int) -> bool:
-        """Whether trials are judged after so many epochs."""
+        """Return whether there is a rung after this number of epochs."""
         rung = self.least_epochs
         while rung < epochs:
             rung *= self.eta
         return rung == epochs
 
-    def goes_on(self, trial: int, epochs: int, objective: float) -> bool:
-        """Whether the trial of that number, come to so many epochs with this objective, is worth more."""
+    def should_continue(self, trial: int, epochs: int, objective: float) -> bool:
+        """Return whether a trial with this objective after this number of epochs should be trained further."""
         if not self.is_rung(epochs):
             return True
         with self._lock:
-            here = self._rungs.setdefault(epochs, {})
-            here[trial] = objective
-            allowed = max(1, math.ceil(len(here) / self.eta))
-            return len(here) < self.eta or sum(other > objective for other in here.values()) < allowed
+            objectives = self._rungs.setdefault(epochs, {})
+            objectives[trial] = objective
+            count = max(1, math.ceil(len(objectives) / self.eta))
+            return len(objectives) < self.eta or sum(other > objective for other in objectives.values()) < count

@@ -1,4 +1,4 @@
-"""Nodes for trials: each takes its own from the pool, and those that fail the job's check do not come back."""
+"""The nodes of a job as a pool from which each trial takes its own; nodes that fail the health check leave it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,36 @@ from pathlib import Path
 
 from harness.reference.errors import InputError
 
-# The job's list of healthy nodes, one `name` or `name host` a line, and the shell line that makes it anew.
-LIST, CHECK = "GFM_HARNESS_HEALTHY_NODES", "GFM_HARNESS_CHECK_NODES"
+# The file of healthy nodes, with lines `name` or `name host`, and the shell command that updates it.
+NODE_LIST, NODE_CHECK = "GFM_HARNESS_HEALTHY_NODES", "GFM_HARNESS_CHECK_NODES"
 CHECK_S = 180.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """name: the scheduler's. host: where ranks meet, if that is another name."""
+    """A node of the job.
+
+    Attributes:
+        name: Its name for the scheduler.
+        host: Its address for the ranks of a trial.
+    """
 
     name: str
     host: str
 
 
 @dataclass
-class Pool:
-    """Groups of nodes, or bare slots on a machine that has no scheduler; two trials never share a node.
+class NodePool:
+    """The healthy nodes of a job, or slots on a machine without a scheduler; trials never share a node.
 
-    path: the job's list of healthy nodes. check: the shell line that makes it anew.
+    Attributes:
+        nodes_per_trial: Nodes of a trial.
+        slots: Concurrent trials on a machine without a scheduler.
+        path: The file of healthy nodes; None without a scheduler.
+        check: The shell command that updates it, or "".
     """
 
-    per_trial: int
+    nodes_per_trial: int
     slots: int
     path: Path | None = None
     check: str = ""
@@ -40,53 +49,55 @@ class Pool:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of_job(cls, per_trial: int, at_once: int, environment: Mapping[str, str] = os.environ) -> Pool:
-        """The nodes that the job found healthy, or `at_once` slots where no job says; raises InputError for too few."""
-        listed = environment.get(LIST)
-        if not listed:
-            return cls(per_trial, at_once)
-        path = Path(listed)
-        pool = cls(per_trial, at_once, path, environment.get(CHECK, ""), _nodes(path))
+    def from_environment(
+        cls, nodes_per_trial: int, slots: int, environment: Mapping[str, str] = os.environ
+    ) -> NodePool:
+        """Return the healthy nodes of the job, or `slots` without a job; raise InputError if there are too few."""
+        file = environment.get(NODE_LIST)
+        if not file:
+            return cls(nodes_per_trial, slots)
+        path = Path(file)
+        pool = cls(nodes_per_trial, slots, path, environment.get(NODE_CHECK, ""), _read_nodes(path))
         if pool.capacity < 1:
-            raise InputError(f"{len(pool._healthy)} healthy nodes, and a trial takes {per_trial}")
+            raise InputError(f"{len(pool._healthy)} healthy nodes, and a trial takes {nodes_per_trial}")
         return pool
 
     @property
     def capacity(self) -> int:
-        """Trials that can run at once."""
-        return len(self._healthy) // self.per_trial if self.path else self.slots
+        """Return the number of trials that can run at once."""
+        return len(self._healthy) // self.nodes_per_trial if self.path else self.slots
 
-    def take(self) -> list[Node]:
-        """Nodes for one trial, none where the machine has no scheduler; raises InputError if too few are free."""
+    def acquire(self) -> list[Node]:
+        """Reserve nodes for one trial, none without a scheduler; raise InputError if too few are free."""
         if self.path is None:
             return []
         with self._lock:
             free = [node for node in self._healthy if node.name not in self._busy]
-            if len(free) < self.per_trial:
-                raise InputError(f"{len(free)} nodes are free, and a trial takes {self.per_trial}")
-            taken = free[: self.per_trial]
-            self._busy |= {node.name for node in taken}
-            return taken
+            if len(free) < self.nodes_per_trial:
+                raise InputError(f"{len(free)} nodes are free, and a trial takes {self.nodes_per_trial}")
+            nodes = free[: self.nodes_per_trial]
+            self._busy |= {node.name for node in nodes}
+            return nodes
 
-    def give_back(self, nodes: list[Node]) -> None:
-        """A trial has ended."""
+    def release(self, nodes: list[Node]) -> None:
+        """Return the nodes of a trial to the pool."""
         with self._lock:
             self._busy -= {node.name for node in nodes}
 
-    def lost(self, nodes: list[Node]) -> list[str]:
-        """Those of the nodes that do not pass the job's check, which is run now; nobody gets them any more."""
+    def drop_unhealthy(self, nodes: list[Node]) -> list[str]:
+        """Run the health check, drop the nodes that fail it, and return the names of those among the given nodes."""
         if not nodes or not self.check or self.path is None:
             return []
         with self._lock:
             subprocess.run(["bash", "-c", self.check], timeout=CHECK_S, check=False, stdout=subprocess.DEVNULL)
-            answered = _nodes(self.path)
-            if answered:  # none at all says that the check could not be made
-                self._healthy = answered
-            names = {node.name for node in self._healthy}
-        return [node.name for node in nodes if node.name not in names]
+            healthy = _read_nodes(self.path)
+            if healthy:  # an empty list means that the check itself failed
+                self._healthy = healthy
+            healthy_names = {node.name for node in self._healthy}
+        return [node.name for node in nodes if node.name not in healthy_names]
 
 
-def _nodes(path: Path) -> list[Node]:
-    """The nodes of a job's list."""
+def _read_nodes(path: Path) -> list[Node]:
+    """Return the nodes in the file of healthy nodes."""
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     return [Node(words[0], words[-1]) for words in lines if words]

@@ -1,4 +1,4 @@
-"""DeepHyper's optimizer, asked for points and told of objectives, and what it is warmed up with."""
+"""DeepHyper's optimizer with an ask-and-tell interface, and its warm start from earlier results."""
 
 from __future__ import annotations
 
@@ -13,39 +13,59 @@ import pandas as pd
 from harness.protocol.programs.hpo import Objective
 from harness.reference.errors import InputError
 from harness.reference.programs.hpo.deephyper_without_mpi import CBO
-from harness.reference.programs.hpo.space import Space, holds, problem
+from harness.reference.programs.hpo.space import Space, build_problem, contains_point
 
 FAILED = "F"
 
 
 @dataclass(frozen=True)
 class WarmStartCounts:
-    """Of earlier results: rows that were told to the optimizer, and those left out, by why."""
+    """Numbers of earlier results.
 
-    told: int = 0
+    Attributes:
+        received: Results that the optimizer received.
+        failed: Failed trials, which are left out.
+        outside: Points outside the space, which are left out.
+    """
+
+    received: int = 0
     failed: int = 0
     outside: int = 0
 
 
 @dataclass
 class Optimizer:
-    """Centralized Bayesian optimization (CBO), maximizing; failures count as the worst that was seen.
+    """Centralized Bayesian optimization (CBO), which maximizes; a failure counts as the worst result so far.
 
-    seconds: what asking and telling has cost so far.
+    Attributes:
+        space: The search space.
+        objectives: Names of the objectives.
+        search: The optimizer of DeepHyper.
+        seconds: Time of all calls so far.
     """
 
     space: Space
-    aims: Sequence[Objective]
+    objectives: Sequence[Objective]
     search: CBO
     seconds: float = 0.0
-    _unsaid: list[dict[str, Any]] = field(default_factory=list)
-    _succeeded: bool = False
+    _pending_failures: list[dict[str, Any]] = field(default_factory=list)
+    _has_result: bool = False
 
     @classmethod
-    def of(cls, space: Space, aims: Sequence[Objective], *, seed: int, initial_points: int, folder: Path) -> Optimizer:
-        """The paper's settings: upper confidence bound, points of one batch kept apart by the least seen (cl_min)."""
+    def create(
+        cls, space: Space, objectives: Sequence[Objective], *, seed: int, initial_points: int, folder: Path
+    ) -> Optimizer:
+        """Return an optimizer with the settings of the paper: upper confidence bound, and the constant liar cl_min.
+
+        Args:
+            space: The search space.
+            objectives: Names of the objectives.
+            seed: Seed of the search.
+            initial_points: Number of random points at the start.
+            folder: The folder of DeepHyper's files.
+        """
         search = CBO(
-            problem(space),
+            build_problem(space),
             random_state=seed,
             acq_func="UCB",
             multi_point_strategy="cl_min",
@@ -53,68 +73,73 @@ class Optimizer:
             log_dir=str(folder),
             acq_optimizer_kwargs={"filter_failures": "min"},
         )
-        return cls(space, aims, search)
+        return cls(space, objectives, search)
 
     def ask(self) -> dict[str, Any]:
-        """The next point to try."""
-        began = time.monotonic()
+        """Return the next point to try."""
+        started = time.monotonic()
         (point,) = self.search.ask(1)
-        self.seconds += time.monotonic() - began
+        self.seconds += time.monotonic() - started
         return dict(point)
 
     def tell(self, configuration: Mapping[str, Any], values: Mapping[str, float] | None) -> None:
-        """What came of a point: a value for each aim, or None for a failure."""
-        began = time.monotonic()
+        """Report the result of a point: a value of each objective, or None for a failure."""
+        started = time.monotonic()
         if values is not None:
-            objective = tuple(values[aim] for aim in self.aims)
-            self.search.tell([(dict(configuration), objective if len(objective) > 1 else objective[0])])
-            self._succeeded = True
+            result = tuple(values[objective] for objective in self.objectives)
+            self.search.tell([(dict(configuration), result if len(result) > 1 else result[0])])
+            self._has_result = True
         else:
-            self._unsaid.append(dict(configuration))
-        if self._succeeded and self._unsaid:  # there is no worst before there is one
-            several = FAILED if len(self.aims) == 1 else [FAILED] * len(self.aims)
-            self.search.tell([(point, several) for point in self._unsaid])
-            self._unsaid.clear()
-        self.seconds += time.monotonic() - began
+            self._pending_failures.append(dict(configuration))
+        if self._has_result and self._pending_failures:  # a failure needs a worst result to count as
+            failure = FAILED if len(self.objectives) == 1 else [FAILED] * len(self.objectives)
+            self.search.tell([(point, failure) for point in self._pending_failures])
+            self._pending_failures.clear()
+        self.seconds += time.monotonic() - started
 
     def warm_up(self, files: Sequence[Path]) -> WarmStartCounts:
-        """Tell results of earlier searches, tables with columns p:NAME and objective as of DeepHyper and of this one.
+        """Tell the results of earlier searches, without failures and points outside the space.
 
-        Points outside the space and failures are left out. Raises InputError for a file that is no such table.
+        Args:
+            files: Tables with columns p:NAME and objective, as DeepHyper and this program write them.
+
+        Raises:
+            InputError: A file is not such a table.
         """
-        told = failed = outside = 0
+        received = failed = outside = 0
         for path in files:
-            rows = _table(path, list(self.space), len(self.aims))
-            for configuration, objective in rows:
-                if not holds(self.space, configuration):
+            for configuration, values in _read_table(path, list(self.space), len(self.objectives)):
+                if not contains_point(self.space, configuration):
                     outside += 1
-                elif objective is None:
+                elif values is None:
                     failed += 1
                 else:
-                    self.tell(configuration, dict(zip(self.aims, objective, strict=True)))
-                    told += 1
-        return WarmStartCounts(told, failed, outside)
+                    self.tell(configuration, dict(zip(self.objectives, values, strict=True)))
+                    received += 1
+        return WarmStartCounts(received, failed, outside)
 
 
-def objective_columns(aims: int) -> list[str]:
-    """What DeepHyper calls its objectives."""
-    return ["objective"] if aims == 1 else [f"objective_{k}" for k in range(aims)]
+def objective_columns(count: int) -> list[str]:
+    """Return the names of DeepHyper's columns for this number of objectives."""
+    return ["objective"] if count == 1 else [f"objective_{k}" for k in range(count)]
 
 
-def _table(path: Path, names: list[str], aims: int) -> list[tuple[dict[str, Any], tuple[float, ...] | None]]:
-    """The rows of a table of results: the point, and its objectives or None for a failure."""
+def _read_table(
+    path: Path, names: list[str], n_objectives: int
+) -> list[tuple[dict[str, Any], tuple[float, ...] | None]]:
+    """Return each point in a table of results with its objectives, or None for a failure."""
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a table of results ({error})") from None
-    wanted = [*(f"p:{name}" for name in names), *objective_columns(aims)]
-    absent = [column for column in wanted if column not in table.columns]
+    expected = [*(f"p:{name}" for name in names), *objective_columns(n_objectives)]
+    absent = [column for column in expected if column not in table.columns]
     if absent:
         raise InputError(f"{path}: no column {absent[0]!r}; there are {', '.join(map(str, table.columns[:12]))}")
-    numbers = table[objective_columns(aims)].apply(pd.to_numeric, errors="coerce")
-    found = []
+    numbers = table[objective_columns(n_objectives)].apply(pd.to_numeric, errors="coerce")
+    rows = []
     for (_, row), (_, values) in zip(table.iterrows(), numbers.iterrows(), strict=True):
         plain = {name: getattr(row[f"p:{name}"], "item", lambda v=row[f"p:{name}"]: v)() for name in names}
         configuration = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in plain.items()}
-        found.append((configuration, None if values.isna().any() else tuple(map(float, values))))
-    return found
+        rows.append((configuration, None if values.isna().any() else tuple(map(float, values))))
+    return rows

@@ -1,8 +1,8 @@
-"""The search (suites/hpo.yaml): trials handed out as nodes come free, until as many have ended as were asked for.
+"""A search for hyperparameters (suites/hpo.yaml): trials start as nodes become free, until enough have ended.
 
-It runs as one process, beside the ranks of its trials and not as one of them. Started again in the same folder it asks
-and tells once more in the order of before, which is in the file `order`, so that the optimizer knows what it knew; it
-lets trials in flight end, and goes on.
+The search is one process, and not a rank of its trials. When it is started again in the same folder, it repeats the
+calls of the optimizer in their order, which is in the file `order`, so that the optimizer reaches the same state. Then
+it waits for trials that are still running, and continues.
 """
 
 from __future__ import annotations
@@ -35,40 +35,49 @@ from harness.protocol.programs.hpo import (
 )
 from harness.protocol.records import Progress
 from harness.reference.errors import InputError
-from harness.reference.programs.hpo import trial as trials
-from harness.reference.programs.hpo.ask_tell_log import ASKED, TOLD, Order
+from harness.reference.programs.hpo.ask_tell_log import ASKED, TOLD, AskTellLog
 from harness.reference.programs.hpo.halving import Halving
-from harness.reference.programs.hpo.nodes import Pool
+from harness.reference.programs.hpo.nodes import NodePool
 from harness.reference.programs.hpo.optimizer import Optimizer, objective_columns
-from harness.reference.programs.hpo.space import BACKBONE, Space, active, describe, merge_spaces
-from harness.reference.programs.hpo.trial import Interrupted, Result, Trial
+from harness.reference.programs.hpo.space import BACKBONE, Space, active_parameters, describe, merge_spaces
+from harness.reference.programs.hpo.trial import (
+    Interrupted,
+    Result,
+    Trial,
+    TrialMetrics,
+    load_trial,
+    read_accuracies,
+    run_trial,
+    save_result,
+    write_trial,
+)
 
 TRIALS, RESULTS, ORDER = "trials", "results.csv", "order"
 FIRST_PORT, PORTS = 20000, 40000
-TRIES = 2
+MAX_ATTEMPTS = 2  # of a trial whose nodes fail
 
 
 def run(config: HpoParameters, log: CaseLog, folder: Path) -> None:
-    """Search, and leave every trial's run in trials/, and results.csv as DeepHyper writes it."""
+    """Run the search, and write the runs of all trials to trials/, and results.csv in the format of DeepHyper."""
     space = merge_spaces(config.space, config.own_space)
-    pool = Pool.of_job(config.nodes_per_trial, config.at_once)
-    optimizer = Optimizer.of(
+    pool = NodePool.from_environment(config.nodes_per_trial, config.at_once)
+    optimizer = Optimizer.create(
         space, config.objectives, seed=config.seed, initial_points=config.initial_points, folder=folder / "deephyper"
     )
-    warmth = optimizer.warm_up([Path(path).expanduser() for path in config.warm_start])
+    counts = optimizer.warm_up([Path(path).expanduser() for path in config.warm_start])
     plain = config.model_dump(mode="json", exclude={"space", "own_space", "trial"})
     plain["trial"] = config.trial.model_dump(mode="json", exclude_unset=True)
     fact = msgspec.convert(plain, SearchFact)
     fact.space = {name: describe(choices) for name, choices in space.items()}
-    log.record_facts(HpoFacts(warm_start=WarmStart(files=list(config.warm_start), **asdict(warmth)), search=fact))
+    log.record_facts(HpoFacts(warm_start=WarmStart(files=list(config.warm_start), **asdict(counts)), search=fact))
     search = Search(config, space, pool, optimizer, log, folder.resolve())
-    with _stoppable(search.stop):
+    with _set_on_signal(search.stop):
         search.run()
 
 
 @contextmanager
-def _stoppable(stop: threading.Event) -> Iterator[None]:
-    """On SIGTERM and SIGINT, trials end, and the search with them."""
+def _set_on_signal(stop: threading.Event) -> Iterator[None]:
+    """Set the event on SIGTERM and SIGINT."""
     before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -79,182 +88,196 @@ def _stoppable(stop: threading.Event) -> Iterator[None]:
 
 @dataclass
 class Search:
-    """A search at work."""
+    """The state of a search.
+
+    Attributes:
+        config: Parameters of the case.
+        space: The search space.
+        pool: The nodes.
+        optimizer: The optimizer.
+        log: The log of the case.
+        folder: The folder of the case.
+        stop: Set when the search must end.
+        results: Trials that have ended, by number.
+    """
 
     config: HpoParameters
     space: Space
-    pool: Pool
+    pool: NodePool
     optimizer: Optimizer
     log: CaseLog
     folder: Path
     stop: threading.Event = field(default_factory=threading.Event)
-    ended: dict[int, tuple[Trial, Result]] = field(default_factory=dict)
+    results: dict[int, tuple[Trial, Result]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.began = time.monotonic()
-        self.order = Order(self.folder / ORDER)
-        asked = self.config.halving
-        self.halving = Halving(asked.eta, asked.least_epochs) if asked else None
-        self.left_over: list[Trial] = []
-        self.losses: Counter[int] = Counter()
+        self.started = time.monotonic()
+        self.calls = AskTellLog(self.folder / ORDER)
+        halving = self.config.halving
+        self.halving = Halving(halving.eta, halving.least_epochs) if halving else None
+        self.waiting: list[Trial] = []
+        self.node_failures: Counter[int] = Counter()
         self.next_number = 0
 
     def run(self) -> None:
-        """Hand out trials until enough have ended, time is up, or the search is told to end."""
-        self._recall()
+        """Run trials until enough have ended, time is up, or the search must end."""
+        self._restore()
         running: dict[Future[Result], Trial] = {}
         with ThreadPoolExecutor(max(1, self.pool.capacity)) as threads:
             while True:
-                while len(running) < self.pool.capacity and (trial := self._next(len(running))) is not None:
-                    running[threads.submit(self._carry_out, trial)] = trial
+                while len(running) < self.pool.capacity and (trial := self._next_trial(len(running))) is not None:
+                    running[threads.submit(self._run_trial, trial)] = trial
                 if not running:
                     break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    self._end(running.pop(future), future)
+                    self._finish_trial(running.pop(future), future)
         if self.stop.is_set():
-            raise InputError("told to end; the same job goes on from here")
-        states = [result.state for _, result in self.ended.values()]
-        if len(states) < self.config.evaluations and not self._time_left():
+            raise InputError("interrupted; the same job continues from here")
+        states = [result.state for _, result in self.results.values()]
+        if len(states) < self.config.evaluations and not self._has_time():
             self.log.record_facts(HpoFacts(ended_early=f"{self.config.minutes:g} minutes are up"))
         elif len(states) < self.config.evaluations:
             raise InputError(
                 f"{self.pool.capacity} trials can run on the nodes that are left; {len(states)} have ended"
             )
         if not any(state in ("done", "stopped") for state in states):
-            reasons = {result.reason for _, result in self.ended.values()}
+            reasons = {result.reason for _, result in self.results.values()}
             raise InputError(f"none of {len(states)} trials came to an objective: {'; '.join(map(str, reasons))[:300]}")
-        overhead = Overhead(optimizer_s=self.optimizer.seconds, search_s=time.monotonic() - self.began)
+        overhead = Overhead(optimizer_s=self.optimizer.seconds, search_s=time.monotonic() - self.started)
         self.log.record_facts(HpoFacts(overhead=overhead))
 
-    def _recall(self) -> None:
-        """Ask and tell what an earlier attempt of this search has asked and told, in its order."""
-        found: dict[int, tuple[Trial, Result | None]] = {}
+    def _restore(self) -> None:
+        """Repeat the calls of the optimizer by earlier attempts of this search, in their order."""
+        trials: dict[int, tuple[Trial, Result | None]] = {}
         for path in sorted((self.folder / TRIALS).glob("*/configuration.json"), key=lambda p: int(p.parent.name)):
             number = int(path.parent.name)
-            configuration, result = trials.load_trial(path.parent)
-            found[number] = (self._trial(number, configuration), result)
-            self._recall_epochs(number, path.parent)
-        for word, number in self.order.read():
-            if word == ASKED:
+            configuration, result = load_trial(path.parent)
+            trials[number] = (self._make_trial(number, configuration), result)
+            self._restore_rungs(number, path.parent)
+        for call, number in self.calls.read():
+            if call == ASKED:
                 point = self.optimizer.ask()
-                if number not in found:
-                    found[number] = (self._written(self._trial(number, point)), None)
-            elif number in found and (result := found[number][1]) is not None:
-                self._tell(found[number][0], result)
-        for number, (trial, result) in sorted(found.items()):
+                if number not in trials:
+                    trial = self._make_trial(number, point)
+                    self._write_trial(trial)
+                    trials[number] = (trial, None)
+            elif number in trials and (result := trials[number][1]) is not None:
+                self._record(trials[number][0], result)
+        for number, (trial, result) in sorted(trials.items()):
             if result is None:
-                self.left_over.append(trial)
-            elif number not in self.ended:
-                self.order.note(TOLD, number)
-                self._tell(trial, result)
-        self.next_number = max(found, default=-1) + 1
+                self.waiting.append(trial)
+            elif number not in self.results:
+                self.calls.append(TOLD, number)
+                self._record(trial, result)
+        self.next_number = max(trials, default=-1) + 1
 
-    def _recall_epochs(self, number: int, folder: Path) -> None:
-        """What the trial had come to at the rungs of the halving."""
+    def _restore_rungs(self, number: int, folder: Path) -> None:
+        """Enter the accuracies of a trial at the rungs of the halving."""
         if self.halving is not None:
-            for epochs, accuracy in trials.after_epochs(folder / FILE_NAME):
-                self.halving.goes_on(number, epochs, accuracy)
+            for epochs, accuracy in read_accuracies(folder / FILE_NAME):
+                self.halving.should_continue(number, epochs, accuracy)
 
-    def _trial(self, number: int, configuration: dict[str, Any]) -> Trial:
+    def _make_trial(self, number: int, configuration: dict[str, Any]) -> Trial:
         folder = self.folder / TRIALS / f"{number:04d}"
         return Trial(number, configuration, folder, 60.0 * self.config.trial_minutes)
 
-    def _time_left(self) -> bool:
-        """Whether a trial that is begun now would end in time."""
+    def _has_time(self) -> bool:
+        """Return whether a trial that starts now would end within the time of the search."""
         if self.config.minutes is None:
             return True
-        spent = (time.monotonic() - self.began) / 60.0
-        return spent + self.config.trial_minutes <= self.config.minutes
+        minutes = (time.monotonic() - self.started) / 60.0
+        return minutes + self.config.trial_minutes <= self.config.minutes
 
-    def _next(self, running: int) -> Trial | None:
-        """The next trial, or None if none is to be begun now."""
-        if self.stop.is_set() or not self._time_left():
+    def _next_trial(self, running: int) -> Trial | None:
+        """Return the next trial, or None if none may start now."""
+        if self.stop.is_set() or not self._has_time():
             return None
-        if self.left_over:
-            return self.left_over.pop(0)
-        if len(self.ended) + running >= self.config.evaluations:
+        if self.waiting:
+            return self.waiting.pop(0)
+        if len(self.results) + running >= self.config.evaluations:
             return None
-        trial = self._trial(self.next_number, self.optimizer.ask())
+        trial = self._make_trial(self.next_number, self.optimizer.ask())
         self.next_number += 1
-        self.order.note(ASKED, trial.number)
-        return self._written(trial)
-
-    def _written(self, trial: Trial) -> Trial:
-        """The trial, its folder made."""
-        chosen = active(trial.configuration, self.config.backbone)
-        fixed = self.config.trial.model_dump(mode="json", exclude_unset=True)
-        fixed["model"] = {**fixed.get("model", {}), BACKBONE: self.config.backbone}
-        trials.write(trial, fixed, chosen, of=self.folder.name)
+        self.calls.append(ASKED, trial.number)
+        self._write_trial(trial)
         return trial
 
-    def _carry_out(self, trial: Trial) -> Result:
-        """On nodes of its own; a failure on a node that is no longer well is laid to the node."""
-        nodes = self.pool.take()
-        try:
-            port = FIRST_PORT + (os.getpid() * 64 + trial.number * TRIES + self.losses[trial.number]) % PORTS
-            result = trials.run_trial(trial, nodes, port, self.halving, self.stop)
-            lost = self.pool.lost(nodes) if result.state == "failed" else []
-        finally:
-            self.pool.give_back(nodes)
-        return replace(result, state="lost", reason=f"lost with {', '.join(lost)}") if lost else result
+    def _write_trial(self, trial: Trial) -> None:
+        """Write the folder of a new trial."""
+        fixed = self.config.trial.model_dump(mode="json", exclude_unset=True)
+        fixed["model"] = {**fixed.get("model", {}), BACKBONE: self.config.backbone}
+        active = active_parameters(trial.configuration, self.config.backbone)
+        write_trial(trial, fixed, active, search=self.folder.name)
 
-    def _end(self, trial: Trial, future: Future[Result]) -> None:
-        """Keep and tell a result; a trial that was lost with a node waits for another instead, but not for ever."""
+    def _run_trial(self, trial: Trial) -> Result:
+        """Run a trial on its own nodes; if it fails and a node is no longer healthy, its state is "lost"."""
+        nodes = self.pool.acquire()
+        try:
+            attempt = trial.number * MAX_ATTEMPTS + self.node_failures[trial.number]
+            port = FIRST_PORT + (os.getpid() * 64 + attempt) % PORTS
+            result = run_trial(trial, nodes, port, self.halving, self.stop)
+            unhealthy = self.pool.drop_unhealthy(nodes) if result.state == "failed" else []
+        finally:
+            self.pool.release(nodes)
+        return replace(result, state="lost", reason=f"lost with {', '.join(unhealthy)}") if unhealthy else result
+
+    def _finish_trial(self, trial: Trial, future: Future[Result]) -> None:
+        """Save and record a result, or run a trial whose node failed once more."""
         try:
             result = future.result()
         except Interrupted:
             return
-        self.losses[trial.number] += result.state == "lost"
-        if result.state == "lost" and self.losses[trial.number] < TRIES:
-            self.left_over.append(trial)
+        self.node_failures[trial.number] += result.state == "lost"
+        if result.state == "lost" and self.node_failures[trial.number] < MAX_ATTEMPTS:
+            self.waiting.append(trial)
             return
-        trials.save_result(trial, result)
-        if result.measured is not None:  # nobody goes on from there, and two hundred such states fill a disk
+        save_result(trial, result)
+        if result.measured is not None:  # such a trial is never resumed, and its training state is large
             for state in trial.folder.glob("training*.safetensors"):
                 state.unlink()
-        self.order.note(TOLD, trial.number)
-        self._tell(trial, result)
+        self.calls.append(TOLD, trial.number)
+        self._record(trial, result)
 
-    def _tell(self, trial: Trial, result: Result) -> None:
-        """Count a trial as ended: to the optimizer, to the event log, to results.csv."""
-        self.ended[trial.number] = (trial, result)
-        self.optimizer.tell(trial.configuration, values(result))
-        measured = asdict(result.measured) if result.measured else {}
-        share = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.at_once
+    def _record(self, trial: Trial, result: Result) -> None:
+        """Count a trial as ended: tell the optimizer, log the event, and write results.csv."""
+        self.results[trial.number] = (trial, result)
+        self.optimizer.tell(trial.configuration, objective_values(result))
+        metrics = asdict(result.measured) if result.measured else {}
+        nodes = self.config.nodes_per_trial if result.nodes else 1.0 / self.config.at_once
         self.log.write(
             TrialEvent(
                 trial=trial.number,
-                configuration=active(trial.configuration, self.config.backbone),
+                configuration=active_parameters(trial.configuration, self.config.backbone),
                 backbone=trial.configuration.get(BACKBONE, self.config.backbone),
                 state=result.state,
                 reason=result.reason,
                 objective=result.measured.accuracy if result.measured else None,
-                **measured,
+                **metrics,
                 began_s=result.began_s,
                 ended_s=result.ended_s,
                 nodes=result.nodes,
-                node_hours=share * (result.ended_s - result.began_s) / 3600.0,
+                node_hours=nodes * (result.ended_s - result.began_s) / 3600.0,
                 folder=str(trial.folder.relative_to(self.folder)),
             )
         )
-        self.log.write(Progress(done=len(self.ended), total=self.config.evaluations, what="trials"))
+        self.log.write(Progress(done=len(self.results), total=self.config.evaluations, what="trials"))
         self._write_table()
 
     def _write_table(self) -> None:
-        """results.csv, so that any DeepHyper search can start from this one."""
+        """Write results.csv, from which any search by DeepHyper can start."""
         names = list(self.space)
         columns = [f"p:{n}" for n in names] + objective_columns(len(self.config.objectives))
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow([*columns, "job_id", "job_status", "m:timestamp_submit", "m:timestamp_gather", "m:reason"])
-        first = min(result.began_s for _, result in self.ended.values())
-        for trial, result in self.ended.values():
-            found = values(result)
-            word = f"F_{result.state.replace(' ', '_')}"
-            objectives = [found[aim] if found else word for aim in self.config.objectives]
-            times = (result.began_s - first, result.ended_s - first)
-            status = "DONE" if found else "FAILED"
+        first_s = min(result.began_s for _, result in self.results.values())
+        for trial, result in self.results.values():
+            values = objective_values(result)
+            failure = f"F_{result.state.replace(' ', '_')}"
+            objectives = [values[objective] if values else failure for objective in self.config.objectives]
+            times = (result.began_s - first_s, result.ended_s - first_s)
+            status = "DONE" if values else "FAILED"
             writer.writerow(
                 [*(trial.configuration[n] for n in names), *objectives, trial.number, status, *times, result.reason]
             )
@@ -263,14 +286,14 @@ class Search:
         os.replace(part, self.folder / RESULTS)
 
 
-MEASURES: Mapping[Objective, Callable[[trials.Measured], float]] = {
-    "accuracy": lambda m: m.accuracy,
-    "throughput": lambda m: m.graphs_per_s,
+OBJECTIVES: Mapping[Objective, Callable[[TrialMetrics], float]] = {
+    "accuracy": lambda metrics: metrics.accuracy,
+    "throughput": lambda metrics: metrics.graphs_per_s,
 }
 
 
-def values(result: Result) -> dict[str, float] | None:
-    """Each aim's value, or None for a trial that came to none."""
+def objective_values(result: Result) -> dict[str, float] | None:
+    """Return the value of each objective, or None for a trial without metrics."""
     if result.measured is None:
         return None
-    return {aim: of(result.measured) for aim, of in MEASURES.items()}
+    return {name: evaluate(result.measured) for name, evaluate in OBJECTIVES.items()}

@@ -1,4 +1,4 @@
-"""What is searched: names of hyperparameters and their ranges or choices, as DeepHyper takes them."""
+"""The search space: hyperparameters with their ranges or choices."""
 
 from __future__ import annotations
 
@@ -15,48 +15,49 @@ Space = dict[str, Range | list[Choice]]
 
 
 def merge_spaces(*parts: Mapping[str, Range | list[Choice]]) -> Space:
-    """Return several spaces as one; later ones replace what they name again."""
+    """Return several spaces as one; for a name in several of them, the last one counts."""
     return {name: choices for part in parts for name, choices in part.items()}
 
 
 def describe(choices: Range | list[Choice]) -> SearchedValues:
-    """Return the range or the choices of a hyperparameter as the log has them."""
+    """Return the range or the choices of a hyperparameter for the log."""
     if isinstance(choices, Range):
         return SearchedValues(low=choices.low, high=choices.high, log=choices.log)
     return SearchedValues(values=list(choices))
 
 
-def problem(space: Space) -> HpProblem:
-    """Return the space as DeepHyper's."""
-    deephyper = HpProblem()
+def build_problem(space: Space) -> HpProblem:
+    """Return the space in the form of DeepHyper."""
+    problem = HpProblem()
     for name, choices in space.items():
         if isinstance(choices, list):
-            deephyper.add(list(choices), name)
+            problem.add(list(choices), name)
             continue
-        ends = (choices.low, choices.high) if is_whole(choices) else (float(choices.low), float(choices.high))
-        deephyper.add((*ends, "log-uniform") if choices.log else ends, name)
-    return deephyper
+        bounds = (choices.low, choices.high) if is_integer_range(choices) else (float(choices.low), float(choices.high))
+        problem.add((*bounds, "log-uniform") if choices.log else bounds, name)
+    return problem
 
 
-def is_whole(numbers: Range) -> bool:
-    """Whether a range holds whole numbers alone."""
+def is_integer_range(numbers: Range) -> bool:
+    """Return whether a range contains integers only."""
     return isinstance(numbers.low, int) and isinstance(numbers.high, int)
 
 
-def holds_value(choices: Range | list[Choice], value: Any) -> bool:
-    """Whether a value is one of the choices, or in the range."""
+def contains_value(choices: Range | list[Choice], value: Any) -> bool:
+    """Return whether a value is one of the choices, or in the range."""
     if isinstance(choices, list):
         return value in choices
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return number and choices.low <= value <= choices.high and (not is_whole(choices) or float(value).is_integer())
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return choices.low <= value <= choices.high and (not is_integer_range(choices) or float(value).is_integer())
 
 
-def holds(space: Space, configuration: Mapping[str, Any]) -> bool:
-    """Whether a point gives every name of the space a value of it."""
-    return all(name in configuration and holds_value(of, configuration[name]) for name, of in space.items())
+def contains_point(space: Space, configuration: Mapping[str, Any]) -> bool:
+    """Return whether a configuration has a value of the space for each of its hyperparameters."""
+    return all(n in configuration and contains_value(choices, configuration[n]) for n, choices in space.items())
 
 
-def active(configuration: Mapping[str, Any], backbone: BackboneName) -> dict[str, Any]:
-    """Return the point without hyperparameters that other backbones alone have."""
-    foreign = SPECIFIC - set(BACKBONES[configuration.get(BACKBONE, backbone)].hyperparameters)
-    return {name: value for name, value in configuration.items() if name not in foreign}
+def active_parameters(configuration: Mapping[str, Any], backbone: BackboneName) -> dict[str, Any]:
+    """Return the configuration without hyperparameters that only other backbones have."""
+    inactive = SPECIFIC - set(BACKBONES[configuration.get(BACKBONE, backbone)].hyperparameters)
+    return {name: value for name, value in configuration.items() if name not in inactive}

@@ -1,4 +1,4 @@
-"""One trial: a training run in a folder and a process group of its own, watched until it has ended, however it does."""
+"""One trial: a training run in its own folder and process group, monitored until it ends."""
 
 from __future__ import annotations
 
@@ -33,12 +33,19 @@ MODEL = set(ModelParameters.model_fields)
 
 
 class Interrupted(Exception):
-    """The search is to end; the trial goes on where it was when the search does."""
+    """The search must end; the trial continues when the search is started again."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A trial's validation errors, eV/atom and eV/angstrom, in its best epoch; graphs/s over all its ranks."""
+class TrialMetrics:
+    """The metrics of a trial.
+
+    Attributes:
+        energy_mae_ev_per_atom: Validation error in the best epoch.
+        force_mae_ev_per_a: Validation error in the best epoch.
+        graphs_per_s: Median throughput of all ranks over epochs.
+        epochs: Number of epochs.
+    """
 
     energy_mae_ev_per_atom: float
     force_mae_ev_per_a: float
@@ -47,13 +54,20 @@ class Measured:
 
     @property
     def accuracy(self) -> float:
-        """-(MAE(E/atom) + MAE(F)) / 2, the paper's objective."""
+        """Return the objective of the paper, -(MAE(E/atom) + MAE(F)) / 2."""
         return -0.5 * (self.energy_mae_ev_per_atom + self.force_mae_ev_per_a)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one trial is asked to do. limit_s: wall time after which it counts as hung."""
+    """One training of the search.
+
+    Attributes:
+        number: Its number in the search.
+        configuration: The point, with hyperparameters of all backbones.
+        folder: Its folder.
+        limit_s: Wall time after which it counts as hung.
+    """
 
     number: int
     configuration: dict[str, Any]
@@ -63,98 +77,125 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """How a trial ended. began_s, ended_s: Unix time. nodes: names, none on a machine without a scheduler."""
+    """The result of a trial.
+
+    Attributes:
+        state: How it ended.
+        reason: Why it did not succeed, if so.
+        measured: Its metrics, if it has some.
+        began_s: Unix time of the start.
+        ended_s: Unix time of the end.
+        nodes: Names of its nodes; none without a scheduler.
+    """
 
     state: State
     reason: str | None
-    measured: Measured | None
+    measured: TrialMetrics | None
     began_s: float
     ended_s: float
     nodes: list[str]
 
 
-def write(trial: Trial, fixed: Mapping[str, Any], active: Mapping[str, Any], of: str) -> None:
-    """The trial's folder with case.json: fixed parameters of training, and over them those of the point."""
-    chosen = {k: v for k, v in active.items() if k in MODEL and k != BACKBONE}
-    model = {**fixed.get("model", {}), **{k: v for k, v in active.items() if k == BACKBONE}, **chosen}
+def write_trial(trial: Trial, fixed: Mapping[str, Any], active: Mapping[str, Any], search: str) -> None:
+    """Write the folder of a trial.
+
+    Args:
+        trial: The trial.
+        fixed: Parameters of training that all trials share.
+        active: Parameters of the point, which override them.
+        search: Id of the search.
+    """
+    searched = {k: v for k, v in active.items() if k in MODEL and k != BACKBONE}
+    model = {**fixed.get("model", {}), **{k: v for k, v in active.items() if k == BACKBONE}, **searched}
     others = {k: v for k, v in active.items() if k not in MODEL}
-    case = {"id": f"{of}/{trial.number}", "program": "train", "parameters": {**fixed, "model": model, **others}}
+    case = {"id": f"{search}/{trial.number}", "program": "train", "parameters": {**fixed, "model": model, **others}}
     trial.folder.mkdir(parents=True, exist_ok=True)
     _replace(trial.folder / "configuration.json", trial.configuration)
     _replace(trial.folder / "case.json", case)
 
 
 def load_trial(folder: Path) -> tuple[dict[str, Any], Result | None]:
-    """The configuration of a trial of an earlier attempt, and how it ended, if it did."""
+    """Return the configuration of a trial of an earlier attempt, and its result if it ended."""
     configuration = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
     try:
         plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return configuration, None
-    measured = plain.pop("measured")
-    return configuration, Result(**plain, measured=Measured(**measured) if measured else None)
+    metrics = plain.pop("measured")
+    return configuration, Result(**plain, measured=TrialMetrics(**metrics) if metrics else None)
 
 
 def save_result(trial: Trial, result: Result) -> None:
-    """Put the result into the trial's folder."""
+    """Write the result to the folder of the trial."""
     _replace(trial.folder / RESULT, asdict(result))
 
 
-def measured(log: Sequence[events.Event]) -> Measured | None:
-    """What a run's epochs say; None before the first has ended."""
+def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
+    """Return the metrics of a training log; None before the end of the first epoch."""
     epochs = [e for e in log if e["event"] == "epoch"]
     best = next((e for e in reversed(epochs) if e.get("best")), None)
     if best is None:
         return None
     rate = statistics.median(e["graphs_per_s"] for e in epochs)
-    return Measured(best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_a"], rate, len(epochs))
+    energy_mae, force_mae = best["validation_energy_mae_ev_per_atom"], best["validation_force_mae_ev_per_a"]
+    return TrialMetrics(energy_mae, force_mae, rate, len(epochs))
 
 
-def after_epochs(path: Path) -> list[tuple[int, float]]:
-    """Accuracy that the run of a log had come to after each of its epochs."""
-    epochs = [e for e in events.last_run(path) if e["event"] == "epoch"]
-    found = [(k, measured(epochs[:k])) for k in range(1, len(epochs) + 1)]
-    return [(k, of.accuracy) for k, of in found if of is not None]
+def read_accuracies(path: Path) -> list[tuple[int, float]]:
+    """Return the numbers of epochs in a training log, each with the accuracy reached by then."""
+    epochs = [e for e in events.read_last_run(path) if e["event"] == "epoch"]
+    metrics = [(k, read_metrics(epochs[:k])) for k in range(1, len(epochs) + 1)]
+    return [(k, of_epochs.accuracy) for k, of_epochs in metrics if of_epochs is not None]
 
 
 def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | None, stop: threading.Event) -> Result:
-    """Start the trial, or wait for the one that an earlier search left running, and say how it ended.
+    """Run a trial, after waiting for the same trial if an earlier search left it running.
 
-    Raises Interrupted if the search is to end meanwhile.
+    Args:
+        trial: The trial.
+        nodes: Its nodes; none without a scheduler.
+        port: MASTER_PORT of its ranks.
+        halving: Stops lagging trials; None for none.
+        stop: Set when the search must end.
+
+    Raises:
+        Interrupted: The search must end.
     """
-    began = time.time()
+    began_s = time.time()
 
-    def ended(state: State, reason: str | None, found: Measured | None = None) -> Result:
-        return Result(state, reason, found, began, time.time(), [node.name for node in nodes])
+    def make_result(state: State, reason: str | None, metrics: TrialMetrics | None = None) -> Result:
+        return Result(state, reason, metrics, began_s, time.time(), [node.name for node in nodes])
 
     with (trial.folder / LOCK).open("a") as file, closing(FileLock(trial.folder / LOCK, file.fileno())) as lock:
-        if not _acquired(lock, trial.limit_s, stop):
-            return ended("timeout", f"left running by an earlier search, and not ended within {trial.limit_s:g} s")
-        log = events.last_run(trial.folder / events.FILE_NAME)
+        if not _acquire(lock, trial.limit_s, stop):
+            return make_result(
+                "timeout", f"left running by an earlier search, and not ended within {trial.limit_s:g} s"
+            )
+        log = events.read_last_run(trial.folder / events.FILE_NAME)
         if any(e["event"] == "done" for e in log):
-            return ended("done", None, measured(log))
-        process = _started(trial, nodes, port, file.fileno())
+            return make_result("done", None, read_metrics(log))
+        process = _start(trial, nodes, port, file.fileno())
         lock.transfer(process.pid)
-        watch = TrialMonitor(trial, process, halving, stop)
+        monitor = TrialMonitor(trial, process, halving, stop)
         try:
-            verdict = watch.until_end()
+            outcome = monitor.wait()
         finally:
             _kill(process)
-    log = events.last_run(trial.folder / events.FILE_NAME)
-    if verdict is not None:
-        return ended(*verdict, measured(log) if verdict[0] == "stopped" else None)
-    return ended(*classify_result(log, process.returncode, trial.folder))
+    log = events.read_last_run(trial.folder / events.FILE_NAME)
+    if outcome is not None:
+        return make_result(*outcome, read_metrics(log) if outcome[0] == "stopped" else None)
+    return make_result(*classify_result(log, process.returncode, trial.folder))
 
 
 def classify_result(
     log: Sequence[events.Event], exit_code: int, folder: Path
-) -> tuple[State, str | None, Measured | None]:
-    """State, reason and measurements of a run that has ended by itself."""
-    found = measured(log)
+) -> tuple[State, str | None, TrialMetrics | None]:
+    """Return state, reason and metrics of a run that ended by itself."""
+    metrics = read_metrics(log)
     if exit_code == 0 and any(e["event"] == "done" for e in log):
-        if found is None or not math.isfinite(found.accuracy):
+        if metrics is None or not math.isfinite(metrics.accuracy):
             return "not finite", "no validation error", None
-        return "done", None, found
+        return "done", None, metrics
     errors = [e for e in log if e["event"] == "error"]
     if any(e.get("kind") == NotFinite.__name__ for e in errors):
         return "not finite", errors[-1]["message"], None
@@ -168,46 +209,53 @@ def classify_result(
 
 
 class TrialMonitor:
-    """Looks after a running trial: its time, its epochs, and whether the search goes on."""
+    """Monitor a running trial: its time limit, its accuracy at rungs, and the end of the search."""
 
     def __init__(
         self, trial: Trial, process: subprocess.Popen[bytes], halving: Halving | None, stop: threading.Event
     ) -> None:
         self.trial, self.process, self.halving, self.stop = trial, process, halving, stop
-        self._size, self._epochs = -1, 0
+        self._log_size, self._epochs = -1, 0
 
-    def until_end(self) -> tuple[State, str] | None:
-        """None if the process ended by itself, else state and reason of what it is to be ended for."""
+    def wait(self) -> tuple[State, str] | None:
+        """Wait until the process ends, or must be ended.
+
+        Returns:
+            None if it ended by itself, else the state and the reason for ending it.
+
+        Raises:
+            Interrupted: The search must end.
+        """
         deadline = time.monotonic() + self.trial.limit_s
         while self.process.poll() is None:
             if self.stop.is_set():
                 raise Interrupted
             if time.monotonic() > deadline:
                 return "timeout", f"not ended within {self.trial.limit_s:g} s"
-            if self.halving is not None and (lagging := self._lags(self.halving)):
-                return "stopped", lagging
+            if self.halving is not None and (reason := self._stop_reason(self.halving)):
+                return "stopped", reason
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(POLL_S)
         return None
 
-    def _lags(self, halving: Halving) -> str | None:
-        """Why the trial is not worth another epoch, if it is not."""
+    def _stop_reason(self, halving: Halving) -> str | None:
+        """Return why halving stops the trial, or None if it may continue."""
         path = self.trial.folder / events.FILE_NAME
         size = path.stat().st_size if path.exists() else 0
-        if size == self._size:
+        if size == self._log_size:
             return None
-        self._size = size
-        for epochs, accuracy in after_epochs(path):
+        self._log_size = size
+        for epochs, accuracy in read_accuracies(path):
             if epochs <= self._epochs:
                 continue
             self._epochs = epochs
-            if not halving.goes_on(self.trial.number, epochs, accuracy):
+            if not halving.should_continue(self.trial.number, epochs, accuracy):
                 return f"not among the best 1/{halving.eta} after {epochs} epochs"
         return None
 
 
-def _started(trial: Trial, nodes: list[Node], port: int, lock: int) -> subprocess.Popen[bytes]:
-    """The trial's process group. It inherits the lock, so that a search that is killed leaves a mark while it runs."""
+def _start(trial: Trial, nodes: list[Node], port: int, lock: int) -> subprocess.Popen[bytes]:
+    """Start a trial in a new process group, which inherits the lock and holds it even if the search is killed."""
     launch = trial.folder.parent.parent / LAUNCH
     command = [sys.executable, "-P", "-m", "harness.reference", str(trial.folder)]
     environment = {**os.environ, "MASTER_PORT": str(port)}
@@ -223,8 +271,8 @@ def _started(trial: Trial, nodes: list[Node], port: int, lock: int) -> subproces
         )  # fmt: skip
 
 
-def _acquired(lock: FileLock, limit_s: float, stop: threading.Event) -> bool:
-    """Wait for the lock of the folder; return whether it was taken within the limit."""
+def _acquire(lock: FileLock, limit_s: float, stop: threading.Event) -> bool:
+    """Wait for the lock of a folder, and return whether it was acquired within the time limit."""
     deadline = time.monotonic() + limit_s
     while True:
         try:
@@ -239,7 +287,7 @@ def _acquired(lock: FileLock, limit_s: float, stop: threading.Event) -> bool:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the trial's processes, gently at first: a launcher ends those on other nodes."""
+    """End the processes of a trial; SIGTERM comes first, on which a launcher ends those on other nodes."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return

@@ -1,1 +1,1 @@
-"""The optimization ladder: all stages in turn on the same batches in one process, raw samples kept."""
+"""The program `ladder`: all stages of the optimization ladder in turn, on the same batches in one process."""

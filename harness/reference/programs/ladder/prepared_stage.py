@@ -1,4 +1,4 @@
-"""A stage at work, and what is to be known of it before it is timed."""
+"""A stage with its warm-up, and the work and memory of one call, measured before it is timed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ import torch
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.ladder import Flops, Padding, Unavailable, WarmUp
 from harness.reference.data.batch import Batch
-from harness.reference.distributed.launch import first_line
-from harness.reference.inference.bucketing import Shape, shape_of
+from harness.reference.distributed.group import synchronize
+from harness.reference.errors import get_first_line
+from harness.reference.inference.bucketing import Shape, get_shape
 from harness.reference.inference.prediction import Predict, Prediction
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import allocator, timing
-from harness.reference.profiling.flops import WorkCount, compiled_bytes, count_work
+from harness.reference.profiling.flops import WorkCount, count_compiled_bytes, count_work
 from harness.reference.programs.ladder.stages import Stage, StaticGraphs
 
 
 @dataclass
 class PreparedStage:
-    """A stage at work; work and peak_bytes: of one call on the first batch."""
+    """A stage that is ready to be timed.
+
+    Attributes:
+        stage: The stage.
+        predict: Its function.
+        work: Arithmetic and traffic of one call on the first batch.
+        peak_bytes: Peak memory of that call.
+    """
 
     stage: Stage
     predict: Predict
@@ -31,42 +39,44 @@ class PreparedStage:
     peak_bytes: int = 0
 
     def __call__(self, model: FoundationModel, batch: Batch) -> Prediction:
-        """Gate and stage, as timed."""
+        """Run gate and stage, as they are timed."""
         return self.predict(model, batch, model.gate(batch.composition))
 
     def shape(self, batch: Batch) -> Shape:
-        """What the stage makes of the batch's."""
-        own = shape_of(batch)
-        return self.predict.buckets.assign(own) if isinstance(self.predict, StaticGraphs) else own
+        """Return the shape on which the stage runs for a batch, with padding."""
+        shape = get_shape(batch)
+        return self.predict.buckets.assign(shape) if isinstance(self.predict, StaticGraphs) else shape
 
     def padding(self) -> Padding | None:
-        """Return what filling up to static shapes has cost so far."""
+        """Return the padding up to static shapes so far; None for a stage without padding."""
         if not isinstance(self.predict, StaticGraphs):
             return None
         return msgspec.convert({"event": "padding", "stage": self.stage.name, **self.predict.buckets.stats()}, Padding)
 
 
 def prepare_stage(stage: Stage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> PreparedStage | None:
-    """Make a stage, take first calls, arithmetic and memory on record, untimed; leave the allocator as it wants it.
+    """Warm up a stage, log its first call, work and memory, and leave the allocator in its mode.
 
-    None, with the reason on record, if it is not to be had here; an error of an uncompiled stage is the case's.
+    Returns:
+        The stage, or None after logging why it cannot be compiled here. An error of an uncompiled stage is raised.
     """
-    rung = PreparedStage(stage, stage.predict())
+    prepared = PreparedStage(stage, stage.predict())
     try:
         apply_allocator(stage, batches[0].head.device)
-        _warm_up(rung, model, batches, log)
-    except Exception as error:  # compilers fail in as many ways as there are compilers
+        _warm_up(prepared, model, batches, log)
+    except Exception as error:  # each compiler raises its own errors
         if stage.compiled is None:
             raise
-        log.write(Unavailable(stage=stage.name, reason=first_line(error)[:300]))
+        log.write(Unavailable(stage=stage.name, reason=get_first_line(error)[:300]))
         return None
-    return rung
+    return prepared
 
 
 def apply_allocator(stage: Stage, device: torch.device) -> bool:
-    """Set the allocator as the stage wants it; whether that has changed anything.
+    """Set the mode of the allocator that the stage needs, and return whether that changed it.
 
-    Raises RuntimeError if that is what the stage is about, and it cannot be; others make do with what there is.
+    Raises:
+        NotGlibc: The mode cannot be set, and the stage is the one that measures its effect.
     """
     try:
         if device.type != "cpu":
@@ -78,31 +88,33 @@ def apply_allocator(stage: Stage, device: torch.device) -> bool:
         return False
 
 
-def _warm_up(rung: PreparedStage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> None:
+def _warm_up(prepared: PreparedStage, model: FoundationModel, batches: Sequence[Batch], log: CaseLog) -> None:
     first = batches[0]
     device = first.head.device
-    began = time.perf_counter()
-    moved = compiled_bytes(lambda: rung(model, first))
-    timing.synchronize(device)
-    first_s = time.perf_counter() - began
-    for batch in batches[1:] if rung.stage.compiled else []:
-        rung(model, batch)
-    counted = PreparedStage(rung.stage, rung.stage.predict_eager())
+    started = time.perf_counter()
+    traffic = count_compiled_bytes(lambda: prepared(model, first))
+    synchronize(device)
+    first_s = time.perf_counter() - started
+    for batch in batches[1:] if prepared.stage.compiled else []:
+        prepared(model, batch)
+    eager = PreparedStage(prepared.stage, prepared.stage.predict_eager())
 
     def count() -> None:
-        rung.work = count_work(lambda: counted(model, first), counted.shape(first))
+        prepared.work = count_work(lambda: eager(model, first), eager.shape(first))
 
-    if rung.stage.compiled:
+    if prepared.stage.compiled:
         count()
-    # counting is a call of an uncompiled stage: one is enough
-    rung.peak_bytes = timing.peak_bytes((lambda: rung(model, first)) if rung.stage.compiled else count, device)
+    # for an uncompiled stage, one call both counts and measures the memory
+    prepared.peak_bytes = timing.measure_peak_bytes(
+        (lambda: prepared(model, first)) if prepared.stage.compiled else count, device
+    )
     log.write(
         WarmUp(
-            stage=rung.stage.name,
+            stage=prepared.stage.name,
             first_s=first_s,
-            matrix_flops=rung.work.matrix_flops,
-            flops=[Flops(of=of, dtype=dtype, flops=n) for (of, dtype), n in rung.work.flops.items()],
-            bytes=moved if rung.stage.compiled else rung.work.bytes,
-            peak_bytes=rung.peak_bytes,
+            matrix_flops=prepared.work.matrix_flops,
+            flops=[Flops(of=of, dtype=dtype, flops=n) for (of, dtype), n in prepared.work.flops.items()],
+            bytes=traffic if prepared.stage.compiled else prepared.work.bytes,
+            peak_bytes=prepared.peak_bytes,
         )
     )

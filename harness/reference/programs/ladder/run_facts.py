@@ -1,4 +1,4 @@
-"""Facts of a ladder: its batches, what the model makes of them, and what the machine can do at best."""
+"""Facts of a ladder: its batches, the weights of the heads, and the best rates of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.protocol.programs.ladder import (
 )
 from harness.reference.data.batch import Batch
 from harness.reference.datasets.heads import HEADS
-from harness.reference.inference.prediction import SKIP_THRESHOLD, active_heads
+from harness.reference.inference.prediction import SKIP_THRESHOLD, find_active_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import timing
 from harness.reference.profiling.flops import TF32, Kind, Sizes
@@ -29,7 +29,7 @@ SQUARE = (1024, 1024, 1024)
 
 
 def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: LadderParameters) -> LadderFacts:
-    """Return facts of the workload and of what the model makes of it, read off the tensors."""
+    """Return facts of the workload, of the gate on it, and of the observed types and devices."""
     weights = [model.gate(b.composition) for b in batches]
     numbers = torch.cat([b.numbers for b in batches]).unique()
     encoded = model.encode(batches[0], batches[0].positions, batches[0].shift)
@@ -47,7 +47,7 @@ def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: 
         ),
         gate=LadderGate(
             threshold=SKIP_THRESHOLD,
-            live_heads=[[HEADS[h] for h in active_heads(w)] for w in weights],
+            live_heads=[[HEADS[h] for h in find_active_heads(w)] for w in weights],
             mean_weight=dict(zip(HEADS, torch.cat(weights).mean(0).double().tolist(), strict=True)),
         ),
         observed=observe(
@@ -62,32 +62,36 @@ def describe_workload(batches: Sequence[Batch], model: FoundationModel, config: 
 
 
 def measure_ceilings(kinds: Mapping[Kind, Sizes | None], device: torch.device) -> Ceilings:
-    """Return rates of a copy, of a square product in each type that occurs, and of the main product of each kind.
+    """Measure the rates of a copy, of a square product in each type that occurs, and of the main product of each kind.
 
-    Of what is done in no matrix product (messages) the square one is the ceiling.
+    The square product is also the ceiling of work outside matrix products (messages).
+
+    Args:
+        kinds: Kind of work -> sizes of its main product, None without products.
+        device: The device.
     """
-    squares = {dtype: rate(dtype, SQUARE, device) for dtype in sorted({dtype for _, dtype in kinds})}
+    squares = {dtype: measure_rate(dtype, SQUARE, device) for dtype in sorted({dtype for _, dtype in kinds})}
     return Ceilings(
-        copy_gb_per_s=timing.copy_gb_per_s(device),
-        squares=[SquareRate(dtype=dtype, gflop_per_s=measured) for dtype, measured in squares.items()],
+        copy_gb_per_s=timing.measure_copy_gb_per_s(device),
+        squares=[SquareRate(dtype=dtype, gflop_per_s=rate) for dtype, rate in squares.items()],
         products=[
             ProductRate(
                 of=of,
                 dtype=dtype,
                 sizes=list(sizes or SQUARE),
-                gflop_per_s=rate(dtype, sizes, device) if sizes else squares[dtype],
+                gflop_per_s=measure_rate(dtype, sizes, device) if sizes else squares[dtype],
             )
             for (of, dtype), sizes in sorted(kinds.items())
         ],
     )
 
 
-def rate(dtype: str, sizes: Sizes, device: torch.device) -> float:
-    """Return GFLOP/s of a product in a type that Work names."""
+def measure_rate(dtype: str, sizes: Sizes, device: torch.device) -> float:
+    """Measure the rate of a matrix product in GFLOP/s; the type is one of torch, or TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == TF32 else before)
     try:
         kind = torch.float32 if dtype == TF32 else getattr(torch, dtype)
-        return timing.product_gflop_per_s(device, kind, sizes)
+        return timing.measure_product_gflop_per_s(device, kind, sizes)
     finally:
         torch.set_float32_matmul_precision(before)

@@ -1,4 +1,4 @@
-"""The rungs: the paper's (Table XV), and those beyond it, a line per stage."""
+"""The stages of the ladder: those of the paper (Table XV) and those beyond it."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from torch import Tensor
 from harness.protocol.programs.ladder import APPROXIMATE, STAGES, LadderParameters, StageName
 from harness.reference.data.batch import Batch
 from harness.reference.inference import prediction
-from harness.reference.inference.bucketing import ShapeBuckets, pad_batch, pad_rows, shape_of
+from harness.reference.inference.bucketing import ShapeBuckets, get_shape, pad_batch, pad_rows
 from harness.reference.inference.prediction import Predict, Prediction, batched_heads
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.ops import messages
 
 Function = Callable[..., Prediction]
 Wrap = Callable[[Function], Function]
-# Static shapes are compiled one by one.
-MOST_SHAPES = 64
+MAX_COMPILED_SHAPES = 64  # a static stage compiles each shape
 
 
 class StageUnavailable(RuntimeError):
-    """A stage is not to be had for this model or device; the message says why."""
+    """The stage does not support this model or device; the message says why."""
 
 
-def no_compile(function: Function) -> Function:
-    """The function as it is."""
+def leave_eager(function: Function) -> Function:
+    """Return the function unchanged."""
     return function
 
 
 @functools.cache
-def dynamic(function: Function) -> Function:
-    """Through torch.compile: energy and gradient in one graph, dynamic shapes, inductor."""
-    return _compiled(function, dynamic=True)
+def compile_dynamic(function: Function) -> Function:
+    """Compile energy and gradient as one graph with dynamic shapes, by inductor."""
+    return _compile(function, dynamic=True)
 
 
 @functools.cache
-def static(function: Function) -> Function:
-    """As dynamic, for each shape anew; on GPUs that have them, as one graph of kernels launched at once."""
+def compile_static(function: Function) -> Function:
+    """Compile energy and gradient as one graph for each shape; on CUDA, its kernels launch as one CUDA graph."""
     on_gpu = torch.cuda.is_available()
-    return _compiled(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    return _compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
 
-def _compiled(function: Function, **options: Any) -> Function:
+def _compile(function: Function, **options: Any) -> Function:
     torch._dynamo.config.trace_autograd_ops = True
-    torch._dynamo.config.recompile_limit = MOST_SHAPES
-    torch._inductor.config.cpp.enable_kernel_profile = True  # so that a profile can name what runs
-    made: Function = torch.compile(function, fullgraph=True, **options)
-    return made
+    torch._dynamo.config.recompile_limit = MAX_COMPILED_SHAPES
+    torch._inductor.config.cpp.enable_kernel_profile = True  # names the kernels in a profile
+    compiled: Function = torch.compile(function, fullgraph=True, **options)
+    return compiled
 
 
 @functools.cache
 def _formulation(function: Function, fused: bool) -> Function:
-    """One object for each, since what is compiled is known by it."""
+    """Return one object for equal arguments, since compiled code is cached by the identity of the function."""
     return partial(function, fused=fused)
 
 
-def fused_messages(wrap: Wrap = dynamic) -> Predict:
-    """As compiled, around PaiNN's messages as one operator that writes no tensor of edges x features.
+def fused_messages(wrap: Wrap = compile_dynamic) -> Predict:
+    """Return the batched heads around PaiNN's messages as one operator that writes no tensor of edges x features.
 
-    What it gives raises build.CannotBuild without a compiler, and NoSuchKernel for another model or device.
+    The function that is returned raises BuildError without a compiler, and UnsupportedKernel for another model or
+    device.
     """
     run = wrap(_formulation(batched_heads, True))
 
@@ -77,8 +77,8 @@ def fused_messages(wrap: Wrap = dynamic) -> Predict:
     return predict
 
 
-def _fused(model: FoundationModel, batch: Batch) -> bool:
-    """Whether the messages can be one operator here; raises build.CannotBuild if only a compiler is missing."""
+def _can_fuse(model: FoundationModel, batch: Batch) -> bool:
+    """Return whether the model has fused messages on this device; raise BuildError if only a compiler is missing."""
     device = batch.positions.device
     try:
         messages.check(model.config.backbone, device)
@@ -90,44 +90,52 @@ def _fused(model: FoundationModel, batch: Batch) -> bool:
 
 @dataclass
 class StaticGraphs:
-    """On batches that are filled up to a few shapes, with fused messages where the model has them.
+    """A formulation on batches padded to a few shapes, with fused messages where the model has them.
 
-    Raises NotHere for models of pairs of edges.
+    Attributes:
+        run: The formulation.
+        buckets: The shapes so far.
     """
 
     run: Function
     buckets: ShapeBuckets = field(default_factory=ShapeBuckets)
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        """Fill up, run, and cut off what was filled up."""
+        """Pad the batch, run, and cut off the padding; raise StageUnavailable for models of pairs of edges."""
         if model.config.needs_triplets:
             raise StageUnavailable("pairs of edges have no static shape")
-        shape = self.buckets.assign(shape_of(batch))
-        full = pad_batch(batch, shape, model.config.cutoff)
+        shape = self.buckets.assign(get_shape(batch))
+        padded = pad_batch(batch, shape, model.config.cutoff)
         if batch.head.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        got = self.run(model, full, pad_rows(weights, shape.graphs))
-        energy, forces = got.energy[: len(batch.head)], got.forces[: len(batch.numbers)]
-        # a graph of kernels writes its next results to the same place
+        result = self.run(model, padded, pad_rows(weights, shape.graphs))
+        energy, forces = result.energy[: len(batch.head)], result.forces[: len(batch.numbers)]
+        # a CUDA graph writes its next results to the same memory
         return Prediction(energy.clone(), forces.clone()) if batch.head.is_cuda else Prediction(energy, forces)
 
 
 @dataclass
 class MixedPrecision:
-    """Matrix products of the encoder in bfloat16 or TF32, all else as prediction.mixed_precision has it; not exact."""
+    """Low precision for the matrix products of the encoder; the rest is as in `prediction.mixed_precision`.
+
+    Attributes:
+        wrap: The way to compile.
+        products: Type of the matrix products.
+        low: The copy of the model in low precision, made by the first call.
+    """
 
     wrap: Wrap
     products: Literal["bf16", "tf32"]
     low: FoundationModel | None = None
 
     def __call__(self, model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        """The products in the type asked for; raises NotHere for TF32 where there is none."""
+        """Predict with low-precision products; raise StageUnavailable for TF32 on a device without it."""
         if self.low is None:
             if self.products == "tf32" and not batch.head.is_cuda:
                 raise StageUnavailable(f"{batch.head.device.type} has no TF32")
             self.low = copy.deepcopy(model).float()
             self.low.autocast = torch.bfloat16 if self.products == "bf16" else None
-        run = self.wrap(_formulation(prediction.mixed_precision, _fused(model, batch)))
+        run = self.wrap(_formulation(prediction.mixed_precision, _can_fuse(model, batch)))
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.products == "tf32" else before)
         try:
@@ -136,27 +144,30 @@ class MixedPrecision:
             torch.set_float32_matmul_precision(before)
 
 
-def static_graphs(wrap: Wrap = static) -> Predict:
-    """See StaticGraphs."""
+def static_graphs(wrap: Wrap = compile_static) -> Predict:
+    """Return the batched heads on static shapes."""
 
     def run(model: FoundationModel, batch: Batch, weights: Tensor) -> Prediction:
-        return wrap(_formulation(batched_heads, _fused(model, batch)))(model, batch, weights)
+        return wrap(_formulation(batched_heads, _can_fuse(model, batch)))(model, batch, weights)
 
     return StaticGraphs(run)
 
 
-def mixed_precision(wrap: Wrap = static, products: Literal["bf16", "tf32"] = "bf16") -> Predict:
-    """static_graphs around MixedPrecision."""
+def mixed_precision(wrap: Wrap = compile_static, products: Literal["bf16", "tf32"] = "bf16") -> Predict:
+    """Return mixed precision on static shapes."""
     return StaticGraphs(MixedPrecision(wrap, products))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One rung.
+    """A stage of the ladder.
 
-    make: returns the stage, given a way to compile; `uncompiled` is one too. exact: whether it must agree with the
-    baseline to rounding. compiled: the way it is compiled, and then it may be unavailable. tuned: whether it runs with
-    the tuned allocator.
+    Attributes:
+        name: Name of the stage.
+        make: Returns the function of the stage for a way to compile it.
+        exact: Whether it must agree with the baseline to rounding.
+        compiled: The way to compile it, None for eager code; a compiled stage may be unavailable.
+        tuned: Whether it runs with the tuned allocator.
     """
 
     name: str
@@ -166,26 +177,26 @@ class Stage:
     tuned: bool = False
 
     def predict(self) -> Predict:
-        """Return the stage as it runs."""
-        return self.make(self.compiled or no_compile)
+        """Return the function of the stage."""
+        return self.make(self.compiled or leave_eager)
 
     def predict_eager(self) -> Predict:
-        """Return the same arithmetic uncompiled, so that it can be counted."""
-        return self.make(no_compile)
+        """Return the same arithmetic as eager code, which can be counted."""
+        return self.make(leave_eager)
 
 
-# Stage -> how it is made, the way it is compiled, and whether the allocator is tuned.
+# Stage -> its function for a way to compile it, that way, and whether the allocator is tuned.
 IMPLEMENTATIONS: dict[StageName, tuple[Callable[[Wrap], Predict], Wrap | None, bool]] = {
     "baseline": (lambda _: prediction.baseline, None, False),
     "encoder_reuse": (lambda _: prediction.encoder_reuse, None, False),
     "branch_skip": (lambda _: prediction.branch_skip, None, False),
     "fused_gradient": (lambda _: prediction.fused_gradient, None, False),
     "batched_heads": (lambda _: batched_heads, None, False),
-    "torch_compile": (lambda wrap: wrap(batched_heads), dynamic, False),
-    "tuned_allocator": (lambda wrap: wrap(batched_heads), dynamic, True),
-    "fused_messages": (fused_messages, dynamic, True),
-    "static_graphs": (static_graphs, static, True),
-    "mixed_precision": (mixed_precision, static, True),
+    "torch_compile": (lambda wrap: wrap(batched_heads), compile_dynamic, False),
+    "tuned_allocator": (lambda wrap: wrap(batched_heads), compile_dynamic, True),
+    "fused_messages": (fused_messages, compile_dynamic, True),
+    "static_graphs": (static_graphs, compile_static, True),
+    "mixed_precision": (mixed_precision, compile_static, True),
 }
 LADDER: tuple[Stage, ...] = tuple(
     Stage(name, make, name not in APPROXIMATE, compiled, tuned)
@@ -194,7 +205,7 @@ LADDER: tuple[Stage, ...] = tuple(
 
 
 def selected_stages(parameters: LadderParameters) -> tuple[Stage, ...]:
-    """Return the stages that a case asks for, in the order of the ladder."""
-    mixed = partial(mixed_precision, products=parameters.products)
-    chosen = [stage for stage in LADDER if stage.name in parameters.stages]
-    return tuple(replace(stage, make=mixed) if stage.name == "mixed_precision" else stage for stage in chosen)
+    """Return the stages of a case, in the order of the ladder."""
+    make = partial(mixed_precision, products=parameters.products)
+    stages = [stage for stage in LADDER if stage.name in parameters.stages]
+    return tuple(replace(stage, make=make) if stage.name == "mixed_precision" else stage for stage in stages)

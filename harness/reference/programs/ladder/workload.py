@@ -1,4 +1,4 @@
-"""The model and the structures that a case of the ladder works on."""
+"""The model and the structures of a case of the ladder."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_structures
 from harness.reference.datasets.user_files import read_structures
+from harness.reference.distributed.group import synchronize
 from harness.reference.inference import prediction
-from harness.reference.inference.precision import precision
+from harness.reference.inference.precision import find_precision
 from harness.reference.inference.prediction import Predict
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.coverage import check_elements
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import timing
-from harness.reference.profiling.memory import free_bytes, largest_batch
+from harness.reference.profiling.memory import estimate_largest_batch, measure_free_bytes
 from harness.reference.programs.ladder.stages import selected_stages
 
 CRYSTAL_SETS = ("mptrj", "alexandria")
-CLOSED = -7.0
-PROBE = 4  # structures by which the size of a batch is chosen
+CLOSED_LOGIT = -7.0  # logit of a branch that the gate closes
+PROBE = 4  # structures on which memory is measured to choose the batch size
 
 
 def make_model(config: LadderParameters) -> tuple[FoundationModel, LadderModel]:
-    """Return the model in double precision on the CPU, frozen, and what the report must know of it."""
+    """Return the frozen model in double precision on the CPU, and its facts."""
     if config.checkpoint is not None:
         model, notes = checkpoints.load_named(config.checkpoint)
         held_out: Any = notes.get("held_out")
@@ -51,22 +52,22 @@ def make_model(config: LadderParameters) -> tuple[FoundationModel, LadderModel]:
         parameters=sum(p.numel() for p in model.parameters()),
         checkpoint=config.checkpoint,
         held_out=held_out,
-        untrained_heads=[name for name, seen in zip(HEADS, model.trained.tolist(), strict=True) if not seen],
+        untrained_heads=[name for name, trained in zip(HEADS, model.trained.tolist(), strict=True) if not trained],
         open_heads_by_hand=None if config.checkpoint is not None else config.open_heads,
     )
     return model.double().requires_grad_(False).eval(), fact
 
 
 def fix_gate(model: FoundationModel, open_heads: int) -> None:
-    """Give the first open_heads branches equal weight and all others next to none, whatever the composition."""
+    """Set the gate to equal weights for the first `open_heads` branches and almost none for the others."""
     with torch.no_grad():
         model.gate.last.weight.zero_()
-        model.gate.last.bias.fill_(CLOSED)
+        model.gate.last.bias.fill_(CLOSED_LOGIT)
         model.gate.last.bias[:open_heads] = 0.0
 
 
 def make_structures(config: LadderParameters, count: int) -> list[Structure]:
-    """The workload's first structures; fewer where it has no more."""
+    """Return the first structures of the workload, fewer if it has no more."""
     if config.workload == "random":
         return make_random_structures(count, atoms=config.atoms)
     if config.workload == "crystals":
@@ -78,14 +79,14 @@ def make_structures(config: LadderParameters, count: int) -> list[Structure]:
 
 
 def neighbour_limit(model: FoundationModel, config: LadderParameters) -> int | None:
-    """At most so many neighbours an atom: the workload's own where it is the paper's, else the model's."""
+    """Return the maximum number of neighbours of an atom: that of the case for random structures, else the model's."""
     return config.max_neighbours if config.workload == "random" else model.config.max_neighbours
 
 
-def prepare(
+def prepare_batch(
     structures: Sequence[Structure], model: FoundationModel, config: LadderParameters
 ) -> tuple[Batch, dict[str, Any]]:
-    """Structures -> batch on the device, and the seconds that each step took."""
+    """Build a batch on the device, and return it with the seconds of each step."""
     device = torch.device(config.device)
     limit = neighbour_limit(model, config)
     t0 = time.perf_counter()
@@ -93,14 +94,14 @@ def prepare(
     t1 = time.perf_counter()
     batch = build_batch(graphs, with_triplets=model.config.needs_triplets)
     t2 = time.perf_counter()
-    batch = batch.to(device, precision(config.precision).dtype)
-    timing.synchronize(device)
+    batch = batch.to(device, find_precision(config.precision).dtype)
+    synchronize(device)
     t3 = time.perf_counter()
     return batch, {"neighbours_s": t1 - t0, "collate_s": t2 - t1, "transfer_s": t3 - t2}
 
 
 def make_groups(config: LadderParameters, model: FoundationModel, log: CaseLog) -> list[list[Structure]]:
-    """Return the structures of each batch; raise InputError for a structure that the model cannot know."""
+    """Return the structures of each batch; raise InputError for an element that the model was not trained on."""
     size = choose_batch_size(config, model, log) if config.batch_size == "auto" else config.batch_size
     structures = make_structures(config, config.batches * size)
     if config.workload != "random":
@@ -110,18 +111,18 @@ def make_groups(config: LadderParameters, model: FoundationModel, log: CaseLog) 
 
 
 def choose_batch_size(config: LadderParameters, model: FoundationModel, log: CaseLog) -> int:
-    """Return as many structures as free memory holds.
+    """Return and log the number of structures that fit into free memory.
 
-    A few are run through the stage that takes most memory of those that are not compiled; compiled ones take less.
+    It is extrapolated from PROBE structures in the uncompiled stage that needs most memory; compiled stages need less.
     """
     device = torch.device(config.device)
-    batch, _ = prepare(make_structures(config, PROBE), model, config)
+    batch, _ = prepare_batch(make_structures(config, PROBE), model, config)
     weights = model.gate(batch.composition)
     eager: list[Predict] = [s.predict_eager() for s in selected_stages(config) if s.compiled is None]
     eager = eager or [prediction.fused_gradient]
-    peak = max(timing.peak_bytes(lambda p=p: p(model, batch, weights), device) for p in eager)  # type: ignore[misc]
-    free, probed = free_bytes(device), len(batch.head)
-    size = largest_batch(peak, probed, free)
-    fact = AutoBatchSize(chosen=size, free_bytes=free, probe_structures=probed, probe_peak_bytes=peak)
+    peak = max(timing.measure_peak_bytes(lambda p=p: p(model, batch, weights), device) for p in eager)  # type: ignore[misc]
+    free, structures = measure_free_bytes(device), len(batch.head)
+    size = estimate_largest_batch(peak, structures, free)
+    fact = AutoBatchSize(chosen=size, free_bytes=free, probe_structures=structures, probe_peak_bytes=peak)
     log.record_facts(LadderFacts(batch_size=fact))
     return size

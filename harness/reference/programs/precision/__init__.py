@@ -1,1 +1,1 @@
-"""One model in several precisions, side by side."""
+"""The program `precision`: one model trained and evaluated in several precisions."""

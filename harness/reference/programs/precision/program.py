@@ -1,7 +1,7 @@
-"""What BF16, FP32 and FP64 cost and bring: one backbone, equal seeds, equal batches (suites/precision.yaml).
+"""Time, memory and accuracy of BF16, FP32 and FP64 (suites/precision.yaml).
 
-Every precision starts from the same weights and sees the same batches; steps and predictions are timed in turn, so that
-what else runs on the machine meets all alike.
+Every precision starts from the same weights and gets the same batches. Steps and predictions are timed in turn, so that
+other load on the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from harness.protocol.programs.precision import (
     PrecisionParameters,
     PrecisionSample,
     PrecisionWorkload,
-    Predicting,
     PredictionErrors,
     TrainedErrors,
+    WeightSource,
 )
 from harness.protocol.programs.train import OptimizerParameters, TrainSet
 from harness.protocol.records import HeldOutErrors, Observed, ObservedTypes, Progress
@@ -38,9 +38,9 @@ from harness.reference.datasets.collection import DatasetCollection, NeighbourSp
 from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.distributed.group import ProcessGroup, local_device, process_group, synchronize
+from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import RankInfo
-from harness.reference.inference.precision import Precision, observed_dtypes, precision
+from harness.reference.inference.precision import Precision, find_precision, observe_dtypes
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
@@ -56,7 +56,15 @@ from harness.reference.training.optimizer import OptimizerState
 
 @dataclass
 class PrecisionRun:
-    """One precision at work."""
+    """The model, batches and optimizer of one precision.
+
+    Attributes:
+        kind: The precision.
+        model: The model.
+        feed: The training batches.
+        optimization: The optimizer.
+        finite: Whether the loss has been finite so far.
+    """
 
     kind: Precision
     model: FoundationModel
@@ -66,8 +74,8 @@ class PrecisionRun:
 
 
 def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
-    """Train in every precision, then predict with the weights trained in FP64, cast to every precision."""
-    device = local_device(config.device, config.backend, RankInfo())
+    """Train in every precision, then predict with one set of weights, cast to every precision."""
+    device = select_device(config.device, config.backend, RankInfo())
     model_config = ModelConfig.from_parameters(config.model)
     reach = NeighbourSpec(model_config.cutoff, model_config.max_neighbours)
     names = config.sets or [s.name for s in SHIPPED_SETS]
@@ -75,16 +83,16 @@ def run(config: PrecisionParameters, log: CaseLog, folder: Path) -> None:
         load_shipped_splits(s, held_out=config.held_out, seed=config.split_seed, limit=config.limit) for s in names
     ]
     splits = {split: DatasetCollection([p[split] for p in parts if len(p[split].samples)], reach) for split in SPLITS}
-    contenders = [
-        make_run(precision(name), model_config, splits[SPLITS[0]], config, device) for name in config.precisions
+    runs = [
+        make_run(find_precision(name), model_config, splits[SPLITS[0]], config, device) for name in config.precisions
     ]
     with process_group(RankInfo(), backend=config.backend, device=device, timeout_s=600) as team:
-        log.record_facts(describe(contenders, splits, config, device))
-        train(contenders, config, log, device)
-        evaluate(contenders, splits, log, team)
+        log.record_facts(describe(runs, splits, config, device))
+        train(runs, config, log, device)
+        evaluate(runs, splits, log, team)
         predict(
-            inference_model(contenders[0], config, log),
-            contenders=contenders,
+            inference_model(runs[0], config, log),
+            runs=runs,
             test=splits[SPLITS[2]],
             config=config,
             log=log,
@@ -99,39 +107,39 @@ def make_run(
     config: PrecisionParameters,
     device: torch.device,
 ) -> PrecisionRun:
-    """A model of the seed's weights, which single precision made and all others hold exactly."""
+    """Return a run of one precision; all runs start from the same weights, which single precision represents."""
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
-    recipe = SamplingSpec(training.counts, "mixed", config.temperature, config.seed, config.steps * config.batch_size)
-    sampler = DistributedSampler(recipe, 1, config.batch_size)
+    sampling = SamplingSpec(training.counts, "mixed", config.temperature, config.seed, config.steps * config.batch_size)
+    sampler = DistributedSampler(sampling, 1, config.batch_size)
     feed = BatchLoader(
         training, sampler, kind.dtype, set_reference_energies(model, training), model_config.needs_triplets
     )
     model.gate.requires_grad_(False)
     model.to(device)
     weights = [*model.encoder.parameters(), *model.heads.parameters()]
-    steps = OptimizerParameters(learning_rate=config.learning_rate, clip_norm=10.0)
-    return PrecisionRun(kind, model, feed, OptimizerState(model, weights, steps, config.steps))
+    parameters = OptimizerParameters(learning_rate=config.learning_rate, clip_norm=10.0)
+    return PrecisionRun(kind, model, feed, OptimizerState(model, weights, parameters, config.steps))
 
 
 def describe(
-    contenders: Sequence[PrecisionRun],
+    runs: Sequence[PrecisionRun],
     splits: dict[str, DatasetCollection],
     config: PrecisionParameters,
     device: torch.device,
 ) -> PrecisionFacts:
-    """Return facts of the model and the data, types as they occur, and the memory of one step and one prediction."""
-    first = contenders[0].model
+    """Return facts of model and data, the observed types, and the memory of one step and one prediction."""
+    first = runs[0].model
     types, memory = {}, []
-    for c in contenders:
-        labelled = c.feed.batch(c.feed.indices_for(0, 0), device)
-        types[c.kind.name] = msgspec.convert(observed_dtypes(c.model, labelled[0]), ObservedTypes)
+    for c in runs:
+        labelled = c.feed.batch(c.feed.select_indices(0, 0), device)
+        types[c.kind.name] = msgspec.convert(observe_dtypes(c.model, labelled[0]), ObservedTypes)
         calls: dict[Literal["training", "inference"], timing.Call] = {
-            "training": lambda c=c, x=labelled: loss_of(c, x, config).backward(),  # type: ignore[misc]
+            "training": lambda c=c, x=labelled: compute_loss(c, x, config).backward(),  # type: ignore[misc]
             "inference": lambda c=c, x=labelled: predict_own_head(c.model, x[0], create_graph=False),  # type: ignore[misc]
         }
         for task, call in calls.items():
-            peak_bytes = timing.peak_bytes(call, device)
+            peak_bytes = timing.measure_peak_bytes(call, device)
             memory.append(PeakMemory(task=task, precision=c.kind.name, peak_bytes=peak_bytes))
         c.optimization.optimizer.zero_grad()
     return PrecisionFacts(
@@ -149,24 +157,24 @@ def describe(
     )
 
 
-def loss_of(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters) -> Tensor:
-    """The paper's loss of one batch."""
+def compute_loss(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters) -> Tensor:
+    """Return the paper's loss of one batch."""
     batch, labels = labelled
     objective = MultiTaskLoss(config.force_weight, config.batch_size)
     return objective(PerGraphErrors(c.model)(batch, labels), batch.head)
 
 
-def train(contenders: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLog, device: torch.device) -> None:
-    """Every step in every precision, another first each time; one whose loss is no number takes no further part."""
+def train(runs: Sequence[PrecisionRun], config: PrecisionParameters, log: CaseLog, device: torch.device) -> None:
+    """Take every step in every precision, starting with another one each time; a non-finite loss ends a run."""
     for step in range(config.steps):
-        first = step % len(contenders)
-        drawn = contenders[0].feed.indices_for(step, 0)
-        for c in [*contenders[first:], *contenders[:first]]:
+        first = step % len(runs)
+        indices = runs[0].feed.select_indices(step, 0)
+        for c in [*runs[first:], *runs[:first]]:
             if not c.finite:
                 continue
-            labelled = c.feed.batch(drawn, device)
+            labelled = c.feed.batch(indices, device)
             losses: list[float] = []
-            seconds = timing.seconds(partial(one_step, c, labelled, config, losses), device)
+            seconds = timing.time_call(partial(take_step, c, labelled, config, losses), device)
             c.finite = math.isfinite(losses[0])
             log.write(
                 PrecisionSample(
@@ -178,20 +186,20 @@ def train(contenders: Sequence[PrecisionRun], config: PrecisionParameters, log: 
             log.write(Progress(done=step, total=config.steps, what="training steps in each precision"))
 
 
-def one_step(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters, losses: list[float]) -> None:
-    """Forward, backward, update; the loss is added to the list."""
+def take_step(c: PrecisionRun, labelled: LabelledBatch, config: PrecisionParameters, losses: list[float]) -> None:
+    """Run forward pass, backward pass and update, and append the loss to `losses`."""
     c.optimization.optimizer.zero_grad()
-    loss = loss_of(c, labelled, config)
+    loss = compute_loss(c, labelled, config)
     loss.backward()
     c.optimization.step()
     losses.append(loss.item())
 
 
 def evaluate(
-    contenders: Sequence[PrecisionRun], splits: dict[str, DatasetCollection], log: CaseLog, team: ProcessGroup
+    runs: Sequence[PrecisionRun], splits: dict[str, DatasetCollection], log: CaseLog, team: ProcessGroup
 ) -> None:
-    """Errors of each trained model in its own precision."""
-    for c in contenders:
+    """Log the test errors of each trained model in its own precision."""
+    for c in runs:
         c.model.eval().requires_grad_(False)
         if c.finite:
             rows = evaluate_test_sets(c.model, splits[SPLITS[0]], splits[SPLITS[2]], c.feed.references, team)
@@ -199,9 +207,9 @@ def evaluate(
 
 
 def inference_model(trained: PrecisionRun, config: PrecisionParameters, log: CaseLog) -> FoundationModel:
-    """The model whose predictions are compared: the checkpoint, or what was trained in FP64."""
+    """Return the model whose predictions are compared: the checkpoint, or the model of a run."""
     steps = None if config.checkpoint else config.steps
-    log.record_facts(PrecisionFacts(predicting=Predicting(checkpoint=config.checkpoint, steps=steps)))
+    log.record_facts(PrecisionFacts(predicting=WeightSource(checkpoint=config.checkpoint, steps=steps)))
     if config.checkpoint is None:
         return trained.model
     model, _ = checkpoints.load_named(config.checkpoint)
@@ -211,15 +219,15 @@ def inference_model(trained: PrecisionRun, config: PrecisionParameters, log: Cas
 def predict(
     model: FoundationModel,
     *,
-    contenders: Sequence[PrecisionRun],
+    runs: Sequence[PrecisionRun],
     test: DatasetCollection,
     config: PrecisionParameters,
     log: CaseLog,
     device: torch.device,
 ) -> None:
-    """Predictions of one model in every precision: errors first, then rounds in turn."""
+    """Predict with one model in every precision: log the errors first, then time rounds in turn."""
     models, batches = {}, {}
-    for c in contenders:
+    for c in runs:
         models[c.kind.name] = c.kind.apply(copy.deepcopy(model))
         references = model.reference_energy.double().cpu()
         feed = BatchLoader(test, c.feed.sampler, c.kind.dtype, references, model.config.needs_triplets)
@@ -227,7 +235,7 @@ def predict(
     exact = [predict_own_head(models[REFERENCE], batch, create_graph=False) for batch, _ in batches[REFERENCE]]
     for name, cast in models.items():
         for k, labelled in enumerate(batches[name]):
-            log.write(errors_of(name, cast, labelled, exact[k], batches[REFERENCE][k]))
+            log.write(prediction_errors(name, cast, labelled, exact[k], batches[REFERENCE][k]))
         if name != REFERENCE:
             for row in module_errors(models[REFERENCE], cast, batches[REFERENCE][0][0], batches[name][0][0]):
                 log.write(ModuleErrors(precision=name, **row))
@@ -235,8 +243,7 @@ def predict(
     total = sum(len(batch.head) for batch, _ in batches[REFERENCE])
     for number in range(config.rounds):
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            synchronize(device)
-            seconds = timing.seconds(partial(all_predictions, models[name], batches[name]), device)
+            seconds = timing.time_call(partial(predict_all, models[name], batches[name]), device)
             log.write(
                 PrecisionSample(
                     task="inference", precision=name, round=number, discarded=False, structures=total, seconds=seconds
@@ -245,20 +252,20 @@ def predict(
         log.write(Progress(done=number + 1, total=config.rounds, what="rounds of predictions"))
 
 
-def all_predictions(model: FoundationModel, batches: Sequence[LabelledBatch]) -> None:
-    """Energy and forces of every batch."""
+def predict_all(model: FoundationModel, batches: Sequence[LabelledBatch]) -> None:
+    """Predict energy and forces of every batch."""
     for batch, _ in batches:
         predict_own_head(model, batch, create_graph=False)
 
 
-def errors_of(
+def prediction_errors(
     precision_name: str,
     model: FoundationModel,
     labelled: LabelledBatch,
     exact: tuple[Tensor, Tensor],
     reference: LabelledBatch,
 ) -> PredictionErrors:
-    """Return errors of one batch of one head against FP64 and against labels; None where one is not finite."""
+    """Return the errors of one batch of one head against FP64 and against labels; non-finite errors are None."""
     energy, forces = (t.detach().double() for t in predict_own_head(model, labelled[0], create_graph=False))
     exact_energy, exact_forces = (t.detach().double() for t in exact)
     batch, labels = reference

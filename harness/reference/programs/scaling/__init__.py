@@ -1,1 +1,1 @@
-"""Weak and strong scaling: timed steps of data-parallel training."""
+"""The program `scaling`: timed steps of data-parallel training, for weak and strong scaling."""

@@ -1,4 +1,4 @@
-"""Whether ranks together compute what one process would: their exchanged gradient, and their parameters afterwards."""
+"""Consistency of ranks with one process: their exchanged gradient, and their parameters after training."""
 
 from __future__ import annotations
 
@@ -23,42 +23,48 @@ CHECKED_GRAPHS = 2
 def gradient_error(
     replica: DistributedDataParallel, objective: MultiTaskLoss, feed: BatchLoader, team: ProcessGroup
 ) -> tuple[float, int, int]:
-    """How far the exchanged gradient of one small batch is from the one that rank 0 computes alone over all its graphs.
+    """Compare the exchanged gradient of one small batch with that which rank 0 computes alone; collective.
 
-    Largest difference relative to the largest gradient (meaningful on rank 0), over how many ranks and graphs; of more
-    than CHECKED_RANKS ranks, the others take part with weight 0.
+    Ranks beyond the first CHECKED_RANKS take part with weight 0.
+
+    Returns:
+        The largest difference relative to the largest gradient, and the numbers of ranks and graphs; 0 on other ranks.
+
+    Raises:
+        InputError: The gradient is not finite, or 0.
     """
-    place = team.rank_info
-    counted = min(place.size, CHECKED_RANKS)
-    parts = [feed.indices_for(0, rank)[:CHECKED_GRAPHS] for rank in range(counted)]
-    own = parts[place.rank] if place.rank < counted else parts[0]
-    weight = place.size / counted if place.rank < counted else 0.0
+    rank_info = team.rank_info
+    counted = min(rank_info.size, CHECKED_RANKS)
+    parts = [feed.select_indices(0, rank)[:CHECKED_GRAPHS] for rank in range(counted)]
+    indices = parts[rank_info.rank] if rank_info.rank < counted else parts[0]
+    weight = rank_info.size / counted if rank_info.rank < counted else 0.0
     parameters = [p for p in replica.parameters() if p.requires_grad]
-    batch, labels = feed.batch(own, team.device)
-    (weight * replace(objective, graphs=len(own))(replica(batch, labels), batch.head)).backward()
+    batch, labels = feed.batch(indices, team.device)
+    (weight * replace(objective, graphs=len(indices))(replica(batch, labels), batch.head)).backward()
     exchanged = flatten([p.grad for p in parameters if p.grad is not None])
-    if place.rank > 0:
+    if rank_info.rank > 0:
         return 0.0, 0, 0
-    together = SampleIndices(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
-    # Straight from the loss, not by backward(): the wrapper's hooks would wait for the other ranks.
-    batch, labels = feed.batch(together, team.device)
-    loss = replace(objective, graphs=len(together))(replica.module(batch, labels), batch.head)
+    combined = SampleIndices(np.concatenate([p.dataset for p in parts]), np.concatenate([p.index for p in parts]))
+    # autograd.grad, not backward(), whose DDP hooks would wait for the other ranks.
+    batch, labels = feed.batch(combined, team.device)
+    loss = replace(objective, graphs=len(combined))(replica.module(batch, labels), batch.head)
     alone = flatten(torch.autograd.grad(loss, parameters))
     error = float((exchanged - alone).abs().max() / alone.abs().max())
     if not math.isfinite(error):
-        raise InputError(f"the gradient of the untrained model is not finite, or 0, over {len(together)} graphs")
-    return error, counted, len(together)
+        raise InputError(f"the gradient of the untrained model is not finite, or 0, over {len(combined)} graphs")
+    return error, counted, len(combined)
 
 
 def parameter_divergence(model: nn.Module, team: ProcessGroup) -> float:
-    """How far the parameters of any rank are from those of rank 0, relative to the largest of them.
+    """Return the largest difference of any rank's parameters from those of rank 0, relative to the largest; collective.
 
-    Raises InputError if a rank's parameters are no longer finite.
+    Raises:
+        InputError: The parameters of a rank are not finite.
     """
-    own = flatten([p.detach() for p in model.parameters()])
-    first = team.broadcast(own)
-    # A maximum over ranks may pass over what is not a number, never over an infinity.
-    difference = ((own - first).abs().max() / first.abs().max()).nan_to_num(nan=math.inf)
+    local = flatten([p.detach() for p in model.parameters()])
+    first = team.broadcast(local)
+    # A maximum over ranks may ignore NaN, but never an infinity.
+    difference = ((local - first).abs().max() / first.abs().max()).nan_to_num(nan=math.inf)
     divergence = float(team.all_reduce_max(difference.reshape(1)))
     if not math.isfinite(divergence):
         raise InputError("the parameters are no longer finite after training")

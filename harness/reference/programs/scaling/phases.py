@@ -1,7 +1,7 @@
-"""Where a training step's time goes: the same step once more, cut where one kind of work ends and the next begins.
+"""The time of the regions of a training step: a step is repeated with time marks between its kinds of work.
 
-Nothing is prefetched and no gradient exchanged here, so that each region is one kind of work; on a device the marks are
-events in its queue, which cost nothing while it works.
+There is no prefetch and no exchange of gradients, so that each region is one kind of work. On a device the marks are
+events in its queue, which do not interrupt its work.
 """
 
 from __future__ import annotations
@@ -26,15 +26,24 @@ def time_regions(
     objective: MultiTaskLoss,
     optimizer: torch.optim.Optimizer,
     feed: BatchLoader,
-    drawn: SampleIndices,
+    indices: SampleIndices,
     device: torch.device,
 ) -> Tensor:
-    """Seconds of each of REGIONS in one step on what was drawn, [7]."""
+    """Take one step, and return the seconds of each of REGIONS, [7].
+
+    Args:
+        model: The model.
+        objective: The loss.
+        optimizer: The optimizer.
+        feed: Loads the batch.
+        indices: The structures of the batch.
+        device: The device of the model.
+    """
     corpus: DatasetCollection = feed.corpus
     times = [time.perf_counter()]
-    records = corpus.records(drawn)
+    records = corpus.records(indices)
     times.append(time.perf_counter())
-    graphs = corpus.build_graphs(drawn, records)
+    graphs = corpus.build_graphs(indices, records)
     times.append(time.perf_counter())
     batch, labels = feed.collate(graphs, device)
     synchronize(device)
@@ -43,12 +52,12 @@ def time_regions(
     watch = Stopwatch(device)
     watch.mark()
     positions = batch.positions.detach().requires_grad_()
-    beyond = model.residual_energies(model.encode(batch, positions, batch.shift), batch)
-    own = beyond.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
+    residuals = model.residual_energies(model.encode(batch, positions, batch.shift), batch)
+    energy = residuals.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
     watch.mark()
-    (slope,) = torch.autograd.grad(own.sum(), positions, create_graph=True)
+    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
     watch.mark()
-    objective(compare_with_labels(own, -slope, batch, labels), batch.head).backward()
+    objective(compare_with_labels(energy, -slope, batch, labels), batch.head).backward()
     watch.mark()
     optimizer.step()
     watch.mark()

@@ -1,9 +1,9 @@
 """Data-parallel training steps of the multi-task model, one process per rank: a point of weak or strong scaling.
 
-Batches come from shipped sets or from stores, made ready in a thread while the one before is trained on. Epochs are
-trained through without a barrier, each rank keeping its own step times; the first is discarded, as in the paper. One
-more pass over the last epoch's batches without exchange of gradients tells computing from communicating: 1 - sum of
-`compute_only` seconds / sum of `busy` seconds of the last epoch's samples is the share of communication.
+Batches of shipped sets or stores are prepared in a thread during the step before. Epochs run without a barrier, and
+each rank records its own step times; the first epoch is discarded, as in the paper. Another pass over the batches of
+the last epoch, without exchange of gradients, separates computation from communication: 1 - sum of `compute_only`
+seconds / sum of `busy` seconds of the last epoch's samples is the share of communication.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from harness.reference.datasets.collection import (
 )
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import ProcessGroup, local_device, process_group
+from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import RankInfo
-from harness.reference.inference.precision import precision
+from harness.reference.inference.precision import find_precision
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling.observe import observe
@@ -51,35 +51,35 @@ from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 
 
 def run(config: DataParallelParameters, log: CaseLog, folder: Path) -> None:
-    """Check the exchanged gradient, train, check that the ranks agree, and time steps on their own."""
-    place = launch.detect_rank(os.environ)
-    device = local_device(config.device, config.backend, place)
+    """Check the exchanged gradient, train, check that the ranks agree, and time the parts of a step."""
+    rank_info = launch.detect_rank(os.environ)
+    device = select_device(config.device, config.backend, rank_info)
     model_config = ModelConfig.from_parameters(config.model, max_neighbours=config.max_neighbours)
-    corpus = open_corpus(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), place)
-    kind = precision(config.precision)
-    recipe = SamplingSpec(corpus.counts, config.sampling, config.temperature, config.seed)
+    corpus = open_corpus(config, NeighbourSpec(model_config.cutoff, config.max_neighbours), rank_info)
+    kind = find_precision(config.precision)
+    sampling = SamplingSpec(corpus.counts, config.sampling, config.temperature, config.seed)
     torch.manual_seed(config.seed)
     model = kind.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
-    sampler = DistributedSampler(recipe, place.size, config.batch_size)
+    sampler = DistributedSampler(sampling, rank_info.size, config.batch_size)
     feed = BatchLoader(corpus, sampler, kind.dtype, set_reference_energies(model, corpus), model_config.needs_triplets)
     with (
         corpus.samples,
-        process_group(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team,
+        process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team,
     ):
         scale(model.to(device), feed, config, team, log)
 
 
-def open_corpus(config: DataParallelParameters, reach: NeighbourSpec, place: RankInfo) -> DatasetCollection:
-    """The datasets that the case asks for; those of stores are opened by all ranks together."""
+def open_corpus(config: DataParallelParameters, reach: NeighbourSpec, rank_info: RankInfo) -> DatasetCollection:
+    """Return the datasets of the case; collective for stores."""
     if not config.stores:
         names = config.sets or [s.name for s in SHIPPED_SETS]
         return DatasetCollection([load_shipped(name, config.atoms) for name in names], reach)
-    comm = get_mpi_world(place) if place.size > 1 and config.read in ("shared", "distributed") else None
-    found = find_stores(Path(config.stores).expanduser())
+    comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read in ("shared", "distributed") else None
+    paths = find_stores(Path(config.stores).expanduser())
     datasets = [
         open_dataset(path, reach, config.read, comm=comm, width=config.width, backend=config.store_backend)
-        for path in found
+        for path in paths
     ]
     require_forces(datasets, config.force_weight)
     return DatasetCollection(datasets, reach)
@@ -88,7 +88,7 @@ def open_corpus(config: DataParallelParameters, reach: NeighbourSpec, place: Ran
 def scale(
     model: FoundationModel, feed: BatchLoader, config: DataParallelParameters, team: ProcessGroup, log: CaseLog
 ) -> None:
-    """Everything that the ranks do together."""
+    """Run and log all measurements of the case; collective."""
     for fitted in (model.reference_energy, model.scale):
         fitted.copy_(team.broadcast(fitted))
     log.record_facts(describe(model, feed, config, team))
@@ -97,28 +97,28 @@ def scale(
     check = GradientCheck(ranks=counted, graphs=graphs)
     log.record_facts(DataParallelFacts(gradient_error=error, gradient_check=check))
 
-    def made(step: int) -> LabelledBatch:
-        return feed.batch(feed.indices_for(step, team.rank), team.device)
+    def load_batch(step: int) -> LabelledBatch:
+        return feed.batch(feed.select_indices(step, team.rank), team.device)
 
     steps = range((config.epochs + 1) * config.steps)
-    with Prefetch(made, steps, depth=config.ahead, samples=feed.corpus.samples) as ahead:
+    with Prefetch(load_batch, steps, depth=config.ahead, samples=feed.corpus.samples) as ahead:
         scaling = Scaling(replica, ahead, config, team, log)
         batches: list[LabelledBatch] = []
         for number in range(config.epochs):
-            batches = scaling.epoch(number)
+            batches = scaling.run_epoch(number)
         divergence = parameter_divergence(model, team)
         log.record_facts(DataParallelFacts(throughput_graphs_per_s=scaling.throughput, parameter_divergence=divergence))
-        scaling.compute_only(batches)
-        scaling.exchange()
-        scaling.regions(model, feed)
+        scaling.time_computation(batches)
+        scaling.time_exchange()
+        scaling.time_regions(model, feed)
     log.record_facts(DataParallelFacts(graph_sizes=graph_sizes(batches)))
 
 
 def describe(
     model: FoundationModel, feed: BatchLoader, config: DataParallelParameters, team: ProcessGroup
 ) -> DataParallelFacts:
-    """Return facts of model and workload, and of the ranks as each one finds itself."""
-    place, corpus, host = team.rank_info, feed.corpus, platform.node()
+    """Return facts of model, workload and ranks; collective."""
+    rank_info, corpus, host = team.rank_info, feed.corpus, platform.node()
     structures = sum(corpus.counts)
     return DataParallelFacts(
         model=ScalingModel(
@@ -128,7 +128,7 @@ def describe(
         ),
         workload=ScalingWorkload(
             sets=[
-                ScalingSet(set=d.name, role=d.role, level=d.level, structures=len(d.samples), drawn=n)
+                ScalingSet(set=d.name, role=d.role, level=d.level, structures=len(d.samples), samples_per_epoch=n)
                 for d, n in zip(corpus.datasets, feed.sampler.draws.tolist(), strict=True)
             ],
             structures=structures,
@@ -137,10 +137,10 @@ def describe(
             sampling=config.sampling,
             temperature=config.temperature,
             batch_size=config.batch_size,
-            global_batch_size=config.batch_size * place.size,
+            global_batch_size=config.batch_size * rank_info.size,
             steps=config.steps,
             epochs=config.epochs,
-            passes=config.epochs * config.steps * config.batch_size * place.size / structures,
+            passes=config.epochs * config.steps * config.batch_size * rank_info.size / structures,
             max_neighbours=config.max_neighbours,
             seed=config.seed,
         ),
@@ -149,15 +149,15 @@ def describe(
             model,
             config.device,
             requested=config.precision,
-            world_size=place.size,
+            world_size=rank_info.size,
             backend=config.backend,
         ),
         ranks=team.all_gather(
             RankPlace(
-                rank=place.rank,
+                rank=rank_info.rank,
                 host=host,
                 node=os.environ.get("SLURMD_NODENAME", host),
-                local_rank=place.local_rank,
+                local_rank=rank_info.local_rank,
                 device=str(team.device),
                 cores=len(os.sched_getaffinity(0)),
             )

@@ -1,4 +1,4 @@
-"""One scaling run of a rank: epochs trained through and timed, and what tells computing from communicating."""
+"""The measurements of a scaling run on one rank: timed epochs, computation alone, exchange alone, and regions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.protocol.programs.data_parallel import (
     ComputeOnly,
     DataParallelParameters,
     Exchange,
-    OwnStep,
+    LocalStep,
     Region,
     ScalingEpoch,
     ScalingSample,
@@ -27,16 +27,16 @@ from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import fom_client
 from harness.reference.programs.scaling.phases import time_regions
-from harness.reference.training.loader import BatchLoader, EpochTiming, LabelledBatch, timed_epoch
+from harness.reference.training.loader import BatchLoader, EpochTiming, LabelledBatch, time_epoch
 from harness.reference.training.loss import MultiTaskLoss
 
-MOST_SIZES = 2000
-CUT_STEPS = 11
+MAX_GRAPHS = 2000  # whose sizes are logged
+REGION_STEPS = 11
 EXCHANGES = 7
 
 
 class Scaling:
-    """One run: a model on every rank, its optimizer, and the batches that come to it."""
+    """A model on every rank, its optimizer and its batches; every method is collective."""
 
     def __init__(
         self,
@@ -48,24 +48,24 @@ class Scaling:
     ) -> None:
         self.replica, self.batches, self.config, self.team, self.log = replica, batches, config, team, log
         self.objective = MultiTaskLoss(config.force_weight, config.batch_size)
-        trained = [p for p in replica.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate)
+        parameters = [p for p in replica.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate)
         self.throughput: list[float] = []
 
-    def epoch(self, number: int) -> list[LabelledBatch]:
-        """Train one epoch, write its samples, and return its batches."""
+    def run_epoch(self, number: int) -> list[LabelledBatch]:
+        """Train one epoch, log its samples, and return its batches."""
         config, team = self.config, self.team
         self.log.write(Progress(done=number * config.steps, total=config.epochs * config.steps, what="training steps"))
         batches: list[LabelledBatch] = []
         team.barrier()
-        own = timed_epoch(
+        timing = time_epoch(
             self.replica,
             self.objective,
             self.optimizer,
             record_batches(islice(self.batches, config.steps), batches),
             team.device,
         )
-        times = torch.tensor([own.seconds, own.waits.sum()], dtype=torch.float64)
+        times = torch.tensor([timing.seconds, timing.waits.sum()], dtype=torch.float64)
         slowest, mean = team.all_reduce_max(times).tolist(), team.all_reduce_mean(times).tolist()
         graphs = team.size * config.batch_size * config.steps
         discarded = number == 0
@@ -78,85 +78,84 @@ class Scaling:
         if not discarded:
             self.throughput.append(graphs / slowest[0])
             fom_client.post_figure_of_merit("graphs_per_s", graphs / slowest[0])
-        self._samples(number, own, batches)
-        self._own_steps(number, own.busy, batches, exchanged=team.size > 1)
+        self._log_samples(number, timing, batches)
+        self._log_own_steps(number, timing.busy, batches, exchanged=team.size > 1)
         return batches
 
-    def _own_steps(self, epoch: int, busy: Tensor, batches: Sequence[LabelledBatch], *, exchanged: bool) -> None:
-        """Write rank 0's own steps with the size of what it worked on."""
+    def _log_own_steps(self, epoch: int, busy: Tensor, batches: Sequence[LabelledBatch], *, exchanged: bool) -> None:
+        """Log the steps of this rank with the sizes of its batches; only rank 0 has a log."""
         for step, (seconds, (batch, _)) in enumerate(zip(busy.tolist(), batches, strict=False)):
             self.log.write(
-                OwnStep(
+                LocalStep(
                     epoch=epoch, step=step, discarded=epoch == 0, exchanged=exchanged, busy=seconds,
                     graphs=len(batch.head), atoms=len(batch.numbers), edges=len(batch.receiver),
                 )
             )  # fmt: skip
 
-    def _samples(self, epoch: int, own: EpochTiming, batches: Sequence[LabelledBatch]) -> None:
-        """Write what the ranks have measured of each step of an epoch; raise InputError if a loss is not finite."""
+    def _log_samples(self, epoch: int, timing: EpochTiming, batches: Sequence[LabelledBatch]) -> None:
+        """Log each step of an epoch, reduced over ranks; raise InputError if a loss is not finite."""
         sizes = torch.tensor([[len(b.numbers), len(b.receiver)] for b, _ in batches])
         columns = zip(
-            self.team.all_reduce_max(own.steps).tolist(),
-            self.team.all_reduce_mean(own.steps).tolist(),
-            self.team.all_reduce_max(own.busy).tolist(),
-            self.team.all_reduce_mean(own.waits).tolist(),
-            self.team.all_reduce_mean(own.losses).tolist(),
+            self.team.all_reduce_max(timing.steps).tolist(),
+            self.team.all_reduce_mean(timing.steps).tolist(),
+            self.team.all_reduce_max(timing.busy).tolist(),
+            self.team.all_reduce_mean(timing.waits).tolist(),
+            self.team.all_reduce_mean(timing.losses).tolist(),
             self.team.all_reduce_sum(sizes).long().tolist(),
             self.team.all_reduce_max(sizes).long().tolist(),
             strict=True,
         )
-        for step, (slowest, mean, busy, wait, loss, (atoms, edges), most) in enumerate(columns):
+        for step, (slowest, mean, busy, wait, loss, (atoms, edges), largest) in enumerate(columns):
             if not math.isfinite(loss):
                 raise InputError(f"the loss is {loss} at epoch {epoch}, step {step}")
             self.log.write(
                 ScalingSample(
                     epoch=epoch, step=step, discarded=epoch == 0, seconds=slowest, seconds_mean=mean, busy=busy,
-                    wait_mean=wait, graphs=self.team.rank_info.size * self.config.batch_size, atoms=atoms, edges=edges,
-                    atoms_most=most[0], edges_most=most[1], loss=loss,
+                    wait_mean=wait, graphs=self.team.size * self.config.batch_size, atoms=atoms, edges=edges,
+                    atoms_most=largest[0], edges_most=largest[1], loss=loss,
                 )
             )  # fmt: skip
 
-    def compute_only(self, batches: Sequence[LabelledBatch]) -> None:
-        """The same steps without exchange; the ranks' parameters part, so this comes last.
+    def time_computation(self, batches: Sequence[LabelledBatch]) -> None:
+        """Time the same steps without exchange of gradients, after which the parameters of the ranks differ.
 
-        Others are made ready meanwhile, as in training, where that takes part of the cores.
+        Other batches are loaded meanwhile, since in training too the loader uses some of the cores.
         """
         self.team.barrier()
-        again = (batch for batch, _ in zip(batches, self.batches, strict=False))
-        seconds = timed_epoch(
-            self.replica, self.objective, self.optimizer, again, self.team.device, exchange=False
+        repeated = (batch for batch, _ in zip(batches, self.batches, strict=False))
+        seconds = time_epoch(
+            self.replica, self.objective, self.optimizer, repeated, self.team.device, exchange=False
         ).busy
         slowest, mean = self.team.all_reduce_max(seconds).tolist(), self.team.all_reduce_mean(seconds).tolist()
         for step in range(len(batches)):
             self.log.write(ComputeOnly(step=step, seconds=slowest[step], seconds_mean=mean[step]))
-        self._own_steps(self.config.epochs, seconds, batches, exchanged=False)
+        self._log_own_steps(self.config.epochs, seconds, batches, exchanged=False)
 
-    def exchange(self) -> None:
-        """All-reduces on their own: of the whole gradient, and of one number, for what a message costs."""
+    def time_exchange(self) -> None:
+        """Time all-reduces alone: of the whole gradient, and of one number, for the latency."""
         if self.team.size == 1:
             return
-        trained = [p for p in self.replica.parameters() if p.requires_grad]
-        for count in (sum(p.numel() for p in trained), 1):
-            content = torch.zeros(count, dtype=trained[0].dtype, device=self.team.device)
+        parameters = [p for p in self.replica.parameters() if p.requires_grad]
+        for count in (sum(p.numel() for p in parameters), 1):
+            values = torch.zeros(count, dtype=parameters[0].dtype, device=self.team.device)
             for repeat in range(EXCHANGES + 1):
                 self.team.barrier()
-                seconds = self.team.time_all_reduce(content)
-                if repeat:  # the first one pays for what comes once
-                    self.log.write(Exchange(bytes=content.nbytes, seconds=seconds))
+                seconds = self.team.time_all_reduce(values)
+                if repeat:  # the first one includes one-time costs
+                    self.log.write(Exchange(bytes=values.nbytes, seconds=seconds))
 
-    def regions(self, model: FoundationModel, feed: BatchLoader) -> None:
-        """As many steps once more, cut up; after the first, which pays for what comes once."""
+    def time_regions(self, model: FoundationModel, feed: BatchLoader) -> None:
+        """Time the regions of some steps; the first step, which includes one-time costs, is discarded."""
         times = []
-        for step in range(min(self.config.steps, CUT_STEPS)):
+        for step in range(min(self.config.steps, REGION_STEPS)):
             self.team.barrier()
-            drawn = feed.indices_for(step, self.team.rank_info.rank)
             times.append(
                 time_regions(
                     model,
                     objective=self.objective,
                     optimizer=self.optimizer,
                     feed=feed,
-                    drawn=drawn,
+                    indices=feed.select_indices(step, self.team.rank),
                     device=self.team.device,
                 )
             )
@@ -168,17 +167,17 @@ class Scaling:
 
 
 def graph_sizes(batches: Sequence[LabelledBatch]) -> list[tuple[float, float]]:
-    """Atoms and edges of graphs that rank 0 was dealt, at most MOST_SIZES of them."""
-    found: list[tuple[float, float]] = []
+    """Return the atoms and edges of each graph of the batches, of at most MAX_GRAPHS."""
+    sizes: list[tuple[float, float]] = []
     for batch, _ in batches:
         count = len(batch.head)
         atoms, edges = (torch.bincount(of, minlength=count).tolist() for of in (batch.graph, batch.edge_graph))
-        found += [(a, e) for a, e in zip(atoms, edges, strict=True)]
-    return found[:MOST_SIZES]
+        sizes += [(a, e) for a, e in zip(atoms, edges, strict=True)]
+    return sizes[:MAX_GRAPHS]
 
 
-def record_batches(batches: Iterable[LabelledBatch], there: list[LabelledBatch]) -> Iterator[LabelledBatch]:
-    """The batches, which are also put there."""
+def record_batches(batches: Iterable[LabelledBatch], record: list[LabelledBatch]) -> Iterator[LabelledBatch]:
+    """Yield the batches, and append them to `record`."""
     for batch in batches:
-        there.append(batch)
+        record.append(batch)
         yield batch

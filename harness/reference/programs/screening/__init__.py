@@ -1,1 +1,1 @@
-"""Screening: candidates by the billion, each known by its number alone, with their neighbour lists."""
+"""The program `screening`: billions of candidates, each generated from its number, scored by a model."""

@@ -52,9 +52,9 @@ from harness.reference.programs.screening.spot_checks import (
 )
 
 COMPONENTS = 8
-FAR = 10.0  # deviations
-SHOWN = 300
-STRANGE = 200
+MAX_DEVIATION = 10.0  # standard deviations
+MAX_POINTS = 300  # of a kind in the figure of embeddings
+OOD_STRUCTURES = 200
 
 
 @dataclass(frozen=True)
@@ -76,125 +76,129 @@ class FinishedScreening:
     best: Sequence[int]
 
 
-def assess(config: Trust, of: FinishedScreening, log: CaseLog, folder: Path) -> None:
+def assess(config: Trust, screening: FinishedScreening, log: CaseLog, folder: Path) -> None:
     """Assess a screening on the CPU in double precision, and log the results."""
-    model, workload = of.model.to("cpu").double(), of.workload
+    model, workload = screening.model.to("cpu").double(), screening.workload
     model.autocast = None
     rng = np.random.default_rng(config.seed)
-    indices = sample_candidates(of.parts, config.sample, rng)
+    indices = sample_candidates(screening.parts, config.sample, rng)
     candidates = [workload.structure(k) for k in indices]
-    known, valid, test = (
-        [s for of in training_structures(split, config.known_limit).values() for s in of] for split in (0, 1, 2)
+    training, validation, test = (
+        [s for structures in training_structures(split, config.known_limit).values() for s in structures]
+        for split in (0, 1, 2)
     )
-    inside = embed(model, known)
-    near = fit_distance(inside)
+    reference = embed(model, training)
+    distance = fit_distance(reference)
     others = {"candidates": embed(model, candidates), "held out": embed(model, test)}
     finite = np.asarray(np.isfinite(others["candidates"]).all(axis=1))
     candidates = [candidates[k] for k in np.flatnonzero(finite)]
     others["candidates"] = others["candidates"][finite]
-    strange = {kind: embed(model, s) for kind, s in ood_structures(test, STRANGE, config.seed).items()}
-    strange = {kind: e[np.isfinite(e).all(axis=1)] for kind, e in strange.items()}
-    found = calibrate(
-        distances(near, embed(model, valid)),
-        distances(near, others["held out"]),
-        {kind: distances(near, e) for kind, e in strange.items()},
+    ood = {kind: embed(model, s) for kind, s in ood_structures(test, OOD_STRUCTURES, config.seed).items()}
+    ood = {kind: e[np.isfinite(e).all(axis=1)] for kind, e in ood.items()}
+    calibration = calibrate(
+        compute_distances(distance, embed(model, validation)),
+        compute_distances(distance, others["held out"]),
+        {kind: compute_distances(distance, e) for kind, e in ood.items()},
         config.false_alarm,
     )
-    log.write(Calibration(**asdict(found), strange=STRANGE))
-    log_overlap(inside, others, known, candidates, log)
-    log_projection(inside, {**others, **strange}, log)
-    away = distances(near, others["candidates"])
-    known_of = select_covered(model, candidates, log)
-    estimate_uncertainty(config, model, [candidates[k] for k in known_of], away[known_of] > found.threshold, log)
-    log_labels(config, model, of.notes, workload, near=near, threshold=found.threshold, rng=rng, log=log)
-    chosen = [(k, workload.structure(k)) for k in of.best[: config.relaxed]]
-    done, failed = relax(model, chosen, steps=config.relax_steps, folder=folder)
-    for one in done:
-        row = {"event": "relaxed", **asdict(one), **workload.describe(one.candidate)}
+    threshold = calibration.threshold
+    log.write(Calibration(**asdict(calibration), strange=OOD_STRUCTURES))
+    log_overlap(reference, others, training, candidates, log)
+    log_projection(reference, {**others, **ood}, log)
+    covered = select_covered(model, candidates, log)
+    flagged = compute_distances(distance, others["candidates"])[covered] > threshold
+    estimate_uncertainty(config, model, [candidates[k] for k in covered], flagged, log)
+    log_labels(config, model, screening.notes, workload, near=distance, threshold=threshold, rng=rng, log=log)
+    best = [(k, workload.structure(k)) for k in screening.best[: config.relaxed]]
+    relaxations, failed = relax(model, best, steps=config.relax_steps, folder=folder)
+    for relaxation in relaxations:
+        row = {"event": "relaxed", **asdict(relaxation), **workload.describe(relaxation.candidate)}
         log.write(msgspec.convert(row, RelaxedCandidate))
     if failed:
-        log.write(Unrelaxed(of=len(chosen), reasons=dict(failed)))
+        log.write(Unrelaxed(of=len(best), reasons=dict(failed)))
 
 
 def select_covered(model: FoundationModel, candidates: Sequence[Structure], log: CaseLog) -> NDArray[np.int64]:
     """Return the positions of the candidates inside the training sets of the model, and log the others by reason."""
     coverage, limits = Coverage(model), (model.config.cutoff, model.config.max_neighbours)
     reasons: Counter[str] = Counter()
-    kept = []
+    covered = []
     for k, structure in enumerate(candidates):
         graph = build_neighbour_list(structure, cutoff=limits[0], max_neighbours=limits[1])
-        why = [name for name, mask in coverage.outside(build_batch([graph])).items() if mask[0]]
-        reasons.update(why)
-        kept += [] if why else [k]
+        outside = [name for name, mask in coverage.find_outside(build_batch([graph])).items() if mask[0]]
+        reasons.update(outside)
+        covered += [] if outside else [k]
     log.write(OutsideCoverage(candidates=len(candidates), reasons=dict(reasons)))
-    return np.array(kept, dtype=np.int64)
+    return np.array(covered, dtype=np.int64)
 
 
 def sample_candidates(parts: IndexPartition, count: int, rng: np.random.Generator) -> list[int]:
     """Return random candidates from the parts that were screened, ascending."""
     numbers = parts.selected
-    found = set()
-    for number in rng.integers(0, len(numbers), count).tolist():
-        first, stop = parts.bounds(numbers[number])
-        found.add(int(rng.integers(first, stop)))
-    return sorted(found)
+    candidates = set()
+    for position in rng.integers(0, len(numbers), count).tolist():
+        first, stop = parts.bounds(numbers[position])
+        candidates.add(int(rng.integers(first, stop)))
+    return sorted(candidates)
 
 
-def distances(near: MahalanobisDistance, embedding: Array) -> Array:
+def compute_distances(distance: MahalanobisDistance, embedding: Array) -> Array:
     """Return the distances of embeddings [s, F], [s]."""
-    return near.distance(torch.from_numpy(embedding)).numpy()
+    return distance.distance(torch.from_numpy(embedding)).numpy()
 
 
 def log_overlap(
-    inside: Array,
+    reference: Array,
     others: dict[str, Array],
-    known: Sequence[Structure],
+    training: Sequence[Structure],
     candidates: Sequence[Structure],
     log: CaseLog,
 ) -> None:
     """Log Wasserstein distances along principal components, in units of the training sets' deviation, and elements.
 
-    Deviations are clipped at FAR, as a few outliers would dominate; the share of clipped structures is logged.
+    Deviations are clipped at MAX_DEVIATION, as outliers would dominate; the share of clipped structures is logged.
     """
-    axes, scale, mean = principal_components(inside)
-    base = (inside - mean) @ axes / scale
+    axes, scale, mean = principal_components(reference)
+    base = (reference - mean) @ axes / scale
     for kind, embedding in others.items():
-        at = (embedding - mean) @ axes / scale
-        near = np.clip(at, -FAR, FAR)
-        each = [float(wasserstein_distance(base[:, k], near[:, k])) for k in range(at.shape[1])]
+        scores = (embedding - mean) @ axes / scale
+        clipped = np.clip(scores, -MAX_DEVIATION, MAX_DEVIATION)
+        distances = [float(wasserstein_distance(base[:, k], clipped[:, k])) for k in range(scores.shape[1])]
         log.write(
             Overlap(
                 kind=kind,
-                structures=len(at),
-                wasserstein=[round(w, 4) for w in each],
-                mean=round(float(np.mean(each)), 4),
-                beyond=float((np.abs(at) > FAR).any(axis=1).mean()),
+                structures=len(scores),
+                wasserstein=[round(w, 4) for w in distances],
+                mean=round(float(np.mean(distances)), 4),
+                beyond=float((np.abs(scores) > MAX_DEVIATION).any(axis=1).mean()),
             )
         )
-    trained, asked = (Counter(int(z) for s in of for z in np.unique(s.numbers)) for of in (known, candidates))
+    trained, screened = (
+        Counter(int(z) for s in structures for z in np.unique(s.numbers)) for structures in (training, candidates)
+    )
     log.write(
         Elements(
             trained={str(z): n for z, n in sorted(trained.items())},
-            candidates={str(z): n for z, n in sorted(asked.items())},
-            never_seen=sorted(set(asked) - set(trained)),
+            candidates={str(z): n for z, n in sorted(screened.items())},
+            never_seen=sorted(set(screened) - set(trained)),
         )
     )
 
 
-def principal_components(inside: Array) -> tuple[Array, Array, Array]:
+def principal_components(reference: Array) -> tuple[Array, Array, Array]:
     """Return principal axes [F, c], standard deviations [c] along them, and the mean [F] of embeddings [s, F]."""
-    mean = inside.mean(axis=0)
-    _, values, right = np.linalg.svd(inside - mean, full_matrices=False)
-    kept = min(COMPONENTS, int((values > values[0] * 1e-9).sum()))
-    return right[:kept].T, values[:kept] / np.sqrt(len(inside)), mean
+    mean = reference.mean(axis=0)
+    _, values, right = np.linalg.svd(reference - mean, full_matrices=False)
+    count = min(COMPONENTS, int((values > values[0] * 1e-9).sum()))
+    return right[:count].T, values[:count] / np.sqrt(len(reference)), mean
 
 
-def log_projection(inside: Array, others: dict[str, Array], log: CaseLog) -> None:
+def log_projection(reference: Array, others: dict[str, Array], log: CaseLog) -> None:
     """Log the projections of embeddings on the first two principal components."""
-    axes, scale, mean = principal_components(inside)
-    for kind, embedding in {"training": inside, **others}.items():
-        every = max(1, len(embedding) // SHOWN)
-        at = np.clip((embedding[::every] - mean) @ axes[:, :2] / scale[:2], -FAR, FAR).round(4)
+    axes, scale, mean = principal_components(reference)
+    for kind, embedding in {"training": reference, **others}.items():
+        stride = max(1, len(embedding) // MAX_POINTS)
+        at = np.clip((embedding[::stride] - mean) @ axes[:, :2] / scale[:2], -MAX_DEVIATION, MAX_DEVIATION).round(4)
         log.write(Embedding(kind=kind, x=at[:, 0].tolist(), y=at[:, 1].tolist()))
 
 
@@ -227,15 +231,15 @@ def estimate_uncertainty(
         dropped = pooled * keep / (1.0 - config.dropout)
         many = batch._replace(composition=batch.composition.expand(config.draws, -1))
         energies = (weights * model.residual_energies(dropped, many)).sum(1) / batch.atoms
-        rows.append([float(spread), float(energies.std()), _ensemble(models, batch)])
+        rows.append([float(spread), float(energies.std()), _ensemble_deviation(models, batch)])
     table = np.array(rows)
-    for name, of in (("flagged", flagged), ("not flagged", ~flagged)):
-        if of.any():
-            spread, dropout, ensemble = np.median(table[of], axis=0).tolist()
+    for name, mask in (("flagged", flagged), ("not flagged", ~flagged)):
+        if mask.any():
+            spread, dropout, ensemble = np.median(table[mask], axis=0).tolist()
             log.write(
                 Uncertainty(
                     kind=name,
-                    candidates=int(of.sum()),
+                    candidates=int(mask.sum()),
                     heads_ev_per_atom=spread,
                     dropout_ev_per_atom=dropout,
                     ensemble_ev_per_atom=ensemble if len(models) > 1 else None,
@@ -244,12 +248,12 @@ def estimate_uncertainty(
             )
 
 
-def _ensemble(models: Sequence[FoundationModel], batch: Batch) -> float:
+def _ensemble_deviation(models: Sequence[FoundationModel], batch: Batch) -> float:
     """Return the standard deviation of the residual energy per atom over models; 0 for one model."""
     energies = []
-    for one in models:
-        beyond = one.residual_energies(one.encode(batch, batch.positions, batch.shift), batch)
-        energies.append(float((one.gate_weights(batch.composition) * beyond).sum() / batch.atoms))
+    for model in models:
+        residuals = model.residual_energies(model.encode(batch, batch.positions, batch.shift), batch)
+        energies.append(float((model.gate_weights(batch.composition) * residuals).sum() / batch.atoms))
     return float(np.std(energies))
 
 
@@ -275,18 +279,18 @@ def log_labels(
     space = restrict_to_head(workload.space, model, head)
     indices = rng.integers(0, len(space), 20 * config.labelled).tolist()
     try:
-        found = label_candidates(model, space, indices, head, wanted=config.labelled, seconds=config.label_seconds)
+        labels = label_candidates(model, space, indices, head, count=config.labelled, seconds=config.label_seconds)
     except ModuleNotFoundError as error:
         log.write(Unlabelled(why=f"{error}: pip install 'gfm-harness[labels]'"))
         return
-    structures = [space.structure(k) for k in found.index]
-    away = distances(near, embed(model, structures)) if structures else np.zeros(0)
-    columns = (found.index, found.off_ev_per_atom, found.force_off_ev_per_a, away.tolist())
+    structures = [space.structure(k) for k in labels.index]
+    distances = compute_distances(near, embed(model, structures)) if structures else np.zeros(0)
+    columns = (labels.index, labels.off_ev_per_atom, labels.force_off_ev_per_a, distances.tolist())
     for index, off, force_off, distance in zip(*columns, strict=True):
         log.write(
             SpotLabel(
-                head=found.head,
-                level=found.level,
+                head=labels.head,
+                level=labels.level,
                 formula=space.formula(space.block(index, index + 1)[0])[0],
                 off_ev_per_atom=off,
                 force_off_ev_per_a=force_off,
@@ -294,6 +298,6 @@ def log_labels(
                 flagged=distance > threshold,
             )
         )
-    if found.failed or len(found.index) < config.labelled:
-        why = f"{len(found.index)} of {config.labelled} labelled"
-        log.write(Unlabelled(why=why, failed=dict(found.failed)))
+    if labels.failed or len(labels.index) < config.labelled:
+        why = f"{len(labels.index)} of {config.labelled} labelled"
+        log.write(Unlabelled(why=why, failed=dict(labels.failed)))

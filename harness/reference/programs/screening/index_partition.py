@@ -1,4 +1,4 @@
-"""The index space of a screening in parts, and a checksum that shows that each candidate was taken once."""
+"""The index space of a screening in parts, and a checksum that shows that each candidate was screened once."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class IndexPartition:
     Attributes:
         total: Candidates of the whole space.
         size: Candidates of a part; the last part may have fewer.
-        wanted: Number of parts that are screened, evenly spaced; None for all.
+        n_selected: Number of parts that are screened, evenly spaced; None for all.
     """
 
     total: int
     size: int
-    wanted: int | None = None
+    n_selected: int | None = None
 
     def __post_init__(self) -> None:
-        if self.total < 1 or self.size < 1 or (self.wanted is not None and self.wanted < 1):
+        if self.total < 1 or self.size < 1 or (self.n_selected is not None and self.n_selected < 1):
             raise InputError(f"{self.total} candidates in parts of {self.size}: expected at least one of each")
 
     @classmethod
@@ -66,9 +66,9 @@ class IndexPartition:
     @property
     def selected(self) -> range | list[int]:
         """Return the numbers of the parts that are screened."""
-        if self.wanted is None or self.wanted >= self.n_parts:
+        if self.n_selected is None or self.n_selected >= self.n_parts:
             return range(self.n_parts)
-        return [k * self.n_parts // self.wanted for k in range(self.wanted)]
+        return [k * self.n_parts // self.n_selected for k in range(self.n_selected)]
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Return the first candidate of a part, and the one after its last."""

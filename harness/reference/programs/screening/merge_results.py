@@ -33,13 +33,13 @@ def results_files(folder: Path) -> list[Path]:
 
 
 def screening_identity(
-    model: nn.Module, workload: Workload, parts: IndexPartition, names: Sequence[str], keeping: Retention
+    model: nn.Module, workload: Workload, parts: IndexPartition, names: Sequence[str], retention: Retention
 ) -> str:
-    """Return the hash of all that results must share to be merged into one file."""
+    """Return the hash of all that two results must have in common to be merged."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    plain = [workload.name, workload.total, parts.size, parts.wanted, list(names), str(asdict(keeping))]
+    plain = [workload.name, workload.total, parts.size, parts.n_selected, list(names), str(asdict(retention))]
     digest.update(json.dumps(plain).encode())
     return digest.hexdigest()[:32]
 
@@ -59,31 +59,31 @@ def verify_coverage(files: Sequence[Path], parts: IndexPartition, identity: str,
     Raises:
         InputError: A file is damaged, or parts are missing or repeated.
     """
-    covered = [
-        c for path in shard(files, team.rank, team.size) for c in result_segments.read_summary(path, identity).values()
+    entries = [
+        e for path in shard(files, team.rank, team.size) for e in result_segments.read_summary(path, identity).values()
     ]
     recomputed = [checksum_of_range(*parts.bounds(k)) for k in shard(parts.selected, team.rank, team.size)]
     sums = (
-        len(covered), sum(c.candidates for c in covered), sum(c.evaluated for c in covered),
-        sum(c.checksum for c in covered) & MASK, sum(recomputed) & MASK,
+        len(entries), sum(e.candidates for e in entries), sum(e.evaluated for e in entries),
+        sum(e.checksum for e in entries) & MASK, sum(recomputed) & MASK,
     )  # fmt: skip
-    count, candidates, evaluated, found, expected = (sum(each) for each in zip(*team.all_gather(sums), strict=True))
-    found, expected = found & MASK, expected & MASK
-    if count != len(parts.selected) or found != expected:
+    count, candidates, evaluated, actual, expected = (sum(each) for each in zip(*team.all_gather(sums), strict=True))
+    actual, expected = actual & MASK, expected & MASK
+    if count != len(parts.selected) or actual != expected:
         raise InputError(
-            f"results: {count} parts are there for {len(parts.selected)}, checksum {found:016x} for {expected:016x}"
+            f"results: {count} parts are there for {len(parts.selected)}, checksum {actual:016x} for {expected:016x}"
         )
     return Proof(
         parts=count,
         candidates=candidates,
         evaluated=evaluated,
-        checksum=f"{found:016x}",
+        checksum=f"{actual:016x}",
         expected=f"{expected:016x}",
     )
 
 
 def merge_segments(
-    folder: Path, files: Sequence[Path], number: int, *, names: tuple[str, ...], keeping: Retention, identity: str
+    folder: Path, files: Sequence[Path], number: int, *, names: tuple[str, ...], retention: Retention, identity: str
 ) -> Scores:
     """Merge segments into the file of one node, piece by piece, and return the best results.
 
@@ -92,7 +92,7 @@ def merge_segments(
         files: The segments.
         number: Number of the node.
         names: Names of the columns.
-        keeping: The retention.
+        retention: The retention.
         identity: The identity of the screening.
     """
     best = concatenate_scores(names, [])
@@ -101,41 +101,43 @@ def merge_segments(
     def pieces() -> Iterator[list[SegmentEntry]]:
         nonlocal best
         for segment in files:
-            covered = result_segments.read(segment)
-            for first in range(0, len(covered), CHUNK):
-                piece = covered[first : first + CHUNK]
-                best = top(concatenate_scores(names, [best, *(c.kept for c in piece if c.kept is not None)]), keeping)
+            entries = result_segments.read(segment)
+            for first in range(0, len(entries), CHUNK):
+                piece = entries[first : first + CHUNK]
+                best = top(
+                    concatenate_scores(names, [best, *(e.results for e in piece if e.results is not None)]), retention
+                )
                 yield piece
 
     result_segments.write(path, pieces(), names, identity)
     return best
 
 
-def global_top_k(local: Scores, keeping: Retention, team: ProcessGroup) -> Scores:
+def global_top_k(local: Scores, retention: Retention, team: ProcessGroup) -> Scores:
     """Return the best results of all ranks on rank 0, and nothing on the others; collective.
 
     Ranks send results below a bound, which bisection lowers until at most twice as many as requested remain.
 
     Args:
         local: The best results of this rank.
-        keeping: The retention.
+        retention: The retention.
         team: The ranks.
     """
-    values = local.column(keeping.by).astype(float) * (-1 if keeping.highest else 1)
+    values = local.column(retention.by).astype(float) * (-1 if retention.highest else 1)
     ends = team.all_reduce_max(torch.tensor([-values.min(initial=np.inf), values.max(initial=-np.inf)])).tolist()
     low, high = -ends[0], ends[1]
     for _ in range(MAX_BISECTIONS):
         middle = low + (high - low) / 2
         within = float(team.all_reduce_sum(torch.tensor([(values <= middle).sum()])))
-        if within >= keeping.count:
+        if within >= retention.count:
             high = middle
         else:
             low = middle
-        if keeping.count <= within <= 2 * keeping.count:
+        if retention.count <= within <= 2 * retention.count:
             break
-    return top(concatenate_scores(local.names, team.gather(local[values <= high])), keeping)
+    return top(concatenate_scores(local.names, team.gather(local[values <= high])), retention)
 
 
-def top(scores: Scores, keeping: Retention) -> Scores:
+def top(scores: Scores, retention: Retention) -> Scores:
     """Return the best results by the column of the retention, at most `count` of them, best first."""
-    return keeping.ranked(scores)[: keeping.count] if len(scores) > keeping.count else keeping.ranked(scores)
+    return retention.ranked(scores)[: retention.count]

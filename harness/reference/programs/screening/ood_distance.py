@@ -28,7 +28,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.scoring import MahalanobisDistance
 
 BATCH = 32
-STRAIN = 0.3  # angstrom, of every coordinate
+DISPLACEMENT = 0.3  # angstrom, standard deviation of every coordinate
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def embed(model: FoundationModel, structures: Sequence[Structure]) -> Array:
     rows = []
     for first in range(0, len(structures), BATCH):
         limits = model.config.cutoff, model.config.max_neighbours
-        some = structures[first : first + BATCH]
-        graphs = [build_neighbour_list(s, cutoff=limits[0], max_neighbours=limits[1]) for s in some]
+        chunk = structures[first : first + BATCH]
+        graphs = [build_neighbour_list(s, cutoff=limits[0], max_neighbours=limits[1]) for s in chunk]
         batch = build_batch(graphs, with_triplets=model.config.needs_triplets).to(weight.device, weight.dtype)
         with torch.no_grad():
             pooled = model.encode(batch, batch.positions, batch.shift) / batch.atoms.unsqueeze(-1)
@@ -94,13 +94,13 @@ def fit_training_distance(model: FoundationModel, limit: int, team: ProcessGroup
     return MahalanobisDistance(**sealed.read_tensors(path))
 
 
-def calibrate(known: Array, test: Array, strange: dict[str, Array], false_alarm: float) -> OodCalibration:
+def calibrate(known: Array, test: Array, ood: dict[str, Array], false_alarm: float) -> OodCalibration:
     """Set the threshold that a share of the known distances exceeds, and measure it on other structures.
 
     Args:
         known: Distances of held-out structures.
         test: Distances of held-out structures of other materials and molecules.
-        strange: Distances of out-of-distribution structures, by kind.
+        ood: Distances of out-of-distribution structures, by kind.
         false_alarm: Share of the known distances above the threshold.
     """
     threshold = float(np.quantile(known, 1.0 - false_alarm))
@@ -110,7 +110,7 @@ def calibrate(known: Array, test: Array, strange: dict[str, Array], false_alarm:
         false_alarms=float((test > threshold).mean()),
         calibrated_on=len(known),
         tested_on=len(test),
-        detected={kind: float((distances > threshold).mean()) for kind, distances in strange.items()},
+        detected={kind: float((distances > threshold).mean()) for kind, distances in ood.items()},
     )
 
 
@@ -143,15 +143,18 @@ def training_structures(split: int, limit: int) -> dict[str, list[Structure]]:
 def ood_structures(known: Sequence[Structure], count: int, seed: int) -> dict[str, list[Structure]]:
     """Return structures that no dataset contains: random atoms in a box, and known structures with displaced atoms."""
     rng = np.random.default_rng(seed)
-    picked = [known[k] for k in rng.permutation(len(known))[:count]]
-    shaken = [
+    selected = [known[k] for k in rng.permutation(len(known))[:count]]
+    displaced = [
         Structure(
             name=f"{s.name}/shaken",
             numbers=s.numbers,
-            positions=s.positions + STRAIN * rng.standard_normal(s.positions.shape),
+            positions=s.positions + DISPLACEMENT * rng.standard_normal(s.positions.shape),
             cell=s.cell,
             periodic=s.periodic,
         )
-        for s in picked
+        for s in selected
     ]
-    return {"random box": make_random_structures(count, atoms=(2, 60)), f"displaced by {STRAIN} angstrom": shaken}
+    return {
+        "random box": make_random_structures(count, atoms=(2, 60)),
+        f"displaced by {DISPLACEMENT} angstrom": displaced,
+    }

@@ -1,5 +1,6 @@
-"""Screening: candidates by the million through the model, on every rank, in constant memory (suites/screening.yaml).
-Results stand in results-<node>.bp: candidates and scores, part by part; best.csv holds the best of all.
+"""Screen millions of candidates with a model on every rank, in constant memory (suites/screening.yaml).
+
+The results of each node are in results-<node>.bp, candidates and scores part by part; the best of all are in best.csv.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from harness.protocol.events import CaseLog
 from harness.protocol.programs.assessment import Trust
 from harness.protocol.programs.screening import (
     BestCandidate,
-    FoundParts,
+    EarlierParts,
     RankWork,
-    Screened,
     ScreeningFacts,
     ScreeningModel,
     ScreeningParameters,
+    ScreeningScope,
     ScreeningWorkload,
 )
 from harness.protocol.records import Progress
 from harness.protocol.registry import parse_parameters
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import ProcessGroup, local_device, process_group
+from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
-from harness.reference.inference.precision import precision
+from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
@@ -63,46 +64,45 @@ from harness.reference.programs.screening.worker import ModelScorer, Score, Scre
 from harness.reference.training import continuation
 
 BEST = "best.csv"
-SHOWN = 20
-FAMILIAR = "familiar.safetensors"
+LOGGED_ROWS = 20
+DISTANCE_FILE = "familiar.safetensors"
 
 
 def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
-    """Screen what no earlier attempt has, prove that nothing is missing, and merge the results."""
-    place = launch.detect_rank(os.environ)
+    """Screen the parts that no earlier attempt has screened, verify the coverage, and merge the results."""
+    rank_info = launch.detect_rank(os.environ)
     if config.judges:
-        if place.rank == 0:
-            assess_earlier(continuation.previous_case(folder), config.trust or Trust(), log, folder)
+        if rank_info.rank == 0:
+            assess_earlier(continuation.find_previous_case(folder), config.trust or Trust(), log, folder)
         return
-    device = local_device(config.device, config.backend, place)
+    device = select_device(config.device, config.backend, rank_info)
     model, notes = load_model(config)
     workload = build_workload(config.workload, model)
-    keeping = Retention.from_parameters(config.keep)
+    retention = Retention.from_parameters(config.keep)
     parts = IndexPartition.for_candidates(workload.total, config.part, config.candidates)
-    with process_group(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        evaluator = build_scorer(model, config, device, team, folder)
-        if keeping.by not in evaluator.names:
-            raise InputError(f"keep by {keeping.by!r}: expected one of {', '.join(evaluator.names)}")
-        if keeping.most_distance < float("inf") and not config.distance:
+    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        scorer = build_scorer(model, config, device, team, folder)
+        if retention.by not in scorer.names:
+            raise InputError(f"keep by {retention.by!r}: expected one of {', '.join(scorer.names)}")
+        if retention.most_distance < float("inf") and not config.distance:
             raise InputError("keep: most_distance needs `distance: true`")
-        identity = screening_identity(model, workload, parts, evaluator.names, keeping)
-        describe(config, workload, parts, evaluator, log)
+        identity = screening_identity(model, workload, parts, scorer.names, retention)
+        describe(config, workload, parts, scorer, log)
         screen(
             Screening(
-                config=config, workload=workload, parts=parts, evaluator=evaluator, keeping=keeping, folder=folder,
+                config=config, workload=workload, parts=parts, scorer=scorer, retention=retention, folder=folder,
                 identity=identity, team=team, log=log,
             )
         )  # fmt: skip
-        if config.trust is not None and place.rank == 0:
-            judged = FinishedScreening(model, notes, workload, parts, read_best(folder))
-            assess(config.trust, judged, log, folder)
+        if config.trust is not None and rank_info.rank == 0:
+            assess(config.trust, FinishedScreening(model, notes, workload, parts, read_best(folder)), log, folder)
         team.barrier()
 
 
 def assess_earlier(earlier: Path, trust: Trust, log: CaseLog, folder: Path) -> None:
     """Assess the screening in another folder; raise InputError if it is not finished."""
     if not (earlier / BEST).exists():
-        raise InputError(f"judges: {earlier} holds no {BEST}, so that no screening has come to its end there")
+        raise InputError(f"judges: {earlier} has no {BEST}: no screening has finished there")
     case = json.loads((earlier / "case.json").read_text(encoding="utf-8"))
     config = parse_parameters("screening", case["parameters"])
     assert isinstance(config, ScreeningParameters)
@@ -122,49 +122,51 @@ def load_model(config: ScreeningParameters) -> tuple[FoundationModel, dict[str, 
         torch.manual_seed(config.seed)
         model = FoundationModel(ModelConfig.from_parameters(config.model))
         model.mark_all_elements_known()
-    return precision(config.precision).apply(model).eval().requires_grad_(False), notes
+    return find_precision(config.precision).apply(model).eval().requires_grad_(False), notes
 
 
 def build_scorer(
     model: FoundationModel, config: ScreeningParameters, device: torch.device, team: ProcessGroup, folder: Path
 ) -> ModelScorer:
     """Build the scorer of batches on the device of this rank; collective."""
-    of_messages = select_backend(config.messages, model.config.backbone, team)
-    score: Score = partial(energies_only if config.energy_only else with_forces, fused=of_messages.fused)
+    message_backend = select_backend(config.messages, model.config.backbone, team)
+    score: Score = partial(energies_only if config.energy_only else with_forces, fused=message_backend.fused)
     torch._dynamo.config.trace_autograd_ops = True
     compiled = torch.compile(score, dynamic=True) if config.compile else None
-    distance = fit_training_distance(model, config.known_limit, team, folder / FAMILIAR) if config.distance else None
+    distance = (
+        fit_training_distance(model, config.known_limit, team, folder / DISTANCE_FILE) if config.distance else None
+    )
     names = column_names(forces=not config.energy_only, distance=config.distance)
-    kind = precision(config.precision).dtype
+    dtype = find_precision(config.precision).dtype
     if distance is not None:
-        distance = distance.to(device, kind)
+        distance = distance.to(device, dtype)
     return ModelScorer(
         model=model.to(device),
         score=score,
         names=names,
         distance=distance,
         device=device,
-        dtype=kind,
-        messages=of_messages,
+        dtype=dtype,
+        messages=message_backend,
         compiled=compiled,
     )
 
 
 def describe(
-    config: ScreeningParameters, workload: Workload, parts: IndexPartition, evaluator: ModelScorer, log: CaseLog
+    config: ScreeningParameters, workload: Workload, parts: IndexPartition, scorer: ModelScorer, log: CaseLog
 ) -> None:
-    """Log facts of the whole case."""
-    space = {"name": workload.name, "total": workload.total, **workload.facts}
-    model = evaluator.model
+    """Log the facts of the case."""
+    plain = {"name": workload.name, "total": workload.total, **workload.facts}
+    model = scorer.model
     log.record_facts(
         ScreeningFacts(
-            workload=msgspec.convert(space, ScreeningWorkload),
-            screened=Screened(parts=len(parts.selected), part=parts.size, candidates=parts.candidates),
+            workload=msgspec.convert(plain, ScreeningWorkload),
+            screened=ScreeningScope(parts=len(parts.selected), part=parts.size, candidates=parts.candidates),
             model=ScreeningModel(
                 checkpoint=config.checkpoint, config=model.config.asdict(), precision=config.precision,
-                parameters=sum(p.numel() for p in model.parameters()), columns=list(evaluator.names),
-                compiled=config.compile, device=str(evaluator.device), threads=torch.get_num_threads(),
-                messages=evaluator.messages.messages, why_plain=evaluator.messages.why_plain,
+                parameters=sum(p.numel() for p in model.parameters()), columns=list(scorer.names),
+                compiled=config.compile, device=str(scorer.device), threads=torch.get_num_threads(),
+                messages=scorer.messages.messages, why_plain=scorer.messages.why_plain,
             ),
         )
     )  # fmt: skip
@@ -172,112 +174,129 @@ def describe(
 
 @dataclass(frozen=True)
 class Screening:
-    """The state of a screening on one rank."""
+    """What a screening on one rank needs.
+
+    Attributes:
+        config: Parameters of the case.
+        workload: The candidates.
+        parts: The partition.
+        scorer: Scores batches.
+        retention: The retention of results.
+        folder: The folder of the case.
+        identity: The identity of the screening.
+        team: The ranks.
+        log: The log of the case.
+    """
 
     config: ScreeningParameters
     workload: Workload
     parts: IndexPartition
-    evaluator: ModelScorer
-    keeping: Retention
+    scorer: ModelScorer
+    retention: Retention
     folder: Path
     identity: str
     team: ProcessGroup
     log: CaseLog
 
 
-def screen(at: Screening) -> None:
+def screen(screening: Screening) -> None:
     """Screen the remaining parts on all ranks, verify the coverage, and merge the results; collective."""
-    place, folder = at.team.rank_info, at.folder / result_segments.FOLDER
-    if at.team.broadcast_object(0, place.rank == 0 and not folder.exists() and bool(results_files(at.folder))):
-        proof = verify_coverage(results_files(at.folder), at.parts, at.identity, at.team)
-        at.log.write(msgspec.structs.replace(proof, before=True))
+    rank_info, folder = screening.team.rank_info, screening.folder / result_segments.FOLDER
+    is_merged = rank_info.rank == 0 and not folder.exists() and bool(results_files(screening.folder))
+    if screening.team.broadcast_object(0, is_merged):
+        proof = verify_coverage(results_files(screening.folder), screening.parts, screening.identity, screening.team)
+        screening.log.write(msgspec.structs.replace(proof, before=True))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    before = scan_earlier_results(at, folder)
-    remaining = [number for number in at.parts.selected if number not in before]
-    total, done = at.parts.candidates, sum(before.values())
+    finished = scan_earlier_results(screening, folder)
+    remaining = [number for number in screening.parts.selected if number not in finished]
+    total, done = screening.parts.candidates, sum(finished.values())
 
     def report_progress(candidates: int) -> None:
         nonlocal done
-        done += candidates * place.size
-        at.log.write(Progress(done=min(done, total), total=total, what="candidates"))
+        done += candidates * rank_info.size
+        screening.log.write(Progress(done=min(done, total), total=total, what="candidates"))
 
     worker = ScreeningWorker(
-        workload=at.workload, parts=at.parts, evaluator=at.evaluator, keeping=at.keeping, folder=folder,
-        identity=at.identity, rank=place.rank, edges=at.config.edges, ahead=at.config.ahead,
-        commit_s=at.config.commit_s, on_progress=report_progress,
+        workload=screening.workload, parts=screening.parts, scorer=screening.scorer, retention=screening.retention,
+        folder=folder, identity=screening.identity, rank=rank_info.rank, edges=screening.config.edges,
+        ahead=screening.config.ahead, commit_s=screening.config.commit_s, on_progress=report_progress,
     )  # fmt: skip
-    stats = worker.run(shard(remaining, place.rank, place.size))
-    for number, plain in enumerate(at.team.gather(stats.plain())):
-        at.log.write(msgspec.convert({"event": "rank", "rank": number, **plain}, RankWork))
-    at.team.barrier()
-    files = at.team.broadcast_object(0, sorted(folder.glob("*.bp")) if place.rank == 0 else [])
-    at.log.write(verify_coverage(files, at.parts, at.identity, at.team))
-    merge_results(at, files)
+    stats = worker.run(shard(remaining, rank_info.rank, rank_info.size))
+    for number, plain in enumerate(screening.team.gather(stats.plain())):
+        screening.log.write(msgspec.convert({"event": "rank", "rank": number, **plain}, RankWork))
+    screening.team.barrier()
+    files = screening.team.broadcast_object(0, sorted(folder.glob("*.bp")) if rank_info.rank == 0 else [])
+    screening.log.write(verify_coverage(files, screening.parts, screening.identity, screening.team))
+    merge_results(screening, files)
 
 
-def scan_earlier_results(at: Screening, folder: Path) -> dict[int, int]:
+def scan_earlier_results(screening: Screening, folder: Path) -> dict[int, int]:
     """Return the candidates of each part that earlier attempts finished, and delete unusable files; collective.
 
     Each rank checks its share of the files. Merged results are deleted and merged again, as all segments still exist.
     """
-    place = at.team.rank_info
-    if place.rank == 0:
-        result_segments.remove(results_files(at.folder))
-    paths = at.team.broadcast_object(0, sorted(folder.glob("*")) if place.rank == 0 else [])
-    own = result_segments.scan_segments(shard(paths, place.rank, place.size), at.identity)
+    rank_info = screening.team.rank_info
+    if rank_info.rank == 0:
+        result_segments.remove(results_files(screening.folder))
+    paths = screening.team.broadcast_object(0, sorted(folder.glob("*")) if rank_info.rank == 0 else [])
+    scan = result_segments.scan_segments(shard(paths, rank_info.rank, rank_info.size), screening.identity)
     parts: dict[int, int] = {}
     useless: list[str] = []
-    for some, lines in at.team.all_gather(own):
-        parts |= some
-        useless += lines
+    for parts_of_rank, useless_of_rank in screening.team.all_gather(scan):
+        parts |= parts_of_rank
+        useless += useless_of_rank
     if paths:
-        at.log.write(FoundParts(parts=len(parts), files=len(paths) - len(useless), useless=useless))
+        screening.log.write(EarlierParts(parts=len(parts), files=len(paths) - len(useless), useless=useless))
     return parts
 
 
-def merge_results(at: Screening, files: list[Path]) -> None:
+def merge_results(screening: Screening, files: list[Path]) -> None:
     """Merge the segments into one file per node, and write the best results; collective."""
-    hosts = at.team.all_gather(platform.node())
-    first_of = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
-    leaders = sorted(first_of.values())
-    best = concatenate_scores(at.evaluator.names, [])
-    if at.team.rank in leaders:
-        number = leaders.index(at.team.rank)
-        mine = shard(files, number, len(leaders))
-        if mine:
+    hosts = screening.team.all_gather(platform.node())
+    first_rank_of = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
+    leaders = sorted(first_rank_of.values())
+    best = concatenate_scores(screening.scorer.names, [])
+    if screening.team.rank in leaders:
+        number = leaders.index(screening.team.rank)
+        segments = shard(files, number, len(leaders))
+        if segments:
             best = merge_segments(
-                at.folder, mine, number, names=at.evaluator.names, keeping=at.keeping, identity=at.identity
+                screening.folder,
+                segments,
+                number,
+                names=screening.scorer.names,
+                retention=screening.retention,
+                identity=screening.identity,
             )
-    every = global_top_k(best, at.keeping, at.team)
-    place, gone = at.team.rank_info, at.folder / f"{result_segments.FOLDER}.done"
-    if place.rank == 0:
-        write_best(at, every)
-        os.replace(
-            at.folder / result_segments.FOLDER, gone
-        )  # in one step: a part of the segments would look like unfinished work
-    at.team.barrier()
-    result_segments.remove(gone / path.name for path in shard(files, place.rank, place.size))
-    at.team.barrier()
-    if place.rank == 0:
-        result_segments.remove([gone])
+    best_of_all = global_top_k(best, screening.retention, screening.team)
+    rank_info = screening.team.rank_info
+    folder, trash = screening.folder / result_segments.FOLDER, screening.folder / f"{result_segments.FOLDER}.done"
+    if rank_info.rank == 0:
+        write_best(screening, best_of_all)
+        os.replace(folder, trash)  # in one step, as some of the segments alone would look like unfinished work
+    screening.team.barrier()
+    result_segments.remove(trash / path.name for path in shard(files, rank_info.rank, rank_info.size))
+    screening.team.barrier()
+    if rank_info.rank == 0:
+        result_segments.remove([trash])
 
 
-def write_best(at: Screening, best: Scores) -> None:
-    """Write best.csv, and its first rows as events."""
-    part = at.folder / f"{BEST}.part"
+def write_best(screening: Screening, best: Scores) -> None:
+    """Write best.csv, and log its first rows."""
+    part = screening.folder / f"{BEST}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = None
         for k, (index, values) in enumerate(zip(best.index.tolist(), best.values.tolist(), strict=True)):
             scores = dict(zip(best.names, values, strict=True))
-            row = {"candidate": index, **at.workload.describe(index), **scores}
+            row = {"candidate": index, **screening.workload.describe(index), **scores}
             if writer is None:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
             writer.writerow(row)
-            if k < SHOWN:
-                at.log.write(msgspec.convert({"event": "best", "place": k + 1, **row}, BestCandidate))
-    os.replace(part, at.folder / BEST)
+            if k < LOGGED_ROWS:
+                screening.log.write(msgspec.convert({"event": "best", "place": k + 1, **row}, BestCandidate))
+    os.replace(part, screening.folder / BEST)
 
 
 def read_best(folder: Path) -> list[int]:

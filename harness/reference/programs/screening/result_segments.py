@@ -13,7 +13,8 @@ import numpy as np
 from harness.reference.errors import InputError
 from harness.reference.programs.screening.index_partition import MASK
 from harness.reference.programs.screening.scoring import Scores, concatenate_scores
-from harness.reference.storage.adios.writer import BPFile, BPWriter
+from harness.reference.storage.adios.reader import BPFile
+from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.schema import Block, Column
 
 LABEL = "parts"
@@ -35,35 +36,35 @@ class SegmentEntry:
         candidates: Number of its candidates.
         evaluated: Candidates with results: not filtered out, inside the training sets of the model, and finite.
         checksum: Checksum of all its candidates.
-        kept: The retained results, if they are loaded.
+        results: The retained results, if they are loaded.
     """
 
     part: int
     candidates: int
     evaluated: int
     checksum: int
-    kept: Scores | None = None
+    results: Scores | None = None
 
 
 def write(path: Path, pieces: Iterable[Sequence[SegmentEntry]], names: tuple[str, ...], identity: str) -> None:
     """Write parts to a file, piece by piece; if the disk is full, raise OSError and leave no file."""
     with BPWriter(path, {"dataset": "screening", "identity": identity, "columns": list(names)}) as writer:
-        for covered in pieces:
-            writer.split(LABEL).put(_build_block(covered, names))
+        for entries in pieces:
+            writer.split(LABEL).put(_build_block(entries, names))
 
 
-def _build_block(covered: Sequence[SegmentEntry], names: tuple[str, ...]) -> Block:
-    rows = [[c.part, c.candidates, c.evaluated, np.uint64(c.checksum).astype(np.int64)] for c in covered]
+def _build_block(entries: Sequence[SegmentEntry], names: tuple[str, ...]) -> Block:
+    rows = [[e.part, e.candidates, e.evaluated, np.uint64(e.checksum).astype(np.int64)] for e in entries]
     end = Scores(names, np.array([SENTINEL]), np.zeros((1, len(names)), dtype=np.float32))
-    results = [concatenate_scores(names, [end] if c.kept is None else [c.kept, end]) for c in covered]
+    results = [concatenate_scores(names, [end] if e.results is None else [e.results, end]) for e in entries]
     counts = np.array([len(r) for r in results], dtype=np.int64)
-    kept = concatenate_scores(names, results)
+    combined = concatenate_scores(names, results)
     return Block(
-        len(covered),
+        len(entries),
         {
             "summary": Column(np.array(rows, dtype=np.int64).reshape(-1), len(SUMMARY)),
-            "candidate": Column(kept.index, counts),
-            "scores": Column(kept.values, counts),
+            "candidate": Column(combined.index, counts),
+            "scores": Column(combined.values, counts),
         },
     )
 
@@ -92,8 +93,8 @@ def read(path: Path) -> list[SegmentEntry]:
     entries = []
     for record in block.records():
         part, total, evaluated, signed = record["summary"].tolist()
-        kept = Scores(names, record["candidate"][:-1], record["scores"][:-1])
-        entries.append(SegmentEntry(part, total, evaluated, signed & MASK, kept))
+        results = Scores(names, record["candidate"][:-1], record["scores"][:-1])
+        entries.append(SegmentEntry(part, total, evaluated, signed & MASK, results))
     return entries
 
 
@@ -109,7 +110,7 @@ def scan_segments(paths: Iterable[Path], identity: str) -> tuple[dict[int, int],
         try:
             if path.suffix != ".bp":
                 raise InputError(f"{path.name}: half-written")
-            parts |= {number: covered.candidates for number, covered in read_summary(path, identity).items()}
+            parts |= {number: entry.candidates for number, entry in read_summary(path, identity).items()}
         except ForeignResults:
             raise
         except InputError as error:

@@ -8,15 +8,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.protocol.programs.screening import Keep
+from harness.protocol.programs.screening import Selection
 from harness.reference.programs.screening.scoring import Scores
 
 
 @dataclass(frozen=True)
 class Retention:
-    """what: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
+    """The rule by which results are retained.
 
-    most_distance: candidates that lie further from the training sets are not kept.
+    Attributes:
+        what: "all", "top" (the `count` lowest, or highest, by a column) or "within" (column between low and high).
+        by: Name of the column.
+        count: Number of results for "top".
+        highest: Whether "top" retains the highest.
+        low: Lower bound for "within".
+        high: Upper bound for "within".
+        most_distance: Largest distance from the training sets of a result that is retained.
     """
 
     what: Literal["all", "top", "within"] = "top"
@@ -28,8 +35,8 @@ class Retention:
     most_distance: float = np.inf
 
     @classmethod
-    def from_parameters(cls, keep: Keep) -> Retention:
-        """Return what a case asks for, its open bounds at infinity."""
+    def from_parameters(cls, keep: Selection) -> Retention:
+        """Return the retention of a case, with infinity for open bounds."""
         return cls(
             keep.what,
             keep.by,

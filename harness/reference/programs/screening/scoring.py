@@ -24,8 +24,8 @@ COLUMNS: dict[str, str] = {
 
 def column_names(*, forces: bool, distance: bool) -> tuple[str, ...]:
     """Return the names of the columns, with or without forces and distances."""
-    left_out = {"force_max_ev_per_a": not forces, "distance": not distance}
-    return tuple(name for name in COLUMNS if not left_out.get(name, False))
+    is_omitted = {"force_max_ev_per_a": not forces, "distance": not distance}
+    return tuple(name for name in COLUMNS if not is_omitted.get(name, False))
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Scores:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Scores:
-        return Scores(self.names, self.index[picked], self.values[picked])
+    def __getitem__(self, selection: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Scores:
+        return Scores(self.names, self.index[selection], self.values[selection])
 
     def column(self, name: str) -> NDArray[np.float32]:
         """Return one column, [k]."""
@@ -56,8 +56,8 @@ class Scores:
 def concatenate_scores(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
     """Concatenate scores with the given columns; the list may be empty."""
     empty = Scores(names, np.zeros(0, dtype=np.int64), np.zeros((0, len(names)), dtype=np.float32))
-    every = [empty, *parts]
-    return Scores(names, np.concatenate([p.index for p in every]), np.concatenate([p.values for p in every]))
+    parts = [empty, *parts]
+    return Scores(names, np.concatenate([p.index for p in parts]), np.concatenate([p.values for p in parts]))
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def find_labelled_head(notes: dict[str, object]) -> str | None:
     """Return a head that was trained on labels of the available level of theory, according to the checkpoint."""
     rows = notes.get("held_out")
     for row in rows if isinstance(rows, list) else ():
-        if row.get("level") == GFN1_METAL.words:
+        if row.get("level") == GFN1_METAL.name:
             return str(row["head"])
     return None
 
@@ -167,7 +167,7 @@ def make_supercell(structure: Structure) -> Structure:
 
 
 def label_candidates(
-    model: FoundationModel, space: CandidateSpace, indices: Sequence[int], head: str, *, wanted: int, seconds: float
+    model: FoundationModel, space: CandidateSpace, indices: Sequence[int], head: str, *, count: int, seconds: float
 ) -> SpotLabels:
     """Label the first candidates for which the calculation succeeds, and compare the model with them.
 
@@ -176,14 +176,14 @@ def label_candidates(
         space: The candidates.
         indices: Numbers of candidates, in the order to try.
         head: The head that predicts.
-        wanted: Number of labels.
+        count: Number of labels.
         seconds: Time limit.
     """
     calculator = ReferenceCalculator(model, head=head, precision_name="fp64")
-    labels = SpotLabels(head, GFN1_METAL.words)
+    labels = SpotLabels(head, GFN1_METAL.name)
     deadline = time.monotonic() + seconds
     for index in indices:
-        if len(labels.index) == wanted or time.monotonic() > deadline:
+        if len(labels.index) == count or time.monotonic() > deadline:
             break
         structure = make_supercell(space.structure(index))
         if len(structure) > MAX_ATOMS:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.reference.data.batch import Batch
 from harness.reference.distributed.group import synchronize
-from harness.reference.distributed.launch import first_line
+from harness.reference.errors import get_first_line
 from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import PLAIN, MessageBackend
@@ -33,7 +33,7 @@ Score = Callable[[FoundationModel, Batch, MahalanobisDistance | None], Tensor]
 
 @dataclass
 class ModelScorer:
-    """Score batches with a model.
+    """Scores batches with a model.
 
     Attributes:
         model: The model on its device.
@@ -65,7 +65,7 @@ class ModelScorer:
         except Exception as error:  # each compiler raises its own errors
             if self.compiled is None:
                 raise
-            self.compiled, self.why_eager = None, first_line(error)[:300]
+            self.compiled, self.why_eager = None, get_first_line(error)[:300]
             self(batch)
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float, float]:
@@ -73,13 +73,13 @@ class ModelScorer:
         started = time.perf_counter()
         on_device = batch.to(self.device, self.dtype)
         synchronize(self.device)
-        moved = time.perf_counter()
-        few = len(batch.composition) < 2 or len(batch.receiver) < 2
-        score = self.score if self.compiled is None or few else self.compiled
+        copied = time.perf_counter()
+        is_tiny = len(batch.composition) < 2 or len(batch.receiver) < 2
+        score = self.score if self.compiled is None or is_tiny else self.compiled
         scores = score(self.model, on_device, self.distance)
         synchronize(self.device)
         finished = time.perf_counter()
-        return scores.float().cpu().numpy(), moved - started, finished - moved
+        return scores.float().cpu().numpy(), copied - started, finished - copied
 
 
 @dataclass
@@ -132,13 +132,13 @@ class WorkerStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ScreeningWorker:
-    """Screen parts of the index space on one rank.
+    """Screens parts of the index space on one rank.
 
     Attributes:
         workload: The candidates.
         parts: The partition.
-        evaluator: Scores batches.
-        keeping: The retention of results.
+        scorer: Scores batches.
+        retention: The retention of results.
         folder: The folder of segments.
         identity: The identity of the screening.
         rank: The rank of this process.
@@ -150,8 +150,8 @@ class ScreeningWorker:
 
     workload: Workload
     parts: IndexPartition
-    evaluator: ModelScorer
-    keeping: Retention
+    scorer: ModelScorer
+    retention: Retention
     folder: Path
     identity: str
     rank: int
@@ -183,14 +183,14 @@ class ScreeningWorker:
 
     def _generate(self, numbers: Sequence[int], stats: WorkerStats) -> Iterator[CandidateBatch | int]:
         """Yield the batches of each part, then its number; runs in a thread."""
-        coverage = Coverage(self.evaluator.model)
+        coverage = Coverage(self.scorer.model)
         for number in numbers:
             batches = self.workload.batches(*self.parts.bounds(number), self.edges)
             while True:
                 started = time.perf_counter()
                 candidates = next(batches, None)
                 if candidates is not None and candidates.batch is not None:
-                    candidates = replace(candidates, outside=coverage.outside(candidates.batch))
+                    candidates = replace(candidates, outside=coverage.find_outside(candidates.batch))
                 stats.make_s += time.perf_counter() - started
                 if candidates is None:
                     break
@@ -201,20 +201,20 @@ class ScreeningWorker:
         """Score a batch; candidates outside the training sets, or without finite scores, are counted and dropped."""
         stats.left_out.update(candidates.left_out)
         if candidates.batch is None:
-            return concatenate_scores(self.evaluator.names, [])
+            return concatenate_scores(self.scorer.names, [])
         if not stats.batches:
             started = time.perf_counter()
-            self.evaluator.warm_up(candidates.batch)
+            self.scorer.warm_up(candidates.batch)
             stats.warm_up_s = time.perf_counter() - started
-            stats.why_eager = self.evaluator.why_eager
-        values, transfer_s, device_s = self.evaluator(candidates.batch)
+            stats.why_eager = self.scorer.why_eager
+        values, transfer_s, device_s = self.scorer(candidates.batch)
         stats.transfer_s += transfer_s
         stats.device_s += device_s
         fom_client.post_figure_of_merit("candidates_per_s_of_a_rank", len(candidates.index) / device_s)
         stats.batches += 1
         stats.atoms += len(candidates.batch.numbers)
         stats.edges += len(candidates.batch.receiver)
-        scores = Scores(self.evaluator.names, candidates.index, values)
+        scores = Scores(self.scorer.names, candidates.index, values)
         inside = ~np.any([np.zeros(len(values), dtype=bool), *candidates.outside.values()], axis=0)
         finite = np.asarray(np.isfinite(values).all(axis=1))
         stats.unranked.update({why: int(mask.sum()) for why, mask in candidates.outside.items() if mask.any()})
@@ -226,12 +226,12 @@ class ScreeningWorker:
     def _finish_part(self, number: int, results: Sequence[Scores], stats: WorkerStats) -> SegmentEntry:
         """Return the entry of a finished part, and report the progress."""
         first, stop = self.parts.bounds(number)
-        scores = concatenate_scores(self.evaluator.names, results)
+        scores = concatenate_scores(self.scorer.names, results)
         stats.candidates += stop - first
         stats.memory_bytes.append(psutil.Process().memory_info().rss)
         self.on_progress(stop - first)
-        covered = checksum_of_range(first, stop)
-        return SegmentEntry(number, stop - first, len(scores), covered, self.keeping.select(scores))
+        checksum = checksum_of_range(first, stop)
+        return SegmentEntry(number, stop - first, len(scores), checksum, self.retention.select(scores))
 
     def _commit(self, pending: Sequence[SegmentEntry], stats: WorkerStats) -> None:
         """Write finished parts to disk."""
@@ -239,14 +239,12 @@ class ScreeningWorker:
             return
         started = time.perf_counter()
         # the best of a segment include only some of the best of each part
-        kept = self.keeping.select(
-            concatenate_scores(self.evaluator.names, [c.kept for c in pending if c.kept is not None])
+        retained = self.retention.select(
+            concatenate_scores(self.scorer.names, [e.results for e in pending if e.results is not None])
         )
-        trimmed = [
-            SegmentEntry(c.part, c.candidates, c.evaluated, c.checksum, _select_retained(c, kept)) for c in pending
-        ]
+        trimmed = [replace(entry, results=_select_retained(entry, retained)) for entry in pending]
         path = self.folder / f"{pending[0].part:08d}-{self.rank}.bp"
-        result_segments.write(path, [trimmed], self.evaluator.names, self.identity)
+        result_segments.write(path, [trimmed], self.scorer.names, self.identity)
         stats.write_s += time.perf_counter() - started
 
 
@@ -256,6 +254,6 @@ def _identity(item: CandidateBatch | int) -> CandidateBatch | int:
 
 def _select_retained(entry: SegmentEntry, retained: Scores) -> Scores | None:
     """Return the results of a part that are among those retained."""
-    if entry.kept is None:
+    if entry.results is None:
         return None
-    return entry.kept[np.isin(entry.kept.index, retained.index)]
+    return entry.results[np.isin(entry.results.index, retained.index)]

@@ -30,10 +30,10 @@ from harness.reference.datasets.collection import (  # fmt: skip
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
 from harness.reference.datasets.splitting.splits import SPLITS
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import ProcessGroup, local_device, process_group
+from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.errors import InputError
-from harness.reference.inference.precision import precision
+from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
@@ -42,42 +42,41 @@ from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.sampling.sampler import DistributedSampler, SamplingSpec
 from harness.reference.training import continuation
 from harness.reference.training.compile import CompileResult, compile_loss, count_compiled_graphs
-from harness.reference.training.evaluation import CONTACT_SAMPLE, evaluate_test_sets, shortest_distance
+from harness.reference.training.evaluation import CONTACT_SAMPLE, evaluate_test_sets, find_shortest_distance
 from harness.reference.training.gate_training import train_gate
 from harness.reference.training.head_groups import HeadGroups
 from harness.reference.training.loader import BatchLoader, set_reference_energies, wrap_ddp
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 from harness.reference.training.meters import TrainingLimits
 from harness.reference.training.optimizer import OptimizerState
-from harness.reference.training.run_facts import describe, identity, observed_runtime
+from harness.reference.training.run_facts import describe_identity, describe_run, observe_runtime
 from harness.reference.training.trainer import Trainer
 
-# the least unit of an error, eV/atom and eV/angstrom: what a set hardly varies in would drown all else
-LEAST_UNIT = 0.05
-GATE_LIMIT = 1000
-
+# Smallest unit of an error, eV/atom and eV/angstrom; otherwise a dataset with little variation would dominate the loss.
+MIN_UNIT = 0.05
+GATE_LIMIT = 1000  # structures of each dataset that the gate is trained on
 
 Splits = dict[str, DatasetCollection]
 
 
 def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
-    """Train, train the gate, evaluate, and leave the checkpoint in the run folder."""
+    """Train the model and its gate, evaluate them, and write the checkpoint to the folder of the case."""
     if config.sets is None:
         config = config.model_copy(update={"sets": tuple(s.name for s in SHIPPED_SETS)})
-    place = launch.detect_rank(os.environ)
-    if config.continues and continuation.copy_finished_model(folder, log, place.rank):
+    rank_info = launch.detect_rank(os.environ)
+    if config.continues and continuation.copy_finished_model(folder, log, rank_info.rank):
         return
-    device = local_device(config.device, config.backend, place)
+    device = select_device(config.device, config.backend, rank_info)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     model_config = ModelConfig.from_parameters(config.model)
-    splits = open_splits(config, NeighbourSpec(model_config.cutoff, model_config.max_neighbours), place)
+    splits = open_splits(config, NeighbourSpec(model_config.cutoff, model_config.max_neighbours), rank_info)
     torch.manual_seed(config.seed)
-    kind = precision(config.precision)
+    kind = find_precision(config.precision)
     model = kind.apply(FoundationModel(model_config))
     model.gate.requires_grad_(False)
     training = splits[SPLITS[0]]
-    recipe = SamplingSpec(training.counts, config.sampling, config.temperature, config.seed, config.epoch_length)
-    sampler = DistributedSampler(recipe, place.size, config.batch_size)
+    sampling = SamplingSpec(training.counts, config.sampling, config.temperature, config.seed, config.epoch_length)
+    sampler = DistributedSampler(sampling, rank_info.size, config.batch_size)
     feed = BatchLoader(
         training,
         sampler,
@@ -86,8 +85,8 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
         model_config.needs_triplets,
         config.balance,
     )
-    with process_group(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        if config.continues and place.rank == 0:
+    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        if config.continues and rank_info.rank == 0:
             continuation.copy_state(folder)
         team.barrier()
         train(model.to(device), feed=feed, splits=splits, config=config, team=team, log=log, folder=folder)
@@ -95,16 +94,20 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
             corpus.samples.close()
 
 
-def open_splits(config: TrainParameters, reach: NeighbourSpec, place: RankInfo) -> Splits:
-    """The datasets that the case asks for, by split; those of stores are opened by all ranks together."""
+def open_splits(config: TrainParameters, reach: NeighbourSpec, rank_info: RankInfo) -> Splits:
+    """Return the datasets of the case by split; collective for stores.
+
+    Raises:
+        InputError: There is no dataset for one of the splits, or forces are missing.
+    """
     datasets: list[dict[str, Dataset]]
     if config.stores:
-        comm = get_mpi_world(place) if place.size > 1 and config.read in ("shared", "distributed") else None
-        opened = partial(
+        comm = get_mpi_world(rank_info) if rank_info.size > 1 and config.read in ("shared", "distributed") else None
+        open_split = partial(
             open_dataset, reach=reach, mode=config.read, comm=comm, width=config.width, backend=config.store_backend
         )
-        found = find_stores(Path(config.stores).expanduser())
-        datasets = [{split: opened(path, split=split) for split in list_splits(path)} for path in found]
+        paths = find_stores(Path(config.stores).expanduser())
+        datasets = [{split: open_split(path, split=split) for split in list_splits(path)} for path in paths]
     else:
         datasets = [
             load_shipped_splits(name, held_out=config.held_out, seed=config.split_seed, limit=config.limit)
@@ -114,9 +117,9 @@ def open_splits(config: TrainParameters, reach: NeighbourSpec, place: RankInfo) 
     usable = {split: [d[split] for d in datasets if split in d and len(d[split].samples)] for split in SPLITS}
     for split, some in usable.items():
         if not some:
-            where = config.stores or ", ".join(config.sets or ())
+            source = config.stores or ", ".join(config.sets or ())
             raise InputError(
-                f"{where}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
+                f"{source}: no dataset has a {split}; training needs one to train on, one to validate and one to test,"
                 " which `harness data convert` makes of at least three groups of structures"
             )
     return {split: DatasetCollection(some, reach) for split, some in usable.items()}
@@ -132,7 +135,7 @@ def train(
     log: CaseLog,
     folder: Path,
 ) -> None:
-    """Everything that the ranks do together."""
+    """Train on all ranks, and finish the model if no epoch remains; collective."""
     for fitted in (model.reference_energy, model.scale):
         fitted.copy_(team.broadcast(fitted))
     groups = None
@@ -144,32 +147,37 @@ def train(
         groups = HeadGroups(feed.sampler.assignment, heads, team)
         model.keep_heads(groups.heads)
     example = next(feed.evaluation_batches(1000, team.device))
-    of_messages = select_backend(config.messages, model.config.backbone, team)
-    module, compiled = PerGraphErrors(model, fused=of_messages.fused), CompileResult(False, "not asked for")
+    message_backend = select_backend(config.messages, model.config.backbone, team)
+    module, compiled = PerGraphErrors(model, fused=message_backend.fused), CompileResult(False, "not asked for")
     if config.compile:
         compiled = compile_loss(module, example)
-    log.record_facts(describe(model, feed, {s: c.datasets for s, c in splits.items()}, config, team))
+    log.record_facts(describe_run(model, feed, {s: c.datasets for s, c in splits.items()}, config, team))
     log.record_facts(
         TrainFacts(
-            observed=observed_runtime(
-                model, example[0], compiled=compiled, of_messages=of_messages, requested=config.precision, team=team
+            observed=observe_runtime(
+                model,
+                example[0],
+                compiled=compiled,
+                message_backend=message_backend,
+                requested=config.precision,
+                team=team,
             )
         )
     )
     parameters = [*model.encoder.parameters(), *model.heads.parameters()]
     steps = config.epochs * feed.sampler.steps
-    seen = [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads]
-    if not seen:
+    validation_sets = [d for d in splits[SPLITS[1]].datasets if groups is None or d.head in groups.heads]
+    if not validation_sets:
         raise InputError(
             f"heads: parallel: of the datasets of rank {team.rank} none has a {SPLITS[1]}; leave out"
-            " `heads: parallel`, or convert these sets anew"
+            " `heads: parallel`, or convert these datasets again"
         )
-    validation = replace(feed, corpus=DatasetCollection(seen, splits[SPLITS[1]].reach))
-    learning = Trainer(
-        replica=average_gradients(module, model, team, whole=groups is None),
+    validation = replace(feed, corpus=DatasetCollection(validation_sets, splits[SPLITS[1]].reach))
+    trainer = Trainer(
+        replica=average_gradients(module, model, team, has_all_heads=groups is None),
         model=model,
         optimization=OptimizerState(model, parameters, config, steps),
-        objective=objective(feed, config, team),
+        objective=make_objective(feed, config, team),
         feed=feed,
         validation=partial(
             validation.evaluation_batches,
@@ -182,40 +190,49 @@ def train(
         folder=folder,
         limits=TrainingLimits(config.epochs, config.stop_after, config.checkpoint_s, config.minutes),
         groups=groups,
-        identity=identity(model, config.model_dump(), team),
+        identity=describe_identity(model, config.model_dump(), team),
     )
-    learning.resume()
-    learning.run(config.ahead)
-    if not learning.is_finished:
+    trainer.resume()
+    trainer.run(config.ahead)
+    if not trainer.is_finished:
         return
     log.record_facts(TrainFacts(graphs_compiled=count_compiled_graphs()))
     if groups is not None:
         groups.merge_into(model, complete)
-        complete = precision(config.precision).apply(complete)
+        complete = find_precision(config.precision).apply(complete)
     finish(complete.to(team.device), feed=feed, splits=splits, config=config, team=team, log=log, folder=folder)
 
 
-def average_gradients(module: nn.Module, model: FoundationModel, team: ProcessGroup, *, whole: bool) -> nn.Module:
-    """The module with gradients averaged over ranks; not those of heads, if each rank keeps its own."""
+def average_gradients(
+    module: nn.Module, model: FoundationModel, team: ProcessGroup, *, has_all_heads: bool
+) -> nn.Module:
+    """Wrap the module so that gradients are averaged over ranks.
+
+    Args:
+        module: The module.
+        model: The model in it.
+        team: The ranks.
+        has_all_heads: Whether every rank has all heads; otherwise gradients of heads are not averaged.
+    """
     if team.size == 1:
         return module
-    if not whole:
-        own = {id(p) for p in model.heads.parameters()}
-        left_out = [name for name, p in module.named_parameters() if id(p) in own]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, left_out)
+    if not has_all_heads:
+        of_heads = {id(p) for p in model.heads.parameters()}
+        ignored = [name for name, p in module.named_parameters() if id(p) in of_heads]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     return wrap_ddp(module)
 
 
-def objective(feed: BatchLoader, config: TrainParameters, team: ProcessGroup) -> MultiTaskLoss:
-    """The loss, in the units asked for."""
+def make_objective(feed: BatchLoader, config: TrainParameters, team: ProcessGroup) -> MultiTaskLoss:
+    """Return the loss, with errors in eV or in units of the variation of each dataset."""
     if config.units == "plain":
         return MultiTaskLoss(config.force_weight, config.batch_size)
     units = torch.ones(2, feed.references.shape[0], dtype=feed.dtype)
     for dataset in feed.corpus.datasets:
         records = dataset.samples.get(np.arange(min(len(dataset.samples), 2000)))
         forces = [np.abs(r["forces"]).mean() for r in records if "forces" in r]
-        units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, LEAST_UNIT)
-        units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, LEAST_UNIT)
+        units[0, dataset.head] = max(dataset.references.mae_ev_per_atom, MIN_UNIT)
+        units[1, dataset.head] = max(float(np.mean(forces)) if forces else 1.0, MIN_UNIT)
     shared = team.broadcast(units.to(team.device))
     return MultiTaskLoss(config.force_weight, config.batch_size, shared[0], shared[1])
 
@@ -230,22 +247,24 @@ def finish(
     log: CaseLog,
     folder: Path,
 ) -> None:
-    """Train the gate, evaluate on the test sets, and write the model; all ranks evaluate, rank 0 does the rest."""
+    """Train the gate and write the checkpoint on rank 0, evaluate on the test sets on all ranks; collective."""
     notes: dict[str, Any] = {"training": config.model_dump()}
     model.eval().requires_grad_(False)
     if config.gate_steps and len(feed.corpus.datasets) > 1 and team.rank == 0:
         model.gate.requires_grad_(True)
         batches = (batch for batch, _ in feed.evaluation_batches(GATE_LIMIT, team.device))
-        found = train_gate(model, batches, temperature=config.temperature, steps=config.gate_steps, seed=config.seed)
-        log.record_facts(TrainFacts(gate=msgspec.convert(asdict(found), GateErrors)))
-        notes["gate"] = asdict(found)
+        gate_errors = train_gate(
+            model, batches, temperature=config.temperature, steps=config.gate_steps, seed=config.seed
+        )
+        log.record_facts(TrainFacts(gate=msgspec.convert(asdict(gate_errors), GateErrors)))
+        notes["gate"] = asdict(gate_errors)
         model.gate.requires_grad_(False)
     for parameter in model.parameters():
         parameter.copy_(team.broadcast(parameter))
     for dataset in splits[SPLITS[0]].datasets:
-        model.closest[dataset.head] = shortest_distance(splits[SPLITS[0]], dataset, team)
+        model.closest[dataset.head] = find_shortest_distance(splits[SPLITS[0]], dataset, team)
     notes["closest_of"] = CONTACT_SAMPLE
     notes["held_out"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
     log.record_facts(TrainFacts(held_out=msgspec.convert(notes["held_out"], list[HeldOutErrors])))
-    if team.rank_info.rank == 0:
+    if team.rank == 0:
         checkpoints.save(model, folder / continuation.MODEL, notes)

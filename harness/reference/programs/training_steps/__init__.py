@@ -1,1 +1,1 @@
-"""The program `training_steps`: one step of training, three ways, with its error beside its time."""
+"""The program `training_steps`: the time and the error of a training step in three formulations."""

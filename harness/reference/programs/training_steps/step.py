@@ -1,4 +1,4 @@
-"""One step of training, and how far what it gives is from what another gives."""
+"""One training step, and the error of its loss and gradient relative to another formulation of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors
 
 @dataclass(frozen=True)
 class Stage:
-    """One way to take a step."""
+    """One formulation of a training step."""
 
     name: StepStageName
     fused: bool = False
@@ -28,14 +28,19 @@ STAGES = tuple(Stage(name, fused=name == "fused_messages", compiled=name != "bas
 
 
 class Result(NamedTuple):
-    """What a step gives: the loss, and the gradient of all parameters in one row."""
+    """The result of a step.
+
+    Attributes:
+        loss: The loss.
+        gradient: [p] the gradient of all parameters.
+    """
 
     loss: float
     gradient: Tensor
 
 
 class TimedStep:
-    """A stage at work: a call is a step, all of which is to be timed; `last` is what it gave."""
+    """A stage with its model, ready to be timed: a call takes one step, and `last` is its result."""
 
     def __init__(self, name: str, module: PerGraphErrors, model: FoundationModel, objective: MultiTaskLoss) -> None:
         self.name = name
@@ -43,7 +48,7 @@ class TimedStep:
         self._loss: Tensor | None = None
 
     def __call__(self, labelled: LabelledBatch) -> None:
-        """Forward, loss, backward."""
+        """Run forward pass, loss and backward pass."""
         batch, labels = labelled
         self._model.zero_grad()
         leaf = batch._replace(positions=batch.positions.detach().requires_grad_())
@@ -52,23 +57,23 @@ class TimedStep:
 
     @property
     def last(self) -> Result:
-        """Of the last step, as long as no other stage has taken one."""
+        """Return the result of the last step; valid until another stage takes a step on the same model."""
         assert self._loss is not None
         return Result(self._loss.item(), flatten([p.grad for p in self._model.parameters() if p.grad is not None]))
 
     def result(self, labelled: LabelledBatch) -> Result:
-        """Take a step and return what it gives."""
+        """Take a step and return its result."""
         self(labelled)
         return self.last
 
 
-def step_errors(got: Result, expected: Result) -> dict[str, Any]:
-    """Relative differences of loss and gradient; only finite=False where there is no number."""
-    if not math.isfinite(got.loss) or not bool(got.gradient.isfinite().all()):
+def step_errors(result: Result, expected: Result) -> dict[str, Any]:
+    """Return the relative errors of loss and gradient, or only finite=False if the result is not finite."""
+    if not math.isfinite(result.loss) or not bool(result.gradient.isfinite().all()):
         return {"finite": False}
-    apart = torch.linalg.vector_norm((got.gradient - expected.gradient).double())
+    difference = torch.linalg.vector_norm((result.gradient - expected.gradient).double())
     return {
         "finite": True,
-        "loss_error": abs(got.loss - expected.loss) / abs(expected.loss),
-        "gradient_error": float(apart / torch.linalg.vector_norm(expected.gradient.double())),
+        "loss_error": abs(result.loss - expected.loss) / abs(expected.loss),
+        "gradient_error": float(difference / torch.linalg.vector_norm(expected.gradient.double())),
     }

@@ -1,4 +1,4 @@
-"""Training one model on the few labels of a task, stopped by structures held out of these, never by the test."""
+"""Fine-tuning of one model on the few labels of a task, stopped early by validation labels, never by the test set."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from harness.reference.data.structure import Array
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.transfer.target_scaling import TargetScaling
 
-EVALUATED_AT_ONCE = 64
-WARM_UP = 20
-CLIP = 10.0
+EVALUATION_BATCH = 64
+WARM_UP_STEPS = 20
+CLIP_NORM = 10.0
 
 
 class TaskBatch(NamedTuple):
-    """Some structures of a task: batch, target beyond the scaling's baseline [g], forces [n, 3] or None.
+    """A batch of a task with labels.
 
-    pooled: [g, F], the encoder's features, where it need not run.
+    Attributes:
+        batch: The structures.
+        target: [g] values less the baseline.
+        forces: [n, 3], or None if the task has none.
+        pooled: [g, F] features of a frozen encoder, or None if it must run.
     """
 
     batch: Batch
@@ -39,8 +43,15 @@ class TaskBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """How a training ended. steps: taken. best_step: whose weights were kept. error: the validation loss there."""
+class FitResult:
+    """The result of a training.
+
+    Attributes:
+        steps: Number of steps.
+        best_step: The step whose weights the model has.
+        error: Validation loss at that step.
+        seconds: Duration.
+    """
 
     steps: int
     best_step: int
@@ -49,95 +60,103 @@ class Fitted:
 
 
 class TaskData:
-    """Structures of a task with their graphs and labels, handed out in pieces of the type and place of `like`."""
+    """Structures of a task with their labels, in batches.
+
+    Args:
+        graphs: The structures with their neighbours.
+        residuals: [s] values less the baseline.
+        with_forces: Whether batches include forces.
+        with_triplets: Whether batches include pairs of edges.
+        like: A tensor of the type and on the device of the batches.
+    """
 
     def __init__(
-        self, graphs: Sequence[NeighbourList], beyond: Array, *, with_forces: bool, with_triplets: bool, like: Tensor
+        self, graphs: Sequence[NeighbourList], residuals: Array, *, with_forces: bool, with_triplets: bool, like: Tensor
     ) -> None:
-        self.graphs, self.beyond, self.like = list(graphs), beyond, like
+        self.graphs, self.residuals, self.like = list(graphs), residuals, like
         self.with_forces, self.with_triplets = with_forces, with_triplets
         self.pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.graphs)
 
-    def piece(self, picked: NDArray[np.int64]) -> TaskBatch:
-        """The structures at these places."""
-        chosen = [self.graphs[k] for k in picked]
-        batch = build_batch(chosen, with_triplets=self.with_triplets).to(self.like.device, self.like.dtype)
+    def batch(self, indices: NDArray[np.int64]) -> TaskBatch:
+        """Return the structures at these positions as one batch."""
+        graphs = [self.graphs[k] for k in indices]
+        batch = build_batch(graphs, with_triplets=self.with_triplets).to(self.like.device, self.like.dtype)
         batch = batch._replace(head=torch.zeros_like(batch.head))
         forces = None
         if self.with_forces:
-            labels = [g.structure.forces for g in chosen]
+            labels = [g.structure.forces for g in graphs]
             forces = torch.from_numpy(np.concatenate([f for f in labels if f is not None])).to(self.like)
-        pooled = None if self.pooled is None else self.pooled[torch.from_numpy(picked).to(self.like.device)]
-        return TaskBatch(batch, torch.from_numpy(self.beyond[picked]).to(self.like), forces, pooled)
+        pooled = None if self.pooled is None else self.pooled[torch.from_numpy(indices).to(self.like.device)]
+        return TaskBatch(batch, torch.from_numpy(self.residuals[indices]).to(self.like), forces, pooled)
 
-    def in_order(self) -> Iterator[TaskBatch]:
-        """All of them."""
-        for first in range(0, len(self), EVALUATED_AT_ONCE):
-            yield self.piece(np.arange(first, min(len(self), first + EVALUATED_AT_ONCE)))
+    def batches(self) -> Iterator[TaskBatch]:
+        """Yield all structures in order."""
+        for first in range(0, len(self), EVALUATION_BATCH):
+            yield self.batch(np.arange(first, min(len(self), first + EVALUATION_BATCH)))
 
-    def at_random(self, size: int, steps: int, rng: np.random.Generator) -> Iterator[TaskBatch]:
-        """Pieces of that many, or of all if there are fewer, each structure once before any comes twice."""
+    def random_batches(self, size: int, steps: int, rng: np.random.Generator) -> Iterator[TaskBatch]:
+        """Yield random batches of `size` structures, or of all if there are fewer, without repeats within a pass."""
         order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         size = min(size, len(self))
         for _ in range(steps):
             if len(order) < size:
                 order = np.concatenate([order, rng.permutation(len(self))])
-            picked, order = np.unique(order[:size]), order[size:]
-            yield self.piece(picked)
+            indices, order = np.unique(order[:size]), order[size:]
+            yield self.batch(indices)
 
     @torch.no_grad()
-    def remember(self, model: FoundationModel) -> None:
-        """Keep the pooled features, so that an encoder that stays as it is runs once."""
-        parts = [model.encode(p.batch, p.batch.positions, p.batch.shift) for p in self.in_order()]
-        self.pooled = torch.cat(parts)
+    def cache_features(self, model: FoundationModel) -> None:
+        """Store the pooled features of all structures, so that a frozen encoder runs once."""
+        self.pooled = torch.cat([model.encode(b.batch, b.batch.positions, b.batch.shift) for b in self.batches()])
 
 
-def predicted(
-    model: FoundationModel, scaling: TargetScaling, piece: TaskBatch, *, create_graph: bool = False
+def predict(
+    model: FoundationModel, scaling: TargetScaling, labelled: TaskBatch, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Target beyond the baseline, [g], and forces [n, 3] where the piece has some."""
-    if piece.forces is None:
-        pooled = piece.pooled
+    """Predict values less the baseline [g], and forces [n, 3] if the batch has some."""
+    batch = labelled.batch
+    if labelled.forces is None:
+        pooled = labelled.pooled
         if pooled is None:
-            pooled = model.encode(piece.batch, piece.batch.positions, piece.batch.shift)
-        return _value(model, scaling, pooled, piece.batch), None
+            pooled = model.encode(batch, batch.positions, batch.shift)
+        return _predict_value(model, scaling, pooled, batch), None
     with torch.enable_grad():
-        positions = piece.batch.positions.detach().requires_grad_()
-        value = _value(model, scaling, model.encode(piece.batch, positions, piece.batch.shift), piece.batch)
+        positions = batch.positions.detach().requires_grad_()
+        value = _predict_value(model, scaling, model.encode(batch, positions, batch.shift), batch)
         (slope,) = torch.autograd.grad(value.sum(), positions, create_graph=create_graph)
     return value, -slope
 
 
-def _value(model: FoundationModel, scaling: TargetScaling, pooled: Tensor, batch: Batch) -> Tensor:
+def _predict_value(model: FoundationModel, scaling: TargetScaling, pooled: Tensor, batch: Batch) -> Tensor:
     if scaling.extensive:
         return model.residual_energies(pooled, batch).squeeze(1)
     return model.scale[0] * model.heads.forward_one(0, pooled / batch.atoms.unsqueeze(-1))
 
 
-def loss_of(
-    model: FoundationModel, scaling: TargetScaling, piece: TaskBatch, force_weight: float, *, train: bool
+def compute_loss(
+    model: FoundationModel, scaling: TargetScaling, labelled: TaskBatch, force_weight: float, *, train: bool
 ) -> Tensor:
-    """Mean absolute errors in the scaling's units: of the value, per atom if extensive, and of force components."""
-    value, forces = predicted(model, scaling, piece, create_graph=train)
-    off = (value - piece.target).abs()
+    """Return the mean absolute errors of values, per atom if extensive, and of force components, in scaled units."""
+    value, forces = predict(model, scaling, labelled, create_graph=train)
+    error = (value - labelled.target).abs()
     if scaling.extensive:
-        off = off / piece.batch.atoms
-    loss = off.mean() / scaling.unit
-    if forces is not None and piece.forces is not None:
-        loss = loss + force_weight * (forces - piece.forces).abs().mean() / scaling.unit_force
+        error = error / labelled.batch.atoms
+    loss = error.mean() / scaling.unit
+    if forces is not None and labelled.forces is not None:
+        loss = loss + force_weight * (forces - labelled.forces).abs().mean() / scaling.unit_force
     return loss
 
 
-def validation_loss(model: FoundationModel, scaling: TargetScaling, shelf: TaskData, force_weight: float) -> float:
-    """The loss over a shelf."""
+def validation_loss(model: FoundationModel, scaling: TargetScaling, data: TaskData, force_weight: float) -> float:
+    """Return the mean loss over all structures of the data."""
     with torch.no_grad():
         parts = [
-            (len(p.target), float(loss_of(model, scaling, p, force_weight, train=False))) for p in shelf.in_order()
+            (len(b.target), float(compute_loss(model, scaling, b, force_weight, train=False))) for b in data.batches()
         ]
-    return sum(n * loss for n, loss in parts) / len(shelf)
+    return sum(n * loss for n, loss in parts) / len(data)
 
 
 def fit(
@@ -149,19 +168,29 @@ def fit(
     validation: TaskData,
     budget: Budget,
     seed: int,
-) -> Fitted:
-    """Train the parameters, and leave the model with the weights of the lowest validation loss."""
-    began = time.monotonic()
+) -> FitResult:
+    """Train the parameters, and restore the weights of the lowest validation loss.
+
+    Args:
+        model: The model, changed in place.
+        parameters: The parameters to train.
+        scaling: The scaling of the target.
+        train: Training structures.
+        validation: Validation structures.
+        budget: Number of steps, learning rate and patience.
+        seed: Seed of the batches.
+    """
+    started = time.monotonic()
     rng = np.random.default_rng(seed)
     best, best_step = validation_loss(model, scaling, validation, budget.force_weight), 0
-    kept = copy.deepcopy(model.state_dict())
+    best_state = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, budget.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, budget.steps))
     step = stale = 0
-    for step, piece in enumerate(train.at_random(budget.batch_size, budget.steps, rng), start=1):
+    for step, labelled in enumerate(train.random_batches(budget.batch_size, budget.steps, rng), start=1):
         optimizer.zero_grad()
-        loss_of(model, scaling, piece, budget.force_weight, train=True).backward()
-        norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+        compute_loss(model, scaling, labelled, budget.force_weight, train=True).backward()
+        norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         if torch.isfinite(norm):
             optimizer.step()
         schedule.step()
@@ -170,13 +199,13 @@ def fit(
         error = validation_loss(model, scaling, validation, budget.force_weight)
         stale = 0 if error < best else stale + 1
         if error < best:
-            best, best_step, kept = error, step, copy.deepcopy(model.state_dict())
+            best, best_step, best_state = error, step, copy.deepcopy(model.state_dict())
         if stale >= budget.patience:
             break
-    model.load_state_dict(kept)
-    return Fitted(step, best_step, best, time.monotonic() - began)
+    model.load_state_dict(best_state)
+    return FitResult(step, best_step, best, time.monotonic() - started)
 
 
-def _share(step: int, steps: int) -> float:
-    """Of the full learning rate: a short rise, then half a cosine."""
-    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, steps)))
+def _learning_rate_factor(step: int, steps: int) -> float:
+    """Return the factor of the learning rate at a step: a linear warm-up times a cosine decay to zero."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, steps)))

@@ -1,4 +1,4 @@
-"""What of a pretrained model a task starts from, and what of it the task may change."""
+"""Modes of transfer: which weights a task starts from, and which of them it trains."""
 
 from __future__ import annotations
 
@@ -14,36 +14,45 @@ from harness.reference.models.foundation import FoundationModel
 
 @dataclass(frozen=True)
 class Mode:
-    """pretrained: starts from the checkpoint's weights; else from random ones. encoder, shared, own: whether message
-    passing, the layers that all of a head's tasks share, and the layers of this task alone are trained."""
+    """A mode of transfer.
+
+    Attributes:
+        name: Name of the mode.
+        title: Name in reports.
+        pretrained: Whether it starts from the weights of the checkpoint, rather than random ones.
+        trains_encoder: Whether message passing is trained.
+        trains_shared_layers: Whether the layers of a head that all outputs share are trained.
+        trains_task_layers: Whether the other layers of a head are trained.
+    """
 
     name: ModeName
     title: str
     pretrained: bool
-    encoder: bool
-    shared: bool
-    own: bool
+    trains_encoder: bool
+    trains_shared_layers: bool
+    trains_task_layers: bool
 
     @property
-    def trains(self) -> bool:
-        """Whether anything but reference energies is fitted."""
-        return self.encoder or self.shared or self.own
+    def is_trained(self) -> bool:
+        """Return whether any weights are trained, rather than reference energies alone."""
+        return self.trains_encoder or self.trains_shared_layers or self.trains_task_layers
 
 
 MODES: tuple[Mode, ...] = (
-    Mode("as_pretrained", "as pretrained", True, encoder=False, shared=False, own=False),
-    Mode("head_only", "head only", True, encoder=False, shared=False, own=True),
-    Mode("frozen_encoder", "frozen encoder", True, encoder=False, shared=True, own=True),
-    Mode("full", "everything", True, encoder=True, shared=True, own=True),
-    Mode("scratch", "from scratch", False, encoder=True, shared=True, own=True),
+    #                                      pretrained, then whether encoder, shared layers and task layers are trained
+    Mode("as_pretrained", "as pretrained", True, False, False, False),
+    Mode("head_only", "head only", True, False, False, True),
+    Mode("frozen_encoder", "frozen encoder", True, False, True, True),
+    Mode("full", "everything", True, True, True, True),
+    Mode("scratch", "from scratch", False, True, True, True),
 )
 MODES_BY_NAME: dict[ModeName, Mode] = {mode.name: mode for mode in MODES}
 
 
 def best_head(model: FoundationModel, composition: Tensor) -> int:
-    """Return the trained head that the gate trusts most for these compositions, [g, 119].
+    """Return the trained head with the largest mean weight of the gate for these compositions, [g, 119].
 
-    Only heads that know all elements of the most structures are asked.
+    Only heads that know all elements of the largest number of structures are considered.
     """
     composition = composition.to(next(model.parameters()).dtype)
     with torch.no_grad():
@@ -52,11 +61,16 @@ def best_head(model: FoundationModel, composition: Tensor) -> int:
     return int(weights.masked_fill(known < known.max(), -1.0).argmax())
 
 
-def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_own: bool, seed: int) -> FoundationModel:
-    """A model of one head for a task, in the type of the source.
+def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_task_layers: bool, seed: int) -> FoundationModel:
+    """Return a model with one head for a task, in the type and on the device of the source.
 
-    head: the branch whose layers it starts from. keep_own: also those after the shared ones, which tell energies of
-    that branch; a new property gets random ones.
+    Args:
+        source: The pretrained model.
+        mode: The mode.
+        head: The head whose layers it starts from.
+        keep_task_layers: Whether it starts from the layers after the shared ones too, which predict the energies of
+            that head; for a new property they are random.
+        seed: Seed of random weights.
     """
     torch.manual_seed(seed)
     weight = next(source.parameters())
@@ -65,24 +79,24 @@ def task_model(source: FoundationModel, mode: Mode, head: int, *, keep_own: bool
         return model
     model.encoder.load_state_dict(source.encoder.state_dict())
     shared = source.config.num_sharedlayers
-    for k, (mine, theirs) in enumerate(zip(model.heads.layers, source.heads.layers, strict=True)):
-        if k < shared or keep_own:
-            mine.load_state_dict({name: value[[head]] for name, value in theirs.state_dict().items()})
-    if keep_own:
+    for k, (target, origin) in enumerate(zip(model.heads.layers, source.heads.layers, strict=True)):
+        if k < shared or keep_task_layers:
+            target.load_state_dict({name: value[[head]] for name, value in origin.state_dict().items()})
+    if keep_task_layers:
         model.scale[0] = source.scale[head]
     return model
 
 
-def trained_parameters(model: FoundationModel, mode: Mode) -> list[nn.Parameter]:
-    """What the mode trains; everything else no longer asks for gradients."""
+def select_parameters(model: FoundationModel, mode: Mode) -> list[nn.Parameter]:
+    """Return the parameters that the mode trains, and turn off the gradients of all others."""
     model.requires_grad_(False)
     shared = model.config.num_sharedlayers
     parts: list[tuple[bool, Callable[[], list[nn.Module]]]] = [
-        (mode.encoder, lambda: [model.encoder]),
-        (mode.shared, lambda: list(model.heads.layers)[:shared]),
-        (mode.own, lambda: list(model.heads.layers)[shared:]),
+        (mode.trains_encoder, lambda: [model.encoder]),
+        (mode.trains_shared_layers, lambda: list(model.heads.layers)[:shared]),
+        (mode.trains_task_layers, lambda: list(model.heads.layers)[shared:]),
     ]
-    chosen = [module for wanted, modules in parts if wanted for module in modules()]
-    for module in chosen:
+    trained = [module for is_trained, modules in parts if is_trained for module in modules()]
+    for module in trained:
         module.requires_grad_(True)
-    return [p for module in chosen for p in module.parameters()]
+    return [p for module in trained for p in module.parameters()]

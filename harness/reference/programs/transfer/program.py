@@ -1,7 +1,8 @@
-"""A downstream task learned from few labels, in ways of using a pretrained model and without (suites/transfer.yaml).
+"""A downstream task trained on few labels, from a pretrained model in several modes, and from scratch.
 
-Ranks share the draws of labels. The events of baselines and fits are files of fits/ as soon as they are known, and are
-logged when all ranks are done; predictions on the test set are there too, one file for each fit.
+The draws of labels are shared among ranks (suites/transfer.yaml). Each baseline and each fit is written to a file in
+fits/ at once, and logged as an event when all ranks have finished; the predictions of each fit on the test set are in
+fits/ too.
 """
 
 from __future__ import annotations
@@ -32,55 +33,55 @@ from harness.reference.data.batch import build_batch
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.distributed import launch
-from harness.reference.distributed.group import local_device, process_group
+from harness.reference.distributed.group import process_group, select_device
 from harness.reference.distributed.launch import shard
-from harness.reference.inference.precision import precision
+from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.programs.transfer.finetune import Fitted, TaskData, fit, predicted
-from harness.reference.programs.transfer.modes import MODES_BY_NAME, Mode, best_head, task_model, trained_parameters
+from harness.reference.programs.transfer.finetune import FitResult, TaskData, fit, predict
+from harness.reference.programs.transfer.modes import MODES_BY_NAME, Mode, best_head, select_parameters, task_model
 from harness.reference.programs.transfer.splits import LabelSplit, TaskSplits
 from harness.reference.programs.transfer.target_scaling import composition_baseline, fit_scaling
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import TaskDataUnavailable, load_task
 
 FITS = "fits"
+PARTS = ("train", "validation", "test")
 
 
 def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
-    """Fit every mode, number of labels and draw of one task."""
-    entry = find_task(config.task)
-    described: dict[str, Any] = {k: getattr(entry, k) for k in ("title", "target", "unit")} | {"task": entry.name}
+    """Train every mode on each number and draw of labels of one task."""
+    task = find_task(config.task)
+    description: dict[str, Any] = {k: getattr(task, k) for k in ("title", "target", "unit")} | {"task": task.name}
     try:
-        labelled = load_task(entry.name, Path(config.files).expanduser() if config.files else None)
-    except TaskDataUnavailable as absent:
-        log.write(TaskEvent(**described, available=False, needs=str(absent)))
+        dataset = load_task(task.name, Path(config.files).expanduser() if config.files else None)
+    except TaskDataUnavailable as error:
+        log.write(TaskEvent(**description, available=False, needs=str(error)))
         return
     source, notes = checkpoints.load_named(config.checkpoint)
-    source = precision(config.precision).apply(source).eval().requires_grad_(False)
-    unseen = sum(not bool(source.elements[s.numbers].all()) for s in labelled.frames.structures())
+    source = find_precision(config.precision).apply(source).eval().requires_grad_(False)
+    unseen = sum(not bool(source.elements[s.numbers].all()) for s in dataset.frames.structures())
     log.write(
         TaskEvent(
-            **described, available=True, role=labelled.role, level=labelled.level, kind=entry.kind,
-            per_atom=entry.per_atom, structures=len(labelled), left_out=dict(labelled.left_out),
-            folds=len(labelled.folds), splits=entry.splits, unseen_elements=unseen,
-            published=[PublishedResult(**asdict(p)) for p in entry.published],
+            **description, available=True, role=dataset.role, level=dataset.level, kind=task.kind,
+            per_atom=task.per_atom, structures=len(dataset), left_out=dict(dataset.left_out),
+            folds=len(dataset.folds), splits=task.splits, unseen_elements=unseen,
+            published=[PublishedResult(**asdict(p)) for p in task.published],
         )
     )  # fmt: skip
     budget = msgspec.convert({k: getattr(config, k) for k in Budget.__struct_fields__}, Budget)
     model = TransferModel(checkpoint=config.checkpoint, config=source.config.asdict(), notes=sorted(notes))
     log.record_facts(TransferFacts(model=model, budget=budget))
     (folder / FITS).mkdir(exist_ok=True)
-    place = launch.detect_rank(os.environ)
-    device = local_device(config.device, config.backend, place)
-    drawing = TaskSplits(entry, labelled, source.config, config.test_share, config.test_limit, config.seed)
-    study = TransferStudy(config, budget, drawing, source.to(device), folder / FITS)
-    with process_group(place, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
-        cases = study.cases()
-        for done, case in enumerate(shard(cases, place.rank, place.size)):
-            study.draw(*case)
-            ended = min(len(cases), (done + 1) * place.size)
-            log.write(Progress(done=ended, total=len(cases), what="draws of labels"))
+    rank_info = launch.detect_rank(os.environ)
+    device = select_device(config.device, config.backend, rank_info)
+    splits = TaskSplits(task, dataset, source.config, config.test_share, config.test_limit, config.seed)
+    study = TransferStudy(config, budget, splits, source.to(device), folder / FITS)
+    with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
+        draws = study.list_draws()
+        for k, draw in enumerate(shard(draws, rank_info.rank, rank_info.size), start=1):
+            study.run_draw(*draw)
+            log.write(Progress(done=min(len(draws), k * rank_info.size), total=len(draws), what="draws of labels"))
         team.barrier()
     for path in sorted((folder / FITS).glob("*.json")):
         log.replay(json.loads(path.read_text(encoding="utf-8")))
@@ -88,135 +89,141 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
 
 @dataclass
 class TransferStudy:
-    """A task at work."""
+    """The draws and fits of one task.
+
+    Attributes:
+        config: Parameters of the case.
+        budget: Number of steps, learning rate and patience of each fit.
+        splits: The dataset and its splits.
+        source: The pretrained model on its device.
+        folder: The folder of the files of baselines and fits.
+    """
 
     config: TransferParameters
     budget: Budget
-    drawing: TaskSplits
+    splits: TaskSplits
     source: FoundationModel
     folder: Path
 
-    def cases(self) -> list[tuple[str, int, int]]:
-        """Subset, labels and number of each draw; where fewer labels are there than asked for, all of them, once."""
-        subsets = self.drawing.subsets[: self.config.subsets]
-        every = [
-            (subset, min(labels, self.drawing.most(subset, k)), k)
+    def list_draws(self) -> list[tuple[str, int, int]]:
+        """Return subset, number of labels and seed of each draw; a pool with fewer labels is drawn once as a whole."""
+        draws = [
+            (subset, min(labels, self.splits.count_labels(subset, seed)), seed)
             for labels in self.config.labels
-            for subset in subsets
-            for k in range(self.config.seeds)
+            for subset in self.splits.subsets[: self.config.subsets]
+            for seed in range(self.config.seeds)
         ]
-        return list(dict.fromkeys(every))
+        return list(dict.fromkeys(draws))
 
-    def draw(self, subset: str, labels: int, number: int) -> None:
-        """All modes on one draw of labels."""
-        drawn = self.drawing.draw(subset, labels, number)
-        where: dict[str, Any] = {"subset": subset, "labels": labels, "seed": number}
-        if not len(drawn.test) or not len(drawn.validation):
-            why = "no structure is left whose elements have labels"
-            self._save(Baseline(**where, test=len(drawn.test), why=why), self._path(where, "baseline"))
+    def run_draw(self, subset: str, labels: int, seed: int) -> None:
+        """Write the baselines and the fits of all modes on one draw of labels."""
+        split = self.splits.draw(subset, labels, seed)
+        key: dict[str, Any] = {"subset": subset, "labels": labels, "seed": seed}
+        if not len(split.test) or not len(split.validation):
+            reason = "no structure is left whose elements have labels"
+            self._write(Baseline(**key, test=len(split.test), why=reason), self._path(key, "baseline"))
             return
-        self._save(Baseline(**where, **self._baselines(drawn)), self._path(where, "baseline"))
+        self._write(Baseline(**key, **self._baseline_errors(split)), self._path(key, "baseline"))
         like = next(self.source.parameters())
-        shelves = {name: self.drawing.shelf(getattr(drawn, name), drawn.scaling, like) for name in SHELVES}
-        head = best_head(self.source, build_batch(shelves["train"].graphs).composition)
+        data = {part: self.splits.build_data(getattr(split, part), split.scaling, like) for part in PARTS}
+        head = best_head(self.source, build_batch(data["train"].graphs).composition)
         for name in self.config.modes:
             mode = MODES_BY_NAME[name]
-            if mode.trains or self.drawing.extensive:  # of a new property no head knows anything
-                self._fit(mode, where, head, drawn, shelves)
+            if mode.is_trained or self.splits.extensive:  # no pretrained head predicts a new property
+                self._fit_mode(mode, key, head, split, data)
 
-    def _save(self, event: Baseline | Fit, path: Path) -> None:
-        """Write an event to a file of its own."""
+    def _write(self, event: Baseline | Fit, path: Path) -> None:
+        """Write an event to its file."""
         part = path.with_suffix(".part")
         part.write_text(json.dumps(msgspec.to_builtins(event), allow_nan=False), encoding="utf-8")
         os.replace(part, path)
 
-    def _path(self, where: dict[str, Any], word: str) -> Path:
-        parts = [where["subset"], f"{where['labels']:06d}", str(where["seed"]), word]
+    def _path(self, key: dict[str, Any], name: str) -> Path:
+        parts = [key["subset"], f"{key['labels']:06d}", str(key["seed"]), name]
         return self.folder / f"{'-'.join(p for p in parts if p)}.json"
 
-    def _baselines(self, drawn: LabelSplit) -> dict[str, Any]:
-        """Errors of what knows nothing of structure."""
-        frames, target = self.drawing.labelled.frames, self.drawing.labelled.target
-        train, test = frames[drawn.train], frames[drawn.test]
-        known, right = target[drawn.train], target[drawn.test]
-        extensive = self.drawing.extensive
-        by_composition = composition_baseline(train, known, test, extensive=extensive)
-        per_atom = test.sizes * (known / train.sizes).mean() if extensive else None
-        mean = np.full(len(right), known.mean()) if per_atom is None else per_atom
-        zero = float(np.abs(test.forces).mean()) if self.drawing.with_forces and test.forces is not None else None
+    def _baseline_errors(self, split: LabelSplit) -> dict[str, Any]:
+        """Return the test errors of predictors that ignore the geometry."""
+        frames, target = self.splits.dataset.frames, self.splits.dataset.target
+        train, test = frames[split.train], frames[split.test]
+        labels, expected = target[split.train], target[split.test]
+        extensive = self.splits.extensive
+        by_composition = composition_baseline(train, labels, test, extensive=extensive)
+        per_atom = test.sizes * (labels / train.sizes).mean() if extensive else None
+        mean = np.full(len(expected), labels.mean()) if per_atom is None else per_atom
+        zero = float(np.abs(test.forces).mean()) if self.splits.with_forces and test.forces is not None else None
         return {
-            "train": len(known), "test": len(right), "composition_mae": self._mae(by_composition - right, test),
-            "mean_mae": self._mae(mean - right, test), "zero_force_mae": zero,
+            "train": len(labels), "test": len(expected),
+            "composition_mae": self._mean_absolute(by_composition - expected, test),
+            "mean_mae": self._mean_absolute(mean - expected, test), "zero_force_mae": zero,
         }  # fmt: skip
 
-    def _mae(self, off: Array, frames: StructureTable) -> float:
-        """In the unit that the task is reported in."""
-        return float(np.abs(off / frames.sizes if self.drawing.task.per_atom else off).mean())
+    def _mean_absolute(self, errors: Array, frames: StructureTable) -> float:
+        """Return the mean absolute error in the unit of the task, per atom if the task is reported so."""
+        return float(np.abs(errors / frames.sizes if self.splits.task.per_atom else errors).mean())
 
-    def _fit(
-        self, mode: Mode, where: dict[str, Any], head: int, drawn: LabelSplit, shelves: dict[str, TaskData]
+    def _fit_mode(
+        self, mode: Mode, key: dict[str, Any], head: int, split: LabelSplit, data: dict[str, TaskData]
     ) -> None:
-        """One training, unless an earlier attempt of this case has it already."""
-        if self._path(where, mode.name).exists():
+        """Train and test one mode, unless an earlier attempt of this case has done so."""
+        path = self._path(key, mode.name)
+        if path.exists():
             return
-        seed = self.config.seed + where["seed"]
-        model = task_model(self.source, mode, head, keep_own=self.drawing.extensive, seed=seed)
-        if not (mode.pretrained and self.drawing.extensive):
-            model.scale[0] = drawn.scaling.unit
-        parameters = trained_parameters(model, mode)
-        ended = Fitted(0, 0, float("nan"), 0.0)
-        if mode.trains:
-            if not mode.encoder and not self.drawing.with_forces:
-                for shelf in shelves.values():
-                    shelf.remember(model)
-            ended = fit(
+        seed = self.config.seed + key["seed"]
+        model = task_model(self.source, mode, head, keep_task_layers=self.splits.extensive, seed=seed)
+        if not (mode.pretrained and self.splits.extensive):
+            model.scale[0] = split.scaling.unit
+        parameters = select_parameters(model, mode)
+        result = FitResult(0, 0, float("nan"), 0.0)
+        if mode.is_trained:
+            if not mode.trains_encoder and not self.splits.with_forces:
+                for part in data.values():
+                    part.cache_features(model)
+            result = fit(
                 model,
                 parameters,
-                scaling=drawn.scaling,
-                train=shelves["train"],
-                validation=shelves["validation"],
+                scaling=split.scaling,
+                train=data["train"],
+                validation=data["validation"],
                 budget=self.budget,
                 seed=seed,
             )
-        if not mode.trains:
-            drawn = self._anchored(model, drawn, shelves["train"])
-        found = self._tested(model, drawn, shelves["test"], self._path(where, mode.name).with_suffix(".npz"))
-        for shelf in shelves.values():
-            shelf.pooled = None
+        else:
+            split = self._refit_scaling(model, split, data["train"])
+        errors = self._test(model, split, data["test"], path.with_suffix(".npz"))
+        for part in data.values():
+            part.pooled = None
         event = Fit(
-            **where, mode=mode.name, train=len(drawn.train), validation=len(drawn.validation),
-            parameters=sum(p.numel() for p in parameters), head=head, steps=ended.steps, best_step=ended.best_step,
-            seconds=round(ended.seconds, 3), **found,
+            **key, mode=mode.name, train=len(split.train), validation=len(split.validation),
+            parameters=sum(p.numel() for p in parameters), head=head, steps=result.steps, best_step=result.best_step,
+            seconds=round(result.seconds, 3), **errors,
         )  # fmt: skip
-        self._save(event, self._path(where, mode.name))
+        self._write(event, path)
 
-    def _anchored(self, model: FoundationModel, drawn: LabelSplit, shelf: TaskData) -> LabelSplit:
-        """The draw with reference energies for what the model, as it is, leaves of the training labels."""
+    def _refit_scaling(self, model: FoundationModel, split: LabelSplit, data: TaskData) -> LabelSplit:
+        """Return the split with reference energies fitted to the training labels less the model's predictions."""
         with torch.no_grad():
-            told = [predicted(model, drawn.scaling, p)[0].double().cpu().numpy() for p in shelf.in_order()]
-        frames, target = self.drawing.labelled.frames[drawn.train], self.drawing.labelled.target[drawn.train]
-        return replace(drawn, scaling=fit_scaling(frames, target - np.concatenate(told), extensive=True))
+            values = [predict(model, split.scaling, b)[0].double().cpu().numpy() for b in data.batches()]
+        frames, target = self.splits.dataset.frames[split.train], self.splits.dataset.target[split.train]
+        return replace(split, scaling=fit_scaling(frames, target - np.concatenate(values), extensive=True))
 
-    def _tested(self, model: FoundationModel, drawn: LabelSplit, shelf: TaskData, path: Path) -> dict[str, Any]:
-        """Errors on the test set, each prediction being kept."""
-        values, off = [], []
+    def _test(self, model: FoundationModel, split: LabelSplit, data: TaskData, path: Path) -> dict[str, Any]:
+        """Return the errors on the test set, and write the predictions to a file."""
+        values, force_errors = [], []
         with torch.no_grad():
-            for piece in shelf.in_order():
-                told, forces = predicted(model, drawn.scaling, piece)
-                values.append(told.double().cpu().numpy())
-                if forces is not None and piece.forces is not None:
-                    off.append((forces - piece.forces).double().cpu().numpy())
-        labelled = self.drawing.labelled
-        frames, target = labelled.frames[drawn.test], labelled.target[drawn.test]
-        value = np.concatenate(values) + drawn.scaling.baseline(frames)
-        np.savez_compressed(path, ids=labelled.official_ids[drawn.test], target=target, predicted=value)
-        error = (value - target) / (frames.sizes if self.drawing.task.per_atom else 1)
+            for labelled in data.batches():
+                value, forces = predict(model, split.scaling, labelled)
+                values.append(value.double().cpu().numpy())
+                if forces is not None and labelled.forces is not None:
+                    force_errors.append((forces - labelled.forces).double().cpu().numpy())
+        dataset = self.splits.dataset
+        frames, target = dataset.frames[split.test], dataset.target[split.test]
+        predicted = np.concatenate(values) + split.scaling.baseline(frames)
+        np.savez_compressed(path, ids=dataset.official_ids[split.test], target=target, predicted=predicted)
+        error = (predicted - target) / (frames.sizes if self.splits.task.per_atom else 1)
         return {
             "test": len(target),
             "mae": float(np.abs(error).mean()),
             "rmse": float(np.sqrt((error**2).mean())),
-            "force_mae": float(np.abs(np.concatenate(off)).mean()) if off else None,
+            "force_mae": float(np.abs(np.concatenate(force_errors)).mean()) if force_errors else None,
         }
-
-
-SHELVES = ("train", "validation", "test")

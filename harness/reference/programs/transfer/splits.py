@@ -1,4 +1,4 @@
-"""Which structures of a task are learned from, which stop the learning, and which it is tested on."""
+"""The splits of a task into training, validation and test structures."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from harness.reference.tasks.catalog import Task
 from harness.reference.tasks.dataset import Fold, Indices, TaskDataset, split_task
 
 VALIDATION_SHARE = 0.2
-MOST_VALIDATION = 200
+MAX_VALIDATION = 200
 SPLIT_SEED = 17
 
 
 @dataclass(frozen=True)
 class LabelSplit:
-    """Places of structures in a task's data. scaling: fitted on the training labels alone."""
+    """One draw of labels.
+
+    Attributes:
+        train: Positions of training structures in the dataset.
+        validation: Positions of validation structures.
+        test: Positions of test structures.
+        scaling: The scaling, fitted to the training labels alone.
+    """
 
     train: Indices
     validation: Indices
@@ -31,10 +38,20 @@ class LabelSplit:
 
 @dataclass
 class TaskSplits:
-    """A task's data and how it is divided; graphs are made once."""
+    """The dataset of a task and its splits.
+
+    Attributes:
+        task: The task.
+        dataset: Structures and values.
+        model: Configuration of the model, which determines the neighbours.
+        test_share: Share of the test set, for a task without official splits.
+        test_limit: Maximum size of the test set, or None.
+        seed: Seed of the draws of labels.
+        graphs: Cache of neighbour lists by position.
+    """
 
     task: Task
-    labelled: TaskDataset
+    dataset: TaskDataset
     model: ModelConfig
     test_share: float
     test_limit: int | None
@@ -43,56 +60,56 @@ class TaskSplits:
 
     @property
     def extensive(self) -> bool:
-        """Whether the target is an energy, that grows with the structure."""
+        """Return whether the target is an energy, which grows with the structure."""
         return self.task.kind != "property"
 
     @property
     def with_forces(self) -> bool:
-        """Whether forces are learned too."""
+        """Return whether forces are trained too."""
         return self.task.kind == "energy_forces"
 
     @property
     def subsets(self) -> list[str]:
-        """The parts that are learned by themselves."""
-        return [str(name) for name in np.unique(self.labelled.subset)]
+        """Return the names of the subsets that are trained separately."""
+        return [str(name) for name in np.unique(self.dataset.subset)]
 
-    def divided(self, subset: str, number: int) -> Fold:
-        """What labels may be drawn from, and the test set: of an official fold, or of a split that never changes."""
-        folds = self.labelled.folds
+    def split(self, subset: str, number: int) -> Fold:
+        """Return the pool of labels and the test set, of an official fold or of a split that is always the same."""
+        folds = self.dataset.folds
         if folds:
             pool, test = folds[number % len(folds)]
         else:
-            pool, test = split_task(self.labelled, seed=SPLIT_SEED, test_share=self.test_share)
-        pool, test = (k[self.labelled.subset[k] == subset] for k in (pool, test))
+            pool, test = split_task(self.dataset, seed=SPLIT_SEED, test_share=self.test_share)
+        pool, test = (k[self.dataset.subset[k] == subset] for k in (pool, test))
         if self.test_limit is not None and len(test) > self.test_limit:
             test = np.sort(np.random.default_rng(SPLIT_SEED).permutation(test)[: self.test_limit])
         return pool, test
 
-    def most(self, subset: str, number: int) -> int:
-        """How many labels there are to draw."""
-        return len(self.divided(subset, number)[0])
+    def count_labels(self, subset: str, number: int) -> int:
+        """Return the number of labels in the pool."""
+        return len(self.split(subset, number)[0])
 
     def draw(self, subset: str, labels: int, number: int) -> LabelSplit:
-        """So many labels, a fifth of them for validation."""
-        pool, test = self.divided(subset, number)
-        chosen = np.random.default_rng([self.seed, number]).permutation(pool)[:labels]
-        held = min(MOST_VALIDATION, max(2, round(VALIDATION_SHARE * len(chosen))))
-        validation, train = np.sort(chosen[:held]), np.sort(chosen[held:])
-        frames, target = self.labelled.frames, self.labelled.target
+        """Draw labels from the pool, and use a fifth of them for validation."""
+        pool, test = self.split(subset, number)
+        indices = np.random.default_rng([self.seed, number]).permutation(pool)[:labels]
+        count = min(MAX_VALIDATION, max(2, round(VALIDATION_SHARE * len(indices))))
+        validation, train = np.sort(indices[:count]), np.sort(indices[count:])
+        frames, target = self.dataset.frames, self.dataset.target
         scaling = fit_scaling(frames[train], target[train], extensive=self.extensive)
         validation, test = (k[scaling.knows(frames[k])] for k in (validation, test))
         return LabelSplit(train, validation, test, scaling)
 
-    def shelf(self, places: Indices, scaling: TargetScaling, like: Tensor) -> TaskData:
-        """Structures with their labels beyond the baseline."""
-        frames = self.labelled.frames[places]
-        for k, structure in zip(places.tolist(), frames.structures(head=0), strict=True):
+    def build_data(self, indices: Indices, scaling: TargetScaling, like: Tensor) -> TaskData:
+        """Return structures with their labels less the baseline, in the type and on the device of `like`."""
+        frames = self.dataset.frames[indices]
+        for k, structure in zip(indices.tolist(), frames.structures(head=0), strict=True):
             if k not in self.graphs:
                 limit = self.model.max_neighbours
                 self.graphs[k] = build_neighbour_list(structure, cutoff=self.model.cutoff, max_neighbours=limit)
         return TaskData(
-            [self.graphs[k] for k in places.tolist()],
-            self.labelled.target[places] - scaling.baseline(frames),
+            [self.graphs[k] for k in indices.tolist()],
+            self.dataset.target[indices] - scaling.baseline(frames),
             with_forces=self.with_forces,
             with_triplets=self.model.needs_triplets,
             like=like,

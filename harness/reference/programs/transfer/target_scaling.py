@@ -1,6 +1,6 @@
-"""A task's labels as a model is to see them: less what composition or the mean explains, in units of what is left.
+"""The scaling of a task's target: the baseline of composition or mean is subtracted, the rest divided by its size.
 
-Everything is fitted on training labels alone.
+All of it is fitted to training labels alone.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.statistics import reference_energies
 from harness.reference.datasets.statistics.reference_energies import ELEMENT_SLOTS, ElementState, count_elements
 
-LEAST_UNIT = 1e-3
+MIN_UNIT = 1e-3
 RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
 class TargetScaling:
-    """extensive: whether the value grows with the structure, an energy. energies: [119], of each element, zero where
-    absent. offset: of an intensive value. unit: of an atom's share of an energy, or of an intensive value; unit_force.
-    known: [119], the elements that the training labels hold.
+    """The scaling of a target, in the unit of the task.
+
+    Attributes:
+        extensive: Whether the target is an energy that grows with the structure.
+        energies: [119] reference energy of each element, 0 if it is absent.
+        offset: Mean of an intensive target.
+        unit: Unit of an energy per atom, or of an intensive target.
+        unit_force: Unit of force components.
+        known: [119] whether an element occurs in the training labels.
     """
 
     extensive: bool
@@ -34,32 +40,36 @@ class TargetScaling:
     known: NDArray[np.bool_]
 
     def baseline(self, frames: StructureTable) -> Array:
-        """What is predicted without a model, [g], in the task's unit."""
+        """Return the prediction without a model, [g]."""
         if not self.extensive:
             return np.full(len(frames), self.offset)
         return np.asarray(count_elements(frames) @ self.energies)
 
     def knows(self, frames: StructureTable) -> NDArray[np.bool_]:
-        """Whether an energy can be told: of elements without a label nothing is known. Always for intensive values."""
+        """Return [g] whether the baseline is defined: an energy needs training labels with all of its elements."""
         if not self.extensive:
             return np.ones(len(frames), dtype=bool)
         return np.asarray((count_elements(frames)[:, ~self.known] == 0).all(axis=1))
 
 
 def fit_scaling(frames: StructureTable, target: Array, *, extensive: bool) -> TargetScaling:
-    """The scaling of training labels, [g]; forces, where there are some, are counted in their mean size."""
-    forces = 1.0 if frames.forces is None else max(float(np.abs(frames.forces).mean()), LEAST_UNIT)
+    """Fit the scaling to training structures and their target [g]; the unit of forces is their mean magnitude."""
+    unit_force = 1.0 if frames.forces is None else max(float(np.abs(frames.forces).mean()), MIN_UNIT)
     everything = np.ones(ELEMENT_SLOTS, dtype=bool)
     if not extensive:
-        unit = max(float(np.abs(target - target.mean()).mean()), LEAST_UNIT)
-        return TargetScaling(False, np.zeros(ELEMENT_SLOTS), float(target.mean()), unit, forces, everything)
-    found = reference_energies.fit(lambda: iter([replace(frames, energy=target)]))
-    unit = max(found.mae_ev_per_atom, LEAST_UNIT)
-    return TargetScaling(True, np.nan_to_num(found.energy_ev), 0.0, unit, forces, found.state > ElementState.ABSENT)
+        unit = max(float(np.abs(target - target.mean()).mean()), MIN_UNIT)
+        return TargetScaling(False, np.zeros(ELEMENT_SLOTS), float(target.mean()), unit, unit_force, everything)
+    references = reference_energies.fit(lambda: iter([replace(frames, energy=target)]))
+    unit = max(references.mae_ev_per_atom, MIN_UNIT)
+    known = references.state > ElementState.ABSENT
+    return TargetScaling(True, np.nan_to_num(references.energy_ev), 0.0, unit, unit_force, known)
 
 
 def composition_baseline(frames: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
-    """What a linear model of composition predicts for the test, [t]: of counts, or of fractions with a ridge."""
+    """Return the predictions of a linear model of composition for test structures, [t].
+
+    It is fitted to element counts for an extensive target, and to element fractions by ridge regression otherwise.
+    """
     mean = target.mean()
     if extensive:
         return fit_scaling(frames, target, extensive=True).baseline(test)

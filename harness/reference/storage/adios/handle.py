@@ -1,4 +1,4 @@
-"""A BP file as ADIOS2 has it open: one thread's handle to read it, the engine that writes it."""
+"""Access to BP files through ADIOS2: a handle that reads a file in one thread, and an engine that writes one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_CLOSE_ATTEMPTS = 20  # to close on a full disk
 
 @dataclass(frozen=True)
 class StoredArray:
-    """A variable as it lies in the file: a key of a split, or a table of one."""
+    """A variable of the file: a key of a split, or a table of one."""
 
     name: str
     dtype: str
@@ -47,7 +47,7 @@ class StoredArray:
         return math.prod(rest) * np.dtype(self.dtype).itemsize
 
     def selection(self, first: int, rows: int) -> list[list[int]]:
-        """Start and count of some rows along the axis."""
+        """Return the start and count of some rows along the axis."""
         start, count = [0] * len(self.shape), list(self.shape)
         start[self.axis], count[self.axis] = first, rows
         return [start, count]
@@ -58,7 +58,7 @@ class StoredArray:
 
 
 class Handle:
-    """The file as one thread has it open."""
+    """A file that one thread has opened for reading."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,7 +70,7 @@ class Handle:
             raise InputError(f"{path}: ADIOS2 cannot open it ({extract_reason(error)})") from None
         self._variables: dict[str, Any] = {}
 
-    def attribute(self, name: str) -> Any:
+    def read_attribute(self, name: str) -> Any:
         """Return an attribute: text, a list of texts, a number, an array, or a mapping that this project wrote."""
         result = self.io.InquireAttribute(name)
         if result.Type() != "string":
@@ -100,17 +100,17 @@ class Handle:
 
     def close(self) -> None:
         """Close the file."""
-        with suppress(RuntimeError):  # of a damaged one, which was refused before
+        with suppress(RuntimeError):  # a damaged file, which was rejected before
             self.engine.Close()
 
 
 def parse_shape(variable: Mapping[str, str]) -> tuple[int, ...]:
-    """Return an array's shape, from what ADIOS2 says of it."""
+    """Return an array's shape, from ADIOS2's description of the variable."""
     return tuple(int(n) for n in variable["Shape"].split(",") if n.strip())
 
 
 def parse_size(variable: Mapping[str, str]) -> int:
-    """Return an array's size in bytes, from what ADIOS2 says of it."""
+    """Return an array's size in bytes, from ADIOS2's description of the variable."""
     return math.prod(parse_shape(variable)) * np.dtype(TYPES.get(variable["Type"], "uint8")).itemsize
 
 
@@ -121,9 +121,10 @@ def extract_reason(error: Exception) -> str:
 
 
 class Engine:
-    """One file, written at `part`; path: how errors name it. comm: of the ranks that write together, None for one.
+    """A file that is written at `part`, and later renamed to `path`, which messages name.
 
-    written: bytes put by this rank. Raises OSError with the system's reason where ADIOS2 fails.
+    comm: the ranks that write the file together, None for one rank. written: bytes put by this rank. Raises OSError
+    with the system's reason where ADIOS2 fails.
     """
 
     def __init__(self, path: Path, part: Path, comm: Any) -> None:
@@ -139,12 +140,12 @@ class Engine:
     def begin(self) -> None:
         """Open the file; collective."""
         with simplified_errors(self.part):
-            where = (str(self.part), bindings.Mode.Write)
+            arguments = (str(self.part), bindings.Mode.Write)
             if self.comm is None:
-                self._engine = self._io.Open(*where)
+                self._engine = self._io.Open(*arguments)
             else:
                 self.comm.Barrier()
-                self._engine = self._io.Open(*where, self.comm)
+                self._engine = self._io.Open(*arguments, self.comm)
             self._open = True
             self._engine.BeginStep()
 
@@ -154,7 +155,7 @@ class Engine:
         return self._io.DefineVariable(name, np.zeros(1, like.dtype), shape, zeros, list(like.shape), False)
 
     def put_rows(self, variable: Any, values: NDArray[Any], start: list[int], shape: list[int] | None) -> None:
-        """Write values at `start` of a variable; shape: of the whole so far, None where it was known beforehand."""
+        """Write values at `start` of a variable; shape: the new shape of the variable, None if it does not grow."""
         with simplified_errors(self.part):
             if shape is not None:
                 variable.SetShape(shape)
@@ -163,12 +164,12 @@ class Engine:
         self.written += values.nbytes
 
     def flush(self) -> None:
-        """Write buffered data to disk; with several ranks that is collective, so they wait for the end."""
+        """Write buffered data to disk; several ranks do that at the end, as it is collective."""
         if self.comm is None:
             with simplified_errors(self.part):
                 self._engine.PerformDataWrite()
 
-    def attribute(self, name: str, value: Any) -> None:
+    def define_attribute(self, name: str, value: Any) -> None:
         """Define an attribute under its full name."""
         if isinstance(value, np.ndarray):
             value = np.array(value, order="C")  # a copy: ADIOS2 takes no views, and keeps zero dimensions
@@ -189,7 +190,7 @@ class Engine:
             self.comm.Barrier()
 
     def abandon(self, make_room: Callable[[], None]) -> None:
-        """Close the file as it is. ADIOS2 ends the process if it cannot write the rest, so room is made for that."""
+        """Close the incomplete file; ADIOS2 ends the process if it cannot write the rest, so make room for that."""
         for _ in range(MAX_CLOSE_ATTEMPTS if self._open else 0):
             make_room()
             try:
@@ -198,14 +199,14 @@ class Engine:
                 continue
             self._open = False
             break
-        if self._open:  # others took the room: never let go of it, rather than be ended
+        if self._open:  # others have filled the disk: leak the engine, whose destructor would end the process
             for reference in (self._adios, self._io, self._engine):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(reference))
 
 
 @contextmanager
 def simplified_errors(path: Path) -> Iterator[None]:
-    """Raise ADIOS2's errors, which are pages long, as OSError with the reason of the system."""
+    """Raise ADIOS2's errors, which are pages long, as OSError with the system's reason."""
     try:
         yield
     except RuntimeError as error:

@@ -34,7 +34,7 @@ Table = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Seal:
-    """What a seal says, its own checksum having been compared.
+    """The content of a seal whose own checksum is correct.
 
     path, sums: the files. sizes: bytes of each file. crc32: of the files that ADIOS2 trusts. arrays: of each array's
     table of checksums, in the order of the tables in `sums`. facts: those that the store's own attributes lack.
@@ -48,22 +48,22 @@ class Seal:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def inner_seal_paths(folder: Path) -> tuple[Path, Path]:
-    """Return where the seal and the checksums of a store of this program are."""
+def get_inner_seal_paths(folder: Path) -> tuple[Path, Path]:
+    """Return the paths of the seal and the checksums of a store that this program wrote."""
     return folder / SEAL, folder / SUMS
 
 
-def outer_seal_paths(folder: Path) -> tuple[Path, Path]:
-    """Return where the seal and the checksums of a store of HydraGNN are."""
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    return named.with_name(f"{named.name}.{SEAL}"), named.with_name(f"{named.name}.{SUMS}")
+def get_outer_seal_paths(folder: Path) -> tuple[Path, Path]:
+    """Return the paths of the seal and the checksums of a store that HydraGNN wrote."""
+    path = folder if folder.name not in ("", "..") else folder.resolve()
+    return path.with_name(f"{path.name}.{SEAL}"), path.with_name(f"{path.name}.{SUMS}")
 
 
 def write_seal(
-    folder: Path, places: tuple[Path, Path], tables: Mapping[str, Table], facts: Mapping[str, Any] | None = None
+    folder: Path, paths: tuple[Path, Path], tables: Mapping[str, Table], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the sizes and checksums of a finished folder; tables: of each array."""
-    seal, sums = places
+    """Write the sizes and checksums of a finished folder; tables: the checksums of each array."""
+    seal, sums = paths
     _write_synced(sums, join_tables(list(tables.values())))
     files = sorted(f for f in folder.iterdir() if f.is_file() and f != seal)
     content = {
@@ -83,10 +83,10 @@ def sync_files(folder: Path) -> None:
         _sync_file(path)
 
 
-def check_whole(path: Path, *, unfinished: bool = False) -> Seal | None:
-    """Return the seal, if there is one, of a BP folder with one finished step and nothing missing.
+def check_folder(path: Path, *, unfinished: bool = False) -> Seal | None:
+    """Check that a BP folder is complete and has one finished step, and return its seal, if there is one.
 
-    unfinished: the store is not sealed yet, and a seal that is there does not count.
+    unfinished: the store is not sealed yet, so that an existing seal is ignored.
     Raises InputError, naming the file, for any other folder.
     """
     if not path.is_dir():
@@ -102,8 +102,8 @@ def check_whole(path: Path, *, unfinished: bool = False) -> Seal | None:
 
 
 def find_seal(path: Path) -> Seal | None:
-    """Return what the seal of a store says, or None where it has none; raises InputError for a damaged one."""
-    for seal, sums in (inner_seal_paths(path), outer_seal_paths(path)):
+    """Return the seal of a store, or None if it has none; raises InputError for a damaged one."""
+    for seal, sums in (get_inner_seal_paths(path), get_outer_seal_paths(path)):
         if seal.exists() or seal.is_symlink():
             return _read_seal(seal, sums)
     return None
@@ -111,9 +111,9 @@ def find_seal(path: Path) -> Seal | None:
 
 def check_payload(path: Path, expected: int) -> None:
     """Raise InputError if the data files cannot hold this many bytes: reading past their end never returns."""
-    there = sum(f.stat().st_size for f in path.glob("data.*"))
-    if there < expected:
-        raise InputError(f"{path}: truncated, {there} bytes of data for arrays of {expected} bytes")
+    size = sum(f.stat().st_size for f in path.glob("data.*"))
+    if size < expected:
+        raise InputError(f"{path}: truncated, {size} bytes of data for arrays of {expected} bytes")
 
 
 def _read_seal(path: Path, sums: Path) -> Seal:
@@ -124,8 +124,8 @@ def _read_seal(path: Path, sums: Path) -> Seal:
         whole = json.loads(path.read_bytes())
         content = whole["content"]
         intact = whole["crc32"] == _compute_checksum(content)
-        named = [content[name] for name in ("bytes", "crc32", "arrays")]
-        counts = [n for numbers in named for n in numbers.values()]
+        tables = [content[name] for name in ("bytes", "crc32", "arrays")]
+        counts = [n for numbers in tables for n in numbers.values()]
         intact &= all(type(n) is int and 0 <= n < 2**63 for n in counts) and isinstance(content["facts"], dict)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if read_older_seal(path.parent):
@@ -136,12 +136,12 @@ def _read_seal(path: Path, sums: Path) -> Seal:
         raise damaged from None
     if not intact:
         raise damaged
-    return Seal(path, sums, named[0], crc32=named[1], arrays=named[2], facts=content["facts"])
+    return Seal(path, sums, tables[0], crc32=tables[1], arrays=tables[2], facts=content["facts"])
 
 
 def read_older_seal(path: Path) -> Seal | None:
     """Return the seal of a store as it was written before blocks had checksums, or None where there is none."""
-    seal, sums = inner_seal_paths(path)
+    seal, sums = get_inner_seal_paths(path)
     try:
         content = json.loads(seal.read_bytes())
         sizes, crc32 = content["bytes"], content["crc32"]
@@ -183,12 +183,12 @@ def _check_index(path: Path) -> None:
         return
     if not (path / "mmd.0").is_file():
         raise InputError(f"{path}: mmd.0 is missing; a damaged BP folder")
-    steps, at = 0, HEADER_BYTES
-    while at < len(index):
-        kind, length = struct.unpack_from("<cQ", index, at) if at + 9 <= len(index) else (b"?", 0)
-        body = at + 9
-        at = body + length
-        if kind not in (b"s", b"w", b"m") or at > len(index) or (kind == b"s" and length < 16):
+    steps, offset = 0, HEADER_BYTES
+    while offset < len(index):
+        kind, length = struct.unpack_from("<cQ", index, offset) if offset + 9 <= len(index) else (b"?", 0)
+        body = offset + 9
+        offset = body + length
+        if kind not in (b"s", b"w", b"m") or offset > len(index) or (kind == b"s" and length < 16):
             raise InputError(f"{path}: md.idx is damaged or cut off")
         if kind == b"s":
             steps += 1
@@ -213,21 +213,21 @@ def _sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def rows_per_block(row_bytes: int) -> int:
+def count_rows_per_block(row_bytes: int) -> int:
     """Return how many rows of an array one checksum covers."""
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
 def count_blocks(rows: int, row_bytes: int) -> int:
     """Return how many checksums an array with this number of rows has."""
-    return math.ceil(rows / rows_per_block(row_bytes))
+    return math.ceil(rows / count_rows_per_block(row_bytes))
 
 
 class BlockSums:
     """The checksums of one array while its rows arrive, in any division."""
 
     def __init__(self, row_bytes: int) -> None:
-        self._block_bytes = rows_per_block(row_bytes) * row_bytes
+        self._block_bytes = count_rows_per_block(row_bytes) * row_bytes
         self._sums: list[int] = []
         self._running = 0
         self._filled = 0
@@ -249,7 +249,7 @@ class BlockSums:
         self._running = self._filled = 0
 
     def table(self) -> Table:
-        """Return the checksums, one a block; the array is complete."""
+        """Return the checksum of each block; call it once the array is complete."""
         if self._filled:
             self._close_block()
         return np.array(self._sums, dtype="<u4")
@@ -261,30 +261,30 @@ class Verifier:
     def __init__(self, table: Table, rows: int, row_bytes: int) -> None:
         self._table = table
         self._rows = rows
-        self._each = rows_per_block(row_bytes)
-        self._done = bytearray(len(table))
+        self._block_rows = count_rows_per_block(row_bytes)
+        self._verified = bytearray(len(table))
 
     def widen(self, first: int, rows: int) -> tuple[int, int] | None:
         """Return the rows (first, stop) of whole blocks to read in place of these, or None where all are verified."""
-        low, high = first // self._each, -(-(first + rows) // self._each)
-        if 0 not in self._done[low:high]:
+        low, high = first // self._block_rows, -(-(first + rows) // self._block_rows)
+        if 0 not in self._verified[low:high]:
             return None
-        return low * self._each, min(self._rows, high * self._each)
+        return low * self._block_rows, min(self._rows, high * self._block_rows)
 
     def find_damage(self, first: int, values: NDArray[Any]) -> int | None:
-        """Return the first block that differs, of contiguous rows that begin with a block at row `first`, or None."""
+        """Return the first damaged block among contiguous rows that begin with a block at row `first`, or None."""
         data = values.reshape(-1).data.cast("B")
-        step = len(data) // len(values) * self._each
-        for number, start in enumerate(range(0, len(data), step), start=first // self._each):
-            if not self._done[number]:
+        step = len(data) // len(values) * self._block_rows
+        for number, start in enumerate(range(0, len(data), step), start=first // self._block_rows):
+            if not self._verified[number]:
                 if zlib.crc32(data[start : start + step]) != self._table[number]:
                     return number
-                self._done[number] = 1
+                self._verified[number] = 1
         return None
 
     def block_rows(self, number: int) -> tuple[int, int]:
         """Return the first and the last row of a block."""
-        return number * self._each, min(self._rows, (number + 1) * self._each) - 1
+        return number * self._block_rows, min(self._rows, (number + 1) * self._block_rows) - 1
 
 
 def join_tables(tables: Sequence[Table]) -> bytes:

@@ -1,4 +1,4 @@
-"""Reading BP files, this project's and HydraGNN's own: single samples on demand, ranges in one go."""
+"""Reading BP files of this project and of HydraGNN: single samples on demand, or ranges at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.reference.storage.adios.handle import (
     parse_shape,
     parse_size,
 )
-from harness.reference.storage.adios.integrity import PART, Seal, Verifier, check_payload, check_whole, count_blocks
+from harness.reference.storage.adios.integrity import PART, Seal, Verifier, check_folder, check_payload, count_blocks
 from harness.reference.storage.schema import Block, Column, Counts, Record, move_samples_first
 
 VERIFY_BYTES = 16 << 20
@@ -33,16 +33,16 @@ TABLES = ("count", "offset")
 class BPFile:
     """A finished BP file, opened once for each process and thread that reads; it pickles as its path.
 
-    attributes: what the file says of itself, those of this project without their prefix, and what its seal adds.
-    is_sealed: whether there are checksums, with which all that is read is then compared, each block once.
-    Raises InputError for a folder that is no whole BP file, for samples that are not there, and for damage.
+    attributes: those of the file, without this project's prefix, and the facts of its seal.
+    is_sealed: whether there are checksums; if so, each block is compared with its own when it is first read.
+    Raises InputError for a folder that is not a complete BP file, for samples that do not exist, and for damage.
     """
 
     def __init__(self, path: Path | str, *, unfinished: bool = False) -> None:
         self.path = Path(path)
         if self.path.name.endswith(PART) and not unfinished:
             raise InputError(f"{self.path}: half-written, its writer did not finish")
-        self._seal = check_whole(self.path, unfinished=unfinished)
+        self._seal = check_folder(self.path, unfinished=unfinished)
         self._handles: dict[tuple[int, int], Handle] = {}
         self._ends: dict[str, dict[str, list[int]]] = {}
         self._tables: dict[str, StoredArray] = {}
@@ -54,7 +54,7 @@ class BPFile:
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
             raise InputError(f"{self.path}: damaged, it cannot be described ({extract_reason(error)})") from None
         if self._seal is not None:
-            self._sums_at = self._locate_sums(self._seal)
+            self._sum_positions = self._locate_sums(self._seal)
         elif not self.is_original and not unfinished:
             raise InputError(f"{self.path}: harness.json is missing; restore it, or convert the dataset again")
 
@@ -68,9 +68,9 @@ class BPFile:
         for (label, name), axis in axes.items():
             stem = f"{label}/{name}"
             if label in keys and all(n in variables for n in (stem, *(f"{stem}/variable_{t}" for t in TABLES))):
-                self._arrays.setdefault(label, {})[name] = self._array_of(variables, stem, axis)
+                self._arrays.setdefault(label, {})[name] = self._describe_array(variables, stem, axis)
                 for table in (f"{stem}/variable_{t}" for t in TABLES):
-                    self._tables[table] = self._array_of(variables, table, 0)
+                    self._tables[table] = self._describe_array(variables, table, 0)
                     if (rows := self._tables[table].rows) != self._samples[label]:
                         raise InputError(f"{self.path}: damaged, {table} has {rows} rows, not {self._samples[label]}")
         for label, names in keys.items():
@@ -81,30 +81,30 @@ class BPFile:
             raise InputError(f"{self.path}: has no splits; not a store")
         check_payload(self.path, sum(map(parse_size, variables.values())))
 
-    def _array_of(self, found: dict[str, dict[str, str]], name: str, axis: int) -> StoredArray:
-        shape, kind = parse_shape(found[name]), TYPES.get(found[name]["Type"], "")
+    def _describe_array(self, variables: dict[str, dict[str, str]], name: str, axis: int) -> StoredArray:
+        shape, kind = parse_shape(variables[name]), TYPES.get(variables[name]["Type"], "")
         if not kind:
-            raise InputError(f"{self.path}: {name} is of type {found[name]['Type']}, which no store has")
+            raise InputError(f"{self.path}: {name} is of type {variables[name]['Type']}, which no store has")
         if not 0 <= axis < len(shape) or 0 in shape[:axis] + shape[axis + 1 :]:
             raise InputError(f"{self.path}: damaged, {name} of shape {shape} has no rows along axis {axis}")
         return StoredArray(name, kind, shape, axis)
 
     def _locate_sums(self, seal: Seal) -> dict[str, tuple[int, int]]:
         """Return the position of the first checksum of each array and the number of its checksums."""
-        at, located = 0, {}
+        position, located = 0, {}
         arrays = {array.name: array for array in self.arrays()}
         for name in seal.arrays:
             if name not in arrays:
                 raise InputError(f"{seal.path}: damaged, {self.path} has no array {name[:80]!r}")
             blocks = count_blocks(arrays[name].rows, arrays[name].row_bytes)
-            located[name] = at, blocks
-            at += blocks
+            located[name] = position, blocks
+            position += blocks
         missing = next((name for name in arrays if name not in located), None)
         if missing:
             raise InputError(f"{seal.path}: damaged, there are no checksums of {missing}")
         size = seal.sums.stat().st_size if seal.sums.is_file() else None
-        if size != 4 * at:
-            raise InputError(f"{seal.sums}: damaged, {size or 'no'} bytes of checksums, expected {4 * at}")
+        if size != 4 * position:
+            raise InputError(f"{seal.sums}: damaged, {size or 'no'} bytes of checksums, expected {4 * position}")
         return located
 
     def _read_attributes(self) -> tuple[dict[str, Any], dict[str, list[str]], dict[tuple[str, str], int]]:
@@ -114,7 +114,7 @@ class BPFile:
         axes: dict[tuple[str, str], int] = {}
         self._samples: dict[str, int] = {}
         for name in self._handle.io.AvailableAttributes():
-            value = self._handle.attribute(name)
+            value = self._handle.read_attribute(name)
             words = name.split("/")
             if name.startswith(ATTRIBUTE_PREFIX):
                 facts[name.removeprefix(ATTRIBUTE_PREFIX)] = value
@@ -151,12 +151,12 @@ class BPFile:
 
     def samples(self, label: str) -> int:
         """Return the number of samples in a split."""
-        self._of(label)
+        self._split(label)
         return self._samples[label]
 
     def keys(self, label: str) -> tuple[str, ...]:
         """Return the keys of a split's samples."""
-        return tuple(self._of(label))
+        return tuple(self._split(label))
 
     def shape(self, label: str, key: str) -> tuple[int, ...]:
         """Return the shape of a key over all samples of a split."""
@@ -168,7 +168,7 @@ class BPFile:
         return sum(a.rows * a.row_bytes for a in arrays)
 
     def field(self, label: str, key: str) -> tuple[str, str, int, tuple[int, ...]]:
-        """Return the name, type, samples' axis and other axes of a key."""
+        """Return the name, type, samples' axis and lengths of the other axes of a key."""
         array = self._array(label, key)
         return key, array.dtype, array.axis, array.shape[: array.axis] + array.shape[array.axis + 1 :]
 
@@ -186,7 +186,7 @@ class BPFile:
         return table
 
     def offsets(self, label: str, key: str) -> Counts:
-        """Return where each sample begins according to the file, [samples]."""
+        """Return the recorded start of each sample along the axis, [samples]."""
         return self._table(self._array(label, key), "offset", 0, self.samples(label))
 
     def _check_range(self, label: str, first: int, stop: int) -> None:
@@ -210,11 +210,11 @@ class BPFile:
         for key in self.keys(label) if keys is None else keys:
             array = self._array(label, key)
             counts = self._table(array, "count", first, stop - first)
-            at = int(self._table(array, "offset", first, 1)[0])
+            start = int(self._table(array, "offset", first, 1)[0])
             rows = int(counts.sum())
-            if at + rows > array.rows:
-                raise InputError(f"{self.path}: damaged, {array.name} has no rows {at}..{at + rows - 1}")
-            columns[key] = Column(self._read(array, at, rows), counts, array.axis)
+            if start + rows > array.rows:
+                raise InputError(f"{self.path}: damaged, {array.name} has no rows {start}..{start + rows - 1}")
+            columns[key] = Column(self._read(array, start, rows), counts, array.axis)
         return Block(stop - first, columns)
 
     def tables(self) -> Iterator[StoredArray]:
@@ -244,10 +244,10 @@ class BPFile:
     def _read(self, array: StoredArray, first: int, rows: int) -> NDArray[Any]:
         """Read rows of an array and compare them with their checksums, if it has any."""
         verifier = self._verifier(array) if rows else None
-        whole = verifier.widen(first, rows) if verifier else None
-        if verifier is None or whole is None:
+        blocks = verifier.widen(first, rows) if verifier else None
+        if verifier is None or blocks is None:
             return self._handle.read(array, first, rows)
-        start, stop = whole
+        start, stop = blocks
         values = self._handle.read(array, start, stop - start)
         damaged = verifier.find_damage(start, move_samples_first(values, array.axis))
         if damaged is not None:
@@ -262,41 +262,41 @@ class BPFile:
         if self._seal is None:
             return None
         if array.name not in self._verifiers:
-            at, blocks = self._sums_at[array.name]
-            table = np.fromfile(self._seal.sums, "<u4", count=blocks, offset=4 * at)
+            position, blocks = self._sum_positions[array.name]
+            table = np.fromfile(self._seal.sums, "<u4", count=blocks, offset=4 * position)
             if len(table) != blocks or zlib.crc32(table.tobytes()) != self._seal.arrays[array.name]:
                 raise InputError(f"{self._seal.sums}: damaged, the checksums of {array.name} are not as written")
             self._verifiers[array.name] = Verifier(table, array.rows, array.row_bytes)
         return self._verifiers[array.name]
 
     def close(self) -> None:
-        """Close what this process has opened."""
-        for place in [p for p in self._handles if p[0] == os.getpid()]:
-            self._handles.pop(place).close()
+        """Close the handles that this process has opened."""
+        for key in [k for k in self._handles if k[0] == os.getpid()]:
+            self._handles.pop(key).close()
 
     @property
     def _handle(self) -> Handle:
-        place = (os.getpid(), threading.get_ident())
-        if place not in self._handles:
-            self._handles[place] = Handle(self.path)
-        return self._handles[place]
+        key = (os.getpid(), threading.get_ident())
+        if key not in self._handles:
+            self._handles[key] = Handle(self.path)
+        return self._handles[key]
 
-    def _of(self, label: str) -> dict[str, StoredArray]:
+    def _split(self, label: str) -> dict[str, StoredArray]:
         if label not in self._arrays:
             raise InputError(f"{self.path}: no split {label!r}; there are {', '.join(self._arrays)}")
         return self._arrays[label]
 
     def _array(self, label: str, key: str) -> StoredArray:
-        arrays = self._of(label)
+        arrays = self._split(label)
         if key not in arrays:
             raise InputError(f"{self.path}: {label} has no {key!r}; there are {', '.join(arrays)}")
         return arrays[key]
 
-    def _table(self, array: StoredArray, what: str, first: int, rows: int) -> Counts:
-        """Read variable_count or variable_offset of some samples."""
-        table = self._read(self._tables[f"{array.name}/variable_{what}"], first, rows).astype(np.int64, copy=False)
+    def _table(self, array: StoredArray, name: str, first: int, rows: int) -> Counts:
+        """Read the count or the offset of some samples."""
+        table = self._read(self._tables[f"{array.name}/variable_{name}"], first, rows).astype(np.int64, copy=False)
         if (table < 0).any():
-            raise InputError(f"{self.path}: damaged, {array.name}/variable_{what} has negative numbers")
+            raise InputError(f"{self.path}: damaged, {array.name}/variable_{name} has negative numbers")
         return table
 
     def _load_ends(self, label: str, key: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""One split of a BP file while it is written."""
+"""One split of a BP file that is being written."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Values = NDArray[Any]
 
 
 @dataclass
-class Growing:
-    """One key on its way. rows: written so far by this rank, from row `before` of the whole on.
+class GrowingColumn:
+    """One key that is being written. rows: written so far by this rank, after the `before` rows of the ranks before it.
 
-    whole: rows of all ranks, None where that is not known yet. ends: the first and the last sample, to compare with.
+    whole: rows of all ranks, None if one rank writes. ends: the first and the last sample, to compare when read back.
     """
 
     dtype: str
@@ -43,11 +43,11 @@ class Growing:
         """Size of one row."""
         return math.prod(self.rest) * np.dtype(self.dtype).itemsize
 
-    def like(self) -> tuple[str, int, tuple[int, ...]]:
-        """Return what must be the same in all blocks."""
+    def signature(self) -> tuple[str, int, tuple[int, ...]]:
+        """Return the type, axis and row shape, which must be the same in all blocks."""
         return self.dtype, self.axis, self.rest
 
-    def full(self, rows: int) -> list[int]:
+    def shape(self, rows: int) -> list[int]:
         """Return the shape with this number of rows along the axis."""
         return [*self.rest[: self.axis], rows, *self.rest[self.axis :]]
 
@@ -57,7 +57,7 @@ class Growing:
 
 
 class Split:
-    """One split on its way; blocks continue one another."""
+    """One split that is being written; each block continues the previous one."""
 
     def __init__(self, engine: Engine, label: str, samples: int | None, totals: Mapping[str, int] | None) -> None:
         self.label = label
@@ -67,7 +67,7 @@ class Split:
         self._announced = samples, totals
         self._pending: list[Block] = []
         self._pending_bytes = 0
-        self._keys: dict[str, Growing] = {}
+        self._keys: dict[str, GrowingColumn] = {}
         self._written = 0
         self._before = 0
         self._shares: list[Mapping[str, int]] = []
@@ -88,8 +88,8 @@ class Split:
             raise InputError(f"{self.label}: {error}") from None
         chunk = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self._engine.written // CHUNKS))
         for piece in block.pieces(max(1, chunk * block.samples // max(1, block.nbytes))):
-            whole = piece.nbytes >= chunk and not self._pending
-            self._pending.append(piece if whole else _copy_block(piece))
+            is_large = piece.nbytes >= chunk and not self._pending
+            self._pending.append(piece if is_large else _copy_block(piece))
             self._pending_bytes += piece.nbytes
             if self._pending_bytes >= chunk:
                 self._flush()
@@ -99,18 +99,20 @@ class Split:
         """Check that a block has the keys, types and shapes of the first."""
         like = {name: _column_type(column) for name, column in block.columns.items()}
         if not self._keys:
-            self._keys = {name: self._growing(name, *each) for name, each in like.items()}
+            self._keys = {name: self._start_column(name, *each) for name, each in like.items()}
         for name in sorted(like.keys() | self._keys.keys()):
             if name not in like or name not in self._keys:
                 raise InputError(f"{name} is {'in' if name in like else 'not in'} this block, unlike those before")
-            if like[name] != self._keys[name].like():
-                raise InputError(f"{name} of this block is {like[name]}, of those before {self._keys[name].like()}")
+            if like[name] != self._keys[name].signature():
+                raise InputError(
+                    f"{name} of this block is {like[name]}, of those before {self._keys[name].signature()}"
+                )
 
-    def _growing(self, name: str, dtype: str, axis: int, rest: tuple[int, ...]) -> Growing:
+    def _start_column(self, name: str, dtype: str, axis: int, rest: tuple[int, ...]) -> GrowingColumn:
         if self._engine.comm is None:
-            return Growing(dtype, axis, rest)
+            return GrowingColumn(dtype, axis, rest)
         rows = [share.get(name, 0) for share in self._shares]
-        return Growing(dtype, axis, rest, before=sum(rows[: self._engine.comm.Get_rank()]), whole=sum(rows))
+        return GrowingColumn(dtype, axis, rest, before=sum(rows[: self._engine.comm.Get_rank()]), whole=sum(rows))
 
     def _flush(self) -> None:
         """Hand pending blocks to ADIOS2."""
@@ -127,13 +129,13 @@ class Split:
         self._pending, self._pending_bytes = [], 0
         self._engine.flush()
 
-    def _write(self, name: str, growing: Growing, values: Values, counts: NDArray[np.int64]) -> None:
+    def _write(self, name: str, growing: GrowingColumn, values: Values, counts: NDArray[np.int64]) -> None:
         starts = growing.before + growing.rows + np.cumsum(counts) - counts
         rows = values.shape[growing.axis]
         if not growing.variables:
             stem = f"{self.label}/{name}"
             growing.variables = [
-                self._engine.define(stem, values, growing.full(growing.whole or rows)),
+                self._engine.define(stem, values, growing.shape(growing.whole or rows)),
                 self._engine.define(stem + "/variable_count", counts, [self.all_samples or len(counts)]),
                 self._engine.define(stem + "/variable_offset", starts, [self.all_samples or len(counts)]),
             ]
@@ -141,17 +143,17 @@ class Split:
         for sums, rows_of in zip(growing.sums, (move_samples_first(values, growing.axis), counts, starts), strict=True):
             sums.add(rows_of)
         grows = self._engine.comm is None
-        done = self._written + len(counts)
-        at = [self._before + self._written]
+        written = self._written + len(counts)
+        start = [self._before + self._written]
         if rows:
-            shape = growing.full(growing.rows + rows) if grows else None
+            shape = growing.shape(growing.rows + rows) if grows else None
             self._engine.put_rows(growing.variables[0], values, growing.start(), shape)
         for variable, table in zip(growing.variables[1:], (counts, starts), strict=True):
-            self._engine.put_rows(variable, table, at, [done] if grows else None)
+            self._engine.put_rows(variable, table, start, [written] if grows else None)
         growing.rows += rows
 
     def finish(self) -> bool:
-        """Write the rest and the attributes; False if no rank has samples."""
+        """Write the rest and the attributes; return False if no rank has samples."""
         if self._pending:
             self._flush()
         self._check_announced()
@@ -164,14 +166,14 @@ class Split:
         for name, growing in self._keys.items():
             if not (growing.whole or growing.rows):
                 raise InputError(f"{self.label}: {name} has no rows in any sample")
-            self._engine.attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
+            self._engine.define_attribute(f"{self.label}/{name}/variable_dim", np.array(growing.axis))
         listed = [name for name in self._keys if name not in KEYS or KEYS[name].listed]
-        self._engine.attribute(f"{self.label}/keys", listed)
-        self._engine.attribute(f"{self.label}/ndata", np.array(self.all_samples))
+        self._engine.define_attribute(f"{self.label}/keys", listed)
+        self._engine.define_attribute(f"{self.label}/ndata", np.array(self.all_samples))
         return True
 
     def tables(self) -> dict[str, Table]:
-        """Return the checksums of each array; the split is finished, and written by this rank alone."""
+        """Return the checksums of each array of a finished split that this rank alone has written."""
         return {
             f"{self.label}/{name}{ending}": sums.table()
             for name, growing in self._keys.items()
@@ -183,23 +185,23 @@ class Split:
         if samples is not None and samples != self.samples:
             raise InputError(f"{self.label}: {samples} samples were announced, {self.samples} were put")
         for name, rows in (totals or {}).items():
-            announced = self._keys[name].rows if name in self._keys else 0
-            if announced != rows:
-                raise InputError(f"{self.label}: {rows} rows of {name} were announced, {announced} were put")
+            written = self._keys[name].rows if name in self._keys else 0
+            if written != rows:
+                raise InputError(f"{self.label}: {rows} rows of {name} were announced, {written} were put")
 
     def _share_keys(self, comm: Any) -> None:
-        """Tell ranks without samples the keys of the others; raises InputError where the keys differ."""
-        columns = {name: growing.like() for name, growing in self._keys.items()}
-        everyone = [keys for keys in comm.allgather(columns) if keys]
-        if any(keys != everyone[0] for keys in everyone):
+        """Share the keys with ranks without samples; raises InputError where the keys of ranks differ."""
+        columns = {name: growing.signature() for name, growing in self._keys.items()}
+        all_keys = [keys for keys in comm.allgather(columns) if keys]
+        if any(keys != all_keys[0] for keys in all_keys):
             raise InputError(f"{self.label}: the ranks put different keys, types or shapes")
-        if everyone and not self._keys:
-            self._keys = {name: self._growing(name, *like) for name, like in everyone[0].items()}
+        if all_keys and not self._keys:
+            self._keys = {name: self._start_column(name, *like) for name, like in all_keys[0].items()}
 
-    def reads_back(self, file: BPFile) -> bool:
-        """Return whether totals and this rank's first and last sample are in the file as they were put."""
+    def matches(self, file: BPFile) -> bool:
+        """Return whether the file has the totals and this rank's first and last sample as they were put."""
         for name, growing in self._keys.items():
-            if file.shape(self.label, name) != tuple(growing.full(growing.whole or growing.rows)):
+            if file.shape(self.label, name) != tuple(growing.shape(growing.whole or growing.rows)):
                 return False
         for which, sample in (("first", self._before), ("last", self._before + self.samples - 1)):
             columns = file.columns(self.label, sample, sample + 1).columns if self.samples else {}
@@ -208,8 +210,8 @@ class Split:
         return True
 
 
-def _is_same(written: NDArray[Any], found: NDArray[Any]) -> bool:
-    return np.array_equal(written, found, equal_nan=found.dtype.kind == "f")
+def _is_same(written: NDArray[Any], stored: NDArray[Any]) -> bool:
+    return np.array_equal(written, stored, equal_nan=stored.dtype.kind == "f")
 
 
 def _column_type(column: Column) -> tuple[str, int, tuple[int, ...]]:

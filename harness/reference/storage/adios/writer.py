@@ -1,4 +1,4 @@
-"""Writing BP files that HydraGNN reads: one step, in constant memory, whole or not there at all.
+"""Writing BP files that HydraGNN reads: one step, in constant memory, complete or not at all.
 
 With an ADIOS2 built with MPI, ranks write one file together, each its own consecutive samples.
 """
@@ -20,14 +20,19 @@ import numpy as np
 from harness.reference.errors import InputError
 from harness.reference.storage import collectives
 from harness.reference.storage.adios.handle import ATTRIBUTE_PREFIX, Engine
-from harness.reference.storage.adios.integrity import PART, BlockSums, Table, inner_seal_paths, sync_files, write_seal
+from harness.reference.storage.adios.integrity import (
+    PART,
+    BlockSums,
+    Table,
+    get_inner_seal_paths,
+    sync_files,
+    write_seal,
+)
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.adios.split import Split
 from harness.reference.storage.schema import FORMAT_VERSION
 
-__all__ = ["BPFile", "BPWriter", "Split"]
-
-RESERVE_BYTES = 1 << 20  # room to end in when the disk is full
+RESERVE_BYTES = 1 << 20  # bytes to free when the disk is full, so that the file can be closed
 ORIGINAL_ATTRIBUTES = ("pna_deg", "energy_linear_regression_coeff")
 
 
@@ -39,11 +44,11 @@ class BPWriter:
     every rank must then announce its samples and rows (`split`).
 
         with BPWriter(path, {"dataset": "qm9", "cutoff": 5.0}) as writer:
-            for frames, edges in batches:
+            for table in tables:
                 writer.split("trainset").put(encode_table(table))
             writer.note("left_out", 12)
 
-    Raises InputError for bad blocks and an existing path, OSError when the disk is full; neither leaves anything.
+    Raises InputError for bad blocks and an existing path, OSError when the disk is full; neither leaves files behind.
     """
 
     def __init__(self, path: Path | str, attributes: Mapping[str, Any], *, comm: Any = None) -> None:
@@ -94,8 +99,8 @@ class BPWriter:
     def split(self, label: str, *, samples: int | None = None, totals: Mapping[str, int] | None = None) -> Split:
         """Return the split of this name, to which blocks are put in any order among splits.
 
-        samples and totals (rows of each key along its axis) are what this rank announces of itself: checked at the
-        end, and needed where ranks write together.
+        samples and totals (rows of each key along its axis) are those that this rank announces: checked at the end,
+        and needed where ranks write together.
         """
         if label not in self._splits:
             if not label or "/" in label:
@@ -111,15 +116,15 @@ class BPWriter:
         splits = [split for split in self._splits.values() if split.finish()]
         if not splits:
             raise InputError(f"{self.path}: nothing was written")
-        self._engine.attribute("dataset_name", str(self._notes["dataset"]).lower())
-        self._engine.attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
+        self._engine.define_attribute("dataset_name", str(self._notes["dataset"]).lower())
+        self._engine.define_attribute("total_ndata", np.array(sum(split.all_samples for split in splits)))
         for name, value in {**self._notes, "format": FORMAT_VERSION, "complete": 1}.items():
-            self._note(name, value)
+            self._define_attribute(name, value)
         self._engine.end()
-        collectives.run_collectively(self.comm, lambda: self._settle(splits) if self._first_rank else None)
+        collectives.run_collectively(self.comm, lambda: self._publish(splits) if self._first_rank else None)
 
-    def _settle(self, splits: Sequence[Split]) -> None:
-        """Check what was written, and put it in its place."""
+    def _publish(self, splits: Sequence[Split]) -> None:
+        """Seal the file, check it, and rename it to its final path."""
         self._reserve.unlink()
         if self.comm is None:
             tables = {name: table for split in splits for name, table in split.tables().items()}
@@ -127,18 +132,18 @@ class BPWriter:
             with BPFile(self._part, unfinished=True) as file:
                 tables = sum_arrays(file)
         sync_files(self._part)
-        write_seal(self._part, inner_seal_paths(self._part), tables)
+        write_seal(self._part, get_inner_seal_paths(self._part), tables)
         _verify_written(self._part, splits)
         os.rename(self._part, self.path)
 
-    def _note(self, name: str, value: Any) -> None:
+    def _define_attribute(self, name: str, value: Any) -> None:
         if value is None:
             return
         if isinstance(value, Mapping):
             value = json.dumps(value)
         elif isinstance(value, tuple | list) and not all(isinstance(v, str) for v in value):
             value = np.array(value)
-        self._engine.attribute(name if name in ORIGINAL_ATTRIBUTES else ATTRIBUTE_PREFIX + name, value)
+        self._engine.define_attribute(name if name in ORIGINAL_ATTRIBUTES else ATTRIBUTE_PREFIX + name, value)
 
     def _discard(self) -> None:
         """Remove everything that was written."""
@@ -169,5 +174,5 @@ def _verify_written(part: Path, splits: Sequence[Split]) -> None:
     """Raise OSError unless the file reads back as written: all totals, the first and the last sample of each split."""
     with BPFile(part, unfinished=True) as file:
         for split in splits:
-            if file.samples(split.label) != split.all_samples or not split.reads_back(file):
+            if file.samples(split.label) != split.all_samples or not split.matches(file):
                 raise OSError(errno.EIO, f"{split.label} does not read back as it was written", str(part))

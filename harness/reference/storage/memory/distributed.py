@@ -1,7 +1,7 @@
-"""One copy of a split spread over the memory of ranks; any rank gets any sample by one-sided access.
+"""One copy of a split, spread over the memory of ranks; any rank reads any sample by one-sided access.
 
-The semantics are those of DDStore (github.com/ORNL/DDStore): the communicator falls into groups of `width` ranks, each
-group holds all samples once, and owners take no part in a get.
+The semantics are those of DDStore (github.com/ORNL/DDStore): the communicator is split into groups of `width` ranks,
+each group holds all samples once, and the owner of a sample takes no part in a get.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def make_backend(name: str) -> MemoryBackend:
 
 
 class Directory:
-    """Where each record lies: its owner, and its place and length there in units. 4 bytes a sample, 8 beyond 32 GiB.
+    """The owner of each record, and its position and length in units there; 4 bytes per sample, or 8 beyond 32 GiB.
 
-    firsts: first sample of each owner, and the number of all. starts: [samples] place within the owner's memory.
-    units: [owners] length of each one's memory.
+    firsts: first sample of each owner, and the number of all. starts: [samples] position in the owner's memory.
+    units: [owners] length of each owner's memory.
     """
 
     def __init__(self, lengths: Sequence[Units]) -> None:
         self.units = [int(part.sum()) for part in lengths]
-        small = max(self.units) < 1 << 32
+        is_small = max(self.units) < 1 << 32
         self.firsts = np.concatenate([[0], np.cumsum([len(part) for part in lengths])])
-        starts = [(np.cumsum(part) - part).astype(np.uint32 if small else np.int64) for part in lengths]
+        starts = [(np.cumsum(part) - part).astype(np.uint32 if is_small else np.int64) for part in lengths]
         self.starts = np.concatenate(starts)
         ends = zip(self.firsts[1:].tolist(), lengths, self.units, strict=True)
         self._stops = {stop - 1: units for stop, part, units in ends if len(part)}
@@ -61,7 +61,7 @@ class Directory:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes on each rank."""
+        """Size of the directory on each rank."""
         return self.starts.nbytes
 
     def find(self, indices: NDArray[np.int64]) -> Spans:
@@ -80,7 +80,7 @@ class Directory:
 class DistributedStore(Samples):
     """Records spread over a group of ranks.
 
-    schema: of all records. mine: this rank's memory, with its records one after the other. lengths: of these, [own].
+    schema: of all records. local: this rank's memory, with its records one after the other. lengths: of these, [k].
     """
 
     def __init__(self, comm: Any, backend: MemoryBackend, schema: RecordSchema, local: Units, lengths: Units) -> None:
@@ -89,7 +89,7 @@ class DistributedStore(Samples):
         self.rank = comm.Get_rank()
         self.backend = backend
         self.thread_safe = backend.thread_safe
-        self._mine: Units | None = local
+        self._local: Units | None = local
         self.directory = Directory(comm.allgather(lengths))
         backend.open()
 
@@ -97,20 +97,20 @@ class DistributedStore(Samples):
     def load(
         cls, file: BPFile, label: str, keys: Collection[str] | None, *, comm: Any, width: int | None, backend: str
     ) -> DistributedStore:
-        """Read each rank's share of a split from the file. Collective; where one rank fails all do."""
+        """Read each rank's share of a split from the file. Collective: if one rank fails, all do."""
         comm, group = _split_communicator(comm, width)
         schema = RecordSchema.from_file(file, label, keys)
         first, stop = split_evenly(file.samples(label), group.Get_rank(), group.Get_size())
 
-        def measured() -> tuple[MemoryBackend, Units]:
+        def measure() -> tuple[MemoryBackend, Units]:
             names = [field.name for field in schema.fields] if first < stop else []
             counts: Mapping[str, Any] = {name: file.counts(label, name, first, stop) for name in names}
             return make_backend(backend), schema.units(counts) if names else np.zeros(0, np.int64)
 
-        samples, lengths = collectives.run_collectively(comm, measured)
-        local = samples.allocate(group, int(lengths.sum()))
+        memory, lengths = collectives.run_collectively(comm, measure)
+        local = memory.allocate(group, int(lengths.sum()))
 
-        def filled() -> None:
+        def fill() -> None:
             step = max(1, CHUNK_BYTES // UNIT * len(lengths) // max(1, int(lengths.sum())))
             ends = np.concatenate([[0], np.cumsum(lengths)])
             for start in range(first, stop, step):
@@ -118,43 +118,43 @@ class DistributedStore(Samples):
                 block = file.columns(label, start, end, [field.name for field in schema.fields])
                 schema.pack_block(block, local[ends[start - first] : ends[end - first]])
 
-        collectives.run_collectively(comm, filled)
-        return cls(group, samples, schema, local, lengths)
+        collectives.run_collectively(comm, fill)
+        return cls(group, memory, schema, local, lengths)
 
     def __len__(self) -> int:
         return len(self.directory)
 
     def get(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Record]:
-        """Return the samples in the order asked for: this rank's as views of its memory, others fetched at once."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        if self._mine is None:
+        """Return the samples in the order asked for: this rank's as views of its memory, the others in one fetch."""
+        numbers = np.asarray(indices, dtype=np.int64)
+        if self._local is None:
             raise InputError("the distributed store is closed")
-        if not wanted.size:
+        if not numbers.size:
             return []
-        if wanted.min() < 0 or wanted.max() >= len(self):
+        if numbers.min() < 0 or numbers.max() >= len(self):
             raise InputError(
-                f"there are samples 0..{len(self) - 1}, not {wanted[(wanted < 0) | (wanted >= len(self))][0]}"
+                f"there are samples 0..{len(self) - 1}, not {numbers[(numbers < 0) | (numbers >= len(self))][0]}"
             )
-        owners, starts, lengths = self.directory.find(wanted)
-        far = [k for k, owner in enumerate(owners) if owner != self.rank]
+        owners, starts, lengths = self.directory.find(numbers)
+        remote = [k for k, owner in enumerate(owners) if owner != self.rank]
         unpack = self.schema.unpack
-        sizes = [lengths[k] for k in far]
+        sizes = [lengths[k] for k in remote]
         buffer = np.empty(sum(sizes), np.int64)
-        if far:
-            self.backend.fetch(buffer, [owners[k] for k in far], [starts[k] for k in far], sizes)
-        local, at, records = self._mine, 0, []
+        if remote:
+            self.backend.fetch(buffer, [owners[k] for k in remote], [starts[k] for k in remote], sizes)
+        local, offset, records = self._local, 0, []
         for owner, start, length in zip(owners, starts, lengths, strict=True):
             if owner == self.rank:
                 records.append(unpack(local, start))
             else:
-                records.append(unpack(buffer, at))
-                at += length
+                records.append(unpack(buffer, offset))
+                offset += length
         return records
 
     def close(self) -> None:
-        """Give the memory back, after which views of own samples must not be used. Collective."""
-        if self._mine is not None:
-            self._mine = None
+        """Free the memory, after which views of this rank's samples must not be used. Collective."""
+        if self._local is not None:
+            self._local = None
             self.backend.close()
             self.comm.Free()
 

@@ -1,4 +1,4 @@
-"""Memory spread over ranks, as a distributed store needs it: by MPI one-sided access or by DDStore."""
+"""Memory spread over ranks for a distributed store, by MPI one-sided access or by DDStore."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = count()
 
 
 class MemoryBackend(ABC):
-    """Memory of all ranks of a communicator that each can read, in units of eight bytes; collective to make."""
+    """Memory of all ranks that each rank can read, in units of eight bytes; the constructor is collective."""
 
     name: str
     thread_safe: bool
@@ -35,18 +35,18 @@ class MemoryBackend(ABC):
 
     @abstractmethod
     def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
-        """Copy parts of other ranks' memory one after the other into out, which has just their length."""
+        """Copy parts of other ranks' memory one after the other into out, which has exactly their length."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give all memory back; collective."""
+        """Free all memory; collective."""
 
 
 class RmaBackend(MemoryBackend):
     """A window that all ranks keep locked, shared, for its whole life: nobody writes to it.
 
-    A get per record and one flush took 1.4 us a record of 8 kB where a derived datatype for each owner took 1.0 to 3.7
-    depending on how many records an owner has, and a lock for each get 12.
+    For records of 8 kB, a get per record and one flush took 1.4 us per record; a derived datatype for each owner took
+    1.0 to 3.7 us, depending on the number of records of an owner, and a lock for each get 12 us.
     """
 
     name = "rma"
@@ -69,7 +69,7 @@ class RmaBackend(MemoryBackend):
         return np.asarray(self._window.tomemory()).view(np.int64)[:units]
 
     def open(self) -> None:
-        """Lock it for good; what each rank has filled in is in its window before any other looks."""
+        """Lock the window until it is closed; each rank has filled its part before any other reads it."""
         assert self._window is not None
         self._window.Lock_all(self._mpi.MODE_NOCHECK)
         self._window.Sync()
@@ -79,12 +79,12 @@ class RmaBackend(MemoryBackend):
     def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
         """Issue all gets, then flush once."""
         assert self._window is not None
-        get, byte, at = self._window.Get, self._mpi.BYTE, 0
+        get, byte, offset = self._window.Get, self._mpi.BYTE, 0
         target = out.data.cast("B")
         for owner, start, length in zip(owners, starts, lengths, strict=True):
             size = length * UNIT
-            get((target[at : at + size], byte), owner, (start * UNIT, size, byte))
-            at += size
+            get((target[offset : offset + size], byte), owner, (start * UNIT, size, byte))
+            offset += size
         self._window.Flush_all()
 
     def close(self) -> None:
@@ -98,9 +98,9 @@ class RmaBackend(MemoryBackend):
 class DDStoreBackend(MemoryBackend):
     """One variable of 8-byte rows. method: 0 MPI, 1 libfabric.
 
-    Its get locks and unlocks the owner's window for each call, and so stands outside its collective fence epochs; its
-    get_batch is left alone, being collective by MPI and of rows of equal length. It keeps a copy of its own, which
-    older versions do not: this rank's part is held twice, the local samples being read from ours.
+    Its get locks and unlocks the owner's window in each call, and is therefore independent of its collective fence
+    epochs. Its get_batch is not used, as it is collective under MPI and takes rows of equal length only. Newer versions
+    keep a copy of their own, so that this rank's part is in memory twice; local samples are read from ours.
     """
 
     def __init__(self, method: int) -> None:
@@ -109,13 +109,13 @@ class DDStoreBackend(MemoryBackend):
         except ImportError:
             raise InputError("pyddstore is not installed; use the backend rma") from None
         self.name = "ddstore-libfabric" if method else "ddstore"
-        self._new = pyddstore.PyDDStore
+        self._create = pyddstore.PyDDStore
         self._method = method
         self._variable = f"samples-{next(NAMES)}"
 
     @property
     def thread_safe(self) -> bool:  # type: ignore[override]
-        """Libfabric's gets lock by themselves; those by MPI need it to be started for threads."""
+        """Whether gets may run in threads: always with libfabric, with MPI if it was started for threads."""
         from mpi4py import MPI
 
         return self._method == 1 or MPI.Query_thread() == MPI.THREAD_MULTIPLE
@@ -123,24 +123,24 @@ class DDStoreBackend(MemoryBackend):
     def allocate(self, comm: Any, units: int) -> Units:
         """Allocate plain memory of at least one row."""
         self._comm = comm
-        # The first versions know no method, and take none.
-        self._store = self._new(comm, method=self._method) if self._method else self._new(comm)
-        self._mine = np.zeros(max(1, units), dtype=np.int64)
-        return self._mine[:units]
+        # The first versions have no parameter `method`.
+        self._store = self._create(comm, method=self._method) if self._method else self._create(comm)
+        self._local = np.zeros(max(1, units), dtype=np.int64)
+        return self._local[:units]
 
     def open(self) -> None:
-        """Register it; where each rank's rows begin among all."""
-        rows = self._comm.allgather(len(self._mine))
+        """Register this rank's rows, and find the first row of each rank."""
+        rows = self._comm.allgather(len(self._local))
         self._firsts = np.concatenate([[0], np.cumsum(rows)]).tolist()
-        self._store.add(self._variable, self._mine)
+        self._store.add(self._variable, self._local)
         self._comm.Barrier()
 
     def fetch(self, out: Units, owners: list[int], starts: list[int], lengths: list[int]) -> None:
         """Issue one get for each record, which is consecutive rows of one rank."""
-        at, firsts, get, variable = 0, self._firsts, self._store.get, self._variable
+        offset, firsts, get, variable = 0, self._firsts, self._store.get, self._variable
         for owner, start, length in zip(owners, starts, lengths, strict=True):
-            get(variable, out[at : at + length], firsts[owner] + start)
-            at += length
+            get(variable, out[offset : offset + length], firsts[owner] + start)
+            offset += length
 
     def close(self) -> None:
         """Free the variable."""

@@ -1,4 +1,4 @@
-"""Shuffles that are computed, not kept: keyed bijections on [0, n), answered place by place in constant memory."""
+"""Shuffles that are computed, not stored: keyed bijections on [0, n), evaluated place by place in constant memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 
 ROUNDS = 6
-# Over few things six rounds show: of five, some orders came a third too often.
-FEW, MORE_ROUNDS = 1024, 24
+# Six rounds are too few for small counts: some orders of five items came a third too often.
+SMALL_COUNT, SMALL_COUNT_ROUNDS = 1024, 24
 _STEP, _FIRST, _SECOND = (np.uint64(w) for w in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -34,10 +34,10 @@ def hash_key(*parts: ArrayLike) -> Words:
 
 
 def permute_indices(place: Integers, count: Integers, key: Words) -> Integers:
-    """Return where a shuffle of `count` things that the key selects puts each place, [k] of [k] places, counts, keys.
+    """Return the image of each place under the shuffle of `count` items that its key selects; all are [k].
 
-    An alternating Feistel network with addition modulo the sides of the smallest near-square that holds count; what
-    falls outside of [0, count) goes round again, seldom more than once. Source: Black and Rogaway, Ciphers with
+    An alternating Feistel network with addition modulo the sides of the smallest near-square that holds count; results
+    outside of [0, count) go round again, seldom more than once. Source: Black and Rogaway, Ciphers with
     arbitrary finite domains, CT-RSA 2002 (generalized Feistel, cycle walking).
     """
     n = count.astype(np.uint64)
@@ -46,22 +46,22 @@ def permute_indices(place: Integers, count: Integers, key: Words) -> Integers:
     result = place.astype(np.uint64)
     remaining = np.arange(len(result))
     while len(remaining):
-        result[remaining] = _rounds(
+        result[remaining] = _apply_rounds(
             result[remaining], height[remaining], width[remaining], key[remaining], range(ROUNDS)
         )
-        few = remaining[n[remaining] < FEW]
-        result[few] = _rounds(result[few], height[few], width[few], key[few], range(ROUNDS, MORE_ROUNDS))
+        few = remaining[n[remaining] < SMALL_COUNT]
+        result[few] = _apply_rounds(result[few], height[few], width[few], key[few], range(ROUNDS, SMALL_COUNT_ROUNDS))
         remaining = remaining[result[remaining] >= n[remaining]]
     return result.astype(np.int64)
 
 
-def _rounds(x: Words, height: Words, width: Words, key: Words, numbers: range) -> Words:
+def _apply_rounds(x: Words, height: Words, width: Words, key: Words, numbers: range) -> Words:
     high, low = np.divmod(x, width)
     for k in numbers:
-        tagged = key ^ np.uint64(k << 56)
-        # Half the range, so that the sum cannot wrap around, which would make two of one.
+        round_key = key ^ np.uint64(k << 56)
+        # Half the range, so that the sum cannot wrap around, which would break the bijection.
         if k % 2:
-            low = (low + (splitmix64(tagged ^ high) >> np.uint64(1))) % width
+            low = (low + (splitmix64(round_key ^ high) >> np.uint64(1))) % width
         else:
-            high = (high + (splitmix64(tagged ^ low) >> np.uint64(1))) % height
+            high = (high + (splitmix64(round_key ^ low) >> np.uint64(1))) % height
     return high * width + low

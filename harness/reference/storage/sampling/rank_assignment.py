@@ -1,4 +1,4 @@
-"""Shares of datasets of very different sizes in ranks and samples, and batches of balanced cost."""
+"""The division of ranks and samples among datasets of very different sizes, and batches of balanced cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.reference.storage.sampling.permutations import Integers
 
 
 def compute_weights(counts: Sequence[int], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Return shares that sum to 1, proportional to count ** (1 / temperature), [d]: 1 is by size, infinity all alike.
+    """Return shares that sum to 1, proportional to count ** (1 / temperature), [d]: by size for 1, equal for infinity.
 
     Raises InputError for an empty dataset and for a temperature that is not positive.
     """
@@ -46,7 +46,7 @@ def round_shares(shares: ArrayLike, total: int, at_least: int = 0) -> Integers:
 
 @dataclass(frozen=True)
 class RankGroup:
-    """Ranks first .. first + size - 1, which share out the samples of the same datasets."""
+    """Ranks first .. first + size - 1, which share the samples of the same datasets."""
 
     datasets: tuple[int, ...]
     first: int
@@ -55,7 +55,7 @@ class RankGroup:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which ranks serve which datasets; groups are in the order of their ranks."""
+    """The assignment of ranks to datasets; groups are in the order of their ranks."""
 
     groups: tuple[RankGroup, ...]
 
@@ -75,9 +75,9 @@ class Assignment:
 
 
 def assign_ranks(counts: Sequence[int], ranks: int, temperature: float = 1.0) -> Assignment:
-    """Return ranks for every dataset: one each, the rest in proportion to their weights by largest remainder.
+    """Assign one rank to each dataset, and the rest in proportion to their weights by largest remainder.
 
-    With fewer ranks than datasets, the largest first, each dataset goes whole to the rank with the least weight so
+    With fewer ranks than datasets, each dataset, the largest first, goes whole to the rank with the least weight so
     far, and a rank draws from its datasets in proportion to their weights. Raises InputError for no ranks.
     """
     if ranks < 1:
@@ -92,28 +92,28 @@ def assign_ranks(counts: Sequence[int], ranks: int, temperature: float = 1.0) ->
 
 
 def balance_costs(costs: ArrayLike, parts: int) -> list[Integers]:
-    """Return the samples of each part, ascending, dealt so that the costs [n] of the parts are nearly equal.
+    """Return the samples of each part, ascending, such that the parts have nearly equal sums of the costs [n].
 
-    The costliest first, each goes to the part with the least so far, of equal ones to that with the fewest samples, so
-    that with as many samples as parts none goes empty. Source: Graham, SIAM J. Appl. Math. 17, 416 (1969): the
-    costliest part is at most 4/3 of the best possible.
+    Each sample, the costliest first, goes to the part with the lowest cost so far, and among equal ones to that with
+    the fewest samples, so that no part is empty if there are as many samples as parts. Source: Graham, SIAM J. Appl.
+    Math. 17, 416 (1969): the costliest part is at most 4/3 of the best possible.
     """
     price = np.asarray(costs, dtype=float)
     heap = [(0.0, 0, k) for k in range(parts)]
-    dealt: list[list[int]] = [[] for _ in range(parts)]
+    assigned: list[list[int]] = [[] for _ in range(parts)]
     for k in np.argsort(-price, kind="stable").tolist():
-        cost, held, part = heap[0]
-        dealt[part].append(k)
-        heapq.heapreplace(heap, (cost + float(price[k]), held + 1, part))
-    return [np.sort(np.array(shares, dtype=np.int64)) for shares in dealt]
+        cost, samples, part = heap[0]
+        assigned[part].append(k)
+        heapq.heapreplace(heap, (cost + float(price[k]), samples + 1, part))
+    return [np.sort(np.array(shares, dtype=np.int64)) for shares in assigned]
 
 
 def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Integers]:
-    """Return batches of at most the budget, [n] costs -> for each batch its samples, ascending; none is split or lost.
+    """Return the samples of each batch, ascending, such that the costs [n] of no batch exceed the budget.
 
-    A sample over the budget comes alone. The number of batches is the least multiple for which a level deal keeps the
-    budget, so that `multiple` ranks make equally many steps; the costliest batches come first, so that those of a step
-    are alike. Raises InputError where so many batches are needed that one would be empty.
+    A sample over the budget gets a batch of its own. The number of batches is the smallest multiple of `multiple` that
+    allows this, so that so many ranks make equally many steps; the costliest batches come first, so that those of a
+    step have similar costs. Raises InputError where so many batches are needed that one would be empty.
     """
     price = np.asarray(costs, dtype=float)
     if not budget > 0 or multiple < 1:
@@ -121,8 +121,8 @@ def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Int
     fewest = max(1, math.ceil(np.minimum(price, budget).sum() / budget))
     for parts in range(multiple * math.ceil(fewest / multiple), len(price) + 1, multiple):
         batches = balance_costs(price, parts)
-        if all(len(own_costs) == 1 or price[own_costs].sum() <= budget for own_costs in batches):
-            return sorted(batches, key=lambda own_costs: -price[own_costs].sum())
+        if all(len(batch) == 1 or price[batch].sum() <= budget for batch in batches):
+            return sorted(batches, key=lambda batch: -price[batch].sum())
     raise InputError(
         f"batches: {len(price)} samples do not fill a multiple of {multiple} batches of at most {budget:g} each"
     )
@@ -131,5 +131,5 @@ def pack_batches(costs: ArrayLike, budget: float, multiple: int = 1) -> list[Int
 def compute_imbalance(costs: ArrayLike, batches: Sequence[Integers], ranks: int) -> float:
     """Return the largest cost of a rank over the mean, averaged over steps of `ranks` batches; 1 is balanced."""
     price = np.asarray(costs, dtype=float)
-    steps = np.array([price[own_costs].sum() for own_costs in batches]).reshape(-1, ranks)
+    steps = np.array([price[batch].sum() for batch in batches]).reshape(-1, ranks)
     return float((steps.max(1) / steps.mean(1)).mean())

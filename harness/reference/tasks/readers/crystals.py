@@ -23,17 +23,16 @@ from harness.reference.datasets.parsing.structure_builder import (
     build_each,
     build_row,
     describe_missing_key,
-    first_line,
     require_key,
 )
 from harness.reference.datasets.readers import extxyz
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_formation
 
 ENERGY_KEY = "formation_energy_per_atom"
 LONGEST_FIELD = 1 << 24
-# where it is, and what makes its value
+# its location, and a function that builds its row
 Sample = tuple[str, Callable[[], LabelledRow]]
 OQMD_TABLE, OQMD_ENTRY, OQMD_ENERGY = "oqmd_data.csv", "entry_id", "Ef"
 Energies = dict[str, str]
@@ -64,7 +63,7 @@ def iter_frames(path: Path) -> Iterator[Sample]:
 
 
 def _read_keys(frame: extxyz.FrameText) -> dict[str, Any]:
-    """Return the keys of a frame, none where its header cannot be read: its value says why."""
+    """Return the keys of a frame, none if its header cannot be read, which is reported when its row is built."""
     try:
         return frame.keys
     except InvalidStructure:
@@ -90,7 +89,7 @@ def iter_table(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
                     raise InputError(f"{path}: " + describe_missing_key(column, reader.fieldnames))
             yield from reader
     except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table ({first_line(error)})") from None
+        raise InputError(f"{path}: cannot be read as a table ({get_first_line(error)})") from None
 
 
 def load_json(path: Path) -> Any:
@@ -199,5 +198,5 @@ def _build_from_text(name: str, kind: str, text: str, energy: str) -> LabelledRo
     try:
         atoms = next(ase.io.iread(io.StringIO(text), format="vasp" if kind == "poscar" else "cif"))
     except Exception as error:  # each of ASE's parsers fails in its own way
-        raise InvalidStructure("unreadable structure", first_line(error)) from None
+        raise InvalidStructure("unreadable structure", get_first_line(error)) from None
     return build_crystal(name, atoms.numbers, atoms.positions, np.array(atoms.cell), energy)

@@ -1,4 +1,4 @@
-"""Whether the energies of a task can be those of its atoms: units that are mixed up make them implausible."""
+"""Checks that the energies of a task are plausible for its atoms, which those in mixed units are not."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from harness.reference.errors import InputError
 from harness.reference.tasks.dataset import TaskDataset
 
 IMPLAUSIBLE = "energy that cannot be of these atoms"
-# eV per atom, between which total energies of pseudo-atoms are, and formation energies
+# ranges in eV per atom of total energies of pseudo-atoms and of formation energies
 PSEUDO = (-60.0, 60.0)
 FORMATION = 20.0
-# energy found / energy expected, where files are in kcal/mol unless they say otherwise
+# actual / expected energy if units are mixed, for files that are in kcal/mol by default
 MIXED = (
     (KCAL_PER_MOL_EV / HARTREE_EV, "hartree taken for kcal/mol"),
     (4.184, "kJ/mol taken for kcal/mol"),
     (1 / 4.184, "kcal/mol taken for kJ/mol"),
 )
 ALL_ELECTRON = replace(find_source("ani1x"), head="molecules")
-MOST = 0.5  # of the structures may be implausible before the whole file is refused
+MAX_IMPLAUSIBLE_SHARE = 0.5  # share of implausible structures above which the whole file is rejected
 
 
 def check_molecules(labelled: TaskDataset, path: object) -> TaskDataset:
-    """Return the structures whose total energies, with all electrons, can be of their atoms; the others are counted.
+    """Return the structures whose all-electron total energies are plausible for their atoms, and count the others.
 
-    Raises InputError, naming the likely unit, where most energies of a subset cannot, or its lengths are no angstrom.
+    Raises InputError, naming the likely unit, if most energies of a subset are implausible, or its lengths are.
     """
     frames = labelled.frames
     wrong, reason = find_implausible_energies(frames, ALL_ELECTRON)
     far = _is_far_from_atoms(frames)
 
-    def words(k: int) -> str:
-        atoms = float(_energy_of_atoms(frames)[k])
+    def describe(k: int) -> str:
+        atoms = float(_sum_atom_energies(frames)[k])
         if wrong[k]:
             return reason(k)
         units = next(
@@ -54,25 +54,27 @@ def check_molecules(labelled: TaskDataset, path: object) -> TaskDataset:
 
     for name in np.unique(labelled.subset):
         part = labelled.subset == name
-        if (wrong | far)[part].mean() > MOST:
+        if (wrong | far)[part].mean() > MAX_IMPLAUSIBLE_SHARE:
             first = int(np.flatnonzero(part & (wrong | far))[0])
-            raise InputError(f"{path}: {frames.ids[first]}: {words(first)}; expected total energies of all electrons")
+            raise InputError(
+                f"{path}: {frames.ids[first]}: {describe(first)}; expected total energies of all electrons"
+            )
         if lengths := find_implausible_lengths(frames[part], ALL_ELECTRON):
             raise InputError(f"{path}: {name or frames.ids[0]}: {lengths}")
     return remove_structures(labelled, wrong | far, IMPLAUSIBLE)
 
 
 def check_materials(labelled: TaskDataset, path: object) -> TaskDataset:
-    """Return the structures whose total energies can be of their atoms, or of pseudo-atoms; the others are counted.
+    """Return the structures whose total energies are plausible for atoms or pseudo-atoms, and count the others.
 
-    Raises InputError where most of a subset cannot.
+    Raises InputError if most energies of a subset are implausible.
     """
     frames = labelled.frames
     per_atom = frames.energy / frames.sizes
     wrong = ((per_atom < PSEUDO[0]) | (per_atom > PSEUDO[1])) & _is_far_from_atoms(frames)
     for name in np.unique(labelled.subset):
         part = labelled.subset == name
-        if wrong[part].mean() > MOST:
+        if wrong[part].mean() > MAX_IMPLAUSIBLE_SHARE:
             first = int(np.flatnonzero(part & wrong)[0])
             raise InputError(
                 f"{path}: {frames.ids[first]}: {per_atom[first]:.6g} eV per atom is neither near that of free atoms nor"
@@ -82,12 +84,12 @@ def check_materials(labelled: TaskDataset, path: object) -> TaskDataset:
 
 
 def check_formation(labelled: TaskDataset, path: object) -> TaskDataset:
-    """Return the structures whose formation energies, eV/atom, are plausible; the others are counted.
+    """Return the structures whose formation energies, eV/atom, are plausible, and count the others.
 
-    Raises InputError where most are not.
+    Raises InputError if most are implausible.
     """
     wrong = np.abs(labelled.target) > FORMATION
-    if wrong.mean() > MOST:
+    if wrong.mean() > MAX_IMPLAUSIBLE_SHARE:
         first = int(np.flatnonzero(wrong)[0])
         raise InputError(
             f"{path}: {labelled.official_ids[first]}: a formation energy of {labelled.target[first]:.6g} eV/atom,"
@@ -96,17 +98,17 @@ def check_formation(labelled: TaskDataset, path: object) -> TaskDataset:
     return remove_structures(labelled, wrong, IMPLAUSIBLE)
 
 
-def _energy_of_atoms(frames: StructureTable) -> Array:
+def _sum_atom_energies(frames: StructureTable) -> Array:
     return np.asarray(np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], frames.ends - frames.sizes))
 
 
 def _is_far_from_atoms(frames: StructureTable) -> NDArray[np.bool_]:
-    atoms = _energy_of_atoms(frames)
+    atoms = _sum_atom_energies(frames)
     return np.asarray(np.abs(frames.energy - atoms) > ATOM_ENERGY_TOLERANCE * -atoms + ATOM_TOLERANCE_EV * frames.sizes)
 
 
 def remove_structures(labelled: TaskDataset, wrong: NDArray[np.bool_], reason: str) -> TaskDataset:
-    """Return the structures that are not wrong and count the others under the reason."""
+    """Return the structures outside the mask, and count the others under the reason."""
     if not wrong.any():
         return labelled
     retained = ~wrong

@@ -20,18 +20,18 @@ from harness.reference.datasets.containers.json_stream import (
     iter_values,
     read_crystal,
 )
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, build_each, build_row, first_line
-from harness.reference.errors import InputError
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, build_each, build_row
+from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.catalog import Task, find_task
 from harness.reference.tasks.dataset import Fold, Indices, LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.crystals import reduce_formula
 from harness.reference.tasks.readers.energy_checks import remove_structures
 
 FOLDS = 5
-MOST_WRONG = 0.5  # of the values may be out of range before the whole file is refused
+MAX_WRONG_SHARE = 0.5  # share of values out of range above which the whole file is rejected
 RANDOM_STATE = 18012019
 LONGEST_HEADER = 16 << 20
-# The values of each table: the name of their column, and between which they can be.
+# The values of each table: the name of their column, and their range.
 VALUES: dict[str, tuple[str, float, float]] = {
     "matbench_dielectric": ("n", 0.9, 1000.0),
     "matbench_jdft2d": ("exfoliation_en", -1e4, 1e5),
@@ -46,7 +46,7 @@ _DATA = re.compile(rb'"data"\s*:\s*')
 def read_matbench(path: Path) -> TaskDataset:
     """Return the table of the task that the file is named after, with its official folds.
 
-    Raises InputError where the file is no such table, is cut short, has rows that the benchmark does not know, or
+    Raises InputError if the file is not such a table, is cut short, has rows that the benchmark does not know, or
     leaves a fold empty.
     """
     entry = find_task(path.name.partition(".")[0])
@@ -62,8 +62,8 @@ def read_matbench(path: Path) -> TaskDataset:
         Counter({"not in the file": entry.size - len(numbers)}),
     )
     labelled = _select_range(labelled, path, low, high)
-    place = {name: k for k, name in enumerate(names)}
-    known = np.array([place[name] for name in labelled.official_ids.tolist()])
+    rows_by_name = {name: k for k, name in enumerate(names)}
+    known = np.array([rows_by_name[name] for name in labelled.official_ids.tolist()])
     folds = tuple(_select_known(known, fold) for fold in build_official_folds(entry.size))
     if empty := [k for k, sides in enumerate(folds) if not all(len(side) for side in sides)]:
         raise InputError(f"{path}: too few rows, official fold {empty[0]} has none to train on or none to test")
@@ -71,9 +71,9 @@ def read_matbench(path: Path) -> TaskDataset:
 
 
 def _select_range(labelled: TaskDataset, path: Path, low: float, high: float) -> TaskDataset:
-    """Return the rows with values that can be; raises InputError where most cannot."""
+    """Return the rows with values in the range; raises InputError if most are outside."""
     wrong = (labelled.target < low) | (labelled.target > high)
-    if wrong.mean() > MOST_WRONG:
+    if wrong.mean() > MAX_WRONG_SHARE:
         first = int(np.flatnonzero(wrong)[0])
         row_name, value = labelled.official_ids[first], labelled.target[first]
         raise InputError(f"{path}: {row_name} is {value:g}, expected {low:g} .. {high:g}: another quantity or unit?")
@@ -89,7 +89,7 @@ def list_official_ids(entry: Task) -> list[str]:
 def build_official_folds(size: int) -> tuple[Fold, ...]:
     """Return (train, test) rows of each of Matbench v0.1's folds for regression, sorted.
 
-    Matbench took them from scikit-learn's KFold(5, shuffle=True, random_state=18012019): one shuffle, cut in five.
+    Matbench took them from scikit-learn's KFold(5, shuffle=True, random_state=18012019): one shuffle, split in five.
     """
     order = np.arange(size)
     np.random.RandomState(RANDOM_STATE).shuffle(order)
@@ -133,13 +133,13 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _iter_rows(path: Path, rest: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    def following() -> Iterator[bytes]:
+    def join_chunks() -> Iterator[bytes]:
         yield rest
         # the brace that closes the table was opened in the header
         yield from chunks
 
     scanner = JsonScanner(str(path), 2, level=1)
-    for value in iter_values(following(), scanner):
+    for value in iter_values(join_chunks(), scanner):
         yield value.text
 
 
@@ -149,17 +149,17 @@ def _iter_chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cut short, or not a gzip file ({first_line(error)})") from None
+        raise InputError(f"{path}: cut short, or not a gzip file ({get_first_line(error)})") from None
 
 
 def _parse_numbers(path: Path, index: list[Any], entry: Task) -> list[int]:
     """Return the official row of each row of the file, counted from 0 in the index or from 1 in its name."""
     official = {name: k for k, name in enumerate(list_official_ids(entry))}
     numbers = [k if type(k) is int else official.get(str(k), -1) for k in index]
-    if alien := [k for k, number in zip(index, numbers, strict=True) if number < 0]:
+    if unknown := [k for k, number in zip(index, numbers, strict=True) if number < 0]:
         first, last = (next(names) for names in (iter(official), reversed(official)))
         raise InputError(
-            f"{path}: its index holds {str(alien[0])[:40]!r}, expected row numbers or the official {first} .. {last}"
+            f"{path}: its index holds {str(unknown[0])[:40]!r}, expected row numbers or the official {first} .. {last}"
         )
     if len(set(numbers)) < len(numbers):
         raise InputError(f"{path}: its index names a row twice")

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.datasets.parsing.constants import KCAL_PER_MOL_EV, find_energy_unit, find_length_unit
 from harness.reference.datasets.parsing.paths import list_files
-from harness.reference.datasets.parsing.structure_builder import build_row, describe_missing_key, first_line
-from harness.reference.errors import InputError
+from harness.reference.datasets.parsing.structure_builder import build_row, describe_missing_key
+from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
-MOST = 10_000  # frames read of a molecule, an even pick of up to a million
-_AROUND = re.compile(r"^(r?md17_)|(_dft)$")
+MAX_FRAMES = 10_000  # evenly spaced frames that are read of a molecule's up to a million
+_AFFIXES = re.compile(r"^(r?md17_)|(_dft)$")
 # Each quantity under the names that files give it, MD17's first, then those of its revision.
 NAMES = {
     "energies": ("E", "energies", "energy"),
@@ -34,8 +34,8 @@ NAMES = {
     "numbers": ("z", "nuclear_charges", "atomic_numbers", "numbers"),
 }
 LEVEL, REVISED_LEVEL = "PBE+vdW-TS", "PBE/def2-SVP, tight"
-# A few MB of zeros unfold to gigabytes; coordinates and forces hardly shrink.
-MOST_UNFOLDED, ALWAYS_ALLOWED = 100, 64 << 20
+# A few MB of zeros decompress to gigabytes; coordinates and forces can hardly be compressed.
+MAX_COMPRESSION, ALWAYS_ALLOWED = 100, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Trajectory:
 
 
 def read_md17(path: Path) -> TaskDataset:
-    """Return an even pick of each molecule's frames, molecules as subsets; raises InputError naming file and fault."""
+    """Return evenly spaced frames of each molecule as a subset; raises InputError naming file and fault."""
     values: list[LabelledRow] = []
     left_out: Counter[str] = Counter()
     levels: list[str] = []
     for file, _ in list_files([path], (".npz",), "MD17 files"):
         trajectory = _open_trajectory(file)
         levels.append(trajectory.level)
-        left_out["frames beyond an even pick"] += max(0, len(trajectory.energies) - MOST)
-        values += _iter_rows(_AROUND.sub("", file.stem), trajectory)
+        left_out["frames beyond an even pick"] += max(0, len(trajectory.energies) - MAX_FRAMES)
+        values += _iter_rows(_AFFIXES.sub("", file.stem), trajectory)
     subsets = {v.subset for v in values}
     role = f"official MD17, {{count}} frames of {len(subsets)} molecules"
     level = "; ".join(dict.fromkeys(levels))
@@ -81,7 +81,7 @@ def _open_trajectory(path: Path) -> Trajectory:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # zip, zlib and numpy each have errors of their own for damaged bytes
-        raise InputError(f"{path}: cut short, or not an .npz file ({first_line(error)})") from None
+        raise InputError(f"{path}: cut short, or not an .npz file ({get_first_line(error)})") from None
     for quantity, array in arrays.items():
         if array.dtype.kind not in "iuf":
             raise InputError(f"{path}: {keys[quantity]} is of type {array.dtype}, expected numbers")
@@ -110,19 +110,19 @@ def _check_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     packed, unfolded = sum(e.compress_size for e in entries), sum(e.file_size for e in entries)
-    if unfolded > MOST_UNFOLDED * packed + ALWAYS_ALLOWED:
+    if unfolded > MAX_COMPRESSION * packed + ALWAYS_ALLOWED:
         raise InputError(f"{path}: {packed:,} bytes that unfold to {unfolded:,} cannot be a trajectory")
 
 
 def _find_key(path: Path, quantity: str, archive: Mapping[str, Any]) -> str:
-    found = [name for name in NAMES[quantity] if name in archive]
-    if not found:
+    keys = [name for name in NAMES[quantity] if name in archive]
+    if not keys:
         missing = describe_missing_key(NAMES[quantity][0], archive)
         names = ", ".join(NAMES[quantity])
         raise InputError(f"{path}: not MD17, {missing}; {quantity} are looked for as {names}")
-    if len(found) > 1:
-        raise InputError(f"{path}: {quantity} are there twice, as {' and '.join(found)}; keep one of them")
-    return found[0]
+    if len(keys) > 1:
+        raise InputError(f"{path}: {quantity} are there twice, as {' and '.join(keys)}; keep one of them")
+    return keys[0]
 
 
 def _read_level(keys: Mapping[str, str], described: Mapping[str, Any]) -> str:
@@ -134,7 +134,7 @@ def _read_level(keys: Mapping[str, str], described: Mapping[str, Any]) -> str:
 
 def _iter_rows(molecule: str, trajectory: Trajectory) -> Iterator[LabelledRow]:
     frames = len(trajectory.energies)
-    for k in np.linspace(0, frames - 1, min(frames, MOST)).round().astype(int).tolist():
+    for k in np.linspace(0, frames - 1, min(frames, MAX_FRAMES)).round().astype(int).tolist():
         energy = float(trajectory.energies[k])
         columns = build_row(
             f"{molecule}/{k}",

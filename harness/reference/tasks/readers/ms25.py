@@ -12,8 +12,8 @@ from ase import Atoms
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import RejectedStructure
 from harness.reference.datasets.parsing.paths import list_files
-from harness.reference.datasets.parsing.structure_builder import InvalidStructure, build_each, build_row, first_line
-from harness.reference.errors import InputError
+from harness.reference.datasets.parsing.structure_builder import InvalidStructure, build_each, build_row
+from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.energy_checks import check_materials
 
@@ -23,8 +23,8 @@ GROUP_FRAMES = 10  # frames in a row that a split keeps together
 def read_ms25(path: Path) -> TaskDataset:
     """Return all frames, the systems as subsets; raises InputError naming file and fault.
 
-    A system is the folder of its trajectories below the path, or the one file that it is alone in. Training sets of
-    growing size hold the same frames again: each frame is taken once.
+    A system is the folder of its trajectories below the path, or its single file. Training sets of growing size repeat
+    frames, of which each is read once.
     """
     trajectories = list_files([path], (".traj",), "MS25 trajectories")
     systems = {label.partition("/")[0] for _, label in trajectories}
@@ -44,20 +44,20 @@ def _iter_frames(path: Path, label: str) -> Iterator[tuple[str, Atoms]]:
     try:
         frames = ase.io.read(path, ":", format="traj")
     except Exception as error:  # damaged trajectories make the reader fail in several ways
-        raise InputError(f"{path}: cut short, or not an ASE trajectory ({first_line(error)})") from None
+        raise InputError(f"{path}: cut short, or not an ASE trajectory ({get_first_line(error)})") from None
     for k, atoms in enumerate(frames):
         yield f"{label}/{k}", atoms
 
 
 def _reject_repeats(frames: Iterator[tuple[str, Atoms]]) -> Iterator[tuple[str, Atoms | RejectedStructure]]:
-    seen: set[tuple[bytes, ...]] = set()
+    known: set[tuple[bytes, ...]] = set()
     for where, atoms in frames:
         key = atoms.numbers.tobytes(), atoms.positions.tobytes(), atoms.cell.array.tobytes()
         yield (
             where,
-            RejectedStructure(where, "comes twice", "the same atoms in the same places") if key in seen else atoms,
+            RejectedStructure(where, "comes twice", "the same atoms in the same places") if key in known else atoms,
         )
-        seen.add(key)
+        known.add(key)
 
 
 def _build_row(where: str, atoms: Atoms) -> LabelledRow:

@@ -23,10 +23,9 @@ from harness.reference.datasets.parsing.structure_builder import (
     InvalidStructure,
     build_each,
     build_row,
-    first_line,
     require_key,
 )
-from harness.reference.errors import InputError
+from harness.reference.errors import InputError, get_first_line
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_rows
 from harness.reference.tasks.readers.crystals import iter_table
@@ -58,7 +57,7 @@ def read_qm9(path: Path) -> TaskDataset:
         skipped = _read_uncharacterized(folder / UNCHARACTERIZED) or _read_uncharacterized(
             source.parent / UNCHARACTERIZED
         )
-        values = (v for v in build_each(read_texts(source), _build_from_xyz) if not _is_listed(v, skipped))
+        values = (v for v in build_each(iter_texts(source), _build_from_xyz) if not _is_listed(v, skipped))
     else:
         raise InputError(
             f"{path}: neither {ARCHIVES[0]} nor {FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE} is there"
@@ -92,7 +91,7 @@ def _build_from_table(_: str, fields: dict[str, str]) -> LabelledRow:
 def _read_uncharacterized(path: Path) -> set[int]:
     """Return the numbers of the molecules whose geometry fell apart.
 
-    They begin the lines of the list, but for its last ("3054 compounds"), which says how many there are.
+    Each begins a line of the list; the last line ("3054 compounds") has their count.
     """
     if not path.is_file():
         return set()
@@ -161,7 +160,7 @@ def _build_molecule(index: int, symbols: list[str], positions: list[list[float]]
 
 
 class Molecule(NamedTuple):
-    """One file. energy: U0 in hartree, as written."""
+    """A molecule of one file. energy: U0 in hartree, as text."""
 
     number: int
     symbols: list[str]
@@ -170,7 +169,7 @@ class Molecule(NamedTuple):
 
 
 def find_xyz_source(folder: Path) -> Path | None:
-    """Return the archive in a folder, or the folder of molecules that it unfolds to, or None."""
+    """Return the archive in a folder, or the folder of its unpacked molecules, or None."""
     for name in ARCHIVES:
         if (folder / name).is_file():
             return folder / name
@@ -178,7 +177,7 @@ def find_xyz_source(folder: Path) -> Path | None:
     return None if first is None else first.parent
 
 
-def read_texts(source: Path) -> Iterator[tuple[str, str]]:
+def iter_texts(source: Path) -> Iterator[tuple[str, str]]:
     """Yield (file name, its text) of each molecule; raises InputError where the archive is damaged."""
     if source.is_dir():
         for path in sorted(source.glob(FILES)):
@@ -198,7 +197,7 @@ def read_texts(source: Path) -> Iterator[tuple[str, str]]:
                 assert content is not None
                 yield name, content.read(LARGEST_BYTES).decode(errors="replace")
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
-        raise InputError(f"{source}: cut short, or not a tar archive ({first_line(error)})") from None
+        raise InputError(f"{source}: cut short, or not a tar archive ({get_first_line(error)})") from None
 
 
 def parse_xyz(text: str) -> Molecule:

@@ -16,7 +16,7 @@ from harness.reference.tasks.dataset import LabelledRow, TaskDataset, collect_ro
 from harness.reference.tasks.readers.energy_checks import check_molecules
 
 REFERENCE = "_00"
-MOST_DIGITS = 10  # of a number of atoms
+MAX_DIGITS = 10  # of a number of atoms
 
 
 def read_wiggle150(path: Path) -> TaskDataset:
@@ -52,7 +52,7 @@ def _iter_frames(path: Path) -> Iterator[tuple[str, float, list[list[str]]]]:
             at += 1
             continue
         where = f"{path}, line {at + 1}"
-        if not (lines[at].strip().isdecimal() and len(lines[at].strip()) < MOST_DIGITS):
+        if not (lines[at].strip().isdecimal() and len(lines[at].strip()) < MAX_DIGITS):
             raise InputError(f"{where}: {lines[at].strip()[:40]!r} is not a number of atoms")
         count = int(lines[at])
         block = lines[at + 1 : at + 2 + count]

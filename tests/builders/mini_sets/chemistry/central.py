@@ -30,7 +30,7 @@ LONE_PAIRS = frozenset(("O", "S", "Se", "Te", "N", "P", "As", "Sb", "Bi", "Ge", 
 
 @dataclass(frozen=True)
 class CentralMolecule:
-    """centre: symbol; ligand: symbol, so many of them; multiplicity: 0 for the lowest that the electrons allow."""
+    """A central atom with `ligands` equal ligands; `spin` 0 is the lowest multiplicity that the electrons allow."""
 
     centre: str
     ligand: str
@@ -40,25 +40,25 @@ class CentralMolecule:
 
     @property
     def multiplicity(self) -> int:
-        """2S + 1."""
+        """Return 2S + 1."""
         electrons = atomic_numbers[self.centre] + self.ligands * atomic_numbers[self.ligand] - self.charge
         return self.spin or 1 + electrons % 2
 
     @property
-    def words(self) -> str:
-        """Formula, charge and multiplicity: the group of its frames."""
+    def label(self) -> str:
+        """Return formula, charge and multiplicity: the group of its frames."""
         return f"{self.centre}{self.ligand}{self.ligands} {self.charge:+d} {self.multiplicity}"
 
 
 def choose_directions(centre: str, ligands: int) -> Array:
-    """Where the ligands of an atom lie, unit vectors [ligands, 3]."""
+    """Return the directions of the ligands of an atom, unit vectors [ligands, 3]."""
     if centre in LONE_PAIRS and ligands in (2, 3):
         return BENT if ligands == 2 else PYRAMID
     return SHAPES[ligands]
 
 
 def place_ligands(species: CentralMolecule) -> Atoms:
-    """Bonds as long as the sum of the covalent radii (ASE's table: Cordero et al., Dalton Trans. 2832 (2008))."""
+    """Return the molecule; bonds are sums of covalent radii (ASE: Cordero et al., Dalton Trans. 2832 (2008))."""
     radius = covalent_radii[atomic_numbers[species.centre]] + covalent_radii[atomic_numbers[species.ligand]]
     # ionic and hypervalent bonds are shorter than the sum
     length = radius * (0.93 if species.ligand in ("F", "O", "Cl") else 1.0)

@@ -50,7 +50,7 @@ TIGHTEST = 0.62
 
 
 def _remove_hydrogen(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
-    """A copy with a random hydrogen fewer, or None where there is none."""
+    """Return a copy without a random hydrogen, or None if there is no hydrogen."""
     hydrogens = np.flatnonzero(atoms.numbers == 1)
     if not len(hydrogens):
         return None
@@ -60,7 +60,7 @@ def _remove_hydrogen(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
 
 
 def _add_proton(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
-    """A copy with a hydrogen more on a nitrogen or oxygen, where there is most room about it; None without either."""
+    """Return a copy with a hydrogen added to a nitrogen or oxygen, where most room is; None if there is neither."""
     sites = np.flatnonzero((atoms.numbers == 7) | (atoms.numbers == 8))
     if not len(sites):
         return None
@@ -73,7 +73,7 @@ def _add_proton(atoms: Atoms, rng: np.random.Generator) -> Atoms | None:
 
 
 def build_organic(archives: Path, count: int) -> Iterator[Structure]:
-    """Molecules of QM9, each once, in one of the states; kept where the parity of electrons allows its multiplicity."""
+    """Yield molecules of QM9, each in one state, if the number of electrons allows its multiplicity."""
     names, shares = list(STATES), np.array([share for *_, share in STATES.values()])
     for atoms in sample_molecules(archives, count):
         group = str(atoms.info["group"])
@@ -89,7 +89,7 @@ def build_organic(archives: Path, count: int) -> Iterator[Structure]:
 
 
 def pack_cluster(parts: list[Atoms], rng: np.random.Generator) -> Atoms:
-    """Parts about the first of them, each as near as a distance of 1.35 radii sums allows."""
+    """Place parts around the first, each as near as 1.35 times the sum of covalent radii allows."""
     cluster = parts[0].copy()
     for part in parts[1:]:
         turn = rotate(part, rng)
@@ -105,7 +105,7 @@ def pack_cluster(parts: list[Atoms], rng: np.random.Generator) -> Atoms:
 
 
 def build_clusters(count: int) -> Iterator[Structure]:
-    """An ion, atom or molecule under one to six molecules of a solvent; half of them without an ion."""
+    """Yield an ion, atom or molecule with one to six solvent molecules; about a third are solvent alone."""
     for k in range(count):
         rng = make_rng("cluster", k)
         solvent = SOLVENTS[rng.integers(len(SOLVENTS))]
@@ -119,7 +119,7 @@ def build_clusters(count: int) -> Iterator[Structure]:
 
 
 def _orient_ligand(metal: str, ligand: str, way: Array, rng: np.random.Generator) -> Atoms:
-    """A ligand whose donor points at the metal in the origin, the rest of it away."""
+    """Return a ligand whose donor points at the metal in the origin."""
     part = Atoms(ligand) if ligand in atomic_numbers else molecule(ligand)
     donor = next(k for k, s in enumerate(part.symbols) if s == DONORS[ligand])
     part.positions -= part.positions[donor]
@@ -133,7 +133,7 @@ def _orient_ligand(metal: str, ligand: str, way: Array, rng: np.random.Generator
 
 
 def build_complexes(count: int) -> Iterator[Structure]:
-    """A metal in the oxidation state 1 to 4 under two to six ligands of one or two kinds, low and higher spins."""
+    """Yield metals of oxidation state 1 to 4 with two to six ligands of one or two kinds, low and higher spin."""
     names = list(LIGANDS)
     for k in range(count):
         rng = make_rng("complex", k)
@@ -155,7 +155,7 @@ def build_complexes(count: int) -> Iterator[Structure]:
 
 
 def build_simple(count: int) -> Iterator[Structure]:
-    """Hydrides, halides, oxides and sulfides of every element from hydrogen to radon, one to six ligands."""
+    """Yield hydrides, halides, oxides and sulfides of every element up to radon, with one to six ligands."""
     for k in range(count):
         rng = make_rng("simple", k)
         ligand = ("H", "F", "Cl", "Br", "I", "O", "S", "H")[rng.integers(8)]
@@ -164,17 +164,17 @@ def build_simple(count: int) -> Iterator[Structure]:
         moved = shake(place_ligands(species), rng, float(rng.choice([0.0, 0.05, 0.1])))
         if closest_pair_ratio(moved) > TIGHTEST:
             group = f"{species.centre}{ligand}{number}"
-            yield build_structure(moved, f"{species.words}/{k}", group, species.charge, species.multiplicity)
+            yield build_structure(moved, f"{species.label}/{k}", group, species.charge, species.multiplicity)
 
 
 def omol25(archives: Path) -> list[Structure]:
-    """All kinds together; about three in four are molecules of QM9."""
+    """Return structures of all kinds; about three in four are molecules of QM9."""
     result = [*build_organic(archives, 9400), *build_clusters(1400), *build_complexes(1500), *build_simple(1032)]
     return [s for s in result if is_possible(s)]
 
 
 def is_possible(s: Structure) -> bool:
-    """More than one atom, and electrons enough for the charge and of the parity of the multiplicity."""
+    """Check that there are several atoms, and that the number of electrons allows charge and multiplicity."""
     electrons = int(s.numbers.sum()) - s.charge
     unpaired = s.multiplicity - 1
     return len(s) > 1 and electrons > 0 and electrons >= unpaired and (electrons - unpaired) % 2 == 0

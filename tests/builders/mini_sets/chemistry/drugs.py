@@ -114,7 +114,7 @@ CONFORMERS = 6
 
 
 def nabla2dft(count: int = 1250) -> list[Structure]:
-    """Conformers of each drug, one frame near the force field's minimum and one further off."""
+    """Return conformers of each drug, one frame near the minimum of the force field and one further off."""
     result: list[Structure] = []
     for name, smiles in DRUGS.items():
         for k, atoms in enumerate(embed_smiles(smiles.replace("N(=O)=O", "[N+](=O)[O-]"), CONFORMERS, 11)):

@@ -23,7 +23,7 @@ GAP = 2.2
 
 
 def pack_film(slab: Atoms, parts: list[Atoms], height: float, rng: np.random.Generator) -> Atoms | None:
-    """The parts thrown one after another into the space over the slab; None where one finds no room."""
+    """Place the parts at random above the slab, one after another; return None if one finds no room."""
     top = slab.positions[:, 2].max()
     filled = slab.copy()
     for part in parts:
@@ -41,7 +41,7 @@ def pack_film(slab: Atoms, parts: list[Atoms], height: float, rng: np.random.Gen
 
 
 def build_interface(k: int) -> tuple[Atoms, str] | None:
-    """Two layers of 2 x 1 metal atoms, three or four molecules over them at the density of water, no vacuum."""
+    """Return two layers of 2 x 1 metal atoms under three or four molecules at the density of water, without vacuum."""
     rng = make_rng("oc25", k)
     metal, solute = METALS[rng.integers(len(METALS))], SOLUTES[rng.integers(len(SOLUTES))]
     face = hcp0001 if metal in ("Ru", "Ti", "Zr", "Zn") else fcc111
@@ -60,13 +60,13 @@ def build_interface(k: int) -> tuple[Atoms, str] | None:
 
 
 def oc25(count: int = 300) -> list[Structure]:
-    """Interfaces, two shaken frames each."""
+    """Return interfaces, two shaken frames of each."""
     result: list[Structure] = []
     for k in range(10 * count):
-        made = build_interface(k)
-        if made is None:
+        interface = build_interface(k)
+        if interface is None:
             continue
-        atoms, words = made
+        atoms, words = interface
         group = f"{words} #{k}"
         for frame, width in enumerate((0.02, 0.08)):
             moved = shake(atoms, make_rng(group, frame), width)

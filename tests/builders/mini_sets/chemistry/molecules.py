@@ -82,7 +82,7 @@ TIGHTEST = 0.72
 def shake_several(
     atoms: Atoms, group: str, frames: range, widths: tuple[float, ...], charge: int = 0, multiplicity: int = 0
 ) -> Iterator[Structure]:
-    """Frames of one molecule, each moved by the next of the widths; those with atoms too close are passed over."""
+    """Yield frames of one molecule, shaken by the widths in turn; frames with atoms too close are skipped."""
     for k in frames:
         width = widths[k % len(widths)]
         moved = shake(atoms, make_rng(group, k), width)
@@ -92,7 +92,7 @@ def shake_several(
 
 
 def ani1x(archives: Path, count: int = 480) -> list[Structure]:
-    """Neutral CHNO molecules off equilibrium."""
+    """Return neutral CHNO molecules off equilibrium."""
     result: list[Structure] = []
     sources = [(smiles, embed_smiles(smiles, 1, 7)) for smiles in ANI1X_SMILES]
     k = 0
@@ -106,7 +106,7 @@ def ani1x(archives: Path, count: int = 480) -> list[Structure]:
 
 
 def qm7x(archives: Path, count: int = 200) -> list[Structure]:
-    """Molecules of QM9 at equilibrium and displaced: up to three heavy atoms many times, four once."""
+    """Return molecules of QM9 at equilibrium and displaced: up to three heavy atoms many times, four once."""
     result: list[Structure] = []
     by_size = {heavy: list_small_molecules(archives, heavy, ORGANIC) for heavy in (1, 2, 3, 4)}
     for k in range(count):
@@ -120,13 +120,13 @@ def qm7x(archives: Path, count: int = 200) -> list[Structure]:
 
 
 def qcml(archives: Path, count: int = 750) -> list[Structure]:
-    """Hydrides, halides, oxides, ions and radicals from hydrogen to bismuth."""
+    """Return hydrides, halides, oxides, ions and radicals from hydrogen to bismuth."""
     sources = []
     for smiles, charge, multiplicity in QCML_ORGANIC:
         group = f"{smiles} {charge:+d} {multiplicity}"
         sources += [(atoms, group, charge, multiplicity) for atoms in embed_smiles(smiles, 1, 7)]
     for species in QCML_CENTRAL:
-        sources.append((place_ligands(species), species.words, species.charge, species.multiplicity))
+        sources.append((place_ligands(species), species.label, species.charge, species.multiplicity))
     result: list[Structure] = []
     k = 0
     while len(result) < count:

@@ -31,7 +31,7 @@ VACUUM = 7.0
 
 
 def build_rocksalt_100(metal: str, a: float) -> Atoms:
-    """Two layers of the primitive square cell."""
+    """Return two layers of the primitive square cell."""
     side, step = a / np.sqrt(2), a / 2
     corner, centre = (0.0, 0.0), (side / 2, side / 2)
     places = [(*corner, 0.0), (*centre, 0.0), (*centre, step), (*corner, step)]
@@ -39,18 +39,18 @@ def build_rocksalt_100(metal: str, a: float) -> Atoms:
 
 
 def cut_slab(bulk: Atoms, plane: tuple[int, int, int], layers: int) -> Atoms:
-    """A slab of whole bulk layers, without vacuum yet."""
+    """Return a slab of whole bulk layers, without vacuum."""
     return surface(bulk, plane, layers, vacuum=None, periodic=True)
 
 
 def build_rutile_001(metal: str, a: float, c: float) -> Atoms:
-    """One bulk cell thick: two square layers."""
+    """Return a slab of one bulk cell: two square layers."""
     bulk = crystal([metal, "O"], [(0, 0, 0), (0.305, 0.305, 0)], spacegroup=136, cellpar=[a, a, c, 90, 90, 90])
     return cut_slab(bulk, (0, 0, 1), 1)
 
 
 def build_fluorite_111(metal: str, a: float) -> Atoms:
-    """Two O-M-O trilayers of the hexagonal cell."""
+    """Return two O-M-O trilayers of the hexagonal cell."""
     bulk = crystal([metal, "O"], [(0, 0, 0), (0.25, 0.25, 0.25)], spacegroup=225, cellpar=[a] * 3 + [90] * 3)
     primitive = crystal(
         [metal, "O"], [(0, 0, 0), (0.25, 0.25, 0.25)], spacegroup=225, cellpar=[a] * 3 + [90] * 3, primitive_cell=True
@@ -59,20 +59,20 @@ def build_fluorite_111(metal: str, a: float) -> Atoms:
 
 
 def build_perovskite_100(large: str, small: str, a: float) -> Atoms:
-    """One bulk cell thick: an AO and a BO2 layer."""
+    """Return a slab of one bulk cell: an AO and a BO2 layer."""
     places = [(0, 0, 0), (0.5, 0.5, 0), (0.5, 0.5, 0.5), (0, 0.5, 0.5), (0.5, 0, 0.5)]
     return Atoms([large, "O", small, "O", "O"], np.array(places) * a, cell=[a] * 3, pbc=True)
 
 
 def build_wurtzite_100(metal: str, a: float, c: float) -> Atoms:
-    """The non-polar face, one bulk cell thick."""
+    """Return the non-polar surface, one bulk cell thick."""
     places = [(1 / 3, 2 / 3, 0), (1 / 3, 2 / 3, 0.382)]
     bulk = crystal([metal, "O"], places, spacegroup=186, cellpar=[a, a, c, 90, 90, 120])
     return cut_slab(bulk, (1, 0, 0), 1)
 
 
 def build_slabs() -> dict[str, Atoms]:
-    """Every oxide surface by name, its vacuum along the third axis."""
+    """Return every oxide surface by name, with vacuum along the third axis."""
     result = {f"{m}O rocksalt100": build_rocksalt_100(m, a) for m, a in ROCKSALT.items()}
     result |= {f"{m}O2 rutile001": build_rutile_001(m, *ac) for m, ac in RUTILE.items()}
     result |= {f"{m}O2 fluorite111": build_fluorite_111(m, a) for m, a in FLUORITE.items()}
@@ -86,7 +86,7 @@ def build_slabs() -> dict[str, Atoms]:
 
 
 def add_adsorbate(slab: Atoms, name: str) -> Atoms:
-    """Over the topmost cation; the H of dissociated water on the topmost oxygen."""
+    """Place the adsorbate above the topmost cation, and the H of dissociated water on the topmost oxygen."""
     placed = slab.copy()
     if name == "bare":
         return placed
@@ -103,7 +103,7 @@ def add_adsorbate(slab: Atoms, name: str) -> Atoms:
 
 
 def oc2022(count: int = 98) -> list[Structure]:
-    """Each oxide bare and with each adsorbate, shaken."""
+    """Return each oxide, bare and with each adsorbate, shaken."""
     result: list[Structure] = []
     surfaces = build_slabs()
     for k in range(count):

@@ -55,7 +55,7 @@ LARGEST = 70
 
 
 def opoly2026(count: int = 640) -> list[Structure]:
-    """Oligomers of each polymer, conformers of each length, near the force field's minimum and further off."""
+    """Return oligomers of each polymer: conformers of each length, near the force field's minimum and further off."""
     result: list[Structure] = []
     for name, unit in UNITS.items():
         for length in LENGTHS:

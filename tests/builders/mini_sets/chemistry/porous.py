@@ -40,7 +40,7 @@ def _radius(symbol: str) -> float:
 
 
 def build_sodalite(centre: str, swap: tuple[str, ...]) -> Atoms:
-    """The primitive cell of TO2 sodalite, 6 T and 12 O, one T replaced and its ion put where there is most room."""
+    """Return the primitive cell of TO2 sodalite, 6 T and 12 O, optionally with one T replaced and its counterion."""
     length = 0.92 * (_radius(centre) + _radius("O"))
     half = np.radians(BRIDGE_DEGREES / 2)
     side = 8 / np.sqrt(2) * length * np.sin(half)
@@ -75,7 +75,7 @@ def build_sodalite(centre: str, swap: tuple[str, ...]) -> Atoms:
 
 
 def build_cyanide(outer: str, inner: str, ions: tuple[str, ...]) -> Atoms:
-    """The primitive cell of cubic M(NC)6M', ions in the centres of its cages."""
+    """Return the primitive cell of cubic M(NC)6M' with ions in the centres of its cages."""
     to_carbon, to_nitrogen, triple = 0.93 * (_radius(inner) + _radius("C")), 0.93 * (_radius(outer) + 0.71), 1.16
     half = to_carbon + triple + to_nitrogen
     axes = np.concatenate([np.eye(3), -np.eye(3)])
@@ -87,7 +87,7 @@ def build_cyanide(outer: str, inner: str, ions: tuple[str, ...]) -> Atoms:
 
 
 def add_guest(framework: Atoms, guest: Atoms, rng: np.random.Generator, clearance: float = CLEARANCE) -> Atoms | None:
-    """The guest where, of 150 random places and orientations, it has most room; None if none has enough."""
+    """Place the guest where, of 150 random positions and orientations, it has most room; None if none has enough."""
     best, room = None, clearance
     for _ in range(150):
         turn = rotate(guest, rng)
@@ -99,13 +99,13 @@ def add_guest(framework: Atoms, guest: Atoms, rng: np.random.Generator, clearanc
 
 
 def build_frameworks() -> dict[str, Atoms]:
-    """Every framework by name."""
+    """Return every framework by name."""
     result = {" ".join((t, *swap, "sodalite")): build_sodalite(t, swap) for t, swap in SODALITES}
     return result | {" ".join((a, b, *ions, "cyanide")): build_cyanide(a, b, ions) for a, b, ions in CYANIDES}
 
 
 def odac23(count: int = 480) -> list[Structure]:
-    """Each framework under each load of guests, shaken; loads that find no room are left out."""
+    """Return each framework with each load of guests, shaken; loads that find no room are left out."""
     result: list[Structure] = []
     for name, empty in build_frameworks().items():
         for k, load in enumerate((*GUESTS, *GUESTS)):

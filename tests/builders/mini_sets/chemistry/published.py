@@ -16,7 +16,7 @@ FOLDER = "data/benchmarks/"
 
 
 def read_frames(archives: Path, file: str, count: int | None = None) -> list[Structure]:
-    """The frames of a file, all or an even pick of them, as labelled there: eV, angstrom, ASE's sign of the stress."""
+    """Return all frames of a file, or an even selection, with labels in eV and angstrom and ASE's sign of stress."""
     text = read_member(fetch_archive(MATTERSIM, archives), FOLDER + file).decode()
     result = list(ase.io.read(io.StringIO(text), ":", format="extxyz"))
     picked = np.linspace(0, len(result) - 1, count or len(result)).round().astype(int)
@@ -39,16 +39,16 @@ def _build_structure(atoms: Atoms, name: str) -> Structure:
 
 
 def alexandria(archives: Path) -> list[Structure]:
-    """All thousand frames."""
+    """Return all thousand frames."""
     return read_frames(archives, "alexandria-random-1k.xyz")
 
 
 def mptrj(archives: Path, count: int = 200) -> list[Structure]:
-    """An even pick."""
+    """Return an even selection of the frames."""
     return read_frames(archives, "mptrj-random-1k.xyz", count)
 
 
 def omat24(archives: Path) -> list[Structure]:
-    """Crystals off equilibrium: three files at high temperature and pressure, one of the highest stress in MPtrj."""
+    """Return crystals off equilibrium: three files at high temperature and pressure, one of the highest stress."""
     files = ("mpf-TP.xyz", "mpf-alkali-TP.xyz", "random-TP.xyz", "mptrj-highest-stress-1k.xyz")
     return [s for file in files for s in read_frames(archives, file)]

@@ -21,7 +21,7 @@ STRETCH = 1.3
 
 
 def attach_gfn2(atoms: Atoms) -> Atoms:
-    """The same atoms with GFN2-xTB as their calculator."""
+    """Set GFN2-xTB as the calculator of the atoms and return them."""
     from tblite.ase import TBLite
 
     atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
@@ -29,7 +29,7 @@ def attach_gfn2(atoms: Atoms) -> Atoms:
 
 
 def relax(atoms: Atoms) -> Atoms | None:
-    """At its minimum of GFN2-xTB, or None where 200 steps do not find it."""
+    """Return the atoms at their GFN2-xTB minimum, or None if 200 steps do not reach it."""
     copy = attach_gfn2(atoms.copy())
     try:
         return copy if BFGS(copy, logfile=None).run(fmax=0.05, steps=200) else None
@@ -38,14 +38,14 @@ def relax(atoms: Atoms) -> Atoms | None:
 
 
 def find_bonds(atoms: Atoms) -> Array:
-    """Which atoms are bonded, [n, n]: closer than 1.3 times the sum of their radii."""
+    """Return which atoms are bonded, [n, n]: closer than 1.3 times the sum of their radii."""
     radii = covalent_radii[atoms.numbers]
     near = atoms.get_all_distances() < STRETCH * (radii[:, None] + radii[None, :])
     return np.asarray(near & ~np.eye(len(atoms), dtype=bool))
 
 
 def shift_hydrogen(atoms: Atoms, hydrogen: int, donor: int, acceptor: int) -> Atoms:
-    """The hydrogen put on the acceptor, on the side of it that faces the donor and has room."""
+    """Move the hydrogen to the acceptor, to the side that faces the donor and has room."""
     way = atoms.positions[hydrogen] - atoms.positions[acceptor]
     axis = atoms.positions[donor] - atoms.positions[acceptor]
     axis /= np.linalg.norm(axis)
@@ -57,7 +57,7 @@ def shift_hydrogen(atoms: Atoms, hydrogen: int, donor: int, acceptor: int) -> At
 
 
 def list_shifts(atoms: Atoms) -> Iterator[tuple[int, int, int]]:
-    """Hydrogen, donor and acceptor: one hydrogen of each donor to each other heavy atom."""
+    """Yield hydrogen, donor and acceptor: one hydrogen of each donor to each other heavy atom."""
     bonded = find_bonds(atoms)
     for donor in np.flatnonzero(atoms.numbers > 1):
         carried = [h for h in np.flatnonzero(bonded[donor]) if atoms.numbers[h] == 1]
@@ -68,7 +68,7 @@ def list_shifts(atoms: Atoms) -> Iterator[tuple[int, int, int]]:
 
 
 def find_path(reactant: Atoms, product: Atoms) -> list[Atoms]:
-    """A nudged elastic band on GFN2-xTB, begun by interpolating pair distances, ends included; [] if it fails."""
+    """Return the images of a nudged elastic band on GFN2-xTB, with its ends; [] if it fails."""
     images = [
         attach_gfn2(reactant.copy()),
         *(attach_gfn2(reactant.copy()) for _ in range(IMAGES - 2)),
@@ -84,7 +84,7 @@ def find_path(reactant: Atoms, product: Atoms) -> list[Atoms]:
 
 
 def compute_bands(smiles: str) -> Iterator[tuple[str, list[Atoms]]]:
-    """The paths of a molecule whose ends stay what they are when relaxed, by name."""
+    """Yield the named paths of a molecule whose ends keep their bonds when relaxed."""
     embedded = embed_smiles(smiles, 1, 7)
     reactant = relax(embedded[0]) if embedded else None
     if reactant is None:
@@ -101,7 +101,7 @@ def compute_bands(smiles: str) -> Iterator[tuple[str, list[Atoms]]]:
 
 
 def transition1x(count: int = 252) -> list[Structure]:
-    """Paths of molecules with two and three heavy atoms; the group is the molecule, so its reactions stay together."""
+    """Return paths of molecules with two and three heavy atoms, grouped by molecule."""
     result: list[Structure] = []
     for heavy in (2, 3):
         for smiles in ANI1X_SMILES:

@@ -33,12 +33,12 @@ VACUUM = 6.0
 
 
 def build_crystal(symbol: str) -> dict[str, Any]:
-    """ASE's entry of the element's crystal: its symmetry and lattice constant; empty where there is none."""
+    """Return ASE's entry of the element's crystal, with symmetry and lattice constant; empty if there is none."""
     return reference_states[atomic_numbers[symbol]] or {}
 
 
 def nearest_distance(symbol: str) -> float:
-    """Distance of neighbours in the element's crystal, from ASE's table; twice the radius where it is not simple."""
+    """Return the nearest distance in the element's crystal, from ASE's table; twice the radius for other lattices."""
     z = atomic_numbers[symbol]
     state = build_crystal(symbol)
     if state.get("symmetry") == "fcc":
@@ -49,7 +49,7 @@ def nearest_distance(symbol: str) -> float:
 
 
 def build_substrate(metal: str, partner: str, share: int, rng: np.random.Generator) -> tuple[Atoms, str]:
-    """Two layers of 2 x 2 atoms, `share` of them the partner's, on a lattice between the two; and its name."""
+    """Return two layers of 2 x 2 atoms, `share` of them of the partner, on an averaged lattice; and its name."""
     kind = str(build_crystal(metal).get("symmetry", "fcc"))
     facets = FACETS.get(kind, (fcc111,))
     facet = facets[int(rng.integers(len(facets)))]
@@ -64,7 +64,7 @@ def build_substrate(metal: str, partner: str, share: int, rng: np.random.Generat
 
 
 def attach_adsorbate(slab: Atoms, adsorbate: Atoms, rng: np.random.Generator) -> Atoms:
-    """The adsorbate in a random orientation over a random point of the surface, as low as the atoms allow."""
+    """Place the adsorbate in a random orientation above a random point, as low as the atoms allow."""
     turn = rotate(adsorbate, rng)
     where = rng.random(2) @ slab.cell.array[:2, :2]
     for height in np.arange(0.8, 4.0, 0.1):
@@ -76,19 +76,19 @@ def attach_adsorbate(slab: Atoms, adsorbate: Atoms, rng: np.random.Generator) ->
 
 
 def oc2020(count: int = 3000, frames: int = 3) -> list[Structure]:
-    """Systems of a random slab and adsorbate, some frames each: one as built, the others shaken."""
+    """Return systems of a random slab and adsorbate, several shaken frames of each."""
     result: list[Structure] = []
     names = list(ADSORBATES)
-    seen = set()
+    groups = set()
     for k in range(count):
         rng = make_rng("oc2020", k)
         metal, partner = METALS[rng.integers(len(METALS))], PARTNERS[rng.integers(len(PARTNERS))]
         slab, name = build_substrate(metal, partner, int(rng.choice([0, 0, 1, 2, 4])), rng)
         adsorbate = names[rng.integers(len(names))]
         group = f"{name} + {adsorbate}"
-        if group in seen:
+        if group in groups:
             continue
-        seen.add(group)
+        groups.add(group)
         system = attach_adsorbate(slab, ADSORBATES[adsorbate], rng)
         for frame, width in enumerate(np.linspace(0.03, 0.18, frames)):
             moved = shake(system, rng, float(width))

@@ -12,13 +12,19 @@ from harness.reference.datasets.containers import h5
 from harness.reference.datasets.parsing import paths
 from harness.reference.datasets.readers import ani1x
 from harness.reference.errors import InputError
-from tests.reference.datasets.official_files.writers import METHANOL, conformations, everything, same, write_ani1x
+from tests.reference.datasets.official_files.writers import (
+    METHANOL,
+    conformations,
+    is_same_table,
+    read_all_files,
+    write_ani1x,
+)
 
 
 def test_values_units_ids_and_groups(tmp_path: Path) -> None:
     path = tmp_path / "ani1x-release.h5"
     write_ani1x(path, {"C1H4O1": 5, "C2H2": 3})
-    frames, faults = everything(ani1x.FORMAT, path)
+    frames, faults = read_all_files(ani1x.FORMAT, path)
     assert not faults
     assert frames.ids.tolist()[:2] == ["ani1x-release/C1H4O1/0", "ani1x-release/C1H4O1/1"]
     assert frames.groups.tolist() == ["C1H4O1"] * 5 + ["C2H2"] * 3
@@ -29,12 +35,12 @@ def test_values_units_ids_and_groups(tmp_path: Path) -> None:
     assert np.allclose(run.energy, energy, rtol=1e-12)
     assert run.forces is not None
     assert np.allclose(run.forces, forces.reshape(-1, 3))
-    assert same(frames, everything(ani1x.FORMAT, path)[0])
+    assert is_same_table(frames, read_all_files(ani1x.FORMAT, path)[0])
 
 
 def test_unlabelled_conformations_are_one_rejection_per_group(tmp_path: Path) -> None:
     write_ani1x(tmp_path / "a.h5", {"C1H4O1": 5}, missing=2)
-    frames, faults = everything(ani1x.FORMAT, tmp_path)
+    frames, faults = read_all_files(ani1x.FORMAT, tmp_path)
     assert frames.ids.tolist() == ["a/C1H4O1/2", "a/C1H4O1/3", "a/C1H4O1/4"]
     assert [(f.where, f.kind) for f in faults] == [("a/C1H4O1", "unlabelled")]
     assert "2 of 5 conformations lack wb97x_dz.energy" in faults[0].reason
@@ -42,14 +48,14 @@ def test_unlabelled_conformations_are_one_rejection_per_group(tmp_path: Path) ->
 
 def test_chunks_are_complete_and_disjoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_ani1x(tmp_path / "a.h5", {f"G{k}": 1 + k % 4 for k in range(20)})
-    whole, _ = everything(ani1x.FORMAT, tmp_path)
+    whole, _ = read_all_files(ani1x.FORMAT, tmp_path)
     sizes = [1 + k % 4 for k in sorted(range(20), key=str)]
     parts = paths.split_into_chunks(tmp_path / "a.h5", "a", sizes, limit=7)
     assert len(parts) > 4
     ids = [i for part in parts for block in ani1x.read_chunk(part) for i in block.ids.tolist()]
     assert ids == whole.ids.tolist()
     monkeypatch.setattr(h5, "MAX_CONFORMATIONS", 2)
-    assert same(whole, everything(ani1x.FORMAT, tmp_path)[0])
+    assert is_same_table(whole, read_all_files(ani1x.FORMAT, tmp_path)[0])
 
 
 def damage(group: h5py.Group, what: str) -> None:
@@ -82,7 +88,7 @@ def test_bad_group_is_rejected_and_the_others_are_read(tmp_path: Path, what: str
     write_ani1x(path, {"BAD": 5, "GOOD": 3})
     with h5py.File(path, "a") as file:
         damage(file["BAD"], what)
-    frames, faults = everything(ani1x.FORMAT, path)
+    frames, faults = read_all_files(ani1x.FORMAT, path)
     assert len(frames) == 3
     assert [(f.where, f.kind) for f in faults] == [("a/BAD", kind)]
     assert reason in faults[0].reason

@@ -22,9 +22,9 @@ from tests.reference.datasets.official_files.writers import (
     HARTREE,
     METHANOL,
     conformations,
-    everything,
+    is_same_table,
+    read_all_files,
     remarks,
-    same,
     write_nabla,
 )
 
@@ -34,7 +34,7 @@ def test_values_units_and_groups(tmp_path: Path, units: bool) -> None:
     path = tmp_path / "train.db"
     write_nabla(path, 5, units=units)
     before = hashlib.sha256(path.read_bytes()).digest()
-    frames, faults = everything(asedb.FORMAT, path)
+    frames, faults = read_all_files(asedb.FORMAT, path)
     assert not faults
     assert frames.ids.tolist() == [f"train/{k}" for k in range(1, 6)]
     assert frames.groups.tolist() == ["0", "0", "1", "1", "2"]
@@ -50,11 +50,11 @@ def test_chunks_are_complete_and_disjoint(tmp_path: Path, monkeypatch: pytest.Mo
     write_nabla(tmp_path / "a.db", 8)
     with ase.db.connect(tmp_path / "a.db") as database:
         database.delete([3])
-    whole, _ = everything(asedb.FORMAT, tmp_path)
+    whole, _ = read_all_files(asedb.FORMAT, tmp_path)
     assert len(whole) == 7
     monkeypatch.setattr(asedb, "CHUNK_STRUCTURES", 3)
     assert len(asedb.list_chunks([tmp_path])) == 3
-    assert same(whole, everything(asedb.FORMAT, tmp_path)[0])
+    assert is_same_table(whole, read_all_files(asedb.FORMAT, tmp_path)[0])
 
 
 def test_path_may_hold_any_bytes(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_path_may_hold_any_bytes(tmp_path: Path) -> None:
     folder.mkdir()
     write_nabla(tmp_path / "a.db", 3)
     shutil.move(tmp_path / "a.db", folder / "a.db")
-    assert len(everything(asedb.FORMAT, folder / "a.db")[0]) == 3
+    assert len(read_all_files(asedb.FORMAT, folder / "a.db")[0]) == 3
 
 
 def test_labels_of_the_rows_themselves_are_in_ev(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_labels_of_the_rows_themselves_are_in_ev(tmp_path: Path) -> None:
     with ase.db.connect(tmp_path / "a.db") as database:
         database.write(atoms)
         database.write(Atoms("CO"))
-    frames, faults = everything(asedb.FORMAT, tmp_path)
+    frames, faults = read_all_files(asedb.FORMAT, tmp_path)
     assert frames.energy.tolist() == [-14.0]
     assert frames.groups.tolist() == ["CO"]
     assert frames.periodic.tolist() == [[True, False, True]]
@@ -83,13 +83,13 @@ def test_metadata_units_are_used_or_rejected(tmp_path: Path) -> None:
     write_nabla(tmp_path / "a.db", 2)
     with ase.db.connect(tmp_path / "a.db") as database:
         database.metadata = {"_distance_unit": "Bohr", "_property_unit_dict": {"energy": "eV", "forces": "eV/Ang"}}
-    frames, _ = everything(asedb.FORMAT, tmp_path)
+    frames, _ = read_all_files(asedb.FORMAT, tmp_path)
     assert frames.energy[0] == -1.1
     assert np.allclose(frames.positions, conformations(2)[0].reshape(-1, 3) * 0.529177210903)
     with ase.db.connect(tmp_path / "a.db") as database:
         database.metadata = {"_property_unit_dict": {"energy": "furlong"}}
     with pytest.raises(InputError, match=r"a\.db: metadata name the unit 'furlong'; known are ev, ha"):
-        everything(asedb.FORMAT, tmp_path)
+        read_all_files(asedb.FORMAT, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_missing_unit_is_inferred_and_reported(tmp_path: Path, total: bool, unit
             database.write(
                 Atoms(METHANOL, positions[k]), data={"energy": energy[[k]] / factor, "forces": forces[k] / factor}
             )
-    frames, faults = everything(asedb.FORMAT, tmp_path)
+    frames, faults = read_all_files(asedb.FORMAT, tmp_path)
     assert not faults
     assert np.allclose(frames.energy, energy)
     assert np.allclose(frames.forces, forces.reshape(-1, 3))
@@ -120,11 +120,11 @@ def test_energies_without_plausible_unit_are_rejected(tmp_path: Path, energy: fl
         for k in range(3):
             database.write(Atoms(METHANOL, conformations(1, k)[0][0]), data={"energy": np.array([energy])})
     with pytest.raises(InputError, match=r"a\.db: its metadata name no unit of energy, .* of H4CO fit neither"):
-        everything(asedb.FORMAT, tmp_path)
+        read_all_files(asedb.FORMAT, tmp_path)
 
 
 def write_logged(path: Path) -> Path:
-    """A database of two rows, the second of which is in the write-ahead log alone, as a killed program leaves it."""
+    """Write two rows, the second in the write-ahead log alone, as a killed program leaves it."""
     source = path.with_name("source.db")
     write_nabla(source, 1)
     with closing(sqlite3.connect(source)) as database:
@@ -144,7 +144,7 @@ def test_rows_in_a_write_ahead_log_are_read(tmp_path: Path) -> None:
     path = write_logged(tmp_path / "a.db")
     assert Path(f"{path}-wal").stat().st_size
     before = path.read_bytes()
-    assert everything(asedb.FORMAT, path)[0].ids.tolist() == ["a/1", "a/2"]
+    assert read_all_files(asedb.FORMAT, path)[0].ids.tolist() == ["a/1", "a/2"]
     assert path.read_bytes() == before
 
 
@@ -152,10 +152,10 @@ def test_interrupted_write_is_rejected(tmp_path: Path) -> None:
     write_nabla(tmp_path / "a.db", 2)
     journal = tmp_path / "a.db-journal"
     journal.write_bytes(bytes(512))
-    assert len(everything(asedb.FORMAT, tmp_path)[0]) == 2
+    assert len(read_all_files(asedb.FORMAT, tmp_path)[0]) == 2
     journal.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504))
     with pytest.raises(InputError, match=r"a\.db: a\.db-journal lies with it, a write was interrupted"):
-        everything(asedb.FORMAT, tmp_path)
+        read_all_files(asedb.FORMAT, tmp_path)
 
 
 def test_bad_rows_and_files_are_reported(tmp_path: Path) -> None:
@@ -165,13 +165,13 @@ def test_bad_rows_and_files_are_reported(tmp_path: Path) -> None:
         database.execute("UPDATE systems SET data = ? WHERE id = 2", (b"\x00\x01rubbish",))
         database.execute("UPDATE systems SET positions = ? WHERE id = 3", (b"\x00" * 24,))
     database.close()
-    frames, faults = everything(asedb.FORMAT, path)
+    frames, faults = read_all_files(asedb.FORMAT, path)
     assert frames.ids.tolist() == ["a/1", "a/4"]
     assert [(f.where, f.kind) for f in faults] == [("a/2", "malformed"), ("a/3", "shape")]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.db: not an ASE database, or a damaged one"):
-        everything(asedb.FORMAT, path)
+        read_all_files(asedb.FORMAT, path)
     path.write_bytes(b"\x89HDF" * 500)
     with pytest.raises(InputError, match=r"a\.db: not an ASE database"):
         asedb.list_chunks([path])

@@ -18,12 +18,12 @@ from harness.reference.datasets.readers import aselmdb
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     METHANOL,
-    array,
     ase_row,
     conformations,
-    everything,
+    encode_array,
     graph_bytes,
-    same,
+    is_same_table,
+    read_all_files,
     write_aselmdb,
     write_lmdb,
 )
@@ -33,7 +33,7 @@ SAMPLE = Path(__file__).parents[5] / "shared" / "samples" / "small-test.aselmdb"
 
 @pytest.mark.skipif(not SAMPLE.is_file(), reason=f"the sample of official rows is not at {SAMPLE}")
 def test_official_sample_is_read_completely() -> None:
-    frames, faults = everything(aselmdb.FORMAT, SAMPLE)
+    frames, faults = read_all_files(aselmdb.FORMAT, SAMPLE)
     assert not faults
     assert len(frames) == 10
     assert frames.sizes.tolist() == [84] * 6 + [138] * 4
@@ -42,19 +42,23 @@ def test_official_sample_is_read_completely() -> None:
     assert len(set(frames.groups.tolist())) == 2
     assert frames.energy[0] == -145879.56421942415
     assert frames.positions[0].tolist() == [6.150011, -0.938156, -1.217418]
-    kept, result = unit_checks.check_structures(frames, source=find_source("omol25"))
+    accepted, result = unit_checks.check_structures(frames, source=find_source("omol25"))
     assert not result
-    assert len(kept) == 10
+    assert len(accepted) == 10
 
 
 def test_values_charges_and_stress(tmp_path: Path) -> None:
-    cell = array(np.eye(3) * 9.0)
+    cell = encode_array(np.eye(3) * 9.0)
     bulk = ase_row(
-        2, cell=cell, pbc=array(np.ones(3, dtype=bool)), stress=array(np.arange(6.0)), data={"sid": "slab7", "fid": 3}
+        2,
+        cell=cell,
+        pbc=encode_array(np.ones(3, dtype=bool)),
+        stress=encode_array(np.arange(6.0)),
+        data={"sid": "slab7", "fid": 3},
     )
     ion = ase_row(1, data={"charge": -2, "spin": 3})
     write_aselmdb(tmp_path / "data.aselmdb", {1: ion, 2: bulk})
-    frames, faults = everything(aselmdb.FORMAT, tmp_path)
+    frames, faults = read_all_files(aselmdb.FORMAT, tmp_path)
     assert not faults
     assert frames.ids.tolist() == ["data/1", "data/2"]
     assert frames.groups.tolist() == ["H4CO", "slab7"]
@@ -74,17 +78,17 @@ def test_values_charges_and_stress(tmp_path: Path) -> None:
 def test_files_in_several_folders_get_distinct_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("train/a", "train/b", "val"):
         write_aselmdb(tmp_path / folder / "data.0000.aselmdb", {k: ase_row(k) for k in range(1, 8)})
-    whole, _ = everything(aselmdb.FORMAT, tmp_path)
+    whole, _ = read_all_files(aselmdb.FORMAT, tmp_path)
     assert len(set(whole.ids.tolist())) == 21
     assert whole.ids[0] == "train/a/data.0000/1"
     monkeypatch.setattr(aselmdb, "CHUNK_STRUCTURES", 3)
     assert len(aselmdb.list_chunks([tmp_path])) == 9
-    assert same(whole, everything(aselmdb.FORMAT, tmp_path)[0])
+    assert is_same_table(whole, read_all_files(aselmdb.FORMAT, tmp_path)[0])
 
 
 def test_deleted_rows_are_skipped_and_absent_ones_rejected(tmp_path: Path) -> None:
     write_aselmdb(tmp_path / "d.aselmdb", {1: ase_row(1), 4: ase_row(4)}, deleted=(2,))
-    frames, faults = everything(aselmdb.FORMAT, tmp_path)
+    frames, faults = read_all_files(aselmdb.FORMAT, tmp_path)
     assert frames.ids.tolist() == ["d/1", "d/4"]
     assert [(f.where, f.kind) for f in faults] == [("d/3", "missing row")]
 
@@ -97,13 +101,13 @@ def test_chunks_of_one_file_can_be_read_concurrently(tmp_path: Path, monkeypatch
     assert [block.ids.tolist() for block in result] == [["d/1", "d/2"], ["d/3", "d/4"], ["d/5", "d/6"]]
     readers[0].close()
     assert not any(list(reader) for reader in readers)
-    assert len(everything(aselmdb.FORMAT, tmp_path)[0]) == 6
+    assert len(read_all_files(aselmdb.FORMAT, tmp_path)[0]) == 6
 
 
 def test_links_keep_their_names(tmp_path: Path) -> None:
     write_aselmdb(tmp_path / "blobs" / "3f7a", {1: ase_row(1)})
     (tmp_path / "data.aselmdb").symlink_to(tmp_path / "blobs" / "3f7a")
-    assert everything(aselmdb.FORMAT, tmp_path)[0].ids.tolist() == ["data/1"]
+    assert read_all_files(aselmdb.FORMAT, tmp_path)[0].ids.tolist() == ["data/1"]
 
 
 def without(key: str) -> dict[str, Any]:
@@ -119,22 +123,22 @@ def without(key: str) -> dict[str, Any]:
         (zlib.compress(b"{half"), "corrupt", "not compressed JSON"),
         (zlib.compress(b"[1, 2]"), "missing key", "no 'numbers'"),
         (without("positions"), "missing key", "no 'positions'"),
-        (ase_row(1, positions=array(np.zeros((5, 3)))), "shape", "positions have shape (5, 3), expected (6, 3)"),
-        (ase_row(1, forces=array(np.zeros((3, 6)))), "shape", "forces have shape (3, 6), expected (6, 3)"),
-        (ase_row(1, numbers=array(METHANOL + 0.5)), "atomic number", "not whole"),
-        (ase_row(1, numbers=array(METHANOL * 1000)), "atomic number", "are not atomic numbers"),
+        (ase_row(1, positions=encode_array(np.zeros((5, 3)))), "shape", "positions have shape (5, 3), expected (6, 3)"),
+        (ase_row(1, forces=encode_array(np.zeros((3, 6)))), "shape", "forces have shape (3, 6), expected (6, 3)"),
+        (ase_row(1, numbers=encode_array(METHANOL + 0.5)), "atomic number", "not whole"),
+        (ase_row(1, numbers=encode_array(METHANOL * 1000)), "atomic number", "are not atomic numbers"),
         (ase_row(1, positions={"__ndarray__": [[6, 3], "float64", [1.0]]}), "shape", "an array of 1 numbers"),
         (ase_row(1, positions={"__ndarray__": [[6, 3], "object", []]}), "malformed", "an array of type 'object'"),
         (ase_row(1, positions={"__ndarray__": 3}), "malformed", "int"),
         (ase_row(1, energy="low"), "malformed", "low"),
         (ase_row(1, data={"charge": "one"}), "malformed", "one"),
         (ase_row(1, data=[3]), "malformed", ""),
-        (ase_row(1, cell=array(np.zeros(6))), "shape", "cell have shape (6,)"),
+        (ase_row(1, cell=encode_array(np.zeros(6))), "shape", "cell have shape (6,)"),
     ],
 )
 def test_bad_row_is_rejected_and_the_others_are_read(tmp_path: Path, bad: Any, kind: str, reason: str) -> None:
     write_aselmdb(tmp_path / "d.aselmdb", {1: ase_row(1), 2: bad, 3: ase_row(3)})
-    frames, faults = everything(aselmdb.FORMAT, tmp_path)
+    frames, faults = read_all_files(aselmdb.FORMAT, tmp_path)
     assert frames.ids.tolist() == ["d/1", "d/3"]
     assert [(f.where, f.kind) for f in faults] == [("d/2", kind)]
     assert reason in faults[0].reason
@@ -165,7 +169,7 @@ def test_files_that_are_not_aselmdb_are_rejected(tmp_path: Path) -> None:
             aselmdb.list_chunks([damaged])
     write_lmdb(tmp_path / "e.aselmdb", {"nextid": b"3", "deleted_ids": b'{"a": 1}'})
     with pytest.raises(InputError, match="expected a list of whole numbers"):
-        everything(aselmdb.FORMAT, tmp_path / "e.aselmdb")
+        read_all_files(aselmdb.FORMAT, tmp_path / "e.aselmdb")
     graphs = tmp_path / "g.lmdb"
     write_lmdb(graphs, {"0": graph_bytes(0)})
     with pytest.raises(InputError, match=r"not an aselmdb file, no 'nextid' \(there are: 0\)"):
@@ -178,11 +182,10 @@ def test_flipped_bytes_only_cause_rejections(tmp_path: Path, at: int, byte: int)
     good = zlib.compress(b'{"numbers": {"__ndarray__": [[1], "int64", [1]]}, "positions": [[0, 0, 0]], "data": {}}', 0)
     bad = bytearray(good)
     bad[at % len(bad)] = byte
-    name, stored = "x", bytes(bad)
     path = tmp_path / f"{at}-{byte}.aselmdb"
     if not path.exists():
-        write_aselmdb(path, {1: stored})
+        write_aselmdb(path, {1: bytes(bad)})
     for part in aselmdb.list_chunks([path]):
         for item in aselmdb.read_chunk(part):
-            assert isinstance(item, StructureTable) or (item.where and item.kind and "\n" not in item.reason), name
+            assert isinstance(item, StructureTable) or (item.where and item.kind and "\n" not in item.reason)
     path.unlink()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
 from harness.reference.datasets.readers import s2ef_text
 from harness.reference.errors import InputError
-from tests.reference.datasets.official_files.writers import everything, remarks
+from tests.reference.datasets.official_files.writers import read_all_files, remarks
 
 FLAGS = ("T T F", "T, T, F", "true true false", "True False True", "1 1 0", "0 1 0", "F F F", "T F", "t t f", "2 0 1")
 QUOTES = ('"{}"', "'{}'", "[{}]", "{{{}}}", '"[{}]"', "{}")
@@ -40,7 +40,7 @@ COLUMNS = {
 
 @st.composite
 def headers(draw: st.DrawFn) -> str:
-    """A frame of two atoms under a header in one of many spellings."""
+    """Draw a frame of two atoms with one of many spellings of the header."""
     properties = draw(st.sampled_from(list(COLUMNS)))
     quoted = draw(st.sampled_from(QUOTES))
     words = [
@@ -110,7 +110,7 @@ def test_values_match_ase(tmp_path_factory: pytest.TempPathFactory, text: str) -
 def test_periodic_directions_in_every_spelling(tmp_path: Path, written: str, periodic: list[bool]) -> None:
     text = f'1\nLattice="9 0 0 0 9 0 0 0 9" energy=-3 pbc={written}\nCu 0 0 0\n'
     (tmp_path / "a.extxyz").write_text(text)
-    frames, faults = everything(s2ef_text.FORMAT, tmp_path)
+    frames, faults = read_all_files(s2ef_text.FORMAT, tmp_path)
     assert not faults
     assert frames.periodic.tolist() == [periodic]
 
@@ -127,10 +127,10 @@ def test_blank_lines_between_frames_are_rejected(tmp_path: Path) -> None:
     frame = "1\nenergy=-3\nCu 0 0 0\n"
     path = tmp_path / "a.extxyz"
     path.write_text(frame * 2 + "\n \n\n")
-    assert len(everything(s2ef_text.FORMAT, path)[0]) == 2
+    assert len(read_all_files(s2ef_text.FORMAT, path)[0]) == 2
     path.write_text(frame + "\n" + frame)
     with pytest.raises(InputError, match=r"a\.extxyz, line 4: a blank line before more frames"):
-        everything(s2ef_text.FORMAT, path)
+        read_all_files(s2ef_text.FORMAT, path)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_similar_label_names_are_suggested(tmp_path: Path, column: str, more: st
     path = tmp_path / "a.extxyz"
     path.write_text(f"1\nProperties=species:S:1:pos:R:3:{column}:R:3 energy=-3 {more}\nCu 0 0 0 0.1 0.2 0.3\n" * 3)
     assert remarks(s2ef_text.FORMAT, path) == [(label, f"no {label} (did you mean {name!r}?)")]
-    frames, faults = everything(s2ef_text.FORMAT, path)
+    frames, faults = read_all_files(s2ef_text.FORMAT, path)
     assert not faults
     assert (frames.forces is None) == (label == "forces")
     assert frames.stress is None

@@ -22,7 +22,7 @@ from tests.reference.datasets.official_files.json_writers import (
     write_alexandria,
     write_mptrj,
 )
-from tests.reference.datasets.official_files.writers import everything, same
+from tests.reference.datasets.official_files.writers import is_same_table, read_all_files
 
 KBAR = 1 / 1602.176634  # eV/angstrom^3
 JSON = st.recursive(
@@ -49,7 +49,7 @@ def test_scanner_is_independent_of_chunk_boundaries(result: list[Any], cut: int)
 
 def test_mptrj_values_and_units(tmp_path: Path) -> None:
     write_mptrj(tmp_path / "m.json", {"mp-1": 2, "mvc-22": 1})
-    frames, faults = everything(pymatgen_files.MPTRJ, tmp_path)
+    frames, faults = read_all_files(pymatgen_files.MPTRJ, tmp_path)
     assert not faults
     assert frames.ids.tolist() == ["m/mp-1-0-0", "m/mp-1-1-0", "m/mvc-22-0-0"]
     assert frames.groups.tolist() == ["mp-1", "mp-1", "mvc-22"]
@@ -71,13 +71,13 @@ def test_mptrj_ranges_of_bytes_hold_every_material_once(
     path = tmp_path / "m.json"
     write_mptrj(path, {f"mp-{k}": 1 + k % 3 for k in range(1, 13)})
     path.write_text(json.dumps(json.loads(path.read_text()), indent=indent))
-    whole, _ = everything(pymatgen_files.MPTRJ, path)
+    whole, _ = read_all_files(pymatgen_files.MPTRJ, path)
     assert len(whole) == 24
     for size in (997, 3001, 8000):
         monkeypatch.setattr(pymatgen_files, "CHUNK_SPAN_BYTES", size)
         monkeypatch.setattr(pymatgen_files, "CHUNK_BYTES", 701)
         assert len(pymatgen_files.split_mptrj([path])) > 2
-        assert same(whole, everything(pymatgen_files.MPTRJ, path)[0])
+        assert is_same_table(whole, read_all_files(pymatgen_files.MPTRJ, path)[0])
 
 
 def test_mptrj_bad_frames(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_mptrj_bad_frames(tmp_path: Path) -> None:
     bad[4]["structure"] = None
     bad[5]["e_per_atom_relaxed"] = float("nan")
     (tmp_path / "m.json").write_text(json.dumps({"mp-1": {f"mp-1-{k}-0": f for k, f in enumerate(bad)}}))
-    frames, faults = everything(pymatgen_files.MPTRJ, tmp_path)
+    frames, faults = read_all_files(pymatgen_files.MPTRJ, tmp_path)
     assert frames.ids.tolist() == ["m/mp-1-5-0"]
     assert [f.kind for f in faults] == ["missing key", "atomic number", "disorder", "shape", "missing key"]
     assert "no 'force' (there are: bandgap" in faults[0].reason
@@ -100,19 +100,19 @@ def test_mptrj_bad_files(tmp_path: Path) -> None:
     write_mptrj(path, {"mp-1": 3})
     path.write_text(path.read_text()[:-300])
     with pytest.raises(InputError, match=r"m\.json: truncated, the JSON ends inside"):
-        everything(pymatgen_files.MPTRJ, path)
+        read_all_files(pymatgen_files.MPTRJ, path)
     for text in ("\x89HDF", '{"entries": []}', "[1]"):
         path.write_text(text)
         with pytest.raises(InputError, match="not MPtrj, expected"):
             pymatgen_files.split_mptrj([path])
     path.write_text('{"mp-1": {"a": {}}}}}')
     with pytest.raises(InputError, match="more brackets are closed than opened"):
-        everything(pymatgen_files.MPTRJ, path)
+        read_all_files(pymatgen_files.MPTRJ, path)
 
 
 def test_alexandria_values_and_units(tmp_path: Path) -> None:
     write_alexandria(tmp_path / "alexandria_000.json.bz2", 5)
-    frames, faults = everything(pymatgen_files.ALEXANDRIA, tmp_path)
+    frames, faults = read_all_files(pymatgen_files.ALEXANDRIA, tmp_path)
     assert not faults
     assert frames.ids.tolist()[:2] == ["alexandria_000/agm000000000", "alexandria_000/agm000000001"]
     assert set(frames.groups.tolist()) == {"NaCl"}
@@ -121,7 +121,7 @@ def test_alexandria_values_and_units(tmp_path: Path) -> None:
     assert np.allclose(frames.stress[0].diagonal(), [-10 * KBAR, -20 * KBAR, 30 * KBAR])
     assert frames.forces is not None
     assert frames.forces[3].tolist() == [0.01, 0.02, -0.03]
-    assert same(frames, everything(pymatgen_files.ALEXANDRIA, tmp_path)[0])
+    assert is_same_table(frames, read_all_files(pymatgen_files.ALEXANDRIA, tmp_path)[0])
 
 
 def test_alexandria_bad_entries_and_files(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_alexandria_bad_entries_and_files(tmp_path: Path) -> None:
     del entries[1]["structure"]
     del entries[2]["structure"]["sites"][0]["properties"]
     path.write_bytes(bz2.compress(json.dumps({"entries": entries}).encode()))
-    frames, faults = everything(pymatgen_files.ALEXANDRIA, path)
+    frames, faults = read_all_files(pymatgen_files.ALEXANDRIA, path)
     assert len(frames) == 2
     assert [(f.where, f.kind) for f in faults] == [("alexandria_000/1", "missing key")]
     assert frames.forces is not None
@@ -141,10 +141,10 @@ def test_alexandria_bad_entries_and_files(tmp_path: Path) -> None:
     packed = bz2.compress(text.encode())
     path.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(InputError, match="truncated"):
-        everything(pymatgen_files.ALEXANDRIA, path)
+        read_all_files(pymatgen_files.ALEXANDRIA, path)
     path.write_bytes(b"\x89HDF" + bytes(100))
     with pytest.raises(InputError, match="neither bzip2 nor JSON"):
         pymatgen_files.split_alexandria([path])
     path.write_bytes(bz2.compress(b'{"others": [{"a": 1}]}'))
     with pytest.raises(InputError, match="not Alexandria"):
-        everything(pymatgen_files.ALEXANDRIA, path)
+        read_all_files(pymatgen_files.ALEXANDRIA, path)

@@ -16,13 +16,18 @@ from harness.reference.datasets.parsing.structure_builder import InvalidStructur
 from harness.reference.datasets.readers import qcml
 from harness.reference.datasets.readers.qcml import decode_example
 from harness.reference.errors import InputError
-from tests.reference.datasets.official_files.tfrecord_writers import example_bytes, framed, qcml_features, write_qcml
-from tests.reference.datasets.official_files.writers import conformations, everything, same
+from tests.reference.datasets.official_files.tfrecord_writers import (
+    example_bytes,
+    frame_record,
+    qcml_features,
+    write_qcml,
+)
+from tests.reference.datasets.official_files.writers import conformations, is_same_table, read_all_files
 
 
 def test_values_units_charges(tmp_path: Path) -> None:
     write_qcml(tmp_path / "1.0.0", (3, 2))
-    frames, faults = everything(qcml.FORMAT, tmp_path)
+    frames, faults = read_all_files(qcml.FORMAT, tmp_path)
     assert not faults
     assert len(frames) == 5
     assert frames.ids[3] == "qcml-full.tfrecord-00001-of-00002/0"
@@ -33,7 +38,7 @@ def test_values_units_charges(tmp_path: Path) -> None:
     assert np.allclose(frames[3:4].positions, positions[0], atol=1e-6)
     assert np.isclose(frames.energy[3], energy[0], rtol=1e-7)
     assert np.allclose(frames[3:4].forces, forces[0], atol=1e-5)
-    assert same(frames, everything(qcml.FORMAT, tmp_path)[0])
+    assert is_same_table(frames, read_all_files(qcml.FORMAT, tmp_path)[0])
 
 
 numbers = st.one_of(
@@ -60,21 +65,21 @@ def test_arbitrary_bytes_are_an_example_or_invalid(data: bytes) -> None:
 
 def test_bad_records(tmp_path: Path) -> None:
     good = example_bytes(qcml_features(0))
-    flipped = bytearray(framed(good))
+    flipped = bytearray(frame_record(good))
     flipped[40] ^= 1
     lacking = {k: v for k, v in qcml_features(1).items() if k != "pbe0_forces"}
     records = [
-        framed(good),
+        frame_record(good),
         bytes(flipped),
-        framed(example_bytes(qcml_features(2, is_outlier=[1]))),
-        framed(example_bytes(lacking)),
-        framed(b"\xff\xff"),
-        framed(example_bytes(qcml_features(3, positions=np.zeros(6)))),
-        framed(example_bytes(qcml_features(4, pbe0_energy=[1]))),
+        frame_record(example_bytes(qcml_features(2, is_outlier=[1]))),
+        frame_record(example_bytes(lacking)),
+        frame_record(b"\xff\xff"),
+        frame_record(example_bytes(qcml_features(3, positions=np.zeros(6)))),
+        frame_record(example_bytes(qcml_features(4, pbe0_energy=[1]))),
     ]
     path = tmp_path / "a.tfrecord"
     path.write_bytes(b"".join(records))
-    frames, faults = everything(qcml.FORMAT, path)
+    frames, faults = read_all_files(qcml.FORMAT, path)
     assert frames.ids.tolist() == ["a.tfrecord/0"]
     kinds = ["corrupt", "outlier", "missing key", "corrupt", "shape", "malformed"]
     assert [f.kind for f in faults] == kinds
@@ -88,12 +93,12 @@ def test_bad_files(tmp_path: Path) -> None:
     for cut, message in ((-5, "inside a record"), (-2, "inside a record"), (len(whole) // 3 + 4, "inside the length")):
         path.write_bytes(whole[:cut])
         with pytest.raises(InputError, match=f"truncated at byte .*{message}"):
-            everything(qcml.FORMAT, tmp_path)
+            read_all_files(qcml.FORMAT, tmp_path)
     broken = bytearray(whole)
     broken[len(whole) // 3] ^= 1
     path.write_bytes(bytes(broken))
     with pytest.raises(InputError, match=r"corrupt at byte .* the rest is lost"):
-        everything(qcml.FORMAT, tmp_path)
+        read_all_files(qcml.FORMAT, tmp_path)
     path.write_bytes(b"\x89HDF\r\n\x1a\n" * 20)
     with pytest.raises(InputError, match="not a TFRecord file"):
         qcml.list_chunks([tmp_path])

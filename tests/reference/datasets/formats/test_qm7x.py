@@ -12,12 +12,18 @@ import pytest
 from harness.reference.datasets.parsing import paths
 from harness.reference.datasets.readers import qm7x
 from harness.reference.errors import InputError
-from tests.reference.datasets.official_files.writers import conformations, everything, same, write_ani1x, write_qm7x
+from tests.reference.datasets.official_files.writers import (
+    conformations,
+    is_same_table,
+    read_all_files,
+    write_ani1x,
+    write_qm7x,
+)
 
 
 def test_values_ids_and_groups(tmp_path: Path) -> None:
     write_qm7x(tmp_path / "1000.hdf5", {"0001": 4, "0002": 3})
-    frames, faults = everything(qm7x.FORMAT, tmp_path)
+    frames, faults = read_all_files(qm7x.FORMAT, tmp_path)
     assert not faults
     assert frames.ids.tolist()[0] == "1000/0001/Geom-m1-i1-c1-1"
     assert frames.groups.tolist() == ["0001"] * 4 + ["0002"] * 3
@@ -30,17 +36,17 @@ def test_values_ids_and_groups(tmp_path: Path) -> None:
 def test_compressed_files_are_read_as_they_are_and_not_twice(tmp_path: Path) -> None:
     plain, packed = tmp_path / "1000.hdf5", tmp_path / "1000.xz"
     write_qm7x(plain, {"0001": 4, "0002": 3})
-    whole, _ = everything(qm7x.FORMAT, plain)
+    whole, _ = read_all_files(qm7x.FORMAT, plain)
     packed.write_bytes(lzma.compress(plain.read_bytes()))
-    assert len(everything(qm7x.FORMAT, tmp_path)[0]) == 7
+    assert len(read_all_files(qm7x.FORMAT, tmp_path)[0]) == 7
     plain.unlink()
-    assert same(whole, everything(qm7x.FORMAT, tmp_path)[0])
+    assert is_same_table(whole, read_all_files(qm7x.FORMAT, tmp_path)[0])
 
 
 def test_chunks_are_complete_and_disjoint(tmp_path: Path) -> None:
     path = tmp_path / "1000.hdf5"
     write_qm7x(path, {f"{k:04d}": 2 for k in range(1, 7)})
-    whole, _ = everything(qm7x.FORMAT, path)
+    whole, _ = read_all_files(qm7x.FORMAT, path)
     parts = paths.split_into_chunks(path, "1000", [2] * 6, limit=3)
     assert len(parts) == 3
     ids = [i for part in parts for block in qm7x.read_chunk(part) for i in block.ids.tolist()]
@@ -56,7 +62,7 @@ def test_bad_files(tmp_path: Path) -> None:
         file["0001/Geom-m1-i1-c1-2/atXYZ"] = np.zeros((5, 3))
         del file["0002"]
         file["0002"] = 1.0
-    frames, faults = everything(qm7x.FORMAT, path)
+    frames, faults = read_all_files(qm7x.FORMAT, path)
     assert len(frames) == 2
     assert [(f.where, f.kind) for f in faults] == [
         ("1000/0001/Geom-m1-i1-c1-1", "missing key"),
@@ -66,7 +72,7 @@ def test_bad_files(tmp_path: Path) -> None:
     packed = tmp_path / "2000.xz"
     packed.write_bytes(lzma.compress(path.read_bytes())[:-200])
     with pytest.raises(InputError, match=r"2000\.xz: truncated or not an xz file"):
-        everything(qm7x.FORMAT, packed)
+        read_all_files(qm7x.FORMAT, packed)
     packed.write_text("no")
     with pytest.raises(InputError, match=r"2000\.xz: not an xz file"):
         qm7x.list_chunks([packed])

@@ -1,4 +1,4 @@
-"""S2EF LMDB: graphs of both layouts, and pickles that mean harm."""
+"""S2EF LMDB: graphs of both layouts, and hostile pickles."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     ase_row,
     conformations,
-    everything,
     graph_bytes,
-    same,
+    is_same_table,
+    read_all_files,
     write_aselmdb,
     write_lmdb,
 )
 
 
-def write(path: Path, count: int, *, old: bool = False, **more: bytes) -> None:
+def write_graphs(path: Path, count: int, *, old: bool = False, **more: bytes) -> None:
     graphs = {str(k): graph_bytes(k, old=old) for k in range(count)}
     write_lmdb(path, graphs | {"length": pickle.dumps(count)} | more)
 
 
 @pytest.mark.parametrize("old", [False, True])
 def test_both_layouts_of_graphs(tmp_path: Path, old: bool) -> None:
-    write(tmp_path / "data.0000.lmdb", 12, old=old)
-    frames, faults = everything(s2ef_lmdb.FORMAT, tmp_path)
+    write_graphs(tmp_path / "data.0000.lmdb", 12, old=old)
+    frames, faults = read_all_files(s2ef_lmdb.FORMAT, tmp_path)
     assert not faults
     assert frames.ids.tolist() == [f"data.0000/{k}" for k in range(12)]
     assert frames.groups.tolist()[:4] == ["100", "100", "101", "101"]
@@ -52,15 +52,15 @@ def test_both_layouts_of_graphs(tmp_path: Path, old: bool) -> None:
 
 def test_parts_without_a_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lmdb(tmp_path / "a.lmdb", {str(k): graph_bytes(k) for k in range(7)})
-    whole, _ = everything(s2ef_lmdb.FORMAT, tmp_path)
+    whole, _ = read_all_files(s2ef_lmdb.FORMAT, tmp_path)
     monkeypatch.setattr(s2ef_lmdb, "CHUNK_STRUCTURES", 3)
     assert [p.key for p in s2ef_lmdb.list_chunks([tmp_path])] == ["a 0:3", "a 3:6", "a 6:7"]
-    assert same(whole, everything(s2ef_lmdb.FORMAT, tmp_path)[0])
+    assert is_same_table(whole, read_all_files(s2ef_lmdb.FORMAT, tmp_path)[0])
 
 
 def test_totals_are_taken_before_adsorption_energies(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "a.lmdb", {"0": graph_bytes(0, y=-0.4, raw_y=torch.tensor([-44.5]))})
-    assert everything(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-44.5]
+    assert read_all_files(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-44.5]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_hostile_pickle_is_not_executed(tmp_path: Path, kind: type[Shell], named
     ):
         path = tmp_path / f"{name}.lmdb"
         write_lmdb(path, {"0": graph_bytes(0), "1": hostile, "2": graph_bytes(2)})
-        frames, faults = everything(s2ef_lmdb.FORMAT, path)
+        frames, faults = read_all_files(s2ef_lmdb.FORMAT, path)
         assert len(frames) == 2
         assert [(f.where, f.kind) for f in faults] == [(f"{name}/1", "unsafe pickle")]
         assert named in faults[0].reason
@@ -178,7 +178,7 @@ def test_bad_rows_and_files_are_reported(tmp_path: Path) -> None:
     rows = {"0": graph_bytes(0), "1": b"junk", "2": pickle.dumps({"y": 1}), "3": graph_bytes(3, y=None)}
     rows |= {"5": graph_bytes(5, pos=torch.zeros((5, 3))), "6": graph_bytes(6)[:-50]}
     write_lmdb(path, rows)
-    frames, faults = everything(s2ef_lmdb.FORMAT, path)
+    frames, faults = read_all_files(s2ef_lmdb.FORMAT, path)
     assert frames.ids.tolist() == ["a/0"]
     kinds = ["corrupt", "malformed", "unlabelled", "missing row", "shape", "corrupt"]
     assert [f.kind for f in faults] == kinds

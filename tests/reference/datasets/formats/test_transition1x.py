@@ -13,8 +13,8 @@ from harness.reference.datasets.readers import transition1x
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     conformations,
-    everything,
-    same,
+    is_same_table,
+    read_all_files,
     write_ani1x,
     write_transition1x,
 )
@@ -25,7 +25,7 @@ REACTIONS = {"C2H4O/rxn0001": 4, "C2H4O/rxn0002": 3, "C3H6/rxn0003": 5}
 def test_every_point_is_read_once_in_ev(tmp_path: Path) -> None:
     path = tmp_path / "Transition1x.h5"
     write_transition1x(path, REACTIONS)
-    frames, faults = everything(transition1x.FORMAT, path)
+    frames, faults = read_all_files(transition1x.FORMAT, path)
     assert not faults
     assert len(frames) == 12
     assert frames.ids.tolist()[3:5] == ["Transition1x/C2H4O/rxn0001/3", "Transition1x/C2H4O/rxn0002/0"]
@@ -38,21 +38,21 @@ def test_every_point_is_read_once_in_ev(tmp_path: Path) -> None:
 
 def test_without_data_the_splits_hold_the_same(tmp_path: Path) -> None:
     write_transition1x(tmp_path / "t.h5", REACTIONS)
-    whole, _ = everything(transition1x.FORMAT, tmp_path)
+    whole, _ = read_all_files(transition1x.FORMAT, tmp_path)
     with h5py.File(tmp_path / "t.h5", "a") as file:
         del file["data"]
-    split, _ = everything(transition1x.FORMAT, tmp_path)
+    split, _ = read_all_files(transition1x.FORMAT, tmp_path)
     assert sorted(split.ids.tolist()) == sorted(whole.ids.tolist())
 
 
 def test_chunks_are_complete_and_disjoint(tmp_path: Path) -> None:
     write_transition1x(tmp_path / "t.h5", REACTIONS)
-    whole, _ = everything(transition1x.FORMAT, tmp_path)
+    whole, _ = read_all_files(transition1x.FORMAT, tmp_path)
     parts = paths.split_into_chunks(tmp_path / "t.h5", "t", [4, 3, 5], limit=4)
     assert [p.key for p in parts] == ["t 0:1", "t 1:3"]
     ids = [i for part in parts for block in transition1x.read_chunk(part) for i in block.ids.tolist()]
     assert ids == whole.ids.tolist()
-    assert same(whole, everything(transition1x.FORMAT, tmp_path)[0])
+    assert is_same_table(whole, read_all_files(transition1x.FORMAT, tmp_path)[0])
 
 
 def test_bad_files(tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_bad_files(tmp_path: Path) -> None:
         del file["data/C3H6/rxn0003/wB97x_6-31G(d).forces"]
         del file["data/C2H4O/rxn0001"]
         file["data/C2H4O/rxn0001"] = 3.0
-    frames, faults = everything(transition1x.FORMAT, tmp_path / "t.h5")
+    frames, faults = read_all_files(transition1x.FORMAT, tmp_path / "t.h5")
     assert len(frames) == 3
     assert [(f.where, f.kind) for f in faults] == [("t/C2H4O/rxn0001", "corrupt"), ("t/C3H6/rxn0003", "missing key")]

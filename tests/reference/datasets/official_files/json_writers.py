@@ -11,7 +11,7 @@ import numpy as np
 
 
 def crystal(k: int, count: int = 2) -> dict[str, Any]:
-    """A pymatgen Structure as a dictionary: rock salt pairs, sheared a little."""
+    """Return a pymatgen Structure as a dictionary: sheared rock salt pairs."""
     matrix = [[4.0 + 0.01 * k, 0.0, 0.0], [0.3, 4.1, 0.0], [0.0, 0.0, 4.2]]
     sites = []
     for s in range(count):

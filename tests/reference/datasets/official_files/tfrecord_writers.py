@@ -13,7 +13,7 @@ from tests.reference.datasets.official_files.writers import BOHR, HARTREE, METHA
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's cyclic redundancy check, bit by bit."""
+    """Return Castagnoli's cyclic redundancy check, computed bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -22,13 +22,13 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def framed(data: bytes) -> bytes:
-    def masked(part: bytes) -> bytes:
+def frame_record(data: bytes) -> bytes:
+    def mask_checksum(part: bytes) -> bytes:
         crc = crc32c(part)
         return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
     length = struct.pack("<Q", len(data))
-    return length + masked(length) + data + masked(data)
+    return length + mask_checksum(length) + data + mask_checksum(data)
 
 
 def _varint(value: int) -> bytes:
@@ -69,7 +69,7 @@ def qcml_features(k: int, **more: Any) -> dict[str, Any]:
 def write_qcml(folder: Path, shards: tuple[int, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for s, count in enumerate(shards):
-        records = b"".join(framed(example_bytes(qcml_features(10 * s + k))) for k in range(count))
+        records = b"".join(frame_record(example_bytes(qcml_features(10 * s + k))) for k in range(count))
         (folder / f"qcml-full.tfrecord-{s:05d}-of-{len(shards):05d}").write_bytes(records)
     tensors = {name: {"tensor": {"dtype": "float32"}} for name in qcml_features(0)}
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": tensors}}))

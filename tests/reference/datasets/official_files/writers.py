@@ -1,4 +1,4 @@
-"""Tiny files in the official layouts, written from their descriptions and not with the readers."""
+"""Tiny files in the official layouts, written after their descriptions, independently of the readers."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ SHAPE = np.array(
 
 
 def conformations(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(positions [c, 6, 3], energy [c], forces [c, 6, 3]) of methanol in angstrom and eV."""
+    """Return positions [c, 6, 3], energies [c] and forces [c, 6, 3] of methanol, in angstrom and eV."""
     rng = np.random.default_rng(seed)
     positions = SHAPE + rng.normal(0, 0.05, (count, 6, 3))
     energy = ATOM_ENERGIES_EV[METHANOL].sum() - 20.0 + rng.normal(0, 0.5, count)
     return positions, energy, rng.normal(0, 1.0, (count, 6, 3))
 
 
-def everything(form: DatasetFormat, *paths: Path) -> tuple[StructureTable, list[RejectedStructure]]:
-    """All structures and faults of some files, without what is only remarked."""
+def read_all_files(form: DatasetFormat, *paths: Path) -> tuple[StructureTable, list[RejectedStructure]]:
+    """Return all structures and faults of some files, without remarks."""
     blocks: list[StructureTable] = []
     faults: list[RejectedStructure] = []
     for part in form.list_chunks(list(paths)):
@@ -53,12 +53,12 @@ def everything(form: DatasetFormat, *paths: Path) -> tuple[StructureTable, list[
 
 
 def remarks(form: DatasetFormat, *paths: Path) -> list[tuple[str, str]]:
-    """(kind, reason) of everything that is remarked of some files."""
+    """Return kind and reason of each remark on some files."""
     items = (item for part in form.list_chunks(list(paths)) for item in form.read_chunk(part))
     return [(item.kind, item.reason) for item in items if isinstance(item, Remark)]
 
 
-def same(a: StructureTable, b: StructureTable) -> bool:
+def is_same_table(a: StructureTable, b: StructureTable) -> bool:
     return all(
         np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True) for name in ("positions", "energy")
     ) and (a.ids.tolist() == b.ids.tolist())
@@ -79,7 +79,7 @@ def write_ani1x(path: Path, groups: dict[str, int], missing: int = 0) -> None:
 
 
 def write_transition1x(path: Path, reactions: dict[str, int]) -> None:
-    """reactions: "formula/reaction" -> frames; each stands in `data` and again in one of the splits."""
+    """Write frames by "formula/reaction", each in `data` and in one of the splits."""
     with h5py.File(path, "w") as file:
         for seed, (name, count) in enumerate(reactions.items()):
             positions, energy, forces = conformations(count, seed)
@@ -106,7 +106,7 @@ def write_qm7x(path: Path, molecules: dict[str, int]) -> None:
                 group["pbe0FOR"], group["totFOR"] = forces[k] + 0.1, forces[k]
 
 
-def array(values: Any) -> dict[str, Any]:
+def encode_array(values: Any) -> dict[str, Any]:
     result = np.asarray(values)
     return {"__ndarray__": [list(result.shape), str(result.dtype), result.ravel().tolist()]}
 
@@ -114,9 +114,10 @@ def array(values: Any) -> dict[str, Any]:
 def ase_row(k: int, **more: Any) -> dict[str, Any]:
     positions, energy, forces = conformations(1, k)
     return {
-        "numbers": array(METHANOL), "positions": array(positions[0]), "cell": array(np.zeros((3, 3))),
-        "pbc": array(np.zeros(3, dtype=bool)), "unique_id": f"{k:032x}", "calculator": "unknown",
-        "energy": float(energy[0]), "forces": array(forces[0]), "ctime": 25.0, "mtime": 25.0, "user": "someone",
+        "numbers": encode_array(METHANOL), "positions": encode_array(positions[0]),
+        "cell": encode_array(np.zeros((3, 3))),
+        "pbc": encode_array(np.zeros(3, dtype=bool)), "unique_id": f"{k:032x}", "calculator": "unknown",
+        "energy": float(energy[0]), "forces": encode_array(forces[0]), "ctime": 25.0, "mtime": 25.0, "user": "someone",
         "data": {"charge": 0, "spin": 1, "source": "omol/x", "data_id": "x", "num_atoms": 6},
     } | more  # fmt: skip
 

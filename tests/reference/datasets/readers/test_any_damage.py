@@ -1,4 +1,4 @@
-"""Every reader, given every other's files and its own in pieces: one clear line, never a traceback."""
+"""Every reader with files of other formats and damaged ones of its own: one clear line, never a traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.reference.datasets.official_files import writers as official
 
 def write_shard(path: Path) -> None:
     records = [official_tfrecord.example_bytes(official_tfrecord.qcml_features(k)) for k in range(3)]
-    path.write_bytes(b"".join(official_tfrecord.framed(record) for record in records))
+    path.write_bytes(b"".join(official_tfrecord.frame_record(record) for record in records))
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -37,7 +37,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
 MEMORY_MAPPED = ("aselmdb", "s2ef_lmdb")  # LMDB trusts its own pages: cut files are refused, flipped bytes are not seen
 
 
-def written(folder: Path, name: str) -> Path:
+def write_example(folder: Path, name: str) -> Path:
     ending, write = WRITERS[name]
     folder.mkdir(exist_ok=True)
     write(folder / ending)
@@ -45,8 +45,8 @@ def written(folder: Path, name: str) -> Path:
 
 
 def read_messages(reader: str, path: Path) -> list[str]:
-    """What a reader says of a file; fails where it raises anything but InputError."""
-    words, structures = [], 0
+    """Return the messages of a reader about a file; fail if it raises anything but InputError."""
+    messages, structures = [], 0
     try:
         for part in FORMATS[reader].list_chunks([path]):
             for item in FORMATS[reader].read_chunk(part):
@@ -56,25 +56,25 @@ def read_messages(reader: str, path: Path) -> list[str]:
                     assert isinstance(item, RejectedStructure)
                     assert item.where
                     assert item.kind
-                    words.append(item.reason)
+                    messages.append(item.reason)
     except InputError as error:
-        refused = str(error)
-        words.append(refused if path.name in refused else "")
-    assert all(word and "\n" not in word for word in words)
+        message = str(error)
+        messages.append(message if path.name in message else "")
+    assert all(word and "\n" not in word for word in messages)
     assert structures < 10
-    return words
+    return messages
 
 
 @pytest.mark.parametrize("reader", WRITERS)
 def test_files_of_other_formats_are_rejected(tmp_path: Path, reader: str) -> None:
     for other in WRITERS:
-        words = read_messages(reader, written(tmp_path / other, other))
-        assert bool(words) == (other != reader), f"{reader} given {other}: {words}"
+        messages = read_messages(reader, write_example(tmp_path / other, other))
+        assert bool(messages) == (other != reader), f"{reader} given {other}: {messages}"
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_file_deleted_before_reading_is_reported(tmp_path: Path, name: str) -> None:
-    path = written(tmp_path / "gone", name)
+    path = write_example(tmp_path / "gone", name)
     parts = FORMATS[name].list_chunks([path])
     path.unlink()
     for part in parts:
@@ -85,7 +85,7 @@ def test_file_deleted_before_reading_is_reported(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("name", WRITERS)
 def test_truncated_and_altered_files_are_reported(tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(7)
-    path = written(tmp_path / "whole", name)
+    path = write_example(tmp_path / "whole", name)
     whole = path.read_bytes()
     for _ in range(20):
         path.write_bytes(whole[: rng.integers(0, len(whole) - 2)])

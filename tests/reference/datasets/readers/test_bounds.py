@@ -1,4 +1,4 @@
-"""Values no structure can have, and files of a few bytes that unfold to many: refused within bounds of memory."""
+"""Impossible values, and small files that decompress to large ones, are refused within bounds of memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.reference.datasets.parsing.unit_checks import check_structures
 from harness.reference.datasets.readers.registry import FORMATS
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files import writers as official
-from tests.reference.datasets.readers.test_checks import changed, crystals, molecules
+from tests.reference.datasets.readers.test_checks import crystals, molecules, replace_value
 
 GIB = 1 << 30
 
@@ -34,9 +34,9 @@ GIB = 1 << 30
 @pytest.mark.parametrize("value", [1e7, -1e17, 1e300, -1e300])
 @pytest.mark.parametrize("atom", [12, 17, 35])
 def test_positions_beyond_physical_bounds_are_rejected(value: float, atom: int) -> None:
-    frames = changed(molecules(), "positions", (atom, 1), value)
-    kept, faults = check_structures(frames, source=find_source("ani1x"))
-    assert len(kept) == 5
+    frames = replace_value(molecules(), "positions", (atom, 1), value)
+    accepted, faults = check_structures(frames, source=find_source("ani1x"))
+    assert len(accepted) == 5
     assert [(f.where, f.kind) for f in faults] == [(f"m{atom // 6}", "out of bounds")]
     assert faults[0].reason == f"atom {atom % 6} is farther than 1e+06 angstrom from the origin"
 
@@ -55,8 +55,8 @@ def test_positions_beyond_physical_bounds_are_rejected(value: float, atom: int) 
 def test_cells_and_labels_beyond_physical_bounds_are_rejected(
     column: str, at: object, value: object, kind: str
 ) -> None:
-    kept, faults = check_structures(changed(crystals(), column, at, value), source=find_source("mptrj"))
-    assert kept.ids.tolist() == ["salt"]
+    accepted, faults = check_structures(replace_value(crystals(), column, at, value), source=find_source("mptrj"))
+    assert accepted.ids.tolist() == ["salt"]
     assert [(f.where, f.kind) for f in faults] == [("other", kind)]
 
 
@@ -79,53 +79,53 @@ def test_absurd_positions_in_files_are_counted_by_check_and_convert(
     assert "3 out of bounds" in output
 
 
-def zeros(pack: Callable[[bytes], bytes], unit: bytes, total: int) -> bytes:
-    """A few bytes that unfold to `total`, made without holding them: streams of many members."""
+def pack_repeated(pack: Callable[[bytes], bytes], unit: bytes, total: int) -> bytes:
+    """Return a stream of many members that decompresses to `total` bytes."""
     piece = pack(unit * ((8 << 20) // len(unit)))
     return piece * (total // (8 << 20))
 
 
-def repeated(head: bytes, piece: bytes, count: int, wbits: int) -> bytes:
-    """A deflate stream of `head` and `count` times `piece`, which is packed once; it has no end."""
+def deflate_repeated(head: bytes, piece: bytes, count: int, wbits: int) -> bytes:
+    """Return an unterminated deflate stream of `head` and `count` times `piece`."""
     deflate = zlib.compressobj(1, zlib.DEFLATED, wbits)
     first = deflate.compress(head) + deflate.flush(zlib.Z_FULL_FLUSH)
     return first + (deflate.compress(piece) + deflate.flush(zlib.Z_FULL_FLUSH)) * count
 
 
-def tar_with_a_huge_header(path: Path) -> None:
+def write_huge_tar_header(path: Path) -> None:
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, 8 * GIB - 512
-    path.write_bytes(repeated(header.tobuf(tarfile.USTAR_FORMAT), bytes(16 << 20), 256, 31))
+    path.write_bytes(deflate_repeated(header.tobuf(tarfile.USTAR_FORMAT), bytes(16 << 20), 256, 31))
 
 
-def aselmdb(path: Path) -> None:
-    value = repeated(b'{"numbers": [', b"1," * (8 << 20), 128, 15)
+def write_large_row(path: Path) -> None:
+    value = deflate_repeated(b'{"numbers": [', b"1," * (8 << 20), 128, 15)
     official.write_aselmdb(path, {1: official.ase_row(1), 2: value, 3: official.ase_row(3)})
 
 
-def long_put(path: Path) -> None:
+def write_long_put(path: Path) -> None:
     official.write_lmdb(path, {"0": official.graph_bytes(0), "1": b"\x80\x02]r" + struct.pack("<I", 1 << 28) + b"."})
 
 
-def shared_lists(path: Path) -> None:
+def write_shared_lists(path: Path) -> None:
     nested: object = [1.0] * 100
     for _ in range(6):
         nested = [nested] * 100
     official.write_lmdb(path, {"0": official.graph_bytes(0, pos=nested), "1": official.graph_bytes(1, y=nested)})
 
 
-def copied(path: Path) -> None:
+def write_copies(path: Path) -> None:
     large = pickle.dumps(list(range(20_000)), protocol=4)[2:-1]  # without its protocol and end
     body = b"\x80\x04" + large + b"\x94\x30]" + b"cbuiltins\nset\nh\x00\x85Ra" * 20_000 + b"."
     official.write_lmdb(path, {"0": official.graph_bytes(0), "1": body})
 
 
-def claimed_tensor(path: Path) -> None:
+def write_claimed_bytes(path: Path) -> None:
     bomb = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"."
     official.write_lmdb(path, {"0": official.graph_bytes(0), "1": bomb})
 
 
-def empty_datasets(path: Path) -> None:
+def write_empty_datasets(path: Path) -> None:
     with h5py.File(path, "w") as file:
         group = file.create_group("C1H4O1")
         group["atomic_numbers"] = official.METHANOL
@@ -136,14 +136,14 @@ def empty_datasets(path: Path) -> None:
         ):
             group.create_dataset(name, shape, "f8", chunks=(1000, *shape[1:]))
     with h5py.File(path, "a") as file:
-        official_group = file.create_group("C2")
-        official_group["atomic_numbers"] = official.METHANOL
-        official_group["coordinates"] = np.zeros((1, 6, 3))
-        official_group["wb97x_dz.energy"] = np.zeros(1)
-        official_group["wb97x_dz.forces"] = np.zeros((1, 6, 3))
+        sound_group = file.create_group("C2")
+        sound_group["atomic_numbers"] = official.METHANOL
+        sound_group["coordinates"] = np.zeros((1, 6, 3))
+        sound_group["wb97x_dz.energy"] = np.zeros(1)
+        sound_group["wb97x_dz.forces"] = np.zeros((1, 6, 3))
 
 
-def many_atoms(path: Path) -> None:
+def write_many_atoms(path: Path) -> None:
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         group.create_dataset("atomic_numbers", (10**9,), "u1", chunks=(1 << 20,), compression="gzip")
@@ -156,30 +156,39 @@ FRAME = b'1\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3 energy=-
 LARGE = b"99999\nProperties=species:S:1:pos:R:3 energy=-300000\n" + b"Cu 0 0 0\n" * 99_999
 ENTRY = b'{"entries": [['
 BOMBS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
-    "a line without end": ("s2ef_text", "0.extxyz.xz", lambda p: p.write_bytes(zeros(lzma.compress, b"1", 6 * GIB))),
+    "a line without end": (
+        "s2ef_text",
+        "0.extxyz.xz",
+        lambda p: p.write_bytes(pack_repeated(lzma.compress, b"1", 6 * GIB)),
+    ),
     "large frames": ("s2ef_text", "1.extxyz.xz", lambda p: p.write_bytes(lzma.compress(LARGE) * 20)),
     "a header without end": (
-        "s2ef_text", "0.extxyz.bz2", lambda p: p.write_bytes(bz2.compress(b"1\n") + zeros(bz2.compress, b"a", 4 * GIB)),
+        "s2ef_text",
+        "0.extxyz.bz2",
+        lambda p: p.write_bytes(bz2.compress(b"1\n") + pack_repeated(bz2.compress, b"a", 4 * GIB)),
     ),
     "text file": (
         "s2ef_text",
         "2.extxyz",
-        lambda p: (p.write_bytes(FRAME), p.with_name("2.txt.xz").write_bytes(zeros(lzma.compress, b"x", 6 * GIB))),
+        lambda p: (
+            p.write_bytes(FRAME),
+            p.with_name("2.txt.xz").write_bytes(pack_repeated(lzma.compress, b"x", 6 * GIB)),
+        ),
     ),
-    "tar header": ("s2ef_text", "a.tar.gz", tar_with_a_huge_header),
-    "row": ("aselmdb", "a.aselmdb", aselmdb),
-    "place in the memo": ("s2ef_lmdb", "a.lmdb", long_put),
-    "shared lists": ("s2ef_lmdb", "b.lmdb", shared_lists),
-    "copies": ("s2ef_lmdb", "c.lmdb", copied),
-    "claimed bytes": ("s2ef_lmdb", "d.lmdb", claimed_tensor),
-    "json entry": ("alexandria", "a.json.bz2", lambda p: p.write_bytes(zeros(bz2.compress, ENTRY, 2 * GIB))),
-    "empty datasets": ("ani1x", "a.h5", empty_datasets),
-    "atoms": ("ani1x", "b.h5", many_atoms),
-}  # fmt: skip
+    "tar header": ("s2ef_text", "a.tar.gz", write_huge_tar_header),
+    "row": ("aselmdb", "a.aselmdb", write_large_row),
+    "place in the memo": ("s2ef_lmdb", "a.lmdb", write_long_put),
+    "shared lists": ("s2ef_lmdb", "b.lmdb", write_shared_lists),
+    "copies": ("s2ef_lmdb", "c.lmdb", write_copies),
+    "claimed bytes": ("s2ef_lmdb", "d.lmdb", write_claimed_bytes),
+    "json entry": ("alexandria", "a.json.bz2", lambda p: p.write_bytes(pack_repeated(bz2.compress, ENTRY, 2 * GIB))),
+    "empty datasets": ("ani1x", "a.h5", write_empty_datasets),
+    "atoms": ("ani1x", "b.h5", write_many_atoms),
+}
 
 
 def read_within_bounds(name: str, path: Path) -> None:
-    """Read a file in a process of its own, and end it with 0 if that stays within bounds and says what is wrong."""
+    """Read a file and exit with 0 if memory stays within bounds and the fault is reported."""
     limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + GIB
     output = []
     try:
@@ -228,7 +237,7 @@ def test_frames_with_no_or_too_many_atoms_are_rejected(tmp_path: Path) -> None:
 
 
 def test_oversized_pickle_is_one_rejection(tmp_path: Path) -> None:
-    for write in (long_put, claimed_tensor, shared_lists):
+    for write in (write_long_put, write_claimed_bytes, write_shared_lists):
         path = tmp_path / f"{write.__name__}.lmdb"
         write(path)
         (part,) = FORMATS["s2ef_lmdb"].list_chunks([path])

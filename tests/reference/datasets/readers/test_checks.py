@@ -1,4 +1,4 @@
-"""Checks of whole blocks: what each fault is called, and that nothing good is lost."""
+"""Checks of whole blocks: the name of each fault, and that no sound structure is rejected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def crystals(energy: float = -6.5) -> StructureTable:
     return tabulate([salt, replace(salt, name="other")])
 
 
-def changed(frames: StructureTable, column: str, at: Any, value: Any) -> StructureTable:
+def replace_value(frames: StructureTable, column: str, at: Any, value: Any) -> StructureTable:
     values = getattr(frames, column).copy()
     values[at] = value
     return replace(frames, **{column: values})
@@ -61,16 +61,16 @@ def changed(frames: StructureTable, column: str, at: Any, value: Any) -> Structu
 
 def test_good_structures_pass_unchanged() -> None:
     frames = molecules()
-    kept, faults = check_structures(frames, source=find_source("ani1x"))
-    assert kept is frames
+    accepted, faults = check_structures(frames, source=find_source("ani1x"))
+    assert accepted is frames
     assert not faults
     for name in ("mptrj", "alexandria", "omat24"):
         assert len(check_structures(crystals(), source=find_source(name))[0]) == 2
 
 
 def test_an_empty_block_passes() -> None:
-    kept, faults = check_structures(molecules()[:0], source=find_source("ani1x"))
-    assert len(kept) == 0
+    accepted, faults = check_structures(molecules()[:0], source=find_source("ani1x"))
+    assert len(accepted) == 0
     assert not faults
 
 
@@ -96,19 +96,19 @@ def test_an_empty_block_passes() -> None:
     ],
 )
 def test_each_kind_of_fault_is_rejected(column: str, at: Any, value: Any, kind: str, reason: str) -> None:
-    frames = changed(molecules(), column, at, value)
-    kept, faults = check_structures(frames, source=find_source("ani1x"))
-    assert len(kept) == 5
+    frames = replace_value(molecules(), column, at, value)
+    accepted, faults = check_structures(frames, source=find_source("ani1x"))
+    assert len(accepted) == 5
     assert [(f.where, f.kind) for f in faults] == [(str(frames.ids[2]), kind)]
     assert reason in faults[0].reason
 
 
 def test_coincident_atoms_are_rejected_by_checks() -> None:
     frames = molecules()
-    frames = changed(frames, "positions", 16, frames.positions[12] + 1e-6)
-    kept, faults = check_structures(frames, source=find_source("ani1x"))
+    frames = replace_value(frames, "positions", 16, frames.positions[12] + 1e-6)
+    accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert [(f.where, f.kind) for f in faults] == [("m2", "coincident")]
-    assert kept.ids.tolist() == ["m0", "m1", "m3", "m4", "m5"]
+    assert accepted.ids.tolist() == ["m0", "m1", "m3", "m4", "m5"]
 
 
 def test_structure_without_atoms_is_rejected() -> None:
@@ -122,15 +122,15 @@ def test_structure_without_atoms_is_rejected() -> None:
         concatenate([frames[:2], nothing, frames[2:]]),
         concatenate([frames, nothing]),
     ):
-        kept, faults = check_structures(block, source=find_source("ani1x"))
-        assert len(kept) == 6
+        accepted, faults = check_structures(block, source=find_source("ani1x"))
+        assert len(accepted) == 6
         assert [(f.where, f.kind) for f in faults] == [("none", "empty")]
 
 
 def test_stress_may_be_absent_but_not_broken() -> None:
-    one = changed(crystals(), "stress", 0, np.nan)
+    one = replace_value(crystals(), "stress", 0, np.nan)
     assert len(check_structures(one, source=find_source("mptrj"))[0]) == 2
-    _, faults = check_structures(changed(crystals(), "stress", (0, 0, 0), np.nan), source=find_source("mptrj"))
+    _, faults = check_structures(replace_value(crystals(), "stress", (0, 0, 0), np.nan), source=find_source("mptrj"))
     assert [(f.where, f.kind) for f in faults] == [("salt", "not finite")]
 
 
@@ -152,8 +152,8 @@ def test_inconsistent_columns_raise_errors() -> None:
 def test_lengths_in_other_units_are_detected(factor: float, name: str) -> None:
     frames = molecules(60)
     moved = replace(frames, positions=frames.positions * factor)
-    kept, faults = check_structures(moved, source=find_source("ani1x"))
-    assert len(kept) == 0
+    accepted, faults = check_structures(moved, source=find_source("ani1x"))
+    assert len(accepted) == 0
     assert len(faults) == 60
     assert all(f.kind == "units" and name in f.reason for f in faults)
     assert len(check_structures(moved[:10], source=find_source("ani1x"))[0]) == 10
@@ -190,12 +190,12 @@ def test_pseudopotential_and_formation_energies_have_ranges() -> None:
 def test_effective_core_potentials_pass() -> None:
     heavy = replace(molecules(), numbers=np.where(np.arange(36) % 6 == 1, 53, np.tile(METHANOL, 6)).astype(np.uint8))
     assert len(check_structures(heavy, source=find_source("omol25"))[0]) == 6
-    assert len(check_structures(hartree(heavy), source=find_source("omol25"))[0]) == 6
-    assert len(check_structures(hartree(heavy), source=find_source("qcml"))[0]) == 0
+    assert len(check_structures(with_atom_energies_in_hartree(heavy), source=find_source("omol25"))[0]) == 6
+    assert len(check_structures(with_atom_energies_in_hartree(heavy), source=find_source("qcml"))[0]) == 0
 
 
-def hartree(frames: StructureTable) -> StructureTable:
-    """With the energies of the free atoms in hartree."""
+def with_atom_energies_in_hartree(frames: StructureTable) -> StructureTable:
+    """Return the structures with the energies of their free atoms in hartree."""
     atoms = np.add.reduceat(ATOM_ENERGIES_EV[frames.numbers], frames.ends - frames.sizes)
     return replace(frames, energy=atoms / 27.211386)
 
@@ -203,17 +203,17 @@ def hartree(frames: StructureTable) -> StructureTable:
 def test_unknown_units_pass_unchanged() -> None:
     frames = molecules(60)
     for energy in (-1.0, -20.0):
-        made_up = replace(frames, energy=np.full(60, energy), positions=frames.positions / 0.529177)
-        assert len(check_structures(made_up, source=find_source("ani1x"))[0]) == 60
+        implausible = replace(frames, energy=np.full(60, energy), positions=frames.positions / 0.529177)
+        assert len(check_structures(implausible, source=find_source("ani1x"))[0]) == 60
 
 
 BREAKS: list[Callable[[StructureTable, int], StructureTable]] = [
-    lambda f, k: changed(f, "energy", k, np.nan),
-    lambda f, k: changed(f, "positions", 6 * k + 1, np.inf),
-    lambda f, k: changed(f, "forces", 6 * k + 5, 2e3),
-    lambda f, k: changed(f, "numbers", 6 * k, 0),
-    lambda f, k: changed(f, "energy", k, -100.0),
-    lambda f, k: changed(f, "positions", 6 * k + 1, f.positions[6 * k]),
+    lambda f, k: replace_value(f, "energy", k, np.nan),
+    lambda f, k: replace_value(f, "positions", 6 * k + 1, np.inf),
+    lambda f, k: replace_value(f, "forces", 6 * k + 5, 2e3),
+    lambda f, k: replace_value(f, "numbers", 6 * k, 0),
+    lambda f, k: replace_value(f, "energy", k, -100.0),
+    lambda f, k: replace_value(f, "positions", 6 * k + 1, f.positions[6 * k]),
 ]
 
 
@@ -223,7 +223,7 @@ def test_only_broken_structures_are_removed(broken: dict[int, int]) -> None:
     frames = molecules(40)
     for k, how in broken.items():
         frames = BREAKS[how](frames, k)
-    kept, faults = check_structures(frames, source=find_source("ani1x"))
+    accepted, faults = check_structures(frames, source=find_source("ani1x"))
     assert {f.where for f in faults} == {f"m{k}" for k in broken}
     assert len(faults) == len(broken)
-    assert kept.ids.tolist() == [f"m{k}" for k in range(40) if k not in broken]
+    assert accepted.ids.tolist() == [f"m{k}" for k in range(40) if k not in broken]

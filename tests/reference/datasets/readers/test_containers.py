@@ -1,4 +1,4 @@
-"""Every dataset is read from every container that it may come in, and from none by guess."""
+"""Every dataset is read from every container that it may come in, and mixed containers are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.reference.datasets.conversion.inputs import detect_source_format
 from harness.reference.datasets.readers import s2ef_lmdb
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files import writers as official
-from tests.reference.datasets.official_files.writers import METHANOL, conformations, everything
+from tests.reference.datasets.official_files.writers import METHANOL, conformations, read_all_files
 
 
 def write_database(path: Path) -> None:
@@ -35,8 +35,8 @@ def write_database(path: Path) -> None:
             database.write(atoms, charge=-1)
 
 
-def read(dataset: str, path: Path) -> StructureTable:
-    frames, faults = everything(detect_source_format(find_source(dataset), [path]), path)
+def read_dataset(dataset: str, path: Path) -> StructureTable:
+    frames, faults = read_all_files(detect_source_format(find_source(dataset), [path]), path)
     assert not faults
     return frames
 
@@ -56,7 +56,7 @@ def test_every_dataset_is_read_from_every_container(tmp_path: Path, dataset: str
     (tmp_path / "db").mkdir()
     write_database(tmp_path / "db" / "a.db")
     for kind in ("text", "xz", "gz", "bz2", "rows", "rows-lmdb", "graphs", "db"):
-        frames = read(dataset, tmp_path / kind)
+        frames = read_dataset(dataset, tmp_path / kind)
         assert frames.energy.tolist() == [-45.0, -46.0, -47.0], kind
         assert frames.forces is not None
         assert np.allclose(frames.forces[:6], conformations(1, 0)[2][0], atol=1e-6)
@@ -64,7 +64,7 @@ def test_every_dataset_is_read_from_every_container(tmp_path: Path, dataset: str
 
 def test_stress_and_charge_of_ase_rows(tmp_path: Path) -> None:
     write_database(tmp_path / "a.db")
-    frames = read("omat24", tmp_path / "a.db")
+    frames = read_dataset("omat24", tmp_path / "a.db")
     assert frames.stress is not None
     assert frames.stress[0].tolist() == [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
     assert frames.charge.tolist() == [-1] * 3
@@ -77,8 +77,8 @@ def test_mixed_containers_are_rejected(tmp_path: Path) -> None:
         detect_source_format(find_source("oc2020"), [tmp_path])
 
 
-def newer(k: int, **more: Any) -> bytes:
-    """A graph as newer preprocessing writes it: energy, forces, charge, spin and pbc."""
+def newer_graph_bytes(k: int, **more: Any) -> bytes:
+    """Return a graph as newer preprocessing writes it, with energy, forces, charge, spin and pbc."""
     graph = pickle.loads(official.graph_bytes(k))
     graph.energy, graph.forces = torch.tensor([graph.y]), graph.force
     graph.pbc, graph.charge, graph.spin = torch.tensor([[True, True, False]]), torch.tensor([-1]), torch.tensor([2])
@@ -88,15 +88,15 @@ def newer(k: int, **more: Any) -> bytes:
     return pickle.dumps(graph, protocol=-1)
 
 
-def test_newer_keys_in_a_database_with_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_newer_keys_in_a_database_folder_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "train" / "data.lmdb"
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
         for k in range(3):
-            transaction.put(b"%d" % k, newer(k))
+            transaction.put(b"%d" % k, newer_graph_bytes(k))
         transaction.put(b"length", pickle.dumps(3))
     for path in (tmp_path, tmp_path / "train", folder, folder / "data.mdb"):
-        frames = read("oc2022", path)
+        frames = read_dataset("oc2022", path)
         assert frames.energy.tolist() == [-45.0, -46.0, -47.0]
         assert frames.periodic.tolist() == [[True, True, False]] * 3
         assert frames.charge.tolist() == [-1] * 3
@@ -107,9 +107,10 @@ def test_newer_keys_in_a_database_with_a_folder_of_its_own(tmp_path: Path) -> No
 
 def test_the_total_is_taken_where_a_graph_has_several_energies(tmp_path: Path) -> None:
     official.write_lmdb(
-        tmp_path / "a.lmdb", {"0": newer(0, y=-0.4), "1": newer(1, raw_y=torch.tensor([-44.0]), y=-0.4)}
+        tmp_path / "a.lmdb",
+        {"0": newer_graph_bytes(0, y=-0.4), "1": newer_graph_bytes(1, raw_y=torch.tensor([-44.0]), y=-0.4)},
     )
-    assert everything(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-45.0, -44.0]
+    assert read_all_files(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-45.0, -44.0]
 
 
 def test_relaxed_energies_are_not_read_as_totals(tmp_path: Path) -> None:

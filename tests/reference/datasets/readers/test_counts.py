@@ -1,4 +1,4 @@
-"""No reader loses a structure without a word: what is read and what is reported make up what is in the file."""
+"""Structures that a reader returns and those that it reports add up to the content of the file."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ FLAWS = st.lists(st.tuples(st.integers(0, COUNT - 1), st.sampled_from(("drop", "
 Flaws = list[tuple[int, str]]
 
 
-def spoiled(entry: dict[str, Any], key: str, how: str) -> dict[str, Any]:
-    """An entry without a key, or with a value under it that no structure has."""
+def spoil_entry(entry: dict[str, Any], key: str, how: str) -> dict[str, Any]:
+    """Return an entry without a key, or with an impossible value."""
     if how == "drop":
         return {name: value for name, value in entry.items() if name != key}
     return entry | {key: {"shape": [[1.0, 2.0]], "type": "low", "bytes": {"x": None}}[how]}
 
 
-def ani1x(path: Path, flaws: Flaws) -> None:
+def write_ani1x(path: Path, flaws: Flaws) -> None:
     official.write_ani1x(path, {f"G{k}": 1 for k in range(COUNT)})
     _spoil_groups(path, [(f"G{k}", how) for k, how in flaws], "wb97x_dz.forces", "coordinates")
 
 
-def transition1x(path: Path, flaws: Flaws) -> None:
+def write_transition1x(path: Path, flaws: Flaws) -> None:
     official.write_transition1x(path, {f"C/rxn{k}": 1 for k in range(COUNT)})
     _spoil_groups(path, [(f"data/C/rxn{k}", how) for k, how in flaws], "wB97x_6-31G(d).forces", "positions")
 
 
-def qm7x(path: Path, flaws: Flaws) -> None:
+def write_qm7x(path: Path, flaws: Flaws) -> None:
     official.write_qm7x(path, {"0001": COUNT})
     with h5py.File(path) as file:
         names = sorted(file["0001"])
@@ -65,7 +65,7 @@ def _spoil_groups(path: Path, flaws: list[tuple[str, str]], labels: str, positio
                 file[name][key] = ["low"]
 
 
-def asedb(path: Path, flaws: Flaws) -> None:
+def write_asedb(path: Path, flaws: Flaws) -> None:
     official.write_nabla(path, COUNT)
     changes = {
         "drop": "energy = NULL, data = 'null'",
@@ -79,14 +79,14 @@ def asedb(path: Path, flaws: Flaws) -> None:
         database.commit()
 
 
-def aselmdb(path: Path, flaws: Flaws) -> None:
+def write_aselmdb(path: Path, flaws: Flaws) -> None:
     rows: dict[int, Any] = {k + 1: official.ase_row(k) for k in range(COUNT)}
     for k, how in flaws:
-        rows[k + 1] = b"junk" if how == "bytes" else spoiled(official.ase_row(k), "positions", how)
+        rows[k + 1] = b"junk" if how == "bytes" else spoil_entry(official.ase_row(k), "positions", how)
     official.write_aselmdb(path, rows)
 
 
-def s2ef_lmdb(path: Path, flaws: Flaws) -> None:
+def write_s2ef_lmdb(path: Path, flaws: Flaws) -> None:
     graphs = {str(k): official.graph_bytes(k) for k in range(COUNT)}
     for k, how in flaws:
         more = {"drop": {"y": None}, "shape": {"pos": np.zeros((5, 3))}, "type": {"atomic_numbers": "low"}}
@@ -94,7 +94,7 @@ def s2ef_lmdb(path: Path, flaws: Flaws) -> None:
     official.write_lmdb(path, graphs)
 
 
-def s2ef_text(path: Path, flaws: Flaws) -> None:
+def write_s2ef_text(path: Path, flaws: Flaws) -> None:
     frames = [official.extxyz_frame(k) for k in range(COUNT)]
     changes = {
         "drop": ("energy=", "enrgy="),
@@ -108,48 +108,48 @@ def s2ef_text(path: Path, flaws: Flaws) -> None:
     path.write_text("".join(frames))
 
 
-def alexandria(path: Path, flaws: Flaws) -> None:
+def write_alexandria(path: Path, flaws: Flaws) -> None:
     entries = [official_json.alexandria_entry(k) for k in range(COUNT)]
     for k, how in flaws:
-        entries[k] = spoiled(entries[k], "structure", how)
+        entries[k] = spoil_entry(entries[k], "structure", how)
     path.write_bytes(bz2.compress(json.dumps({"entries": entries}).encode()))
 
 
-def mptrj(path: Path, flaws: Flaws) -> None:
+def write_mptrj(path: Path, flaws: Flaws) -> None:
     frames = [official_json.mptrj_frame(k) for k in range(COUNT)]
     for k, how in flaws:
-        frames[k] = spoiled(frames[k], "force", how)
+        frames[k] = spoil_entry(frames[k], "force", how)
     materials: dict[str, dict[str, Any]] = {}
     for k, frame in enumerate(frames):
         materials.setdefault(f"mp-{k % 2}", {})[f"mp-{k % 2}-{k}"] = frame
     path.write_text(json.dumps(materials))
 
 
-def qcml(path: Path, flaws: Flaws) -> None:
+def write_qcml(path: Path, flaws: Flaws) -> None:
     features = [official_tfrecord.qcml_features(k) for k in range(COUNT)]
     records = [official_tfrecord.example_bytes(f) for f in features]
     for k, how in flaws:
         broken = {"drop": {"pbe0_forces": []}, "shape": {"positions": np.zeros(4)}, "type": {"pbe0_energy": [1]}}
         records[k] = b"\xff\xff" if how == "bytes" else official_tfrecord.example_bytes(features[k] | broken[how])
-    path.write_bytes(b"".join(official_tfrecord.framed(record) for record in records))
+    path.write_bytes(b"".join(official_tfrecord.frame_record(record) for record in records))
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path, Flaws], None]]] = {
-    "alexandria": ("a.json.bz2", alexandria),
-    "ani1x": ("a.h5", ani1x),
-    "asedb": ("a.db", asedb),
-    "aselmdb": ("a.aselmdb", aselmdb),
-    "mptrj": ("a.json", mptrj),
-    "qcml": ("a.tfrecord-00000-of-00001", qcml),
-    "qm7x": ("a.hdf5", qm7x),
-    "s2ef_lmdb": ("a.lmdb", s2ef_lmdb),
-    "s2ef_text": ("a.extxyz", s2ef_text),
-    "transition1x": ("a.h5", transition1x),
+    "alexandria": ("a.json.bz2", write_alexandria),
+    "ani1x": ("a.h5", write_ani1x),
+    "asedb": ("a.db", write_asedb),
+    "aselmdb": ("a.aselmdb", write_aselmdb),
+    "mptrj": ("a.json", write_mptrj),
+    "qcml": ("a.tfrecord-00000-of-00001", write_qcml),
+    "qm7x": ("a.hdf5", write_qm7x),
+    "s2ef_lmdb": ("a.lmdb", write_s2ef_lmdb),
+    "s2ef_text": ("a.extxyz", write_s2ef_text),
+    "transition1x": ("a.h5", write_transition1x),
 }
 
 
-def counted(reader: str, path: Path) -> tuple[int, int]:
-    """(structures read, structures reported) of a file."""
+def count_structures(reader: str, path: Path) -> tuple[int, int]:
+    """Return how many structures of a file are read, and how many are reported."""
     read = reported = 0
     for part in FORMATS[reader].list_chunks([path]):
         for item in FORMATS[reader].read_chunk(part):
@@ -170,7 +170,7 @@ def test_read_and_rejected_structures_add_up_to_the_file(
     name, write = WRITERS[reader]
     path = tmp_path_factory.mktemp("file") / name
     write(path, [f for f in flaws if f[0] > 0])  # the first structure is sound, else it is no file of the format
-    read, reported = counted(reader, path)
+    read, reported = count_structures(reader, path)
     assert read + reported == COUNT
     assert read >= COUNT - len({k for k, _ in flaws})
 
@@ -182,24 +182,24 @@ def test_conformations_of_a_group_that_cannot_be_read_are_all_counted(tmp_path: 
         del file["BAD/wb97x_dz.forces"]
     with h5py.File(tmp_path / "t.h5", "a") as file:
         del file["data/C/rxn2/wB97x_6-31G(d).energy"]
-    assert counted("ani1x", tmp_path / "a.h5") == (3, 7)
-    assert counted("transition1x", tmp_path / "t.h5") == (3, 7)
+    assert count_structures("ani1x", tmp_path / "a.h5") == (3, 7)
+    assert count_structures("transition1x", tmp_path / "t.h5") == (3, 7)
 
 
 def test_rows_beyond_those_that_an_index_names_are_read(tmp_path: Path) -> None:
     rows = {k: official.ase_row(k) for k in (1, 2)}
     official.write_aselmdb(tmp_path / "a.aselmdb", rows)
-    entries = {"3": _raw(tmp_path / "a.aselmdb"), "05": b"x"}
+    entries = {"3": _read_first_row(tmp_path / "a.aselmdb"), "05": b"x"}
     official.write_lmdb(tmp_path / "a.aselmdb", entries)
-    assert counted("aselmdb", tmp_path / "a.aselmdb") == (3, 1)
+    assert count_structures("aselmdb", tmp_path / "a.aselmdb") == (3, 1)
     graphs = {str(k): official.graph_bytes(k) for k in (0, 1, 2, 5)}
     official.write_lmdb(tmp_path / "a.lmdb", graphs | {"notes": b"x"})
-    assert counted("s2ef_lmdb", tmp_path / "a.lmdb") == (4, 3)
+    assert count_structures("s2ef_lmdb", tmp_path / "a.lmdb") == (4, 3)
     official.write_lmdb(tmp_path / "b.lmdb", graphs | {"length": pickle.dumps(6)})
-    assert counted("s2ef_lmdb", tmp_path / "b.lmdb") == (4, 2)
+    assert count_structures("s2ef_lmdb", tmp_path / "b.lmdb") == (4, 2)
 
 
-def _raw(path: Path) -> bytes:
+def _read_first_row(path: Path) -> bytes:
     import lmdb
 
     with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin() as transaction:
@@ -209,7 +209,7 @@ def _raw(path: Path) -> bytes:
 def test_frames_that_share_a_name_are_counted(tmp_path: Path) -> None:
     frame = json.dumps(official_json.mptrj_frame(0))
     (tmp_path / "m.json").write_text(f'{{"mp-1": {{"mp-1-0-0": {frame}, "mp-1-0-0": {frame}, "mp-1-1-0": {frame}}}}}')
-    assert counted("mptrj", tmp_path / "m.json") == (2, 1)
+    assert count_structures("mptrj", tmp_path / "m.json") == (2, 1)
 
 
 def test_deleted_rows_are_not_counted(tmp_path: Path) -> None:
@@ -217,4 +217,4 @@ def test_deleted_rows_are_not_counted(tmp_path: Path) -> None:
         for _ in range(4):
             database.write(Atoms("CO"), data={"energy": np.array([-0.4]), "forces": np.zeros((2, 3))})
         database.delete([2])
-    assert counted("asedb", tmp_path / "a.db") == (3, 0)
+    assert count_structures("asedb", tmp_path / "a.db") == (3, 0)

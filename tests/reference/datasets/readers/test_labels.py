@@ -17,14 +17,14 @@ from ase.db import connect
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.collection import NeighbourSpec, open_dataset, require_forces
 from harness.reference.errors import InputError
-from harness.reference.storage.adios.writer import BPFile
+from harness.reference.storage.adios.reader import BPFile
 from tests.reference.datasets.official_files import json_writers as official_json
 from tests.reference.datasets.official_files import tfrecord_writers as official_tfrecord
 from tests.reference.datasets.official_files import writers as official
 
 
-def slab(k: int, *, energy: float = -300.0, column: str = "forces", atoms: int = 80) -> str:
-    """A frame of copper atoms in Open Catalyst's layout, of a system of its own."""
+def format_slab(k: int, *, energy: float = -300.0, column: str = "forces", atoms: int = 80) -> str:
+    """Return a frame of copper atoms in Open Catalyst's layout, each of its own system."""
     grid = np.stack(np.meshgrid(*[np.arange(5)] * 3), axis=-1).reshape(-1, 3)[:atoms] * 2.5
     rows = "".join(f"Cu {x} {y} {z} 0.1 0 0\n" for x, y, z in grid.tolist())
     columns = f"Properties=species:S:1:pos:R:3:{column}:R:3"
@@ -33,7 +33,7 @@ def slab(k: int, *, energy: float = -300.0, column: str = "forces", atoms: int =
 
 
 def write_text(path: Path, *, column: str) -> Path:
-    path.write_text("".join(slab(k, column=column) for k in range(60)))
+    path.write_text("".join(format_slab(k, column=column) for k in range(60)))
     return path
 
 
@@ -97,8 +97,8 @@ def test_missing_forces_are_reported_with_the_similar_name(
 @pytest.mark.parametrize(
     ("dataset", "name", "write"),
     [
-        ("mptrj", "m.json", lambda p: p.write_bytes(unforced_frame())),
-        ("qcml", "a.tfrecord", lambda p: p.write_bytes(without_forces())),
+        ("mptrj", "m.json", lambda p: p.write_bytes(mptrj_without_forces())),
+        ("qcml", "a.tfrecord", lambda p: p.write_bytes(qcml_without_forces())),
     ],
 )  # fmt: skip
 def test_formats_that_define_their_forces_refuse_structures_without(
@@ -109,17 +109,17 @@ def test_formats_that_define_their_forces_refuse_structures_without(
     assert "force" in capsys.readouterr().out
 
 
-def lacking(frame: dict[str, Any], key: str) -> dict[str, Any]:
+def without_key(frame: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in frame.items() if name != key}
 
 
-def unforced_frame() -> bytes:
-    return json.dumps({"mp-1": {"mp-1-0-0": lacking(official_json.mptrj_frame(0), "force")}}).encode()
+def mptrj_without_forces() -> bytes:
+    return json.dumps({"mp-1": {"mp-1-0-0": without_key(official_json.mptrj_frame(0), "force")}}).encode()
 
 
-def without_forces() -> bytes:
-    features = lacking(official_tfrecord.qcml_features(0), "pbe0_forces")
-    return official_tfrecord.framed(official_tfrecord.example_bytes(features))
+def qcml_without_forces() -> bytes:
+    features = without_key(official_tfrecord.qcml_features(0), "pbe0_forces")
+    return official_tfrecord.frame_record(official_tfrecord.example_bytes(features))
 
 
 def test_a_store_without_forces_says_so_and_is_not_trained_on(
@@ -190,7 +190,7 @@ def test_files_with_and_without_forces_together_are_counted_as_a_conversion_does
 def test_adsorption_energies_are_not_taken_for_totals(
     tmp_path: Path, dataset: str, energy: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "0.extxyz").write_text("".join(slab(k, energy=energy) for k in range(5)))
+    (tmp_path / "0.extxyz").write_text("".join(format_slab(k, energy=energy) for k in range(5)))
     assert main(["check", dataset, str(tmp_path), "-q"]) == 1
     assert f"{energy:g} eV for 80 atoms is not a total energy of" in capsys.readouterr().out
 
@@ -199,7 +199,7 @@ def test_a_block_of_adsorption_energies_goes_with_those_that_look_like_totals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     energies = [-0.5, -1.2, -30.0, 0.4, -2.0]
-    (tmp_path / "0.extxyz").write_text("".join(slab(k, energy=e) for k, e in enumerate(energies)))
+    (tmp_path / "0.extxyz").write_text("".join(format_slab(k, energy=e) for k, e in enumerate(energies)))
     assert main(["check", "oc2020", str(tmp_path), "-q"]) == 1
     assert "oc2020: 0 structures can be used; 5 units" in capsys.readouterr().out
 
@@ -210,7 +210,7 @@ def test_intact_outliers_are_counted_and_pass(tmp_path: Path, capsys: pytest.Cap
     forces[0] = 50.0
     features[7]["pbe0_forces"] = forces
     path = tmp_path / "a.tfrecord-00000-of-00001"
-    path.write_bytes(b"".join(official_tfrecord.framed(official_tfrecord.example_bytes(f)) for f in features))
+    path.write_bytes(b"".join(official_tfrecord.frame_record(official_tfrecord.example_bytes(f)) for f in features))
     assert main(["check", "qcml", str(path), "-q"]) == 0
     output = capsys.readouterr().out
     assert "qcml: 38 structures can be used" in output
@@ -219,5 +219,5 @@ def test_intact_outliers_are_counted_and_pass(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_large_forces_everywhere_are_no_outliers(tmp_path: Path) -> None:
-    (tmp_path / "0.extxyz").write_text("".join(slab(k) for k in range(5)).replace(" 0.1 0 0\n", " 2000 0 0\n"))
+    (tmp_path / "0.extxyz").write_text("".join(format_slab(k) for k in range(5)).replace(" 0.1 0 0\n", " 2000 0 0\n"))
     assert main(["check", "oc2020", str(tmp_path), "-q"]) == 1

@@ -1,4 +1,4 @@
-"""What lies in place of a data file, and beside it: named for what it is, or passed over and counted."""
+"""Files in place of a data file are identified, and other files next to it are ignored and counted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.readers.registry import FORMATS
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files import writers as official
-from tests.reference.datasets.readers.test_any_damage import WRITERS, written
+from tests.reference.datasets.readers.test_any_damage import WRITERS, write_example
 
 
-def packed_tar(content: bytes) -> bytes:
+def pack_tar(content: bytes) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         member = tarfile.TarInfo("data")
@@ -29,7 +29,7 @@ def packed_tar(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def packed_zip(content: bytes) -> bytes:
+def pack_zip(content: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("data", content)
@@ -42,11 +42,11 @@ LOOKALIKES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "pointer": (lambda content: POINTER, "a Git LFS pointer"),
     "page": (lambda content: b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
     "denied": (lambda content: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
-    "zip": (packed_zip, "packed with zip"),
+    "zip": (pack_zip, "packed with zip"),
     "gzip": (gzip.compress, "packed with gzip"),
     "bzip2": (bz2.compress, "packed with bzip2"),
     "xz": (lzma.compress, "packed with xz"),
-    "tar": (packed_tar, "a tar archive"),
+    "tar": (pack_tar, "a tar archive"),
 }
 # what a reader unpacks itself
 UNPACKED = {
@@ -58,7 +58,7 @@ UNPACKED = {
 @pytest.mark.parametrize("kind", LOOKALIKES)
 @pytest.mark.parametrize("reader", WRITERS)
 def test_unexpected_file_kinds_are_named(tmp_path: Path, reader: str, kind: str) -> None:
-    path = written(tmp_path, reader)
+    path = write_example(tmp_path, reader)
     make, words = LOOKALIKES[kind]
     content = path.read_bytes()
     path.write_bytes(make(bz2.decompress(content) if reader == "alexandria" else content))
@@ -66,9 +66,9 @@ def test_unexpected_file_kinds_are_named(tmp_path: Path, reader: str, kind: str)
         parts = FORMATS[reader].list_chunks([path])
         assert sum(len(item) for part in parts for item in FORMATS[reader].read_chunk(part)) == 3  # type: ignore[arg-type]
         return
-    with pytest.raises(InputError, match=rf"{path.name}: {words}") as refused:
+    with pytest.raises(InputError, match=rf"{path.name}: {words}") as caught:
         FORMATS[reader].list_chunks([path])
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_truncated_sqlite_file_is_reported(tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_truncated_sqlite_file_is_reported(tmp_path: Path) -> None:
 def test_system_files_are_ignored_and_counted(
     tmp_path: Path, dataset: str, reader: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(tmp_path / "data", reader)
+    path = write_example(tmp_path / "data", reader)
     assert main(["check", dataset, str(path.parent), "-q"]) == 0
     clean = capsys.readouterr().out.splitlines()[0]
     for name in (f"._{path.name}", ".DS_Store", "Thumbs.db", f"__MACOSX/{path.name}", f"__MACOSX/._{path.name}"):
         place = path.parent / name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(b"\x00\x05\x16\x07" + bytes(200))
-    (path.parent / "rest.zip").write_bytes(packed_zip(b"x"))
+    (path.parent / "rest.zip").write_bytes(pack_zip(b"x"))
     (path.parent / f"{path.name}.crdownload").write_bytes(b"half")
     assert main(["check", dataset, str(path.parent), "-q"]) == 0
     result = capsys.readouterr().out.splitlines()
@@ -115,7 +115,7 @@ def test_system_files_in_archives_are_ignored(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    assert len(official.everything(FORMATS["s2ef_text"], path)[0]) == 1
+    assert len(official.read_all_files(FORMATS["s2ef_text"], path)[0]) == 1
 
 
 def test_system_file_alone_is_rejected(tmp_path: Path) -> None:
@@ -125,6 +125,6 @@ def test_system_file_alone_is_rejected(tmp_path: Path) -> None:
 
 
 def test_folder_of_archives_asks_to_unpack_them(tmp_path: Path) -> None:
-    (tmp_path / "s2ef_train_200K.tar").write_bytes(packed_tar(b"x"))
+    (tmp_path / "s2ef_train_200K.tar").write_bytes(pack_tar(b"x"))
     with pytest.raises(InputError, match=r"it holds s2ef_train_200K\.tar, which has to be unpacked first"):
         FORMATS["s2ef_text"].list_chunks([tmp_path])

@@ -1,4 +1,4 @@
-"""In place of DDStore where it is not installed: its documented behaviour by MPI, strict about what callers may do."""
+"""Stand-in for DDStore where it is not installed: its documented behaviour on MPI, with checks of its callers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class PyDDStore:
         assert array.dtype in (np.int32, np.int64, np.uint8, np.float32, np.float64)
         assert name not in self.variables
         row = array.size // array.shape[0]  # as there: no rows are a division by zero
-        own = array.copy()
-        window = MPI.Win.Create(own, 1, comm=self.comm)
+        rows = array.copy()
+        window = MPI.Win.Create(rows, 1, comm=self.comm)
         ends = np.cumsum(self.comm.allgather(array.shape[0]))
-        self.variables[name] = (window, own, row * array.itemsize, ends)
+        self.variables[name] = (window, rows, row * array.itemsize, ends)
 
     def get(self, name: str, array: np.ndarray, start: int = 0) -> None:
-        window, own, row_bytes, ends = self.variables[name]
+        window, rows, row_bytes, ends = self.variables[name]
         assert array.flags.c_contiguous
-        assert array.dtype == own.dtype
+        assert array.dtype == rows.dtype
         assert array.nbytes == len(array) * row_bytes
         owner = int(np.searchsorted(ends, start, side="right"))
         first = int(ends[owner - 1]) if owner else 0

@@ -1,4 +1,4 @@
-"""Which candidates a case asks for."""
+"""The choice of the workload for a case."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from harness.reference.programs.screening.candidates.prototypes import load_prot
 from harness.reference.programs.screening.candidates.random_workload import RandomSpace, RandomWorkload
 from harness.reference.programs.screening.candidates.workload import Workload
 
-HEAVIEST = 94
+HEAVIEST_ELEMENT = 94
 
 
 def build_workload(config: Candidates, model: FoundationModel) -> Workload:
-    """The candidates; raises InputError for elements that the model has not seen."""
+    """Return the candidates of a case; raise InputError for an element that the model was not trained on."""
     cutoff = model.config.cutoff
-    most = config.max_neighbours or model.config.max_neighbours
+    limit = config.max_neighbours or model.config.max_neighbours
     if config.kind == "random":
         space = RandomSpace(config.streams, config.per_stream, config.atoms)
-        return RandomWorkload(space, cutoff=cutoff, max_neighbours=most)
+        return RandomWorkload(space, cutoff=cutoff, max_neighbours=limit)
     crystals = CandidateSpace(load_prototypes(), select_elements(config.elements, model), config.volumes)
-    return CrystalWorkload(crystals, config.filters, cutoff=cutoff, max_neighbours=most)
+    return CrystalWorkload(crystals, config.filters, cutoff=cutoff, max_neighbours=limit)
 
 
 def select_elements(symbols: Sequence[str], model: FoundationModel) -> tuple[int, ...]:
-    """Atomic numbers of these symbols, or of all elements that the model knows."""
-    known = [z for z in range(1, HEAVIEST + 1) if bool(model.elements[z])]
+    """Return the atomic numbers of symbols; without symbols, those of all elements that the model knows."""
+    known = [z for z in range(1, HEAVIEST_ELEMENT + 1) if bool(model.elements[z])]
     if not symbols:
         return tuple(known)
     for z in element_numbers(symbols):

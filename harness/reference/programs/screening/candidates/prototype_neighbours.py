@@ -78,14 +78,14 @@ class Topology:
         furthest = self.cutoff / self.smallest_stretch
         if self.max_neighbours is None:
             return self.prototype.pairs(furthest)
-        decisive = self.max_neighbours + 1
-        volume = abs(np.linalg.det(self.prototype.cell)) * decisive / len(self.prototype)
+        n_pairs = self.max_neighbours + 1
+        volume = abs(np.linalg.det(self.prototype.cell)) * n_pairs / len(self.prototype)
         radius = min(furthest, (3 * volume / (4 * math.pi)) ** (1 / 3))
         pairs = self.prototype.pairs(radius)
-        while radius < furthest and np.bincount(pairs.receiver, minlength=len(self.prototype)).min() < decisive:
+        while radius < furthest and np.bincount(pairs.receiver, minlength=len(self.prototype)).min() < n_pairs:
             radius = min(furthest, GROWTH * radius)
             pairs = self.prototype.pairs(radius)
-        keep = _rank_in_receiver(pairs.receiver, len(self.prototype)) < decisive
+        keep = _rank_in_receiver(pairs.receiver, len(self.prototype)) < n_pairs
         return AtomPairs(pairs.receiver[keep], pairs.sender[keep], pairs.image[keep], pairs.distance[keep])
 
     @cached_property

@@ -1,6 +1,6 @@
-"""Candidates by number, none of them ever listed: prototypes x ordered choices of elements x volumes.
+"""Candidates by number, without a list of them: prototypes x ordered choices of elements x volumes.
 
-Numbers run over the prototypes; within one over the choices of elements in lexical order; within these over volumes.
+The volume varies fastest, then the choice of elements in lexical order, then the prototype.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ class PrototypeBlock:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, picked: slice | NDArray[np.bool_] | NDArray[np.int64]) -> PrototypeBlock:
+    def __getitem__(self, selection: slice | NDArray[np.bool_] | NDArray[np.int64]) -> PrototypeBlock:
         return PrototypeBlock(
-            self.prototype, self.index[picked], self.species[picked], self.scale[picked], self.stretch[picked]
+            self.prototype,
+            self.index[selection],
+            self.species[selection],
+            self.scale[selection],
+            self.stretch[selection],
         )
 
 
@@ -190,9 +194,9 @@ def permutation_from_rank(rank: NDArray[np.int64], n: int, k: int) -> NDArray[np
     remainder = rank
     for j in range(k):
         digit, remainder = np.divmod(remainder, math.perm(n - j - 1, k - j - 1))
-        # The digit counts free elements: step over those taken, smallest first.
-        for taken in np.sort(chosen[:, :j], axis=1).T:
-            digit += digit >= taken
+        # The digit counts free elements: step over those in use, smallest first.
+        for element in np.sort(chosen[:, :j], axis=1).T:
+            digit += digit >= element
         chosen[:, j] = digit
     return chosen
 

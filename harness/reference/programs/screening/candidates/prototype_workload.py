@@ -56,12 +56,12 @@ class CrystalWorkload:
         }  # fmt: skip
 
     def batches(self, first: int, stop: int, edges: int) -> Iterator[CandidateBatch]:
-        """See Workload."""
+        """Yield batches, as Workload.batches says."""
         for block in self.space.block(first, stop):
             for k in range(0, len(block), CHUNK):
                 passed, left_out = self._filter(block[k : k + CHUNK])
-                for some in split_by_count(self.topologies.edge_counts(passed), edges):
-                    part = passed[some]
+                for selection in split_by_count(self.topologies.edge_counts(passed), edges):
+                    part = passed[selection]
                     yield CandidateBatch(part.index, build_batch_from_arrays(self.topologies.arrays(part)), left_out)
                     left_out = {}
                 if left_out:

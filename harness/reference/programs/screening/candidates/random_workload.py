@@ -1,4 +1,4 @@
-"""The workload of the paper: random structures in vacuum, an endless stream for each of its ranks."""
+"""The workload of the paper: random structures in vacuum, in one endless stream for each rank of the paper."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def build_vacuum_arrays(
     atoms = np.array([len(s) for s in structures])
     graph = np.repeat(np.arange(len(atoms)), atoms)
     before = np.cumsum(atoms) - atoms
-    most = int(atoms.max())
-    limit = most if max_neighbours is None else max_neighbours
-    sender, distance = _nearest([s.positions for s in structures], min(limit + 1, most), most)
+    largest = int(atoms.max())
+    limit = largest if max_neighbours is None else max_neighbours
+    sender, distance = _nearest([s.positions for s in structures], min(limit + 1, largest), largest)
     keep = _select_edges(distance, cutoff, limit)
     receiver = np.repeat(np.arange(len(graph)), keep.sum(axis=1))
     closest = distance[:, 0]
@@ -146,15 +146,15 @@ def build_vacuum_arrays(
     )
 
 
-def _nearest(positions: Sequence[Array], width: int, most: int) -> tuple[NDArray[np.int64], Array]:
+def _nearest(positions: Sequence[Array], width: int, max_atoms: int) -> tuple[NDArray[np.int64], Array]:
     """Return the nearest other atoms of each atom, and their distances (inf if there are no more), [n, width] each.
 
     Squared distances, being positive, sort by their bits. Their last bits are replaced by the number of the other atom,
     so that one sort of integers orders both; the relative error of the distance is below 1e-12 up to 4096 atoms.
     """
-    number_bits = np.int64((1 << most.bit_length()) - 1)
+    number_bits = np.int64((1 << max_atoms.bit_length()) - 1)
     nearest = np.full((sum(map(len, positions)), width), NO_NEIGHBOUR)
-    done = 0
+    row = 0
     for x in positions:
         numbers = np.arange(len(x))
         chunk = max(1, DISTANCE_CHUNK // len(x))
@@ -169,8 +169,8 @@ def _nearest(positions: Sequence[Array], width: int, most: int) -> tuple[NDArray
                 keys.partition(width - 1, axis=1)
                 keys = keys[:, :width]
             keys.sort(axis=1)
-            nearest[done : done + len(rows), : len(x)] = keys[:, :width]
-            done += len(rows)
+            nearest[row : row + len(rows), : len(x)] = keys[:, :width]
+            row += len(rows)
     return nearest & number_bits, np.sqrt((nearest & ~number_bits).view(np.float64))
 
 
@@ -233,8 +233,8 @@ class RandomWorkload:
                     self._build_arrays([structure])
                 except InputError:
                     valid[k] = False
-        apart = [s for s, good in zip(structures, valid, strict=True) if good]
-        return (self._build_arrays(apart) if apart else None), valid
+        remaining = [s for s, is_valid in zip(structures, valid, strict=True) if is_valid]
+        return (self._build_arrays(remaining) if remaining else None), valid
 
     def _build_arrays(self, structures: list[Structure]) -> GraphArrays:
         return build_vacuum_arrays(structures, cutoff=self.cutoff, max_neighbours=self.max_neighbours)
@@ -250,12 +250,12 @@ class RandomWorkload:
 
 def _take_structures(source: Iterator[Structure], carried: list[Structure], max_atoms: int) -> list[Structure]:
     """Return the next structures with at most max_atoms in total, or one larger; `carried` holds the surplus."""
-    taken, n_atoms = list(carried), sum(map(len, carried))
+    structures, n_atoms = list(carried), sum(map(len, carried))
     carried.clear()
     for structure in source:
-        if taken and n_atoms + len(structure) > max_atoms:
+        if structures and n_atoms + len(structure) > max_atoms:
             carried.append(structure)
             break
-        taken.append(structure)
+        structures.append(structure)
         n_atoms += len(structure)
-    return taken
+    return structures

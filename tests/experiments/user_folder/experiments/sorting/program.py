@@ -9,16 +9,16 @@ from pathlib import Path
 from harness.protocol import parameters
 from harness.protocol.events import CaseLog
 from harness.protocol.records import EventRecord
-from harness.protocol.types import Count
+from harness.protocol.types import PositiveInt
 
 
 class Parameters(parameters.Parameters):
-    """What a suite may ask for."""
+    """The parameters of a case."""
 
-    size: Count
-    """How many numbers are sorted."""
-    rounds: Count = 6
-    """How often."""
+    size: PositiveInt
+    """Number of values to sort."""
+    rounds: PositiveInt = 6
+    """Number of repetitions."""
 
 
 class Sample(EventRecord, tag="sample"):

@@ -144,6 +144,9 @@ def measure(rows: pd.DataFrame, spec: Measure) -> Interval:
     """
     value, low, high = _measure(rows, spec)
     if not np.isfinite(value):
+        for conditions in (spec.matching, spec.against):
+            if conditions and not match_rows(rows, conditions).any():
+                raise Unanswered(f"no row has {', '.join(f'{name} {value}' for name, value in conditions.items())}")
         raise Unanswered(f"the {spec.statistic} of the selected rows is not a number")
     return value, low, high
 

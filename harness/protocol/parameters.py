@@ -40,6 +40,8 @@ PRECISIONS: dict[PrecisionName, PrecisionTypes] = {
     "fp32": PrecisionTypes("float32", None, 4),
     "bf16": PrecisionTypes("float32", "bfloat16", 4),
 }
+# The type of the results in each precision, as logs have it.
+RESULT_DTYPES = {str(name): f"torch.{types.dtype}" for name, types in PRECISIONS.items()}
 
 
 def check_range(atoms: tuple[int, int]) -> tuple[int, int]:

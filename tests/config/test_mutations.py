@@ -79,6 +79,7 @@ def test_changed_bytes_are_planned_or_reported(
 
 @given(data=st.data())
 @MUTATION_SETTINGS
+@pytest.mark.slow
 def test_changed_parts_are_planned_or_reported(
     data: st.DataObject, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def read_text(path: Path) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: Path) -> None:
     write_suite(tmp_path)
     result = harness("run", "tiny.yaml", "--out", "out")
@@ -107,6 +108,7 @@ def test_run_reports_and_does_not_rerun_done_cases(harness: Harness, tmp_path: P
     assert before == [(f.parent / "events.jsonl").read_bytes() for f in folders]
 
 
+@pytest.mark.slow
 def test_moved_campaign_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
     write_suite(tmp_path)
     harness("run", "tiny.yaml", "--out", "out", "-n", "random")
@@ -123,6 +125,7 @@ def test_moved_campaign_runs_by_hand(harness: Harness, tmp_path: Path) -> None:
     assert (folder / "exit_code").read_text().startswith("0\n")
 
 
+@pytest.mark.slow
 def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_path: Path) -> None:
     model = "  model: {hidden_dim: 8, num_conv_layers: 2, num_sharedlayers: 0, dim_headlayers: 4}\n"
     broken = tmp_path / "broken.safetensors"
@@ -149,6 +152,7 @@ def test_failed_case_is_reported_and_only_it_is_retried(harness: Harness, tmp_pa
     assert len(list((tmp_path / "out" / "runs").glob("*/*/attempt-1/stderr"))) == 1
 
 
+@pytest.mark.slow
 def test_next_harness_joins_the_job_of_a_killed_one(harness: Harness, tmp_path: Path) -> None:
     write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 150").replace("[random, crystals]", "[random]"))
     first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
@@ -167,6 +171,7 @@ def test_next_harness_joins_the_job_of_a_killed_one(harness: Harness, tmp_path: 
     assert not Journal(journal.parent).active_jobs
 
 
+@pytest.mark.slow
 def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_path: Path) -> None:
     write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 5000").replace("[random, crystals]", "[random]"))
     first = start_harness(tmp_path, "run", "tiny.yaml", "--out", "out")
@@ -188,6 +193,7 @@ def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_p
     assert (folder / "attempt-1" / "events.jsonl").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_program_that_outlives_its_shell_is_not_rerun(harness: Harness, tmp_path: Path) -> None:
     """The exit code is never written; the last event of the program shows that it finished."""
     write_suite(tmp_path, TINY.replace("rounds: 6", "rounds: 60").replace("[random, crystals]", "[random]"))
@@ -245,6 +251,7 @@ def test_second_harness_on_one_campaign_is_refused(harness: Harness, tmp_path: P
     assert log.stat().st_size == size, "the interrupted job goes on"
 
 
+@pytest.mark.slow
 def test_stage_that_cannot_run_is_shown_as_not_available(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +302,7 @@ def test_run_of_one_case_keeps_the_results_of_others(harness: Harness, tmp_path:
     assert harness("status", "tiny.yaml", "--out", "out").stdout.endswith("2 done\n")
 
 
+@pytest.mark.slow
 def test_sanity_checks_and_figures_of_merit_judge_a_case(harness: Harness, tmp_path: Path) -> None:
     checks = """\
 sanity:

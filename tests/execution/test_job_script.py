@@ -79,6 +79,7 @@ def test_scaling_script_equals_its_golden_file(system: str) -> None:
     assert render_golden(system) == (GOLDEN / f"{system}.sh").read_text()
 
 
+@pytest.mark.slow
 def test_every_script_passes_shellcheck_and_bash(every_script: dict[Path, tuple[Plan, Job]], tmp_path: Path) -> None:
     require_program("shellcheck")
     assert {plan.campaign_name for plan, _ in every_script.values()} == {

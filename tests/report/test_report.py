@@ -15,11 +15,11 @@ from harness.cli.main import main
 from harness.experiments.ladder.metrics import build_ladder_table
 from harness.experiments.tables import build_results
 from harness.protocol.events import JsonLinesLog
+from harness.protocol.parameters import RESULT_DTYPES
 from harness.report.render import write_report
 from harness.results.runs import load_runs
 from tests.conftest import read_pages
 
-DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32"}
 FLOPS = [{"of": "nodes", "dtype": "float64", "flops": 4e9}]
 STAGES = ["baseline", "branch_skip", "batched_heads", "torch_compile"]
 
@@ -53,8 +53,8 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
             wrong = {"baseline": 0.0, "branch_skip": 0.3, "batched_heads": 1e-15, "torch_compile": error}[stage]
             log.write(
                 "sample", stage=stage, round=number, batch=0, structures=16, device_s=(8.0 + number) / factor,
-                energy_dtype=DTYPES[precision], force_dtype=DTYPES[precision], finite=True, neighbours_s=0.1,
-                collate_s=0.05, transfer_s=0.05, load_1min=0.5,
+                energy_dtype=RESULT_DTYPES[precision], force_dtype=RESULT_DTYPES[precision], finite=True,
+                neighbours_s=0.1, collate_s=0.05, transfer_s=0.05, load_1min=0.5,
                 force_error_ev_per_a=wrong * 20.0, force_scale_ev_per_a=20.0,
                 energy_error_ev_per_atom=wrong * 3.0, energy_scale_ev_per_atom=3.0,
             )  # fmt: skip

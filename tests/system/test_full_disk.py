@@ -54,6 +54,7 @@ def fill(disk: Path, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("leave", [4096, 24576, 40960])
+@pytest.mark.slow
 def test_campaign_continues_after_a_full_disk(harness: Harness, tmp_path: Path, disk: Path, leave: int) -> None:
     (tmp_path / "small.yaml").write_text(SUITE)
     filling = fill(disk, leave)
@@ -107,6 +108,7 @@ def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path
 
 
 @pytest.mark.parametrize("leave", [200_000, 1_400_000])
+@pytest.mark.slow
 def test_screening_continues_after_a_full_disk(tmp_path: Path, leave: int) -> None:
     """The disk becomes full before the first segment or later; no candidate is screened twice."""
     parameters = {

@@ -60,6 +60,7 @@ def run_suite(harness: Harness, tmp_path: Path, *settings: str) -> tuple[Path, d
     return campaign, row, next(p for p in campaign.glob("jobs/*.log") if "omnistat" not in p.name).read_text()
 
 
+@pytest.mark.slow
 def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp_path: Path, programs: Path) -> None:
     require_program("victoria-metrics")
     campaign, row, _ = run_suite(harness, tmp_path, "telemetry=omnistat", f"omnistat={programs}/", "telemetry_s=0.5")
@@ -81,6 +82,7 @@ def test_telemetry_of_a_job_is_exported_and_becomes_energy(harness: Harness, tmp
 
 
 @pytest.mark.parametrize("fault", ["no start", "no sample"])
+@pytest.mark.slow
 def test_failure_of_telemetry_does_not_fail_the_job(
     harness: Harness, tmp_path: Path, programs: Path, fault: str
 ) -> None:
@@ -98,6 +100,7 @@ def test_failure_of_telemetry_does_not_fail_the_job(
     assert float(row["busy_cores"]) > 0.3  # the ranks sampled themselves
 
 
+@pytest.mark.slow
 def test_sampler_uses_less_than_one_percent_of_a_core(harness: Harness, tmp_path: Path) -> None:
     campaign, row, _ = run_suite(harness, tmp_path, "telemetry_s=0.5")
     assert next(campaign.glob("*/telemetry/*-0.jsonl")).stat().st_size > 500

@@ -113,6 +113,7 @@ def database(port: int, folder: Path) -> Iterator[None]:
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_job_waits_for_samples_and_the_ranks_do_not_sample(
     job: ScriptedJob, tmp_path: Path, ports: tuple[int, int]
 ) -> None:
@@ -136,6 +137,7 @@ def test_job_waits_for_samples_and_the_ranks_do_not_sample(
     assert not Path(environment["OMNISTAT_VICTORIA_DATADIR"]).exists()
 
 
+@pytest.mark.slow
 def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> None:
     require_program("victoria-metrics")
     job.environment.pop("OMNISTAT_FOM", None)
@@ -156,6 +158,7 @@ def test_exporters_use_a_port_of_their_own(job: ScriptedJob, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["nothing listens", "nonsense", "silence", "no start"])
+@pytest.mark.slow
 def test_ranks_sample_if_no_sample_of_the_job_arrives(
     job: ScriptedJob, tmp_path: Path, ports: tuple[int, int], fault: str
 ) -> None:
@@ -205,6 +208,7 @@ def test_occupied_server_port_is_reported_before_omnistat_starts(job: ScriptedJo
     assert not (tmp_path / "calls").exists()
 
 
+@pytest.mark.slow
 def test_no_figures_of_merit_are_posted_to_an_occupied_port(job: ScriptedJob, ports: tuple[int, int]) -> None:
     require_program("victoria-metrics")
     with listener(ports[1], answers=True):

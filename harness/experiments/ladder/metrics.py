@@ -10,8 +10,6 @@ import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount
 from harness.experiments.ladder.stages import (
-    APPROXIMATE,
-    DTYPES,
     compute_paired_ratio,
     describe_model,
     group_by_stage,
@@ -20,6 +18,8 @@ from harness.experiments.ladder.stages import (
 )
 from harness.experiments.ladder.training_steps import build_training_steps_table
 from harness.protocol.events import Event
+from harness.protocol.parameters import RESULT_DTYPES
+from harness.protocol.programs.ladder import APPROXIMATE
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import median_interval
@@ -152,7 +152,7 @@ def _check_errors(samples: Sequence[Event], stage: str, precision: str) -> dict[
     if any(s.get("finite") is None for s in samples):
         return {"verdict": "unchecked"} | withheld
     dtypes = {s[name] for s in samples for name in ("energy_dtype", "force_dtype")}
-    if not all(s["finite"] for s in samples) or dtypes != {DTYPES[precision]}:
+    if not all(s["finite"] for s in samples) or dtypes != {RESULT_DTYPES[precision]}:
         return {"verdict": "WRONG"} | withheld
     force = max(s["force_error_ev_per_a"] / max(s["force_scale_ev_per_a"], FORCE_FLOOR) for s in samples)
     energy = max(s["energy_error_ev_per_atom"] / max(s["energy_scale_ev_per_atom"], ENERGY_FLOOR) for s in samples)

@@ -26,9 +26,9 @@ from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.ladder.figures import draw_ladder, draw_roofline
 from harness.experiments.ladder.metrics import TOLERANCE
-from harness.experiments.ladder.stages import APPROXIMATE, LOAD_MARGIN
+from harness.experiments.ladder.stages import LOAD_MARGIN
 from harness.experiments.ladder.training_steps_page import build_steps_sections
-from harness.protocol.programs.ladder import StageName
+from harness.protocol.programs.ladder import APPROXIMATE, StageName
 from harness.protocol.text import pluralize
 from harness.results.runs import RunRecord
 from harness.results.tables import Row

@@ -12,12 +12,8 @@ from harness.protocol.events import Event
 from harness.results.runs import RunRecord
 from harness.stats.intervals import Interval, median_interval
 
-# Stages that are not meant to reproduce the baseline's numbers.
-APPROXIMATE = ("branch_skip", "mixed_precision")
 # The report mentions a load average that exceeds the number of threads by more than this.
 LOAD_MARGIN = 0.7
-# The type of the results in each precision.
-DTYPES = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
 
 
 def group_by_stage(samples: Sequence[Event]) -> dict[str, list[Event]]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from harness.experiments.ladder.stages import (
-    DTYPES,
     compute_paired_ratio,
     describe_model,
     group_by_stage,
@@ -16,6 +15,7 @@ from harness.experiments.ladder.stages import (
     sum_by_round,
 )
 from harness.protocol.events import Event
+from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.programs.training_steps import StepStageName
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
@@ -113,7 +113,7 @@ def _check_errors(samples: Sequence[Event], precision: str) -> dict[str, Any]:
     if not all(s["finite"] for s in samples):
         return {"verdict": "WRONG"} | withheld
     errors: dict[str, Any] = {name: max(s[name] for s in samples) for name in STEPS["errors"]}
-    has_right_type = all(s["dtype"] == DTYPES.get(precision, DTYPES["fp32"]) for s in samples)
+    has_right_type = all(s["dtype"] == RESULT_DTYPES.get(precision, RESULT_DTYPES["fp32"]) for s in samples)
     if has_right_type and all(error <= TOLERANCE[precision] for error in errors.values()):
         return errors | {"verdict": "ok"}
     return errors | {"verdict": "WRONG"} | withheld

@@ -10,11 +10,11 @@ import pandas as pd
 
 from harness.experiments.experiment import THROUGHPUT, MetricSamples, Scope, WorkCount, select_numbers
 from harness.experiments.scaling.projection import build_projection_table
+from harness.protocol.programs.data_parallel import REGIONS
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 
 # The regions of a step that harness.reference.programs.scaling.phases times.
-REGIONS = ("data", "neighbour_lists", "collation", "forward", "gradient", "backward", "optimizer")
 SCALING = Columns(
     "scaling",
     run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch",

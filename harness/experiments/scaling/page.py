@@ -25,7 +25,7 @@ from harness.document.blocks import (
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
-from harness.experiments.scaling.metrics import REGIONS
+from harness.protocol.programs.data_parallel import REGIONS
 from harness.results.tables import Row
 
 MS = 1e3

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.protocol.programs.data_parallel import DEVICE_REGIONS
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table
 
@@ -240,5 +241,5 @@ def measure_backward_share(runs: Sequence[Run]) -> float:
     for run in runs:
         for e in run.record.events("region"):
             regions[e["name"]] = regions.get(e["name"], 0.0) + e["seconds_mean"]
-    device_s = sum(regions.get(k, 0.0) for k in ("forward", "gradient", "backward", "optimizer"))
+    device_s = sum(regions.get(k, 0.0) for k in DEVICE_REGIONS)
     return regions["backward"] / device_s if device_s else 0.0

@@ -18,6 +18,7 @@ import pandas as pd
 from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount, select_numbers
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
+from harness.protocol.parameters import RESULT_DTYPES
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import mean_interval
@@ -73,7 +74,6 @@ BUDGET_PARAMETERS = frozenset(
 )
 # The quantities whose types are observed in one pass.
 OBSERVED_QUANTITIES = ("parameters", "matrix_layers", "pooled", "energies", "loss", "forces")
-FLOATS = {"fp64": "torch.float64", "fp32": "torch.float32", "bf16": "torch.float32"}
 Verdict = Literal["met", "missed", "not finite", "no labels", "no structures"]
 
 
@@ -222,7 +222,7 @@ def _format_types(observed: dict[str, Any]) -> str:
 
 def _has_requested_types(observed: dict[str, Any]) -> bool:
     """Return whether each quantity has the type of the requested precision; bf16 only changes matrix layers."""
-    expected, half = FLOATS.get(observed.get("requested", "")), "torch.bfloat16"
+    expected, half = RESULT_DTYPES.get(observed.get("requested", "")), "torch.bfloat16"
     by_quantity = _collect_types(observed)
     matrices = by_quantity.pop("matrix_layers", set())
     if observed.get("requested") == "bf16":

@@ -20,7 +20,7 @@ _S2EF_LMDB = (
 )
 _VASP_ZERO = "VASP: separate non-spin-polarised pseudo-atoms"
 _ELECTRONS = "nuclei and electrons at rest, infinitely apart"
-_OPEN_CATALYST = "https://dl.fbaipublicfiles.com/opencatalystproject/data/"
+OPEN_CATALYST = "https://dl.fbaipublicfiles.com/opencatalystproject/data/"
 _HUGGING_FACE = "accept the terms at {0}, then `hf download {1} --repo-type dataset`"
 _OMOL = "Levine et al., The Open Molecules 2025 (OMol25) Dataset, arXiv 2505.08762 (2025)"
 _OMOL_URL = "https://huggingface.co/facebook/OMol25"
@@ -127,7 +127,7 @@ SOURCES: tuple[DatasetSource, ...] = (
         ),
         citation="Chanussot et al., ACS Catal. 11, 6059 (2021)",
         url="https://fair-chem.github.io/catalysts/datasets/oc20",
-        fetch=f"{_OPEN_CATALYST}s2ef_train_200K.tar, s2ef_train_2M.tar, s2ef_train_20M.tar, s2ef_train_all.tar; untar",
+        fetch=f"{OPEN_CATALYST}s2ef_train_200K.tar, s2ef_train_2M.tar, s2ef_train_20M.tar, s2ef_train_all.tar; untar",
     ),
     DatasetSource(
         head="OC2022", format="s2ef_lmdb", label="total", zero=_VASP_ZERO, per_atom=_SLAB, count=9_854_504,
@@ -158,7 +158,7 @@ SOURCES: tuple[DatasetSource, ...] = (
         units=f"{_EV}; stress eV/angstrom^3, tension positive", files=_ASELMDB,
         citation="Barroso-Luque et al., Open Materials 2024 (OMat24), arXiv 2410.12771 (2024)",
         url="https://huggingface.co/datasets/facebook/OMAT24",
-        fetch=f"{_OPEN_CATALYST}omat/241018/omat/train/rattled-1000.tar.gz and the page's other archives; untar",
+        fetch=f"{OPEN_CATALYST}omat/241018/omat/train/rattled-1000.tar.gz and the page's other archives; untar",
     ),
     _omol("OMol25", "all", 100_000_000),
     _omol("OMol25-neutral", "neutral", 0),

@@ -12,12 +12,12 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.reference.datasets.catalog import OPEN_CATALYST
 from harness.reference.datasets.parsing.base import Progress
 from harness.reference.errors import InputError
 
 MAGIC = {".xz": b"\xfd7zXZ\x00", ".h5": b"\x89HDF\r\n\x1a\n", ".gz": b"\x1f\x8b", ".tar": b"ustar"}
 MAGIC_AT = {".tar": 257}
-_OPEN_CATALYST = "https://dl.fbaipublicfiles.com/opencatalystproject/data/"
 _QM7X = "https://zenodo.org/records/4288677/files/"
 _QM7X_MD5 = (
     "b50c6a5d0a4493c274368cf22285503e", "4418a813daf5e0d44aa5a26544249ee6", "f7b5aac39a745f11436047c12d1eb24e",
@@ -108,7 +108,7 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
         ),
     ),
     "oc2020": tuple(
-        Download(f"s2ef_{name}.tar", f"{_OPEN_CATALYST}s2ef_{name}.tar")
+        Download(f"s2ef_{name}.tar", f"{OPEN_CATALYST}s2ef_{name}.tar")
         for name in ("train_200K", "train_2M", "train_20M", "train_all")
     ),
     "oc2022": (

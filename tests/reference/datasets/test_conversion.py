@@ -371,6 +371,7 @@ def test_the_command_converts_checks_and_describes(
     assert "ani-0.h5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_options_may_stand_anywhere(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = map(str, files[:2])
     for k, words in enumerate(

@@ -129,8 +129,8 @@ def test_results_are_bitwise_reproducible_on_any_number_of_threads(dtype: torch.
         ({"sender": torch.tensor([1, 4])}, "edges do not match"),
         ({"unit": torch.zeros(3, 2, dtype=torch.float64)}, "unit is not"),
         ({"unit": torch.zeros(3, 3)}, "types differ"),
-        ({"weight": torch.zeros(4, 17, dtype=torch.float64)}, "weight fits no phi"),
-        ({"v": torch.zeros(3, 4, 6, dtype=torch.float64)}, "v fits no phi"),
+        ({"weight": torch.zeros(4, 17, dtype=torch.float64)}, "weight does not fit phi"),
+        ({"v": torch.zeros(3, 4, 6, dtype=torch.float64)}, "v does not fit phi"),
     ],
     ids=str,
 )

@@ -63,6 +63,7 @@ def trials_by_number(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {e["trial"]: e for e in log if e["event"] == "trial"}
 
 
+@pytest.mark.slow
 def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
     log = run_search(tmp_path, evaluations=3)
     trials = trials_by_number(log)
@@ -84,6 +85,7 @@ def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
     assert (fact["told"], fact["outside"], fact["failed"]) == (3, 0, 0)
 
 
+@pytest.mark.slow
 def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
     """The search goes on after trials that are refused, diverge, hang or are killed."""
     write_trial(tmp_path, 0, num_conv_layers=0)
@@ -151,6 +153,7 @@ def test_a_killed_search_resumes(tmp_path: Path, kind: signal.Signals) -> None:
     assert len(starts) == (1 if kind == signal.SIGKILL else 2)
 
 
+@pytest.mark.slow
 def test_a_killed_search_has_the_points_and_objectives_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """Of five trials, the search is killed after the second and during the fourth."""
     whole, interrupted = tmp_path / "whole", tmp_path / "torn"

@@ -196,6 +196,7 @@ def test_a_finished_screening_started_again_proves_itself_again(whole: Path, tmp
 
 
 @pytest.mark.parametrize("energy_only", [False, True])
+@pytest.mark.slow
 def test_fused_messages_give_the_same_scores(whole: Path, tmp_path: Path, energy_only: bool) -> None:
     """They agree up to rounding, so that results of both may be in one file."""
     require_program("g++")

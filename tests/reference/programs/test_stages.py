@@ -60,6 +60,7 @@ def test_compiled_code_agrees_in_single_precision_too(batch: Batch) -> None:
     check_stage(stage, stage.predict(), batch.to("cpu", torch.float32))
 
 
+@pytest.mark.slow
 def test_a_static_stage_compiles_each_shape_once(batch: Batch) -> None:
     """mixed_precision is static_graphs around other arithmetic."""
     stage = next(s for s in LADDER if s.name == "mixed_precision")

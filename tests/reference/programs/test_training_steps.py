@@ -100,6 +100,7 @@ def make_step(model: FoundationModel, *, fused: bool, compiled: bool = False) ->
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.slow
 def test_a_step_gives_the_plain_loss_and_gradient(compiled: bool) -> None:
     model = make_model(SMALL.replace(num_conv_layers=2)).requires_grad_(True)
     plain, fused = make_step(model, fused=False), make_step(model, fused=True, compiled=compiled)
@@ -244,6 +245,7 @@ def run_steps(folder: Path, **parameters: Any) -> RunRecord:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_stage_is_timed_and_correct_in_every_round(tmp_path: Path, quick_compiler: None) -> None:
     record = run_steps(tmp_path)
     assert len(record.samples) == len(STEP_STAGES) * 3 * 2

@@ -157,6 +157,7 @@ def test_batches_of_equal_atoms_lose_as_those_of_equal_graphs(one: tuple[Path, L
     assert event_values(two, "epoch", "loss") == pytest.approx(event_values(one[1], "epoch", "loss"), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_parallel_heads_learn_like_replicated_ones(tmp_path: Path) -> None:
     logs = [
         launch_training(tmp_path / kind, 2, batch_size=4, sampling="assigned", heads=kind)
@@ -199,6 +200,7 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_parallel_heads_resumes(tmp_path: Path) -> None:
     """The state has one part for each group of ranks; it is saved every fifty steps and after every epoch."""
     options = {"sampling": "assigned", "heads": "parallel", "batch_size": 4, "epochs": 3, "epoch_length": 480}

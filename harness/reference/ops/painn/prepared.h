@@ -65,7 +65,7 @@ struct Prepared {
         edges(given.radial.size(0)),
         columns(given.radial.size(1)) {
     TORCH_CHECK_VALUE(given.phi.size(1) == parts * width && width > 0, "phi has ", given.phi.size(1), " columns");
-    TORCH_CHECK_VALUE(!given.v || given.v->sizes() == at::IntArrayRef({3, atoms, width}), "v fits no phi");
+    TORCH_CHECK_VALUE(!given.v || given.v->sizes() == at::IntArrayRef({3, atoms, width}), "v does not fit phi");
     TORCH_CHECK_VALUE(given.unit.sizes() == at::IntArrayRef({edges, 3}), "unit is not [e, 3]");
     TORCH_CHECK_VALUE(given.receiver.numel() == edges && given.sender.numel() == edges, "edges do not match");
     for (const auto& x : {given.radial, given.unit, given.v ? *given.v : given.phi})
@@ -85,7 +85,7 @@ struct Prepared {
   Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, phi.options()); }
 
   Tensor widened_gradient(const Tensor& x) const {
-    TORCH_CHECK_VALUE(x.size(-1) == width && x.size(-2) == atoms, "gradients fit no phi");
+    TORCH_CHECK_VALUE(x.size(-1) == width && x.size(-2) == atoms, "gradients do not fit phi");
     TORCH_CHECK_TYPE(x.scalar_type() == phi.scalar_type(), "floating-point types differ");
     return widened(x, 1, width, wide);
   }
@@ -130,7 +130,7 @@ struct Prepared {
   // f(C, inputs, first column, count) for each group of columns; weight is packed where it is given.
   template <class F>
   void each_group(const Tensor* weight, const F& f) const {
-    if (weight) TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({columns, parts * width}), "weight fits no phi");
+    if (weight) TORCH_CHECK_VALUE(weight->sizes() == at::IntArrayRef({columns, parts * width}), "weight does not fit phi");
     for (int64_t first = 0; first < columns; first += MOST_COLUMNS) {
       const int64_t count = std::min(MOST_COLUMNS, columns - first);
       with_columns(count, [&](auto C) {
@@ -155,10 +155,10 @@ struct Directed {
   Directed(const Prepared<T>& prepared, const Optional& d_phi, const Optional& d_v, const Tensor& d_radial,
            const Tensor& d_unit)
       : in(prepared), radial(d_radial.contiguous()), unit(d_unit.contiguous()) {
-    TORCH_CHECK_VALUE(d_radial.sizes() == in.radial.sizes() && d_unit.sizes() == in.unit.sizes(), "directions fit not");
+    TORCH_CHECK_VALUE(d_radial.sizes() == in.radial.sizes() && d_unit.sizes() == in.unit.sizes(), "directions do not fit");
     TORCH_CHECK_VALUE(d_v.has_value() == (d_phi.has_value() && in.v.defined()), "one direction of atoms is lacking");
     if (d_phi) {
-      TORCH_CHECK_VALUE(d_phi->sizes() == at::IntArrayRef({in.atoms, in.parts * in.width}), "directions fit not");
+      TORCH_CHECK_VALUE(d_phi->sizes() == at::IntArrayRef({in.atoms, in.parts * in.width}), "directions do not fit");
       phi = in.widened_phi(*d_phi);
     }
     if (d_v) v = in.widened_gradient(*d_v);

@@ -63,7 +63,7 @@ class ResolvedSystem:
 
     @cached_property
     def ranks_per_node(self) -> int:
-        """Ranks that fill a node."""
+        """The number of ranks that fill a node."""
         at, value = ("node", "ranks_per_node"), self.system.node.ranks_per_node
         if isinstance(value, str):
             if missing := self._find_missing_settings(value):  # what a case measures depends on it

@@ -40,12 +40,12 @@ class Job:
 
     @property
     def node_hours(self) -> float:
-        """The maximum cost."""
+        """The node-hours until the job's wall time ends."""
         return (self.nodes + self.spares) * self.minutes / 60
 
     @property
     def expected_node_hours(self) -> float:
-        """The expected cost."""
+        """The node-hours that its cases are expected to take."""
         return (self.nodes + self.spares) * self.expected_minutes / 60
 
     @property

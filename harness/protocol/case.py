@@ -48,7 +48,7 @@ class Case:
 
     @property
     def ranks(self) -> int:
-        """Number of processes."""
+        """The number of processes on all nodes."""
         return self.nodes * self.ranks_per_node
 
     @property

@@ -147,7 +147,7 @@ class Observed(ObservedTypes):
 
 
 class RankPlace(Part):
-    """Where a rank ran."""
+    """The node and the device of a rank."""
 
     host: str
     rank: Count | None = None

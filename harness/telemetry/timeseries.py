@@ -89,8 +89,8 @@ def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
         if len(active):
             # a value is the time at which the annotation began, not long before it was first sampled
             start = active.min()
-            began = series.values[(series.values > start - ANNOTATION_DELAY_S) & (series.values <= start)]
-            first, last = float(began.min() if len(began) else start), float(series.times.max())
+            starts = series.values[(series.values > start - ANNOTATION_DELAY_S) & (series.values <= start)]
+            first, last = float(starts.min() if len(starts) else start), float(series.times.max())
             marker = series.labels.get("marker", "")
             low, high = spans.get(marker, (first, last))
             spans[marker] = (min(low, first), max(high, last))

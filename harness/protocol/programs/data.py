@@ -168,7 +168,7 @@ class ElementCounts(Part):
 
 
 class Statistics(Part):
-    """Statistics of a store."""
+    """Statistics of the structures in a store."""
 
     structures: Count
     atoms: Count

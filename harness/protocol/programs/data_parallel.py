@@ -124,7 +124,7 @@ class ScalingEpoch(EventRecord, tag="epoch"):
 
 
 class ScalingSample(EventRecord, tag="sample"):
-    """The time of one step."""
+    """The time and size of one step, over all ranks."""
 
     epoch: Count
     step: Count

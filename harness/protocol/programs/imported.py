@@ -27,7 +27,7 @@ class HydraTasks(EventRecord, tag="tasks"):
 
 
 class HydraTimer(EventRecord, tag="timer"):
-    """A timer of HydraGNN."""
+    """The time that a region of HydraGNN's timers took."""
 
     rank: Count
     name: str
@@ -35,7 +35,7 @@ class HydraTimer(EventRecord, tag="timer"):
 
 
 class HydraSample(EventRecord, tag="sample"):
-    """A training throughput."""
+    """A training throughput of a run of HydraGNN."""
 
     structures_per_s: Rate | None
 

@@ -168,7 +168,7 @@ class Profile(EventRecord, tag="profile"):
 
 
 class LadderModel(Part):
-    """The model of a ladder."""
+    """The model that all stages of a ladder run."""
 
     config: Config
     trained: bool

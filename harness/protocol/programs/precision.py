@@ -135,7 +135,7 @@ class ModuleErrors(EventRecord, tag="module"):
 
 
 class PrecisionModel(Part):
-    """The model of a study."""
+    """The model that every precision runs."""
 
     config: Config | None = None
     parameters: Count | None = None

@@ -148,7 +148,7 @@ class Fit(EventRecord, tag="fit"):
 
 
 class TransferModel(Part):
-    """The pretrained model."""
+    """The pretrained model that is fine-tuned."""
 
     checkpoint: str | None = None
     config: Config | None = None
@@ -168,7 +168,7 @@ class Budget(Part):
 
 
 class TransferFacts(Facts):
-    """Facts of a task."""
+    """Facts of a downstream task."""
 
     model: TransferModel | None = None
     budget: Budget | None = None

@@ -78,7 +78,7 @@ class DatasetCollection:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Samples of each dataset."""
+        """The number of samples of each dataset."""
         return tuple(len(d.samples) for d in self.datasets)
 
     def graphs(self, indices: SampleIndices) -> list[NeighbourList]:

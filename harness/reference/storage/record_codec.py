@@ -31,7 +31,7 @@ class RecordField:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row."""
+        """The size of one row in bytes."""
         return int(np.prod(self.rest, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     @property

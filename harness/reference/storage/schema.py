@@ -147,7 +147,7 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Size of the values."""
+        """The size of the values in bytes."""
         return sum(column.values.nbytes for column in self.columns.values())
 
     def pieces(self, size: int) -> Iterator[Block]:

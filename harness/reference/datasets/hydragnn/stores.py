@@ -56,7 +56,7 @@ class StoreFacts:
 
     @property
     def level(self) -> str:
-        """The level of theory."""
+        """The level of theory of the labels."""
         return str(self.about["level"])
 
 

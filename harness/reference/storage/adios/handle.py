@@ -37,12 +37,12 @@ class StoredArray:
 
     @property
     def rows(self) -> int:
-        """Rows along the axis."""
+        """The number of rows along the variable's axis."""
         return self.shape[self.axis]
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row."""
+        """The size of one row in bytes."""
         rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         return math.prod(rest) * np.dtype(self.dtype).itemsize
 

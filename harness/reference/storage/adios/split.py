@@ -40,7 +40,7 @@ class GrowingColumn:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row."""
+        """The size of one row in bytes."""
         return math.prod(self.rest) * np.dtype(self.dtype).itemsize
 
     def signature(self) -> tuple[str, int, tuple[int, ...]]:

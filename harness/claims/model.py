@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.document.paper import Table
+from harness.document.blocks import Table
 from harness.protocol.types import Name, StrictModel
 
 # inconclusive: measured, but neither confirmed nor refuted; incorrect: fast, but with wrong numbers;

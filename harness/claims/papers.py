@@ -12,9 +12,8 @@ from harness.claims.model import Claim, Filter, Measure, Paper, Query
 from harness.claims.notes import find_unknown_fields
 from harness.claims.query import OPERATORS, split_comparison
 from harness.config import resources, yaml_loader
-from harness.config.document import Document, KeyPath, Problem, raise_problems
-from harness.config.validation import check_model
-from harness.document.paper import Table
+from harness.config.document import Document, KeyPath, Problem, check_model, raise_problems
+from harness.document.blocks import Table
 from harness.experiments.tables import build_results
 from harness.protocol.errors import UsageError, did_you_mean
 from harness.protocol.registry import load_programs

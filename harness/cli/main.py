@@ -1,4 +1,4 @@
-"""The `harness` command; each module of harness.cli.commands adds the commands of one group."""
+"""The `harness` command; the modules in GROUPS add the commands of one group each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from harness import __version__
-from harness.cli.commands import campaigns, comparisons, plans, reports
+from harness.cli import campaigns, comparisons, plans, reports
 from harness.cli.options import add_command
 from harness.host.command_line import DONE, ArgumentParser, CommandParser, run_command
 from harness.host.process import ensure_user

@@ -17,9 +17,9 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
 from harness.config import resources, suite, system
+from harness.config.document import VARIABLE
 from harness.config.suite_file import Resources, Suite, check_number
 from harness.config.system_file import System
-from harness.config.validation import VARIABLE
 from harness.protocol.parameters import find_replaced_nulls
 from harness.protocol.registry import load_programs
 from harness.protocol.types import NAME, check_unique

@@ -15,15 +15,15 @@ from harness.config.document import (
     Document,
     KeyPath,
     Problem,
+    check_model,
+    describe_errors,
     format_key_path,
     iter_texts,
     raise_problems,
 )
 from harness.config.evaluation import ExpressionError
 from harness.config.expressions import Expression
-from harness.config.suite_checks import NAMESPACES, RESERVED, check_consistency, resolve_files
-from harness.config.suite_file import Resources, Suite
-from harness.config.validation import check_model, describe_errors
+from harness.config.suite_file import NAMESPACES, RESERVED, Resources, Suite, check_consistency, resolve_files
 from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import did_you_mean, shorten
 from harness.protocol.registry import load_programs

@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config import expressions, resources, settings
-from harness.config.document import Document, KeyPath, Problem, format_key_path, iter_texts, raise_problems
+from harness.config import expressions, resources, system_file
+from harness.config.document import Document, KeyPath, Problem, check_model, format_key_path, iter_texts, raise_problems
 from harness.config.evaluation import ExpressionError, Placeholder, ValueUnavailable
 from harness.config.system_file import System, TelemetryTemplate
-from harness.config.validation import check_model
 from harness.config.yaml_loader import load_with_bases
 from harness.protocol.errors import UsageError, did_you_mean, shorten
 
@@ -221,10 +220,10 @@ class ResolvedSystem:
         """Return the missing settings that sections read, and the variables from which a job reads them."""
         texts = [text for at, text in iter_texts(self.document.data) if at[0] in sections]
         needed = {name for text in texts for name in self._find_missing_settings(text)}
-        return {name: settings.variable_name(name) for name in self.missing if name in needed}
+        return {name: system_file.variable_name(name) for name in self.missing if name in needed}
 
     def _evaluate(self, text: str, at: KeyPath, namespaces: Mapping[str, Any]) -> Any:
-        variables = {name: Placeholder(f"${{{settings.variable_name(name)}}}") for name in self.missing}
+        variables = {name: Placeholder(f"${{{system_file.variable_name(name)}}}") for name in self.missing}
         try:
             return expressions.parse(text)({"settings": {**self.settings, **variables}, **namespaces})
         except ValueUnavailable:
@@ -254,7 +253,7 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     if not any((folder / system.template).is_file() for folder in (template.parent, resources.resource_dir("systems"))):
         message = f"template {system.template!r} is neither next to {template.name} nor shipped"
         raise document.error(("template",), message)
-    values, missing = settings.resolve_settings(system.name, system.settings, options)
+    values, missing = system_file.resolve_settings(system.name, system.settings, options)
     resolved = ResolvedSystem(system, values, missing, template.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
     _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.telemetry

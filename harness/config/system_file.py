@@ -1,18 +1,157 @@
-"""The keys of a system, a file of systems/."""
+"""The keys of a system, a file of systems/, and its settings: from -S, HARNESS_* variables or the user's file."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.config import validation
-from harness.config.settings import Setting
+from harness.config import yaml_loader
+from harness.config.document import FILE, ONE_LINE, VARIABLE, KeyPath, raise_problems
+from harness.protocol.errors import UsageError, did_you_mean, shorten
 from harness.protocol.types import Identifier, Minutes, Name, NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 
-SingleLine = Annotated[str, Field(pattern=validation.ONE_LINE)]
-FileName = Annotated[str, Field(pattern=validation.FILE, max_length=100)]
-ResourceName = Annotated[str, Field(pattern=validation.VARIABLE, max_length=60)]
+PREFIX = "HARNESS_"
+# Values become words of job scripts, in which a shell may only expand variables.
+SAFE = re.compile(r"(?:[\w./:@%+=,~-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*", re.ASCII)
+SAFE_CHARACTERS = "letters, digits, $NAME and any of ./:@%+=,~_-"
+INTEGER = re.compile(r"[-+]?[0-9]{1,18}", re.ASCII)
+DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
+
+Value = str | int | float
+
+
+def check_safe(value: Value | None) -> Value | None:
+    """Return the value unchanged; raise ValueError for text that a shell would interpret."""
+    if isinstance(value, str) and not SAFE.fullmatch(value):
+        raise ValueError(f"expected {SAFE_CHARACTERS}, got {shorten(value)}")
+    return value
+
+
+class Setting(StrictModel):
+    """A value that the user may set, and must set if there is no default."""
+
+    help: Annotated[str, Field(pattern=ONE_LINE)]
+    """What it is, in one line."""
+    default: Annotated[Value | None, AfterValidator(check_safe)] = None
+    """Its value unless the user sets another, which must have the same type."""
+    identity: bool = False
+    """Whether it changes what is measured, so that cases with another value are other cases."""
+
+    @model_validator(mode="after")
+    def _check_identity(self) -> Setting:
+        if self.identity and self.default is None:
+            raise ValueError("a setting with identity needs a default, as the ids of cases depend on its value")
+        return self
+
+
+def variable_name(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def describe_sources(system: str, name: str) -> str:
+    """Describe where the user may set a setting of a system."""
+    return f"-S {name}=..., {variable_name(name)}, or `{system}: {{{name}: ...}}` in {user_settings_path()}"
+
+
+def user_settings_path() -> Path:
+    """Return the path of the user's file: a mapping from settings to values, or from systems to such mappings."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "gfm-harness" / "settings.yaml"
+
+
+def resolve_settings(
+    system: str, declared: Mapping[str, Setting], options: Mapping[str, str]
+) -> tuple[dict[str, Value], dict[str, str]]:
+    """Return the values of settings, and a message to the user for each setting without one; raise UsageError.
+
+    Args:
+        system: The name of the system.
+        declared: The settings of the system.
+        options: The settings on the command line.
+    """
+    errors = [
+        f"-S {name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
+        for name in options
+        if name not in declared
+    ]
+    user_values = _load_user_values(system, declared)
+    values: dict[str, Value] = {}
+    missing = {}
+    for name, setting in declared.items():
+        variable = variable_name(name)
+        sources = ((f"-S {name}", options.get(name)), (variable, os.environ.get(variable)))
+        source, text = next(((source, text) for source, text in sources if text is not None), ("", None))
+        if text is not None:
+            try:
+                values[name] = _parse_value(source, setting, text)
+            except UsageError as error:
+                errors.append(str(error))
+        elif name in user_values:
+            values[name] = user_values[name]
+        elif setting.default is not None:
+            values[name] = setting.default
+        else:
+            sources_text = describe_sources(system, name)
+            missing[name] = f"system {system!r} needs the setting {name!r} ({setting.help}): give {sources_text}"
+    if errors:
+        raise UsageError("\n".join(errors))
+    return values, missing
+
+
+def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str, Value]:
+    path = user_settings_path()
+    if not path.is_file():
+        return {}
+    document = yaml_loader.load_yaml(path, may_be_empty=True, read=yaml_loader.read_text)
+    system_values = document.data.get(system, {})
+    problems = []
+    if not isinstance(system_values, dict):
+        problems.append(document.problem((system,), f"{system}: expected a mapping from settings to values"))
+        system_values = {}
+    raw = {(k,): v for k, v in document.data.items() if k in declared and k not in system_values}
+    raw_values: dict[KeyPath, Any] = raw | {(system, name): value for name, value in system_values.items()}
+    values = {}
+    for at, value in raw_values.items():
+        name = str(at[-1])
+        if name not in declared:
+            message = f"{name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
+            problems.append(document.problem(at, message))
+        elif not isinstance(value, str):
+            problems.append(document.problem(at, f"{name}: expected text or a number, got {shorten(value)}"))
+        else:
+            try:
+                values[name] = _parse_value(name, declared[name], value)
+            except UsageError as error:
+                problems.append(document.problem(at, str(error)))
+    raise_problems(problems)
+    return values
+
+
+def _parse_value(source: str, setting: Setting, text: str) -> Value:
+    """Convert the text to the type of the setting's default; raise UsageError whose message begins with the source."""
+    default = setting.default
+    if default is None or isinstance(default, str):
+        if not SAFE.fullmatch(text) or (default is None and not text):
+            raise UsageError(f"{source}: expected {SAFE_CHARACTERS}, got {shorten(text)}")
+        return text
+    if isinstance(default, int) and INTEGER.fullmatch(text):
+        return int(text)
+    if isinstance(default, float) and DECIMAL.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    raise UsageError(f"{source}: expected {kind}, such as {default!r}, got {shorten(text)}")
+
+
+SingleLine = Annotated[str, Field(pattern=ONE_LINE)]
+FileName = Annotated[str, Field(pattern=FILE, max_length=100)]
+ResourceName = Annotated[str, Field(pattern=VARIABLE, max_length=60)]
 
 
 def check_variable(name: str) -> str:
@@ -22,7 +161,7 @@ def check_variable(name: str) -> str:
     return name
 
 
-Variable = Annotated[str, Field(pattern=validation.VARIABLE), AfterValidator(check_variable)]
+Variable = Annotated[str, Field(pattern=VARIABLE), AfterValidator(check_variable)]
 
 
 class WalltimeLimit(StrictModel):

@@ -1,4 +1,4 @@
-"""The building blocks of a report: sections, tables and links, and the formats of numbers."""
+"""The building blocks of a report: sections, tables, links, formats of numbers, and printed tables of papers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import Field
 
 from harness.protocol.text import pluralize
+from harness.protocol.types import StrictModel
 from harness.results.tables import Row
 
 if TYPE_CHECKING:
     from harness.document.figures import Figure
+
+
+class Table(StrictModel):
+    """A printed table: a list of values per row, in the order of the columns, and the speed-ups if they are printed."""
+
+    title: str
+    source: str
+    columns: list[str]
+    rows: dict[str, list[float]]
+    printed_speedup: list[float] = Field(default=[])
+
+
+class Paper(StrictModel):
+    """The paper with which the page on the inference ladder compares."""
+
+    source: str
+    table_xv: Table
+
 
 EN_DASH = "\N{EN DASH}"
 MINUTE = 60.0

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from harness.execution.job_monitor import JobMonitor
 from harness.execution.journal import Journal
-from harness.execution.progress import Progress
 from harness.execution.schedulers.base import Scheduler
 from harness.execution.schedulers.command import CommandFailed, Pauses, SchedulerBusy, notify
 from harness.execution.schedulers.local import LocalScheduler
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.execution.schedulers.slurm import SlurmScheduler
-from harness.execution.status import CampaignStatus, Outcome
+from harness.execution.status import CampaignStatus, Outcome, Progress
 from harness.execution.submission import RunOptions, Submission
 from harness.host.locks import campaign_lock
 from harness.planning.expand import Plan

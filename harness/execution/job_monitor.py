@@ -9,8 +9,8 @@ from pathlib import Path
 
 from harness.execution import case_files
 from harness.execution.journal import ActiveJob, CaseResult, Journal
-from harness.execution.progress import Progress
 from harness.execution.schedulers.base import JOBS_FOLDER, ExitInfo, QueueEntry, Scheduler
+from harness.execution.status import Progress
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job
 from harness.protocol.case import Case

@@ -1,18 +1,24 @@
-"""The state of a campaign's cases according to journal, scheduler and files; nothing is written."""
+"""The state of a campaign's cases according to journal, scheduler and files, and its display while jobs run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBars
+
 from harness.execution import case_files
-from harness.execution.journal import Journal
+from harness.execution.journal import CaseResult, Journal
 from harness.execution.schedulers.base import QueueEntry
 from harness.planning.expand import Plan
 from harness.protocol.case import Case
 from harness.protocol.checks import State
+from harness.protocol.text import pluralize, sanitize
 
 MAX_CASES_EXAMINED, MAX_CASES_SHOWN = 50, 4
 
@@ -94,3 +100,108 @@ class CampaignStatus:
             return Outcome(case, "lost", None, "", folder)
         failed = self.find_failed_dependencies(case)
         return Outcome(case, "blocked" if failed else "not run", None, f"needs {failed[0]}" if failed else "", folder)
+
+
+LINE_INTERVAL_S = 20.0
+MAX_NAMES = 20
+
+
+class Progress:
+    """A reporter, on stderr, of what a campaign does."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bars: ProgressBars | None = None
+        self._tasks: dict[str, int] = {}
+        self._last_line_s: dict[str, float] = {}
+        self._reported_reasons: dict[str, set[str]] = {}
+
+    def report_skipped(self, names: Sequence[str]) -> None:
+        """Report the cases that were done before."""
+        if len(names) > MAX_NAMES:
+            self.print_line(f"{len(names):,} cases: done before")
+            return
+        for name in names:
+            self.print_line(f"{name}: done before")
+
+    def report_submission(self, jobs: Sequence[str], job_id: str, cases: int) -> None:
+        """Report jobs that the scheduler has just accepted."""
+        if job_id != jobs[0]:
+            what = jobs[0] if len(jobs) == 1 else f"{len(jobs)} jobs as one array"
+            self.print_line(f"submitted {what} ({pluralize(cases, 'case')}) as {job_id}")
+
+    def report_scripts(self, folder: Path, jobs: int, node_hours: float) -> None:
+        """Report scripts that wait for somebody to submit them."""
+        self.print_line(f"{pluralize(jobs, 'job script')}, at most {node_hours:,.4g} node-hours, in {folder}")
+
+    def report_end(self, name: str, result: CaseResult, folder: Path) -> None:
+        """Report a case that has just ended."""
+        self._remove_task(name)
+        if result.state == "done":
+            self.print_line(f"{name}: done")
+        elif not result.exit_code:
+            self.print_line(f"{name}: {result.state} ({result.reason}); its files are in {folder}")
+        else:
+            state = f"failed with exit code {result.exit_code}"
+            self.print_line(f"{name}: {state}; its files are in {folder}; the end of its stderr:")
+            for line in case_files.read_last_lines(folder / "stderr"):
+                self.print_line(f"    {line}")
+
+    def report_waiting(self, queue: Mapping[str, QueueEntry]) -> None:
+        """Report unusual reasons why jobs wait, once for each job and reason."""
+        by_reason: dict[str, list[str]] = {}
+        for job, entry in queue.items():
+            if entry.is_unusual and entry.reason not in self._reported_reasons.get(job, ()):
+                by_reason.setdefault(entry.reason, []).append(job)
+                self._reported_reasons.setdefault(job, set()).add(entry.reason)
+        for reason, jobs in by_reason.items():
+            more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+            suffix = "; it will not start by itself" if any(queue[job].is_stuck for job in jobs) else ""
+            self.print_line(f"{jobs[0]}{more}: waiting, for the scheduler's reason: {sanitize(reason)}{suffix}")
+
+    def update(self, running: Sequence[tuple[str, Path]]) -> None:
+        """Show the newest progress event of running cases, which are pairs of name and folder."""
+        for name, folder in running:
+            event = case_files.read_last_progress(folder)
+            completed, total, what = (
+                (event["done"], event["total"], event["what"]) if event else (None, None, "starting")
+            )
+            if self.console.is_terminal and not self.console.quiet:
+                bars, task = self._get_bar(name)
+                bars.update(task, completed=completed, total=total, what=str(what))  # type: ignore[arg-type]
+            elif name not in self._last_line_s:
+                self._last_line_s[name] = time.monotonic()
+                self.print_line(f"{name}: started")
+            elif event and time.monotonic() - self._last_line_s[name] >= LINE_INTERVAL_S:
+                self._last_line_s[name] = time.monotonic()
+                self.print_line(f"{name}: {what} ({completed} of {total})")
+
+    def close(self) -> None:
+        """Remove the bars."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def print_line(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    def _get_bar(self, name: str) -> tuple[ProgressBars, int]:
+        if self._bars is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[what]}"),
+                TimeElapsedColumn(),
+            )
+            self._bars = ProgressBars(*columns, console=self.console, transient=True)
+            self._bars.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=None, what="starting")
+        return self._bars, self._tasks[name]
+
+    def _remove_task(self, name: str) -> None:
+        self._last_line_s.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if self._bars is not None and task is not None:
+            self._bars.remove_task(task)  # type: ignore[arg-type]

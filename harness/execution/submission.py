@@ -12,9 +12,9 @@ from typing import Literal
 from harness.execution import case_files
 from harness.execution.job_script import JobScriptWriter
 from harness.execution.journal import Journal
-from harness.execution.progress import Progress
 from harness.execution.schedulers.base import JobRejected, QueueFull, Scheduler
 from harness.execution.schedulers.command import CommandFailed
+from harness.execution.status import Progress
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job, sum_node_hours
 from harness.protocol.text import pluralize

@@ -17,8 +17,7 @@ from harness.protocol.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.document.blocks import Section
-    from harness.document.paper import Paper
+    from harness.document.blocks import Paper, Section
     from harness.results.runs import RunRecord
 
 Direction = Literal["higher", "lower"]

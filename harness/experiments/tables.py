@@ -1,19 +1,42 @@
-"""All result tables of a folder of runs."""
+"""All result tables of a folder of runs, and the samples of a run that are compared with those of another."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from harness.experiments.cost.metrics import join_costs
-from harness.experiments.experiment import CostJoin
-from harness.experiments.metrics import collect_metrics
-from harness.experiments.registry import load_experiments
+from harness.experiments.experiment import CostJoin, Metric, MetricSamples
+from harness.experiments.registry import find_experiment, load_experiments
 from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, isolate_misfits
 from harness.results.runs import RunRecord, readable
-from harness.results.tables import build_merits_table, build_samples_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["WALL_TIME", "Metric", "MetricSamples", "collect_metrics", "sample_metrics"]
+
+WALL_TIME = Metric("wall time", "s", "lower")
+
+
+def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+    """Yield the samples of every comparable metric of a finished run."""
+    experiment = find_experiment(record.case.get("program", ""))
+    function = experiment.find_function("sample_metrics") if experiment else None
+    if function is not None:
+        yield from (samples for samples in function(record) if samples.values)
+    if record.duration_s is not None:
+        yield MetricSamples(WALL_TIME, (record.duration_s,))
+
+
+def collect_metrics(record: RunRecord) -> dict[Metric, list[float]]:
+    """Return the same samples by metric, with the part as a suffix of the metric's name."""
+    metrics = {}
+    for samples in sample_metrics(record):
+        name = " ".join([samples.metric.name, *samples.part.values()])
+        metrics[Metric(name, samples.metric.unit, samples.metric.better)] = list(samples.values)
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,9 @@ def build_results(records: list[RunRecord]) -> Results:
 
 def _analyse(records: list[RunRecord]) -> Results:
     """Build every table, and collect the metrics of each finished run, so that a misfit raises its error here."""
+    from harness.experiments.cost.metrics import join_costs
+    from harness.results.tables import build_merits_table, build_samples_table
+
     for record in records:
         if record.state == "done":
             collect_metrics(record)

@@ -13,12 +13,10 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from harness.config.document import KeyPath
-from harness.config.suite_checks import MAX_CASES
-from harness.config.suite_file import Resources, Suite
+from harness.config.document import KeyPath, describe_error
+from harness.config.suite_file import MAX_CASES, Resources, Suite
 from harness.config.system import ResolvedSystem
 from harness.config.templating import Template, TemplateCompiler
-from harness.config.validation import describe_error
 from harness.host.process import pause_gc
 from harness.planning.dependencies import resolve_dependencies
 from harness.protocol.case import Case

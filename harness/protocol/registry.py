@@ -58,10 +58,10 @@ PROGRAMS: dict[str, Program] = {
         f"{_FOLDER}.ladder.program", ladder.LadderParameters, LogTypes(ladder.EVENTS, ladder.LadderFacts)
     ),
     "train": Program(
-        f"{_FOLDER}.train.program", train.TrainParameters, LogTypes(train.EVENTS, train.TrainFacts), has_ranks=True
+        f"{_FOLDER}.train", train.TrainParameters, LogTypes(train.EVENTS, train.TrainFacts), has_ranks=True
     ),
     "training_steps": Program(
-        f"{_FOLDER}.training_steps.program",
+        f"{_FOLDER}.training_steps",
         training_steps.TrainingStepsParameters,
         LogTypes(training_steps.EVENTS, training_steps.TrainingStepsFacts),
     ),
@@ -71,9 +71,7 @@ PROGRAMS: dict[str, Program] = {
         LogTypes(data_parallel.EVENTS, data_parallel.DataParallelFacts),
         has_ranks=True,
     ),
-    "data": Program(
-        f"{_FOLDER}.data.program", data.DataParameters, LogTypes(data.EVENTS, data.DataFacts), has_ranks=True
-    ),
+    "data": Program(f"{_FOLDER}.data", data.DataParameters, LogTypes(data.EVENTS, data.DataFacts), has_ranks=True),
     "hpo": Program(f"{_FOLDER}.hpo.search", hpo.HpoParameters, LogTypes(hpo.EVENTS, hpo.HpoFacts), is_driver=True),
     "precision": Program(
         f"{_FOLDER}.precision.program",

@@ -20,8 +20,8 @@ from harness.claims.papers import find_table, load_papers
 from harness.claims.scorecard import Score
 from harness.config import resources
 from harness.document.blocks import Cell, Link
-from harness.document.paper import Paper as PrintedPaper
-from harness.experiments.metrics import collect_metrics
+from harness.document.blocks import Paper as PrintedPaper
+from harness.experiments.tables import collect_metrics
 from harness.host.files import make_folder_below, remove_below, write_below
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from harness.experiments.metrics import Metric
+from harness.experiments.tables import Metric
 from harness.protocol.errors import UsageError
 from harness.protocol.text import pluralize, sanitize_line
 from harness.stats.intervals import median_interval

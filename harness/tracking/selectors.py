@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.experiments.metrics import MetricSamples, sample_metrics
+from harness.experiments.tables import MetricSamples, sample_metrics
 from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
 from harness.results.runs import JOBS_FOLDER, RunRecord, load_run_folders, load_runs, mark_unreadable

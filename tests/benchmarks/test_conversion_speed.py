@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from harness.reference.datasets.catalog import find_source
-from harness.reference.datasets.conversion.convert import Conversion, convert
-from harness.reference.datasets.conversion.inputs import describe_official
+from harness.reference.datasets.conversion.convert import Conversion, convert, describe_official
 from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.readers.registry import get_format
 from tests.reference.conftest import ignore_progress

@@ -38,7 +38,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     monkeypatch.setenv("PATH", fake_queue.path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "1")
-    monkeypatch.setattr("harness.cli.commands.reports.report_results", lambda _: 0)  # nothing in the logs to report
+    monkeypatch.setattr("harness.cli.reports.report_results", lambda _: 0)  # nothing in the logs to report
     monkeypatch.setattr(SlurmScheduler, "queue_delay_s", 0.0)
     monkeypatch.setattr(SlurmScheduler, "poll_s", (0.01, 0.02))
     (tmp_path / "fleet.yaml").write_text(SUITE)

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.loading import load_plans
 from harness.cli.main import build_parser
+from harness.cli.options import load_plans
 from harness.execution.campaign import Campaign
-from harness.execution.progress import Progress
 from harness.execution.schedulers import command
 from harness.execution.schedulers.base import Scheduler
 from harness.execution.schedulers.command import CommandFailed
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.execution.schedulers.slurm import SlurmScheduler
+from harness.execution.status import Progress
 from harness.execution.submission import RunOptions
 from harness.planning.expand import Plan
 from harness.protocol.errors import UsageError

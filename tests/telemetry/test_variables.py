@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.config.resources import find_resource, list_resources
-from harness.config.settings import PREFIX
 from harness.config.system import load_system
+from harness.config.system_file import PREFIX
 from harness.reference.profiling import fom_client, node_sampler
 from tests.conftest import ROOT
 

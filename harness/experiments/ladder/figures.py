@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from harness.document.blocks import Table
 from harness.document.figures import STYLE, Figure, save_figure
-from harness.document.paper import Table
 from harness.results.runs import RunRecord
 
 PAPER_COLOURS = ("#bdbdbd", "#969696", "#d9d9d9", "#737373")

@@ -12,6 +12,7 @@ import pandas as pd
 from harness.document.blocks import (
     EN_DASH,
     Column,
+    Paper,
     Section,
     TableBlock,
     build_block,
@@ -21,7 +22,6 @@ from harness.document.blocks import (
     number_cell,
     rows_as_dicts,
 )
-from harness.document.paper import Paper
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
 from harness.experiments.ladder.figures import draw_ladder, draw_roofline

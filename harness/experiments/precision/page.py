@@ -1,9 +1,14 @@
-"""The page on the precision study."""
+"""The page on the precision study, and its figures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from harness.document.blocks import (
@@ -19,13 +24,79 @@ from harness.document.blocks import (
     select_campaign,
     text_cell,
 )
-from harness.document.figures import Figure
+from harness.document.figures import STYLE, Figure, save_figure, set_plain_ticks
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
-from harness.experiments.precision.figures import draw_drift, draw_error_against_rate
 from harness.experiments.precision.metrics import HARMLESS, REFERENCE, TYPES
-from harness.protocol.backbones import get_backbone_title
+from harness.protocol.backbones import BACKBONES, GREY, find_backbone, get_backbone_title
 from harness.protocol.text import pluralize
+
+MARKS = {"fp64": "o", "fp32": "s", "bf16": "^"}
+
+
+def draw_error_against_rate(costs: pd.DataFrame, inference: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the difference from FP64 over the inference rate, with a colour per backbone and a mark per precision."""
+    groups = inference[inference["precision"] != REFERENCE].groupby(["backbone", "precision"], sort=False)
+    with mpl.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
+        columns = ("energy_off_mean_ev_per_atom", "force_off_mean_ev_per_a")
+        labels = ("energy, meV/atom from FP64", "forces, meV/\N{ANGSTROM SIGN} from FP64")
+        rates = costs[costs["task"] == "inference"].set_index(["backbone", "precision"])
+        for axes, column, label in zip(panels, columns, labels, strict=True):
+            for (backbone, precision), rows in groups:
+                look: Any = {
+                    "color": find_backbone(backbone).colour,
+                    "marker": MARKS.get(str(precision), "o"),
+                }
+                speedup = rates["speedup"].get((str(backbone), str(precision)), math.nan)
+                axes.plot(speedup, 1e3 * rows[column].mean(), ls="", ms=5, **look)
+            axes.axvline(1.0, color=GREY, lw=0.8, zorder=0)
+            axes.set_yscale("log")
+            axes.set_xscale("log")
+            set_plain_ticks(axes.xaxis, *axes.get_xlim())
+            axes.set_xlabel("throughput of inference over FP64")
+            axes.set_ylabel(label)
+        backbones = [b for name, b in BACKBONES.items() if name in set(inference["backbone"])]
+        handles = [mpl.lines.Line2D([], [], color=b.colour, marker=".", ls="", label=b.title) for b in backbones]
+        handles += [
+            mpl.lines.Line2D([], [], color=GREY, marker=m, ls="", label=p.upper())
+            for p, m in MARKS.items() if p in set(inference["precision"]) - {REFERENCE}
+        ]  # fmt: skip
+        figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
+        caption = (
+            "Errors and speed-ups of low precision in inference: mean difference from FP64 over the held-out"
+            f" structures of {pluralize(inference['head'].nunique(), 'head')}; throughput as the median of ratios"
+            " within a round. Points to the right of the line are faster than FP64."
+        )
+        return save_figure(figure, folder, name, caption)
+
+
+def draw_drift(losses: pd.DataFrame, folder: Path, name: str) -> Figure:
+    """Draw the relative difference of the training loss from that of FP64 at each step, in a panel per backbone."""
+    backbones = list(losses["backbone"].unique())
+    columns = min(3, len(backbones))
+    lines = -(-len(backbones) // columns)
+    with mpl.rc_context(STYLE):
+        size = (2.7 * columns + 0.6, 1.9 * lines + 0.7)
+        figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+        for axes in grid.flat[len(backbones) :]:
+            axes.set_axis_off()
+        for axes, backbone in zip(grid.flat, backbones, strict=False):
+            group = losses[(losses["backbone"] == backbone) & (losses["precision"] != REFERENCE) & (losses["off"] > 0)]
+            for precision, rows in group.groupby("precision", sort=False):
+                style: Any = {"lw": 1.0, "color": {"fp32": "#0072b2", "bf16": "#d55e00"}.get(str(precision), GREY)}
+                axes.plot(rows["step"], rows["off"], label=str(precision).upper(), **style)
+            axes.set_yscale("log")
+            axes.set_title(get_backbone_title(backbone), fontsize=9)
+        grid.flat[0].legend(frameon=False, fontsize=8)
+        figure.supxlabel("step", fontsize=9)
+        figure.supylabel("|loss / loss in FP64 - 1|", fontsize=9)
+        caption = (
+            "Difference of the training loss from that of FP64, from equal weights on equal batches. Small differences"
+            " grow with the steps in any precision; the level in the first steps is rounding."
+        )
+        return save_figure(figure, folder, name, caption)
+
 
 MEV = 1e3
 BACKBONE_COLUMN: Column = ("backbone", lambda r: get_backbone_title(r["backbone"]))

@@ -14,7 +14,7 @@ from harness.protocol.programs.data_parallel import REGIONS
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 
-# The regions of a step that harness.reference.programs.scaling.phases times.
+# The regions of a step that harness.reference.programs.scaling.run times.
 SCALING = Columns(
     "scaling",
     run="campaign suite system case id mode nodes hosts cores ranks batch_size global_batch",

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.host.command_line import ArgumentParser, CommandParser, run_command
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
-from harness.reference.datasets.splitting.splits import SEED
+from harness.reference.datasets.splits import SEED
 from harness.reference.errors import InputError
 
 

@@ -1,12 +1,31 @@
-"""The sixteen datasets of the branches: their files, units, energy scales and sources."""
+"""The sixteen datasets, one for each branch of the model: their files, units, energy scales and sources."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from harness.protocol.errors import did_you_mean
-from harness.reference.datasets.heads import HEADS
 from harness.reference.errors import InputError
+
+HEADS: tuple[str, ...] = (
+    "Alexandria",
+    "ANI1x",
+    "MPTrj",
+    "OC2020",
+    "OC2022",
+    "OC25",
+    "ODAC23",
+    "OMat24",
+    "OMol25",
+    "OMol25-neutral",
+    "OMol25-non-neutral",
+    "OPoly2026",
+    "Nabla2DFT",
+    "QCML",
+    "QM7X",
+    "transition1x",
+)
+
 
 EVERY_ELEMENT = 118
 LAST_BEFORE_ECP = 36  # the def2 basis sets put effective core potentials on everything heavier than krypton

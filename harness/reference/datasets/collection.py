@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
 from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets import reference_energies
+from harness.reference.datasets.duplicates import assign_structures
 from harness.reference.datasets.hydragnn.stores import REFERENCED, describe_store, find_named_source, require_seal
+from harness.reference.datasets.reference_energies import References
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
-from harness.reference.datasets.splitting.duplicates import assign_structures
-from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.datasets.statistics import reference_energies
-from harness.reference.datasets.statistics.reference_energies import References
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.open import ReadMode, open_samples

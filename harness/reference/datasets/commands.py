@@ -14,7 +14,7 @@ from harness.protocol.text import sanitize, sanitize_line
 from harness.reference.datasets.catalog import SOURCES, DatasetSource, find_source
 from harness.reference.datasets.hydragnn.stores import is_bp_folder, require_seal
 from harness.reference.datasets.shipped_sets import find_shipped_set
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
 
 DONE, FAILED = 0, 1
@@ -79,9 +79,8 @@ def do_fetch(arguments: Namespace) -> int:
 
 def do_convert(arguments: Namespace) -> int:
     """Convert files to a store, and print its summary."""
-    from harness.reference.datasets.conversion import labels
-    from harness.reference.datasets.conversion.convert import convert
-    from harness.reference.datasets.conversion.inputs import plan_conversion
+    from harness.reference.datasets.conversion import read_part
+    from harness.reference.datasets.conversion.convert import convert, plan_conversion
     from harness.reference.datasets.conversion.read_part import ConversionRules
 
     if arguments.max_neighbours is not None and arguments.cutoff is None and arguments.form is None:
@@ -106,7 +105,9 @@ def do_convert(arguments: Namespace) -> int:
     store = (arguments.to or STORES) / (entry.slug + STORE_ENDING)
     result = convert(plan_conversion(entry, arguments.paths, store, rules, workers), make_progress(arguments.quiet))
     print(f"{sanitize_line(str(store))}: {summarize_conversion(result)}")
-    for line in labels.describe_missing_labels(labels.from_json(result["conversion"]["missing_labels"]), entry.labels):
+    for line in read_part.describe_missing_labels(
+        read_part.parse_label_counts(result["conversion"]["missing_labels"]), entry.labels
+    ):
         print(f"  {line}")
     for text in result["conversion"]["examples"]:
         print(f"  left out: {sanitize_line(text)}")

@@ -13,10 +13,15 @@ import numpy as np
 from harness.protocol.text import sanitize_line
 from harness.reference.data.structure_table import RejectedStructure, Remark, StructureTable
 from harness.reference.datasets.catalog import DatasetSource
-from harness.reference.datasets.conversion import labels
-from harness.reference.datasets.conversion.inputs import SHIPPED, detect_source_format
-from harness.reference.datasets.conversion.labels import LabelCounts
-from harness.reference.datasets.conversion.read_part import MAX_EXAMPLES, REJECTED_BY_SOURCE, UNREADABLE, select_charges
+from harness.reference.datasets.conversion import read_part
+from harness.reference.datasets.conversion.convert import SHIPPED, detect_source_format
+from harness.reference.datasets.conversion.read_part import (
+    MAX_EXAMPLES,
+    REJECTED_BY_SOURCE,
+    UNREADABLE,
+    LabelCounts,
+    select_charges,
+)
 from harness.reference.datasets.hydragnn.in_place import describe_findings
 from harness.reference.datasets.hydragnn.inspect import examine_store
 from harness.reference.datasets.hydragnn.stores import (
@@ -29,7 +34,7 @@ from harness.reference.datasets.hydragnn.stores import (
 from harness.reference.datasets.parsing.base import FileChunk, Progress
 from harness.reference.datasets.parsing.paths import count_passed_over, reject_copies
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
-from harness.reference.datasets.splitting.splits import hash_texts
+from harness.reference.datasets.splits import hash_texts
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import find_seal, get_inner_seal_paths
 from harness.reference.storage.adios.reader import BPFile
@@ -122,12 +127,12 @@ def _build_report(entry: DatasetSource, findings: _Findings, passed_over: Counte
     usable = findings.sound - (unforced if unforced < findings.sound else 0)
     lacking = [label for label in entry.labels if is_official and 0 < findings.sound == findings.labels.without[label]]
     unusable = set(lacking) & REQUIRED_LABELS or (findings.labels.find_hint("charge") and "spin" in entry.labels)
-    lines = labels.describe_missing_labels(findings.labels, entry.labels)
+    lines = read_part.describe_missing_labels(findings.labels, entry.labels)
     lines += [
         _describe_outliers(findings.faults[kind], text) for kind, text in OUTLIERS.items() if findings.faults[kind]
     ]
     if findings.other_charges:
-        lines.append(f"{labels.format_count(findings.other_charges)} of other charges passed over")
+        lines.append(f"{read_part.format_count(findings.other_charges)} of other charges passed over")
     lines += [f"passed over: {what}: {n:,}" for what, n in passed_over.items()]
     counted = ", ".join(f"{n:,} {kind}" for kind, n in findings.faults.most_common())
     clean = "nothing is wrong with the rest" if not (lacking or unusable) and usable else "no other fault was found"
@@ -138,7 +143,7 @@ def _build_report(entry: DatasetSource, findings: _Findings, passed_over: Counte
 
 
 def _describe_outliers(count: int, text: str) -> str:
-    return f"outliers: {labels.format_count(count)} {text}, left out"
+    return f"outliers: {read_part.format_count(count)} {text}, left out"
 
 
 def _is_usual(kind: str, count: int, findings: _Findings) -> bool:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from harness.protocol.errors import did_you_mean
 from harness.reference.data.structure import Array, Structure
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.errors import InputError
 
 if TYPE_CHECKING:

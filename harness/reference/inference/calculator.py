@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import NeighbourList, build_neighbour_list
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.user_files import read_electronic_state, structure_from_ase
 from harness.reference.errors import InputError
 from harness.reference.inference.precision import find_precision

@@ -13,7 +13,7 @@ from harness.protocol.programs.model import (
     ModelParameters,
     RadialType,
 )
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.errors import InputError
 
 __all__ = ["BackboneName", "DistanceTransform", "ModelConfig", "RadialType"]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
-from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig

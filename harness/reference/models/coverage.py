@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.reference.data.batch import Batch
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array, Structure
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.parsing.constants import COVALENT_RADII
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel

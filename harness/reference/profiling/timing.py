@@ -1,4 +1,4 @@
-"""Time and memory of one call, and the highest rates that the machine reaches."""
+"""Time and memory of one call, the highest rates of the machine, and the device and model as a run observes them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 from math import ceil, prod
 from statistics import median
+from typing import Any, TypeVar
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
+from harness.protocol.records import Observed
 from harness.reference.distributed.group import synchronize
+from harness.reference.models.foundation import FoundationModel
 
 Call = Callable[[], object]
 REPEATS = 7
@@ -137,3 +140,25 @@ def profile_call(call: Call, device: torch.device, rows: int = 12) -> dict[str, 
 def _is_device_event(event: FunctionEventAvg) -> bool:
     """Return whether the event is a kernel or a copy."""
     return event.device_type != DeviceType.CPU and not event.is_user_annotation
+
+
+Fact = TypeVar("Fact", bound=Observed)
+
+
+def observe(kind: type[Fact], model: FoundationModel, device: torch.device | str, **others: Any) -> Fact:
+    """Return the fact of a program: types of parameters, device, threads, version of torch, and further fields.
+
+    Args:
+        kind: The program's type of the fact.
+        model: The model as it runs.
+        device: Where it runs.
+        others: Further fields of the type.
+    """
+    common = {
+        "parameters": sorted({str(p.dtype) for p in model.parameters()}),
+        "device": str(device),
+        "device_name": get_device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    return kind(**common | others)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import RejectedStructure, StructureTable, concatenate
 from harness.reference.datasets.parsing.structure_builder import StructureRow, tabulate_rows
-from harness.reference.datasets.splitting.splits import hash_texts
+from harness.reference.datasets.splits import hash_texts
 from harness.reference.errors import InputError
 
 Indices = NDArray[np.int64]

@@ -1,15 +1,139 @@
-"""The data of a downstream task: the official files if they are provided, else the shipped set."""
+"""The data of a downstream task: the official files if provided, else the shipped set (shipped/tasks.yaml)."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.shipped_sets import decode_decimals
 from harness.reference.errors import InputError
 from harness.reference.tasks.catalog import TASKS, Task, find_task
 from harness.reference.tasks.dataset import TaskDataset
 from harness.reference.tasks.readers import crystals, matbench, md17, ms25, qm9, wiggle150
-from harness.reference.tasks.shipped_sets import load_shipped_task
+
+if TYPE_CHECKING:
+    import h5py
+
+FOLDER = Path(__file__).parent / "shipped"
+TABLE = "tasks.yaml"
+ROLES = ("official sample", "stand-in")
+
+
+@dataclass(frozen=True)
+class ShippedSet:
+    """One row of the table: shipped/<name>.h5.
+
+    role: one of ROLES. target: the quantity of the values, with the unit. count: structures. sha256: of the file.
+    rejected: structures that were computed and left out, and why. provenance: package, version and digest, or the
+    program that computed it.
+    """
+
+    name: str
+    role: str
+    chemistry: str
+    target: str
+    level: str
+    count: int
+    rejected: str
+    sha256: str
+    provenance: str
+    licence: str
+    attribution: str
+
+    @property
+    def display_name(self) -> str:
+        """The name of the set in reports."""
+        title = find_task(self.name).title
+        if self.role == "stand-in":
+            return f"stand-in for {title}: {self.chemistry}"
+        return f"official {title}, a sample of {self.count:,}"
+
+
+@cache
+def load_table_of_sets(folder: Path = FOLDER) -> dict[str, ShippedSet]:
+    """Return the sets by the name of their task, in the order of the tasks; raises InputError naming what is wrong."""
+    path = folder / TABLE
+    rows = YAML(typ="safe").load(path)
+    if unknown := sorted(set(rows) - {t.name for t in TASKS}):
+        raise InputError(f"{path}: {unknown[0]!r} is no task")
+    sets = {}
+    for name in (t.name for t in TASKS if t.name in rows):
+        row = rows[name]
+        values = {f.name for f in fields(ShippedSet)} - {"name"}
+        if missing := sorted(values - row.keys()):
+            raise InputError(f"{path}: {name} lacks {', '.join(missing)}")
+        if unknown := sorted(row.keys() - values):
+            raise InputError(f"{path}: {name} has {unknown[0]!r}, which is no column")
+        if row["role"] not in ROLES:
+            raise InputError(f"{path}: {name} has the role {row['role']!r}, expected one of {', '.join(ROLES)}")
+        sets[name] = ShippedSet(name=name, **row)
+    return sets
+
+
+def load_shipped_task(name: str, folder: Path = FOLDER) -> TaskDataset | None:
+    """Return the shipped set of a task, or None; raises InputError if its file is not the one described."""
+    task = find_task(name)
+    entry = load_table_of_sets(folder).get(name)
+    if entry is None:
+        return None
+    path = folder / f"{name}.h5"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise InputError(f"{path}: sha256 differs from the one recorded for {name!r}")
+    import h5py  # not where suites are only planned
+
+    with h5py.File(io.BytesIO(data), "r") as file:
+        labelled = _decode_dataset(file, entry, task)
+    if len(labelled) != entry.count:
+        raise InputError(f"{path}: {len(labelled)} structures, expected {entry.count}")
+    return labelled
+
+
+def _decode_dataset(file: h5py.File, entry: ShippedSet, task: Task) -> TaskDataset:
+    sizes = file["natoms"][:].astype(np.int64)
+    count = len(sizes)
+    target = decode_decimals(file, "target")
+    ids = _decode_texts(file, "id")
+    known = target if task.kind != "property" else np.full(count, np.nan)
+    frames = StructureTable(
+        ids=ids,
+        groups=_decode_texts(file, "group"),
+        sizes=sizes,
+        numbers=file["numbers"][:],
+        positions=decode_decimals(file, "positions"),
+        energy=decode_decimals(file, "energy") if "energy" in file else known,
+        cell=decode_decimals(file, "cell") if "cell" in file else np.zeros((count, 3, 3)),
+        periodic=file["periodic"][:].astype(bool) if "periodic" in file else np.zeros((count, 3), dtype=bool),
+        charge=np.zeros(count, dtype=np.int64),
+        multiplicity=file["multiplicity"][:].astype(np.int64),
+        forces=decode_decimals(file, "forces") if "forces" in file else None,
+    )
+    return TaskDataset(
+        frames=frames,
+        target=target,
+        role=entry.display_name,
+        level=entry.level,
+        official_ids=ids,
+        subset=_decode_texts(file, "subset"),
+    )
+
+
+def _decode_texts(file: h5py.File, name: str) -> NDArray[np.str_]:
+    return np.char.decode(file[name][:], "utf-8")
+
 
 READERS: dict[str, Callable[[Path], TaskDataset]] = {
     "qm9": qm9.read_qm9,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import Dataset, DatasetCollection
-from harness.reference.datasets.heads import HEADS
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.models.coverage import find_shortest_contact
 from harness.reference.models.foundation import FoundationModel

@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.reference.data.batch import Batch
 from harness.reference.data.neighbours import NeighbourList
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import DatasetCollection
-from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.statistics.reference_energies import ELEMENT_SLOTS, ElementState
+from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, ElementState
 from harness.reference.distributed.group import synchronize
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.models.foundation import FoundationModel

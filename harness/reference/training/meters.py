@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.training.loader import LabelledBatch
 from harness.reference.training.loss import Errors, MultiTaskLoss, compare_with_labels, predict_own_head

@@ -11,14 +11,14 @@ import numpy as np
 from harness.protocol.programs.train import TrainFacts, TrainModel, TrainParameters, TrainSet, TrainWorkload
 from harness.protocol.records import Observed, RankPlace
 from harness.reference.data.batch import Batch
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import Dataset
-from harness.reference.datasets.heads import HEADS
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.inference.precision import observe_dtypes
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import MessageBackend
-from harness.reference.profiling.observe import observe
+from harness.reference.profiling.timing import observe
 from harness.reference.training.compile import CompileResult
 from harness.reference.training.loader import BatchLoader
 

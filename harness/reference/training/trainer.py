@@ -18,7 +18,7 @@ from harness.protocol.events import CaseLog
 from harness.protocol.programs.train import HeadErrors, Resumed, SkippedStep, Stopped, TrainEpoch
 from harness.protocol.records import EventRecord, Progress
 from harness.reference.data.batch import Batch
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.errors import NotFinite
 from harness.reference.models.foundation import FoundationModel

@@ -15,7 +15,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from harness.reference.datasets.levels import format_versions
-from harness.reference.tasks.shipped_sets import FOLDER, TABLE
+from harness.reference.tasks.load import FOLDER, TABLE
 from tests.builders.mini_sets.labelling import label_structures, use_one_thread
 from tests.builders.task_sets.pack import Decimals, write_set
 from tests.builders.task_sets.page import format_page

@@ -20,11 +20,10 @@ from harness.reference.datasets import inspect
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.conversion import convert as conversion
-from harness.reference.datasets.conversion.convert import Conversion, convert
-from harness.reference.datasets.conversion.inputs import describe_official, find_official_files
+from harness.reference.datasets.conversion.convert import Conversion, convert, describe_official, find_official_files
 from harness.reference.datasets.conversion.read_part import ConversionRules
 from harness.reference.datasets.readers import ani1x, aselmdb
-from harness.reference.datasets.splitting.splits import assign_by_name
+from harness.reference.datasets.splits import assign_by_name
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.structure_codec import decode_text

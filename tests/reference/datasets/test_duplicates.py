@@ -20,20 +20,12 @@ from harness.reference.data.structure_table import concatenate, tabulate
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.collection import load_shipped_splits
-from harness.reference.datasets.conversion.convert import Conversion, convert
-from harness.reference.datasets.conversion.inputs import describe_official
+from harness.reference.datasets.conversion.convert import Conversion, convert, describe_official
 from harness.reference.datasets.conversion.read_part import ConversionRules
+from harness.reference.datasets.duplicates import assign_structures, find_repeats, label_equal, note_shapes, sort_notes
 from harness.reference.datasets.readers import ani1x, qm7x
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS, find_shipped_set, load_table
-from harness.reference.datasets.splitting.duplicates import (
-    assign_structures,
-    find_repeats,
-    label_equal,
-    note_shapes,
-    sort_notes,
-)
-from harness.reference.datasets.splitting.fingerprints import measure_shapes
-from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
+from harness.reference.datasets.splits import SPLITS, assign_by_name, measure_shapes
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.structure_codec import decode_text
 from tests.reference.conftest import ignore_progress

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reference.data.structure_table import StructureTable, concatenate
-from harness.reference.datasets.statistics.reference_energies import (
+from harness.reference.datasets.reference_energies import (
     ElementState,
     References,
     StreamingLeastSquares,

@@ -15,7 +15,7 @@ import pytest
 from harness.reference.data.structure import Structure
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets import levels, shipped_sets
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.levels import LevelOfTheory, NotConvergedError
 from harness.reference.datasets.shipped_sets import (
     CHARGE_VIEWS,

@@ -13,11 +13,11 @@ from harness.reference.data.structure import Structure
 from harness.reference.data.structure_table import tabulate
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.collection import NeighbourSpec
-from harness.reference.datasets.splitting.duplicates import assign_splits, note_shapes
-from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
+from harness.reference.datasets.duplicates import assign_splits, note_shapes
+from harness.reference.datasets.splits import SPLITS, assign_by_name
 from harness.reference.distributed import launch
 from harness.reference.errors import InputError
-from harness.reference.programs.train.program import open_splits
+from harness.reference.programs.train import open_splits
 from tests.reference.datasets.official_files.writers import write_ani1x
 
 REACH = NeighbourSpec(5.0, None)

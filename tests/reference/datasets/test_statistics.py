@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from harness.experiments.data.metrics import build_tables
 from harness.protocol.events import JsonLinesLog
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.statistics.reference_energies import StreamingLeastSquares
-from harness.reference.datasets.statistics.summary import DistinctCounter, Histogram, Statistics, from_json
+from harness.reference.datasets.reference_energies import StreamingLeastSquares
+from harness.reference.datasets.summary import DistinctCounter, Histogram, Statistics, from_json
 from harness.results.runs import load_runs
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80)

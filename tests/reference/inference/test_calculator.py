@@ -20,7 +20,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import build_neighbour_list
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.user_files import structure_from_ase
 from harness.reference.errors import InputError
 from harness.reference.inference.calculator import ReferenceCalculator

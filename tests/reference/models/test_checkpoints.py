@@ -185,8 +185,8 @@ def test_an_earlier_checkpoint_is_converted_by_the_command_that_its_refusal_name
 
 def test_the_shipped_checkpoint_knows_its_training_sets() -> None:
     from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
-    from harness.reference.datasets.splitting.splits import SPLITS
-    from harness.reference.datasets.statistics.reference_energies import ElementState
+    from harness.reference.datasets.reference_energies import ElementState
+    from harness.reference.datasets.splits import SPLITS
     from harness.reference.models.coverage import find_shortest_contact
     from harness.reference.storage.sampling.sampler import SampleIndices
 

@@ -9,18 +9,18 @@ import textwrap
 
 import pytest
 
-from harness.reference.profiling import allocator
-from harness.reference.profiling.allocator import NotGlibc
+from harness.reference.profiling import memory
+from harness.reference.profiling.memory import NotGlibc
 
 SCRIPT = """
 import resource, sys
 import torch
-from harness.reference.profiling import allocator
+from harness.reference.profiling import memory
 
 blocks = []
 
 def faults(mode):
-    allocator.set_mode(mode)
+    memory.set_allocator_mode(mode)
     # something small that lives on, above large blocks that are let go: holes that are no part of the heap's end
     large = [torch.zeros(100 << 20, dtype=torch.uint8) for _ in range(3)]
     blocks.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
@@ -60,12 +60,12 @@ def test_default_mode_ignores_malloc_variables_of_the_job() -> None:
 
 GROWTH = """
 import psutil, torch
-from harness.reference.profiling import allocator
+from harness.reference.profiling import memory
 
 blocks = []
 for _ in range(30):
     for mode in ("default", "default", "tuned"):
-        allocator.set_mode(mode)
+        memory.set_allocator_mode(mode)
         large = [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(5)]
         blocks.append([torch.zeros(1000, dtype=torch.uint8) for _ in range(100)])
         del large
@@ -80,10 +80,10 @@ def test_switching_modes_repeatedly_does_not_accumulate_memory() -> None:
 
 
 def test_another_allocator_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator, "OTHERS", ("c",))  # libc itself is in every process
-    allocator._glibc.cache_clear()
+    monkeypatch.setattr(memory, "OTHER_ALLOCATORS", ("c",))  # libc itself is in every process
+    memory._glibc.cache_clear()
     try:
         with pytest.raises(NotGlibc, match="tensors come from c, not from glibc's allocator"):
-            allocator.set_mode("tuned")
+            memory.set_allocator_mode("tuned")
     finally:
-        allocator._glibc.cache_clear()
+        memory._glibc.cache_clear()

@@ -19,7 +19,7 @@ from harness.protocol.events import CaseLog
 from harness.protocol.programs.ladder import LadderFacts, LadderParameters
 from harness.protocol.records import Done, Start
 from harness.reference.inference.prediction import Predict, Prediction, baseline
-from harness.reference.profiling import allocator
+from harness.reference.profiling import memory
 from harness.reference.profiling import timing as measure
 from harness.reference.profiling.timing import measure_peak_bytes
 from harness.reference.programs.ladder import program, workload
@@ -112,9 +112,9 @@ def test_each_stage_sets_its_allocator(tmp_path: Path, monkeypatch: pytest.Monke
     """Each stage has its own mode, whichever stage begins a round."""
     mode: list[str] = []
     modes: dict[str, set[str]] = {}
-    real = allocator.set_mode
+    real = memory.set_allocator_mode
 
-    def set_mode(requested: allocator.Mode) -> bool:
+    def set_mode(requested: memory.AllocatorMode) -> bool:
         mode[:] = [requested]
         return real(requested)
 
@@ -126,7 +126,7 @@ def test_each_stage_sets_its_allocator(tmp_path: Path, monkeypatch: pytest.Monke
         return predict
 
     stages = tuple(Stage(name, lambda _, name=name: record_mode(name), tuned=name in "cd") for name in "abcd")  # type: ignore[misc]
-    monkeypatch.setattr(allocator, "set_mode", set_mode)
+    monkeypatch.setattr(memory, "set_allocator_mode", set_mode)
     monkeypatch.setattr(program, "selected_stages", lambda _: stages)
     run(tmp_path, rounds=5)
     assert modes == {"a": {"default"}, "b": {"default"}, "c": {"tuned"}, "d": {"tuned"}}
@@ -174,9 +174,9 @@ def count_pages_of_a_tuned_stage(folder: Path) -> list[int]:
 
 def test_without_glibc_only_the_tuned_stage_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_not_glibc(*_: object) -> None:
-        raise allocator.NotGlibc("no glibc")
+        raise memory.NotGlibc("no glibc")
 
-    monkeypatch.setattr(allocator, "set_mode", raise_not_glibc)
+    monkeypatch.setattr(memory, "set_allocator_mode", raise_not_glibc)
     for stage in LADDER:
         if stage.name == "tuned_allocator":
             with pytest.raises(RuntimeError, match="no glibc"):

@@ -32,10 +32,9 @@ from harness.reference.models import checkpoints
 from harness.reference.models.coverage import OutsideTraining
 from harness.reference.programs.screening import program, result_segments
 from harness.reference.programs.screening.candidates.choice import build_workload
-from harness.reference.programs.screening.index_partition import IndexPartition, checksum, checksum_of_range
 from harness.reference.programs.screening.merge_results import global_top_k, results_files, top
-from harness.reference.programs.screening.retention import Retention
-from harness.reference.programs.screening.scoring import COLUMNS, Scores, concatenate_scores
+from harness.reference.programs.screening.result_segments import IndexPartition, checksum, checksum_of_range
+from harness.reference.programs.screening.scoring import COLUMNS, Retention, Scores, concatenate_scores
 from tests.conftest import require_program
 from tests.support.cluster import free_ports
 from tests.support.mpi import find_mpiexec

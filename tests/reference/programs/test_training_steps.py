@@ -28,7 +28,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import find_unavailable_reason
 from harness.reference.ops import jit_build, messages
 from harness.reference.ops.messages import MessageInputs
-from harness.reference.programs.training_steps.step import Result, TimedStep, step_errors
+from harness.reference.programs.training_steps import Result, TimedStep, step_errors
 from harness.reference.training.loader import LabelledBatch
 from harness.reference.training.loss import MultiTaskLoss, PerGraphErrors, collate_labelled
 from harness.reference.training.run_facts import describe_identity

@@ -19,10 +19,9 @@ from harness.protocol.errors import UsageError
 from harness.protocol.events import read_last_run
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
-from harness.reference.programs.transfer.finetune import Budget, fit, validation_loss
+from harness.reference.programs.transfer.finetune import Budget, fit, fit_scaling, validation_loss
 from harness.reference.programs.transfer.modes import MODES, MODES_BY_NAME, best_head, select_parameters, task_model
 from harness.reference.programs.transfer.splits import TaskSplits
-from harness.reference.programs.transfer.target_scaling import fit_scaling
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import load_task
 from tests.support.programs import run_program

@@ -12,9 +12,9 @@ from adios2 import bindings
 
 from harness.reference.data.neighbours import add_neighbours
 from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets.reference_energies import count_elements
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
-from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
-from harness.reference.datasets.statistics.reference_energies import count_elements
+from harness.reference.datasets.splits import SPLITS, assign_by_name
 from harness.reference.storage.schema import Record
 
 

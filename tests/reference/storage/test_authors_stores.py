@@ -21,7 +21,7 @@ from harness.reference.datasets.collection import (
     list_splits,
     open_dataset,
 )
-from harness.reference.datasets.splitting.splits import SPLITS, assign_by_name
+from harness.reference.datasets.splits import SPLITS, assign_by_name
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import SEAL, SUMS
 from harness.reference.storage.adios.reader import BPFile

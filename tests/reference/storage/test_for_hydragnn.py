@@ -12,10 +12,9 @@ import pytest
 from harness.reference.datasets.__main__ import main
 from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, open_dataset
-from harness.reference.datasets.conversion.convert import convert
-from harness.reference.datasets.conversion.inputs import plan_conversion
+from harness.reference.datasets.conversion.convert import convert, plan_conversion
 from harness.reference.datasets.conversion.read_part import ConversionRules
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.sampling.sampler import SampleIndices
 from harness.reference.storage.schema import Record

@@ -20,8 +20,8 @@ from harness.reference.datasets.shipped_sets import CHARGE_VIEWS, SHIPPED_SETS, 
 from harness.reference.errors import InputError
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.dataset import TaskDataset, split_task
+from harness.reference.tasks.load import FOLDER, load_shipped_task, load_table_of_sets
 from harness.reference.tasks.readers.crystals import reduce_formula
-from harness.reference.tasks.shipped_sets import FOLDER, load_shipped_task, load_table_of_sets
 from tests.builders.task_sets import composition, dynamics, pack, perovskites
 from tests.builders.task_sets.recipes import RECIPES
 from tests.builders.task_sets.samples import make_energy_samples

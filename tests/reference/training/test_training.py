@@ -22,10 +22,10 @@ from harness.protocol.programs.train import OptimizerParameters
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import load_shipped_splits
-from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_table
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed.group import process_group
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.errors import InputError, NotFinite

@@ -13,15 +13,14 @@ import numpy as np
 from harness.reference.data.neighbours import count_degrees
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.conversion import labels
-from harness.reference.datasets.conversion.labels import UNLABELLED, LabelCounts
-from harness.reference.datasets.conversion.read_part import TRAINING_INDEX, ConversionRules
+from harness.reference.datasets.conversion import read_part
+from harness.reference.datasets.conversion.read_part import TRAINING_INDEX, UNLABELLED, ConversionRules, LabelCounts
 from harness.reference.datasets.conversion.spool import Spool, Summary
+from harness.reference.datasets.duplicates import Assignment, ShapeNotes, assign_splits, find_repeats
 from harness.reference.datasets.parsing.base import Progress
-from harness.reference.datasets.splitting.duplicates import Assignment, ShapeNotes, assign_splits, find_repeats
-from harness.reference.datasets.splitting.splits import SPLITS, assign_by_place, hash_texts, place_groups
-from harness.reference.datasets.statistics.reference_energies import References, StreamingLeastSquares
-from harness.reference.datasets.statistics.summary import Statistics
+from harness.reference.datasets.reference_energies import References, StreamingLeastSquares
+from harness.reference.datasets.splits import SPLITS, assign_by_place, hash_texts, place_groups
+from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.writer import BPWriter
 from harness.reference.storage.structure_codec import encode_table
@@ -102,7 +101,7 @@ def merge(
 def _merge_label_counts(summaries: Sequence[Summary]) -> LabelCounts:
     counts = LabelCounts()
     for summary in summaries:
-        counts.merge(labels.from_json(summary["labels"]))
+        counts.merge(read_part.parse_label_counts(summary["labels"]))
     return counts
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from harness.host.files import write_text
 from harness.host.locks import LockTaken, hold_lock
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.errors import InputError
 
 IDENTITY_FILE = "conversion.json"

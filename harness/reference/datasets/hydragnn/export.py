@@ -28,9 +28,9 @@ from harness.reference.datasets.hydragnn.stores import (
     read_blocks,
 )
 from harness.reference.datasets.parsing.base import Progress
-from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.datasets.statistics.reference_energies import References, StreamingLeastSquares
-from harness.reference.datasets.statistics.summary import Statistics
+from harness.reference.datasets.reference_energies import References, StreamingLeastSquares
+from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
 from harness.reference.storage.adios.writer import BPWriter

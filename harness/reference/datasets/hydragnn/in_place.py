@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.reference.datasets.catalog import DatasetSource
-from harness.reference.datasets.conversion.inputs import describe_official
+from harness.reference.datasets.conversion.convert import describe_official
 from harness.reference.datasets.hydragnn.inspect import Findings, examine_store
 from harness.reference.datasets.hydragnn.stores import REFERENCED, TOTAL, find_named_source
 from harness.reference.datasets.parsing.base import Progress
-from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.datasets.statistics.summary import Statistics
+from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import (
     Seal,

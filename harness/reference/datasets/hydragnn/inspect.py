@@ -36,15 +36,15 @@ from harness.reference.datasets.hydragnn.stores import (
 from harness.reference.datasets.parsing.base import Progress
 from harness.reference.datasets.parsing.plausibility import find_implausible_energies, find_implausible_lengths
 from harness.reference.datasets.parsing.unit_checks import MAX_FORCE, check_structures
-from harness.reference.datasets.splitting.splits import SPLITS
-from harness.reference.datasets.statistics.reference_energies import (
+from harness.reference.datasets.reference_energies import (
     ELEMENT_SLOTS,
     ElementState,
     References,
     StreamingLeastSquares,
     count_elements,
 )
-from harness.reference.datasets.statistics.summary import Statistics
+from harness.reference.datasets.splits import SPLITS
+from harness.reference.datasets.summary import Statistics
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import BlockSums, Table
 from harness.reference.storage.adios.reader import BPFile

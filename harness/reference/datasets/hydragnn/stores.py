@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets import reference_energies
 from harness.reference.datasets.catalog import DatasetSource, find_source
-from harness.reference.datasets.statistics import reference_energies
-from harness.reference.datasets.statistics.reference_energies import References, count_elements
+from harness.reference.datasets.reference_energies import References, count_elements
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.integrity import find_seal
 from harness.reference.storage.adios.reader import BPFile

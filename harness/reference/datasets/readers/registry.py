@@ -9,17 +9,7 @@ from harness.protocol.errors import did_you_mean
 from harness.reference.datasets.containers.lmdb_file import DATA_FILE, MAGIC, PAGE_HEAD, is_ase_database
 from harness.reference.datasets.parsing.base import DatasetFormat
 from harness.reference.datasets.parsing.paths import is_system_file, list_folder, open_file
-from harness.reference.datasets.readers import (
-    ani1x,
-    asedb,
-    aselmdb,
-    pymatgen_files,
-    qcml,
-    qm7x,
-    s2ef_lmdb,
-    s2ef_text,
-    transition1x,
-)
+from harness.reference.datasets.readers import ani1x, asedb, aselmdb, pymatgen_files, qcml, qm7x, s2ef, transition1x
 from harness.reference.datasets.readers.asedb import SQLITE
 from harness.reference.errors import InputError
 
@@ -33,8 +23,8 @@ FORMATS: dict[str, DatasetFormat] = {
         pymatgen_files.MPTRJ,
         qcml.FORMAT,
         qm7x.FORMAT,
-        s2ef_lmdb.FORMAT,
-        s2ef_text.FORMAT,
+        s2ef.LMDB_FORMAT,
+        s2ef.TEXT_FORMAT,
         transition1x.FORMAT,
     )
 }
@@ -83,7 +73,7 @@ def detect_format(paths: Sequence[Path], default: str) -> str:
 
 
 def _find_ending(file: Path) -> str:
-    known = (*s2ef_text.ENDINGS, ".db", *LMDB_ENDINGS, *SINGLE_DATASET_ENDINGS, ".txt.xz")
+    known = (*s2ef.ENDINGS, ".db", *LMDB_ENDINGS, *SINGLE_DATASET_ENDINGS, ".txt.xz")
     matches = [ending for ending in known if file.name.endswith(ending)]
     return (
         max(matches, key=len)
@@ -94,7 +84,7 @@ def _find_ending(file: Path) -> str:
 
 def _detect_container(ending: str, file: Path, default: str) -> str:
     """Return the container of a file, or ""."""
-    if ending in s2ef_text.ENDINGS:
+    if ending in s2ef.ENDINGS:
         return "s2ef_text"
     if ending == ".db":
         return "asedb"

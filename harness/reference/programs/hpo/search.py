@@ -35,10 +35,9 @@ from harness.protocol.programs.hpo import (
 )
 from harness.protocol.records import Progress
 from harness.reference.errors import InputError
-from harness.reference.programs.hpo.ask_tell_log import ASKED, TOLD, AskTellLog
 from harness.reference.programs.hpo.halving import Halving
 from harness.reference.programs.hpo.nodes import NodePool
-from harness.reference.programs.hpo.optimizer import Optimizer, objective_columns
+from harness.reference.programs.hpo.optimizer import ASKED, TOLD, AskTellLog, Optimizer, objective_columns
 from harness.reference.programs.hpo.space import BACKBONE, Space, active_parameters, describe, merge_spaces
 from harness.reference.programs.hpo.trial import (
     Interrupted,

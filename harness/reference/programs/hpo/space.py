@@ -1,14 +1,33 @@
-"""The search space: hyperparameters with their ranges or choices."""
+"""The search space: hyperparameters with their ranges or choices, for DeepHyper, which is imported without MPI.
+
+DeepHyper imports mpi4py without starting MPI. ASE, in the same process, would then take MPI for started, and end the
+process.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from harness.protocol.backbones import BACKBONES, SPECIFIC, BackboneName
 from harness.protocol.programs.hpo import Choice, Range, SearchedValues
-from harness.reference.programs.hpo.deephyper_without_mpi import HpProblem
+
+MPI = "mpi4py"
+_is_hidden = MPI not in sys.modules
+if _is_hidden:
+    sys.modules[MPI] = None  # type: ignore[assignment]
+try:
+    from deephyper.hpo import CBO, HpProblem  # type: ignore[import-untyped]
+finally:
+    if _is_hidden:
+        del sys.modules[MPI]
+
+__all__ = [
+    "BACKBONE", "CBO", "HpProblem", "Space", "active_parameters", "build_problem", "contains_point", "contains_value",
+    "describe", "is_integer_range", "merge_spaces",
+]  # fmt: skip
 
 BACKBONE = "backbone"
 Space = dict[str, Range | list[Choice]]

@@ -17,7 +17,7 @@ from harness.reference.errors import get_first_line
 from harness.reference.inference.bucketing import Shape, get_shape
 from harness.reference.inference.prediction import Predict, Prediction
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.profiling import allocator, timing
+from harness.reference.profiling import memory, timing
 from harness.reference.profiling.flops import WorkCount, count_compiled_bytes, count_work
 from harness.reference.programs.ladder.stages import Stage, StaticGraphs
 
@@ -80,9 +80,9 @@ def apply_allocator(stage: Stage, device: torch.device) -> bool:
     """
     try:
         if device.type != "cpu":
-            raise allocator.NotGlibc(f"memory on {device.type} is managed by torch itself")
-        return allocator.set_mode("tuned" if stage.tuned else "default")
-    except allocator.NotGlibc:
+            raise memory.NotGlibc(f"memory on {device.type} is managed by torch itself")
+        return memory.set_allocator_mode("tuned" if stage.tuned else "default")
+    except memory.NotGlibc:
         if stage.name == "tuned_allocator":
             raise
         return False

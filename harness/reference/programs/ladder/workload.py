@@ -15,7 +15,7 @@ from harness.protocol.programs.ladder import AutoBatchSize, LadderFacts, LadderM
 from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.datasets.shipped_sets import find_shipped_set, load_structures
 from harness.reference.datasets.user_files import read_structures

@@ -34,10 +34,10 @@ from harness.protocol.programs.precision import (
 )
 from harness.protocol.programs.train import OptimizerParameters, TrainSet
 from harness.protocol.records import HeldOutErrors, Observed, ObservedTypes, Progress
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.collection import DatasetCollection, NeighbourSpec, load_shipped_splits
-from harness.reference.datasets.heads import HEADS
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import RankInfo
 from harness.reference.inference.precision import Precision, find_precision, observe_dtypes
@@ -45,7 +45,7 @@ from harness.reference.models import checkpoints
 from harness.reference.models.config import ModelConfig
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import timing
-from harness.reference.profiling.observe import observe
+from harness.reference.profiling.timing import observe
 from harness.reference.programs.precision.module_errors import module_errors
 from harness.reference.storage.sampling.sampler import DistributedSampler, SamplingSpec
 from harness.reference.training.evaluation import evaluate_test_sets

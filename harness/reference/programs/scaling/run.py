@@ -1,10 +1,16 @@
-"""The measurements of a scaling run on one rank: timed epochs, computation alone, exchange alone, and regions."""
+"""The measurements of a scaling run on one rank: timed epochs, computation alone, exchange alone, and regions.
+
+For the time of regions, a step is repeated with time marks between its kinds of work, without prefetch and exchange of
+gradients, so that each region is one kind of work. On a device the marks are events in its queue, which do not
+interrupt its work.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -22,13 +28,61 @@ from harness.protocol.programs.data_parallel import (
     ScalingSample,
 )
 from harness.protocol.records import Progress
-from harness.reference.distributed.group import ProcessGroup
+from harness.reference.datasets.collection import DatasetCollection
+from harness.reference.distributed.group import ProcessGroup, synchronize
 from harness.reference.errors import InputError
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.profiling import fom_client
-from harness.reference.programs.scaling.phases import time_regions
-from harness.reference.training.loader import BatchLoader, EpochTiming, LabelledBatch, time_epoch
-from harness.reference.training.loss import MultiTaskLoss
+from harness.reference.storage.sampling.sampler import SampleIndices
+from harness.reference.training.loader import BatchLoader, EpochTiming, LabelledBatch, Stopwatch, time_epoch
+from harness.reference.training.loss import MultiTaskLoss, compare_with_labels
+
+
+def time_regions(
+    model: FoundationModel,
+    *,
+    objective: MultiTaskLoss,
+    optimizer: torch.optim.Optimizer,
+    feed: BatchLoader,
+    indices: SampleIndices,
+    device: torch.device,
+) -> Tensor:
+    """Take one step, and return the seconds of each of REGIONS, [7].
+
+    Args:
+        model: The model.
+        objective: The loss.
+        optimizer: The optimizer.
+        feed: Loads the batch.
+        indices: The structures of the batch.
+        device: The device of the model.
+    """
+    corpus: DatasetCollection = feed.corpus
+    times = [time.perf_counter()]
+    records = corpus.records(indices)
+    times.append(time.perf_counter())
+    graphs = corpus.build_graphs(indices, records)
+    times.append(time.perf_counter())
+    batch, labels = feed.collate(graphs, device)
+    synchronize(device)
+    times.append(time.perf_counter())
+    optimizer.zero_grad()
+    watch = Stopwatch(device)
+    watch.mark()
+    positions = batch.positions.detach().requires_grad_()
+    residuals = model.residual_energies(model.encode(batch, positions, batch.shift), batch)
+    energy = residuals.gather(1, model.head_slot[batch.head].unsqueeze(1)).squeeze(1)
+    watch.mark()
+    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+    watch.mark()
+    objective(compare_with_labels(energy, -slope, batch, labels), batch.head).backward()
+    watch.mark()
+    optimizer.step()
+    watch.mark()
+    synchronize(device)
+    host = [after - before for before, after in pairwise(times)]
+    return torch.tensor([*host, *watch.laps()], dtype=torch.float64)
+
 
 MAX_GRAPHS = 2000  # whose sizes are logged
 REGION_STEPS = 11

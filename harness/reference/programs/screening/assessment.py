@@ -35,7 +35,6 @@ from harness.reference.models.coverage import Coverage
 from harness.reference.models.foundation import FoundationModel
 from harness.reference.programs.screening.candidates.prototype_workload import CrystalWorkload
 from harness.reference.programs.screening.candidates.workload import Workload
-from harness.reference.programs.screening.index_partition import IndexPartition
 from harness.reference.programs.screening.ood_distance import (
     calibrate,
     embed,
@@ -43,6 +42,7 @@ from harness.reference.programs.screening.ood_distance import (
     ood_structures,
     training_structures,
 )
+from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import MahalanobisDistance
 from harness.reference.programs.screening.spot_checks import (
     find_labelled_head,

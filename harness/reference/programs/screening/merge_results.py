@@ -18,10 +18,8 @@ from harness.reference.distributed.launch import shard
 from harness.reference.errors import InputError
 from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.candidates.workload import Workload
-from harness.reference.programs.screening.index_partition import MASK, IndexPartition, checksum_of_range
-from harness.reference.programs.screening.result_segments import SegmentEntry
-from harness.reference.programs.screening.retention import Retention
-from harness.reference.programs.screening.scoring import Scores, concatenate_scores
+from harness.reference.programs.screening.result_segments import MASK, IndexPartition, SegmentEntry, checksum_of_range
+from harness.reference.programs.screening.scoring import Retention, Scores, concatenate_scores
 
 CHUNK = 64  # parts
 MAX_BISECTIONS = 60  # after which the bounds are equal in single precision

@@ -20,7 +20,7 @@ from harness.reference.data.structure import Array, Structure
 from harness.reference.datasets.collection import load_shipped_splits
 from harness.reference.datasets.random_structures import make_random_structures
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
-from harness.reference.datasets.splitting.splits import SEED, SPLITS
+from harness.reference.datasets.splits import SEED, SPLITS
 from harness.reference.distributed.group import ProcessGroup
 from harness.reference.errors import InputError
 from harness.reference.models import sealed

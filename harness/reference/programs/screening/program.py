@@ -43,7 +43,6 @@ from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.assessment import FinishedScreening, assess
 from harness.reference.programs.screening.candidates.choice import build_workload
 from harness.reference.programs.screening.candidates.workload import Workload
-from harness.reference.programs.screening.index_partition import IndexPartition
 from harness.reference.programs.screening.merge_results import (
     global_top_k,
     merge_segments,
@@ -52,8 +51,9 @@ from harness.reference.programs.screening.merge_results import (
     verify_coverage,
 )
 from harness.reference.programs.screening.ood_distance import fit_training_distance
-from harness.reference.programs.screening.retention import Retention
+from harness.reference.programs.screening.result_segments import IndexPartition
 from harness.reference.programs.screening.scoring import (
+    Retention,
     Scores,
     column_names,
     concatenate_scores,
@@ -61,7 +61,7 @@ from harness.reference.programs.screening.scoring import (
     with_forces,
 )
 from harness.reference.programs.screening.worker import ModelScorer, Score, ScreeningWorker
-from harness.reference.training import continuation
+from harness.reference.training import state
 
 BEST = "best.csv"
 LOGGED_ROWS = 20
@@ -73,7 +73,7 @@ def run(config: ScreeningParameters, log: CaseLog, folder: Path) -> None:
     rank_info = launch.detect_rank(os.environ)
     if config.judges:
         if rank_info.rank == 0:
-            assess_earlier(continuation.find_previous_case(folder), config.trust or Trust(), log, folder)
+            assess_earlier(state.find_previous_case(folder), config.trust or Trust(), log, folder)
         return
     device = select_device(config.device, config.backend, rank_info)
     model, notes = load_model(config)

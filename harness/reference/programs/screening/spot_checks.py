@@ -15,7 +15,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
 from harness.reference.data.structure import Array, Structure
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS
 from harness.reference.datasets.levels import GFN1_METAL, NotConvergedError
 from harness.reference.inference.calculator import ReferenceCalculator
 from harness.reference.models.coverage import TOO_CLOSE, OutsideTraining

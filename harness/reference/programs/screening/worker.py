@@ -22,10 +22,8 @@ from harness.reference.models.message_backend import PLAIN, MessageBackend
 from harness.reference.profiling import fom_client
 from harness.reference.programs.screening import result_segments
 from harness.reference.programs.screening.candidates.workload import CandidateBatch, Workload
-from harness.reference.programs.screening.index_partition import IndexPartition, checksum_of_range
-from harness.reference.programs.screening.result_segments import SegmentEntry
-from harness.reference.programs.screening.retention import Retention
-from harness.reference.programs.screening.scoring import MahalanobisDistance, Scores, concatenate_scores
+from harness.reference.programs.screening.result_segments import IndexPartition, SegmentEntry, checksum_of_range
+from harness.reference.programs.screening.scoring import MahalanobisDistance, Retention, Scores, concatenate_scores
 from harness.reference.storage.prefetch import Prefetch
 
 Score = Callable[[FoundationModel, Batch, MahalanobisDistance | None], Tensor]

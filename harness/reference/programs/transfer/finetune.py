@@ -1,4 +1,8 @@
-"""Fine-tuning of one model on the few labels of a task, stopped early by validation labels, never by the test set."""
+"""Fine-tuning of one model on the few labels of a task, stopped early by validation labels, never by the test set.
+
+The target is scaled: a baseline of composition or mean is subtracted, and the rest divided by its size. All of it is
+fitted to training labels alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +22,73 @@ from harness.protocol.programs.transfer import Budget
 from harness.reference.data.batch import Batch, build_batch
 from harness.reference.data.neighbours import NeighbourList
 from harness.reference.data.structure import Array
+from harness.reference.data.structure_table import StructureTable
+from harness.reference.datasets import reference_energies
+from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, ElementState, count_elements
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.programs.transfer.target_scaling import TargetScaling
+
+MIN_UNIT = 1e-3
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class TargetScaling:
+    """The scaling of a target, in the unit of the task.
+
+    Attributes:
+        extensive: Whether the target is an energy that grows with the structure.
+        energies: [119] reference energy of each element, 0 if it is absent.
+        offset: Mean of an intensive target.
+        unit: Unit of an energy per atom, or of an intensive target.
+        unit_force: Unit of force components.
+        known: [119] whether an element occurs in the training labels.
+    """
+
+    extensive: bool
+    energies: Array
+    offset: float
+    unit: float
+    unit_force: float
+    known: NDArray[np.bool_]
+
+    def baseline(self, frames: StructureTable) -> Array:
+        """Return the prediction without a model, [g]."""
+        if not self.extensive:
+            return np.full(len(frames), self.offset)
+        return np.asarray(count_elements(frames) @ self.energies)
+
+    def knows(self, frames: StructureTable) -> NDArray[np.bool_]:
+        """Return [g] whether the baseline is defined: an energy needs training labels with all of its elements."""
+        if not self.extensive:
+            return np.ones(len(frames), dtype=bool)
+        return np.asarray((count_elements(frames)[:, ~self.known] == 0).all(axis=1))
+
+
+def fit_scaling(frames: StructureTable, target: Array, *, extensive: bool) -> TargetScaling:
+    """Fit the scaling to training structures and their target [g]; the unit of forces is their mean magnitude."""
+    unit_force = 1.0 if frames.forces is None else max(float(np.abs(frames.forces).mean()), MIN_UNIT)
+    everything = np.ones(ELEMENT_SLOTS, dtype=bool)
+    if not extensive:
+        unit = max(float(np.abs(target - target.mean()).mean()), MIN_UNIT)
+        return TargetScaling(False, np.zeros(ELEMENT_SLOTS), float(target.mean()), unit, unit_force, everything)
+    references = reference_energies.fit(lambda: iter([replace(frames, energy=target)]))
+    unit = max(references.mae_ev_per_atom, MIN_UNIT)
+    known = references.state > ElementState.ABSENT
+    return TargetScaling(True, np.nan_to_num(references.energy_ev), 0.0, unit, unit_force, known)
+
+
+def composition_baseline(frames: StructureTable, target: Array, test: StructureTable, *, extensive: bool) -> Array:
+    """Return the predictions of a linear model of composition for test structures, [t].
+
+    It is fitted to element counts for an extensive target, and to element fractions by ridge regression otherwise.
+    """
+    mean = target.mean()
+    if extensive:
+        return fit_scaling(frames, target, extensive=True).baseline(test)
+    x, y = (count_elements(f) / f.sizes[:, None] for f in (frames, test))
+    kernel = x @ x.T + RIDGE * np.eye(len(x))
+    return np.asarray(mean + (y @ x.T) @ np.linalg.solve(kernel, target - mean))
+
 
 EVALUATION_BATCH = 64
 WARM_UP_STEPS = 20

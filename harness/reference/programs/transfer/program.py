@@ -38,10 +38,16 @@ from harness.reference.distributed.launch import shard
 from harness.reference.inference.precision import find_precision
 from harness.reference.models import checkpoints
 from harness.reference.models.foundation import FoundationModel
-from harness.reference.programs.transfer.finetune import FitResult, TaskData, fit, predict
+from harness.reference.programs.transfer.finetune import (
+    FitResult,
+    TaskData,
+    composition_baseline,
+    fit,
+    fit_scaling,
+    predict,
+)
 from harness.reference.programs.transfer.modes import MODES_BY_NAME, Mode, best_head, select_parameters, task_model
 from harness.reference.programs.transfer.splits import LabelSplit, TaskSplits
-from harness.reference.programs.transfer.target_scaling import composition_baseline, fit_scaling
 from harness.reference.tasks.catalog import find_task
 from harness.reference.tasks.load import TaskDataUnavailable, load_task
 

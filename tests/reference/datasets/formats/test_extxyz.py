@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.reference.data.structure_table import RejectedStructure, StructureTable
-from harness.reference.datasets.readers import s2ef_text
+from harness.reference.datasets.readers import s2ef
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import read_all_files, remarks
 
@@ -65,7 +65,7 @@ def read_ours(text: str, folder: Path) -> tuple[StructureTable | None, list[Reje
     path = folder / "a.extxyz"
     path.write_bytes(text.encode())
     try:
-        items = [item for part in s2ef_text.list_chunks([path]) for item in s2ef_text.read_chunk(part)]
+        items = [item for part in s2ef.list_text_chunks([path]) for item in s2ef.read_text_chunk(part)]
     except InputError:
         return None, []
     frames = [item for item in items if isinstance(item, StructureTable)]
@@ -110,14 +110,14 @@ def test_values_match_ase(tmp_path_factory: pytest.TempPathFactory, text: str) -
 def test_periodic_directions_in_every_spelling(tmp_path: Path, written: str, periodic: list[bool]) -> None:
     text = f'1\nLattice="9 0 0 0 9 0 0 0 9" energy=-3 pbc={written}\nCu 0 0 0\n'
     (tmp_path / "a.extxyz").write_text(text)
-    frames, faults = read_all_files(s2ef_text.FORMAT, tmp_path)
+    frames, faults = read_all_files(s2ef.TEXT_FORMAT, tmp_path)
     assert not faults
     assert frames.periodic.tolist() == [periodic]
 
 
 def test_ambiguous_pbc_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.extxyz").write_text('1\nLattice="9 0 0 0 9 0 0 0 9" energy=-3 pbc="[T, T, F]"\nCu 0 0 0\n')
-    items = [item for part in s2ef_text.list_chunks([tmp_path]) for item in s2ef_text.read_chunk(part)]
+    items = [item for part in s2ef.list_text_chunks([tmp_path]) for item in s2ef.read_text_chunk(part)]
     assert [(item.kind, item.reason) for item in items if isinstance(item, RejectedStructure)] == [
         ("malformed", "pbc is '[T, T, F]', expected three of T and F, as in pbc=\"T T F\"")
     ]
@@ -127,10 +127,10 @@ def test_blank_lines_between_frames_are_rejected(tmp_path: Path) -> None:
     frame = "1\nenergy=-3\nCu 0 0 0\n"
     path = tmp_path / "a.extxyz"
     path.write_text(frame * 2 + "\n \n\n")
-    assert len(read_all_files(s2ef_text.FORMAT, path)[0]) == 2
+    assert len(read_all_files(s2ef.TEXT_FORMAT, path)[0]) == 2
     path.write_text(frame + "\n" + frame)
     with pytest.raises(InputError, match=r"a\.extxyz, line 4: a blank line before more frames"):
-        read_all_files(s2ef_text.FORMAT, path)
+        read_all_files(s2ef.TEXT_FORMAT, path)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_blank_lines_between_frames_are_rejected(tmp_path: Path) -> None:
 def test_similar_label_names_are_suggested(tmp_path: Path, column: str, more: str, label: str, name: str) -> None:
     path = tmp_path / "a.extxyz"
     path.write_text(f"1\nProperties=species:S:1:pos:R:3:{column}:R:3 energy=-3 {more}\nCu 0 0 0 0.1 0.2 0.3\n" * 3)
-    assert remarks(s2ef_text.FORMAT, path) == [(label, f"no {label} (did you mean {name!r}?)")]
-    frames, faults = read_all_files(s2ef_text.FORMAT, path)
+    assert remarks(s2ef.TEXT_FORMAT, path) == [(label, f"no {label} (did you mean {name!r}?)")]
+    frames, faults = read_all_files(s2ef.TEXT_FORMAT, path)
     assert not faults
     assert (frames.forces is None) == (label == "forces")
     assert frames.stress is None
@@ -157,7 +157,7 @@ def test_similar_label_names_are_suggested(tmp_path: Path, column: str, more: st
 @pytest.mark.parametrize("name", ["REF_energy", "dft_energy", "free_energy", "energies", "DFT_energy", "toten"])
 def test_similar_energy_names_are_suggested(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.extxyz").write_text(f"1\nProperties=species:S:1:pos:R:3 {name}=-3\nCu 0 0 0\n")
-    items = [item for part in s2ef_text.list_chunks([tmp_path]) for item in s2ef_text.read_chunk(part)]
+    items = [item for part in s2ef.list_text_chunks([tmp_path]) for item in s2ef.read_text_chunk(part)]
     (fault,) = [item for item in items if isinstance(item, RejectedStructure)]
     assert fault.kind == "unlabelled"
     assert f"no 'energy' (did you mean '{name}'?" in fault.reason

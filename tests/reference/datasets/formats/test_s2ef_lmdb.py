@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from harness.reference.datasets.containers.safe_pickle import load_graph, load_pickle
 from harness.reference.datasets.parsing.structure_builder import InvalidStructure
-from harness.reference.datasets.readers import s2ef_lmdb
+from harness.reference.datasets.readers import s2ef
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     ase_row,
@@ -38,7 +38,7 @@ def write_graphs(path: Path, count: int, *, old: bool = False, **more: bytes) ->
 @pytest.mark.parametrize("old", [False, True])
 def test_both_layouts_of_graphs(tmp_path: Path, old: bool) -> None:
     write_graphs(tmp_path / "data.0000.lmdb", 12, old=old)
-    frames, faults = read_all_files(s2ef_lmdb.FORMAT, tmp_path)
+    frames, faults = read_all_files(s2ef.LMDB_FORMAT, tmp_path)
     assert not faults
     assert frames.ids.tolist() == [f"data.0000/{k}" for k in range(12)]
     assert frames.groups.tolist()[:4] == ["100", "100", "101", "101"]
@@ -52,15 +52,15 @@ def test_both_layouts_of_graphs(tmp_path: Path, old: bool) -> None:
 
 def test_parts_without_a_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lmdb(tmp_path / "a.lmdb", {str(k): graph_bytes(k) for k in range(7)})
-    whole, _ = read_all_files(s2ef_lmdb.FORMAT, tmp_path)
-    monkeypatch.setattr(s2ef_lmdb, "CHUNK_STRUCTURES", 3)
-    assert [p.key for p in s2ef_lmdb.list_chunks([tmp_path])] == ["a 0:3", "a 3:6", "a 6:7"]
-    assert is_same_table(whole, read_all_files(s2ef_lmdb.FORMAT, tmp_path)[0])
+    whole, _ = read_all_files(s2ef.LMDB_FORMAT, tmp_path)
+    monkeypatch.setattr(s2ef, "CHUNK_STRUCTURES", 3)
+    assert [p.key for p in s2ef.list_lmdb_chunks([tmp_path])] == ["a 0:3", "a 3:6", "a 6:7"]
+    assert is_same_table(whole, read_all_files(s2ef.LMDB_FORMAT, tmp_path)[0])
 
 
 def test_totals_are_taken_before_adsorption_energies(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "a.lmdb", {"0": graph_bytes(0, y=-0.4, raw_y=torch.tensor([-44.5]))})
-    assert read_all_files(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-44.5]
+    assert read_all_files(s2ef.LMDB_FORMAT, tmp_path)[0].energy.tolist() == [-44.5]
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,14 @@ def test_hostile_pickle_is_not_executed(tmp_path: Path, kind: type[Shell], named
     ):
         path = tmp_path / f"{name}.lmdb"
         write_lmdb(path, {"0": graph_bytes(0), "1": hostile, "2": graph_bytes(2)})
-        frames, faults = read_all_files(s2ef_lmdb.FORMAT, path)
+        frames, faults = read_all_files(s2ef.LMDB_FORMAT, path)
         assert len(frames) == 2
         assert [(f.where, f.kind) for f in faults] == [(f"{name}/1", "unsafe pickle")]
         assert named in faults[0].reason
         assert not mark.exists()
     write_lmdb(tmp_path / "length.lmdb", {"0": graph_bytes(0), "length": pickle.dumps(kind(mark))})
     with pytest.raises(InputError, match="'length' cannot be read"):
-        s2ef_lmdb.list_chunks([tmp_path / "length.lmdb"])
+        s2ef.list_lmdb_chunks([tmp_path / "length.lmdb"])
     assert not mark.exists()
 
 
@@ -178,10 +178,10 @@ def test_bad_rows_and_files_are_reported(tmp_path: Path) -> None:
     rows = {"0": graph_bytes(0), "1": b"junk", "2": pickle.dumps({"y": 1}), "3": graph_bytes(3, y=None)}
     rows |= {"5": graph_bytes(5, pos=torch.zeros((5, 3))), "6": graph_bytes(6)[:-50]}
     write_lmdb(path, rows)
-    frames, faults = read_all_files(s2ef_lmdb.FORMAT, path)
+    frames, faults = read_all_files(s2ef.LMDB_FORMAT, path)
     assert frames.ids.tolist() == ["a/0"]
     kinds = ["corrupt", "malformed", "unlabelled", "missing row", "shape", "corrupt"]
     assert [f.kind for f in faults] == kinds
     write_aselmdb(tmp_path / "b.aselmdb", {1: ase_row(1)})
     with pytest.raises(InputError, match=r"not an S2EF LMDB, no '0' \(there are: 1, metadata, nextid\)"):
-        s2ef_lmdb.list_chunks([tmp_path / "b.aselmdb"])
+        s2ef.list_lmdb_chunks([tmp_path / "b.aselmdb"])

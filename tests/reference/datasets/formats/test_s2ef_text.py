@@ -11,7 +11,7 @@ import ase.io
 import numpy as np
 import pytest
 
-from harness.reference.datasets.readers import s2ef_text
+from harness.reference.datasets.readers import s2ef
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files.writers import (
     conformations,
@@ -27,7 +27,7 @@ def test_oc20_totals_systems_and_cells(tmp_path: Path) -> None:
     write_oc20(tmp_path / "s2ef", "0", 6)
     write_oc20(tmp_path / "s2ef", "1", 2)
     (tmp_path / "s2ef" / "README_s2ef.md").write_text("a folder of the archive")
-    frames, faults = read_all_files(s2ef_text.FORMAT, tmp_path)
+    frames, faults = read_all_files(s2ef.TEXT_FORMAT, tmp_path)
     assert not faults
     assert len(frames) == 8
     assert frames.ids[4] == "0/4/random1001/frame4"
@@ -38,13 +38,13 @@ def test_oc20_totals_systems_and_cells(tmp_path: Path) -> None:
     assert np.allclose(frames[2:3].forces, forces[0], atol=1e-7)
     assert frames.cell[0].tolist() == [[12, 0, 0], [0.5, 12, 0], [0, 0, 30]]
     assert frames.periodic.all()
-    assert is_same_table(frames, read_all_files(s2ef_text.FORMAT, tmp_path)[0])
+    assert is_same_table(frames, read_all_files(s2ef.TEXT_FORMAT, tmp_path)[0])
 
 
 def test_frames_match_ase(tmp_path: Path) -> None:
     path = tmp_path / "a.extxyz"
     path.write_text("".join(extxyz_frame(k) for k in range(3)))
-    frames, _ = read_all_files(s2ef_text.FORMAT, path)
+    frames, _ = read_all_files(s2ef.TEXT_FORMAT, path)
     for atoms, result in zip(ase.io.read(path, ":"), frames.structures(), strict=True):
         assert np.array_equal(atoms.positions, result.positions)
         assert np.array_equal(atoms.get_forces(apply_constraint=False), result.forces)
@@ -55,9 +55,9 @@ def test_frames_match_ase(tmp_path: Path) -> None:
 
 def test_decompressed_files_next_to_compressed_ones_are_read_once(tmp_path: Path) -> None:
     write_oc20(tmp_path, "0", 4)
-    packed, _ = read_all_files(s2ef_text.FORMAT, tmp_path)
+    packed, _ = read_all_files(s2ef.TEXT_FORMAT, tmp_path)
     write_oc20(tmp_path, "0", 4, packed=False)
-    assert is_same_table(packed, read_all_files(s2ef_text.FORMAT, tmp_path)[0])
+    assert is_same_table(packed, read_all_files(s2ef.TEXT_FORMAT, tmp_path)[0])
 
 
 def test_archives_are_read_without_unpacking(tmp_path: Path) -> None:
@@ -71,12 +71,12 @@ def test_archives_are_read_without_unpacking(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    frames, faults = read_all_files(s2ef_text.FORMAT, path)
+    frames, faults = read_all_files(s2ef.TEXT_FORMAT, path)
     assert not faults
     assert frames.ids.tolist() == [*(f"extxyz_val/val/0.extxyz/{k}" for k in range(3)), "extxyz_val/val/1.extxyz.xz/0"]
     path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(InputError, match="truncated or not a compressed archive"):
-        read_all_files(s2ef_text.FORMAT, path)
+        read_all_files(s2ef.TEXT_FORMAT, path)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_bad_frame_is_a_fault_and_the_others_are_read(tmp_path: Path, old: str
     assert old in text
     bad = text.replace(" free_energy", " other").replace(old, new)
     (tmp_path / "a.extxyz").write_text(bad + extxyz_frame(1))
-    frames, faults = read_all_files(s2ef_text.FORMAT, tmp_path)
+    frames, faults = read_all_files(s2ef.TEXT_FORMAT, tmp_path)
     assert frames.ids.tolist() == ["a/1"]
     assert [(f.where, f.kind) for f in faults] == [("a/0", kind)]
 
@@ -109,27 +109,27 @@ def test_bad_files(tmp_path: Path) -> None:
     whole = text.read_text()
     text.write_text(whole[: len(whole) - 320])
     with pytest.raises(InputError, match=r"0\.extxyz, line 25: truncated inside a frame of 6 atoms"):
-        read_all_files(s2ef_text.FORMAT, text)
+        read_all_files(s2ef.TEXT_FORMAT, text)
     text.write_text("".join(extxyz_frame(k) for k in range(3)))
     with pytest.raises(InputError, match=r"0\.extxyz: truncated, 3 frames where its text file has 4 lines"):
-        read_all_files(s2ef_text.FORMAT, text)
+        read_all_files(s2ef.TEXT_FORMAT, text)
     text.write_text(whole + extxyz_frame(5))
     with pytest.raises(InputError, match=r"0\.extxyz: frame 5, but its text file has 4 lines"):
-        read_all_files(s2ef_text.FORMAT, text)
+        read_all_files(s2ef.TEXT_FORMAT, text)
     lines.write_text("random1\n")
     with pytest.raises(InputError, match=r"0\.txt, line 1: 'random1', expected system,frame,reference energy"):
-        read_all_files(s2ef_text.FORMAT, text)
+        read_all_files(s2ef.TEXT_FORMAT, text)
     lines.unlink()
     text.write_text(whole.replace("\n6\n", "\nsix\n"))
     with pytest.raises(InputError, match=r"0\.extxyz, line 9: 'six' is not a number of atoms"):
-        read_all_files(s2ef_text.FORMAT, text)
+        read_all_files(s2ef.TEXT_FORMAT, text)
     write_ani1x(tmp_path / "ani1x.h5", {"C": 2})
     with pytest.raises(InputError, match=r"ani1x\.h5"):
-        s2ef_text.list_chunks([tmp_path / "ani1x.h5"])
+        s2ef.list_text_chunks([tmp_path / "ani1x.h5"])
     packed = tmp_path / "9.extxyz.xz"
     packed.write_bytes(lzma.compress(whole.encode())[:-100])
     with pytest.raises(InputError, match=r"9\.extxyz\.xz: truncated, or not the text"):
-        read_all_files(s2ef_text.FORMAT, packed)
+        read_all_files(s2ef.TEXT_FORMAT, packed)
     packed.write_bytes(b"")
     with pytest.raises(InputError, match=r"9\.extxyz\.xz: "):
-        read_all_files(s2ef_text.FORMAT, packed)
+        read_all_files(s2ef.TEXT_FORMAT, packed)

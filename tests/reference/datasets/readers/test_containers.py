@@ -19,8 +19,8 @@ from ase.db import connect
 
 from harness.reference.data.structure_table import StructureTable
 from harness.reference.datasets.catalog import SOURCES, find_source
-from harness.reference.datasets.conversion.inputs import detect_source_format
-from harness.reference.datasets.readers import s2ef_lmdb
+from harness.reference.datasets.conversion.convert import detect_source_format
+from harness.reference.datasets.readers import s2ef
 from harness.reference.errors import InputError
 from tests.reference.datasets.official_files import writers as official
 from tests.reference.datasets.official_files.writers import METHANOL, conformations, read_all_files
@@ -110,10 +110,10 @@ def test_the_total_is_taken_where_a_graph_has_several_energies(tmp_path: Path) -
         tmp_path / "a.lmdb",
         {"0": newer_graph_bytes(0, y=-0.4), "1": newer_graph_bytes(1, raw_y=torch.tensor([-44.0]), y=-0.4)},
     )
-    assert read_all_files(s2ef_lmdb.FORMAT, tmp_path)[0].energy.tolist() == [-45.0, -44.0]
+    assert read_all_files(s2ef.LMDB_FORMAT, tmp_path)[0].energy.tolist() == [-45.0, -44.0]
 
 
 def test_relaxed_energies_are_not_read_as_totals(tmp_path: Path) -> None:
     official.write_lmdb(tmp_path / "a.lmdb", {"0": official.graph_bytes(0, y=None, y_relaxed=-0.4, y_init=6.2)})
-    items = [item for part in s2ef_lmdb.list_chunks([tmp_path]) for item in s2ef_lmdb.read_chunk(part)]
+    items = [item for part in s2ef.list_lmdb_chunks([tmp_path]) for item in s2ef.read_lmdb_chunk(part)]
     assert [(item.kind, item.reason[:16]) for item in items] == [("unlabelled", "an IS2RE graph: ")]  # type: ignore[union-attr]

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from harness.reference.datasets.catalog import SOURCES, find_source
-from harness.reference.datasets.heads import HEADS
+from harness.reference.datasets.catalog import HEADS, SOURCES, find_source
 from harness.reference.datasets.readers.registry import FORMATS, get_format
 from harness.reference.errors import InputError
 

@@ -1,20 +1,30 @@
-"""The time of reading a random sample in each mode, the modes in turn, on all ranks at once."""
+"""Convert one dataset to a store, or time reading from all stores in every mode on all ranks (suites/data.yaml).
+
+`convert` writes store/<slug>.bp in the folder of the case; `read` reads the stores of the cases that it waits for.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import psutil
-from mpi4py import MPI
 
 from harness.protocol.events import CaseLog
 from harness.protocol.programs.data import CopyFloor, DataFacts, DataParameters, Reading, ReadSample
 from harness.protocol.records import Failure, Progress
+from harness.reference.datasets.catalog import find_source
 from harness.reference.datasets.collection import TRAINING_SPLIT
+from harness.reference.datasets.conversion.convert import convert, find_official_files, plan_conversion
+from harness.reference.datasets.conversion.read_part import ConversionRules
+from harness.reference.distributed import launch
 from harness.reference.distributed.launch import RankInfo, describe_error
 from harness.reference.errors import InputError
 from harness.reference.storage.adios.reader import BPFile
@@ -24,6 +34,48 @@ from harness.reference.storage.open import ReadMode, open_samples
 from harness.reference.storage.samples import ConcatenatedSamples, Samples
 from harness.reference.storage.schema import Record
 from harness.reference.storage.structure_codec import EDGE_KEYS, REQUIRED_KEYS
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def run(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
+    """Convert one dataset, or read all stores in every mode."""
+    if parameters.task == "convert":
+        convert_dataset(parameters, log, folder)
+    else:
+        benchmark_modes(parameters, list_earlier_stores(folder), launch.detect_rank(os.environ), log)
+
+
+def convert_dataset(parameters: DataParameters, log: CaseLog, folder: Path) -> None:
+    """Convert a dataset to a store in the folder of the case."""
+    entry = find_source(parameters.dataset)
+    rules = ConversionRules(
+        cutoff=parameters.cutoff,
+        max_neighbours=parameters.max_neighbours,
+        max_force=parameters.max_force,
+        split_seed=parameters.seed,
+        strict=parameters.strict,
+    )
+    target = folder / "store" / f"{entry.slug}.bp"
+    shutil.rmtree(target, ignore_errors=True)  # an earlier attempt may have left one without its facts
+    workers = parameters.workers or len(os.sched_getaffinity(0))
+    plan = plan_conversion(entry, find_official_files(parameters.source, entry), target, rules, workers)
+
+    def report(done: int, total: int, what: str) -> None:
+        log.write(Progress(done=done, total=total, what=what))
+
+    log.record_facts(msgspec.convert(convert(plan, report), DataFacts))
+
+
+def list_earlier_stores(folder: Path) -> list[Path]:
+    """Return the stores of the cases that this one waited for, in the order of their heads."""
+    needed = json.loads((folder / "case.json").read_text(encoding="utf-8"))["after"]
+    stores = [path for name in needed for path in (folder.resolve().parent / name / "store").glob("*.bp")]
+    if not stores:
+        raise InputError("no store: this case reads the stores of the conversions that it waits for")
+    return sorted(stores, key=lambda path: find_source(path.stem).branch)
+
 
 SHARE_OF_MEMORY = 0.6  # of what is free
 COMPARED_SAMPLES = 32  # samples whose bytes must be equal in every mode
@@ -46,6 +98,8 @@ def benchmark_modes(config: DataParameters, stores: Sequence[Path], rank_info: R
 
 
 def _benchmark(config: DataParameters, stores: Sequence[Path], log: CaseLog, comm: MPI.Comm) -> None:
+    from mpi4py import MPI  # starts MPI, which conversions do without
+
     datasets: dict[ReadMode, ConcatenatedSamples] = {}
     open_costs: dict[ReadMode, tuple[float, int]] = {}
     modes, skipped = modes_that_fit(config.modes, stores, comm)
@@ -87,6 +141,8 @@ def modes_that_fit(
     modes: Sequence[ReadMode], stores: Sequence[Path], comm: MPI.Comm
 ) -> tuple[list[ReadMode], list[str]]:
     """Return the modes that fit into the memory of a node together, and why each of the others does not; collective."""
+    from mpi4py import MPI
+
     sizes = [BPFile(store).nbytes(TRAINING_SPLIT, training_keys(store)) for store in stores]
     total, local_ranks = sum(sizes), comm.Split_type(MPI.COMM_TYPE_SHARED).size
     copies = {"on_demand": 0.0, "preload": local_ranks, "shared": 1.0, "distributed": local_ranks / comm.size}
@@ -136,6 +192,8 @@ def _round(
     mode: str, number: int, *, samples: ConcatenatedSamples, config: DataParameters, comm: MPI.Comm, log: CaseLog
 ) -> None:
     """Time batches of random samples, other ones on each rank."""
+    from mpi4py import MPI
+
     rng = np.random.default_rng((config.seed, number, comm.rank))
     batches = rng.integers(0, len(samples), (config.batches, config.batch_size))
     seconds, sizes = np.zeros(config.batches), np.zeros(config.batches)

@@ -11,8 +11,15 @@ from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.splitting.fingerprints import N_LENGTHS, measure_shapes
-from harness.reference.datasets.splitting.splits import SEED, SHARES, SPLITS, assign_by_place, place_groups
+from harness.reference.datasets.splits import (
+    N_LENGTHS,
+    SEED,
+    SHARES,
+    SPLITS,
+    assign_by_place,
+    measure_shapes,
+    place_groups,
+)
 from harness.reference.storage.sampling.permutations import splitmix64
 
 # Structures are equal if at least one of N_LENGTHS + 1 grids, each shifted against the last, has both in one cell. For

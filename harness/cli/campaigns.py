@@ -9,9 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from harness.cli.commands import plans, reports
-from harness.cli.loading import check_cost, load_campaigns
-from harness.cli.options import Commands, add_command, add_job_options, add_suite_options, positive_int
+from harness.cli import plans, reports
+from harness.cli.options import (
+    Commands,
+    add_command,
+    add_job_options,
+    add_suite_options,
+    check_cost,
+    load_campaigns,
+    positive_int,
+)
 from harness.host.command_line import DONE, INCOMPLETE
 from harness.protocol.errors import UsageError
 from harness.protocol.text import pluralize
@@ -43,8 +50,7 @@ def add_commands(commands: Commands) -> None:
 
 def do_run(arguments: Namespace) -> int:
     """Run missing cases, or write their jobs; then report on those that have ended."""
-    from harness.cli.next_steps import print_next_steps
-    from harness.execution.progress import Progress
+    from harness.execution.status import Progress
     from harness.execution.submission import RunOptions
 
     if arguments.dry_run:
@@ -73,7 +79,7 @@ def do_run(arguments: Namespace) -> int:
             rejections += dict.fromkeys(campaign.submission.rejected.values())
         is_stalled = is_stalled or (submit and is_incomplete(campaign, campaign_outcomes, options.wait))
         if not is_local:
-            print_next_steps(campaign, campaign_outcomes, submit)
+            plans.print_next_steps(campaign, campaign_outcomes, submit)
     code = report_outcomes(arguments, outcomes)
     if rejections:
         raise UsageError("\n".join(rejections))
@@ -96,7 +102,7 @@ def do_status(arguments: Namespace) -> int:
 
 def do_collect(arguments: Namespace) -> int:
     """Collect and report the cases that have ended."""
-    from harness.execution.progress import Progress
+    from harness.execution.status import Progress
 
     if arguments.format is not None:
         return reports.import_paths(arguments.format, arguments.suites, arguments.out)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from harness.reference.data.structure import Array
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.statistics.reference_energies import ELEMENT_SLOTS, References, count_elements
+from harness.reference.datasets.reference_energies import ELEMENT_SLOTS, References, count_elements
 from harness.reference.storage.sampling.permutations import splitmix64
 
 PER_OCTAVE = 32  # a bin is 2.2% wide: a quantile is right to 1.1%

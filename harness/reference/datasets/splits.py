@@ -1,4 +1,4 @@
-"""Fingerprints that equal structures share: a composition, and a few lengths that measure the geometry.
+"""Splits by the name of a group, and fingerprints that equal structures share: a composition, and a few lengths.
 
 The lengths do not change under rotation, translation, reflection (a mirror image has the same energy) and exchange of
 equal atoms, nor, in a periodic structure, with the origin, the choice of lattice vectors and the size of the supercell.
@@ -10,17 +10,50 @@ whose coefficients in Legendre polynomials are the lengths: atoms that are excha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
-import vesin
 from numpy.polynomial import Legendre
 from numpy.typing import NDArray
 
 from harness.reference.data.structure import MAX_ATOMIC_NUMBER, Array
 from harness.reference.data.structure_table import StructureTable
-from harness.reference.datasets.statistics.reference_energies import count_elements
+from harness.reference.datasets.reference_energies import count_elements
 from harness.reference.storage.sampling.permutations import hash_key, splitmix64
+
+SPLITS = ("trainset", "valset", "testset")
+SHARES = (0.9, 0.05, 0.05)
+SEED = 17  # with which every shipped set, of as few as 15 groups, has some in every split
+
+
+def hash_texts(texts: NDArray[np.str_], salt: str = "") -> NDArray[np.uint64]:
+    """Return a 64-bit number for each text, the same on every machine, [k]."""
+    key = salt.encode()
+    joined = b"".join(
+        blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8, key=key).digest() for text in texts.tolist()
+    )
+    return np.frombuffer(joined, dtype="<u8")
+
+
+def place_groups(groups: NDArray[np.str_], *, seed: int = SEED) -> NDArray[np.uint64]:
+    """Return the place of each group in 0 .. 2**64, [k], which depends on its name and the seed alone."""
+    names, position = np.unique(groups, return_inverse=True)
+    return hash_texts(names, f"split {seed}")[position]
+
+
+def assign_by_place(places: NDArray[np.uint64], shares: Sequence[float] = SHARES) -> NDArray[np.int64]:
+    """Return the position in SPLITS of groups at these places, [k]."""
+    return np.searchsorted(np.cumsum(shares)[:-1], places.astype(np.float64) / 2.0**64, side="right")
+
+
+def assign_by_name(
+    groups: NDArray[np.str_], *, shares: Sequence[float] = SHARES, seed: int = SEED
+) -> NDArray[np.int64]:
+    """Return the position in SPLITS of each group, [k], which depends on its name and the seed alone."""
+    return assign_by_place(place_groups(groups, seed=seed), shares)
+
 
 N_LENGTHS = 9
 RADIUS = 4.0  # angstrom, of the surroundings of an atom
@@ -136,6 +169,8 @@ def _find_near_pairs(
     frames: StructureTable, is_measured: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
     """Return both atoms of each pair within RADIUS, and the vector from the first to the second, [e, 3]."""
+    import vesin  # takes seconds, as it imports torch
+
     search = vesin.NeighborList(cutoff=RADIUS, full_list=False, n_threads=1)
     starts, ends = (frames.ends - frames.sizes).tolist(), frames.ends.tolist()
     pairs = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3)))]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.commands.reports import print_line
 from harness.cli.options import Commands, add_command, positive_int, usable_path
+from harness.cli.reports import print_line
 from harness.host.command_line import CHECK_FAILED, DONE, INCOMPLETE
 
 if TYPE_CHECKING:

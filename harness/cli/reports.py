@@ -85,8 +85,7 @@ def do_check(arguments: Namespace) -> int:
     """Judge claims and figures of merit without writing; return 1 if one is off, or should be measured and is not."""
     from harness.claims.evaluate import NO_RUNS, judge_folder
     from harness.claims.papers import load_papers
-    from harness.claims.scorecard import counts_as_failure
-    from harness.claims.unmeasured import find_unmeasured
+    from harness.claims.scorecard import counts_as_failure, find_unmeasured
     from harness.tracking.history import FILE_NAME
 
     judgement = judge_folder(arguments.out, load_papers(arguments.claims))

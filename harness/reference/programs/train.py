@@ -28,7 +28,7 @@ from harness.reference.datasets.collection import (  # fmt: skip
     require_forces,
 )
 from harness.reference.datasets.shipped_sets import SHIPPED_SETS
-from harness.reference.datasets.splitting.splits import SPLITS
+from harness.reference.datasets.splits import SPLITS
 from harness.reference.distributed import launch
 from harness.reference.distributed.group import ProcessGroup, process_group, select_device
 from harness.reference.distributed.launch import RankInfo
@@ -40,7 +40,7 @@ from harness.reference.models.foundation import FoundationModel
 from harness.reference.models.message_backend import select_backend
 from harness.reference.storage.collectives import get_mpi_world
 from harness.reference.storage.sampling.sampler import DistributedSampler, SamplingSpec
-from harness.reference.training import continuation
+from harness.reference.training import state
 from harness.reference.training.compile import CompileResult, compile_loss, count_compiled_graphs
 from harness.reference.training.evaluation import CONTACT_SAMPLE, evaluate_test_sets, find_shortest_distance
 from harness.reference.training.gate_training import train_gate
@@ -64,7 +64,7 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     if config.sets is None:
         config = config.model_copy(update={"sets": tuple(s.name for s in SHIPPED_SETS)})
     rank_info = launch.detect_rank(os.environ)
-    if config.continues and continuation.copy_finished_model(folder, log, rank_info.rank):
+    if config.continues and state.copy_finished_model(folder, log, rank_info.rank):
         return
     device = select_device(config.device, config.backend, rank_info)
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
@@ -87,7 +87,7 @@ def run(config: TrainParameters, log: CaseLog, folder: Path) -> None:
     )
     with process_group(rank_info, backend=config.backend, device=device, timeout_s=config.timeout_s) as team:
         if config.continues and rank_info.rank == 0:
-            continuation.copy_state(folder)
+            state.copy_state(folder)
         team.barrier()
         train(model.to(device), feed=feed, splits=splits, config=config, team=team, log=log, folder=folder)
         for corpus in splits.values():
@@ -267,4 +267,4 @@ def finish(
     notes["held_out"] = evaluate_test_sets(model, splits[SPLITS[0]], splits[SPLITS[2]], feed.references, team)
     log.record_facts(TrainFacts(held_out=msgspec.convert(notes["held_out"], list[HeldOutErrors])))
     if team.rank == 0:
-        checkpoints.save(model, folder / continuation.MODEL, notes)
+        checkpoints.save(model, folder / state.MODEL, notes)

@@ -1,1 +1,0 @@
-"""The program `data`: convert datasets to stores, and read batches from stores."""

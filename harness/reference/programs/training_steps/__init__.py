@@ -1,1 +1,0 @@
-"""The program `training_steps`: the time and the error of a training step in three formulations."""

@@ -73,7 +73,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "emulated": 0 < hosts < nodes,
         **{key: model.get("config", {}).get(key) for key in ("backbone", "hidden_dim")},
         "parameters": model.get("parameters"),
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

@@ -28,11 +28,16 @@ def ensure_user() -> None:
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Pause the garbage collector while many objects are created and none of them is released."""
+    """Pause the garbage collector while many objects are created and none of them is released.
+
+    Afterwards they belong to the oldest generation, so that the next collection does not visit each of them.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -21,7 +21,7 @@ Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
 class StrictModel(BaseModel):
     """An immutable model that refuses unknown keys; the string below a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
 def check_unique(values: Values) -> Values:

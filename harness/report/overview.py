@@ -118,5 +118,5 @@ def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | N
 def link_folder(record: RunRecord, out: Path) -> Cell:
     """Return the folder of a case, as a link if it is below the report."""
     if not record.folder.is_relative_to(out):
-        return str(record.folder)
+        return record.location
     return Link(record.folder.name, f"{record.folder.relative_to(out)}/")

@@ -28,6 +28,7 @@ class RunRecord:
     """The files of one run of a case; an unreadable record only has the reason as its error.
 
     Attributes:
+        location: the path of the folder.
         facts: the facts about the whole case, by name.
         samples: raw measurements.
         stages: the warm_up or unavailable event of each stage.
@@ -36,7 +37,7 @@ class RunRecord:
         began_s, ended_s: Unix times of the first and the last event.
     """
 
-    folder: Path
+    location: str
     case: dict[str, Any]
     state: State
     error: str | None = None
@@ -48,6 +49,11 @@ class RunRecord:
     events_by_kind: dict[str, list[Event]] = field(default_factory=dict)
     began_s: float | None = None
     ended_s: float | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the case."""
+        return Path(self.location)
 
     @property
     def campaign(self) -> str:
@@ -83,7 +89,7 @@ class RunRecord:
     @cached_property
     def _provenance(self) -> tuple[dict[str, Any], str | None]:
         try:
-            content = read_json(f"{self.folder}/provenance.json")
+            content = read_json(f"{self.location}/provenance.json")
         except FileNotFoundError:
             return {}, None
         except Unreadable as error:
@@ -140,7 +146,7 @@ def readable(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def mark_unreadable(record: RunRecord, reason: str) -> RunRecord:
     """Return the record of a case that turned out to be unreadable."""
-    return _create_unreadable(str(record.folder), record.case, reason)
+    return _create_unreadable(record.location, record.case, reason)
 
 
 def _list_folders(parent: str | Path) -> list[str]:
@@ -157,7 +163,7 @@ def _create_unreadable(folder: str, case: dict[str, Any], reason: str) -> RunRec
     name = case.get("name")
     names["name"] = name if isinstance(name, str) else os.path.basename(folder)
     rows = case.get("performance") if "program" in names and find_case_problem(case) is None else None
-    return RunRecord(Path(folder), names | ({"performance": rows} if rows else {}), "unreadable", sanitize_line(reason))
+    return RunRecord(folder, names | ({"performance": rows} if rows else {}), "unreadable", sanitize_line(reason))
 
 
 def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
@@ -188,7 +194,7 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
     merits = [checks.measure_merit(row, log) for row in case.get("performance", ())] if state == "done" else []
     began_s, ended_s = (log[k].get("time_s") if log else None for k in (0, -1))
     return RunRecord(
-        folder=Path(folder),
+        location=folder,
         case=case,
         state=state,
         error=error or reason or None,

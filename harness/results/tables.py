@@ -130,4 +130,4 @@ def build_merits_table(records: Sequence[RunRecord]) -> pd.DataFrame:
 
 def _run_columns(record: RunRecord) -> dict[str, Any]:
     case = record.case
-    return {"suite": case.get("suite"), "case": case.get("name"), "id": case.get("id"), "folder": str(record.folder)}
+    return {"suite": case.get("suite"), "case": case.get("name"), "id": case.get("id"), "folder": record.location}

@@ -54,7 +54,7 @@ def list_windows(record: RunRecord) -> Iterator[Window]:
     """Yield the window of a case, then those of its parts; none for a case that has not begun."""
     if record.began_s is None or record.ended_s is None or record.ended_s <= record.began_s:
         return
-    folder, nodes = str(record.folder), read_nodes(record.folder)
+    folder, nodes = record.location, read_nodes(record.folder)
     yield Window(folder, "case", "", ((record.began_s, record.ended_s),), nodes)
     for event in record.events_by_kind.get("trial", []):
         if event.get("began_s") and event.get("ended_s"):

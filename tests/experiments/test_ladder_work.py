@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from harness.experiments.ladder import page
 from harness.experiments.ladder.metrics import build_ladder_table, compute_matmul_rates, compute_roofline
 from harness.protocol.events import JsonLinesLog
 from harness.report.render import write_report
@@ -96,6 +98,19 @@ def test_ladder_page_shows_work_roofline_and_profile(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert words in page, words
     assert list((tmp_path / "figures").glob("*-roofline.png"))
+
+
+def test_long_page_names_the_table_that_has_the_other_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path)
+    write_report(tmp_path)
+    mentions = (tmp_path / "ladder.html").read_text().count("FP64 in detail")
+    shutil.copytree(tmp_path / "runs" / "ladder-local", tmp_path / "runs" / "ladder-other")
+    monkeypatch.setattr(page, "MAX_LADDERS", 1)
+    write_report(tmp_path)
+    text = (tmp_path / "ladder.html").read_text()
+    assert text.count("FP64 in detail") == mentions
+    assert "1 ladder more: tables/ladder.csv has all of their stages." in text
+    assert pd.read_csv(tmp_path / "tables" / "ladder.csv")["campaign"].nunique() == 2
 
 
 def test_ladder_page_shows_logs_without_work(tmp_path: Path) -> None:

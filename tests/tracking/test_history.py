@@ -227,7 +227,7 @@ def make_record(
     folder.mkdir(parents=True)
     provenance = {"commit": commit, "changed_since_commit": changed, "time_s": when, "host": host, "cpu": "c"}
     (folder / "provenance.json").write_text(json.dumps(provenance))
-    return RunRecord(folder, {"id": "0123456789ab", "name": "n", "suite": "s"}, "done")
+    return RunRecord(str(folder), {"id": "0123456789ab", "name": "n", "suite": "s"}, "done")
 
 
 def test_runs_of_suites_are_recorded_under_their_commit_and_machine(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
     for record in records:
         if record.duration_s is None:
             continue
-        usages = by_case.get(str(record.folder), [])
+        usages = by_case.get(record.location, [])
         whole = next((u for u in usages if u.window.what == "case"), None)
         cases.append(_describe_case(record, record.duration_s, whole))
         shared = _find_overlapping_trials([u for u in usages if u.window.what == "trial"])
@@ -162,7 +162,7 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
         "case": case.get("name"), "precision": case.get("parameters", {}).get("precision"), "state": record.state,
         "seconds": seconds, "gpu_hours": _count_gpus(record) * seconds / 3600, "results": results, "result": unit,
         "node_hours": case.get("nodes", math.nan) * seconds / 3600, "why_not": "no telemetry",
-        "folder": str(record.folder),
+        "folder": record.location,
     }  # fmt: skip
     if usage is None:
         return row

@@ -79,7 +79,7 @@ def exclude_subsets(datasets: pd.DataFrame) -> pd.DataFrame:
 
 def _identify(record: RunRecord) -> dict[str, Any]:
     case = record.case
-    names = {"campaign": record.campaign, "case": case.get("name"), "folder": str(record.folder)}
+    names = {"campaign": record.campaign, "case": case.get("name"), "folder": record.location}
     return names | {k: case.get(k) for k in ("system", "id")}
 
 

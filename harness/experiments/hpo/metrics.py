@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,7 @@ def _describe_search(record: RunRecord, trials: pd.DataFrame) -> dict[str, Any]:
         "optimizer_s": overhead.get("optimizer_s"),
         "overhead": overhead["optimizer_s"] / busy if overhead and busy else None,
         "stand_ins": not fixed.get("stores"),
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 
@@ -196,8 +197,7 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
             continue
         is_choice = bool(values.map(lambda v: isinstance(v, str)).any())
         ranks = np.asarray(group["objective"].rank(), dtype=np.float64)
-        rng = np.random.default_rng(0)
-        shuffled = np.stack([rng.permutation(ranks) for _ in range(PERMUTATIONS)])
+        shuffled = ranks[_list_permutations(len(ranks))]
         if is_choice:
             choices = values.astype(str).to_numpy()
             explained, direction = float(_correlation_ratios(choices, ranks[None])[0]), math.nan
@@ -219,6 +219,13 @@ def rank_importance(points: pd.DataFrame) -> pd.DataFrame:
         )
     table = IMPORTANCE.build(rows)
     return table.sort_values(["campaign", "case", "explained"], ascending=[True, True, False], kind="stable")
+
+
+@lru_cache(maxsize=8)
+def _list_permutations(n: int) -> NDArray[np.intp]:
+    """Return PERMUTATIONS random permutations of n elements, the same ones for every call."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.permutation(n) for _ in range(PERMUTATIONS)])
 
 
 def _correlation_ratios(choices: NDArray[Any], orders: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -99,7 +99,7 @@ def _describe_rates(record: RunRecord) -> dict[str, Any]:
     return {
         "case": record.case["name"], "structures_per_s": statistics.median(rates) if rates else None,
         "samples": len(rates), "train_s": max(timers) if timers else None, **_derive_training_rate(record),
-        **parameters, "notes": "; ".join(record.facts.get("notes", [])), "folder": str(record.folder),
+        **parameters, "notes": "; ".join(record.facts.get("notes", [])), "folder": record.location,
     }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "device": observed.get("device_name") or record.provenance.get("cpu"),
         "case_state": record.state,
         "counts": False,
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,15 +36,21 @@ from harness.results.tables import Row
 
 MIB = 2**20
 STAGES = list(get_args(StageName))
+# A page with more ladders is too long to read.
+MAX_LADDERS = 200
 
 
 def build_sections(context: PageContext) -> list[Section]:
     """Return a section for each ladder, then those on training steps, then the one on the trained model."""
     sections = []
-    for _, rows in context.tables["ladder"].groupby("experiment", sort=False):
-        folders = set(rows["folder"])
-        records = [r for r in context.records if str(r.folder) in folders]
-        sections.append(build_ladder_section(rows, records, context.paper, context.figures))
+    ladders = context.tables["ladder"].groupby("experiment", sort=False)
+    records = {record.location: record for record in context.records}
+    for _, rows in islice(ladders, MAX_LADDERS):
+        runs = [records[folder] for folder in dict.fromkeys(rows["folder"])]
+        sections.append(build_ladder_section(rows, runs, context.paper, context.figures))
+    if len(ladders) > MAX_LADDERS:
+        rest = f"{pluralize(len(ladders) - MAX_LADDERS, 'ladder')} more: tables/ladder.csv has all of their stages."
+        sections.append(Section("Further ladders", "further-ladders", [rest]))
     return [*sections, *build_steps_sections(context.tables["training_steps"]), *build_model_section(context.records)]
 
 

@@ -74,7 +74,7 @@ def _describe_case(record: RunRecord) -> dict[str, Any]:
         "threads": observed.get("threads", math.nan),
         "device": observed.get("device_name") or record.provenance.get("cpu"),
         "case_state": record.state,
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

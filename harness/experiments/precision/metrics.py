@@ -130,7 +130,7 @@ def _list_costs(record: RunRecord) -> list[dict[str, Any]]:
                         if s["task"] == task == "training" and s["precision"] == name
                     ),
                     **{k: record.facts["observed"][k] for k in COSTS["machine"]},
-                    "folder": str(record.folder),
+                    "folder": record.location,
                 }
             )
     return rows

@@ -95,7 +95,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "precision": observed["requested"],
         "device": observed["device_name"] or observed["device"],
         "data": ", ".join(f"{s['set']} ({s['role']})" for s in workload["sets"]),
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

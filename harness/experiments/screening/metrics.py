@@ -134,7 +134,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "memory_peak_bytes": max(r["memory_peak_bytes"] for r in ranks),
         "proven": bool(proofs) and proofs[-1]["checksum"] == proofs[-1]["expected"],
         "state": record.state,
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

@@ -89,7 +89,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     identified = [(r, _identify(r)) for r in runs]
     held_out = _convert_to_floats(
         HELD_OUT.build(
-            {**HELD_OUT.select(row), **names, "folder": str(r.folder)}
+            {**HELD_OUT.select(row), **names, "folder": r.location}
             for r, names in identified
             for row in r.facts["held_out"]
         ),
@@ -202,7 +202,7 @@ def _describe_run(record: RunRecord) -> dict[str, Any]:
         "waiting": sum(waits) / seconds if waits and (seconds := sum(e["seconds"] for e in epochs)) else None,
         "gate_energy_error_ev_per_atom": gate.get("energy_error_ev_per_atom"),
         "gate_right_branch": gate.get("right_branch"),
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

@@ -78,7 +78,7 @@ def _describe_task(record: RunRecord) -> dict[str, Any]:
         "campaign": record.campaign,
         "left_out": ", ".join(f"{n} {why}" for why, n in left_out.items()),
         "state": record.state,
-        "folder": str(record.folder),
+        "folder": record.location,
     }
 
 

@@ -238,7 +238,8 @@ def run_steps(folder: Path, **parameters: Any) -> RunRecord:
     all_parameters = TINY | parameters
     events = read_last_run(run_program("training_steps", all_parameters, folder).path)
     return RunRecord(
-        folder, {"name": "tiny", "suite": "tiny", "program": "training_steps", "parameters": all_parameters}, "done",
+        str(folder),
+        {"name": "tiny", "suite": "tiny", "program": "training_steps", "parameters": all_parameters}, "done",
         facts={e["name"]: e["value"] for e in events if e["event"] == "fact"},
         samples=[e for e in events if e["event"] == "sample"],
         stages={e["stage"]: e for e in events if e["event"] in ("warm_up", "unavailable")},

@@ -27,7 +27,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
                     "size": record.case["parameters"]["size"],
                     **interval_columns("per_s", rate),
                     "samples": rate.n,
-                    "folder": str(record.folder),
+                    "folder": record.location,
                 }
             )
     return {"sorting": SORTING.build(rows)}

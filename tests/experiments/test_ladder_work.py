@@ -110,7 +110,7 @@ def test_long_page_names_the_table_that_has_the_other_ladders(tmp_path: Path, mo
     text = (tmp_path / "ladder.html").read_text()
     assert text.count("FP64 in detail") == mentions
     assert "1 ladder more: tables/ladder.csv has all of their stages." in text
-    assert pd.read_csv(tmp_path / "tables" / "ladder.csv")["campaign"].nunique() == 2
+    assert pd.read_csv(tmp_path / "tables" / "ladder.csv")["folder"].nunique() == 2
 
 
 def test_ladder_page_shows_logs_without_work(tmp_path: Path) -> None:

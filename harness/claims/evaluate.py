@@ -1,7 +1,7 @@
 """Judge claims by result tables, without writing files or drawing figures.
 
 A verdict that rests on stand-in data, emulated nodes or an extrapolation has that word as its basis. If the evidence
-cannot decide a claim, the verdict is the one that the claim's needs name, next to the measured value.
+cannot decide a claim, the verdict is the one that the claim's `needs` name, and the measured value is reported anyway.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Finding:
 
 
 def judge_folder(out: Path, papers: Mapping[str, Paper]) -> Judgement:
-    """Judge every claim by the runs below out/runs, and mark the claims that the last report has as reproduced."""
+    """Judge every claim by the runs below out/runs, and mark those that the last report counts as reproduced."""
     results = build_results(load_runs(out / "runs"))
     return Judgement(results, mark_previously_reproduced(judge_papers(papers, results, out), out / SCORECARD))
 
@@ -109,7 +109,7 @@ def _judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
 
 
 def _judge_answer(claim: Claim, evidence: Answer, cases: pd.DataFrame) -> _Finding:
-    """Return the verdict on a measured value: that of the first unmet need which names one, else that of the bound."""
+    """Return the verdict on a measured value: of the first unmet need that names one, or else by the claim's bound."""
     failing = [need.otherwise for need in claim.needs if not _is_satisfied(need, evidence.rows, claim.value)]
     verdict = next((otherwise.verdict for otherwise in failing if otherwise.verdict is not None), None)
     if verdict is None:

@@ -30,7 +30,7 @@ class Bound(StrictModel):
     within: Annotated[float, Field(ge=0)] | None = None
 
     def find_threshold(self, paper_value: float) -> float:
-        """Return the number that decides: the bound, or the paper's value."""
+        """Return the threshold to report: `at_least`, else `at_most`, else the paper's value."""
         return next((bound for bound in (self.at_least, self.at_most) if bound is not None), paper_value)
 
     def is_met(self, value: float, paper_value: float = 0.0) -> bool:
@@ -42,7 +42,7 @@ class Bound(StrictModel):
         )
 
     def is_undecided(self, low: float, high: float, paper_value: float) -> bool:
-        """Return whether the interval of a value that is out of bounds reaches into them."""
+        """Return whether a value in [low, high] satisfies the bounds, so that one outside them decides nothing."""
         nearest = min(max(self.find_threshold(paper_value), low), high)
         return self.is_met(nearest, paper_value)
 
@@ -113,21 +113,23 @@ class Pick(StrictModel):
 class Groups(Bound):
     """Rows in groups, each with its own measure.
 
-    take largest, smallest: select the group with the largest or smallest `measure` of those within the bound (ties:
-        all such groups).
-    take count, share: use the number or the share of groups whose measure is within the bound, instead of the measure.
-    missing: the reason that is given if no group is within the bound.
+    Attributes:
+        take: `largest` and `smallest` select the group with the largest or smallest measure within the bound; `count`
+            and `share` use the number or the share of the groups whose measure is within the bound as the value.
+        measure: what is compared with the bound; by default the measure of the query.
+        ties: whether all groups with the largest or smallest measure are evidence, and not only the first.
+        missing: the reason that is given if no group has a measure, or none to select is within the bound.
     """
 
     by: Columns
     take: Literal["largest", "smallest", "count", "share"]
     measure: Measure | None = None
     ties: bool = False
-    missing: str = "no group has enough rows"
+    missing: str = "no group has a measure within the bound"
 
 
 class Incorrect(StrictModel):
-    """Rows that refute the claim, whatever the other rows show."""
+    """Rows that show wrong results: the verdict is "incorrect", whatever the other rows show."""
 
     where: Filter
     note: str
@@ -136,9 +138,13 @@ class Incorrect(StrictModel):
 class Query(StrictModel):
     """Which rows of the tables bear on a claim, and the number that is computed from them.
 
-    where: the rows that the claim is about. complete: the rows of these that can be evidence. prefer: the rows that are
-    used alone if there are any. missing, incomplete: the reasons that are given if no row is about the claim, or none
-    is complete.
+    Attributes:
+        where: the rows that the claim is about.
+        missing: the reason that is given if there are none.
+        complete: those of the rows that can be evidence.
+        incomplete: the reason that is given if there are none.
+        prefer: the rows that are used alone if there are any.
+        descending: the column by which the rows are sorted.
     """
 
     table: str
@@ -182,11 +188,19 @@ class Need(Bound):
 class Claim(Bound):
     """A statement of a paper, its value there, and how the tables decide on it.
 
-    source: table, section or page of the paper. value: the printed value. how: the quantity that is measured here.
-    program: the program whose cases decide. suites: the suites to run for a decision. needs: conditions on the
-    evidence; the first unmet one that names a verdict decides. otherwise: the consequence of a value out of bounds.
-    note: the evidence in one line, with its columns and, as `{claim.name}`, the value and the `numbers`, which are
-    measures of the same rows. not_applicable: the reason why no table of the harness can decide, instead of a query.
+    Attributes:
+        source: table, section or page of the paper.
+        value: the printed value.
+        how: the quantity that is measured here.
+        program: the program whose cases decide.
+        suites: the suites to run for a decision.
+        query: the evidence.
+        basis: what the verdict rests on if every need is met.
+        needs: conditions on the evidence; the first unmet one that names a verdict decides.
+        otherwise: the consequence of a value out of bounds.
+        note: the evidence in one line, with its columns and, as `{claim.name}`, the value and the `numbers`.
+        numbers: measures of the same rows, by name.
+        not_applicable: the reason why no table of the harness can decide, instead of a query.
     """
 
     id: Name

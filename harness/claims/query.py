@@ -34,7 +34,7 @@ class Unanswered(Exception):
 
 
 class Refuted(Exception):
-    """A row shows that the evidence itself is incorrect; the message describes the error."""
+    """A row shows that the measured results are wrong, so that no speed counts; the message describes the error."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _match_column(column: pd.Series[Any], condition: Scalar) -> pd.Series[bool]:
 
 
 def split_comparison(condition: Scalar) -> tuple[str, str]:
-    """Return the sign and the operand of a condition such as `>= 3`; the sign is empty if it is no comparison."""
+    """Return operator and operand of a condition such as `>= 3`; the operator is empty if the condition is a value."""
     comparison = COMPARISON.fullmatch(condition) if isinstance(condition, str) else None
     return (comparison[1], comparison[2]) if comparison else ("", str(condition))
 

@@ -32,20 +32,33 @@ STATUS_RETRY_TIMEOUT_S = 5.0
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this group to the command line."""
-    run = add_command(commands, "run", do_run, "run what is missing of suites, or write its jobs; report")
+    run = add_command(
+        commands, "run", do_run, "run the missing cases of suites, or write their job scripts, and report the results"
+    )
     add_suite_options(run, "+")
     add_job_options(run)
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    run.add_argument("--submit", action="store_true", help="hand the jobs to the scheduler (this machine: always)")
-    run.add_argument("--wait", action="store_true", help="submit and stay until all have ended (this machine: always)")
-    run.add_argument("--max-jobs", type=positive_int, metavar="N", help="jobs in the queue at once")
-    add_suite_options(add_command(commands, "status", do_status, "the state of every case of suites"), "+")
-    collect = add_command(commands, "collect", do_collect, "gather what has ended, submit nothing; then report")
+    run.add_argument(
+        "--submit", action="store_true", help="submit the jobs to the scheduler (on this machine, jobs always run)"
+    )
+    run.add_argument(
+        "--wait",
+        action="store_true",
+        help="submit the jobs and wait until all have ended (always the case on this machine)",
+    )
+    run.add_argument("--max-jobs", type=positive_int, metavar="N", help="maximum number of jobs in the queue")
+    add_suite_options(add_command(commands, "status", do_status, "print the state of every case of suites"), "+")
+    collect = add_command(
+        commands,
+        "collect",
+        do_collect,
+        "collect the cases that have ended and report them, without submitting anything",
+    )
     add_suite_options(collect, "+")
     collect.add_argument(
         "--format", choices=reports.IMPORT_FORMATS, help=argparse.SUPPRESS
     )  # deprecated: `harness import`
-    add_suite_options(add_command(commands, "cancel", do_cancel, "take the jobs of suites out of the queue"), "+")
+    add_suite_options(add_command(commands, "cancel", do_cancel, "cancel the jobs of suites, waiting or running"), "+")
 
 
 def do_run(arguments: Namespace) -> int:
@@ -124,14 +137,14 @@ def do_cancel(arguments: Namespace) -> int:
 
 
 def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
-    """Write a report if any case has ended, and return its code, or 3 if a case failed or will not end by itself."""
+    """Write a report if any case has ended, and return its exit code, or 3 if a case failed or cannot run."""
     states = Counter(outcome.state for outcome in outcomes)
     n_ended = states["done"] + states["failed"] + states["lost"]
     code = reports.report_results(arguments.out) if n_ended else DONE
     n_failed = states["failed"] + states["lost"] + states["cancelled"]
     if n_failed:
         print(
-            f"{pluralize(n_failed, 'case')} did not end well; with --retry the same command runs them again",
+            f"{pluralize(n_failed, 'case')} did not succeed; add --retry to run them again",
             file=sys.stderr,
         )
     return INCOMPLETE if n_failed + states["blocked"] else code

@@ -55,13 +55,13 @@ def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted:
     if not counts["not run"] and not counts["waiting"] and not counts["running"]:
         return
     if submitted:
-        print("later, the same command gathers what has ended and submits what is left")
+        print("later, run the same command to collect the cases that have ended and submit the others")
         return
     site = campaign.plan.site
     script = f"{shlex.quote(str(absolute_path(campaign.folder) / 'jobs'))}/JOB.sh"
     setting_options = "".join(f"-S {name}=... " for name in site.missing)
     print_missing_settings(site)
-    print(f"to submit the jobs, and later to gather them: the same command with {setting_options}--submit")
+    print(f"to submit the jobs, and later to collect them, run the same command with {setting_options}--submit")
     print(
         f"or by hand, one by one: {' '.join(filter(None, (campaign.scheduler.command, site.submit_options, script)))}"
     )

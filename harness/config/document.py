@@ -126,7 +126,7 @@ def format_key_path(at: KeyPath) -> str:
 
 
 def iter_texts(node: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Yield every text of nested mappings and lists with its key path."""
+    """Yield every string in nested mappings and lists, with its key path."""
     if isinstance(node, str):
         yield at, node
     elif isinstance(node, (dict, list)):

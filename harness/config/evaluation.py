@@ -14,8 +14,14 @@ from harness.protocol.errors import did_you_mean, shorten
 
 Values = Mapping[str, Any]
 Function = Callable[[Values], Any]
-# Limits of the characters and items of a value, the levels of nesting, the bits of an integer, and decimal places.
-MAX_SIZE, MAX_DEPTH, MAX_BITS, MAX_PLACES = 10_000, 40, 2048, 20
+# Characters and items of a value.
+MAX_SIZE = 10_000
+# Levels of nesting of a value.
+MAX_DEPTH = 40
+# Bits of an integer.
+MAX_BITS = 2048
+# Decimal places of `round`.
+MAX_PLACES = 20
 
 
 class ExpressionError(Exception):
@@ -135,7 +141,7 @@ def check_size(value: Any) -> Any:
     """Return the value unchanged; raise ExpressionError if it is too large."""
     if isinstance(value, int):
         if value.bit_length() > MAX_BITS:
-            raise ExpressionError(f"a number of more than {MAX_BITS} bits")
+            raise ExpressionError(f"the result has more than {MAX_BITS} bits")
     elif isinstance(value, (str, list, dict)):
         _measure(value, 0, 0)
     return value
@@ -144,14 +150,14 @@ def check_size(value: Any) -> Any:
 def _measure(value: Any, size: int, depth: int) -> int:
     """Return `size` plus the characters and items of a value; raise ExpressionError beyond a limit."""
     if depth > MAX_DEPTH:
-        raise ExpressionError(f"a value of more than {MAX_DEPTH} levels")
+        raise ExpressionError(f"the result has more than {MAX_DEPTH} levels of nesting")
     if isinstance(value, str):
         size += len(value)
     elif isinstance(value, (list, dict)):
         for part in value if isinstance(value, list) else value.values():
             size = _measure(part, size + 1, depth + 1)
     if size > MAX_SIZE:
-        raise ExpressionError(f"a value of more than {MAX_SIZE} characters and items")
+        raise ExpressionError(f"the result has more than {MAX_SIZE} characters and items")
     return size
 
 
@@ -171,7 +177,7 @@ def _get_item(container: Any, item: Any) -> Any:
 
 
 def _for_numbers(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Restrict an operator to numbers, as it would repeat text and lists, or fill in a format."""
+    """Restrict an operator to numbers; otherwise `*` would repeat strings and lists, and `%` would format strings."""
 
     def operate(left: Any, right: Any) -> Any:
         for value in (left, right):
@@ -184,7 +190,7 @@ def _for_numbers(name: str, function: Callable[[Any, Any], Any]) -> Callable[[An
 
 def _power(left: Any, right: Any) -> Any:
     if isinstance(left, int) and isinstance(right, int) and abs(left) > 1 and left.bit_length() * right > MAX_BITS:
-        raise ExpressionError(f"a power of more than {MAX_BITS} bits")
+        raise ExpressionError(f"the power has more than {MAX_BITS} bits")
     return left**right
 
 
@@ -204,7 +210,7 @@ def _extreme(function: Callable[..., Any]) -> Callable[[Iterable[Any]], Any]:
     def choose(values: Iterable[Any]) -> Any:
         items = list(values)
         if not items:
-            raise ExpressionError(f"{function.__name__} of an empty list")
+            raise ExpressionError(f"{function.__name__} needs at least one item, got an empty list")
         return function(items, key=lambda value: value.lower() if isinstance(value, str) else value)
 
     return choose

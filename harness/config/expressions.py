@@ -203,7 +203,7 @@ def _to_plain_data(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     if isinstance(value, int) and value.bit_length() > 63:
-        raise ValueError("a number of more than 63 bits")
+        raise ValueError("the result has more than 63 bits")
     if isinstance(value, str) and CONTROL.search(value):
         raise ValueError("text with control characters")
     return value

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Suite", "load_suite"]
 
-# Where expressions may be.
+# The sections that may contain expressions.
 EXPRESSION_SECTIONS = ("variables", "parameters", "resources", "sanity", "performance")
 # Keys that an overlay of `scale` may not change.
 FIXED_KEYS = ("name", "scale", "extends", "program")
 
 
 def load_suite(path: Path, scale_for: str | None = None) -> Suite:
-    """Load and check a suite, with its overlay in `scale` for a system if there is one.
+    """Load and check a suite, with the overlay that its section `scale` has for a system, if there is one.
 
     All overlays are checked, whichever is selected.
 
@@ -56,7 +56,7 @@ def load_suite(path: Path, scale_for: str | None = None) -> Suite:
     scaled: dict[str, Suite | None] = {}
     for name, part in overlays.items():
         fixed = [key for key in FIXED_KEYS if key in part.data]
-        problems += [part.problem((key,), f"scale.{name}: {key!r} cannot differ by system") for key in fixed]
+        problems += [part.problem((key,), f"scale.{name}: {key!r} must be the same on all systems") for key in fixed]
         overlay = part.drop(*FIXED_KEYS)
         scaled[name], overlay_problems = check_suite(overlay.overlay_on(base))
         problems += [
@@ -106,7 +106,7 @@ def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
 
 
 def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], dict[KeyPath, Problem]]:
-    """Return the compiled expressions by key path, and the problems of the others."""
+    """Return the compiled expressions by key path, and the problems of those that are invalid or misplaced."""
     by_path: dict[KeyPath, Expression] = {}
     problems = {}
     for at, text in iter_texts(document.data):

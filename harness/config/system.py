@@ -57,7 +57,7 @@ class ResolvedSystem:
     missing: Mapping[str, str]
     """The settings without a value, with a message to the user about each."""
     folder: Path
-    """The folder of its job template."""
+    """The folder of the file that names the job template; it is searched before the shipped templates."""
     document: Document
 
     @cached_property
@@ -107,7 +107,7 @@ class ResolvedSystem:
             raise UsageError("\n".join(self.missing.values()))
 
     def render_line(self, text: str, at: KeyPath, **namespaces: Any) -> str:
-        """Render the expressions of a line of the system; raise UsageError.
+        """Render the expressions in a line of the system; raise UsageError if one is invalid or gives several lines.
 
         A setting without a value becomes the environment variable from which the job reads it.
         """
@@ -138,8 +138,8 @@ class ResolvedSystem:
     def render_setting_checks(self, sections: Collection[str] = JOB_SECTIONS) -> list[str]:
         """Return shell lines that end a script with a message if a setting that these sections need is missing."""
         return [
-            f'# {name}: {self.system.settings[name].help}\n: "${{{variable}:?it gives the setting {name}, which is'
-            f' missing: set it in the environment}}"'
+            f'# {name}: {self.system.settings[name].help}\n: "${{{variable}:?is not set: export it with the value'
+            f' of the setting {name}}}"'
             for name, variable in self._find_missing_variables(sections).items()
         ]
 
@@ -179,7 +179,7 @@ class ResolvedSystem:
 
     @cached_property
     def telemetry(self) -> TelemetryConfig:
-        """The telemetry of every job, which is the default if settings for it are missing; raise UsageError."""
+        """The telemetry of every job, with defaults where settings are missing; raise UsageError if it is invalid."""
         template, default = self.system.telemetry, TelemetryTemplate()
         text = {}
         for name in ("collector", "interval_s", "omnistat"):
@@ -240,7 +240,7 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
 
     Args:
         path: The system's file.
-        options: Settings from the command line, which precede HARNESS_* variables and the user's file.
+        options: Settings from the command line; they take precedence over HARNESS_* variables and the user's file.
 
     Raises:
         UsageError: the file or the settings have problems; the message has all of them.

@@ -1,7 +1,7 @@
 """Loading of YAML files as plain data with the location of every value, and of files that extend others.
 
 ruamel.yaml composes the nodes. Its round-trip loader has the locations of keys too (`.lc`), but converts 0123 and 1.50
-to numbers and takes half as long again.
+to numbers and takes 1.5 times as long.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_BYTES // 1000} kB, the limit for suites and systems")
+        raise UsageError(f"{path}: larger than {MAX_BYTES // 1000} kB, the limit for YAML files")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -159,7 +159,7 @@ def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
     message = (error.problem or error.context or "not YAML").splitlines()[0]
     mark = error.problem_mark or error.context_mark
     if message == "but found another document":
-        return _error(path, mark.line + 1, mark.column + 1, "a second document begins; a file holds one")
+        return _error(path, mark.line + 1, mark.column + 1, "a second document begins, but a file may contain only one")
     is_unclosed = mark is not None and mark.index >= len(text.rstrip())
     if error.context_mark and (is_unclosed or "could not find expected ':'" in message):
         mark = error.context_mark
@@ -168,7 +168,7 @@ def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> UsageError:
     if "'\\t'" in message:
         message += " (indent with spaces, not with tabs)"
     elif mark is not None and "{{" in text[mark.index - 1 : mark.index + 2]:
-        message += " (quote text that holds {{ }})"
+        message += " (put text that contains {{ }} in quotes)"
     return _error(path, mark.line + 1, mark.column + 1, message) if mark else UsageError(f"{path}: {message}")
 
 
@@ -177,7 +177,7 @@ def _describe_invisible(character: str) -> str:
 
 
 class _Composer(Composer):
-    """ruamel's composer, which refuses tags, deep nesting, and aliases of what contains them."""
+    """ruamel's composer without tags, deep nesting and recursive aliases."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader=loader)
@@ -192,11 +192,11 @@ class _Composer(Composer):
             if event.anchor not in self.anchors:
                 raise YamlNodeError(f"no anchor &{event.anchor} is defined before this alias", event.start_mark)
             if any(self.anchors[event.anchor] is node for node in self.ancestors):
-                raise YamlNodeError(f"*{event.anchor} is an alias of what contains it", event.start_mark)
+                raise YamlNodeError(f"*{event.anchor} refers to a node that contains it", event.start_mark)
         elif event.tag is not None:
             raise YamlNodeError(f"tags are not supported, got {shorten(event.tag)}", event.start_mark)
         elif isinstance(event, CollectionStartEvent) and len(self.ancestors) > MAX_DEPTH:
-            raise YamlNodeError(f"deeper than {MAX_DEPTH} levels", event.start_mark)
+            raise YamlNodeError(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
         node = super().compose_node(parent, index)
         self.ancestors.pop()
         return node
@@ -234,7 +234,7 @@ class _DataBuilder:
             name = self.read(key, ()) if isinstance(key, ScalarNode) else None
             if not isinstance(name, str) or not name.isprintable():
                 is_scalar = isinstance(key, ScalarNode)
-                got = shorten(key.value) if is_scalar else f"a {key.id} (quote text that holds {{{{ }}}})"
+                got = shorten(key.value) if is_scalar else f"a {key.id} (put text that contains {{{{ }}}} in quotes)"
                 raise YamlNodeError(f"expected text as a key (numbers in quotes), got {got}", key.start_mark)
             if name in values:
                 raise YamlNodeError(f"duplicate key {shorten(name)}", key.start_mark)
@@ -247,7 +247,7 @@ class _DataBuilder:
     def _merge(self, values: dict[str, Any], other: Any, at: KeyPath) -> None:
         """Add the keys that `<<` includes and the mapping itself lacks."""
         if not isinstance(other, MappingNode):
-            raise YamlNodeError(f"{MERGE_KEY} takes mappings", other.start_mark)
+            raise YamlNodeError(f"expected a mapping or a list of mappings after {MERGE_KEY}", other.start_mark)
         locations, self.locations = self.locations, {}
         for name, value in self.build_mapping(other, ()).items():
             if name not in values:

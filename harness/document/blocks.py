@@ -60,7 +60,7 @@ def link_run_folder(folder: str, depth: int = 3) -> Link:
 
 
 Cell = str | Link | tuple[Link, ...]
-# The head of a column of a block, and its cells: a column of the table, or a function of the row.
+# The header of a displayed column, and its cells: the name of a column of the table, or a function of the row.
 Column = tuple[str, str | Callable[[Row], Any]]
 
 
@@ -71,7 +71,7 @@ def as_cell(value: Any) -> Cell:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table of a page: its title, column heads, rows of text and links, and a note below it."""
+    """A table of a page: its title, column headers, rows of text and links, and a note below it."""
 
     title: str
     columns: list[str]
@@ -84,9 +84,9 @@ class TableBlock:
 
 
 def build_block(title: str, rows: Iterable[Row], columns: Sequence[Column], note: str = "") -> TableBlock:
-    """Return a block with one line per row; columns: the head of each, and the name or function of its cells."""
+    """Return a table with one line per row; each column is (header, name of a table column or function of the row)."""
     body = [[row[cell] if isinstance(cell, str) else cell(row) for _, cell in columns] for row in rows]
-    return TableBlock(title, [head for head, _ in columns], body, note)
+    return TableBlock(title, [header for header, _ in columns], body, note)
 
 
 def number_cell(column: str, spec: str = ".3g", scale: float = 1.0) -> Callable[[Row], str]:
@@ -100,13 +100,13 @@ def number_cell(column: str, spec: str = ".3g", scale: float = 1.0) -> Callable[
 
 
 def interval_cell(column: str, low: str = "", high: str = "") -> Callable[[Row], str]:
-    """Return a function that formats a column with its interval, by default `column_low` and `column_high`."""
+    """Return a function that formats a column with its interval, by default `<column>_low` and `<column>_high`."""
     ends = (low or f"{column}_low", high or f"{column}_high")
     return lambda row: format_interval(row[column], *(row[end] for end in ends))
 
 
 def text_cell(column: str, default: str = EN_DASH) -> Callable[[Row], str]:
-    """Return a function that formats a column as text, or as the default if it is empty or missing."""
+    """Return a function that formats a column as text, or as the default if it is missing, empty or 0."""
     return lambda row: str(row[column] or default)
 
 
@@ -115,7 +115,7 @@ class Section:
     """A heading with paragraphs, figures and tables.
 
     Attributes:
-        is_fault: whether it only gives the reason why a page cannot be shown.
+        is_error: whether it only gives the reason why a page cannot be shown.
     """
 
     title: str
@@ -127,7 +127,10 @@ class Section:
 
 
 def rows_as_dicts(table: pd.DataFrame) -> list[Row]:
-    """Return the rows of a table, with None for missing values; an unknown column is an error that names the table."""
+    """Return the rows of a table, with None for missing values.
+
+    Looking up an unknown column in a row raises MissingColumn, which names the table.
+    """
     columns = {
         str(name): [
             None if is_missing else value for value, is_missing in zip(values.tolist(), values.isna(), strict=True)

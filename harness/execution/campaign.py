@@ -43,7 +43,7 @@ class Campaign:
         return self._pending_jobs(journal)
 
     def status(self) -> list[Outcome]:
-        """Return the state of every case without writing anything, so that this may be called at any time."""
+        """Return the outcome of every case without writing anything, even while another process runs the campaign."""
         journal = Journal(self.folder)
         try:
             queue = self._make_monitor(journal).query_queue()
@@ -55,16 +55,16 @@ class Campaign:
     def run(self, options: RunOptions, progress: Progress) -> list[Outcome]:
         """Collect results, submit missing cases, and wait if the options say so; return the state of all cases.
 
-        Failed cases and rejected jobs do not stop the others; `submission` has the rejected jobs. KeyboardInterrupt
-        ends jobs on this machine and leaves those in a queue.
+        Failed cases and rejected jobs do not stop the others; `submission.rejected` lists the rejected jobs afterwards.
+        KeyboardInterrupt ends jobs on this machine and leaves those in a queue.
 
         Raises:
             SchedulerUnavailable: the scheduler does not answer.
-            UsageError: the scheduler's commands cannot be used, or another harness runs the campaign.
+            UsageError: the scheduler's commands cannot be used, or another harness process is running the campaign.
         """
         with (
             campaign_lock(self.folder),
-            _convert_scheduler_errors("nothing is lost, and the same command carries on from here"),
+            _convert_scheduler_errors("no work is lost; run the same command to continue"),
         ):
             journal = Journal(self.folder)
             monitor = self._make_monitor(journal, progress)
@@ -83,7 +83,7 @@ class Campaign:
 
     def collect(self, progress: Progress) -> list[Outcome]:
         """Collect results, submit nothing, and return the state of all cases; raise the same errors as run."""
-        with campaign_lock(self.folder), _convert_scheduler_errors("nothing is lost"):
+        with campaign_lock(self.folder), _convert_scheduler_errors("no work is lost"):
             journal = Journal(self.folder)
             monitor = self._make_monitor(journal, progress)
             monitor.recover()
@@ -99,7 +99,7 @@ class Campaign:
                 raise SchedulerUnavailable(f"{error}; the jobs are as they were") from None
 
     def _collect_results(self, options: RunOptions, monitor: JobMonitor, progress: Progress) -> None:
-        """Record the cases that have ended since the last command, and release those that are to be retried."""
+        """Record the cases that have ended since the last command, and mark those to be retried as not run."""
         journal = monitor.journal
         monitor.recover()
         if options.retry:
@@ -132,7 +132,7 @@ class Campaign:
             stuck_polls = stuck_polls + 1 if not lost_cases and monitor.is_stuck() else 0
             jobs = submission.submit(jobs + pack_jobs(self.plan, lost_cases, self.folder, journal.measured_seconds()))
         if stuck_polls > 1:
-            message = "the jobs that remain will not start by themselves; the same command goes on once they can"
+            message = "the remaining jobs cannot start; resolve the reason above and run the same command to continue"
             progress.print_line(message)
         if has_to_wait:
             self.scheduler.wait_for_children()

@@ -43,7 +43,7 @@ def read_result(folder: Path) -> CaseResult | None:
 
 
 def read_result_without_exit_code(folder: Path) -> CaseResult | None:
-    """Return the result of a case whose program finished, and whose job was killed before it wrote the exit code.
+    """Return the result of a case whose program finished, but whose job was killed before the exit code was written.
 
     Only valid for a case whose job has ended: a program may hang, or fail, after its last event.
     """
@@ -58,16 +58,16 @@ def read_result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> Cas
         return CaseResult("cancelled" if exit_info.kind == "cancelled" else "failed", None, None, exit_info.reason)
     result = read_result_without_exit_code(folder)
     if result is not None:
-        reason = "its program came to its end, and its job was killed before it wrote the exit code"
+        reason = "its program finished, but its job was killed before the exit code was written"
         return replace(result, reason=result.reason or reason)
     if exit_info is not None and exit_info.kind == "completed":
-        message = f"the scheduler says {exit_info.reason}, and its exit code never came; --retry runs it again"
+        message = f"the scheduler says {exit_info.reason}, but no exit code was written; --retry runs the case again"
         return CaseResult("lost", None, None, message)
     return None
 
 
 def may_files_appear(folder: Path, exit_info: ExitInfo | None, since_s: float | None, limit_s: float) -> bool:
-    """Return whether the case may have ended well, in files that are not visible yet.
+    """Return whether files that are not visible yet may show that the case succeeded.
 
     A job that ended by itself, or whose end is unknown, may have written them. A job that was killed may have written
     them only if the program of the case had finished.
@@ -75,7 +75,7 @@ def may_files_appear(folder: Path, exit_info: ExitInfo | None, since_s: float | 
     Args:
         folder: the folder of the case.
         exit_info: what the scheduler knows about the end of the job.
-        since_s: Unix time since when the queue does not list the job.
+        since_s: Unix time at which the queue stopped listing the job; None if this has just been noticed.
         limit_s: how long a file system may hide new files.
     """
     if limit_s <= 0 or (since_s is not None and time.time() - since_s >= limit_s) or read_exit_code(folder):

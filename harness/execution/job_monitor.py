@@ -18,7 +18,7 @@ from harness.protocol.case import Case
 CANCEL_TIMEOUT_S, CANCEL_POLL_S = 10.0, 0.2
 # The recorded id of a job that somebody submitted by hand and whose id is not known.
 SUBMITTED_BY_HAND = "by hand"
-# A submission whose command was killed may still reach the scheduler for this long.
+# How long a submission may still reach the scheduler after its command was killed.
 IN_FLIGHT_S = 10.0
 
 
@@ -122,7 +122,7 @@ class JobMonitor:
         return len(jobs)
 
     def _claimed_cases(self, cases: Mapping[str, str]) -> set[str]:
-        """Return those of the cases (id -> folder) whose lock is held by an active job, even one not in the journal."""
+        """Return the ids of the cases (id -> folder) that an active job has started, even a job not in the journal."""
         owners = {case: case_files.read_lock_owner(self.folder / name) for case, name in cases.items()}
         ids = {owner for owner in owners.values() if owner}
         active = {entry.id for entry in self.scheduler.queue((), ids)} if ids else set()
@@ -181,7 +181,7 @@ class JobMonitor:
 
     def _find_vanish_reason(self, job: ActiveJob, info: ExitInfo | None) -> str:
         """Return why a job has vanished: the scheduler's reason, and the last error in the job's log."""
-        reason = info.reason if info else "its job is gone and left no exit code"
+        reason = info.reason if info else "its job has disappeared, and there is no exit code"
         error = case_files.find_last_error(self.folder / JOBS_FOLDER / f"{job.name}.log")
         return f"{reason}: {error}" if error else reason
 

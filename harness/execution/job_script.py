@@ -33,11 +33,11 @@ MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_OF_MANY_S = 512, 60, 300
 # A launcher program, such as a search, starts each of its runs with this script.
 TRIAL_LAUNCH_TEMPLATE = """\
 #!/usr/bin/env bash
-# launch.sh NODES COMMAND...: one run of this case, {nodes} node{s} x {ranks_per_node} ranks, on the file NODES.
+# launch.sh NODES COMMAND...: a run of this case on the nodes in file NODES, {nodes} node{s} x {ranks_per_node} ranks.
 set -euo pipefail
 nodes=$1
 shift
-# shellcheck disable=SC2317  # not every launcher asks for it
+# shellcheck disable=SC2317  # only some launch commands call first
 first() {{ echo "$nodes"; }}
 trial=${{*: -1}}
 mark() {{ if [ -n "${{GFM_HARNESS_FOM_URL:-}}" ]; then annotate "$1" "${{trial##*/}}"; fi; }}
@@ -189,7 +189,7 @@ def is_launcher_program(case: Case) -> bool:
 
 
 def min_nodes(case: Case) -> int:
-    """Return the minimum number of nodes of a case: all, or those of one trial of a search."""
+    """Return how many nodes a case needs to start: all of its nodes, or for a search those of one trial."""
     return int(case.parameters.get("nodes_per_trial", 1)) if is_launcher_program(case) else case.nodes
 
 
@@ -221,7 +221,7 @@ def render_setup_script(site: ResolvedSystem) -> str:
     )
     lines = site.render_section("install", setup={"package": package})
     if not lines:
-        raise UsageError(f"system {site.system.name!r} has no `install` lines, so nothing is known of how to set it up")
+        raise UsageError(f"system {site.system.name!r} has no `install` lines, so its environment cannot be set up")
     source = f"See {site.system.source}" if site.system.source else "From the system's `modules` and `install` lines."
     head = SETUP_TEMPLATE.format(version=__version__, title=site.system.title, source=source)
     return (

@@ -2,15 +2,16 @@
 
 The current state results from replaying its lines:
     submitting  name, jobs {job: {case: folder}}, array
-                                                       the scheduler is about to be called; flushed to disk before
+                                                       written to disk before the scheduler is called
     submitted   name, id                               the scheduler has accepted the submission
-    released    name, reason                           its active cases are free again: the scheduler does not have it,
-                                                       or it was cancelled
+    released    name, reason                           it was rejected, cancelled or never received: its active cases
+                                                       may be submitted again
     ended       case, state, exit_code, seconds, reason
-    lost        case, reason                           its job has vanished without an exit code: the case is free again
-    vanished    job                                    the queue does not list the job, and its files are awaited
+    lost        case, reason                           its job has vanished without an exit code: the case may be
+                                                       submitted again
+    vanished    job                                    the queue does not list the job, and its files may still appear
     back        job                                    the queue lists the job again
-    retried     case                                   a case that ended is free again
+    retried     case                                   a case that ended may be submitted again
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ActiveJob:
     Attributes:
         id: the scheduler's id; None while it is unknown whether the scheduler has accepted the job.
         cases: the folders of the cases that have not ended, by id.
-        vanished_s: Unix time since when the queue no longer lists the job.
+        vanished_s: Unix time at which the queue stopped listing the job; None while it is listed.
     """
 
     name: str
@@ -79,7 +80,13 @@ class Journal:
             self._apply(line)
 
     def record_request(self, name: str, jobs: Mapping[str, Mapping[str, str]], array: bool) -> None:
-        """Record a submission and its jobs before the scheduler is called, so that no job can be forgotten."""
+        """Record a submission and its jobs before the scheduler is called, so that no job can be forgotten.
+
+        Args:
+            name: The name of the submission.
+            jobs: The folders of the cases of each job, by id of the case and name of the job.
+            array: Whether the jobs are the tasks of one job array.
+        """
         self._write("submitting", name=name, jobs={job: dict(cases) for job, cases in jobs.items()}, array=array)
         assert self._log is not None
         self._log.sync()
@@ -89,7 +96,7 @@ class Journal:
         self._write("submitted", name=name, id=job_id)
 
     def record_release(self, name: str, reason: str) -> None:
-        """Record that the scheduler does not have a submission: its cases are free."""
+        """Record that a submission was rejected, cancelled or never received; its cases may be submitted again."""
         self._write("released", name=name, reason=reason)
 
     def record_end(self, case: str, result: CaseResult) -> None:

@@ -31,7 +31,7 @@ class RunOptions:
         wait: whether to wait until all jobs have ended.
         retry: whether to run failed cases again.
         max_jobs: the maximum number of jobs in the queue; None: the limit of the site.
-        max_node_hours: the maximum cost of all jobs; None: no limit.
+        max_node_hours: the maximum cost of the jobs that this run submits; None: no limit.
     """
 
     submit: bool = True
@@ -111,14 +111,14 @@ class Submission:
 
     def _report_held_back(self, error: QueueFull) -> None:
         cases = sum(len(job.cases) for job in self.held_back)
-        plan = "the rest is tried again" if self.options.wait else "the same command submits the rest later"
+        next_step = "they will be tried again" if self.options.wait else "run the same command later to submit them"
         hint = (
             "; a job that is too large or too long for the account gets the same message, so check that too"
             if error.may_be_permanent
             else ""
         )
         jobs = f"{pluralize(len(self.held_back), 'job')} ({pluralize(cases, 'case')})"
-        message = f"the scheduler accepts no more jobs now: {jobs} held back; {plan}; its message: {error}{hint}"
+        message = f"the scheduler accepts no more jobs now: {jobs} held back; {next_step}; its message: {error}{hint}"
         self.progress.print_line(message)
 
     def _partition_ready(self, jobs: Sequence[Job]) -> tuple[list[tuple[Job, list[str]]], list[Job]]:
@@ -144,7 +144,7 @@ class Submission:
             return True
         if job.name not in self._reported_over_budget:
             self._reported_over_budget.add(job.name)
-            message = f"{job.name}: not submitted, since it may take the campaign over --max-node-hours"
+            message = f"{job.name}: not submitted, since this run could then cost more than --max-node-hours"
             self.progress.print_line(message)
         return False
 
@@ -161,7 +161,7 @@ class Submission:
             elif case in self.journal.results or case not in self._planned_ids:
                 result = self.journal.results.get(case)
                 if exit_code is None and result is not None and result.state == "done":
-                    reason = "it left no exit code, which this job asks for; delete its folder to have it run again"
+                    reason = "it left no exit code, which this job needs; delete its folder so that it runs again"
                     self.rejected[job.name] = f"{job.name}: needs {self.folder / folder}: {reason}"
                 if not is_successful:
                     return "never", []

@@ -94,9 +94,14 @@ class MetricsModule(Protocol):
         """Yield the samples of a finished run that can be compared with those of another run (optional)."""
 
     def count_work(self, record: RunRecord, scope: Scope, name: str) -> WorkCount:
-        """Return number and unit of the useful results of a case, or of its part with this name (optional).
+        """Return the number of useful results of a case, or of one of its parts, and their unit (optional).
 
-        The report divides the cost of the case by this number.
+        The report divides the cost of the case, or of the part, by this number.
+
+        Args:
+            record: The run.
+            scope: What is counted: the whole case, or a part of this kind.
+            name: The name of the part as in its Window, such as `baseline`; empty for the whole case.
         """
 
 

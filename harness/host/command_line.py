@@ -63,11 +63,11 @@ def run_command(function: Callable[[], int]) -> int:
         return DONE
     except OSError as error:
         is_disk_error = error.errno in DISK_ERRORS
-        advice = "; nothing is lost, the same command carries on" if is_disk_error else ""
+        advice = "; no work is lost; run the same command to continue" if is_disk_error else ""
         print_error(sanitize_line(f"{error}{advice}"))
         return INCOMPLETE if is_disk_error else BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; the same command carries on from here", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -25,7 +25,7 @@ def absolute_path(path: Path) -> Path:
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write a file atomically, through PATH.part: a kill or a full disk leaves the old file or none.
+    """Write a file atomically, through PATH.part: a process that is killed or a full disk leaves the old file or none.
 
     A link at the path is replaced, not followed.
     """
@@ -43,7 +43,11 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def write_below(root: Path, name: str, content: str | bytes) -> None:
-    """Write root/name atomically, through no link below root; raise UsageError if there is one."""
+    """Write the file root/name atomically, where name may contain folders, without following symbolic links below root.
+
+    Raises:
+        UsageError: a folder below root is a symbolic link.
+    """
     *folders, file_name = Path(name).parts
     assert ".." not in folders
     with _open_folder_below(root, folders) as handle:
@@ -51,20 +55,20 @@ def write_below(root: Path, name: str, content: str | bytes) -> None:
 
 
 def remove_below(root: Path, name: str) -> None:
-    """Remove the file root/name if it exists, through no link below root."""
+    """Remove the file root/name if it exists, without following symbolic links below root."""
     *folders, file_name = Path(name).parts
     with _open_folder_below(root, folders) as handle, suppress(FileNotFoundError):
         os.unlink(file_name, dir_fd=handle)
 
 
 def make_folder_below(root: Path, name: str) -> None:
-    """Make the folder root/name if it does not exist; raise UsageError if it or a folder above it is a link."""
+    """Make the folder root/name if it does not exist; raise UsageError if one below root is a symbolic link."""
     with _open_folder_below(root, Path(name).parts):
         pass
 
 
 def append_below(root: Path, name: str, content: bytes) -> None:
-    """Append to the file root/name; raise UsageError if it is a link."""
+    """Append to the file root/name; raise UsageError if it is a symbolic link."""
     with _open_folder_below(root, ()) as folder:
         try:
             handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644, dir_fd=folder)
@@ -78,7 +82,7 @@ def append_below(root: Path, name: str, content: bytes) -> None:
 
 @contextmanager
 def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
-    """Open a folder through no link below root, and create missing folders; root itself may be a link."""
+    """Open a folder without following symbolic links below root, and create missing folders; root may be a link."""
     root.mkdir(parents=True, exist_ok=True)
     handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     path = root
@@ -100,7 +104,7 @@ def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
 
 def _explain_error(path: Path, error: OSError) -> Exception:
     if path.is_symlink():
-        return UsageError(f"{path}: a symbolic link, and nothing is written through one: remove it or move it away")
+        return UsageError(f"{path}: is a symbolic link, and the harness does not write through links; remove it")
     error.filename = str(path)
     return error
 

@@ -55,7 +55,7 @@ class FileLock:
             self._holder_file.write_text(_format_holder(process), encoding="utf-8")
 
     def close(self) -> None:
-        """Remove the holder's file; closing the locked file does the rest."""
+        """Remove the holder's file, if there is one; the flock itself ends when the file is closed."""
         if self._owns_holder_file:
             self._owns_holder_file = False
             self._holder_file.unlink(missing_ok=True)
@@ -107,7 +107,7 @@ def find_holder(holder_file: Path) -> str | None:
     except FileNotFoundError:
         return None
     except ValueError:  # the disk is full, or the holder is about to write
-        return "a process that has not written its name"
+        return "a process that has not identified itself"
     if host == platform.node():
         try:
             if psutil.Process(process_id).create_time() > start_s + CLOCK_TOLERANCE_S:
@@ -121,7 +121,7 @@ def find_holder(holder_file: Path) -> str | None:
 
 @contextmanager
 def campaign_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a campaign's folder; raise UsageError with the name of the holder if another harness has it."""
+    """Hold the lock of a campaign's folder; raise UsageError with the holder if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with ExitStack() as stack:
@@ -129,7 +129,9 @@ def campaign_lock(folder: Path) -> Iterator[None]:
             stack.enter_context(hold_lock(path))
         except LockTaken as error:
             holder = path.read_text(encoding="utf-8", errors="replace")[:MAX_HOLDER_LENGTH].strip()
-            raise UsageError(f"{folder}: another harness is running this campaign ({holder or error})") from None
+            raise UsageError(
+                f"{folder}: another harness process is running this campaign ({holder or error})"
+            ) from None
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
 

@@ -50,10 +50,10 @@ def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None)
     Args:
         suite: The suite, overlaid for the system.
         site: The system.
-        repeats: Repeats of each case, instead of the suite's.
+        repeats: The number of repeats of each case; None: as in the suite.
 
     Raises:
-        UsageError: there is no case, there are too many, two are equal, or a rendered value is invalid.
+        UsageError: there are no cases or too many, two cases are identical, or a rendered value is invalid.
     """
     repeats = repeats or suite.repeats
     n_points = math.prod(len(values) for values in suite.matrix.values())
@@ -69,7 +69,7 @@ def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None)
     for case in cases:
         duplicate = by_id.setdefault(case.id, case)
         if duplicate is not case:
-            raise suite.document.error((), f"cases {duplicate.name} and {case.name} are the same work")
+            raise suite.document.error((), f"cases {duplicate.name} and {case.name} are identical")
     return Plan(suite, site, resolve_dependencies(suite, cases))
 
 
@@ -86,7 +86,7 @@ def filter_cases(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded
 
 
 def format_axis_label(axis: str, value: Any) -> str:
-    """Return an axis and its value as part of a case's name; text needs no axis, a number does."""
+    """Return the part of a case's name for a value on an axis: the text itself, or `axis_value` for anything else."""
     text = Path(value).stem if isinstance(value, str) else str(value)
     label = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in text.lower())[:MAX_LABEL_LENGTH]
     return label if isinstance(value, str) else f"{axis}_{label}"

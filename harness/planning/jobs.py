@@ -40,7 +40,7 @@ class Job:
 
     @property
     def node_hours(self) -> float:
-        """The node-hours until the job's wall time ends."""
+        """The node-hours that the job reserves."""
         return (self.nodes + self.spares) * self.minutes / 60
 
     @property
@@ -59,7 +59,7 @@ def pack_jobs(
 ) -> list[Job]:
     """Pack cases into jobs, in their order; a job has at most `pack` cases and the walltime that the site allows.
 
-    A case joins a job only if each of its cases uses at least half of its nodes.
+    A case joins a job only if every case in the job would use at least half of the job's nodes.
 
     Args:
         plan: The plan that the cases belong to.
@@ -118,19 +118,20 @@ def _refuse_oversized(plan: Plan, case: Case) -> None:
     nodes, limit = case.nodes + site.spares, site.system.limits.nodes
     if limit is not None and nodes > limit:
         spare = f", {site.spares} of them spare" if site.spares else ""
-        message = f"case {case.name} takes {nodes} nodes{spare}, and a job on {name} has at most {limit}"
+        message = f"case {case.name} needs {nodes} nodes{spare}, but a job on {name} has at most {limit}"
         raise document.error(("resources", "nodes"), message)
     allowed, minutes = site.max_minutes(nodes), _walltime(site, [case])
     if allowed is not None and minutes > allowed:
         message = (
-            f"case {case.name} takes {minutes:g} minutes including the overhead of a job, and {name} allows"
+            f"case {case.name} needs {minutes:g} minutes including the overhead of a job, but {name} allows"
             f" {allowed:g} for {nodes} nodes; -x {case.name} excludes it"
         )
         raise document.error(("resources", "minutes"), message)
     is_limited = "ranks_per_node" in site.system.settings and site.system.scheduler == "local"
     if is_limited and case.ranks_per_node > site.ranks_per_node:
-        message = f"case {case.name} takes {case.ranks_per_node} ranks and this machine is set to {site.ranks_per_node}"
-        raise UsageError(f"{message}; -S ranks_per_node={case.ranks_per_node} allows it")
+        message = f"case {case.name} needs {case.ranks_per_node} ranks, but ranks_per_node of this machine is"
+        hint = f"-S ranks_per_node={case.ranks_per_node} allows it"
+        raise UsageError(f"{message} {site.ranks_per_node}; {hint}")
 
 
 def _build_job(site: ResolvedSystem, cases: tuple[Case, ...], folder: str, seconds: Mapping[str, float]) -> Job:

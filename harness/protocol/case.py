@@ -1,4 +1,4 @@
-"""A case, which is one run of one program, and the files of its folder, converted to the current version."""
+"""A case, which is one run of one program, and the reading of its folder's files, whatever version wrote them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Case:
     """
 
     id: str
-    """Hash of program, parameters, point, ranks, system, environment and settings: equal work has equal ids."""
+    """Hash of program, parameters, point, nodes, ranks per node, system, environment, identity settings and repeat."""
     name: str
     suite: str
     system: str
@@ -38,13 +38,15 @@ class Case:
     nodes: int
     ranks_per_node: int
     minutes: float
+    """The walltime to request."""
     expected_minutes: float
+    """The time that the case is expected to take."""
     repeat: int
     tags: tuple[str, ...]
     sanity: tuple[dict[str, Any], ...] = ()
     performance: tuple[dict[str, Any], ...] = ()
     after: tuple[str, ...] = ()
-    """Folders, in the same campaign, of the cases that must have ended well before this one starts."""
+    """Folders, in the same campaign, of the cases that must have succeeded before this one starts."""
 
     @property
     def ranks(self) -> int:

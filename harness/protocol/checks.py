@@ -23,7 +23,7 @@ STATISTICS: dict[str, Callable[[list[float]], float]] = {
 
 @dataclass(frozen=True)
 class FigureOfMerit:
-    """A figure of merit and its reference; the verdict says on which side of the reference it is."""
+    """A figure of merit and its reference; the verdict says whether it is within the tolerance, better or worse."""
 
     name: str
     unit: str

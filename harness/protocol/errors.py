@@ -28,7 +28,7 @@ class UsageError(Exception):
 
 
 class SchedulerUnavailable(UsageError):
-    """The scheduler could not be reached: nothing is lost, the same command continues, and the exit code is 3."""
+    """The scheduler could not be reached; no work is lost, the same command continues, and the exit code is 3."""
 
 
 def shorten(value: object) -> str:

@@ -34,7 +34,7 @@ MIGRATIONS: dict[int, Callable[[Event], Event] | None] = {1: None}
 
 
 class JsonLinesLog:
-    """An append-only file of JSON lines, each written at once, so that a kill truncates at most the last one."""
+    """An append-only file of JSON lines, each written at once, so that at most the last one is truncated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,11 +98,11 @@ def _to_plain_number(value: Any) -> Any:
     """Convert a number of NumPy or PyTorch to one of Python."""
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON data")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def parse(lines: Iterable[str | bytes]) -> Iterator[Event]:
-    """Yield the events among the lines; skip truncated and foreign lines."""
+    """Yield the events among the lines; skip lines that are truncated or are not events."""
     for line in lines:
         try:
             event = orjson.loads(line)
@@ -135,8 +135,8 @@ class Run:
     Attributes:
         events: the events of the run.
         lines: the line number of each event.
-        damaged_line: the number of the first damaged line. A line that a kill or a full disk truncated does not count:
-            the last one, and one before a `start` or an `error`.
+        damaged_line: the number of the first damaged line. A line that was truncated when the process was
+            killed or the disk was full does not count: the last one, and one before a `start` or an `error`.
         is_checked: whether the events are known to be valid for their program.
     """
 
@@ -263,6 +263,7 @@ def find_invalid_event(program: str, events: Sequence[Event]) -> tuple[int, str]
 def _find_event_problem(program: str, event: Event) -> str | None:
     kind, types = event["event"], _get_event_types(program)
     if find_log_types(program) is None:
+        # an event of an unknown program is checked as a start, for the type of its time
         known = types.get(kind, EventRecord).__struct_fields__
         event = {"event": kind, **{name: value for name, value in event.items() if name in known}}
         return _describe_mismatch(types.get(kind, Start), event if kind in types else event | {"event": "start"}, kind)

@@ -22,7 +22,7 @@ Rate = Annotated[float, Meta(ge=0, le=1e16)]
 PositiveRate = Annotated[float, Meta(gt=0, le=1e16)]
 Count = Annotated[int, Meta(ge=0, le=10**16)]
 PositiveCount = Annotated[int, Meta(ge=1, le=10**16)]
-Share = Annotated[float, Meta(ge=0, le=1.001)]
+Share = Annotated[float, Meta(ge=0, le=1.001)]  # rounding may exceed 1
 AtomicNumber = Annotated[int, Meta(ge=0, le=118)]
 Counts = dict[str, Count]
 Error = NonNegative  # eV/atom, eV/angstrom, or relative
@@ -67,11 +67,11 @@ class FactEvent(EventRecord, tag="fact"):
 
 
 class Done(EventRecord, tag="done"):
-    """The case ended well."""
+    """The case succeeded."""
 
 
 class Failure(EventRecord, tag="error"):
-    """The case did not end well."""
+    """The case failed."""
 
     message: str
     kind: str | None = None

@@ -38,7 +38,7 @@ class Program:
     """A program that a case may run.
 
     Attributes:
-        module: the module with the function run(parameters, log, folder).
+        module: the module with the function run(config, log, folder).
         parameters: the type of its parameters.
         log: the types of its events and facts.
         has_ranks: whether it is started on every rank.
@@ -126,7 +126,7 @@ def find_log_types(program: str) -> LogTypes | None:
 
 
 def parse_parameters(program: str, values: Any) -> Parameters:
-    """Build the parameters of a program from plain data; raise UsageError with every problem on one line."""
+    """Build the parameters of a program from plain data; raise UsageError with all problems joined on one line."""
     if not isinstance(values, dict):
         raise UsageError("parameters: expected a mapping")
     try:

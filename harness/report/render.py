@@ -38,7 +38,7 @@ class Report:
     Attributes:
         judgement: the results and the verdicts on claims.
         history: the verdicts on the history of commits.
-        faults: the reasons why pages cannot be shown, by their names.
+        errors: why pages cannot be shown, by the name of the page.
     """
 
     judgement: Judgement
@@ -57,7 +57,7 @@ class Report:
 
 
 def write_report(out: Path, claims: Sequence[Path] = ()) -> Report:
-    """Judge the runs below out/runs, record them in the history of commits, and write every file of the report.
+    """Judge the claims by the runs below out/runs, add these to the history of commits, and write the report.
 
     Args:
         out: the results folder.

@@ -17,15 +17,15 @@ from harness.protocol.checks import State
 from harness.protocol.events import Event
 from harness.protocol.text import sanitize_line
 
-# Kinds of events that have their own field in a record; all others are in events_by_kind.
-KINDS_WITH_FIELDS = {"start", "progress", "done", "error", "fact", "sample", "warm_up", "unavailable", "profile"}
+# Kinds of events that a record does not keep as events.
+DROPPED_KINDS = {"start", "progress", "done", "error", "fact"}
 # The folder of a campaign that is not a case.
 JOBS_FOLDER = "jobs"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The files of one run of a case; an unreadable record only has the reason as its error.
+    """The files of one run of a case; an unreadable one has the names of the case and the reason, in `error`.
 
     Attributes:
         location: the path of the folder.
@@ -33,7 +33,7 @@ class RunRecord:
         samples: raw measurements.
         stages: the warm_up or unavailable event of each stage.
         merits: the figures of merit that the suite asks for.
-        events_by_kind: the events of all other kinds, by kind.
+        events_by_kind: the events of all kinds but `sample` and DROPPED_KINDS, by kind.
         began_s, ended_s: Unix times of the first and the last event.
     """
 
@@ -73,8 +73,8 @@ class RunRecord:
         return self.ended_s - self.began_s
 
     def events(self, kind: str) -> list[Event]:
-        """Return the events of a kind, in the order of the log."""
-        return self.events_by_kind.get(kind, [])
+        """Return the events of a kind, in the order of the log; none for DROPPED_KINDS."""
+        return self.samples if kind == "sample" else self.events_by_kind.get(kind, [])
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -174,9 +174,11 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
     profile = error = None
     log = read_log(folder, case)
     for event in log:
-        match event["event"]:
+        kind = event["event"]
+        match kind:
             case "sample":
                 samples.append(event)
+                continue
             case "fact":
                 facts[event["name"]] = event["value"]
             case "warm_up" | "unavailable" if "stage" in event:
@@ -185,8 +187,8 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
                 profile = event
             case "error":
                 error = sanitize_line(event["message"])
-            case kind if kind not in KINDS_WITH_FIELDS:
-                events_by_kind.setdefault(kind, []).append(event)
+        if kind not in DROPPED_KINDS:
+            events_by_kind.setdefault(kind, []).append(event)
     ended = read_exit_code(folder)
     if ended is None and os.path.lexists(f"{folder}/{EXIT_CODE}"):
         raise Unreadable(f"{EXIT_CODE}: expected the exit code and, optionally, the seconds that the case took")

@@ -25,7 +25,7 @@ class Shift(Generic[Number]):
     """Sample b compared with sample a: a difference in their unit, or a ratio.
 
     Attributes:
-        estimate: Hodges-Lehmann estimate; a float, or an array (m,) of m comparisons of equal sizes, as are the ends.
+        estimate: Hodges-Lehmann estimate. estimate, low, high and p are floats, or arrays (m,) for m comparisons.
         low: Lower end of the interval.
         high: Upper end of the interval.
         p: Two-sided p value.
@@ -51,12 +51,12 @@ class Shift(Generic[Number]):
 
 
 def estimate_shift(a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95) -> Shift[float]:
-    """Estimate b minus a, leaving out NaN; all fields are NaN where either is empty. See estimate_shifts."""
+    """Estimate b minus a, leaving out NaN; NaN if a or b is empty. See estimate_shifts."""
     return estimate_shifts(_drop_nan(a)[None], _drop_nan(b)[None], confidence).row(0)
 
 
 def estimate_ratio(a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95) -> Shift[float]:
-    """Estimate b over a, leaving out NaN: 1.06 is 6% more. All fields are NaN where a value is not positive."""
+    """Estimate b over a, leaving out NaN: 1.06 is 6% more. NaN if a value is not positive."""
     return estimate_ratios(_drop_nan(a)[None], _drop_nan(b)[None], confidence).row(0)
 
 
@@ -65,8 +65,8 @@ def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Shi
 
     The estimate is the median of all pairwise differences, the interval two of their order statistics (Hodges and
     Lehmann, Ann. Math. Statist. 34, 598, 1963; Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3rd
-    ed., 2014, section 4.3): outliers do not bias it, and it is exact where b is a moved by a constant. p is that of
-    Mann and Whitney's U (Ann. Math. Statist. 18, 50, 1947).
+    ed., 2014, section 4.3): outliers do not bias it, and the estimate is exact if b is a plus a constant. p is that
+    of the Mann-Whitney U test (Ann. Math. Statist. 18, 50, 1947).
 
     Args:
         a: Samples (m, n_a).
@@ -138,7 +138,7 @@ def _choose_order_statistic(n_a: int, n_b: int, confidence: float) -> tuple[int,
 
 @lru_cache(maxsize=1024)
 def _cumulative_u(n_a: int, n_b: int) -> Floats:
-    """Return P(U <= u) for u = 0 ... n_a n_b where a and b are alike and no values are equal.
+    """Return P(U <= u) for u = 0 ... n_a n_b if a and b are from the same distribution and there are no ties.
 
     The counts are the coefficients of the Gaussian binomial, the product of (1 - q^(n_a + i)) / (1 - q^i) for
     i = 1 ... n_b (Andrews, The Theory of Partitions, 1976, section 3.2). scipy does not export this distribution.

@@ -21,7 +21,7 @@ MIN_INTERVALS = 2.0
 MAX_REGRESSION_ERROR = 0.2
 TOO_SHORT = "too short"
 FLOP_PREFIX = "flop_"
-# The even die of an MI250X reports the power of both.
+# On an MI250X the even die reports the power of both, so the odd one reports 0 W.
 ZERO_POWER = "devices that report 0 W"
 Joules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -38,8 +38,8 @@ class Consumption:
         samples: Number of samples of all nodes.
         energy_j: Component -> joules of the nodes with samples.
         how: Component -> method of measurement.
-        figures: Name -> mean, maximum, total or rate.
-        why_not: The reason why there is no energy; empty if there is one.
+        figures: Name with its unit -> mean, maximum, total or rate.
+        why_not: Why there is no energy; empty if there is.
         missing: A component that is left out, with the reason.
     """
 
@@ -65,7 +65,7 @@ class Usage(Consumption):
 
 
 def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Usage]:
-    """Compute the usage of each window from a source, whose faults are complete afterwards."""
+    """Compute the usage of each window from a source, and add the problems found to source.faults."""
     offsets = find_clock_offsets(source.spans(), source.faults)
     segments = WindowSegments(windows)
     aggregates = Aggregates()
@@ -89,7 +89,7 @@ class _WindowUsage:
         nodes = usage.window.nodes
         if nodes is None:
             nodes = tuple(frozenset([host]) for host in hosts)
-        known = hosts.intersection(*[frozenset().union(*nodes)] if nodes else [])
+        known = hosts & frozenset().union(*nodes)
         self.hosts = [h for h in sorted(known) if h in aggregates.samples and aggregates.samples[h][k] > 0]
         self.aggregates, self.k, self.usage = aggregates, k, usage
         usage.nodes_seen = sum(not node.isdisjoint(self.hosts) for node in nodes)
@@ -125,7 +125,7 @@ class _WindowUsage:
         """Add the joules of a component on all the window's nodes.
 
         For each node the best sensor is used, and for each device its counter if it increases, or else its power. The
-        component has no number if a node has no joules, or fewer devices than the others.
+        component is left out if the energy of a node is unknown, or if nodes differ in their number of devices.
         """
         joules: list[float] = []
         methods: set[str] = set()
@@ -168,11 +168,11 @@ class _WindowUsage:
             errors.append(error)
             if error <= MAX_REGRESSION_ERROR:
                 usage.energy_j[component] = joules
-                usage.how[component] = f"regression over turns, within {error:.0%}"
+                usage.how[component] = f"regression over alternating windows, within {error:.0%}"
         if usage.energy_j:
             usage.why_not = ""
         elif errors and not math.isnan(min(errors)):
-            usage.why_not += f"; regression over turns gives it only within {min(errors):.0%}"
+            usage.why_not += f"; regression over alternating windows has an uncertainty of {min(errors):.0%}"
 
     def _regressed_devices(self, host: str, component: str) -> Iterator[tuple[Floats, Floats]]:
         """Yield joules and variance of each device of a host, from its best sensor."""

@@ -34,8 +34,8 @@ class Window:
         folder: Run folder of the case.
         what: Kind of the part.
         name: Which of its kind; empty for the case.
-        pieces: Unix times of begin and end in seconds; one pair, or many where parts alternate.
-        nodes: The short names of each node; None if the record has none, which stands for all nodes of a source.
+        pieces: Unix times of start and end in seconds; one pair, or several if parts alternate.
+        nodes: The aliases of each node; None if the record lists no nodes, which means all nodes of the source.
     """
 
     folder: str
@@ -74,7 +74,7 @@ def read_nodes(folder: Path) -> Nodes | None:
 
 
 def _match_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
-    """Return the nodes with these names, with all the names that the list of the case has for them."""
+    """Return the nodes with these names; each has all aliases that the case's list of nodes gives it."""
     named = [frozenset(map(shorten_hostname, aliases)) for aliases in names]
     return tuple(next((node for node in known or () if node & aliases), aliases) for aliases in named)
 
@@ -121,12 +121,13 @@ class InterleavedWindows:
     seconds: Floats
 
     def regress_energy(self, energy: CumulativeSeries) -> tuple[Floats, Floats]:
-        """Estimate the energy of each window and its variance by least squares; NaN where samples do not suffice.
+        """Estimate the energy (J) of each window and its variance (J^2) by least squares; NaN without enough samples.
 
         The energy of each sampling interval and the seconds of each window in it are known; the powers of the windows
         are the coefficients (ordinary least squares; Seber and Lee, Linear Regression Analysis, 2nd ed., 2003, section
         3.2).
-        Windows with the same share of every interval cannot be distinguished: their variance shows that.
+        Windows with the same share of every interval cannot be distinguished and give NaN; with nearly equal shares the
+        variance is large.
         """
         start = min(edges[0] for edges, _ in self.occupied)
         end = max(edges[-1] for edges, _ in self.occupied)

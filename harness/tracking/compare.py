@@ -22,7 +22,7 @@ from harness.tracking.selectors import LOCATION_KEYS, Observation, RunSelector
 Verdict = Literal["better", "worse", "no difference seen", "too noisy", "too few samples"]
 Key = tuple[str, ...]
 Samples = tuple[float, ...]
-FALSE_DISCOVERY_RATE = 0.05  # largest share of false ones among the reported differences
+FALSE_DISCOVERY_RATE = 0.05  # largest expected share of false positives
 MAX_RESOLUTION = 0.05  # a wider interval could hide a relevant difference
 CONFIDENCE = 0.95
 COVERAGE_TOLERANCE = 0.02
@@ -69,7 +69,7 @@ class MetricComparison:
 
     @property
     def min_detectable_change(self) -> float:
-        """Return the relative difference below which the interval cannot show one."""
+        """Return the smallest relative difference that the interval could show."""
         return max(self.shift.high / self.shift.estimate, self.shift.estimate / self.shift.low) - 1.0
 
     @property
@@ -101,8 +101,8 @@ class Comparison:
 def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[RunSelector, RunSelector]) -> Comparison:
     """Compare every metric that both sides have.
 
-    Cases are the same by suite and name where only location, system or commit differs, or a part of a run such as its
-    stage; where a condition names an axis, they are the same by all other axes.
+    If the sides differ only in location, system, commit or part of a run, such as a stage, cases are matched by suite
+    and name; if a condition names an axis, they are matched by suite and the values on all other axes.
 
     Raises:
         UsageError: No metric is on both sides.
@@ -113,7 +113,9 @@ def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Run
     a_by_key, b_by_key = (_group_by_key(side, conditions, is_per_system=is_per_system) for side in (a, b))
     shared = [key for key in a_by_key if key in b_by_key]
     if not shared:
-        raise UsageError(f"{sides[0].text} and {sides[1].text}: no metric of one case that both have")
+        raise UsageError(
+            f"{sides[0].text} and {sides[1].text}: the two sides have no metric of the same case in common"
+        )
     unpaired, paired = [], []
     for key, name in zip(shared, _distinguishing_names(shared), strict=True):
         metric = a_by_key[key][0].measured.metric
@@ -142,7 +144,7 @@ def format_lines(comparison: Comparison, sides: tuple[RunSelector, RunSelector],
     if comparison.only_a or comparison.only_b:
         yield f"only in A: {pluralize(comparison.only_a, 'metric')}, only in B: {comparison.only_b}"
     yield (
-        "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval and p is that of Mann and Whitney;"
+        "A and B are medians, B / A is the Hodges-Lehmann ratio with its interval, p that of the Mann-Whitney U test;"
         " where both sides alternate (*), they are the median of ratios within a round and the p of the sign test."
         f" p is adjusted so that at most {FALSE_DISCOVERY_RATE:.0%} of the reported differences are false. Noise is"
         " half the interquartile range over the median, A / B."
@@ -228,7 +230,7 @@ def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricC
 
 
 def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> Iterator[MetricComparison]:
-    """Compare by the ratio of Hodges and Lehmann and the p of Mann and Whitney, all rows of equal sizes at once."""
+    """Compare by the Hodges-Lehmann ratio and the Mann-Whitney U test, all rows of equal sizes at once."""
     by_size: dict[tuple[int, int], list[tuple[str, Metric, Samples, Samples]]] = {}
     for row in rows:
         by_size.setdefault((len(row[2]), len(row[3])), []).append(row)
@@ -240,7 +242,7 @@ def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> I
 
 
 def _adjust_p_values(rows: Sequence[MetricComparison]) -> list[MetricComparison]:
-    """Adjust the p values of rows with enough samples for their number, and set the others to NaN.
+    """Adjust p values for the number of comparisons; rows with too few samples get NaN.
 
     Source: Benjamini and Hochberg, J. R. Statist. Soc. B 57, 289 (1995).
     """

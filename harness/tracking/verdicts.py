@@ -30,7 +30,7 @@ class Series:
     Attributes:
         values: (rounds, commits) for asv, one value per round; (commits,) for campaigns, whose runs share no rounds.
             NaN where nothing was measured.
-        failed: For each commit, whether the benchmark only failed on it.
+        failed: For each commit, whether the benchmark was run on it and never succeeded.
     """
 
     machine: str
@@ -211,7 +211,7 @@ def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement
 
 
 def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[State, ChangePoint]:
-    """Return the state of changes of which none for the worse lasts, and the change to report."""
+    """Return the state and the change to report if no change for the worse lasts."""
 
     def worsening(change: ChangePoint) -> float:
         return series.worsening(change.shift.estimate)
@@ -236,7 +236,7 @@ def _find_worst_lasting(series: Series, changes: Sequence[ChangePoint]) -> Chang
 
 
 def _find_break(series: Series) -> Commit | None:
-    """Return the first of the last commits on which a benchmark fails that ran before."""
+    """Return the first commit of the current run of failures, or None if the last commit does not fail."""
     if not series.failed[-1]:
         return None
     first = len(series.failed) - 1
@@ -272,7 +272,7 @@ def _compare_ends(values: Floats, alpha: float) -> tuple[Shift[float], float]:
 
 
 def _compute_min_p(values: Floats) -> float:
-    """Return the lowest p that a step could have: at an end for rounds, in the middle for one value per commit."""
+    """Return the lowest p value that a change could reach; if it exceeds alpha, no change can be detected."""
     n = values.shape[-1]
     if n < 2:
         return 1.0

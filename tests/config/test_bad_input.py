@@ -110,8 +110,8 @@ def test_a_null_that_removes_no_key_is_refused(get_errors: GetErrors) -> None:
 @pytest.mark.parametrize(
     ("resources", "system", "message"),
     [
-        ("{nodes: 3000}", "perlmutter", "case mine-fp64 takes 3000 nodes, and a job on perlmutter has at most 1536"),
-        ("{minutes: 1438}", "aurora", "case mine-fp64 takes 1441 minutes including the overhead of a job, and aurora"),
+        ("{nodes: 3000}", "perlmutter", "case mine-fp64 needs 3000 nodes, but a job on perlmutter has at most 1536"),
+        ("{minutes: 1438}", "aurora", "case mine-fp64 needs 1441 minutes including the overhead of a job, but aurora"),
     ],
 )
 def test_cases_beyond_the_limits_of_a_site_are_refused(

@@ -149,7 +149,7 @@ def test_values_of_different_types_give_different_ids() -> None:
 
 
 def test_equal_parameters_give_equal_ids() -> None:
-    with pytest.raises(UsageError, match="are the same work"):
+    with pytest.raises(UsageError, match="are identical"):
         expand_cases(matrix={"seed": [1, "1"]})
     one, two = expand_cases(matrix={"seed": [1]}), expand_cases(parameters=PARAMETERS | {"seed": 1})
     assert one[0].id == two[0].id
@@ -339,14 +339,14 @@ def test_a_raised_recursion_limit_does_not_affect_parsing() -> None:
 
 def test_text_that_doubles_through_variables_is_refused_at_the_bound() -> None:
     variables = {"v0": "xxxxxxxx"} | {f"v{k}": f"{{{{ v{k - 1} ~ v{k - 1} }}}}" for k in range(1, 41)}
-    with pytest.raises(UsageError, match=r"variables\.v11: a value of more than 10000 characters and items in"):
+    with pytest.raises(UsageError, match=r"variables\.v11: the result has more than 10000 characters and items in"):
         expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ 1 if v40 else 2 }}"})
 
 
 def test_lists_that_multiply_through_variables_are_refused_at_the_bound() -> None:
     hundred = ", ".join(["{0}"] * 100)
     variables = {"v0": 1} | {f"v{k}": "{{ [" + hundred.format(f"v{k - 1}") + "] }}" for k in range(1, 9)}
-    with pytest.raises(UsageError, match=r"variables\.v2: a value of more than 10000 characters and items"):
+    with pytest.raises(UsageError, match=r"variables\.v2: the result has more than 10000 characters and items"):
         expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
 
 
@@ -355,7 +355,7 @@ def test_data_that_multiplies_through_variables_is_refused_at_the_bound() -> Non
     variables: dict[str, Any] = {"v0": 1}
     for k in range(1, 9):
         variables[f"v{k}"] = {key: text.replace("{0}", f"v{k - 1}") for key, text in ten.items()}
-    with pytest.raises(UsageError, match=r"variables\.v4: a value of more than 10000 characters and items"):
+    with pytest.raises(UsageError, match=r"variables\.v4: the result has more than 10000 characters and items"):
         expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v8 | length }}"})
 
 
@@ -364,7 +364,7 @@ def test_values_that_nest_through_variables_are_refused_at_the_bound(text: Any) 
     variables: dict[str, Any] = {"v0": 1}
     for k in range(1, 100):
         variables[f"v{k}"] = json.loads(json.dumps(text).replace("{0}", str(k - 1)))
-    with pytest.raises(UsageError, match=r"variables\.v41.*: a value of more than 40 levels"):
+    with pytest.raises(UsageError, match=r"variables\.v41.*: the result has more than 40 levels"):
         expand_cases(variables=variables, parameters=PARAMETERS | {"seed": "{{ v99 | length }}"})
 
 

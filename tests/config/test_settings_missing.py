@@ -72,7 +72,7 @@ def test_run_without_settings_prints_what_is_missing(capsys: pytest.CaptureFixtu
         "before you submit, give these settings a value:",
         "  account (the project that is charged): -S account=..., HARNESS_ACCOUNT, or"
         f" `aurora: {{account: ...}}` in {user_file}",
-        "to submit the jobs, and later to gather them: the same command with -S account=... --submit",
+        "to submit the jobs, and later to collect them, run the same command with -S account=... --submit",
         f"or by hand, one by one: qsub -A ACCOUNT {tmp_path}/results/runs/scaling-aurora/jobs/JOB.sh",
     ]
 
@@ -154,7 +154,7 @@ def test_a_job_ends_with_the_name_of_a_missing_setting(tmp_path: Path) -> None:
     )
     assert result.returncode != 0
     [line] = result.stderr.splitlines()
-    assert line.endswith("HARNESS_FOLDER: it gives the setting folder, which is missing: set it in the environment")
+    assert line.endswith("HARNESS_FOLDER: is not set: export it with the value of the setting folder")
 
 
 def test_setup_prints_commands_that_check_missing_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

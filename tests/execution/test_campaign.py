@@ -186,7 +186,7 @@ def test_killed_job_is_incomplete_and_its_samples_remain(harness: Harness, tmp_p
             wait_for(folder / "attempt-1" / "events.jsonl", "sample")
     assert first.wait(300) == 3
     assert first.stderr is not None
-    assert "lost (its job is gone and left no exit code; tried 2 times)" in first.stderr.read()
+    assert "lost (its job has disappeared, and there is no exit code; tried 2 times)" in first.stderr.read()
     table = pd.read_csv(tmp_path / "out" / "tables" / "ladder.csv")
     assert set(table["case_state"]) == {"lost"}
     assert (table["samples"] > 0).all()
@@ -240,7 +240,7 @@ def test_second_harness_on_one_campaign_is_refused(harness: Harness, tmp_path: P
     wait_for(next(journal.parent.glob("tiny-*")) / "events.jsonl", "start")
     second = harness("run", "tiny.yaml", "--out", "out")
     assert second.returncode == 2
-    assert "another harness is running this campaign" in second.stderr
+    assert "another harness process is running this campaign" in second.stderr
     assert "running" in harness("status", "tiny.yaml", "--out", "out").stdout
     first.send_signal(signal.SIGINT)
     assert first.wait(300) == 130

@@ -282,7 +282,7 @@ def test_suite_without_fitting_case_is_refused(
     (tmp_path / "small.yaml").write_text("name: small\nextends: slurm\nlimits: {nodes: 1}\n")
     argv = ["plan", "large.yaml", "--system", "small.yaml", "-x", "nodes_1"]
     assert main(argv) == 2
-    assert "case large-nodes_8-seed_1 takes 8 nodes, and a job on small has at most 1" in capsys.readouterr().err
+    assert "case large-nodes_8-seed_1 needs 8 nodes, but a job on small has at most 1" in capsys.readouterr().err
     assert main(argv[:-2]) == 0
 
 

@@ -73,7 +73,7 @@ def test_full_queue_gets_what_fits_and_the_rest_later(queue: Queue, capsys: pyte
     assert main([*ARGV, "--submit"]) == 0
     assert sum(queue.accepted) == 7
     output = capsys.readouterr()
-    assert "3 jobs (3 cases) held back; the same command submits the rest later" in output.err
+    assert "3 jobs (3 cases) held back; run the same command later to submit them" in output.err
     assert "AssocMaxSubmitJobLimit" in output.err
     assert "3 not run" in output.out
     assert main([*ARGV, "--submit"]) == 3
@@ -143,7 +143,7 @@ def test_cancelled_waiting_array_stays_cancelled(
     queue.set_accounting(f"{row}|CANCELLED by 1000")
     assert main([*ARGV, "--submit"]) == 3
     assert queue.accepted == [10]
-    assert "10 cases did not end well; with --retry" in capsys.readouterr().err
+    assert "10 cases did not succeed; add --retry" in capsys.readouterr().err
     status = print_status(capsys)
     assert status.endswith("10 cancelled\n")
     assert status.count("CANCELLED by 1000") == 10
@@ -218,7 +218,7 @@ def test_completed_job_without_files_is_not_submitted_again(
     monkeypatch.setenv("GFM_HARNESS_FILES_S", "0.1")
     assert main([*ARGV, "--wait"]) == 3
     assert queue.accepted == [10]
-    assert "its exit code never came" in print_status(capsys)
+    assert "no exit code was written" in print_status(capsys)
     finish_cases(campaign)  # a late exit code still counts
     assert main([*ARGV, "--wait"]) == 0
     assert queue.accepted == [10]
@@ -245,7 +245,7 @@ def test_stuck_jobs_end_the_wait(queue: Queue, capsys: pytest.CaptureFixture[str
         "and 9 more: waiting, for the scheduler's reason: launch failed requeued held; it will not start by itself"
         in output
     )
-    assert "the jobs that remain will not start by themselves" in output
+    assert "the remaining jobs cannot start" in output
     assert print_status(capsys).count("launch failed requeued held (it will not start by itself)") == 10
 
 
@@ -259,7 +259,7 @@ def test_unavailable_scheduler_is_reported_at_once(queue: Queue, capfd: pytest.C
     output = capfd.readouterr().err.splitlines()
     assert output[0].startswith("squeue: slurm_load_jobs error: Unable to contact slurm controller")
     assert output[0].endswith("trying again for up to 1 s")
-    assert "nothing is lost" in output[-1]
+    assert "no work is lost" in output[-1]
     assert queue.accepted == [10]
 
 

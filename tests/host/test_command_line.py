@@ -31,7 +31,7 @@ def test_exit_code_of_the_command_is_returned(code: int) -> None:
         (SchedulerUnavailable("squeue: no answer"), 3, "error: squeue: no answer\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), 2, "error: [Errno 2] No such file: 'a'\n"),
         (OSError("unable to open\n \x1b[2J"), 2, "error: unable to open ?[2J\n"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command carries on from here\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command to continue\n"),
     ],
 )
 def test_errors_become_exit_codes_and_lines(
@@ -44,7 +44,7 @@ def test_errors_become_exit_codes_and_lines(
 @pytest.mark.parametrize("number", DISK_ERRORS)
 def test_disk_errors_leave_the_command_incomplete(capsys: pytest.CaptureFixture[str], number: int) -> None:
     assert run_command(lambda: raise_error(OSError(number, os.strerror(number), "log"))) == 3
-    assert capsys.readouterr().err.endswith(": 'log'; nothing is lost, the same command carries on\n")
+    assert capsys.readouterr().err.endswith(": 'log'; no work is lost; run the same command to continue\n")
 
 
 def test_other_errors_are_not_hidden() -> None:

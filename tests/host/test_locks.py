@@ -111,7 +111,7 @@ def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch:
 def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, no_locks: None) -> None:
     with campaign_lock(tmp_path), pytest.raises(UsageError) as campaign, campaign_lock(tmp_path):
         pass
-    assert f"another harness is running this campaign (process {os.getpid()} on" in str(campaign.value)
+    assert f"another harness process is running this campaign (process {os.getpid()} on" in str(campaign.value)
     spool = Spool(tmp_path / "spool", {})
     with spool.lock(), pytest.raises(InputError) as conversion, spool.lock():
         pass

@@ -262,7 +262,7 @@ def test_skipped_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["import", "hydragnn", str(folder), "--out", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
     assert "3 files skipped: " in output
-    for name in ("GFM.pk (not text)", "notes.md (no line of a log)", "torn.log.gz (damaged"):
+    for name in ("GFM.pk (not text)", "notes.md (contains no line of a HydraGNN log)", "torn.log.gz (damaged"):
         assert name in output
     assert (
         "1 lines that could not be read"

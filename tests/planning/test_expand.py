@@ -38,7 +38,7 @@ def test_ids_do_not_depend_on_order(matrix: dict[str, list[int]], random: st.Ran
 
 def test_cases_with_equal_parameters_are_refused() -> None:
     suite = Suite(name="s", title="S", program="ladder", parameters=BASE, matrix={"seed": [1, 2, 1]})
-    with pytest.raises(UsageError, match="are the same work"):
+    with pytest.raises(UsageError, match="are identical"):
         expand_suite(suite, LOCAL)
 
 

@@ -275,7 +275,7 @@ def test_linked_folder_is_refused_before_writing(tmp_path: Path, name: str) -> N
     outside.mkdir()
     (outside / "training_runs.csv").write_text("mine")
     (out / name).symlink_to(outside)
-    with pytest.raises(UsageError, match=f"{name}: a symbolic link, and nothing is written through one"):
+    with pytest.raises(UsageError, match=f"{name}: is a symbolic link, and the harness does not write through links"):
         write_report(out)
     assert [p.name for p in outside.iterdir()] == ["training_runs.csv"]
     linked = tmp_path / "linked"
@@ -293,7 +293,7 @@ def test_files_below_folder_are_written_and_appended(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "new")
     assert ((tmp_path / "a").read_text(), target.read_text()) == ("new", "mine")
     (tmp_path / "log").symlink_to(target)
-    with pytest.raises(UsageError, match="log: a symbolic link"):
+    with pytest.raises(UsageError, match="log: is a symbolic link"):
         append_below(tmp_path, "log", b"x")
     write_below(tmp_path, "new/deep/file", "\udce4")
     assert (tmp_path / "new" / "deep" / "file").read_text() == "?"

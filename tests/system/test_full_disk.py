@@ -99,7 +99,7 @@ def test_conversion_continues_after_a_full_disk(harness: Harness, tmp_path: Path
         full = harness(*argv)
         assert full.returncode == 3, full.stderr
         assert full.stderr.splitlines()[0].startswith("error: [Errno 28] No space left on device")
-        assert "the same command carries on" in full.stderr
+        assert "run the same command to continue" in full.stderr
         assert "Traceback" not in full.stderr
         filling.unlink()
         again = harness(*argv)

@@ -133,7 +133,7 @@ def test_concurrent_trials_on_the_same_nodes_have_no_energy(tmp_path: Path) -> N
     Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     pieces = build_cost_tables(load_runs(tmp_path / "runs"), collect_telemetry(tmp_path))["cost_pieces"]
     assert pieces["energy_j"].isna().all()
-    assert set(pieces["why_not"]) == {"other trials ran on its nodes meanwhile"}
+    assert set(pieces["why_not"]) == {"other trials ran on its nodes at the same time"}
 
 
 @pytest.mark.parametrize(("silent", "joules"), [(2, 32 * 100 * 40.0), (8, None)])
@@ -284,7 +284,7 @@ def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None
     for name, watts in (("fp64", 300.0), ("fp32", 120.0)):
         usage = get_usage(tmp_path, "a", "precision", f"training {name}")
         assert usage.energy_j["accelerator"] / usage.window.seconds == pytest.approx(watts, rel=0.15)
-        assert "regression over turns, within" in usage.how["accelerator"]
+        assert "regression over alternating windows, within" in usage.how["accelerator"]
 
 
 def test_export_is_read_again_only_after_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

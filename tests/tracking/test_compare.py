@@ -144,7 +144,10 @@ def test_of_200_equal_cases_at_most_one_is_called_different(tmp_path: Path, caps
         ),
         (("stage=", "stage=fast"), "stage=: expected KEY=VALUE,... got 'stage='"),
         (("stage=fast", "runs@"), "runs@: expected KEY=VALUE"),
-        (("stage=fast", "stage=baseline", "--metric", "energy"), "no metric of one case that both have"),
+        (
+            ("stage=fast", "stage=baseline", "--metric", "energy"),
+            "the two sides have no metric of the same case in common",
+        ),
         (("stage=fast",), "the following arguments are required: B"),
     ],
 )

@@ -45,7 +45,7 @@ class CommandFailed(Exception):
 
     Attributes:
         code: the exit code; None if the command did not end in time.
-        message: the last characters of its stderr.
+        message: the end of its stderr, or of its stdout if that is empty, on one line; else the exit code.
         output: its stdout.
     """
 
@@ -151,7 +151,7 @@ def run_once(command: Sequence[str]) -> str:
         try:
             output, errors = process.communicate(timeout=SLOW_S)
         except subprocess.TimeoutExpired:
-            notify(f"{command[0]} has not answered for {SLOW_S:g} s; it is given {limit_s:g} s")
+            notify(f"{command[0]} has not answered for {SLOW_S:g} s; waiting for up to {limit_s:g} s")
             output, errors = process.communicate(timeout=limit_s - SLOW_S)
     except subprocess.TimeoutExpired:
         _kill(process)
@@ -169,7 +169,7 @@ def run_with_retry(command: Sequence[str], is_permanent: Callable[[CommandFailed
 
     Raises:
         CommandFailed: the error is permanent.
-        SchedulerBusy: the command still failed when the time for retries was over.
+        SchedulerBusy: the command still failed when the time for retries was up.
     """
     backoff = Backoff()
     while True:

@@ -57,7 +57,7 @@ class PbsScheduler(CommandScheduler):
     """The scheduler PBS.
 
     Jobs are queried by id, or by name if no id is known, and as text, since servers print invalid JSON for several
-    jobs. The server's history, which covers all users and weeks, is queried only for jobs that have vanished.
+    jobs. The server's history, which covers all users and several weeks, is queried only for jobs that have vanished.
     """
 
     command = "qsub"
@@ -108,7 +108,7 @@ class PbsScheduler(CommandScheduler):
             raise failure
 
     def exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
-        """Query the server's history with `qstat -x`."""
+        """Return how these jobs ended, by id, from the server's history (`qstat -x`); unknown jobs are left out."""
         result = {}
         for job in (job for job in ids if JOB_ID.fullmatch(job)):
             fields = _query_history(job)
@@ -188,7 +188,7 @@ def parse_json(text: str) -> dict[str, dict[str, Any]]:
     try:
         answer = json.loads(text, strict=False)
     except RecursionError:
-        raise ValueError("nested without end") from None
+        raise ValueError("nested too deeply") from None
     jobs = answer.get("Jobs", {}) if isinstance(answer, dict) else None
     if not isinstance(jobs, dict):
         raise ValueError("it contains no jobs")

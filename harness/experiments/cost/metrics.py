@@ -57,7 +57,7 @@ JOINED_COLUMNS = (
 )  # fmt: skip
 # Kinds of devices of which each rank uses one.
 ACCELERATORS = ("cuda", "xpu")
-# The share of a trial that a concurrent trial on its nodes may cover before its cost is withheld.
+# If a concurrent trial on the same nodes covers more than this share of a trial, the cost of the trial is withheld.
 MAX_OVERLAP = 0.02
 
 
@@ -96,7 +96,14 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
 
 
 def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, join: CostJoin) -> pd.DataFrame:
-    """Return an experiment's table with the costs of its rows; NaN where the cost of a row is unknown."""
+    """Return an experiment's table with JOINED_COLUMNS added; NaN where the cost of a row is unknown.
+
+    Args:
+        table: The experiment's table, with the columns that `join` names.
+        cases: The table `cost_cases`.
+        pieces: The table `cost_pieces`.
+        join: How the rows are joined.
+    """
     costs = cases if join.scope == "case" else pieces[pieces["what"] == join.scope]
     names = list(JOINED_COLUMNS)
     if table.empty or costs.empty:
@@ -113,7 +120,7 @@ def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, j
 
 
 def count_results(record: RunRecord, scope: Scope, name: str) -> WorkCount:
-    """Return number and unit of the useful results of a case, or of a part of it; NaN if the number is unknown."""
+    """Return the number of useful results of a case or of a part of it, and their unit; NaN if unknown."""
     if scope == "trial":
         return 1.0, "trial"
     experiment = find_experiment(record.program)
@@ -122,7 +129,7 @@ def count_results(record: RunRecord, scope: Scope, name: str) -> WorkCount:
 
 
 def sum_energy(usage: Usage) -> tuple[float, str, str]:
-    """Return the energy of a window in joules, the components that it covers, and the method of measurement.
+    """Return the energy of a window in joules, its components and the method; (NaN, "", "") if there is none.
 
     A sensor of the whole node covers all of its components; without one, the components that have sensors are added up.
     Nodes without samples are assumed to have used as much as the others.
@@ -146,7 +153,7 @@ def _describe_energy(usage: Usage, results: float, unit: str, *, shared: bool = 
     joules, scope, how = sum_energy(usage)
     row: dict[str, Any] = {"results": results, "result": unit, "why_not": usage.why_not}
     if shared:
-        return row | {"why_not": "other trials ran on its nodes meanwhile"}
+        return row | {"why_not": "other trials ran on its nodes at the same time"}
     per_node = {f"{part}_energy_j": value for part, value in usage.energy_j.items()}
     return row | per_node | {
         "energy_j": joules, "energy_scope": scope, "energy_by": how, "power_w": joules / usage.window.seconds,

@@ -1,4 +1,4 @@
-"""Tables on the ladder: rate, speed-up and error of each stage of each case."""
+"""The tables of the ladder: rate, speed-up and error of each stage of each case."""
 
 from __future__ import annotations
 
@@ -190,7 +190,16 @@ def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> d
 
 
 def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds: float) -> dict[str, float]:
-    """Return the arithmetic of matrix products, its rate, and its share of the rate of square products."""
+    """Return the arithmetic of matrix products, its rate, and its share of the rate of large square products.
+
+    Args:
+        flops: The operations of one call, each with the fields of `Flops`.
+        ceilings: The fields of `Ceilings`.
+        seconds: The duration of the call.
+
+    Returns:
+        matrix_gflop, matrix_gflop_per_s and share_of_matrix_peak; the share is NaN if no ceiling was measured.
+    """
     squares = {s["dtype"]: s["gflop_per_s"] for s in ceilings.get("squares", [])}
     products = [f for f in flops if f["of"] != "messages"]
     gflop = sum(f["flops"] for f in products) / 1e9

@@ -95,7 +95,7 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         ("end to end (1/s)", number_cell("end_to_end_per_s")),
         ("end to end / device", number_cell("share", ".0%")),
         ("generation / evaluation", number_cell("make_share", ".0%")),
-        ("memory, last / median", number_cell("memory_growth")),
+        ("memory at the end / median", number_cell("memory_growth")),
         ("evaluated once", lambda r: "proven" if r["proven"] else "NOT PROVEN"),
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
@@ -103,9 +103,9 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         "Rates are totals over all ranks, without the first batch, which includes compilation. Atoms and edges are"
         " means per candidate. Left out: removed by filters, with coincident atoms, or without a finite prediction. Not"
         " ranked: evaluated, but with elements that no single head was trained on, or with atoms closer than any in"
-        " training, so that their scores are meaningless; they are in no table of results. Memory: that of a rank at"
-        " the end over the median after its parts; it rises with the size of the largest batch, not with the number of"
-        " candidates."
+        " training, so that their scores are meaningless; they are in no table of results. Memory: of a rank at"
+        " the end, over the median of the values after each of its parts; it rises with the size of the largest batch,"
+        " not with the number of candidates."
     )
     return add_cost_columns(build_block("Rates", rows_as_dicts(runs), columns, note), runs)
 
@@ -121,7 +121,7 @@ def build_times_block(times: pd.DataFrame) -> TableBlock:
     ]
     note = (
         "The paper: 50 s of device time on 9,408 nodes of Frontier. Projected: one rank per accelerator or tile of the"
-        " machine, each as fast as a rank here, which is not realistic; it shows the rate that each would need."
+        " machine, each as fast as a rank here. Real accelerators are not; it shows the rate that each would need."
     )
     return build_block("Time for the paper's number of candidates", rows_as_dicts(times), columns, note)
 
@@ -154,7 +154,7 @@ def build_trust_block(trust: pd.DataFrame) -> TableBlock:
 
 
 def build_labels_block(labels: pd.DataFrame) -> TableBlock:
-    """Return the errors of calculated candidates."""
+    """Return the errors of the candidates for which there are reference calculations."""
     columns: list[Column] = [
         ("case", "case"),
         ("candidates", lambda r: "flagged" if r["flagged"] else "not flagged"),
@@ -168,7 +168,7 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
         ("calculated at", "level"),
     ]
     note = "A random subset of the candidates with elements that this head was trained on, calculated at its level."
-    return build_block("Errors of calculated candidates", rows_as_dicts(labels), columns, note)
+    return build_block("Errors against reference calculations", rows_as_dicts(labels), columns, note)
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
@@ -180,7 +180,7 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("formula", text_cell("formula")),
         ("prototype", text_cell("prototype")),
         ("energy relative to elements (eV/atom)", number_cell("beyond_ev_per_atom")),
-        ("spread", number_cell("spread_ev_per_atom")),
+        ("spread of the heads (eV/atom)", number_cell("spread_ev_per_atom")),
         ("distance", number_cell("distance")),
     ]
     note = "More candidates are in best.csv of each case, and all stored ones in its results-*.bp."
@@ -213,11 +213,11 @@ def draw_embedding(places: pd.DataFrame, case: str, folder: Path, name: str) -> 
         for kind, group in places.groupby("kind", sort=False):
             style: Any = {"color": KINDS.get(str(kind), "#cc79a7"), "ms": 3.2, "ls": "", "alpha": 0.75}
             axes.plot(group["x"], group["y"], "o", label=f"{kind} ({len(group)})", **style)
-        axes.set_xlabel("first component / its deviation")
-        axes.set_ylabel("second")
+        axes.set_xlabel("first component / standard deviation")
+        axes.set_ylabel("second component / standard deviation")
         axes.legend(frameon=False, fontsize=7.5)
         caption = (
             f"{case}: embeddings per atom along the first two principal components of the training sets. Points beyond"
-            " ten deviations are drawn at the edge. Numbers in brackets are numbers of structures."
+            " ten standard deviations are drawn at the edge. Numbers in brackets are numbers of structures."
         )
         return save_figure(figure, folder, name, caption)

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def epochs(self) -> Versions:
-        """The epochs of all segments, with their versions."""
+        """The rows of each epoch in all segments; a restart leaves several rows for one epoch."""
         result: Versions = {}
         for segment in self.segments:
             for epoch, rows in segment.epochs.items():
@@ -99,10 +99,11 @@ def _read_text(logs: LogFiles, path: Path) -> None:
             logs.segments.append(segment)
             is_used = True
     if not is_used:
-        logs.skipped.append((path, "no line of a log"))
+        logs.skipped.append((path, "contains no line of a HydraGNN log"))
 
 
 def _read_tracer(logs: LogFiles, path: Path) -> bool:
+    """Read a file of the tracer; return whether the file is one."""
     name = strip_compression_suffix(path)
     if match := FULL.match(name):
         regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
@@ -123,7 +124,7 @@ def _read_tracer(logs: LogFiles, path: Path) -> bool:
 
 
 def find_runs(logs: LogFiles) -> list[Run]:
-    """Return the runs in the order of their folders, with their segments, tracer files and configurations."""
+    """Return the runs in the order of their folders; unusable files are added to logs.skipped."""
     runs: dict[Path, list[Run]] = defaultdict(list)
     folders = {*logs.regions, *logs.configs, *(s.source.parent for s in logs.segments)}
     ordered = sorted(logs.segments, key=lambda s: (s.source.name == LOG, not s.name, natural_key(str(s.source))))
@@ -161,7 +162,7 @@ def has_results(run: Run) -> bool:
 
 
 def find_run_folder(segment: Segment, folders: Iterable[Path]) -> Path:
-    """Return the log folder with the run's name below the segment's file, or else the folder of the file."""
+    """Return the log folder with the run's name below the folder of the segment's file, or else that folder."""
     parent = segment.source.parent
     if not segment.name or parent.name == segment.name:
         return parent

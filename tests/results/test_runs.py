@@ -1,0 +1,27 @@
+"""Records of runs: the events of a log, by kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.results.runs import load_run_folder
+
+
+def test_record_returns_events_of_every_kind_that_it_keeps(tmp_path: Path) -> None:
+    events = [
+        {"event": "start", "version": 2},
+        {"event": "warm_up", "first_s": 2.0},
+        {"event": "sample", "value": 1.0},
+        {"event": "profile", "rows": []},
+        {"event": "sample", "value": 3.0},
+        {"event": "done"},
+    ]
+    (tmp_path / "case.json").write_text(json.dumps({"name": "mine", "program": "user_program", "suite": "mine"}))
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event | {"time_s": 1.0}) + "\n" for event in events))
+    record = load_run_folder(str(tmp_path))
+    assert record.state == "done"
+    assert [event["value"] for event in record.events("sample")] == [1.0, 3.0]
+    assert [event["first_s"] for event in record.events("warm_up")] == [2.0]
+    assert record.events("profile") == [record.profile]
+    assert record.events("start") == []

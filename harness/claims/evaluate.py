@@ -16,13 +16,13 @@ from harness.claims.model import Basis, Claim, Need, Paper, Verdict
 from harness.claims.notes import format_note
 from harness.claims.query import (
     Answer,
-    Interval,
+    Estimate,
     Refuted,
     Unanswered,
     answer_query,
     build_cases_table,
+    compute_measure,
     match_rows,
-    measure,
 )
 from harness.claims.scorecard import Score, mark_previously_reproduced
 from harness.experiments.tables import Results, build_results
@@ -46,7 +46,7 @@ class Judgement:
 class _Finding:
     verdict: Verdict
     reason: str
-    value: Interval | tuple[None, None, None] = (None, None, None)
+    value: Estimate | tuple[None, None, None] = (None, None, None)
     basis: Basis | None = None
     folders: Sequence[str] = ()
 
@@ -57,14 +57,14 @@ def judge_folder(out: Path, papers: Mapping[str, Paper]) -> Judgement:
     return Judgement(results, mark_previously_reproduced(judge_papers(papers, results, out), out / SCORECARD))
 
 
-def list_tables(results: Results) -> dict[str, pd.DataFrame]:
+def collect_tables(results: Results) -> dict[str, pd.DataFrame]:
     """Return the tables that a query can read: those of the report, and one of all cases."""
     return results.tables() | {"cases": build_cases_table(results.records)}
 
 
 def judge_papers(papers: Mapping[str, Paper], results: Results, root: Path) -> list[Score]:
     """Return one score per claim, from the tables of the runs below root."""
-    tables = list_tables(results)
+    tables = collect_tables(results)
     return [
         judge_claim(claim, tables, root=root, paper=name, citation=paper.source)
         for name, paper in papers.items()
@@ -108,51 +108,47 @@ def _judge(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> _Finding:
         return _Finding("not run", f"cannot be judged: {describe_misfit(error)}")
 
 
-def _judge_answer(claim: Claim, evidence: Answer, cases: pd.DataFrame) -> _Finding:
+def _judge_answer(claim: Claim, answer: Answer, cases: pd.DataFrame) -> _Finding:
     """Return the verdict on a measured value: of the first unmet need that names one, or else by the claim's bound."""
-    failing = [need.otherwise for need in claim.needs if not _is_satisfied(need, evidence.rows, claim.value)]
-    verdict = next((otherwise.verdict for otherwise in failing if otherwise.verdict is not None), None)
+    consequences = [need.otherwise for need in claim.needs if not _is_satisfied(need, answer.rows, claim.value)]
+    verdict = next((consequence.verdict for consequence in consequences if consequence.verdict is not None), None)
     if verdict is None:
-        if claim.is_met(evidence.value, claim.value):
+        if claim.is_met(answer.value, claim.value):
             verdict = "reproduced"
-        elif _is_undecided(claim, evidence):
+        elif _is_undecided(claim, answer):
             verdict = "inconclusive"
         else:
             verdict = claim.otherwise.verdict or "deviates"
-            failing = [*failing, claim.otherwise]
-    basis = next((otherwise.basis for otherwise in failing if otherwise.basis is not None), claim.basis)
-    note = claim.note + "".join(otherwise.note for otherwise in failing)
-    reason = format_note(note, evidence.rows, _list_numbers(claim, evidence))
-    return _Finding(
-        verdict, reason, (evidence.value, evidence.low, evidence.high), basis, _list_folders(evidence.rows, cases)
-    )
+            consequences = [*consequences, claim.otherwise]
+    basis = next((consequence.basis for consequence in consequences if consequence.basis is not None), claim.basis)
+    note = claim.note + "".join(consequence.note for consequence in consequences)
+    reason = format_note(note, answer.rows, _build_note_values(claim, answer))
+    return _Finding(verdict, reason, (answer.value, answer.low, answer.high), basis, _list_folders(answer.rows, cases))
 
 
 def _is_satisfied(need: Need, rows: pd.DataFrame, paper_value: float) -> bool:
-    is_within = need.measure is None or need.is_met(measure(rows, need.measure)[0], paper_value)
+    is_within = need.measure is None or need.is_met(compute_measure(rows, need.measure)[0], paper_value)
     return bool(match_rows(rows, need.where).all()) and is_within
 
 
-def _is_undecided(claim: Claim, evidence: Answer) -> bool:
+def _is_undecided(claim: Claim, answer: Answer) -> bool:
     return (
-        evidence.low is not None
-        and evidence.high is not None
-        and claim.is_undecided(evidence.low, evidence.high, claim.value)
+        answer.low is not None and answer.high is not None and claim.is_undecided(answer.low, answer.high, claim.value)
     )
 
 
-def _list_numbers(claim: Claim, evidence: Answer) -> dict[str, float]:
-    bound = claim.find_threshold(claim.value)
+def _build_note_values(claim: Claim, answer: Answer) -> dict[str, float]:
+    bound = claim.get_threshold(claim.value)
     return {
-        "value": evidence.value,
-        "low": evidence.value if evidence.low is None else evidence.low,
-        "high": evidence.value if evidence.high is None else evidence.high,
+        "value": answer.value,
+        "low": answer.value if answer.low is None else answer.low,
+        "high": answer.value if answer.high is None else answer.high,
         "paper": claim.value,
         "bound": bound,
-        "percent": 100 * (evidence.value / bound - 1) if bound else float("nan"),
-        "times": bound / evidence.value if evidence.value else float("inf"),
-        "groups": evidence.groups,
-        **{name: measure(evidence.rows, spec)[0] for name, spec in claim.numbers.items()},
+        "percent": 100 * (answer.value / bound - 1) if bound else float("nan"),
+        "times": bound / answer.value if answer.value else float("inf"),
+        "groups": answer.groups,
+        **{name: compute_measure(answer.rows, spec)[0] for name, spec in claim.numbers.items()},
     }
 
 

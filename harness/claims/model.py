@@ -29,7 +29,7 @@ class Bound(StrictModel):
     at_most: float | None = None
     within: Annotated[float, Field(ge=0)] | None = None
 
-    def find_threshold(self, paper_value: float) -> float:
+    def get_threshold(self, paper_value: float) -> float:
         """Return the threshold to report: `at_least`, else `at_most`, else the paper's value."""
         return next((bound for bound in (self.at_least, self.at_most) if bound is not None), paper_value)
 
@@ -43,7 +43,7 @@ class Bound(StrictModel):
 
     def is_undecided(self, low: float, high: float, paper_value: float) -> bool:
         """Return whether a value in [low, high] satisfies the bounds, so that one outside them decides nothing."""
-        nearest = min(max(self.find_threshold(paper_value), low), high)
+        nearest = min(max(self.get_threshold(paper_value), low), high)
         return self.is_met(nearest, paper_value)
 
 
@@ -161,7 +161,7 @@ class Query(StrictModel):
     measure: Measure
 
 
-class Otherwise(StrictModel):
+class Consequence(StrictModel):
     """The consequence of an unmet condition: a verdict, another basis, and text that is added to the note."""
 
     verdict: Verdict | None = None
@@ -174,7 +174,7 @@ class Need(Bound):
 
     where: Filter = Field(default={})
     measure: Measure | None = None
-    otherwise: Otherwise
+    otherwise: Consequence
 
     @model_validator(mode="after")
     def _check_condition(self) -> Self:
@@ -214,7 +214,7 @@ class Claim(Bound):
     query: Query | None = None
     basis: Basis = "measured"
     needs: list[Need] = Field(default=[])
-    otherwise: Otherwise = Otherwise(verdict="deviates")
+    otherwise: Consequence = Consequence(verdict="deviates")
     note: str = ""
     numbers: dict[str, Measure] = Field(default={})
     not_applicable: str | None = None

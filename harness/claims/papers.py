@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.claims.evaluate import list_tables
+from harness.claims.evaluate import collect_tables
 from harness.claims.model import Claim, Filter, Measure, Paper, Query
 from harness.claims.notes import find_unknown_fields
 from harness.claims.query import OPERATORS, split_comparison
@@ -44,7 +44,9 @@ def load_papers(extra: Sequence[Path] = ()) -> dict[str, Paper]:
         UsageError: a file has mistakes; the message lists all of them, with the nearest name for each unknown one.
     """
     documents = {name: yaml_loader.load_yaml(path) for name, path in find_files(extra).items()}
-    tables = {name: list(table.columns) for name, table in list_tables(build_results([])).items() if len(table.columns)}
+    tables = {
+        name: list(table.columns) for name, table in collect_tables(build_results([])).items() if len(table.columns)
+    }
     raise_problems(problem for document in documents.values() for problem in _check_paper(document, tables))
     return {name: Paper.model_validate(document.data) for name, document in documents.items()}
 

@@ -22,11 +22,11 @@ OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 FIRST_NUMBER = r"(\d+(?:\.\d+)?)"
-CASES = (
+CASE_COLUMNS = (
     "campaign", "suite", "system", "case", "id", "program", "state", "nodes", "ranks", "hosts", "emulated", "backbone",
     "hidden_dim", "parameters", "folder",
 )  # fmt: skip
-Interval = tuple[float, float | None, float | None]
+Estimate = tuple[float, float | None, float | None]
 
 
 class Unanswered(Exception):
@@ -55,7 +55,7 @@ def build_cases_table(records: list[RunRecord]) -> pd.DataFrame:
         emulated: whether fewer hosts than nodes took part, where the hosts are known.
         parameters: the number of parameters of the model.
     """
-    return pd.DataFrame([_describe_case(r) for r in records if r.state != "unreadable"], columns=CASES)
+    return pd.DataFrame([_describe_case(r) for r in records if r.state != "unreadable"], columns=CASE_COLUMNS)
 
 
 def _describe_case(record: RunRecord) -> dict[str, Any]:
@@ -120,11 +120,11 @@ def _match_column(column: pd.Series[Any], condition: Scalar) -> pd.Series[bool]:
         return column == condition
     if condition in ("present", "missing"):
         return column.notna() if condition == "present" else column.isna()
-    sign, text = split_comparison(condition)
-    if sign == "!=":
-        return column.astype(str) != text
-    if sign:
-        return OPERATORS[sign](pd.to_numeric(column), float(text))
+    symbol, operand = split_comparison(condition)
+    if symbol == "!=":
+        return column.astype(str) != operand
+    if symbol:
+        return OPERATORS[symbol](pd.to_numeric(column), float(operand))
     if "*" in condition:
         return column.map(lambda value: fnmatch.fnmatchcase(str(value), condition)).astype(bool)
     return column == condition
@@ -136,13 +136,13 @@ def split_comparison(condition: Scalar) -> tuple[str, str]:
     return (comparison[1], comparison[2]) if comparison else ("", str(condition))
 
 
-def measure(rows: pd.DataFrame, spec: Measure) -> Interval:
+def compute_measure(rows: pd.DataFrame, spec: Measure) -> Estimate:
     """Return a statistic of the rows, with its interval where the measure names the interval's columns.
 
     Raises:
         Unanswered: the value is not finite, for example a ratio without rows.
     """
-    value, low, high = _measure(rows, spec)
+    value, low, high = _compute_statistic(rows, spec)
     if not np.isfinite(value):
         for conditions in (spec.matching, spec.against):
             if conditions and not match_rows(rows, conditions).any():
@@ -151,10 +151,10 @@ def measure(rows: pd.DataFrame, spec: Measure) -> Interval:
     return value, low, high
 
 
-def _measure(rows: pd.DataFrame, spec: Measure) -> Interval:
+def _compute_statistic(rows: pd.DataFrame, spec: Measure) -> Estimate:
     matching = match_rows(rows, spec.matching)
     if spec.statistic == "ratio":
-        return _measure_ratio(rows, matching, spec)
+        return _compute_ratio(rows, matching, spec)
     if spec.statistic in STATISTICS:
         return STATISTICS[spec.statistic](rows, matching, spec), None, None
     values = _select_values(rows, spec)[matching]
@@ -167,7 +167,7 @@ def _measure(rows: pd.DataFrame, spec: Measure) -> Interval:
     return float(getattr(values, spec.statistic)()), None, None
 
 
-def _measure_ratio(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> Interval:
+def _compute_ratio(rows: pd.DataFrame, matching: pd.Series[bool], spec: Measure) -> Estimate:
     """Return the ratio of two medians; the ends of its interval are ratios of opposite ends of theirs."""
     against, values = match_rows(rows, spec.against), _select_values(rows, spec)
     ratio = float(values[matching].median() / values[against].median())
@@ -229,7 +229,7 @@ def _pick(rows: pd.DataFrame, pick: Pick) -> pd.DataFrame:
 
 
 def _answer_from_rows(rows: pd.DataFrame, spec: Measure) -> Answer:
-    value, low, high = measure(rows, spec)
+    value, low, high = compute_measure(rows, spec)
     counted = rows[match_rows(rows, spec.matching)] if spec.statistic in ("count", "distinct") else rows
     return Answer(value, low, high, rows if counted.empty else counted)
 
@@ -238,14 +238,14 @@ def _answer_by_groups(rows: pd.DataFrame, groups: Groups, spec: Measure) -> Answ
     values = []
     for _, group in rows.groupby(groups.by, dropna=False):
         with contextlib.suppress(Unanswered):  # a group without a value does not bear on the claim
-            values.append((measure(group, groups.measure or spec)[0], group))
-    within = [(value, group) for value, group in values if groups.is_met(value)]
-    if not values or (not within and groups.take in ("largest", "smallest")):
+            values.append((compute_measure(group, groups.measure or spec)[0], group))
+    accepted = [(value, group) for value, group in values if groups.is_met(value)]
+    if not values or (not accepted and groups.take in ("largest", "smallest")):
         raise Unanswered(groups.missing)
     if groups.take in ("count", "share"):
-        count = len(within) / (len(values) if groups.take == "share" else 1)
+        count = len(accepted) / (len(values) if groups.take == "share" else 1)
         return Answer(count, None, None, pd.concat([group for _, group in values]), len(values))
-    best = (max if groups.take == "largest" else min)(value for value, _ in within)
-    chosen = [group for value, group in within if value == best]
+    best = (max if groups.take == "largest" else min)(value for value, _ in accepted)
+    chosen = [group for value, group in accepted if value == best]
     first = _answer_from_rows(chosen[0], spec)
     return Answer(first.value, first.low, first.high, pd.concat(chosen) if groups.ties else first.rows, len(values))

@@ -79,7 +79,7 @@ def find_unmeasured(records: Sequence[RunRecord], scores: Sequence[Score]) -> It
             subject = ", ".join(figures) or "the whole case"
             yield f"{name_case(record)}: {subject} is not measured: the case is {describe_state(record)}"
     for record in records:
-        for merit in record.merits:
+        for merit in record.figures_of_merit:
             if merit.verdict == "not measured":
                 yield f"{name_case(record)}: {merit.name} is not measured: the case has no sample of it"
     for score in scores:

@@ -90,7 +90,7 @@ def do_run(arguments: Namespace) -> int:
         outcomes += campaign_outcomes
         if campaign.submission is not None:
             rejections += dict.fromkeys(campaign.submission.rejected.values())
-        is_stalled = is_stalled or (submit and is_incomplete(campaign, campaign_outcomes, options.wait))
+        is_stalled = is_stalled or (submit and has_stalled(campaign, campaign_outcomes, options.wait))
         if not is_local:
             plans.print_next_steps(campaign, campaign_outcomes, submit)
     code = report_outcomes(arguments, outcomes)
@@ -101,10 +101,10 @@ def do_run(arguments: Namespace) -> int:
 
 def do_status(arguments: Namespace) -> int:
     """Print the state of every case; the exit code is 3 if any is not done."""
-    from harness.execution.schedulers.command import set_default_retry_timeout
+    from harness.execution.schedulers.command import override_default_retry_timeout
 
-    with set_default_retry_timeout(STATUS_RETRY_TIMEOUT_S):
-        outcomes = [outcome for campaign in load_campaigns(arguments) for outcome in campaign.status()]
+    with override_default_retry_timeout(STATUS_RETRY_TIMEOUT_S):
+        outcomes = [outcome for campaign in load_campaigns(arguments) for outcome in campaign.list_outcomes()]
     width = max(len(outcome.case.name) for outcome in outcomes)
     for outcome in outcomes:
         print(f"{outcome.state:<8}  {outcome.case.name:<{width}}  {outcome.reason or outcome.folder}")
@@ -150,12 +150,12 @@ def report_outcomes(arguments: Namespace, outcomes: Iterable[Outcome]) -> int:
     return INCOMPLETE if n_failed + states["blocked"] else code
 
 
-def is_incomplete(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
+def has_stalled(campaign: Campaign, outcomes: Sequence[Outcome], has_waited: bool) -> bool:
     """Return whether cases without an active job remain, or cases that have not ended although the command waited."""
     states = Counter(outcome.state for outcome in outcomes)
     n_active = states["waiting"] + states["running"]
     if has_waited:
         return n_active + states["not run"] > 0
     submission = campaign.submission
-    is_refused = submission is not None and bool(submission.held_back) and submission.submitted == 0
+    is_refused = submission is not None and bool(submission.held_back) and submission.n_submitted == 0
     return is_refused or (states["not run"] > 0 and n_active == 0)

@@ -155,7 +155,7 @@ def check_cost(arguments: Namespace, campaigns: Sequence[Campaign]) -> None:
 
     if arguments.max_node_hours is None:
         return
-    limit = sum(sum_node_hours(campaign.pending_jobs(arguments.retry))[0] for campaign in campaigns)
+    limit = sum(sum_node_hours(campaign.list_pending_jobs(arguments.retry))[0] for campaign in campaigns)
     if limit > arguments.max_node_hours:
         allowed = f"--max-node-hours is {arguments.max_node_hours:g}"
         raise UsageError(f"up to {limit:,.4g} node-hours, and {allowed}; nothing was submitted")

@@ -48,7 +48,7 @@ def print_jobs(jobs: Sequence[Job], verbose: bool) -> None:
 
 def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted: bool) -> None:
     """Print the state of the cases, and what to type next."""
-    from harness.host.files import absolute_path
+    from harness.host.files import make_absolute
 
     counts = Counter(outcome.state for outcome in outcomes)
     print(f"{campaign.plan.campaign_name}: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
@@ -58,7 +58,7 @@ def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted:
         print("later, run the same command to collect the cases that have ended and submit the others")
         return
     site = campaign.plan.site
-    script = f"{shlex.quote(str(absolute_path(campaign.folder) / 'jobs'))}/JOB.sh"
+    script = f"{shlex.quote(str(make_absolute(campaign.folder) / 'jobs'))}/JOB.sh"
     setting_options = "".join(f"-S {name}=... " for name in site.missing)
     print_missing_settings(site)
     print(f"to submit the jobs, and later to collect them, run the same command with {setting_options}--submit")
@@ -109,7 +109,7 @@ def do_plan(arguments: Namespace) -> int:
 
     campaigns = load_campaigns(arguments)
     for campaign in campaigns:
-        jobs = campaign.pending_jobs(arguments.retry)
+        jobs = campaign.list_pending_jobs(arguments.retry)
         limit, expected = sum_node_hours(jobs)
         n_cases, n_pending = len(campaign.plan.cases), sum(len(job.cases) for job in jobs)
         print(

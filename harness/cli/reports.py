@@ -75,10 +75,10 @@ def report_results(out: Path, claims: Sequence[Path] = ()) -> int:
     for record in result.records:
         if record.state == "unreadable":
             print_line(f"unreadable: {record.folder}: {record.error}")
-    for page, reason in result.faults.items():
+    for page, reason in result.errors.items():
         print(sanitize_line(f"error: {out / page}.html: {reason}"), file=sys.stderr)
     print(f"report: {out / 'index.html'}")
-    return CHECK_FAILED if result.faults else DONE
+    return CHECK_FAILED if result.errors else DONE
 
 
 def do_check(arguments: Namespace) -> int:
@@ -86,12 +86,12 @@ def do_check(arguments: Namespace) -> int:
     from harness.claims.evaluate import NO_RUNS, judge_folder
     from harness.claims.papers import load_papers
     from harness.claims.scorecard import counts_as_failure, find_unmeasured
-    from harness.tracking.history import FILE_NAME
+    from harness.tracking.history import HISTORY_FILE
 
     judgement = judge_folder(arguments.out, load_papers(arguments.claims))
     records = judgement.results.records
-    merits = [(record.case.get("name"), merit) for record in records for merit in record.merits]
-    if not records and not (arguments.out / FILE_NAME).exists():
+    merits = [(record.case.get("name"), merit) for record in records for merit in record.figures_of_merit]
+    if not records and not (arguments.out / HISTORY_FILE).exists():
         raise UsageError(f"{arguments.out / 'runs'}: {NO_RUNS}")
     for score in judgement.scores:
         before = "; it was reproduced before" if score.reproduced_before and score.verdict != "reproduced" else ""

@@ -125,13 +125,13 @@ def format_key_path(at: KeyPath) -> str:
     return ".".join(map(str, at))
 
 
-def iter_texts(node: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def iter_strings(node: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield every string in nested mappings and lists, with its key path."""
     if isinstance(node, str):
         yield at, node
     elif isinstance(node, (dict, list)):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from iter_texts(value, (*at, key))
+            yield from iter_strings(value, (*at, key))
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:

@@ -56,16 +56,16 @@ def build_function(node: nodes.Node) -> Function:  # noqa: PLR0911 - one for eac
         case nodes.Concat(nodes=parts) | nodes.Output(nodes=parts):
             return _build_text([build_function(part) for part in parts])
         case nodes.CondExpr(test=test, expr1=first, expr2=nodes.Expr() as second):
-            condition, one, two = _build_known(test), build_function(first), build_function(second)
-            return lambda values: one(values) if condition(values) else two(values)
+            condition, if_true, if_false = _build_operand(test), build_function(first), build_function(second)
+            return lambda values: if_true(values) if condition(values) else if_false(values)
         case nodes.And(left=left, right=right):
-            one, two = _build_known(left), _build_known(right)
-            return lambda values: one(values) and two(values)
+            evaluate_left, evaluate_right = _build_operand(left), _build_operand(right)
+            return lambda values: evaluate_left(values) and evaluate_right(values)
         case nodes.Or(left=left, right=right):
-            one, two = _build_known(left), _build_known(right)
-            return lambda values: one(values) or two(values)
+            evaluate_left, evaluate_right = _build_operand(left), _build_operand(right)
+            return lambda values: evaluate_left(values) or evaluate_right(values)
         case nodes.Compare(expr=first, ops=operands):
-            return _build_comparison(_build_known(first), [(o.op, _build_known(o.expr)) for o in operands])
+            return _build_comparison(_build_operand(first), [(o.op, _build_operand(o.expr)) for o in operands])
     return _build_operation(node)
 
 
@@ -88,11 +88,11 @@ def _build_operation(node: nodes.Node) -> Function:
             operation = _with_keywords(operation, [str(pair.key) for pair in keywords])
         case _:
             raise ExpressionError(f"{type(node).__name__.lower()} is not allowed")
-    functions = list(map(_build_known, operands))
+    functions = list(map(_build_operand, operands))
     return lambda values: check_size(operation(*[function(values) for function in functions]))
 
 
-def _build_known(node: nodes.Node) -> Function:
+def _build_operand(node: nodes.Node) -> Function:
     """Return the function of an operand, which refuses a placeholder."""
     if isinstance(node, nodes.Const):
         return build_function(node)
@@ -237,4 +237,4 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "max": _extreme(max), "min": _extreme(min), "round": _round, "sum": sum, "upper": lambda value: str(value).upper(),
 }  # fmt: skip
 # The arguments of a filter besides its value.
-ARGUMENTS = {"round": ("precision", "method"), "int": ("base",)}
+FILTER_ARGUMENTS = {"round": ("precision", "method"), "int": ("base",)}

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, TemplateError, nodes
 
 from harness.config.evaluation import (
-    ARGUMENTS,
+    FILTER_ARGUMENTS,
     FILTERS,
     ExpressionError,
     Function,
@@ -183,7 +183,7 @@ def _find_error(node: nodes.Node) -> str | None:  # noqa: PLR0911 - one for each
 def _find_filter_error(node: nodes.Filter) -> str | None:
     if node.name not in FILTERS:
         return f"unknown filter {node.name!r}{did_you_mean(node.name, FILTERS)}"
-    known = ARGUMENTS.get(node.name, ())
+    known = FILTER_ARGUMENTS.get(node.name, ())
     unknown = [pair.key for pair in node.kwargs if pair.key not in known[len(node.args) :]]
     if unknown or len(node.args) > len(known) or node.dyn_args or node.dyn_kwargs:
         return f"filter {node.name!r} takes " + (f"at most {', '.join(known)}" if known else "no arguments")

@@ -18,7 +18,7 @@ from harness.config.document import (
     check_model,
     describe_errors,
     format_key_path,
-    iter_texts,
+    iter_strings,
     raise_problems,
 )
 from harness.config.evaluation import ExpressionError
@@ -39,7 +39,7 @@ EXPRESSION_SECTIONS = ("variables", "parameters", "resources", "sanity", "perfor
 FIXED_KEYS = ("name", "scale", "extends", "program")
 
 
-def load_suite(path: Path, scale_for: str | None = None) -> Suite:
+def load_suite(path: Path, system: str | None = None) -> Suite:
     """Load and check a suite, with the overlay that its section `scale` has for a system, if there is one.
 
     All overlays are checked, whichever is selected.
@@ -65,7 +65,7 @@ def load_suite(path: Path, scale_for: str | None = None) -> Suite:
             if p.message not in known
         ]
     raise_problems(problems)
-    selected = scaled.get(scale_for or "") or suite
+    selected = scaled.get(system or "") or suite
     assert selected is not None, "a suite without problems is valid"
     return selected
 
@@ -90,14 +90,14 @@ def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Proble
 
 def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
     """Return the document as a suite, or None, and its problems."""
-    by_path, misplaced = _find_expressions(document)
+    by_path, invalid = _find_expressions(document)
     used = {name for expression in by_path.values() for name in expression.names}
-    problems = [*misplaced.values(), *_check_names(document, by_path, used)]
+    problems = [*invalid.values(), *_check_names(document, by_path, used)]
     suite, errors = check_model(document, Suite)
-    errors += _check_program_values(document, {*by_path, *misplaced}, used)
-    known = {problem.location for problem in misplaced.values()}
+    errors += _check_program_values(document, {*by_path, *invalid}, used)
+    known = {problem.location for problem in invalid.values()}
     problems += [error for error in errors if error.location not in known]
-    if suite is None or errors or misplaced:
+    if suite is None or errors or invalid:
         return None, problems
     suite._document = document
     problems += islice(check_consistency(suite), MAX_PROBLEMS + 1)
@@ -106,10 +106,10 @@ def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
 
 
 def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], dict[KeyPath, Problem]]:
-    """Return the compiled expressions by key path, and the problems of those that are invalid or misplaced."""
+    """Return the compiled expressions by key path, and the problems of those that are invalid or invalid."""
     by_path: dict[KeyPath, Expression] = {}
     problems = {}
-    for at, text in iter_texts(document.data):
+    for at, text in iter_strings(document.data):
         is_condition = at[0] == "where" and len(at) == 2
         if not is_condition and not expressions.is_expression(text):
             continue
@@ -164,7 +164,7 @@ def _check_program_values(
                 continue
             if axis in model.model_fields:
                 try:
-                    _values_adapter(model, axis).validate_python(values)
+                    _build_list_validator(model, axis).validate_python(values)
                 except ValidationError as error:
                     problems += describe_errors(document, error.errors(include_url=False), model, (*at, axis))
             elif axis not in used:
@@ -174,7 +174,7 @@ def _check_program_values(
 
 
 @cache
-def _values_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+def _build_list_validator(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
     """Return the validator of a list of values of one field."""
     field = model.model_fields[name]
     annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation

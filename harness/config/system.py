@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import expressions, resources, system_file
-from harness.config.document import Document, KeyPath, Problem, check_model, format_key_path, iter_texts, raise_problems
+from harness.config.document import (
+    Document,
+    KeyPath,
+    Problem,
+    check_model,
+    format_key_path,
+    iter_strings,
+    raise_problems,
+)
 from harness.config.evaluation import ExpressionError, Placeholder, ValueUnavailable
 from harness.config.system_file import System, TelemetryTemplate
 from harness.config.yaml_loader import load_with_bases
@@ -73,7 +81,7 @@ class ResolvedSystem:
         return value
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def expression_values(self) -> dict[str, Any]:
         """The attributes of `system` in a suite."""
         node = self.system.node
         return {
@@ -87,7 +95,7 @@ class ResolvedSystem:
         }
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identifying_settings(self) -> dict[str, Any]:
         """The settings that change what is measured."""
         return {name: value for name, value in self.settings.items() if self.system.settings[name].identity}
 
@@ -97,7 +105,7 @@ class ResolvedSystem:
         limit = self.system.limits.nodes
         return None if limit is None else limit - self.spares
 
-    def max_minutes(self, nodes: int) -> float | None:
+    def get_max_minutes(self, nodes: int) -> float | None:
         """Return the site's walltime limit for a job with this number of nodes, or None if no limit is known."""
         return next((limit.minutes for limit in self.system.limits.walltime if nodes <= limit.nodes), None)
 
@@ -218,7 +226,7 @@ class ResolvedSystem:
 
     def _find_missing_variables(self, sections: Collection[str]) -> dict[str, str]:
         """Return the missing settings that sections read, and the variables from which a job reads them."""
-        texts = [text for at, text in iter_texts(self.document.data) if at[0] in sections]
+        texts = [text for at, text in iter_strings(self.document.data) if at[0] in sections]
         needed = {name for text in texts for name in self._find_missing_settings(text)}
         return {name: system_file.variable_name(name) for name in self.missing if name in needed}
 
@@ -249,12 +257,12 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
     system, problems = check_model(document, System)
     raise_problems([*problems, *_check_expressions(document), *_check_scale(document)])
     assert system is not None, "a system without problems is valid"
-    template = document.locate(("template",)).path
-    if not any((folder / system.template).is_file() for folder in (template.parent, resources.resource_dir("systems"))):
-        message = f"template {system.template!r} is neither next to {template.name} nor shipped"
+    source = document.locate(("template",)).path
+    if not any((folder / system.template).is_file() for folder in (source.parent, resources.resource_dir("systems"))):
+        message = f"template {system.template!r} is neither next to {source.name} nor shipped"
         raise document.error(("template",), message)
     values, missing = system_file.resolve_settings(system.name, system.settings, options)
-    resolved = ResolvedSystem(system, values, missing, template.parent, document)
+    resolved = ResolvedSystem(system, values, missing, source.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
     _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.telemetry
     _ = [resolved.render_section(name) for name in PRE_CASE_SECTIONS]
@@ -271,7 +279,7 @@ def _check_expressions(document: Document) -> Iterator[Problem]:
     """Yield expressions that are invalid, in the wrong section, or read unknown names."""
     declared = document.data.get("settings")
     names: dict[str, Collection[str]] = {"settings": list(declared) if isinstance(declared, dict) else []}
-    for at, text in iter_texts(document.data):
+    for at, text in iter_strings(document.data):
         if not expressions.is_expression(text):
             continue
         message: str | None

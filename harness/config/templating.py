@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from harness.config import expressions
-from harness.config.document import Document, KeyPath, format_key_path, iter_texts
+from harness.config.document import Document, KeyPath, format_key_path, iter_strings
 from harness.config.evaluation import ExpressionError, check_size
 from harness.config.expressions import Expression
 from harness.protocol.errors import shorten
@@ -58,7 +58,7 @@ class TemplateCompiler:
         """Return a function of the known values, or None for data without expressions."""
         parts = {
             path: self._memoize(expressions.parse(text), (*at, *path))
-            for path, text in iter_texts(value)
+            for path, text in iter_strings(value)
             if expressions.is_expression(text)
         }
         if not parts:
@@ -105,7 +105,7 @@ def _make_key(value: Any) -> Any:
 
 
 def _find_names(data: Any) -> set[str]:
-    texts = [text for _, text in iter_texts(data) if expressions.is_expression(text)]
+    texts = [text for _, text in iter_strings(data) if expressions.is_expression(text)]
     return {name for text in texts for name in expressions.parse(text).names}
 
 

@@ -24,7 +24,7 @@ from harness.protocol.errors import CONTROL, UsageError, shorten
 
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_BITS = 150_000, 100_000, 40, 63
 # The maximum number of files that extend one another.
-MAX_CHAIN = 10
+MAX_EXTENDS = 10
 MERGE_KEY = "<<"
 NULLS = ("", "~", "null", "Null", "NULL")
 CONSTANTS = {
@@ -69,8 +69,8 @@ def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Do
         raise document.error(("extends",), f"extends: {shorten(name)}: {error.strerror}") from None
     if base.resolve() in visited:
         raise document.error(("extends",), f"extends: {name!r} leads back to this file")
-    if len(visited) > MAX_CHAIN:
-        raise document.error(("extends",), f"extends: more than {MAX_CHAIN} files extend one another")
+    if len(visited) > MAX_EXTENDS:
+        raise document.error(("extends",), f"extends: more than {MAX_EXTENDS} files extend one another")
     overlay, base_document = document.drop("extends"), load_with_bases(base, kind, visited)
     raise_problems(overlay.find_invalid_removals(base_document))
     return overlay.overlay_on(base_document)

@@ -29,7 +29,7 @@ class Table(StrictModel):
     printed_speedup: list[float] = Field(default=[])
 
 
-class Paper(StrictModel):
+class PrintedPaper(StrictModel):
     """The paper with which the page on the inference ladder compares."""
 
     source: str
@@ -122,11 +122,11 @@ class Section:
     anchor: str
     paragraphs: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    views: list[TableBlock] = field(default_factory=list)
-    is_fault: bool = False
+    tables: list[TableBlock] = field(default_factory=list)
+    is_error: bool = False
 
 
-def rows_as_dicts(table: pd.DataFrame) -> list[Row]:
+def list_rows(table: pd.DataFrame) -> list[Row]:
     """Return the rows of a table, with None for missing values.
 
     Looking up an unknown column in a row raises MissingColumn, which names the table.

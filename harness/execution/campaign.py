@@ -9,13 +9,13 @@ from pathlib import Path
 from harness.execution.job_monitor import JobMonitor
 from harness.execution.journal import Journal
 from harness.execution.schedulers.base import Scheduler
-from harness.execution.schedulers.command import CommandFailed, Pauses, SchedulerBusy, notify
+from harness.execution.schedulers.command import CommandFailed, Pauses, RetriesExhausted, notify
 from harness.execution.schedulers.local import LocalScheduler
 from harness.execution.schedulers.pbs import PbsScheduler
 from harness.execution.schedulers.slurm import SlurmScheduler
 from harness.execution.status import CampaignStatus, Outcome, Progress
 from harness.execution.submission import RunOptions, Submission
-from harness.host.locks import campaign_lock
+from harness.host.locks import hold_campaign_lock
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job, pack_jobs
 from harness.protocol.case import Case
@@ -35,19 +35,19 @@ class Campaign:
         """Return the folder of the case's files."""
         return self.folder / case.folder_name
 
-    def pending_jobs(self, retry: bool = False) -> list[Job]:
+    def list_pending_jobs(self, retry: bool = False) -> list[Job]:
         """Return the jobs that a run would submit."""
         journal = Journal(self.folder)
         if retry:
             journal.results = {case: result for case, result in journal.results.items() if result.state == "done"}
         return self._pending_jobs(journal)
 
-    def status(self) -> list[Outcome]:
+    def list_outcomes(self) -> list[Outcome]:
         """Return the outcome of every case without writing anything, even while another process runs the campaign."""
         journal = Journal(self.folder)
         try:
             queue = self._make_monitor(journal).query_queue()
-        except (SchedulerBusy, CommandFailed) as error:
+        except (RetriesExhausted, CommandFailed) as error:
             notify(f"{error}; the states below are those that the scheduler last reported")
             queue = None
         return self._make_status(journal).list_outcomes(queue)
@@ -63,7 +63,7 @@ class Campaign:
             UsageError: the scheduler's commands cannot be used, or another harness process is running the campaign.
         """
         with (
-            campaign_lock(self.folder),
+            hold_campaign_lock(self.folder),
             _convert_scheduler_errors("no work is lost; run the same command to continue"),
         ):
             journal = Journal(self.folder)
@@ -83,7 +83,7 @@ class Campaign:
 
     def collect(self, progress: Progress) -> list[Outcome]:
         """Collect results, submit nothing, and return the state of all cases; raise the same errors as run."""
-        with campaign_lock(self.folder), _convert_scheduler_errors("no work is lost"):
+        with hold_campaign_lock(self.folder), _convert_scheduler_errors("no work is lost"):
             journal = Journal(self.folder)
             monitor = self._make_monitor(journal, progress)
             monitor.recover()
@@ -92,10 +92,10 @@ class Campaign:
 
     def cancel(self) -> int:
         """Cancel every job of the campaign and return their number."""
-        with campaign_lock(self.folder):
+        with hold_campaign_lock(self.folder):
             try:
                 return self._make_monitor(Journal(self.folder)).cancel_jobs("cancelled")
-            except (SchedulerBusy, CommandFailed) as error:
+            except (RetriesExhausted, CommandFailed) as error:
                 raise SchedulerUnavailable(f"{error}; the jobs are as they were") from None
 
     def _collect_results(self, options: RunOptions, monitor: JobMonitor, progress: Progress) -> None:
@@ -168,7 +168,7 @@ def _convert_scheduler_errors(advice: str) -> Iterator[None]:
     """Convert errors of scheduler commands to errors for the user."""
     try:
         yield
-    except SchedulerBusy as error:
+    except RetriesExhausted as error:
         raise SchedulerUnavailable(f"{error}; {advice}") from None
     except CommandFailed as error:
         raise UsageError(str(error)) from None

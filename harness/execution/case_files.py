@@ -18,18 +18,27 @@ from harness.protocol.events import find_invalid_event
 from harness.protocol.text import sanitize_line
 
 # The job that runs a case creates the lock file and writes its id to it.
-LOCK_FILE, EXIT_CODE = "claim", "exit_code"
+LOCK_FILE, EXIT_CODE_FILE = "claim", "exit_code"
 ERROR_LINE = re.compile(r"^error: |: line \d+: |^(?:slurmstepd|srun|mpiexec|PBS)\b.*(?:error|fail|kill)", re.IGNORECASE)
 MAX_ERROR_LENGTH = 300
-RECORDS = (events.FILE_NAME, "stdout", "stderr", EXIT_CODE, LOCK_FILE, "provenance.json", "traceback.txt", "job.sh")
-PROGRESS_BYTES = 65536
+RECORDS = (
+    events.EVENTS_FILE,
+    "stdout",
+    "stderr",
+    EXIT_CODE_FILE,
+    LOCK_FILE,
+    "provenance.json",
+    "traceback.txt",
+    "job.sh",
+)
+PROGRESS_TAIL_BYTES = 65536
 SYNC_DELAY_VARIABLE = "GFM_HARNESS_FILES_S"
 
 
 def read_exit_code(folder: Path | str) -> tuple[int, float | None] | None:
     """Return the exit code and seconds that the job wrote when the case ended, or None."""
     try:
-        parts = events.read_bytes(f"{folder}/{EXIT_CODE}")[:100].split()
+        parts = events.read_bytes(f"{folder}/{EXIT_CODE_FILE}")[:100].split()
         code, seconds = int(parts[0]), float(parts[1]) if len(parts) > 1 else None
     except (OSError, ValueError, IndexError):
         return None
@@ -47,7 +56,9 @@ def read_result_without_exit_code(folder: Path) -> CaseResult | None:
 
     Only valid for a case whose job has ended: a program may hang, or fail, after its last event.
     """
-    if read_exit_code(folder) is not None or not checks.has_finished(events.read_last_run(folder / events.FILE_NAME)):
+    if read_exit_code(folder) is not None or not checks.has_finished(
+        events.read_last_events(folder / events.EVENTS_FILE)
+    ):
         return None
     return _judge(folder, None, None)
 
@@ -66,7 +77,9 @@ def read_result_of_vanished_job(folder: Path, exit_info: ExitInfo | None) -> Cas
     return None
 
 
-def may_files_appear(folder: Path, exit_info: ExitInfo | None, since_s: float | None, limit_s: float) -> bool:
+def could_result_still_appear(
+    folder: Path, exit_info: ExitInfo | None, vanished_at_s: float | None, delay_s: float
+) -> bool:
     """Return whether files that are not visible yet may show that the case succeeded.
 
     A job that ended by itself, or whose end is unknown, may have written them. A job that was killed may have written
@@ -75,18 +88,18 @@ def may_files_appear(folder: Path, exit_info: ExitInfo | None, since_s: float | 
     Args:
         folder: the folder of the case.
         exit_info: what the scheduler knows about the end of the job.
-        since_s: Unix time at which the queue stopped listing the job; None if this has just been noticed.
-        limit_s: how long a file system may hide new files.
+        vanished_at_s: Unix time at which the queue stopped listing the job; None if this has just been noticed.
+        delay_s: how long a file system may hide new files.
     """
-    if limit_s <= 0 or (since_s is not None and time.time() - since_s >= limit_s) or read_exit_code(folder):
+    if delay_s <= 0 or (vanished_at_s is not None and time.time() - vanished_at_s >= delay_s) or read_exit_code(folder):
         return False
     kind = exit_info.kind if exit_info else "completed"
     if kind in ("completed", "exited"):
-        return kind == "completed" or is_started(folder)
+        return kind == "completed" or has_started(folder)
     return kind == "retryable" and read_result_without_exit_code(folder) is not None
 
 
-def file_sync_delay_s(default_s: float) -> float:
+def get_file_sync_delay_s(default_s: float) -> float:
     """Return how long a file system may hide new files: the default, or GFM_HARNESS_FILES_S seconds."""
     try:
         return float(os.environ.get(SYNC_DELAY_VARIABLE, default_s))
@@ -109,9 +122,9 @@ def _judge(folder: Path, exit_code: int | None, seconds: float | None) -> CaseRe
     return CaseResult(state, exit_code, seconds, reason)
 
 
-def is_started(folder: Path | str) -> bool:
+def has_started(folder: Path | str) -> bool:
     """Return whether a job has started the case."""
-    return os.path.exists(f"{folder}/{LOCK_FILE}") or os.path.exists(f"{folder}/{events.FILE_NAME}")
+    return os.path.exists(f"{folder}/{LOCK_FILE}") or os.path.exists(f"{folder}/{events.EVENTS_FILE}")
 
 
 def read_lock_owner(folder: Path | str) -> str | None:
@@ -126,7 +139,7 @@ def read_lock_owner(folder: Path | str) -> str | None:
 def archive_attempt(folder: Path) -> None:
     """Move the records of an earlier attempt into attempt-1, attempt-2, ..."""
     records = [folder / name for name in RECORDS if (folder / name).exists()]
-    if not is_started(folder):
+    if not has_started(folder):
         return
     archive = _make_attempt_folder(folder)
     for path in sorted(records, key=lambda p: p.name == LOCK_FILE):
@@ -146,11 +159,11 @@ def _make_attempt_folder(folder: Path) -> Path:
 
 def read_last_progress(folder: Path) -> events.Event | None:
     """Return the newest progress event of a case, read from the end of its log."""
-    path = folder / events.FILE_NAME
+    path = folder / events.EVENTS_FILE
     if not path.exists():
         return None
     with path.open("rb") as handle:
-        handle.seek(max(0, path.stat().st_size - PROGRESS_BYTES))
+        handle.seek(max(0, path.stat().st_size - PROGRESS_TAIL_BYTES))
         lines = handle.read().splitlines()
     for line in reversed(lines):
         if b'"progress"' in line:

@@ -19,7 +19,7 @@ CANCEL_TIMEOUT_S, CANCEL_POLL_S = 10.0, 0.2
 # The recorded id of a job that somebody submitted by hand and whose id is not known.
 SUBMITTED_BY_HAND = "by hand"
 # How long a submission may still reach the scheduler after its command was killed.
-IN_FLIGHT_S = 10.0
+SUBMISSION_DELAY_S = 10.0
 
 
 class JobMonitor:
@@ -44,7 +44,7 @@ class JobMonitor:
         by_id = {job.id: name for name, job in jobs.items() if job.id and job.id != SUBMITTED_BY_HAND}
         names = {job.submission for job in jobs.values() if job.id is None or job.id == SUBMITTED_BY_HAND}
         queue: dict[str, QueueEntry] = {}
-        for entry in self.scheduler.queue(names, by_id) if jobs else ():
+        for entry in self.scheduler.list_jobs(names, by_id) if jobs else ():
             job = by_id.get(entry.id, entry.name if entry.name in jobs else "")
             if job and (job not in queue or entry.state == "running"):
                 queue[job] = entry
@@ -63,29 +63,29 @@ class JobMonitor:
             return
         if self.scheduler.is_detached:
             newest_s = max(job.time_s for job in unknown)
-            time.sleep(min(IN_FLIGHT_S, max(0.0, newest_s + IN_FLIGHT_S - time.time())))
+            time.sleep(min(SUBMISSION_DELAY_S, max(0.0, newest_s + SUBMISSION_DELAY_S - time.time())))
         names = {job.submission for job in unknown}
-        queued_ids = {entry.name: entry.id for entry in self.scheduler.queue(names)}
+        queued_ids = {entry.name: entry.id for entry in self.scheduler.list_jobs(names)}
         for name in names:
             if name in queued_ids:
                 self.journal.record_submission(name, queued_ids[name].split("_")[0])
         for job in [j for j in unknown if j.id is None and j.submission not in queued_ids]:
-            is_started = any(case_files.is_started(self.folder / name) for name in job.cases.values())
-            if time.time() - job.time_s >= self._file_sync_delay_s() and not is_started:
+            is_started = any(case_files.has_started(self.folder / name) for name in job.cases.values())
+            if time.time() - job.time_s >= self._get_file_sync_delay_s() and not is_started:
                 self.journal.record_release(job.submission, "never reached the scheduler")
 
     def adopt_external(self, jobs: Sequence[Job]) -> list[Job]:
         """Record the jobs that somebody has submitted by hand, and return the others."""
-        queued_ids = {entry.name: entry.id for entry in self.scheduler.queue({job.name for job in jobs})}
-        claimed = self._claimed_cases({case: name for job in jobs for case, name in job.folders.items()})
-        unclaimed = []
+        queued_ids = {entry.name: entry.id for entry in self.scheduler.list_jobs({job.name for job in jobs})}
+        active = self._find_cases_of_active_jobs({case: name for job in jobs for case, name in job.folders.items()})
+        others = []
         for job in jobs:
-            if job.name in queued_ids or any(case.id in claimed for case in job.cases):
+            if job.name in queued_ids or any(case.id in active for case in job.cases):
                 self.journal.record_request(job.name, {job.name: job.folders}, array=False)
                 self.journal.record_submission(job.name, queued_ids.get(job.name, SUBMITTED_BY_HAND))
             else:
-                unclaimed.append(job)
-        return unclaimed
+                others.append(job)
+        return others
 
     def reconcile(self) -> list[Case]:
         """Record the cases that have ended; return those that were lost and may be submitted again."""
@@ -99,7 +99,7 @@ class JobMonitor:
         queue = self.query_queue()
         self._record_exits()
         for name in [name for name, job in journal.active_jobs.items() if name in queue and job.vanished_s is not None]:
-            journal.record_return(name)
+            journal.record_reappearance(name)
         vanished = [job for name, job in journal.active_jobs.items() if name not in queue]
         if any(job.vanished_s is None for job in vanished):
             time.sleep(self.scheduler.queue_delay_s)
@@ -121,11 +121,11 @@ class JobMonitor:
             self.journal.record_release(name, reason)
         return len(jobs)
 
-    def _claimed_cases(self, cases: Mapping[str, str]) -> set[str]:
+    def _find_cases_of_active_jobs(self, cases: Mapping[str, str]) -> set[str]:
         """Return the ids of the cases (id -> folder) that an active job has started, even a job not in the journal."""
         owners = {case: case_files.read_lock_owner(self.folder / name) for case, name in cases.items()}
         ids = {owner for owner in owners.values() if owner}
-        active = {entry.id for entry in self.scheduler.queue((), ids)} if ids else set()
+        active = {entry.id for entry in self.scheduler.list_jobs((), ids)} if ids else set()
         return {case for case, owner in owners.items() if owner in active}
 
     def _record_exits(self) -> None:
@@ -142,52 +142,55 @@ class JobMonitor:
         Returns:
             The ids of the cases that are lost and may be submitted again.
         """
-        claimed = self._claimed_cases({case: name for job in jobs for case, name in job.cases.items()})
-        exit_infos = self.scheduler.exit_info([job.id for job in jobs if job.id])
-        delay_s = self._file_sync_delay_s()
+        active = self._find_cases_of_active_jobs({case: name for job in jobs for case, name in job.cases.items()})
+        exit_infos = self.scheduler.query_exit_info([job.id for job in jobs if job.id])
+        delay_s = self._get_file_sync_delay_s()
         lost_ids: set[str] = set()
-        awaited: dict[str, list[str]] = defaultdict(list)
+        jobs_by_message: dict[str, list[str]] = defaultdict(list)
         for job in jobs:
             info = exit_infos.get(job.id or "")
             if info is not None and info.kind == "alive":
                 continue
-            for case, name in [(case, name) for case, name in job.cases.items() if case not in claimed]:
+            for case, name in [(case, name) for case, name in job.cases.items() if case not in active]:
                 folder = self.folder / name
                 case_files.refresh_listing(folder)
                 result = case_files.read_result(folder) or case_files.read_result_of_vanished_job(folder, info)
-                since_s = job.time_s if job.id is None else job.vanished_s
-                if case_files.may_files_appear(folder, info, since_s, delay_s):
+                vanished_at_s = job.time_s if job.id is None else job.vanished_s
+                if case_files.could_result_still_appear(folder, info, vanished_at_s, delay_s):
                     if job.vanished_s is None:
                         self.journal.record_vanished(job.name)
-                        awaited[_describe_wait(info, delay_s)].append(job.name)
+                        jobs_by_message[_describe_wait(info, delay_s)].append(job.name)
                 elif result is not None:
                     self._record_end(case, name, result)
                 elif self.journal.loss_counts[case] >= self.plan.suite.retries:
-                    reason = f"{self._find_vanish_reason(job, info)}; tried {self.journal.loss_counts[case] + 1} times"
+                    reason = (
+                        f"{self._describe_disappearance(job, info)}; tried {self.journal.loss_counts[case] + 1} times"
+                    )
                     self._record_end(case, name, CaseResult("lost", None, None, reason))
                 else:
-                    self.journal.record_loss(case, self._find_vanish_reason(job, info))
+                    self.journal.record_loss(case, self._describe_disappearance(job, info))
                     lost_ids.add(case)
-        for message, names in awaited.items():
+        for message, names in jobs_by_message.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self.progress.print_line(f"{names[0]}{more}: {message}")
         return lost_ids
 
-    def _record_end(self, case: str, name: str, result: CaseResult) -> None:
-        """Record and report the result of a case; `name` is that of its folder."""
-        self.journal.record_end(case, result)
-        planned = self._cases.get(case)
-        self.progress.report_end(planned.name if planned else name, result, self.folder / name)
+    def _record_end(self, case_id: str, folder_name: str, result: CaseResult) -> None:
+        """Record and report the result of a case."""
+        self.journal.record_end(case_id, result)
+        planned = self._cases.get(case_id)
+        name = planned.name if planned else folder_name
+        self.progress.report_end(name, result, self.folder / folder_name)
 
-    def _find_vanish_reason(self, job: ActiveJob, info: ExitInfo | None) -> str:
+    def _describe_disappearance(self, job: ActiveJob, info: ExitInfo | None) -> str:
         """Return why a job has vanished: the scheduler's reason, and the last error in the job's log."""
         reason = info.reason if info else "its job has disappeared, and there is no exit code"
         error = case_files.find_last_error(self.folder / JOBS_FOLDER / f"{job.name}.log")
         return f"{reason}: {error}" if error else reason
 
-    def _file_sync_delay_s(self) -> float:
+    def _get_file_sync_delay_s(self) -> float:
         """Return how long the files of a job that has ended may take to become visible."""
-        return case_files.file_sync_delay_s(self.scheduler.file_sync_delay_s) if self.scheduler.is_detached else 0.0
+        return case_files.get_file_sync_delay_s(self.scheduler.file_sync_delay_s) if self.scheduler.is_detached else 0.0
 
 
 def _describe_wait(info: ExitInfo | None, limit_s: float) -> str:

@@ -19,7 +19,7 @@ from harness import __version__
 from harness.config import resources
 from harness.config.system import ResolvedSystem
 from harness.execution.schedulers.base import JOBS_FOLDER
-from harness.host.files import JSON_OPTIONS, absolute_path, write_bytes, write_text
+from harness.host.files import JSON_OPTIONS, make_absolute, write_bytes, write_text
 from harness.planning.expand import Plan
 from harness.planning.jobs import Job
 from harness.protocol import user_experiments
@@ -29,7 +29,7 @@ from harness.protocol.registry import PROGRAMS
 
 TRIAL_LAUNCHER = "launch.sh"
 # How long nodes may take to answer a check: starting a command on thousands of nodes takes minutes.
-MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_OF_MANY_S = 512, 60, 300
+MANY_NODES, CHECK_TIMEOUT_S, CHECK_TIMEOUT_MANY_NODES_S = 512, 60, 300
 # A launcher program, such as a search, starts each of its runs with this script.
 TRIAL_LAUNCH_TEMPLATE = """\
 #!/usr/bin/env bash
@@ -72,7 +72,7 @@ class JobScriptWriter:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
-        self.folder = absolute_path(folder)
+        self.folder = make_absolute(folder)
         if re.search('["\\\\\n\ud800-\udfff]', str(self.folder)):
             characters = "a quote, backslash or line break, or one that is not UTF-8"
             raise UsageError(f"{self.folder}: job scripts cannot name a folder with {characters}")
@@ -80,9 +80,9 @@ class JobScriptWriter:
         self._template = _make_template_environment(plan.site.folder).get_template(plan.site.system.template)
         self._context = self._build_context()
 
-    def script_path(self, job: str) -> Path:
+    def get_script_path(self, job_name: str) -> Path:
         """Return the path of a job's script."""
-        return self.jobs_folder / f"{job}.sh"
+        return self.jobs_folder / f"{job_name}.sh"
 
     def render(self, job: Job) -> str:
         """Render the script of a job; raise UsageError for an error in its template."""
@@ -91,10 +91,10 @@ class JobScriptWriter:
                 self._context,
                 job=job,
                 cases=job.cases,
-                check_timeout_s=CHECK_TIMEOUT_S if job.nodes < MANY_NODES else CHECK_TIMEOUT_OF_MANY_S,
-                has_launcher_programs=any(is_launcher_program(case) for case in job.cases),
+                check_timeout_s=CHECK_TIMEOUT_S if job.nodes < MANY_NODES else CHECK_TIMEOUT_MANY_NODES_S,
+                has_launcher_programs=any(is_driver(case) for case in job.cases),
                 config=self._context["telemetry"].config.replace("%p", shared_precision(job.cases)),
-                script=self.script_path(job.name),
+                script=self.get_script_path(job.name),
                 log=self.jobs_folder / f"{job.name}.log",
             )
         except jinja2.TemplateError as error:
@@ -110,9 +110,9 @@ class JobScriptWriter:
             self.jobs_folder.mkdir(parents=True, exist_ok=True)
         for case in job.cases:
             write_case(self.folder, case)
-            if is_launcher_program(case):
+            if is_driver(case):
                 write_text(self.folder / case.folder_name / TRIAL_LAUNCHER, self.render_trial_launcher(case))
-        script = self.script_path(job.name)
+        script = self.get_script_path(job.name)
         write_text(script, self.render(job))
         return script
 
@@ -130,11 +130,11 @@ class JobScriptWriter:
             count=len(jobs),
             name=name,
             version=__version__,
-            script=self.script_path(name),
+            script=self.get_script_path(name),
             folder=shlex.quote(str(self.jobs_folder)),
         )
-        write_text(self.script_path(name), script)
-        return self.script_path(name)
+        write_text(self.get_script_path(name), script)
+        return self.get_script_path(name)
 
     def _build_context(self) -> dict[str, Any]:
         """Return the values that the template reads for every job of the plan."""
@@ -156,12 +156,12 @@ class JobScriptWriter:
             "prepare": site.render_section("prepare"),
             "stage": site.render_section("stage"),
             "launch": self._make_launcher(),
-            "min_nodes": min_nodes,
+            "min_nodes": get_min_nodes,
         }
 
     def render_trial_launcher(self, case: Case) -> str:
         """Render the script with which a search starts each of its trials on some of the job's nodes."""
-        shape = {"nodes": min_nodes(case), "ranks_per_node": case.ranks_per_node}
+        shape = {"nodes": get_min_nodes(case), "ranks_per_node": case.ranks_per_node}
         lines = self.plan.site.render_section(
             "launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]}
         )
@@ -172,7 +172,7 @@ class JobScriptWriter:
         cache: dict[tuple[int, int], list[str]] = {}
 
         def launch(case: Case) -> list[str]:
-            if is_launcher_program(case):
+            if is_driver(case):
                 return []
             shape = (case.nodes, case.ranks_per_node)
             if shape not in cache:
@@ -183,14 +183,14 @@ class JobScriptWriter:
         return launch
 
 
-def is_launcher_program(case: Case) -> bool:
+def is_driver(case: Case) -> bool:
     """Return whether the case runs as one process that starts others on the job's nodes."""
     return case.program in PROGRAMS and PROGRAMS[case.program].is_driver
 
 
-def min_nodes(case: Case) -> int:
+def get_min_nodes(case: Case) -> int:
     """Return how many nodes a case needs to start: all of its nodes, or for a search those of one trial."""
-    return int(case.parameters.get("nodes_per_trial", 1)) if is_launcher_program(case) else case.nodes
+    return int(case.parameters.get("nodes_per_trial", 1)) if is_driver(case) else case.nodes
 
 
 def shared_precision(cases: Sequence[Case]) -> str:

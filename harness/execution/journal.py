@@ -27,7 +27,7 @@ from harness.protocol import events
 from harness.protocol.checks import State
 from harness.protocol.events import Event
 
-FILE_NAME = "journal.jsonl"
+JOURNAL_FILE = "journal.jsonl"
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE_NAME
+        self._path = folder / JOURNAL_FILE
         self._log: events.JsonLinesLog | None = None
         self._arrays: dict[str, list[str]] = {}
         self.active_jobs: dict[str, ActiveJob] = {}
@@ -111,7 +111,7 @@ class Journal:
         """Record that the queue no longer lists a job, whose files may still appear."""
         self._write("vanished", job=job)
 
-    def record_return(self, job: str) -> None:
+    def record_reappearance(self, job: str) -> None:
         """Record that the queue lists a vanished job again."""
         self._write("back", job=job)
 

@@ -54,7 +54,7 @@ class CampaignStatus:
         """Return name and folder of some active cases that have started, enough to show progress."""
         names = {case.id: (case.name, self.folder / case.folder_name) for case in self.plan.cases}
         active = [names[case] for case in list(self.journal.active_cases)[:MAX_CASES_EXAMINED] if case in names]
-        return [(name, folder) for name, folder in active if case_files.is_started(folder)][:MAX_CASES_SHOWN]
+        return [(name, folder) for name, folder in active if case_files.has_started(folder)][:MAX_CASES_SHOWN]
 
     def is_done(self, case: Case) -> bool:
         """Return whether the journal lists the case as done and its folder exists; without it the case is run again."""
@@ -83,7 +83,7 @@ class CampaignStatus:
         result = (self.journal.results.get(case.id) or case_files.read_result(folder)) if has_folder else None
         if result is not None:
             return Outcome(case, result.state, result.exit_code, result.reason, folder)
-        is_started = has_folder and case_files.is_started(folder)
+        is_started = has_folder and case_files.has_started(folder)
         is_active = case.id in self.journal.active_cases
         if queue is None and is_active:
             reason = "when the scheduler was last asked"

@@ -45,7 +45,7 @@ class Submission:
     """The submission of the jobs of one run.
 
     Attributes:
-        submitted: the number of submitted jobs.
+        n_submitted: the number of submitted jobs.
         held_back: jobs that the scheduler does not accept now.
         rejected: why the scheduler will never accept a job, by name of the job.
     """
@@ -65,7 +65,7 @@ class Submission:
         self.options, self.progress = options, progress
         self.scripts = JobScriptWriter(plan, folder)
         self.max_jobs = options.max_jobs or plan.site.system.limits.jobs
-        self.submitted = 0
+        self.n_submitted = 0
         self.held_back: list[Job] = []
         self.rejected: dict[str, str] = {}
         self._node_hours = 0.0
@@ -87,13 +87,13 @@ class Submission:
         self.held_back = []
         while True:
             ready, later = self._partition_ready(waiting)
-            submitted_before = self.submitted
+            submitted_before = self.n_submitted
             try:
                 self._submit_all(ready)
             except QueueFull as error:
-                self.held_back = [job for job, _ in ready if not self._is_answered(job)]
+                self.held_back = [job for job, _ in ready if not self._is_accepted_or_rejected(job)]
                 self._may_never_fit = error.may_be_permanent and not self.journal.active_jobs
-                if submitted_before < self.submitted or {job.name for job in self.held_back} - held_back_before:
+                if submitted_before < self.n_submitted or {job.name for job in self.held_back} - held_back_before:
                     self._report_held_back(error)
                 return self.held_back + later
             waiting = later
@@ -105,7 +105,7 @@ class Submission:
         """Whether jobs are held back that the scheduler may accept later."""
         return bool(self.held_back) and not self._may_never_fit
 
-    def _is_answered(self, job: Job) -> bool:
+    def _is_accepted_or_rejected(self, job: Job) -> bool:
         """Return whether the scheduler has accepted or rejected the job."""
         return job.name in self.journal.active_jobs or job.name in self.rejected
 
@@ -210,7 +210,7 @@ class Submission:
         """Reject all jobs of the same shape as a rejected one, since their scripts request the same resources."""
         reason = next(self.rejected[job.name] for job in jobs if job.name in self.rejected)
         for job in jobs:
-            if not self._is_answered(job):
+            if not self._is_accepted_or_rejected(job):
                 self.rejected[job.name] = reason
 
     def _submit_one(self, job: Job, after: Sequence[str]) -> None:
@@ -242,7 +242,7 @@ class Submission:
             return
         self.journal.record_submission(name, job_id)
         self._node_hours += sum_node_hours(jobs)[0]
-        self.submitted += len(jobs)
+        self.n_submitted += len(jobs)
         names, cases = [job.name for job in jobs], sum(len(job.cases) for job in jobs)
         self.progress.report_submission(names, job_id, cases)
 

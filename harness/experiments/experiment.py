@@ -17,7 +17,7 @@ from harness.protocol.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.document.blocks import Paper, Section
+    from harness.document.blocks import PrintedPaper, Section
     from harness.results.runs import RunRecord
 
 Direction = Literal["higher", "lower"]
@@ -81,7 +81,7 @@ class PageContext:
     tables: Mapping[str, pd.DataFrame]
     records: Sequence[RunRecord]
     figures: Path
-    paper: Paper
+    paper: PrintedPaper
 
 
 class MetricsModule(Protocol):
@@ -90,7 +90,7 @@ class MetricsModule(Protocol):
     def build_tables(self, records: Sequence[RunRecord]) -> Mapping[str, pd.DataFrame]:
         """Return the experiment's tables by name, from all readable records; a table may be empty."""
 
-    def sample_metrics(self, record: RunRecord) -> Iterator[MetricSamples]:
+    def list_metric_samples(self, record: RunRecord) -> Iterator[MetricSamples]:
         """Yield the samples of a finished run that can be compared with those of another run (optional)."""
 
     def count_work(self, record: RunRecord, scope: Scope, name: str) -> WorkCount:
@@ -146,7 +146,7 @@ class Experiment:
         """The module that builds its page; needs matplotlib."""
         return cast(PageModule, self._import("page"))
 
-    def find_function(self, name: Literal["sample_metrics", "count_work"]) -> Callable[..., Any] | None:
+    def find_function(self, name: Literal["list_metric_samples", "count_work"]) -> Callable[..., Any] | None:
         """Return an optional function of its module `metrics`, or None."""
         return getattr(self.metrics, name, None)
 

@@ -10,20 +10,20 @@ from harness.experiments.experiment import CostJoin, Metric, MetricSamples
 from harness.experiments.registry import find_experiment, load_experiments
 from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, isolate_misfits
-from harness.results.runs import RunRecord, readable
+from harness.results.runs import RunRecord, select_readable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["WALL_TIME", "Metric", "MetricSamples", "collect_metrics", "sample_metrics"]
+__all__ = ["WALL_TIME", "Metric", "MetricSamples", "collect_metrics", "list_metric_samples"]
 
 WALL_TIME = Metric("wall time", "s", "lower")
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the samples of every comparable metric of a finished run."""
     experiment = find_experiment(record.case.get("program", ""))
-    function = experiment.find_function("sample_metrics") if experiment else None
+    function = experiment.find_function("list_metric_samples") if experiment else None
     if function is not None:
         yield from (samples for samples in function(record) if samples.values)
     if record.duration_s is not None:
@@ -33,7 +33,7 @@ def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
 def collect_metrics(record: RunRecord) -> dict[Metric, list[float]]:
     """Return the same samples by metric, with the part as a suffix of the metric's name."""
     metrics = {}
-    for samples in sample_metrics(record):
+    for samples in list_metric_samples(record):
         name = " ".join([samples.metric.name, *samples.part.values()])
         metrics[Metric(name, samples.metric.unit, samples.metric.better)] = list(samples.values)
     return metrics
@@ -72,10 +72,10 @@ class Results:
 def build_results(records: list[RunRecord]) -> Results:
     """Build every table from the readable runs whose events are consistent; keep the other runs as records."""
     try:
-        return replace(_analyse(readable(records)), records=records)
+        return replace(_analyse(select_readable(records)), records=records)
     except MISFIT_ERRORS:
         sound = isolate_misfits(records, _analyse)
-        return replace(_analyse(readable(sound)), records=sound)
+        return replace(_analyse(select_readable(sound)), records=sound)
 
 
 def _analyse(records: list[RunRecord]) -> Results:

@@ -15,7 +15,7 @@ from harness.protocol.errors import UsageError
 JSON_OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
 
 
-def absolute_path(path: Path) -> Path:
+def make_absolute(path: Path) -> Path:
     """Return the absolute path without resolving links, since other machines may not have their targets."""
     current = os.environ.get("PWD", "")
     with suppress(OSError):
@@ -50,15 +50,15 @@ def write_below(root: Path, name: str, content: str | bytes) -> None:
     """
     *folders, file_name = Path(name).parts
     assert ".." not in folders
-    with _open_folder_below(root, folders) as handle:
-        _replace(handle, file_name, _encode(content))
+    with _open_folder_below(root, folders) as descriptor:
+        _replace(descriptor, file_name, _encode(content))
 
 
 def remove_below(root: Path, name: str) -> None:
     """Remove the file root/name if it exists, without following symbolic links below root."""
     *folders, file_name = Path(name).parts
-    with _open_folder_below(root, folders) as handle, suppress(FileNotFoundError):
-        os.unlink(file_name, dir_fd=handle)
+    with _open_folder_below(root, folders) as descriptor, suppress(FileNotFoundError):
+        os.unlink(file_name, dir_fd=descriptor)
 
 
 def make_folder_below(root: Path, name: str) -> None:
@@ -71,35 +71,35 @@ def append_below(root: Path, name: str, content: bytes) -> None:
     """Append to the file root/name; raise UsageError if it is a symbolic link."""
     with _open_folder_below(root, ()) as folder:
         try:
-            handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644, dir_fd=folder)
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644, dir_fd=folder)
         except OSError as error:
             raise _explain_error(root / name, error) from None
         try:
-            _write_all(handle, content, str(root / name))
+            _write_all(descriptor, content, str(root / name))
         finally:
-            os.close(handle)
+            os.close(descriptor)
 
 
 @contextmanager
 def _open_folder_below(root: Path, folders: Sequence[str]) -> Iterator[int]:
     """Open a folder without following symbolic links below root, and create missing folders; root may be a link."""
     root.mkdir(parents=True, exist_ok=True)
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     path = root
     try:
         for name in folders:
             path /= name
             with suppress(FileExistsError):
-                os.mkdir(name, dir_fd=handle)
+                os.mkdir(name, dir_fd=descriptor)
             try:
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
             except OSError as error:
                 raise _explain_error(path, error) from None
-            os.close(handle)
-            handle = inner
-        yield handle
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def _explain_error(path: Path, error: OSError) -> Exception:
@@ -118,22 +118,22 @@ def _replace(folder: int | None, name: str, content: bytes) -> None:
     part = f"{name}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        handle = os.open(part, flags, 0o644, dir_fd=folder)
+        descriptor = os.open(part, flags, 0o644, dir_fd=folder)
     except FileExistsError:  # left by a killed process, or a link
         os.unlink(part, dir_fd=folder)
-        handle = os.open(part, flags, 0o644, dir_fd=folder)
+        descriptor = os.open(part, flags, 0o644, dir_fd=folder)
     try:
-        _write_all(handle, content, name)
+        _write_all(descriptor, content, name)
     finally:
-        os.close(handle)
+        os.close(descriptor)
     os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def _write_all(handle: int, content: bytes, name: str) -> None:
+def _write_all(descriptor: int, content: bytes, name: str) -> None:
     try:
-        written = os.write(handle, content)
+        written = os.write(descriptor, content)
         while written < len(content):
-            written += os.write(handle, content[written:])
+            written += os.write(descriptor, content[written:])
     except OSError as error:
         error.filename = name
         raise

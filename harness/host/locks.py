@@ -49,10 +49,10 @@ class FileLock:
                 raise
             self._acquire_by_file()
 
-    def transfer(self, process: int) -> None:
+    def transfer(self, process_id: int) -> None:
         """Hand the lock to another process of this host, which has inherited the file."""
         if self._owns_holder_file:
-            self._holder_file.write_text(_format_holder(process), encoding="utf-8")
+            self._holder_file.write_text(_format_holder(process_id), encoding="utf-8")
 
     def close(self) -> None:
         """Remove the holder's file, if there is one; the flock itself ends when the file is closed."""
@@ -120,7 +120,7 @@ def find_holder(holder_file: Path) -> str | None:
 
 
 @contextmanager
-def campaign_lock(folder: Path) -> Iterator[None]:
+def hold_campaign_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a campaign's folder; raise UsageError with the holder if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
@@ -136,8 +136,8 @@ def campaign_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _format_holder(process: int) -> str:
-    return f"{platform.node()} {process} {time.time():.0f}\n"
+def _format_holder(process_id: int) -> str:
+    return f"{platform.node()} {process_id} {time.time():.0f}\n"
 
 
 def _remove_stale_holder(holder_file: Path) -> None:

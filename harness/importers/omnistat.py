@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.host.files import write_text
 from harness.protocol.errors import UsageError
-from harness.protocol.events import FILE_NAME
+from harness.protocol.events import EVENTS_FILE
 from harness.protocol.text import sanitize_line
 from harness.telemetry.omnistat_csv import PATTERN, CsvExport
 from harness.telemetry.prometheus_export import PrometheusExport
@@ -81,5 +81,5 @@ def _write_case(folder: Path, marker: str, start_s: float, end_s: float, *, node
             "parameters": {}, "point": {}, "nodes": nodes}  # fmt: skip
     events = [{"event": "start", "time_s": start_s}, {"event": "done", "time_s": end_s}]
     write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")
-    write_text(folder / FILE_NAME, "".join(json.dumps(event) + "\n" for event in events))
+    write_text(folder / EVENTS_FILE, "".join(json.dumps(event) + "\n" for event in events))
     write_text(folder / "exit_code", "0\n")

@@ -24,7 +24,7 @@ from harness.protocol.errors import UsageError, shorten
 from harness.protocol.registry import load_programs
 
 MAX_LABEL_LENGTH = 32
-MAX_NAME_LENGTH = 120
+MAX_CASE_NAME_LENGTH = 120
 # Fields of sanity checks and figures of merit that must be numbers after rendering.
 NUMERIC_FIELDS = ("above", "below", "reference")
 Point = dict[str, Any]
@@ -100,7 +100,7 @@ class _SuiteExpander:
         self.model: type[BaseModel] = load_programs()[suite.program].parameters
         self.parameter_axes = suite.axes.keys() & self.model.model_fields.keys()
         compiler = TemplateCompiler(
-            suite.document, {"system": list(site.facts), "settings": list(site.system.settings)}
+            suite.document, {"system": list(site.expression_values), "settings": list(site.system.settings)}
         )
         self.variables = compiler.compile(suite.variables, ("variables",))
         self.parameters = compiler.compile(suite.parameters, ("parameters",))
@@ -114,8 +114,8 @@ class _SuiteExpander:
         )
         self.where = [compiler.compile_condition(text, ("where", k)) for k, text in enumerate(suite.where)]
         self.exclude = [{n: v if isinstance(v, list) else [v] for n, v in row.items()} for row in suite.exclude]
-        self.known = {
-            "system": site.facts,
+        self.constant_values = {
+            "system": site.expression_values,
             "settings": dict(site.settings),
             **self.parameters.constants,
             **self.variables.constants,
@@ -124,7 +124,7 @@ class _SuiteExpander:
             "program": suite.program,
             "system": site.system.name,
             "environment": dict(site.system.environment),
-            "settings": site.identity,
+            "settings": site.identifying_settings,
         }
         self.settings, self.tags = dict(site.settings), tuple(suite.tags)
         self.valid_resources: dict[str, Resources] = {}
@@ -151,7 +151,7 @@ class _SuiteExpander:
 
     def build_case(self, point: Point, repeat: int) -> Case | None:
         """Return the case at a point, or None if a condition of `where` is false."""
-        values = {**self.known, "repeat": repeat, **point}
+        values = {**self.constant_values, "repeat": repeat, **point}
         for name, render in self.variables.renderers:
             values[name] = render(values)
         if not all(condition(values) for condition in self.where):
@@ -203,7 +203,7 @@ class _SuiteExpander:
             parts.append(self.labels[key])
         if self.repeats > 1:
             parts.append(f"repeat_{repeat}")
-        return "-".join(parts)[:MAX_NAME_LENGTH].rstrip("-")
+        return "-".join(parts)[:MAX_CASE_NAME_LENGTH].rstrip("-")
 
     def render_checks(
         self, kind: str, templates: list[Template], values: Mapping[str, Any], name: str
@@ -225,7 +225,7 @@ class _SuiteExpander:
         try:
             model = self.model.model_validate(parameters)
         except ValidationError as error:
-            raise self.describe_invalid(error, self.model, ("parameters",), name) from None
+            raise self.make_error(error, self.model, ("parameters",), name) from None
         return model.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
     def render_resources(self, values: Mapping[str, Any], name: str) -> Resources:
@@ -235,10 +235,10 @@ class _SuiteExpander:
             try:
                 self.valid_resources[key] = Resources.model_validate(rendered)
             except ValidationError as error:
-                raise self.describe_invalid(error, Resources, ("resources",), name) from None
+                raise self.make_error(error, Resources, ("resources",), name) from None
         return self.valid_resources[key]
 
-    def describe_invalid(self, error: ValidationError, model: type[BaseModel], at: KeyPath, name: str) -> UsageError:
+    def make_error(self, error: ValidationError, model: type[BaseModel], at: KeyPath, name: str) -> UsageError:
         """Return the error about values of one case, located at their expressions or axes."""
         document, axes = self.suite.document, self.suite.axes
         lines = []

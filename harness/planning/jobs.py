@@ -13,7 +13,7 @@ from harness.planning.expand import Plan
 from harness.protocol.case import Case
 from harness.protocol.errors import UsageError
 
-MAX_NAME_LENGTH = 60
+MAX_JOB_NAME_LENGTH = 60
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def pack_jobs(
     """
     site, batches = plan.site, list[list[Case]]()
     for case in cases:
-        _refuse_oversized(plan, case)
+        _raise_if_oversized(plan, case)
         if batches and _fits(site, [*batches[-1], case], plan.suite.pack):
             batches[-1].append(case)
         else:
@@ -104,7 +104,7 @@ def sum_node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
 
 def _fits(site: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
     nodes = [case.nodes for case in cases]
-    allowed = site.max_minutes(max(nodes) + site.spares)
+    allowed = site.get_max_minutes(max(nodes) + site.spares)
     fits_time = allowed is None or _walltime(site, cases) <= allowed
     return len(cases) <= max_cases and min(nodes) * 2 >= max(nodes) and fits_time
 
@@ -113,14 +113,14 @@ def _walltime(site: ResolvedSystem, cases: Sequence[Case]) -> float:
     return math.ceil(sum(case.minutes for case in cases) + site.system.overhead_minutes)
 
 
-def _refuse_oversized(plan: Plan, case: Case) -> None:
+def _raise_if_oversized(plan: Plan, case: Case) -> None:
     site, name, document = plan.site, plan.site.system.name, plan.suite.document
     nodes, limit = case.nodes + site.spares, site.system.limits.nodes
     if limit is not None and nodes > limit:
         spare = f", {site.spares} of them spare" if site.spares else ""
         message = f"case {case.name} needs {nodes} nodes{spare}, but a job on {name} has at most {limit}"
         raise document.error(("resources", "nodes"), message)
-    allowed, minutes = site.max_minutes(nodes), _walltime(site, [case])
+    allowed, minutes = site.get_max_minutes(nodes), _walltime(site, [case])
     if allowed is not None and minutes > allowed:
         message = (
             f"case {case.name} needs {minutes:g} minutes including the overhead of a job, but {name} allows"
@@ -140,7 +140,7 @@ def _build_job(site: ResolvedSystem, cases: tuple[Case, ...], folder: str, secon
     expected = sum(seconds[c.id] / 60 if c.id in seconds else c.expected_minutes for c in cases)
     minutes = _walltime(site, cases)
     return Job(
-        name=f"{cases[0].name[:MAX_NAME_LENGTH].rstrip('-')}-{digest}",
+        name=f"{cases[0].name[:MAX_JOB_NAME_LENGTH].rstrip('-')}-{digest}",
         cases=cases,
         nodes=nodes,
         spares=site.spares,

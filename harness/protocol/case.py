@@ -13,7 +13,7 @@ import orjson
 from msgspec import Struct
 
 from harness.protocol.errors import shorten
-from harness.protocol.events import FILE_NAME, Event, find_invalid_event, read_bytes, read_run, upgrade
+from harness.protocol.events import EVENTS_FILE, Event, find_invalid_event, read_bytes, read_last_run, upgrade
 from harness.protocol.records import Bytes, Count, NonNegative, Number, Positive, PositiveCount, Time
 from harness.protocol.schema_errors import find_problem
 
@@ -113,29 +113,29 @@ class StagedParameters(Struct):
     workload: str = ""
 
 
-class TransferAnalysis(Struct):
+class TransferCaseParameters(Struct):
     """The parameters of a downstream task that the analysis reads."""
 
     task: str | None = None
 
 
-class HpoAnalysis(Struct):
+class HpoCaseParameters(Struct):
     """The parameters of a search that the analysis reads."""
 
     trial: dict[str, Any] | None = None
 
 
-class NetworkAnalysis(Struct):
+class NetworkParameters(Struct):
     """The network that a projection assumes."""
 
     latency_us: NonNegative
     bandwidth_gb_s: Positive
 
 
-class ScalingAnalysis(Struct):
+class ScalingCaseParameters(Struct):
     """The parameters of a scaling point that the analysis reads."""
 
-    network: NetworkAnalysis | None = None
+    network: NetworkParameters | None = None
 
 
 class Provenance(Struct, kw_only=True):
@@ -159,9 +159,9 @@ class Provenance(Struct, kw_only=True):
 ANALYSIS_PARAMETERS: dict[str, type[Struct]] = {
     "ladder": StagedParameters,
     "training_steps": StagedParameters,
-    "transfer": TransferAnalysis,
-    "hpo": HpoAnalysis,
-    "data_parallel": ScalingAnalysis,
+    "transfer": TransferCaseParameters,
+    "hpo": HpoCaseParameters,
+    "data_parallel": ScalingCaseParameters,
 }
 
 
@@ -207,24 +207,24 @@ def _find_mapping_problem(kind: type[Struct], value: Any) -> str | None:
 
 def read_log(folder: Path | str, case: dict[str, Any]) -> Sequence[Event]:
     """Read the events of a case's last run; raise Unreadable if one of them is damaged, unknown or invalid."""
-    run = read_run(f"{folder}/{FILE_NAME}", case["program"])
+    run = read_last_run(f"{folder}/{EVENTS_FILE}", case["program"])
     if run.damaged_line is not None:
-        raise Unreadable(f"{FILE_NAME}:{run.damaged_line}: not an event; expected a JSON object with `event`")
+        raise Unreadable(f"{EVENTS_FILE}:{run.damaged_line}: not an event; expected a JSON object with `event`")
     try:
         log = upgrade(run.events)
     except ValueError as error:
-        raise Unreadable(f"{FILE_NAME}:{run.lines[0]}: {error}") from None
+        raise Unreadable(f"{EVENTS_FILE}:{run.lines[0]}: {error}") from None
     if log is not run.events or not run.is_checked:
         invalid = find_invalid_event(case["program"], log)
         if invalid is not None:
             index, problem = invalid
-            raise Unreadable(f"{FILE_NAME}:{run.lines[index]}: {problem}")
+            raise Unreadable(f"{EVENTS_FILE}:{run.lines[index]}: {problem}")
     if log and log[0]["event"] == "start":
         for key, name in (("program", "program"), ("case", "id")):
             logged, expected = log[0].get(key), case.get(name)
             if logged is not None and expected is not None and logged != expected:
                 message = f"{key} is {shorten(logged)}, and case.json has {shorten(expected)}"
-                raise Unreadable(f"{FILE_NAME}:{run.lines[0]}: the log of another case: {message}")
+                raise Unreadable(f"{EVENTS_FILE}:{run.lines[0]}: the log of another case: {message}")
     return log
 
 

@@ -48,7 +48,7 @@ def evaluate_case(case: Mapping[str, Any], events: Sequence[Event], exit_code: i
         return "failed", sanitize_line(messages[-1]) if messages else f"exit code {exit_code}"
     if not has_finished(events) and not any(e["event"] == "done" for e in events):
         return "failed", "exit code 0 without a `done` event"
-    failures = [failure for row in case.get("sanity", ()) if (failure := find_sanity_failure(row, events))]
+    failures = [failure for check in case.get("sanity", ()) if (failure := find_sanity_failure(check, events))]
     return ("failed", "sanity: " + "; ".join(failures)) if failures else ("done", "")
 
 
@@ -57,33 +57,33 @@ def has_finished(events: Sequence[Event]) -> bool:
     return bool(events) and events[-1]["event"] == "done"
 
 
-def find_sanity_failure(row: Mapping[str, Any], events: Iterable[Event]) -> str | None:
+def find_sanity_failure(check: Mapping[str, Any], events: Iterable[Event]) -> str | None:
     """Return a message about the first violation of a check, or None."""
-    matching = select_events(row, events)
-    description = row["event"] + (f" {dict(row['where'])}" if row.get("where") else "")
-    if len(matching) < row.get("at_least", 1):
-        return f"{len(matching)} events {description}, expected at least {row.get('at_least', 1)}"
-    if row.get("at_most") is not None and len(matching) > row["at_most"]:
-        return f"{len(matching)} events {description}, expected at most {row['at_most']}"
-    if row.get("field") is None:
+    matching = select_events(check, events)
+    description = check["event"] + (f" {dict(check['where'])}" if check.get("where") else "")
+    if len(matching) < check.get("at_least", 1):
+        return f"{len(matching)} events {description}, expected at least {check.get('at_least', 1)}"
+    if check.get("at_most") is not None and len(matching) > check["at_most"]:
+        return f"{len(matching)} events {description}, expected at most {check['at_most']}"
+    if check.get("field") is None:
         return None
     for event in matching:
-        value = get_field(event, row["field"])
+        value = get_field(event, check["field"])
         if value is None:
-            return f"{description} has no field {row['field']!r}{did_you_mean(row['field'], event)}"
-        problem = _find_violation(row, value)
+            return f"{description} has no field {check['field']!r}{did_you_mean(check['field'], event)}"
+        problem = _find_violation(check, value)
         if problem:
-            return f"{description}: {row['field']} {problem}"
+            return f"{description}: {check['field']} {problem}"
     return None
 
 
-def _find_violation(row: Mapping[str, Any], value: Any) -> str | None:
-    if "equals" in row and row["equals"] is not None and value != row["equals"]:
-        return f"is {value!r}, expected {row['equals']!r}"
+def _find_violation(check: Mapping[str, Any], value: Any) -> str | None:
+    if "equals" in check and check["equals"] is not None and value != check["equals"]:
+        return f"is {value!r}, expected {check['equals']!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}"
     for bound, holds in (("above", lambda v, b: v > b), ("below", lambda v, b: v < b)):
-        limit = row.get(bound)
+        limit = check.get(bound)
         if limit is not None:
             try:
                 if not holds(float(value), float(limit)):
@@ -93,21 +93,21 @@ def _find_violation(row: Mapping[str, Any], value: Any) -> str | None:
     return None
 
 
-def measure_merit(row: Mapping[str, Any], events: Iterable[Event]) -> FigureOfMerit:
+def compute_figure_of_merit(check: Mapping[str, Any], events: Iterable[Event]) -> FigureOfMerit:
     """Return a figure of merit of one case, compared with its reference."""
-    values = [get_field(event, row["field"]) for event in select_events(row, events)]
+    values = [get_field(event, check["field"]) for event in select_events(check, events)]
     numbers = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    reference, tolerance = float(row["reference"]), float(row["tolerance"])
-    common = {"name": row["name"], "unit": row["unit"], "samples": len(numbers)}
+    reference, tolerance = float(check["reference"]), float(check["tolerance"])
+    common = {"name": check["name"], "unit": check["unit"], "samples": len(numbers)}
     if not numbers:
         return FigureOfMerit(**common, measured=None, reference=reference, tolerance=tolerance, verdict="not measured")
-    measured = float(STATISTICS[row.get("statistic", "median")](numbers))
+    measured = float(STATISTICS[check.get("statistic", "median")](numbers))
     return FigureOfMerit(
         **common,
         measured=measured,
         reference=reference,
         tolerance=tolerance,
-        verdict=_judge(measured, reference, tolerance, row["direction"]),
+        verdict=_judge(measured, reference, tolerance, check["direction"]),
     )
 
 
@@ -123,10 +123,10 @@ def _judge(
     return "better" if higher == (direction == "higher_is_better") else "worse"
 
 
-def select_events(row: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
+def select_events(check: Mapping[str, Any], events: Iterable[Event]) -> list[Event]:
     """Return the events that a check reads: those of its kind whose fields have the values that it requires."""
-    where = row.get("where") or {}
-    return [e for e in events if e["event"] == row["event"] and all(get_field(e, k) == v for k, v in where.items())]
+    where = check.get("where") or {}
+    return [e for e in events if e["event"] == check["event"] and all(get_field(e, k) == v for k, v in where.items())]
 
 
 def get_field(event: Mapping[str, Any], path: str) -> Any:

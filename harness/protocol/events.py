@@ -26,7 +26,7 @@ from harness.protocol.records import COMMON_EVENTS, EventRecord, FactEvent, Fact
 from harness.protocol.registry import find_log_types
 from harness.protocol.schema_errors import find_problem
 
-FILE_NAME = "events.jsonl"
+EVENTS_FILE = "events.jsonl"
 VERSION = 2
 Event = dict[str, Any]
 # Version of a log -> the function that converts an event to the next version; None: nothing changes.
@@ -53,7 +53,7 @@ class JsonLinesLog:
         """Flush the written lines to the disk."""
         os.fsync(self._handle)
 
-    def fact(self, name: str, value: Any) -> None:
+    def write_fact(self, name: str, value: Any) -> None:
         """Append a fact, which holds for the whole case."""
         self.write("fact", name=name, value=value)
 
@@ -78,7 +78,7 @@ class CaseLog:
         for name, value in msgspec.to_builtins(facts, enc_hook=_to_plain_number).items():
             self._append({"event": "fact", "name": name, "value": value})
 
-    def replay(self, event: Event) -> None:
+    def write_plain(self, event: Event) -> None:
         """Append an event that is plain data, such as a stored one; raise ValueError if readers would refuse it."""
         self._append(dict(event))
 
@@ -116,9 +116,9 @@ def _is_event(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("event"), str)
 
 
-def read_last_run(path: Path | str) -> list[Event]:
+def read_last_events(path: Path | str) -> list[Event]:
     """Return the events since the last `start`; a case that is run again by hand appends to the same log."""
-    return read_run(path).events
+    return read_last_run(path).events
 
 
 def read(path: Path | str) -> Iterator[Event]:
@@ -146,7 +146,7 @@ class Run:
     is_checked: bool = False
 
 
-def read_run(path: Path | str, program: str | None = None) -> Run:
+def read_last_run(path: Path | str, program: str | None = None) -> Run:
     """Read the last run of a log, and check it if the program is known; the run is empty if there is no file."""
     lines = _read_lines(path)
     checked = _parse_checked(program, lines) if program is not None and find_log_types(program) else None

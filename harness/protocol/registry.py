@@ -41,14 +41,14 @@ class Program:
         module: the module with the function run(config, log, folder).
         parameters: the type of its parameters.
         log: the types of its events and facts.
-        has_ranks: whether it is started on every rank.
+        runs_on_all_ranks: whether it is started on every rank.
         is_driver: whether it runs as one process that starts others on the nodes of its job.
     """
 
     module: str
     parameters: type[Parameters]
     log: LogTypes
-    has_ranks: bool = False
+    runs_on_all_ranks: bool = False
     is_driver: bool = False
 
 
@@ -58,7 +58,7 @@ PROGRAMS: dict[str, Program] = {
         f"{_FOLDER}.ladder.program", ladder.LadderParameters, LogTypes(ladder.EVENTS, ladder.LadderFacts)
     ),
     "train": Program(
-        f"{_FOLDER}.train", train.TrainParameters, LogTypes(train.EVENTS, train.TrainFacts), has_ranks=True
+        f"{_FOLDER}.train", train.TrainParameters, LogTypes(train.EVENTS, train.TrainFacts), runs_on_all_ranks=True
     ),
     "training_steps": Program(
         f"{_FOLDER}.training_steps",
@@ -69,9 +69,11 @@ PROGRAMS: dict[str, Program] = {
         f"{_FOLDER}.scaling.program",
         data_parallel.DataParallelParameters,
         LogTypes(data_parallel.EVENTS, data_parallel.DataParallelFacts),
-        has_ranks=True,
+        runs_on_all_ranks=True,
     ),
-    "data": Program(f"{_FOLDER}.data", data.DataParameters, LogTypes(data.EVENTS, data.DataFacts), has_ranks=True),
+    "data": Program(
+        f"{_FOLDER}.data", data.DataParameters, LogTypes(data.EVENTS, data.DataFacts), runs_on_all_ranks=True
+    ),
     "hpo": Program(f"{_FOLDER}.hpo.search", hpo.HpoParameters, LogTypes(hpo.EVENTS, hpo.HpoFacts), is_driver=True),
     "precision": Program(
         f"{_FOLDER}.precision.program",
@@ -82,18 +84,18 @@ PROGRAMS: dict[str, Program] = {
         f"{_FOLDER}.transfer.program",
         transfer.TransferParameters,
         LogTypes(transfer.EVENTS, transfer.TransferFacts),
-        has_ranks=True,
+        runs_on_all_ranks=True,
     ),
     "screening": Program(
         f"{_FOLDER}.screening.program",
         screening.ScreeningParameters,
         LogTypes(screening.EVENTS, screening.ScreeningFacts),
-        has_ranks=True,
+        runs_on_all_ranks=True,
     ),
 }
 # The types of the logs that importers write, by format.
 IMPORTED: dict[str, LogTypes] = {
-    "hydragnn": LogTypes(imported.HYDRAGNN_EVENTS, imported.HydraFacts),
+    "hydragnn": LogTypes(imported.HYDRAGNN_EVENTS, imported.HydraGnnFacts),
     "omnistat": LogTypes((), imported.OmnistatFacts),
 }
 
@@ -104,7 +106,7 @@ def load_programs() -> dict[str, Program]:
     added = {}
     for name, parameters in user_experiments.load_parameters(PROGRAMS).items():
         module = user_experiments.import_experiment(name, "program")
-        added[name] = Program(module.__name__, parameters, _collect_log_types(module), has_ranks=True)
+        added[name] = Program(module.__name__, parameters, _collect_log_types(module), runs_on_all_ranks=True)
     return PROGRAMS | added
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.host.process import ensure_user
 from harness.protocol.errors import UsageError, did_you_mean, shorten
-from harness.protocol.events import FILE_NAME, VERSION, CaseLog
+from harness.protocol.events import EVENTS_FILE, VERSION, CaseLog
 from harness.protocol.parameters import Parameters
 from harness.protocol.records import Done, Failure, Start
 from harness.protocol.registry import load_programs, parse_parameters
@@ -50,10 +50,12 @@ def main(arguments: list[str]) -> int:
             problem = "'program' is missing" if program is None else f"unknown program {shorten(program)}"
             return reject(f"{path}: not a case that can be run ({problem}{did_you_mean(str(program), programs)})")
         # a program that is not started per rank ignores the variables of a launcher
-        rank_info = launch.detect_rank(os.environ, case.get("ranks")) if programs[program].has_ranks else RankInfo()
+        rank_info = (
+            launch.detect_rank(os.environ, case.get("ranks")) if programs[program].runs_on_all_ranks else RankInfo()
+        )
     except (InputError, UsageError) as error:
         return reject(str(error))
-    log = CaseLog(folder / FILE_NAME if rank_info.rank == 0 else Path(os.devnull), program)
+    log = CaseLog(folder / EVENTS_FILE if rank_info.rank == 0 else Path(os.devnull), program)
     log.write(Start(version=VERSION, case=str(case.get("id", "")), program=program, pid=os.getpid()))
     try:
         parameters = parse_parameters(program, case.get("parameters"))

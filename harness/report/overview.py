@@ -37,7 +37,7 @@ def build_scorecard_section(scores: Sequence[Score]) -> Section:
         "Basis: the evidence of the value. Stand-in: data, sizes or processors in place of the paper's, to which the"
         " verdict is limited. Emulated: nodes that share a machine. Neither reproduces a claim about a supercomputer.",
     ]
-    return Section("Scorecard", "scorecard", paragraphs, views=views)
+    return Section("Scorecard", "scorecard", paragraphs, tables=views)
 
 
 def _scorecard_row(score: Score) -> list[Cell]:
@@ -73,7 +73,7 @@ def build_runs_section(records: list[RunRecord], pages: dict[str, tuple[str, str
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         page: Cell = Link(pages[program][1], f"{pages[program][0]}.html") if program in pages else "nothing to show"
         rows.append([folder.name, page, str(cases[0].case.get("system", EN_DASH)), counts])
-    return Section("Runs", "runs", views=[TableBlock("Campaigns", ["campaign", "page", "system", "cases"], rows)])
+    return Section("Runs", "runs", tables=[TableBlock("Campaigns", ["campaign", "page", "system", "cases"], rows)])
 
 
 def format_measured(score: Score) -> str:
@@ -93,12 +93,12 @@ def build_merits_section(records: list[RunRecord]) -> Section | None:
             *(f"{m.reference:g}", f"{m.tolerance:.0%}", m.verdict),
         ]
         for r in records
-        for m in r.merits
+        for m in r.figures_of_merit
     ]
     if not rows:
         return None
     columns = ["case", "figure of merit", "measured", "reference", "tolerance", "verdict"]
-    return Section("Figures of merit", "merits", views=[TableBlock("Measured values and references", columns, rows)])
+    return Section("Figures of merit", "merits", tables=[TableBlock("Measured values and references", columns, rows)])
 
 
 def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | None:
@@ -111,7 +111,7 @@ def build_unfinished_section(records: list[RunRecord], out: Path) -> Section | N
     if not rows:
         return None
     return Section(
-        "Incomplete cases", "unfinished", views=[TableBlock("Cases", ["case", "state", "message", "folder"], rows)]
+        "Incomplete cases", "unfinished", tables=[TableBlock("Cases", ["case", "state", "message", "folder"], rows)]
     )
 
 

@@ -17,8 +17,8 @@ from harness.document.blocks import EN_DASH, Section, TableBlock, format_number
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.protocol.text import pluralize
 from harness.results.tables import Columns
-from harness.tracking.history import FILE_NAME, read_history
-from harness.tracking.verdicts import Verdict, build_series, format_change, format_sizes, judge_all
+from harness.tracking.history import HISTORY_FILE, read_history
+from harness.tracking.verdicts import BenchmarkVerdict, build_series, format_change, format_sizes, judge_all
 
 SOURCES = {"asv": "Benchmarks over commits", "campaign": "Runs of suites over commits"}
 PREFIXES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "\N{MICRO SIGN}s"), (1e-9, "ns"))
@@ -35,7 +35,7 @@ OTHER_COLOUR = "#0072b2"
 class RegressionHistory:
     """The verdict on every benchmark in the history, and the number of lines that could not be read."""
 
-    verdicts: list[Verdict]
+    verdicts: list[BenchmarkVerdict]
     n_skipped: int
 
     def table(self) -> pd.DataFrame:
@@ -54,20 +54,20 @@ class RegressionHistory:
 
 def load_history(out: Path) -> RegressionHistory:
     """Return the verdicts on the history of a results folder, without suites that ran on only one commit."""
-    history = read_history(out / FILE_NAME)
+    history = read_history(out / HISTORY_FILE)
     series = [s for s in build_series(history.measurements) if s.source == "asv" or len(s.commits) > 1]
     return RegressionHistory(judge_all(series), history.n_skipped)
 
 
 def build_regression_sections(history: RegressionHistory, figures: Path) -> list[Section]:
     """Return a section for each machine and source."""
-    groups: dict[tuple[str, str], list[Verdict]] = {}
+    groups: dict[tuple[str, str], list[BenchmarkVerdict]] = {}
     for v in history.verdicts:
         groups.setdefault((v.series.source, v.series.machine), []).append(v)
     return [build_section(k, group, history.n_skipped, figures) for k, group in enumerate(groups.values())]
 
 
-def build_section(index: int, group: Sequence[Verdict], n_skipped: int, figures: Path) -> Section:
+def build_section(index: int, group: Sequence[BenchmarkVerdict], n_skipped: int, figures: Path) -> Section:
     """Return the section on one machine and source, the worst verdicts first."""
     first = group[0].series
     ranked = sorted(group, key=lambda v: (not v.is_bad, v.change is None, v.series.name))
@@ -78,7 +78,7 @@ def build_section(index: int, group: Sequence[Verdict], n_skipped: int, figures:
     return Section(title, name, describe_verdicts(ranked, n_skipped), drawings, [build_block(ranked)])
 
 
-def describe_verdicts(group: Sequence[Verdict], n_skipped: int) -> list[str]:
+def describe_verdicts(group: Sequence[BenchmarkVerdict], n_skipped: int) -> list[str]:
     """Return paragraphs on the number of worse benchmarks, on the measurement, and on skipped lines."""
     n_bad, s = sum(v.is_bad for v in group), group[0].series
     commits = max((v.series.commits for v in group), key=len)
@@ -97,12 +97,12 @@ def describe_verdicts(group: Sequence[Verdict], n_skipped: int) -> list[str]:
     if n_skipped:
         verb = "is" if n_skipped == 1 else "are"
         text.append(
-            f"{pluralize(n_skipped, 'line')} of {FILE_NAME} {verb} skipped: truncated, foreign or of another version."
+            f"{pluralize(n_skipped, 'line')} of {HISTORY_FILE} {verb} skipped: truncated or of another version."
         )
     return text
 
 
-def build_block(group: Sequence[Verdict]) -> TableBlock:
+def build_block(group: Sequence[BenchmarkVerdict]) -> TableBlock:
     """Return a row per benchmark."""
     columns = ["benchmark", "latest", "verdict", "change", "since", "last over first", "n", "threshold"]
     rows = [
@@ -125,13 +125,13 @@ def build_block(group: Sequence[Verdict]) -> TableBlock:
     return TableBlock("Verdicts", columns, rows, note)
 
 
-def format_overall(v: Verdict) -> str:
+def format_overall(v: BenchmarkVerdict) -> str:
     """Return the last commit over the first with its interval, three digits after the point."""
     o = v.overall
     return EN_DASH if math.isnan(o.estimate) else f"{o.estimate:.3f} [{o.low:.3f}, {o.high:.3f}]"
 
 
-def format_latest(v: Verdict) -> str:
+def format_latest(v: BenchmarkVerdict) -> str:
     """Return the median of the last commit that has one, with its unit."""
     with_values = np.atleast_2d(v.series.values)
     medians = [float(np.median(c[np.isfinite(c)])) for c in with_values.T if np.isfinite(c).any()]
@@ -143,7 +143,7 @@ def format_latest(v: Verdict) -> str:
     return f"{format_number(medians[-1] / scale)} {unit}"
 
 
-def draw_trends(verdicts: Sequence[Verdict], folder: Path, name: str) -> Figure:
+def draw_trends(verdicts: Sequence[BenchmarkVerdict], folder: Path, name: str) -> Figure:
     """Draw a panel per benchmark: changes from the first commit, rounds as dots and their median as a line."""
     across = min(PANELS_PER_ROW, len(verdicts))
     down = -(-len(verdicts) // across)
@@ -162,7 +162,7 @@ def draw_trends(verdicts: Sequence[Verdict], folder: Path, name: str) -> Figure:
         return save_figure(figure, folder, name, caption)
 
 
-def _draw_panel(axes: Axes, verdict: Verdict) -> None:
+def _draw_panel(axes: Axes, verdict: BenchmarkVerdict) -> None:
     s = verdict.series
     values = np.atleast_2d(s.values)
     measured = np.flatnonzero(np.isfinite(values).any(axis=0))

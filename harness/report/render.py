@@ -19,16 +19,15 @@ from harness.claims.model import Paper
 from harness.claims.papers import find_table, load_papers
 from harness.claims.scorecard import Score
 from harness.config import resources
-from harness.document.blocks import Cell, Link
-from harness.document.blocks import Paper as PrintedPaper
+from harness.document.blocks import Cell, Link, PrintedPaper
 from harness.experiments.tables import collect_metrics
 from harness.host.files import make_folder_below, remove_below, write_below
 from harness.protocol.errors import UsageError
 from harness.protocol.text import sanitize_line
 from harness.report import site
 from harness.report.regressions import RegressionHistory, load_history
-from harness.results.runs import RunRecord, readable
-from harness.tracking.history import FILE_NAME, append_measurements, collect_measurements
+from harness.results.runs import RunRecord, select_readable
+from harness.tracking.history import HISTORY_FILE, append_measurements, collect_measurements
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Report:
 
     judgement: Judgement
     history: RegressionHistory
-    faults: Mapping[str, str]
+    errors: Mapping[str, str]
 
     @property
     def scores(self) -> list[Score]:
@@ -56,30 +55,32 @@ class Report:
         return self.judgement.results.records
 
 
-def write_report(out: Path, claims: Sequence[Path] = ()) -> Report:
-    """Judge the claims by the runs below out/runs, add these to the history of commits, and write the report.
+def write_report(results_folder: Path, claim_files: Sequence[Path] = ()) -> Report:
+    """Judge the claims by the runs in results_folder/runs, add these to the history of commits, and write the report.
 
     Args:
-        out: the results folder.
-        claims: files of claims, in addition to the shipped ones and those in ./claims.
+        results_folder: the results folder.
+        claim_files: files of claims, in addition to the shipped ones and those in ./claims.
 
     Raises:
         UsageError: there are neither runs nor a history of commits, or a file of claims has a mistake.
     """
-    papers = load_papers(claims)
-    judgement = judge_folder(out, papers)
+    papers = load_papers(claim_files)
+    judgement = judge_folder(results_folder, papers)
     results, scores = judgement.results, judgement.scores
-    measurements = collect_measurements(readable(results.records), collect_metrics, resources.REPO_ROOT)
-    append_measurements(out / FILE_NAME, measurements)
-    history = load_history(out)
+    measurements = collect_measurements(select_readable(results.records), collect_metrics, resources.REPO_ROOT)
+    append_measurements(results_folder / HISTORY_FILE, measurements)
+    history = load_history(results_folder)
     if not results.records and not history.verdicts:
-        raise UsageError(f"{out / 'runs'}: {NO_RUNS}")
-    _write_tables(results.tables() | {"regression": history.table()}, out)
-    write_below(out, SCORECARD, json.dumps([asdict(s) for s in scores], indent=2) + "\n")
-    pages = site.build_pages(results, history, scores, _find_printed_ladder(papers), out)
-    _write_pages(pages, out, has_runs=bool(results.records), source="; ".join(p.source for p in papers.values()))
-    faults = {page.name: " ".join(s.paragraphs) for page in pages for s in page.sections if s.is_fault}
-    return Report(judgement, history, faults)
+        raise UsageError(f"{results_folder / 'runs'}: {NO_RUNS}")
+    _write_tables(results.tables() | {"regression": history.table()}, results_folder)
+    write_below(results_folder, SCORECARD, json.dumps([asdict(s) for s in scores], indent=2) + "\n")
+    pages = site.build_pages(results, history, scores, _find_printed_ladder(papers), results_folder)
+    _write_pages(
+        pages, results_folder, has_runs=bool(results.records), source="; ".join(p.source for p in papers.values())
+    )
+    errors = {page.name: " ".join(s.paragraphs) for page in pages for s in page.sections if s.is_error}
+    return Report(judgement, history, errors)
 
 
 def _write_pages(pages: Sequence[site.Page], out: Path, *, has_runs: bool, source: str) -> None:

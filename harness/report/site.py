@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.claims.scorecard import Score
-from harness.document.blocks import EN_DASH, Cell, Link, Paper, Section, TableBlock, format_number
+from harness.document.blocks import EN_DASH, Cell, Link, PrintedPaper, Section, TableBlock, format_number
 from harness.experiments.experiment import Experiment, PageContext
 from harness.experiments.registry import find_experiment, load_experiments
 from harness.experiments.tables import Results
@@ -41,7 +41,7 @@ def build_provenance_section(records: list[RunRecord], out: Path) -> Section:
         " threads shows that other processes were running."
     )
     block = TableBlock("Cases", list(heads), [_describe_run(record, out) for record in records], note)
-    return Section("Provenance", "provenance", views=[block])
+    return Section("Provenance", "provenance", tables=[block])
 
 
 def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
@@ -56,7 +56,7 @@ def _describe_run(record: RunRecord, out: Path) -> list[Cell]:
         record.case.get("name", ""),
         link_files(record, out),
         submitted,
-        record.provenance_fault or (p.get("commit") or "not a clone")[:12] + changed,
+        record.provenance_error or (p.get("commit") or "not a clone")[:12] + changed,
         f"{p.get('cpu', EN_DASH)}, {cores}, {memory}",
         f"{observed.get('device', EN_DASH)}, {threads}",
         format_number(load, ".1f"),
@@ -100,7 +100,7 @@ class Page:
 
 
 def build_pages(
-    results: Results, history: RegressionHistory, scores: list[Score], paper: Paper, out: Path
+    results: Results, history: RegressionHistory, scores: list[Score], paper: PrintedPaper, out: Path
 ) -> list[Page]:
     """Return every page with content, in reading order; draw the figures into out/figures."""
     records, tables = results.records, results.tables()
@@ -145,7 +145,7 @@ def build_or_explain(page: str, build: Callable[[], list[Section]]) -> list[Sect
         return build()
     except MISFIT_ERRORS as error:
         text = f"This page cannot be shown: {describe_misfit(error)}. Its tables are available."
-        return [Section(TITLES[page], page, [text], is_fault=True)]
+        return [Section(TITLES[page], page, [text], is_error=True)]
 
 
 def link_tables(tables: Mapping[str, pd.DataFrame], names: Sequence[str] | None = None) -> list[Link]:

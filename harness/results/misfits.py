@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.results.runs import RunRecord, mark_unreadable, readable
+from harness.results.runs import RunRecord, mark_unreadable, select_readable
 
 # The errors of code that processes a record with missing or inconsistent fields.
 MISFIT_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
@@ -17,10 +17,10 @@ def isolate_misfits(records: Sequence[RunRecord], analyse: Callable[[list[RunRec
 
     The error of the analysis is raised if it fails on several records, but on none of them alone.
     """
-    misfits = _find_misfits(readable(records), analyse)
+    misfits = _find_misfits(select_readable(records), analyse)
     if misfits:
         records = [mark_unreadable(r, misfits[id(r)]) if id(r) in misfits else r for r in records]
-        analyse(readable(records))
+        analyse(select_readable(records))
     return list(records)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.execution.case_files import EXIT_CODE, read_exit_code
+from harness.execution.case_files import EXIT_CODE_FILE, read_exit_code
 from harness.host.process import pause_gc
 from harness.protocol import checks
 from harness.protocol.case import Unreadable, find_case_problem, find_provenance_problem, read_case, read_json, read_log
@@ -32,7 +32,7 @@ class RunRecord:
         facts: the facts about the whole case, by name.
         samples: raw measurements.
         stages: the warm_up or unavailable event of each stage.
-        merits: the figures of merit that the suite asks for.
+        figures_of_merit: the figures of merit that the suite asks for.
         events_by_kind: the events of all kinds but `sample` and DROPPED_KINDS, by kind.
         began_s, ended_s: Unix times of the first and the last event.
     """
@@ -45,7 +45,7 @@ class RunRecord:
     samples: list[Event] = field(default_factory=list)
     stages: dict[str, Event] = field(default_factory=dict)
     profile: Event | None = None
-    merits: list[checks.FigureOfMerit] = field(default_factory=list)
+    figures_of_merit: list[checks.FigureOfMerit] = field(default_factory=list)
     events_by_kind: dict[str, list[Event]] = field(default_factory=dict)
     began_s: float | None = None
     ended_s: float | None = None
@@ -82,7 +82,7 @@ class RunRecord:
         return self._provenance[0]
 
     @property
-    def provenance_fault(self) -> str | None:
+    def provenance_error(self) -> str | None:
         """The reason why the provenance cannot be read."""
         return self._provenance[1]
 
@@ -139,7 +139,7 @@ def load_run_folder(folder: str) -> RunRecord:
         return _create_unreadable(folder, case, f"{name}: {error.strerror or error}")
 
 
-def readable(records: Iterable[RunRecord]) -> list[RunRecord]:
+def select_readable(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the records of cases that can be read."""
     return [record for record in records if record.state != "unreadable"]
 
@@ -190,10 +190,12 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
         if kind not in DROPPED_KINDS:
             events_by_kind.setdefault(kind, []).append(event)
     ended = read_exit_code(folder)
-    if ended is None and os.path.lexists(f"{folder}/{EXIT_CODE}"):
-        raise Unreadable(f"{EXIT_CODE}: expected the exit code and, optionally, the seconds that the case took")
+    if ended is None and os.path.lexists(f"{folder}/{EXIT_CODE_FILE}"):
+        raise Unreadable(f"{EXIT_CODE_FILE}: expected the exit code and, optionally, the seconds that the case took")
     state, reason = checks.evaluate_case(case, log, ended[0] if ended else None)
-    merits = [checks.measure_merit(row, log) for row in case.get("performance", ())] if state == "done" else []
+    figures_of_merit = (
+        [checks.compute_figure_of_merit(row, log) for row in case.get("performance", ())] if state == "done" else []
+    )
     began_s, ended_s = (log[k].get("time_s") if log else None for k in (0, -1))
     return RunRecord(
         location=folder,
@@ -204,7 +206,7 @@ def _build_record(folder: str, case: dict[str, Any]) -> RunRecord:
         samples=samples,
         stages=stages,
         profile=profile,
-        merits=merits,
+        figures_of_merit=figures_of_merit,
         events_by_kind=events_by_kind,
         began_s=began_s,
         ended_s=ended_s,

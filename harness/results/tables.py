@@ -124,7 +124,7 @@ def build_samples_table(records: Sequence[RunRecord]) -> pd.DataFrame:
 def build_merits_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per figure of merit, with its reference and verdict."""
     names = [field.name for field in fields(checks.FigureOfMerit)]
-    rows = [{**_run_columns(r), **{k: getattr(m, k) for k in names}} for r in records for m in r.merits]
+    rows = [{**_run_columns(r), **{k: getattr(m, k) for k in names}} for r in records for m in r.figures_of_merit]
     return pd.DataFrame(rows, columns=[*RUN_COLUMNS, *names])
 
 

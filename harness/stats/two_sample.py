@@ -21,7 +21,7 @@ Number = TypeVar("Number", float, Floats)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift(Generic[Number]):
+class TwoSampleEstimate(Generic[Number]):
     """Sample b compared with sample a: a difference in their unit, or a ratio.
 
     Attributes:
@@ -42,25 +42,29 @@ class Shift(Generic[Number]):
     n_a: int
     n_b: int
 
-    def row(self: Shift[Floats], i: int) -> Shift[float]:
+    def row(self: TwoSampleEstimate[Floats], i: int) -> TwoSampleEstimate[float]:
         """Return comparison i of many."""
-        return Shift(
+        return TwoSampleEstimate(
             estimate=float(self.estimate[i]), low=float(self.low[i]), high=float(self.high[i]), p=float(self.p[i]),
             coverage=self.coverage, n_a=self.n_a, n_b=self.n_b,
         )  # fmt: skip
 
 
-def estimate_shift(a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95) -> Shift[float]:
+def estimate_shift(
+    a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95
+) -> TwoSampleEstimate[float]:
     """Estimate b minus a, leaving out NaN; NaN if a or b is empty. See estimate_shifts."""
     return estimate_shifts(_drop_nan(a)[None], _drop_nan(b)[None], confidence).row(0)
 
 
-def estimate_ratio(a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95) -> Shift[float]:
+def estimate_ratio(
+    a: Sequence[float] | Floats, b: Sequence[float] | Floats, confidence: float = 0.95
+) -> TwoSampleEstimate[float]:
     """Estimate b over a, leaving out NaN: 1.06 is 6% more. NaN if a value is not positive."""
     return estimate_ratios(_drop_nan(a)[None], _drop_nan(b)[None], confidence).row(0)
 
 
-def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Shift[Floats]:
+def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> TwoSampleEstimate[Floats]:
     """Estimate each row of b minus the same row of a.
 
     The estimate is the median of all pairwise differences, the interval two of their order statistics (Hodges and
@@ -80,7 +84,7 @@ def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Shi
     (m, n_a), n_b = x.shape, y.shape[1]
     estimate, low, high, p = np.full((4, m), math.nan)
     if n_a == 0 or n_b == 0:
-        return Shift(estimate=estimate, low=low, high=high, p=p, coverage=math.nan, n_a=n_a, n_b=n_b)
+        return TwoSampleEstimate(estimate=estimate, low=low, high=high, p=p, coverage=math.nan, n_a=n_a, n_b=n_b)
     k, coverage = _choose_order_statistic(n_a, n_b, confidence)
     usable = np.flatnonzero(np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1))
     chunk = max(1, PAIRS_PER_CHUNK // (n_a * n_b))
@@ -88,10 +92,10 @@ def estimate_shifts(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Shi
         rows = usable[start : start + chunk]
         estimate[rows], low[rows], high[rows] = _summarize_differences(x[rows], y[rows], k)
     p[usable] = _p_values(x[usable], y[usable])
-    return Shift(estimate=estimate, low=low, high=high, p=p, coverage=coverage, n_a=n_a, n_b=n_b)
+    return TwoSampleEstimate(estimate=estimate, low=low, high=high, p=p, coverage=coverage, n_a=n_a, n_b=n_b)
 
 
-def estimate_ratios(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Shift[Floats]:
+def estimate_ratios(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> TwoSampleEstimate[Floats]:
     """Estimate each row of b over the same row of a, by shifts of logarithms; NaN where a value is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         shift = estimate_shifts(np.log(np.asarray(a, dtype=float)), np.log(np.asarray(b, dtype=float)), confidence)

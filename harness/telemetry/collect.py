@@ -23,7 +23,7 @@ from harness.results.runs import RunRecord
 from harness.telemetry.omnistat_csv import PATTERN, CsvExport
 from harness.telemetry.prometheus_export import PrometheusExport
 from harness.telemetry.timeseries import TelemetrySource, find_collector_version
-from harness.telemetry.usage import Consumption, Usage, compute_usage
+from harness.telemetry.usage import CachedUsage, Usage, compute_usage
 from harness.telemetry.windows import Window, list_windows
 
 RAW_PATTERN = "*omnistat*.jsonl"
@@ -54,7 +54,7 @@ class Telemetry:
 class CacheEntry(BaseModel, strict=True, extra="forbid"):
     """The results of one source: consumption in the order of its windows, version of the collector, and faults."""
 
-    usages: list[Consumption]
+    usages: list[CachedUsage]
     version: str
     faults: str
 

@@ -27,7 +27,7 @@ Joules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)
-class Consumption:
+class CachedUsage:
     """The usage of a window without the window itself, as it is written to the cache.
 
     Attributes:
@@ -58,7 +58,7 @@ class Consumption:
 
 
 @dataclass(kw_only=True)
-class Usage(Consumption):
+class Usage(CachedUsage):
     """The usage of a window."""
 
     window: Window

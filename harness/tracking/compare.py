@@ -16,18 +16,18 @@ from harness.experiments.tables import Metric
 from harness.protocol.errors import UsageError
 from harness.protocol.text import pluralize, sanitize_line
 from harness.stats.intervals import median_interval
-from harness.stats.two_sample import Shift, estimate_ratios
+from harness.stats.two_sample import TwoSampleEstimate, estimate_ratios
 from harness.tracking.selectors import LOCATION_KEYS, Observation, RunSelector
 
 Verdict = Literal["better", "worse", "no difference seen", "too noisy", "too few samples"]
 Key = tuple[str, ...]
 Samples = tuple[float, ...]
 FALSE_DISCOVERY_RATE = 0.05  # largest expected share of false positives
-MAX_RESOLUTION = 0.05  # a wider interval could hide a relevant difference
+MAX_DETECTABLE_CHANGE = 0.05  # a wider interval could hide a relevant difference
 CONFIDENCE = 0.95
 COVERAGE_TOLERANCE = 0.02
 MAX_ROWS = 40
-HEADS = ("what", "metric", "A", "B", "B / A [95%]", "p", "n", "noise", "verdict")
+HEADERS = ("what", "metric", "A", "B", "B / A [95%]", "p", "n", "noise", "verdict")
 COLUMNS = (
     "what", "metric", "unit", "better", "a_median", "b_median", "ratio", "low", "high", "coverage", "p", "paired",
     "n_a", "n_b", "a_spread", "b_spread", "verdict",
@@ -45,7 +45,7 @@ class MetricComparison:
         a: Samples of side A.
         b: Samples of side B.
         is_paired: Whether samples are compared round by round, since both sides are parts of interleaved rounds.
-        shift: B over A.
+        ratio: B over A, with its interval.
         p: Adjusted for the number of comparisons; NaN where there are too few samples.
     """
 
@@ -54,7 +54,7 @@ class MetricComparison:
     a: Samples
     b: Samples
     is_paired: bool
-    shift: Shift[float]
+    ratio: TwoSampleEstimate[float]
     p: float
 
     @property
@@ -70,23 +70,23 @@ class MetricComparison:
     @property
     def min_detectable_change(self) -> float:
         """Return the smallest relative difference that the interval could show."""
-        return max(self.shift.high / self.shift.estimate, self.shift.estimate / self.shift.low) - 1.0
+        return max(self.ratio.high / self.ratio.estimate, self.ratio.estimate / self.ratio.low) - 1.0
 
     @property
     def has_enough_samples(self) -> bool:
         """Return whether the interval has the requested confidence."""
-        return self.shift.coverage >= CONFIDENCE - COVERAGE_TOLERANCE
+        return self.ratio.coverage >= CONFIDENCE - COVERAGE_TOLERANCE
 
     @property
     def verdict(self) -> Verdict:
         """Return better, worse, or why it is neither."""
         if not self.has_enough_samples:
             return "too few samples"
-        excludes_one = self.shift.low > 1.0 or self.shift.high < 1.0
+        excludes_one = self.ratio.low > 1.0 or self.ratio.high < 1.0
         if self.p < FALSE_DISCOVERY_RATE and excludes_one:
-            is_higher = self.shift.estimate > 1.0
+            is_higher = self.ratio.estimate > 1.0
             return "better" if is_higher == (self.metric.better == "higher") else "worse"
-        return "too noisy" if self.min_detectable_change > MAX_RESOLUTION else "no difference seen"
+        return "too noisy" if self.min_detectable_change > MAX_DETECTABLE_CHANGE else "no difference seen"
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Run
 def format_lines(comparison: Comparison, sides: tuple[RunSelector, RunSelector], verbose: bool) -> Iterator[str]:
     """Yield the lines of a text table, differences first, and a summary; `verbose` shows all rows."""
     rows = sorted(
-        comparison.rows, key=lambda r: (VERDICT_ORDER.index(r.verdict), -abs(math.log(r.shift.estimate or 1.0)))
+        comparison.rows, key=lambda r: (VERDICT_ORDER.index(r.verdict), -abs(math.log(r.ratio.estimate or 1.0)))
     )
     selected = rows if verbose else rows[:MAX_ROWS]
     yield sanitize_line(f"A: {sides[0].text}") + "   " + sanitize_line(f"B: {sides[1].text}")
-    yield from _align([HEADS, *(_format_cells(row) for row in selected)])
+    yield from _align([HEADERS, *(_format_cells(row) for row in selected)])
     if len(rows) > len(selected):
         yield f"... and {len(rows) - len(selected)} more (-v shows all, --csv FILE writes them)"
     counts = Counter[str](row.verdict for row in rows)
@@ -157,7 +157,7 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in comparison.rows:
-        s, metric = row.shift, row.metric
+        s, metric = row.ratio, row.metric
         writer.writerow(
             [row.name, metric.name, metric.unit, metric.better, *row.medians, s.estimate, s.low, s.high, s.coverage,
              row.p, row.is_paired, s.n_a, s.n_b, *row.noise, row.verdict]
@@ -222,11 +222,11 @@ def _compare_pairs(name: str, metric: Metric, a: Samples, b: Samples) -> MetricC
     interval = median_interval(ratios.tolist(), CONFIDENCE)
     above, below = int((ratios > 1).sum()), int((ratios < 1).sum())
     p = float(binomtest(above, above + below).pvalue) if above + below else 1.0
-    shift = Shift(
+    shift = TwoSampleEstimate(
         estimate=interval.value, low=interval.low, high=interval.high, p=p, coverage=interval.coverage,
         n_a=len(a), n_b=len(b),
     )  # fmt: skip
-    return MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=True, shift=shift, p=p)
+    return MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=True, ratio=shift, p=p)
 
 
 def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> Iterator[MetricComparison]:
@@ -238,7 +238,7 @@ def _compare_unpaired(rows: Sequence[tuple[str, Metric, Samples, Samples]]) -> I
         shifts = estimate_ratios([a for _, _, a, _ in group], [b for *_, b in group], CONFIDENCE)
         for i, (name, metric, a, b) in enumerate(group):
             shift = shifts.row(i)
-            yield MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=False, shift=shift, p=shift.p)
+            yield MetricComparison(name=name, metric=metric, a=a, b=b, is_paired=False, ratio=shift, p=shift.p)
 
 
 def _adjust_p_values(rows: Sequence[MetricComparison]) -> list[MetricComparison]:
@@ -257,7 +257,7 @@ def _adjust_p_values(rows: Sequence[MetricComparison]) -> list[MetricComparison]
 
 def _format_cells(row: MetricComparison) -> tuple[str, ...]:
     a, b = row.medians
-    s = row.shift
+    s = row.ratio
     verdict: str = row.verdict
     if verdict in ("too noisy", "no difference seen") and math.isfinite(row.min_detectable_change):
         verdict += f", > {row.min_detectable_change:.1%} would show"

@@ -1,6 +1,6 @@
 """The history of measurements of a project's commits: <out>/history.jsonl, with one line appended per measurement.
 
-A line is a Measurement as JSON. Lines that are truncated, foreign or of another version are counted and skipped, so
+A line is a Measurement as JSON. Lines that are truncated or of another version are counted and skipped, so
 that files of several machines can be concatenated.
 """
 
@@ -19,7 +19,7 @@ from harness.host.files import append_below
 from harness.results.runs import RunRecord
 from harness.tracking.git_commits import count_first_parents, describe_commit
 
-FILE_NAME = "history.jsonl"
+HISTORY_FILE = "history.jsonl"
 RUN_THRESHOLD = 0.05  # for runs on different days; the noise between them decides as well
 Source = Literal["asv", "campaign"]
 Key = tuple[str, str, str, str, str, int | None]

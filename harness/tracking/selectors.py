@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.experiments.tables import MetricSamples, sample_metrics
+from harness.experiments.tables import MetricSamples, list_metric_samples
 from harness.protocol.errors import UsageError, did_you_mean
 from harness.results.misfits import MISFIT_ERRORS, describe_misfit
 from harness.results.runs import JOBS_FOLDER, RunRecord, load_run_folders, load_runs, mark_unreadable
@@ -109,7 +109,7 @@ class RunIndex:
                 self.unreadable.append(record)
             elif record.state == "done":
                 try:
-                    observations += [Observation(record, samples) for samples in sample_metrics(record)]
+                    observations += [Observation(record, samples) for samples in list_metric_samples(record)]
                 except MISFIT_ERRORS as error:
                     self.unreadable.append(mark_unreadable(record, describe_misfit(error)))
         return observations

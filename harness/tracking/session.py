@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.host.files import make_folder_below
-from harness.host.locks import campaign_lock
+from harness.host.locks import hold_campaign_lock
 from harness.protocol.errors import UsageError
 from harness.tracking.asv_runner import AsvSession, read_json, run_round
-from harness.tracking.history import FILE_NAME, Measurement, append_measurements, read_history
-from harness.tracking.verdicts import Verdict, build_series, judge_all
+from harness.tracking.history import HISTORY_FILE, Measurement, append_measurements, read_history
+from harness.tracking.verdicts import BenchmarkVerdict, build_series, judge_all
 
 FOLDER = "regression"
 
@@ -63,9 +63,9 @@ def run_session(session: AsvSession, options: SessionOptions, out: Path) -> bool
     return had_failures
 
 
-def judge_session(session: AsvSession, out: Path) -> list[Verdict]:
+def judge_session(session: AsvSession, out: Path) -> list[BenchmarkVerdict]:
     """Return the verdicts on the measurements that this session has so far."""
-    measurements = read_history(out / FILE_NAME).measurements
+    measurements = read_history(out / HISTORY_FILE).measurements
     return judge_all([s for s in build_series(measurements) if s.session == session.id])
 
 
@@ -77,7 +77,7 @@ def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
     session.folder.mkdir(parents=True, exist_ok=True)
     had_failures = False
     started = time.monotonic()
-    with campaign_lock(session.root):
+    with hold_campaign_lock(session.root):
         for number in range(1, options.rounds + 1):
             if not options.quiet:
                 minutes = (time.monotonic() - started) / 60
@@ -85,7 +85,7 @@ def run_rounds(session: AsvSession, options: SessionOptions, out: Path) -> bool:
             try:
                 had_failures |= run_round(session, number, options.bench)
             finally:
-                append_measurements(out / FILE_NAME, read_round_measurements(session, number))
+                append_measurements(out / HISTORY_FILE, read_round_measurements(session, number))
     return had_failures
 
 

@@ -14,13 +14,15 @@ import numpy as np
 from harness.experiments.experiment import Direction
 from harness.stats import Floats
 from harness.stats.changepoints.detect import ChangePoint, detect_change_points
-from harness.stats.two_sample import Shift, estimate_ratio
+from harness.stats.two_sample import TwoSampleEstimate, estimate_ratio
 from harness.tracking.git_commits import Commit
 from harness.tracking.history import Measurement, Source
 
 # The probability of a false alarm in one unchanged benchmark, and in all benchmarks that are judged together.
 ALPHA, FAMILY_ALPHA, MIN_ALPHA = 0.01, 0.05, 0.001
-State = Literal["regression", "broken", "improvement", "reverted", "no change", "too noisy", "too few", "never ran"]
+BenchmarkState = Literal[
+    "regression", "broken", "improvement", "reverted", "no change", "too noisy", "too few", "never ran"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,30 +51,30 @@ class Series:
         """Return the number of rounds."""
         return len(np.atleast_2d(self.values))
 
-    def worsening(self, ratio: float) -> float:
+    def compute_worsening(self, ratio: float) -> float:
         """Return the relative change for the worse of a ratio of levels; a negative change is for the better."""
         return ratio - 1 if self.better == "lower" else 1 - ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class BenchmarkVerdict:
     """The result of one benchmark.
 
     Attributes:
         changes: All detected changes, in order.
         change: The change that the state rests on.
-        since: The commit that introduced it.
+        since: The commit since which the state holds.
         overall: The last commit over the first.
-        undetectable: Relative change up to which a change would not be detected.
+        min_detectable_change: Smallest relative change that would be detected.
     """
 
     series: Series
-    state: State
+    state: BenchmarkState
     changes: tuple[ChangePoint, ...] = ()
     change: ChangePoint | None = None
     since: Commit | None = None
-    overall: Shift[float]
-    undetectable: float
+    overall: TwoSampleEstimate[float]
+    min_detectable_change: float
 
     @property
     def is_bad(self) -> bool:
@@ -91,7 +93,7 @@ class Verdict:
     def _describe(self) -> str:
         """Return the state with its change, interval, numbers of values, and first commit."""
         since = f" since {self.since.short} ({self.since.subject})" if self.since else ""
-        n, percent = format_sizes(self.overall), f"{100 * self.undetectable:.2g}%"
+        n, percent = format_sizes(self.overall), f"{100 * self.min_detectable_change:.2g}%"
         match self.state:
             case "broken":
                 return f"broken{since}"
@@ -107,7 +109,7 @@ class Verdict:
         return f"{format_change(self.series, self.change.shift)}{since}{suffix.get(self.state, '')}"
 
 
-def format_change(series: Series, shift: Shift[float]) -> str:
+def format_change(series: Series, shift: TwoSampleEstimate[float]) -> str:
     """Return `slower 6.1% [4.9, 7.2] (n = 8 and 16)`; a rate that falls is `less`."""
     is_up = shift.estimate > 1
     up, down = ("slower", "faster") if series.unit == "seconds" else ("more", "less")
@@ -116,7 +118,7 @@ def format_change(series: Series, shift: Shift[float]) -> str:
     return f"{up if is_up else down} {percent} (n = {format_sizes(shift)})"
 
 
-def format_sizes(shift: Shift[float]) -> str:
+def format_sizes(shift: TwoSampleEstimate[float]) -> str:
     """Return the numbers of values on either side."""
     return f"{shift.n_a} and {shift.n_b}"
 
@@ -142,38 +144,38 @@ def build_series(measurements: Sequence[Measurement]) -> list[Series]:
     ]
 
 
-def judge_all(series: Sequence[Series]) -> list[Verdict]:
+def judge_all(series: Sequence[Series]) -> list[BenchmarkVerdict]:
     """Judge each series of at least two commits, in their order, with a Bonferroni correction for their number."""
     judgeable = [s for s in series if len(s.commits) > 1]
     alpha = max(MIN_ALPHA, min(ALPHA, FAMILY_ALPHA / max(1, len(judgeable))))
     return [judge(s, alpha) for s in judgeable]
 
 
-def judge(series: Series, alpha: float = ALPHA) -> Verdict:
+def judge(series: Series, alpha: float = ALPHA) -> BenchmarkVerdict:
     """Judge one benchmark over at least two commits; alpha is the probability of a false alarm."""
     values, measured = _drop_incomplete(series.values)
     detected = detect_change_points(values, alpha=alpha) if len(measured) > 1 else []
     changes = tuple(replace(c, index=measured[c.index]) for c in detected)
-    overall, undetectable = _compare_ends(values, alpha)
-    state: State
+    overall, min_detectable_change = _compare_ends(values, alpha)
+    state: BenchmarkState
     change, since = None, None
     if not measured:
         state, changes = "never ran", ()
     elif (since := _find_break(series)) is not None:
         state = "broken"
-    elif (change := _find_worst_lasting(series, changes)) is not None:
+    elif (change := _find_worst_lasting_change(series, changes)) is not None:
         state = "regression"
     elif changes:
         state, change = _classify_harmless(series, changes)
     elif _compute_min_p(values) > alpha:
         state = "too few"
     else:
-        state = "too noisy" if undetectable > series.threshold else "no change"
+        state = "too noisy" if min_detectable_change > series.threshold else "no change"
     if change is not None:
         since = series.commits[change.index]
-    return Verdict(
+    return BenchmarkVerdict(
         series=series, state=state, changes=changes, change=change, since=since, overall=overall,
-        undetectable=undetectable,
+        min_detectable_change=min_detectable_change,
     )  # fmt: skip
 
 
@@ -210,29 +212,32 @@ def _build_series(group: Sequence[Measurement], of_session: Sequence[Measurement
     )
 
 
-def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[State, ChangePoint]:
+def _classify_harmless(series: Series, changes: Sequence[ChangePoint]) -> tuple[BenchmarkState, ChangePoint]:
     """Return the state and the change to report if no change for the worse lasts."""
 
     def worsening(change: ChangePoint) -> float:
-        return series.worsening(change.shift.estimate)
+        return series.compute_worsening(change.shift.estimate)
 
     largest = max(changes, key=lambda c: abs(worsening(c)))
     if abs(worsening(largest)) <= series.threshold:
         return "no change", largest
-    if series.worsening(math.prod(c.shift.estimate for c in changes)) < -series.threshold:
+    if series.compute_worsening(math.prod(c.shift.estimate for c in changes)) < -series.threshold:
         return "improvement", min(changes, key=worsening)
     worse = [c for c in changes if worsening(c) > series.threshold]
     return "reverted", max(worse, key=worsening, default=largest)
 
 
-def _find_worst_lasting(series: Series, changes: Sequence[ChangePoint]) -> ChangePoint | None:
+def _find_worst_lasting_change(series: Series, changes: Sequence[ChangePoint]) -> ChangePoint | None:
     """Return the largest change for the worse beyond the threshold that later ones have not reverted."""
     lasting = []
     for k, change in enumerate(changes):
         with_later = math.prod(c.shift.estimate for c in changes[k:])
-        if min(series.worsening(change.shift.estimate), series.worsening(with_later)) > series.threshold:
+        if (
+            min(series.compute_worsening(change.shift.estimate), series.compute_worsening(with_later))
+            > series.threshold
+        ):
             lasting.append(change)
-    return max(lasting, key=lambda c: series.worsening(c.shift.estimate), default=None)
+    return max(lasting, key=lambda c: series.compute_worsening(c.shift.estimate), default=None)
 
 
 def _find_break(series: Series) -> Commit | None:
@@ -252,7 +257,7 @@ def _drop_incomplete(values: Floats) -> tuple[Floats, list[int]]:
     return (block if block.ndim == 1 else block[np.isfinite(block).all(axis=1)]), measured
 
 
-def _compare_ends(values: Floats, alpha: float) -> tuple[Shift[float], float]:
+def _compare_ends(values: Floats, alpha: float) -> tuple[TwoSampleEstimate[float], float]:
     """Return the last commit over the first, and the distance from 1 of the farther end of its interval.
 
     With one value per commit it is the later half of them over the earlier. In rounds, the median of all commits of a
@@ -267,8 +272,8 @@ def _compare_ends(values: Floats, alpha: float) -> tuple[Shift[float], float]:
     else:
         before = after = values.ravel()
     overall = estimate_ratio(before, after, confidence=1 - alpha)
-    undetectable = max(abs(overall.high - 1), abs(1 - overall.low))
-    return overall, float(undetectable) if math.isfinite(undetectable) else math.inf
+    min_detectable_change = max(abs(overall.high - 1), abs(1 - overall.low))
+    return overall, float(min_detectable_change) if math.isfinite(min_detectable_change) else math.inf
 
 
 def _compute_min_p(values: Floats) -> float:

@@ -170,7 +170,7 @@ def test_report_within_twenty_seconds(finished: Campaign) -> None:
 
 
 def test_remaining_jobs_within_half_a_second(finished: Campaign) -> None:
-    seconds = cpu_s(finished.pending_jobs)
+    seconds = cpu_s(finished.list_pending_jobs)
     print(f"what is left of 10,000 cases in {seconds:.2f} CPU s")
     assert seconds <= 0.5
-    assert sum(len(job.cases) for job in finished.pending_jobs()) == 10
+    assert sum(len(job.cases) for job in finished.list_pending_jobs()) == 10

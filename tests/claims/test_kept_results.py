@@ -55,7 +55,7 @@ def test_published_scorecard_is_that_of_the_bundle(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_kept_results_are_done_and_readable(name: str) -> None:
     records = load_runs(unpack_results(name) / "runs")
-    assert {(r.state, r.error, r.provenance_fault) for r in records} == {("done", None, None)}
+    assert {(r.state, r.error, r.provenance_error) for r in records} == {("done", None, None)}
 
 
 def test_union_of_all_kept_results_has_its_scorecard() -> None:

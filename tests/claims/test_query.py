@@ -11,7 +11,7 @@ import pytest
 
 from harness.claims.model import Measure, Query
 from harness.claims.notes import find_unknown_fields, format_note
-from harness.claims.query import Refuted, Unanswered, answer_query, match_rows, measure
+from harness.claims.query import Refuted, Unanswered, answer_query, compute_measure, match_rows
 
 ROWS = pd.DataFrame(
     {
@@ -68,12 +68,12 @@ def test_filter_selects_rows(conditions: dict[str, Any], expected: list[int]) ->
     ],
 )
 def test_statistic_of_rows(options: dict[str, Any], expected: float) -> None:
-    assert measure(ROWS, Measure(**options))[0] == pytest.approx(expected)
+    assert compute_measure(ROWS, Measure(**options))[0] == pytest.approx(expected)
 
 
 def test_slope_of_logarithms_is_the_exponent() -> None:
     rows = pd.DataFrame({"ranks": [1, 2, 4, 8], "rate": [3.0 * n**0.9 for n in (1, 2, 4, 8)]})
-    value, _, _ = measure(rows, Measure(statistic="slope", column="rate", over="ranks", log=True))
+    value, _, _ = compute_measure(rows, Measure(statistic="slope", column="rate", over="ranks", log=True))
     assert value == pytest.approx(0.9)
 
 
@@ -82,12 +82,12 @@ def test_ratio_has_the_interval_of_the_ends() -> None:
         statistic="ratio", column="error", low="low", high="high", matching={"model": "painn"},
         against={"model": "schnet"},
     )  # fmt: skip
-    value, low, high = measure(ROWS[:2], ratio)
+    value, low, high = compute_measure(ROWS[:2], ratio)
     assert (value, low, high) == pytest.approx((0.5, 0.9 / 2.2, 1.1 / 1.8))
 
 
 def test_value_has_the_interval_of_its_row() -> None:
-    assert measure(ROWS, Measure(column="error", low="low", high="high")) == (1.0, 0.9, 1.1)
+    assert compute_measure(ROWS, Measure(column="error", low="low", high="high")) == (1.0, 0.9, 1.1)
 
 
 @pytest.mark.parametrize(
@@ -212,4 +212,4 @@ def test_unknown_fields_of_a_note_are_named() -> None:
 
 def test_non_finite_measure_is_unanswered() -> None:
     with pytest.raises(Unanswered):
-        measure(ROWS.assign(error=math.nan), Measure(column="error"))
+        compute_measure(ROWS.assign(error=math.nan), Measure(column="error"))

@@ -10,7 +10,7 @@ import pytest
 
 from harness.claims.evaluate import judge_claim
 from harness.claims.model import Bound, Claim
-from harness.claims.query import CASES
+from harness.claims.query import CASE_COLUMNS
 from harness.claims.scorecard import Score
 
 CLAIM: dict[str, Any] = {
@@ -22,7 +22,7 @@ CLAIM: dict[str, Any] = {
 
 def judge(rate: float, low: float, high: float, **changes: Any) -> Score:
     row = {"rate": rate, "low": low, "high": high, "stand_ins": 2, "nodes": 1, "folder": "/out/runs/c/a"}
-    tables = {"t": pd.DataFrame([row]), "cases": pd.DataFrame(columns=list(CASES))}
+    tables = {"t": pd.DataFrame([row]), "cases": pd.DataFrame(columns=list(CASE_COLUMNS))}
     return judge_claim(Claim.model_validate(CLAIM | changes), tables, root=Path("/out"))
 
 
@@ -81,11 +81,11 @@ def test_measure_of_a_text_column_is_not_judged() -> None:
 
 def test_empty_bound_is_always_met() -> None:
     assert Bound().is_met(-1e300)
-    assert Bound(within=0.0).find_threshold(3.0) == 3.0
+    assert Bound(within=0.0).get_threshold(3.0) == 3.0
 
 
 def test_evidence_of_rows_without_a_folder_is_that_of_their_cases() -> None:
-    cases = pd.DataFrame([{"campaign": "c", "case": "a", "folder": "/out/runs/c/1"}], columns=list(CASES))
+    cases = pd.DataFrame([{"campaign": "c", "case": "a", "folder": "/out/runs/c/1"}], columns=list(CASE_COLUMNS))
     rows = pd.DataFrame([{"campaign": "c", "case": "a", "rate": 9.0, "low": 9.0, "high": 9.0}])
     score = judge_claim(Claim.model_validate(CLAIM), {"t": rows, "cases": cases}, root=Path("/out"))
     assert score.evidence == ["runs/c/1/events.jsonl"]

@@ -223,7 +223,7 @@ def test_program_that_dies_after_its_shell_is_rerun(harness: Harness, tmp_path: 
     folder = next(journal.parent.glob("tiny-*"))
     wait_for(folder / "events.jsonl", "sample")
     [shell] = [child for child in psutil.Process(first.pid).children() if child.name() == "bash"]
-    program = events.read_last_run(folder / "events.jsonl")[0]["pid"]
+    program = events.read_last_events(folder / "events.jsonl")[0]["pid"]
     shell.kill()
     os.kill(program, signal.SIGKILL)
     wait_for(journal, '"submitted"', 2)

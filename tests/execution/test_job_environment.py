@@ -16,7 +16,7 @@ import pytest
 from harness.cli.main import main
 from harness.config import suite, system
 from harness.execution.job_script import JobScriptWriter
-from harness.host.files import absolute_path
+from harness.host.files import make_absolute
 from harness.host.process import ensure_user
 from harness.planning.expand import expand_suite
 from harness.planning.jobs import pack_jobs
@@ -226,7 +226,7 @@ def test_scripts_keep_the_links_in_the_users_path(tmp_path: Path, monkeypatch: p
         assert "login-only" not in script.read_text()
         assert f"campaign=${{GFM_HARNESS_CAMPAIGN:-{tmp_path}/project/" in script.read_text()
     monkeypatch.setenv("PWD", "/somewhere/else")
-    assert absolute_path(Path("d")) == tmp_path / "login-only" / "d"
+    assert make_absolute(Path("d")) == tmp_path / "login-only" / "d"
 
 
 def test_structure_file_keeps_the_links_in_the_users_path(tmp_path: Path) -> None:

@@ -199,8 +199,8 @@ def test_perlmutter_selects_the_gpu_memory() -> None:
 
 def test_walltime_limits_depend_on_the_node_count() -> None:
     aurora, frontier = load_site("aurora"), load_site("frontier")
-    assert [aurora.max_minutes(n) for n in (512, 513, 1025, 2048)] == [360, 720, 1080, 1440]
-    assert [frontier.max_minutes(n) for n in (91, 92, 184)] == [120, 360, 720]
+    assert [aurora.get_max_minutes(n) for n in (512, 513, 1025, 2048)] == [360, 720, 1080, 1440]
+    assert [frontier.get_max_minutes(n) for n in (91, 92, 184)] == [120, 360, 720]
 
 
 @pytest.fixture(scope="module")

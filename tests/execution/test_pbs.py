@@ -11,7 +11,7 @@ import pytest
 
 from harness.execution.schedulers import command, pbs
 from harness.execution.schedulers.base import ExitInfo, JobRejected, QueueEntry, QueueFull
-from harness.execution.schedulers.command import CommandFailed, SchedulerBusy
+from harness.execution.schedulers.command import CommandFailed, RetriesExhausted
 from harness.execution.schedulers.pbs import PbsScheduler
 from tests.support import fake_schedulers
 from tests.support.fake_schedulers import Programs, print_error
@@ -67,7 +67,7 @@ def test_queue_finds_recorded_jobs_by_name(
     monkeypatch.setenv("LOGNAME", user)
     server.set_answers("qstat", print_recorded(file))
     names = ["STDIN", "pyannote", "swrap_01", "pbs_sleep", "myscript_1"]
-    assert [queued.state for queued in PbsScheduler().queue(names)] == expected
+    assert [queued.state for queued in PbsScheduler().list_jobs(names)] == expected
 
 
 def test_every_recorded_file_is_tested() -> None:
@@ -97,7 +97,7 @@ def test_exit_info_of_recorded_jobs_is_parsed(server: Programs, file: str, expec
     text = (RECORDED / file).read_text()
     job = next(iter(pbs.parse_text(text) if file.endswith(".txt") else pbs.parse_json(text)))
     server.set_answers("qstat", print_recorded(file))
-    assert PbsScheduler().exit_info([job]) == {job: expected}
+    assert PbsScheduler().query_exit_info([job]) == {job: expected}
 
 
 def test_job_that_pbs_could_not_run_is_retryable() -> None:
@@ -113,8 +113,8 @@ def test_broken_json_is_queried_as_text(server: Programs) -> None:
     server.set_answers(
         "qstat", f"case $* in *json*) {print_recorded('broken.json')};; *) {print_recorded('finished.txt')};; esac"
     )
-    assert PbsScheduler().queue(["pbs_sleep"]) == []
-    assert PbsScheduler().exit_info(["40.pbs"])["40.pbs"].kind == "completed"
+    assert PbsScheduler().list_jobs(["pbs_sleep"]) == []
+    assert PbsScheduler().query_exit_info(["40.pbs"])["40.pbs"].kind == "completed"
     assert server.calls[:2] == ["qstat -f -F json", "qstat -f"]
     assert server.calls[2:] == ["qstat -x -f -F json 40.pbs", "qstat -x -f 40.pbs"]
     from_json = pbs.parse_json((RECORDED / "finished.json").read_text())["40.pbs"]
@@ -133,21 +133,21 @@ def test_continuation_line_of_a_variable_is_not_a_field() -> None:
 
 def test_queue_uses_one_command_for_many_jobs(server: Programs) -> None:
     scheduler = PbsScheduler()
-    assert scheduler.queue([]) == []
+    assert scheduler.list_jobs([]) == []
     assert server.calls == []
     names = ("requeued.json", "requeued-running.json", "finished.json", "queued.json", "running.json")
     server.set_answers("qstat", combine_jobs(*((f"{k}.pbs", name) for k, name in enumerate(names))))
-    entries = scheduler.queue(["pbs_sleep", "swrap_01", "STDIN"])
+    entries = scheduler.list_jobs(["pbs_sleep", "swrap_01", "STDIN"])
     assert [(entry.id, entry.state) for entry in entries] == [("0.pbs", "waiting"), ("1.pbs", "running")]
-    assert scheduler.queue(["other"]) == []
-    assert [entry.id for entry in scheduler.queue((), ["1.pbs", "2.pbs"])] == ["1.pbs"]
+    assert scheduler.list_jobs(["other"]) == []
+    assert [entry.id for entry in scheduler.list_jobs((), ["1.pbs", "2.pbs"])] == ["1.pbs"]
     assert server.calls == ["qstat -f -F json", "qstat -f -F json", "qstat -f 1.pbs 2.pbs"]
 
 
 def test_waiting_job_has_a_reason(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "user2")
     server.set_answers("qstat", print_recorded("held.json"))
-    [entry] = PbsScheduler().queue(["pyannote"])
+    [entry] = PbsScheduler().list_jobs(["pyannote"])
     assert isinstance(entry, QueueEntry)
     assert entry.reason != ""
 
@@ -161,15 +161,15 @@ def test_failed_qstat_is_repeated(server: Programs, code: int) -> None:
         print_recorded("no-jobs.json", code),
         print_recorded("requeued.json"),
     )
-    assert len(PbsScheduler().queue(["pbs_sleep"])) == 1
+    assert len(PbsScheduler().list_jobs(["pbs_sleep"])) == 1
     assert len(server.calls) == 3
 
 
 def test_qstat_that_keeps_failing_raises_scheduler_busy(server: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.05")
     server.set_answers("qstat", print_error("Connection refused\nqstat: cannot connect to server pbs (errno=111)", 255))
-    with pytest.raises(SchedulerBusy, match="cannot connect"):
-        PbsScheduler().queue(["pbs_sleep"])
+    with pytest.raises(RetriesExhausted, match="cannot connect"):
+        PbsScheduler().list_jobs(["pbs_sleep"])
 
 
 def test_forgotten_job_has_no_exit_info(server: Programs) -> None:
@@ -178,7 +178,7 @@ def test_forgotten_job_has_no_exit_info(server: Programs) -> None:
         ("qstat: PBS is not configured to maintain job history", 18),
     ):
         server.set_answers("qstat", print_error(message, code))
-        assert PbsScheduler().exit_info(["7.pbs"]) == {}
+        assert PbsScheduler().query_exit_info(["7.pbs"]) == {}
 
 
 def test_submit_returns_the_id_and_passes_dependencies(server: Programs) -> None:
@@ -300,7 +300,7 @@ def test_qsub_without_id_is_not_repeated(server: Programs, monkeypatch: pytest.M
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.1")
     server.set_answers("qsub", "echo thank you")
     server.set_answers("qstat", print_recorded("no-jobs.json"))
-    with pytest.raises(SchedulerBusy, match="no job id in its answer 'thank you'"):
+    with pytest.raises(RetriesExhausted, match="no job id in its answer 'thank you'"):
         PbsScheduler().submit(Path("a.sh"), "a")
     assert server.get_calls("qsub") == ["qsub a.sh"]
 
@@ -320,7 +320,7 @@ def test_stuck_reasons_are_recognized(server: Programs, change: dict[str, str], 
     fields = {"Job_Name": "a", **change}
     lines = "".join(f"    {name} = {value}\n" for name, value in fields.items())
     server.set_answers("qstat", f"cat << 'END'\nJob Id: 12.pbs\n{lines}\nEND")
-    [queued] = PbsScheduler().queue((), ["12.pbs"])
+    [queued] = PbsScheduler().list_jobs((), ["12.pbs"])
     assert queued.is_stuck == is_stuck
     assert queued.reason.startswith(reason)
 
@@ -330,9 +330,9 @@ def test_ended_job_does_not_hide_others(server: Programs) -> None:
     [job] = pbs.parse_text(text)
     (server.folder / "one.txt").write_text(text)
     server.set_answers("qstat", f"cat {server.folder}/one.txt; echo 'qstat: 7.pbs Job has finished' >&2; exit 35")
-    assert [queued.id for queued in PbsScheduler().queue((), ["7.pbs", job])] == [job]
+    assert [queued.id for queued in PbsScheduler().list_jobs((), ["7.pbs", job])] == [job]
     server.set_answers("qstat", print_error("qstat: Unknown Job Id 7.pbs", 153))
-    assert PbsScheduler().queue((), ["7.pbs"]) == []
+    assert PbsScheduler().list_jobs((), ["7.pbs"]) == []
 
 
 def test_cancel_continues_after_jobs_that_have_ended(server: Programs) -> None:
@@ -350,6 +350,6 @@ def test_cancel_continues_after_jobs_that_have_ended(server: Programs) -> None:
 def test_missing_pbs_commands_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CommandFailed, match="qstat: no such command"):
-        PbsScheduler().queue(["a"])
+        PbsScheduler().list_jobs(["a"])
     with pytest.raises(JobRejected, match="qsub: no such command"):
         PbsScheduler().submit(Path("a.sh"), "a")

@@ -13,7 +13,7 @@ import pytest
 
 from harness.execution.schedulers import command, slurm_output
 from harness.execution.schedulers.base import JobRejected, QueueFull
-from harness.execution.schedulers.command import SchedulerBusy
+from harness.execution.schedulers.command import RetriesExhausted
 from harness.execution.schedulers.slurm import SlurmScheduler
 from tests.support.fake_schedulers import Programs, print_error
 
@@ -58,7 +58,7 @@ def test_submission_without_id_is_searched_and_not_repeated(
     assert len(slurm.get_calls("sbatch")) == 1
     slurm.set_answers("squeue", *["exit 0"] * 3)
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.2")
-    with pytest.raises(SchedulerBusy, match="no job id in its answer"):
+    with pytest.raises(RetriesExhausted, match="no job id in its answer"):
         SlurmScheduler().submit(Path("a.sh"), "a")
     assert len(slurm.get_calls("sbatch")) == 2
 
@@ -158,8 +158,8 @@ def test_hanging_command_is_reported_and_killed(
     monkeypatch.setattr(command, "SLOW_S", 0.2)
     monkeypatch.setenv(command.RETRY_TIMEOUT_VARIABLE, "0.2")
     slurm.set_answers("squeue", "sleep 987654")
-    with pytest.raises(SchedulerBusy, match="no answer"):
-        SlurmScheduler().queue((), ["12"])
+    with pytest.raises(RetriesExhausted, match="no answer"):
+        SlurmScheduler().list_jobs((), ["12"])
     assert capfd.readouterr().err.startswith("squeue has not answered for 0.2 s; ")
 
 
@@ -172,8 +172,8 @@ def test_user_variables_do_not_reach_commands(slurm: Programs, monkeypatch: pyte
         slurm.set_answers(program, f'env > "$folder/env.{program}"; test {program} != sbatch || echo 12')
     scheduler = SlurmScheduler()
     scheduler.submit(Path("a.sh"), "a")
-    scheduler.queue(["a"], ["12"])
-    scheduler.exit_info(["12"])
+    scheduler.list_jobs(["a"], ["12"])
+    scheduler.query_exit_info(["12"])
     scheduler.cancel(["12"])
     for program in ("sbatch", "squeue", "sacct", "scancel"):
         lines = (slurm.folder / f"env.{program}").read_text().splitlines()
@@ -183,7 +183,7 @@ def test_user_variables_do_not_reach_commands(slurm: Programs, monkeypatch: pyte
 
 
 def test_queue_queries_ids_in_all_partitions(slurm: Programs) -> None:
-    SlurmScheduler().queue((), ["101_1", "101_2", "205", "by hand", ""])
+    SlurmScheduler().list_jobs((), ["101_1", "101_2", "205", "by hand", ""])
     [call] = slurm.calls
     assert call.split()[:2] == ["squeue", "--all"]
     assert "--jobs=101,205" in call.split()
@@ -194,9 +194,9 @@ def test_forgotten_id_is_not_an_error(slurm: Programs) -> None:
     """squeue fails for one unknown id; older versions also fail for several ids of which one is known."""
     forgotten = print_error("slurm_load_jobs error: Invalid job id specified", 1)
     slurm.set_answers("squeue", f"case $* in *--jobs=12*) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
-    assert SlurmScheduler().queue((), ["11"]) == []
+    assert SlurmScheduler().list_jobs((), ["11"]) == []
     slurm.set_answers("squeue", f"case $* in *=12\\ *|*=12) echo '12|a|RUNNING|None';; *) {forgotten};; esac")
-    assert [queued.id for queued in SlurmScheduler().queue((), ["11", "12", "13"])] == ["12"]
+    assert [queued.id for queued in SlurmScheduler().list_jobs((), ["11", "12", "13"])] == ["12"]
 
 
 TASKS = [f"101_{k}" for k in range(1, 7)]
@@ -222,17 +222,17 @@ def test_row_of_several_tasks_counts_for_each(slurm: Programs, row: str, tasks: 
     """A truncated row may stand for any task: waiting for an ended job is better than submitting one twice."""
     expected = [f"101_{k}" for k in tasks]
     slurm.set_answers("squeue", f"echo '{row}|fleet|PENDING|Priority'")
-    assert sorted(queued.id for queued in SlurmScheduler().queue((), TASKS)) == expected
+    assert sorted(queued.id for queued in SlurmScheduler().list_jobs((), TASKS)) == expected
     slurm.set_answers("sacct", f"echo '{row}|CANCELLED by 1000'")
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
-    endings = SlurmScheduler().exit_info(TASKS)
+    endings = SlurmScheduler().query_exit_info(TASKS)
     assert sorted(endings) == expected
     assert {(e.kind, e.reason) for e in endings.values()} <= {("cancelled", "CANCELLED by 1000")}
 
 
 def test_row_of_one_task_has_precedence(slurm: Programs) -> None:
     slurm.set_answers("sacct", "printf '101_2|COMPLETED\\n101_[1-6]|CANCELLED by 0\\n101_3|NODE_FAIL\\n'")
-    kinds = {job: ending.kind for job, ending in SlurmScheduler().exit_info(TASKS).items()}
+    kinds = {job: ending.kind for job, ending in SlurmScheduler().query_exit_info(TASKS).items()}
     assert [kinds[job] for job in TASKS[:4]] == ["cancelled", "completed", "retryable", "cancelled"]
 
 
@@ -244,7 +244,7 @@ def test_controller_lists_arrays_without_accounting(slurm: Programs) -> None:
         "JobId=102 ArrayJobId=101 ArrayTaskId=1 JobName=fleet JobState=COMPLETED Reason=None",
     ]
     slurm.set_answers("scontrol", "".join(f"echo '{line}'\n" for line in lines))
-    kinds = {job: ending.kind for job, ending in SlurmScheduler().exit_info(TASKS).items()}
+    kinds = {job: ending.kind for job, ending in SlurmScheduler().query_exit_info(TASKS).items()}
     assert kinds == dict(zip(TASKS, ["completed", "exited", *["cancelled"] * 4], strict=True))
     assert len(slurm.get_calls("scontrol")) == 1
 
@@ -253,9 +253,9 @@ def test_job_alive_in_accounting_is_alive(slurm: Programs) -> None:
     """If the controller does not know the job, the accounting has missed its end."""
     slurm.set_answers("sacct", "echo '12|RUNNING'")
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Unable to contact slurm controller", 1))
-    assert SlurmScheduler().exit_info(["12"])["12"].kind == "alive"
+    assert SlurmScheduler().query_exit_info(["12"])["12"].kind == "alive"
     slurm.set_answers("scontrol", print_error("slurm_load_jobs error: Invalid job id specified", 1))
-    assert SlurmScheduler().exit_info(["12"]) == {}
+    assert SlurmScheduler().query_exit_info(["12"]) == {}
 
 
 @pytest.mark.parametrize(

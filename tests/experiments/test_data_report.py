@@ -83,18 +83,18 @@ def write_conversion(out: Path, k: int = 3, *, count: int = 900, name: str = "",
         "source": "a package", "licence": "CC-BY-4.0", "attribution": "Somebody et al. (2020)",
         "original_count": original, "store_bytes": 12_345_678,
     }  # fmt: skip
-    log.fact("dataset", dataset)
+    log.write_fact("dataset", dataset)
     conversion = {
         "read": count + 4, "written": count, "left_out": {"not finite": 3, "duplicate": 1}, "examples": [],
         "seconds": 2.0, "structures_per_s": count / 2.0, "workers": 2,
         "splits": {"trainset": count - 20, "valset": 10, "testset": 10}, "edges": True, "cutoff": 5.0,
         "max_neighbours": 20,
     }  # fmt: skip
-    log.fact("conversion", conversion)
+    log.write_fact("conversion", conversion)
     energies = {"energy_ev": {"H": -13.6}, "undetermined": ["Na", "Cl"], "absent_count": 115, "rank": 2}
-    log.fact("references", energies | {"mae_ev_per_atom": 0.25})
+    log.write_fact("references", energies | {"mae_ev_per_atom": 0.25})
     molecules = k in (1, 8, 9, 10, 11, 12, 13, 14, 15)
-    log.fact("statistics", make_statistics(np.random.default_rng(k), count, molecules, labelled=k != 14))
+    log.write_fact("statistics", make_statistics(np.random.default_rng(k), count, molecules, labelled=k != 14))
     log.write("done")
 
 
@@ -107,7 +107,7 @@ def write_reading(out: Path, mode: str, ranks: int, us_per_sample: float, floor_
     }  # fmt: skip
     if floor_us:
         reading["floor"] = {"us_per_sample": floor_us, "what": "a copy of as many bytes in memory"}
-    log.fact("reading", reading)
+    log.write_fact("reading", reading)
     for number in range(9):
         seconds = us_per_sample * 1e-6 * 32 * (1 + 0.01 * (number - 4))
         log.write("sample", seconds=seconds, batch=32, bytes=64_000, ranks=ranks, round=number)
@@ -150,7 +150,7 @@ def test_tables_hold_values_of_facts(tmp_path: Path) -> None:
 def test_reading_has_one_row_per_mode(tmp_path: Path) -> None:
     log = start_case(tmp_path, "data-local", "read-all", "data")
     modes = ("on_demand", "preload")
-    log.fact("reading", [{"mode": m, "ranks": 2, "sets": ["qm7x"]} for m in modes])
+    log.write_fact("reading", [{"mode": m, "ranks": 2, "sets": ["qm7x"]} for m in modes])
     for number in range(6):
         for mode, seconds in zip(modes, (1e-2, 1e-3), strict=True):
             log.write("sample", mode=mode, seconds=seconds, batch=100, bytes=10**6, ranks=2, round=number)

@@ -15,7 +15,7 @@ from harness.claims.papers import load_papers
 from harness.experiments.screening import metrics as screening
 from harness.experiments.tables import build_results
 from harness.experiments.transfer import metrics as transfer
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.protocol.records import Done
 from harness.report.render import write_report
 from harness.results.runs import load_runs
@@ -61,7 +61,7 @@ def test_transfer_tables_follow_from_events(out: Path) -> None:
     assert tables["transfer_tasks"].set_index("task")["available"].to_dict() == {
         "matbench_log_kvrh": True, "matbench_phonons": False, "qm9": True,
     }  # fmt: skip
-    log = read_last_run(out / "runs" / "transfer-local" / "transfer-qm9-1" / "events.jsonl")
+    log = read_last_events(out / "runs" / "transfer-local" / "transfer-qm9-1" / "events.jsonl")
     fits = {(e["mode"], e["labels"], e["seed"]): e["mae"] for e in log if e["event"] == "fit"}
     gains = tables["transfer_gains"][
         (tables["transfer_gains"]["task"] == "qm9") & (tables["transfer_gains"]["mode"] == "full")
@@ -79,7 +79,7 @@ def test_transfer_tables_follow_from_events(out: Path) -> None:
 def test_screening_rates_follow_from_ranks(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     (run,) = tables["screening_runs"].to_dict("records")
-    log = read_last_run(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
+    log = read_last_events(out / "runs" / "screening-local" / "screening-prototypes-1" / "events.jsonl")
     (rank,) = [e for e in log if e["event"] == "rank"]
     assert run["end_to_end_per_s"] == pytest.approx(rank["evaluated"] / rank["wall_s"])
     assert run["device_per_s"] == pytest.approx(rank["evaluated"] / rank["device_s"])
@@ -95,17 +95,19 @@ def test_screening_rates_follow_from_ranks(out: Path) -> None:
 def test_screening_counts_candidates_outside_training(out: Path) -> None:
     tables = screening.build_tables(load_runs(out / "runs"))
     folder = out / "runs" / "screening-local"
-    (outside,) = [e for e in read_last_run(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"]
+    (outside,) = [
+        e for e in read_last_events(folder / "screening-judged-1" / "events.jsonl") if e["event"] == "outside"
+    ]
     rows = tables["screening_trust"][tables["screening_trust"]["what"] == "outside the training"].set_index("kind")
     assert rows["value"].to_dict() == {why: n / outside["candidates"] for why, n in outside["reasons"].items()}
-    (rank,) = [e for e in read_last_run(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
+    (rank,) = [e for e in read_last_events(folder / "screening-prototypes-1" / "events.jsonl") if e["event"] == "rank"]
     assert tables["screening_runs"]["unranked"].tolist() == [
         ", ".join(f"{n} {why}" for why, n in rank["unranked"].items())
     ]
 
 
 def test_threshold_flags_the_share_for_which_it_was_calibrated(out: Path) -> None:
-    log = read_last_run(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
+    log = read_last_events(out / "runs" / "screening-local" / "screening-judged-1" / "events.jsonl")
     (calibration,) = [e for e in log if e["event"] == "calibration"]
     assert calibration["share"] <= 0.05 + 1.0 / calibration["calibrated_on"]
     assert 0.0 <= calibration["false_alarms"] < 0.4

@@ -52,14 +52,14 @@ def write_search(out: Path, search: str, trials: list[dict[str, Any]], exit_code
     (folder / "case.json").write_text(json.dumps(case))
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
-    log.fact("warm_start", {"told": 3, "outside": 2, "failed": 1})
-    log.fact("search", {"space": SPACE, "backbone": search, "evaluations": 6, "trial": {}})
+    log.write_fact("warm_start", {"told": 3, "outside": 2, "failed": 1})
+    log.write_fact("search", {"space": SPACE, "backbone": search, "evaluations": 6, "trial": {}})
     for one in trials:
         log.write("trial", **one)
         (folder / one["folder"]).mkdir(parents=True)
         JsonLinesLog(folder / one["folder"] / "events.jsonl").write("start")
     if exit_code == 0:
-        log.fact("overhead", {"optimizer_s": 5.0, "search_s": 400.0})
+        log.write_fact("overhead", {"optimizer_s": 5.0, "search_s": 400.0})
         log.write("done")
     if exit_code is not None:
         (folder / "exit_code").write_text(f"{exit_code}\n")

@@ -62,8 +62,8 @@ def add_work(out: Path, precision: str, **fields: Any) -> None:
     """Add events on work to the case of write_run."""
     folder = out / "runs" / "ladder-local" / f"case-{precision}"
     log = JsonLinesLog(folder / "events.jsonl")
-    log.fact("ceilings", CEILINGS)
-    log.fact("free_bytes", 10 * 2**20)
+    log.write_fact("ceilings", CEILINGS)
+    log.write_fact("free_bytes", 10 * 2**20)
     for stage in ("baseline", "batched_heads", "torch_compile"):
         log.write(
             "warm_up", stage=stage, first_s=1.0, matrix_flops=5e9, flops=FLOPS, bytes=int(1e9), peak_bytes=2**20,

@@ -19,7 +19,7 @@ from harness.claims.papers import load_papers
 from harness.experiments.precision.metrics import build_tables, judge_inference
 from harness.experiments.tables import build_results
 from harness.protocol.errors import UsageError
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.protocol.records import Done
 from harness.report.render import write_report
 from harness.results.runs import load_runs
@@ -42,7 +42,7 @@ def run_study(out: Path, **parameters: Any) -> list[dict[str, Any]]:
     log = run_program("precision", SMALL | parameters, folder)
     log.write(Done())
     (folder / "exit_code").write_text("0\n")
-    return read_last_run(log.path)
+    return read_last_events(log.path)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_killed_and_repeated_study_has_same_tables(out: Path, tmp_path: Path) ->
     command = [sys.executable, "-m", "harness.reference", str(folder)]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not any(e["event"] == "sample" for e in read_last_run(folder / "events.jsonl")):
+    while not any(e["event"] == "sample" for e in read_last_events(folder / "events.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     first.kill()

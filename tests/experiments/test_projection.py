@@ -43,12 +43,12 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
     log.write("start")
     hosts = changes.get("hosts", ranks)
     ranks_fact = [{"rank": k, "host": f"h{k % hosts}", "node": f"n{k}", "cores": 1} for k in range(ranks)]
-    log.fact("ranks", ranks_fact)
+    log.write_fact("ranks", ranks_fact)
     sets = [{"set": "qm7x", "role": "stand-in for QM7X"}]
-    log.fact("workload", {"batch_size": batch, "global_batch_size": batch * ranks, "sets": sets})
-    log.fact("observed", {"requested": "fp64", "device_name": None, "device": "cpu"})
-    log.fact("model", {"trained_parameters": PARAMETERS})
-    log.fact("graph_sizes", SIZES.tolist())
+    log.write_fact("workload", {"batch_size": batch, "global_batch_size": batch * ranks, "sets": sets})
+    log.write_fact("observed", {"requested": "fp64", "device_name": None, "device": "cpu"})
+    log.write_fact("model", {"trained_parameters": PARAMETERS})
+    log.write_fact("graph_sizes", SIZES.tolist())
     exchange = LINK.all_reduce(ranks, 8 * PARAMETERS)
     steps = []
     for step in range(60):
@@ -65,7 +65,7 @@ def write_scaling_run(out: Path, ranks: int, batch: int, mode: str = "weak", **c
                 log.write("exchange", bytes=size, seconds=LINK.all_reduce(ranks, size))
     for name, share in {"forward": 1.0, "gradient": 1.0, "backward": 2.0, "optimizer": 0.0}.items():
         log.write("region", step=1, name=name, seconds=share, seconds_mean=share)
-    log.fact("throughput_graphs_per_s", [ranks * batch / float(np.mean(steps))] * 3)
+    log.write_fact("throughput_graphs_per_s", [ranks * batch / float(np.mean(steps))] * 3)
     log.write("done")
 
 

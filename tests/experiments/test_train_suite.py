@@ -55,7 +55,7 @@ def test_killed_training_job_resumes_and_is_reported(tmp_path: Path) -> None:
         first.wait()
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    log = events.read_last_run(case / "events.jsonl")
+    log = events.read_last_events(case / "events.jsonl")
     (resumed,) = [e for e in log if e["event"] == "resumed"]
     assert 0 < resumed["step"] < 900
     assert [e["epoch"] for e in log if e["event"] == "epoch"] == [0, 1, 2]

@@ -67,20 +67,20 @@ def start_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int, **cha
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     config = {"backbone": "painn", "hidden_dim": 64, "num_conv_layers": 3, "heads": len(rows)}
-    log.fact("model", {"config": config, "parameters": 123_456})
+    log.write_fact("model", {"config": config, "parameters": 123_456})
     sets = [{k: r[k] for k in ("set", "head", "role", "level")} | {"train": 400, "test": 50} for r in rows]
     workload = {
         "sets": sets, "elements": list(range(1, 90)), "batch_size": 8, "global_batch_size": 8, "epochs": 3,
         "steps_per_epoch": 10, "temperature": 2.0, "seed": seed, "sampling": "mixed", "split_seed": 7,
     }  # fmt: skip
-    log.fact("workload", workload | changes.get("workload", {}))
+    log.write_fact("workload", workload | changes.get("workload", {}))
     observed = {
         "requested": "fp32", "parameters": ["torch.float32"], "energies": "torch.float32", "forces": "torch.float32",
         "matrix_layers": ["torch.float32"],
         "autocast": None, "compiled": True, "why_eager": None, "world_size": 1, "backend": None, "device": "cpu",
         "threads": 2, "torch": "2.9",
     }  # fmt: skip
-    log.fact("observed", observed | changes.get("observed", {}))
+    log.write_fact("observed", observed | changes.get("observed", {}))
     return log
 
 
@@ -95,10 +95,10 @@ def write_run(out: Path, name: str, rows: list[dict[str, Any]], seed: int = 0, *
                 force = None if row["force_mae_ev_per_a"] is None else row["force_mae_ev_per_a"] * loss
                 energy = (row["energy_mae_ev_per_atom"] or 0.1) * loss
                 log.write("head", **fields, energy_mae_ev_per_atom=energy, force_mae_ev_per_a=force)
-    log.fact("held_out", rows)
+    log.write_fact("held_out", rows)
     if len(rows) > 1:
-        log.fact("gate", {"energy_error_ev_per_atom": 0.02, "right_branch": 0.9 + 0.01 * seed})
-    log.fact("train_s", 6.0)
+        log.write_fact("gate", {"energy_error_ev_per_atom": 0.02, "right_branch": 0.9 + 0.01 * seed})
+    log.write_fact("train_s", 6.0)
     log.write("done")
 
 
@@ -392,7 +392,7 @@ def test_resumed_run_counts_each_epoch_once(tmp_path: Path) -> None:
     log.write("resumed", step=25, epoch=2)
     write_epochs(log, (2, 2.0), (3, 1.0))
     log.write("stopped", why="no better for 5 epochs", epoch=3)
-    log.fact("held_out", rows)
+    log.write_fact("held_out", rows)
     log.write("done")
     training = load_tables(tmp_path)
     assert training["training_epochs"]["loss"].tolist() == [8.0, 4.0, 2.0, 1.0]

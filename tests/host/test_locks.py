@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.host.locks import FileLock, LockTaken, campaign_lock, hold_lock, is_locked
+from harness.host.locks import FileLock, LockTaken, hold_campaign_lock, hold_lock, is_locked
 from harness.protocol.errors import UsageError
 from harness.reference.datasets.conversion.spool import Spool
 from harness.reference.errors import InputError
@@ -109,7 +109,7 @@ def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch:
 
 
 def test_campaign_and_conversion_lock_without_flock(tmp_path: Path, no_locks: None) -> None:
-    with campaign_lock(tmp_path), pytest.raises(UsageError) as campaign, campaign_lock(tmp_path):
+    with hold_campaign_lock(tmp_path), pytest.raises(UsageError) as campaign, hold_campaign_lock(tmp_path):
         pass
     assert f"another harness process is running this campaign (process {os.getpid()} on" in str(campaign.value)
     spool = Spool(tmp_path / "spool", {})
@@ -172,7 +172,7 @@ def test_scheduler_lists_the_job_that_holds_a_named_lock(tmp_path: Path, no_lock
     (tmp_path / "jobs" / "a.lock").touch()
     (tmp_path / "jobs" / "a.lock.held").write_text(f"{platform.node()} {os.getpid()} {time.time():.0f}\n")
     (tmp_path / "jobs" / "b.lock").touch()
-    assert [job.id for job in LocalScheduler(tmp_path).queue(["a", "b", "c"])] == ["a"]
+    assert [job.id for job in LocalScheduler(tmp_path).list_jobs(["a", "b", "c"])] == ["a"]
 
 
 @pytest.mark.slow

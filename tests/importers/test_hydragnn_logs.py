@@ -25,7 +25,7 @@ Tasks Val Loss: [10.5, 0.09, 0.2]
 Throughput:          738.1 structures/s
 """
 TRACE = "rank,label,count,wallclock\n{rank},train,2,{seconds}\n{rank},forward,200,4.5\nnonsense\n"
-ENERGY = "name ncalls mean total median std_dev max min\ntrain 2 1e6 2000000 1e6 0 1e6 1e6\n"
+ENERGY_NAME = "name ncalls mean total median std_dev max min\ntrain 2 1e6 2000000 1e6 0 1e6 1e6\n"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def logs(tmp_path: Path) -> Path:
     (folder / "job-123.out").write_text(LOG)
     (folder / "gp_full.p0").write_text(TRACE.format(rank=0, seconds=10.0))
     (folder / "gp_full.p1").write_text(TRACE.format(rank=1, seconds=14.0))
-    (folder / "rocm_energy.p0").write_text(ENERGY)
+    (folder / "rocm_energy.p0").write_text(ENERGY_NAME)
     (tmp_path / "frontier" / "notes.md").write_text("nothing")
     return tmp_path / "frontier"
 

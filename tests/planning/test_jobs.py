@@ -58,7 +58,7 @@ def test_jobs_respect_all_limits_and_contain_every_case(max_cases: int, shapes: 
         assert len(job.cases) <= max_cases
         assert job.nodes == max(used) <= 2 * min(used)
         assert job.minutes == sum(c.minutes for c in job.cases) + FRONTIER.system.overhead_minutes
-        allowed = FRONTIER.max_minutes(job.nodes + job.spares)
+        allowed = FRONTIER.get_max_minutes(job.nodes + job.spares)
         assert allowed is not None
         assert job.minutes <= allowed
         assert job.expected_minutes <= job.minutes

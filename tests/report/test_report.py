@@ -34,7 +34,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
     (folder / "provenance.json").write_text(json.dumps({"cpu": "A <CPU> & co", "time_s": 0.0, "commit": "c" * 40}))
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
-    log.fact(
+    log.write_fact(
         "model",
         {
             "config": {"hidden_dim": 64, "readout": "sum", "cutoff": 5.0},
@@ -43,7 +43,7 @@ def write_run(out: Path, *, precision: str = "fp64", speedup: float = 40.0, erro
             "untrained_heads": [],
         },
     )
-    log.fact(
+    log.write_fact(
         "ceilings", {"copy_gb_per_s": 10.0, "squares": [{"dtype": "float64", "gflop_per_s": 50.0}], "products": []}
     )
     for stage in STAGES:

@@ -72,7 +72,7 @@ def test_emulated_nodes_do_not_count_as_nodes(tmp_path: Path, hosts: int, verdic
     log = JsonLinesLog(folder / "events.jsonl")
     log.write("start")
     ranks: list[dict[str, Any]] = [{"rank": k, "host": f"h{k % hosts}", "device": "cuda"} for k in range(2048)]
-    log.fact("ranks", ranks)
+    log.write_fact("ranks", ranks)
     log.write("done")
     score = judge_runs(tmp_path)["train-nodes"]
     assert (score.verdict, score.basis, score.measured_value) == (verdict, basis, 2048)

@@ -14,7 +14,7 @@ import pytest
 
 from harness.report.render import write_report
 from harness.report.site import TITLES
-from harness.tracking.history import FILE_NAME, append_measurements
+from harness.tracking.history import HISTORY_FILE, append_measurements
 from tests.conftest import require_program
 from tests.experiments.test_hpo_report import make_trial, write_search
 from tests.experiments.test_projection import write_scaling_run
@@ -66,7 +66,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     power = Recording().add("rocm_average_socket_power_watts", "n1", sample(1, 60, 300.0), card="0")
     power.write(folder / "runs/mine/jobs/job.1.omnistat.jsonl")
     entries = make_measurements([1.0, 1.0, 1.2])
-    append_measurements(folder / FILE_NAME, entries)
+    append_measurements(folder / HISTORY_FILE, entries)
     write_report(folder)
     return folder
 

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from harness.document.blocks import build_block, number_cell, rows_as_dicts
+from harness.document.blocks import build_block, list_rows, number_cell
 from harness.results.tables import ColumnError, Columns, MissingColumn, interval_columns
 from harness.stats.intervals import median_interval
 
@@ -51,11 +51,11 @@ def test_misspelt_column_of_derived_table_is_named(derive: str) -> None:
     with pytest.raises(MissingColumn, match=r"^table runs: no column 'raet' \(did you mean 'rate'\?\)$"):
         derived["raet"]
     with pytest.raises(MissingColumn, match="table runs: no column 'raet'"):
-        build_block("Runs", rows_as_dicts(derived), [("rate", number_cell("raet"))])
+        build_block("Runs", list_rows(derived), [("rate", number_cell("raet"))])
 
 
 def test_rows_hold_none_for_missing_values() -> None:
-    (row,) = rows_as_dicts(RUNS.build([{"case": "a", "rate": math.nan}]))
+    (row,) = list_rows(RUNS.build([{"case": "a", "rate": math.nan}]))
     assert row["case"] == "a"
     assert row["rate"] is None
     assert row["campaign"] is None

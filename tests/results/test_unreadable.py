@@ -21,7 +21,7 @@ from harness.host import provenance
 from harness.host.files import append_below, write_below, write_text
 from harness.protocol import events
 from harness.protocol.errors import UsageError
-from harness.protocol.events import VERSION, JsonLinesLog, read_run
+from harness.protocol.events import VERSION, JsonLinesLog, read_last_run
 from harness.protocol.text import pluralize
 from harness.report.render import escape_markdown, write_report
 from harness.results.runs import RunRecord, load_runs
@@ -145,7 +145,7 @@ def test_special_file_makes_case_unreadable(tmp_path: Path, name: str, damage: C
     record = load_record(folder)
     if name == "provenance.json":
         assert record.state == "done"
-        assert record.provenance_fault is not None
+        assert record.provenance_error is not None
     else:
         assert record.state == "unreadable"
     assert load_record(tmp_path / CAMPAIGN / "case-fp64").state == "done"
@@ -211,7 +211,7 @@ def test_log_starts_at_last_run_and_ignores_a_truncated_line_before(tmp_path: Pa
     second = JsonLinesLog(log)
     second.write("start", version=VERSION)
     second.write("done")
-    run = read_run(log)
+    run = read_last_run(log)
     assert [e["event"] for e in run.events] == ["start", "done"]
     assert (list(run.lines), run.damaged_line) == ([3, 4], None)
 

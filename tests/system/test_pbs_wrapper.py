@@ -101,10 +101,10 @@ def test_pbs_clients_list_and_delete_a_job(cluster: Cluster, monkeypatch: pytest
     scheduler = PbsScheduler()
     job = scheduler.submit(script, "long")
     after = scheduler.submit(script, "long", [job])
-    wait_until("it runs", lambda: [q.state for q in scheduler.queue((), [job])] == ["running"])
-    assert {queued.id: queued.state for queued in scheduler.queue(["long"])} == {job: "running", after: "waiting"}
-    assert scheduler.queue(["other"]) == []
+    wait_until("it runs", lambda: [q.state for q in scheduler.list_jobs((), [job])] == ["running"])
+    assert {queued.id: queued.state for queued in scheduler.list_jobs(["long"])} == {job: "running", after: "waiting"}
+    assert scheduler.list_jobs(["other"]) == []
     scheduler.cancel([after, job])
-    wait_until("both are gone", lambda: scheduler.queue(["long"]) == [])
+    wait_until("both are gone", lambda: scheduler.list_jobs(["long"]) == [])
     scheduler.cancel([after, job])
-    assert scheduler.exit_info([job]) == {}
+    assert scheduler.query_exit_info([job]) == {}

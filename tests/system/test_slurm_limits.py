@@ -192,7 +192,7 @@ def test_jobs_in_a_hidden_partition_are_listed(cluster: Cluster, closed_partitio
     # imported before the user changes, since the new user may not read this Python's folder
     script = "import os, sys; from harness.execution.schedulers.slurm import SlurmScheduler as Slurm; "
     script += "os.setgroups([]); os.setgid(65534); "
-    script += "os.setuid(65534); print(len(Slurm().queue([sys.argv[1]], [sys.argv[2]])))"
+    script += "os.setuid(65534); print(len(Slurm().list_jobs([sys.argv[1]], [sys.argv[2]])))"
 
     def as_nobody(*argv: str) -> str:
         user = {} if argv[0] == sys.executable else {"user": NOBODY, "group": NOBODY, "extra_groups": []}

@@ -53,7 +53,7 @@ scale:
 
 
 def read_trials(case: Path) -> list[dict[str, Any]]:
-    return [e for e in events.read_last_run(case / "events.jsonl") if e["event"] == "trial"]
+    return [e for e in events.read_last_events(case / "events.jsonl") if e["event"] == "trial"]
 
 
 def test_search_survives_the_loss_of_a_node(call: Call, cluster: Cluster, tmp_path: Path) -> None:  # noqa: F811
@@ -106,4 +106,4 @@ def test_training_continues_over_several_jobs(call: Call, cluster: Cluster, tmp_
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    return events.read_last_run(folder / "events.jsonl")
+    return events.read_last_events(folder / "events.jsonl")

@@ -17,9 +17,9 @@ from harness.report.render import write_report
 from harness.results.runs import RunRecord
 from harness.tracking.asv_runner import AsvSession, Project
 from harness.tracking.git_commits import Commit, subsample
-from harness.tracking.history import FILE_NAME, Measurement, append_measurements, collect_measurements, read_history
+from harness.tracking.history import HISTORY_FILE, Measurement, append_measurements, collect_measurements, read_history
 from harness.tracking.session import SessionOptions, judge_session, run_session
-from harness.tracking.verdicts import Verdict, build_series, judge, judge_all
+from harness.tracking.verdicts import BenchmarkVerdict, build_series, judge, judge_all
 
 ROUNDS = 10
 
@@ -48,13 +48,13 @@ def make_measurements(
     return measurements
 
 
-def judge_one(*measurements: Measurement) -> Verdict:
+def judge_one(*measurements: Measurement) -> BenchmarkVerdict:
     (verdict,) = judge_all(build_series(measurements))
     return verdict
 
 
 def test_appended_measurements_are_read_once(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / FILE_NAME
+    path = tmp_path / "deep" / HISTORY_FILE
     measurements = make_measurements([1.0, 1.1])
     assert append_measurements(path, measurements) == len(measurements)
     assert append_measurements(path, measurements) == 0
@@ -65,14 +65,14 @@ def test_appended_measurements_are_read_once(tmp_path: Path) -> None:
 
 
 def test_duplicate_lines_of_concatenated_files_count_once(tmp_path: Path) -> None:
-    path = tmp_path / FILE_NAME
+    path = tmp_path / HISTORY_FILE
     append_measurements(path, make_measurements([1.0, 1.1]))
     path.write_bytes(path.read_bytes() * 2)
     assert read_history(path).measurements == make_measurements([1.0, 1.1])
 
 
 def test_success_replaces_an_earlier_failure_but_not_the_reverse(tmp_path: Path) -> None:
-    path = tmp_path / FILE_NAME
+    path = tmp_path / HISTORY_FILE
     assert append_measurements(path, [make_measurement(values=())]) == 1
     assert append_measurements(path, [make_measurement(values=())]) == 0
     assert append_measurements(path, [make_measurement(values=(2.0,))]) == 1
@@ -104,7 +104,7 @@ VALID = make_measurement().model_dump(by_alias=True)
     ],
 )
 def test_invalid_lines_are_counted_and_skipped(tmp_path: Path, line: str) -> None:
-    path = tmp_path / FILE_NAME
+    path = tmp_path / HISTORY_FILE
     append_measurements(path, [make_measurement(1)])
     with path.open("a") as handle:
         handle.write(line)
@@ -115,12 +115,12 @@ def test_invalid_lines_are_counted_and_skipped(tmp_path: Path, line: str) -> Non
 
 
 def test_page_reports_a_truncated_line(tmp_path: Path) -> None:
-    append_measurements(tmp_path / FILE_NAME, make_measurements([1.0, 1.0, 1.2]))
-    with (tmp_path / FILE_NAME).open("a") as handle:
+    append_measurements(tmp_path / HISTORY_FILE, make_measurements([1.0, 1.0, 1.2]))
+    with (tmp_path / HISTORY_FILE).open("a") as handle:
         handle.write('{"version": 1, "sour')
     write_report(tmp_path)
     page = (tmp_path / "regression.html").read_text()
-    assert "1 line of history.jsonl is skipped: truncated, foreign or of another version" in page
+    assert "1 line of history.jsonl is skipped: truncated or of another version" in page
     assert "change 2" in page
 
 
@@ -244,7 +244,7 @@ def test_runs_of_suites_are_recorded_under_their_commit_and_machine(tmp_path: Pa
         level = 1.0 if record.provenance["time_s"] < 1010 else 0.9
         return {Rate(): [level * rng.lognormvariate(0, 0.01) for _ in range(5)]}
 
-    path = tmp_path / FILE_NAME
+    path = tmp_path / HISTORY_FILE
     assert append_measurements(path, collect_measurements(runs, metrics_of, tmp_path)) == 21
     assert append_measurements(path, collect_measurements(runs, metrics_of, tmp_path)) == 0
     (verdict,) = judge_all(build_series(read_history(path).measurements))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from harness.cli.main import main
-from harness.tracking.history import FILE_NAME, read_history
+from harness.tracking.history import HISTORY_FILE, read_history
 from tests.conftest import ROOT, require_program
 
 # Two kinds of time: CPU time of a real loop, since other tests run at the same time, and a simulated clock with 1% of
@@ -143,13 +143,13 @@ def test_unchanged_benchmark_raises_no_alarm_and_is_not_measured_again(
     toy: Path, whole_session: tuple[Completed, Path]
 ) -> None:
     _, out = whole_session
-    before = (out / FILE_NAME).read_bytes()
+    before = (out / HISTORY_FILE).read_bytes()
     result = run_regression(toy, out, "start..busy", "--here", "--rounds", "8", "--bench", "steady")
     assert result.returncode == 0, result.stderr
     assert set(parse_verdicts(result)) == {"steady"}
     assert re.match(NO_ALARM, parse_verdicts(result)["steady"])
     assert re.search(r"\bn = 8 and 8\)|that counts$", parse_verdicts(result)["steady"])
-    assert (out / FILE_NAME).read_bytes() == before
+    assert (out / HISTORY_FILE).read_bytes() == before
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_killed_session_is_resumed_by_the_same_command(toy: Path, tmp_path: Path
     result = run_regression(toy, out, "six..busy", "--here", "--rounds", "2", "--bench", "steady")
     assert result.returncode == 0, result.stderr
     assert measured[0].read_bytes() == before
-    measurements = read_history(out / FILE_NAME).measurements
+    measurements = read_history(out / HISTORY_FILE).measurements
     assert all(m.values for m in measurements)
     assert len({m.key for m in measurements}) == len(measurements) == 2 * 2
 
@@ -207,7 +207,7 @@ def test_each_commit_is_installed_in_an_environment(toy: Path, tmp_path: Path) -
     result = run_regression(toy, out, "six..busy", "--rounds", "2", "--bench", "busy")
     assert result.returncode == 0, result.stderr
     assert parse_verdicts(result) == {"busy": "too few rounds to tell (n = 2 and 2)"}
-    assert {len(m.values) for m in read_history(out / FILE_NAME).measurements} == {5}
+    assert {len(m.values) for m in read_history(out / HISTORY_FILE).measurements} == {5}
     assert list(out.glob("regression/env/*/lib/python*/site-packages/toy"))
 
 

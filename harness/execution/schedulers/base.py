@@ -49,7 +49,7 @@ class ExitInfo:
 class Scheduler(ABC):
     """A scheduler, which accepts job scripts and lists the jobs that have not ended.
 
-    Every method except cancel may raise SchedulerBusy when the scheduler does not answer.
+    Every method except cancel may raise RetriesExhausted when the scheduler does not answer.
 
     Attributes:
         command: the command with which a person submits a script.
@@ -68,7 +68,7 @@ class Scheduler(ABC):
     poll_s: ClassVar[tuple[float, float]] = (2.0, 60.0)
 
     @abstractmethod
-    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
+    def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
         """Return the jobs with these ids, and this user's with these names, that have not ended."""
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Scheduler(ABC):
     def wait_for_children(self) -> None:  # noqa: B027 - most schedulers have none
         """Wait until jobs that are child processes of this process have finished the work after their last case."""
 
-    def exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
+    def query_exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
         """Return how these jobs ended, as far as the scheduler still knows."""
         del ids
         return {}

@@ -28,15 +28,27 @@ IDS_PER_QUERY = 200
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 # Prefixes of variables, set by the user or by the job that the harness runs in, that change a scheduler's commands or
 # add options to every job. LOCATION_VARIABLES, which say where the scheduler is, have the same prefixes.
-COMMANDS = ("SBATCH", "SQUEUE", "SINFO", "SACCT", "SCANCEL", "SCONTROL", "SALLOC", "SRUN", "SLURM", "SLURMD", "PBS")
-OPTION_PREFIXES = tuple(f"{name}_" for name in COMMANDS)
+OPTION_PREFIX_NAMES = (
+    "SBATCH",
+    "SQUEUE",
+    "SINFO",
+    "SACCT",
+    "SCANCEL",
+    "SCONTROL",
+    "SALLOC",
+    "SRUN",
+    "SLURM",
+    "SLURMD",
+    "PBS",
+)
+OPTION_PREFIXES = tuple(f"{name}_" for name in OPTION_PREFIX_NAMES)
 LOCATION_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 LOCATION_VARIABLES |= {f"PBS_{name}" for name in ("SERVER", "DEFAULT", "CONF_FILE", "EXEC", "HOME", "PRIMARY")}
 LOCATION_VARIABLES |= {f"PBS_{name}" for name in ("SECONDARY", "LEAF_NAME", "BATCH_SERVICE_PORT", "AUTH_METHOD")}
 LOCATION_VARIABLES |= {"PBS_ENCRYPT_METHOD"}
 
 
-class SchedulerBusy(Exception):
+class RetriesExhausted(Exception):
     """A scheduler command kept failing; the message is the command and its last error."""
 
 
@@ -77,7 +89,7 @@ class CommandScheduler(Scheduler):
         """Return the options with which a job starts after others have ended, successfully or not."""
 
     @abstractmethod
-    def read_job_id(self, output: str) -> str | None:
+    def parse_job_id(self, output: str) -> str | None:
         """Return the job id in what the submit command printed, or None."""
 
     @abstractmethod
@@ -96,7 +108,7 @@ class CommandScheduler(Scheduler):
         except JobRejected as error:
             if not after or not self.dependency_errors.search(str(error)):
                 raise
-        active = {entry.id for entry in self.queue((), after)}
+        active = {entry.id for entry in self.list_jobs((), after)}
         return self.submit(script, name, [job for job in after if job in active] if len(active) < len(after) else ())
 
     def submit_with_retry(self, arguments: Sequence[str], name: str) -> str:
@@ -107,7 +119,7 @@ class CommandScheduler(Scheduler):
             if not is_accepted:
                 try:
                     output = run_once([*self.submit_command, *arguments])
-                    job = self.read_job_id(output)
+                    job = self.parse_job_id(output)
                     if job is not None:
                         return job
                     is_accepted = True
@@ -116,7 +128,7 @@ class CommandScheduler(Scheduler):
                     error = failure
                     self.raise_if_rejected(failure)
             backoff.wait(error)
-            entries = self.queue([name])
+            entries = self.list_jobs([name])
             if entries:
                 return self.get_submission_id(entries[0])
 
@@ -169,7 +181,7 @@ def run_with_retry(command: Sequence[str], is_permanent: Callable[[CommandFailed
 
     Raises:
         CommandFailed: the error is permanent.
-        SchedulerBusy: the command still failed when the time for retries was up.
+        RetriesExhausted: the command still failed when the time for retries was up.
     """
     backoff = Backoff()
     while True:
@@ -191,7 +203,7 @@ def get_retry_timeout_s() -> float:
 
 
 @contextmanager
-def set_default_retry_timeout(seconds: float) -> Iterator[None]:
+def override_default_retry_timeout(seconds: float) -> Iterator[None]:
     """Set how long commands may keep failing within the context, unless GFM_HARNESS_PATIENCE_S is set."""
     token = DEFAULT_RETRY_TIMEOUT_S.set(seconds)
     try:
@@ -214,9 +226,9 @@ class Backoff:
         self._is_reported = False
 
     def wait(self, error: CommandFailed) -> None:
-        """Pause before another attempt; raise SchedulerBusy, with the error's message, when the time is up."""
+        """Pause before another attempt; raise RetriesExhausted, with the error's message, when the time is up."""
         if time.monotonic() >= self._deadline:
-            raise SchedulerBusy(str(error)) from None
+            raise RetriesExhausted(str(error)) from None
         if not self._is_reported:
             notify(f"{error}; trying again for up to {get_retry_timeout_s():g} s")
             self._is_reported = True

@@ -37,7 +37,7 @@ class LocalScheduler(Scheduler):
         self._jobs = campaign.resolve() / JOBS_FOLDER
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
+    def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
         """Return the jobs whose shell, if it is a child of this process, or any holder of their lock still runs."""
         known = [name for name in dict.fromkeys([*names, *ids]) if _is_file_name(name)]
         return [QueueEntry(name, name, "running") for name in known if self._is_child(name) or self._is_locked(name)]

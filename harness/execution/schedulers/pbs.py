@@ -15,7 +15,7 @@ from harness.execution.schedulers.command import CommandFailed, CommandScheduler
 
 # Exit_status of jobs that exceeded a limit, and the substate of jobs that were deleted.
 LIMIT_STATUSES = {-25: "cores", -27: "memory", -29: "walltime"}
-TERMINATED = "91"
+TERMINATED_SUBSTATE = "91"
 SIGNAL_STATUS = 256
 # Letters of job_state (qstat(1B)): jobs with any other letter have ended.
 WAITING, RUNNING = "QHWT", "RSEUB"
@@ -64,7 +64,7 @@ class PbsScheduler(CommandScheduler):
     submit_command = ("qsub",)
     dependency_errors = DEPENDENCY_ERRORS
 
-    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
+    def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
         """Return the jobs with these ids, and this user's with these names, that have not ended."""
         jobs: dict[str, dict[str, Any]] = {}
         known = [job for job in dict.fromkeys(ids) if JOB_ID.fullmatch(job)]
@@ -79,7 +79,7 @@ class PbsScheduler(CommandScheduler):
         """Return qsub's option for dependencies."""
         return ["-W", f"depend=afterany:{':'.join(after)}"]
 
-    def read_job_id(self, output: str) -> str | None:
+    def parse_job_id(self, output: str) -> str | None:
         """Return the last line that is a job id, since sites print other lines too."""
         ids = [line.strip() for line in output.splitlines() if JOB_ID.fullmatch(line.strip())]
         return ids[-1] if ids else None
@@ -107,7 +107,7 @@ class PbsScheduler(CommandScheduler):
         if failure:
             raise failure
 
-    def exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
+    def query_exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
         """Return how these jobs ended, by id, from the server's history (`qstat -x`); unknown jobs are left out."""
         result = {}
         for job in (job for job in ids if JOB_ID.fullmatch(job)):
@@ -174,7 +174,7 @@ def _query_history(job: str) -> dict[str, Any]:
     """Return the fields of a job in the server's history; none if the server has forgotten it or has no history."""
     for options in (["-F", "json"], []):
         try:
-            text = command.run_with_retry(["qstat", "-x", "-f", *options, job], is_permanent=_is_unavailable)
+            text = command.run_with_retry(["qstat", "-x", "-f", *options, job], is_permanent=_is_history_unavailable)
             return (parse_json(text) if options else parse_text(text)).get(job, {})
         except (CommandFailed, ValueError):
             continue
@@ -235,7 +235,7 @@ def parse_exit_info(fields: Mapping[str, Any]) -> ExitInfo | None:
         could_not_run = ExitInfo(f"PBS could not run it (Exit_status {status})", "retryable")
         return ExitInfo(f"{exceeded} exceeded", "failed") if exceeded else could_not_run
     if status > SIGNAL_STATUS:
-        is_deleted = str(fields.get("substate", "")) == TERMINATED
+        is_deleted = str(fields.get("substate", "")) == TERMINATED_SUBSTATE
         signaled = ExitInfo(f"ended by signal {status - SIGNAL_STATUS}", "failed")
         return ExitInfo("deleted while it ran", "cancelled") if is_deleted else signaled
     return ExitInfo(f"finished with Exit_status {status}", "exited" if status else "completed")
@@ -254,5 +254,5 @@ def _is_unknown_job(error: CommandFailed) -> bool:
     return error.code == UNKNOWN_JOB or "unknown job id" in error.message.lower()
 
 
-def _is_unavailable(error: CommandFailed) -> bool:
+def _is_history_unavailable(error: CommandFailed) -> bool:
     return _is_unknown_option(error) or _is_unknown_job(error) or "not configured to maintain" in error.message.lower()

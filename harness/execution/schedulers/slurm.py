@@ -22,7 +22,7 @@ class SlurmScheduler(CommandScheduler):
     dependency_errors = slurm_output.DEPENDENCY_ERRORS
     supports_arrays = True
 
-    def queue(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
+    def list_jobs(self, names: Collection[str], ids: Collection[str] = ()) -> list[QueueEntry]:
         """Return jobs by id, and this user's jobs by name, including those in hidden partitions."""
         entries = []
         bases = list(dict.fromkeys(slurm_output.get_array_id(job) for job in ids if slurm_output.is_job_id(job)))
@@ -38,9 +38,9 @@ class SlurmScheduler(CommandScheduler):
         """Return sbatch's option for dependencies."""
         return [f"--dependency=afterany:{':'.join(after)}"]
 
-    def read_job_id(self, output: str) -> str | None:
+    def parse_job_id(self, output: str) -> str | None:
         """Return the job id in the output of sbatch, or None."""
-        return slurm_output.read_job_id(output)
+        return slurm_output.parse_job_id(output)
 
     def raise_if_rejected(self, error: CommandFailed) -> None:
         """Raise the exception that sbatch's message implies, unless another attempt may succeed soon."""
@@ -71,7 +71,7 @@ class SlurmScheduler(CommandScheduler):
                 if not _is_unknown(error):
                     raise
 
-    def exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
+    def query_exit_info(self, ids: Sequence[str]) -> Mapping[str, ExitInfo]:
         """Query the accounting if there is any, otherwise the controller, which forgets jobs after some minutes.
 
         The accounting may still list a job as alive that the controller has lost, so the controller is queried as well.

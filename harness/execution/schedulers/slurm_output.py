@@ -118,7 +118,7 @@ def is_job_id(text: str) -> bool:
     return result is not None and result[3] is None
 
 
-def read_job_id(output: str) -> str | None:
+def parse_job_id(output: str) -> str | None:
     """Return the last line of sbatch that is an id, since sites print other lines too; None if there is none."""
     ids = [match[1] for line in output.splitlines() if (match := SUBMISSION.fullmatch(line.strip()))]
     return ids[-1] if ids else None

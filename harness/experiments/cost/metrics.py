@@ -24,7 +24,7 @@ ENERGY = (
     "energy_j energy_scope energy_by power_w node_energy_j accelerator_energy_j cpu_energy_j memory_energy_j results"
     " result energy_per_result_j why_not"
 )
-FIGURES = (
+SENSOR_COLUMNS = (
     "accelerator_utilization_percent accelerator_memory_percent accelerator_memory_highest_percent"
     " accelerator_clock_mhz accelerator_temperature_c accelerator_temperature_highest_c busy_cores"
     " host_memory_used_highest_bytes received_bytes sent_bytes read_bytes written_bytes local_read_bytes"
@@ -36,17 +36,17 @@ CASES = Columns(
     case="campaign suite system case id program precision state",
     time="seconds gpu_hours node_hours",
     energy=ENERGY,
-    figures=FIGURES,
+    figures=SENSOR_COLUMNS,
     sampler="sampler_share",
     coverage=COVERAGE,
     run="folder",
 )
-PIECES = Columns(
+PARTS = Columns(
     "cost_pieces",
     piece="campaign case program what name",
     time="seconds gpu_hours",
     energy=ENERGY,
-    figures=FIGURES,
+    figures=SENSOR_COLUMNS,
     coverage=COVERAGE,
     run="folder",
 )
@@ -90,7 +90,7 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
     ]
     return {
         "cost_cases": CASES.build(cases),
-        "cost_pieces": PIECES.build(pieces),
+        "cost_pieces": PARTS.build(pieces),
         "cost_sources": SOURCES.build(sources),
     }
 
@@ -119,7 +119,7 @@ def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, j
     return table.assign(**{name: joined[name].to_numpy() for name in names})
 
 
-def count_results(record: RunRecord, scope: Scope, name: str) -> WorkCount:
+def get_work_count(record: RunRecord, scope: Scope, name: str) -> WorkCount:
     """Return the number of useful results of a case or of a part of it, and their unit; NaN if unknown."""
     if scope == "trial":
         return 1.0, "trial"
@@ -163,7 +163,7 @@ def _describe_energy(usage: Usage, results: float, unit: str, *, shared: bool = 
 
 def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> dict[str, Any]:
     case = record.case
-    results, unit = count_results(record, "case", "")
+    results, unit = get_work_count(record, "case", "")
     row: dict[str, Any] = {
         "campaign": record.campaign, **{k: case.get(k) for k in ("suite", "system", "id", "program")},
         "case": case.get("name"), "precision": case.get("parameters", {}).get("precision"), "state": record.state,
@@ -181,7 +181,7 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
 
 def _describe_piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
     window = usage.window
-    results, unit = count_results(record, window.what, window.name)
+    results, unit = get_work_count(record, window.what, window.name)
     return {
         "campaign": record.campaign, "case": record.case.get("name"), "program": record.case.get("program"),
         "what": window.what, "name": window.name, "seconds": window.seconds, "folder": window.folder,

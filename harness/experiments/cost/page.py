@@ -17,8 +17,8 @@ from harness.document.blocks import (
     build_block,
     format_number,
     link_run_folder,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     text_cell,
 )
 from harness.document.figures import STYLE, Figure, save_figure
@@ -151,7 +151,7 @@ def build_cases_block(known: pd.DataFrame) -> TableBlock:
         " lanes of a wavefront) and traffic of device memory, from hardware counters, over the whole case."
         f"{more}"
     )
-    block = build_block("Cases", rows_as_dicts(known.head(MAX_ROWS)), columns, note)
+    block = build_block("Cases", list_rows(known.head(MAX_ROWS)), columns, note)
     filled = [k for k in range(len(columns)) if any(row[k] != EN_DASH for row in block.rows)]
     return TableBlock("Cases", [columns[k][0] for k in filled], [[row[k] for k in filled] for row in block.rows], note)
 

@@ -17,8 +17,8 @@ from harness.document.blocks import (
     build_block,
     format_number,
     interval_cell,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     text_cell,
 )
 from harness.document.figures import Figure
@@ -50,7 +50,7 @@ def build_sections(context: PageContext) -> list[Section]:
     datasets, reading = tables["datasets"], tables["reading"]
     paragraphs, figures, blocks = [], [], []
     if len(datasets):
-        rows = rows_as_dicts(datasets)
+        rows = list_rows(datasets)
         paragraphs.append(describe_datasets(datasets))
         figures += draw_datasets(datasets, tables["elements"], tables["distributions"], context.figures)
         blocks += [build_datasets_block(rows), build_energies_block(rows), build_conversions_block(rows)]
@@ -202,4 +202,4 @@ def build_reading_block(reading: pd.DataFrame) -> TableBlock:
         f" ({format_number(100 * reading['coverage'].min(), '.1f')}% coverage). The time of a batch is that of the"
         " slowest rank. Ranks on one host share its disk and memory."
     )
-    return build_block("Reading", rows_as_dicts(reading), columns, note)
+    return build_block("Reading", list_rows(reading), columns, note)

@@ -72,7 +72,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     }
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the error of the best trial, and the rates of all trials."""
     trials = record.events("trial")
     objectives = select_numbers(t.get("objective") for t in trials)

@@ -19,8 +19,8 @@ from harness.document.blocks import (
     build_block,
     format_number,
     link_run_folder,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     select_campaign,
     text_cell,
 )
@@ -199,7 +199,7 @@ def describe_searches(searches: pd.DataFrame, trials: pd.DataFrame) -> list[str]
             "The models are trained for minutes on the shipped datasets, most of which are stand-ins: their ranking of"
             " backbones cannot be compared with the paper's."
         )
-    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['evaluations']})" for r in rows_as_dicts(searches)
+    unfinished = [f"{r['case']} ({r['state']}, {r['trials']} of {r['evaluations']})" for r in list_rows(searches)
                   if r["state"] != "done"]  # fmt: skip
     if unfinished:
         text.append(f"Incomplete searches, with the trials that have ended: {', '.join(unfinished)}.")
@@ -224,7 +224,7 @@ def build_searches_block(searches: pd.DataFrame) -> TableBlock:
         "Optimizer: the time for proposing points and recording results, during which other trials run. Left out:"
         " failed trials, and points outside the search range."
     )
-    return add_cost_columns(build_block("Searches", rows_as_dicts(searches), columns, note), searches)
+    return add_cost_columns(build_block("Searches", list_rows(searches), columns, note), searches)
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
@@ -240,7 +240,7 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("raw records", lambda r: link_run_folder(r["folder"], 5)),
     ]
     note = "Each trial has one seed: the scatter between trials of one point is not measured here."
-    return build_block("Best of each backbone", rows_as_dicts(best), columns, note)
+    return build_block("Best of each backbone", list_rows(best), columns, note)
 
 
 def negate(value: float | None) -> float | None:
@@ -270,7 +270,7 @@ def build_importance_block(importance: pd.DataFrame) -> TableBlock:
         f" chance). Searches with fewer than {MIN_TRIALS} trials are left out. The optimizer does not draw points"
         " independently, so these numbers only describe the search."
     )
-    return build_block("Importance of hyperparameters", rows_as_dicts(importance), columns, note)
+    return build_block("Importance of hyperparameters", list_rows(importance), columns, note)
 
 
 def describe_direction(row: Row) -> str:
@@ -296,4 +296,4 @@ def build_trials_block(trials: pd.DataFrame) -> TableBlock:
     n_more = len(trials) - len(selected)
     note = f"{f'{n_more} more trials are' if n_more else 'All trials are'} in tables/hpo_trials.csv."
     title = "Trials without an objective, and the best of the others"
-    return add_cost_columns(build_block(title, rows_as_dicts(selected), columns, note), selected)
+    return add_cost_columns(build_block(title, list_rows(selected), columns, note), selected)

@@ -16,8 +16,8 @@ from harness.document.blocks import (
     TableBlock,
     build_block,
     format_number,
+    list_rows,
     number_cell,
-    rows_as_dicts,
 )
 from harness.document.figures import STYLE, Figure, save_figure
 from harness.experiments.experiment import PageContext
@@ -68,8 +68,8 @@ def build_runs_block(rates: pd.DataFrame, epochs: pd.DataFrame) -> TableBlock:
         "train_validate_test (s)", "training, derived (structures/s)", "inference (structures/s)",
     ]  # fmt: skip
     body = []
-    for r in rows_as_dicts(rates):
-        run_epochs = rows_as_dicts(epochs[epochs["case"] == r["case"]])
+    for r in list_rows(rates):
+        run_epochs = list_rows(epochs[epochs["case"] == r["case"]])
         last: dict[str, Any] = run_epochs[-1] if run_epochs else {}
         names = [name for name in (*EPOCHS["losses"], *EPOCHS["tasks"]) if name != "epoch"]
         body.append(
@@ -94,7 +94,7 @@ def build_parameters_block(rates: pd.DataFrame) -> TableBlock:
             *(_format_parameter(r[name]) for name in RATES["parameters"]),
             "; ".join(text for text in (r["why_not"], r["notes"]) if text) or EN_DASH,
         ]
-        for r in rows_as_dicts(rates)
+        for r in list_rows(rates)
     ]
     note = "From config.json, and the command lines of the program and of the launcher."
     return TableBlock("Parameters", ["run", *heads, "notes"], body, note)
@@ -119,7 +119,7 @@ def build_regions_block(regions: pd.DataFrame) -> TableBlock:
         ("energy (J)", _format_energy),
     ]
     note = "Regions are nested, so their times do not add up."
-    return build_block("Tracer regions", rows_as_dicts(regions), columns, note)
+    return build_block("Tracer regions", list_rows(regions), columns, note)
 
 
 def _format_energy(region: Row) -> str:

@@ -52,7 +52,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     return {"ladder": build_ladder_table(records), "training_steps": build_training_steps_table(records)}
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the throughput of each stage, with a sample per round over all batches, and its peak memory."""
     stages: dict[str, dict[int, list[float]]] = {}
     for sample in record.samples:
@@ -182,11 +182,11 @@ def _describe_work(record: RunRecord, stage: str, samples: Sequence[Event]) -> d
         work["largest_batch"] = int(free * first[0]["structures"] / max(1, event.get("peak_bytes", 1)))
     if event.get("flops"):
         work |= compute_matmul_rates(event["flops"], ceilings, seconds)
-    moved = event.get("bytes") or record.stages.get(SAME_COMPILED_GRAPH.get(stage, ""), {}).get("bytes")
+    traffic_bytes = event.get("bytes") or record.stages.get(SAME_COMPILED_GRAPH.get(stage, ""), {}).get("bytes")
     padding = next((e for e in record.events("padding") if e["stage"] == stage), None)
     if padding is not None:
         work |= {k: padding[k] for k in ("empty_atoms", "empty_edges")} | {"shapes": len(padding["shapes"])}
-    return work | compute_roofline(event.get("flops"), moved, ceilings, seconds)
+    return work | compute_roofline(event.get("flops"), traffic_bytes, ceilings, seconds)
 
 
 def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], seconds: float) -> dict[str, float]:
@@ -203,13 +203,13 @@ def compute_matmul_rates(flops: list[dict[str, Any]], ceilings: dict[str, Any], 
     squares = {s["dtype"]: s["gflop_per_s"] for s in ceilings.get("squares", [])}
     products = [f for f in flops if f["of"] != "messages"]
     gflop = sum(f["flops"] for f in products) / 1e9
-    least = sum(f["flops"] / 1e9 / squares.get(f["dtype"], math.inf) for f in products)
-    share = least / seconds if squares else math.nan
+    min_s = sum(f["flops"] / 1e9 / squares.get(f["dtype"], math.inf) for f in products)
+    share = min_s / seconds if squares else math.nan
     return {"matrix_gflop": gflop, "matrix_gflop_per_s": gflop / seconds, "share_of_matrix_peak": share}
 
 
 def compute_roofline(
-    flops: list[dict[str, Any]] | None, moved: int | None, ceilings: dict[str, Any], seconds: float
+    flops: list[dict[str, Any]] | None, traffic_bytes: int | None, ceilings: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Return arithmetic and traffic of a call, and its share of the attainable rate.
 
@@ -221,12 +221,12 @@ def compute_roofline(
         return {}
     gflop = sum(f["flops"] for f in flops) / 1e9
     work = {"gflop": gflop, "gflop_per_s": gflop / seconds}
-    if not moved:
+    if not traffic_bytes:
         return work
     computing = sum(f["flops"] / 1e9 / rates[f["of"], f["dtype"]] for f in flops if (f["of"], f["dtype"]) in rates)
-    least = max(computing, moved / 1e9 / ceilings["copy_gb_per_s"])
+    min_s = max(computing, traffic_bytes / 1e9 / ceilings["copy_gb_per_s"])
     return work | {
-        "gb": moved / 1e9,
-        "attainable_gflop_per_s": gflop / least,
-        "share_of_attainable": least / seconds,
+        "gb": traffic_bytes / 1e9,
+        "attainable_gflop_per_s": gflop / min_s,
+        "share_of_attainable": min_s / seconds,
     }

@@ -13,15 +13,15 @@ import pandas as pd
 from harness.document.blocks import (
     EN_DASH,
     Column,
-    Paper,
+    PrintedPaper,
     Section,
     TableBlock,
     build_block,
     format_number,
     format_threads,
     interval_cell,
+    list_rows,
     number_cell,
-    rows_as_dicts,
 )
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.experiment import PageContext
@@ -54,7 +54,7 @@ def build_sections(context: PageContext) -> list[Section]:
     return [*sections, *build_steps_sections(context.tables["training_steps"]), *build_model_section(context.records)]
 
 
-def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Paper, figures: Path) -> Section:
+def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: PrintedPaper, figures: Path) -> Section:
     """Return the section on one model and workload: the paper's rates, the figures, and the details per precision."""
     first = rows.iloc[0]
     slug = f"{first['suite']}-{first['workload']}-{first['experiment']}"
@@ -69,7 +69,7 @@ def build_ladder_section(rows: pd.DataFrame, records: list[RunRecord], paper: Pa
     return Section(title, slug, describe_ladder(records), drawings, blocks)
 
 
-def build_paper_block(rows: pd.DataFrame, paper: Paper) -> TableBlock:
+def build_paper_block(rows: pd.DataFrame, paper: PrintedPaper) -> TableBlock:
     """Return the four columns of Table XV and one per precision, each with rates and speed-ups over its baseline."""
     table = paper.table_xv
     precisions = list(dict.fromkeys(rows["precision"]))
@@ -131,7 +131,7 @@ def build_details_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         f" energy. End-to-end rates include neighbour lists, collation and transfer.{state}"
     )
     title = f"{precision.upper()} in detail"
-    return add_cost_columns(build_block(title, rows_as_dicts(rows), columns, note), rows)
+    return add_cost_columns(build_block(title, list_rows(rows), columns, note), rows)
 
 
 def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
@@ -163,7 +163,7 @@ def build_work_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         " the tensors of one call, without the weights. Largest batch: extrapolated from peak memory to free memory,"
         " not tested. Empty atoms and edges: the padding of static shapes."
     )
-    return build_block(f"{precision.upper()}: arithmetic, traffic and memory", rows_as_dicts(rows), columns, note)
+    return build_block(f"{precision.upper()}: arithmetic, traffic and memory", list_rows(rows), columns, note)
 
 
 def build_profile_blocks(record: RunRecord) -> list[TableBlock]:
@@ -257,4 +257,4 @@ def build_model_section(records: Sequence[RunRecord]) -> list[Section]:
         " A dash: no force labels."
     )
     block = build_block("Held-out errors", map(Row, model["held_out"]), columns, note)
-    return [Section("The trained model", "model", paragraphs, views=[block])]
+    return [Section("The trained model", "model", paragraphs, tables=[block])]

@@ -12,8 +12,8 @@ from harness.document.blocks import (
     format_number,
     format_threads,
     interval_cell,
+    list_rows,
     number_cell,
-    rows_as_dicts,
 )
 from harness.experiments.cost.page import add_cost_columns
 from harness.experiments.ladder.stages import LOAD_MARGIN
@@ -28,9 +28,9 @@ def build_steps_sections(table: pd.DataFrame) -> list[Section]:
 
 
 def _build_section(name: str, rows: pd.DataFrame) -> Section:
-    first = rows_as_dicts(rows)[0]
+    first = list_rows(rows)[0]
     blocks = [_build_block(str(precision), group) for precision, group in rows.groupby("precision", sort=False)]
-    return Section(f"Training steps: {first['model']}", f"training-steps-{name}", _describe(first, rows), views=blocks)
+    return Section(f"Training steps: {first['model']}", f"training-steps-{name}", _describe(first, rows), tables=blocks)
 
 
 def _describe(first: Row, rows: pd.DataFrame) -> list[str]:
@@ -66,7 +66,7 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         ("first step (s)", number_cell("first_call_s", ".1f")),
         ("n", "samples"),
     ]
-    first = rows_as_dicts(rows)[0]
+    first = list_rows(rows)[0]
     state = "" if first["case_state"] == "done" else f" The case is incomplete ({first['case_state']})."
     note = (
         f"{first['device']}, {format_threads(first['threads'])}. Medians over rounds with order-statistic"
@@ -74,5 +74,5 @@ def _build_block(precision: str, rows: pd.DataFrame) -> TableBlock:
         " round. The error of the gradient is the norm of its difference from the baseline's over the norm of the"
         f" baseline's. A stage is ok if both errors are at most {TOLERANCE[precision]:g}.{state}"
     )
-    block = build_block(f"{precision.upper()} training step", rows_as_dicts(rows), columns, note)
+    block = build_block(f"{precision.upper()} training step", list_rows(rows), columns, note)
     return add_cost_columns(block, rows)

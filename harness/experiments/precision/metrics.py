@@ -75,7 +75,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     }
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the throughput of each task and precision, with a sample per round."""
     rates: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for s in record.samples:

@@ -19,8 +19,8 @@ from harness.document.blocks import (
     format_number,
     format_threads,
     interval_cell,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     select_campaign,
     text_cell,
 )
@@ -152,7 +152,7 @@ def describe_study(costs: pd.DataFrame, inference: pd.DataFrame, training: pd.Da
     diverged = costs[~costs["finite"].astype(bool)]
     if len(diverged):
         cases = ", ".join(
-            f"{get_backbone_title(r['backbone'])} in {r['precision'].upper()}" for r in rows_as_dicts(diverged)
+            f"{get_backbone_title(r['backbone'])} in {r['precision'].upper()}" for r in list_rows(diverged)
         )
         text.append(f"The training loss became non-finite: {cases}.")
     return text
@@ -175,7 +175,7 @@ def build_costs_block(costs: pd.DataFrame) -> TableBlock:
         " round, in which the precisions alternate. Peak memory: the largest total of the tensors of one step or"
         " prediction."
     )
-    return add_cost_columns(build_block("Throughput and memory", rows_as_dicts(ordered), columns, note), ordered)
+    return add_cost_columns(build_block("Throughput and memory", list_rows(ordered), columns, note), ordered)
 
 
 def iterate_precisions(table: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
@@ -273,4 +273,4 @@ def build_types_block(types: pd.DataFrame) -> TableBlock:
         ("requested", lambda r: r["precision"].upper()),
         *((name.replace("_", " "), text_cell(name)) for name in TYPES["types"]),
     ]
-    return build_block("Types observed in one pass", rows_as_dicts(types), columns)
+    return build_block("Types observed in one pass", list_rows(types), columns)

@@ -33,7 +33,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     return {"scaling": build_scaling_table(records), "projection": build_projection_table(records)}
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the throughput, with a sample per epoch."""
     yield MetricSamples(THROUGHPUT, select_numbers(record.facts.get("throughput_graphs_per_s", ())))
 

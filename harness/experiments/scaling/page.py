@@ -17,8 +17,8 @@ from harness.document.blocks import (
     build_block,
     format_number,
     interval_cell,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     select_campaign,
     text_cell,
 )
@@ -86,7 +86,7 @@ def build_runs_block(rows: pd.DataFrame) -> TableBlock:
         " training time. Gradient error: difference of the ranks' mean gradient from that of one process, over the"
         " largest gradient. Divergence: difference between the ranks' parameters after training."
     )
-    return add_cost_columns(build_block("Runs", rows_as_dicts(rows), columns, note), rows)
+    return add_cost_columns(build_block("Runs", list_rows(rows), columns, note), rows)
 
 
 def format_efficiency(row: Row) -> str:
@@ -107,7 +107,7 @@ def build_regions_block(rows: pd.DataFrame) -> TableBlock:
         " steps of the slowest rank. In training, data, neighbour lists and collation run in a separate thread."
         " Gradient: of the energies, for forces. Backward: of the loss, through energies and forces."
     )
-    return build_block("Time of a step by region", rows_as_dicts(rows), columns, note)
+    return build_block("Time of a step by region", list_rows(rows), columns, note)
 
 
 def build_projection_block(projection: pd.DataFrame) -> TableBlock:
@@ -133,7 +133,7 @@ def build_projection_block(projection: pd.DataFrame) -> TableBlock:
         " 2 log2(p) latencies and 2 (p - 1) / p of its bytes. Overlapped: the all-reduce is hidden behind the backward"
         " pass as far as possible. Held out: a measured run, projected from smaller ones."
     )
-    return build_block("Projection", rows_as_dicts(projection), columns, note)
+    return build_block("Projection", list_rows(projection), columns, note)
 
 
 def draw_scaling(rows: pd.DataFrame, projection: pd.DataFrame, folder: Path, name: str) -> Figure:

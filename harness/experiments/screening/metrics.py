@@ -72,7 +72,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     }
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the rates of the device alone and end to end, with a sample per rank."""
     for metric, seconds in ((DEVICE_RATE, "device_s"), (END_TO_END_RATE, "wall_s")):
         ranks = [r for r in record.events("rank") if r.get("evaluated") and r.get(seconds)]

@@ -17,8 +17,8 @@ from harness.document.blocks import (
     count_by_reason,
     format_number,
     link_run_folder,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     select_campaign,
     text_cell,
 )
@@ -28,8 +28,8 @@ from harness.experiments.experiment import PageContext
 from harness.protocol.text import pluralize
 
 KINDS = {"training": "#bdbdbd", "held out": "#0072b2", "candidates": "#e69f00", "random box": "#d55e00"}
-MAX_PLACE = 12
-UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
+MAX_RANK_SHOWN = 12
+DURATION_UNITS = ((60.0, 1.0, "s"), (3600.0, 60.0, "min"), (86400.0, 3600.0, "h"), (3.2e7, 86400.0, "days"))
 
 
 def build_sections(context: PageContext) -> list[Section]:
@@ -107,7 +107,7 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
         " the end, over the median of the values after each of its parts; it rises with the size of the largest batch,"
         " not with the number of candidates."
     )
-    return add_cost_columns(build_block("Rates", rows_as_dicts(runs), columns, note), runs)
+    return add_cost_columns(build_block("Rates", list_rows(runs), columns, note), runs)
 
 
 def build_times_block(times: pd.DataFrame) -> TableBlock:
@@ -123,12 +123,12 @@ def build_times_block(times: pd.DataFrame) -> TableBlock:
         "The paper: 50 s of device time on 9,408 nodes of Frontier. Projected: one rank per accelerator or tile of the"
         " machine, each as fast as a rank here. Real accelerators are not; it shows the rate that each would need."
     )
-    return build_block("Time for the paper's number of candidates", rows_as_dicts(times), columns, note)
+    return build_block("Time for the paper's number of candidates", list_rows(times), columns, note)
 
 
 def format_duration(seconds: float) -> str:
     """Return `50 s`, `3.2 h` or `41 days`."""
-    for below, unit, name in UNITS:
+    for below, unit, name in DURATION_UNITS:
         if seconds < below:
             return f"{format_number(seconds / unit)} {name}"
     return f"{format_number(seconds / 3.156e7)} years"
@@ -149,7 +149,7 @@ def build_trust_block(trust: pd.DataFrame) -> TableBlock:
         " sets than the threshold. The threshold is set on held-out structures; the rate of false alarms is measured on"
         " others. Dropout is applied to the input of the heads; the shipped model was trained without it."
     )
-    rows = [row for row in rows_as_dicts(trust) if row["value"] is not None]
+    rows = [row for row in list_rows(trust) if row["value"] is not None]
     return build_block("Reliability", rows, columns, note)
 
 
@@ -168,7 +168,7 @@ def build_labels_block(labels: pd.DataFrame) -> TableBlock:
         ("calculated at", "level"),
     ]
     note = "A random subset of the candidates with elements that this head was trained on, calculated at its level."
-    return build_block("Errors against reference calculations", rows_as_dicts(labels), columns, note)
+    return build_block("Errors against reference calculations", list_rows(labels), columns, note)
 
 
 def build_best_block(best: pd.DataFrame) -> TableBlock:
@@ -184,7 +184,7 @@ def build_best_block(best: pd.DataFrame) -> TableBlock:
         ("distance", number_cell("distance")),
     ]
     note = "More candidates are in best.csv of each case, and all stored ones in its results-*.bp."
-    return build_block("Best candidates", rows_as_dicts(best[best["place"] <= MAX_PLACE]), columns, note)
+    return build_block("Best candidates", list_rows(best[best["place"] <= MAX_RANK_SHOWN]), columns, note)
 
 
 def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
@@ -203,14 +203,14 @@ def build_relaxed_block(relaxed: pd.DataFrame) -> TableBlock:
         ("file", "file"),
     ]
     note = "Volumes per atom, in cubic \N{ANGSTROM SIGN}."
-    return build_block("Best candidates, relaxed with the model", rows_as_dicts(relaxed), columns, note)
+    return build_block("Best candidates, relaxed with the model", list_rows(relaxed), columns, note)
 
 
-def draw_embedding(places: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:
+def draw_embedding(points: pd.DataFrame, case: str, folder: Path, name: str) -> Figure:
     """Draw the plane of the first two principal components of the training sets' embeddings."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
-        for kind, group in places.groupby("kind", sort=False):
+        for kind, group in points.groupby("kind", sort=False):
             style: Any = {"color": KINDS.get(str(kind), "#cc79a7"), "ms": 3.2, "ls": "", "alpha": 0.75}
             axes.plot(group["x"], group["y"], "o", label=f"{kind} ({len(group)})", **style)
         axes.set_xlabel("first component / standard deviation")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.document.blocks import EN_DASH, count_by_reason, format_number, number_cell, rows_as_dicts
+from harness.document.blocks import EN_DASH, count_by_reason, format_number, list_rows, number_cell
 from harness.experiments.data.page import ROLE_MEANINGS, describe_role
 from harness.experiments.training.figures import classify_role
 from harness.protocol.backbones import get_backbone_title
@@ -63,7 +63,7 @@ def describe_runs(runs: pd.DataFrame) -> list[str]:
     """Return paragraphs on the runs: wrong precisions, compilation, early stops, resumptions, the gate."""
     text = [
         f"WRONG: {r['case']} requested {r['precision']} and ran with {r['found']}."
-        for r in rows_as_dicts(runs[~runs["as_asked"].astype(bool)])
+        for r in list_rows(runs[~runs["as_asked"].astype(bool)])
     ]
     text += count_by_reason(runs, "why_eager", "Not compiled", "run")
     text += count_by_reason(runs, "why_plain", "Plain messages in place of fused ones", "run")

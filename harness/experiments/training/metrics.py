@@ -111,7 +111,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     }
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the throughput, with a sample per epoch, and the lowest validation loss."""
     epochs = record.events("epoch")
     yield MetricSamples(THROUGHPUT, select_numbers(e.get("graphs_per_s") for e in epochs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.document.blocks import EN_DASH, Section, TableBlock, format_number, number_cell, rows_as_dicts
+from harness.document.blocks import EN_DASH, Section, TableBlock, format_number, list_rows, number_cell
 from harness.experiments.experiment import PageContext
 from harness.experiments.training.descriptions import (
     MEV,
@@ -74,9 +74,9 @@ def describe_budget(runs: pd.DataFrame) -> str:
 def describe_verdicts(rows: pd.DataFrame, overall: pd.DataFrame) -> list[str]:
     """Return a paragraph per quantity on the geometric mean over heads, and on the heads that are worse."""
     text = []
-    for r in rows_as_dicts(overall):
+    for r in list_rows(overall):
         heads = rows[rows["quantity"] == r["quantity"]]
-        worse = rows_as_dicts(heads[heads["verdict"] != "ok"])
+        worse = list_rows(heads[heads["verdict"] != "ok"])
         names = [
             f"{w['head']} ({format_number(w['ratio'], '.2f') + 'x' if w['ratio'] else 'not finite'})" for w in worse
         ]
@@ -93,9 +93,9 @@ def build_errors_block(errors: pd.DataFrame, rows: pd.DataFrame) -> TableBlock:
     columns = ["data", "level of theory", "test structures"]
     for q in QUANTITIES:
         columns += [f"{q.name}, multi-task ({UNITS[q.name]})", "single-task", "ratio [95%]", "verdict"]
-    by_head = {(r["head"], r["quantity"]): r for r in rows_as_dicts(rows)}
+    by_head = {(r["head"], r["quantity"]): r for r in list_rows(rows)}
     body = []
-    for about in rows_as_dicts(errors.drop_duplicates("head")):
+    for about in list_rows(errors.drop_duplicates("head")):
         line = [describe_dataset(about), about["level"] or EN_DASH, format_number(about["structures"], ",.0f")]
         for q in QUANTITIES:
             row = by_head.get((about["head"], q.name))

@@ -11,8 +11,8 @@ from harness.document.blocks import (
     build_block,
     format_number,
     format_threads,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     text_cell,
 )
 from harness.document.figures import Figure
@@ -79,7 +79,7 @@ def describe_target(errors: pd.DataFrame, quantity: Quantity) -> str:
     met = judged[judged["verdict"] == "met"]
     n_whole = int((met["ratio_high"] <= quantity.target).sum())
     suffix = f" (for {n_whole} with the whole interval)" if met["ratio_high"].notna().any() else ""
-    others = rows_as_dicts(judged[judged["verdict"] != "met"])
+    others = list_rows(judged[judged["verdict"] != "met"])
     missed = [f"{r['head']} ({format_number(r['ratio'], '.3f')})" for r in others]
     return (
         f"{QUANTITY_TITLES[quantity.name]}: the MAE is at most {FRACTIONS[quantity.target]} of that of"
@@ -105,7 +105,7 @@ def build_errors_block(errors: pd.DataFrame, quantity: Quantity) -> TableBlock:
         (f"at most {FRACTIONS[quantity.target]}", lambda r: VERDICT_TEXTS.get(r["verdict"], r["verdict"])),
         ("seeds", "seeds"),
     ]
-    rows = rows_as_dicts(errors[errors["quantity"] == quantity.name])
+    rows = list_rows(errors[errors["quantity"] == quantity.name])
     unseen = [f"{r['unseen_elements']} of {r['head']}" for r in rows if r["unseen_elements"]]
     note = (
         "Means over seeds with Student's 95% interval, which does not include the choice of test structures. No"
@@ -139,4 +139,4 @@ def build_runs_block(runs: pd.DataFrame) -> TableBlock:
     note = "Graphs/s: median over epochs. Waiting for data: share of the time of the epochs."
     if runs["skipped"].sum():
         note += f" Steps skipped because their gradient was not finite: {join_unique(runs['skipped'])}."
-    return add_cost_columns(build_block("Runs", rows_as_dicts(runs), columns, note), runs)
+    return add_cost_columns(build_block("Runs", list_rows(runs), columns, note), runs)

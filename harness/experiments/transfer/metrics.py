@@ -49,7 +49,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     }
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the errors of all fits, by mode and number of labels."""
     errors: dict[tuple[str, str], list[float]] = {}
     for fit in record.events("fit"):

@@ -20,8 +20,8 @@ from harness.document.blocks import (
     build_block,
     interval_cell,
     link_run_folder,
+    list_rows,
     number_cell,
-    rows_as_dicts,
     select_campaign,
     text_cell,
 )
@@ -170,7 +170,7 @@ def describe_transfer(tasks: pd.DataFrame, gains: pd.DataFrame) -> list[str]:
             f" {better} of {len(full)} (the interval of the ratio lies below one) and worse on {worse}; the others"
             " are within the scatter between seeds."
         )
-    absent = [str(r["needs"]) for r in rows_as_dicts(tasks) if r["available"] is False]
+    absent = [str(r["needs"]) for r in list_rows(tasks) if r["available"] is False]
     if absent:
         text.append("Not run: " + "; ".join(absent) + ".")
     return text
@@ -196,7 +196,7 @@ def build_tasks_block(tasks: pd.DataFrame) -> TableBlock:
         ("raw records", lambda r: link_run_folder(r["folder"])),
     ]
     note = "Stand-in: structures or a level of theory other than the task's; its errors do not apply to the task."
-    return add_cost_columns(build_block("Tasks", rows_as_dicts(tasks), columns, note), tasks)
+    return add_cost_columns(build_block("Tasks", list_rows(tasks), columns, note), tasks)
 
 
 def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
@@ -209,7 +209,7 @@ def build_gains_block(gains: pd.DataFrame, titles: dict[str, str]) -> TableBlock
         ("seeds", "seeds"),
     ]
     note = "Geometric mean over seeds with Student's 95% interval, for the most labels; below 1, pretraining helps."
-    return build_block("Gain from pretraining", rows_as_dicts(select_most_labels(gains)), columns, note)
+    return build_block("Gain from pretraining", list_rows(select_most_labels(gains)), columns, note)
 
 
 def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlock:
@@ -222,7 +222,7 @@ def build_errors_block(errors: pd.DataFrame, titles: dict[str, str]) -> TableBlo
         ("seeds", "seeds"),
         ("tested on", "test"),
     ]
-    return build_block("Errors", rows_as_dicts(errors), columns, "Mean over seeds with Student's 95% interval.")
+    return build_block("Errors", list_rows(errors), columns, "Mean over seeds with Student's 95% interval.")
 
 
 def identify_fit(titles: dict[str, str]) -> list[Column]:

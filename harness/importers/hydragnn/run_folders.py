@@ -16,7 +16,7 @@ from harness.host.files import write_text
 from harness.importers.hydragnn.files import list_files, read_small
 from harness.importers.hydragnn.runs import LogFiles, Run, collect_notes, find_runs, read_files
 from harness.protocol.errors import UsageError
-from harness.protocol.events import FILE_NAME
+from harness.protocol.events import EVENTS_FILE
 from harness.protocol.text import pluralize, sanitize_line
 
 PROGRAM, CAMPAIGN = "hydragnn", "hydragnn-original"
@@ -121,7 +121,7 @@ def _write_run(folder: Path, name: str, run: Run) -> Path:
     events += [{"event": "fact", "name": "notes", "value": notes}, {"event": "done"}]
     write_text(folder / "case.json", json.dumps(case, indent=2) + "\n")
     lines = [json.dumps({**event, "time_s": 0.0}, allow_nan=False) for event in events]
-    write_text(folder / FILE_NAME, "".join(f"{line}\n" for line in lines))
+    write_text(folder / EVENTS_FILE, "".join(f"{line}\n" for line in lines))
     write_text(folder / "exit_code", "0\n")
     return folder
 

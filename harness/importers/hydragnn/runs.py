@@ -10,9 +10,9 @@ from pathlib import Path
 from harness.importers.hydragnn.files import READ_ERRORS, is_text, natural_key, read_lines, strip_compression_suffix
 from harness.importers.hydragnn.log_parser import Segment, Versions, add_version, split_runs
 from harness.importers.hydragnn.tracer import (
-    ENERGY,
-    FULL,
-    TIMING,
+    ENERGY_NAME,
+    FULL_TRACE_NAME,
+    TIMING_NAME,
     Regions,
     drop_impossible_energies,
     read_energy,
@@ -49,17 +49,17 @@ class Run:
                     add_version(result, epoch, row)
         return result
 
-    def continues(self, other: Segment) -> bool:
-        """Return whether a segment belongs to this run: it repeats one of its epochs, or continues after them."""
-        known, new = self.epochs, other.epochs
+    def accepts(self, segment: Segment) -> bool:
+        """Return whether a segment belongs to this run: it repeats or continues epochs, or is a restart."""
+        known, new = self.epochs, segment.epochs
         if not known or not new:
             return True
         if any(a.agrees(b) for epoch in known.keys() & new.keys() for a in known[epoch] for b in new[epoch]):
             return True
-        return min(new) > min(known) or self._is_restarted_by(other)
+        return min(new) > min(known) or self._is_restarted_by(segment)
 
-    def _is_restarted_by(self, other: Segment) -> bool:
-        return bool(other.name) and any(s.options == other.options for s in self.segments)
+    def _is_restarted_by(self, segment: Segment) -> bool:
+        return bool(segment.name) and any(s.options == segment.options for s in self.segments)
 
 
 @dataclass
@@ -105,17 +105,17 @@ def _read_text(logs: LogFiles, path: Path) -> None:
 def _read_tracer(logs: LogFiles, path: Path) -> bool:
     """Read a file of the tracer; return whether the file is one."""
     name = strip_compression_suffix(path)
-    if match := FULL.match(name):
+    if match := FULL_TRACE_NAME.match(name):
         regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
         # The table gp_timing may have been read before, and counts the same calls.
         regions.calls.clear()
         regions.seconds.clear()
         read_full(read_lines(path), regions)
-    elif match := TIMING.match(name):
+    elif match := TIMING_NAME.match(name):
         regions = logs.regions[path.parent].setdefault(int(match[1]), Regions())
         if not regions.calls:
             read_timing(read_lines(path), regions)
-    elif match := ENERGY.match(name):
+    elif match := ENERGY_NAME.match(name):
         regions = logs.regions[path.parent].setdefault(int(match[2]), Regions())
         read_energy(read_lines(path), match[1], regions)
     else:
@@ -132,9 +132,9 @@ def find_runs(logs: LogFiles) -> list[Run]:
     for segment in sorted(ordered, key=lambda s: not s.name):
         folder = find_run_folder(segment, folders)
         candidates = [r for r in runs[folder] if not segment.name or r.name in ("", segment.name)]
-        fitting = [r for r in candidates if r.continues(segment)]
+        accepting = [r for r in candidates if r.accepts(segment)]
         if segment.epochs or len(candidates) <= 1:
-            run = fitting[-1] if fitting else None
+            run = accepting[-1] if accepting else None
         else:
             run = next((r for r in reversed(candidates) if segment.name and r.name), None)
         if run is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from harness.importers.hydragnn.files import Line
 from harness.importers.hydragnn.log_parser import parse_finite
 
-FULL, TIMING, ENERGY = (
+FULL_TRACE_NAME, TIMING_NAME, ENERGY_NAME = (
     re.compile(rf"^{name}\.p(\d{{1,8}})$", re.A) for name in ("gp_full", "gp_timing", r"(rocm|nvml|xpu)_energy")
 )
 ENERGY_COLUMNS = ("ncalls", "mean", "total", "median", "std_dev", "max", "min")

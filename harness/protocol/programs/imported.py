@@ -59,7 +59,7 @@ class HydraEnergy(EventRecord, tag="energy"):
     joule: NonNegative
 
 
-class HydraFacts(Facts):
+class HydraGnnFacts(Facts):
     """Facts of an imported run."""
 
     notes: list[str] | None = None

@@ -305,6 +305,6 @@ class Trainer:
         self.progress = TrainingProgress(**state["progress"], means=means)
         self.feed.sampler.resume(state["sampler"])
         for event in self.progress.history:
-            self.log.replay(event)
+            self.log.write_plain(event)
         self.log.write(Resumed(step=self.progress.step, epoch=self.progress.epoch))
         return True

@@ -25,7 +25,7 @@ from harness.stats.changepoints.scan import (
 )
 from harness.stats.changepoints.segmentation import Detection, combine_detections, segment
 from harness.stats.intervals import median_interval
-from harness.stats.two_sample import Shift, estimate_ratio
+from harness.stats.two_sample import TwoSampleEstimate, estimate_ratio
 
 MIN_ALPHA = 0.001
 MIN_LENGTH, MIN_LENGTH_FOR_TWO = 8, 12  # values in which one step, or two, are searched for
@@ -47,7 +47,7 @@ class ChangePoint:
 
     index: int
     p: float
-    shift: Shift[float]
+    shift: TwoSampleEstimate[float]
 
 
 def detect_change_points(values: ArrayLike, alpha: float = 0.01) -> list[ChangePoint]:
@@ -195,14 +195,14 @@ def _random_scores(rounds: int, n: int) -> Floats:
     return total / np.sqrt(rounds)
 
 
-def _ratio_of_rounds(before: Floats, after: Floats, p: float) -> Shift[float]:
+def _ratio_of_rounds(before: Floats, after: Floats, p: float) -> TwoSampleEstimate[float]:
     """Return the median over rounds of after (rounds, n_b) over before (rounds, n_a), compared within each round."""
     both = ~(np.isnan(before).all(axis=1) | np.isnan(after).all(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.log(np.nanmedian(after[both], axis=1)) - np.log(np.nanmedian(before[both], axis=1))
     interval = median_interval(gain[~np.isnan(gain)].tolist())
     estimate, low, high = np.exp([interval.value, interval.low, interval.high]).tolist()
-    return Shift(
+    return TwoSampleEstimate(
         estimate=estimate, low=low, high=high, p=p, coverage=interval.coverage, n_a=_count(before), n_b=_count(after)
     )
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from harness.protocol.errors import UsageError
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.protocol.programs.hpo import HpoParameters, Range
 from harness.protocol.registry import parse_parameters
 from harness.reference.errors import InputError
@@ -49,7 +49,7 @@ SMALL = {"space": SPACE, "trial": TRAINING, "evaluations": 2, "at_once": 2, "tri
 
 def run_search(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
     """Return the events of a search in this process."""
-    return read_last_run(run_program("hpo", SMALL | parameters, folder).path)
+    return read_last_events(run_program("hpo", SMALL | parameters, folder).path)
 
 
 def write_trial(folder: Path, number: int, **point: Any) -> None:
@@ -70,7 +70,7 @@ def test_a_search_runs_trials_and_writes_a_table(tmp_path: Path) -> None:
     assert sorted(trials) == [0, 1, 2]
     for number, event in trials.items():
         epochs = [
-            e for e in read_last_run(tmp_path / "trials" / f"{number:04d}" / "events.jsonl") if e["event"] == "epoch"
+            e for e in read_last_events(tmp_path / "trials" / f"{number:04d}" / "events.jsonl") if e["event"] == "epoch"
         ]
         errors = epochs[-1]["validation_energy_mae_ev_per_atom"], epochs[-1]["validation_force_mae_ev_per_a"]
         assert event["objective"] == pytest.approx(-sum(errors) / 2)
@@ -111,9 +111,9 @@ def test_each_failure_of_a_trial_has_its_own_state(tmp_path: Path) -> None:
 def kill_when_started(folder: Path) -> None:
     log = folder / "events.jsonl"
     deadline = time.monotonic() + 200
-    while not any(e["event"] == "epoch" for e in read_last_run(log)) and time.monotonic() < deadline:
+    while not any(e["event"] == "epoch" for e in read_last_events(log)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (pid,) = [e["pid"] for e in read_last_run(log) if e["event"] == "start"]
+    (pid,) = [e["pid"] for e in read_last_events(log) if e["event"] == "start"]
     os.kill(pid, signal.SIGKILL)
 
 
@@ -146,7 +146,7 @@ def test_a_killed_search_resumes(tmp_path: Path, kind: signal.Signals) -> None:
     assert first.wait(60) != 0
     result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
-    trials = trials_by_number(read_last_run(tmp_path / "events.jsonl"))
+    trials = trials_by_number(read_last_events(tmp_path / "events.jsonl"))
     assert sorted(trials) == [0, 1]
     assert {e["state"] for e in trials.values()} == {"done"}
     starts = [e for e in events_of(tmp_path / "trials" / "0000") if e["event"] == "start"]
@@ -185,7 +185,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def has_begun(folder: Path) -> bool:
-    return any(e["event"] == "epoch" for e in read_last_run(folder / "events.jsonl"))
+    return any(e["event"] == "epoch" for e in read_last_events(folder / "events.jsonl"))
 
 
 def wait_for(search: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:

@@ -22,7 +22,7 @@ import torch
 from ase import Atoms
 
 from harness.protocol.errors import UsageError
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.protocol.programs.screening import Candidates
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.errors import InputError
@@ -48,7 +48,7 @@ SMALL: dict[str, Any] = {
 
 def run_screening(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return read_last_run(run_program("screening", SMALL | parameters, folder).path)
+    return read_last_events(run_program("screening", SMALL | parameters, folder).path)
 
 
 def read_scores(folder: Path) -> Scores:
@@ -87,7 +87,7 @@ def test_scores_match_the_models_predictions(whole: Path) -> None:
 
 
 def test_every_candidate_is_evaluated_once_with_a_proof(whole: Path) -> None:
-    (proof,) = [e for e in read_last_run(whole / "events.jsonl") if e["event"] == "proof"]
+    (proof,) = [e for e in read_last_events(whole / "events.jsonl") if e["event"] == "proof"]
     scores = read_scores(whole)
     assert len(scores) == proof["evaluated"] == proof["candidates"] == 640
     assert f"{checksum(scores.index):016x}" == proof["checksum"] == proof["expected"]
@@ -147,7 +147,7 @@ def test_killed_ranks_lose_no_results(whole: Path, tmp_path: Path) -> None:
     environment["MASTER_PORT"] = str(free_ports())
     result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
-    log = read_last_run(tmp_path / "events.jsonl")
+    log = read_last_events(tmp_path / "events.jsonl")
     (resumed,) = [e for e in log if e["event"] == "found"]
     assert 5 <= resumed["parts"] < 10
     assert [e["candidates"] for e in log if e["event"] == "proof"] == [640]

@@ -18,7 +18,7 @@ from torch import Tensor, library, nn
 from harness.experiments.ladder.training_steps import build_training_steps_table
 from harness.experiments.ladder.training_steps_page import build_steps_sections
 from harness.protocol.errors import UsageError
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.protocol.programs.training_steps import STEP_STAGES
 from harness.reference.data.neighbours import build_neighbour_list
 from harness.reference.data.structure import Structure
@@ -236,7 +236,7 @@ def test_plain_messages_keep_the_identity_of_older_states() -> None:
 def run_steps(folder: Path, **parameters: Any) -> RunRecord:
     """Run the program and return its record as the report reads it."""
     all_parameters = TINY | parameters
-    events = read_last_run(run_program("training_steps", all_parameters, folder).path)
+    events = read_last_events(run_program("training_steps", all_parameters, folder).path)
     return RunRecord(
         str(folder),
         {"name": "tiny", "suite": "tiny", "program": "training_steps", "parameters": all_parameters}, "done",

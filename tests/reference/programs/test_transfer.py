@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from harness.protocol.errors import UsageError
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.reference.errors import InputError
 from harness.reference.models import checkpoints
 from harness.reference.programs.transfer.finetune import Budget, fit, fit_scaling, validation_loss
@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
 
 def run_study(folder: Path, **parameters: Any) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return read_last_run(run_program("transfer", SMALL | parameters, folder).path)
+    return read_last_events(run_program("transfer", SMALL | parameters, folder).path)
 
 
 def make_splits(name: str) -> TaskSplits:
@@ -201,7 +201,7 @@ def test_a_killed_study_resumes_to_the_same_errors(tmp_path: Path) -> None:
     subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
     plain = [
         {(e["mode"], e["labels"], e["seed"]): round(e["mae"], 9) for e in log if e["event"] == "fit"}
-        for log in (whole, read_last_run(interrupted / "events.jsonl"))
+        for log in (whole, read_last_events(interrupted / "events.jsonl"))
     ]
     assert plain[0] == plain[1]
     assert len(plain[0]) == 16

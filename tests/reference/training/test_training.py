@@ -17,7 +17,7 @@ import torch
 
 from harness.config import resources, suite
 from harness.protocol.errors import UsageError
-from harness.protocol.events import read_last_run
+from harness.protocol.events import read_last_events
 from harness.protocol.programs.train import OptimizerParameters
 from harness.reference.data.batch import build_batch
 from harness.reference.data.neighbours import build_neighbour_list
@@ -61,7 +61,7 @@ Log = list[dict[str, Any]]
 
 def run_training(folder: Path, **parameters: object) -> Log:
     """Return the events of a run in this process."""
-    return read_last_run(run_program("train", SHORT | parameters, folder).path)
+    return read_last_events(run_program("train", SHORT | parameters, folder).path)
 
 
 def launch_training(folder: Path, count: int, **parameters: object) -> Log:
@@ -71,7 +71,7 @@ def launch_training(folder: Path, count: int, **parameters: object) -> Log:
     (folder / "case.json").write_text(json.dumps(content))
     result = launch_case(folder, count)
     assert result.returncode == 0, result.stderr
-    return read_last_run(folder / "events.jsonl")
+    return read_last_events(folder / "events.jsonl")
 
 
 def event_values(log: Log, kind: str, field: str) -> list[Any]:

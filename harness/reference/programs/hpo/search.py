@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from harness.protocol.events import FILE_NAME, CaseLog
+from harness.protocol.events import EVENTS_FILE, CaseLog
 from harness.protocol.programs.hpo import (
     HpoFacts,
     HpoParameters,
@@ -174,7 +174,7 @@ class Search:
     def _restore_rungs(self, number: int, folder: Path) -> None:
         """Enter the accuracies of a trial at the rungs of the halving."""
         if self.halving is not None:
-            for epochs, accuracy in read_accuracies(folder / FILE_NAME):
+            for epochs, accuracy in read_accuracies(folder / EVENTS_FILE):
                 self.halving.should_continue(number, epochs, accuracy)
 
     def _make_trial(self, number: int, configuration: dict[str, Any]) -> Trial:

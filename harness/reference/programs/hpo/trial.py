@@ -143,7 +143,7 @@ def read_metrics(log: Sequence[events.Event]) -> TrialMetrics | None:
 
 def read_accuracies(path: Path) -> list[tuple[int, float]]:
     """Return the numbers of epochs in a training log, each with the accuracy reached by then."""
-    epochs = [e for e in events.read_last_run(path) if e["event"] == "epoch"]
+    epochs = [e for e in events.read_last_events(path) if e["event"] == "epoch"]
     metrics = [(k, read_metrics(epochs[:k])) for k in range(1, len(epochs) + 1)]
     return [(k, of_epochs.accuracy) for k, of_epochs in metrics if of_epochs is not None]
 
@@ -171,7 +171,7 @@ def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
             return make_result(
                 "timeout", f"left running by an earlier search, and not ended within {trial.limit_s:g} s"
             )
-        log = events.read_last_run(trial.folder / events.FILE_NAME)
+        log = events.read_last_events(trial.folder / events.EVENTS_FILE)
         if any(e["event"] == "done" for e in log):
             return make_result("done", None, read_metrics(log))
         process = _start(trial, nodes, port, file.fileno())
@@ -181,7 +181,7 @@ def run_trial(trial: Trial, nodes: list[Node], port: int, halving: Halving | Non
             outcome = monitor.wait()
         finally:
             _kill(process)
-    log = events.read_last_run(trial.folder / events.FILE_NAME)
+    log = events.read_last_events(trial.folder / events.EVENTS_FILE)
     if outcome is not None:
         return make_result(*outcome, read_metrics(log) if outcome[0] == "stopped" else None)
     return make_result(*classify_result(log, process.returncode, trial.folder))
@@ -240,7 +240,7 @@ class TrialMonitor:
 
     def _stop_reason(self, halving: Halving) -> str | None:
         """Return why halving stops the trial, or None if it may continue."""
-        path = self.trial.folder / events.FILE_NAME
+        path = self.trial.folder / events.EVENTS_FILE
         size = path.stat().st_size if path.exists() else 0
         if size == self._log_size:
             return None

@@ -90,7 +90,7 @@ def run(config: TransferParameters, log: CaseLog, folder: Path) -> None:
             log.write(Progress(done=min(len(draws), k * rank_info.size), total=len(draws), what="draws of labels"))
         team.barrier()
     for path in sorted((folder / FITS).glob("*.json")):
-        log.replay(json.loads(path.read_text(encoding="utf-8")))
+        log.write_plain(json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass

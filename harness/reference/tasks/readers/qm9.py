@@ -57,7 +57,7 @@ def read_qm9(path: Path) -> TaskDataset:
         skipped = _read_uncharacterized(folder / UNCHARACTERIZED) or _read_uncharacterized(
             source.parent / UNCHARACTERIZED
         )
-        values = (v for v in build_each(iter_texts(source), _build_from_xyz) if not _is_listed(v, skipped))
+        values = (v for v in build_each(iter_strings(source), _build_from_xyz) if not _is_listed(v, skipped))
     else:
         raise InputError(
             f"{path}: neither {ARCHIVES[0]} nor {FILES} nor qm9_part*.csv nor {SDF} with {SDF_TABLE} is there"
@@ -177,7 +177,7 @@ def find_xyz_source(folder: Path) -> Path | None:
     return None if first is None else first.parent
 
 
-def iter_texts(source: Path) -> Iterator[tuple[str, str]]:
+def iter_strings(source: Path) -> Iterator[tuple[str, str]]:
     """Yield (file name, its text) of each molecule; raises InputError where the archive is damaged."""
     if source.is_dir():
         for path in sorted(source.glob(FILES)):

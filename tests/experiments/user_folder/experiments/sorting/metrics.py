@@ -33,7 +33,7 @@ def build_tables(records: Sequence[RunRecord]) -> dict[str, pd.DataFrame]:
     return {"sorting": SORTING.build(rows)}
 
 
-def sample_metrics(record: RunRecord) -> Iterator[MetricSamples]:
+def list_metric_samples(record: RunRecord) -> Iterator[MetricSamples]:
     """Yield the rate, a sample per round."""
     yield MetricSamples(RATE, tuple(list_rates(record)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.document.blocks import Column, Section, build_block, interval_cell, number_cell, rows_as_dicts
+from harness.document.blocks import Column, Section, build_block, interval_cell, list_rows, number_cell
 from harness.experiments.experiment import PageContext
 
 
@@ -17,5 +17,5 @@ def build_sections(context: PageContext) -> list[Section]:
         ("numbers/s [95%]", interval_cell("per_s")),
         ("n", "samples"),
     ]
-    block = build_block("Rates", rows_as_dicts(table), columns, "Medians over rounds with order-statistic intervals.")
-    return [Section("How fast numbers are sorted", "sorting", ["Python's own sort, one core."], views=[block])]
+    block = build_block("Rates", list_rows(table), columns, "Medians over rounds with order-statistic intervals.")
+    return [Section("How fast numbers are sorted", "sorting", ["Python's own sort, one core."], tables=[block])]

@@ -78,7 +78,7 @@ def do_run(arguments: Namespace) -> int:
         is_local = not campaign.scheduler.is_detached
         submit = is_local or arguments.submit or arguments.wait
         if submit:
-            campaign.plan.site.require_settings()
+            campaign.plan.system.require_settings()
         options = RunOptions(
             submit=submit,
             wait=is_local or arguments.wait,

@@ -124,7 +124,7 @@ def load_plans(arguments: Namespace) -> list[Plan]:
     system = load_system(arguments)
     plans = []
     for name in arguments.suites:
-        suite = load_suite(resources.find_resource("suites", name), system.system.scale or system.system.name)
+        suite = load_suite(resources.find_resource("suites", name), system.definition.scale or system.definition.name)
         whole = expand_suite(suite, system, arguments.repeat)
         plan = filter_cases(whole, arguments.name, arguments.tag, arguments.exclude)
         if not plan.cases:
@@ -144,7 +144,7 @@ def load_campaigns(arguments: Namespace) -> list[Campaign]:
         fitting, too_large = drop_oversized_cases(plan)
         if too_large:
             names = ", ".join(case.name for case in too_large)
-            print(f"{plan.campaign_name}: left out, since a job has at most {plan.site.max_nodes} nodes: {names}")
+            print(f"{plan.campaign_name}: left out, since a job has at most {plan.system.max_nodes} nodes: {names}")
         campaigns.append(Campaign(fitting, arguments.out / "runs"))
     return campaigns
 

@@ -57,24 +57,24 @@ def print_next_steps(campaign: Campaign, outcomes: Sequence[Outcome], submitted:
     if submitted:
         print("later, run the same command to collect the cases that have ended and submit the others")
         return
-    site = campaign.plan.site
+    system = campaign.plan.system
     script = f"{shlex.quote(str(make_absolute(campaign.folder) / 'jobs'))}/JOB.sh"
-    setting_options = "".join(f"-S {name}=... " for name in site.missing)
-    print_missing_settings(site)
+    setting_options = "".join(f"-S {name}=... " for name in system.missing)
+    print_missing_settings(system)
     print(f"to submit the jobs, and later to collect them, run the same command with {setting_options}--submit")
     print(
-        f"or by hand, one by one: {' '.join(filter(None, (campaign.scheduler.command, site.submit_options, script)))}"
+        f"or by hand, one by one: {' '.join(filter(None, (campaign.scheduler.command, system.submit_options, script)))}"
     )
 
 
-def print_missing_settings(site: ResolvedSystem) -> None:
+def print_missing_settings(system: ResolvedSystem) -> None:
     """Print the settings that need a value before jobs can be submitted."""
     from harness.config.system_file import describe_sources
 
-    if site.missing:
+    if system.missing:
         print("before you submit, give these settings a value:")
-    for name in site.missing:
-        print(f"  {name} ({site.system.settings[name].help}): {describe_sources(site.system.name, name)}")
+    for name in system.missing:
+        print(f"  {name} ({system.definition.settings[name].help}): {describe_sources(system.definition.name, name)}")
 
 
 def add_commands(commands: Commands) -> None:
@@ -99,7 +99,7 @@ def do_list(arguments: Namespace) -> int:
     for name in resources.list_resources("suites"):
         print(f"suite   {name:<14} {load_suite(resources.find_resource('suites', name)).title}")
     for name in resources.list_resources("systems"):
-        print(f"system  {name:<14} {system.load_system(resources.find_resource('systems', name), {}).system.title}")
+        print(f"system  {name:<14} {system.load_system(resources.find_resource('systems', name), {}).definition.title}")
     return DONE
 
 
@@ -117,7 +117,7 @@ def do_plan(arguments: Namespace) -> int:
             f" in {pluralize(len(jobs), 'job')}; at most {limit:.4g} node-hours, expected {expected:.4g}"
         )
         print_jobs(jobs, arguments.verbose)
-    print_missing_settings(campaigns[0].plan.site)
+    print_missing_settings(campaigns[0].plan.system)
     check_cost(arguments, campaigns)
     return DONE
 

@@ -59,7 +59,8 @@ class TelemetryConfig:
 class ResolvedSystem:
     """A system and its settings."""
 
-    system: System
+    definition: System
+    """The content of its file."""
     settings: Mapping[str, Any]
     """The settings that have a value."""
     missing: Mapping[str, str]
@@ -71,7 +72,7 @@ class ResolvedSystem:
     @cached_property
     def ranks_per_node(self) -> int:
         """The number of ranks that fill a node."""
-        at, value = ("node", "ranks_per_node"), self.system.node.ranks_per_node
+        at, value = ("node", "ranks_per_node"), self.definition.node.ranks_per_node
         if isinstance(value, str):
             if missing := self._find_missing_settings(value):  # what a case measures depends on it
                 raise self._error(at, "; ".join(self.missing[name] for name in missing))
@@ -83,31 +84,31 @@ class ResolvedSystem:
     @cached_property
     def expression_values(self) -> dict[str, Any]:
         """The attributes of `system` in a suite."""
-        node = self.system.node
+        node = self.definition.node
         return {
-            "name": self.system.name,
-            "nodes": self.system.limits.nodes or 1_000_000,
+            "name": self.definition.name,
+            "nodes": self.definition.limits.nodes or 1_000_000,
             "ranks_per_node": self.ranks_per_node,
             "cores_per_node": node.cores or 1,
             "accelerators_per_node": node.accelerators,
-            "backend": self.system.backend,
-            "device": self.system.device,
+            "backend": self.definition.backend,
+            "device": self.definition.device,
         }
 
     @cached_property
     def identifying_settings(self) -> dict[str, Any]:
         """The settings that change what is measured."""
-        return {name: value for name, value in self.settings.items() if self.system.settings[name].identity}
+        return {name: value for name, value in self.settings.items() if self.definition.settings[name].identity}
 
     @property
     def max_nodes(self) -> int | None:
         """The maximum number of nodes of a case, without spare nodes; None if no limit is known."""
-        limit = self.system.limits.nodes
+        limit = self.definition.limits.nodes
         return None if limit is None else limit - self.spares
 
     def get_max_minutes(self, nodes: int) -> float | None:
         """Return the site's walltime limit for a job with this number of nodes, or None if no limit is known."""
-        return next((limit.minutes for limit in self.system.limits.walltime if nodes <= limit.nodes), None)
+        return next((limit.minutes for limit in self.definition.limits.walltime if nodes <= limit.nodes), None)
 
     def require_settings(self) -> None:
         """Raise UsageError if any setting has no value."""
@@ -137,7 +138,7 @@ class ResolvedSystem:
         """
         lines = [
             (k, line)
-            for k, line in enumerate(getattr(self.system, name))
+            for k, line in enumerate(getattr(self.definition, name))
             if name != "directives" or not self._find_missing_settings(line)
         ]
         rendered = [self.render_line(line, (name, k), **namespaces) for k, line in lines]
@@ -146,7 +147,7 @@ class ResolvedSystem:
     def render_setting_checks(self, sections: Collection[str] = JOB_SECTIONS) -> list[str]:
         """Return shell lines that end a script with a message if a setting that these sections need is missing."""
         return [
-            f'# {name}: {self.system.settings[name].help}\n: "${{{variable}:?is not set: export it with the value'
+            f'# {name}: {self.definition.settings[name].help}\n: "${{{variable}:?is not set: export it with the value'
             f' of the setting {name}}}"'
             for name, variable in self._find_missing_variables(sections).items()
         ]
@@ -156,22 +157,22 @@ class ResolvedSystem:
         """Options for the missing settings, to add to the scheduler's command when a script is submitted by hand."""
         values = {"settings": {**self.settings, **{name: Placeholder(name.upper()) for name in self.missing}}}
         options = []
-        for line in filter(self._find_missing_settings, self.system.directives):
+        for line in filter(self._find_missing_settings, self.definition.directives):
             with suppress(ExpressionError):
                 options.append(str(expressions.parse(line)(values)))
         missing = self._find_missing_variables(JOB_SECTIONS)
         exports = [f"{variable}={name.upper()}" for name, variable in missing.items()]
         if exports:
-            options.append(EXPORT_OPTIONS.get(self.system.scheduler, "") + ",".join(exports))
+            options.append(EXPORT_OPTIONS.get(self.definition.scheduler, "") + ",".join(exports))
         return " ".join(options)
 
     @cached_property
     def chunk(self) -> str:
         """What a PBS job requests on each node, in the syntax of `select`: `:ncpus=8:ngpus=4`."""
-        shape = self.system.node
+        shape = self.definition.node
         node = {"ranks_per_node": self.ranks_per_node, "cores": shape.cores or 0, "accelerators": shape.accelerators}
         parts = []
-        for name, template in self.system.chunk.items():
+        for name, template in self.definition.chunk.items():
             if not self._find_missing_settings(template):
                 value = self.render_line(str(template), ("chunk", name), node=node)
                 if not CHUNK_VALUE.fullmatch(value):
@@ -183,12 +184,14 @@ class ResolvedSystem:
     @cached_property
     def environment(self) -> dict[str, str]:
         """The variables that every job exports."""
-        return {name: self.render_line(value, ("environment", name)) for name, value in self.system.environment.items()}
+        return {
+            name: self.render_line(value, ("environment", name)) for name, value in self.definition.environment.items()
+        }
 
     @cached_property
     def telemetry(self) -> TelemetryConfig:
         """The telemetry of every job, with defaults where settings are missing; raise UsageError if it is invalid."""
-        template, default = self.system.telemetry, TelemetryTemplate()
+        template, default = self.definition.telemetry, TelemetryTemplate()
         text = {}
         for name in ("collector", "interval_s", "omnistat"):
             is_undecided = name != "omnistat" and self._find_missing_settings(getattr(template, name))
@@ -254,15 +257,17 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
         UsageError: the file or the settings have problems; the message has all of them.
     """
     document = load_with_bases(path, "systems")
-    system, problems = check_model(document, System)
+    definition, problems = check_model(document, System)
     raise_problems([*problems, *_check_expressions(document), *_check_scale(document)])
-    assert system is not None, "a system without problems is valid"
+    assert definition is not None, "a system without problems is valid"
     source = document.locate(("template",)).path
-    if not any((folder / system.template).is_file() for folder in (source.parent, resources.resource_dir("systems"))):
-        message = f"template {system.template!r} is neither next to {source.name} nor shipped"
+    if not any(
+        (folder / definition.template).is_file() for folder in (source.parent, resources.resource_dir("systems"))
+    ):
+        message = f"template {definition.template!r} is neither next to {source.name} nor shipped"
         raise document.error(("template",), message)
-    values, missing = system_file.resolve_settings(system.name, system.settings, options)
-    resolved = ResolvedSystem(system, values, missing, source.parent, document)
+    values, missing = system_file.resolve_settings(definition.name, definition.settings, options)
+    resolved = ResolvedSystem(definition, values, missing, source.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
     _ = resolved.ranks_per_node, resolved.spares, resolved.chunk, resolved.environment, resolved.telemetry
     _ = [resolved.render_section(name) for name in PRE_CASE_SECTIONS]

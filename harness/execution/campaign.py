@@ -28,7 +28,7 @@ class Campaign:
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
         self.folder = root / plan.campaign_name
-        self.scheduler = _make_scheduler(plan.site.system.scheduler, self.folder)
+        self.scheduler = _make_scheduler(plan.system.definition.scheduler, self.folder)
         self.submission: Submission | None = None
 
     def case_folder(self, case: Case) -> Path:

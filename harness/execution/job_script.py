@@ -77,7 +77,7 @@ class JobScriptWriter:
             characters = "a quote, backslash or line break, or one that is not UTF-8"
             raise UsageError(f"{self.folder}: job scripts cannot name a folder with {characters}")
         self.jobs_folder = self.folder / JOBS_FOLDER
-        self._template = _make_template_environment(plan.site.folder).get_template(plan.site.system.template)
+        self._template = _make_template_environment(plan.system.folder).get_template(plan.system.definition.template)
         self._context = self._build_context()
 
     def get_script_path(self, job_name: str) -> Path:
@@ -98,8 +98,8 @@ class JobScriptWriter:
                 log=self.jobs_folder / f"{job.name}.log",
             )
         except jinja2.TemplateError as error:
-            site = self.plan.site
-            raise UsageError(f"{site.folder / site.system.template}: {error}") from None
+            system = self.plan.system
+            raise UsageError(f"{system.folder / system.definition.template}: {error}") from None
         while "\n\n\n" in text:  # several times as fast as a regular expression
             text = text.replace("\n\n\n", "\n\n")
         return text
@@ -138,23 +138,23 @@ class JobScriptWriter:
 
     def _build_context(self) -> dict[str, Any]:
         """Return the values that the template reads for every job of the plan."""
-        site = self.plan.site
+        system = self.plan.system
         return {
             "suite": self.plan.suite,
-            "system": site.system,
+            "system": system.definition,
             "version": __version__,
             "folder": self.folder,
-            "python": site.system.python or sys.executable,
+            "python": system.definition.python or sys.executable,
             "bin": Path(sys.executable).parent,
-            "environment": site.environment | user_experiments.build_job_environment(self.plan.suite.program),
-            "telemetry": site.telemetry,
-            "directives": site.render_section("directives"),
-            "options": f" {site.submit_options}" if site.submit_options else "",
-            "setting_checks": site.render_setting_checks(),
-            "chunk": site.chunk,
-            "modules": site.render_section("modules"),
-            "prepare": site.render_section("prepare"),
-            "stage": site.render_section("stage"),
+            "environment": system.environment | user_experiments.build_job_environment(self.plan.suite.program),
+            "telemetry": system.telemetry,
+            "directives": system.render_section("directives"),
+            "options": f" {system.submit_options}" if system.submit_options else "",
+            "setting_checks": system.render_setting_checks(),
+            "chunk": system.chunk,
+            "modules": system.render_section("modules"),
+            "prepare": system.render_section("prepare"),
+            "stage": system.render_section("stage"),
             "launch": self._make_launcher(),
             "min_nodes": get_min_nodes,
         }
@@ -162,7 +162,7 @@ class JobScriptWriter:
     def render_trial_launcher(self, case: Case) -> str:
         """Render the script with which a search starts each of its trials on some of the job's nodes."""
         shape = {"nodes": get_min_nodes(case), "ranks_per_node": case.ranks_per_node}
-        lines = self.plan.site.render_section(
+        lines = self.plan.system.render_section(
             "launch", case={**shape, "ranks": shape["nodes"] * shape["ranks_per_node"]}
         )
         launch = "".join(f"    {line} \\\n" for line in lines if line)
@@ -177,7 +177,7 @@ class JobScriptWriter:
             shape = (case.nodes, case.ranks_per_node)
             if shape not in cache:
                 context = {"nodes": case.nodes, "ranks_per_node": case.ranks_per_node, "ranks": case.ranks}
-                cache[shape] = self.plan.site.render_section("launch", case=context)
+                cache[shape] = self.plan.system.render_section("launch", case=context)
             return cache[shape]
 
         return launch
@@ -208,7 +208,7 @@ def write_case(campaign: Path, case: Case) -> None:
     write_bytes(f"{folder}/case.json", orjson.dumps(content, option=JSON_OPTIONS))
 
 
-def render_setup_script(site: ResolvedSystem) -> str:
+def render_setup_script(system: ResolvedSystem) -> str:
     """Render the bash script that creates the Python environment of a system's jobs.
 
     Raises:
@@ -219,13 +219,21 @@ def render_setup_script(site: ResolvedSystem) -> str:
         if (resources.REPO_ROOT / "pyproject.toml").is_file()
         else f"gfm-harness=={__version__}"
     )
-    lines = site.render_section("install", setup={"package": package})
+    lines = system.render_section("install", setup={"package": package})
     if not lines:
-        raise UsageError(f"system {site.system.name!r} has no `install` lines, so its environment cannot be set up")
-    source = f"See {site.system.source}" if site.system.source else "From the system's `modules` and `install` lines."
-    head = SETUP_TEMPLATE.format(version=__version__, title=site.system.title, source=source)
+        raise UsageError(
+            f"system {system.definition.name!r} has no `install` lines, so its environment cannot be set up"
+        )
+    source = (
+        f"See {system.definition.source}"
+        if system.definition.source
+        else "From the system's `modules` and `install` lines."
+    )
+    head = SETUP_TEMPLATE.format(version=__version__, title=system.definition.title, source=source)
     return (
-        "\n".join([head, *site.render_setting_checks(("modules", "install")), *site.render_section("modules"), *lines])
+        "\n".join(
+            [head, *system.render_setting_checks(("modules", "install")), *system.render_section("modules"), *lines]
+        )
         + "\n"
     )
 

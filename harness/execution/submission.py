@@ -64,7 +64,7 @@ class Submission:
         self.scheduler, self.journal = scheduler, journal
         self.options, self.progress = options, progress
         self.scripts = JobScriptWriter(plan, folder)
-        self.max_jobs = options.max_jobs or plan.site.system.limits.jobs
+        self.max_jobs = options.max_jobs or plan.system.definition.limits.jobs
         self.n_submitted = 0
         self.held_back: list[Job] = []
         self.rejected: dict[str, str] = {}
@@ -174,7 +174,7 @@ class Submission:
         for job, after in ready:
             by_shape[("dependent", job.name) if after else job.shape].append(job)
         dependencies = {job.name: after for job, after in ready}
-        max_size = self.plan.site.system.limits.array
+        max_size = self.plan.system.definition.limits.array
         for jobs in by_shape.values():
             if self.scheduler.supports_arrays and max_size > 1 and len(jobs) >= MIN_ARRAY_SIZE:
                 self._submit_arrays(jobs, max_size)

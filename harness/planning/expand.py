@@ -35,21 +35,21 @@ class Plan:
     """The cases of one suite on one system; a campaign carries it out."""
 
     suite: Suite
-    site: ResolvedSystem
+    system: ResolvedSystem
     cases: tuple[Case, ...]
 
     @property
     def campaign_name(self) -> str:
         """Name of its folder in runs/."""
-        return f"{self.suite.name}-{self.site.system.name}"
+        return f"{self.suite.name}-{self.system.definition.name}"
 
 
-def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None) -> Plan:
+def expand_suite(suite: Suite, system: ResolvedSystem, repeats: int | None = None) -> Plan:
     """Return the plan of all combinations of the suite's axes; the last axis varies fastest.
 
     Args:
         suite: The suite, overlaid for the system.
-        site: The system.
+        system: The system.
         repeats: The number of repeats of each case; None: as in the suite.
 
     Raises:
@@ -61,7 +61,7 @@ def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None)
     if n_points * repeats > MAX_CASES:
         raise suite.document.error(("repeats",), f"{n_points * repeats} cases, but the limit is {MAX_CASES}")
     with pause_gc():
-        cases = tuple(_SuiteExpander(suite, site, repeats).iter_cases())
+        cases = tuple(_SuiteExpander(suite, system, repeats).iter_cases())
     if not cases:
         section = "where" if suite.where else "exclude"
         raise suite.document.error((section,), f"no case: exclude and where remove all {n_points} combinations")
@@ -70,7 +70,7 @@ def expand_suite(suite: Suite, site: ResolvedSystem, repeats: int | None = None)
         duplicate = by_id.setdefault(case.id, case)
         if duplicate is not case:
             raise suite.document.error((), f"cases {duplicate.name} and {case.name} are identical")
-    return Plan(suite, site, resolve_dependencies(suite, cases))
+    return Plan(suite, system, resolve_dependencies(suite, cases))
 
 
 def filter_cases(plan: Plan, names: Sequence[str], tags: Sequence[str], excluded: Sequence[str]) -> Plan:
@@ -95,12 +95,12 @@ def format_axis_label(axis: str, value: Any) -> str:
 class _SuiteExpander:
     """A suite on a system, compiled to be rendered for each combination of its axes."""
 
-    def __init__(self, suite: Suite, site: ResolvedSystem, repeats: int) -> None:
+    def __init__(self, suite: Suite, system: ResolvedSystem, repeats: int) -> None:
         self.suite, self.repeats = suite, repeats
         self.model: type[BaseModel] = load_programs()[suite.program].parameters
         self.parameter_axes = suite.axes.keys() & self.model.model_fields.keys()
         compiler = TemplateCompiler(
-            suite.document, {"system": list(site.expression_values), "settings": list(site.system.settings)}
+            suite.document, {"system": list(system.expression_values), "settings": list(system.definition.settings)}
         )
         self.variables = compiler.compile(suite.variables, ("variables",))
         self.parameters = compiler.compile(suite.parameters, ("parameters",))
@@ -115,18 +115,18 @@ class _SuiteExpander:
         self.where = [compiler.compile_condition(text, ("where", k)) for k, text in enumerate(suite.where)]
         self.exclude = [{n: v if isinstance(v, list) else [v] for n, v in row.items()} for row in suite.exclude]
         self.constant_values = {
-            "system": site.expression_values,
-            "settings": dict(site.settings),
+            "system": system.expression_values,
+            "settings": dict(system.settings),
             **self.parameters.constants,
             **self.variables.constants,
         }
         self.content: dict[str, Any] = {
             "program": suite.program,
-            "system": site.system.name,
-            "environment": dict(site.system.environment),
-            "settings": site.identifying_settings,
+            "system": system.definition.name,
+            "environment": dict(system.definition.environment),
+            "settings": system.identifying_settings,
         }
-        self.settings, self.tags = dict(site.settings), tuple(suite.tags)
+        self.settings, self.tags = dict(system.settings), tuple(suite.tags)
         self.valid_resources: dict[str, Resources] = {}
         self.labels: dict[Any, str] = {}
 

@@ -70,15 +70,15 @@ def pack_jobs(
     Raises:
         UsageError: a case fits into no job.
     """
-    site, batches = plan.site, list[list[Case]]()
+    system, batches = plan.system, list[list[Case]]()
     for case in cases:
         _raise_if_oversized(plan, case)
-        if batches and _fits(site, [*batches[-1], case], plan.suite.pack):
+        if batches and _fits(system, [*batches[-1], case], plan.suite.pack):
             batches[-1].append(case)
         else:
             batches.append([case])
     path, seconds = str(folder.resolve()), measured_seconds or {}
-    return [_build_job(site, tuple(batch), path, seconds) for batch in batches]
+    return [_build_job(system, tuple(batch), path, seconds) for batch in batches]
 
 
 def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
@@ -87,7 +87,7 @@ def drop_oversized_cases(plan: Plan) -> tuple[Plan, tuple[Case, ...]]:
     Returns:
         The reduced plan and the removed cases. If no case fits, the whole plan: `pack_jobs` refuses it with a reason.
     """
-    limit = plan.site.max_nodes
+    limit = plan.system.max_nodes
     dropped: dict[str, Case] = {}
     for case in plan.cases:  # each case is after those that it depends on
         if (limit is not None and case.nodes > limit) or not dropped.keys().isdisjoint(case.after):
@@ -102,48 +102,48 @@ def sum_node_hours(jobs: Sequence[Job]) -> tuple[float, float]:
     return sum(job.node_hours for job in jobs), sum(job.expected_node_hours for job in jobs)
 
 
-def _fits(site: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
+def _fits(system: ResolvedSystem, cases: Sequence[Case], max_cases: int) -> bool:
     nodes = [case.nodes for case in cases]
-    allowed = site.get_max_minutes(max(nodes) + site.spares)
-    fits_time = allowed is None or _walltime(site, cases) <= allowed
+    allowed = system.get_max_minutes(max(nodes) + system.spares)
+    fits_time = allowed is None or _walltime(system, cases) <= allowed
     return len(cases) <= max_cases and min(nodes) * 2 >= max(nodes) and fits_time
 
 
-def _walltime(site: ResolvedSystem, cases: Sequence[Case]) -> float:
-    return math.ceil(sum(case.minutes for case in cases) + site.system.overhead_minutes)
+def _walltime(system: ResolvedSystem, cases: Sequence[Case]) -> float:
+    return math.ceil(sum(case.minutes for case in cases) + system.definition.overhead_minutes)
 
 
 def _raise_if_oversized(plan: Plan, case: Case) -> None:
-    site, name, document = plan.site, plan.site.system.name, plan.suite.document
-    nodes, limit = case.nodes + site.spares, site.system.limits.nodes
+    system, name, document = plan.system, plan.system.definition.name, plan.suite.document
+    nodes, limit = case.nodes + system.spares, system.definition.limits.nodes
     if limit is not None and nodes > limit:
-        spare = f", {site.spares} of them spare" if site.spares else ""
+        spare = f", {system.spares} of them spare" if system.spares else ""
         message = f"case {case.name} needs {nodes} nodes{spare}, but a job on {name} has at most {limit}"
         raise document.error(("resources", "nodes"), message)
-    allowed, minutes = site.get_max_minutes(nodes), _walltime(site, [case])
+    allowed, minutes = system.get_max_minutes(nodes), _walltime(system, [case])
     if allowed is not None and minutes > allowed:
         message = (
             f"case {case.name} needs {minutes:g} minutes including the overhead of a job, but {name} allows"
             f" {allowed:g} for {nodes} nodes; -x {case.name} excludes it"
         )
         raise document.error(("resources", "minutes"), message)
-    is_limited = "ranks_per_node" in site.system.settings and site.system.scheduler == "local"
-    if is_limited and case.ranks_per_node > site.ranks_per_node:
+    is_limited = "ranks_per_node" in system.definition.settings and system.definition.scheduler == "local"
+    if is_limited and case.ranks_per_node > system.ranks_per_node:
         message = f"case {case.name} needs {case.ranks_per_node} ranks, but ranks_per_node of this machine is"
         hint = f"-S ranks_per_node={case.ranks_per_node} allows it"
-        raise UsageError(f"{message} {site.ranks_per_node}; {hint}")
+        raise UsageError(f"{message} {system.ranks_per_node}; {hint}")
 
 
-def _build_job(site: ResolvedSystem, cases: tuple[Case, ...], folder: str, seconds: Mapping[str, float]) -> Job:
+def _build_job(system: ResolvedSystem, cases: tuple[Case, ...], folder: str, seconds: Mapping[str, float]) -> Job:
     digest = hashlib.sha256("\n".join([folder, *(case.id for case in cases)]).encode()).hexdigest()[:8]
     nodes = cases[0].nodes if len(cases) == 1 else max(case.nodes for case in cases)
     expected = sum(seconds[c.id] / 60 if c.id in seconds else c.expected_minutes for c in cases)
-    minutes = _walltime(site, cases)
+    minutes = _walltime(system, cases)
     return Job(
         name=f"{cases[0].name[:MAX_JOB_NAME_LENGTH].rstrip('-')}-{digest}",
         cases=cases,
         nodes=nodes,
-        spares=site.spares,
+        spares=system.spares,
         minutes=minutes,
-        expected_minutes=min(minutes, expected + site.system.overhead_minutes),
+        expected_minutes=min(minutes, expected + system.definition.overhead_minutes),
     )

@@ -233,7 +233,7 @@ def test_scale_overlays_the_suite_only_for_the_selected_system(load: Load) -> No
 
 def test_a_shipped_system_names_its_scale() -> None:
     frontier, scaling = find_resource("systems", "frontier"), find_resource("suites", "scaling")
-    assert load_system(frontier, {"account": "abc"}).system.scale == "frontier"
+    assert load_system(frontier, {"account": "abc"}).definition.scale == "frontier"
     assert load_suite(scaling, "perlmutter").matrix["nodes"] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert load_suite(scaling, "frontier").matrix["nodes"] == [8, 16, 32, 64, 128, 256, 512, 1024]
 

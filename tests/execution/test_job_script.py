@@ -37,13 +37,13 @@ CAMPAIGN = Path("/campaign")
 
 def load_site(name: str, **settings: str) -> ResolvedSystem:
     path = find_resource("systems", name)
-    declared = load_system(path, {}).system.settings
+    declared = load_system(path, {}).definition.settings
     return load_system(path, {key: value for key, value in (SETTINGS | settings).items() if key in declared})
 
 
 def load_plan(suite: str, system: str, **settings: str) -> Plan:
     site = load_site(system, **settings)
-    return expand_suite(load_suite(find_resource("suites", suite), site.system.scale or system), site)
+    return expand_suite(load_suite(find_resource("suites", suite), site.definition.scale or system), site)
 
 
 def pack(plan: Plan, folder: Path = CAMPAIGN) -> list[Job]:
@@ -122,9 +122,9 @@ def test_walltime_is_the_sum_of_cases_and_overhead(
 ) -> None:
     for path, (plan, job) in every_script.items():
         request = re.search(r"^#(?:SBATCH --time|PBS -l walltime)=(\d+):(\d\d):00$", path.read_text(), re.MULTILINE)
-        if plan.site.system.scheduler != "local":
+        if plan.system.definition.scheduler != "local":
             assert request, path
-            minutes = sum(case.minutes for case in job.cases) + plan.site.system.overhead_minutes
+            minutes = sum(case.minutes for case in job.cases) + plan.system.definition.overhead_minutes
             assert int(request[1]) * 60 + int(request[2]) == minutes
 
 
@@ -146,7 +146,7 @@ def test_every_case_starts_with_its_nodes_and_ranks(every_script: dict[Path, tup
                 assert "mpiexec" not in line
                 assert not case.nodes % n
                 started = trial_launcher(path, case).read_text().replace(" \\\n", " ")
-            match plan.site.system.scheduler:
+            match plan.system.definition.scheduler:
                 case "slurm":
                     assert f"srun --nodes={n} --ntasks={ranks} --ntasks-per-node={each} " in started
                     assert f'--nodelist="$(first {n})"' in started
@@ -171,7 +171,7 @@ def test_job_requests_nodes_of_its_largest_case_and_spares(
         if request:
             assert int(request[1]) == max(case.nodes for case in job.cases) + 2
         else:
-            assert plan.site.system.scheduler == "local"
+            assert plan.system.definition.scheduler == "local"
 
 
 def test_aurora_binds_twelve_ranks_to_free_cores() -> None:
@@ -216,7 +216,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.mark.slow
 def test_real_slurm_accepts_every_script(every_script: dict[Path, tuple[Plan, Job]], planner: Cluster) -> None:
-    scripts = [path for path, (plan, _) in every_script.items() if plan.site.system.scheduler == "slurm"]
+    scripts = [path for path, (plan, _) in every_script.items() if plan.system.definition.scheduler == "slurm"]
     assert len(scripts) > 20
     for path in scripts:
         result = planner.run("sbatch", "--test-only", str(path))

@@ -57,7 +57,7 @@ def test_jobs_respect_all_limits_and_contain_every_case(max_cases: int, shapes: 
         used = [case.nodes for case in job.cases]
         assert len(job.cases) <= max_cases
         assert job.nodes == max(used) <= 2 * min(used)
-        assert job.minutes == sum(c.minutes for c in job.cases) + FRONTIER.system.overhead_minutes
+        assert job.minutes == sum(c.minutes for c in job.cases) + FRONTIER.definition.overhead_minutes
         allowed = FRONTIER.get_max_minutes(job.nodes + job.spares)
         assert allowed is not None
         assert job.minutes <= allowed
@@ -96,6 +96,6 @@ def test_a_name_depends_on_the_cases_and_the_folder_alone() -> None:
 def test_expected_minutes_use_measured_seconds() -> None:
     plan = make_plan(2, [(1, 10), (1, 20)])
     (job,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 60.0})
-    assert job.expected_minutes == 1 + 20 + FRONTIER.system.overhead_minutes
+    assert job.expected_minutes == 1 + 20 + FRONTIER.definition.overhead_minutes
     (overdue,) = pack_jobs(plan, plan.cases, FOLDER, {plan.cases[0].id: 1e6})
     assert overdue.expected_minutes == overdue.minutes

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 SETTINGS = [
     (name, setting)
     for name in list_resources("systems")
-    for setting in load_system(find_resource("systems", name), {}).system.settings
+    for setting in load_system(find_resource("systems", name), {}).definition.settings
 ]
 
 

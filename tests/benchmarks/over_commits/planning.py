@@ -20,7 +20,8 @@ def plan(suite: str, system: str) -> Any:
         load_suite = find("harness.config.suite.load_suite", "harness.config.suite.load", "harness.suites.load")
         load_system = find("harness.config.system.load_system", "harness.config.system.load", "harness.systems.load")
     site = load_system(locate("systems", system), {"account": "none"} if system == "frontier" else {})
-    return expand(load_suite(locate("suites", suite), site.system.scale or site.system.name), site)
+    definition = getattr(site, "definition", None) or site.system  # earlier commits
+    return expand(load_suite(locate("suites", suite), definition.scale or definition.name), site)
 
 
 class Plan(Sampled):

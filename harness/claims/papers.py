@@ -61,10 +61,10 @@ def _check_paper(document: Document, tables: Tables) -> Iterator[Problem]:
         except ValidationError:
             continue
         if claim.id in ids:
-            yield document.problem(("claims", index, "id"), f"duplicate claim id {claim.id!r}")
+            yield document.make_problem(("claims", index, "id"), f"duplicate claim id {claim.id!r}")
         ids.add(claim.id)
         for loc, message in _Checker(tables).check_claim(claim):
-            yield document.problem(("claims", index, *loc), message)
+            yield document.make_problem(("claims", index, *loc), message)
 
 
 Mistakes = Iterator[tuple[KeyPath, str]]

@@ -50,65 +50,81 @@ class Document:
     data: dict[str, Any]
     locations: Mapping[KeyPath, Location]
 
-    def locate(self, at: KeyPath) -> Location:
+    def locate(self, key_path: KeyPath) -> Location:
         """Return the location of the deepest part of a key path that exists."""
-        for depth in range(len(at), -1, -1):
-            if at[:depth] in self.locations:
-                return self.locations[at[:depth]]
+        for depth in range(len(key_path), -1, -1):
+            if key_path[:depth] in self.locations:
+                return self.locations[key_path[:depth]]
         return Location(self.path, 1, 1)
 
-    def problem(self, at: KeyPath, message: str) -> Problem:
+    def make_problem(self, key_path: KeyPath, message: str) -> Problem:
         """Return a problem that is located at a key path."""
-        return Problem(self.locate(at), message)
+        return Problem(self.locate(key_path), message)
 
-    def error(self, at: KeyPath, message: str) -> UsageError:
+    def make_error(self, key_path: KeyPath, message: str) -> UsageError:
         """Return an exception that is located at a key path."""
-        return UsageError(self.problem(at, message).format())
+        return UsageError(self.make_problem(key_path, message).format())
 
-    def subdocument(self, at: KeyPath) -> Document:
+    def subdocument(self, key_path: KeyPath) -> Document:
         """Return the mapping at a key path as a document."""
         data: Any = self.data
-        for key in at:
+        for key in key_path:
             data = data[key]
-        locations = {path[len(at) :]: location for path, location in self.locations.items() if path[: len(at)] == at}
+        locations = {
+            path[len(key_path) :]: location
+            for path, location in self.locations.items()
+            if path[: len(key_path)] == key_path
+        }
         return Document(self.path, data, locations)
 
     def drop(self, *keys: str) -> Document:
         """Return the document without some of its top-level keys."""
         data = {key: value for key, value in self.data.items() if key not in keys}
-        locations = {at: location for at, location in self.locations.items() if not at or at[0] not in keys}
+        locations = {
+            key_path: location
+            for key_path, location in self.locations.items()
+            if not key_path or key_path[0] not in keys
+        }
         return Document(self.path, data, locations)
 
     def overlay_on(self, base: Document) -> Document:
         """Overlay this document on a base: merge mappings, remove keys that are null, and replace all other values."""
         replaced: set[KeyPath] = set()
         data = _merge(base.data, self.data, (), replaced)
-        locations = {at: location for at, location in base.locations.items() if not _is_inside(at, replaced)}
-        locations |= {at: location for at, location in self.locations.items() if not at or _is_inside(at, replaced)}
+        locations = {
+            key_path: location for key_path, location in base.locations.items() if not _is_inside(key_path, replaced)
+        }
+        locations |= {
+            key_path: location
+            for key_path, location in self.locations.items()
+            if not key_path or _is_inside(key_path, replaced)
+        }
         return Document(self.path, data, locations)
 
     def find_invalid_removals(self, base: Document) -> Iterator[Problem]:
         """Yield a problem for every null that should remove a key which the base does not have."""
         yield from self._find_invalid_removals(self.data, base.data, ())
 
-    def _find_invalid_removals(self, top: Mapping[str, Any], base: Mapping[str, Any], at: KeyPath) -> Iterator[Problem]:
+    def _find_invalid_removals(
+        self, top: Mapping[str, Any], base: Mapping[str, Any], key_path: KeyPath
+    ) -> Iterator[Problem]:
         for key, value in top.items():
             if value is None and key not in base:
                 message = f"null removes a key, and the base has no such key{did_you_mean(key, base)}"
-                yield self.problem((*at, key), f"{format_key_path((*at, key))}: {message}")
+                yield self.make_problem((*key_path, key), f"{format_key_path((*key_path, key))}: {message}")
             elif isinstance(value, dict) and isinstance(base.get(key), dict):
-                yield from self._find_invalid_removals(value, base[key], (*at, key))
+                yield from self._find_invalid_removals(value, base[key], (*key_path, key))
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any], at: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], top: dict[str, Any], key_path: KeyPath, replaced: set[KeyPath]) -> dict[str, Any]:
     """Return base overlaid by top; add the key paths whose values come from top to `replaced`."""
     merged = dict(base)
     for key, value in top.items():
         base_value = merged.get(key)
         if isinstance(value, dict) and isinstance(base_value, dict):
-            merged[key] = _merge(base_value, value, (*at, key), replaced)
+            merged[key] = _merge(base_value, value, (*key_path, key), replaced)
             continue
-        replaced.add((*at, key))
+        replaced.add((*key_path, key))
         if value is None:
             merged.pop(key, None)
         else:
@@ -116,22 +132,22 @@ def _merge(base: dict[str, Any], top: dict[str, Any], at: KeyPath, replaced: set
     return merged
 
 
-def _is_inside(at: KeyPath, parts: set[KeyPath]) -> bool:
-    return any(at[:depth] in parts for depth in range(1, len(at) + 1))
+def _is_inside(key_path: KeyPath, parts: set[KeyPath]) -> bool:
+    return any(key_path[:depth] in parts for depth in range(1, len(key_path) + 1))
 
 
-def format_key_path(at: KeyPath) -> str:
+def format_key_path(key_path: KeyPath) -> str:
     """Format a key path for messages: `matrix.seed.0`."""
-    return ".".join(map(str, at))
+    return ".".join(map(str, key_path))
 
 
-def iter_strings(node: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def iter_strings(node: Any, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield every string in nested mappings and lists, with its key path."""
     if isinstance(node, str):
-        yield at, node
+        yield key_path, node
     elif isinstance(node, (dict, list)):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from iter_strings(value, (*at, key))
+            yield from iter_strings(value, (*key_path, key))
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
@@ -208,32 +224,34 @@ def check_model(document: Document, model: type[Model]) -> tuple[Model | None, l
         return None, describe_errors(document, error.errors(include_url=False), model)
 
 
-def describe_errors(document: Document, errors: list[Any], model: type[BaseModel], at: KeyPath = ()) -> list[Problem]:
+def describe_errors(
+    document: Document, errors: list[Any], model: type[BaseModel], key_path: KeyPath = ()
+) -> list[Problem]:
     """Convert pydantic's errors to problems; a value that no member of a union accepts is a single problem.
 
     Args:
         document: The document that was validated.
         errors: What ValidationError.errors returns.
         model: The model that validated it.
-        at: The key path of what the model validated.
+        key_path: The key path of what the model validated.
     """
     by_location: dict[Any, list[Any]] = defaultdict(list)
     for error in islice(errors, MAX_ERRORS):
-        path = _strip_union_tags(document, (*at, *error["loc"]))
+        path = _strip_union_tags(document, (*key_path, *error["loc"]))
         is_single = error["type"] in ("missing", "extra_forbidden", "value_error")
         by_location[path, error["loc"] if is_single else None].append(error)
     problems = []
     for (path, _), group in by_location.items():
         missing = (group[0]["loc"][-1],) if group[0]["type"] == "missing" else ()
-        problems.append(document.problem((*path, *missing), describe_error(group, model, path)))
+        problems.append(document.make_problem((*path, *missing), describe_error(group, model, path)))
     return problems
 
 
-def _strip_union_tags(document: Document, at: KeyPath) -> KeyPath:
+def _strip_union_tags(document: Document, key_path: KeyPath) -> KeyPath:
     """Return the key path without the parts that pydantic inserts for keys and for members of a union."""
     path: list[int | str] = []
     node: Any = document.data
-    for part in at:
+    for part in key_path:
         is_item = isinstance(node, list) and isinstance(part, int) and part < len(node)
         if is_item or (isinstance(node, dict) and part in node):
             node = node[part]
@@ -241,15 +259,16 @@ def _strip_union_tags(document: Document, at: KeyPath) -> KeyPath:
     return tuple(path)
 
 
-def describe_error(errors: list[Any], model: type[BaseModel], at: KeyPath) -> str:
+def describe_error(errors: list[Any], model: type[BaseModel], key_path: KeyPath) -> str:
     """Return the message of the errors at one key path."""
-    error, name = errors[0], format_key_path(at)
+    error, name = errors[0], format_key_path(key_path)
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown key {shorten(at[-1])}{did_you_mean(str(at[-1]), list_sibling_names(model, at))}"
+            hint = did_you_mean(str(key_path[-1]), list_sibling_names(model, key_path))
+            return f"unknown key {shorten(key_path[-1])}{hint}"
         case "missing":
             missing = error["loc"][-1]
-            return f"{format_key_path(at if at[-1:] == (missing,) else (*at, missing))!r} is missing"
+            return f"{format_key_path(key_path if key_path[-1:] == (missing,) else (*key_path, missing))!r} is missing"
         case "literal_error":
             known = [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
             return f"{name}: unknown {shorten(error['input'])}{did_you_mean(str(error['input']), known)}"

@@ -56,7 +56,9 @@ def load_suite(path: Path, system: str | None = None) -> Suite:
     scaled: dict[str, Suite | None] = {}
     for name, part in overlays.items():
         fixed = [key for key in FIXED_KEYS if key in part.data]
-        problems += [part.problem((key,), f"scale.{name}: {key!r} must be the same on all systems") for key in fixed]
+        problems += [
+            part.make_problem((key,), f"scale.{name}: {key!r} must be the same on all systems") for key in fixed
+        ]
         overlay = part.drop(*FIXED_KEYS)
         scaled[name], overlay_problems = check_suite(overlay.overlay_on(base))
         problems += [
@@ -74,17 +76,19 @@ def _find_overlays(document: Document) -> tuple[dict[str, Document], list[Proble
     """Return the overlays of `scale` by system, and the problems of invalid ones."""
     scale, systems = document.data.get("scale", {}), resources.list_resources("systems")
     if not isinstance(scale, dict):
-        return {}, [document.problem(("scale",), "scale: expected a mapping from systems to overlays")]
+        return {}, [document.make_problem(("scale",), "scale: expected a mapping from systems to overlays")]
     overlays, problems = {}, []
     for name, value in scale.items():
-        at = ("scale", name)
+        key_path = ("scale", name)
         if name not in systems:
             message = f"scale: unknown system {shorten(name)}{did_you_mean(name, systems)}"
-            problems.append(document.problem(at, message))
+            problems.append(document.make_problem(key_path, message))
         elif not isinstance(value, dict):
-            problems.append(document.problem(at, f"scale.{name}: expected a mapping of the keys that differ"))
+            problems.append(
+                document.make_problem(key_path, f"scale.{name}: expected a mapping of the keys that differ")
+            )
         else:
-            overlays[name] = document.subdocument(at)
+            overlays[name] = document.subdocument(key_path)
     return overlays, problems
 
 
@@ -99,7 +103,7 @@ def check_suite(document: Document) -> tuple[Suite | None, list[Problem]]:
     problems += [error for error in errors if error.location not in known]
     if suite is None or errors or invalid:
         return None, problems
-    suite._document = document
+    suite.set_document(document)
     problems += islice(check_consistency(suite), MAX_PROBLEMS + 1)
     problems += resolve_files(suite)
     return None if problems else suite, problems
@@ -109,36 +113,36 @@ def _find_expressions(document: Document) -> tuple[dict[KeyPath, Expression], di
     """Return the compiled expressions by key path, and the problems of those that are invalid or invalid."""
     by_path: dict[KeyPath, Expression] = {}
     problems = {}
-    for at, text in iter_strings(document.data):
-        is_condition = at[0] == "where" and len(at) == 2
+    for key_path, text in iter_strings(document.data):
+        is_condition = key_path[0] == "where" and len(key_path) == 2
         if not is_condition and not expressions.is_expression(text):
             continue
-        if not is_condition and at[0] not in EXPRESSION_SECTIONS:
-            message = f"expressions are not supported in {at[0]!r}, but in {', '.join(EXPRESSION_SECTIONS)}"
-            problems[at] = document.problem(at, message)
+        if not is_condition and key_path[0] not in EXPRESSION_SECTIONS:
+            message = f"expressions are not supported in {key_path[0]!r}, but in {', '.join(EXPRESSION_SECTIONS)}"
+            problems[key_path] = document.make_problem(key_path, message)
             continue
         try:
-            by_path[at] = expressions.parse_condition(text) if is_condition else expressions.parse(text)
+            by_path[key_path] = expressions.parse_condition(text) if is_condition else expressions.parse(text)
         except ExpressionError as error:
-            problems[at] = document.problem(at, f"{format_key_path(at)}: {error}")
+            problems[key_path] = document.make_problem(key_path, f"{format_key_path(key_path)}: {error}")
     return by_path, problems
 
 
 def _check_names(document: Document, by_path: Mapping[KeyPath, Expression], used: Collection[str]) -> Iterator[Problem]:
     """Yield names that expressions read and that have no value, and variables that no expression reads."""
     known = {*_section(document.data, "variables"), *_section(document.data, "parameters"), "repeat"}
-    known.update(name for at in _axis_sections(document.data) for name in _section(document.data, *at))
-    for at, expression in by_path.items():
+    known.update(name for key_path in _axis_sections(document.data) for name in _section(document.data, *key_path))
+    for key_path, expression in by_path.items():
         if message := expression.find_unknown_name(known, NAMESPACES):
-            yield document.problem(at, f"{format_key_path(at)}: {message}")
+            yield document.make_problem(key_path, f"{format_key_path(key_path)}: {message}")
     for name in _section(document.data, "variables"):
         if name not in used and name not in RESERVED:
-            yield document.problem(("variables", name), f"no expression uses the variable {name!r}")
+            yield document.make_problem(("variables", name), f"no expression uses the variable {name!r}")
 
 
-def _section(data: Any, *at: str) -> dict[str, Any]:
+def _section(data: Any, *key_path: str) -> dict[str, Any]:
     """Return the mapping at a key path; an empty one if there is none."""
-    for key in at:
+    for key in key_path:
         data = data.get(key) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else {}
 
@@ -158,18 +162,18 @@ def _check_program_values(
         return problems
     model = programs[program].parameters
     problems += _check_section(document, "parameters", model, expression_paths)
-    for at in _axis_sections(document.data):
-        for axis, values in _section(document.data, *at).items():
+    for key_path in _axis_sections(document.data):
+        for axis, values in _section(document.data, *key_path).items():
             if not isinstance(values, list) or not values:
                 continue
             if axis in model.model_fields:
                 try:
                     _build_list_validator(model, axis).validate_python(values)
                 except ValidationError as error:
-                    problems += describe_errors(document, error.errors(include_url=False), model, (*at, axis))
+                    problems += describe_errors(document, error.errors(include_url=False), model, (*key_path, axis))
             elif axis not in used:
                 message = f"unknown key {shorten(axis)}{did_you_mean(axis, model.model_fields)}"
-                problems.append(document.problem((*at, axis), message))
+                problems.append(document.make_problem((*key_path, axis), message))
     return problems
 
 
@@ -200,13 +204,13 @@ def _check_section(
     return []
 
 
-def _strip_expressions(node: Any, at: KeyPath, expression_paths: Collection[KeyPath]) -> Any:
+def _strip_expressions(node: Any, key_path: KeyPath, expression_paths: Collection[KeyPath]) -> Any:
     """Return mappings without the keys whose value is an expression or a list that contains one."""
     if not isinstance(node, dict):
         return node
     constants = {}
     for key, value in node.items():
-        inner = (*at, key)
+        inner = (*key_path, key)
         is_list = isinstance(value, list)
         if inner not in expression_paths and not (
             is_list and any(path[: len(inner)] == inner for path in expression_paths)

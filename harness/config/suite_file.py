@@ -163,6 +163,10 @@ class Suite(StrictModel):
         """The file with the locations of its parts."""
         return self._document or Document(Path(f"{self.name}.yaml"), {}, {})
 
+    def set_document(self, document: Document) -> None:
+        """Set the file that the suite was read from."""
+        self._document = document
+
     @property
     def axes(self) -> dict[str, tuple[tuple[str, ...], list[Any]]]:
         """The key path and the values of every axis of matrix and zips."""
@@ -197,39 +201,41 @@ def _check_names(suite: Suite) -> Iterator[Problem]:
     names += [("matrix", name) for name in suite.matrix]
     names += [("zips", zipped, name) for zipped, axes in suite.zips.items() for name in axes]
     first: dict[str, KeyPath] = {}
-    for at in names:
-        name = str(at[-1])
+    for key_path in names:
+        name = str(key_path[-1])
         if name in first:
-            yield suite.document.problem(at, f"{name!r} is defined in both {first[name][0]} and {at[0]}")
+            yield suite.document.make_problem(
+                key_path, f"{name!r} is defined in both {first[name][0]} and {key_path[0]}"
+            )
         elif name in NAMESPACES or name in RESERVED:
-            yield suite.document.problem(at, f"{name!r} has a predefined meaning in expressions")
-        first.setdefault(name, at)
+            yield suite.document.make_problem(key_path, f"{name!r} has a predefined meaning in expressions")
+        first.setdefault(name, key_path)
 
 
 def _check_axes(suite: Suite) -> Iterator[Problem]:
     """Yield values that no axis may have, duplicate values, zips of unequal length, and too many cases."""
     document, n_cases = suite.document, suite.repeats
     parameters = load_programs()[suite.program].parameters.model_fields
-    for name, (at, values) in suite.axes.items():
+    for name, (key_path, values) in suite.axes.items():
         for k, value in enumerate(values):
             if name not in parameters and isinstance(value, (dict, list)):
-                yield document.problem((*at, k), f"{name}: expected a number or text, got {shorten(value)}")
+                yield document.make_problem((*key_path, k), f"{name}: expected a number or text, got {shorten(value)}")
     for name, values in suite.matrix.items():
         for k, value in _duplicates(values):
-            yield document.problem(("matrix", name, k), f"matrix.{name}: duplicate value {shorten(value)}")
+            yield document.make_problem(("matrix", name, k), f"matrix.{name}: duplicate value {shorten(value)}")
         n_cases *= len(values)
     for zipped, axes in suite.zips.items():
         lengths = {axis: len(values) for axis, values in axes.items()}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{axis} has {n}" for axis, n in lengths.items())
-            yield document.problem(("zips", zipped), f"zips.{zipped}: expected axes of equal length: {counts}")
+            yield document.make_problem(("zips", zipped), f"zips.{zipped}: expected axes of equal length: {counts}")
         elif not axes:
-            yield document.problem(("zips", zipped), f"zips.{zipped}: expected at least one axis")
+            yield document.make_problem(("zips", zipped), f"zips.{zipped}: expected at least one axis")
         elif any(_duplicates(list(zip(*axes.values(), strict=True)))):
-            yield document.problem(("zips", zipped), f"zips.{zipped}: duplicate row")
+            yield document.make_problem(("zips", zipped), f"zips.{zipped}: duplicate row")
         n_cases *= max(lengths.values(), default=1)
     if n_cases > MAX_CASES:
-        yield document.problem(("matrix",), f"{n_cases} cases, but the limit is {MAX_CASES}")
+        yield document.make_problem(("matrix",), f"{n_cases} cases, but the limit is {MAX_CASES}")
 
 
 def _duplicates(values: list[Any]) -> Iterator[tuple[int, Any]]:
@@ -247,7 +253,7 @@ def _check_required(suite: Suite) -> Iterator[Problem]:
     for name, field in load_programs()[suite.program].parameters.model_fields.items():
         if field.is_required() and name not in suite.parameters and name not in suite.axes:
             message = f"program {suite.program!r} requires {name!r} in parameters or matrix"
-            yield suite.document.problem(("parameters", name), message)
+            yield suite.document.make_problem(("parameters", name), message)
 
 
 def _check_choices(suite: Suite) -> Iterator[Problem]:
@@ -258,25 +264,25 @@ def _check_choices(suite: Suite) -> Iterator[Problem]:
     for k, rule in enumerate(suite.after):
         choices += [(("after", k, "cases"), rule.cases), (("after", k, "needs"), rule.needs)]
         choices += [(("after", k, "across", j), {name: []}) for j, name in enumerate(rule.across)]
-    for at, row in choices:
+    for key_path, row in choices:
         for name, value in row.items():
             if name not in axes:
-                where = at if "across" in at else (*at, name)
-                message = f"{at[0]}: {name!r} is not an axis of matrix or zips{did_you_mean(name, axes)}"
-                yield suite.document.problem(where, message)
+                where = key_path if "across" in key_path else (*key_path, name)
+                message = f"{key_path[0]}: {name!r} is not an axis of matrix or zips{did_you_mean(name, axes)}"
+                yield suite.document.make_problem(where, message)
                 continue
             for one in value if isinstance(value, list) else [value]:
                 if json.dumps(one) not in known[name] and one not in axes[name]:
                     near = did_you_mean(str(one), map(str, axes[name]))
-                    message = f"{at[0]}: axis {name!r} has no value {shorten(one)}{near}"
-                    yield suite.document.problem((*at, name), message)
+                    message = f"{key_path[0]}: axis {name!r} has no value {shorten(one)}{near}"
+                    yield suite.document.make_problem((*key_path, name), message)
 
 
 def resolve_files(suite: Suite) -> Iterator[Problem]:
     """Replace the names of files in the suite by absolute paths; yield a problem for each that does not exist."""
     checkpoints = resources.list_checkpoints()
     sections: list[tuple[KeyPath, Any]] = [(("parameters",), suite.parameters)]
-    sections += [(at, values) for name, (at, values) in suite.axes.items() if name in FILE_PARAMETERS]
+    sections += [(key_path, values) for name, (key_path, values) in suite.axes.items() if name in FILE_PARAMETERS]
     for section, container in sections:
         keys = FILE_PARAMETERS if isinstance(container, dict) else range(len(container))
         for key in keys:
@@ -289,7 +295,7 @@ def resolve_files(suite: Suite) -> Iterator[Problem]:
                 container[key] = path
             else:
                 message = f"no file {shorten(value)}{did_you_mean(str(value), checkpoints)}"
-                yield suite.document.problem((*section, key), f"{format_key_path((*section, key))}: {message}")
+                yield suite.document.make_problem((*section, key), f"{format_key_path((*section, key))}: {message}")
 
 
 def _is_file(path: str) -> bool:

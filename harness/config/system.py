@@ -72,13 +72,13 @@ class ResolvedSystem:
     @cached_property
     def ranks_per_node(self) -> int:
         """The number of ranks that fill a node."""
-        at, value = ("node", "ranks_per_node"), self.definition.node.ranks_per_node
+        key_path, value = ("node", "ranks_per_node"), self.definition.node.ranks_per_node
         if isinstance(value, str):
             if missing := self._find_missing_settings(value):  # what a case measures depends on it
-                raise self._error(at, "; ".join(self.missing[name] for name in missing))
-            value = self._evaluate(value, at, {})
+                raise self._error(key_path, "; ".join(self.missing[name] for name in missing))
+            value = self._evaluate(value, key_path, {})
         if not isinstance(value, int) or value < 1:
-            raise self._error(at, f"expected a whole number of at least 1, got {shorten(value)}")
+            raise self._error(key_path, f"expected a whole number of at least 1, got {shorten(value)}")
         return value
 
     @cached_property
@@ -115,7 +115,7 @@ class ResolvedSystem:
         if self.missing:
             raise UsageError("\n".join(self.missing.values()))
 
-    def render_line(self, text: str, at: KeyPath, **namespaces: Any) -> str:
+    def render_line(self, text: str, key_path: KeyPath, **namespaces: Any) -> str:
         """Render the expressions in a line of the system; raise UsageError if one is invalid or gives several lines.
 
         A setting without a value becomes the environment variable from which the job reads it.
@@ -123,12 +123,12 @@ class ResolvedSystem:
         if not expressions.is_expression(text):
             return text
         try:
-            line = str(self._evaluate(text, at, namespaces))
+            line = str(self._evaluate(text, key_path, namespaces))
         except ValueUnavailable:
             options = " ".join(f"-S {name}=..." for name in self._find_missing_settings(text))
             return f"${{GFM_HARNESS_UNDECIDED:?write this script again with {options}}}"
         if "\n" in line:
-            raise self._error(at, f"expected one line, got {shorten(line)}")
+            raise self._error(key_path, f"expected one line, got {shorten(line)}")
         return line
 
     def render_section(self, name: str, **namespaces: Any) -> list[str]:
@@ -229,21 +229,21 @@ class ResolvedSystem:
 
     def _find_missing_variables(self, sections: Collection[str]) -> dict[str, str]:
         """Return the missing settings that sections read, and the variables from which a job reads them."""
-        texts = [text for at, text in iter_strings(self.document.data) if at[0] in sections]
+        texts = [text for key_path, text in iter_strings(self.document.data) if key_path[0] in sections]
         needed = {name for text in texts for name in self._find_missing_settings(text)}
         return {name: system_file.variable_name(name) for name in self.missing if name in needed}
 
-    def _evaluate(self, text: str, at: KeyPath, namespaces: Mapping[str, Any]) -> Any:
+    def _evaluate(self, text: str, key_path: KeyPath, namespaces: Mapping[str, Any]) -> Any:
         variables = {name: Placeholder(f"${{{system_file.variable_name(name)}}}") for name in self.missing}
         try:
             return expressions.parse(text)({"settings": {**self.settings, **variables}, **namespaces})
         except ValueUnavailable:
             raise
         except ExpressionError as error:
-            raise self._error(at, str(error)) from None
+            raise self._error(key_path, str(error)) from None
 
-    def _error(self, at: KeyPath, message: str) -> UsageError:
-        return self.document.error(at, f"{format_key_path(at)}: {message}")
+    def _error(self, key_path: KeyPath, message: str) -> UsageError:
+        return self.document.make_error(key_path, f"{format_key_path(key_path)}: {message}")
 
 
 def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
@@ -265,7 +265,7 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
         (folder / definition.template).is_file() for folder in (source.parent, resources.resource_dir("systems"))
     ):
         message = f"template {definition.template!r} is neither next to {source.name} nor shipped"
-        raise document.error(("template",), message)
+        raise document.make_error(("template",), message)
     values, missing = system_file.resolve_settings(definition.name, definition.settings, options)
     resolved = ResolvedSystem(definition, values, missing, source.parent, document)
     # everything that does not depend on a case is rendered now, so that its errors appear
@@ -277,24 +277,24 @@ def load_system(path: Path, options: Mapping[str, str]) -> ResolvedSystem:
 def _check_scale(document: Document) -> Iterator[Problem]:
     name, known = document.data.get("scale"), resources.list_resources("systems")
     if isinstance(name, str) and name not in known and name != document.data.get("name"):
-        yield document.problem(("scale",), f"scale: unknown system {shorten(name)}{did_you_mean(name, known)}")
+        yield document.make_problem(("scale",), f"scale: unknown system {shorten(name)}{did_you_mean(name, known)}")
 
 
 def _check_expressions(document: Document) -> Iterator[Problem]:
     """Yield expressions that are invalid, in the wrong section, or read unknown names."""
     declared = document.data.get("settings")
     names: dict[str, Collection[str]] = {"settings": list(declared) if isinstance(declared, dict) else []}
-    for at, text in iter_strings(document.data):
+    for key_path, text in iter_strings(document.data):
         if not expressions.is_expression(text):
             continue
         message: str | None
-        if at[0] not in EXPRESSION_SECTIONS:
+        if key_path[0] not in EXPRESSION_SECTIONS:
             message = f"expressions are not supported here, but in {', '.join(EXPRESSION_SECTIONS)}"
         else:
             try:
-                namespaces = names | SECTION_ATTRIBUTES.get(str(at[0]), {})
+                namespaces = names | SECTION_ATTRIBUTES.get(str(key_path[0]), {})
                 message = expressions.parse(text).find_unknown_name((), namespaces)
             except ExpressionError as error:
                 message = str(error)
         if message:
-            yield document.problem(at, f"{format_key_path(at)}: {message}")
+            yield document.make_problem(key_path, f"{format_key_path(key_path)}: {message}")

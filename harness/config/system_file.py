@@ -113,23 +113,23 @@ def _load_user_values(system: str, declared: Mapping[str, Setting]) -> dict[str,
     system_values = document.data.get(system, {})
     problems = []
     if not isinstance(system_values, dict):
-        problems.append(document.problem((system,), f"{system}: expected a mapping from settings to values"))
+        problems.append(document.make_problem((system,), f"{system}: expected a mapping from settings to values"))
         system_values = {}
     raw = {(k,): v for k, v in document.data.items() if k in declared and k not in system_values}
     raw_values: dict[KeyPath, Any] = raw | {(system, name): value for name, value in system_values.items()}
     values = {}
-    for at, value in raw_values.items():
-        name = str(at[-1])
+    for key_path, value in raw_values.items():
+        name = str(key_path[-1])
         if name not in declared:
             message = f"{name}: no such setting of system {system!r}{did_you_mean(name, declared)}"
-            problems.append(document.problem(at, message))
+            problems.append(document.make_problem(key_path, message))
         elif not isinstance(value, str):
-            problems.append(document.problem(at, f"{name}: expected text or a number, got {shorten(value)}"))
+            problems.append(document.make_problem(key_path, f"{name}: expected text or a number, got {shorten(value)}"))
         else:
             try:
                 values[name] = _parse_value(name, declared[name], value)
             except UsageError as error:
-                problems.append(document.problem(at, str(error)))
+                problems.append(document.make_problem(key_path, str(error)))
     raise_problems(problems)
     return values
 

@@ -41,23 +41,23 @@ class TemplateCompiler:
         self.document = document
         self.namespaces = namespaces
 
-    def compile(self, data: Mapping[str, Any], at: KeyPath) -> Template:
+    def compile(self, data: Mapping[str, Any], key_path: KeyPath) -> Template:
         """Compile the mapping at a key path; raise UsageError for unknown names and circular variables."""
-        names = set(data) if at in NAMED_SECTIONS else set()
+        names = set(data) if key_path in NAMED_SECTIONS else set()
         reads = {name: _find_names(value) & names for name, value in data.items()}
         try:
             order = list(TopologicalSorter(reads).static_order())
         except CycleError as error:
             cycle = " reads ".join(error.args[1])
-            raise self.document.error((*at, error.args[1][0]), f"circular {at[-1]}: {cycle}") from None
-        renderers = {name: self.compile_value(value, (*at, name)) for name, value in data.items()}
+            raise self.document.make_error((*key_path, error.args[1][0]), f"circular {key_path[-1]}: {cycle}") from None
+        renderers = {name: self.compile_value(value, (*key_path, name)) for name, value in data.items()}
         constants = {name: value for name, value in data.items() if renderers[name] is None}
         return Template(constants, tuple((name, render) for name in order if (render := renderers[name]) is not None))
 
-    def compile_value(self, value: Any, at: KeyPath) -> Renderer | None:
+    def compile_value(self, value: Any, key_path: KeyPath) -> Renderer | None:
         """Return a function of the known values, or None for data without expressions."""
         parts = {
-            path: self._memoize(expressions.parse(text), (*at, *path))
+            path: self._memoize(expressions.parse(text), (*key_path, *path))
             for path, text in iter_strings(value)
             if expressions.is_expression(text)
         }
@@ -70,19 +70,19 @@ class TemplateCompiler:
             try:
                 return check_size(_render(value, (), parts, values))
             except ExpressionError as error:
-                raise self.document.error(at, f"{format_key_path(at)}: {error}") from None
+                raise self.document.make_error(key_path, f"{format_key_path(key_path)}: {error}") from None
 
         return render
 
-    def compile_condition(self, text: str, at: KeyPath) -> Renderer:
+    def compile_condition(self, text: str, key_path: KeyPath) -> Renderer:
         """Return a condition as a function of the known values."""
-        return self._memoize(expressions.parse_condition(text), at)
+        return self._memoize(expressions.parse_condition(text), key_path)
 
-    def _memoize(self, expression: Expression, at: KeyPath) -> Renderer:
+    def _memoize(self, expression: Expression, key_path: KeyPath) -> Renderer:
         """Return the expression, evaluated once for each set of values that it reads."""
         names = sorted(expression.names - set(self.namespaces))
         if message := expression.find_unknown_name(names, self.namespaces):
-            raise self.document.error(at, f"{format_key_path(at)}: {message}")
+            raise self.document.make_error(key_path, f"{format_key_path(key_path)}: {message}")
         results: dict[tuple[Any, ...], Any] = {}
 
         def render(values: Values) -> Any:
@@ -92,8 +92,8 @@ class TemplateCompiler:
                     results[key] = expression(values)
                 except ExpressionError as error:
                     inputs = ", ".join(f"{name} = {shorten(values.get(name))}" for name in names)
-                    message = f"{format_key_path(at)}: {error}" + (f" (where {inputs})" if inputs else "")
-                    raise self.document.error(at, message) from None
+                    message = f"{format_key_path(key_path)}: {error}" + (f" (where {inputs})" if inputs else "")
+                    raise self.document.make_error(key_path, message) from None
             return results[key]
 
         return render
@@ -109,11 +109,11 @@ def _find_names(data: Any) -> set[str]:
     return {name for text in texts for name in expressions.parse(text).names}
 
 
-def _render(node: Any, at: KeyPath, parts: Mapping[KeyPath, Renderer], values: Values) -> Any:
-    if at in parts:
-        return parts[at](values)
+def _render(node: Any, key_path: KeyPath, parts: Mapping[KeyPath, Renderer], values: Values) -> Any:
+    if key_path in parts:
+        return parts[key_path](values)
     if isinstance(node, dict):
-        return {key: _render(value, (*at, key), parts, values) for key, value in node.items()}
+        return {key: _render(value, (*key_path, key), parts, values) for key, value in node.items()}
     if isinstance(node, list):
-        return [_render(value, (*at, k), parts, values) for k, value in enumerate(node)]
+        return [_render(value, (*key_path, k), parts, values) for k, value in enumerate(node)]
     return node

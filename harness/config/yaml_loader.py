@@ -59,18 +59,18 @@ def load_with_bases(path: Path, kind: str, visited: tuple[Path, ...] = ()) -> Do
         return document
     name = document.data["extends"]
     if not isinstance(name, str):
-        raise document.error(("extends",), f"extends: expected the name or file of a base, got {shorten(name)}")
+        raise document.make_error(("extends",), f"extends: expected the name or file of a base, got {shorten(name)}")
     visited = (*visited, path.resolve())
     try:
         base = resolve_base(path, kind, name)
     except UsageError as error:
-        raise document.error(("extends",), f"extends: {error}") from None
+        raise document.make_error(("extends",), f"extends: {error}") from None
     except OSError as error:
-        raise document.error(("extends",), f"extends: {shorten(name)}: {error.strerror}") from None
+        raise document.make_error(("extends",), f"extends: {shorten(name)}: {error.strerror}") from None
     if base.resolve() in visited:
-        raise document.error(("extends",), f"extends: {name!r} leads back to this file")
+        raise document.make_error(("extends",), f"extends: {name!r} leads back to this file")
     if len(visited) > MAX_EXTENDS:
-        raise document.error(("extends",), f"extends: more than {MAX_EXTENDS} files extend one another")
+        raise document.make_error(("extends",), f"extends: more than {MAX_EXTENDS} files extend one another")
     overlay, base_document = document.drop("extends"), load_with_bases(base, kind, visited)
     raise_problems(overlay.find_invalid_removals(base_document))
     return overlay.overlay_on(base_document)
@@ -86,18 +86,18 @@ def resolve_base(path: Path, kind: str, name: str) -> Path:
     return resources.find_resource(kind, name)
 
 
-def read_value(node: ScalarNode, at: KeyPath) -> Any:
+def read_value(node: ScalarNode, key_path: KeyPath) -> Any:
     """Return the value of a scalar in a suite or a system.
 
     The default of a setting, which is text in jobs, is a number only if Python prints it so: 0123 and 1.50 are text.
     """
-    is_default = len(at) == 3 and at[0] == "settings" and at[-1] == "default"
+    is_default = len(key_path) == 3 and key_path[0] == "settings" and key_path[-1] == "default"
     if is_default and not node.style and node.value not in NULLS and not PRINTED_NUMBER.fullmatch(node.value):
         return _read_printable(node)
     return _read_scalar(node)
 
 
-def read_text(node: ScalarNode, at: KeyPath) -> Any:
+def read_text(node: ScalarNode, key_path: KeyPath) -> Any:
     """Return the text of a scalar, whatever type YAML gives it, or None if it is empty."""
     return _read_printable(node) if node.style or node.value else None
 
@@ -210,21 +210,21 @@ class _DataBuilder:
         self.locations: dict[KeyPath, Location] = {}
         self.n_values = 0
 
-    def build(self, node: Any, at: KeyPath) -> Any:
+    def build(self, node: Any, key_path: KeyPath) -> Any:
         self.n_values += 1
         if self.n_values > MAX_VALUES:
             raise YamlNodeError(f"more than {MAX_VALUES} values with aliases expanded", node.start_mark)
         if isinstance(node, ScalarNode):
-            return self.read(node, at)
+            return self.read(node, key_path)
         if isinstance(node, MappingNode):
-            return self.build_mapping(node, at)
+            return self.build_mapping(node, key_path)
         values = []
         for index, item in enumerate(node.value):
-            self._locate((*at, index), item)
-            values.append(self.build(item, (*at, index)))
+            self._locate((*key_path, index), item)
+            values.append(self.build(item, (*key_path, index)))
         return values
 
-    def build_mapping(self, node: MappingNode, at: KeyPath) -> dict[str, Any]:
+    def build_mapping(self, node: MappingNode, key_path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         merged: list[Any] = []
         for key, value in node.value:
@@ -238,13 +238,13 @@ class _DataBuilder:
                 raise YamlNodeError(f"expected text as a key (numbers in quotes), got {got}", key.start_mark)
             if name in values:
                 raise YamlNodeError(f"duplicate key {shorten(name)}", key.start_mark)
-            self._locate((*at, name), key)
-            values[name] = self.build(value, (*at, name))
+            self._locate((*key_path, name), key)
+            values[name] = self.build(value, (*key_path, name))
         for other in merged:
-            self._merge(values, other, at)
+            self._merge(values, other, key_path)
         return values
 
-    def _merge(self, values: dict[str, Any], other: Any, at: KeyPath) -> None:
+    def _merge(self, values: dict[str, Any], other: Any, key_path: KeyPath) -> None:
         """Add the keys that `<<` includes and the mapping itself lacks."""
         if not isinstance(other, MappingNode):
             raise YamlNodeError(f"expected a mapping or a list of mappings after {MERGE_KEY}", other.start_mark)
@@ -252,11 +252,13 @@ class _DataBuilder:
         for name, value in self.build_mapping(other, ()).items():
             if name not in values:
                 values[name] = value
-                locations |= {(*at, *inner): location for inner, location in self.locations.items() if inner[0] == name}
+                locations |= {
+                    (*key_path, *inner): location for inner, location in self.locations.items() if inner[0] == name
+                }
         self.locations = locations
 
-    def _locate(self, at: KeyPath, node: Any) -> None:
-        self.locations[at] = Location(self.path, node.start_mark.line + 1, node.start_mark.column + 1)
+    def _locate(self, key_path: KeyPath, node: Any) -> None:
+        self.locations[key_path] = Location(self.path, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
 def _read_scalar(node: ScalarNode) -> Any:

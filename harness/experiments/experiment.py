@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from harness.protocol.errors import UsageError
+from harness.protocol.types import Scope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from harness.results.runs import RunRecord
 
 Direction = Literal["higher", "lower"]
-Scope = Literal["case", "epoch", "trial", "stage", "precision"]
 WorkCount = tuple[float, str]
 
 
@@ -59,12 +59,12 @@ class CostJoin:
     Attributes:
         scope: what a row describes: a whole case, or a kind of part.
         keys: the columns that the table shares with the table of costs.
-        name: the columns that form the part's name, joined by a space.
+        name_columns: the columns that form the part's name, joined by a space.
     """
 
     scope: Scope = "case"
     keys: tuple[str, ...] = ("folder",)
-    name: tuple[str, ...] = ()
+    name_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

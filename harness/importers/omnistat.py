@@ -29,9 +29,9 @@ def import_export(path: Path, out: Path) -> list[Path]:
         UsageError: the path is not an export.
     """
     source = _open_source(path)
-    spans = source.spans()
+    spans = source.get_spans()
     if not spans:
-        faults = f" ({source.faults.summary()})" if source.faults.summary() else ""
+        faults = f" ({source.faults.format_summary()})" if source.faults.format_summary() else ""
         raise UsageError(f"{path}: no samples of Omnistat here{faults}")
     whole_job = (WHOLE_JOB, min(s for s, _ in spans.values()), max(e for _, e in spans.values()))
     campaign = out / "runs" / f"omnistat-{_file_name(path.stem or path.resolve().name)}"

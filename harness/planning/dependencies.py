@@ -25,7 +25,7 @@ def resolve_dependencies(suite: Suite, cases: tuple[Case, ...]) -> tuple[Case, .
         order = list(sorter.static_order())
     except CycleError as error:
         cycle = " needs ".join(by_id[i].name for i in error.args[1])
-        raise suite.document.error(("after",), f"after: circular dependency: {cycle}") from None
+        raise suite.document.make_error(("after",), f"after: circular dependency: {cycle}") from None
     return tuple(
         replace(by_id[i], after=tuple(dict.fromkeys(needed.folder_name for needed in needs[i])))
         if needs[i]
@@ -49,7 +49,7 @@ def _apply_rule(
             if not matching:
                 values = ", ".join(f"{axis}: {value}" for axis, value in rule.needs.items())
                 message = f"after: {case.name} needs a case with {values}, and there is none"
-                raise suite.document.error(("after", number), message)
+                raise suite.document.make_error(("after", number), message)
             needs[case.id] += matching
 
 

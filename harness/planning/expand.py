@@ -59,17 +59,17 @@ def expand_suite(suite: Suite, system: ResolvedSystem, repeats: int | None = Non
     n_points = math.prod(len(values) for values in suite.matrix.values())
     n_points *= math.prod(len(next(iter(axes.values()))) for axes in suite.zips.values())
     if n_points * repeats > MAX_CASES:
-        raise suite.document.error(("repeats",), f"{n_points * repeats} cases, but the limit is {MAX_CASES}")
+        raise suite.document.make_error(("repeats",), f"{n_points * repeats} cases, but the limit is {MAX_CASES}")
     with pause_gc():
         cases = tuple(_SuiteExpander(suite, system, repeats).iter_cases())
     if not cases:
         section = "where" if suite.where else "exclude"
-        raise suite.document.error((section,), f"no case: exclude and where remove all {n_points} combinations")
+        raise suite.document.make_error((section,), f"no case: exclude and where remove all {n_points} combinations")
     by_id: dict[str, Case] = {}
     for case in cases:
         duplicate = by_id.setdefault(case.id, case)
         if duplicate is not case:
-            raise suite.document.error((), f"cases {duplicate.name} and {case.name} are identical")
+            raise suite.document.make_error((), f"cases {duplicate.name} and {case.name} are identical")
     return Plan(suite, system, resolve_dependencies(suite, cases))
 
 
@@ -174,7 +174,7 @@ class _SuiteExpander:
         try:
             digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
         except orjson.JSONEncodeError as error:
-            raise self.suite.document.error(("parameters",), f"parameters: {error} (in case {name})") from None
+            raise self.suite.document.make_error(("parameters",), f"parameters: {error} (in case {name})") from None
         return Case(
             id=digest[:16],
             name=name,
@@ -217,7 +217,7 @@ class _SuiteExpander:
                 value = rows[k][field]
                 if field in NUMERIC_FIELDS and (isinstance(value, bool) or not isinstance(value, (int, float))):
                     message = f"{kind}.{k}.{field}: expected a number, got {shorten(value)} (in case {name})"
-                    raise self.suite.document.error((kind, k, field), message)
+                    raise self.suite.document.make_error((kind, k, field), message)
         return rows
 
     def validate_parameters(self, parameters: dict[str, Any], name: str) -> dict[str, Any]:
@@ -238,13 +238,13 @@ class _SuiteExpander:
                 raise self.make_error(error, Resources, ("resources",), name) from None
         return self.valid_resources[key]
 
-    def make_error(self, error: ValidationError, model: type[BaseModel], at: KeyPath, name: str) -> UsageError:
+    def make_error(self, error: ValidationError, model: type[BaseModel], key_path: KeyPath, name: str) -> UsageError:
         """Return the error about values of one case, located at their expressions or axes."""
         document, axes = self.suite.document, self.suite.axes
         lines = []
         for e in error.errors(include_url=False):
-            path = (*at, *e["loc"])
+            path = (*key_path, *e["loc"])
             message = f"{describe_error([e], model, path)} (in case {name})"
-            is_axis = at == ("parameters",) and e["loc"] and e["loc"][0] in axes
-            lines.append(document.problem(axes[str(e["loc"][0])][0] if is_axis else path, message).format())
+            is_axis = key_path == ("parameters",) and e["loc"] and e["loc"][0] in axes
+            lines.append(document.make_problem(axes[str(e["loc"][0])][0] if is_axis else path, message).format())
         return UsageError("\n".join(lines))

@@ -119,14 +119,14 @@ def _raise_if_oversized(plan: Plan, case: Case) -> None:
     if limit is not None and nodes > limit:
         spare = f", {system.spares} of them spare" if system.spares else ""
         message = f"case {case.name} needs {nodes} nodes{spare}, but a job on {name} has at most {limit}"
-        raise document.error(("resources", "nodes"), message)
+        raise document.make_error(("resources", "nodes"), message)
     allowed, minutes = system.get_max_minutes(nodes), _walltime(system, [case])
     if allowed is not None and minutes > allowed:
         message = (
             f"case {case.name} needs {minutes:g} minutes including the overhead of a job, but {name} allows"
             f" {allowed:g} for {nodes} nodes; -x {case.name} excludes it"
         )
-        raise document.error(("resources", "minutes"), message)
+        raise document.make_error(("resources", "minutes"), message)
     is_limited = "ranks_per_node" in system.definition.settings and system.definition.scheduler == "local"
     if is_limited and case.ranks_per_node > system.ranks_per_node:
         message = f"case {case.name} needs {case.ranks_per_node} ranks, but ranks_per_node of this machine is"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Values = TypeVar("Values", bound=Sequence[str])
 Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
+# What a cost or a count is of: a whole case, or a part of it of this kind.
+Scope = Literal["case", "epoch", "trial", "stage", "precision"]
 
 
 class StrictModel(BaseModel):

@@ -73,12 +73,14 @@ class Aggregates:
 
 
 class WindowSegments:
-    """The pieces of all windows as arrays, and reductions over those of each window."""
+    """The intervals of all windows as arrays, and reductions over those of each window."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
-        self.owner = np.repeat(np.arange(len(windows)), [len(w.pieces) for w in windows])
-        pieces = np.array([piece for window in windows for piece in window.pieces], dtype=float).reshape(-1, 2)
-        self.starts, self.ends = pieces.T
+        self.owner = np.repeat(np.arange(len(windows)), [len(w.intervals) for w in windows])
+        intervals = np.array([interval for window in windows for interval in window.intervals], dtype=float).reshape(
+            -1, 2
+        )
+        self.starts, self.ends = intervals.T
         self.count = len(windows)
         self.interleaved = list(group_interleaved(windows))
         self.seconds = self.sum(self.ends - self.starts)
@@ -96,17 +98,17 @@ class WindowSegments:
         return amount, covered, np.divide(covered, self.seconds, out=np.zeros_like(covered), where=self.seconds > 0)
 
     def sum(self, values: Floats) -> Floats:
-        """Return the sum over each window's pieces."""
+        """Return the sum over each window's intervals."""
         return np.bincount(self.owner, weights=values, minlength=self.count).astype(np.float64)
 
     def max(self, values: Floats) -> Floats:
-        """Return the maximum over each window's pieces; NaN where none has a value."""
+        """Return the maximum over each window's intervals; NaN where none has a value."""
         largest = np.full(self.count, -np.inf)
         np.fmax.at(largest, self.owner, values)
         return np.where(np.isfinite(largest), largest, np.nan)
 
     def min(self, values: Floats) -> Floats:
-        """Return the minimum over each window's pieces; NaN where none has a value."""
+        """Return the minimum over each window's intervals; NaN where none has a value."""
         return -self.max(-values)
 
 
@@ -114,7 +116,7 @@ def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments,
     """Add a series to the aggregates, and its faults to those of the source."""
     host, name = get_host(series.labels), series.labels.get("__name__")
     if name == FIGURE_OF_MERIT:
-        medians = [_median_within(series, s, e) for s, e in zip(segments.starts, segments.ends, strict=True)]
+        medians = [_compute_median(series, s, e) for s, e in zip(segments.starts, segments.ends, strict=True)]
         aggregates.figures_of_merit[series.labels.get("name", "")].append(segments.max(np.array(medians)))
         return
     quantity = identify_quantity(series.labels)
@@ -142,9 +144,9 @@ def add_series(aggregates: Aggregates, series: Series, segments: WindowSegments,
         _add_energy(aggregates, key, ENERGY_METHODS[unit], curve, segments)
     elif quantity.kind == "counter":
         totals = aggregates.totals[host]
-        totals[quantity.name] = totals.get(quantity.name, 0.0) + _counter_increase(curve, segments)
+        totals[quantity.name] = totals.get(quantity.name, 0.0) + _compute_counter_increase(curve, segments)
     elif quantity.name.startswith("host_memory"):
-        smallest = segments.min(curve.window_min(segments.starts, segments.ends))
+        smallest = segments.min(curve.compute_min(segments.starts, segments.ends))
         aggregates.memory[host][quantity.name] = smallest
     elif quantity.name in MEANS:
         _add_gauge(aggregates, host, quantity.name, curve, segments)
@@ -166,18 +168,18 @@ def _add_gauge(aggregates: Aggregates, host: str, name: str, curve: CumulativeSe
     with np.errstate(invalid="ignore", divide="ignore"):
         aggregates.means[host][name].append(np.where(share >= MIN_COVERAGE, amount / covered, np.nan))
     if name in MAXIMA:
-        largest = segments.max(curve.window_max(segments.starts, segments.ends))
+        largest = segments.max(curve.compute_max(segments.starts, segments.ends))
         previous = aggregates.maxima[host].get(name, largest)
         aggregates.maxima[host][name] = np.fmax(previous, largest)
 
 
-def _counter_increase(curve: CumulativeSeries, segments: WindowSegments) -> Floats:
+def _compute_counter_increase(curve: CumulativeSeries, segments: WindowSegments) -> Floats:
     """Return a counter's increase, unscaled where it covers part of a window: processes and interfaces come and go."""
     amount, _, share = segments.integrate(curve)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(share >= MIN_COVERAGE, amount / share, amount)
 
 
-def _median_within(series: Series, start: float, end: float) -> float:
+def _compute_median(series: Series, start: float, end: float) -> float:
     inside = series.values[(series.times >= start) & (series.times <= end) & np.isfinite(series.values)]
     return float(np.median(inside)) if len(inside) else math.nan

@@ -52,7 +52,7 @@ class Telemetry:
 
 
 class CacheEntry(BaseModel, strict=True, extra="forbid"):
-    """The results of one source: consumption in the order of its windows, version of the collector, and faults."""
+    """The results of one source: cached_usage in the order of its windows, version of the collector, and faults."""
 
     usages: list[CachedUsage]
     version: str
@@ -100,7 +100,7 @@ class CampaignCollector:
         """Add the usage of the campaign's windows and its sources; by_case: the windows of each run folder."""
         windows = [window for case_windows in by_case.values() for window in case_windows]
         for source in find_sources([self._folder, self._folder / "jobs"]):
-            self._add_source(source, _overlapping_windows(windows, source))
+            self._add_source(source, _select_overlapping_windows(windows, source))
         for case_folder, case_windows in by_case.items():
             remaining = [window for window in case_windows if not self._has_samples(window)]
             for source in find_sources([case_folder]) if remaining else ():
@@ -108,21 +108,23 @@ class CampaignCollector:
         self._telemetry.usages += [self._usages[window] for window in windows if window in self._usages]
 
     def _add_source(self, source: TelemetrySource, windows: Sequence[Window]) -> None:
-        entry = CacheEntry(usages=[], version="", faults=source.faults.summary())
+        entry = CacheEntry(usages=[], version="", faults=source.faults.format_summary())
         if windows:
-            key = _cache_key(source, windows)
+            key = _compute_cache_key(source, windows)
             cached = self._cached.sources.get(key)
             if cached is None or len(cached.usages) != len(windows):
                 usages = compute_usage(source, windows)
                 cached = CacheEntry.model_construct(
-                    usages=usages, version=find_collector_version(source), faults=source.faults.summary()
+                    usages=usages, version=find_collector_version(source), faults=source.faults.format_summary()
                 )
             entry = self._used.sources[key] = cached
-        for window, consumption in zip(windows, entry.usages, strict=True):
+        for window, cached_usage in zip(windows, entry.usages, strict=True):
             if not self._has_samples(window):
-                values = {name: value for name, value in vars(consumption).items() if name != "window"}
+                values = {name: value for name, value in vars(cached_usage).items() if name != "window"}
                 self._usages[window] = Usage(window=window, **values)
-        summary = SourceSummary(self._folder.name, source.path, _source_kind(source), entry.version, entry.faults)
+        summary = SourceSummary(
+            self._folder.name, source.path, _describe_source_kind(source), entry.version, entry.faults
+        )
         self._telemetry.sources.append(summary)
 
     def _has_samples(self, window: Window) -> bool:
@@ -142,16 +144,16 @@ def find_sources(folders: Iterable[Path]) -> Iterator[TelemetrySource]:
             yield from (CsvExport(parent) for parent in sorted({path.parent for path in csv_files}))
 
 
-def _overlapping_windows(windows: Sequence[Window], source: TelemetrySource) -> list[Window]:
+def _select_overlapping_windows(windows: Sequence[Window], source: TelemetrySource) -> list[Window]:
     """Return the windows during which any node of the source has samples."""
-    spans = list(source.spans().values())
+    spans = list(source.get_spans().values())
     if not spans:
         return []
     first, last = min(start for start, _ in spans), max(end for _, end in spans)
-    return [w for w in windows if w.pieces[0][0] < last and w.pieces[-1][1] > first]
+    return [w for w in windows if w.intervals[0][0] < last and w.intervals[-1][1] > first]
 
 
-def _source_kind(source: TelemetrySource) -> str:
+def _describe_source_kind(source: TelemetrySource) -> str:
     if source.path.parent.name == SAMPLER_FOLDER:
         return "sampler"
     return "CSV export" if isinstance(source, CsvExport) else "raw export"
@@ -165,7 +167,7 @@ def _load_cache(path: Path) -> Cache:
     return Cache()
 
 
-def _cache_key(source: TelemetrySource, windows: Sequence[Window]) -> str:
+def _compute_cache_key(source: TelemetrySource, windows: Sequence[Window]) -> str:
     digest = hashlib.sha256(repr(list(windows)).encode())
     for path in getattr(source, "paths", None) or sorted(source.path.glob("*.csv")):
         state = path.stat()

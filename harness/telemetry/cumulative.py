@@ -54,11 +54,11 @@ class CumulativeSeries:
         )
         return total, covered
 
-    def window_max(self, starts: Floats, ends: Floats) -> Floats:
+    def compute_max(self, starts: Floats, ends: Floats) -> Floats:
         """Return the largest sample of each window; NaN where there is none."""
         return self._reduce(starts, ends, np.max)
 
-    def window_min(self, starts: Floats, ends: Floats) -> Floats:
+    def compute_min(self, starts: Floats, ends: Floats) -> Floats:
         """Return the smallest sample of each window; NaN where there is none."""
         return self._reduce(starts, ends, np.min)
 

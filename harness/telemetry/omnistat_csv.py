@@ -60,11 +60,11 @@ class CsvExport:
             tables += [table] if table is not None else []
         return tables
 
-    def job_series(self) -> Iterator[Series]:
+    def iter_job_series(self) -> Iterator[Series]:
         """Yield the series about the job."""
         yield from (s for s in self._iter_series() if s.labels.get("__name__") in JOB_METRICS)
 
-    def series(self) -> Iterator[Series]:
+    def iter_series(self) -> Iterator[Series]:
         """Yield the series that the harness uses."""
         for series in self._iter_series():
             if series.labels.get("__name__") == FIGURE_OF_MERIT:
@@ -74,7 +74,7 @@ class CsvExport:
             elif identify_quantity(series.labels) is not None:
                 yield series
 
-    def spans(self) -> Mapping[str, tuple[float, float]]:
+    def get_spans(self) -> Mapping[str, tuple[float, float]]:
         """Return node -> times of its first and last sample."""
         spans: dict[str, tuple[float, float]] = {}
         for series in self._iter_series():

@@ -87,15 +87,15 @@ class PrometheusExport:
                 self._index_line(index, line, (file_index, offset), f"{name}:{number}")
             offset = handle.tell()
 
-    def job_series(self) -> Iterator[Series]:
+    def iter_job_series(self) -> Iterator[Series]:
         """Yield the series about the job."""
         yield from self._read(lambda labels: labels.get("__name__") in JOB_METRICS)
 
-    def series(self) -> Iterator[Series]:
+    def iter_series(self) -> Iterator[Series]:
         """Yield the series that the harness uses, each complete."""
         yield from self._read(_is_used)
 
-    def spans(self) -> Mapping[str, tuple[float, float]]:
+    def get_spans(self) -> Mapping[str, tuple[float, float]]:
         """Return node -> times of its first and last sample."""
         return self.index.spans
 

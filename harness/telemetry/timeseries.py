@@ -44,7 +44,7 @@ class Faults:
         if where and number:
             self.first.setdefault(kind, where)
 
-    def summary(self) -> str:
+    def format_summary(self) -> str:
         """Return `3 lines that are not JSON (first: omnistat.jsonl:17), 2 gaps`, or an empty string."""
         parts = []
         for kind, number in sorted(self.counts.items()):
@@ -60,13 +60,13 @@ class TelemetrySource(Protocol):
     path: Path
     faults: Faults
 
-    def job_series(self) -> Iterator[Series]:
+    def iter_job_series(self) -> Iterator[Series]:
         """Yield the series on the job: annotations, and information of the scheduler and of the collector."""
 
-    def series(self) -> Iterator[Series]:
+    def iter_series(self) -> Iterator[Series]:
         """Yield the series that the harness uses, each complete; memory holds one at a time."""
 
-    def spans(self) -> Mapping[str, tuple[float, float]]:
+    def get_spans(self) -> Mapping[str, tuple[float, float]]:
         """Return node -> times of its first and last sample."""
 
 
@@ -82,7 +82,7 @@ def drop_untimed(times: Floats, values: Floats, faults: Faults, where: str) -> t
 def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
     """Return the annotations of a job, by time: marker, and Unix times of its begin and end."""
     spans: dict[str, tuple[float, float]] = {}
-    for series in source.job_series():
+    for series in source.iter_job_series():
         if series.labels.get("__name__") != ANNOTATION:
             continue
         active = series.times[series.values > 0]  # 0 marks that it was stopped
@@ -99,7 +99,7 @@ def find_annotations(source: TelemetrySource) -> list[tuple[str, float, float]]:
 
 def find_collector_version(source: TelemetrySource) -> str:
     """Return the version of the collector; empty if it is unknown."""
-    versions = {s.labels.get("version") for s in source.job_series() if s.labels.get("__name__") == COLLECTOR_INFO}
+    versions = {s.labels.get("version") for s in source.iter_job_series() if s.labels.get("__name__") == COLLECTOR_INFO}
     return ", ".join(sorted(filter(None, versions)))
 
 

@@ -15,7 +15,7 @@ from harness.telemetry.metrics import COMPONENTS, SENSOR_PRIORITY, get_host
 from harness.telemetry.timeseries import Floats, Series, TelemetrySource, find_clock_offsets
 from harness.telemetry.windows import Window
 
-# Shortest window (and piece of one) in sampling intervals, since its edges are only resolved to one interval.
+# The shortest interval of a window, in sampling intervals: its ends are only resolved to one of these.
 MIN_INTERVALS = 2.0
 # Energy by regression is used if two standard errors are at most this share of it.
 MAX_REGRESSION_ERROR = 0.2
@@ -37,10 +37,10 @@ class CachedUsage:
         interval_s: Median time between samples; NaN without samples.
         samples: Number of samples of all nodes.
         energy_j: Component -> joules of the nodes with samples.
-        how: Component -> method of measurement.
-        figures: Name with its unit -> mean, maximum, total or rate.
+        methods: Component -> method of measurement.
+        quantities: Name with its unit -> mean, maximum, total or rate.
         why_not: Why there is no energy; empty if there is.
-        missing: A component that is left out, with the reason.
+        omitted_component: A component that is left out, with the reason.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", ser_json_inf_nan="constants")
@@ -51,10 +51,10 @@ class CachedUsage:
     interval_s: float = math.nan
     samples: int = 0
     energy_j: dict[str, Joules] = field(default_factory=dict)
-    how: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    quantities: dict[str, float] = field(default_factory=dict)
     why_not: str = ""
-    missing: str = ""
+    omitted_component: str = ""
 
 
 @dataclass(kw_only=True)
@@ -66,10 +66,10 @@ class Usage(CachedUsage):
 
 def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Usage]:
     """Compute the usage of each window from a source, and add the problems found to source.faults."""
-    offsets = find_clock_offsets(source.spans(), source.faults)
+    offsets = find_clock_offsets(source.get_spans(), source.faults)
     segments = WindowSegments(windows)
     aggregates = Aggregates()
-    for series in source.series():
+    for series in source.iter_series():
         corrected = Series(series.labels, series.times - offsets.get(get_host(series.labels), 0.0), series.values)
         add_series(aggregates, corrected, segments, source)
     interval_s = float(np.median(aggregates.intervals)) if aggregates.intervals else math.nan
@@ -77,7 +77,7 @@ def compute_usage(source: TelemetrySource, windows: Sequence[Window]) -> list[Us
         bool(key.device) and "power" in joules and not np.nansum(joules["power"])
         for key, joules in aggregates.joules.items()
     )
-    hosts = set(source.spans())
+    hosts = set(source.get_spans())
     usages = [Usage(window=window, source=source.path.name, interval_s=interval_s) for window in windows]
     return [_WindowUsage(aggregates, hosts, k, usage).compute() for k, usage in enumerate(usages)]
 
@@ -98,27 +98,27 @@ class _WindowUsage:
 
     def compute(self) -> Usage:
         usage = self.usage
-        usage.why_not = self._unavailable_reason()
-        if usage.why_not.startswith(TOO_SHORT) and len(usage.window.pieces) > 1:
+        usage.why_not = self._find_missing_reason()
+        if usage.why_not.startswith(TOO_SHORT) and len(usage.window.intervals) > 1:
             self._add_regressed_energy()
         if usage.why_not or usage.energy_j:
             return usage
         for component in COMPONENTS:
             self._add_energy(component)
-        usage.figures.update(self._figures())
+        usage.quantities.update(self._compute_quantities())
         if not usage.energy_j:
-            usage.why_not = usage.missing or "no power or energy sensor"
+            usage.why_not = usage.omitted_component or "no power or energy sensor"
         return usage
 
-    def _unavailable_reason(self) -> str:
+    def _find_missing_reason(self) -> str:
         usage = self.usage
         if not usage.samples or not usage.nodes_seen:
             return "no samples"
         if usage.nodes_seen < MIN_COVERAGE * usage.nodes:
             return f"only {usage.nodes_seen} of {usage.nodes} nodes sent samples"
-        shortest = min(end - start for start, end in usage.window.pieces)
+        shortest = min(end - start for start, end in usage.window.intervals)
         if not shortest >= MIN_INTERVALS * usage.interval_s:
-            return f"{TOO_SHORT}: pieces of {shortest:.3g} s, samples every {usage.interval_s:.3g} s"
+            return f"{TOO_SHORT}: intervals of {shortest:.3g} s, samples every {usage.interval_s:.3g} s"
         return ""
 
     def _add_energy(self, component: str) -> None:
@@ -134,7 +134,7 @@ class _WindowUsage:
         for host in self.hosts:
             for sensor in SENSOR_PRIORITY:
                 devices = [
-                    _device_energy(by_method, self.k)
+                    _select_device_energy(by_method, self.k)
                     for key, by_method in self.aggregates.joules.items()
                     if key[:3] == (host, component, sensor)
                 ]
@@ -147,19 +147,21 @@ class _WindowUsage:
                     break
         usage = self.usage
         if len(device_counts) > 1:
-            usage.missing = f"{component}: nodes with {min(device_counts)} and with {max(device_counts)} devices"
+            usage.omitted_component = (
+                f"{component}: nodes with {min(device_counts)} and with {max(device_counts)} devices"
+            )
         elif joules and len(joules) == len(self.hosts):
             usage.energy_j[component] = sum(joules)
-            usage.how[component] = " and ".join(sorted(methods))
+            usage.methods[component] = " and ".join(sorted(methods))
         elif n_unknown:
-            usage.missing = f"{component}: {n_unknown} devices with too few valid samples"
+            usage.omitted_component = f"{component}: {n_unknown} devices with too few valid samples"
 
     def _add_regressed_energy(self) -> None:
         """Add the joules of a window that alternates with others, for components with a sufficiently small error."""
         usage = self.usage
         errors = []
         for component in COMPONENTS:
-            per_host = [list(self._regressed_devices(host, component)) for host in self.hosts]
+            per_host = [list(self._list_regressed_devices(host, component)) for host in self.hosts]
             devices = [device for host_devices in per_host for device in host_devices]
             joules = sum(float(value[self.k]) for value, _ in devices)
             if not per_host or not all(per_host) or not joules > 0:
@@ -168,22 +170,22 @@ class _WindowUsage:
             errors.append(error)
             if error <= MAX_REGRESSION_ERROR:
                 usage.energy_j[component] = joules
-                usage.how[component] = f"regression over alternating windows, within {error:.0%}"
+                usage.methods[component] = f"regression over alternating windows, within {error:.0%}"
         if usage.energy_j:
             usage.why_not = ""
         elif errors and not math.isnan(min(errors)):
             usage.why_not += f"; regression over alternating windows has an uncertainty of {min(errors):.0%}"
 
-    def _regressed_devices(self, host: str, component: str) -> Iterator[tuple[Floats, Floats]]:
+    def _list_regressed_devices(self, host: str, component: str) -> Iterator[tuple[Floats, Floats]]:
         """Yield joules and variance of each device of a host, from its best sensor."""
         for sensor in SENSOR_PRIORITY:
             keys = [key for key in self.aggregates.regressed if key[:3] == (host, component, sensor)]
             if keys:
                 for key in keys:
-                    yield from self._regressed_device(key)
+                    yield from self._select_regressed_device(key)
                 return
 
-    def _regressed_device(self, key: SensorKey) -> Iterator[tuple[Floats, Floats]]:
+    def _select_regressed_device(self, key: SensorKey) -> Iterator[tuple[Floats, Floats]]:
         by_method = self.aggregates.regressed[key]
         # a counter that never increases is not connected to the device, whatever the fit gives
         if "counter" in by_method and np.nansum(self.aggregates.joules[key]["counter"]) > 0:
@@ -191,7 +193,7 @@ class _WindowUsage:
         elif "power" in by_method:
             yield by_method["power"]
 
-    def _figures(self) -> Iterator[tuple[str, float]]:
+    def _compute_quantities(self) -> Iterator[tuple[str, float]]:
         """Yield means, maxima, totals and rates by name."""
         aggregates, hosts, k = self.aggregates, self.hosts, self.k
         for name in MEANS:
@@ -199,10 +201,10 @@ class _WindowUsage:
             known = [v for v in means if not math.isnan(v)]
             if known:
                 yield name, sum(known) / (len(hosts) if name == "busy_cores" else len(known))
-        for name, figure in MAXIMA.items():
+        for name, maximum_name in MAXIMA.items():
             largest = [float(aggregates.maxima[h][name][k]) for h in hosts if name in aggregates.maxima[h]]
             if largest and not all(map(math.isnan, largest)):
-                yield figure, float(np.nanmax(largest))
+                yield maximum_name, float(np.nanmax(largest))
         totals = {
             name: sum(float(aggregates.totals[h][name][k]) for h in hosts if name in aggregates.totals[h])
             for name in sorted({n for h in hosts for n in aggregates.totals[h]})
@@ -214,7 +216,7 @@ class _WindowUsage:
             yield "counted_gflop_per_s", sum(flop) / seconds / 1e9
         if "memory_traffic_bytes" in totals:
             yield "counted_gb_per_s", totals["memory_traffic_bytes"] / seconds / 1e9
-        memory = [_memory_used(aggregates.memory[h], k) for h in hosts]
+        memory = [_compute_used_memory(aggregates.memory[h], k) for h in hosts]
         if memory and not any(map(math.isnan, memory)):
             yield "host_memory_used_highest_bytes", max(memory)
         for name, medians in aggregates.figures_of_merit.items():
@@ -223,7 +225,7 @@ class _WindowUsage:
                 yield f"merit {name}", float(np.median(known))
 
 
-def _device_energy(by_method: Mapping[str, Floats], k: int) -> tuple[float, str] | None:
+def _select_device_energy(by_method: Mapping[str, Floats], k: int) -> tuple[float, str] | None:
     """Return joules of a device in window k and the method of measurement; None if they are unknown."""
     counter, power = (float(by_method[m][k]) if m in by_method else math.nan for m in ("counter", "power"))
     if counter > 0 or (counter == 0 and not power > 0):
@@ -231,6 +233,6 @@ def _device_energy(by_method: Mapping[str, Floats], k: int) -> tuple[float, str]
     return None if math.isnan(power) else (power, "power integrated")
 
 
-def _memory_used(memory: Mapping[str, Floats], k: int) -> float:
+def _compute_used_memory(memory: Mapping[str, Floats], k: int) -> float:
     total, available = (memory.get(f"host_memory_{n}_bytes") for n in ("total", "available"))
     return float(total[k] - available[k]) if total is not None and available is not None else math.nan

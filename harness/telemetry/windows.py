@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.telemetry.cumulative import CumulativeSeries
 from harness.telemetry.metrics import shorten_hostname
 from harness.telemetry.timeseries import Floats
 
-What = Literal["case", "epoch", "trial", "stage", "precision"]
 Nodes = tuple[frozenset[str], ...]
 NODE_FILE = "nodes"
 MIN_SPARE_INTERVALS = 5  # sampling intervals in excess of the number of windows that a regression needs
@@ -32,22 +31,22 @@ class Window:
 
     Attributes:
         folder: Run folder of the case.
-        what: Kind of the part.
+        scope: What the window covers: the case, or a kind of part.
         name: Which of its kind; empty for the case.
-        pieces: Unix times of start and end in seconds; one pair, or several if parts alternate.
+        intervals: Unix times of start and end in seconds; one pair, or several if parts alternate.
         nodes: The aliases of each node; None if the record lists no nodes, which means all nodes of the source.
     """
 
     folder: str
-    what: What
+    scope: Scope
     name: str
-    pieces: tuple[tuple[float, float], ...]
+    intervals: tuple[tuple[float, float], ...]
     nodes: Nodes | None = None
 
     @property
     def seconds(self) -> float:
-        """Return the duration of all pieces."""
-        return sum(end - start for start, end in self.pieces)
+        """Return the duration of all intervals."""
+        return sum(end - start for start, end in self.intervals)
 
 
 def list_windows(record: RunRecord) -> Iterator[Window]:
@@ -60,8 +59,10 @@ def list_windows(record: RunRecord) -> Iterator[Window]:
         if event.get("began_s") and event.get("ended_s"):
             trial_nodes = _match_nodes([[name] for name in event["nodes"]], nodes) if event.get("nodes") else nodes
             yield Window(folder, "trial", str(event["trial"]), ((event["began_s"], event["ended_s"]),), trial_nodes)
-    yield from (Window(folder, "epoch", name, (piece,), nodes) for name, piece in _epochs(record))
-    yield from (Window(folder, what, name, pieces, nodes) for what, name, pieces in _alternating_parts(record))
+    yield from (Window(folder, "epoch", name, (interval,), nodes) for name, interval in _list_epochs(record))
+    yield from (
+        Window(folder, scope, name, intervals, nodes) for scope, name, intervals in _list_alternating_parts(record)
+    )
 
 
 def read_nodes(folder: Path) -> Nodes | None:
@@ -79,7 +80,7 @@ def _match_nodes(names: Sequence[Sequence[str]], known: Nodes | None) -> Nodes:
     return tuple(next((node for node in known or () if node & aliases), aliases) for aliases in named)
 
 
-def _epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
+def _list_epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
     """Yield each epoch with its time, which starts at the end of the previous epoch if its duration is unknown."""
     previous_end = record.began_s
     for event in record.events_by_kind.get("epoch", []):
@@ -92,18 +93,18 @@ def _epochs(record: RunRecord) -> Iterator[tuple[str, tuple[float, float]]]:
         previous_end = end
 
 
-def _alternating_parts(record: RunRecord) -> Iterator[tuple[What, str, tuple[tuple[float, float], ...]]]:
-    """Yield stages of a ladder and precisions of a study, which have many pieces each."""
-    pieces: dict[tuple[What, str], list[tuple[float, float]]] = {}
+def _list_alternating_parts(record: RunRecord) -> Iterator[tuple[Scope, str, tuple[tuple[float, float], ...]]]:
+    """Yield stages of a ladder and precisions of a study, which have many intervals each."""
+    intervals: dict[tuple[Scope, str], list[tuple[float, float]]] = {}
     for sample in record.samples:
         if "stage" in sample and sample.get("ended_s"):
-            piece = (sample["ended_s"] - sample["device_s"], sample["ended_s"])
-            pieces.setdefault(("stage", sample["stage"]), []).append(piece)
+            interval = (sample["ended_s"] - sample["device_s"], sample["ended_s"])
+            intervals.setdefault(("stage", sample["stage"]), []).append(interval)
         elif "precision" in sample and not sample.get("discarded") and sample.get("seconds") and "time_s" in sample:
-            piece = (sample["time_s"] - sample["seconds"], sample["time_s"])
+            interval = (sample["time_s"] - sample["seconds"], sample["time_s"])
             name = f"{sample.get('task', 'all')} {sample['precision']}"
-            pieces.setdefault(("precision", name), []).append(piece)
-    yield from ((what, name, tuple(part)) for (what, name), part in pieces.items())
+            intervals.setdefault(("precision", name), []).append(interval)
+    yield from ((scope, name, tuple(part)) for (scope, name), part in intervals.items())
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class InterleavedWindows:
 
     Attributes:
         indices: Their indices among all windows.
-        occupied: For each window, the edges of its pieces and the seconds of the window up to each edge.
+        occupied: For each window, the edges of its intervals and the seconds of the window up to each edge.
         seconds: Duration of each window.
     """
 
@@ -150,21 +151,21 @@ class InterleavedWindows:
 
 
 def group_interleaved(windows: Sequence[Window]) -> Iterator[InterleavedWindows]:
-    """Yield the windows with several pieces, by case and kind."""
+    """Yield the windows with several intervals, by case and kind."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, window in enumerate(windows):
-        if len(window.pieces) > 1:
-            groups.setdefault((window.folder, window.what), []).append(k)
+        if len(window.intervals) > 1:
+            groups.setdefault((window.folder, window.scope), []).append(k)
     for indices in groups.values():
         group = [windows[k] for k in indices]
         yield InterleavedWindows(
-            np.array(indices), [_occupied_seconds(w) for w in group], np.array([w.seconds for w in group])
+            np.array(indices), [_accumulate_seconds(w) for w in group], np.array([w.seconds for w in group])
         )
 
 
-def _occupied_seconds(window: Window) -> tuple[Floats, Floats]:
-    """Return the edges of a window's pieces, and the seconds of the window up to each edge."""
-    pieces = np.array(sorted(window.pieces))
-    lengths = np.maximum(pieces[:, 1] - pieces[:, 0], 0.0)
+def _accumulate_seconds(window: Window) -> tuple[Floats, Floats]:
+    """Return the edges of a window's intervals, and the seconds of the window up to each edge."""
+    intervals = np.array(sorted(window.intervals))
+    lengths = np.maximum(intervals[:, 1] - intervals[:, 0], 0.0)
     total = np.concatenate([[0.0], np.cumsum(lengths)])
-    return pieces.reshape(-1), np.column_stack([total[:-1], total[1:]]).reshape(-1)
+    return intervals.reshape(-1), np.column_stack([total[:-1], total[1:]]).reshape(-1)

@@ -46,7 +46,7 @@ class Project:
     config: dict[str, Any]
     benchmarks: Path
 
-    def threshold(self, name: str) -> float:
+    def get_threshold(self, name: str) -> float:
         """Return the smallest relative change of a benchmark that counts: the largest whose pattern matches."""
         thresholds = self.config.get("regressions_thresholds", {})
         return max((float(v) for regex, v in thresholds.items() if re.match(regex, name)), default=DEFAULT_THRESHOLD)

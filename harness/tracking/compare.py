@@ -118,10 +118,10 @@ def compare(a: Sequence[Observation], b: Sequence[Observation], sides: tuple[Run
         )
     unpaired, paired = [], []
     for key, name in zip(shared, _distinguishing_names(shared), strict=True):
-        metric = a_by_key[key][0].measured.metric
+        metric = a_by_key[key][0].samples.metric
         pairs = _match_rounds(a_by_key[key], b_by_key[key])
         if pairs is None:
-            samples = [tuple(v for o in side[key] for v in o.measured.values) for side in (a_by_key, b_by_key)]
+            samples = [tuple(v for o in side[key] for v in o.samples.values) for side in (a_by_key, b_by_key)]
             unpaired.append((name, metric, samples[0], samples[1]))
         else:
             paired.append(_compare_pairs(name, metric, pairs[0], pairs[1]))
@@ -171,7 +171,7 @@ def _group_by_key(
     """Group samples by what must be equal on both sides; the last item of a key is the metric."""
     groups: dict[Key, list[Observation]] = {}
     for observation in side:
-        case, samples = observation.record.case, observation.measured
+        case, samples = observation.record.case, observation.samples
         key = [str(case.get("suite"))]
         if all(k in LOCATION_KEYS or k in samples.part for k in conditions):
             key.append(str(case.get("name")))
@@ -196,12 +196,12 @@ def _distinguishing_names(keys: Sequence[Key]) -> list[str]:
 
 def _match_rounds(a: Sequence[Observation], b: Sequence[Observation]) -> tuple[Samples, Samples] | None:
     """Return the samples of common rounds if both sides are alternating parts of the same runs, else None."""
-    by_run = {str(o.record.folder): dict(zip(o.measured.rounds, o.measured.values, strict=False)) for o in b}
+    by_run = {str(o.record.folder): dict(zip(o.samples.rounds, o.samples.values, strict=False)) for o in b}
     pairs = [
         (value, other[number])
         for o in a
-        if o.measured.rounds and (other := by_run.get(str(o.record.folder)))
-        for number, value in zip(o.measured.rounds, o.measured.values, strict=True)
+        if o.samples.rounds and (other := by_run.get(str(o.record.folder)))
+        for number, value in zip(o.samples.rounds, o.samples.values, strict=True)
         if number in other
     ]
     if not pairs:

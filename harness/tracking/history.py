@@ -23,7 +23,7 @@ HISTORY_FILE = "history.jsonl"
 RUN_THRESHOLD = 0.05  # for runs on different days; the noise between them decides as well
 Source = Literal["asv", "campaign"]
 Key = tuple[str, str, str, str, str, int | None]
-MetricsOf = Callable[[RunRecord], Mapping[Metric, Sequence[float]]]
+MetricsFunction = Callable[[RunRecord], Mapping[Metric, Sequence[float]]]
 
 
 class Measurement(BaseModel, frozen=True, strict=True, extra="forbid", populate_by_name=True):
@@ -101,7 +101,9 @@ def append_measurements(path: Path, measurements: Iterable[Measurement]) -> int:
     return len(new)
 
 
-def collect_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, repo: Path) -> Iterator[Measurement]:
+def collect_measurements(
+    records: Iterable[RunRecord], list_metrics: MetricsFunction, repo: Path
+) -> Iterator[Measurement]:
     """Yield the metrics of every finished run of a suite under the commit of its code and the machine that it ran on.
 
     Runs of uncommitted or unknown code are left out, and so are values that are not finite.
@@ -115,7 +117,7 @@ def collect_measurements(records: Iterable[RunRecord], metrics_of: MetricsOf, re
         description = None if index is None else describe_commit(repo, commit)
         time_s = int(provenance.get("time_s", 0))
         short_id = case.get("id", "")[:10]
-        for metric, values in metrics_of(record).items():
+        for metric, values in list_metrics(record).items():
             finite = tuple(float(v) for v in values if math.isfinite(v))
             if values and not finite:
                 continue

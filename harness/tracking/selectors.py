@@ -37,31 +37,31 @@ class Observation:
     """Samples of one metric of one run, with everything that distinguishes it from others."""
 
     record: RunRecord
-    measured: MetricSamples
+    samples: MetricSamples
 
-    def value(self, key: str) -> str | None:
+    def get_value(self, key: str) -> str | None:
         """Return the value of a key for the run, or for the part of it; None if it has no such key."""
         case = self.record.case
         if key in PROVENANCE_KEYS:
             return self.record.provenance.get(key)
         names = {"campaign": self.record.folder.parent.name, "case": case.get("name"),
-                 "metric": self.measured.metric.name}  # fmt: skip
-        sources = (self.measured.part, names, case if key in CASE_KEYS else {}, case.get("point", {}),
+                 "metric": self.samples.metric.name}  # fmt: skip
+        sources = (self.samples.part, names, case if key in CASE_KEYS else {}, case.get("point", {}),
                    case.get("parameters", {}))  # fmt: skip
         value = next((source[key] for source in sources if source.get(key) is not None), None)
         return None if value is None else str(value)
 
     def matches(self, key: str, value: str) -> bool:
         """Return whether the key has this value; hashes may be abbreviated."""
-        actual = self.value(key)
+        actual = self.get_value(key)
         return actual is not None and (actual.startswith(value) if key in PREFIX_KEYS else actual == value)
 
-    def keys(self) -> set[str]:
+    def list_keys(self) -> set[str]:
         """Return all keys of the run and of the part."""
         case = self.record.case
         parameters = {k for k, v in case.get("parameters", {}).items() if not isinstance(v, (dict, list))}
         fixed = {"campaign", "case", "metric", *CASE_KEYS, *PROVENANCE_KEYS}
-        return {*fixed, *self.measured.part, *case.get("point", {}), *parameters}
+        return {*fixed, *self.samples.part, *case.get("point", {}), *parameters}
 
 
 def parse_selector(text: str) -> RunSelector:
@@ -85,7 +85,7 @@ class RunIndex:
         self._by_folder: dict[Path, list[Observation]] = {}
         self.unreadable: list[RunRecord] = []
 
-    def observations(self, selector: RunSelector) -> list[Observation]:
+    def find_observations(self, selector: RunSelector) -> list[Observation]:
         """Return the observations of a selector.
 
         Raises:
@@ -128,13 +128,13 @@ def _load_records(folder: Path) -> list[RunRecord]:
 
 def _explain_no_match(available: Sequence[Observation], conditions: Mapping[str, str]) -> str:
     for key, expected in conditions.items():
-        values = {v for o in available if (v := o.value(key)) is not None}
+        values = {v for o in available if (v := o.get_value(key)) is not None}
         if not values:
             # one observation for each program and part has all keys
             representatives: dict[tuple[Any, ...], Observation] = {}
             for o in available:
-                representatives.setdefault((o.record.case.get("program"), *o.measured.part), o)
-            known = set().union(*(o.keys() for o in representatives.values()))
+                representatives.setdefault((o.record.case.get("program"), *o.samples.part), o)
+            known = set().union(*(o.list_keys() for o in representatives.values()))
             return f"no run has a key {key!r}{did_you_mean(key, known)}"
         if not any(o.matches(key, expected) for o in available):
             examples = ", ".join(sorted(values)[:MAX_EXAMPLES])

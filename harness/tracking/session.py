@@ -111,7 +111,7 @@ def read_round_measurements(session: AsvSession, number: int) -> Iterator[Measur
                 name=f"{name} [{content['env_name']}]" if has_several_environments else name,
                 unit=benchmarks[name.split("(")[0]].get("unit") or "",
                 better="lower",
-                threshold=session.project.threshold(name),
+                threshold=session.project.get_threshold(name),
                 round=number,
                 values=tuple(values),
             )

@@ -37,7 +37,7 @@ def test_experiment_without_runs_has_empty_tables_and_costs_of_known_tables(expe
     assert all(len(table.columns) and table.empty for table in tables.values())
     assert set(experiment.costs) <= set(tables)
     for name, join in experiment.costs.items():
-        assert {*join.keys, *join.name} <= set(tables[name].columns)
+        assert {*join.keys, *join.name_columns} <= set(tables[name].columns)
 
 
 def test_tables_of_no_runs_have_all_their_columns() -> None:

@@ -114,6 +114,6 @@ def get_usage(root: Path, name: str, what: str = "case", piece: str = "") -> Usa
     (usage,) = (
         u
         for u in collect_telemetry(root).usages
-        if u.window.folder.endswith(f"/{name}") and (u.window.what, u.window.name) == (what, piece)
+        if u.window.folder.endswith(f"/{name}") and (u.window.scope, u.window.name) == (what, piece)
     )
     return usage

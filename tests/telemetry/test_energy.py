@@ -33,7 +33,7 @@ def test_case_has_the_energy_between_its_start_and_end(tmp_path: Path) -> None:
     Recording().add(ENERGY, "n1.site.gov:8000", joules, card="0").write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {"accelerator": pytest.approx(10 * 100 + 12 * 300)}
-    assert usage.how == {"accelerator": "counter"}
+    assert usage.methods == {"accelerator": "counter"}
     assert sum_energy(usage) == (pytest.approx(4600), "accelerators", "counter")
 
 
@@ -46,7 +46,7 @@ def test_power_is_integrated_without_a_counter(tmp_path: Path) -> None:
     recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j["accelerator"] == pytest.approx(4 * (400 * 40 + (50**2 - 10**2) / 2))
-    assert usage.how["accelerator"] == "power integrated"
+    assert usage.methods["accelerator"] == "power integrated"
     assert "4 devices that report 0 W" in collect_telemetry(tmp_path).sources[0].faults
 
 
@@ -58,7 +58,7 @@ def test_counter_that_never_moves_is_ignored_if_there_is_power(tmp_path: Path) -
     recording.write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j["accelerator"] == pytest.approx(250 * 40)
-    assert usage.how["accelerator"] == "power integrated"
+    assert usage.methods["accelerator"] == "power integrated"
 
 
 @pytest.mark.parametrize(("at", "fault"), [(30, "1 counter resets"), (None, "")])
@@ -116,7 +116,7 @@ def test_samples_are_assigned_to_cases_by_time_and_node(tmp_path: Path) -> None:
         recording.add(ENERGY, node, sample(1, 100, lambda t, w=watts: w * t), card="0")
     recording.write(tmp_path / EXPORT)
     energy = {
-        (u.window.folder.rsplit("/", 1)[1], u.window.what): u.energy_j["accelerator"]
+        (u.window.folder.rsplit("/", 1)[1], u.window.scope): u.energy_j["accelerator"]
         for u in collect_telemetry(tmp_path).usages
     }
     assert energy == {
@@ -217,8 +217,8 @@ def test_csv_files_give_the_same_as_the_raw_export(tmp_path: Path) -> None:
     raw, from_csv = (get_usage(root, "a") for root in (tmp_path / "raw", tmp_path / "csv"))
     assert raw.energy_j == {"accelerator": pytest.approx(400 * 40)}
     assert from_csv.energy_j == pytest.approx(raw.energy_j)
-    assert from_csv.figures == pytest.approx(raw.figures)
-    assert raw.figures["accelerator_utilization_percent"] == pytest.approx(30.0)
+    assert from_csv.quantities == pytest.approx(raw.quantities)
+    assert raw.quantities["accelerator_utilization_percent"] == pytest.approx(30.0)
 
 
 def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_hardware_counters_become_operations_and_bytes_per_second(tmp_path: Path
             labels = {"card": "0", "name": name, "source": "rocprofiler"}
             recording.add("omnistat_hardware_counter", node, samples, **labels)
     recording.write(tmp_path / EXPORT)
-    figures = get_usage(tmp_path, "a").figures
+    figures = get_usage(tmp_path, "a").quantities
     flop = 64 * (1e6 + 2 * 2e6 + 3e6) + 512 * (4e6 + 5e6)
     assert figures["counted_gflop_per_s"] == pytest.approx(2 * flop / 1e9)
     assert figures["counted_gb_per_s"] == pytest.approx(2 * 7e6 * 1024 / 1e9)
@@ -248,7 +248,7 @@ def test_counters_that_restart_with_each_sample_are_summed(tmp_path: Path) -> No
     recording = Recording().add("omnistat_hardware_counter", "n1", values, card="0", name="SQ_INSTS_VALU_ADD_F64")
     recording.write(tmp_path / EXPORT)
     expected = 64 * sum(v for t, v in values if 10 < t <= 50)
-    assert get_usage(tmp_path, "a").figures["counted_gflop_per_s"] == pytest.approx(expected / 40 / 1e9)
+    assert get_usage(tmp_path, "a").quantities["counted_gflop_per_s"] == pytest.approx(expected / 40 / 1e9)
     assert "1 counters that restart with each sample" in collect_telemetry(tmp_path).sources[0].faults
 
 
@@ -257,7 +257,7 @@ def test_case_shorter_than_two_intervals_has_no_energy(tmp_path: Path) -> None:
     Recording().add(ENERGY, "n1", sample(15, 90, lambda t: 100 * t), card="0").write(tmp_path / EXPORT)
     usage = get_usage(tmp_path, "a")
     assert usage.energy_j == {}
-    assert usage.why_not == "too short: pieces of 20 s, samples every 15 s"
+    assert usage.why_not == "too short: intervals of 20 s, samples every 15 s"
 
 
 def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_energy_of_quickly_alternating_work_is_regressed(tmp_path: Path) -> None
     for name, watts in (("fp64", 300.0), ("fp32", 120.0)):
         usage = get_usage(tmp_path, "a", "precision", f"training {name}")
         assert usage.energy_j["accelerator"] / usage.window.seconds == pytest.approx(watts, rel=0.15)
-        assert "regression over alternating windows, within" in usage.how["accelerator"]
+        assert "regression over alternating windows, within" in usage.methods["accelerator"]
 
 
 def test_export_is_read_again_only_after_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_export_is_read_again_only_after_it_changes(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr("harness.telemetry.collect.compute_usage", lambda *_: pytest.fail("read again"))
         again = get_usage(tmp_path, "a")
-    assert (again.energy_j, again.how, again.figures) == (first.energy_j, first.how, first.figures)
+    assert (again.energy_j, again.methods, again.quantities) == (first.energy_j, first.methods, first.quantities)
     Recording().add(ENERGY, "n1", sample(1, 60, lambda t: 300 * t), card="0").write(path)
     assert get_usage(tmp_path, "a").energy_j["accelerator"] == pytest.approx(3 * first.energy_j["accelerator"])
 

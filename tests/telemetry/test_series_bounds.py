@@ -63,7 +63,7 @@ def test_utilization_and_temperature_have_bounds(tmp_path: Path) -> None:
     recording.add("rocm_utilization_percentage", "n1", sample(1, 120, lambda t: 4e9 if t == 50 else 50.0), card="0")
     recording.add("rocm_temperature_celsius", "n1", sample(1, 120, lambda t: 1e6 if t == 50 else 70.0), card="0")
     recording.write(tmp_path / EXPORT)
-    figures = get_usage(tmp_path, "a").figures
+    figures = get_usage(tmp_path, "a").quantities
     assert figures["accelerator_utilization_percent"] == pytest.approx(50.0)
     assert figures["accelerator_temperature_highest_c"] == 70.0
     assert "2 samples out of bounds" in get_faults(tmp_path)

@@ -240,13 +240,13 @@ def test_runs_of_suites_are_recorded_under_their_commit_and_machine(tmp_path: Pa
     runs += [make_record(tmp_path / "other", f"{3:040x}", 1003, host="b")]
     rng = random.Random(0)
 
-    def metrics_of(record: RunRecord) -> dict[Any, list[float]]:
+    def list_metrics(record: RunRecord) -> dict[Any, list[float]]:
         level = 1.0 if record.provenance["time_s"] < 1010 else 0.9
         return {Rate(): [level * rng.lognormvariate(0, 0.01) for _ in range(5)]}
 
     path = tmp_path / HISTORY_FILE
-    assert append_measurements(path, collect_measurements(runs, metrics_of, tmp_path)) == 21
-    assert append_measurements(path, collect_measurements(runs, metrics_of, tmp_path)) == 0
+    assert append_measurements(path, collect_measurements(runs, list_metrics, tmp_path)) == 21
+    assert append_measurements(path, collect_measurements(runs, list_metrics, tmp_path)) == 0
     (verdict,) = judge_all(build_series(read_history(path).measurements))
     assert verdict.state == "regression"
     assert verdict.since is not None

@@ -34,7 +34,7 @@ def test_benchmark_runs(name: str) -> None:
 
 def test_threshold_patterns_match_existing_benchmarks() -> None:
     project = load_project(ROOT, None)
-    assert project.threshold("model.Training.time_step") == 0.02
-    assert project.threshold("store.Get.time_get('preload')") == 0.05
+    assert project.get_threshold("model.Training.time_step") == 0.02
+    assert project.get_threshold("store.Get.time_get('preload')") == 0.05
     patterns = project.config["regressions_thresholds"]
     assert all(any(re.match(pattern, f"{m}.x") for m in MODULES) for pattern in patterns), json.dumps(patterns)

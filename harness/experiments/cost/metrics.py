@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.experiment import CostJoin, Scope, WorkCount
+from harness.experiments.experiment import CostJoin, WorkCount
 from harness.experiments.registry import find_experiment
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 from harness.telemetry.collect import Telemetry, collect_usage
@@ -80,10 +81,10 @@ def build_cost_tables(records: Sequence[RunRecord], telemetry: Telemetry) -> dic
         if record.duration_s is None:
             continue
         usages = by_case.get(record.location, [])
-        whole = next((u for u in usages if u.window.what == "case"), None)
+        whole = next((u for u in usages if u.window.scope == "case"), None)
         cases.append(_describe_case(record, record.duration_s, whole))
-        shared = _find_overlapping_trials([u for u in usages if u.window.what == "trial"])
-        pieces += [_describe_piece(record, u, u.window.name in shared) for u in usages if u.window.what != "case"]
+        shared = _find_overlapping_trials([u for u in usages if u.window.scope == "trial"])
+        pieces += [_describe_piece(record, u, u.window.name in shared) for u in usages if u.window.scope != "case"]
     sources = [
         {"campaign": s.campaign, "path": str(s.path), "kind": s.kind, "version": s.version, "faults": s.faults}
         for s in telemetry.sources
@@ -111,8 +112,10 @@ def join_costs(table: pd.DataFrame, cases: pd.DataFrame, pieces: pd.DataFrame, j
     left = pd.DataFrame({key: table[key].astype(str) for key in join.keys}, index=table.index)
     right = costs[[*join.keys, *names]].astype(dict.fromkeys(join.keys, str))
     keys = list(join.keys)
-    if join.name:
-        left["_name"] = [" ".join(map(str, values)) for values in table[list(join.name)].itertuples(index=False)]
+    if join.name_columns:
+        left["_name"] = [
+            " ".join(map(str, values)) for values in table[list(join.name_columns)].itertuples(index=False)
+        ]
         right["_name"] = costs["name"].astype(str)
         keys.append("_name")
     joined = pd.DataFrame(left).merge(pd.DataFrame(right).drop_duplicates(keys), how="left", on=keys)
@@ -141,9 +144,9 @@ def sum_energy(usage: Usage) -> tuple[float, str, str]:
         return math.nan, "", ""
     scale = usage.nodes / usage.nodes_seen if usage.nodes_seen else math.nan
     scope = {"node": "whole nodes", "accelerator": "accelerators", "cpu": "CPUs", "memory": "memory"}
-    how = " and ".join(sorted({usage.how[p] for p in parts}))
-    if usage.missing:
-        how += f"; without {usage.missing}"
+    how = " and ".join(sorted({usage.methods[p] for p in parts}))
+    if usage.omitted_component:
+        how += f"; without {usage.omitted_component}"
     if scale != 1.0:
         how += f", {usage.nodes_seen} of {usage.nodes} nodes scaled up"
     return scale * sum(usage.energy_j[p] for p in parts), " and ".join(scope[p] for p in parts), how
@@ -173,7 +176,7 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
     }  # fmt: skip
     if usage is None:
         return row
-    sampler = usage.figures.get("sampler_cpu_s")
+    sampler = usage.quantities.get("sampler_cpu_s")
     share = sampler / usage.window.seconds / max(usage.nodes_seen, 1) if sampler is not None else math.nan
     energy = _describe_energy(usage, results, unit)
     return row | _select_coverage(usage) | energy | _select_figures(usage) | {"sampler_share": share}
@@ -181,17 +184,17 @@ def _describe_case(record: RunRecord, seconds: float, usage: Usage | None) -> di
 
 def _describe_piece(record: RunRecord, usage: Usage, shared: bool) -> dict[str, Any]:
     window = usage.window
-    results, unit = get_work_count(record, window.what, window.name)
+    results, unit = get_work_count(record, window.scope, window.name)
     return {
         "campaign": record.campaign, "case": record.case.get("name"), "program": record.case.get("program"),
-        "what": window.what, "name": window.name, "seconds": window.seconds, "folder": window.folder,
+        "what": window.scope, "name": window.name, "seconds": window.seconds, "folder": window.folder,
         "gpu_hours": _count_gpus(record, window) * window.seconds / 3600, **_select_coverage(usage),
         **_describe_energy(usage, results, unit, shared=shared), **_select_figures(usage),
     }  # fmt: skip
 
 
 def _select_figures(usage: Usage) -> dict[str, Any]:
-    return CASES.select(usage.figures, "figures")
+    return CASES.select(usage.quantities, "figures")
 
 
 def _select_coverage(usage: Usage) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def _count_gpus(record: RunRecord, window: Window | None = None) -> float:
     device = parameters.get("device") or ("cuda" if parameters.get("backend") == "nccl" else "cpu")
     if device not in ACCELERATORS:
         return math.nan
-    if window is not None and window.what == "trial":
+    if window is not None and window.scope == "trial":
         return len(window.nodes) * case.get("ranks_per_node", math.nan) if window.nodes else math.nan
     return float(case.get("ranks", math.nan))
 
@@ -215,9 +218,9 @@ def _find_overlapping_trials(trials: Sequence[Usage]) -> set[str]:
     """Return the names of the trials that overlapped with another one on the same nodes."""
     names = set()
     for usage in trials:
-        (start, end), nodes = usage.window.pieces[0], usage.window.nodes
+        (start, end), nodes = usage.window.intervals[0], usage.window.nodes
         for other in trials:
-            (other_start, other_end), other_nodes = other.window.pieces[0], other.window.nodes
+            (other_start, other_end), other_nodes = other.window.intervals[0], other.window.nodes
             is_shared = nodes is None or other_nodes is None or any(a & b for a in nodes for b in other_nodes)
             overlap_s = min(end, other_end) - max(start, other_start)
             if other is not usage and is_shared and overlap_s > MAX_OVERLAP * (end - start):

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount, select_numbers
+from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 

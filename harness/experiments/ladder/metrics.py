@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount
+from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount
 from harness.experiments.ladder.stages import (
     compute_paired_ratio,
     describe_model,
@@ -20,6 +20,7 @@ from harness.experiments.ladder.training_steps import build_training_steps_table
 from harness.protocol.events import Event
 from harness.protocol.parameters import RESULT_DTYPES
 from harness.protocol.programs.ladder import APPROXIMATE
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import median_interval

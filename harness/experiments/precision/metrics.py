@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.experiment import THROUGHPUT, MetricSamples, Scope, WorkCount
+from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, interval_columns
 from harness.stats.intervals import median_interval

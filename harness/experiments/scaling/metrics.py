@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.experiment import THROUGHPUT, MetricSamples, Scope, WorkCount, select_numbers
+from harness.experiments.experiment import THROUGHPUT, MetricSamples, WorkCount, select_numbers
 from harness.experiments.scaling.projection import build_projection_table
 from harness.protocol.programs.data_parallel import REGIONS
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.experiment import Metric, MetricSamples, Scope, WorkCount, select_numbers
+from harness.experiments.experiment import Metric, MetricSamples, WorkCount, select_numbers
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, Scope, WorkCount, select_numbers
+from harness.experiments.experiment import THROUGHPUT, Metric, MetricSamples, WorkCount, select_numbers
 from harness.experiments.training.multitask import build_ablation_tables
 from harness.experiments.training.quantities import ENERGY, HEAD, QUANTITIES, Quantity, average_by_seed
 from harness.protocol.parameters import RESULT_DTYPES
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, Table, interval_columns
 from harness.stats.intervals import mean_interval

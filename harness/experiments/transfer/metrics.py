@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiments.experiment import Metric, MetricSamples, Scope, WorkCount
+from harness.experiments.experiment import Metric, MetricSamples, WorkCount
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns
 from harness.stats.intervals import geometric_mean_interval, mean_interval

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from harness.experiments.experiment import Metric, MetricSamples, Scope, WorkCount
+from harness.experiments.experiment import Metric, MetricSamples, WorkCount
+from harness.protocol.types import Scope
 from harness.results.runs import RunRecord
 from harness.results.tables import Columns, interval_columns
 from harness.stats.intervals import median_interval
